@@ -1,0 +1,173 @@
+"""What one run leaves on disk: one folder a stage, each complete or not there.
+
+```
+runs/kuairand/
+├── recipe.yaml          the recipe as it was asked for, resolved
+├── prepare/             rows, events, items, users, funnel          + manifest.json
+├── dataset/             arrays, vocabularies, fitted features       + manifest.json
+├── train/               weights, training log                       + manifest.json
+├── evaluate/            report.json, report.html                    + manifest.json
+├── index/               the bundle: the only thing serving opens    + manifest.json
+└── recommend/           recommendations.parquet                     + manifest.json
+```
+
+A stage works in `<stage>.partial/` and is renamed when its manifest, written last, is there: a killed or failed stage
+is never taken for a complete one. A stage whose inputs have the digest of its manifest is not run again.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from twofold.errors import RunError
+
+Json = Any
+MANIFEST: Final = "manifest.json"
+FORMAT: Final = 1
+"""Part of every stage's digest: raised when a stage writes something else for the same inputs."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A complete stage: its folder, the digest of what it was made from, and what it has to say of itself."""
+
+    folder: Path
+    digest: str
+    facts: Mapping[str, Json]
+    seconds: float
+    was_reused: bool
+
+
+def digest_of(value: Json) -> str:
+    """SHA-256 of the canonical JSON of a value: equal values, equal digests, on every machine.
+
+    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_stage(
+    run: Path,
+    name: str,
+    *,
+    inputs: Json,
+    work: Callable[[Path], Mapping[str, Json]],
+) -> Stage:
+    """Does `work` in a partial folder and makes it `run/name`; or finds it done already.
+
+    `inputs` is everything the result depends on, as JSON: parts of the recipe and digests of earlier stages. `work` gets
+    the partial folder and returns facts for the manifest. If an earlier attempt at the same inputs was killed, its
+    partial folder is handed over as it was left, so that training can resume.
+    """
+    digest = digest_of({"stage": name, "format": FORMAT, "inputs": inputs})
+    done = find_stage(run, name)
+    if done is not None and done.digest == digest:
+        return done
+    partial = run / f"{name}.partial"
+    claim = partial / "inputs.digest"
+    if not (claim.exists() and claim.read_text() == digest):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        claim.write_text(digest)
+    started = time.perf_counter()
+    facts = work(partial)
+    seconds = time.perf_counter() - started
+    files = {
+        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(partial.rglob("*"))
+        if path.is_file() and path != claim
+    }
+    manifest = {"stage": name, "digest": digest, "facts": dict(facts), "seconds": round(seconds, 3), "files": files}
+    write_json(partial / MANIFEST, manifest)
+    claim.unlink()
+    final = run / name
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    return Stage(final, digest, facts, seconds, was_reused=False)
+
+
+def find_stage(run: Path, name: str) -> Stage | None:
+    """The complete stage in a run folder, or None. A damaged manifest counts as none: the stage is made again."""
+    try:
+        manifest = json.loads((run / name / MANIFEST).read_text())
+        return Stage(run / name, manifest["digest"], manifest["facts"], manifest["seconds"], was_reused=True)
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        return None
+
+
+def open_stage(run: Path, name: str, *, verify: bool = False) -> Stage:
+    """The complete stage, or a RunError that says what is missing. `verify` compares every file with its checksum."""
+    if not run.is_dir():
+        raise RunError(f"there is no run folder {run}. Make one with `twofold run RECIPE`, or list them with `twofold runs`.")
+    stage = find_stage(run, name)
+    if stage is None:
+        half = " (it was begun and not finished)" if (run / f"{name}.partial").exists() else ""
+        raise RunError(f"run {run} has no complete {name}/ stage{half}. Run `twofold run` with its recipe again: it continues.")
+    files = json.loads((stage.folder / MANIFEST).read_text())["files"]
+    for relative, expected in files.items():
+        path = stage.folder / relative
+        if not path.is_file():
+            raise RunError(f"{path} is missing, though the manifest lists it. Delete {stage.folder} and run `twofold run` again.")
+        if path.stat().st_size != expected["bytes"] or (verify and file_digest(path) != expected["sha256"]):
+            raise RunError(
+                f"{path} is damaged: it has {path.stat().st_size} bytes and not the content of {expected['bytes']} bytes that "
+                f"was written. Delete {stage.folder} and run `twofold run` again."
+            )
+    return stage
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Writes a JSON file whole or not at all: to a neighbour first, flushed to disk, then renamed."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `path` when the block ends well, and is gone when it does not."""
+    partial = path.with_name(path.name + ".writing")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keeps a second process out of a run folder, and says what a full disk means."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is working in {run}. Wait for it, or choose another folder with --run NAME.") from None
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            free = shutil.disk_usage(run).free // 2**20
+            raise RunError(
+                f"the disk is full: writing {error.filename or run} failed with {free} MiB free. Nothing half written counts as "
+                f"done; free some space and give the same command again: it continues."
+            ) from error

@@ -1,0 +1,1 @@
+"""Tables to arrays: vocabularies, features, batches."""

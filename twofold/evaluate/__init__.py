@@ -1,0 +1,1 @@
+"""Is it good? Numbers that cannot be misread."""

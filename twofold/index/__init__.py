@@ -1,0 +1,1 @@
+"""Find fast: filters and nearest neighbours."""

@@ -1,0 +1,1 @@
+"""Logs to tables: rules, filters, windows and point-in-time histories."""

@@ -1,0 +1,1 @@
+"""Answer: a bundle and a request become recommendations."""

@@ -1,0 +1,44 @@
+"""Names and column types of the three tables, and of the prepared ones: the words all packages share.
+
+A source turns a public log into `EVENTS`, `ITEMS` and `USERS`; further columns may follow the required ones, with
+the names a rule or a feature of the recipe calls them by. Preparation turns them into `ROWS` (what is trained on and judged) and
+`HISTORY` (every event, sorted, so that a history is a slice).
+"""
+
+from typing import Final, Literal
+
+Split = Literal["train", "validation", "test"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
+
+# SQL types, as DuckDB and Spark both spell them. An id is BIGINT or VARCHAR, as the log has it.
+ID: Final = "BIGINT or VARCHAR"
+
+# One event: a user met an item at a moment (UTC, integer milliseconds: floats lose order).
+EVENTS: Final[dict[str, str]] = {"user_id": ID, "item_id": ID, "at": "BIGINT"}
+ITEMS: Final[dict[str, str]] = {"item_id": ID}
+USERS: Final[dict[str, str]] = {"user_id": ID}
+
+# rows/split=…/shard=k.parquet, sorted by (user_id, at, item_id). `positives_before` and `negatives_before` count the
+# user's events of that kind with a strictly earlier `at`: they cut the histories of `HISTORY` without storing lists.
+ROWS: Final[dict[str, str]] = {
+    "user_id": ID,
+    "item_id": ID,
+    "at": "BIGINT",
+    "label": "BOOLEAN",
+    "weight": "FLOAT",
+    "positives_before": "INTEGER",
+    "negatives_before": "INTEGER",
+}
+
+# events/shard=k.parquet, every kept event of all windows, sorted by (user_id, at, item_id). `is_positive` and
+# `is_negative` say which history the event belongs to; both may be false.
+HISTORY: Final[dict[str, str]] = {
+    "user_id": ID,
+    "item_id": ID,
+    "at": "BIGINT",
+    "is_positive": "BOOLEAN",
+    "is_negative": "BOOLEAN",
+}
+
+# What twofold answers with, everywhere: the file, the CLI, Python and the service.
+RECOMMENDATIONS: Final[tuple[str, ...]] = ("user_id", "item_id", "score", "rank")

@@ -1,0 +1,121 @@
+"""The k best allowed rows of a score matrix. Ties, masks and NaN are decided here, once, for everyone.
+
+A score and an item row are packed into one 64-bit key, so that keys never tie: the upper half is the score's bits in
+an order-preserving form, the lower half the rank of the item in a fixed shuffle. Selecting the largest keys then
+*is* the answer, and a model that gives every item the same score gets a random list, not the catalogue's first page.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, Shaped
+
+from twofold.errors import RequestError
+
+NOT_ALLOWED = np.float32(-np.inf)
+"""Give this score to an item that must not be answered: it is left out, and the list counts as short."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Item rows by falling score; where fewer than k were allowed, the tail is -1 with score -inf.
+
+    `counts` says how many answers of each line are real.
+    """
+
+    item_rows: Int64[np.ndarray, "queries k"]
+    scores: Float32[np.ndarray, "queries k"]
+    counts: Int64[np.ndarray, "queries"]
+
+
+@lru_cache(maxsize=8)
+def tie_order(items: int) -> tuple[Int64[np.ndarray, "items"], Int64[np.ndarray, "items"]]:
+    """The fixed shuffle that breaks ties: (rank of each item row, item row of each rank). A function of N alone.
+
+    >>> rank, row = tie_order(5)
+    >>> bool((row[rank] == np.arange(5)).all())
+    True
+    """
+    # splitmix64 (Steele, Lea, Flood 2014), written out so that the order never changes with a NumPy version.
+    x = np.arange(1, items + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    row = np.argsort(x ^ (x >> np.uint64(31)), kind="stable").astype(np.int64)
+    rank = np.empty(items, np.int64)
+    rank[row] = np.arange(items)
+    rank.flags.writeable = row.flags.writeable = False
+    return rank, row
+
+
+def sortable_keys(scores: Float32[np.ndarray, "queries items"]) -> Int64[np.ndarray, "queries items"]:
+    """Each score and its item's tie rank as one integer; a larger key is a better answer, and no two are equal."""
+    bits = np.ascontiguousarray(scores + np.float32(0.0)).view(np.int32)  # + 0 turns -0.0 into 0.0
+    bits = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))  # negative floats fall as their bits rise: flip them
+    rank, _ = tie_order(scores.shape[1])
+    keys: Int64[np.ndarray, "queries items"] = (bits.astype(np.int64) << 32) | rank
+    return keys
+
+
+def top_k(
+    scores: Float32[np.ndarray, "queries items"],
+    k: int,
+    *,
+    allowed: Bool[np.ndarray, "#queries items"] | None = None,
+) -> TopK:
+    """The k highest scores of each line among the allowed items; score -inf means not allowed.
+
+    The whole line is held in memory: callers pass blocks of queries (`blocks`).
+
+    >>> top_k(np.array([[0.1, 0.9, 0.5]], np.float32), 2).item_rows
+    array([[1, 2]])
+    >>> few = top_k(np.array([[0.1, 0.9, 0.5]], np.float32), 3, allowed=np.array([[True, False, True]]))
+    >>> few.item_rows, few.counts
+    (array([[ 2,  0, -1]]), array([2]))
+    """
+    if k < 1:
+        raise RequestError(f"k must be at least 1, not {k}")
+    queries, items = scores.shape
+    if np.isnan(scores).any():
+        line = int(np.flatnonzero(np.isnan(scores).any(axis=1))[0])
+        raise RequestError(f"scores hold NaN (first in query line {line}): the model has diverged; lower the learning rate")
+    if allowed is not None:
+        scores = np.where(allowed, scores, NOT_ALLOWED)
+    kept = min(k, items)
+    keys = sortable_keys(scores)
+    if kept < items:
+        keys.partition(items - kept, axis=1)
+        keys = keys[:, items - kept :]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    _, row_of_rank = tie_order(items)
+    item_rows = np.full((queries, k), -1, np.int64)
+    item_rows[:, :kept] = row_of_rank[keys & 0xFFFFFFFF]
+    best = np.full((queries, k), NOT_ALLOWED, np.float32)
+    best[:, :kept] = _scores_of(keys)
+    missing = np.isneginf(best)
+    item_rows[missing] = -1
+    return TopK(item_rows, best, (~missing).sum(axis=1))
+
+
+def _scores_of(keys: Int64[np.ndarray, "queries k"]) -> Float32[np.ndarray, "queries k"]:
+    bits = (keys >> 32).astype(np.int32)
+    return (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+def blocks(length: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size` that cover `range(length)`.
+
+    >>> blocks(5, 2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+def exclude(
+    scores: Float32[np.ndarray, "queries items"],
+    item_rows: Shaped[np.ndarray, "excluded"],
+    offsets: Shaped[np.ndarray, "queries+1"],
+) -> None:
+    """Writes -inf, in place, at each line's own `item_rows[offsets[line]:offsets[line + 1]]`: items already seen."""
+    line = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    scores[line, item_rows[offsets[0] : offsets[-1]]] = NOT_ALLOWED
