@@ -25,6 +25,7 @@ ROWS: Final[dict[str, str]] = {
     "item_id": ID,
     "at": "BIGINT",
     "label": "BOOLEAN",
+    "at_is_estimated": "BOOLEAN",
     "weight": "FLOAT",
     "positives_before": "INTEGER",
     "negatives_before": "INTEGER",
