@@ -1,0 +1,29 @@
+"""Progress of long steps on a terminal: how far, how fast, how long still. Silent anywhere else (pipes, logs, notebooks' servers)."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int, str], None]
+"""Called with the units done since the last call and a short remark (the loss, the file)."""
+
+
+@contextmanager
+def progress_bar(label: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """A bar with rate and remaining time while the block runs; `done` units were finished before (a resumed run)."""
+    if not sys.stderr.isatty():
+        yield lambda units, remark: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s", style="cyan")
+
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), Rate())
+    remark_column = TextColumn("{task.fields[remark]}", style="dim")
+    with Progress(*columns, TimeRemainingColumn(), remark_column, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, completed=done, remark="")
+        yield lambda units, remark: bar.update(task, advance=units, remark=remark)
