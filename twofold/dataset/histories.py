@@ -16,7 +16,7 @@ class Histories:
 
     item_rows: Int32[np.ndarray, "events"]
     at: Int64[np.ndarray, "events"]
-    offsets: Int64[np.ndarray, "users+1"]
+    offsets: Int64[np.ndarray, "offsets"]
 
     def before(self, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]) -> Int64[np.ndarray, "queries"]:
         """How many of a user's events lie strictly before `at`: what a query at that moment may know."""

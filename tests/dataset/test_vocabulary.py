@@ -1,0 +1,44 @@
+import pyarrow as pa
+import pytest
+
+from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
+from twofold.errors import DataError
+
+
+def test_known_ids_come_first_and_cold_ones_follow():
+    vocabulary = build_vocabulary(pa.array([30, 10, 30]), pa.array([10, 20, 30, 5]))
+    assert vocabulary.ids.to_pylist() == [10, 30, 5, 20]
+    assert vocabulary.num_known == 2
+
+
+@pytest.mark.parametrize("ids", [[7, 3, 9], ["b", "a", "é"]])
+def test_there_and_back(ids):
+    vocabulary = build_vocabulary(pa.array(ids), pa.array(ids))
+    rows = vocabulary.rows_of(pa.array(ids))
+    assert vocabulary.ids_of(rows).to_pylist() == ids
+
+
+def test_text_that_is_a_number_finds_the_number():
+    vocabulary = Vocabulary(pa.array([5, 6]), num_known=2)
+    assert vocabulary.rows_of(["6", "x", "7"]).tolist() == [1, -1, -1]
+
+
+def test_null_and_empty_are_unknown():
+    vocabulary = Vocabulary(pa.array([0, 1]), num_known=2)
+    assert vocabulary.rows_of(pa.array([None, 1], pa.int64())).tolist() == [-1, 1]
+    assert Vocabulary(pa.array([], pa.int64()), num_known=0).rows_of([1]).tolist() == [-1]
+
+
+def test_twins_and_nulls_are_refused():
+    with pytest.raises(DataError, match="occurs twice"):
+        Vocabulary(pa.array([1, 1]), num_known=2)
+    with pytest.raises(DataError, match="1 of its 2 ids are NULL"):
+        Vocabulary(pa.array([1, None]), num_known=1)
+
+
+def test_saved_and_loaded_equal(tmp_path):
+    vocabulary = build_vocabulary(pa.array(["a"]), pa.array(["b", "a"]))
+    vocabulary.save(tmp_path / "v.parquet")
+    loaded = Vocabulary.load(tmp_path / "v.parquet")
+    assert loaded.ids.equals(vocabulary.ids)
+    assert loaded.num_known == 1

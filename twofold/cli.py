@@ -1,0 +1,232 @@
+"""The command line: one verb a stage, and run, recommend, runs, data, recipe. Only this file prints."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from twofold import pipeline
+from twofold.bundle import Stage, locked
+from twofold.errors import RequestError, TwofoldError
+from twofold.recipe.load import load_recipe, recipe_digest, recipe_schema
+
+app = typer.Typer(help="From an interaction log to judged recommendations.", no_args_is_help=True, add_completion=False)
+recipe_app = typer.Typer(help="Recipes: check one, or print the JSON Schema of all.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as those in recipes/.")]
+Settings = Annotated[list[str], typer.Option("--set", help="Change a field: retriever.dim=96. May be repeated.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Name of the run folder; default: the recipe's name.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Give up the results of another recipe in that folder.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, as runs/kuairand.")]
+
+
+def main() -> None:
+    """Runs the command line; a mistake the user can mend is one message on stderr and exit code 2."""
+    try:
+        app()
+    except TwofoldError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}[/]", end=" ")
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def _job(recipe: Path, settings: list[str], runs: Path, name: str | None) -> pipeline.Job:
+    loaded = load_recipe(recipe, overrides=settings)
+    return pipeline.Job(loaded, runs / (name or loaded.name))
+
+
+def _say(*stages: Stage) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for stage in stages:
+        how = "unchanged" if stage.was_reused else f"{stage.seconds:.1f} s"
+        console.print(f"[green]✓[/] {stage.folder.name:<10} {how:>10}   [dim]{stage.folder}[/]")
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    settings: Settings = [],  # noqa: B006 - typer copies it
+    runs: Runs = Path("runs"),
+    name: RunName = None,
+    replace: Replace = False,
+) -> None:
+    """Every stage: a log to a judged retriever, an index and a file of recommendations."""
+    job = _job(recipe, settings, runs, name)
+    job = pipeline.run(job.recipe, runs=runs, name=name, replace=replace, tell=_say)
+    _print_report(job.folder)
+    print(f"\nreport           {job.folder}/evaluate/report.html")
+    print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
+    print(f"next             twofold recommend {job.folder} --user ID -k 20")
+
+
+@app.command()
+def prepare(
+    recipe: RecipeFile,
+    settings: Settings = [],  # noqa: B006
+    runs: Runs = Path("runs"),
+    name: RunName = None,
+    replace: Replace = False,
+) -> None:
+    """The log to labelled rows; prints the funnel."""
+    job = _job(recipe, settings, runs, name)
+    with locked(job.folder):
+        pipeline.claim_folder(job, replace=replace)
+        prepared = pipeline.prepare(job)
+        _say(prepared)
+    table = Table("step", "rows", "users", "items", "positive", title="the funnel")
+    for line in prepared.facts["funnel"]:
+        counts = (f"{line[key]:,}" for key in ("rows", "users", "items"))
+        table.add_row(line["name"], *counts, f"{line['positive_share']:.1%}")
+    Console().print(table)
+
+
+@app.command()
+def dataset(
+    recipe: RecipeFile,
+    settings: Settings = [],  # noqa: B006
+    runs: Runs = Path("runs"),
+    name: RunName = None,
+    replace: Replace = False,
+) -> None:
+    """Labelled rows to arrays, with everything fitted on the training window."""
+    job = _job(recipe, settings, runs, name)
+    with locked(job.folder):
+        pipeline.claim_folder(job, replace=replace)
+        prepared = pipeline.prepare(job)
+        _say(prepared, pipeline.build_dataset(job, prepared))
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    settings: Settings = [],  # noqa: B006
+    runs: Runs = Path("runs"),
+    name: RunName = None,
+    replace: Replace = False,
+) -> None:
+    """The two towers; a killed training continues where it was."""
+    job = _job(recipe, settings, runs, name)
+    with locked(job.folder):
+        pipeline.claim_folder(job, replace=replace)
+        prepared = pipeline.prepare(job)
+        arrays = pipeline.build_dataset(job, prepared)
+        trained = pipeline.train(job, arrays)
+        _say(prepared, arrays, trained)
+    table = Table("epoch", "loss", "validation recall@100", "examples/s", title="training")
+    for epoch in trained.facts["epochs"]:
+        mark = " ←" if epoch["epoch"] == trained.facts["best_epoch"] else ""
+        table.add_row(
+            str(epoch["epoch"]), f"{epoch['loss']:.4f}", f"{epoch['validation']:.4f}{mark}", f"{epoch['examples_per_s']:,}"
+        )
+    Console().print(table)
+
+
+@app.command()
+def evaluate(run_folder: RunFolder) -> None:
+    """The model and the baselines on the test window of a run; judges it if that was not done."""
+    job = pipeline.reopen(run_folder)
+    with locked(job.folder):
+        prepared, arrays, trained = pipeline.up_to_training(job)
+        _say(prepared, arrays, trained, pipeline.evaluate(job, prepared, arrays, trained))
+    _print_report(job.folder)
+
+
+@app.command()
+def index(run_folder: RunFolder) -> None:
+    """The bundle of a run: user tower, item vectors, attributes and histories; the only thing serving opens."""
+    job = pipeline.reopen(run_folder)
+    with locked(job.folder):
+        prepared, arrays, trained = pipeline.up_to_training(job)
+        _say(prepared, arrays, trained, pipeline.index(job, arrays, trained))
+
+
+@app.command()
+def recommend(
+    run_folder: RunFolder,
+    user: Annotated[list[str] | None, typer.Option("--user", help="A user of the log. May be repeated.")] = None,
+    history: Annotated[str | None, typer.Option(help="Items an unseen user liked, oldest first: 12,34,56.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many.")] = 20,
+    where: Annotated[str | None, typer.Option(help="Only items for which this holds: length_s < 60.")] = None,
+    with_seen: Annotated[bool, typer.Option("--with-seen", help="Also items the user has met.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON lines.")] = False,
+) -> None:
+    """The best k items for users of the log, or for the history of someone it does not know."""
+    from twofold.serve.recommender import load
+
+    if (user is None) == (history is None):
+        raise RequestError("say for whom: either --user ID (may be repeated) or --history ID,ID,ID")
+    recommender = load(run_folder)
+    if history is not None:
+        items = [item.strip() for item in history.split(",") if item.strip()]
+        answer = recommender.recommend_for_history(items, k=k, where=where, exclude_seen=not with_seen)
+    else:
+        answer = recommender.recommend(user or [], k=k, where=where, exclude_seen=not with_seen)
+    if as_json:
+        for row in answer.to_pylist():
+            print(json.dumps(row))
+        return
+    table = Table(*answer.column_names)
+    for row in answer.to_pylist():
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+@app.command(name="runs")
+def list_all_runs(runs: Runs = Path("runs")) -> None:
+    """The table of all runs, best recall first."""
+    from twofold.runs import list_runs
+
+    shown = ("catalogue/recall@100", "catalogue/ndcg@10", "impressions/auc")
+    table = Table("run", "recipe", "last stage", *shown, "seconds")
+    for line in sorted(list_runs(runs), key=lambda line: -line.metrics.get(shown[0], -1.0)):
+        metrics = (f"{line.metrics[name]:.4f}" if name in line.metrics else "—" for name in shown)
+        table.add_row(line.name, line.recipe_digest[:12], line.stage, *metrics, f"{line.seconds:.0f}")
+    Console().print(table)
+
+
+@app.command()
+def data(recipe: RecipeFile, settings: Settings = []) -> None:  # noqa: B006
+    """What the log of a recipe holds: files, columns and types; no row is read."""
+    from twofold.prepare.engine import check_recipe
+
+    source = check_recipe(load_recipe(recipe, overrides=settings))
+    for path in source.files:
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    table = Table("table", "column", "type")
+    for name, columns in (("events", source.event_columns), ("items", source.item_columns)):
+        for column, kind in columns.items():
+            table.add_row(name, column, kind)
+    Console().print(table)
+
+
+@recipe_app.command()
+def check(recipe: RecipeFile, settings: Settings = []) -> None:  # noqa: B006
+    """Everything that can be known before a row of data is read."""
+    from twofold.prepare.engine import check_recipe
+
+    loaded = load_recipe(recipe, overrides=settings)
+    source = check_recipe(loaded)
+    print(f"{recipe} is well: recipe {recipe_digest(loaded)[:12]}, {len(source.files)} data files")
+
+
+@recipe_app.command()
+def schema() -> None:
+    """The JSON Schema of a recipe, for editors."""
+    print(json.dumps(recipe_schema(), indent=1))
+
+
+def _print_report(folder: Path) -> None:
+    from twofold.evaluate.report import report_tables
+
+    console = Console()
+    for table in report_tables(pipeline.report_of(folder)):
+        console.print(table)

@@ -1,0 +1,270 @@
+"""Every stage in order, on one screen: read this first.
+
+`run` is the whole pipeline. A stage is a function from complete stages to a complete stage; each one below is found, not made again, when
+nothing it depends on has changed (`bundle.run_stage`).
+"""
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twofold.bundle import Stage, locked, run_stage, write_json
+from twofold.errors import RunError
+from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
+from twofold.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from twofold.evaluate.protocols import Report
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe and the folder its run lives in."""
+
+    recipe: Recipe
+    folder: Path
+
+
+def run(
+    recipe: Recipe,
+    *,
+    runs: Path = Path("runs"),
+    name: str | None = None,
+    replace: bool = False,
+    tell: Callable[[Stage], None] = lambda stage: None,
+) -> Job:
+    """Takes a log to judged recommendations; returns the job, whose folder then holds every stage.
+
+    `tell` hears of each stage as it is complete.
+    """
+    job = Job(recipe, runs / (name or recipe.name))
+    with locked(job.folder):
+        claim_folder(job, replace=replace)
+        tell(prepared := prepare(job))
+        tell(dataset := build_dataset(job, prepared))
+        tell(trained := train(job, dataset))
+        tell(evaluate(job, prepared, dataset, trained))
+        tell(indexed := index(job, dataset, trained))
+        tell(recommend(job, indexed))
+    return job
+
+
+def prepare(job: Job) -> Stage:
+    """The log → rows, events, items, users and the funnel."""
+    from twofold.prepare.engine import check_recipe
+    from twofold.prepare.engine import prepare as work
+
+    source = check_recipe(job.recipe)
+    inputs = {"prepare": job.recipe.prepare.model_dump(mode="json"), "data": source.fingerprint()}
+    return run_stage(job.folder, "prepare", inputs=inputs, work=partial(work, job.recipe))
+
+
+def build_dataset(job: Job, prepared: Stage) -> Stage:
+    """Tables → arrays, with everything fitted on the training window."""
+    from twofold.dataset.arrays import build_dataset as work
+
+    inputs = {"prepare": prepared.digest, "features": job.recipe.features.model_dump(mode="json")}
+    offset = job.recipe.prepare.split.utc_offset_h
+    return run_stage(
+        job.folder,
+        "dataset",
+        inputs=inputs,
+        work=lambda out: work(prepared.folder, job.recipe.features, out, utc_offset_h=offset),
+    )
+
+
+def train(job: Job, dataset: Stage) -> Stage:
+    """Arrays → the weights of the best epoch on the validation window."""
+    from twofold.dataset.arrays import load_dataset
+    from twofold.evaluate.protocols import judge_catalogue
+    from twofold.evaluate.windows import judged_window
+    from twofold.model.two_tower import TwoTower, build_two_tower
+    from twofold.train.loop import fit
+
+    def work(out: Path) -> Mapping[str, Any]:
+        arrays = load_dataset(dataset.folder)
+        window = judged_window(arrays, "validation")
+
+        def validate(model: TwoTower) -> float:
+            return judge_catalogue(window, _scores(model, arrays, window), ks=(100,)).mean("catalogue/recall@100")
+
+        return fit(
+            lambda: build_two_tower(job.recipe.retriever, arrays.features),
+            arrays,
+            job.recipe.train,
+            temperature=job.recipe.retriever.temperature,
+            validate=validate,
+            out=out,
+        )
+
+    parts = job.recipe.model_dump(mode="json", include={"retriever", "train"})
+    return run_stage(job.folder, "train", inputs={"dataset": dataset.digest, **parts}, work=work)
+
+
+def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage:
+    """The model and the baselines on the test window → report.json and report.html."""
+    from twofold.dataset.arrays import load_dataset
+    from twofold.evaluate.protocols import judge
+    from twofold.evaluate.report import write_report
+    from twofold.evaluate.windows import judged_window, positives_before
+
+    def work(out: Path) -> Mapping[str, Any]:
+        arrays = load_dataset(dataset.folder)
+        window = judged_window(arrays, "test")
+        first, _ = job.recipe.prepare.split.bounds_ms("test")
+        report = judge(
+            window,
+            _scores(_load_model(job, arrays, trained), arrays, window),
+            positives_before(arrays, first),
+            batch_size=job.recipe.train.batch_size,
+            facts=_facts(job, prepared, dataset, trained),
+        )
+        write_report(report, out)
+        return {"metrics": report.metrics_of("model")}
+
+    return run_stage(job.folder, "evaluate", inputs={"dataset": dataset.digest, "train": trained.digest}, work=work)
+
+
+def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
+    """The bundle: user tower, item vectors, attributes, histories; the only thing serving opens."""
+    from twofold.dataset.arrays import load_dataset
+    from twofold.dataset.batches import item_batches
+    from twofold.index.knn import build_index, save_index
+    from twofold.model.two_tower import encode, export_user_tower
+    from twofold.serve.bundle_folder import save_context
+
+    def work(out: Path) -> Mapping[str, Any]:
+        arrays = load_dataset(dataset.folder)
+        model = _load_model(job, arrays, trained)
+        as_of = dataset.facts["last_event_at"] + 1
+        vectors = encode(model.item, item_batches(arrays, as_of))
+        save_index(build_index(vectors), out)
+        export_user_tower(model, arrays.features, out / "user_tower.onnx")
+        save_context(dataset.folder, out, as_of=as_of)
+        return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of}
+
+    return run_stage(job.folder, "index", inputs={"dataset": dataset.digest, "train": trained.digest}, work=work)
+
+
+def recommend(job: Job, indexed: Stage) -> Stage:
+    """The bundle → recommendations.parquet: the best unseen items of every user of the log."""
+    from twofold.serve.recommender import load
+
+    def work(out: Path) -> Mapping[str, Any]:
+        rows = load(job.folder).recommend_all(job.recipe.recommend_k, out / "recommendations.parquet")
+        return {"rows": rows, "k": job.recipe.recommend_k}
+
+    inputs = {"index": indexed.digest, "k": job.recipe.recommend_k}
+    return run_stage(job.folder, "recommend", inputs=inputs, work=work)
+
+
+# --- what the stages above share --------------------------------------------------------------------------------------
+
+
+def reopen(folder: Path) -> Job:
+    """The job of a run folder, with the recipe it holds."""
+    held = folder / "recipe.yaml"
+    if not held.exists():
+        raise RunError(f"{folder} is no run folder: it holds no recipe.yaml. List the runs with `twofold runs`.")
+    return Job(load_recipe(held), folder)
+
+
+def up_to_training(job: Job) -> tuple[Stage, Stage, Stage]:
+    """The first three stages, found or made."""
+    prepared = prepare(job)
+    dataset = build_dataset(job, prepared)
+    return prepared, dataset, train(job, dataset)
+
+
+def claim_folder(job: Job, *, replace: bool) -> None:
+    """Writes the recipe into the run folder; refuses a folder that holds a run of another recipe."""
+    held = job.folder / "recipe.yaml"
+    if held.exists() and not replace:
+        old = load_recipe(held)
+        changes = recipe_differences(old, job.recipe)
+        if changes:
+            listed = "; ".join(f"{change.field}: {change.old} → {change.new}" for change in changes[:5])
+            more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+            raise RunError(
+                f"{job.folder} holds a run of another recipe. It differs in {listed}{more}. Keep it and choose another folder "
+                f"with --run NAME, or give up its results with --replace."
+            )
+    held.write_text(dump_recipe(job.recipe))
+    write_json(job.folder / "run.json", {"recipe_digest": recipe_digest(job.recipe), "twofold": version("twofold")})
+
+
+def report_of(folder: Path) -> "Report":
+    """The report of a judged run."""
+    from twofold.bundle import open_stage
+    from twofold.evaluate.protocols import load_report
+
+    return load_report(open_stage(folder, "evaluate").folder / "report.json")
+
+
+def _load_model(job: Job, arrays: Any, trained: Stage) -> Any:
+    from twofold.model.two_tower import build_two_tower, load_weights
+
+    return load_weights(build_two_tower(job.recipe.retriever, arrays.features), trained.folder / "weights.safetensors")
+
+
+def _scores(model: Any, arrays: Any, window: Any) -> Callable[[slice], Any]:
+    """Scores of the window's users against the whole catalogue; item features as of the window's first request."""
+    from twofold.dataset.batches import item_batches, query_batches
+    from twofold.model.two_tower import encode
+
+    users = encode(model.user, query_batches(arrays, window.user_rows, window.query_at))
+    items = encode(model.item, item_batches(arrays, int(window.query_at.min())))
+    return lambda part: users[part] @ items.T
+
+
+def _facts(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> dict[str, Any]:
+    """What a report states of where it comes from."""
+    from twofold.model.two_tower import describe_model
+
+    seconds = {stage.folder.name: round(stage.seconds, 1) for stage in (prepared, dataset, trained)}
+    return {
+        "recipe": job.recipe.name,
+        "recipe_digest": recipe_digest(job.recipe),
+        "commit": _commit(),
+        "hardware": f"{os.cpu_count()} × {_processor()}, {_memory_gib():.0f} GiB",
+        "versions": {name: version(name) for name in ("twofold", "torch", "numpy", "duckdb")},
+        "seconds": seconds,
+        "funnel": prepared.facts["funnel"],
+        "rows": dataset.facts["rows"],
+        "model": [asdict(part) for part in describe_model(_load_model(job, _arrays(dataset), trained))],
+        "epochs": trained.facts["epochs"],
+    }
+
+
+def _arrays(dataset: Stage) -> Any:
+    from twofold.dataset.arrays import load_dataset
+
+    return load_dataset(dataset.folder)
+
+
+def _commit() -> str:
+    """The commit of the code that runs, with + if it was changed since; "unknown" outside a checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _memory_gib() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
+
