@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from twofold.errors import RecipeError
 from twofold.recipe.rules import check_rule
 from twofold.tables import Split
 
@@ -23,7 +24,10 @@ class Part(BaseModel):
 
 
 def _vetted(text: str) -> str:
-    check_rule(text)
+    try:
+        check_rule(text, result="condition")
+    except RecipeError as error:
+        raise ValueError(str(error)) from error  # what pydantic turns into an error of this field
     return text
 
 
@@ -88,7 +92,9 @@ class Window(Part):
     @model_validator(mode="after")
     def _not_empty(self) -> Window:
         if self.first >= self.end:
-            raise ValueError(f"the window is empty: first {self.first} must lie before end {self.end} (end is excluded)")
+            raise ValueError(
+                f"the window is empty: first {self.first} must lie before end {self.end} (end is excluded)"
+            )
         return self
 
 
