@@ -1,5 +1,7 @@
 """The retriever: two encoders that never see one another's features, compared by cosine."""
 
+import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,14 +124,21 @@ def export_user_tower(model: TwoTower, state: FeatureState, path: Path) -> None:
     # Two lines: a batch of one would be taken for a constant.
     values = tuple(torch.zeros((2, histories[name]) if name in histories else (2,), dtype=torch.int64) for name in names)
     batch = torch.export.Dim("batch")
-    program = torch.onnx.export(
-        _Positional(model.user, names).eval(),
-        values,
-        dynamo=True,
-        input_names=names,
-        output_names=["vector"],
-        dynamic_shapes={"values": tuple({0: batch} for _ in names)},
-        verbose=False,
-    )
+    registry_log = logging.getLogger("torch.onnx")
+    level = registry_log.level
+    registry_log.setLevel(logging.ERROR)  # it reports that torchvision, which nothing here uses, is not installed
+    with warnings.catch_warnings():
+        # The exporter warns of its own internals (deprecated pytree calls, axis names shared on purpose).
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Positional(model.user, names).eval(),
+            values,
+            dynamo=True,
+            input_names=names,
+            output_names=["vector"],
+            dynamic_shapes={"values": tuple({0: batch} for _ in names)},
+            verbose=False,
+        )
+    registry_log.setLevel(level)
     assert program is not None
     program.save(path)
