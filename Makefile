@@ -1,0 +1,53 @@
+# make demo    a fresh clone to judged recommendations: environment, run, table, next command
+# make test    the fast tests (the slow ones: make test-slow)
+# make check   format, lint, types, layers, spelling, generated docs
+# make docs    writes what is generated in docs/
+# make bench   every script of benchmarks/
+
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt -e
+BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+
+.PHONY: demo test test-slow check docs bench
+
+demo: .venv/ready-demo
+	$(BIN)/twofold run recipes/kuairand.yaml
+	@echo '(`twofold` is $(BIN)/twofold in this clone; `. $(BIN)/activate` puts it on the path)'
+
+# One thread a worker: two workers with two threads each take turns on two cores.
+test: .venv/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --durations 5
+
+test-slow: .venv/ready-dev
+	$(BIN)/python -m pytest -m slow --durations 10
+
+check: .venv/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python docs/make_recipe.py --check
+
+docs: .venv/ready-demo
+	$(BIN)/python docs/make_recipe.py
+
+bench: .venv/ready-dev
+	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# A stamp is younger than what it was installed from, so nothing is installed twice.
+.venv/ready-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) '.[train,serve]'
+	@touch $@
+
+.venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) '.[train,serve,explain,dev]'
+	@touch $@ .venv/ready-demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "twofold needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	       "Say which to use: make demo PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,54 @@
+"""Docs are tests: what is generated is up to date, and every field and every verb is written about."""
+
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from twofold.cli import app
+from twofold.recipe.schema import Recipe
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def verbs(group: Any, prefix: str = "twofold") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}"
+
+
+def fields() -> list[str]:
+    schema = Recipe.model_json_schema()
+    parts = [schema, *schema["$defs"].values()]
+    return sorted({field for part in parts for field in part["properties"]})
+
+
+def test_the_page_of_the_recipe_is_what_the_types_say() -> None:
+    recipe_page = runpy.run_path(str(ROOT / "docs" / "make_recipe.py"))["recipe_page"]
+    assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == recipe_page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("field", fields())
+def test_every_field_of_a_recipe_is_on_its_page(field: str) -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert f"`{field}`" in page or f"`{field}:" in page
+
+
+@pytest.mark.parametrize("verb", verbs(typer.main.get_command(app)))
+def test_every_verb_is_written_about(verb: str) -> None:
+    assert any(verb in path.read_text(encoding="utf-8") for path in DOCS if path.exists()), (
+        f"write what `{verb}` does in README.md"
+    )
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_shipped_recipe_opens_with_what_to_expect(recipe: Path) -> None:
+    opening = "\n".join(line for line in recipe.read_text(encoding="utf-8").splitlines()[:30] if line.startswith("#"))
+    for word in ("shows", "expected", "time", "cores", "command"):
+        assert word in opening.lower(), f"the opening comment of {recipe.name} does not state: {word}"
