@@ -96,7 +96,10 @@ def test_atomic_file_keeps_the_old_one_when_writing_fails(tmp_path):
 
 def test_a_full_disk_is_one_message(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device", "rows.parquet")
-    with pytest.raises(RunError, match=r"the disk is full: writing rows.parquet failed.*free some space.*continues"), locked(tmp_path):
+    with (
+        pytest.raises(RunError, match=r"the disk is full: writing rows.parquet failed.*free some space.*continues"),
+        locked(tmp_path),
+    ):
         raise full
     with pytest.raises(PermissionError), locked(tmp_path):
         raise PermissionError

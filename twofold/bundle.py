@@ -72,8 +72,8 @@ def run_stage(
 ) -> Stage:
     """Does `work` in a partial folder and makes it `run/name`; or finds it done already.
 
-    `inputs` is everything the result depends on, as JSON: parts of the recipe and digests of earlier stages. `work` gets
-    the partial folder and returns facts for the manifest. If an earlier attempt at the same inputs was killed, its
+    `inputs` is everything the result depends on, as JSON: parts of the recipe and digests of earlier stages. `work`
+    gets the partial folder and returns facts for the manifest. If an earlier attempt at the same inputs was killed, its
     partial folder is handed over as it was left, so that training can resume.
     """
     digest = digest_of({"stage": name, "format": FORMAT, "inputs": inputs})
@@ -115,20 +115,26 @@ def find_stage(run: Path, name: str) -> Stage | None:
 def open_stage(run: Path, name: str, *, verify: bool = False) -> Stage:
     """The complete stage, or a RunError that says what is missing. `verify` compares every file with its checksum."""
     if not run.is_dir():
-        raise RunError(f"there is no run folder {run}. Make one with `twofold run RECIPE`, or list them with `twofold runs`.")
+        raise RunError(
+            f"there is no run folder {run}. Make one with `twofold run RECIPE`, or list them with `twofold runs`."
+        )
     stage = find_stage(run, name)
     if stage is None:
         half = " (it was begun and not finished)" if (run / f"{name}.partial").exists() else ""
-        raise RunError(f"run {run} has no complete {name}/ stage{half}. Run `twofold run` with its recipe again: it continues.")
+        raise RunError(
+            f"run {run} has no complete {name}/ stage{half}. Run `twofold run` with its recipe again: it continues."
+        )
     files = json.loads((stage.folder / MANIFEST).read_text())["files"]
     for relative, expected in files.items():
         path = stage.folder / relative
         if not path.is_file():
-            raise RunError(f"{path} is missing, though the manifest lists it. Delete {stage.folder} and run `twofold run` again.")
+            raise RunError(
+                f"{path} is missing, though the manifest lists it. Delete {stage.folder} and run `twofold run` again."
+            )
         if path.stat().st_size != expected["bytes"] or (verify and file_digest(path) != expected["sha256"]):
             raise RunError(
-                f"{path} is damaged: it has {path.stat().st_size} bytes and not the content of {expected['bytes']} bytes that "
-                f"was written. Delete {stage.folder} and run `twofold run` again."
+                f"{path} is damaged: it has {path.stat().st_size} bytes and not the content of "
+                f"{expected['bytes']} bytes that was written. Delete {stage.folder} and run `twofold run` again."
             )
     return stage
 
@@ -160,7 +166,9 @@ def locked(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another process is working in {run}. Wait for it, or choose another folder with --run NAME.") from None
+            raise RunError(
+                f"another process is working in {run}. Wait for it, or choose another folder with --run NAME."
+            ) from None
         try:
             yield
         except OSError as error:
@@ -168,6 +176,6 @@ def locked(run: Path) -> Iterator[None]:
                 raise
             free = shutil.disk_usage(run).free // 2**20
             raise RunError(
-                f"the disk is full: writing {error.filename or run} failed with {free} MiB free. Nothing half written counts as "
-                f"done; free some space and give the same command again: it continues."
+                f"the disk is full: writing {error.filename or run} failed with {free} MiB free. "
+                f"Nothing half written counts as done; free some space and give the same command again: it continues."
             ) from error

@@ -125,7 +125,10 @@ def train(
     for epoch in trained.facts["epochs"]:
         mark = " ←" if epoch["epoch"] == trained.facts["best_epoch"] else ""
         table.add_row(
-            str(epoch["epoch"]), f"{epoch['loss']:.4f}", f"{epoch['validation']:.4f}{mark}", f"{epoch['examples_per_s']:,}"
+            str(epoch["epoch"]),
+            f"{epoch['loss']:.4f}",
+            f"{epoch['validation']:.4f}{mark}",
+            f"{epoch['examples_per_s']:,}",
         )
     Console().print(table)
 

@@ -1,7 +1,7 @@
 """Every stage in order, on one screen: read this first.
 
-`run` is the whole pipeline. A stage is a function from complete stages to a complete stage; each one below is found, not made again, when
-nothing it depends on has changed (`bundle.run_stage`).
+`run` is the whole pipeline. A stage is a function from complete stages to a complete stage; each one below is found,
+not made again, when nothing it depends on has changed (`bundle.run_stage`).
 """
 
 import os
@@ -192,8 +192,8 @@ def claim_folder(job: Job, *, replace: bool) -> None:
             listed = "; ".join(f"{change.field}: {change.old} → {change.new}" for change in changes[:5])
             more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
             raise RunError(
-                f"{job.folder} holds a run of another recipe. It differs in {listed}{more}. Keep it and choose another folder "
-                f"with --run NAME, or give up its results with --replace."
+                f"{job.folder} holds a run of another recipe. It differs in {listed}{more}. Keep it and choose another "
+                f"folder with --run NAME, or give up its results with --replace."
             )
     held.write_text(dump_recipe(job.recipe))
     write_json(job.folder / "run.json", {"recipe_digest": recipe_digest(job.recipe), "twofold": version("twofold")})
@@ -267,4 +267,3 @@ def _processor() -> str:
 
 def _memory_gib() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
-

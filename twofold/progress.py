@@ -1,4 +1,6 @@
-"""Progress of long steps on a terminal: how far, how fast, how long still. Silent anywhere else (pipes, logs, notebooks' servers)."""
+"""Progress of long steps on a terminal: how far, how fast, how long still. Silent anywhere else (pipes, logs,
+notebooks' servers).
+"""
 
 import sys
 from collections.abc import Callable, Iterator

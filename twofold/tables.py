@@ -1,8 +1,8 @@
 """Names and column types of the three tables, and of the prepared ones: the words all packages share.
 
 A source turns a public log into `EVENTS`, `ITEMS` and `USERS`; further columns may follow the required ones, with
-the names a rule or a feature of the recipe calls them by. Preparation turns them into `ROWS` (what is trained on and judged) and
-`HISTORY` (every event, sorted, so that a history is a slice).
+the names a rule or a feature of the recipe calls them by. Preparation turns them into `ROWS` (what is trained on and
+judged) and `HISTORY` (every event, sorted, so that a history is a slice).
 """
 
 from typing import Final, Literal

@@ -78,7 +78,9 @@ def top_k(
     queries, items = scores.shape
     if np.isnan(scores).any():
         line = int(np.flatnonzero(np.isnan(scores).any(axis=1))[0])
-        raise RequestError(f"scores hold NaN (first in query line {line}): the model has diverged; lower the learning rate")
+        raise RequestError(
+            f"scores hold NaN (first in query line {line}): the model has diverged; lower the learning rate"
+        )
     if allowed is not None:
         scores = np.where(allowed, scores, NOT_ALLOWED)
     kept = min(k, items)

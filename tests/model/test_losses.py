@@ -23,10 +23,13 @@ def test_collisions_are_the_same_item_and_the_same_user_but_never_the_line_itsel
 
 
 def catalogue_gradient(score_noise, *, corrected):
-    """Gradient of the scores of a 5-item catalogue, averaged over many batches drawn by popularity, against the full softmax's."""
+    """Gradient of the scores of a 5-item catalogue, averaged over many batches drawn by popularity, against the full
+    softmax's.
+    """
     popularity = np.array([0.5, 0.25, 0.125, 0.0625, 0.0625])
     rng = np.random.default_rng(0)
-    # The target is always item 1, drawn apart; 2,000 others by popularity: the corrected estimate then tends to the full softmax.
+    # The target is always item 1, drawn apart; 2,000 others by popularity: the corrected estimate then tends to the
+    # full softmax.
     scores = torch.tensor(score_noise, requires_grad=True)
     log_q = torch.from_numpy(np.log(popularity)).float() if corrected else torch.zeros(5)
     drawn = torch.from_numpy(rng.choice(5, size=20_000, p=popularity))
@@ -49,5 +52,3 @@ def test_without_log_q_popular_items_lose():
     scores = [0.0, 0.0, 0.0, 0.0, 0.0]
     pushed_down = catalogue_gradient(scores, corrected=False)
     assert pushed_down[0] > 2 * pushed_down[2] > 0  # equal scores, yet the popular one is pushed down harder
-
-

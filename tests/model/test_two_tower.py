@@ -3,7 +3,14 @@ import onnxruntime
 import torch
 
 from twofold.dataset.features import FeatureState
-from twofold.model.two_tower import build_two_tower, describe_model, encode, export_user_tower, load_weights, save_weights
+from twofold.model.two_tower import (
+    build_two_tower,
+    describe_model,
+    encode,
+    export_user_tower,
+    load_weights,
+    save_weights,
+)
 from twofold.recipe.schema import Features, TwoTower
 
 FEATURES = Features.model_validate(

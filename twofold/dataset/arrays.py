@@ -1,4 +1,6 @@
-"""Prepared tables → arrays on disk: ids become rows, histories become offsets, features are fitted on the training window."""
+"""Prepared tables → arrays on disk: ids become rows, histories become offsets, features are fitted on the training
+window.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -45,7 +47,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything the towers and the judges read. `events` are all events of all windows; the other two are parts of it."""
+    """Everything the towers and the judges read. `events` are all events of all windows; the other two are parts of
+    it.
+    """
 
     users: Vocabulary
     items: Vocabulary
@@ -60,7 +64,11 @@ class Dataset:
 def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h: int) -> dict[str, Any]:
     """Reads a prepare/ folder, writes a dataset/ folder, returns facts for the manifest."""
     tables = {split: _read(prepared / "rows" / f"split={split}") for split in SPLITS}
-    events, items_table, users_table = _read(prepared / "events"), pq.read_table(prepared / "items.parquet"), pq.read_table(prepared / "users.parquet")
+    events, items_table, users_table = (
+        _read(prepared / "events"),
+        pq.read_table(prepared / "items.parquet"),
+        pq.read_table(prepared / "users.parquet"),
+    )
     train = tables["train"]
     items = build_vocabulary(train["item_id"], items_table["item_id"])
     # Users in rising order of id whatever they did: rows of a user then lie together in both tables and arrays.
@@ -101,15 +109,18 @@ def load_dataset(folder: Path) -> Dataset:
     """Maps what `build_dataset` wrote."""
     state = load_features(folder / "features")
     rows = {
-        split: Rows(*(map_array(folder / "rows" / f"{split}.{field.name}.npy") for field in fields(Rows))) for split in SPLITS
+        split: Rows(*(map_array(folder / "rows" / f"{split}.{field.name}.npy") for field in fields(Rows)))
+        for split in SPLITS
     }
     return Dataset(
-        Vocabulary.load(folder / "users.parquet"),
-        Vocabulary.load(folder / "items.parquet"),
-        rows,
-        *(load_histories(folder, name) for name in ("events", "positives", "negatives")),
-        state,
-        item_arrays(state, item_attributes(folder)),
+        users=Vocabulary.load(folder / "users.parquet"),
+        items=Vocabulary.load(folder / "items.parquet"),
+        rows=rows,
+        events=load_histories(folder, "events"),
+        positives=load_histories(folder, "positives"),
+        negatives=load_histories(folder, "negatives"),
+        features=state,
+        item_arrays=item_arrays(state, item_attributes(folder)),
     )
 
 

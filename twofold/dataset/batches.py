@@ -36,8 +36,12 @@ def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]
     user_rows, item_rows, at = rows.user_rows[lines], rows.item_rows[lines], rows.at[lines]
     user = user_inputs(
         dataset.features,
-        positives=dataset.positives.last(user_rows, rows.positives_before[lines], n=history_length(dataset, "positives")),
-        negatives=dataset.negatives.last(user_rows, rows.negatives_before[lines], n=history_length(dataset, "negatives")),
+        positives=dataset.positives.last(
+            user_rows, rows.positives_before[lines], n=history_length(dataset, "positives")
+        ),
+        negatives=dataset.negatives.last(
+            user_rows, rows.negatives_before[lines], n=history_length(dataset, "negatives")
+        ),
         at=at,
         at_is_known=rows.at_is_known[lines],
     )
@@ -51,12 +55,19 @@ def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]
 
 
 def epoch_batches(
-    dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "lines"], *, batch_size: int, seed: tuple[int, int], first: int
+    dataset: Dataset,
+    rows: Rows,
+    lines: Int64[np.ndarray, "lines"],
+    *,
+    batch_size: int,
+    seed: tuple[int, int],
+    first: int,
 ) -> Iterator[Batch]:
     """Batches of one epoch in the order that `seed` = (run, epoch) fixes, from batch number `first` on.
 
-    The order is a function of the seed alone, so a resumed run sees the batches the killed one would have seen. Lines that do not
-    fill a batch wait for the next epoch's shuffle; if all of them fit in one batch, that batch is used as it is.
+    The order is a function of the seed alone, so a resumed run sees the batches the killed one would have seen. Lines
+    that do not fill a batch wait for the next epoch's shuffle; if all of them fit in one batch, that batch is used as
+    it is.
     """
     order = np.random.default_rng(seed).permutation(lines)
     for number in range(first, num_batches(len(lines), batch_size)):
@@ -70,7 +81,10 @@ def num_batches(lines: int, batch_size: int) -> int:
 
 def history_length(dataset: Dataset, of: str) -> int:
     """How many events of this kind the user tower reads; 0 if it does not read them."""
-    return next((feature.last for feature in dataset.features.features.user if feature.kind == "history" and feature.of == of), 0)
+    return next(
+        (feature.last for feature in dataset.features.features.user if feature.kind == "history" and feature.of == of),
+        0,
+    )
 
 
 def query_batches(
@@ -82,7 +96,9 @@ def query_batches(
         for of, histories in (("positives", dataset.positives), ("negatives", dataset.negatives)):
             before = histories.before(user_rows[part], at[part])
             inputs[of] = histories.last(user_rows[part], before, n=history_length(dataset, of))
-        yield to_tensors(user_inputs(dataset.features, positives=inputs["positives"], negatives=inputs["negatives"], at=at[part]))
+        yield to_tensors(
+            user_inputs(dataset.features, positives=inputs["positives"], negatives=inputs["negatives"], at=at[part])
+        )
 
 
 def item_batches(dataset: Dataset, at: int, *, size: int = 65_536) -> Iterator[TensorInputs]:

@@ -1,4 +1,5 @@
-"""What the towers read, fitted once on the training window and applied anywhere: one code path for training and serving.
+"""What the towers read, fitted once on the training window and applied anywhere: one code path for training and
+serving.
 
 Every trained table has row 0 for *none*: padding, an unknown value and a cold item alike. It is the zero vector and
 stays it, because nothing in the training window could teach it better.
@@ -44,7 +45,8 @@ class Scale:
 
     def apply(self, values: Float32[np.ndarray, "batch"]) -> Float32[np.ndarray, "batch"]:
         """Standardised; NaN (no value) becomes the mean, which is 0."""
-        return np.nan_to_num((values - np.float32(self.mean)) / np.float32(self.std))
+        standardised = (values - np.float32(self.mean)) / np.float32(self.std)
+        return np.asarray(np.nan_to_num(standardised))
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def fit_features(
     train_at: Int64[np.ndarray, "rows"],
     utc_offset_h: int,
 ) -> FeatureState:
-    """Fits vocabularies and scales on the training window: its items, and for the age its rows. `items` is in row order."""
+    """Fits vocabularies and scales on the training window: its items, and for the age its rows. `items` is in row
+    order.
+    """
     vocabularies: dict[str, Vocabulary] = {}
     scales: dict[str, Scale] = {}
     known = items.slice(0, num_known_items)
@@ -148,8 +152,8 @@ def user_inputs(
 ) -> Inputs:
     """What the user tower reads of a request: histories as item rows (-1 = none), and the moment (UTC milliseconds).
 
-    Histories may be longer or shorter than the recipe's `last`: the newest count, and padding stands on the left. Where `at_is_known` is
-    false (estimated times), hour and weekday are *none*.
+    Histories may be longer or shorter than the recipe's `last`: the newest count, and padding stands on the left.
+    Where `at_is_known` is false (estimated times), hour and weekday are *none*.
     """
     inputs: dict[str, np.ndarray] = {}
     for feature in state.features.user:
@@ -205,7 +209,9 @@ def load_features(folder: Path) -> FeatureState:
 
 def feature_names(state: FeatureState) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the user tower's and the item tower's inputs, in the recipe's order."""
-    user, item = (tuple(feature_name(feature) for feature in side) for side in (state.features.user, state.features.item))
+    user, item = (
+        tuple(feature_name(feature) for feature in side) for side in (state.features.user, state.features.item)
+    )
     return user, item
 
 

@@ -18,7 +18,9 @@ class Histories:
     at: Int64[np.ndarray, "events"]
     offsets: Int64[np.ndarray, "offsets"]
 
-    def before(self, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]) -> Int64[np.ndarray, "queries"]:
+    def before(
+        self, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
+    ) -> Int64[np.ndarray, "queries"]:
         """How many of a user's events lie strictly before `at`: what a query at that moment may know."""
         first, end = self.offsets[user_rows], self.offsets[user_rows + 1]
         # A binary search in every user's slice at once: 2 log2(longest) passes of NumPy instead of a Python loop.
@@ -28,7 +30,7 @@ class Histories:
             earlier = open_ & (self.at[np.minimum(middle, len(self.at) - 1)] < at)
             low = np.where(earlier, middle + 1, low)
             high = np.where(open_ & ~earlier, middle, high)
-        return low - first
+        return np.asarray(low - first)
 
     def last(
         self, user_rows: Int64[np.ndarray, "queries"], counts: Int64[np.ndarray, "queries"], *, n: int
@@ -70,6 +72,6 @@ def load_histories(folder: Path, name: str) -> Histories:
 def map_array(path: Path) -> np.ndarray:
     """A saved array, memory-mapped; an empty one is read, since nothing of length zero can be mapped."""
     try:
-        return np.load(path, mmap_mode="r")
+        return np.asanyarray(np.load(path, mmap_mode="r"))
     except ValueError:
-        return np.load(path)
+        return np.asanyarray(np.load(path))

@@ -57,7 +57,9 @@ class Vocabulary:
         if len(self) == 0 or len(asked) == 0:
             return np.full(len(asked), UNKNOWN, np.int64)
         missing = np.asarray(pc.is_null(asked))
-        values = _comparable(pc.fill_null(asked, pa.scalar(0 if pa.types.is_int64(self.ids.type) else "", self.ids.type)))
+        values = _comparable(
+            pc.fill_null(asked, pa.scalar(0 if pa.types.is_int64(self.ids.type) else "", self.ids.type))
+        )
         at = np.minimum(np.searchsorted(self._keys, values), len(self) - 1)
         found = (self._keys[at] == values) & ~missing
         return np.where(found, self._sorted[at], UNKNOWN).astype(np.int64)

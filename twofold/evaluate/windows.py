@@ -1,7 +1,7 @@
 """A window of the log → the users to judge and what they did: the same for every retriever and every baseline."""
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 
 from twofold.dataset.arrays import Dataset
 from twofold.evaluate.baselines import Interactions
@@ -12,15 +12,15 @@ from twofold.tables import Split
 def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
     """Every user of the window, asked once, at their first impression in it.
 
-    What is *seen* are all events strictly before that moment, of every kind and window, so the ranking is of items that are new to
-    the user; positives of the window on items already seen do not count as relevant.
+    What is *seen* are all events strictly before that moment, of every kind and window, so the ranking is of items
+    that are new to the user; positives of the window on items already seen do not count as relevant.
     """
     rows, num_items = dataset.rows[split], len(dataset.items)
     users, first = np.unique(rows.user_rows, return_index=True)
     query_at = np.asarray(rows.at)[first]
     line = np.searchsorted(users, rows.user_rows)
     counts = dataset.events.before(users, query_at)
-    seen_items, seen_offsets = dataset.events.slices(users, counts)
+    seen_items, _ = dataset.events.slices(users, counts)
     seen = np.unique(np.repeat(np.arange(len(users)), counts) * num_items + seen_items)
     candidates, place = np.unique(line * num_items + rows.item_rows, return_inverse=True)
     labels = np.zeros(len(candidates), bool)
@@ -31,7 +31,7 @@ def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
         name=split,
         user_rows=users,
         query_at=query_at,
-        seen=Ragged(seen_items.astype(np.int64), seen_offsets),
+        seen=_ragged(seen, len(users), num_items),
         relevant=_ragged(relevant, len(users), num_items),
         candidates=_ragged(candidates, len(users), num_items),
         labels=labels,
@@ -57,5 +57,4 @@ def positives_before(dataset: Dataset, at: int) -> Interactions:
 
 def _ragged(keys: Int64[np.ndarray, "pairs"], users: int, num_items: int) -> Ragged:
     """Sorted keys user · N + item → one list a user."""
-    line: Shaped[np.ndarray, "pairs"] = keys // num_items
-    return Ragged(keys % num_items, np.searchsorted(line, np.arange(users + 1)).astype(np.int64))
+    return Ragged(keys % num_items, np.searchsorted(keys // num_items, np.arange(users + 1)).astype(np.int64))

@@ -7,7 +7,7 @@ from typing import assert_never
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 INITIAL_STD = 0.1
 """Of embedding rows. Measured on the shipped log against PyTorch's 1.0, which needs twice the epochs."""
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """`inputs` holds one tensor a block by its name; others are ignored."""
         parts = [self._embed(block, inputs[block.name]) for block in self.blocks]
-        return F.normalize(self.layers(torch.cat(parts, dim=1)), dim=1)
+        return functional.normalize(self.layers(torch.cat(parts, dim=1)), dim=1)
 
     def _embed(self, block: Block, values: Tensor) -> Float[Tensor, "batch width"]:
         match block:
@@ -82,9 +82,9 @@ def mean_of_rows(table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch leng
     """The mean of the table's rows a line, 0 left out; zero where a line holds nothing else."""
     if torch.compiler.is_exporting():  # ONNX has no embedding bag; the served graph gathers and masks
         present = (rows != 0).to(table.dtype)
-        total = (F.embedding(rows, table) * present[:, :, None]).sum(dim=1)
+        total = (functional.embedding(rows, table) * present[:, :, None]).sum(dim=1)
         return total / present.sum(dim=1, keepdim=True).clamp(min=1)
-    return F.embedding_bag(rows, table, mode="mean", padding_idx=0)
+    return functional.embedding_bag(rows, table, mode="mean", padding_idx=0)
 
 
 def _table(rows: int, dim: int) -> nn.Embedding:

@@ -3,7 +3,7 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def in_batch_softmax(
@@ -16,18 +16,20 @@ def in_batch_softmax(
 ) -> Float[Tensor, "batch"]:
     """Cross-entropy of each line's own item against the other lines' items, corrected for how often those are drawn.
 
-    The logit of column j is s(u, j) / temperature − log Q(j), where Q(j) is the probability that a batch position holds j
-    (Yi et al., *Sampling-bias-corrected neural modeling for large corpus item recommendations*, RecSys 2019, section 3).
-    Temperature first, correction after: it is an estimate of the full softmax's normaliser, which lives on the logits. Q is never clipped.
-    `masked` columns (see `collisions`) do not compete. No correction is applied when serving.
+    The logit of column j is s(u, j) / temperature − log Q(j), where Q(j) is the probability that a batch position
+    holds j (Yi et al., *Sampling-bias-corrected neural modeling for large corpus item recommendations*, RecSys 2019,
+    section 3). Temperature first, correction after: it is an estimate of the full softmax's normaliser, which lives on
+    the logits. Q is never clipped. `masked` columns (see `collisions`) do not compete. No correction is applied when
+    serving.
     """
     logits = user_vectors @ item_vectors.T / temperature - log_q  # (batch, batch)
     logits = logits.masked_fill(masked, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
+    return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
 
 
 def collisions(user_rows: Int[Tensor, "batch"], item_rows: Int[Tensor, "batch"]) -> Bool[Tensor, "batch batch"]:
-    """Columns that are no negatives of a line: the same item elsewhere in the batch, and the same user's other positives.
+    """Columns that are no negatives of a line: the same item elsewhere in the batch, and the same user's other
+    positives.
 
     The diagonal is never masked.
     """

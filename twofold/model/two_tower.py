@@ -21,7 +21,9 @@ TensorInputs = Mapping[str, Tensor]
 
 
 class TwoTower(nn.Module):
-    """A user encoder and an item encoder with outputs of equal width and unit length; the score is their inner product."""
+    """A user encoder and an item encoder with outputs of equal width and unit length; the score is their inner
+    product.
+    """
 
     def __init__(self, user: Encoder, item: Encoder) -> None:
         """Both encoders must have the same output width."""
@@ -118,11 +120,17 @@ class _Positional(nn.Module):
 
 
 def export_user_tower(model: TwoTower, state: FeatureState, path: Path) -> None:
-    """Writes the user tower as ONNX: inputs named as the user features, any batch size; output `vector`, unit length."""
+    """Writes the user tower as ONNX: inputs named as the user features, any batch size; output `vector`, unit
+    length.
+    """
     names, _ = feature_names(state)
-    histories = {feature.of: feature.last for feature in state.features.user if isinstance(feature, schema.HistoryFeature)}
+    histories = {
+        feature.of: feature.last for feature in state.features.user if isinstance(feature, schema.HistoryFeature)
+    }
     # Two lines: a batch of one would be taken for a constant.
-    values = tuple(torch.zeros((2, histories[name]) if name in histories else (2,), dtype=torch.int64) for name in names)
+    values = tuple(
+        torch.zeros((2, histories[name]) if name in histories else (2,), dtype=torch.int64) for name in names
+    )
     batch = torch.export.Dim("batch")
     registry_log = logging.getLogger("torch.onnx")
     level = registry_log.level

@@ -181,7 +181,9 @@ class BagFeature(Part):
 
 
 class NumberFeature(Part):
-    """A column of the items table, standardised on the training items (`log`: after log(1 + x)); NULL becomes the mean."""
+    """A column of the items table, standardised on the training items (`log`: after log(1 + x)); NULL becomes the
+    mean.
+    """
 
     kind: Literal["number"]
     column: str
@@ -242,7 +244,9 @@ class TwoTower(Part):
 
 
 class Train(Part):
-    """In-batch softmax with logQ correction and masks; Adam; warm-up and cosine; the best epoch on validation is kept."""
+    """In-batch softmax with logQ correction and masks; Adam; warm-up and cosine; the best epoch on validation is
+    kept.
+    """
 
     epochs: int = Field(default=4, ge=1, le=10_000)
     batch_size: int = Field(default=1024, ge=2, le=1_000_000)

@@ -45,13 +45,19 @@ def save_checkpoint(
         tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in state.items()}
     tensors["random_state"] = torch.get_rng_state()
     with atomic_file(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {MARK: json.dumps(asdict(position))})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            partial,
+            {MARK: json.dumps(asdict(position))},
+        )
 
 
 def load_checkpoint(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer
 ) -> tuple[Position, dict[str, Tensor]] | None:
-    """Fills model, optimiser and random state; returns the position and the best weights. None if there is no (whole) file."""
+    """Fills model, optimiser and random state; returns the position and the best weights. None if there is no (whole)
+    file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             saved = json.loads(file.metadata()[MARK])

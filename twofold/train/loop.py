@@ -33,12 +33,19 @@ Validate = Callable[[TwoTower], float]
 
 
 def fit(
-    build: Callable[[], TwoTower], dataset: Dataset, settings: Train, *, temperature: float, validate: Validate, out: Path
+    build: Callable[[], TwoTower],
+    dataset: Dataset,
+    settings: Train,
+    *,
+    temperature: float,
+    validate: Validate,
+    out: Path,
 ) -> dict[str, Any]:
     """Trains and writes `weights.safetensors` of the best epoch, and `training_log.parquet`; returns facts.
 
-    If `out` holds a checkpoint of a killed attempt, training continues from it and ends where it would have ended. Equal seeds give
-    equal weights on one machine with one number of threads. `build` makes the model after the seed is set.
+    If `out` holds a checkpoint of a killed attempt, training continues from it and ends where it would have ended.
+    Equal seeds give equal weights on one machine with one number of threads. `build` makes the model after the seed is
+    set.
     """
     with _deterministic(settings.seed):
         model = build()
