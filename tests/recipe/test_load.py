@@ -1,0 +1,442 @@
+import copy
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twofold.errors import RecipeError
+from twofold.recipe.load import (
+    Difference,
+    digest_of,
+    dump_recipe,
+    load_recipe,
+    recipe_differences,
+    recipe_digest,
+    recipe_schema,
+)
+from twofold.recipe.schema import Recipe
+
+ASKED: dict[str, Any] = {
+    "name": "tiny",
+    "about": "what it shows",
+    "data": {"kind": "kuairand", "path": "../data/kuairand-pure"},
+    "prepare": {
+        "positive": "long_view OR is_like",
+        "filters": [{"kind": "items", "min_events": 5}, {"kind": "users", "min_positives": 2}],
+        "split": {
+            "kind": "temporal",
+            "utc_offset_h": 8,
+            "train": {"first": "2022-04-09", "end": "2022-05-07"},
+            "validation": {"first": "2022-05-07", "end": "2022-05-08"},
+            "test": {"first": "2022-05-08", "end": "2022-05-09"},
+        },
+    },
+    "features": {
+        "user": [{"kind": "history", "of": "positives"}, {"kind": "history", "of": "negatives", "last": 50}],
+        "item": [{"kind": "id"}, {"kind": "category", "column": "author_id"}],
+    },
+    "retriever": {"kind": "two_tower", "dim": 32, "hidden": [64]},
+    "train": {"epochs": 2},
+}
+
+
+def write(path: Path, asked: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(asked, sort_keys=False))
+    return path
+
+
+def changed(field: str, value: Any, asked: dict[str, Any] = ASKED) -> dict[str, Any]:
+    """A copy of a recipe with one field set; the field's keys are divided by dots."""
+    copied = copy.deepcopy(asked)
+    here: Any = copied
+    *way, last = field.split(".")
+    for step in way:
+        here = here[int(step)] if isinstance(here, list) else here[step]
+    here[int(last) if isinstance(here, list) else last] = value
+    return copied
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(path, overrides=overrides)
+    message = str(refused.value)
+    for jargon in ("pydantic", "Input should", "validation error", "Traceback", "Value error", "tuple"):
+        assert jargon not in message
+    return message
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_becomes_a_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path / "recipes" / "tiny.yaml", ASKED))
+    assert (recipe.name, recipe.retriever.dim, recipe.train.epochs) == ("tiny", 32, 2)
+    assert recipe.data.kind == "kuairand"
+    assert recipe.data.path == tmp_path / "data" / "kuairand-pure"
+
+
+def test_days_may_be_written_bare_or_quoted(tmp_path: Path) -> None:
+    quoted = write(tmp_path / "quoted.yaml", ASKED)
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(quoted.read_text().replace("'2022-05-07'", "2022-05-07"))
+    assert "'2022-05-07'" in quoted.read_text()
+    assert load_recipe(bare).prepare == load_recipe(quoted).prepare
+
+
+def test_a_relative_file_gives_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "recipes" / "tiny.yaml", ASKED)
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(Path("recipes/tiny.yaml"), overrides=["data.path=elsewhere"])
+    assert recipe.data.model_dump()["path"] == tmp_path / "elsewhere"
+    assert load_recipe(Path("recipes/tiny.yaml")).data.model_dump()["path"] == tmp_path / "data" / "kuairand-pure"
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path / "kuairand.yaml", ASKED)
+    write(tmp_path / "world.yaml", ASKED)
+    message = refusal(tmp_path / "kuairnd.yaml")
+    assert f"Looked in {tmp_path} — nearest: kuairand; recipes there: kuairand.yaml, world.yaml" in message
+    assert "is a folder, not a recipe" in refusal(tmp_path)
+    assert "no *.yaml file is there" in refusal(tmp_path / "none" / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: a\n  bad: [1,\n", r"r.yaml, line 2, column 6: mapping values are not allowed here"),
+        (b"name: a\nname: b\n", r"r.yaml, line 2, column 1: the key name is there twice"),
+        (b"train: {epochs: 1, epochs: 2}\n", r"line 1, column 20: the key epochs is there twice"),
+        (b"1: a\n", r"line 1, column 1: a key must be text"),
+        (b"[a]: a\n", r"line 1, column 1: a key must be text"),
+        (b"<<: {a: 1}\n", r"a key must be text"),
+        (b"a: &x 1\nb: *x\n", r"line 1, column 4: anchors \(&\), aliases \(\*\) and tags \(!\) are not read"),
+        (b"b: *x\n", r"aliases"),
+        (b"a: !!python/object/apply:os.system ['true']\n", r"line 1, column 4: .*tags"),
+        (b"a: !!int x\n", r"tags \(!\) are not read"),
+        (b"a: 1\n---\nb: 2\n", r"line 2, column 1: but found another document"),
+        (b"", r"holds nothing"),
+        (b"# only\n", r"holds nothing"),
+        (b"[1, 2]\n", r"holds no mapping — a recipe begins with name"),
+        (b"\xff\xfe", r"is not UTF-8 text: byte 0"),
+        (b"a: \x00\n", r"is not YAML: .*special characters"),
+        (b"[" * 5000, r"is nested too deeply"),
+        (b"a: " + b"9" * 5000, r"a number that is too long"),
+        (b"a" * 1_000_001, r"1,000,001 bytes; a recipe has at most 1,000,000"),
+    ],
+)
+def test_what_is_not_a_recipe_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_a_bomb_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    started = time.perf_counter()
+    assert "aliases" in refusal(path)
+    assert time.perf_counter() - started < 1
+
+
+# --- what is wrong with a field ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("retriever.dimm", 3, "retriever.dimm: does not exist — nearest: dim; what may stand here: kind, dim, hidden"),
+        (
+            "features.user.0.lst",
+            3,
+            "features.user.0.lst: does not exist — nearest: last; what may stand here: kind, of",
+        ),
+        ("trian", {}, "trian: does not exist — nearest: train; what may stand here: name, about, data"),
+        ("data.kind", "kuairnd", "data.kind: kuairnd does not exist — nearest: kuairand; choose from: kuairand, table"),
+        ("data", {"path": "x"}, "data.kind: is missing — kinds: kuairand, table"),
+        ("retriever.kind", "wals", "retriever.kind: 'wals' does not exist — choose from: two_tower"),
+        ("prepare.filters.1.kind", "user", "prepare.filters.1.kind: user does not exist — nearest: users"),
+        ("prepare.filters.0", {"kind": "items"}, "prepare.filters.0.min_events: is missing"),
+        ("features.user.0", {"kind": "history"}, "features.user.0.of: is missing — choose from: positives, negatives"),
+        ("features.user.0.of", "positive", "'positive' does not exist — nearest: positives; choose from: positives,"),
+        ("features.user.0.last", 0, "features.user.0.last: is 0 — must be at least 1"),
+        ("retriever.temperature", 0, "retriever.temperature: is 0 — must be above 0"),
+        ("recommend_k", 1001, "recommend_k: is 1001 — must be at most 1000"),
+        ("retriever.dim", "wide", "retriever.dim: is 'wide' — must be a whole number"),
+        ("retriever.dim", 1.5, "retriever.dim: is 1.5 — must be a whole number"),
+        ("retriever.hidden", 64, "retriever.hidden: is 64 — must be a list"),
+        ("retriever.hidden", [64, 0], "retriever.hidden.1: is 0 — must be at least 1"),
+        ("train.learning_rate", ".inf", "must be a"),
+        ("train", None, "train: is None — must be a mapping"),
+        ("features.item", [], "features.item: is [] — must hold at least 1"),
+        ("features.item.1", {"kind": "id"}, "features: the item tower reads 'id' twice; delete one"),
+        ("name", "No Good", "name: is 'No Good' — Names the run's folder: lower-case letters"),
+        ("name", 5, "name: is 5 — must be text; put it in quotation marks"),
+        ("data.path", 5, "data.path: is 5 — must be a path"),
+        ("prepare.split.train.first", "2022-02-30", "train.first: is '2022-02-30' — must be a day such as 2022-05-08"),
+        (
+            "prepare.split.train.end",
+            "2022-04-09",
+            "prepare.split.train: the window is empty: first 2022-04-09 must lie",
+        ),
+        ("prepare.split.test.first", "2022-05-07", "prepare.split: windows overlap: test.first is 2022-05-07, but"),
+        ("prepare.positive", "(SELECT 1)", "prepare.positive: A query cannot be part of a rule. Allowed are"),
+        ("prepare.positive", "liked OR read_text('x')", "Rule: liked OR read_text('x')"),
+        ("prepare.negative", "watch_s", None),
+        ("prepare.negative", "watch_s + 1", "prepare.negative: It has a number where a condition is needed. Rule:"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_would_be_right(
+    tmp_path: Path, field: str, value: Any, message: str | None
+) -> None:
+    path = write(tmp_path / "r.yaml", changed(field, value))
+    if message is None:
+        load_recipe(path)
+    else:
+        said = refusal(path)
+        assert said.startswith(f"{path}: ")
+        assert message in said
+
+
+def test_a_missing_field_says_what_it_is_for(tmp_path: Path) -> None:
+    asked = copy.deepcopy(ASKED)
+    del asked["prepare"]["positive"], asked["data"]["path"]
+    said = refusal(write(tmp_path / "r.yaml", asked))
+    assert "prepare.positive: is missing — " in said
+    assert "data.path: is missing — The folder of the Parquet files, relative to the recipe file." in said
+
+
+def test_every_problem_has_its_own_line(tmp_path: Path) -> None:
+    asked = changed("retriever.dimm", 3, changed("train.epochs", 0, changed("features.user.0.last", "x")))
+    lines = refusal(write(tmp_path / "r.yaml", asked)).splitlines()
+    fields = [line.removeprefix(f"{tmp_path / 'r.yaml'}: ").split(":")[0] for line in lines]
+    assert fields == ["features.user.0.last", "retriever.dimm", "train.epochs"]
+
+
+# --- base -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_is_merged_under_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "bases" / "base.yaml", ASKED)
+    child = write(
+        tmp_path / "child.yaml",
+        {
+            "base": "bases/base.yaml",
+            "name": "child",
+            "retriever": {"dim": 96},
+            "prepare": {"filters": []},
+            "features": {"user": [{"kind": "time", "of": "hour"}]},
+        },
+    )
+    recipe, base = load_recipe(child), load_recipe(tmp_path / "bases" / "base.yaml")
+    assert recipe.name == "child"
+    assert (recipe.retriever.dim, recipe.retriever.hidden) == (96, base.retriever.hidden)
+    assert recipe.prepare.filters == ()
+    assert [feature.kind for feature in recipe.features.user] == ["time"]
+    assert recipe.features.item == base.features.item
+    assert recipe.data == base.data, "a path of the base stays relative to the base"
+
+
+def test_another_kind_starts_afresh(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", ASKED)
+    table = {"kind": "table", "events": "log.parquet"}
+    recipe = load_recipe(write(tmp_path / "child.yaml", {"base": "base.yaml", "data": table}))
+    assert recipe.data.kind == "table"
+    assert recipe.data.events == tmp_path / "log.parquet"
+
+
+def test_a_base_of_a_base_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", ASKED)
+    write(tmp_path / "b.yaml", {"base": "a.yaml"})
+    said = refusal(write(tmp_path / "c.yaml", {"base": "b.yaml"}))
+    assert "b.yaml has a base of its own, a.yaml — one level is read" in said
+    assert "base: is 5 — must be the path of another recipe" in refusal(write(tmp_path / "d.yaml", {"base": 5}))
+    assert "gone.yaml does not exist" in refusal(write(tmp_path / "e.yaml", {"base": "gone.yaml"}))
+    assert "self.yaml has a base of its own" in refusal(write(tmp_path / "self.yaml", {"base": "self.yaml"}))
+
+
+def test_a_problem_is_laid_to_the_file_that_wrote_it(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.yaml", changed("retriever.dim", -1))
+    child = write(tmp_path / "child.yaml", {"base": "base.yaml", "train": {"epochs": -1}})
+    said = refusal(child, "features.user.0.last=-1").splitlines()
+    assert said == [
+        "--set features.user.0.last=-1: features.user.0.last: is -1 — must be at least 1",
+        f"{base}: retriever.dim: is -1 — must be at least 1",
+        f"{child}: train.epochs: is -1 — must be at least 1",
+    ]
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", ASKED)
+    recipe = load_recipe(
+        path,
+        overrides=[
+            "retriever.dim=96",
+            "retriever.hidden=[128, 64]",
+            "features.user.1.last=7",
+            "prepare.positive=is_like = 1 OR x > 0.8",
+            "train.learning_rate=1e-3",
+            "retriever.dim=97",
+            "features.item.0={kind: age}",
+        ],
+    )
+    assert recipe.retriever.dim == 97
+    assert recipe.retriever.hidden == (128, 64)
+    assert [feature.model_dump().get("last") for feature in recipe.features.user] == [100, 7]
+    assert recipe.prepare.positive == "is_like = 1 OR x > 0.8"
+    assert recipe.train.learning_rate == 1e-3
+    assert recipe.features.item[0].kind == "age"
+    assert load_recipe(path).retriever.dim == 32
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("retriever.dimm=96", r"--set retriever.dimm=96: retriever.dimm: does not exist — nearest: dim"),
+        ("retreiver.dim=96", r"retreiver: does not exist — nearest: retriever"),
+        ("retriever.dim=wide", r"retriever.dim: is 'wide' — must be a whole number"),
+        ("retriever.dim", r"cannot be read — write field=value"),
+        ("=3", r"cannot be read"),
+        ("a..b=3", r"cannot be read"),
+        ("features.user.2.last=3", r"features.user has no element 2 — it has 2, counted from 0"),
+        ("features.user.last=3", r"features.user has no element last"),
+        ("name.x=3", r"name is 'tiny', which holds no field x"),
+        ("retriever.hidden=[1", r"--set retriever.hidden=\[1, line 1, column \d+: "),
+        ("prepare.positive=EXISTS (SELECT 1)", r"prepare.positive: A query cannot be part"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    path = write(tmp_path / "r.yaml", ASKED)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, overrides=[override])
+
+
+# --- digest, difference, text, schema ---------------------------------------------------------------------------------
+
+
+def recipe_of(asked: dict[str, Any]) -> Recipe:
+    return Recipe.model_validate(asked)
+
+
+def test_equal_values_have_equal_digests() -> None:
+    assert digest_of({"a": 1, "b": [1, 2.5]}) == digest_of({"b": [1, 2.5], "a": 1})
+    assert digest_of({"a": 1}) != digest_of({"a": 1.5})
+    assert len(digest_of(None)) == 64
+
+
+def test_the_digest_is_of_what_is_asked_not_of_where_it_lies(tmp_path: Path) -> None:
+    here = load_recipe(write(tmp_path / "here" / "recipes" / "r.yaml", ASKED))
+    there = load_recipe(write(tmp_path / "there" / "recipes" / "r.yaml", changed("about", "other words")))
+    assert here.data != there.data
+    assert recipe_digest(here) == recipe_digest(there)
+    assert recipe_digest(here) != recipe_digest(recipe_of(changed("retriever.dim", 33)))
+    assert recipe_digest(here) != recipe_digest(recipe_of(changed("data.path", "../data/another")))
+
+
+def differences(new: dict[str, Any], old: dict[str, Any] = ASKED) -> list[Difference]:
+    before, after = recipe_of(old), recipe_of(new)
+    found = recipe_differences(before, after)
+    assert (not found) == (recipe_digest(before) == recipe_digest(after))
+    return found
+
+
+def test_differences_name_the_field() -> None:
+    assert differences(changed("about", "other words")) == []
+    assert differences(changed("data.path", "/elsewhere/kuairand-pure")) == []
+    assert differences(changed("retriever.dim", 64)) == [Difference("retriever.dim", 32, 64, "changed")]
+    assert differences(changed("retriever.hidden", [])) == [Difference("retriever.hidden", [64], [], "changed")]
+    assert differences(changed("prepare.split.test.end", "2022-05-10")) == [
+        Difference("prepare.split.test.end", "2022-05-09", "2022-05-10", "changed")
+    ]
+    assert differences(changed("prepare.negative", "NOT long_view")) == [
+        Difference("prepare.negative", None, "NOT long_view", "changed")
+    ]
+    assert differences(changed("prepare.filters.0.min_events", 6)) == [
+        Difference("prepare.filters.0.min_events", 5, 6, "changed")
+    ]
+
+
+def test_a_feature_is_known_by_its_name_not_by_its_place() -> None:
+    first, second = ASKED["features"]["item"]
+    age = {"kind": "age"}
+    added = Difference("features.item.age", None, age, "added")
+    assert differences(changed("features.item", [age, first, second])) == [added]
+    (removed,) = differences(changed("features.item", [second]))
+    assert (removed.field, removed.new, removed.kind) == ("features.item.id", None, "removed")
+    assert differences(changed("features.user.1.last", 9)) == [
+        Difference("features.user.negatives.last", 50, 9, "changed")
+    ]
+    assert differences(changed("features.item", [second, first])) == [
+        Difference("features.item (order)", ["id", "author_id"], ["author_id", "id"], "changed")
+    ]
+    bag = {"kind": "bag", "column": "author_id", "dim": 16}
+    (difference,) = differences(changed("features.item.1", bag))
+    assert (difference.field, difference.new, difference.kind) == ("features.item.author_id", bag, "changed")
+
+
+def test_filters_are_known_by_their_place() -> None:
+    (difference,) = differences(changed("prepare.filters", ASKED["prepare"]["filters"][:1]))
+    assert (difference.field, difference.kind) == ("prepare.filters.1", "removed")
+    found = differences(changed("prepare.filters", []))
+    assert [(d.field, d.kind) for d in found] == [("prepare.filters.0", "removed"), ("prepare.filters.1", "removed")]
+
+
+@settings(max_examples=50, deadline=None)
+@given(about=st.text(st.characters(exclude_categories=["Cs"]), max_size=40), dim=st.integers(1, 4096))
+def test_a_dumped_recipe_loads_equal(tmp_path_factory: pytest.TempPathFactory, about: str, dim: int) -> None:
+    asked = changed("about", about, changed("retriever.dim", dim, changed("data.path", "/data/kuairand-pure")))
+    recipe = recipe_of(changed("train.learning_rate", 1e-5, asked))
+    path = tmp_path_factory.mktemp("dump") / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+
+
+def test_a_dumped_table_recipe_loads_equal(tmp_path: Path) -> None:
+    table = {"kind": "table", "events": "/data/log.parquet"}
+    recipe = recipe_of(changed("data", table))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_the_schema_for_editors_covers_a_file_over_a_base() -> None:
+    schema = recipe_schema()
+    assert schema["$schema"].endswith("2020-12/schema")
+    assert set(schema["else"]["required"]) >= {"name", "data", "prepare", "features", "retriever", "train"}
+    assert "base" not in schema["else"]["properties"]
+    over = schema["then"]
+    assert "base" in over["properties"]
+    assert "required" not in over
+    part = schema["$defs"][over["properties"]["prepare"]["$ref"].removeprefix("#/$defs/")]
+    assert "required" not in part
+    assert part["additionalProperties"] is False
+    assert schema["$defs"]["Prepare"]["required"] == ["positive", "split"]
+
+
+def test_the_schema_names_only_what_it_holds() -> None:
+    schema = recipe_schema()
+
+    def references(part: Any) -> list[str]:
+        parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        own = [part["$ref"]] if isinstance(part, dict) and "$ref" in part else []
+        return own + [found for inner in parts for found in references(inner)]
+
+    assert {name.removeprefix("#/$defs/") for name in references(schema)} <= set(schema["$defs"])
+
+
+def test_reading_a_recipe_touches_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", ASKED)
+    before = sorted(os.listdir(tmp_path))
+    assert recipe_of(changed("data.path", "/nowhere")).data.kind == "kuairand"
+    load_recipe(path)  # its data folder does not exist: that is for preparation to say
+    assert sorted(os.listdir(tmp_path)) == before

@@ -1,0 +1,121 @@
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from twofold.recipe.schema import (
+    AgeFeature,
+    BagFeature,
+    HistoryFeature,
+    NumberFeature,
+    Recipe,
+    TemporalSplit,
+    TimeFeature,
+    Window,
+    feature_name,
+)
+
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    split = {
+        "kind": "temporal",
+        "train": {"first": "2022-04-09", "end": "2022-05-07"},
+        "validation": {"first": "2022-05-07", "end": "2022-05-08"},
+        "test": {"first": "2022-05-08", "end": "2022-05-09"},
+    }
+    whole = {
+        "name": "tiny",
+        "data": {"kind": "kuairand", "path": "/data/kuairand-pure"},
+        "prepare": {"positive": "long_view OR is_like", "split": split},
+        "features": {"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]},
+        "retriever": {"kind": "two_tower"},
+        "train": {},
+    }
+    return whole | changes
+
+
+def test_defaults_are_those_of_the_fields() -> None:
+    recipe = Recipe.model_validate(asked())
+    assert recipe.data.kind == "kuairand"
+    assert recipe.data.path == Path("/data/kuairand-pure")
+    assert recipe.retriever.dim == 64
+    assert recipe.features.user == (HistoryFeature(kind="history", of="positives", last=100),)
+    assert recipe.prepare.filters == ()
+
+
+def test_a_recipe_is_frozen_and_closed() -> None:
+    recipe = Recipe.model_validate(asked())
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.train.epochs = 5  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="epoch"):
+        Recipe.model_validate(asked(train={"epoch": 5}))
+
+
+def test_days_begin_where_the_offset_says() -> None:
+    days = {name: Window(first=date(2022, 5, day), end=date(2022, 5, day + 1)) for name, day in
+            (("train", 6), ("validation", 7), ("test", 8))}  # fmt: skip
+    utc = TemporalSplit(kind="temporal", **days)
+    beijing = TemporalSplit(kind="temporal", utc_offset_h=8, **days)
+    first, end = utc.bounds_ms("test")
+    assert first == 1_651_968_000_000  # 8 May 2022, 00:00 UTC
+    assert end - first == DAY_MS
+    assert beijing.bounds_ms("test") == (first - 8 * 60 * 60 * 1000, end - 8 * 60 * 60 * 1000)
+    assert utc.bounds_ms("train")[1] == utc.bounds_ms("validation")[0]
+
+
+def test_windows_may_leave_a_gap_but_not_overlap() -> None:
+    def split(validation_first: int) -> TemporalSplit:
+        return TemporalSplit(
+            kind="temporal",
+            train=Window(first=date(2022, 5, 1), end=date(2022, 5, 5)),
+            validation=Window(first=date(2022, 5, validation_first), end=date(2022, 5, 8)),
+            test=Window(first=date(2022, 5, 8), end=date(2022, 5, 9)),
+        )
+
+    assert split(5).validation.first == split(5).train.end
+    assert split(7).validation.first > split(7).train.end
+    with pytest.raises(ValidationError, match=r"validation.first is 2022-05-04, but train.end is 2022-05-05"):
+        split(4)
+
+
+def test_an_empty_window_is_refused() -> None:
+    with pytest.raises(ValidationError, match="the window is empty: first 2022-05-08 must lie before end 2022-05-08"):
+        Window(first=date(2022, 5, 8), end=date(2022, 5, 8))
+
+
+def test_a_tower_reads_nothing_twice() -> None:
+    twice = {"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}, {"kind": "id"}]}
+    with pytest.raises(ValidationError, match="the item tower reads 'id' twice"):
+        Recipe.model_validate(asked(features=twice))
+
+
+def test_a_rule_is_vetted_when_the_recipe_is_read() -> None:
+    prepare = asked()["prepare"]
+    with pytest.raises(ValidationError, match=r"READ_CSV\(…\) cannot be part of a rule"):
+        Recipe.model_validate(asked(prepare=prepare | {"positive": "read_csv('x')"}))
+    with pytest.raises(ValidationError, match="a number where a condition is needed"):
+        Recipe.model_validate(asked(prepare=prepare | {"negative": "LEAST(watch_s, 8)"}))
+
+
+@pytest.mark.parametrize(
+    ("feature", "name"),
+    [
+        (HistoryFeature(kind="history", of="negatives"), "negatives"),
+        (TimeFeature(kind="time", of="hour"), "hour"),
+        (BagFeature(kind="bag", column="tag"), "tag"),
+        (NumberFeature(kind="number", column="duration_ms", scale="log"), "duration_ms"),
+        (AgeFeature(kind="age"), "age"),
+    ],
+)
+def test_feature_names(feature: Any, name: str) -> None:
+    assert feature_name(feature) == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "../up", "a b", "-a", "a/b", "x" * 101])
+def test_a_name_is_a_safe_folder_name(name: str) -> None:
+    with pytest.raises(ValidationError, match="name"):
+        Recipe.model_validate(asked(name=name))
