@@ -40,7 +40,7 @@ def test_every_field_of_a_recipe_is_on_its_page(field: str) -> None:
     assert f"`{field}`" in page or f"`{field}:" in page
 
 
-@pytest.mark.parametrize("verb", verbs(typer.main.get_command(app)))
+@pytest.mark.parametrize("verb", list(verbs(typer.main.get_command(app))))
 def test_every_verb_is_written_about(verb: str) -> None:
     assert any(verb in path.read_text(encoding="utf-8") for path in DOCS if path.exists()), (
         f"write what `{verb}` does in README.md"
