@@ -17,7 +17,6 @@ is never taken for a complete one. A stage whose inputs have the digest of its m
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from twofold.digest import digest_of, file_digest
 from twofold.errors import RunError
 
 Json = Any
@@ -45,22 +45,6 @@ class Stage:
     facts: Mapping[str, Json]
     seconds: float
     was_reused: bool
-
-
-def digest_of(value: Json) -> str:
-    """SHA-256 of the canonical JSON of a value: equal values, equal digests, on every machine.
-
-    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
-    True
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_stage(

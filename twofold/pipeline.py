@@ -20,7 +20,7 @@ from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, re
 from twofold.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from twofold.evaluate.protocols import Report
+    from twofold.evaluate.verdict import Report
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def build_dataset(job: Job, prepared: Stage) -> Stage:
 def train(job: Job, dataset: Stage) -> Stage:
     """Arrays → the weights of the best epoch on the validation window."""
     from twofold.dataset.arrays import load_dataset
+    from twofold.evaluate.judge import headline_k
     from twofold.evaluate.protocols import judge_catalogue
     from twofold.evaluate.windows import judged_window
     from twofold.model.two_tower import TwoTower, build_two_tower
@@ -90,9 +91,10 @@ def train(job: Job, dataset: Stage) -> Stage:
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_dataset(dataset.folder)
         window = judged_window(arrays, "validation")
+        k = headline_k(len(arrays.items))
 
         def validate(model: TwoTower) -> float:
-            return judge_catalogue(window, _scores(model, arrays, window), ks=(100,)).mean("catalogue/recall@100")
+            return judge_catalogue(window, _scores(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
 
         return fit(
             lambda: build_two_tower(job.recipe.retriever, arrays.features),
@@ -110,7 +112,7 @@ def train(job: Job, dataset: Stage) -> Stage:
 def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage:
     """The model and the baselines on the test window → report.json and report.html."""
     from twofold.dataset.arrays import load_dataset
-    from twofold.evaluate.protocols import judge
+    from twofold.evaluate.judge import judge
     from twofold.evaluate.report import write_report
     from twofold.evaluate.windows import judged_window, positives_before
 
@@ -202,7 +204,7 @@ def claim_folder(job: Job, *, replace: bool) -> None:
 def report_of(folder: Path) -> "Report":
     """The report of a judged run."""
     from twofold.bundle import open_stage
-    from twofold.evaluate.protocols import load_report
+    from twofold.evaluate.verdict import load_report
 
     return load_report(open_stage(folder, "evaluate").folder / "report.json")
 
@@ -236,9 +238,7 @@ def _facts(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> dict[st
         "versions": {name: version(name) for name in ("twofold", "torch", "numpy", "duckdb")},
         "seconds": seconds,
         "funnel": prepared.facts["funnel"],
-        "rows": dataset.facts["rows"],
         "model": [asdict(part) for part in describe_model(_load_model(job, _arrays(dataset), trained))],
-        "epochs": trained.facts["epochs"],
     }
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from twofold.errors import RecipeError
 from twofold.recipe.load import (
     Difference,
-    digest_of,
     dump_recipe,
     load_recipe,
     recipe_differences,
@@ -327,12 +326,6 @@ def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str
 
 def recipe_of(asked: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(asked)
-
-
-def test_equal_values_have_equal_digests() -> None:
-    assert digest_of({"a": 1, "b": [1, 2.5]}) == digest_of({"b": [1, 2.5], "a": 1})
-    assert digest_of({"a": 1}) != digest_of({"a": 1.5})
-    assert len(digest_of(None)) == 64
 
 
 def test_the_digest_is_of_what_is_asked_not_of_where_it_lies(tmp_path: Path) -> None:

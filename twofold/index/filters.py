@@ -85,7 +85,9 @@ def _evaluate(node: exp.Expr, items: pa.Table) -> pa.Array:
             # IS TRUE and IS FALSE: never NULL.
             return pc.equal(pc.fill_null(_evaluate(node.this, items), not node.expression.this), node.expression.this)
     parts = [_evaluate(child, items) for child in node.iter_expressions()]
-    return _logic(node, parts) if isinstance(node, exp.Predicate | exp.Connector | exp.Not) else _calculation(node, parts)
+    return (
+        _logic(node, parts) if isinstance(node, exp.Predicate | exp.Connector | exp.Not) else _calculation(node, parts)
+    )
 
 
 def _logic(node: exp.Expr, parts: list[pa.Array]) -> pa.Array:
@@ -226,7 +228,9 @@ def _cast(value: pa.Array, node: exp.Cast) -> pa.Array:
         case exp.DType.TEXT | exp.DType.VARCHAR if pa.types.is_date32(value.type):
             return value.cast(pa.string())
         case target:
-            raise pa.ArrowTypeError(f"{node.this.name or 'a part of it'} is {value.type} and cannot be read as {target.value}")
+            raise pa.ArrowTypeError(
+                f"{node.this.name or 'a part of it'} is {value.type} and cannot be read as {target.value}"
+            )
 
 
 def _is_null(value: pa.Array) -> bool:

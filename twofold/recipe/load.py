@@ -5,8 +5,6 @@ twice in a mapping (YAML keeps the last and says nothing). What is wrong with it
 problem: where it was written, the field, what is wrong, what would be right.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import ValidationError
 
+from twofold.digest import digest_of
 from twofold.errors import RecipeError
 from twofold.recipe.problems import Problem, members, nearest, problems_of
 from twofold.recipe.schema import Data, Features, Recipe, feature_name
@@ -202,16 +201,6 @@ def _yaml(text: str, label: str) -> Json:
 
 
 # --- Recipe → digest, difference, text, schema ------------------------------------------------------------------------
-
-
-def digest_of(value: Json) -> str:
-    """SHA-256 of the canonical JSON of a value: equal values, equal digests, on every machine.
-
-    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
-    True
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recipe_digest(recipe: Recipe) -> str:

@@ -31,7 +31,7 @@ def _vetted(text: str) -> str:
     return text
 
 
-Rule = Annotated[str, AfterValidator(_vetted), Field(description="A SQL expression over the log's columns.")]
+Rule = Annotated[str, AfterValidator(_vetted)]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class Train(Part):
     epochs: int = Field(default=4, ge=1, le=10_000)
     batch_size: int = Field(default=1024, ge=2, le=1_000_000)
     learning_rate: float = Field(default=2e-3, gt=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class Recipe(Part):
