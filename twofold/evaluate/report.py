@@ -1,0 +1,170 @@
+"""A Report for people: one page that needs nothing but a browser, and tables for the terminal."""
+
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, StrictUndefined
+from rich.table import Table
+from rich.text import Text
+
+from twofold.bundle import atomic_file, write_json
+from twofold.evaluate.verdict import (
+    MODEL,
+    Estimate,
+    Report,
+    Section,
+    bracket,
+    counted,
+    decimal,
+    percent,
+    spread,
+)
+
+_WIDE: Final = 440  # the plot's own units: pixels at full width
+_LEFT: Final = 190
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One row of the plot: places on the horizontal axis."""
+
+    name: str
+    label: str
+    x: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The headline metric of all rows, with intervals; `ticks` are (place, text)."""
+
+    dots: tuple[Dot, ...]
+    ticks: tuple[tuple[float, str], ...]
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes report.json and report.html into a folder.
+
+    The page is self-contained: no script, no request, all text escaped.
+    """
+    write_json(folder / "report.json", asdict(report))
+    with atomic_file(folder / "report.html") as partial:
+        partial.write_text(report_page(report), encoding="utf-8")
+
+
+def report_page(report: Report) -> str:
+    """The report as one HTML page."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "decimal": decimal,
+        "bracket": bracket,
+        "spread": spread,
+        "percent": percent,
+        "short": short_name,
+        "skips": skips,
+    }
+    source = (files("twofold.evaluate") / "report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        report=report,
+        plot=plot_of(report),
+        MODEL=MODEL,
+        shown=shown_metrics(report),
+        users=lambda n: counted(n, "user"),
+    )
+
+
+def plot_of(report: Report) -> Plot:
+    """Dots with intervals for every row of the catalogue table, on an axis that begins at 0."""
+    rows = [(row.name, row.metrics[report.headline]) for row in report.catalogue.rows]
+    highest = max([each.high or each.value or 0.0 for _, each in rows] + [1e-9])
+    step = next((step for step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25) if highest / step <= 6), 0.25)
+    end = step * (int(highest / step) + 1)
+
+    def place(value: float | None) -> float:
+        return round(_LEFT + _WIDE * (value or 0.0) / end, 1)
+
+    dots = tuple(Dot(name, spread(each), place(each.value), place(each.low), place(each.high)) for name, each in rows)
+    ticks = tuple((place(number * step), decimal(number * step)) for number in range(round(end / step) + 1))
+    return Plot(dots, ticks)
+
+
+def shown_metrics(report: Report) -> list[str]:
+    """The catalogue metrics of the main table; the page folds away the others."""
+    k = report.headline.partition("@")[2]
+    wanted = ["recall@10", f"recall@{k}", f"hit_rate@{k}", "ndcg@10", "mrr@10", "map@10"]
+    wanted = list(dict.fromkeys(f"catalogue/{name}" for name in wanted))
+    return [name for name in wanted if name in report.catalogue.rows[0].metrics]
+
+
+def report_tables(report: Report) -> list[Table]:
+    """The catalogue, impressions and in-batch tables for the terminal; the verdict is the first one's caption."""
+    return [_catalogue_table(report), _impressions_table(report), _batch_table(report)]
+
+
+def _catalogue_table(report: Report) -> Table:
+    table = _table(f"catalogue · {report.window} window · {_who(report.catalogue)}", "\n".join(report.verdict))
+    metrics = shown_metrics(report)
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(short_name(metric), justify="right")
+    table.add_column(f"model − row, {short_name(report.headline)}", justify="right")
+    for row in report.catalogue.rows:
+        cells = [_cell(row.metrics[metric], with_interval=metric == report.headline) for metric in metrics]
+        gap = row.model_minus.get(report.headline)
+        table.add_row(row.name, *cells, _cell(gap) if gap else "", style="bold" if row.name == MODEL else "")
+    return table
+
+
+def _impressions_table(report: Report) -> Table:
+    section = report.impressions
+    table = _table(f"impressions · {_who(section)}", "headroom: (model − chance) / (1 − chance)")
+    metrics = list(section.bounds)
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(short_name(metric), justify="right")
+    for row in section.rows:
+        cells = [_cell(row.metrics[metric], with_interval=False) for metric in metrics]
+        table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
+    table.add_section()
+    table.add_row("chance", *(decimal(section.bounds[metric].chance) for metric in metrics), style="dim")
+    table.add_row("perfect order", *(decimal(section.bounds[metric].best) for metric in metrics), style="dim")
+    table.add_row("headroom gained", *(percent(section.bounds[metric].headroom) for metric in metrics))
+    return table
+
+
+def _batch_table(report: Report) -> Table:
+    batch = report.in_batch
+    title = f"in-batch · batch {batch.batch_size:,} · {counted(batch.pairs, 'pair')}"
+    table = _table(title, f"K = k · {report.catalogue.num_items:,} / {batch.batch_size:,}: the rank a batch stands for")
+    for heading in ("k", "in-batch hit rate@k", "K in the catalogue", "same pairs, catalogue hit rate@K"):
+        table.add_column(heading, justify="right")
+    for line in batch.lines:
+        table.add_row(str(line.k), spread(line.in_batch), f"{line.rank:,.1f}", spread(line.catalogue))
+    return table
+
+
+def _table(title: str, caption: str) -> Table:
+    # Text, not str: rich reads [.370, .401] in a str as markup.
+    return Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
+
+
+def _cell(estimate: Estimate, *, with_interval: bool = True) -> Text:
+    return Text(spread(estimate) if with_interval else decimal(estimate.value))
+
+
+def _who(section: Section) -> str:
+    return f"{counted(section.users_judged, 'user')}, {counted(section.num_items, 'item')}"
+
+
+def short_name(metric: str) -> str:
+    """`recall@100` of `catalogue/recall@100`, where the heading says the rest."""
+    return metric.partition("/")[2].replace("_", " ")
+
+
+def skips(skipped: dict[str, int]) -> str:
+    """Who was not judged and why."""
+    reasons = [f"{counted(number, 'user')} with {why}" for why, number in skipped.items() if number]
+    return "; ".join(reasons) or "nobody"

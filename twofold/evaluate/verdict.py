@@ -1,0 +1,247 @@
+"""What a judged run states, as data and in words: `report.json` is this, and `report.py` draws it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from twofold.errors import RunError
+from twofold.evaluate.protocols import Track
+
+MODEL: Final = "model"
+FEW_USERS: Final = 100
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over users and its 95 % bootstrap interval.
+
+    None: no user has one, or (bounds) it is no mean over users.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One judged thing: metric → estimate, and for a baseline metric → model minus this row, paired over users."""
+
+    name: str
+    metrics: dict[str, Estimate]
+    model_minus: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a random and a perfect order reach; `headroom` is the model's (value - chance) / (1 - chance)."""
+
+    chance: float | None
+    best: float | None
+    headroom: float | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One protocol: who was judged against what. The model's row is first."""
+
+    protocol: str
+    candidates: str
+    excluded: str
+    num_items: int
+    users_judged: int
+    users_skipped: dict[str, int]
+    rows: tuple[Row, ...]
+    bounds: dict[str, Bounds]
+    """Per metric; only where candidates are few enough that chance matters (impressions)."""
+
+
+@dataclass(frozen=True)
+class BatchLine:
+    """Hit rate@k in batches stands for `rank` = k·N/B in the catalogue, where the same pairs reach `catalogue`."""
+
+    k: int
+    rank: float
+    in_batch: Estimate
+    catalogue: Estimate
+
+
+@dataclass(frozen=True)
+class BatchSection:
+    """The in-batch protocol of the model. Its values are never comparable with the catalogue's at the same k."""
+
+    batch_size: int
+    pairs: int
+    users_judged: int
+    seed: int
+    lines: tuple[BatchLine, ...]
+
+
+@dataclass(frozen=True)
+class FunnelLine:
+    """What a step of preparation left."""
+
+    name: str
+    rows: int
+    users: int
+    items: int
+    positive_share: float
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A block or layer of a tower."""
+
+    tower: str
+    name: str
+    shape: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where a report comes from; the pipeline knows. `seconds` are per stage."""
+
+    recipe: str
+    recipe_digest: str
+    commit: str
+    hardware: str
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    funnel: tuple[FunnelLine, ...] = ()
+    model: tuple[ModelPart, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """How good one run is on one window, with everything that is needed not to misread it."""
+
+    window: str
+    track: Track
+    tie_rule: str
+    interval: str
+    headline: str
+    """The metric that the verdict is about."""
+    verdict: tuple[str, ...]
+    beats_all: bool
+    """The headline's paired interval lies above 0 for every baseline."""
+    cold_items: int
+    cold_relevant_share: float
+    """Share of what there was to find that consists of items without a training event."""
+    catalogue: Section
+    impressions: Section
+    in_batch: BatchSection
+    facts: Facts
+
+    def metrics_of(self, name: str) -> dict[str, float]:
+        """All values of one row, by metric; those that nobody could be judged on are left out."""
+        rows = [row for section in (self.catalogue, self.impressions) for row in section.rows if row.name == name]
+        values = {metric: each.value for row in rows for metric, each in row.metrics.items()}
+        if name == MODEL:
+            values |= {f"in_batch/hit_rate@{line.k}": line.in_batch.value for line in self.in_batch.lines}
+        return {metric: value for metric, value in values.items() if value is not None}
+
+
+def load_report(path: Path) -> Report:
+    """The report of a `report.json`; RunError if the file is not one."""
+    try:
+        return TypeAdapter(Report).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"there is no report {path}. Make it with `twofold run` and the run's recipe.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise RunError(
+            f"{path} is not a report: {place}: {first['msg']}. Delete its folder {path.parent} and give `twofold run` "
+            "again."
+        ) from None
+
+
+def in_words(catalogue: Section, impressions: Section, in_batch: BatchSection, *, headline: str) -> tuple[str, ...]:
+    """The verdict:
+
+    the model against every baseline on the headline metric, strongest first, then what the rest says.
+    """
+    model = catalogue.rows[0].metrics[headline]
+    others = sorted(catalogue.rows[1:], key=lambda row: -(row.metrics[headline].value or 0))
+    sentences = [_against(row, model, headline) for row in others]
+    if catalogue.users_judged < FEW_USERS:
+        sentences.append(
+            f"Only {counted(catalogue.users_judged, 'user')} could be judged: read the intervals, not the values."
+        )
+    sentences.append(_on_impressions(impressions))
+    if in_batch.lines:
+        line = [line for line in in_batch.lines if line.k <= 10][-1]
+        sentences.append(
+            f"in-batch hit rate@{line.k}: {decimal(line.in_batch.value)} at batch {in_batch.batch_size:,}, standing "
+            f"for catalogue rank {line.rank:,.0f}; there the same pairs reach {decimal(line.catalogue.value)}."
+        )
+    return tuple(sentences)
+
+
+def _against(row: Row, model: Estimate, headline: str) -> str:
+    other, gap = row.metrics[headline], row.model_minus[headline]
+    if gap.value is None or gap.low is None or gap.high is None:
+        raise AssertionError("the catalogue protocol refuses a window in which it judges nobody")
+    metric = headline.replace("/", " ")
+    opening = f"{metric}: the model {spread(model)} is"
+    if gap.low > 0:
+        return f"{opening} above {row.name} {decimal(other.value)} by {spread(gap)}."
+    if gap.high < 0:
+        short = Estimate(-gap.value, -gap.high, -gap.low)
+        return f"{opening} short of {row.name} {decimal(other.value)} by {spread(short)}."
+    side = "above" if gap.value > 0 else "short of" if gap.value < 0 else "level with"
+    return (
+        f"{opening} not clearly above {row.name} {decimal(other.value)}: it is {side} it by {decimal(abs(gap.value))}, "
+        f"and the interval of the difference {bracket(gap)} holds 0."
+    )
+
+
+def _on_impressions(impressions: Section) -> str:
+    auc, bounds = impressions.rows[0].metrics["impressions/auc"], impressions.bounds["impressions/auc"]
+    if auc.value is None or bounds.headroom is None:
+        return "impressions: no user has both a positive and another one in the window: their order cannot be judged."
+    return (
+        f"impressions auc: the model {spread(auc)} on {counted(impressions.users_judged, 'user')}; chance is .500: "
+        f"{percent(bounds.headroom)} of the way to a perfect order."
+    )
+
+
+def decimal(value: float | None) -> str:
+    """Three decimals, without a leading zero; a dash where there is no number.
+
+    >>> decimal(0.3864), decimal(-0.0126), decimal(1.0), decimal(None)
+    ('.386', '−.013', '1.000', '–')
+    """
+    if value is None:
+        return "–"
+    text = f"{abs(value):.3f}".removeprefix("0")
+    return f"−{text}" if value < 0 and float(text) else text
+
+
+def bracket(estimate: Estimate) -> str:
+    """The interval alone."""
+    return "" if estimate.low is None else f"[{decimal(estimate.low)}, {decimal(estimate.high)}]"
+
+
+def spread(estimate: Estimate) -> str:
+    """The value and its interval.
+
+    >>> spread(Estimate(0.3864, 0.37, 0.4011))
+    '.386 [.370, .401]'
+    """
+    return f"{decimal(estimate.value)} {bracket(estimate)}".rstrip()
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, one decimal below ten percent."""
+    if share is None:
+        return "–"
+    return f"{share:.1%}" if abs(share) < 0.1 else f"{share:.0%}"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 user, 2 users."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
