@@ -50,4 +50,4 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "twofold needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
 	       "Say which to use: make demo PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
