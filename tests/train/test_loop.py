@@ -1,0 +1,105 @@
+"""Training on the checkerboard: solved, repeatable, and a kill changes nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from twofold import pipeline
+from twofold.dataset.arrays import load_dataset
+from twofold.errors import DataError, RunError
+from twofold.model.two_tower import build_two_tower
+from twofold.train import loop
+from twofold.train.loop import fit
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing may catch it."""
+
+
+@pytest.fixture(scope="module")
+def world(checkerboard_recipe, tmp_path_factory):
+    job = pipeline.Job(checkerboard_recipe, tmp_path_factory.mktemp("run"))
+    return checkerboard_recipe, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
+
+
+def train(world, out, validate=lambda model: 0.0, **changes):
+    recipe, dataset = world
+    settings = recipe.train.model_copy(update={"epochs": 2, "batch_size": 64, **changes})
+    out.mkdir(exist_ok=True)
+    facts = fit(
+        lambda: build_two_tower(recipe.retriever, dataset.features),
+        dataset,
+        settings,
+        temperature=recipe.retriever.temperature,
+        validate=validate,
+        out=out,
+    )
+    return facts, (out / "weights.safetensors").read_bytes()
+
+
+def test_one_seed_gives_one_model_and_two_seeds_two(world, tmp_path):
+    _, first = train(world, tmp_path / "a")
+    assert train(world, tmp_path / "b")[1] == first
+    assert train(world, tmp_path / "c", seed=1)[1] != first
+
+
+def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch):
+    whole_facts, whole = train(world, tmp_path / "whole")
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)  # a checkpoint at every step
+    steps, original = iter(range(1, 1000)), loop._step
+
+    def step_then_die(*arguments, **named):
+        if next(steps) == 7:
+            raise Killed
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(loop, "_step", step_then_die)
+    with pytest.raises(Killed):
+        train(world, tmp_path / "cut")
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    resumed_facts, resumed = train(world, tmp_path / "cut")
+    assert resumed == whole
+    losses = [[epoch["loss"] for epoch in facts["epochs"]] for facts in (whole_facts, resumed_facts)]
+    assert losses[0] == losses[1]
+    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+
+
+def test_a_damaged_checkpoint_is_a_fresh_start(world, tmp_path):
+    _, whole = train(world, tmp_path / "whole")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0")
+    assert train(world, tmp_path / "cut")[1] == whole
+
+
+def test_the_best_epoch_is_kept_not_the_last(world, tmp_path):
+    values, seen = iter([0.9, 0.1]), []
+
+    def validate(model):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return next(values)
+
+    facts, _ = train(world, tmp_path / "a", validate=validate)
+    assert facts["best_epoch"] == 0
+    kept = train_weights(tmp_path / "a")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in seen[0].items())
+
+
+def train_weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "weights.safetensors")
+
+
+def test_divergence_stops_and_names_the_batch(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_step", lambda *arguments, **named: float("nan"))
+    with pytest.raises(RunError, match=r"diverged: the loss of epoch 0, batch 0 is nan. Lower train.learning_rate \(now "):
+        train(world, tmp_path / "a")
+
+
+def test_too_few_positives_are_refused(world, tmp_path):
+    recipe, dataset = world
+    rows = replace(dataset.rows["train"], label=np.zeros(len(dataset.rows["train"]), bool))
+    with pytest.raises(DataError, match="holds 0 positive events.*prepare.positive"):
+        train((recipe, replace(dataset, rows={**dataset.rows, "train": rows})), tmp_path / "a")
