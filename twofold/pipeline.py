@@ -122,7 +122,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         first, _ = job.recipe.prepare.split.bounds_ms("test")
         report = judge(
             window,
-            _scores(_load_model(job, arrays, trained), arrays, window),
+            _scores(load_model(job, arrays, trained), arrays, window),
             positives_before(arrays, first),
             batch_size=job.recipe.train.batch_size,
             facts=_facts(job, prepared, dataset, trained),
@@ -143,7 +143,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
 
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_dataset(dataset.folder)
-        model = _load_model(job, arrays, trained)
+        model = load_model(job, arrays, trained)
         as_of = dataset.facts["last_event_at"] + 1
         vectors = encode(model.item, item_batches(arrays, as_of))
         save_index(build_index(vectors), out)
@@ -209,7 +209,8 @@ def report_of(folder: Path) -> "Report":
     return load_report(open_stage(folder, "evaluate").folder / "report.json")
 
 
-def _load_model(job: Job, arrays: Any, trained: Stage) -> Any:
+def load_model(job: Job, arrays: Any, trained: Stage) -> Any:
+    """The trained model of a run, over its `Dataset`."""
     from twofold.model.two_tower import build_two_tower, load_weights
 
     return load_weights(build_two_tower(job.recipe.retriever, arrays.features), trained.folder / "weights.safetensors")
@@ -238,7 +239,7 @@ def _facts(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> dict[st
         "versions": {name: version(name) for name in ("twofold", "torch", "numpy", "duckdb")},
         "seconds": seconds,
         "funnel": prepared.facts["funnel"],
-        "model": [asdict(part) for part in describe_model(_load_model(job, _arrays(dataset), trained))],
+        "model": [asdict(part) for part in describe_model(load_model(job, _arrays(dataset), trained))],
     }
 
 

@@ -19,9 +19,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def world(checkerboard_recipe, tmp_path_factory):
-    job = pipeline.Job(checkerboard_recipe, tmp_path_factory.mktemp("run"))
-    return checkerboard_recipe, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
+def world(checkerboard, tmp_path_factory):
+    job = pipeline.Job(checkerboard, tmp_path_factory.mktemp("run"))
+    return checkerboard, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
 
 
 def train(world, out, validate=lambda model: 0.0, **changes):

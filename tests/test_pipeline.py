@@ -1,0 +1,151 @@
+"""The whole house on worlds whose right answer is known, and on runs that are reused, killed or mixed up."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import twofold
+from twofold import pipeline
+from twofold.bundle import find_stage
+from twofold.errors import RunError
+from twofold.pipeline import report_of
+from twofold.recipe.load import dump_recipe, load_recipe
+from twofold.runs import list_runs
+
+
+@pytest.fixture(scope="module")
+def solved(checkerboard, tmp_path_factory):
+    return twofold.run(checkerboard, runs=tmp_path_factory.mktemp("runs"))
+
+
+def test_checkerboard_the_withheld_item_is_each_users_first_recommendation(checkerboard, solved):
+    report = report_of(solved.folder)
+    model = report.metrics_of("model")
+    assert model["catalogue/hit_rate@1"] == 1.0
+    assert model["catalogue/mrr@10"] == 1.0
+
+
+def test_after_the_test_day_nothing_of_a_users_own_kind_is_left_to_recommend(solved):
+    answers = pq.read_table(solved.folder / "recommend" / "recommendations.parquet")
+    assert answers.column_names == ["user_id", "item_id", "score", "rank"]
+    users, items = np.asarray(answers["user_id"]), np.asarray(answers["item_id"])
+    assert ((users + items) % 2 == 1).all()  # all of the own kind have been seen
+    assert (np.asarray(answers["rank"])[users == users[0]] == np.arange(1, (users == users[0]).sum() + 1)).all()
+
+
+def test_an_unseen_user_with_a_posted_history_gets_its_own_kind(solved):
+    recommender = twofold.load(solved.folder)
+    answers = recommender.recommend_for_history([0, 2, 4], k=20)
+    assert all(item % 2 == 0 for item in answers["item_id"].to_pylist())
+    assert not {0, 2, 4} & set(answers["item_id"].to_pylist())
+
+
+def test_the_served_vector_answers_as_the_judged_one(checkerboard, solved):
+    """Train/serve parity through every stage: the file's scores equal the trained model's at the same moment."""
+    from twofold.dataset.arrays import load_dataset
+    from twofold.dataset.batches import item_batches, query_batches
+    from twofold.model.two_tower import encode
+
+    arrays = load_dataset(solved.folder / "dataset")
+    trained = find_stage(solved.folder, "train")
+    model = pipeline.load_model(solved, arrays, trained)
+    as_of = int(arrays.events.at.max()) + 1
+    users = encode(model.user, query_batches(arrays, np.arange(len(arrays.users)), np.full(len(arrays.users), as_of)))
+    scores = users @ encode(model.item, item_batches(arrays, as_of)).T
+    answers = pq.read_table(solved.folder / "recommend" / "recommendations.parquet")
+    rows = arrays.users.rows_of(answers["user_id"]), arrays.items.rows_of(answers["item_id"])
+    np.testing.assert_allclose(np.asarray(answers["score"]), scores[rows], atol=1e-5)
+
+
+def test_the_leak_gives_no_profit(leak, tmp_path):
+    report = report_of(twofold.run(leak, runs=tmp_path).folder)
+    (model,) = (row for row in report.impressions.rows if row.name == "model")
+    auc = model.metrics["impressions/auc"]
+    assert auc.low < 0.5 < auc.high or abs(auc.value - 0.5) < 0.02
+
+
+def test_where_all_share_one_taste_popularity_is_not_beaten_by_much(popularity_only, tmp_path):
+    report = report_of(twofold.run(popularity_only, runs=tmp_path).folder)
+    rows = {row.name: row.metrics["impressions/auc"].value for row in report.impressions.rows}
+    assert rows["popularity"] > 0.75
+    assert rows["model"] < rows["popularity"] + 0.02
+
+
+def test_a_second_run_makes_nothing_again_and_a_change_only_what_depends_on_it(checkerboard, solved):
+    def reused(recipe, **named):
+        stages = {}
+        pipeline.run(
+            recipe,
+            runs=solved.folder.parent,
+            tell=lambda stage: stages.update({stage.folder.name: stage.was_reused}),
+            **named,
+        )
+        return stages
+
+    assert all(reused(checkerboard).values())
+    longer = checkerboard.model_copy(update={"recommend_k": 3})
+    with pytest.raises(RunError, match=r"holds a run of another recipe. It differs in recommend_k: 10 → 3. .*--run NAME.*--replace"):
+        reused(longer)
+    again = reused(longer, replace=True)
+    assert [name for name, was in again.items() if not was] == ["recommend"]
+    reused(checkerboard, replace=True)
+
+
+def test_the_table_of_runs_lists_it(solved):
+    (line,) = list_runs(solved.folder.parent)
+    assert line.name == "world"
+    assert line.stage == "recommend"
+    assert line.metrics["catalogue/hit_rate@1"] == 1.0
+    assert list_runs(solved.folder / "nowhere") == []
+
+
+def test_evaluating_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="is no run folder: it holds no recipe.yaml. List the runs with `twofold runs`"):
+        pipeline.reopen(tmp_path)
+    with pytest.raises(RunError, match="there is no run folder"):
+        twofold.load(tmp_path / "nowhere")
+
+
+def test_two_runs_of_one_seed_give_identical_reports(checkerboard, solved, tmp_path):
+    first, second = report_of(solved.folder), report_of(twofold.run(checkerboard, runs=tmp_path).folder)
+    assert (first.catalogue, first.impressions, first.in_batch) == (second.catalogue, second.impressions, second.in_batch)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_training_ends_with_the_metrics_of_an_uninterrupted_one(kuairand_folder, tmp_path):
+    """SIGKILL on the real log, in the middle of the second epoch; `twofold run` again continues."""
+    shipped = load_recipe(kuairand_folder.parents[1] / "recipes" / "kuairand.yaml", overrides=["train.epochs=2"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(shipped))
+    command = [sys.executable, "-m", "twofold", "run", str(recipe), "--runs"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=600)
+
+    cut = tmp_path / "cut"
+    checkpoint = cut / "kuairand" / "train.partial" / "checkpoint.safetensors"
+    process = subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(checkpoint, process)
+        time.sleep(2.0)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (cut / "kuairand" / "train").exists()
+    with pytest.raises(RunError, match=r"no complete index/ stage"):
+        twofold.load(cut / "kuairand")
+    subprocess.run([*command, str(cut)], check=True, capture_output=True, timeout=600)
+    whole, resumed = (report_of(folder / "kuairand") for folder in (tmp_path / "whole", cut))
+    assert resumed.metrics_of("model") == whole.metrics_of("model")
+
+
+def _wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, f"{path} never appeared"
+        time.sleep(0.1)
