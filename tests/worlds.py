@@ -1,0 +1,171 @@
+"""Tiny worlds whose right answer is known, written as Parquet logs that the `table` source reads.
+
+Every world has its days in UTC: four of training, one of validation, one of test, and what comes `AFTER`.
+"""
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twofold.recipe.schema import Recipe
+
+DAY_MS = 24 * 3600 * 1000
+FIRST = date(2024, 1, 1)
+FIRST_MS = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 1000
+TRAIN_DAYS, VALIDATION, TEST, AFTER = range(4), 4, 5, 6
+SPLIT = {
+    "kind": "temporal",
+    "train": {"first": FIRST, "end": FIRST + timedelta(days=VALIDATION)},
+    "validation": {"first": FIRST + timedelta(days=VALIDATION), "end": FIRST + timedelta(days=TEST)},
+    "test": {"first": FIRST + timedelta(days=TEST), "end": FIRST + timedelta(days=AFTER)},
+}
+
+
+def write_world(folder: Path, events: pa.Table, items: pa.Table | None = None) -> dict[str, Any]:
+    """Writes the tables into a folder; returns the recipe's `data` part, which reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {"kind": "table", "events": folder / "events.parquet"}
+    pq.write_table(events, folder / "events.parquet")
+    if items is not None:
+        pq.write_table(items, folder / "items.parquet")
+        data["items"] = folder / "items.parquet"
+    return data
+
+
+def world_recipe(data: dict[str, Any], parts: dict[str, Any] | None = None) -> Recipe:
+    """A small recipe over a world; `parts` replace parts of it: world_recipe(data, {"train": {"epochs": 1}})."""
+    recipe: dict[str, Any] = {
+        "name": "world",
+        "data": data,
+        "prepare": {"positive": "liked", "split": SPLIT},
+        "features": {
+            "user": [{"kind": "history", "of": "positives", "last": 100}],
+            "item": [{"kind": "id"}],
+        },
+        "retriever": {"kind": "two_tower", "dim": 16, "temperature": 0.1},
+        "train": {"epochs": 10, "batch_size": 128, "learning_rate": 0.01, "seed": 0},
+        "recommend_k": 10,
+    }
+    return Recipe.model_validate(recipe | (parts or {}))
+
+
+# --- checkerboard: even users like even items -------------------------------------------------------------------------
+
+
+def checkerboard(folder: Path, *, num_users: int = 128, num_items: int = 64) -> Recipe:
+    """Even users like even items, odd users odd ones; two items of the user's own kind are withheld from training.
+
+    One of them (`withheld_item(…, "validation")`) is liked on the day of validation, the other on the day of test; a
+    quarter of the other kind's items is met in training and not liked. On the day of test the only unseen item of its
+    own kind must therefore be a user's first recommendation. Nothing but the user's positives tells the kinds apart.
+    """
+    draw = np.random.default_rng(0)
+    lines = []
+    for user in range(num_users):
+        own = np.arange(user % 2, num_items, 2)
+        others = draw.permutation(np.arange((user + 1) % 2, num_items, 2))
+        withheld = [withheld_item(user, num_items, window) for window in ("validation", "test")]
+        liked = np.setdiff1d(own, withheld)
+        met = others[: num_items // 8]
+        moments = draw.choice(len(TRAIN_DAYS) * DAY_MS, size=len(liked) + len(met), replace=False)
+        items = np.concatenate([liked, met])
+        lines += [(user, item, moment, item % 2 == user % 2) for item, moment in zip(items, moments, strict=True)]
+        for day, item, unliked in zip((VALIDATION, TEST), withheld, others[-2:], strict=True):
+            morning = day * DAY_MS + int(draw.integers(DAY_MS // 2))
+            lines += [(user, item, morning, True), (user, unliked, morning + DAY_MS // 4, False)]
+    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
+
+
+def withheld_item(user: int, num_items: int, window: str = "test") -> int:
+    """The item of its own kind that a user of the checkerboard first meets in a window: the diagonal, or beside it."""
+    place = user // 2 + (1 if window == "validation" else 0)
+    return user % 2 + 2 * (place % (num_items // 2))
+
+
+# --- leak: the future determines the label ----------------------------------------------------------------------------
+
+
+def leak(folder: Path, *, num_users: int = 120, num_items: int = 300) -> Recipe:
+    """A coin an item, tossed before the day of test, says whether it is liked from then on; before, likes are noise.
+
+    From the day of test on, everybody likes the items of `lucky_items` and no others, all met at one moment of the day.
+    Whoever peeks (popularity or vectors of the whole log, histories that see later events or those of the same moment)
+    ranks the day of test perfectly; who does not stays at chance: AUC .5.
+    """
+    draw = np.random.default_rng(1)
+    lucky = lucky_items(num_items)
+    lines = []
+    for user in range(num_users):
+        for day in (*TRAIN_DAYS, VALIDATION):
+            items = draw.choice(num_items, size=10, replace=False)
+            moments = day * DAY_MS + draw.choice(DAY_MS, size=10, replace=False)
+            likes = draw.random(10) < 0.5
+            lines += list(zip([user] * 10, items, moments, likes, strict=True))
+        for day in (TEST, AFTER, AFTER + 1):
+            items = draw.choice(num_items, size=30, replace=False)
+            lines += [(user, item, day * DAY_MS + DAY_MS // 2, item in lucky) for item in items]
+    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)), {"train": {"epochs": 3}})
+
+
+def lucky_items(num_items: int) -> frozenset[int]:
+    """The half of the items of `leak` that are liked from the day of test on."""
+    return frozenset(np.random.default_rng(2).permutation(num_items)[: num_items // 2].tolist())
+
+
+# --- popularity only --------------------------------------------------------------------------------------------------
+
+
+def popularity_only(folder: Path, *, num_users: int = 200, num_items: int = 60) -> Recipe:
+    """Everybody has one taste: an item is liked with its probability, `liking`, by whoever meets it.
+
+    Nothing beats popularity.
+    """
+    draw = np.random.default_rng(3)
+    lines = []
+    for user in range(num_users):
+        for day in (*TRAIN_DAYS, VALIDATION, TEST):
+            items = draw.choice(num_items, size=8, replace=False)
+            moments = day * DAY_MS + draw.choice(DAY_MS, size=8, replace=False)
+            likes = draw.random(8) < liking(items, num_items)
+            lines += list(zip([user] * 8, items, moments, likes, strict=True))
+    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
+
+
+def liking(items: np.ndarray, num_items: int) -> np.ndarray:
+    """How likely an item of `popularity_only` is liked: item 0 most, the last one least."""
+    return 0.9 * (1 - items / num_items) ** 2 + 0.02
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _events(lines: list[tuple[Any, ...]], draw: np.random.Generator) -> pa.Table:
+    """Events in no order at all: a correct reader sorts them."""
+    users, items, moments, likes = (np.array(column) for column in zip(*lines, strict=True))
+    table = pa.table(
+        {
+            "user_id": users.astype(np.int64),
+            "item_id": items.astype(np.int64),
+            "at": moments.astype(np.int64) + FIRST_MS,
+            "liked": likes.astype(bool),
+        }
+    )
+    return table.take(pa.array(draw.permutation(len(lines))))
+
+
+def _items(num_items: int) -> pa.Table:
+    """Attributes that say nothing of who likes what, so that features of every kind can be tried."""
+    rows = range(num_items)
+    return pa.table(
+        {
+            "item_id": pa.array(rows, pa.int64()),
+            "creator": [f"creator {row * 7 % 5}" for row in rows],
+            "tags": [[f"tag {row * 5 % 3}", f"tag {row % 11}"][: row % 3] for row in rows],
+            "length_s": [5.0 + row * 13 % 60 for row in rows],
+            "uploaded_at": pa.array([FIRST_MS - (row * 3 % 8) * DAY_MS for row in rows], pa.int64()),
+        }
+    )
