@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
 from twofold.errors import RequestError, TwofoldError
@@ -26,6 +27,13 @@ Replace = Annotated[bool, typer.Option("--replace", help="Give up the results of
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, as runs/kuairand.")]
 
 
+_EXTRAS = {
+    **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2"), "train"),
+    "onnxruntime": "serve",
+}
+"""Which extra brings a module that the base does without."""
+
+
 def main() -> None:
     """Runs the command line; a mistake the user can mend is one message on stderr and exit code 2."""
     try:
@@ -33,6 +41,12 @@ def main() -> None:
     except TwofoldError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}[/]", end=" ")
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(f"{error.name} is not installed, and this verb needs it: pip install 'twofold[{extra}]'", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
@@ -163,11 +177,9 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Rows as JSON lines.")] = False,
 ) -> None:
     """The best k items for users of the log, or for the history of someone it does not know."""
-    from twofold.serve.recommender import load
-
     if (user is None) == (history is None):
         raise RequestError("say for whom: either --user ID (may be repeated) or --history ID,ID,ID")
-    recommender = load(run_folder)
+    recommender = twofold.load(run_folder)
     if history is not None:
         items = [item.strip() for item in history.split(",") if item.strip()]
         answer = recommender.recommend_for_history(items, k=k, where=where, exclude_seen=not with_seen)

@@ -26,7 +26,7 @@ def world(checkerboard, tmp_path_factory):
 
 def train(world, out, validate=lambda model: 0.0, **changes):
     recipe, dataset = world
-    settings = recipe.train.model_copy(update={"epochs": 2, "batch_size": 64, **changes})
+    settings = recipe.train.model_copy(update={"epochs": 2, "batch_size": 512, **changes})
     out.mkdir(exist_ok=True)
     facts = fit(
         lambda: build_two_tower(recipe.retriever, dataset.features),
@@ -51,7 +51,7 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path,
     steps, original = iter(range(1, 1000)), loop._step
 
     def step_then_die(*arguments, **named):
-        if next(steps) == 7:
+        if next(steps) == 10:  # in the second epoch
             raise Killed
         return original(*arguments, **named)
 

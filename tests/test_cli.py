@@ -1,0 +1,122 @@
+"""The command line as a newcomer meets it: what it prints, and that every mistake is one message and exit code 2."""
+
+import json
+import sys
+
+import pytest
+
+from twofold import cli
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs `twofold ARGUMENTS` in this process → (exit code, stdout, stderr), white space folded."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["twofold", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, " ".join(out.split()), " ".join(err.split())
+
+    return run
+
+
+@pytest.fixture
+def shipped(kuairand_folder):
+    return kuairand_folder.parents[1] / "recipes" / "kuairand.yaml"
+
+
+@pytest.fixture
+def written(shipped, kuairand_folder, tmp_path):
+    """Writes the shipped recipe with one text replaced → its path."""
+
+    def write(old, new):
+        text = shipped.read_text().replace("../data/kuairand-pure", str(kuairand_folder))
+        assert old in text
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text.replace(old, new))
+        return path
+
+    return write
+
+
+def test_the_shipped_recipe_is_well(call, shipped):
+    code, out, _ = call("recipe", "check", shipped)
+    assert code == 0
+    assert "is well: recipe" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("recommend_k: 50", "recomend_k: 50", ("recomend_k", "recommend_k")),
+        ("kind: two_tower", "kind: three_tower", ("retriever", "three_tower", "two_tower")),
+        ("{first: 2022-05-08,", "{first: 2022-05-07,", ("overlap", "test.first is 2022-05-07", "2022-05-08")),
+        ("long_view OR liked", "long_vew OR liked", ("prepare.positive", "long_vew", "long_view")),
+        ("long_view OR liked", "(SELECT TRUE)", ("prepare.positive", "SELECT")),
+        ("long_view OR liked", "read_text('/etc/passwd') = ''", ("prepare.positive", "read_text")),
+        ("column: author_id", "column: autor_id", ("features.item.1.column", "autor_id", "author_id")),
+        ("temperature: 0.1", "temperature: 0", ("retriever.temperature", "is 0", "must be above 0")),
+        ("kind: kuairand,", "kind: kuairando,", ("data", "kuairando", "kuairand")),
+        ("positive: long_view OR liked", "positive: [", ("line", "column")),
+    ],
+)
+def test_recipe_check_refuses_and_says_why(call, written, old, new, says):
+    code, out, err = call("recipe", "check", written(old, new))
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    for part in says:
+        assert part in err
+
+
+def test_a_folder_without_the_log_is_named(call, written, kuairand_folder, tmp_path):
+    code, _, err = call("recipe", "check", written(str(kuairand_folder), str(tmp_path / "nothing")))
+    assert code == 2
+    assert str(tmp_path / "nothing") in err
+
+
+def test_settings_are_validated_again(call, shipped):
+    code, _, err = call("recipe", "check", shipped, "--set", "retriever.dimm=96")
+    assert code == 2
+    assert "retriever.dimm" in err
+    assert "dim" in err
+    assert call("recipe", "check", shipped, "--set", "retriever.dim=96")[0] == 0
+
+
+def test_the_schema_is_json_schema(call):
+    code, out, _ = call("recipe", "schema")
+    assert code == 0
+    assert json.loads(out)["title"] == "A twofold recipe"
+    assert "two_tower" in out
+
+
+def test_data_shows_files_and_columns(call, shipped):
+    code, out, _ = call("data", shipped)
+    assert code == 0
+    assert "log.parquet" in out
+    assert "long_view" in out
+
+
+def test_runs_of_an_empty_place_is_an_empty_table(call, tmp_path):
+    code, out, _ = call("runs", "--runs", tmp_path)
+    assert code == 0
+    assert "catalogue/recall@100" in out
+
+
+def test_recommend_wants_to_know_for_whom(call, tmp_path):
+    code, _, err = call("recommend", tmp_path)
+    assert code == 2
+    assert "either --user ID (may be repeated) or --history" in err
+
+
+def test_a_missing_extra_is_one_message(call, monkeypatch, shipped):
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    monkeypatch.delitem(sys.modules, "twofold.prepare.engine", raising=False)
+    monkeypatch.delitem(sys.modules, "twofold.prepare.sources", raising=False)
+    code, _, err = call("recipe", "check", shipped)
+    assert code == 2
+    assert "duckdb is not installed" in err
+    assert "pip install 'twofold[train]'" in err
