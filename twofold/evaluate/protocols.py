@@ -31,7 +31,7 @@ ScoreBlock = Callable[[slice], Float32[np.ndarray, "queries items"]]
 
 TIE_RULE: Final = "equal scores are ordered by a fixed hash of the item row, never by the model"
 IN_BATCH_KS: Final = (1, 5, 10, 50)
-_CELLS: Final = 2**24  # scores held at once: about 400 MiB with their sort keys
+_CELLS: Final = 2**22  # scores held at once: about 100 MiB with their sort keys; larger blocks were slower
 
 
 @dataclass(frozen=True)

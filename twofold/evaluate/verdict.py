@@ -164,48 +164,45 @@ def in_words(catalogue: Section, impressions: Section, in_batch: BatchSection, *
 
     the model against every baseline on the headline metric, strongest first, then what the rest says.
     """
-    model = catalogue.rows[0].metrics[headline]
-    others = sorted(catalogue.rows[1:], key=lambda row: -(row.metrics[headline].value or 0))
-    sentences = [_against(row, model, headline) for row in others]
+    strongest_first = sorted(catalogue.rows[1:], key=lambda row: -(row.metrics[headline].value or 0))
+    model = f"{headline.replace('/', ' ')}: the model {spread(catalogue.rows[0].metrics[headline])}"
+    sentences = [
+        f"{model if row is strongest_first[0] else 'It'} is {against(row, headline)}." for row in strongest_first
+    ]
     if catalogue.users_judged < FEW_USERS:
-        sentences.append(
-            f"Only {counted(catalogue.users_judged, 'user')} could be judged: read the intervals, not the values."
-        )
+        judged = counted(catalogue.users_judged, "user")
+        sentences.append(f"Only {judged} could be judged: read the intervals, not the values.")
     sentences.append(_on_impressions(impressions))
-    if in_batch.lines:
-        line = [line for line in in_batch.lines if line.k <= 10][-1]
-        sentences.append(
-            f"in-batch hit rate@{line.k}: {decimal(line.in_batch.value)} at batch {in_batch.batch_size:,}, standing "
-            f"for catalogue rank {line.rank:,.0f}; there the same pairs reach {decimal(line.catalogue.value)}."
-        )
+    line = [line for line in in_batch.lines if line.k <= 10][-1]
+    sentences.append(
+        f"in-batch hit rate@{line.k}: {decimal(line.in_batch.value)} at batch {in_batch.batch_size:,}, standing for "
+        f"catalogue rank {line.rank:,.0f}; there the same pairs reach {decimal(line.catalogue.value)}."
+    )
     return tuple(sentences)
 
 
-def _against(row: Row, model: Estimate, headline: str) -> str:
-    other, gap = row.metrics[headline], row.model_minus[headline]
+def against(row: Row, metric: str) -> str:
+    """How the model stands to a baseline on a metric: above, short of, or not told apart, and by how much."""
+    other, gap = f"{row.name} {decimal(row.metrics[metric].value)}", row.model_minus[metric]
     if gap.value is None or gap.low is None or gap.high is None:
-        raise AssertionError("the catalogue protocol refuses a window in which it judges nobody")
-    metric = headline.replace("/", " ")
-    opening = f"{metric}: the model {spread(model)} is"
+        raise AssertionError(f"nobody is judged on {metric}, so there is nothing to compare")
     if gap.low > 0:
-        return f"{opening} above {row.name} {decimal(other.value)} by {spread(gap)}."
+        return f"above {other} by {spread(gap)}"
     if gap.high < 0:
-        short = Estimate(-gap.value, -gap.high, -gap.low)
-        return f"{opening} short of {row.name} {decimal(other.value)} by {spread(short)}."
+        return f"short of {other} by {spread(Estimate(-gap.value, -gap.high, -gap.low))}"
     side = "above" if gap.value > 0 else "short of" if gap.value < 0 else "level with"
-    return (
-        f"{opening} not clearly above {row.name} {decimal(other.value)}: it is {side} it by {decimal(abs(gap.value))}, "
-        f"and the interval of the difference {bracket(gap)} holds 0."
-    )
+    return f"not clearly above {other}: {side} it by {decimal(abs(gap.value))}, interval {bracket(gap)} around 0"
 
 
 def _on_impressions(impressions: Section) -> str:
-    auc, bounds = impressions.rows[0].metrics["impressions/auc"], impressions.bounds["impressions/auc"]
+    metric = "impressions/auc"
+    auc, bounds = impressions.rows[0].metrics[metric], impressions.bounds[metric]
     if auc.value is None or bounds.headroom is None:
         return "impressions: no user has both a positive and another one in the window: their order cannot be judged."
+    strongest = max(impressions.rows[1:], key=lambda row: row.metrics[metric].value or 0)
     return (
-        f"impressions auc: the model {spread(auc)} on {counted(impressions.users_judged, 'user')}; chance is .500: "
-        f"{percent(bounds.headroom)} of the way to a perfect order."
+        f"impressions auc: the model {spread(auc)} on {counted(impressions.users_judged, 'user')} is "
+        f"{percent(bounds.headroom)} of the way from chance .500 to a perfect order, and {against(strongest, metric)}."
     )
 
 
