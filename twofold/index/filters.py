@@ -1,8 +1,9 @@
 """Predicate over item attributes → bitmask: which items a request may be answered with, decided before the search.
 
-A filter is a rule of the recipe's SQL subset (`twofold/recipe/rules.py`): `language = 'hi' AND age_days < 30`. What is evaluated
-here is the same portable tree that preparation gives to its engine, with Arrow in the engine's place, so that a server needs
-no engine; the tests compare both row by row. An item is eligible where the filter is true: neither false nor NULL.
+A filter is a rule of the recipe's SQL subset (`twofold/recipe/rules.py`): `language = 'hi' AND age_days < 30`. What is
+evaluated here is the same portable tree that preparation gives to its engine, with Arrow in the engine's place, so that
+a server needs no engine; the tests compare both row by row. An item is eligible where the filter is true: neither false
+nor NULL.
 
 What this does not do: read list columns (tags). Store what you filter by as a column of its own.
 """
@@ -22,7 +23,7 @@ from twofold.recipe.rules import check_columns, rule_sql
 
 
 def compile_filter(text: str, attributes: pa.Table) -> Bool[np.ndarray, "items"]:
-    """True at the rows of `attributes` where the SQL condition holds; RequestError if it is not one, or does not fit the columns.
+    """True at the rows of `attributes` where the SQL condition holds; RequestError if it is none or does not fit them.
 
     >>> items = pa.table({"language": ["hi", "ta", None, "hi"], "age_days": [3, 3, 3, 99]})
     >>> compile_filter("language = 'hi' AND age_days < 30", items).tolist()
@@ -54,8 +55,7 @@ def compile_filter(text: str, attributes: pa.Table) -> Bool[np.ndarray, "items"]
             f"The filter {text!r} does not fit the columns' types ({types}): {str(error).splitlines()[0]}. "
             f"Compare numbers with numbers and text with 'text'."
         ) from None
-    mask: Bool[np.ndarray, "items"] = pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
-    return mask
+    return np.asarray(pc.fill_null(holds, False))
 
 
 def _columns(tree: exp.Expr) -> set[str]:
@@ -209,7 +209,7 @@ def _remainder(left: pa.Array, right: pa.Array) -> pa.Array:
 
 
 def _cast(value: pa.Array, node: exp.Cast) -> pa.Array:
-    """A stored column, or a truth value, as the type its place needs; refuses what engines would read in ways of their own."""
+    """A column or truth value as the type its place needs; refuses what engines would read in ways of their own."""
     is_truth, is_whole = pa.types.is_boolean(value.type), pa.types.is_integer(value.type)
     is_number = is_whole or pa.types.is_floating(value.type) or pa.types.is_decimal(value.type)
     is_text = pa.types.is_string(value.type) or pa.types.is_large_string(value.type)

@@ -1,0 +1,168 @@
+"""Exact search: equal to scoring everything, whatever is filtered, excluded, tied or asked for together."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twofold.errors import RequestError, RunError
+from twofold.index.knn import FACTS, MOST_EXCLUDED, VECTORS, Index, Ragged, build_index, load_index, save_index, search
+from twofold.topk import TopK, exclude, tie_order, top_k
+
+
+def unit_vectors(lines: int, dim: int, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal((lines, dim), np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def score_everything(index: Index, queries: np.ndarray, k: int, **restrict: object) -> TopK:
+    """The definition: all scores, pair by pair; then the one rule of ties."""
+    scores = np.stack([np.vecdot(index.vectors, query) for query in queries])
+    excluded = restrict.get("excluded")
+    if excluded is not None:
+        exclude(scores, excluded.values, excluded.offsets)
+    allowed = restrict.get("allowed")
+    return top_k(scores, k, allowed=None if allowed is None else allowed[None])
+
+
+def ragged(lists: list[list[int]]) -> Ragged:
+    values = np.array([row for line in lists for row in line], np.int64)
+    return Ragged(values, np.cumsum([0, *(len(line) for line in lists)]))
+
+
+@pytest.fixture(scope="module")
+def index() -> Index:
+    return build_index(unit_vectors(500, 8))
+
+
+queries = unit_vectors(40, 8, seed=1)
+
+
+@pytest.mark.parametrize("k", [1, 20, 484, 485, 500, 600])
+def test_answers_are_those_of_scoring_everything(index: Index, k: int) -> None:
+    found, expected = search(index, queries, k), score_everything(index, queries, k)
+    assert found.item_rows.tolist() == expected.item_rows.tolist()
+    assert found.scores.tolist() == expected.scores.tolist()
+    assert found.counts.tolist() == [min(k, 500)] * 40
+    assert found.is_exact
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    items=st.integers(1, 200),
+    lines=st.integers(1, 6),
+    k=st.integers(1, 40),
+    share=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    levels=st.sampled_from([1, 2, 50]),
+)
+def test_filter_and_exclusions_hold_and_nothing_eligible_is_missed(
+    seed: int, items: int, lines: int, k: int, share: float, levels: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Few levels: many equal vectors, so that ties reach far beyond k.
+    index = build_index(rng.integers(-levels, levels + 1, (items, 3)).astype(np.float32), score="dot")
+    asked = rng.integers(-1, 2, (lines, 3)).astype(np.float32)
+    allowed = rng.random(items) < share
+    excluded = ragged([rng.integers(0, items, rng.integers(0, 30)).tolist() for _ in range(lines)])
+    found = search(index, asked, k, allowed=allowed, excluded=excluded)
+    expected = score_everything(index, asked, k, allowed=allowed, excluded=excluded)
+    assert found.item_rows.tolist() == expected.item_rows.tolist()
+    eligible = [len(set(np.flatnonzero(allowed)) - set(excluded.of(np.array([line])).values)) for line in range(lines)]
+    assert found.counts.tolist() == [min(k, count) for count in eligible]
+
+
+def test_where_all_items_are_equal_the_fixed_shuffle_decides_and_not_the_catalogues_order() -> None:
+    index = build_index(np.tile(np.float32([1, 0]), (300, 1)))
+    _, row_of_rank = tie_order(300)
+    expected = row_of_rank[::-1][:5].tolist()
+    assert search(index, np.float32([[1, 0]]), 5).item_rows.tolist() == [expected]
+    assert search(index, np.float32([[1, 0]] * 3), 5).item_rows.tolist() == [expected] * 3
+
+
+def test_a_batch_answers_as_its_lines_do_alone(index: Index) -> None:
+    many = unit_vectors(3000, 8, seed=2)  # more than one block, and FAISS's path for large batches
+    allowed = np.arange(500) % 3 > 0
+    excluded = ragged([[line % 500] for line in range(3000)])
+    together = search(index, many, 10, allowed=allowed, excluded=excluded)
+    for line in range(0, 3000, 97):
+        alone = search(index, many[[line]], 10, allowed=allowed, excluded=ragged([[line % 500]]))
+        assert alone.item_rows.tolist() == together.item_rows[[line]].tolist()
+        assert alone.scores.tolist() == together.scores[[line]].tolist()
+
+
+def test_a_line_that_excludes_very_much_is_answered_too() -> None:
+    index = build_index(unit_vectors(MOST_EXCLUDED + 50, 4))
+    lists = [[], list(range(MOST_EXCLUDED + 40)), [3]]
+    found = search(index, unit_vectors(3, 4, seed=3), 20, excluded=ragged(lists))
+    assert found.counts.tolist() == [20, 10, 20]
+    assert sorted(found.item_rows[1][:10].tolist()) == list(range(MOST_EXCLUDED + 40, MOST_EXCLUDED + 50))
+
+
+def test_a_short_list_is_counted_and_ends_in_minus_one(index: Index) -> None:
+    allowed = np.zeros(500, bool)
+    allowed[[7, 9]] = True
+    for lines in (1, 3):
+        found = search(index, queries[:lines], 4, allowed=allowed, excluded=ragged([[9]] * lines))
+        assert found.item_rows.tolist() == [[7, -1, -1, -1]] * lines
+        assert found.counts.tolist() == [1] * lines
+        assert np.isneginf(found.scores[:, 1:]).all()
+        nothing = search(index, queries[:lines], 4, allowed=np.zeros(500, bool))
+        assert nothing.counts.tolist() == [0] * lines
+
+
+def test_no_query_has_no_answer(index: Index) -> None:
+    assert search(index, queries[:0], 5).item_rows.shape == (0, 5)
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+def test_saved_and_loaded_answer_equally(index: Index, tmp_path: Path, score: str) -> None:
+    scaled = build_index(index.vectors if score == "cosine" else index.vectors * np.float32(3), score=score)
+    save_index(scaled, tmp_path)
+    loaded = load_index(tmp_path)
+    assert loaded.score == score
+    before, after = search(scaled, queries, 9), search(loaded, queries, 9)
+    assert after.item_rows.tolist() == before.item_rows.tolist()
+    assert after.scores.tolist() == before.scores.tolist()
+
+
+def test_vectors_of_a_diverged_model_are_refused() -> None:
+    vectors = unit_vectors(4, 3)
+    vectors[2, 1] = np.nan
+    with pytest.raises(RunError, match=r"1 of 4 item vectors hold NaN .*item row 2.*Lower train.learning_rate"):
+        build_index(vectors)
+
+
+def test_a_cosine_index_of_vectors_that_are_not_normalised_is_refused() -> None:
+    with pytest.raises(RunError, match=r"must have length 1; that of item row 1 has 2.*score='dot'"):
+        build_index(np.float32([[1, 0], [0, 2]]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "k", "message"),
+    [
+        (np.zeros((1, 8), np.float32), 0, "k must be at least 1, not 0"),
+        (np.zeros((1, 5), np.float32), 3, "5 dimensions, the index has 8"),
+        (np.full((2, 8), np.nan, np.float32), 3, "query vector 0 holds NaN"),
+    ],
+)
+def test_a_question_without_an_answer_is_refused(index: Index, asked: np.ndarray, k: int, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        search(index, asked, k)
+
+
+def test_an_index_whose_parts_do_not_fit_or_cannot_be_read_is_refused(index: Index, tmp_path: Path) -> None:
+    save_index(index, tmp_path)
+    facts = json.loads((tmp_path / FACTS).read_text())
+    (tmp_path / FACTS).write_text(json.dumps(facts | {"items": 499}))
+    with pytest.raises(RunError, match=r"shape \(500, 8\), but index.json speaks of 499 x 8"):
+        load_index(tmp_path)
+    (tmp_path / VECTORS).write_bytes((tmp_path / VECTORS).read_bytes()[:1000])
+    with pytest.raises(RunError, match=r"cannot be read: .*run `twofold run` again"):
+        load_index(tmp_path)
+    (tmp_path / FACTS).unlink()
+    with pytest.raises(RunError, match=r"cannot be read: .*index.json"):
+        load_index(tmp_path)
