@@ -1,14 +1,13 @@
-import copy
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.recipe.asked import ASKED, changed, refusal, write
 from twofold.errors import RecipeError
 from twofold.recipe.load import (
     Difference,
@@ -19,56 +18,6 @@ from twofold.recipe.load import (
     recipe_schema,
 )
 from twofold.recipe.schema import Recipe
-
-ASKED: dict[str, Any] = {
-    "name": "tiny",
-    "about": "what it shows",
-    "data": {"kind": "kuairand", "path": "../data/kuairand-pure"},
-    "prepare": {
-        "positive": "long_view OR is_like",
-        "filters": [{"kind": "items", "min_events": 5}, {"kind": "users", "min_positives": 2}],
-        "split": {
-            "kind": "temporal",
-            "utc_offset_h": 8,
-            "train": {"first": "2022-04-09", "end": "2022-05-07"},
-            "validation": {"first": "2022-05-07", "end": "2022-05-08"},
-            "test": {"first": "2022-05-08", "end": "2022-05-09"},
-        },
-    },
-    "features": {
-        "user": [{"kind": "history", "of": "positives"}, {"kind": "history", "of": "negatives", "last": 50}],
-        "item": [{"kind": "id"}, {"kind": "category", "column": "author_id"}],
-    },
-    "retriever": {"kind": "two_tower", "dim": 32, "hidden": [64]},
-    "train": {"epochs": 2},
-}
-
-
-def write(path: Path, asked: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(asked, sort_keys=False))
-    return path
-
-
-def changed(field: str, value: Any, asked: dict[str, Any] = ASKED) -> dict[str, Any]:
-    """A copy of a recipe with one field set; the field's keys are divided by dots."""
-    copied = copy.deepcopy(asked)
-    here: Any = copied
-    *way, last = field.split(".")
-    for step in way:
-        here = here[int(step)] if isinstance(here, list) else here[step]
-    here[int(last) if isinstance(here, list) else last] = value
-    return copied
-
-
-def refusal(path: Path, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as refused:
-        load_recipe(path, overrides=overrides)
-    message = str(refused.value)
-    for jargon in ("pydantic", "Input should", "validation error", "Traceback", "Value error", "tuple"):
-        assert jargon not in message
-    return message
-
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -144,80 +93,6 @@ def test_a_bomb_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
     started = time.perf_counter()
     assert "aliases" in refusal(path)
     assert time.perf_counter() - started < 1
-
-
-# --- what is wrong with a field ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("retriever.dimm", 3, "retriever.dimm: does not exist — nearest: dim; what may stand here: kind, dim, hidden"),
-        (
-            "features.user.0.lst",
-            3,
-            "features.user.0.lst: does not exist — nearest: last; what may stand here: kind, of",
-        ),
-        ("trian", {}, "trian: does not exist — nearest: train; what may stand here: name, about, data"),
-        ("data.kind", "kuairnd", "data.kind: kuairnd does not exist — nearest: kuairand; choose from: kuairand, table"),
-        ("data", {"path": "x"}, "data.kind: is missing — kinds: kuairand, table"),
-        ("retriever.kind", "wals", "retriever.kind: 'wals' does not exist — choose from: two_tower"),
-        ("prepare.filters.1.kind", "user", "prepare.filters.1.kind: user does not exist — nearest: users"),
-        ("prepare.filters.0", {"kind": "items"}, "prepare.filters.0.min_events: is missing"),
-        ("features.user.0", {"kind": "history"}, "features.user.0.of: is missing — choose from: positives, negatives"),
-        ("features.user.0.of", "positive", "'positive' does not exist — nearest: positives; choose from: positives,"),
-        ("features.user.0.last", 0, "features.user.0.last: is 0 — must be at least 1"),
-        ("retriever.temperature", 0, "retriever.temperature: is 0 — must be above 0"),
-        ("recommend_k", 1001, "recommend_k: is 1001 — must be at most 1000"),
-        ("retriever.dim", "wide", "retriever.dim: is 'wide' — must be a whole number"),
-        ("retriever.dim", 1.5, "retriever.dim: is 1.5 — must be a whole number"),
-        ("retriever.hidden", 64, "retriever.hidden: is 64 — must be a list"),
-        ("retriever.hidden", [64, 0], "retriever.hidden.1: is 0 — must be at least 1"),
-        ("train.learning_rate", ".inf", "must be a"),
-        ("train", None, "train: is None — must be a mapping"),
-        ("features.item", [], "features.item: is [] — must hold at least 1"),
-        ("features.item.1", {"kind": "id"}, "features: the item tower reads 'id' twice; delete one"),
-        ("name", "No Good", "name: is 'No Good' — Names the run's folder: lower-case letters"),
-        ("name", 5, "name: is 5 — must be text; put it in quotation marks"),
-        ("data.path", 5, "data.path: is 5 — must be a path"),
-        ("prepare.split.train.first", "2022-02-30", "train.first: is '2022-02-30' — must be a day such as 2022-05-08"),
-        (
-            "prepare.split.train.end",
-            "2022-04-09",
-            "prepare.split.train: the window is empty: first 2022-04-09 must lie",
-        ),
-        ("prepare.split.test.first", "2022-05-07", "prepare.split: windows overlap: test.first is 2022-05-07, but"),
-        ("prepare.positive", "(SELECT 1)", "prepare.positive: A query cannot be part of a rule. Allowed are"),
-        ("prepare.positive", "liked OR read_text('x')", "Rule: liked OR read_text('x')"),
-        ("prepare.negative", "watch_s", None),
-        ("prepare.negative", "watch_s + 1", "prepare.negative: It has a number where a condition is needed. Rule:"),
-    ],
-)
-def test_a_wrong_field_is_named_with_what_would_be_right(
-    tmp_path: Path, field: str, value: Any, message: str | None
-) -> None:
-    path = write(tmp_path / "r.yaml", changed(field, value))
-    if message is None:
-        load_recipe(path)
-    else:
-        said = refusal(path)
-        assert said.startswith(f"{path}: ")
-        assert message in said
-
-
-def test_a_missing_field_says_what_it_is_for(tmp_path: Path) -> None:
-    asked = copy.deepcopy(ASKED)
-    del asked["prepare"]["positive"], asked["data"]["path"]
-    said = refusal(write(tmp_path / "r.yaml", asked))
-    assert "prepare.positive: is missing — " in said
-    assert "data.path: is missing — The folder of the Parquet files, relative to the recipe file." in said
-
-
-def test_every_problem_has_its_own_line(tmp_path: Path) -> None:
-    asked = changed("retriever.dimm", 3, changed("train.epochs", 0, changed("features.user.0.last", "x")))
-    lines = refusal(write(tmp_path / "r.yaml", asked)).splitlines()
-    fields = [line.removeprefix(f"{tmp_path / 'r.yaml'}: ").split(":")[0] for line in lines]
-    assert fields == ["features.user.0.last", "retriever.dimm", "train.epochs"]
 
 
 # --- base -------------------------------------------------------------------------------------------------------------

@@ -263,8 +263,11 @@ def _differences(field: str, old: Json, new: Json) -> Iterator[Difference]:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """YAML text that loads to an equal recipe, wherever it is put: every field is written, every path absolute."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    """YAML text that loads to an equal recipe, wherever it is put: every field is written, every path absolute.
+
+    Characters that YAML reads as line ends (U+0085, U+2028) do not come back when written raw, so they are escaped.
+    """
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=recipe.about.isprintable(), width=120)
 
 
 def recipe_schema() -> dict[str, Json]:
