@@ -1,9 +1,11 @@
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.recipe.asked import ASKED, changed, refusal, write
+from twofold.recipe.load import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ import duckdb
 from twofold.bundle import Json, write_json
 from twofold.errors import DataError, RecipeError
 from twofold.prepare.plan import Plan, Scope, build_plan, oddities_sql, repeats_sql
-from twofold.prepare.sources import INTEGERS, Source, first_line, nearest, open_source, table_paths
+from twofold.prepare.sources import INTEGERS, Source, first_line, open_source, table_paths
 from twofold.progress import progress_bar
+from twofold.recipe.problems import nearest
 from twofold.recipe.rules import check_columns, rule_columns, rule_sql
 from twofold.recipe.schema import AgeFeature, BagFeature, CategoryFeature, IdFeature, ItemFeature, NumberFeature, Recipe
 from twofold.tables import SPLITS, Split
@@ -97,9 +98,9 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Json]:
         advance(len(plan.counts), "funnel")
         _refuse_unusable(recipe, funnel, first_at, last_at)
         for output in plan.outputs:
-            path = out / output.path
+            path = out.resolve() / output.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            ask(f"COPY ({output.sql}) TO {_text(path.resolve())} (FORMAT parquet, COMPRESSION zstd)")
+            ask(f"COPY ({output.sql}) TO {_text(path)} (FORMAT parquet, COMPRESSION zstd)")
             advance(1, output.path)
     lines = [asdict(line) for line in funnel]
     write_json(out / "funnel.json", lines)
@@ -208,8 +209,8 @@ def _check_item_feature(feature: ItemFeature, source: Source, *, field: str, pat
             assert_never(feature)
     if column not in source.item_columns:
         raise RecipeError(
-            f"{where} reads {column}, which the items of {path} do not have.{nearest(column, source.item_columns)} "
-            f"Columns at hand: {', '.join(sorted(source.item_columns))}."
+            f"{where} reads {column}, which the items of {path} do not have "
+            f"({nearest(column, source.item_columns)}columns at hand: {', '.join(sorted(source.item_columns))})."
         )
     type_ = source.item_columns[column]
     is_plain = not type_.endswith("]") and not type_.startswith(("STRUCT", "MAP", "UNION", "BLOB"))

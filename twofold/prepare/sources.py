@@ -4,8 +4,7 @@ Rows are not read here, but for the one that shows that a file has any: names an
 from the first lines of CSV, so that a recipe is checked before its data is.
 """
 
-import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, assert_never
@@ -14,12 +13,14 @@ import duckdb
 
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError
+from twofold.recipe.problems import nearest
 from twofold.recipe.schema import Data, KuaiRand, Table
 
 INTEGERS: Final = frozenset(
     f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 )
-_MOMENTS: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"})
+_ZONELESS: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"})
+_ZONED: Final = frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"})
 _ENDINGS: Final = {".parquet": "read_parquet", ".csv": "read_csv"}
 _WHOLE_DIGEST_BYTES: Final = 64 * 2**20
 _END_BYTES: Final = 2**20
@@ -212,9 +213,9 @@ def _id(name: str, type_: str, files: tuple[Path, ...]) -> tuple[str, str]:
 def _moment(name: str, type_: str, files: tuple[Path, ...]) -> tuple[str, str]:
     if type_ in INTEGERS:
         return "BIGINT", f'"{name}"'
-    if type_ == "TIMESTAMP WITH TIME ZONE":
-        return "BIGINT", f'EPOCH_MS("{name}")'
-    if type_ in _MOMENTS:
+    if type_ in _ZONED:
+        return "BIGINT", f'EPOCH_MS(CAST("{name}" AS TIMESTAMP WITH TIME ZONE))'
+    if type_ in _ZONELESS:
         return "BIGINT", f'EPOCH_MS(CAST("{name}" AS TIMESTAMP))'
     raise DataError(
         f"{_named(files)}: {name} is {type_}; it must be UTC time in whole milliseconds, as BIGINT (1650816000000), "
@@ -251,7 +252,7 @@ def _columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
         if not path.is_file():
             beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError(
-                f"{field}: there is no file {path}.{nearest(path.name, beside)} A path is relative to the recipe file."
+                f"{field}: there is no file {path} ({nearest(path.name, beside)}a path is relative to the recipe file)."
             )
         scan = scan_sql((path,))
         try:
@@ -271,13 +272,6 @@ def _columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
     return described
 
 
-def nearest(name: str, names: Collection[str]) -> str:
-    """A hint at the names that were perhaps meant, capitals aside; empty if none is near."""
-    by_lower = {known.lower(): known for known in names}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
-    return f" Nearest: {', '.join(near)}." if near else ""
-
-
 def _damaged(path: Path, error: duckdb.Error) -> DataError:
     """What is said of a file that the engine cannot read, with the engine's own reason."""
     return DataError(
@@ -295,7 +289,7 @@ def _type_of(name: str, columns: Mapping[str, str], files: tuple[Path, ...]) -> 
     if name in columns:
         return columns[name]
     raise DataError(
-        f"{_named(files)} has no column {name}.{nearest(name, columns)} Its columns: {', '.join(columns)}. "
+        f"{_named(files)} has no column {name} ({nearest(name, columns)}its columns: {', '.join(columns)}). "
         f"Rename the one that is meant."
     )
 

@@ -109,7 +109,8 @@ def _wanted(parent: Any, field: str) -> str:
         if field in part.model_fields:
             about = part.model_fields[field]
             choices = [*_kinds(about.annotation), *_literals(about.annotation)]
-            return about.description or (f"choose from: {', '.join(choices)}" if choices else f"write {field}: …")
+            chosen_from = f"choose from: {', '.join(choices)}" if choices else ""
+            return ". ".join(filter(None, (chosen_from, about.description))) or f"write {field}: …"
     return ""
 
 
