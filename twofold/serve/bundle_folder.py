@@ -1,0 +1,150 @@
+"""The folder that serving opens, and nothing else: written by the index stage, checked when it is opened.
+
+```
+index/
+├── user_tower.onnx           what a user asks with: inputs named as the user features, output `vector`
+├── item_vectors.npy          what is searched, with index.json
+├── users.parquet             id ↔ row
+├── items.parquet             id ↔ row
+├── item_attributes.parquet   what filters read, in the order of the item rows
+├── features/                 the fitted features
+├── events.*.npy              what each user met; positives.*.npy and negatives.*.npy are the parts the tower reads
+└── context.json              as_of: the moment the item vectors were made for
+```
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32
+
+from twofold.bundle import open_stage, write_json
+from twofold.dataset.features import FeatureState, feature_names, load_features
+from twofold.dataset.histories import Histories, load_histories
+from twofold.dataset.vocabulary import Vocabulary
+from twofold.errors import DataError, RunError
+from twofold.index.knn import Index, load_index
+
+USER_TOWER: Final = "user_tower.onnx"
+CONTEXT: Final = "context.json"
+TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
+HISTORIES: Final = ("events", "positives", "negatives")
+
+
+@dataclass(frozen=True)
+class UserTower:
+    """The user tower as a graph: runs without torch."""
+
+    session: Any  # onnxruntime.InferenceSession
+    inputs: tuple[str, ...]
+    dim: int
+
+    def vectors(self, inputs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "batch dim"]:
+        """One vector a line; its inner product with an item's vector is the score."""
+        (vectors,) = self.session.run(["vector"], {name: inputs[name] for name in self.inputs})
+        return np.asarray(vectors)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Everything an answer needs, each part checked to belong to the others."""
+
+    users: Vocabulary
+    items: Vocabulary
+    attributes: pa.Table
+    features: FeatureState
+    events: Histories
+    positives: Histories
+    negatives: Histories
+    index: Index
+    tower: UserTower
+    as_of: int
+
+
+def save_context(dataset: Path, out: Path, *, as_of: int) -> None:
+    """Copies into `out` what serving needs of a dataset/ folder. The user tower and the index are written beside it.
+
+    `as_of` (UTC milliseconds) is the moment that item ages were computed for, and that recommendations are made for.
+    """
+    names = [*TABLES, *(path.name for name in HISTORIES for path in dataset.glob(f"{name}.*.npy"))]
+    for name in names:
+        shutil.copyfile(dataset / name, out / name)
+    shutil.copytree(dataset / "features", out / "features", dirs_exist_ok=True)
+    write_json(out / CONTEXT, {"as_of": as_of})
+
+
+def open_bundle(run: Path) -> Bundle:
+    """Opens `run/index/`; RunError says what is missing, damaged, or of another run."""
+    folder = open_stage(run, "index", verify=True).folder
+    try:
+        bundle = Bundle(
+            users=Vocabulary.load(folder / "users.parquet"),
+            items=Vocabulary.load(folder / "items.parquet"),
+            attributes=pq.read_table(folder / "item_attributes.parquet"),
+            features=load_features(folder / "features"),
+            events=load_histories(folder, "events"),
+            positives=load_histories(folder, "positives"),
+            negatives=load_histories(folder, "negatives"),
+            index=load_index(folder),
+            tower=_load_tower(folder / USER_TOWER),
+            as_of=json.loads((folder / CONTEXT).read_text())["as_of"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+        raise RunError(f"the bundle {folder} cannot be read: {error}. {_again(folder)}") from error
+    _refuse_strangers(bundle, folder)
+    return bundle
+
+
+def _load_tower(path: Path) -> UserTower:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # One row is too little work to share, and in a batch the search next to it wants the cores.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        (output,) = session.get_outputs()
+    except Exception as error:  # onnxruntime raises classes of its own, which share no other ancestor
+        raise RunError(f"{path} is no user tower that onnxruntime can run: {error}. {_again(path.parent)}") from error
+    return UserTower(session, tuple(given.name for given in session.get_inputs()), output.shape[-1])
+
+
+def _refuse_strangers(bundle: Bundle, folder: Path) -> None:
+    """A part of another run answers with confidence and nonsense; counts and widths tell."""
+    items, users = len(bundle.items), len(bundle.users)
+    expected, _ = feature_names(bundle.features)
+    ids = bundle.attributes.column("item_id").combine_chunks() if "item_id" in bundle.attributes.column_names else None
+    histories = {name: getattr(bundle, name) for name in HISTORIES}
+    faults = [
+        (len(bundle.index) != items, f"it holds {len(bundle.index)} item vectors for {items} items"),
+        (bundle.tower.dim != bundle.index.dim, f"users have {bundle.tower.dim} dimensions, items {bundle.index.dim}"),
+        (set(bundle.tower.inputs) != set(expected), f"the tower reads {bundle.tower.inputs}, features are {expected}"),
+        (
+            ids is None or not ids.equals(bundle.items.ids),
+            "item_attributes.parquet lists other items than items.parquet",
+        ),
+        *(
+            (
+                len(history.offsets) != users + 1
+                or history.offsets[-1] != len(history.item_rows)
+                or history.item_rows.max(initial=0) >= max(items, 1),
+                f"{name}.*.npy are histories of other users or items",
+            )
+            for name, history in histories.items()
+        ),
+    ]
+    found = [text for is_wrong, text in faults if is_wrong]
+    if found:
+        raise RunError(f"the parts of {folder} do not belong together: {'; '.join(found)}. {_again(folder)}")
+
+
+def _again(folder: Path) -> str:
+    return f"Delete {folder} and run `twofold run` again."
