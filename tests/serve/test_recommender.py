@@ -1,0 +1,326 @@
+"""Answers of a tiny bundle whose scores can be computed by hand, and bundles that are damaged or thrown together."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from twofold.bundle import MANIFEST, file_digest, run_stage
+from twofold.dataset.features import FeatureState, save_features
+from twofold.dataset.histories import Histories
+from twofold.dataset.vocabulary import Vocabulary
+from twofold.errors import RequestError, RunError
+from twofold.index.knn import build_index, save_index
+from twofold.recipe.schema import Features
+from twofold.serve import Recommender, load
+from twofold.serve.bundle_folder import USER_TOWER, save_context
+
+HOUR_MS = 3_600_000
+NOON = 12 * HOUR_MS
+LENGTH = 4  # of the histories the tower reads
+ITEMS = ["a", "b", "c", "d", "e", "f", "cold"]
+NUM_KNOWN = 6
+DIM = 5
+VECTORS = np.random.default_rng(0).standard_normal((len(ITEMS), DIM)).astype(np.float32)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+HOUR_VECTORS = np.random.default_rng(1).standard_normal((25, DIM)).astype(np.float32)
+
+# user → (item, at, is positive), in time order; user 30 has met nothing, user 40 everything.
+EVENTS = {
+    10: [("a", 1 * HOUR_MS, True), ("b", 2 * HOUR_MS, False), ("cold", 3 * HOUR_MS, True)],
+    20: [(item, (1 + hour) * HOUR_MS, True) for hour, item in enumerate(["f", "e", "d", "c", "f"])],
+    30: [],
+    40: [(item, HOUR_MS, item < "c") for item in ITEMS],
+}
+
+
+def write_tower(path: Path, *, dim: int = DIM, last_input: str = "hour") -> None:
+    """vector = Σ vectors of the positives - Σ vectors of the negatives + vector of the hour; cold and padding are 0."""
+    table = np.zeros((1 + NUM_KNOWN, DIM), np.float32)
+    table[1:] = VECTORS[:NUM_KNOWN]
+    constants = {"table": table[:, :dim], "hours": HOUR_VECTORS[:, :dim], "one": np.array([1])}
+    nodes = [
+        helper.make_node("Gather", ["table", "positives"], ["liked"]),
+        helper.make_node("Gather", ["table", "negatives"], ["disliked"]),
+        helper.make_node("ReduceSum", ["liked", "one"], ["plus"], keepdims=0),
+        helper.make_node("ReduceSum", ["disliked", "one"], ["minus"], keepdims=0),
+        helper.make_node("Gather", ["hours", last_input], ["moment"]),
+        helper.make_node("Sub", ["plus", "minus"], ["taste"]),
+        helper.make_node("Add", ["taste", "moment"], ["vector"]),
+    ]
+    shapes = {"positives": ["batch", LENGTH], "negatives": ["batch", LENGTH], last_input: ["batch"]}
+    graph = helper.make_graph(
+        nodes,
+        "user_tower",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", dim])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def write_dataset(folder: Path) -> None:
+    (folder / "features").mkdir(parents=True)
+    items = Vocabulary(pa.array(ITEMS), NUM_KNOWN)
+    Vocabulary(pa.array(list(EVENTS)), len(EVENTS)).save(folder / "users.parquet")
+    items.save(folder / "items.parquet")
+    colours = ["red", "blue", None, "red", "blue", "red", "red"]
+    pq.write_table(
+        pa.table({"item_id": ITEMS, "colour": colours, "length_s": [5.0, 10, 15, 20, 25, 30, 35]}),
+        folder / "item_attributes.parquet",
+    )
+    user = [{"kind": "history", "of": of, "last": LENGTH} for of in ("positives", "negatives")]
+    features = {"user": [*user, {"kind": "time", "of": "hour"}], "item": [{"kind": "id"}]}
+    save_features(FeatureState(Features.model_validate(features), 0, NUM_KNOWN, {}, {}), folder / "features")
+    flat = [event for events in EVENTS.values() for event in events]
+    everything = Histories(
+        items.rows_of([item for item, _, _ in flat]).astype(np.int32),
+        np.array([at for _, at, _ in flat]),
+        np.cumsum([0, *(len(events) for events in EVENTS.values())]),
+    )
+    is_positive = np.array([positive for _, _, positive in flat])
+    everything.save(folder, "events")
+    everything.only(is_positive).save(folder, "positives")
+    everything.only(~is_positive).save(folder, "negatives")
+
+
+def write_run(run: Path) -> Path:
+    write_dataset(run / "dataset")
+
+    def work(out: Path) -> Mapping[str, Any]:
+        save_index(build_index(VECTORS), out)
+        write_tower(out / USER_TOWER)
+        save_context(run / "dataset", out, as_of=NOON)
+        return {"items": len(ITEMS)}
+
+    run_stage(run, "index", inputs={}, work=work)
+    shutil.rmtree(run / "dataset")  # serving opens index/ and nothing else
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def recommender(run: Path) -> Recommender:
+    return load(run)
+
+
+def scores_of(positives: list[str], negatives: list[str], *, hour: int = 12) -> dict[str, float]:
+    """The definition, written anew: cold items count for nothing in a history, and can be recommended."""
+    query = HOUR_VECTORS[hour + 1].astype(np.float64)
+    for sign, history in ((1, positives[-LENGTH:]), (-1, negatives[-LENGTH:])):
+        for item in history:
+            query = query + sign * VECTORS[ITEMS.index(item)] * (item != "cold")
+    return {item: float(query @ VECTORS[row]) for row, item in enumerate(ITEMS)}
+
+
+def best(scores: dict[str, float], *, without: str = "", k: int = 20) -> list[str]:
+    return sorted(set(scores) - set(without.split()), key=lambda item: -scores[item])[:k]
+
+
+def of_user(answer: pa.Table, user: int | None) -> list[str]:
+    return [row["item_id"] for row in answer.to_pylist() if row["user_id"] == user]
+
+
+def facts(answer: pa.Table) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in answer.schema.metadata.items()}
+
+
+# --- what is answered -------------------------------------------------------------------------------------------------
+
+
+def test_the_best_unseen_items_with_score_and_rank(recommender: Recommender) -> None:
+    answer = recommender.recommend([10], k=3)
+    expected = scores_of(["a", "cold"], ["b"])
+    assert answer.column_names == ["user_id", "item_id", "score", "rank"]
+    assert of_user(answer, 10) == best(expected, without="a b cold", k=3)
+    assert answer["rank"].to_pylist() == [1, 2, 3]
+    assert answer["score"].to_pylist() == pytest.approx([expected[item] for item in of_user(answer, 10)], abs=1e-5)
+    assert facts(answer) == {"lists": 1, "short_lists": 0, "unknown_items": 0, "as_of": NOON}
+
+
+def test_only_the_last_of_a_long_history_are_read_and_all_of_it_is_left_out(recommender: Recommender) -> None:
+    answer = recommender.recommend([20])
+    assert of_user(answer, 20) == best(scores_of(["e", "d", "c", "f"], []), without="c d e f")
+    assert of_user(recommender.recommend([20], exclude_seen=False), 20) == best(scores_of(["e", "d", "c", "f"], []))
+
+
+def test_a_user_without_history_is_answered_by_the_moment_and_one_who_has_seen_all_by_nothing(
+    recommender: Recommender,
+) -> None:
+    answer = recommender.recommend([40, 30], k=7)
+    assert of_user(answer, 30) == best(scores_of([], []))
+    assert of_user(answer, 40) == []
+    assert facts(answer)["short_lists"] == 1
+
+
+def test_a_moment_of_the_past_knows_strictly_earlier_events_only(recommender: Recommender) -> None:
+    answer = recommender.recommend([10], at=2 * HOUR_MS)
+    assert of_user(answer, 10) == best(scores_of(["a"], [], hour=2), without="a")
+
+
+def test_filter_and_candidates_restrict_the_answers(recommender: Recommender) -> None:
+    scores = scores_of([], [])
+    assert of_user(recommender.recommend([30], where="colour = 'red'"), 30) == best(scores, without="b c e")
+    assert of_user(recommender.recommend([30], items=["b", "d", "none"]), 30) == best(scores, without="a c e f cold")
+    both = recommender.recommend([30], items=["b", "d", "none"], where="length_s > 15")
+    assert of_user(both, 30) == ["d"]
+    assert facts(both) == {"lists": 1, "short_lists": 1, "unknown_items": 1, "as_of": NOON}
+
+
+def test_a_batch_answers_as_its_users_do_alone_in_the_order_asked(recommender: Recommender) -> None:
+    users = [40, 20, 10, 30, 20]
+    together = recommender.recommend(users, where="length_s < 32")
+    alone = pa.concat_tables([recommender.recommend([user], where="length_s < 32") for user in users])
+    assert together.to_pylist() == alone.to_pylist()
+    assert recommender.recommend(pa.array(users), where="length_s < 32").equals(together)
+    assert recommender.recommend([]).num_rows == 0
+
+
+def test_an_id_given_as_text_is_the_number_it_spells(recommender: Recommender) -> None:
+    assert recommender.recommend(["10"]).equals(recommender.recommend([10]))
+
+
+def test_a_posted_history_is_answered_as_that_of_a_known_user(recommender: Recommender) -> None:
+    posted = recommender.recommend_for_history(["a", "cold"], negatives=["b"])
+    known = recommender.recommend([10])
+    assert posted["user_id"].null_count == len(posted)
+    assert posted.drop_columns("user_id").to_pylist() == known.drop_columns("user_id").to_pylist()
+    again = recommender.recommend_for_history(["a"], exclude_seen=False, where="colour IS NOT NULL", k=2)
+    assert of_user(again, None) == best(scores_of(["a"], []), without="c", k=2)
+
+
+def test_unknown_items_of_a_history_are_passed_over_and_counted(recommender: Recommender) -> None:
+    answer = recommender.recommend_for_history(["a", "nobody", "nothing"], negatives=["b", "never"], k=2)
+    assert of_user(answer, None) == best(scores_of(["a"], ["b"]), without="a b", k=2)
+    assert facts(answer)["unknown_items"] == 3
+    assert facts(recommender.recommend_for_history([]))["unknown_items"] == 0
+
+
+def test_all_users_are_written_whole_or_not_at_all(recommender: Recommender, tmp_path: Path) -> None:
+    path = tmp_path / "recommendations.parquet"
+    rows = recommender.recommend_all(3, path)
+    written = pq.read_table(path)
+    assert written.to_pylist() == recommender.recommend(list(EVENTS), k=3).to_pylist()
+    assert rows == len(written) == sum(min(3, len(ITEMS) - len({e[0] for e in events})) for events in EVENTS.values())
+    assert recommender.recommend_all(3, path, where="colour = 'blue'", exclude_seen=False) == 2 * len(EVENTS)
+    with pytest.raises(RequestError):
+        recommender.recommend_all(0, tmp_path / "other.parquet")
+    assert [file.name for file in tmp_path.iterdir()] == ["recommendations.parquet"]
+
+
+# --- questions without an answer --------------------------------------------------------------------------------------
+
+
+def test_an_unknown_user_is_named_with_a_way_out(recommender: Recommender) -> None:
+    message = r"user 11 is not among the 4 users of this run's log. .*--history ID,ID,ID, or recommend_for_history"
+    with pytest.raises(RequestError, match=message):
+        recommender.recommend([10, 11])
+    with pytest.raises(RequestError, match=r"users 1, 2, 3, 4, x and 3 more are not among"):
+        recommender.recommend([1, 2, 3, 4, "x", 6, 7, 8])
+
+
+def test_a_history_of_which_nothing_is_known_is_refused(recommender: Recommender) -> None:
+    with pytest.raises(RequestError, match=r"history: items u, v are not among the 7 items .*ids look like a, b, c"):
+        recommender.recommend_for_history(["u", "v"])
+    with pytest.raises(RequestError, match=r"items: item z is not among"):
+        recommender.recommend([10], items=["z"])
+
+
+def test_a_text_in_place_of_a_list_is_refused(recommender: Recommender) -> None:
+    with pytest.raises(RequestError, match=r"users must be a list of ids, not the text '10': write \['10'\]"):
+        recommender.recommend("10")
+    with pytest.raises(RequestError, match="history must be a list of ids"):
+        recommender.recommend_for_history("a")
+
+
+def test_k_and_filters_that_make_no_sense_are_refused(recommender: Recommender) -> None:
+    with pytest.raises(RequestError, match="k must be at least 1, not 0"):
+        recommender.recommend([10], k=0)
+    with pytest.raises(RequestError, match=r"filter reads `color`, which does not exist \(nearest: `colour`\)"):
+        recommender.recommend([10], where="color = 'red'")
+    assert recommender.recommend([30], k=10**9).num_rows == len(ITEMS)
+
+
+# --- bundles that must not be opened ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+def replace_part(run: Path, name: str, write: Any) -> None:
+    """Writes another content for a file and its true checksum: what only a look at the content can tell."""
+    path = run / "index" / name
+    write(path)
+    manifest = json.loads((run / "index" / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    (run / "index" / MANIFEST).write_text(json.dumps(manifest))
+
+
+PARTS = [USER_TOWER, "item_vectors.npy", "events.offsets.npy", "items.parquet", "features/features.json"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_damaged_part_is_refused(copied: Path, name: str) -> None:
+    path = copied / "index" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(RunError, match=rf"{name} is damaged: .*run `twofold run` again"):
+        load(copied)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RunError, match=rf"{name} is damaged"):
+        load(copied)
+    path.unlink()
+    with pytest.raises(RunError, match=rf"{name} is missing, though the manifest lists it"):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        (USER_TOWER, lambda path: path.write_bytes(b"no graph"), "is no user tower that onnxruntime can run"),
+        (USER_TOWER, lambda path: write_tower(path, dim=3), "users have 3 dimensions, items 5"),
+        (
+            USER_TOWER,
+            lambda path: write_tower(path, last_input="weekday"),
+            r"the tower reads .*'weekday'.*features are",
+        ),
+        (
+            "item_vectors.npy",
+            lambda path: np.save(path, VECTORS[:6]),
+            r"shape \(6, 5\), but index.json speaks of 7 x 5",
+        ),
+        ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[:6]), 6).save(path), "7 item vectors for 6 items"),
+        ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[::-1]), 6).save(path), "lists other items than"),
+        ("users.parquet", lambda path: Vocabulary(pa.array([1]), 1).save(path), "histories of other users or items"),
+        ("users.parquet", lambda path: path.write_bytes(b"PAR1"), "cannot be read: .*Delete .*run `twofold run` again"),
+        ("context.json", lambda path: path.write_text("{}"), "cannot be read: .*as_of"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(copied: Path, name: str, write: Any, message: str) -> None:
+    replace_part(copied, name, write)
+    with pytest.raises(RunError, match=message):
+        load(copied)
+
+
+def test_a_folder_without_a_bundle_is_refused(tmp_path: Path, copied: Path) -> None:
+    with pytest.raises(RunError, match="there is no run folder"):
+        load(tmp_path / "nowhere")
+    os.replace(copied / "index", copied / "index.partial")
+    with pytest.raises(RunError, match=r"no complete index/ stage \(it was begun and not finished\)"):
+        load(copied)
