@@ -175,7 +175,7 @@ def test_equal_scores_are_ordered_by_the_tie_rule_alone():
 
 @pytest.mark.parametrize(("candidates", "positives"), [(2, 1), (3, 2), (5, 1), (6, 3), (7, 6)])
 def test_chance_is_the_mean_over_all_orders_and_best_their_maximum(candidates, positives):
-    orders = {order: None for order in permutations([True] * positives + [False] * (candidates - positives))}
+    orders = dict.fromkeys(permutations([True] * positives + [False] * (candidates - positives)))
     labels = np.array(list(orders)).reshape(-1)
     count = len(orders)
     values = impression_metrics(

@@ -16,7 +16,7 @@ from twofold.errors import RequestError
 from twofold.evaluate.protocols import ScoreBlock
 from twofold.topk import blocks, top_k
 
-EASE_MAX_ITEMS: Final = 20_000  # its matrix of items × items: 1.6 GB in single precision
+EASE_MAX_ITEMS: Final = 20_000  # a matrix of 1.6 GB and minutes of 2 cores; 7,502 items take 8 s
 _DAY_MS: Final = 86_400_000
 _CELLS: Final = 2**23
 
@@ -92,7 +92,8 @@ def item_knn(
 def ease(positives: Interactions, user_rows: Int64[np.ndarray, "users"], *, l2: float = 500.0) -> ScoreBlock:
     """EASE (Steck, WWW 2019, eq. 8): B = I - P / diag(P) with P = (XᵀX + l2·I)⁻¹; a user's scores are x·B.
 
-    Cubic in the number of items; RequestError above `EASE_MAX_ITEMS`.
+    Cubic in the number of items; RequestError above `EASE_MAX_ITEMS`. On the validation day of KuaiRand-Pure l2 = 100,
+    200, 400, 500, 800 gave recall@100 .344, .354, .365, .365, .367.
     """
     items = positives.num_items
     if items > EASE_MAX_ITEMS:

@@ -7,7 +7,15 @@ import numpy as np
 from jaxtyping import Float64
 from pydantic import TypeAdapter
 
-from twofold.evaluate.baselines import Interactions, ease, item_knn, popularity, random_scores, recent_popularity
+from twofold.evaluate.baselines import (
+    EASE_MAX_ITEMS,
+    Interactions,
+    ease,
+    item_knn,
+    popularity,
+    random_scores,
+    recent_popularity,
+)
 from twofold.evaluate.protocols import (
     TIE_RULE,
     InBatch,
@@ -36,7 +44,6 @@ from twofold.evaluate.verdict import (
 
 _RECENT_DAYS: Final = 2
 _SEED: Final = 0
-_EASE_ITEMS: Final = 20_000  # a dense matrix of 1.6 GB and minutes of 2 cores; 7,583 items take 8 s
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -78,7 +85,7 @@ def judge(
 
 
 def baselines(window: JudgedWindow, positives: Interactions) -> dict[str, ScoreBlock]:
-    """The rows that stand in every report; EASE, cubic in the items, up to `_EASE_ITEMS` of them."""
+    """The rows that stand in every report; EASE, cubic in the items, up to `EASE_MAX_ITEMS` of them."""
     rows = {
         "random": random_scores(window.num_items, seed=_SEED),
         "popularity": popularity(positives),
@@ -87,7 +94,7 @@ def baselines(window: JudgedWindow, positives: Interactions) -> dict[str, ScoreB
         ),
         "item-kNN": item_knn(positives, window.user_rows),
     }
-    if window.num_items <= _EASE_ITEMS:
+    if window.num_items <= EASE_MAX_ITEMS:
         rows["EASE"] = ease(positives, window.user_rows)
     return rows
 

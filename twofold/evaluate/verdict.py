@@ -190,8 +190,9 @@ def against(row: Row, metric: str) -> str:
         return f"above {other} by {spread(gap)}"
     if gap.high < 0:
         return f"short of {other} by {spread(Estimate(-gap.value, -gap.high, -gap.low))}"
-    side = "above" if gap.value > 0 else "short of" if gap.value < 0 else "level with"
-    return f"not clearly above {other}: {side} it by {decimal(abs(gap.value))}, interval {bracket(gap)} around 0"
+    by = decimal(abs(gap.value))
+    side = f"above it by {by}" if gap.value > 0 else f"short of it by {by}" if gap.value < 0 else "level with it"
+    return f"not clearly above {other}: {side}, interval {bracket(gap)} around 0"
 
 
 def _on_impressions(impressions: Section) -> str:

@@ -1,0 +1,129 @@
+"""The page stands alone, escapes what it shows, and the terminal shows the same numbers."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from tests.evaluate.test_judge import report_of, world
+from twofold.evaluate.report import plot_of, report_page, report_tables, write_report
+from twofold.evaluate.verdict import spread
+
+
+class Page(HTMLParser):
+    """Tags and the text between them; an unclosed tag is a mistake."""
+
+    VOID = frozenset({"meta", "line", "circle"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.texts = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def report():
+    return report_of(*world())
+
+
+def test_the_page_shows_verdict_rows_bounds_and_facts(report):
+    page = Page(report_page(report))
+    for sentence in report.verdict:
+        assert sentence in page.text
+    for row in report.catalogue.rows:
+        assert spread(row.metrics[report.headline]) in page.text
+    for text in (
+        "headroom gained",
+        "perfect order",
+        "the log",
+        "2 × a processor, 8 GiB",
+        report.tie_rule,
+        "150 users judged",
+    ):
+        assert text in page.text
+
+
+def test_the_page_asks_nobody_for_anything(report):
+    page = Page(report_page(report))
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "img", "iframe")]
+    assert not [attrs for _, attrs in page.tags if {"src", "href"} & attrs.keys()]
+    policy = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert "url(" not in report_page(report)
+
+
+def test_names_are_escaped(report):
+    planted = replace(report, facts=replace(report.facts, recipe="<script>alert(1)</script>", commit="&lt;b&gt;"))
+    page = Page(report_page(planted))
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert "<script>alert(1)</script>" in page.text
+    assert "&lt;b&gt;" in page.text
+
+
+def test_a_model_below_a_baseline_is_not_shown_as_good(report):
+    assert "✓ The model is above every baseline" in report_page(report)
+    assert "✗ The model is not above every baseline" in report_page(replace(report, beats_all=False))
+
+
+def test_the_plot_keeps_order_and_holds_every_interval(report):
+    plot = plot_of(report)
+    by_value = sorted(plot.dots, key=lambda dot: dot.x)
+    names = sorted(report.catalogue.rows, key=lambda row: row.metrics[report.headline].value)
+    assert [dot.name for dot in by_value] == [row.name for row in names]
+    assert all(plot.ticks[0][0] <= dot.low <= dot.x <= dot.high <= plot.ticks[-1][0] for dot in plot.dots)
+
+
+def test_the_terminal_shows_the_same_numbers(report):
+    console = Console(file=StringIO(), width=200)
+    for table in report_tables(report):
+        console.print(table)
+    text = console.file.getvalue()
+    for row in report.catalogue.rows:
+        assert spread(row.metrics[report.headline]) in text
+    assert "headroom gained" in text
+    assert report.verdict[0] in text
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_page(report, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    write_report(report, tmp_path)
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        *quiet,
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    drawn = subprocess.run(
+        [*command, "--dump-dom", (tmp_path / "report.html").as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert drawn.stdout.count("<circle") == len(report.catalogue.rows)
+    assert report.verdict[0] in drawn.stdout
