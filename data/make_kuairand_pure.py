@@ -2,8 +2,8 @@
 
     python data/make_kuairand_pure.py FOLDER
 
-FOLDER holds the five published pieces named in `PIECES` and the licence text. Rows and their order stay as published, exact
-duplicates, zero lengths and all; only whole columns are left out (README.md of the folder says which, and why).
+FOLDER holds the five published pieces named in `PIECES` and the licence text. Rows and their order stay as published,
+exact duplicates, zero lengths and all; only whole columns are left out (README.md says which, and why).
 """
 
 import shutil
@@ -19,8 +19,8 @@ PIECES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "kuairand-pure-train-tail50-0409-0424.parquet": ("tails.parquet", ()),
     "kuairand-pure-train-users.parquet": ("tails_users.parquet", ()),
     "kuairand-pure-users.parquet": ("users.parquet", ()),
-    # The other 52 columns are `upload_date`, a copy of `upload_dt`, and 51 platform aggregates over an unknown period that
-    # reaches past the log: as features they would tell the model its own future.
+    # The other 52 columns are `upload_date`, a copy of `upload_dt`, and 51 platform aggregates over an unknown period
+    # that reaches past the log: as features they would tell the model its own future.
     "kuairand-pure-items.parquet": (
         "items.parquet",
         (

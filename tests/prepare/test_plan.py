@@ -1,0 +1,402 @@
+"""The plan, run on tables of a dozen rows whose right answer is worked out by hand."""
+
+import hashlib
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
+from twofold.prepare.engine import FunnelLine, check_recipe, funnel_lines, prepare
+from twofold.prepare.plan import build_plan, filter_name, shard_sql
+from twofold.recipe.schema import ItemFilter, UserFilter
+
+TRAIN, VALIDATION, TEST = (FIRST_MS + day * DAY_MS for day in (0, 4, 5))
+# What every table below needs and no expected value speaks of: something to judge, by users 8 and 9.
+JUDGED = [(user, 100, at, True) for user in (8, 9) for at in (VALIDATION, TEST)]
+
+
+def prepared(folder: Path, events: pa.Table, items: pa.Table | None = None, **parts: Any) -> Path:
+    """The folder of prepared tables; `parts` go to the recipe's `prepare`."""
+    recipe = world_recipe(write_world(folder / "log", events, items))
+    recipe = world_recipe(recipe.data.model_dump(), {"prepare": recipe.prepare.model_dump() | parts})
+    out = folder / "prepare"
+    out.mkdir()
+    prepare(recipe, out)
+    return out
+
+
+def log_of(rows: list[tuple[Any, ...]], **columns: list[Any]) -> pa.Table:
+    """A log of (user, item, at, liked) rows, each with the further columns; JUDGED follows, with NULL in those."""
+    user, item, at, liked = ([row[place] for row in rows + JUDGED] for place in range(4))
+    further = {name: values + [None] * len(JUDGED) for name, values in columns.items()}
+    return pa.table({"user_id": user, "item_id": item, "at": pa.array(at, pa.int64()), "liked": liked} | further)
+
+
+def rows_of(out: Path, split: str = "train") -> list[dict[str, Any]]:
+    return pq.read_table(out / "rows" / f"split={split}" / "shard=0.parquet", partitioning=None).to_pylist()
+
+
+def events_of(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out / "events" / "shard=0.parquet").to_pylist()
+
+
+def funnel_of(out: Path) -> list[FunnelLine]:
+    return funnel_lines(json.loads((out / "funnel.json").read_text()))
+
+
+def column(rows: list[dict[str, Any]], *names: str) -> list[Any]:
+    return [row[names[0]] if len(names) == 1 else tuple(row[name] for name in names) for row in rows]
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_that_is_null_does_not_hold(tmp_path: Path) -> None:
+    liked = [True, False, None, None]
+    watched = [0.1, 0.9, 0.9, None]
+    rows = [(user, item, TRAIN, is_liked) for user, item, is_liked in zip((1, 1, 2, 2), range(4), liked, strict=True)]
+    out = prepared(tmp_path, log_of(rows, watched=watched), positive="liked OR watched > 0.8")
+    assert column(rows_of(out), "item_id", "label") == [(0, True), (1, True), (2, True), (3, False)]
+    # NULL OR TRUE is TRUE; NULL OR NULL is NULL, so not positive, so, by default, negative
+    assert column(events_of(out)[:4], "is_positive", "is_negative") == [(True, False)] * 3 + [(False, True)]
+
+
+def test_negatives_are_what_their_rule_says_and_never_positive(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN, False), (1, 2, TRAIN, False), (2, 3, TRAIN, True)]
+    out = prepared(tmp_path, log_of(rows, skipped=[True, True, None, False]), negative="skipped")
+    assert column(events_of(out)[:4], "is_positive", "is_negative") == [
+        (True, False),  # both rules claim it
+        (False, True),
+        (False, False),  # neither does
+        (True, False),
+    ]
+
+
+def test_a_length_of_zero_divides_to_null_and_is_counted(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN, False), (2, 2, TRAIN, False)]
+    log = log_of(rows, watch_s=[5.0, 5.0, 30.0], length_s=[0.0, 10.0, 20.0])
+    recipe = world_recipe(write_world(tmp_path / "log", log))
+    recipe = world_recipe(
+        recipe.data.model_dump(),
+        {"prepare": recipe.prepare.model_dump() | {"positive": "liked AND item_id = 100 OR watch_s / length_s > 0.4"}},
+    )
+    facts = prepare(recipe, tmp_path)
+    assert column(rows_of(tmp_path), "label") == [False, True, True]
+    assert facts["odd_rows"] == {"length of 0 or less": 1, "watched longer than long": 2}
+
+
+# --- duplicates and NULLs ---------------------------------------------------------------------------------------------
+
+
+def test_exact_duplicates_are_dropped_and_near_ones_are_not(tmp_path: Path) -> None:
+    rows = [
+        (1, 0, TRAIN, True),
+        (1, 0, TRAIN, True),  # the same in every column
+        (1, 0, TRAIN, True),  # differs in a column that no rule reads
+        (1, 0, TRAIN + 1, True),
+        (2, 1, TRAIN, False),
+    ]
+    out = prepared(tmp_path, log_of(rows, tab=[1, 1, 2, 1, None]))
+    assert column(rows_of(out), "user_id", "at") == [(1, TRAIN), (1, TRAIN), (1, TRAIN + 1), (2, TRAIN)]
+    lines = {line.name: line for line in funnel_of(out)}
+    assert lines["without exact duplicates"].removed == 1
+    assert lines["log"].positives - lines["without exact duplicates"].positives == 1
+
+
+def test_rows_without_user_item_or_time_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [
+        (1, 0, TRAIN, True),
+        (None, 0, TRAIN, True),
+        (1, None, TRAIN, True),
+        (1, 0, None, True),
+        (2, 1, TRAIN, True),
+    ]
+    out = prepared(tmp_path, log_of(rows))
+    assert column(rows_of(out), "user_id", "item_id") == [(1, 0), (2, 1)]
+    lines = {line.name: line for line in funnel_of(out)}
+    assert lines["with user, item and time"].removed == 3
+    assert lines["with user, item and time"].rows == len(rows) + len(JUDGED) - 3
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_half_open_days_of_the_recipes_zone(tmp_path: Path) -> None:
+    beijing = 8 * 3600 * 1000  # its days begin eight hours before those of UTC
+    rows = [
+        (1, 0, TRAIN - beijing - 1, True),
+        (1, 1, TRAIN - beijing, True),
+        (2, 2, VALIDATION - beijing - 1, True),
+        (2, 3, VALIDATION - beijing, True),
+        (2, 4, TEST - beijing - 1, True),
+        (2, 5, TEST - beijing, True),
+        (2, 6, TEST - beijing + DAY_MS, True),
+    ]
+    days = {name: {"first": date(2024, 1, first), "end": date(2024, 1, end)} for name, first, end in WINDOWS}
+    out = prepared(tmp_path, log_of(rows), split={"kind": "temporal", "utc_offset_h": 8} | days)
+    assert column(rows_of(out), "item_id") == [1, 2]
+    assert column(rows_of(out, "validation"), "item_id") == [3, 4, 100, 100]
+    assert column(rows_of(out, "test"), "item_id") == [5, 100, 100]
+    # what lies outside the windows is remembered, and taught and judged by in none
+    assert column(events_of(out)[:7], "item_id") == [0, 1, 2, 3, 4, 5, 6]
+    assert {line.name: line.rows for line in funnel_of(out)}["outside the windows"] == 2
+
+
+WINDOWS = [("train", 1, 5), ("validation", 5, 6), ("test", 6, 7)]
+
+
+def test_estimated_times_teach_and_are_never_judged(tmp_path: Path) -> None:
+    rows = [
+        (1, 0, TRAIN, True),
+        (1, 1, TRAIN + 1, True),
+        (1, 2, VALIDATION, True),
+        (2, 3, TEST, True),
+        (2, 4, TRAIN, True),
+    ]
+    out = prepared(tmp_path, log_of(rows, at_is_estimated=[True, False, True, True, None]))
+    assert column(rows_of(out), "item_id", "at_is_estimated") == [(0, True), (1, False), (4, False)]
+    assert column(rows_of(out, "validation"), "item_id") == [100, 100]
+    assert column(rows_of(out, "test"), "item_id") == [100, 100]
+    # nor do they enter a history that would be asked for within those days: their true place in it is not known
+    assert 2 not in column(events_of(out), "item_id")
+    assert {line.name: line.removed for line in funnel_of(out)}["no estimated time where judged"] == 2
+
+
+# --- histories --------------------------------------------------------------------------------------------------------
+
+
+def test_a_history_is_strictly_before_and_equal_times_do_not_see_one_another(tmp_path: Path) -> None:
+    rows = [
+        (1, 3, TRAIN + 20, True),  # out of order on purpose
+        (1, 0, TRAIN, True),
+        (1, 1, TRAIN + 10, True),
+        (1, 2, TRAIN + 10, False),
+        (1, 4, TRAIN + 20, True),
+        (2, 0, TRAIN + 15, False),  # another user's events are no part of it
+        (1, 5, VALIDATION, False),
+    ]
+    out = prepared(tmp_path, log_of(rows))
+    counts = column(rows_of(out), "item_id", "positives_before", "negatives_before")
+    assert counts == [(0, 0, 0), (1, 1, 0), (2, 1, 0), (3, 2, 1), (4, 2, 1), (0, 0, 0)]
+    assert column(rows_of(out, "validation"), "item_id", "positives_before", "negatives_before")[0] == (5, 4, 1)
+
+
+def test_files_are_sorted_and_of_the_declared_types(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [(int(u), int(i), TRAIN + int(t), bool(i % 2)) for u, i, t in draw.integers(0, 20, size=(300, 3))]
+    out = prepared(tmp_path, log_of(rows))
+    for found in (rows_of(out), events_of(out)):
+        keys = column(found, "user_id", "at", "item_id")
+        assert keys == sorted(keys)
+    schema = pq.read_schema(out / "rows" / "split=train" / "shard=0.parquet")
+    assert {field.name: str(field.type) for field in schema} == {
+        "user_id": "int64",
+        "item_id": "int64",
+        "at": "int64",
+        "label": "bool",
+        "at_is_estimated": "bool",
+        "weight": "float",
+        "positives_before": "int32",
+        "negatives_before": "int32",
+    }
+
+
+# --- filters and the funnel -------------------------------------------------------------------------------------------
+
+# user 1 meets items 0, 1, 2; user 2 items 0, 1; user 3 item 0, which it does not like
+THREE_USERS = [
+    (1, 0, TRAIN, True),
+    (1, 1, TRAIN + 1, True),
+    (1, 2, TRAIN + 2, False),
+    (2, 0, TRAIN, True),
+    (2, 1, TRAIN + 1, False),
+    (3, 0, TRAIN, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ([{"kind": "items", "min_events": 2}], [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]),
+        ([{"kind": "items", "min_events": 3}, {"kind": "users", "min_events": 1}], [(1, 0), (2, 0), (3, 0)]),
+        ([{"kind": "users", "min_events": 2}], [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]),
+        ([{"kind": "users", "min_events": 2, "max_events": 2}], [(2, 0), (2, 1)]),
+        ([{"kind": "users", "min_positives": 2}, {"kind": "items", "min_events": 1}], [(1, 0), (1, 1), (1, 2)]),
+        ([{"kind": "users", "min_negatives": 1, "min_positives": 1}], [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]),
+        # in the stated order, once: without user 3, item 0 has two events left, and item 1 too
+        ([{"kind": "users", "min_events": 2}, {"kind": "items", "min_events": 2}], [(1, 0), (1, 1), (2, 0), (2, 1)]),
+        ([{"kind": "items", "min_events": 2}, {"kind": "users", "min_events": 3}], []),
+    ],
+)
+def test_filters_count_and_remove_in_the_stated_order(
+    tmp_path: Path, filters: list[dict[str, Any]], kept: list[tuple[int, int]]
+) -> None:
+    # users 6 and 7 and item 50 pass every filter, so that there is always something to train on
+    passing = [(user, 50, TRAIN + at, at != 1) for user in (6, 7) for at in range(3)]
+    passing += [(user, 51, TRAIN + 3, True) for user in (6, 7)] if "max_events" not in str(filters) else []
+    if "max_events" in str(filters):
+        passing = [(user, 50 + at, TRAIN + at, at == 0) for user in (6, 7) for at in range(2)]
+    out = prepared(tmp_path, log_of(THREE_USERS + passing), filters=filters)
+    assert column([row for row in rows_of(out) if row["user_id"] < 6], "user_id", "item_id") == kept
+    # histories and the judged days lose nothing
+    assert len(events_of(out)) == len(THREE_USERS + passing + JUDGED)
+    assert len(rows_of(out, "test")) == 2
+
+
+def test_validation_counts_for_no_filter_and_is_not_filtered(tmp_path: Path) -> None:
+    late = [(3, item, VALIDATION, True) for item in range(3)]
+    filters = [{"kind": "users", "min_events": 2}]
+    out = prepared(tmp_path, log_of(THREE_USERS + late), filters=filters)
+    assert {row["user_id"] for row in rows_of(out)} == {1, 2}
+    assert column(rows_of(out, "validation"), "user_id") == [3, 3, 3, 8, 9]
+
+
+def test_the_funnel_adds_up(tmp_path: Path) -> None:
+    rows = [*THREE_USERS, THREE_USERS[0], (None, 0, TRAIN, True), (3, 0, TRAIN - DAY_MS, True)]
+    filters = [{"kind": "items", "min_events": 2}, {"kind": "users", "min_events": 2}]
+    out = prepared(tmp_path, log_of(rows), filters=filters)
+    lines = funnel_of(out)
+    log, train, windows = ([line for line in lines if line.scope == scope] for scope in ("log", "train", "windows"))
+    assert [line.rows for line in log] == [13, 12, 11]
+    assert log[-1].rows == train[0].rows + sum(line.rows for line in windows) == 6 + 2 + 2 + 1
+    for scope in (log, train):
+        for before, after in zip(scope, scope[1:], strict=False):
+            assert before.rows - after.removed == after.rows
+    assert [(line.rows, line.users, line.items, line.positives) for line in train] == [
+        (6, 3, 3, 3),
+        (5, 3, 2, 3),
+        (4, 2, 2, 3),
+    ]
+    assert train[-1].positive_share == 3 / 4
+    assert train[-1].rows == len(rows_of(out))
+
+
+def test_filters_are_named_in_words() -> None:
+    assert filter_name(ItemFilter(kind="items", min_events=5)) == "items: 5 or more events"
+    words = "users: 2 to 50 events, 1 or more positives, 3 or more negatives"
+    assert filter_name(UserFilter(kind="users", min_events=2, max_events=50, min_positives=1, min_negatives=3)) == words
+
+
+# --- items and users --------------------------------------------------------------------------------------------------
+
+
+def test_items_are_those_of_their_table_and_those_of_the_log(tmp_path: Path) -> None:
+    items = pa.table({"item_id": [7, 100, 0], "creator": ["x", None, "y"], "tags": [["a"], [], None]})
+    out = prepared(tmp_path, log_of(THREE_USERS), items)
+    assert pq.read_table(out / "items.parquet").to_pylist() == [
+        {"item_id": 0, "creator": "y", "tags": None},
+        {"item_id": 1, "creator": None, "tags": None},
+        {"item_id": 2, "creator": None, "tags": None},
+        {"item_id": 7, "creator": "x", "tags": ["a"]},
+        {"item_id": 100, "creator": None, "tags": []},
+    ]
+    assert pq.read_table(out / "users.parquet").to_pylist() == [{"user_id": user} for user in (1, 2, 3, 8, 9)]
+
+
+# --- point in time ----------------------------------------------------------------------------------------------------
+
+
+def random_log(seed: int) -> pa.Table:
+    """400 events of 12 users in all windows, many of them at equal times."""
+    draw = np.random.default_rng(seed)
+    at = FIRST_MS + draw.integers(0, 60, size=400) * (DAY_MS // 10)
+    return pa.table(
+        {
+            "user_id": draw.integers(0, 12, size=400),
+            "item_id": draw.integers(0, 30, size=400),
+            "at": at,
+            "liked": draw.random(400) < 0.4,
+        }
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rewriting_the_future_changes_no_past_row(tmp_path: Path, seed: int) -> None:
+    log = random_log(seed)
+    draw = np.random.default_rng(seed + 100)
+    at = np.asarray(log["at"])
+    moment = int(draw.choice(at[at > VALIDATION]))
+    is_past = at < moment
+    other = random_log(seed + 50)
+    rewritten = pa.table(
+        {
+            "user_id": np.where(is_past, log["user_id"], draw.permutation(np.asarray(other["user_id"]))),
+            "item_id": np.where(is_past, log["item_id"], np.asarray(other["item_id"]) + 7),
+            "at": np.where(is_past, at, np.maximum(at, moment + draw.integers(0, DAY_MS // 2, size=400))),
+            "liked": np.where(is_past, log["liked"], draw.random(400) < 0.9),
+        }
+    )
+    judged = pa.table({"user_id": [0, 0], "item_id": [0, 0], "at": [moment, TEST + DAY_MS - 1], "liked": [True, True]})
+    for number, table in enumerate((log, rewritten)):
+        prepared(tmp_path / str(number), pa.concat_tables([table, judged.cast(table.schema)]))
+    for split in ("train", "validation", "test"):
+        before, after = (
+            [row for row in rows_of(tmp_path / str(number) / "prepare", split) if row["at"] < moment]
+            for number in (0, 1)
+        )
+        assert before == after
+    assert rows_of(tmp_path / "0" / "prepare")  # something was compared
+
+
+def test_changing_validation_and_test_changes_no_training_row(tmp_path: Path) -> None:
+    log = random_log(7)
+    is_judged = np.asarray(log["at"]) >= VALIDATION
+    changed = log.set_column(3, "liked", pa.array(np.where(is_judged, ~np.asarray(log["liked"]), log["liked"])))
+    changed = changed.set_column(1, "item_id", pa.array(np.asarray(log["item_id"]) + 1000 * is_judged))
+    filters = [{"kind": "items", "min_events": 8}, {"kind": "users", "min_events": 5, "min_positives": 2}]
+    kept, same = (prepared(tmp_path / str(n), table, filters=filters) for n, table in enumerate((log, changed)))
+    path = Path("rows") / "split=train" / "shard=0.parquet"
+    assert (kept / path).read_bytes() == (same / path).read_bytes()
+    assert 0 < len(rows_of(kept)) < np.sum(~is_judged)
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("type_", "ids"), [("BIGINT", "range"), ("VARCHAR", "'user ' || range")])
+def test_shards_part_the_users_evenly(type_: str, ids: str) -> None:
+    users = f"(SELECT CAST({ids} AS {type_}) AS user_id FROM range(-500, 2500))"
+    counts = [
+        duckdb.execute(f"SELECT COUNT(*) FROM {users} WHERE {shard_sql(type_, shard, 3)}").fetchall()[0][0]
+        for shard in range(3)
+    ]
+    assert sum(counts) == 3000
+    assert min(counts) > 900
+
+
+def test_a_plan_of_three_shards_writes_every_row_once(tmp_path: Path) -> None:
+    recipe = world_recipe(write_world(tmp_path, random_log(3)))
+    plan = build_plan(recipe.prepare, check_recipe(recipe), shards=3)
+    paths = [output.path for output in plan.outputs if output.path.startswith("rows/split=train")]
+    assert paths == [f"rows/split=train/shard={shard}.parquet" for shard in range(3)]
+    with duckdb.connect() as connection:
+        for step in plan.steps:
+            connection.execute(f'CREATE TABLE "{step.table}" AS {step.sql}')
+        users = [
+            {row[0] for row in connection.execute(output.sql).fetchall()}
+            for output in plan.outputs
+            if output.path.startswith("events/")
+        ]
+    assert [len(shard) > 0 for shard in users] == [True] * 3
+    assert sum(len(shard) for shard in users) == len(set.union(*users)) == 12
+
+
+def test_a_shard_is_arithmetic_that_any_engine_repeats() -> None:
+
+    for user in (0, 1, -17, 2**62):
+        number = abs(int(np.fmod(user, 2147483647))) * 48271 % 2147483647
+        where = shard_sql("BIGINT", number % 5, 5)
+        assert duckdb.execute(f'SELECT {where} FROM (SELECT CAST({user} AS BIGINT) AS "user_id")').fetchall() == [
+            (True,)
+        ]
+    digits = hashlib.md5(b"ada", usedforsecurity=False).hexdigest()[:6]
+    number = sum(16**place * int(digit, 16) for place, digit in enumerate(digits))
+    where = shard_sql("VARCHAR", number % 5, 5)
+    assert duckdb.execute(f"SELECT {where} FROM (SELECT 'ada' AS \"user_id\")").fetchall() == [(True,)]

@@ -1,0 +1,286 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from tests.worlds import FIRST_MS, write_world
+from twofold.errors import DataError
+from twofold.prepare.sources import open_source
+from twofold.recipe.schema import KuaiRand, Table
+
+LOG = pa.table({"user_id": [1, 2], "item_id": [10, 20], "at": [FIRST_MS, FIRST_MS + 1], "liked": [True, False]})
+
+
+def table(folder: Path, events: pa.Table, items: pa.Table | None = None) -> Table:
+    return Table.model_validate(write_world(folder, events, items))
+
+
+def rows(sql: str) -> list[tuple[Any, ...]]:
+    return duckdb.execute(sql).fetchall()
+
+
+def with_column(name: str, values: Any) -> pa.Table:
+    return LOG.set_column(LOG.column_names.index(name), name, pa.array(values))
+
+
+# --- any table --------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_gives_its_columns_and_types_without_reading_rows(tmp_path: Path) -> None:
+    items = pa.table({"item_id": pa.array([10], pa.int32()), "tags": [["a"]]})
+    source = open_source(table(tmp_path, LOG, items))
+    assert source.event_columns == {"user_id": "BIGINT", "item_id": "BIGINT", "at": "BIGINT", "liked": "BOOLEAN"}
+    assert source.item_columns == {"item_id": "BIGINT", "tags": "VARCHAR[]"}
+    assert source.user_columns == {"user_id": "BIGINT"}
+    assert rows(source.events_sql) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
+    assert rows(source.items_sql) == [(10, ["a"])]
+    assert rows(source.users_sql) == []
+
+
+@pytest.mark.parametrize(
+    ("type_", "becomes"),
+    [(pa.int8(), "BIGINT"), (pa.uint16(), "BIGINT"), (pa.uint64(), "BIGINT"), (pa.string(), "VARCHAR")],
+)
+def test_ids_become_bigint_or_text(tmp_path: Path, type_: pa.DataType, becomes: str) -> None:
+    source = open_source(table(tmp_path, with_column("user_id", pa.array([1, 2]).cast(type_))))
+    assert source.event_columns["user_id"] == becomes
+    assert [row[0] for row in rows(source.events_sql)] == ([1, 2] if becomes == "BIGINT" else ["1", "2"])
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Shanghai"])
+def test_timestamps_become_utc_milliseconds(tmp_path: Path, unit: str, zone: str | None) -> None:
+    at = pa.array([FIRST_MS, FIRST_MS + 1000]).cast(pa.timestamp("ms")).cast(pa.timestamp(unit, tz=zone))
+    source = open_source(table(tmp_path, LOG.set_column(2, "at", at)))
+    assert source.event_columns["at"] == "BIGINT"
+    assert [row[2] for row in rows(source.events_sql)] == [FIRST_MS, FIRST_MS + 1000]
+
+
+def test_a_csv_is_a_table_too(tmp_path: Path) -> None:
+    pa_csv.write_csv(LOG, tmp_path / "log.csv")
+    source = open_source(Table(kind="table", events=tmp_path / "log.csv"))
+    assert rows(source.events_sql) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
+
+
+def test_a_folder_of_files_is_one_table_and_its_name_adds_no_column(tmp_path: Path) -> None:
+    folder = tmp_path / "liked=1" / "it's [new]*"
+    folder.mkdir(parents=True)
+    for part in range(3):
+        pq.write_table(LOG, folder / f"part-{part}.parquet")
+    source = open_source(Table(kind="table", events=folder))
+    assert list(source.event_columns) == LOG.column_names
+    assert len(rows(source.events_sql)) == 3 * len(LOG)
+    assert len(source.files) == 3
+
+
+def test_a_column_of_any_name_is_passed_on(tmp_path: Path) -> None:
+    source = open_source(table(tmp_path, LOG.append_column('select "x"; --', pa.array([1, 2]))))
+    assert [row[4] for row in rows(source.events_sql)] == [1, 2]
+
+
+# --- bad tables -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (
+            "user_id",
+            [1.0, 2.0],
+            r"events\.parquet: user_id is DOUBLE; an id is an integer or text.*Write the column as BIGINT",
+        ),
+        ("item_id", [[1], [2]], r"item_id is BIGINT\[\]; an id is an integer or text"),
+        (
+            "at",
+            [1.5e12, 1.6e12],
+            r"at is DOUBLE; it must be UTC time in whole milliseconds, as BIGINT \(1650816000000\)",
+        ),
+        ("at", ["2024-01-01", "2024-01-02"], r"at is VARCHAR; it must be UTC time"),
+        ("at", [True, False], r"at is BOOLEAN; it must be UTC time"),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path, column: str, values: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(table(tmp_path, with_column(column, values)))
+
+
+def test_days_are_no_moments(tmp_path: Path) -> None:
+    days = pa.array([19000, 19001], pa.int32()).cast(pa.date32())
+    with pytest.raises(DataError, match=r"at is DATE; .* days have none"):
+        open_source(table(tmp_path, LOG.set_column(2, "at", days)))
+
+
+def test_estimated_is_true_or_false(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"at_is_estimated is BIGINT; write it as BOOLEAN"):
+        open_source(table(tmp_path, LOG.append_column("at_is_estimated", pa.array([0, 1]))))
+
+
+def test_a_missing_column_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"events\.parquet has no column user_id \(nearest: userid; its columns: userid, item"
+    ):
+        open_source(table(tmp_path, LOG.rename_columns(["userid", "item_id", "at", "liked"])))
+    with pytest.raises(DataError, match=r"items\.parquet has no column item_id \(nearest: itemid; "):
+        open_source(table(tmp_path, LOG, pa.table({"itemid": [1]})))
+
+
+def test_ids_of_two_types_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"item_id is VARCHAR in .*items\.parquet, but BIGINT in .*events\.parquet: nothing would"
+    ):
+        open_source(table(tmp_path, LOG, pa.table({"item_id": ["10"]})))
+
+
+def test_a_missing_file_is_answered_with_what_lies_there(tmp_path: Path) -> None:
+    pq.write_table(LOG, tmp_path / "events.parquet")
+    with pytest.raises(
+        DataError, match=r"data\.events: there is no file .*event\.parquet \(nearest: events\.parquet; "
+    ):
+        open_source(Table(kind="table", events=tmp_path / "event.parquet"))
+    with pytest.raises(DataError, match=r"data\.events: there is no file .*a path is relative to the recipe file"):
+        open_source(Table(kind="table", events=tmp_path / "nowhere" / "events.parquet"))
+    with pytest.raises(DataError, match=r"data\.items: there is no file"):
+        open_source(Table(kind="table", events=tmp_path / "events.parquet", items=tmp_path / "items.parquet"))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"data\.events: .*log\.xlsx holds no \.parquet and no \.csv file"):
+        open_source(Table(kind="table", events=tmp_path / "log.xlsx"))
+    pq.write_table(LOG, tmp_path / "a.parquet")
+    pa_csv.write_csv(LOG, tmp_path / "b.csv")
+    with pytest.raises(DataError, match=r"holds \.parquet and \.csv files together\. Name one file"):
+        open_source(Table(kind="table", events=tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_a_damaged_file_is_named_with_its_size(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "events.parquet"
+    pq.write_table(LOG, path)
+    content = {"cut": path.read_bytes()[:-10], "empty": b"", "text": b"user_id,item_id,at\n1,2,3\n"}[damage]
+    path.write_bytes(content)
+    message = (
+        rf"events\.parquet cannot be read as parquet \({len(content):,} bytes\): .*damaged, cut short or of another"
+    )
+    with pytest.raises(DataError, match=message):
+        open_source(Table(kind="table", events=path))
+
+
+def test_an_empty_log_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.events: .*events\.parquet holds no rows\. Check that the export"):
+        open_source(table(tmp_path, LOG.slice(0, 0)))
+    (tmp_path / "log.csv").write_text("user_id,item_id,at\n")
+    with pytest.raises(DataError, match=r"data\.events: .*log\.csv holds no rows"):
+        open_source(Table(kind="table", events=tmp_path / "log.csv"))
+
+
+def test_files_of_a_folder_must_agree(tmp_path: Path) -> None:
+    pq.write_table(LOG, tmp_path / "a.parquet")
+    pq.write_table(LOG.drop_columns(["liked"]), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet has the columns .* but .*a\.parquet has .*same names and types"):
+        open_source(Table(kind="table", events=tmp_path))
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_follows_content_and_not_place(tmp_path: Path) -> None:
+    first = open_source(table(tmp_path / "a", LOG)).fingerprint()
+    assert open_source(table(tmp_path / "b", LOG)).fingerprint() == first
+    assert open_source(table(tmp_path / "b", with_column("liked", [True, True]))).fingerprint() != first
+    assert open_source(table(tmp_path / "a", LOG, pa.table({"item_id": [1]}))).fingerprint() != first
+
+
+def test_a_large_file_is_told_apart_by_its_ends_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twofold.prepare.sources._WHOLE_DIGEST_BYTES", 1_000)
+    monkeypatch.setattr("twofold.prepare.sources._END_BYTES", 100)
+    noise = np.random.default_rng(0).integers(0, 2**60, size=2_000)
+    big = pa.table({"user_id": noise, "item_id": noise, "at": np.arange(2_000) + FIRST_MS})
+    source = open_source(table(tmp_path, big))
+    before = source.fingerprint()
+    assert source.fingerprint() == before
+    path = source.files[0]
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 1
+    path.write_bytes(content)
+    assert source.fingerprint() != before
+
+
+# --- KuaiRand ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_log_is_as_published(kuairand_folder: Path) -> None:
+    source = open_source(KuaiRand(kind="kuairand", path=kuairand_folder))
+    log = f"({source.events_sql}) AS log WHERE NOT at_is_estimated"
+    tails = f"({source.events_sql}) AS log WHERE at_is_estimated"
+    assert rows(f"SELECT COUNT(*), COUNT(DISTINCT user_id), COUNT(DISTINCT item_id) FROM {log}") == [
+        (228_329, 25_156, 6_361)
+    ]
+    assert rows(f"SELECT COUNT(*), COUNT(DISTINCT user_id), COUNT(DISTINCT item_id) FROM {tails}") == [
+        (817_187, 26_469, 7_462)
+    ]
+    assert rows(f"SELECT COUNT(*) FROM (SELECT DISTINCT * FROM {log})") == [(228_329 - 5_460,)]
+    odd = "COUNT(*) FILTER (length_s = 0), COUNT(*) FILTER (watch_s = 0), COUNT(*) FILTER (watch_s > length_s)"
+    assert rows(f"SELECT {odd} FROM {log}") == [(3_568, 22_263, 34_254)]
+    assert rows(f"SELECT COUNT(*), COUNT(DISTINCT item_id) FROM ({source.items_sql})") == [(7_583, 7_583)]
+    assert rows(f"SELECT COUNT(*), COUNT(DISTINCT user_id) FROM ({source.users_sql})") == [(27_285, 27_285)]
+
+
+def test_every_select_gives_the_columns_it_promises(kuairand_folder: Path) -> None:
+    source = open_source(KuaiRand(kind="kuairand", path=kuairand_folder))
+    promised = (source.event_columns, source.item_columns, source.user_columns)
+    for sql, columns in zip((source.events_sql, source.items_sql, source.users_sql), promised, strict=True):
+        assert {row[0]: row[1] for row in rows(f"DESCRIBE {sql}")} == columns
+
+
+def test_tails_rise_in_their_order_and_end_before_the_log(kuairand_folder: Path) -> None:
+    source = open_source(KuaiRand(kind="kuairand", path=kuairand_folder))
+    window_first, log_first = 1_649_433_600_000, 1_650_812_741_436  # 9 April, 00:00 in Beijing; the log's first event
+    tails = f"({source.events_sql}) WHERE at_is_estimated"
+    first, last = rows(f'SELECT MIN("at"), MAX("at") FROM {tails}')[0]
+    assert window_first < first
+    assert last < log_first + 86_400_000  # the users' last times, not the log's first
+    # no two events of a user share a time, so the order of `pos` is the order of time
+    assert rows(f'SELECT COUNT(*) FROM (SELECT user_id, "at" FROM {tails} GROUP BY ALL HAVING COUNT(*) > 1)') == [(0,)]
+    late = f'SELECT COUNT(*) FROM (SELECT user_id, MAX("at") AS last FROM {tails} GROUP BY 1) AS t JOIN '
+    late += (
+        f'(SELECT user_id, MIN("at") AS first FROM ({source.events_sql}) WHERE NOT at_is_estimated GROUP BY 1) AS l '
+    )
+    assert rows(late + "USING (user_id) WHERE last > first") == [(0,)]
+    assert rows(late + "USING (user_id) WHERE last = first") == [(3,)]
+
+
+def test_items_have_tags_length_and_age_and_no_platform_aggregates(kuairand_folder: Path) -> None:
+    source = open_source(KuaiRand(kind="kuairand", path=kuairand_folder))
+    midnight = 1_649_520_000_000  # 10 April 2022, 00:00 in Beijing
+    found = rows(f"SELECT item_id, author_id, tags, uploaded_at FROM ({source.items_sql}) WHERE item_id < 2 ORDER BY 1")
+    assert [(row[0], row[1], row[3]) for row in found] == [(0, 7_349_781, midnight), (1, 2_103_883, midnight)]
+    assert rows(f"SELECT COUNT(*) FROM ({source.items_sql}) WHERE tags IS NULL OR list_contains(tags, 'unknown')") == [
+        (0,)
+    ]
+    assert rows(f"SELECT COUNT(*) FROM ({source.items_sql}) WHERE length_s IS NULL") == [(239,)]
+    shipped = pq.read_schema(kuairand_folder / "items.parquet").names
+    assert not [name for name in shipped if name.endswith(("_cnt", "_num", "counts"))]
+
+
+def test_a_kuairand_folder_that_is_not_one_is_refused(tmp_path: Path, kuairand_folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"data\.path: there is no folder .*nowhere\. The repository ships .*data/kuairand-pure"
+    ):
+        open_source(KuaiRand(kind="kuairand", path=tmp_path / "nowhere"))
+    copy = tmp_path / "copy"
+    shutil.copytree(kuairand_folder, copy)
+    (copy / "users.parquet").unlink()
+    with pytest.raises(
+        DataError, match=r"data\.path: there is no file .*users\.parquet \(nearest: tails_users\.parquet, "
+    ):
+        open_source(KuaiRand(kind="kuairand", path=copy))
+    pq.write_table(pa.table({"user": [1]}), copy / "users.parquet")
+    with pytest.raises(DataError, match=r"users\.parquet has no column user_id"):
+        open_source(KuaiRand(kind="kuairand", path=copy))
