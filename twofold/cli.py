@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -79,7 +80,9 @@ def run(
     _print_report(job.folder)
     print(f"\nreport           {job.folder}/evaluate/report.html")
     print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
-    print(f"next             twofold recommend {job.folder} --user ID -k 20")
+    first = pq.read_table(job.folder / "recommend" / "recommendations.parquet", columns=["user_id"]).slice(0, 1)
+    user = first["user_id"][0].as_py() if len(first) else "ID"
+    print(f"next             twofold recommend {job.folder} --user {user} -k 20")
 
 
 @app.command()
