@@ -243,8 +243,8 @@ def schema() -> None:
 
 
 def _print_report(folder: Path) -> None:
-    from twofold.evaluate.report import report_tables
+    from twofold.evaluate.report import report_lines
 
     console = Console()
-    for table in report_tables(pipeline.report_of(folder)):
-        console.print(table)
+    for part in report_lines(pipeline.report_of(folder)):
+        console.print(part)

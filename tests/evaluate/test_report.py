@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.evaluate.test_judge import report_of, world
-from twofold.evaluate.report import plot_of, report_page, report_tables, write_report
+from twofold.evaluate.report import plot_of, report_page, report_lines, write_report
 from twofold.evaluate.verdict import spread
 
 
@@ -98,7 +98,7 @@ def test_the_plot_keeps_order_and_holds_every_interval(report):
 
 def test_the_terminal_shows_the_same_numbers(report):
     console = Console(file=StringIO(), width=200)
-    for table in report_tables(report):
+    for table in report_lines(report):
         console.print(table)
     text = console.file.getvalue()
     for row in report.catalogue.rows:

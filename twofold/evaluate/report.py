@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, StrictUndefined
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -99,18 +100,20 @@ def shown_metrics(report: Report) -> list[str]:
     return [name for name in wanted if name in report.catalogue.rows[0].metrics]
 
 
-def report_tables(report: Report) -> list[Table]:
-    """The catalogue, impressions and in-batch tables for the terminal; the verdict is the first one's caption."""
-    return [_catalogue_table(report), _impressions_table(report), _batch_table(report)]
+def report_lines(report: Report) -> list[Text | Table]:
+    """For the terminal: the verdict in words, then the catalogue, impressions and in-batch tables."""
+    verdict = Text("\n".join(report.verdict))
+    return [verdict, Text(), _catalogue_table(report), _impressions_table(report), _batch_table(report)]
 
 
 def _catalogue_table(report: Report) -> Table:
-    table = _table(f"catalogue · {report.window} window · {_who(report.catalogue)}", "\n".join(report.verdict))
-    metrics = shown_metrics(report)
+    table = _table(f"catalogue · {report.window} window · {_who(report.catalogue)}", "")
+    # Two metrics: a terminal of 80 columns holds no more; the page has them all.
+    metrics = [metric for metric in shown_metrics(report) if metric in (report.headline, "catalogue/ndcg@10")]
     table.add_column("")
     for metric in metrics:
         table.add_column(short_name(metric), justify="right")
-    table.add_column(f"model − row, {short_name(report.headline)}", justify="right")
+    table.add_column(f"model − row, @{report.headline.partition('@')[2]}", justify="right")
     for row in report.catalogue.rows:
         cells = [_cell(row.metrics[metric], with_interval=metric == report.headline) for metric in metrics]
         gap = row.model_minus.get(report.headline)
@@ -148,7 +151,9 @@ def _batch_table(report: Report) -> Table:
 
 def _table(title: str, caption: str) -> Table:
     # Text, not str: rich reads [.370, .401] in a str as markup.
-    return Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left")
+    table = Table(title=Text(title), caption=Text(caption) if caption else None, box=SIMPLE_HEAD)
+    table.title_justify = table.caption_justify = "left"
+    return table
 
 
 def _cell(estimate: Estimate, *, with_interval: bool = True) -> Text:

@@ -68,7 +68,7 @@ def _evaluate(node: exp.Expr, items: pa.Table) -> pa.Array:
         case exp.Paren():
             return _evaluate(node.this, items)
         case exp.Column():
-            return items[node.name].combine_chunks()
+            return _stored(items[node.name].combine_chunks())
         case exp.Null():
             return pa.nulls(len(items))
         case exp.Boolean():
@@ -169,6 +169,11 @@ def _case(node: exp.Case, items: pa.Table) -> pa.Array:
 
 
 # --- where Arrow and SQL differ ---------------------------------------------------------------------------------------
+
+
+def _stored(column: pa.Array) -> pa.Array:
+    """Arrow refuses to compare a large integer with a float of 32 bits."""
+    return column.cast(pa.float64()) if pa.types.is_floating(column.type) else column
 
 
 def _less(left: pa.Array, right: pa.Array) -> pa.Array:
