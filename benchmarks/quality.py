@@ -24,7 +24,9 @@ def main(seeds: int = 3) -> None:
     """Runs, collects, prints, saves."""
     lines = []
     for seed in range(seeds):
-        job = twofold.run(RECIPE, overrides=[f"train.seed={seed}"], runs="runs", name=f"quality-seed{seed}", replace=True)
+        job = twofold.run(
+            RECIPE, overrides=[f"train.seed={seed}"], runs="runs", name=f"quality-seed{seed}", replace=True
+        )
         report = report_of(job.folder)
         for section in (report.catalogue, report.impressions):
             for row in section.rows:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.evaluate.test_judge import report_of, world
-from twofold.evaluate.report import plot_of, report_page, report_lines, write_report
+from twofold.evaluate.report import plot_of, report_lines, report_page, write_report
 from twofold.evaluate.verdict import spread
 
 

@@ -86,7 +86,7 @@ def engine() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(conditions)
 def test_a_filter_holds_where_duckdb_says_so(engine: duckdb.DuckDBPyConnection, text: str) -> None:
     try:

@@ -267,7 +267,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
     Characters that YAML reads as line ends (U+0085, U+2028) do not come back when written raw, so they are escaped.
     """
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=recipe.about.isprintable(), width=120)
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=recipe.about.isprintable(), width=120
+    )
 
 
 def recipe_schema() -> dict[str, Json]:

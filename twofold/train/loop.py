@@ -118,7 +118,9 @@ def _rate(settings: Train, position: Position, lines: int) -> float:
 
 
 def _finish_epoch(position: Position, validation: float, examples_per_s: float) -> Position:
-    record = EpochRecord(position.epoch, position.loss_sum / max(position.batch, 1), validation, float(round(examples_per_s)))
+    record = EpochRecord(
+        position.epoch, position.loss_sum / max(position.batch, 1), validation, float(round(examples_per_s))
+    )
     best_so_far = max((earlier.validation for earlier in position.records), default=-np.inf)
     return Position(
         epoch=position.epoch + 1,
