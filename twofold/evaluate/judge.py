@@ -41,6 +41,7 @@ from twofold.evaluate.verdict import (
     Section,
     in_words,
 )
+from twofold.progress import progress_bar
 
 _RECENT_DAYS: Final = 2
 _SEED: Final = 0
@@ -62,8 +63,14 @@ def judge(
     `others` are further rows, by name. DataError where nobody can be judged.
     """
     judged = {MODEL: scores, **baselines(window, positives), **(others or {})}
-    catalogue = _catalogue_section(window, {name: judge_catalogue(window, each) for name, each in judged.items()})
-    impressions = _impressions_section(window, {name: judge_impressions(window, each) for name, each in judged.items()})
+    ranked: dict[str, PerUser] = {}
+    ordered: dict[str, PerUser] = {}
+    with progress_bar("evaluate", total=len(judged), unit="rows") as advance:
+        for name, each in judged.items():
+            ranked[name] = judge_catalogue(window, each)
+            ordered[name] = judge_impressions(window, each)
+            advance(1, name)
+    catalogue, impressions = _catalogue_section(window, ranked), _impressions_section(window, ordered)
     in_batch = _batch_section(judge_in_batch(window, scores, batch_size=batch_size, seed=_SEED))
     headline = f"catalogue/recall@{headline_k(window.num_items)}"
     is_cold = window.is_cold[window.relevant.values]
