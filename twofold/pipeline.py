@@ -115,17 +115,20 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
     from twofold.evaluate.judge import judge
     from twofold.evaluate.report import write_report
     from twofold.evaluate.windows import judged_window, positives_before
+    from twofold.model.two_tower import describe_model
 
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_dataset(dataset.folder)
         window = judged_window(arrays, "test")
+        model = load_model(job, arrays, trained)
         first, _ = job.recipe.prepare.split.bounds_ms("test")
         report = judge(
             window,
-            _scores(load_model(job, arrays, trained), arrays, window),
+            _scores(model, arrays, window),
             positives_before(arrays, first),
             batch_size=job.recipe.train.batch_size,
-            facts=_facts(job, prepared, dataset, trained),
+            facts=_facts(job, (prepared, dataset, trained))
+            | {"model": [asdict(part) for part in describe_model(model)]},
         )
         write_report(report, out)
         return {"metrics": report.metrics_of("model")}
@@ -226,27 +229,17 @@ def _scores(model: Any, arrays: Any, window: Any) -> Callable[[slice], Any]:
     return lambda part: users[part] @ items.T
 
 
-def _facts(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> dict[str, Any]:
-    """What a report states of where it comes from."""
-    from twofold.model.two_tower import describe_model
-
-    seconds = {stage.folder.name: round(stage.seconds, 1) for stage in (prepared, dataset, trained)}
+def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:
+    """What a report states of where it comes from; the first stage is preparation, which has the funnel."""
     return {
         "recipe": job.recipe.name,
         "recipe_digest": recipe_digest(job.recipe),
         "commit": _commit(),
         "hardware": f"{os.cpu_count()} × {_processor()}, {_memory_gib():.0f} GiB",
         "versions": {name: version(name) for name in ("twofold", "torch", "numpy", "duckdb")},
-        "seconds": seconds,
-        "funnel": prepared.facts["funnel"],
-        "model": [asdict(part) for part in describe_model(load_model(job, _arrays(dataset), trained))],
+        "seconds": {stage.folder.name: round(stage.seconds, 1) for stage in stages},
+        "funnel": stages[0].facts["funnel"],
     }
-
-
-def _arrays(dataset: Stage) -> Any:
-    from twofold.dataset.arrays import load_dataset
-
-    return load_dataset(dataset.folder)
 
 
 def _commit() -> str:
