@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.errors import RequestError, RunError
-from twofold.index.knn import FACTS, MOST_EXCLUDED, VECTORS, Index, Ragged, build_index, load_index, save_index, search
+from twofold.index.candidates import Ragged
+from twofold.index.knn import FACTS, MOST_EXCLUDED, VECTORS, Index, build_index, load_index, save_index, search
 from twofold.topk import TopK, exclude, tie_order, top_k
 
 
@@ -50,7 +51,7 @@ def test_answers_are_those_of_scoring_everything(index: Index, k: int) -> None:
     assert found.is_exact
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     items=st.integers(1, 200),
@@ -81,6 +82,15 @@ def test_where_all_items_are_equal_the_fixed_shuffle_decides_and_not_the_catalog
     expected = row_of_rank[::-1][:5].tolist()
     assert search(index, np.float32([[1, 0]]), 5).item_rows.tolist() == [expected]
     assert search(index, np.float32([[1, 0]] * 3), 5).item_rows.tolist() == [expected] * 3
+
+
+def test_ties_beyond_the_candidates_that_are_kept_are_decided_too() -> None:
+    # Everything is fetched, since as much is excluded, and only the first k + 16 of it are kept.
+    index = build_index(np.tile(np.float32([1, 0]), (60, 1)))
+    excluded = ragged([list(range(40, 60)), []])
+    found = search(index, np.float32([[1, 0]] * 2), 5, excluded=excluded)
+    expected = score_everything(index, np.float32([[1, 0]] * 2), 5, excluded=excluded)
+    assert found.item_rows.tolist() == expected.item_rows.tolist()
 
 
 def test_a_batch_answers_as_its_lines_do_alone(index: Index) -> None:

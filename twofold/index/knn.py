@@ -5,9 +5,9 @@ decided as in `twofold/topk.py`. So an answer does not depend on whether it was 
 sums in another order there, and breaks ties by its own), and equal vectors do not answer in catalogue order. Where a
 tie may reach beyond the candidates, as in a collapsed model, all items are scored.
 
-Measured (64 dimensions, 100 answers, two busy cores): one query 0.24 ms at 30,000 items and 5.7 ms at 300,000 in
-FAISS, against 8 ms each in a NumPy product with `top_k`, whose threads wait for one another; 1,000 queries 0.26 s
-against 0.87 s at 30,000 items.
+Measured (64 dimensions, 100 answers, two cores, one of them busy): one query 0.24 ms at 30,000 items and 5.7 ms at
+300,000 in FAISS, against 8 ms each in a NumPy product with `top_k`, whose threads wait for one another; 1,000 queries
+0.26 s against 0.87 s at 30,000 items. Settling the candidates adds 0.2 ms to a query and a tenth to a batch.
 """
 
 import json
@@ -23,41 +23,16 @@ from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.bundle import write_json
 from twofold.errors import RequestError, RunError
-from twofold.topk import NOT_ALLOWED, TopK, blocks, tie_order, top_k
+from twofold.index.candidates import SPARE, Ragged, first_not_excluded, pair_scores, settle
+from twofold.topk import NOT_ALLOWED, TopK, blocks, top_k
 
 Score = Literal["dot", "cosine"]
 """How the model compares. Both are an inner product here; "cosine" promises item vectors of length 1."""
 
-SPARE: Final = 16  # candidates beyond k: without ties one would do
 BLOCK: Final = 2048  # queries at once: FAISS 1.15 takes a matrix product (twice as fast) from 128,000 numbers on
-MOST_EXCLUDED: Final = 1000  # a line that excludes more is searched alone, with a bitmap, not through more candidates
-PAIRS: Final = 2**15  # of query and candidate, scored at once: their vectors stay in the cache
+MOST_EXCLUDED: Final = 256  # a line that excludes more is searched alone, with a bitmap, not through more candidates
 VECTORS: Final = "item_vectors.npy"
 FACTS: Final = "index.json"
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Item rows of several lines one after another: line i owns `values[offsets[i]:offsets[i + 1]]`."""
-
-    values: Integer[np.ndarray, "values"]
-    offsets: Integer[np.ndarray, "offsets"]
-
-    def lengths(self) -> Integer[np.ndarray, "lines"]:
-        """How many item rows each line owns."""
-        return np.diff(self.offsets)
-
-    def of(self, lines: Int64[np.ndarray, "chosen"]) -> "Ragged":
-        """These lines, in this order.
-
-        >>> Ragged(np.array([7, 8, 9]), np.array([0, 2, 3])).of(np.array([1, 0])).values.tolist()
-        [9, 7, 8]
-        """
-        lengths = self.lengths()[lines]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return Ragged(
-            self.values[np.arange(offsets[-1]) + np.repeat(self.offsets[lines] - offsets[:-1], lengths)], offsets
-        )
 
 
 @dataclass(frozen=True)
@@ -203,15 +178,15 @@ def _search_one(
     eligible = len(index) if allowed is None else int(allowed.sum())
     fetch = min(k + SPARE, eligible)
     if fetch == 0:
-        return _settle(index, query, np.full((1, 1), -1), k)
+        return settle(index.vectors, query, np.full((1, 1), -1), k)
     how = None
     if allowed is not None:
         bitmap = np.packbits(allowed, bitorder="little")
         selector = faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]  # stubs know only the C++ form
         how = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
     found, rows = index.flat.search(query, fetch, params=how)
-    best = _settle(index, query, rows, k)
-    if fetch < eligible and _tie_may_reach_beyond(index, query, found, best)[0]:
+    best = settle(index.vectors, query, rows, k)
+    if fetch < eligible and _tie_may_reach_beyond(index, query, found[:, -1], best)[0]:
         return _score_all(index, query, k, allowed)
     return best
 
@@ -227,68 +202,42 @@ def _search_block(
 ) -> TopK:
     fetch = min(k + SPARE + int(excluded.lengths().max(initial=0)), len(pool))
     if fetch == 0:
-        return _settle(index, queries, np.full((len(queries), 1), -1), k)
+        return settle(index.vectors, queries, np.full((len(queries), 1), -1), k)
     found, candidates = pool.flat.search(queries, fetch)
     if rows is not None:
         candidates = rows[candidates]
-    line = np.repeat(np.arange(len(queries)), excluded.lengths())
-    is_out = np.isin(np.arange(len(queries))[:, None] * len(index) + candidates, line * len(index) + excluded.values)
-    best = _settle(index, queries, np.where(is_out, -1, candidates), k)
-    if fetch < len(pool):
-        allowed = None if rows is None else _mask(len(index), rows)
-        for tied in np.flatnonzero(_tie_may_reach_beyond(index, queries, found, best)):
-            own = excluded.of(np.array([tied])).values
-            again = _score_all(index, queries[[tied]], k, _without(index, allowed, own))
-            best.item_rows[tied], best.scores[tied] = again.item_rows[0], again.scores[0]
+    # Nothing below this score has been looked at.
+    floor = found[:, -1] if fetch < len(pool) else np.full(len(queries), NOT_ALLOWED)
+    if len(excluded.values):
+        floor, candidates = first_not_excluded(found, candidates, excluded, count=k + SPARE, items=len(index))
+    best = settle(index.vectors, queries, candidates, k)
+    tied = np.flatnonzero(_tie_may_reach_beyond(index, queries, floor, best))
+    allowed = None if rows is None or len(tied) == 0 else _mask(len(index), rows)
+    for line in tied:
+        own = excluded.of(np.array([line])).values
+        again = _score_all(index, queries[[line]], k, _without(index, allowed, own))
+        best.item_rows[line], best.scores[line] = again.item_rows[0], again.scores[0]
     return best
-
-
-# --- candidates → answers ---------------------------------------------------------------------------------------------
-
-
-def _scores(vectors: Float32[np.ndarray, "*items dim"], queries: Float32[np.ndarray, "*queries dim"]) -> np.ndarray:
-    """Inner products, each pair summed by itself: the same bits for one pair or a million, unlike a product."""
-    scores: np.ndarray = np.vecdot(vectors, queries)
-    return scores
-
-
-def _settle(
-    index: Index, queries: Float32[np.ndarray, "queries dim"], rows: Int64[np.ndarray, "queries candidates"], k: int
-) -> TopK:
-    """The k best candidates; row -1 is none."""
-    scores = np.empty(rows.shape, np.float32)
-    for part in blocks(len(rows), max(1, PAIRS // rows.shape[1])):
-        scores[part] = _scores(index.vectors[rows[part]], queries[part, None, :])
-    scores[rows < 0] = NOT_ALLOWED
-    rank, _ = tie_order(len(index))
-    order = np.lexsort((rank[rows], scores), axis=-1)[:, ::-1][:, :k]  # (queries, k)
-    best = np.take_along_axis(scores, order, axis=1)
-    item_rows = np.where(np.isneginf(best), -1, np.take_along_axis(rows, order, axis=1))
-    return TopK(_widened(item_rows, k, -1), _widened(best, k, float(NOT_ALLOWED)), (item_rows >= 0).sum(axis=1))
-
-
-def _widened(values: np.ndarray, k: int, filler: int | float) -> np.ndarray:
-    return np.pad(values, ((0, 0), (0, k - values.shape[1])), constant_values=filler)
 
 
 def _tie_may_reach_beyond(
     index: Index,
     queries: Float32[np.ndarray, "queries dim"],
-    found: Float32[np.ndarray, "queries candidates"],
+    floor: Float32[np.ndarray, "queries"],
     best: TopK,
 ) -> Bool[np.ndarray, "queries"]:
-    """Whether an item that FAISS did not return could, but for rounding, belong to the k best.
+    """Whether an item that FAISS scored at `floor` or below could, but for rounding, belong to the k best.
 
     Two sums of `dim` float32 products differ by at most dim · 2^-23 · |q| · |v| (Higham 2002, section 3.1).
     """
     slack = index.dim * 2.0**-23 * np.linalg.norm(queries, axis=1) * index.longest
-    return np.asarray(best.scores[:, -1] <= found[:, -1] + slack)
+    return np.asarray(np.isfinite(floor) & (best.scores[:, -1] <= floor + slack))
 
 
 def _score_all(
     index: Index, query: Float32[np.ndarray, "1 dim"], k: int, allowed: Bool[np.ndarray, "items"] | None
 ) -> TopK:
-    return top_k(_scores(index.vectors, query)[None], k, allowed=None if allowed is None else allowed[None])
+    return top_k(pair_scores(index.vectors, query)[None], k, allowed=None if allowed is None else allowed[None])
 
 
 def _in_place(answers: list[TopK], k: int, order: Int64[np.ndarray, "queries"]) -> Neighbours:

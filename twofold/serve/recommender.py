@@ -15,14 +15,15 @@ from twofold.dataset.features import user_inputs
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.filters import compile_filter
-from twofold.index.knn import Neighbours, Ragged, search
+from twofold.index.candidates import Ragged
+from twofold.index.knn import Neighbours, search
 from twofold.progress import progress_bar
 from twofold.recipe.schema import HistoryFeature
 from twofold.serve.bundle_folder import Bundle, open_bundle
 from twofold.tables import RECOMMENDATIONS
 from twofold.topk import blocks
 
-BLOCK: Final = 4096  # users answered at once: two blocks of the search, so that two cores have one each
+BLOCK: Final = 8192  # users answered at once: four blocks of the search, sorted by how much they exclude
 ENCODED: Final = 256  # users encoded at once: what the tower gathers for them stays in the cache
 
 

@@ -1,0 +1,94 @@
+"""Candidates → the k best of them: scored anew in one fixed order, and ties decided as in `twofold/topk.py`."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float32, Int64, Integer
+
+from twofold.topk import NOT_ALLOWED, TopK, blocks, tie_order
+
+SPARE: Final = 16  # candidates beyond k: without ties one would do
+LINES_MARKED: Final = 64  # lines whose excluded items are marked at once, one byte an item
+PAIRS: Final = 2**15  # of query and candidate, scored at once: their vectors stay in the cache
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Item rows of several lines one after another: line i owns `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: Integer[np.ndarray, "values"]
+    offsets: Integer[np.ndarray, "offsets"]
+
+    def lengths(self) -> Integer[np.ndarray, "lines"]:
+        """How many item rows each line owns."""
+        return np.diff(self.offsets)
+
+    def of(self, lines: Int64[np.ndarray, "chosen"]) -> "Ragged":
+        """These lines, in this order.
+
+        >>> Ragged(np.array([7, 8, 9]), np.array([0, 2, 3])).of(np.array([1, 0])).values.tolist()
+        [9, 7, 8]
+        """
+        lengths = self.lengths()[lines]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Ragged(
+            self.values[np.arange(offsets[-1]) + np.repeat(self.offsets[lines] - offsets[:-1], lengths)], offsets
+        )
+
+
+def pair_scores(vectors: Float32[np.ndarray, "*items dim"], queries: Float32[np.ndarray, "*queries dim"]) -> np.ndarray:
+    """Inner products, each pair summed by itself: the same bits for one pair or a million, unlike a product."""
+    scores: np.ndarray = np.vecdot(vectors, queries)
+    return scores
+
+
+def first_not_excluded(
+    found: Float32[np.ndarray, "queries candidates"],
+    candidates: Int64[np.ndarray, "queries candidates"],
+    excluded: Ragged,
+    *,
+    count: int,
+    items: int,
+) -> tuple[Float32[np.ndarray, "queries"], Int64[np.ndarray, "queries kept"]]:
+    """The best `count` candidates of each line that it does not exclude, and the score of the last of them.
+
+    Where there are fewer, the tail is -1 and that score -inf: none has been left out.
+    """
+    kept = np.full((len(candidates), count), -1, np.int64)
+    floor = np.full(len(candidates), NOT_ALLOWED)
+    for part in blocks(len(candidates), LINES_MARKED):
+        own = excluded.of(np.arange(part.start, part.stop))
+        is_out = np.zeros((part.stop - part.start, items), bool)
+        is_out[np.repeat(np.arange(len(is_out)), own.lengths()), own.values] = True
+        stays = ~np.take_along_axis(is_out, candidates[part], axis=1)
+        place = np.cumsum(stays, axis=1) - 1
+        line, column = np.nonzero(stays & (place < count))
+        kept[part][line, place[line, column]] = candidates[part][line, column]
+        last, column = np.nonzero(stays & (place == count - 1))
+        floor[part][last] = found[part][last, column]
+    return floor, kept
+
+
+def settle(
+    vectors: Float32[np.ndarray, "items dim"],
+    queries: Float32[np.ndarray, "queries dim"],
+    rows: Int64[np.ndarray, "queries candidates"],
+    k: int,
+) -> TopK:
+    """The k best candidates; row -1 is none."""
+    scores = np.empty(rows.shape, np.float32)
+    for part in blocks(len(rows), max(1, PAIRS // rows.shape[1])):
+        scores[part] = pair_scores(vectors[rows[part]], queries[part, None, :])
+    scores[rows < 0] = NOT_ALLOWED
+    rank, _ = tie_order(len(vectors))
+    order = np.lexsort((rank[rows], scores), axis=-1)[:, ::-1][:, :k]  # (queries, k)
+    best = np.take_along_axis(scores, order, axis=1)
+    item_rows = np.where(np.isneginf(best), -1, np.take_along_axis(rows, order, axis=1))
+    return TopK(_widened(item_rows, k, -1), _widened(best, k, float(NOT_ALLOWED)), (item_rows >= 0).sum(axis=1))
+
+
+def _widened(values: np.ndarray, k: int, filler: int | float) -> np.ndarray:
+    if values.shape[1] == k:
+        return values
+    return np.pad(values, ((0, 0), (0, k - values.shape[1])), constant_values=filler)
