@@ -14,8 +14,8 @@ from twofold.bundle import atomic_file
 from twofold.dataset.features import user_inputs
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
 from twofold.errors import RequestError
-from twofold.index.filters import compile_filter
 from twofold.index.candidates import Ragged
+from twofold.index.filters import compile_filter
 from twofold.index.knn import Neighbours, search
 from twofold.progress import progress_bar
 from twofold.recipe.schema import HistoryFeature
@@ -178,7 +178,7 @@ def _short(found: Neighbours, k: int) -> int:
 
 def _user_rows(vocabulary: Vocabulary, users: Sequence[Any] | pa.Array | pa.ChunkedArray) -> Int64[np.ndarray, "users"]:
     rows = _rows_of(vocabulary, users, field="users")
-    strangers = [str(users[int(line)]) for line in np.flatnonzero(rows == UNKNOWN)]
+    strangers = [str(user) for user, row in zip(users, rows, strict=True) if row == UNKNOWN]
     if strangers:
         raise RequestError(
             f"{_listed('user', strangers)} not among the {len(vocabulary):,} users of this run's log. For someone new, "
