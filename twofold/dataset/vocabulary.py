@@ -71,11 +71,12 @@ class Vocabulary:
     def _cast(self, ids: pa.Array | pa.ChunkedArray | Sequence[Any]) -> pa.Array:
         if isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()
-        if not isinstance(ids, pa.Array):
-            kind = int if pa.types.is_int64(self.ids.type) else str
-            # An id from a command line or a request is text; where the log has numbers, text that is one means it.
-            ids = pa.array([_as(kind, value) for value in ids], self.ids.type)
-        return ids if ids.type == self.ids.type else ids.cast(self.ids.type)
+        if isinstance(ids, pa.Array) and ids.type == self.ids.type:
+            return ids
+        read = _as_integer if pa.types.is_int64(self.ids.type) else _as_text
+        return pa.array(
+            [read(value) for value in (ids.to_pylist() if isinstance(ids, pa.Array) else ids)], self.ids.type
+        )
 
     def save(self, path: Path) -> None:
         """Writes one Parquet file."""
@@ -112,8 +113,15 @@ def _comparable(ids: pa.Array) -> np.ndarray:
     return np.asarray(ids) if pa.types.is_int64(ids.type) else np.asarray(ids.to_pylist(), dtype=np.str_)
 
 
-def _as(kind: type, value: Any) -> Any:
+def _as_integer(value: Any) -> int | None:
+    """An id from a command line or a request is text; where the log has numbers, text that is one means it."""
     try:
-        return kind(value)
-    except (TypeError, ValueError):
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    is_same = isinstance(value, str) or number == value
+    return number if is_same and -(2**63) <= number < 2**63 else None
+
+
+def _as_text(value: Any) -> str | None:
+    return None if value is None else str(value)

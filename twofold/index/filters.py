@@ -14,12 +14,11 @@ from functools import reduce
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import sqlglot
 from jaxtyping import Bool
 from sqlglot import exp
 
 from twofold.errors import RecipeError, RequestError
-from twofold.recipe.rules import check_columns, rule_sql
+from twofold.recipe.rules import check_columns, rule_tree
 
 
 def compile_filter(text: str, attributes: pa.Table) -> Bool[np.ndarray, "items"]:
@@ -42,8 +41,7 @@ def compile_filter(text: str, attributes: pa.Table) -> Bool[np.ndarray, "items"]
     [False, True, True, False]
     """
     try:
-        # Canonical text, written from the vetted tree: nothing of the user's own text is parsed here.
-        tree = sqlglot.parse_one(rule_sql(text, "duckdb", result="condition"), dialect="duckdb")
+        tree = rule_tree(text, result="condition")
         check_columns(text, attributes.column_names, field="filter")
     except RecipeError as error:
         raise RequestError(f"The filter cannot be used. {error}") from None

@@ -93,8 +93,13 @@ def rule_sql(text: str, dialect: str = "duckdb", *, result: Kind | None = None) 
     >>> rule_sql("liked OR watch_s / duration_s > 0.8")
     'CAST("liked" AS BOOLEAN) OR ((CAST("watch_s" AS DOUBLE) / NULLIF(CAST("duration_s" AS DOUBLE), 0.0e0)) > 0.8e0)'
     """
+    return rule_tree(text, result=result).sql(dialect=dialect, comments=False, unsupported_level=ErrorLevel.RAISE)
+
+
+def rule_tree(text: str, *, result: Kind | None = None) -> exp.Expr:
+    """The tree that `rule_sql` writes: vetted, and rewritten to mean the same everywhere. For who needs no engine."""
     try:
-        return portable(_vetted(text), result).sql(dialect=dialect, comments=False, unsupported_level=ErrorLevel.RAISE)
+        return portable(_vetted(text), result)
     except RecipeError as reason:
         raise _beside(text, reason) from None
 
