@@ -14,6 +14,7 @@ from rich.table import Table
 
 import twofold
 from twofold.pipeline import report_of
+from twofold.recipe.load import load_recipe, recipe_digest
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parent / "recipes" / "kuairand.yaml"
@@ -46,7 +47,7 @@ def main(seeds: int = 3) -> None:
                         )
         facts = report.facts
     saved = {
-        "recipe_digest": facts.recipe_digest,
+        "recipe_digest": recipe_digest(load_recipe(RECIPE)),
         "commit": facts.commit,
         "hardware": facts.hardware,
         "versions": facts.versions,

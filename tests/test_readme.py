@@ -1,4 +1,4 @@
-"""The README is true: its recipe is the shipped one, its numbers are measured, its tree is the package, its Python runs."""
+"""The README is true: its recipe is the shipped one, its numbers measured, its tree the package, its Python runs."""
 
 import json
 import re

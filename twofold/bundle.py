@@ -8,7 +8,8 @@ runs/kuairand/
 ├── train/               weights, training log                       + manifest.json
 ├── evaluate/            report.json, report.html                    + manifest.json
 ├── index/               the bundle: the only thing serving opens    + manifest.json
-└── recommend/           recommendations.parquet                     + manifest.json
+├── recommend/           recommendations.parquet                     + manifest.json
+└── explain/             probes.json                                 + manifest.json
 ```
 
 A stage works in `<stage>.partial/` and is renamed when its manifest, written last, is there: a killed or failed stage

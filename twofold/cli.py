@@ -170,6 +170,22 @@ def index(run_folder: RunFolder) -> None:
 
 
 @app.command()
+def explain(run_folder: RunFolder) -> None:
+    """Why does it do that? Collapse, hubs and sameness of a run's vectors and lists, with alarms."""
+    job = pipeline.reopen(run_folder)
+    with locked(job.folder):
+        prepared, arrays, trained = pipeline.up_to_training(job)
+        indexed = pipeline.index(job, arrays, trained)
+        explained = pipeline.explain(job, indexed, pipeline.recommend(job, indexed))
+        _say(prepared, arrays, trained, indexed, explained)
+    table = Table("probe", "value", "", "meaning")
+    for probe in explained.facts["probes"]:
+        alarm = "[bold red]alarm[/]" if probe["is_alarming"] else ""
+        table.add_row(probe["name"], f"{probe['value']:.3f}", alarm, probe["meaning"])
+    Console().print(table)
+
+
+@app.command()
 def recommend(
     run_folder: RunFolder,
     user: Annotated[list[str] | None, typer.Option("--user", help="A user of the log. May be repeated.")] = None,

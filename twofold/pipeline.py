@@ -51,7 +51,8 @@ def run(
         tell(trained := train(job, dataset))
         tell(evaluate(job, prepared, dataset, trained))
         tell(indexed := index(job, dataset, trained))
-        tell(recommend(job, indexed))
+        tell(recommended := recommend(job, indexed))
+        tell(explain(job, indexed, recommended))
     return job
 
 
@@ -167,6 +168,29 @@ def recommend(job: Job, indexed: Stage) -> Stage:
 
     inputs = {"index": indexed.digest, "k": job.recipe.recommend_k}
     return run_stage(job.folder, "recommend", inputs=inputs, work=work)
+
+
+def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
+    """Vectors and lists → probes.json: collapse, hubs, coverage, with alarms."""
+    import pyarrow.parquet as pq
+
+    from twofold.dataset.vocabulary import Vocabulary
+    from twofold.explain.probes import probe_lists, probe_vectors
+    from twofold.index.knn import load_index
+
+    def work(out: Path) -> Mapping[str, Any]:
+        items = Vocabulary.load(indexed.folder / "items.parquet")
+        answers = pq.read_table(recommended.folder / "recommendations.parquet", columns=["item_id", "rank"])
+        lists = int((answers["rank"].to_numpy() == 1).sum())
+        item_rows = items.rows_of(answers["item_id"])
+        probes = probe_vectors(load_index(indexed.folder).vectors)
+        probes += probe_lists(item_rows, num_items=len(items), num_lists=lists)
+        lines = [asdict(probe) | {"is_alarming": probe.is_alarming} for probe in probes]
+        write_json(out / "probes.json", lines)
+        return {"probes": lines}
+
+    inputs = {"index": indexed.digest, "recommend": recommended.digest}
+    return run_stage(job.folder, "explain", inputs=inputs, work=work)
 
 
 # --- what the stages above share --------------------------------------------------------------------------------------

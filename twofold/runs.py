@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twofold.bundle import Stage, find_stage
 
-STAGES = ("prepare", "dataset", "train", "evaluate", "index", "recommend")
+STAGES = ("prepare", "dataset", "train", "evaluate", "index", "recommend", "explain")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from twofold.explain.probes import effective_rank, gini, mean_cosine, probe_lists, probe_vectors
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def alarms(probes):
+    return {probe.name for probe in probes if probe.is_alarming}
+
+
+def test_spread_vectors_raise_no_alarm():
+    assert alarms(probe_vectors(unit(np.random.default_rng(0).normal(size=(500, 16))))) == set()
+
+
+def test_a_collapsed_model_raises_every_alarm():
+    point = np.ones((500, 16)) + np.random.default_rng(0).normal(scale=1e-3, size=(500, 16))
+    assert alarms(probe_vectors(unit(point))) == {"effective_rank", "mean_cosine"}
+
+
+def test_numbers_by_hand():
+    # two directions used with singular values sqrt(3) and 1: shares s and 1 - s
+    vectors = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
+    share = np.sqrt(3) / (np.sqrt(3) + 1)
+    expected = np.exp(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
+    assert effective_rank(vectors) == pytest.approx(expected)
+    assert mean_cosine(vectors) == pytest.approx(3 / 6)  # 3 of the 6 pairs are equal, the others orthogonal
+
+
+def test_mean_cosine_equals_the_mean_over_all_pairs():
+    vectors = unit(np.random.default_rng(1).normal(size=(20, 5)))
+    cosines = vectors @ vectors.T
+    assert mean_cosine(vectors) == pytest.approx(cosines[np.triu_indices(20, 1)].mean(), abs=1e-6)
+
+
+def test_the_same_items_for_everyone():
+    lists = np.tile(np.arange(10), 1000)
+    probes = probe_lists(lists, num_items=1000, num_lists=1000)
+    values = {probe.name: probe.value for probe in probes}
+    assert values == {"coverage": 0.01, "hub_share": 1.0, "commonest_item": 1.0, "gini": pytest.approx(0.99)}
+    assert alarms(probes) == set(values)
+
+
+def test_lists_of_their_own_raise_no_alarm():
+    lists = np.random.default_rng(0).integers(0, 1000, size=10_000)
+    assert alarms(probe_lists(lists, num_items=1000, num_lists=1000)) == set()
+
+
+def test_gini_equals_the_mean_absolute_difference():
+    counts = np.random.default_rng(0).integers(0, 9, size=30)
+    naive = np.abs(counts[:, None] - counts).mean() / (2 * counts.mean())
+    assert gini(counts) == pytest.approx(naive)
+
+
+def test_no_lists_at_all():
+    probes = probe_lists(np.empty(0, np.int64), num_items=3, num_lists=0)
+    assert {probe.name: probe.value for probe in probes}["coverage"] == 0.0
