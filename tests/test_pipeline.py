@@ -162,3 +162,25 @@ def _wait_for(path: Path, process: subprocess.Popen) -> None:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, f"{path} never appeared"
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full_is_one_message_and_nothing_counts_as_done(kuairand_folder, tmp_path):
+    """2 MiB of disk for a stage that writes 9: needs the right to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        recipe = kuairand_folder.parents[1] / "recipes" / "kuairand.yaml"
+        command = [sys.executable, "-m", "twofold", "prepare", str(recipe), "--runs", str(disk)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert ended.returncode == 2
+        assert "the disk is full" in ended.stderr
+        assert "free some space and give the same command again" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        (line,) = list_runs(disk)
+        assert line.stage == "—"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
