@@ -35,7 +35,7 @@ def _summary(folder: Path) -> RunSummary:
         folder=folder,
         recipe_digest=_digest(folder),
         stage=list(done)[-1] if done else "—",
-        seconds=sum(stage.seconds for stage in done.values()),
+        seconds=sum((stage.seconds for stage in done.values()), start=0.0),
         metrics=_metrics(judged) if judged else {},
     )
 
