@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from twofold.errors import DataError
+
+Ids: TypeAlias = Sequence[Any] | np.ndarray | pa.Array | pa.ChunkedArray
+"""Ids as a caller has them: a list, a column of pandas, polars or Arrow."""
 
 UNKNOWN = -1
 """The row of an id that the vocabulary does not hold."""
@@ -47,7 +50,7 @@ class Vocabulary:
         """How many ids there are, known and cold."""
         return len(self.ids)
 
-    def rows_of(self, ids: pa.Array | pa.ChunkedArray | Sequence[Any]) -> Int64[np.ndarray, "asked"]:
+    def rows_of(self, ids: Ids) -> Int64[np.ndarray, "asked"]:
         """The row of each id; `UNKNOWN` where there is none. Ids of another type are unknown, not errors.
 
         >>> Vocabulary(pa.array([30, 10, 20]), num_known=3).rows_of([10, 99, 30]).tolist()
@@ -68,8 +71,10 @@ class Vocabulary:
         """The id of each row."""
         return self.ids.take(pa.array(rows))
 
-    def _cast(self, ids: pa.Array | pa.ChunkedArray | Sequence[Any]) -> pa.Array:
-        if isinstance(ids, pa.ChunkedArray):
+    def _cast(self, ids: Ids) -> pa.Array:
+        if isinstance(ids, np.ndarray):
+            ids = pa.array(ids)
+        elif isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()
         if isinstance(ids, pa.Array) and ids.type == self.ids.type:
             return ids

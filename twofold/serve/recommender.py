@@ -1,9 +1,9 @@
 """Bundle + request → recommendations. No HTTP here, no torch, no engine: NumPy, FAISS and a small graph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from twofold.bundle import atomic_file
 from twofold.dataset.features import user_inputs
-from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
+from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.candidates import Ragged
 from twofold.index.filters import compile_filter
@@ -45,11 +45,11 @@ class Recommender:
 
     def recommend(
         self,
-        users: Sequence[Any] | pa.Array | pa.ChunkedArray,
+        users: Ids,
         *,
         k: int = 20,
         exclude_seen: bool = True,
-        items: Sequence[Any] | pa.Array | pa.ChunkedArray | None = None,
+        items: Ids | None = None,
         where: str | None = None,
         at: int | None = None,
     ) -> pa.Table:
@@ -66,9 +66,9 @@ class Recommender:
 
     def recommend_for_history(
         self,
-        history: Sequence[Any] | pa.Array | pa.ChunkedArray,
+        history: Ids,
         *,
-        negatives: Sequence[Any] | pa.Array | pa.ChunkedArray = (),
+        negatives: Ids = (),
         k: int = 20,
         exclude_seen: bool = True,
         where: str | None = None,
@@ -176,7 +176,7 @@ def _short(found: Neighbours, k: int) -> int:
 # --- ids of a request → rows ------------------------------------------------------------------------------------------
 
 
-def _user_rows(vocabulary: Vocabulary, users: Sequence[Any] | pa.Array | pa.ChunkedArray) -> Int64[np.ndarray, "users"]:
+def _user_rows(vocabulary: Vocabulary, users: Ids) -> Int64[np.ndarray, "users"]:
     rows = _rows_of(vocabulary, users, field="users")
     strangers = [str(user) for user, row in zip(users, rows, strict=True) if row == UNKNOWN]
     if strangers:
@@ -187,9 +187,7 @@ def _user_rows(vocabulary: Vocabulary, users: Sequence[Any] | pa.Array | pa.Chun
     return rows
 
 
-def _item_rows(
-    vocabulary: Vocabulary, items: Sequence[Any] | pa.Array | pa.ChunkedArray, *, field: str
-) -> tuple[Int64[np.ndarray, "known"], int]:
+def _item_rows(vocabulary: Vocabulary, items: Ids, *, field: str) -> tuple[Int64[np.ndarray, "known"], int]:
     """Rows of the known ids, and how many are unknown; RequestError if ids are given and none is known."""
     rows = _rows_of(vocabulary, items, field=field)
     known = rows[rows != UNKNOWN]
@@ -201,9 +199,7 @@ def _item_rows(
     return known, len(rows) - len(known)
 
 
-def _rows_of(
-    vocabulary: Vocabulary, ids: Sequence[Any] | pa.Array | pa.ChunkedArray, *, field: str
-) -> Int64[np.ndarray, "asked"]:
+def _rows_of(vocabulary: Vocabulary, ids: Ids, *, field: str) -> Int64[np.ndarray, "asked"]:
     if isinstance(ids, str | bytes):
         raise RequestError(f"{field} must be a list of ids, not the text {ids!r}: write [{ids!r}]")
     return vocabulary.rows_of(ids)
