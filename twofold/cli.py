@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +61,17 @@ def _job(recipe: Path, settings: list[str], runs: Path, name: str | None) -> pip
     return pipeline.Job(loaded, runs / (name or loaded.name))
 
 
+@contextmanager
+def _claimed(
+    recipe: Path, settings: list[str], runs: Path, name: str | None, *, replace: bool
+) -> Iterator[pipeline.Job]:
+    """The job of a recipe, its folder locked and claimed."""
+    job = _job(recipe, settings, runs, name)
+    with locked(job.folder):
+        pipeline.claim_folder(job, replace=replace)
+        yield job
+
+
 def _say(*stages: Stage) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for stage in stages:
@@ -94,9 +107,7 @@ def prepare(
     replace: Replace = False,
 ) -> None:
     """The log to labelled rows; prints the funnel."""
-    job = _job(recipe, settings, runs, name)
-    with locked(job.folder):
-        pipeline.claim_folder(job, replace=replace)
+    with _claimed(recipe, settings, runs, name, replace=replace) as job:
         prepared = pipeline.prepare(job)
         _say(prepared)
     table = Table("step", "rows", "users", "items", "positive", title="the funnel")
@@ -115,9 +126,7 @@ def dataset(
     replace: Replace = False,
 ) -> None:
     """Labelled rows to arrays, with everything fitted on the training window."""
-    job = _job(recipe, settings, runs, name)
-    with locked(job.folder):
-        pipeline.claim_folder(job, replace=replace)
+    with _claimed(recipe, settings, runs, name, replace=replace) as job:
         prepared = pipeline.prepare(job)
         _say(prepared, pipeline.build_dataset(job, prepared))
 
@@ -131,9 +140,7 @@ def train(
     replace: Replace = False,
 ) -> None:
     """The two towers; a killed training continues where it was."""
-    job = _job(recipe, settings, runs, name)
-    with locked(job.folder):
-        pipeline.claim_folder(job, replace=replace)
+    with _claimed(recipe, settings, runs, name, replace=replace) as job:
         prepared = pipeline.prepare(job)
         arrays = pipeline.build_dataset(job, prepared)
         trained = pipeline.train(job, arrays)
