@@ -9,6 +9,7 @@ from typing import Annotated
 
 import pyarrow.parquet as pq
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -56,17 +57,13 @@ def main() -> None:
         sys.exit(130)
 
 
-def _job(recipe: Path, settings: list[str], runs: Path, name: str | None) -> pipeline.Job:
-    loaded = load_recipe(recipe, overrides=settings)
-    return pipeline.Job(loaded, runs / (name or loaded.name))
-
-
 @contextmanager
 def _claimed(
     recipe: Path, settings: list[str], runs: Path, name: str | None, *, replace: bool
 ) -> Iterator[pipeline.Job]:
     """The job of a recipe, its folder locked and claimed."""
-    job = _job(recipe, settings, runs, name)
+    loaded = load_recipe(recipe, overrides=settings)
+    job = pipeline.Job(loaded, runs / (name or loaded.name))
     with locked(job.folder):
         pipeline.claim_folder(job, replace=replace)
         yield job
@@ -88,8 +85,8 @@ def run(
     replace: Replace = False,
 ) -> None:
     """Every stage: a log to a judged retriever, an index and a file of recommendations."""
-    job = _job(recipe, settings, runs, name)
-    job = pipeline.run(job.recipe, runs=runs, name=name, replace=replace, tell=_say)
+    loaded = load_recipe(recipe, overrides=settings)
+    job = pipeline.run(loaded, runs=runs, name=name, replace=replace, tell=_say)
     _print_report(job.folder)
     print(f"\nreport           {job.folder}/evaluate/report.html")
     print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
@@ -227,10 +224,13 @@ def list_all_runs(runs: Runs = Path("runs")) -> None:
     from twofold.runs import list_runs
 
     shown = ("catalogue/recall@100", "catalogue/ndcg@10", "impressions/auc")
-    table = Table("run", "recipe", "last stage", *shown, "seconds")
+    headings = (name.replace("/", "/\n") for name in shown)  # two lines: a terminal of 80 columns holds them so
+    table = Table(
+        "run", "recipe", "last\nstage", *headings, "seconds", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for line in sorted(list_runs(runs), key=lambda line: -line.metrics.get(shown[0], -1.0)):
         metrics = (f"{line.metrics[name]:.4f}" if name in line.metrics else "—" for name in shown)
-        table.add_row(line.name, line.recipe_digest[:12], line.stage, *metrics, f"{line.seconds:.0f}")
+        table.add_row(line.name, line.recipe_digest[:8], line.stage, *metrics, f"{line.seconds:.0f}")
     Console().print(table)
 
 
