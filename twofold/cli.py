@@ -223,7 +223,7 @@ def list_all_runs(runs: Runs = Path("runs")) -> None:
     """The table of all runs, best recall first."""
     from twofold.runs import list_runs
 
-    shown = ("catalogue/recall@100", "catalogue/ndcg@10", "impressions/auc")
+    shown = ("catalogue/recall@100", "impressions/auc")
     headings = (name.replace("/", "/\n") for name in shown)  # two lines: a terminal of 80 columns holds them so
     table = Table(
         "run", "recipe", "last\nstage", *headings, "seconds", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
