@@ -1,11 +1,19 @@
 """What the tests of several packages use: the shipped data, and the tiny worlds, each written once a session."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import worlds
 from twofold.recipe.schema import Recipe
+
+# Speed is not judged here, on busy cores least of all. What lands is tried on fixed examples, everybody's own run on new ones.
+settings.register_profile(
+    "twofold", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("twofold")
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,9 @@ def assert_refused_or_harmless(engine: duckdb.DuckDBPyConnection, text: str) -> 
     return True
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(text=st.text(max_size=60))
 @example(text="\\' OR 1=1 --")
 def test_fuzz_any_text(engine: duckdb.DuckDBPyConnection, text: str) -> None:
@@ -168,7 +170,9 @@ def expressions() -> st.SearchStrategy[str]:
     return st.recursive(leaves, grow, max_leaves=12)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(text=expressions())
 def test_fuzz_grammar_runs_or_is_refused(engine: duckdb.DuckDBPyConnection, text: str) -> None:
     assert_refused_or_harmless(engine, text)
@@ -195,7 +199,9 @@ PIECES = [
 ]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(text=expressions(), pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=3), seed=st.integers(0, 2**32))
 def test_fuzz_mutations(engine: duckdb.DuckDBPyConnection, text: str, pieces: list[str], seed: int) -> None:
     chance = random.Random(seed)
