@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from tests import worlds
 from twofold.recipe.schema import Recipe
 
-# Speed is not judged here, on busy cores least of all. What lands is tried on fixed examples, everybody's own run on new ones.
+# Speed is not judged here, on busy cores least of all. What lands is tried on fixed examples, your own run on new ones.
 settings.register_profile(
     "twofold", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
