@@ -104,13 +104,15 @@ def prepare(
     replace: Replace = False,
 ) -> None:
     """The log to labelled rows; prints the funnel."""
+    from twofold.prepare.engine import funnel_lines
+
     with _claimed(recipe, settings, runs, name, replace=replace) as job:
         prepared = pipeline.prepare(job)
         _say(prepared)
     table = Table("step", "rows", "users", "items", "positive", title="the funnel")
-    for line in prepared.facts["funnel"]:
-        counts = (f"{line[key]:,}" for key in ("rows", "users", "items"))
-        table.add_row(line["name"], *counts, f"{line['positive_share']:.1%}")
+    for line in funnel_lines(prepared.facts["funnel"]):
+        counts = (f"{count:,}" for count in (line.rows, line.users, line.items))
+        table.add_row(line.name, *counts, f"{line.positive_share:.1%}")
     Console().print(table)
 
 

@@ -77,6 +77,9 @@ def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h
 
     histories = _histories(events, users, items)
     rows = {split: _rows(table, users, items) for split, table in tables.items()}
+    _refuse_unsorted(_known(users, events["user_id"]), histories["events"].at, prepared, "events")
+    for split, arrays in rows.items():
+        _refuse_unsorted(arrays.user_rows, arrays.at, prepared, f"rows/split={split}")
     state = fit_features(
         features,
         in_order,
@@ -131,22 +134,19 @@ def item_attributes(folder: Path) -> pa.Table:
 
 def _read(folder: Path) -> pa.Table:
     shards = sorted(folder.glob("shard=*.parquet"))
-    table = pa.concat_tables(pq.read_table(path) for path in shards)
-    _refuse_unsorted(table, folder)
-    return table
+    return pa.concat_tables(pq.read_table(path) for path in shards)
 
 
-def _refuse_unsorted(table: pa.Table, folder: Path) -> None:
+def _refuse_unsorted(
+    user_rows: Int64[np.ndarray, "events"], at: Int64[np.ndarray, "events"], stage: Path, part: str
+) -> None:
     """A partitioned writer can lose the order in silence (DuckDB's did), and every history would be wrong."""
-    at = np.asarray(table["at"])
-    user = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    # Dictionary codes are given in order of appearance, so a user who appears twice apart shows as a falling code.
-    falls = np.flatnonzero((np.diff(user) < 0) | ((np.diff(user) == 0) & (np.diff(at) < 0)))
+    falls = np.flatnonzero((np.diff(user_rows) < 0) | ((np.diff(user_rows) == 0) & (np.diff(at) < 0)))
     if len(falls):
         line = int(falls[0]) + 1
         raise DataError(
-            f"{folder} is not sorted by user and time (line {line}: user {table['user_id'][line]} at {at[line]}). "
-            f"It was changed after preparation; delete it and run `twofold run` again."
+            f"{stage / part} is not sorted by user and time: line {line} (at {at[line]}) belongs before the one "
+            f"above it. It was changed after preparation; delete {stage} and run `twofold run` again."
         )
 
 

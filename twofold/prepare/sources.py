@@ -15,6 +15,7 @@ from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError
 from twofold.recipe.problems import nearest
 from twofold.recipe.schema import Data, KuaiRand, Table
+from twofold.tables import EVENTS, ITEMS, USERS
 
 INTEGERS: Final = frozenset(
     f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
@@ -168,13 +169,14 @@ def _kuairand(folder: Path) -> Source:
 
 def _table(data: Table) -> Source:
     """Integer ids become BIGINT; timestamps become UTC milliseconds, those without a zone being taken for UTC."""
-    events_sql, events, files = _one_table(data.events, "data.events", ("user_id", "item_id", "at"))
+    events_sql, events, files = _one_table(data.events, "data.events", EVENTS)
     sides = {}
-    for name, path, column in (("items", data.items, "item_id"), ("users", data.users, "user_id")):
+    for name, path, needed in (("items", data.items, ITEMS), ("users", data.users, USERS)):
+        (column,) = needed
         if path is None:
             sides[name] = (f'SELECT CAST(NULL AS {events[column]}) AS "{column}" WHERE FALSE', {column: events[column]})
             continue
-        sql, columns, found = _one_table(path, f"data.{name}", (column,))
+        sql, columns, found = _one_table(path, f"data.{name}", needed)
         if columns[column] != events[column]:
             raise DataError(
                 f"{column} is {columns[column]} in {path}, but {events[column]} in {data.events}: nothing would match. "
@@ -185,14 +187,14 @@ def _table(data: Table) -> Source:
     return Source(events_sql, sides["items"][0], sides["users"][0], events, sides["items"][1], sides["users"][1], files)
 
 
-def _one_table(path: Path, field: str, needed: tuple[str, ...]) -> tuple[str, dict[str, str], tuple[Path, ...]]:
+def _one_table(path: Path, field: str, needed: Mapping[str, str]) -> tuple[str, dict[str, str], tuple[Path, ...]]:
     files = _files_at(path, field)
     columns = _columns_of(files, field=field)
     chosen = {name: (type_, quoted(name)) for name, type_ in columns.items()}
     for name in needed:
         type_ = _type_of(name, columns, files)
         chosen[name] = _moment(name, type_, files) if name == "at" else _id(name, type_, files)
-    if "uploaded_at" in columns and needed == ("item_id",):
+    if "uploaded_at" in columns and needed == ITEMS:
         chosen["uploaded_at"] = _moment("uploaded_at", columns["uploaded_at"], files)
     if columns.get("at_is_estimated", "BOOLEAN") != "BOOLEAN":
         raise DataError(f"{_named(files)}: at_is_estimated is {columns['at_is_estimated']}; write it as BOOLEAN.")

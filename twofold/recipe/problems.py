@@ -4,13 +4,14 @@ pydantic speaks of tuples, tags and inputs; a recipe has lists, kinds and values
 pydantic's location names the kind (`features.user.0.history.last`); the path shown is the one that stands in the file.
 """
 
-import difflib
 import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+from twofold.recipe.rules import nearest_names
 
 Place = tuple[str | int, ...]
 
@@ -67,7 +68,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 def nearest(name: str, names: Collection[str]) -> str:
     """The names most like one that does not exist, as a phrase; empty if none is near."""
-    near = difflib.get_close_matches(name, names, n=3)
+    near = nearest_names(name, names)
     return f"nearest: {', '.join(near)}; " if near else ""
 
 

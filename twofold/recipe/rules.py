@@ -108,9 +108,14 @@ def _beside(text: str, reason: RecipeError) -> RecipeError:
     return RecipeError(f"{reason} Rule: {_shortened(text)}")
 
 
+def nearest_names(name: str, names: Collection[str]) -> list[str]:
+    """Up to three of the names that are most like one that does not exist, whatever their case; the likest first."""
+    by_lower = {each.lower(): each for each in names}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+
+
 def _nearest(name: str, columns: Collection[str]) -> str:
-    by_lower = {column.lower(): column for column in columns}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    near = nearest_names(name, columns)
     hint = f" (nearest: {', '.join(f'`{column}`' for column in near)})" if near else ""
     return f"`{name}`, which does not exist{hint}"
 
