@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from twofold.errors import RequestError
-from twofold.topk import blocks, exclude, tie_order, top_k
+from twofold.topk import Ragged, blocks, exclude, tie_order, top_k
 
 SCORES = hnp.arrays(
     np.float32,
@@ -41,7 +41,7 @@ def test_batch_equals_single():
 
 def test_allowed_and_excluded_never_appear():
     scores = np.ones((2, 6), np.float32)
-    exclude(scores, np.array([0, 1, 5]), np.array([0, 2, 3]))
+    exclude(scores, Ragged(np.array([0, 1, 5]), np.array([0, 2, 3])))
     found = top_k(scores, 6, allowed=np.array([[True, True, True, True, False, True]]))
     assert sorted(found.item_rows[0][: found.counts[0]]) == [2, 3, 5]
     assert sorted(found.item_rows[1][: found.counts[1]]) == [0, 1, 2, 3]

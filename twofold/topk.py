@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Shaped
+from jaxtyping import Bool, Float32, Int64, Integer, Shaped
 
 from twofold.errors import RequestError
 
@@ -113,11 +113,40 @@ def blocks(length: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
-def exclude(
-    scores: Float32[np.ndarray, "queries items"],
-    item_rows: Shaped[np.ndarray, "excluded"],
-    offsets: Shaped[np.ndarray, "queries+1"],
-) -> None:
-    """Writes -inf, in place, at each line's own `item_rows[offsets[line]:offsets[line + 1]]`: items already seen."""
-    line = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    scores[line, item_rows[offsets[0] : offsets[-1]]] = NOT_ALLOWED
+@dataclass(frozen=True)
+class Ragged:
+    """One list a line, end to end: line i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: Shaped[np.ndarray, "length"]
+    offsets: Integer[np.ndarray, "offsets"]
+
+    @property
+    def sizes(self) -> Integer[np.ndarray, "lines"]:
+        """Length of each line."""
+        return np.diff(self.offsets)
+
+    @property
+    def lines(self) -> Int64[np.ndarray, "length"]:
+        """The line that each value stands in."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.sizes)
+
+    def part(self, lines: slice) -> "Ragged":
+        """The lines of a slice, as a Ragged of their own."""
+        first, end = self.offsets[lines.start], self.offsets[lines.stop]
+        return Ragged(self.values[first:end], self.offsets[lines.start : lines.stop + 1] - first)
+
+    def of(self, lines: Int64[np.ndarray, "chosen"]) -> "Ragged":
+        """These lines, in this order.
+
+        >>> Ragged(np.array([7, 8, 9]), np.array([0, 2, 3])).of(np.array([1, 0])).values.tolist()
+        [9, 7, 8]
+        """
+        sizes = self.sizes[lines]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        taken = np.arange(offsets[-1]) + np.repeat(self.offsets[lines] - offsets[:-1], sizes)
+        return Ragged(self.values[taken], offsets)
+
+
+def exclude(scores: Float32[np.ndarray, "queries items"], excluded: Ragged) -> None:
+    """Writes -inf, in place, at each line's own excluded item rows: items already seen."""
+    scores[excluded.lines, excluded.values] = NOT_ALLOWED

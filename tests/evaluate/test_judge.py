@@ -9,9 +9,10 @@ import pytest
 from twofold.errors import DataError, RunError
 from twofold.evaluate.baselines import Interactions
 from twofold.evaluate.judge import headline_k, judge
-from twofold.evaluate.protocols import JudgedWindow, Ragged
+from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.report import write_report
 from twofold.evaluate.verdict import Estimate, Row, against, load_report
+from twofold.topk import Ragged
 
 FACTS = {
     "recipe": "world",

@@ -8,14 +8,13 @@ from twofold.evaluate import protocols
 from twofold.evaluate.metrics import impression_metrics
 from twofold.evaluate.protocols import (
     JudgedWindow,
-    Ragged,
     bounds_of_impressions,
     catalogue_name,
     judge_catalogue,
     judge_impressions,
     judge_in_batch,
 )
-from twofold.topk import tie_order
+from twofold.topk import Ragged, tie_order
 
 
 def ragged(lists):

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from twofold.index.candidates import Ragged, first_not_excluded, pair_scores, settle
-from twofold.topk import tie_order
+from twofold.index.candidates import first_not_excluded, pair_scores, settle
+from twofold.topk import Ragged, tie_order
 
 
 def test_lines_of_a_ragged_array_in_any_order_and_twice() -> None:
     ragged = Ragged(np.array([5, 6, 7, 8]), np.array([0, 2, 2, 4]))
     chosen = ragged.of(np.array([2, 1, 0, 2]))
-    assert ragged.lengths().tolist() == [2, 0, 2]
+    assert ragged.sizes.tolist() == [2, 0, 2]
     assert chosen.values.tolist() == [7, 8, 5, 6, 7, 8]
     assert chosen.offsets.tolist() == [0, 2, 2, 4, 6]
 

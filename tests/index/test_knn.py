@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.errors import RequestError, RunError
-from twofold.index.candidates import Ragged
 from twofold.index.knn import FACTS, MOST_EXCLUDED, VECTORS, Index, build_index, load_index, save_index, search
-from twofold.topk import TopK, exclude, tie_order, top_k
+from twofold.topk import Ragged, TopK, exclude, tie_order, top_k
 
 
 def unit_vectors(lines: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -24,7 +23,7 @@ def score_everything(index: Index, queries: np.ndarray, k: int, **restrict: obje
     scores = np.stack([np.vecdot(index.vectors, query) for query in queries])
     excluded = restrict.get("excluded")
     if excluded is not None:
-        exclude(scores, excluded.values, excluded.offsets)
+        exclude(scores, excluded)
     allowed = restrict.get("allowed")
     return top_k(scores, k, allowed=None if allowed is None else allowed[None])
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.errors import DataError, RequestError
 from twofold.evaluate.metrics import (
@@ -23,7 +23,7 @@ from twofold.evaluate.metrics import (
     pooled_auc,
     ranking_metrics,
 )
-from twofold.topk import blocks, exclude, sortable_keys, tie_order, top_k
+from twofold.topk import Ragged, blocks, exclude, sortable_keys, tie_order, top_k
 
 Track = Literal["time_free", "query_time"]
 ScoreBlock = Callable[[slice], Float32[np.ndarray, "queries items"]]
@@ -32,29 +32,6 @@ ScoreBlock = Callable[[slice], Float32[np.ndarray, "queries items"]]
 TIE_RULE: Final = "equal scores are ordered by a fixed hash of the item row, never by the model"
 IN_BATCH_KS: Final = (1, 5, 10, 50)
 _CELLS: Final = 2**22  # scores held at once: about 100 MiB with their sort keys; larger blocks were slower
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """One list a line, end to end: line i is `values[offsets[i]:offsets[i + 1]]`."""
-
-    values: Shaped[np.ndarray, "length"]
-    offsets: Int64[np.ndarray, "offsets"]
-
-    def part(self, lines: slice) -> "Ragged":
-        """The lines of a slice, as a Ragged of their own."""
-        first, end = self.offsets[lines.start], self.offsets[lines.stop]
-        return Ragged(self.values[first:end], self.offsets[lines.start : lines.stop + 1] - first)
-
-    @property
-    def sizes(self) -> Int64[np.ndarray, "lines"]:
-        """Length of each line."""
-        return np.diff(self.offsets)
-
-    @property
-    def lines(self) -> Int64[np.ndarray, "length"]:
-        """The line that each value stands in."""
-        return np.repeat(np.arange(len(self.offsets) - 1), self.sizes)
 
 
 @dataclass(frozen=True)
@@ -149,7 +126,7 @@ def judge_catalogue(window: JudgedWindow, score_block: ScoreBlock, *, ks: Sequen
     for users in _user_blocks(window):
         scores = _scores(window, score_block, users)
         seen, relevant = window.seen.part(users), window.relevant.part(users)
-        exclude(scores, seen.values, seen.offsets)
+        exclude(scores, seen)
         is_relevant = np.zeros(scores.shape, bool)
         is_relevant[relevant.lines, relevant.values] = True
         asked = np.flatnonzero(relevant.sizes)

@@ -5,8 +5,9 @@ from jaxtyping import Int64
 
 from twofold.dataset.arrays import Dataset
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.protocols import JudgedWindow, Ragged
+from twofold.evaluate.protocols import JudgedWindow
 from twofold.tables import Split
+from twofold.topk import Ragged
 
 
 def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:

@@ -1,40 +1,15 @@
 """Candidates → the k best of them: scored anew in one fixed order, and ties decided as in `twofold/topk.py`."""
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Int64, Integer
+from jaxtyping import Float32, Int64
 
-from twofold.topk import NOT_ALLOWED, TopK, blocks, tie_order
+from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, tie_order
 
 SPARE: Final = 16  # candidates beyond k: without ties one would do
 LINES_MARKED: Final = 64  # lines whose excluded items are marked at once, one byte an item
 PAIRS: Final = 2**15  # of query and candidate, scored at once: their vectors stay in the cache
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Item rows of several lines one after another: line i owns `values[offsets[i]:offsets[i + 1]]`."""
-
-    values: Integer[np.ndarray, "values"]
-    offsets: Integer[np.ndarray, "offsets"]
-
-    def lengths(self) -> Integer[np.ndarray, "lines"]:
-        """How many item rows each line owns."""
-        return np.diff(self.offsets)
-
-    def of(self, lines: Int64[np.ndarray, "chosen"]) -> "Ragged":
-        """These lines, in this order.
-
-        >>> Ragged(np.array([7, 8, 9]), np.array([0, 2, 3])).of(np.array([1, 0])).values.tolist()
-        [9, 7, 8]
-        """
-        lengths = self.lengths()[lines]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return Ragged(
-            self.values[np.arange(offsets[-1]) + np.repeat(self.offsets[lines] - offsets[:-1], lengths)], offsets
-        )
 
 
 def pair_scores(vectors: Float32[np.ndarray, "*items dim"], queries: Float32[np.ndarray, "*queries dim"]) -> np.ndarray:
@@ -58,9 +33,9 @@ def first_not_excluded(
     kept = np.full((len(candidates), count), -1, np.int64)
     floor = np.full(len(candidates), NOT_ALLOWED)
     for part in blocks(len(candidates), LINES_MARKED):
-        own = excluded.of(np.arange(part.start, part.stop))
+        own = excluded.part(part)
         is_out = np.zeros((part.stop - part.start, items), bool)
-        is_out[np.repeat(np.arange(len(is_out)), own.lengths()), own.values] = True
+        is_out[own.lines, own.values] = True
         stays = ~np.take_along_axis(is_out, candidates[part], axis=1)
         place = np.cumsum(stays, axis=1) - 1
         line, column = np.nonzero(stays & (place < count))

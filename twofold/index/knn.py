@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.bundle import write_json
 from twofold.errors import RequestError, RunError
-from twofold.index.candidates import SPARE, Ragged, first_not_excluded, pair_scores, settle
-from twofold.topk import NOT_ALLOWED, TopK, blocks, top_k
+from twofold.index.candidates import SPARE, first_not_excluded, pair_scores, settle
+from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, top_k
 
 Score = Literal["dot", "cosine"]
 """How the model compares. Both are an inner product here; "cosine" promises item vectors of length 1."""
@@ -135,7 +135,7 @@ def search(
     _check(index, queries, k)
     if excluded is None:
         excluded = Ragged(np.empty(0, np.int64), np.zeros(len(queries) + 1, np.int64))
-    lengths = excluded.lengths()
+    lengths = excluded.sizes
     # Lines that exclude more need more candidates; sorted, they do not cost the others.
     order = np.argsort(lengths, kind="stable")
     shared = 0 if len(queries) == 1 else int((lengths <= MOST_EXCLUDED).sum())
@@ -200,7 +200,7 @@ def _search_block(
     rows: Int64[np.ndarray, "eligible"] | None,
     excluded: Ragged,
 ) -> TopK:
-    fetch = min(k + SPARE + int(excluded.lengths().max(initial=0)), len(pool))
+    fetch = min(k + SPARE + int(excluded.sizes.max(initial=0)), len(pool))
     if fetch == 0:
         return settle(index.vectors, queries, np.full((len(queries), 1), -1), k)
     found, candidates = pool.flat.search(queries, fetch)

@@ -14,14 +14,13 @@ from twofold.bundle import atomic_file
 from twofold.dataset.features import user_inputs
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
-from twofold.index.candidates import Ragged
 from twofold.index.filters import compile_filter
 from twofold.index.knn import Neighbours, search
 from twofold.progress import progress_bar
 from twofold.recipe.schema import HistoryFeature
 from twofold.serve.bundle_folder import Bundle, open_bundle
 from twofold.tables import RECOMMENDATIONS
-from twofold.topk import blocks
+from twofold.topk import Ragged, blocks
 
 BLOCK: Final = 8192  # users answered at once: four blocks of the search, sorted by how much they exclude
 ENCODED: Final = 256  # users encoded at once: what the tower gathers for them stays in the cache
