@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,12 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+import sqlglot
 
 from tests.worlds import FIRST_MS, write_world
-from twofold.errors import DataError
+from twofold.errors import DataError, RecipeError
 from twofold.prepare.sources import open_source
-from twofold.recipe.schema import KuaiRand, Table
+from twofold.recipe.schema import Table
 
 LOG = pa.table({"user_id": [1, 2], "item_id": [10, 20], "at": [FIRST_MS, FIRST_MS + 1], "liked": [True, False]})
 
@@ -84,6 +84,94 @@ def test_a_column_of_any_name_is_passed_on(tmp_path: Path) -> None:
     assert [row[4] for row in rows(source.events_sql)] == [1, 2]
 
 
+# --- columns under other names, moments in other units ----------------------------------------------------------------
+
+
+def test_columns_are_renamed_in_every_table_that_has_them(tmp_path: Path) -> None:
+    events = LOG.rename_columns(["uid", "movie", "timestamp", "liked"])
+    items = pa.table({"movie": [10], "title": ["x"]})
+    renaming = {"user_id": "uid", "item_id": "movie", "at": "timestamp", "name": "title"}
+    source = open_source(table(tmp_path, events, items).model_copy(update={"columns": renaming}))
+    assert list(source.event_columns) == ["user_id", "item_id", "at", "liked"]
+    assert list(source.item_columns) == ["item_id", "name"]
+    assert rows(source.events_sql) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
+    assert rows(source.items_sql) == [(10, "x")]
+
+
+def test_one_column_may_have_two_names_and_two_columns_may_swap_theirs(tmp_path: Path) -> None:
+    renaming = {"user_id": "item_id", "item_id": "user_id", "thumb": "liked", "liked": "liked"}
+    source = open_source(table(tmp_path, LOG).model_copy(update={"columns": renaming}))
+    assert list(source.event_columns) == ["item_id", "user_id", "at", "thumb", "liked"]
+    assert rows(source.events_sql)[0] == (1, 10, FIRST_MS, True, True)
+
+
+def test_a_renamed_column_that_no_table_has_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    items = pa.table({"item_id": [10], "length": [1.0]})
+    data = table(tmp_path, LOG, items).model_copy(update={"columns": {"length_s": "lenght"}})
+    with pytest.raises(
+        RecipeError,
+        match=r"data\.columns\.length_s: no table has a column lenght \(nearest: length; columns of events: user_id, .*"
+        r"; items: item_id, length\)",
+    ):
+        open_source(data)
+
+
+def test_a_new_name_that_another_column_has_is_refused(tmp_path: Path) -> None:
+    events = LOG.append_column("ts", LOG["at"])
+    data = table(tmp_path, events).model_copy(update={"columns": {"at": "ts"}})
+    with pytest.raises(RecipeError, match=r"would give .*events\.parquet two columns at: its own at and ts\. Give the"):
+        open_source(data)
+    with pytest.raises(RecipeError, match=r"two columns At"):
+        open_source(data.model_copy(update={"columns": {"At": "ts"}}))
+    both = data.model_copy(update={"columns": {"at": "ts", "at_too": "at"}})
+    assert list(open_source(both).event_columns) == ["user_id", "item_id", "at_too", "liked", "at"]
+
+
+@pytest.mark.parametrize(("unit", "a_ms"), [("s", 0.001), ("ms", 1), ("us", 1_000), ("ns", 1_000_000)])
+def test_integer_moments_become_milliseconds(tmp_path: Path, unit: str, a_ms: float) -> None:
+    at = pa.array([round(moment * a_ms) for moment in (FIRST_MS, FIRST_MS + 5_000)])
+    items = pa.table({"item_id": [10], "uploaded_at": at[:1]})
+    data = table(tmp_path, LOG.set_column(2, "at", at), items).model_copy(update={"at_unit": unit})
+    source = open_source(data)
+    assert [row[2] for row in rows(source.events_sql)] == [FIRST_MS, FIRST_MS + 5_000]
+    assert rows(source.items_sql) == [(10, FIRST_MS)]
+
+
+# --- for engines other than DuckDB ------------------------------------------------------------------------------------
+
+
+def test_a_table_can_be_selected_from_what_an_engine_calls_it(tmp_path: Path) -> None:
+    source = open_source(
+        table(tmp_path, LOG.rename_columns(["uid", "item_id", "at", "liked"])).model_copy(
+            update={"columns": {"user_id": "uid"}, "at_unit": "us"}
+        )
+    )
+    assert source.events.own == {"uid": "BIGINT", "item_id": "BIGINT", "at": "BIGINT", "liked": "BOOLEAN"}
+    assert (source.events.kind, len(source.events.files)) == ("parquet", 1)
+    assert source.events.projection["user_id"] == ("BIGINT", '"uid"')
+    spark = sqlglot.transpile(source.events.select_sql("log"), read="duckdb", write="spark")
+    assert spark == [
+        "SELECT CAST(`uid` AS BIGINT) AS `user_id`, CAST(`item_id` AS BIGINT) AS `item_id`, "
+        "CAST(CAST(`at` AS BIGINT) DIV 1000 AS BIGINT) AS `at`, CAST(`liked` AS BOOLEAN) AS `liked` FROM log"
+    ]
+    assert source.users.files == ()
+    assert rows(source.users.select_sql("log")) == []
+
+
+def test_timestamps_are_written_as_spark_writes_them(tmp_path: Path) -> None:
+    at = pa.array([FIRST_MS, FIRST_MS + 1000]).cast(pa.timestamp("us", tz="UTC"))
+    source = open_source(table(tmp_path, LOG.set_column(2, "at", at)))
+    spark = sqlglot.transpile(source.events.select_sql("log"), read="duckdb", write="spark")[0]
+    assert "DATEDIFF(MILLISECOND, CAST('1970-01-01 00:00:00+00' AS TIMESTAMP), CAST(`at` AS TIMESTAMP))" in spark
+
+
+def test_lists_pass_through(tmp_path: Path) -> None:
+    vectors = pa.array([[0.5, 1.0]], pa.list_(pa.float32()))
+    source = open_source(table(tmp_path, LOG, pa.table({"item_id": [10], "tags": [["a"]], "vector": vectors})))
+    assert source.item_columns == {"item_id": "BIGINT", "tags": "VARCHAR[]", "vector": "FLOAT[]"}
+    assert rows(source.items_sql) == [(10, ["a"], [0.5, 1.0])]
+
+
 # --- bad tables -------------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +187,7 @@ def test_a_column_of_any_name_is_passed_on(tmp_path: Path) -> None:
         (
             "at",
             [1.5e12, 1.6e12],
-            r"at is DOUBLE; it must be UTC time in whole milliseconds, as BIGINT \(1650816000000\)",
+            r"at is DOUBLE; it must be UTC time as whole numbers \(1650816000000; data\.at_unit says of what\)",
         ),
         ("at", ["2024-01-01", "2024-01-02"], r"at is VARCHAR; it must be UTC time"),
         ("at", [True, False], r"at is BOOLEAN; it must be UTC time"),
@@ -210,77 +298,3 @@ def test_a_large_file_is_told_apart_by_its_ends_and_time(tmp_path: Path, monkeyp
     content[-50] ^= 1
     path.write_bytes(content)
     assert source.fingerprint() != before
-
-
-# --- KuaiRand ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_shipped_log_is_as_published(kuairand_folder: Path) -> None:
-    source = open_source(KuaiRand(kind="kuairand", path=kuairand_folder))
-    log = f"({source.events_sql}) AS log WHERE NOT at_is_estimated"
-    tails = f"({source.events_sql}) AS log WHERE at_is_estimated"
-    assert rows(f"SELECT COUNT(*), COUNT(DISTINCT user_id), COUNT(DISTINCT item_id) FROM {log}") == [
-        (228_329, 25_156, 6_361)
-    ]
-    assert rows(f"SELECT COUNT(*), COUNT(DISTINCT user_id), COUNT(DISTINCT item_id) FROM {tails}") == [
-        (817_187, 26_469, 7_462)
-    ]
-    assert rows(f"SELECT COUNT(*) FROM (SELECT DISTINCT * FROM {log})") == [(228_329 - 5_460,)]
-    odd = "COUNT(*) FILTER (length_s = 0), COUNT(*) FILTER (watch_s = 0), COUNT(*) FILTER (watch_s > length_s)"
-    assert rows(f"SELECT {odd} FROM {log}") == [(3_568, 22_263, 34_254)]
-    assert rows(f"SELECT COUNT(*), COUNT(DISTINCT item_id) FROM ({source.items_sql})") == [(7_583, 7_583)]
-    assert rows(f"SELECT COUNT(*), COUNT(DISTINCT user_id) FROM ({source.users_sql})") == [(27_285, 27_285)]
-
-
-def test_every_select_gives_the_columns_it_promises(kuairand_folder: Path) -> None:
-    source = open_source(KuaiRand(kind="kuairand", path=kuairand_folder))
-    promised = (source.event_columns, source.item_columns, source.user_columns)
-    for sql, columns in zip((source.events_sql, source.items_sql, source.users_sql), promised, strict=True):
-        assert {row[0]: row[1] for row in rows(f"DESCRIBE {sql}")} == columns
-
-
-def test_tails_rise_in_their_order_and_end_before_the_log(kuairand_folder: Path) -> None:
-    source = open_source(KuaiRand(kind="kuairand", path=kuairand_folder))
-    window_first, log_first = 1_649_433_600_000, 1_650_812_741_436  # 9 April, 00:00 in Beijing; the log's first event
-    tails = f"({source.events_sql}) WHERE at_is_estimated"
-    first, last = rows(f'SELECT MIN("at"), MAX("at") FROM {tails}')[0]
-    assert window_first < first
-    assert last < log_first + 86_400_000  # the users' last times, not the log's first
-    # no two events of a user share a time, so the order of `pos` is the order of time
-    assert rows(f'SELECT COUNT(*) FROM (SELECT user_id, "at" FROM {tails} GROUP BY ALL HAVING COUNT(*) > 1)') == [(0,)]
-    late = f'SELECT COUNT(*) FROM (SELECT user_id, MAX("at") AS last FROM {tails} GROUP BY 1) AS t JOIN '
-    late += (
-        f'(SELECT user_id, MIN("at") AS first FROM ({source.events_sql}) WHERE NOT at_is_estimated GROUP BY 1) AS l '
-    )
-    assert rows(late + "USING (user_id) WHERE last > first") == [(0,)]
-    assert rows(late + "USING (user_id) WHERE last = first") == [(3,)]
-
-
-def test_items_have_tags_length_and_age_and_no_platform_aggregates(kuairand_folder: Path) -> None:
-    source = open_source(KuaiRand(kind="kuairand", path=kuairand_folder))
-    midnight = 1_649_520_000_000  # 10 April 2022, 00:00 in Beijing
-    found = rows(f"SELECT item_id, author_id, tags, uploaded_at FROM ({source.items_sql}) WHERE item_id < 2 ORDER BY 1")
-    assert [(row[0], row[1], row[3]) for row in found] == [(0, 7_349_781, midnight), (1, 2_103_883, midnight)]
-    assert rows(f"SELECT COUNT(*) FROM ({source.items_sql}) WHERE tags IS NULL OR list_contains(tags, 'unknown')") == [
-        (0,)
-    ]
-    assert rows(f"SELECT COUNT(*) FROM ({source.items_sql}) WHERE length_s IS NULL") == [(239,)]
-    shipped = pq.read_schema(kuairand_folder / "items.parquet").names
-    assert not [name for name in shipped if name.endswith(("_cnt", "_num", "counts"))]
-
-
-def test_a_kuairand_folder_that_is_not_one_is_refused(tmp_path: Path, kuairand_folder: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"data\.path: there is no folder .*nowhere\. The repository ships .*data/kuairand-pure"
-    ):
-        open_source(KuaiRand(kind="kuairand", path=tmp_path / "nowhere"))
-    copy = tmp_path / "copy"
-    shutil.copytree(kuairand_folder, copy)
-    (copy / "users.parquet").unlink()
-    with pytest.raises(
-        DataError, match=r"data\.path: there is no file .*users\.parquet \(nearest: tails_users\.parquet, "
-    ):
-        open_source(KuaiRand(kind="kuairand", path=copy))
-    pq.write_table(pa.table({"user": [1]}), copy / "users.parquet")
-    with pytest.raises(DataError, match=r"users\.parquet has no column user_id"):
-        open_source(KuaiRand(kind="kuairand", path=copy))

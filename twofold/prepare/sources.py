@@ -1,47 +1,102 @@
-"""Each public data set → events, users, items: SELECTs over its files that give the tables of `twofold/tables.py`.
+"""The tables a recipe names → SELECTs that give them under the names and types of `twofold/tables.py`.
 
 Rows are not read here, but for the one that shows that a file has any: names and types come from Parquet footers and
-from the first lines of CSV, so that a recipe is checked before its data is.
+from the first lines of CSV, so that a recipe is checked before its data is. Public data sets become such tables in
+`public.py`. What a projection says is SQL that DuckDB and, through sqlglot, Spark understand alike.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final, Literal
 
 import duckdb
 
 from twofold.digest import digest_of, file_digest
-from twofold.errors import DataError
+from twofold.errors import DataError, RecipeError
 from twofold.recipe.problems import nearest
-from twofold.recipe.schema import Data, KuaiRand, Table
+from twofold.recipe.schema import Table
 from twofold.tables import EVENTS, ITEMS, USERS
+
+FileKind = Literal["parquet", "csv"]
 
 INTEGERS: Final = frozenset(
     f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 )
 _ZONELESS: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"})
 _ZONED: Final = frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"})
-_ENDINGS: Final = {".parquet": "read_parquet", ".csv": "read_csv"}
+# What an integer moment is taken times, or divided by (whole), to be milliseconds.
+_TO_MS: Final = {"s": " * 1000", "ms": "", "us": " // 1000", "ns": " // 1000000"}
+_KINDS: Final[Mapping[str, FileKind]] = {".parquet": "parquet", ".csv": "csv"}
 _WHOLE_DIGEST_BYTES: Final = 64 * 2**20
 _END_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True)
-class Source:
-    """A log as SQL: each SELECT gives a canonical table, its further columns behind the required ones.
+class SourceTable:
+    """A table of a log: its files, what stands in them, and what we make of it.
 
-    The column maps (name → SQL type) are known before rows are read. A BOOLEAN event column `at_is_estimated`, where
-    there is one, marks events whose order is known and whose time is not.
+    `own` is name → SQL type as in the files (of CSV: as its first lines suggest); `projection` is our name → (SQL type,
+    expression over the own columns). A table that the recipe does not name has no files and no rows.
     """
 
-    events_sql: str
-    items_sql: str
-    users_sql: str
-    event_columns: Mapping[str, str]
-    item_columns: Mapping[str, str]
-    user_columns: Mapping[str, str]
     files: tuple[Path, ...]
+    kind: FileKind
+    own: Mapping[str, str]
+    projection: Mapping[str, tuple[str, str]]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Our name → SQL type."""
+        return {name: type_ for name, (type_, _) in self.projection.items()}
+
+    def select_sql(self, origin: str | None = None) -> str:
+        """The SELECT from its files as DuckDB reads them, or from what an engine calls them (a view, a table)."""
+        if not self.files:
+            return f"{select_sql(self.projection, '(SELECT 1) AS nothing')} WHERE FALSE"
+        return select_sql(self.projection, origin or scan_sql(self.files))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A log as three tables: SELECTs for DuckDB, and what another engine needs to write its own.
+
+    A BOOLEAN event column `at_is_estimated`, where there is one, marks events whose order is known and whose time is
+    not.
+    """
+
+    events: SourceTable
+    items: SourceTable
+    users: SourceTable
+
+    @property
+    def events_sql(self) -> str:
+        return self.events.select_sql()
+
+    @property
+    def items_sql(self) -> str:
+        return self.items.select_sql()
+
+    @property
+    def users_sql(self) -> str:
+        return self.users.select_sql()
+
+    @property
+    def event_columns(self) -> dict[str, str]:
+        return self.events.columns
+
+    @property
+    def item_columns(self) -> dict[str, str]:
+        return self.items.columns
+
+    @property
+    def user_columns(self) -> dict[str, str]:
+        return self.users.columns
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read, each once."""
+        return tuple(dict.fromkeys((*self.events.files, *self.items.files, *self.users.files)))
 
     def fingerprint(self) -> str:
         """A digest that changes when a file does, and not when its folder moves.
@@ -51,15 +106,32 @@ class Source:
         return digest_of([[path.name, path.stat().st_size, _content_digest(path)] for path in self.files])
 
 
-def open_source(data: Data) -> Source:
-    """The source a recipe names; DataError if a file is missing, damaged or empty, or a column absent or mistyped."""
-    match data:
-        case KuaiRand():
-            return _kuairand(data.path)
-        case Table():
-            return _table(data)
-        case _:
-            assert_never(data)
+def open_source(data: Table) -> Source:
+    """The source a recipe names; DataError if a file is missing, damaged or empty, or a column absent or mistyped.
+
+    RecipeError if `data.columns` names a column that no table has. Integer ids become BIGINT; moments become UTC
+    milliseconds, timestamps without a zone being taken for UTC.
+    """
+    paths = {"events": data.events, "items": data.items, "users": data.users}
+    found = {name: _files_at(path, f"data.{name}") for name, path in paths.items() if path is not None}
+    own = {name: _columns_of(files, field=f"data.{name}") for name, files in found.items()}
+    _check_renaming(data.columns, own)
+    events = _table(data, found["events"], own["events"], EVENTS)
+    sides = []
+    for name, needed in (("items", ITEMS), ("users", USERS)):
+        (key,) = needed
+        type_ = events.columns[key]
+        if name not in found:
+            sides.append(SourceTable((), "parquet", {}, {key: (type_, "NULL")}))
+            continue
+        side = _table(data, found[name], own[name], needed)
+        if side.columns[key] != type_:
+            raise DataError(
+                f"{key} is {side.columns[key]} in {_named(side.files)}, but {type_} in {_named(events.files)}: nothing "
+                f"would match. Write both as integers or both as text."
+            )
+        sides.append(side)
+    return Source(events, *sides)
 
 
 def quoted(name: str) -> str:
@@ -67,161 +139,89 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def table_paths(data: Data) -> dict[str, Path]:
+def table_paths(data: Table) -> dict[str, Path]:
     """Where events, items and users come from, for messages; items and users may come from the events alone."""
-    match data:
-        case KuaiRand():
-            return {"events": data.path, "items": data.path / "items.parquet", "users": data.path / "users.parquet"}
-        case Table():
-            return {"events": data.events, "items": data.items or data.events, "users": data.users or data.events}
-        case _:
-            assert_never(data)
+    return {"events": data.events, "items": data.items or data.events, "users": data.users or data.events}
 
 
-def select_sql(columns: Mapping[str, tuple[str, str]], origin: str) -> str:
+def select_sql(projection: Mapping[str, tuple[str, str]], origin: str) -> str:
     """SELECT of name → (type, expression) from `origin`, every column cast to its type."""
-    listed = ", ".join(f"CAST({value} AS {type_}) AS {quoted(name)}" for name, (type_, value) in columns.items())
+    listed = ", ".join(f"CAST({value} AS {type_}) AS {quoted(name)}" for name, (type_, value) in projection.items())
     return f"SELECT {listed} FROM {origin}"
 
 
-# --- KuaiRand ---------------------------------------------------------------------------------------------------------
-
-# canonical name → type, expression over the log, expression over the tails (they have order, long view and like alone).
-# `date` and `hourmin` are kept so that an exact duplicate is one in every published column: without them, 412 more
-# rows would pass for duplicates.
-_KUAIRAND_EVENTS: Final[dict[str, tuple[str, str, str]]] = {
-    "user_id": ("BIGINT", "user_id", "user_id"),
-    "item_id": ("BIGINT", "video_id", "video_id"),
-    "at": (
-        "BIGINT",
-        "time_ms",
-        # Rising times in the window the tails are from, which begins on 9 April 2022, 00:00 in Beijing: the event that
-        # was the (pos + 1)th of history_len stands at that share of the way to the user's last time.
-        "1649433600000 + (last_time_ms - 1649433600000) * (CAST(pos AS BIGINT) + 1) // history_len",
-    ),
-    "at_is_estimated": ("BOOLEAN", "FALSE", "TRUE"),
-    "clicked": ("BOOLEAN", "is_click", "NULL"),
-    "liked": ("BOOLEAN", "is_like", "is_like"),
-    "followed": ("BOOLEAN", "is_follow", "NULL"),
-    "commented": ("BOOLEAN", "is_comment", "NULL"),
-    "shared": ("BOOLEAN", "is_forward", "NULL"),
-    "disliked": ("BOOLEAN", "is_hate", "NULL"),
-    "long_view": ("BOOLEAN", "long_view", "long_view"),
-    "watch_s": ("DOUBLE", "CAST(play_time_ms AS DOUBLE) / 1000", "NULL"),
-    "length_s": ("DOUBLE", "CAST(duration_ms AS DOUBLE) / 1000", "NULL"),
-    "entered_profile": ("BOOLEAN", "is_profile_enter", "NULL"),
-    "profile_s": ("DOUBLE", "CAST(profile_stay_time AS DOUBLE) / 1000", "NULL"),
-    "comments_s": ("DOUBLE", "CAST(comment_stay_time AS DOUBLE) / 1000", "NULL"),
-    "tab": ("INTEGER", "tab", "NULL"),
-    "date": ("INTEGER", "date", "NULL"),
-    "hourmin": ("INTEGER", "hourmin", "NULL"),
-}
-_KUAIRAND_ITEMS: Final[dict[str, tuple[str, str]]] = {
-    "item_id": ("BIGINT", "video_id"),
-    "author_id": ("BIGINT", "author_id"),
-    "tags": ("VARCHAR[]", "CASE WHEN tag <> 'unknown' THEN STRING_SPLIT(tag, ',') ELSE [] END"),
-    "length_s": ("DOUBLE", "CAST(video_duration AS DOUBLE) / 1000"),
-    "uploaded_at": ("BIGINT", "EPOCH_MS(CAST(upload_dt AS TIMESTAMP)) - 8 * 3600000"),  # a day that begins in Beijing
-    "upload_type": ("VARCHAR", "upload_type"),
-    "video_type": ("VARCHAR", "video_type"),
-    "music_id": ("BIGINT", "music_id"),
-}
-# What those expressions read, file by file: a folder of something else is refused by name.
-_KUAIRAND_FILES: Final[dict[str, str]] = {
-    "log": "user_id video_id date hourmin time_ms is_click is_like is_follow is_comment is_forward is_hate long_view "
-    "play_time_ms duration_ms profile_stay_time comment_stay_time is_profile_enter tab",
-    "tails": "user_id pos video_id long_view is_like",
-    "tails_users": "user_id history_len last_time_ms",
-    "items": "video_id author_id tag video_duration upload_dt upload_type video_type music_id",
-    "users": "user_id",
-}
+# --- columns ----------------------------------------------------------------------------------------------------------
 
 
-def _kuairand(folder: Path) -> Source:
-    if not folder.is_dir():
-        raise DataError(
-            f"data.path: there is no folder {folder}. The repository ships the data set as data/kuairand-pure; "
-            f"a path is relative to the recipe file."
-        )
-    files = {name: (folder.resolve() / f"{name}.parquet",) for name in _KUAIRAND_FILES}
-    columns = {name: _columns_of(paths, field="data.path") for name, paths in files.items()}
-    for name, needed in _KUAIRAND_FILES.items():
-        for column in needed.split():
-            _type_of(column, columns[name], files[name])
-    log, tails, tails_users, items, users = (scan_sql(paths) for paths in files.values())
-    full = {name: (type_, of_log) for name, (type_, of_log, _) in _KUAIRAND_EVENTS.items()}
-    early = {name: (type_, of_tail) for name, (type_, _, of_tail) in _KUAIRAND_EVENTS.items()}
-    dated_tails = f"{tails} AS tails JOIN {tails_users} AS tails_users USING (user_id)"
-    user_types = {**columns["users"], "user_id": "BIGINT"}
-    return Source(
-        f"{select_sql(full, log)} UNION ALL {select_sql(early, dated_tails)}",
-        select_sql(_KUAIRAND_ITEMS, items),
-        select_sql({name: (type_, quoted(name)) for name, type_ in user_types.items()}, users),
-        {name: type_ for name, (type_, _) in full.items()},
-        {name: type_ for name, (type_, _) in _KUAIRAND_ITEMS.items()},
-        user_types,
-        tuple(path for paths in files.values() for path in paths),
-    )
-
-
-# --- any table --------------------------------------------------------------------------------------------------------
-
-
-def _table(data: Table) -> Source:
-    """Integer ids become BIGINT; timestamps become UTC milliseconds, those without a zone being taken for UTC."""
-    events_sql, events, files = _one_table(data.events, "data.events", EVENTS)
-    sides = {}
-    for name, path, needed in (("items", data.items, ITEMS), ("users", data.users, USERS)):
-        (column,) = needed
-        if path is None:
-            sides[name] = (f'SELECT CAST(NULL AS {events[column]}) AS "{column}" WHERE FALSE', {column: events[column]})
-            continue
-        sql, columns, found = _one_table(path, f"data.{name}", needed)
-        if columns[column] != events[column]:
-            raise DataError(
-                f"{column} is {columns[column]} in {path}, but {events[column]} in {data.events}: nothing would match. "
-                f"Write both as integers or both as text."
-            )
-        sides[name] = (sql, columns)
-        files += found
-    return Source(events_sql, sides["items"][0], sides["users"][0], events, sides["items"][1], sides["users"][1], files)
-
-
-def _one_table(path: Path, field: str, needed: Mapping[str, str]) -> tuple[str, dict[str, str], tuple[Path, ...]]:
-    files = _files_at(path, field)
-    columns = _columns_of(files, field=field)
-    chosen = {name: (type_, quoted(name)) for name, type_ in columns.items()}
+def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed: Mapping[str, str]) -> SourceTable:
+    named = _renamed(own, data.columns, files)
+    projection = {name: (own[column], quoted(column)) for name, column in named.items()}
     for name in needed:
-        type_ = _type_of(name, columns, files)
-        chosen[name] = _moment(name, type_, files) if name == "at" else _id(name, type_, files)
-    if "uploaded_at" in columns and needed == ITEMS:
-        chosen["uploaded_at"] = _moment("uploaded_at", columns["uploaded_at"], files)
-    if columns.get("at_is_estimated", "BOOLEAN") != "BOOLEAN":
-        raise DataError(f"{_named(files)}: at_is_estimated is {columns['at_is_estimated']}; write it as BOOLEAN.")
-    return select_sql(chosen, scan_sql(files)), {name: type_ for name, (type_, _) in chosen.items()}, files
+        if name not in named:
+            raise DataError(
+                f"{_named(files)} has no column {name} ({nearest(name, own)}its columns: {', '.join(own)}). "
+                f"Say which one is meant, as data.columns: {{{name}: …}}."
+            )
+    for name, (type_, column) in projection.items():
+        if name == "at" or (name == "uploaded_at" and needed == ITEMS):
+            projection[name] = _moment(name, type_, column, files, data.at_unit)
+        elif name in needed:
+            projection[name] = _id(name, type_, column, files)
+    estimated, _ = projection.get("at_is_estimated", ("BOOLEAN", ""))
+    if estimated != "BOOLEAN":
+        raise DataError(f"{_named(files)}: at_is_estimated is {estimated}; write it as BOOLEAN.")
+    return SourceTable(files, _KINDS[files[0].suffix], own, projection)
 
 
-def _id(name: str, type_: str, files: tuple[Path, ...]) -> tuple[str, str]:
+def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[Path, ...]) -> dict[str, str]:
+    """Our name → own name, in the order of the files; columns that nobody renames keep their names."""
+    named: dict[str, str] = {}
+    for column in own:
+        for name in [ours for ours, theirs in renaming.items() if theirs == column] or [column]:
+            # Engines do not tell `At` from `at`.
+            taken = next((other for other in named if other.lower() == name.lower()), None)
+            if taken is not None:
+                raise RecipeError(
+                    f"data.columns would give {_named(files)} two columns {name}: its own {named[taken]} and "
+                    f"{column}. Give the one that is not meant another name, as data.columns: {{{name}_too: {name}}}."
+                )
+            named[name] = column
+    return named
+
+
+def _check_renaming(renaming: Mapping[str, str], own: Mapping[str, Mapping[str, str]]) -> None:
+    columns = [column for table in own.values() for column in table]
+    for name, column in renaming.items():
+        if column not in columns:
+            at_hand = "; ".join(f"{table}: {', '.join(names)}" for table, names in own.items())
+            raise RecipeError(
+                f"data.columns.{name}: no table has a column {column} ({nearest(column, columns)}columns of {at_hand})."
+            )
+
+
+def _id(name: str, type_: str, column: str, files: tuple[Path, ...]) -> tuple[str, str]:
     if type_ in INTEGERS:
-        return "BIGINT", f'"{name}"'
+        return "BIGINT", column
     if type_ in ("VARCHAR", "UUID") or type_.startswith("ENUM"):
-        return "VARCHAR", f'"{name}"'
+        return "VARCHAR", column
     raise DataError(
         f"{_named(files)}: {name} is {type_}; an id is an integer or text (floats merge ids above 2^53). "
         f"Write the column as BIGINT or VARCHAR."
     )
 
 
-def _moment(name: str, type_: str, files: tuple[Path, ...]) -> tuple[str, str]:
+def _moment(name: str, type_: str, column: str, files: tuple[Path, ...], unit: str) -> tuple[str, str]:
     if type_ in INTEGERS:
-        return "BIGINT", f'"{name}"'
+        return "BIGINT", f"CAST({column} AS BIGINT){_TO_MS[unit]}"
+    # EPOCH_MS has no counterpart in Spark that sqlglot knows; this has.
     if type_ in _ZONED:
-        return "BIGINT", f'EPOCH_MS(CAST("{name}" AS TIMESTAMP WITH TIME ZONE))'
+        zone = "TIMESTAMP WITH TIME ZONE"
+        return "BIGINT", f"DATE_DIFF('millisecond', CAST('1970-01-01 00:00:00+00' AS {zone}), CAST({column} AS {zone}))"
     if type_ in _ZONELESS:
-        return "BIGINT", f'EPOCH_MS(CAST("{name}" AS TIMESTAMP))'
+        return "BIGINT", f"DATE_DIFF('millisecond', CAST('1970-01-01' AS TIMESTAMP), CAST({column} AS TIMESTAMP))"
     raise DataError(
-        f"{_named(files)}: {name} is {type_}; it must be UTC time in whole milliseconds, as BIGINT (1650816000000), "
-        f"or a timestamp (2022-04-24 16:00:00). Floats lose the order of events, days have none."
+        f"{_named(files)}: {name} is {type_}; it must be UTC time as whole numbers (1650816000000; data.at_unit says "
+        f"of what), or a timestamp (2022-04-24 16:00:00). Floats lose the order of events, days have none."
     )
 
 
@@ -240,7 +240,7 @@ def scan_sql(files: tuple[Path, ...]) -> str:
 def _files_at(path: Path, field: str) -> tuple[Path, ...]:
     """The file at a path, or those directly in a folder, in the order of their names."""
     found = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = tuple(file.resolve() for file in found if file.suffix in _ENDINGS)
+    files = tuple(file.resolve() for file in found if file.suffix in _KINDS)
     if len({file.suffix for file in files}) != 1:
         kinds = "no .parquet and no .csv file" if not files else ".parquet and .csv files together"
         raise DataError(f"{field}: {path} holds {kinds}. Name one file, or a folder of files of one kind.")
@@ -285,15 +285,6 @@ def _damaged(path: Path, error: duckdb.Error) -> DataError:
 def first_line(error: duckdb.Error) -> str:
     """The engine's reason without its advice, which is about calls the user never made."""
     return str(error).split("\n\n")[0].replace("\n", "; ").rstrip(".")
-
-
-def _type_of(name: str, columns: Mapping[str, str], files: tuple[Path, ...]) -> str:
-    if name in columns:
-        return columns[name]
-    raise DataError(
-        f"{_named(files)} has no column {name} ({nearest(name, columns)}its columns: {', '.join(columns)}). "
-        f"Rename the one that is meant."
-    )
 
 
 def _named(files: tuple[Path, ...]) -> str:
