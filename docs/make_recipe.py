@@ -76,6 +76,8 @@ def _value(field: Schema) -> str:
         return " or ".join(_value(choice) for choice in choices)
     if "enum" in field:
         return " or ".join(f"`{choice}`" for choice in field["enum"])
+    if "additionalProperties" in field:
+        return f"mapping: name to {_value(field['additionalProperties'])}"
     if field["type"] == "array":
         return f"list: {_value(field['items'])}"
     word = {"string": "text", "integer": "whole number", "null": "`null`"}.get(field["type"], field["type"])

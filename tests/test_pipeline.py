@@ -76,8 +76,9 @@ def test_the_leak_gives_no_profit(leak, tmp_path):
         assert abs(row.metrics["impressions/auc"].value - 0.5) < 3 * spread, row.name
     # And whoever peeks would be seen: popularity of the whole log, the day of test included.
     arrays = load_dataset(job.folder / "dataset")
-    everything = positives_before(arrays, int(arrays.events.at.max()) + 1)
-    peeking = judge_impressions(judged_window(arrays, "test"), popularity(everything))
+    window = judged_window(arrays, "test")
+    everything = positives_before(arrays, window, first_at=int(arrays.events.at.max()) + 1)
+    peeking = judge_impressions(window, popularity(everything))
     assert peeking.mean("impressions/auc") > 0.9
 
 

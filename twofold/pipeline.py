@@ -71,7 +71,7 @@ def build_dataset(job: Job, prepared: Stage) -> Stage:
     from twofold.dataset.arrays import build_dataset as work
 
     inputs = {"prepare": prepared.digest, "features": job.recipe.features.model_dump(mode="json")}
-    offset = job.recipe.prepare.split.utc_offset_h
+    offset = job.recipe.prepare.utc_offset_h
     return run_stage(
         job.folder,
         "dataset",
@@ -122,11 +122,11 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         arrays = load_dataset(dataset.folder)
         window = judged_window(arrays, "test")
         model = load_model(job, arrays, trained)
-        first, _ = job.recipe.prepare.split.bounds_ms("test")
+        bounds = job.recipe.prepare.bounds_ms("test")
         report = judge(
             window,
             _scores(model, arrays, window),
-            positives_before(arrays, first),
+            positives_before(arrays, window, first_at=bounds[0] if bounds else None),
             batch_size=job.recipe.train.batch_size,
             facts=_facts(job, (prepared, dataset, trained))
             | {"model": [asdict(part) for part in describe_model(model)]},

@@ -11,7 +11,7 @@ from twofold.dataset.features import (
     save_features,
     user_inputs,
 )
-from twofold.recipe.schema import Features
+from twofold.recipe.features import Features
 
 FEATURES = Features.model_validate(
     {

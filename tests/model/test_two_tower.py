@@ -11,7 +11,8 @@ from twofold.model.two_tower import (
     load_weights,
     save_weights,
 )
-from twofold.recipe.schema import Features, TwoTower
+from twofold.recipe.features import Features
+from twofold.recipe.schema import TwoTower
 
 FEATURES = Features.model_validate(
     {

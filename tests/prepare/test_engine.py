@@ -108,14 +108,13 @@ def test_a_folder_left_by_a_killed_attempt_is_taken_over(tmp_path: Path) -> None
 def test_the_shipped_log(tmp_path: Path, kuairand_folder: Path) -> None:
     days = {
         "kind": "temporal",
-        "utc_offset_h": 8,
         "train": {"first": "2022-04-09", "end": "2022-05-07"},
         "validation": {"first": "2022-05-07", "end": "2022-05-08"},
         "test": {"first": "2022-05-08", "end": "2022-05-09"},
     }
     recipe = world_recipe(
         {"kind": "kuairand", "path": kuairand_folder},
-        {"prepare": {"positive": "long_view OR liked", "split": days}},
+        {"prepare": {"positive": "long_view OR liked", "utc_offset_h": 8, "split": days}},
     )
     facts = prepare(recipe, tmp_path)
     lines = {line.name: line for line in funnel_lines(facts["funnel"])}
@@ -231,7 +230,7 @@ def test_windows_beside_the_log_are_told_its_days(tmp_path: Path) -> None:
         r"The log goes from 2023-12-31 to 2024-01-05: move the windows"
     )
     with pytest.raises(DataError, match=message):
-        prepare(recipe_of(tmp_path, log(), split={"kind": "temporal", "utc_offset_h": -5} | year), tmp_path)
+        prepare(recipe_of(tmp_path, log(), utc_offset_h=-5, split={"kind": "temporal"} | year), tmp_path)
 
 
 MONTHS = {"train": 1, "validation": 2, "test": 3}

@@ -15,7 +15,7 @@ import pytest
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
 from twofold.prepare.engine import FunnelLine, check_recipe, funnel_lines, prepare
 from twofold.prepare.plan import build_plan, filter_name, shard_sql
-from twofold.recipe.schema import ItemFilter, UserFilter
+from twofold.recipe.preparation import ItemFilter, UserFilter
 
 TRAIN, VALIDATION, TEST = (FIRST_MS + day * DAY_MS for day in (0, 4, 5))
 # What every table below needs and no expected value speaks of: something to judge, by users 8 and 9.
@@ -140,7 +140,7 @@ def test_windows_are_half_open_days_of_the_recipes_zone(tmp_path: Path) -> None:
         (2, 6, TEST - beijing + DAY_MS, True),
     ]
     days = {name: {"first": date(2024, 1, first), "end": date(2024, 1, end)} for name, first, end in WINDOWS}
-    out = prepared(tmp_path, log_of(rows), split={"kind": "temporal", "utc_offset_h": 8} | days)
+    out = prepared(tmp_path, log_of(rows), utc_offset_h=8, split={"kind": "temporal"} | days)
     assert column(rows_of(out), "item_id") == [1, 2]
     assert column(rows_of(out, "validation"), "item_id") == [3, 4, 100, 100]
     assert column(rows_of(out, "test"), "item_id") == [5, 100, 100]

@@ -15,11 +15,11 @@ ASKED: dict[str, Any] = {
     "about": "what it shows",
     "data": {"kind": "kuairand", "path": "../data/kuairand-pure"},
     "prepare": {
+        "utc_offset_h": 8,
         "positive": "long_view OR is_like",
         "filters": [{"kind": "items", "min_events": 5}, {"kind": "users", "min_positives": 2}],
         "split": {
             "kind": "temporal",
-            "utc_offset_h": 8,
             "train": {"first": "2022-04-09", "end": "2022-05-07"},
             "validation": {"first": "2022-05-07", "end": "2022-05-08"},
             "test": {"first": "2022-05-08", "end": "2022-05-09"},

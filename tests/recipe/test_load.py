@@ -234,7 +234,7 @@ def test_differences_name_the_field() -> None:
 
 def test_a_feature_is_known_by_its_name_not_by_its_place() -> None:
     first, second = ASKED["features"]["item"]
-    age = {"kind": "age"}
+    age = {"kind": "age", "expand": 0}
     added = Difference("features.item.age", None, age, "added")
     assert differences(changed("features.item", [age, first, second])) == [added]
     (removed,) = differences(changed("features.item", [second]))
@@ -285,7 +285,7 @@ def test_the_schema_for_editors_covers_a_file_over_a_base() -> None:
     part = schema["$defs"][over["properties"]["prepare"]["$ref"].removeprefix("#/$defs/")]
     assert "required" not in part
     assert part["additionalProperties"] is False
-    assert schema["$defs"]["Prepare"]["required"] == ["positive", "split"]
+    assert schema["$defs"]["Prepare"]["required"] == ["split", "positive"]
 
 
 def test_the_schema_names_only_what_it_holds() -> None:

@@ -5,17 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from twofold.recipe.schema import (
-    AgeFeature,
-    BagFeature,
-    HistoryFeature,
-    NumberFeature,
-    Recipe,
-    TemporalSplit,
-    TimeFeature,
-    Window,
-    feature_name,
-)
+from twofold.recipe.features import AgeFeature, BagFeature, HistoryFeature, NumberFeature, TimeFeature, feature_name
+from twofold.recipe.preparation import Prepare, TemporalSplit, Window
+from twofold.recipe.schema import Recipe
 
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -58,8 +50,8 @@ def test_a_recipe_is_frozen_and_closed() -> None:
 def test_days_begin_where_the_offset_says() -> None:
     days = {name: Window(first=date(2022, 5, day), end=date(2022, 5, day + 1)) for name, day in
             (("train", 6), ("validation", 7), ("test", 8))}  # fmt: skip
-    utc = TemporalSplit(kind="temporal", **days)
-    beijing = TemporalSplit(kind="temporal", utc_offset_h=8, **days)
+    split = TemporalSplit(kind="temporal", **days)
+    utc, beijing = (Prepare(positive="liked", split=split, utc_offset_h=hours) for hours in (0, 8))
     first, end = utc.bounds_ms("test")
     assert first == 1_651_968_000_000  # 8 May 2022, 00:00 UTC
     assert end - first == DAY_MS

@@ -20,7 +20,7 @@ from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.index.knn import build_index, save_index
-from twofold.recipe.schema import Features
+from twofold.recipe.features import Features
 from twofold.serve import Recommender, load
 from twofold.serve.bundle_folder import USER_TOWER, save_context
 

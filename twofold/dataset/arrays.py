@@ -23,7 +23,7 @@ from twofold.dataset.features import (
 from twofold.dataset.histories import Histories, load_histories, map_array
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
 from twofold.errors import DataError
-from twofold.recipe.schema import Features
+from twofold.recipe.features import Features
 from twofold.tables import SPLITS, Split
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int64
 
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
-from twofold.recipe.schema import (
+from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
     CategoryFeature,

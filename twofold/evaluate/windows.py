@@ -42,11 +42,17 @@ def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
     )
 
 
-def positives_before(dataset: Dataset, at: int) -> Interactions:
-    """All positive events before a moment: what the baselines may learn from, which is everything the log then held."""
+def positives_before(dataset: Dataset, window: JudgedWindow, *, first_at: int | None) -> Interactions:
+    """All positive events that the log held when the judged window began, at `first_at`: the baselines may learn them.
+
+    Where users have windows of their own (None), it is what each judged user did before, and all that others did.
+    """
     positives = dataset.positives
-    keep = np.flatnonzero(np.asarray(positives.at) < at)
+    until = np.full(len(dataset.users), np.iinfo(np.int64).max if first_at is None else first_at)
+    if first_at is None:
+        until[window.user_rows] = window.query_at
     owner = np.repeat(np.arange(len(dataset.users)), np.diff(positives.offsets))
+    keep = np.flatnonzero(np.asarray(positives.at) < until[owner])
     return Interactions(
         user_rows=owner[keep],
         item_rows=np.asarray(positives.item_rows)[keep].astype(np.int64),

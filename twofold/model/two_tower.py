@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from twofold.dataset.features import FeatureState, feature_names
 from twofold.model.encoder import Block, Encoder, Lookup, Mean, Number
-from twofold.recipe import schema
+from twofold.recipe import features, schema
 
 TensorInputs = Mapping[str, Tensor]
 
@@ -42,18 +42,18 @@ def build_two_tower(recipe: schema.TwoTower, state: FeatureState) -> TwoTower:
     )
 
 
-def _block(feature: schema.UserFeature | schema.ItemFeature, state: FeatureState, dim: int) -> Block:
-    name = schema.feature_name(feature)
+def _block(feature: features.UserFeature | features.ItemFeature, state: FeatureState, dim: int) -> Block:
+    name = features.feature_name(feature)
     match feature:
-        case schema.HistoryFeature():
+        case features.HistoryFeature():
             return Mean(name, state.table_rows(name), dim)
-        case schema.IdFeature():
+        case features.IdFeature():
             return Lookup(name, state.table_rows(name), dim)
-        case schema.CategoryFeature() | schema.TimeFeature():
+        case features.CategoryFeature() | features.TimeFeature():
             return Lookup(name, state.table_rows(name), feature.dim)
-        case schema.BagFeature():
+        case features.BagFeature():
             return Mean(name, state.table_rows(name), feature.dim)
-        case schema.NumberFeature() | schema.AgeFeature():
+        case features.NumberFeature() | features.AgeFeature():
             return Number(name)
         case _:
             assert_never(feature)
@@ -125,7 +125,7 @@ def export_user_tower(model: TwoTower, state: FeatureState, path: Path) -> None:
     """
     names, _ = feature_names(state)
     histories = {
-        feature.of: feature.last for feature in state.features.user if isinstance(feature, schema.HistoryFeature)
+        feature.of: feature.last for feature in state.features.user if isinstance(feature, features.HistoryFeature)
     }
     # Two lines: a batch of one would be taken for a constant.
     values = tuple(

@@ -23,7 +23,8 @@ from twofold.prepare.sources import INTEGERS, Source, first_line, open_source, t
 from twofold.progress import progress_bar
 from twofold.recipe.problems import nearest
 from twofold.recipe.rules import check_columns, rule_columns
-from twofold.recipe.schema import AgeFeature, BagFeature, CategoryFeature, IdFeature, ItemFeature, NumberFeature, Recipe
+from twofold.recipe.features import AgeFeature, BagFeature, CategoryFeature, IdFeature, ItemFeature, NumberFeature
+from twofold.recipe.schema import Recipe
 from twofold.tables import SPLITS, Split
 
 Ask = Callable[[str], list[Any]]
@@ -261,8 +262,8 @@ def _refuse_unusable(recipe: Recipe, funnel: list[FunnelLine], first_at: int | N
 
 def _lack(recipe: Recipe, split: Split, funnel: list[FunnelLine], first_at: int, last_at: int) -> str:
     """Why a window has no positive rows, and what would mend it."""
-    days = recipe.prepare.split
-    window = getattr(days, split)
+    days = recipe.prepare
+    window = getattr(days.split, split)
     asked = f"prepare.split.{split}, {window.first} to {window.end} (end excluded, days at UTC{days.utc_offset_h:+d})"
     unfiltered = next(line for line in funnel if line.name == f"{split} window")
     if unfiltered.rows == 0:

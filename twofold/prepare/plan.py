@@ -14,7 +14,7 @@ from typing import Final, Literal, assert_never
 
 from twofold.prepare.sources import Source, quoted
 from twofold.recipe.rules import rule_sql
-from twofold.recipe.schema import Filter, ItemFilter, Prepare, TemporalSplit, UserFilter
+from twofold.recipe.preparation import Filter, ItemFilter, Prepare, UserFilter
 from twofold.tables import SPLITS, Split
 
 Scope = Literal["log", "train", "windows"]
@@ -107,21 +107,23 @@ def events_sql(prepare: Prepare, source: Source) -> str:
 
     RANGE up to 1 before, on integer milliseconds: events of one timestamp do not see one another. ROWS would let them.
     """
-    splits = " ".join(f"WHEN {window_sql(prepare.split, split)} THEN '{split}'" for split in SPLITS)
+    splits = " ".join(f"WHEN {window_sql(prepare, split)} THEN '{split}'" for split in SPLITS)
     return f"""
         SELECT "user_id", "item_id", "at", "is_positive", "is_negative", "is_estimated", CASE {splits} END AS "split",
             COUNT(CASE WHEN "is_positive" THEN 1 END) OVER "past" AS "positives_before",
             COUNT(CASE WHEN "is_negative" THEN 1 END) OVER "past" AS "negatives_before"
-        FROM "labelled" WHERE {_kept_sql(prepare.split, source)}
+        FROM "labelled" WHERE {_kept_sql(prepare, source)}
         WINDOW "past" AS (
             PARTITION BY "user_id" ORDER BY "at" RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         )
     """
 
 
-def window_sql(split: TemporalSplit, name: Split) -> str:
+def window_sql(prepare: Prepare, name: Split) -> str:
     """Whether an event lies in a window: first included, end excluded."""
-    first, end = split.bounds_ms(name)
+    bounds = prepare.bounds_ms(name)
+    assert bounds is not None
+    first, end = bounds
     return f'"at" >= {first} AND "at" < {end}'
 
 
@@ -145,11 +147,11 @@ def filter_sql(filter_: Filter, rows: str) -> str:
     """
 
 
-def _kept_sql(split: TemporalSplit, source: Source) -> str:
+def _kept_sql(prepare: Prepare, source: Source) -> str:
     """An event whose time is estimated may teach, but nothing is judged by it, nor in the days that are judged."""
     if not _has_estimates(source):
         return _HAS_KEYS
-    judged = " OR ".join(f"({window_sql(split, name)})" for name in SPLITS[1:])
+    judged = " OR ".join(f"({window_sql(prepare, name)})" for name in SPLITS[1:])
     return f'{_HAS_KEYS} AND NOT ("is_estimated" AND ({judged}))'
 
 
@@ -227,7 +229,7 @@ def _counts(prepare: Prepare, source: Source, train_stages: tuple[str, ...]) -> 
         Count("without exact duplicates", "log", _count_sql('"labelled"', _HAS_KEYS)),
     ]
     if _has_estimates(source):
-        kept = _kept_sql(prepare.split, source)
+        kept = _kept_sql(prepare, source)
         counts.append(Count("no estimated time where judged", "log", _count_sql('"labelled"', kept)))
     names = ["train window", *(filter_name(filter_) for filter_ in prepare.filters)]
     counts += [Count(name, "train", _count_sql(stage)) for name, stage in zip(names, train_stages, strict=True)]

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from twofold.digest import digest_of
 from twofold.errors import RecipeError
 from twofold.recipe.problems import Problem, members, nearest, problems_of
-from twofold.recipe.schema import Data, Features, Recipe, feature_name
+from twofold.recipe.features import Features, feature_name
+from twofold.recipe.schema import Data, Recipe
 
 Json = Any
 MAX_BYTES: Final = 1_000_000

@@ -17,7 +17,7 @@ from twofold.errors import RequestError
 from twofold.index.filters import compile_filter
 from twofold.index.knn import Neighbours, search
 from twofold.progress import progress_bar
-from twofold.recipe.schema import HistoryFeature
+from twofold.recipe.features import HistoryFeature
 from twofold.serve.bundle_folder import Bundle, open_bundle
 from twofold.tables import RECOMMENDATIONS
 from twofold.topk import Ragged, blocks

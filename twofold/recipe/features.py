@@ -1,0 +1,203 @@
+"""Parts of a recipe: what each tower reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, assert_never
+
+from pydantic import Field, model_validator
+
+from twofold.recipe.part import Part
+
+Dim = Annotated[int, Field(ge=1, le=1024)]
+Expansion = Annotated[int, Field(ge=0, le=1024)]
+
+
+class Vectors(Part):
+    """Vectors of items that were made elsewhere, of their pictures or sounds: a list column, or a file of
+    `data.vectors`.
+    """
+
+    pca: int | None = Field(default=None, ge=1, le=4096)
+    """Reduced to so many components, fitted on the items of the training window."""
+
+
+# --- the user's -------------------------------------------------------------------------------------------------------
+
+
+class HistoryFeature(Part):
+    """The user's last events of one kind, strictly before the moment asked for, as vectors of their items."""
+
+    kind: Literal["history"]
+    of: Literal["positives", "negatives"]
+    """Which events: those of the positive or of the negative rule."""
+    last: int = Field(default=100, ge=1, le=10_000)
+    """How many of them, the newest."""
+    over: str | None = None
+    """One of `features.vectors`; default: vectors of the items' ids, trained."""
+    pool: Literal["mean", "windows", "concat"] = "mean"
+    """One mean; the last item and the means of the last 3, 10, 30, 100; or all, newest last, side by side."""
+
+
+class ClusterFeature(Part):
+    """Which share of the user's last events fell into each of k clusters of items (k-means on items of the training
+    window).
+    """
+
+    kind: Literal["clusters"]
+    of: Literal["positives", "negatives"]
+    """Which events: those of the positive or of the negative rule."""
+    over: str
+    """One of `features.vectors`."""
+    last: int = Field(default=100, ge=1, le=10_000)
+    """How many of them, the newest."""
+    k: int = Field(default=18, ge=2, le=4096)
+    """Clusters."""
+
+
+class TimeFeature(Part):
+    """Hour of day or day of week of the request, in the time zone of `prepare.utc_offset_h`, as an embedding."""
+
+    kind: Literal["time"]
+    of: Literal["hour", "weekday"]
+    """0 to 23, or Monday to Sunday."""
+    dim: Dim = 8
+
+
+# --- the item's -------------------------------------------------------------------------------------------------------
+
+
+class IdFeature(Part):
+    """One trained vector an item. Items the training window does not hold share one `unknown` row."""
+
+    kind: Literal["id"]
+
+
+class BagFeature(Part):
+    """The mean of the trained vectors of a list column's values: tags, genres."""
+
+    kind: Literal["bag"]
+    column: str
+    dim: Dim = 16
+
+
+class AgeFeature(Part):
+    """log(1 + days) between `uploaded_at` of the item and the moment asked for, standardised on the training rows."""
+
+    kind: Literal["age"]
+    expand: Expansion = 0
+    """Width of a layer with ReLU of its own in between; 0: the number as it is."""
+
+
+class VectorFeature(Part):
+    """The item's own vector, one of `features.vectors`, as it is."""
+
+    kind: Literal["vector"]
+    of: str
+
+
+# --- either's ---------------------------------------------------------------------------------------------------------
+
+
+class CategoryFeature(Part):
+    """One trained vector a value of a column of the users or items table. Values the training window does not hold
+    share one.
+    """
+
+    kind: Literal["category"]
+    column: str
+    dim: Dim = 16
+
+
+class NumberFeature(Part):
+    """A column of the users or items table, standardised on the training window (`log`: after log(1 + x)); NULL becomes
+    the mean.
+    """
+
+    kind: Literal["number"]
+    column: str
+    scale: Literal["standard", "log"]
+    """`log` for what spans orders of magnitude, as lengths do."""
+    expand: Expansion = 0
+    """Width of a layer with ReLU of its own in between; 0: the number as it is."""
+
+
+class CounterFeature(Part):
+    """A rate or mean of `prepare.counters` over the hours before the current one, smoothed, standardised.
+
+    (sum + alpha · prior) / (events + alpha), prior being the rate of the whole training window.
+    """
+
+    kind: Literal["counter"]
+    by: str
+    """The key: user_id, item_id, or another column of `prepare.counters`."""
+    of: str
+    """The rate or mean."""
+    hours: int | None = Field(default=None, ge=1, le=24 * 3660)
+    """Completed hours that count: 24, 72 (3 days), 168 (7), 360 (15). Default: all before."""
+    alpha: float = Field(default=20.0, gt=0)
+    """How many events the prior weighs. A guess, not measured."""
+    expand: Expansion = 0
+    """Width of a layer with ReLU of its own in between; 0: the number as it is."""
+
+
+UserFeature = Annotated[
+    HistoryFeature | ClusterFeature | TimeFeature | CategoryFeature | NumberFeature | CounterFeature,
+    Field(discriminator="kind"),
+]
+ItemFeature = Annotated[
+    IdFeature | CategoryFeature | BagFeature | NumberFeature | AgeFeature | VectorFeature | CounterFeature,
+    Field(discriminator="kind"),
+]
+
+
+class Features(Part):
+    """What each tower reads."""
+
+    vectors: Mapping[str, Vectors] = {}
+    """Vectors of items by name, for `over:` and for kind: vector."""
+    user: tuple[UserFeature, ...] = Field(min_length=1)
+    """The user tower's; no user id, so that it serves users it never saw."""
+    item: tuple[ItemFeature, ...] = Field(min_length=1)
+    """The item tower's."""
+
+    @model_validator(mode="after")
+    def _no_twins(self) -> Features:
+        for tower in ("user", "item"):
+            names = [feature_name(feature) for feature in getattr(self, tower)]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"the {tower} tower reads {name!r} twice; delete one")
+        return self
+
+    @model_validator(mode="after")
+    def _known_vectors(self) -> Features:
+        for feature in (*self.user, *self.item):
+            match feature:
+                case HistoryFeature(over=str(name)) | ClusterFeature(over=name) | VectorFeature(of=name):
+                    if name not in self.vectors:
+                        raise ValueError(
+                            f"{feature_name(feature)} reads the vectors {name!r}, which features.vectors does not "
+                            f"list (it lists: {', '.join(self.vectors) or 'none'})"
+                        )
+        return self
+
+
+def feature_name(feature: UserFeature | ItemFeature) -> str:
+    """The name a feature goes by in arrays, in the drawing of the model and in the served graph."""
+    match feature:
+        case HistoryFeature():
+            parts = [feature.of, "" if feature.pool == "mean" else feature.pool, feature.over or ""]
+            return "_".join(part for part in parts if part)
+        case ClusterFeature():
+            return f"{feature.of}_clusters_{feature.over}"
+        case TimeFeature() | VectorFeature():
+            return feature.of
+        case CategoryFeature() | BagFeature() | NumberFeature():
+            return feature.column
+        case CounterFeature():
+            return f"{feature.by}_{feature.of}_{'life' if feature.hours is None else f'{feature.hours}h'}"
+        case IdFeature() | AgeFeature():
+            return feature.kind
+        case _:
+            assert_never(feature)
