@@ -1,0 +1,338 @@
+"""Public data sets → folders of canonical tables: `twofold data` finds the pieces, and DuckDB writes the Parquet.
+
+Each set is converted once; preparation then reads tables alone, whichever engine runs it.
+"""
+
+import gzip
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import IO, Final
+
+import duckdb
+
+from twofold.errors import DataError
+from twofold.prepare import layouts
+from twofold.prepare.layouts import Layout, Piece
+from twofold.prepare.sources import first_line
+from twofold.progress import progress_bar
+from twofold.recipe.problems import nearest
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A data set, its terms, where it is published, and the layouts it is known in, the published one first.
+
+    `address` and `md5` are the publisher's; without an address there is no archive, without `md5` no checksum.
+    """
+
+    name: str
+    about: str
+    size: str
+    terms: str
+    layouts: tuple[Layout, ...]
+    address: str = ""
+    md5: str = ""
+
+
+_MEMORY_LIMIT: Final = "50%"
+# Of zstd; KuaiRand-Pure's events take 8.2 MB at 9 and at 19, which is four times slower. Parquet's second version would
+# take 6.3, but writes doubles in a way (BYTE_STREAM_SPLIT) that Spark's fast reader does not know.
+_LEVEL: Final = 9
+_DAMAGED: Final = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+
+
+def find_set(name: str) -> PublicSet:
+    """The set of that name; DataError with the nearest names if there is none."""
+    known = {public.name: public for public in PUBLIC_SETS}
+    if name not in known:
+        raise DataError(
+            f"there is no data set {name} ({nearest(name, known)}data sets: {', '.join(known)}). The columns of a "
+            f"recipe's log: twofold recipe check RECIPE --columns."
+        )
+    return known[name]
+
+
+def convert(public: PublicSet, origin: Path, to: Path, *, replace: bool = False) -> dict[str, int]:
+    """Writes a set's tables into a folder as Parquet, events by time, others by id; returns the rows of each.
+
+    `origin` is a folder, an archive (.zip, .tar.gz) or, for a set of one file, that file. Tables are written beside
+    and renamed, events last: where events.parquet is, all is there. DataError if the pieces are not found, are found
+    twice or cannot be read, or if the folder holds events and `replace` does not say that they may go.
+    """
+    events = to / "events.parquet"
+    if events.exists() and not replace:
+        raise DataError(f"{events} exists already. Give another folder (--to), or --replace to give it up.")
+    partial = to.resolve() / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by an attempt that was killed
+    partial.mkdir(parents=True)
+    try:
+        layout, files = _locate(public, origin, partial / "unpacked")
+        rows = _write(layout, files, partial)
+        events.unlink(missing_ok=True)
+        for table in sorted(rows, key=lambda table: table == "events"):
+            (partial / f"{table}.parquet").replace(to / f"{table}.parquet")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return rows
+
+
+def data_block(to: Path) -> str:
+    """What a recipe says to read the tables of a folder; absolute, because a recipe's paths start at its own folder."""
+    tables = [table for table in ("events", "items", "users") if (to / f"{table}.parquet").exists()]
+    paths = (f"  {table}: {to.resolve() / f'{table}.parquet'}" for table in tables)
+    return "\n".join(("data:", "  kind: table", *paths))
+
+
+# --- where the pieces are ---------------------------------------------------------------------------------------------
+
+Files = Mapping[str, list[Path]]
+
+
+def _locate(public: PublicSet, origin: Path, unpacked: Path) -> tuple[Layout, Files]:
+    """The first layout whose pieces lie together: in the folder, or up to two below it."""
+    if not origin.exists():
+        raise DataError(f"there is nothing at {origin}. --from is a folder or an archive of {public.name}.")
+    folder = origin
+    if origin.is_file() and (zipfile.is_zipfile(origin) or tarfile.is_tarfile(origin)):
+        folder = unpacked
+        _unpack(public, origin, unpacked)
+    if folder.is_dir():
+        homes = [folder, *(path for depth in ("*", "*/*") for path in sorted(folder.glob(depth)) if path.is_dir())]
+        places = [sorted(path for path in home.iterdir() if path.is_file()) for home in homes]
+    else:
+        places = [[folder]]
+    looked = [(layout, *_pieces(layout, place)) for layout in public.layouts for place in places]
+    layout, files, missing = min(looked, key=lambda found: len(found[2]))
+    if missing:
+        names = ", ".join(name for piece in layout.pieces.values() for name in piece.names)
+        get = f" The archive: {public.address}." if public.address else ""
+        raise DataError(f"{origin} lacks {', '.join(missing)} of {public.name}, which is {names} in one folder.{get}")
+    same = [other for also, other, lacks in looked if also is layout and not lacks]
+    if len(same) > 1:
+        listed = " and ".join(str(next(iter(found.values()))[0].parent) for found in same)
+        raise DataError(f"{origin} holds {public.name} {len(same)} times, in {listed}. Name the one that is meant.")
+    return layout, files
+
+
+def _pieces(layout: Layout, place: list[Path]) -> tuple[Files, list[str]]:
+    """The files of each piece among those of a folder, and the names of which there is none, or more than one."""
+    files: dict[str, list[Path]] = {}
+    missing = []
+    for name, piece in layout.pieces.items():
+        files[name] = []
+        for pattern in piece.names:
+            found = [path for path in place if _is_named(path.name, pattern)]
+            files[name] += found
+            if not found:
+                missing.append(pattern)
+            elif len(found) > 1:
+                missing.append(f"a single {pattern} ({', '.join(path.name for path in found)} are there: name one)")
+    return files, missing
+
+
+def _is_named(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) and not name.startswith(".")
+
+
+def _unpack(public: PublicSet, archive: Path, into: Path) -> None:
+    """Writes the members that some layout names, and no other, each below `into`."""
+    patterns = {name for layout in public.layouts for piece in layout.pieces.values() for name in piece.names}
+    told = 0
+    try:
+        with archive.open("rb") as raw, progress_bar("unpack", total=archive.stat().st_size, unit="bytes") as advance:
+            for name, member in _members(raw, patterns):
+                place = PurePosixPath(name)
+                if place.is_absolute() or ".." in place.parts or "\\" in name:
+                    raise DataError(
+                        f"{archive} holds {name}, a path that leaves the folder it is unpacked in: no publisher writes "
+                        f"that. Nothing was unpacked; get the archive from {public.address or 'its publisher'}."
+                    )
+                (into / place).parent.mkdir(parents=True, exist_ok=True)
+                with (into / place).open("wb") as file:
+                    while chunk := member.read(2**20):
+                        file.write(chunk)
+                        advance(raw.tell() - told, place.name)
+                        told = raw.tell()
+    except _DAMAGED as error:
+        raise DataError(f"{archive} cannot be unpacked ({error}): it is damaged or cut short. Get it again.") from error
+    into.mkdir(exist_ok=True)
+
+
+def _members(raw: IO[bytes], patterns: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Path and content of the members whose file name fits, in the order of the archive."""
+    if zipfile.is_zipfile(raw):
+        with zipfile.ZipFile(raw) as packed:
+            for info in sorted(packed.infolist(), key=lambda info: info.header_offset):
+                if not info.is_dir() and any(_is_named(PurePosixPath(info.filename).name, name) for name in patterns):
+                    with packed.open(info) as member:
+                        yield info.filename, member
+        return
+    raw.seek(0)
+    with tarfile.open(fileobj=raw, mode="r|*") as stream:
+        for entry in stream:
+            if entry.isfile() and any(_is_named(PurePosixPath(entry.name).name, name) for name in patterns):
+                content = stream.extractfile(entry)
+                assert content is not None  # only what is no file has none
+                yield entry.name, content
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _write(layout: Layout, files: Files, partial: Path) -> dict[str, int]:
+    """Every table of the layout as a sorted Parquet file; DuckDB reads and writes nothing but these folders."""
+    folders = sorted({partial, *(path.resolve().parent for found in files.values() for path in found)})
+    settings = {
+        "memory_limit": f"'{_MEMORY_LIMIT}'",
+        "temp_directory": _text(partial / "spill"),
+        "TimeZone": "'UTC'",
+        "allowed_directories": f"[{', '.join(_text(folder) for folder in folders)}]",
+        "enable_external_access": "false",
+        "lock_configuration": "true",  # last: nothing can be set after it
+    }
+    rows = {}
+    with duckdb.connect() as engine, progress_bar("convert", total=len(layout.tables), unit="tables") as advance:
+        for name, value in settings.items():
+            engine.execute(f"SET {name} = {value}")
+        try:
+            for name, piece in layout.pieces.items():
+                engine.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan_sql(piece, files[name])}")
+            for table, sql in layout.tables.items():
+                path = _text(partial / f"{table}.parquet")
+                copied = engine.execute(
+                    f"COPY (SELECT * FROM ({sql}) ORDER BY {_order_sql(table)}) TO {path} "
+                    f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {_LEVEL})"
+                ).fetchone()
+                assert copied is not None
+                rows[table] = int(copied[0])
+                advance(1, table)
+        except duckdb.Error as error:
+            listed = ", ".join(path.name for found in files.values() for path in found)
+            raise DataError(
+                f"{listed} of {folders[-1]} cannot be made tables of: {first_line(error)}. Either a file is damaged or "
+                f"not as published (get it again), or the disk of {partial.parent} is full."
+            ) from error
+    return rows
+
+
+def _order_sql(table: str) -> str:
+    """By all columns, so that the same pieces give the same bytes; events by time first, to read some days alone."""
+    return '"at", COLUMNS(*)' if table.endswith("events") else "COLUMNS(*)"
+
+
+def _scan_sql(piece: Piece, files: list[Path]) -> str:
+    listed = ", ".join(_text(path.resolve()) for path in files)
+    # A folder called `part=1` on the way would otherwise add a column of that name.
+    if piece.is_parquet:
+        return f"read_parquet([{listed}], hive_partitioning=false)"
+    return f"read_csv([{listed}], hive_partitioning=false, {piece.reading})"
+
+
+def _text(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+_KUAIRAND_TERMS: Final = "CC BY-SA 4.0: pass it on with attribution (Gao et al., CIKM 2022) and under the same licence."
+_MOVIELENS_TERMS: Final = (
+    "research use, no redistribution (GroupLens; Harper and Konstan 2015): keep it out of what you publish."
+)
+_OWN_TERMS: Final = "those of the data it was made from."
+_ZENODO: Final = "https://zenodo.org/records/10439422/files"
+_GROUPLENS: Final = "https://files.grouplens.org/datasets/movielens"
+
+PUBLIC_SETS: Final = (
+    PublicSet(
+        "kuairand-pure",
+        "short-video feed, 7,583 videos: 1.4 M impressions",
+        "47 MB",
+        _KUAIRAND_TERMS,
+        (*layouts.kuairand("pure", ""), layouts.KUAIRAND_TAILS),
+        f"{_ZENODO}/KuaiRand-Pure.tar.gz",
+        "0820331067a3784d9691136f772b35a7",
+    ),
+    PublicSet(
+        "kuairand-1k",
+        "short-video feed, 1,000 users: 11.7 M impressions of 4.4 M videos",
+        "1.1 GB",
+        _KUAIRAND_TERMS,
+        layouts.kuairand("1k", ""),
+        f"{_ZENODO}/KuaiRand-1K.tar.gz",
+        "6b0b9c8222d67fcd4c676218edca3f1f",
+    ),
+    PublicSet(
+        "kuairand-27k",
+        "short-video feed, 27,285 users: 322 M impressions of 32 M videos",
+        "9.9 GB",
+        _KUAIRAND_TERMS,
+        layouts.kuairand("27k", "_part1", "_part2"),
+        f"{_ZENODO}/KuaiRand-27K.tar.gz",
+        "3e3c799a24e2d23a4d2c757fbf9adf59",
+    ),
+    PublicSet(
+        "ml-100k",
+        "MovieLens: 100,000 ratings",
+        "5 MB",
+        _MOVIELENS_TERMS,
+        (layouts.movielens_100k(layouts.MOVIELENS_100K_RATINGS), layouts.movielens_100k(Piece(("ml-100k.parquet",)))),
+        f"{_GROUPLENS}/ml-100k.zip",
+        "0e33842e24a9c977be4e0107933c0723",
+    ),
+    # Renewed from time to time, so without a checksum that holds.
+    PublicSet(
+        "ml-latest-small",
+        "MovieLens: 100,836 ratings",
+        "1 MB",
+        _MOVIELENS_TERMS,
+        (layouts.MOVIELENS_CSV, layouts.MOVIELENS_PARQUET),
+        f"{_GROUPLENS}/ml-latest-small.zip",
+    ),
+    PublicSet(
+        "ml-1m",
+        "MovieLens: 1,000,209 ratings",
+        "6 MB",
+        _MOVIELENS_TERMS,
+        (layouts.MOVIELENS_1M, layouts.MOVIELENS_1M_PARQUET),
+        f"{_GROUPLENS}/ml-1m.zip",
+        "c4d9eecfca2ab87c1945afe126590906",
+    ),
+    PublicSet(
+        "ml-20m",
+        "MovieLens: 20,000,263 ratings",
+        "199 MB",
+        _MOVIELENS_TERMS,
+        (layouts.MOVIELENS_CSV,),
+        f"{_GROUPLENS}/ml-20m.zip",
+        "cd245b17a1ae2cc31bb14903e1204af3",
+    ),
+    PublicSet(
+        "ml-25m",
+        "MovieLens: 25,000,095 ratings",
+        "262 MB",
+        _MOVIELENS_TERMS,
+        (layouts.MOVIELENS_CSV,),
+        f"{_GROUPLENS}/ml-25m.zip",
+        "6b51fb2759a8657d3bfcbfc42b592ada",
+    ),
+    PublicSet(
+        "sequences",
+        "a sequence file of a paper: a line `user item` for each event, in time order",
+        "yours",
+        _OWN_TERMS,
+        (layouts.SEQUENCES,),
+    ),
+    PublicSet(
+        "ncf",
+        "the NCF paper's leave-one-out files: train pairs, test item, 99 sampled negatives a user",
+        "yours",
+        _OWN_TERMS,
+        (layouts.NCF, layouts.NCF_PARQUET),
+    ),
+)
