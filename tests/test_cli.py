@@ -93,11 +93,12 @@ def test_the_schema_is_json_schema(call):
     assert "two_tower" in out
 
 
-def test_data_shows_files_and_columns(call, shipped):
-    code, out, _ = call("data", shipped)
+def test_check_shows_files_and_columns_when_asked(call, shipped):
+    code, out, _ = call("recipe", "check", shipped, "--columns")
     assert code == 0
-    assert "log.parquet" in out
+    assert "events.parquet" in out
     assert "long_view" in out
+    assert "user_active_degree" in out
 
 
 def test_runs_of_an_empty_place_is_an_empty_table(call, tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -237,27 +237,68 @@ def list_all_runs(runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
-def data(recipe: RecipeFile, settings: Settings = []) -> None:  # noqa: B006
-    """What the log of a recipe holds: files, columns and types; no row is read."""
-    from twofold.prepare.engine import check_recipe
+def data(
+    name: Annotated[str | None, typer.Argument(help="Which; without a name, the list of them.")] = None,
+    origin: Annotated[Path | None, typer.Option("--from", help="Its folder or archive, if you have it.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The folder of the tables; default: data/NAME.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Give up the events in that folder.")] = False,
+    rows: Annotated[int | None, typer.Option(min=1, help="Of a world; default: a million.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of a world; default: 0.")] = None,
+) -> None:
+    """A public data set, or a world with planted truth, as tables that a recipe reads."""
+    from twofold.prepare.public import PUBLIC_SETS, data_block, find_set, make_tables
 
-    source = check_recipe(load_recipe(recipe, overrides=settings))
-    for path in source.files:
-        print(f"{path}  {path.stat().st_size:,} bytes")
-    table = Table("table", "column", "type")
-    for name, columns in (("events", source.event_columns), ("items", source.item_columns)):
-        for column, kind in columns.items():
-            table.add_row(name, column, kind)
-    Console().print(table)
+    if name is None:
+        table = Table("name", "what", "download", "terms", box=SIMPLE_HEAD, pad_edge=False)
+        for public in PUBLIC_SETS:
+            table.add_row(public.name, public.about, public.size, public.terms)
+        table.add_row("world", "a synthetic short-video log with planted truth, of any size (--rows)", "—", "none")
+        Console().print(table)
+        return
+    to = to or Path("data") / name
+    if name == "world":
+        from twofold.prepare.world import World, write_world
+
+        world = World(rows=rows or 1_000_000, seed=seed or 0)
+        block = data_block(write_world(to.resolve(), world))
+        _print_tables({"events": world.rows, "items": world.items, "users": world.users}, block)
+        return
+    public = find_set(name)
+    if rows is not None or seed is not None:
+        raise RequestError(f"{name} is as large as it is; --rows and --seed are for `twofold data world`.")
+    made = make_tables(public, origin, to, replace=replace)
+    if made.archive is not None:
+        is_known = "as published" if public.md5 else "none is published to compare it with"
+        print(f"{made.archive.path}  {made.archive.size:,} bytes, MD5 {made.archive.md5} ({is_known})")
+    _print_tables(made.rows, data_block(made.data))
+    print(f"\nterms  {public.terms}")
+
+
+def _print_tables(rows: Mapping[str, int], block: str) -> None:
+    for table, num_rows in rows.items():
+        print(f"{table:<20}{num_rows:>14,} rows")
+    print(f"\nfor a recipe:\n{block}", end="")
 
 
 @recipe_app.command()
-def check(recipe: RecipeFile, settings: Settings = []) -> None:  # noqa: B006
+def check(
+    recipe: RecipeFile,
+    settings: Settings = [],  # noqa: B006
+    columns: Annotated[bool, typer.Option("--columns", help="Also what its tables hold.")] = False,
+) -> None:
     """Everything that can be known before a row of data is read."""
     from twofold.prepare.engine import check_recipe
 
     loaded = load_recipe(recipe, overrides=settings)
     source = check_recipe(loaded)
+    if columns:
+        for path in source.files:
+            print(f"{path}  {path.stat().st_size:,} bytes")
+        table = Table("table", "column", "type")
+        for name, held in (("events", source.events), ("items", source.items), ("users", source.users)):
+            for column, kind in held.columns.items():
+                table.add_row(name, column, kind)
+        Console().print(table)
     print(f"{recipe} is well: recipe {recipe_digest(loaded)[:12]}, {len(source.files)} data files")
 
 

@@ -1,6 +1,7 @@
 """A published archive, whole or not at all: what is cut continues, what is not as published is thrown away."""
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -35,10 +36,12 @@ def download(address: str, path: Path, *, md5: str = "", then: str) -> Archive:
         return _checked(path, path, md5=md5, address=address)
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not md5:
+        part.unlink(missing_ok=True)  # nothing would tell if it went on with another version
     try:
         _fetch(address, part)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if type(error) is urllib.error.URLError else error
         raise DataError(
             f"{address} cannot be fetched ({reason}). The same command goes on where it stopped; or get the file "
             f"in another way, and then: {then} --from {path.name}"
@@ -48,9 +51,11 @@ def download(address: str, path: Path, *, md5: str = "", then: str) -> Archive:
 
 def _fetch(address: str, part: Path) -> None:
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={done}-"} if done else {})  # noqa: S310
+    request = urllib.request.Request(address, headers={"User-Agent": "twofold"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
     try:
-        answer = urllib.request.urlopen(request, timeout=_WAIT_S)  # noqa: S310 - addresses are constants of ours
+        answer = urllib.request.urlopen(request, timeout=_WAIT_S)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing lies beyond what is here: it was cut after the last byte
             return

@@ -231,18 +231,13 @@ MOVIELENS_1M_PARQUET: Final = Layout(
         "movies": Piece(("ml-1m-movies.parquet",)),
         "people": Piece(("ml-1m-users.parquet",)),
     },
-    MOVIELENS_1M.tables
-    | {
+    {
+        **MOVIELENS_1M.tables,
         "events": _ratings_sql(
-            '"user"',
-            "item",
-            "timestamp_est",
-            order="pos NULLS LAST, place",
-            estimated='"timestamp" IS NULL',
-        )
+            '"user"', "item", "timestamp_est", order="pos NULLS LAST, place", estimated='"timestamp" IS NULL'
+        ),
     },
 )
-
 
 MOVIELENS_100K_RATINGS: Final = Piece(("u.data",), _TABS)
 

@@ -12,16 +12,20 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import IO, Final
 
 import duckdb
+import yaml
 
 from twofold.errors import DataError
 from twofold.prepare import layouts
+from twofold.prepare.download import Archive, download
 from twofold.prepare.layouts import Layout, Piece
 from twofold.prepare.sources import first_line
 from twofold.progress import progress_bar
 from twofold.recipe.problems import nearest
+from twofold.recipe.schema import Table
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,15 @@ class PublicSet:
     layouts: tuple[Layout, ...]
     address: str = ""
     md5: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The rows of each table written, the part of a recipe that reads them, and the archive, if one was downloaded."""
+
+    rows: Mapping[str, int]
+    data: Table
+    archive: Archive | None
 
 
 _MEMORY_LIMIT: Final = "50%"
@@ -58,16 +71,21 @@ def find_set(name: str) -> PublicSet:
     return known[name]
 
 
-def convert(public: PublicSet, origin: Path, to: Path, *, replace: bool = False) -> dict[str, int]:
-    """Writes a set's tables into a folder as Parquet, events by time, others by id; returns the rows of each.
+def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bool = False) -> Made:
+    """Writes a set's tables into a folder as Parquet: events by time, the others by id.
 
-    `origin` is a folder, an archive (.zip, .tar.gz) or, for a set of one file, that file. Tables are written beside
-    and renamed, events last: where events.parquet is, all is there. DataError if the pieces are not found, are found
-    twice or cannot be read, or if the folder holds events and `replace` does not say that they may go.
+    `origin` is a folder, an archive (.zip, .tar.gz) or, for a set of one file, that file; without it the published
+    archive is downloaded, beside the folder. Tables are written apart and renamed, events last: where events.parquet
+    is, all is there. DataError if the archive cannot be had, if pieces are not found, are found twice or cannot be
+    read, or if the folder holds events and `replace` does not say that they may go.
     """
     events = to / "events.parquet"
     if events.exists() and not replace:
         raise DataError(f"{events} exists already. Give another folder (--to), or --replace to give it up.")
+    archive = None
+    if origin is None:
+        archive = _download(public, to)
+        origin = archive.path
     partial = to.resolve() / ".partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by an attempt that was killed
     partial.mkdir(parents=True)
@@ -79,14 +97,26 @@ def convert(public: PublicSet, origin: Path, to: Path, *, replace: bool = False)
             (partial / f"{table}.parquet").replace(to / f"{table}.parquet")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return rows
+        if not any(to.iterdir()):
+            to.rmdir()
+    return Made(rows, _tables_in(to), archive)
 
 
-def data_block(to: Path) -> str:
-    """What a recipe says to read the tables of a folder; absolute, because a recipe's paths start at its own folder."""
-    tables = [table for table in ("events", "items", "users") if (to / f"{table}.parquet").exists()]
-    paths = (f"  {table}: {to.resolve() / f'{table}.parquet'}" for table in tables)
-    return "\n".join(("data:", "  kind: table", *paths))
+def data_block(data: Table) -> str:
+    """What to paste into a recipe to read those tables, as YAML."""
+    return yaml.safe_dump({"data": data.model_dump(mode="json", exclude_defaults=True)}, sort_keys=False, width=1_000)
+
+
+def _tables_in(folder: Path) -> Table:
+    found = {name: folder.resolve() / f"{name}.parquet" for name in ("events", "items", "users")}
+    return Table.model_validate({"kind": "table"} | {name: path for name, path in found.items() if path.exists()})
+
+
+def _download(public: PublicSet, to: Path) -> Archive:
+    if not public.address:
+        raise DataError(f"{public.name} is not published as an archive. Say where yours is: --from PATH.")
+    path = to.parent / PurePosixPath(public.address).name
+    return download(public.address, path, md5=public.md5, then=f"twofold data {public.name} --to {quote(str(to))}")
 
 
 # --- where the pieces are ---------------------------------------------------------------------------------------------
@@ -240,11 +270,9 @@ def _text(path: Path) -> str:
 
 # --- all of them ------------------------------------------------------------------------------------------------------
 
-_KUAIRAND_TERMS: Final = "CC BY-SA 4.0: pass it on with attribution (Gao et al., CIKM 2022) and under the same licence."
-_MOVIELENS_TERMS: Final = (
-    "research use, no redistribution (GroupLens; Harper and Konstan 2015): keep it out of what you publish."
-)
-_OWN_TERMS: Final = "those of the data it was made from."
+_KUAIRAND_TERMS: Final = "CC BY-SA 4.0: with attribution, under the same licence (Gao et al. 2022)"
+_MOVIELENS_TERMS: Final = "research use, no redistribution (GroupLens; Harper and Konstan 2015)"
+_OWN_TERMS: Final = "those of the data it was made from"
 _ZENODO: Final = "https://zenodo.org/records/10439422/files"
 _GROUPLENS: Final = "https://files.grouplens.org/datasets/movielens"
 
