@@ -59,7 +59,7 @@ def test_the_shipped_recipe_is_well(call, shipped):
         ("long_view OR liked", "read_text('/etc/passwd') = ''", ("prepare.positive", "read_text")),
         ("column: author_id", "column: autor_id", ("features.item.1.column", "autor_id", "author_id")),
         ("temperature: 0.1", "temperature: 0", ("retriever.temperature", "is 0", "must be above 0")),
-        ("kind: kuairand,", "kind: kuairando,", ("data", "kuairando", "kuairand")),
+        ("kind: temporal", "kind: tempral", ("prepare.split", "tempral", "temporal")),
         ("positive: long_view OR liked", "positive: [", ("line", "column")),
     ],
 )
@@ -116,8 +116,8 @@ def test_recommend_wants_to_know_for_whom(call, tmp_path):
 
 def test_a_missing_extra_is_one_message(call, monkeypatch, shipped):
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    monkeypatch.delitem(sys.modules, "twofold.prepare.engine", raising=False)
-    monkeypatch.delitem(sys.modules, "twofold.prepare.sources", raising=False)
+    for name in [name for name in sys.modules if name.startswith("twofold.prepare.")]:
+        monkeypatch.delitem(sys.modules, name)
     code, _, err = call("recipe", "check", shipped)
     assert code == 2
     assert "duckdb is not installed" in err

@@ -9,7 +9,6 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +20,16 @@ from twofold.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from twofold.evaluate.verdict import Report
+    from twofold.prepare.engine import OpenEngine
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe and the folder its run lives in."""
+    """A recipe, the folder its run lives in, and what prepares its log: DuckDB, unless something else is given."""
 
     recipe: Recipe
     folder: Path
+    engine: "OpenEngine | None" = None
 
 
 def run(
@@ -37,13 +38,14 @@ def run(
     runs: Path = Path("runs"),
     name: str | None = None,
     replace: bool = False,
+    engine: "OpenEngine | None" = None,
     tell: Callable[[Stage], None] = lambda stage: None,
 ) -> Job:
     """Takes a log to judged recommendations; returns the job, whose folder then holds every stage.
 
     `tell` hears of each stage as it is complete.
     """
-    job = Job(recipe, runs / (name or recipe.name))
+    job = Job(recipe, runs / (name or recipe.name), engine)
     with locked(job.folder):
         claim_folder(job, replace=replace)
         tell(prepared := prepare(job))
@@ -58,12 +60,18 @@ def run(
 
 def prepare(job: Job) -> Stage:
     """The log → rows, events, items, users and the funnel."""
-    from twofold.prepare.engine import check_recipe
-    from twofold.prepare.engine import prepare as work
+    from twofold.prepare.check import check_recipe
+    from twofold.prepare.engine import duckdb_engine
+    from twofold.prepare.stage import prepare as work
 
     source = check_recipe(job.recipe)
-    inputs = {"prepare": job.recipe.prepare.model_dump(mode="json"), "data": source.fingerprint()}
-    return run_stage(job.folder, "prepare", inputs=inputs, work=partial(work, job.recipe))
+    inputs = {
+        "prepare": job.recipe.prepare.model_dump(mode="json"),
+        "data": source.fingerprint(),
+        **job.recipe.data.model_dump(mode="json", include={"columns", "at_unit"}),
+    }
+    engine = job.engine or duckdb_engine
+    return run_stage(job.folder, "prepare", inputs=inputs, work=lambda out: work(job.recipe, out, engine))
 
 
 def build_dataset(job: Job, prepared: Stage) -> Stage:
@@ -98,7 +106,7 @@ def train(job: Job, dataset: Stage) -> Stage:
             return judge_catalogue(window, _scores(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
 
         return fit(
-            lambda: build_two_tower(job.recipe.retriever, arrays.features),
+            lambda: build_two_tower(job.recipe.retriever, arrays.features, arrays.vectors),
             arrays,
             job.recipe.train,
             temperature=job.recipe.retriever.temperature,
@@ -151,7 +159,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         as_of = dataset.facts["last_event_at"] + 1
         vectors = encode(model.item, item_batches(arrays, as_of))
         save_index(build_index(vectors), out)
-        export_user_tower(model, arrays.features, out / "user_tower.onnx")
+        export_user_tower(model, out / "user_tower.onnx")
         save_context(dataset.folder, out, as_of=as_of)
         return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of}
 
@@ -240,7 +248,8 @@ def load_model(job: Job, arrays: Any, trained: Stage) -> Any:
     """The trained model of a run, over its `Dataset`."""
     from twofold.model.two_tower import build_two_tower, load_weights
 
-    return load_weights(build_two_tower(job.recipe.retriever, arrays.features), trained.folder / "weights.safetensors")
+    model = build_two_tower(job.recipe.retriever, arrays.features, arrays.vectors)
+    return load_weights(model, trained.folder / "weights.safetensors")
 
 
 def _scores(model: Any, arrays: Any, window: Any) -> Callable[[slice], Any]:

@@ -1,6 +1,5 @@
 """The plan, run on tables of a dozen rows whose right answer is worked out by hand."""
 
-import hashlib
 import json
 from datetime import date
 from pathlib import Path
@@ -13,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
-from twofold.prepare.engine import FunnelLine, check_recipe, funnel_lines, prepare
-from twofold.prepare.plan import build_plan, filter_name, shard_sql
+from twofold.prepare import stage
+from twofold.prepare.funnel import FunnelLine, funnel_lines
+from twofold.prepare.selection import filter_name
+from twofold.prepare.stage import prepare
 from twofold.recipe.preparation import ItemFilter, UserFilter
 
 TRAIN, VALIDATION, TEST = (FIRST_MS + day * DAY_MS for day in (0, 4, 5))
@@ -203,6 +204,9 @@ def test_files_are_sorted_and_of_the_declared_types(tmp_path: Path) -> None:
         "label": "bool",
         "at_is_estimated": "bool",
         "weight": "float",
+        "target": "float",
+        "watch_s": "float",
+        "length_s": "float",
         "positives_before": "int32",
         "negatives_before": "int32",
     }
@@ -371,32 +375,17 @@ def test_shards_part_the_users_evenly(type_: str, ids: str) -> None:
     assert min(counts) > 900
 
 
-def test_a_plan_of_three_shards_writes_every_row_once(tmp_path: Path) -> None:
-    recipe = world_recipe(write_world(tmp_path, random_log(3)))
-    plan = build_plan(recipe.prepare, check_recipe(recipe), shards=3)
-    paths = [output.path for output in plan.outputs if output.path.startswith("rows/split=train")]
-    assert paths == [f"rows/split=train/shard={shard}.parquet" for shard in range(3)]
-    with duckdb.connect() as connection:
-        for step in plan.steps:
-            connection.execute(f'CREATE TABLE "{step.table}" AS {step.sql}')
-        users = [
-            {row[0] for row in connection.execute(output.sql).fetchall()}
-            for output in plan.outputs
-            if output.path.startswith("events/")
-        ]
-    assert [len(shard) > 0 for shard in users] == [True] * 3
-    assert sum(len(shard) for shard in users) == len(set.union(*users)) == 12
-
-
-def test_a_shard_is_arithmetic_that_any_engine_repeats() -> None:
-
-    for user in (0, 1, -17, 2**62):
-        number = abs(int(np.fmod(user, 2147483647))) * 48271 % 2147483647
-        where = shard_sql("BIGINT", number % 5, 5)
-        assert duckdb.execute(f'SELECT {where} FROM (SELECT CAST({user} AS BIGINT) AS "user_id")').fetchall() == [
-            (True,)
-        ]
-    digits = hashlib.md5(b"ada", usedforsecurity=False).hexdigest()[:6]
-    number = sum(16**place * int(digit, 16) for place, digit in enumerate(digits))
-    where = shard_sql("VARCHAR", number % 5, 5)
-    assert duckdb.execute(f"SELECT {where} FROM (SELECT 'ada' AS \"user_id\")").fetchall() == [(True,)]
+def test_shards_hold_every_row_once_and_every_user_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = random_log(3)
+    recipe = world_recipe(write_world(tmp_path, log))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    prepare(recipe, whole)
+    monkeypatch.setattr(stage, "EVENTS_A_SHARD", -(-len(log) // 3))
+    assert prepare(recipe, cut)["shards"] == 3
+    for part in ("events", "rows/split=train", "rows/split=test"):
+        shards = [pq.read_table(path, partitioning=None).to_pylist() for path in sorted((cut / part).iterdir())]
+        users = [{row["user_id"] for row in shard} for shard in shards]
+        assert len(shards) == 3
+        assert sum(len(shard) for shard in users) == len(set.union(*users))
+        rows = sorted((row for shard in shards for row in shard), key=str)
+        assert rows == sorted(pq.read_table(whole / part, partitioning=None).to_pylist(), key=str)

@@ -13,7 +13,7 @@ from twofold.recipe.load import load_recipe
 ASKED: dict[str, Any] = {
     "name": "tiny",
     "about": "what it shows",
-    "data": {"kind": "kuairand", "path": "../data/kuairand-pure"},
+    "data": {"kind": "table", "events": "../data/events.parquet"},
     "prepare": {
         "utc_offset_h": 8,
         "positive": "long_view OR is_like",

@@ -24,8 +24,7 @@ from twofold.recipe.schema import Recipe
 def test_a_file_becomes_a_recipe(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path / "recipes" / "tiny.yaml", ASKED))
     assert (recipe.name, recipe.retriever.dim, recipe.train.epochs) == ("tiny", 32, 2)
-    assert recipe.data.kind == "kuairand"
-    assert recipe.data.path == tmp_path / "data" / "kuairand-pure"
+    assert recipe.data.events == tmp_path / "data" / "events.parquet"
 
 
 def test_days_may_be_written_bare_or_quoted(tmp_path: Path) -> None:
@@ -39,9 +38,15 @@ def test_days_may_be_written_bare_or_quoted(tmp_path: Path) -> None:
 def test_a_relative_file_gives_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "recipes" / "tiny.yaml", ASKED)
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(Path("recipes/tiny.yaml"), overrides=["data.path=elsewhere"])
-    assert recipe.data.model_dump()["path"] == tmp_path / "elsewhere"
-    assert load_recipe(Path("recipes/tiny.yaml")).data.model_dump()["path"] == tmp_path / "data" / "kuairand-pure"
+    recipe = load_recipe(Path("recipes/tiny.yaml"), overrides=["data.events=elsewhere"])
+    assert recipe.data.events == tmp_path / "elsewhere"
+    assert load_recipe(Path("recipes/tiny.yaml")).data.events == tmp_path / "data" / "events.parquet"
+
+
+def test_vectors_are_paths_too(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path / "r.yaml", changed("data.vectors", {"look": "look.npy"})))
+    assert recipe.data.vectors == {"look": tmp_path / "look.npy"}
+    assert recipe_digest(recipe) == recipe_digest(recipe_of(changed("data.vectors", {"look": "/elsewhere/look.npy"})))
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
@@ -206,7 +211,7 @@ def test_the_digest_is_of_what_is_asked_not_of_where_it_lies(tmp_path: Path) -> 
     assert here.data != there.data
     assert recipe_digest(here) == recipe_digest(there)
     assert recipe_digest(here) != recipe_digest(recipe_of(changed("retriever.dim", 33)))
-    assert recipe_digest(here) != recipe_digest(recipe_of(changed("data.path", "../data/another")))
+    assert recipe_digest(here) != recipe_digest(recipe_of(changed("data.events", "../data/another.parquet")))
 
 
 def differences(new: dict[str, Any], old: dict[str, Any] = ASKED) -> list[Difference]:
@@ -218,7 +223,7 @@ def differences(new: dict[str, Any], old: dict[str, Any] = ASKED) -> list[Differ
 
 def test_differences_name_the_field() -> None:
     assert differences(changed("about", "other words")) == []
-    assert differences(changed("data.path", "/elsewhere/kuairand-pure")) == []
+    assert differences(changed("data.events", "/elsewhere/events.parquet")) == []
     assert differences(changed("retriever.dim", 64)) == [Difference("retriever.dim", 32, 64, "changed")]
     assert differences(changed("retriever.hidden", [])) == [Difference("retriever.hidden", [64], [], "changed")]
     assert differences(changed("prepare.split.test.end", "2022-05-10")) == [
@@ -260,7 +265,7 @@ def test_filters_are_known_by_their_place() -> None:
 @settings(max_examples=50, deadline=None)
 @given(about=st.text(st.characters(exclude_categories=["Cs"]), max_size=40), dim=st.integers(1, 4096))
 def test_a_dumped_recipe_loads_equal(tmp_path_factory: pytest.TempPathFactory, about: str, dim: int) -> None:
-    asked = changed("about", about, changed("retriever.dim", dim, changed("data.path", "/data/kuairand-pure")))
+    asked = changed("about", about, changed("retriever.dim", dim, changed("data.events", "/data/events.parquet")))
     recipe = recipe_of(changed("train.learning_rate", 1e-5, asked))
     path = tmp_path_factory.mktemp("dump") / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
@@ -302,6 +307,6 @@ def test_the_schema_names_only_what_it_holds() -> None:
 def test_reading_a_recipe_touches_nothing_else(tmp_path: Path) -> None:
     path = write(tmp_path / "r.yaml", ASKED)
     before = sorted(os.listdir(tmp_path))
-    assert recipe_of(changed("data.path", "/nowhere")).data.kind == "kuairand"
+    assert recipe_of(changed("data.events", "/nowhere")).data.events == Path("/nowhere")
     load_recipe(path)  # its data folder does not exist: that is for preparation to say
     assert sorted(os.listdir(tmp_path)) == before

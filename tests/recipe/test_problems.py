@@ -18,8 +18,9 @@ from twofold.recipe.load import load_recipe
             "features.user.0.lst: does not exist — nearest: last; what may stand here: kind, of",
         ),
         ("trian", {}, "trian: does not exist — nearest: train; what may stand here: name, about, data"),
-        ("data.kind", "kuairnd", "data.kind: kuairnd does not exist — nearest: kuairand; choose from: kuairand, table"),
-        ("data", {"path": "x"}, "data.kind: is missing — kinds: kuairand, table"),
+        ("data.kind", "tables", "data.kind: 'tables' does not exist — nearest: table; choose from: table"),
+        ("prepare.split.kind", "tempral", "prepare.split.kind: tempral does not exist — nearest: temporal"),
+        ("prepare.split", {"test": 1}, "prepare.split.kind: is missing — kinds: temporal, last_n"),
         ("retriever.kind", "wals", "retriever.kind: 'wals' does not exist — choose from: two_tower"),
         ("prepare.filters.1.kind", "user", "prepare.filters.1.kind: user does not exist — nearest: users"),
         ("prepare.filters.0", {"kind": "items"}, "prepare.filters.0.min_events: is missing"),
@@ -38,7 +39,7 @@ from twofold.recipe.load import load_recipe
         ("features.item.1", {"kind": "id"}, "features: the item tower reads 'id' twice; delete one"),
         ("name", "No Good", "name: is 'No Good' — Names the run's folder: lower-case letters"),
         ("name", 5, "name: is 5 — must be text; put it in quotation marks"),
-        ("data.path", 5, "data.path: is 5 — must be a path"),
+        ("data.events", 5, "data.events: is 5 — must be a path"),
         ("prepare.split.train.first", "2022-02-30", "train.first: is '2022-02-30' — must be a day such as 2022-05-08"),
         (
             "prepare.split.train.end",
@@ -66,10 +67,10 @@ def test_a_wrong_field_is_named_with_what_would_be_right(
 
 def test_a_missing_field_says_what_it_is_for(tmp_path: Path) -> None:
     asked = copy.deepcopy(ASKED)
-    del asked["prepare"]["positive"], asked["data"]["path"]
+    del asked["prepare"]["positive"], asked["data"]["events"]
     said = refusal(write(tmp_path / "r.yaml", asked))
     assert "prepare.positive: is missing — " in said
-    assert "data.path: is missing — The folder of the Parquet files, relative to the recipe file." in said
+    assert "data.events: is missing — A file, or a folder of files of one kind." in said
 
 
 def test_every_problem_has_its_own_line(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def asked(**changes: Any) -> dict[str, Any]:
     }
     whole = {
         "name": "tiny",
-        "data": {"kind": "kuairand", "path": "/data/kuairand-pure"},
+        "data": {"kind": "table", "events": "/data/events.parquet"},
         "prepare": {"positive": "long_view OR is_like", "split": split},
         "features": {"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]},
         "retriever": {"kind": "two_tower"},
@@ -32,8 +32,7 @@ def asked(**changes: Any) -> dict[str, Any]:
 
 def test_defaults_are_those_of_the_fields() -> None:
     recipe = Recipe.model_validate(asked())
-    assert recipe.data.kind == "kuairand"
-    assert recipe.data.path == Path("/data/kuairand-pure")
+    assert recipe.data.events == Path("/data/events.parquet")
     assert recipe.retriever.dim == 64
     assert recipe.features.user == (HistoryFeature(kind="history", of="positives", last=100),)
     assert recipe.prepare.filters == ()

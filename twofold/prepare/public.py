@@ -3,24 +3,19 @@
 Each set is converted once; preparation then reads tables alone, whichever engine runs it.
 """
 
-import gzip
 import shutil
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from shlex import quote
-from typing import IO, Final
+from typing import Final
 
 import duckdb
 import yaml
 
 from twofold.errors import DataError
 from twofold.prepare import layouts
-from twofold.prepare.download import Archive, download
+from twofold.prepare.archives import Archive, download, is_archive, is_named, unpack
 from twofold.prepare.layouts import Layout, Piece
 from twofold.prepare.sources import first_line
 from twofold.progress import progress_bar
@@ -57,7 +52,6 @@ _MEMORY_LIMIT: Final = "50%"
 # Of zstd; KuaiRand-Pure's events take 8.2 MB at 9 and at 19, which is four times slower. Parquet's second version would
 # take 6.3, but writes doubles in a way (BYTE_STREAM_SPLIT) that Spark's fast reader does not know.
 _LEVEL: Final = 9
-_DAMAGED: Final = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def find_set(name: str) -> PublicSet:
@@ -95,6 +89,11 @@ def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bo
         events.unlink(missing_ok=True)
         for table in sorted(rows, key=lambda table: table == "events"):
             (partial / f"{table}.parquet").replace(to / f"{table}.parquet")
+    except duckdb.Error as error:
+        raise DataError(
+            f"{origin} cannot be made tables of: {first_line(error)}. Either a file of it is damaged or not as "
+            f"published (get it again), or the disk of {to} is full."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not any(to.iterdir()):
@@ -129,9 +128,10 @@ def _locate(public: PublicSet, origin: Path, unpacked: Path) -> tuple[Layout, Fi
     if not origin.exists():
         raise DataError(f"there is nothing at {origin}. --from is a folder or an archive of {public.name}.")
     folder = origin
-    if origin.is_file() and (zipfile.is_zipfile(origin) or tarfile.is_tarfile(origin)):
+    if is_archive(origin):
         folder = unpacked
-        _unpack(public, origin, unpacked)
+        patterns = {name for layout in public.layouts for piece in layout.pieces.values() for name in piece.names}
+        unpack(origin, unpacked, patterns=patterns, address=public.address)
     if folder.is_dir():
         homes = [folder, *(path for depth in ("*", "*/*") for path in sorted(folder.glob(depth)) if path.is_dir())]
         places = [sorted(path for path in home.iterdir() if path.is_file()) for home in homes]
@@ -157,59 +157,13 @@ def _pieces(layout: Layout, place: list[Path]) -> tuple[Files, list[str]]:
     for name, piece in layout.pieces.items():
         files[name] = []
         for pattern in piece.names:
-            found = [path for path in place if _is_named(path.name, pattern)]
+            found = [path for path in place if is_named(path.name, pattern)]
             files[name] += found
             if not found:
                 missing.append(pattern)
             elif len(found) > 1:
                 missing.append(f"a single {pattern} ({', '.join(path.name for path in found)} are there: name one)")
     return files, missing
-
-
-def _is_named(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) and not name.startswith(".")
-
-
-def _unpack(public: PublicSet, archive: Path, into: Path) -> None:
-    """Writes the members that some layout names, and no other, each below `into`."""
-    patterns = {name for layout in public.layouts for piece in layout.pieces.values() for name in piece.names}
-    told = 0
-    try:
-        with archive.open("rb") as raw, progress_bar("unpack", total=archive.stat().st_size, unit="bytes") as advance:
-            for name, member in _members(raw, patterns):
-                place = PurePosixPath(name)
-                if place.is_absolute() or ".." in place.parts or "\\" in name:
-                    raise DataError(
-                        f"{archive} holds {name}, a path that leaves the folder it is unpacked in: no publisher writes "
-                        f"that. Nothing was unpacked; get the archive from {public.address or 'its publisher'}."
-                    )
-                (into / place).parent.mkdir(parents=True, exist_ok=True)
-                with (into / place).open("wb") as file:
-                    while chunk := member.read(2**20):
-                        file.write(chunk)
-                        advance(raw.tell() - told, place.name)
-                        told = raw.tell()
-    except _DAMAGED as error:
-        raise DataError(f"{archive} cannot be unpacked ({error}): it is damaged or cut short. Get it again.") from error
-    into.mkdir(exist_ok=True)
-
-
-def _members(raw: IO[bytes], patterns: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Path and content of the members whose file name fits, in the order of the archive."""
-    if zipfile.is_zipfile(raw):
-        with zipfile.ZipFile(raw) as packed:
-            for info in sorted(packed.infolist(), key=lambda info: info.header_offset):
-                if not info.is_dir() and any(_is_named(PurePosixPath(info.filename).name, name) for name in patterns):
-                    with packed.open(info) as member:
-                        yield info.filename, member
-        return
-    raw.seek(0)
-    with tarfile.open(fileobj=raw, mode="r|*") as stream:
-        for entry in stream:
-            if entry.isfile() and any(_is_named(PurePosixPath(entry.name).name, name) for name in patterns):
-                content = stream.extractfile(entry)
-                assert content is not None  # only what is no file has none
-                yield entry.name, content
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -230,24 +184,17 @@ def _write(layout: Layout, files: Files, partial: Path) -> dict[str, int]:
     with duckdb.connect() as engine, progress_bar("convert", total=len(layout.tables), unit="tables") as advance:
         for name, value in settings.items():
             engine.execute(f"SET {name} = {value}")
-        try:
-            for name, piece in layout.pieces.items():
-                engine.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan_sql(piece, files[name])}")
-            for table, sql in layout.tables.items():
-                path = _text(partial / f"{table}.parquet")
-                copied = engine.execute(
-                    f"COPY (SELECT * FROM ({sql}) ORDER BY {_order_sql(table)}) TO {path} "
-                    f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {_LEVEL})"
-                ).fetchone()
-                assert copied is not None
-                rows[table] = int(copied[0])
-                advance(1, table)
-        except duckdb.Error as error:
-            listed = ", ".join(path.name for found in files.values() for path in found)
-            raise DataError(
-                f"{listed} of {folders[-1]} cannot be made tables of: {first_line(error)}. Either a file is damaged or "
-                f"not as published (get it again), or the disk of {partial.parent} is full."
-            ) from error
+        for name, piece in layout.pieces.items():
+            engine.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan_sql(piece, files[name])}")
+        for table, sql in layout.tables.items():
+            path = _text(partial / f"{table}.parquet")
+            copied = engine.execute(
+                f"COPY (SELECT * FROM ({sql}) ORDER BY {_order_sql(table)}) TO {path} "
+                f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {_LEVEL})"
+            ).fetchone()
+            assert copied is not None
+            rows[table] = int(copied[0])
+            advance(1, table)
     return rows
 
 

@@ -6,7 +6,7 @@ problem: where it was written, the field, what is wrong, what would be right.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from twofold.digest import digest_of
 from twofold.errors import RecipeError
-from twofold.recipe.problems import Problem, members, nearest, problems_of
 from twofold.recipe.features import Features, feature_name
-from twofold.recipe.schema import Data, Recipe
+from twofold.recipe.problems import Problem, members, nearest, problems_of
+from twofold.recipe.schema import Recipe
 
 Json = Any
 MAX_BYTES: Final = 1_000_000
@@ -96,21 +96,22 @@ def _overridden(tree: Json, override: str) -> Json:
 
 
 def _with_absolute_paths(tree: dict[str, Json], folder: Path) -> dict[str, Json]:
-    data = tree.get("data")
-    if not isinstance(data, dict):
-        return tree
-    named = {name: value for name, value in data.items() if name in _path_fields() and isinstance(value, str)}
-    return tree | {"data": data | {name: _absolute(folder, value) for name, value in named.items()}}
+    return _with_paths(tree, lambda value: _absolute(folder, value) if isinstance(value, str) else value)
 
 
 def _absolute(folder: Path, value: str) -> str:
     return os.path.abspath(folder / os.path.expanduser(value))
 
 
-def _path_fields() -> set[str]:
-    """The fields of `data` that hold paths, whatever its kind."""
-    fields = ((name, field) for part in members(Data) for name, field in part.model_fields.items())
-    return {name for name, field in fields if Path in members(field.annotation)}
+def _with_paths(tree: dict[str, Json], change: Callable[[Json], Json]) -> dict[str, Json]:
+    """A copy with every path under `data` changed, also those in mappings."""
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return tree
+    changed = {name: change(data[name]) for name in ("events", "items", "users") if name in data}
+    if isinstance(vectors := data.get("vectors"), dict):
+        changed["vectors"] = {name: change(path) for name, path in vectors.items()}
+    return tree | {"data": data | changed}
 
 
 def _source(problem: Problem, sources: Sequence[tuple[str, Json]], overrides: Sequence[str]) -> str:
@@ -212,8 +213,7 @@ def recipe_digest(recipe: Recipe) -> str:
 def _essence(recipe: Recipe) -> dict[str, Json]:
     """The recipe as JSON without `about`; of a data path only its last name: the content has its own fingerprint."""
     tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about"})
-    paths = _path_fields() & {name for name, value in tree["data"].items() if value is not None}
-    return tree | {"data": tree["data"] | {name: Path(tree["data"][name]).name for name in paths}}
+    return _with_paths(tree, lambda path: path and Path(path).name)
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,7 @@ class Table(Part):
     """Of moments that are written as integers."""
 
 
-class KuaiRand(Part):
-    """KuaiRand-Pure as shipped in `data/kuairand-pure` (Gao et al., CIKM 2022)."""
-
-    kind: Literal["kuairand"]
-    path: Path
-    """The folder of the Parquet files, relative to the recipe file."""
-
-
-Data = Annotated[KuaiRand | Table, Field(discriminator="kind")]
+Data = Table
 
 
 # --- model and training -----------------------------------------------------------------------------------------------

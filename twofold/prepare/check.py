@@ -1,0 +1,182 @@
+"""Everything about a recipe and its log that can be refused before a row is read: columns, types, rules, references."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, assert_never
+
+from twofold.errors import DataError, RecipeError
+from twofold.prepare.sources import INTEGERS, Source, open_source, table_paths
+from twofold.recipe.features import (
+    AgeFeature,
+    BagFeature,
+    CategoryFeature,
+    ClusterFeature,
+    CounterFeature,
+    HistoryFeature,
+    IdFeature,
+    ItemFeature,
+    NumberFeature,
+    TimeFeature,
+    UserFeature,
+    VectorFeature,
+)
+from twofold.recipe.preparation import BelowMean, ItemBuckets, LastEvents, Prepare, WatchTimeGain
+from twofold.recipe.problems import nearest
+from twofold.recipe.rules import check_columns, rule_columns
+from twofold.recipe.schema import Recipe
+
+_FRACTIONS: Final = ("DOUBLE", "FLOAT", "DECIMAL")
+_NUMBER: Final = "DOUBLE"
+
+
+def check_recipe(recipe: Recipe) -> Source:
+    """The recipe's source, after all that can be checked before rows are read."""
+    source = open_source(recipe.data)
+    columns = _check_columns(recipe.prepare, source)
+    for field, rule, at_hand in _rules(recipe.prepare, columns):
+        check_columns(rule, at_hand, field=field)
+        _check_types(rule, columns, field=field)
+    paths = table_paths(recipe.data)
+    for tower, own, path in (
+        ("user", source.user_columns, paths["users"]),
+        ("item", source.item_columns, paths["items"]),
+    ):
+        for number, feature in enumerate(getattr(recipe.features, tower)):
+            _check_feature(feature, own, field=f"features.{tower}.{number}", path=path)
+    _check_vectors(recipe, source, paths["items"])
+    return source
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
+    """Name → SQL type of every column that a rule may read; RecipeError where the recipe's own do not fit in."""
+    columns = {**source.user_columns, **source.item_columns, **source.event_columns}
+    for part, names in (("derive", prepare.derive), ("labels", prepare.labels)):
+        for name in names:
+            if name in columns:
+                raise RecipeError(
+                    f"prepare.{part}.{name}: the log has a column {name} already. Choose another name for yours."
+                )
+    columns |= dict.fromkeys(prepare.derive, _NUMBER)
+    for name, label in prepare.labels.items():
+        field = f"prepare.labels.{name}"
+        match label:
+            case BelowMean():
+                _need(label.of, columns, field=f"{field}.of", why="is averaged", numeric=True)
+                _need(label.by, columns, field=f"{field}.by", why="is averaged over")
+            case _:
+                for needed in ("watch_s", "length_s"):
+                    _need(needed, columns, field=field, why="it is made of", numeric=True)
+                if (
+                    isinstance(label, WatchTimeGain)
+                    and isinstance(label.buckets, ItemBuckets)
+                    and label.buckets.creator
+                ):
+                    _need(label.buckets.creator, columns, field=f"{field}.buckets.creator", why="is the creator")
+    if isinstance(prepare.split, LastEvents):
+        _need(prepare.split.ties, source.event_columns, field="prepare.split.ties", why="orders events of one moment")
+    for key in prepare.counters:
+        _need(key, columns, field=f"prepare.counters.{key}", why="is what is counted by")
+        if key != "user_id" and key not in source.item_columns:
+            raise RecipeError(
+                f"prepare.counters.{key}: {key} is no column of the items, so no item would find its counts. Count by "
+                f"user_id, item_id or a column of data.items."
+            )
+    return columns | {
+        name: "BOOLEAN" if label.kind in ("long_view", "below_mean") else _NUMBER
+        for name, label in prepare.labels.items()
+    }
+
+
+def _need(name: str, columns: Mapping[str, str], *, field: str, why: str, numeric: bool = False) -> None:
+    if name not in columns:
+        raise RecipeError(
+            f"{field}: there is no column {name}, which {why} ({nearest(name, columns)}columns at hand: "
+            f"{', '.join(sorted(columns))}). Name one, or make it in prepare.derive."
+        )
+    if numeric and not _is_number(columns[name]):
+        raise RecipeError(f"{field}: {name} is {columns[name]}; a number is needed.")
+
+
+def _rules(prepare: Prepare, columns: Mapping[str, str]) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """Every rule with its field, and the columns it may read."""
+    derived = list(prepare.derive)
+    of_log = {name: type_ for name, type_ in columns.items() if name not in (*derived, *prepare.labels)}
+    for place, (name, rule) in enumerate(prepare.derive.items()):
+        yield f"prepare.derive.{name}", rule, of_log | dict.fromkeys(derived[:place], _NUMBER)
+    before_labels = of_log | dict.fromkeys(derived, _NUMBER)
+    if prepare.where is not None:
+        yield "prepare.where", prepare.where, before_labels
+    for name in ("positive", "negative", "weight", "target"):
+        if (rule := getattr(prepare, name)) is not None:
+            yield f"prepare.{name}", rule, columns
+    for key, counters in prepare.counters.items():
+        for kind, rules in (("rates", counters.rates), ("means", counters.means)):
+            for name, rule in rules.items():
+                yield f"prepare.counters.{key}.{kind}.{name}", rule, columns
+
+
+def _check_types(rule: str, columns: Mapping[str, str], *, field: str) -> None:
+    """A rule reads single values. DuckDB would bind a cast of a list to a number, and fail on the first row."""
+    for column in sorted(rule_columns(rule)):
+        type_ = columns[column]
+        if not (_is_number(type_) or type_.startswith(("BOOLEAN", "VARCHAR", "ENUM")) and type_[-1] != "]"):
+            raise RecipeError(
+                f"{field} reads {column}, which is {type_}; a rule reads numbers, true and false, and text. "
+                f"Write what it needs of {column} into a column of its own. Rule: {rule}"
+            )
+
+
+def _is_number(type_: str) -> bool:
+    return type_ in INTEGERS or type_.startswith(_FRACTIONS) and type_[-1] != "]"
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *, field: str, path: Path) -> None:
+    match feature:
+        case IdFeature() | TimeFeature() | HistoryFeature() | ClusterFeature() | VectorFeature() | CounterFeature():
+            return  # of what the recipe or the log itself must have
+        case CategoryFeature() | BagFeature() | NumberFeature():
+            column, where = feature.column, f"{field}.column"
+        case AgeFeature():
+            column, where = "uploaded_at", f"{field}, the item's age,"
+        case _:
+            assert_never(feature)
+    if column not in own:
+        tower = field.split(".")[1]
+        raise RecipeError(
+            f"{where} reads {column}, which the {tower}s of {path} do not have "
+            f"({nearest(column, own)}columns at hand: {', '.join(sorted(own))})."
+        )
+    type_ = own[column]
+    is_plain = not type_.endswith("]") and not type_.startswith(("STRUCT", "MAP", "UNION", "BLOB"))
+    is_right, wanted = {
+        "category": (is_plain, "a plain column; a list is read by kind: bag"),
+        "bag": (type_.endswith("[]"), "a list column, such as VARCHAR[]; single values are read by kind: category"),
+        "number": (_is_number(type_), "a number; text is read by kind: category"),
+        "age": (type_ == "BIGINT", "UTC milliseconds as BIGINT, or timestamps"),
+    }[feature.kind]
+    if not is_right:
+        raise RecipeError(f"{where} reads {column} of {path}, which is {type_}; kind: {feature.kind} needs {wanted}.")
+
+
+def _check_vectors(recipe: Recipe, source: Source, path: Path) -> None:
+    for name in recipe.features.vectors:
+        type_ = source.item_columns.get(name)
+        if name in recipe.data.vectors:
+            if not recipe.data.vectors[name].is_file():
+                raise DataError(f"data.vectors.{name}: there is no file {recipe.data.vectors[name]}.")
+            if not source.items.files:
+                raise DataError(
+                    f"data.vectors.{name} has a line for each row of the items file; name it in data.items."
+                )
+        elif type_ is None or not type_.startswith(_FRACTIONS) or not type_.endswith("]"):
+            said = "do not have it" if type_ is None else f"have it as {type_}"
+            raise RecipeError(
+                f"features.vectors.{name}: the items of {path} {said}, and data.vectors names no file of it. "
+                f"A vector is a list of FLOAT or DOUBLE, or a line of a .npy file."
+            )

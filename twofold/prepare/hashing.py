@@ -1,0 +1,33 @@
+"""Chance that every engine throws alike: hashes in integer arithmetic, since HASH() differs from engine to engine.
+
+All products stay below 2^63. The arithmetic is modulo the prime 2^31 - 1, as in Lehmer generators (Park & Miller 1988).
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+PRIME: Final = 2**31 - 1
+
+
+def hash_sql(columns: Mapping[str, str], *, seed: int) -> str:
+    """An integer in [0, 2^31 - 1) made of the named columns (name → BIGINT or VARCHAR) and a seed."""
+    number = str(seed % PRIME)
+    for name, type_ in columns.items():
+        number = f"(({_number_sql(name, type_)} * 48271 + {number} * 69621) % {PRIME})"
+    # A product at the end: a sum of multiples alone would follow the pattern of neighbouring ids.
+    return f"(({number} + 69621) * ({number} + 16807) % {PRIME})"
+
+
+def shard_sql(user_type: str, shard: int, shards: int) -> str:
+    """Whether a user's rows lie in a shard."""
+    if shards == 1:
+        return "TRUE"
+    return f"{hash_sql({'user_id': user_type}, seed=0)} % {shards} = {shard}"
+
+
+def _number_sql(name: str, type_: str) -> str:
+    if type_ == "BIGINT":
+        return f'ABS("{name}" % {PRIME})'
+    # The first 24 bits of MD5, digit by digit: engines have no common way from hexadecimal to a number.
+    digits = (f"STRPOS('0123456789abcdef', SUBSTR(MD5(\"{name}\"), {place + 1}, 1)) - 1" for place in range(6))
+    return f"({' + '.join(f'{16**place} * ({digit})' for place, digit in enumerate(digits))})"

@@ -1,0 +1,98 @@
+"""What a label leans to: the share of positives and the mean target by length, on rows that fitted nothing."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.dataset as ds
+from jaxtyping import Float
+
+from twofold.bundle import Json
+from twofold.recipe.preparation import ItemBuckets, Prepare, WatchTimeGain
+
+# A rank correlation of a million rows is known to .002.
+MAX_ROWS: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class LengthDecile:
+    """Validation rows of like length: from the shortest to the longest, in seconds."""
+
+    first_s: float
+    last_s: float
+    rows: int
+    positive_share: float
+    mean_target: float
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """Spearman's correlation of label and target with length, in all and by decile of length.
+
+    Completion (PCC) leans to short items and raw watch time to long ones; watch-time gain should lean to neither.
+    """
+
+    rows: int
+    label_with_length: float | None
+    target_with_length: float | None
+    deciles: tuple[LengthDecile, ...]
+    remarks: tuple[str, ...]
+
+
+def describe_labels(prepare: Prepare, folder: Path) -> Json:
+    """The report on the rows of the validation window, as JSON; None if the log tells no lengths."""
+    columns = ["label", "target", "length_s"]
+    table = ds.dataset(folder, partitioning=None).head(MAX_ROWS, columns=columns)
+    label, target, length = (np.asarray(table[name].to_numpy(zero_copy_only=False), np.float64) for name in columns)
+    known = ~np.isnan(length) & ~np.isnan(target)
+    if not known.any():
+        return None
+    return asdict(label_report(label[known], target[known], length[known], remarks=_remarks(prepare)))
+
+
+def label_report(
+    label: Float[np.ndarray, "rows"],
+    target: Float[np.ndarray, "rows"],
+    length_s: Float[np.ndarray, "rows"],
+    *,
+    remarks: tuple[str, ...] = (),
+) -> LabelReport:
+    """Deciles hold about equally many rows; rows of one length are never parted."""
+    edges = np.unique(np.quantile(length_s, np.arange(1, 10) / 10))
+    decile = np.searchsorted(edges, length_s, side="left")
+    parts = [np.flatnonzero(decile == number) for number in np.unique(decile)]
+    return LabelReport(
+        rows=len(label),
+        label_with_length=_spearman(label, length_s),
+        target_with_length=_spearman(target, length_s),
+        deciles=tuple(
+            LengthDecile(
+                first_s=float(length_s[part].min()),
+                last_s=float(length_s[part].max()),
+                rows=len(part),
+                positive_share=float(label[part].mean()),
+                mean_target=float(target[part].mean()),
+            )
+            for part in parts
+        ),
+        remarks=remarks,
+    )
+
+
+def _spearman(values: Float[np.ndarray, "rows"], length_s: Float[np.ndarray, "rows"]) -> float | None:
+    """None where one side is constant, and has no order."""
+    from scipy.stats import spearmanr
+
+    if values.min() == values.max() or length_s.min() == length_s.max():
+        return None
+    result: Any = spearmanr(values, length_s)
+    return float(result.statistic)
+
+
+def _remarks(prepare: Prepare) -> tuple[str, ...]:
+    return tuple(
+        f"{name} is near 0 on average for every item: it says what a view was worth, not what an item is"
+        for name, label in prepare.labels.items()
+        if isinstance(label, WatchTimeGain) and isinstance(label.buckets, ItemBuckets)
+    )
