@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Annotated
 
 import pyarrow.parquet as pq
@@ -12,12 +13,14 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
-from twofold.errors import RequestError, TwofoldError
+from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.recipe.load import load_recipe, recipe_digest, recipe_schema
+from twofold.recipe.seen import Seen, taken_as
 
 app = typer.Typer(help="From an interaction log to judged recommendations.", no_args_is_help=True, add_completion=False)
 recipe_app = typer.Typer(help="Recipes: check one, or print the JSON Schema of all.", no_args_is_help=True)
@@ -104,7 +107,7 @@ def prepare(
     replace: Replace = False,
 ) -> None:
     """The log to labelled rows; prints the funnel."""
-    from twofold.prepare.engine import funnel_lines
+    from twofold.prepare.funnel import funnel_lines
 
     with _claimed(recipe, settings, runs, name, replace=replace) as job:
         prepared = pipeline.prepare(job)
@@ -287,7 +290,7 @@ def check(
     columns: Annotated[bool, typer.Option("--columns", help="Also what its tables hold.")] = False,
 ) -> None:
     """Everything that can be known before a row of data is read."""
-    from twofold.prepare.engine import check_recipe
+    from twofold.prepare.check import check_recipe
 
     loaded = load_recipe(recipe, overrides=settings)
     source = check_recipe(loaded)
@@ -300,6 +303,58 @@ def check(
                 table.add_row(name, column, kind)
         Console().print(table)
     print(f"{recipe} is well: recipe {recipe_digest(loaded)[:12]}, {len(source.files)} data files")
+
+
+@recipe_app.command()
+def new(
+    log: Annotated[Path, typer.Option("--log", exists=True, help="Your log: CSV or Parquet, or a folder of either.")],
+    items: Annotated[Path | None, typer.Option("--items", exists=True, help="What is known of items.")] = None,
+    users: Annotated[Path | None, typer.Option("--users", exists=True, help="What is known of users.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="The log's column of users, if it is not found.")] = None,
+    item: Annotated[str | None, typer.Option("--item", help="The log's column of items.")] = None,
+    time: Annotated[str | None, typer.Option("--time", help="The log's column of times.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where the recipe goes; - prints it.")] = Path("recipe.yaml"),
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a recipe.")] = False,
+) -> None:
+    """Looks at a log, guesses what its columns are, and writes a commented recipe that runs."""
+    from twofold.prepare.look import check_draft, look
+    from twofold.recipe.draft import draft_recipe, recipe_name
+    from twofold.recipe.roles import Asked
+
+    folder = None if str(out) == "-" else out.parent
+    if folder and out.exists() and not replace:
+        raise RecipeError(f"{out} exists. Overwrite it with --replace, or name another file with --out FILE.")
+    console = Console(stderr=folder is None, highlight=False, soft_wrap=True)
+    with Console(stderr=True).status("looking at every row …"):
+        seen = look(log, items=items, users=users, asked=Asked(user, item, time))
+    _print_seen(console, seen)
+    text = draft_recipe(seen, name=recipe_name(log), folder=folder)
+    if folder is None:
+        check_draft(text, Path(gettempdir()))
+        print(text, end="")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    check_draft(text, folder)
+    out.write_text(text, encoding="utf-8")
+    print(f"\nrecipe  {out}\nnext    twofold run {out}")
+
+
+def _print_seen(console: Console, seen: Seen) -> None:
+    """The columns of every table with the parts they play, and what was counted. Names are text here, never markup."""
+    from twofold.recipe.draft import facts_of
+    from twofold.recipe.roles import printable, shown_values
+
+    for looked in seen.tables:
+        table = Table("column", "type", "NULL", "distinct", "range or commonest", "taken as", box=SIMPLE_HEAD)
+        table.title, table.title_justify = f"{looked.path}: {looked.rows:,} rows", "left"
+        for column in looked.columns:
+            nulls, distinct = (f"{column.nulls:.1%}" if column.nulls else "", f"{column.distinct:,}")
+            part = taken_as(seen, looked, column)
+            cells = (printable(column.name), column.type, nulls, distinct, shown_values(column), part)
+            table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+        console.print(table)
+    for heading, sentence in facts_of(seen):
+        console.print(Text(f"{heading:<11} {sentence}"))
 
 
 @recipe_app.command()
