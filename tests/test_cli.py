@@ -101,6 +101,48 @@ def test_check_shows_files_and_columns_when_asked(call, shipped):
     assert "user_active_degree" in out
 
 
+def test_data_lists_the_sets_with_their_terms(call):
+    code, out, _ = call("data")
+    assert code == 0
+    for word in ("kuairand-27k", "9.9 GB", "CC BY-SA 4.0", "ml-20m", "no redistribution", "sequences", "ncf", "world"):
+        assert word in out
+
+
+def test_data_makes_tables_and_says_how_to_read_them(call, tmp_path):
+    (tmp_path / "mine.txt").write_text("1 7\n1 3\n")
+    code, out, _ = call("data", "sequences", "--from", tmp_path / "mine.txt", "--to", tmp_path / "out")
+    assert code == 0
+    assert "events 2 rows" in out
+    assert f"data: kind: table events: {tmp_path}/out/events.parquet" in out
+    assert "terms those of the data it was made from" in out
+    code, _, err = call("data", "sequences", "--from", tmp_path / "mine.txt", "--to", tmp_path / "out")
+    assert code == 2
+    assert "--replace" in err
+
+
+def test_data_makes_a_world(call, tmp_path):
+    code, out, _ = call("data", "world", "--rows", 2_000, "--seed", 1, "--to", tmp_path / "world")
+    assert code == 0
+    assert "events 2,000 rows" in out
+    assert f"items: {tmp_path}/world/items.parquet" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ml-20",), ("there is no data set ml-20", "nearest: ml-20m")),
+        (("recipes/kuairand.yaml",), ("twofold recipe check RECIPE --columns",)),
+        (("ml-20m", "--rows", "10"), ("ml-20m is as large as it is", "twofold data world")),
+        (("ncf",), ("ncf is not published as an archive", "--from PATH")),
+    ],
+)
+def test_data_refuses_and_says_why(call, arguments, says):
+    code, out, err = call("data", *arguments)
+    assert (code, out) == (2, "")
+    for part in says:
+        assert part in err
+
+
 def test_runs_of_an_empty_place_is_an_empty_table(call, tmp_path):
     code, out, _ = call("runs", "--runs", tmp_path)
     assert code == 0

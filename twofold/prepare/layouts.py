@@ -224,8 +224,8 @@ MOVIELENS_1M: Final = Layout(
     },
 )
 # Rebuilt: a tenth of the times are published there, `timestamp_est` interpolates the rest, and `pos` is the place in
-# the sequence file of the SASRec paper. The 598 ratings of films with fewer than 5 have no place, and 537 of them no time
-# either: their `at` is NULL, which preparation counts out.
+# the sequence file of the SASRec paper. The 598 ratings of films with fewer than 5 have no place, and 537 of them no
+# time either: their `at` is NULL, which preparation counts out.
 MOVIELENS_1M_PARQUET: Final = Layout(
     {
         "ratings": Piece(("ml-1m.parquet",)),
