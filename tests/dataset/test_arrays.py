@@ -39,5 +39,7 @@ def test_files_whose_order_was_lost_are_refused(checkerboard, prepared, tmp_path
     changed = shutil.copytree(prepared, tmp_path / "prepare")
     path = changed / lost / "shard=0.parquet"
     pq.write_table(order(pq.read_table(path)), path)
-    with pytest.raises(DataError, match=rf"{lost} is not sorted by user and time: line \d+ .*delete {changed} and run"):
+    with pytest.raises(
+        DataError, match=rf"{lost}/shard=0.parquet is not sorted by user and time: line \d+ .*delete {changed} and run"
+    ):
         build_dataset(changed, checkerboard.features, tmp_path / "dataset", utc_offset_h=0)

@@ -27,7 +27,7 @@ def test_before_equals_a_naive_count():
 
 def test_last_is_right_aligned_and_never_reaches_into_a_neighbour():
     taken = WORLD.last(np.array([0, 0, 1, 2]), np.array([3, 1, 0, 1]), n=2)
-    assert taken.tolist() == [[6, 7], [-1, 5], [-1, -1], [-1, 8]]
+    assert taken.tolist() == [[7, 8], [0, 6], [0, 0], [0, 9]]
 
 
 def test_slices_and_parts():
@@ -44,4 +44,4 @@ def test_saved_and_mapped_equal(tmp_path):
     loaded = load_histories(tmp_path, "events")
     assert loaded.item_rows.tolist() == WORLD.item_rows.tolist()
     WORLD.only(np.zeros(4, bool)).save(tmp_path, "none")
-    assert load_histories(tmp_path, "none").last(np.array([0]), np.array([0]), n=1).tolist() == [[-1]]
+    assert load_histories(tmp_path, "none").last(np.array([0]), np.array([0]), n=1).tolist() == [[0]]

@@ -1,8 +1,8 @@
 import torch
 
-from twofold.model.encoder import Encoder, Lookup, Mean, Number, mean_of_rows
+from twofold.model.encoder import Encoder, Lookup, Number, Pool, mean_of_rows
 
-BLOCKS = (Mean("history", 6, 4), Lookup("maker", 3, 2), Number("length"))
+BLOCKS = (Pool("history", 6, 4), Lookup("maker", 3, 2), Number("length"))
 INPUTS = {
     "history": torch.tensor([[0, 2, 3], [0, 0, 0]]),
     "maker": torch.tensor([1, 0]),

@@ -29,15 +29,15 @@ STATE = FeatureState(FEATURES, 0, 10, {}, {})
 
 def build(seed=0, hidden=(6,)):
     torch.manual_seed(seed)
-    return build_two_tower(TwoTower(kind="two_tower", dim=8, hidden=hidden), STATE)
+    return build_two_tower(TwoTower(kind="two_tower", dim=8, hidden=hidden), STATE, {})
 
 
 def requests(n):
     rng = np.random.default_rng(0)
     return {
-        "positives": rng.integers(0, 11, size=(n, 4)),
-        "negatives": rng.integers(0, 11, size=(n, 2)) * rng.integers(0, 2, size=(n, 1)),
-        "hour": rng.integers(0, 25, size=n),
+        "positives": rng.integers(0, 11, size=(n, 4), dtype=np.int32),
+        "negatives": rng.integers(0, 11, size=(n, 2), dtype=np.int32) * rng.integers(0, 2, size=(n, 1), dtype=np.int32),
+        "hour": rng.integers(0, 25, size=n, dtype=np.int32),
     }
 
 
@@ -47,7 +47,7 @@ def tensors(inputs):
 
 def test_exported_user_tower_equals_the_trained_one_at_any_batch_size(tmp_path):
     model = build()
-    export_user_tower(model, STATE, tmp_path / "user_tower.onnx")
+    export_user_tower(model, tmp_path / "user_tower.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "user_tower.onnx")
     for n in (1, 2, 33):
         inputs = requests(n)

@@ -61,7 +61,7 @@ def write_tower(path: Path, *, dim: int = DIM, last_input: str = "hour") -> None
     graph = helper.make_graph(
         nodes,
         "user_tower",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in shapes.items()],
         [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", dim])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )

@@ -29,7 +29,7 @@ def train(world, out, validate=lambda model: 0.0, **changes):
     settings = recipe.train.model_copy(update={"epochs": 2, "batch_size": 512, **changes})
     out.mkdir(exist_ok=True)
     facts = fit(
-        lambda: build_two_tower(recipe.retriever, dataset.features),
+        lambda: build_two_tower(recipe.retriever, dataset.features, dataset.vectors),
         dataset,
         settings,
         temperature=recipe.retriever.temperature,

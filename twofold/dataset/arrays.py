@@ -3,52 +3,54 @@ window.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
+from twofold.dataset.counters import write_counters
+from twofold.dataset.disk import append_arrays, map_array
 from twofold.dataset.features import (
     FeatureState,
     ItemArrays,
+    UserArrays,
+    cluster_key,
+    counted,
     fit_features,
     item_arrays,
+    load_counters_of,
     load_features,
+    load_user_arrays,
     save_features,
+    save_user_attributes,
 )
-from twofold.dataset.histories import Histories, load_histories, map_array
-from twofold.dataset.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
-from twofold.errors import DataError
-from twofold.recipe.features import Features
+from twofold.dataset.histories import Histories, load_histories
+from twofold.dataset.rows import BATCH_ROWS, Rows, distinct_ids, load_rows, write_histories, write_rows
+from twofold.dataset.vectors import cluster_rows, fit_clusters, read_vectors, write_vectors
+from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
+from twofold.recipe.features import (
+    CategoryFeature,
+    ClusterFeature,
+    CounterFeature,
+    Features,
+    ItemFeature,
+    NumberFeature,
+    UserFeature,
+    feature_name,
+)
 from twofold.tables import SPLITS, Split
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One window's rows, sorted by (user, at, item): what is trained on, or judged. Arrays may be memory-mapped."""
-
-    user_rows: Int64[np.ndarray, "rows"]
-    item_rows: Int64[np.ndarray, "rows"]
-    at: Int64[np.ndarray, "rows"]
-    at_is_known: Bool[np.ndarray, "rows"]
-    label: Bool[np.ndarray, "rows"]
-    weight: Float32[np.ndarray, "rows"]
-    positives_before: Int64[np.ndarray, "rows"]
-    negatives_before: Int64[np.ndarray, "rows"]
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.at)
+from twofold.topk import blocks
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Everything the towers and the judges read. `events` are all events of all windows; the other two are parts of
-    it.
+    it. `vectors` has a line an item row.
     """
 
     users: Vocabulary
@@ -59,71 +61,74 @@ class Dataset:
     negatives: Histories
     features: FeatureState
     item_arrays: ItemArrays
+    user_arrays: UserArrays
+    vectors: Mapping[str, Float32[np.ndarray, "items _"]]
 
 
 def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h: int) -> dict[str, Any]:
-    """Reads a prepare/ folder, writes a dataset/ folder, returns facts for the manifest."""
-    tables = {split: _read(prepared / "rows" / f"split={split}") for split in SPLITS}
-    events, items_table, users_table = (
-        _read(prepared / "events"),
-        pq.read_table(prepared / "items.parquet"),
-        pq.read_table(prepared / "users.parquet"),
-    )
-    train = tables["train"]
-    items = build_vocabulary(train["item_id"], items_table["item_id"])
-    # Users in rising order of id whatever they did: rows of a user then lie together in both tables and arrays.
-    users = build_vocabulary(users_table["user_id"], users_table["user_id"])
-    in_order = items_table.take(pa.array(np.argsort(items.rows_of(items_table["item_id"]))))
+    """Reads a prepare/ folder shard by shard, writes a dataset/ folder, returns facts for the manifest.
 
-    histories = _histories(events, users, items)
-    rows = {split: _rows(table, users, items) for split, table in tables.items()}
-    _refuse_unsorted(_known(users, events["user_id"]), histories["events"].at, prepared, "events")
-    for split, arrays in rows.items():
-        _refuse_unsorted(arrays.user_rows, arrays.at, prepared, f"rows/split={split}")
-    state = fit_features(
-        features,
-        in_order,
-        num_known_items=items.num_known,
-        train_item_rows=rows["train"].item_rows,
-        train_at=rows["train"].at,
-        utc_offset_h=utc_offset_h,
-    )
-    for split, arrays in rows.items():
-        (out / "rows").mkdir(exist_ok=True)
-        for field in fields(arrays):
-            np.save(out / "rows" / f"{split}.{field.name}.npy", getattr(arrays, field.name))
-    for name, history in histories.items():
-        history.save(out, name)
+    ```
+    dataset/
+    ├── users.parquet, items.parquet   id ↔ row
+    ├── item_attributes.parquet        in the order of the item rows
+    ├── events.*.npy                   what each user met; positives.*.npy and negatives.*.npy are parts of it
+    ├── rows/                          an array a column and window
+    ├── features/                      what is fitted
+    ├── vectors/                       of items, for towers that read them
+    ├── counters/KEY/                  running totals by the hour
+    └── user_arrays/                   attributes of users; the cluster of each item
+    ```
+    """
+    out.mkdir(exist_ok=True)
+    users, users_table = _users(prepared, features)
+    items, items_table = _items(prepared, features)
     users.save(out / "users.parquet")
     items.save(out / "items.parquet")
-    pq.write_table(in_order, out / "item_attributes.parquet", compression="zstd")
+    last_event_at = write_histories(prepared, users, items, out=out)
+    for split in SPLITS:
+        write_rows(prepared, split, users, items, out=out / "rows")
+    vector_facts = _write_vectors(prepared, features, items, out=out)
+    pq.write_table(items_table, out / "item_attributes.parquet", compression="zstd")
+    _write_counters(prepared, features, users_table, items_table, out=out)
+    rows = _load_rows(out, features)
+    state = fit_features(
+        features,
+        items=items_table,
+        users=users_table.take(np.unique(rows["train"].user_rows)),
+        train=rows["train"],
+        num_known_items=items.num_known,
+        utc_offset_h=utc_offset_h,
+    )
     save_features(state, out / "features")
+    save_user_attributes(state, users_table, out)
     return {
         "users": len(users),
         "items": len(items),
         "cold_items": len(items) - items.num_known,
         "rows": {split: len(arrays) for split, arrays in rows.items()},
-        "events": len(histories["events"].at),
-        "last_event_at": int(histories["events"].at.max(initial=0)),
+        "events": len(load_histories(out, "events").at),
+        "last_event_at": last_event_at,
+        "vectors": vector_facts,
     }
 
 
 def load_dataset(folder: Path) -> Dataset:
     """Maps what `build_dataset` wrote."""
     state = load_features(folder / "features")
-    rows = {
-        split: Rows(*(map_array(folder / "rows" / f"{split}.{field.name}.npy") for field in fields(Rows)))
-        for split in SPLITS
-    }
+    vectors = {name: map_array(folder / "vectors" / f"{name}.npy") for name in state.features.vectors}
+    counters = load_counters_of(state.features.item, folder)
     return Dataset(
         users=Vocabulary.load(folder / "users.parquet"),
         items=Vocabulary.load(folder / "items.parquet"),
-        rows=rows,
+        rows=_load_rows(folder, state.features),
         events=load_histories(folder, "events"),
         positives=load_histories(folder, "positives"),
         negatives=load_histories(folder, "negatives"),
         features=state,
-        item_arrays=item_arrays(state, item_attributes(folder)),
+        item_arrays=item_arrays(state, item_attributes(folder), vectors=vectors, counters=counters),
+        user_arrays=load_user_arrays(state.features, folder),
+        vectors=vectors,
     )
 
 
@@ -132,50 +137,84 @@ def item_attributes(folder: Path) -> pa.Table:
     return pq.read_table(folder / "item_attributes.parquet")
 
 
-def _read(folder: Path) -> pa.Table:
-    shards = sorted(folder.glob("shard=*.parquet"))
-    return pa.concat_tables(pq.read_table(path) for path in shards)
+# --- ids --------------------------------------------------------------------------------------------------------------
 
 
-def _refuse_unsorted(
-    user_rows: Int64[np.ndarray, "events"], at: Int64[np.ndarray, "events"], stage: Path, part: str
-) -> None:
-    """A partitioned writer can lose the order in silence (DuckDB's did), and every history would be wrong."""
-    falls = np.flatnonzero((np.diff(user_rows) < 0) | ((np.diff(user_rows) == 0) & (np.diff(at) < 0)))
-    if len(falls):
-        line = int(falls[0]) + 1
-        raise DataError(
-            f"{stage / part} is not sorted by user and time: line {line} (at {at[line]}) belongs before the one "
-            f"above it. It was changed after preparation; delete {stage} and run `twofold run` again."
-        )
+def _users(prepared: Path, features: Features) -> tuple[Vocabulary, pa.Table]:
+    """Users in the order of the shards and their lines, so that rows of a user lie together; then those without events.
+
+    And the columns of theirs that the user tower reads, in that order.
+    """
+    read = [feature.column for feature in features.user if isinstance(feature, CategoryFeature | NumberFeature)]
+    table = pq.read_table(prepared / "users.parquet", columns=list(dict.fromkeys(["user_id", *read])))
+    listed = build_vocabulary(table["user_id"], table["user_id"]).ids
+    active = distinct_ids(prepared, "events", "user_id", listed.type)
+    idle = listed.filter(pc.invert(pc.is_in(listed, value_set=active)))
+    users = Vocabulary(pa.concat_arrays([active, idle]), num_known=len(active))
+    return users, table.take(_lines(users, table["user_id"]))
 
 
-def _rows(table: pa.Table, users: Vocabulary, items: Vocabulary) -> Rows:
-    known = ~np.asarray(table["at_is_estimated"])
-    return Rows(
-        user_rows=_known(users, table["user_id"]),
-        item_rows=_known(items, table["item_id"]),
-        at=np.asarray(table["at"]),
-        at_is_known=known,
-        label=np.asarray(table["label"]),
-        weight=np.asarray(table["weight"], np.float32),
-        positives_before=np.asarray(table["positives_before"], np.int64),
-        negatives_before=np.asarray(table["negatives_before"], np.int64),
-    )
+def _items(prepared: Path, features: Features) -> tuple[Vocabulary, pa.Table]:
+    """Items of the training window first, then the cold ones; and their attributes in that order."""
+    names = pq.read_schema(prepared / "items.parquet").names
+    vectors = _listed_vectors(prepared, features)
+    table = pq.read_table(prepared / "items.parquet", columns=[name for name in names if name not in vectors])
+    listed = build_vocabulary(table["item_id"], table["item_id"]).ids
+    items = build_vocabulary(distinct_ids(prepared, "rows/split=train", "item_id", listed.type), listed)
+    return items, table.take(_lines(items, table["item_id"]))
 
 
-def _histories(events: pa.Table, users: Vocabulary, items: Vocabulary) -> dict[str, Histories]:
-    user_rows = _known(users, events["user_id"])
-    offsets = np.searchsorted(user_rows, np.arange(len(users) + 1)).astype(np.int64)
-    everything = Histories(_known(items, events["item_id"]).astype(np.int32), np.asarray(events["at"]), offsets)
-    return {
-        "events": everything,
-        "positives": everything.only(np.asarray(events["is_positive"])),
-        "negatives": everything.only(np.asarray(events["is_negative"])),
-    }
+def _lines(vocabulary: Vocabulary, ids: pa.ChunkedArray) -> Int64[np.ndarray, "ids"]:
+    """The line of each row of the vocabulary."""
+    return np.argsort(vocabulary.rows_of(ids))
 
 
-def _known(vocabulary: Vocabulary, ids: pa.ChunkedArray) -> Int64[np.ndarray, "rows"]:
-    rows = vocabulary.rows_of(ids)
-    assert not (rows == UNKNOWN).any(), "preparation lists every user and item of the log"
-    return rows
+# --- what is computed from them ---------------------------------------------------------------------------------------
+
+
+def _write_vectors(prepared: Path, features: Features, items: Vocabulary, *, out: Path) -> dict[str, Any]:
+    """Vectors in the order of the item rows, and the clusters of those that a feature reads clusters of."""
+    (out / "features").mkdir(exist_ok=True)
+    (out / "user_arrays").mkdir(exist_ok=True)
+    table = pq.read_table(prepared / "items.parquet", columns=["item_id", *_listed_vectors(prepared, features)])
+    order = _lines(items, table["item_id"])
+    facts = {}
+    for name, asked in features.vectors.items():
+        given = read_vectors(prepared, name, table)
+        facts[name] = write_vectors(name, given, order=order, num_known=items.num_known, pca=asked.pca, out=out)
+    for feature in features.user:
+        if isinstance(feature, ClusterFeature):
+            vectors = map_array(out / "vectors" / f"{feature.over}.npy")
+            centroids = fit_clusters(feature.over, vectors, num_known=items.num_known, k=feature.k)
+            np.save(out / "features" / f"centroids.{cluster_key(feature)}.npy", centroids)
+            np.save(out / "user_arrays" / f"clusters.{cluster_key(feature)}.npy", cluster_rows(centroids, vectors))
+    return facts
+
+
+def _listed_vectors(prepared: Path, features: Features) -> list[str]:
+    """The list columns of the items that are vectors and no attributes."""
+    return [name for name in pq.read_schema(prepared / "items.parquet").names if name in features.vectors]
+
+
+def _write_counters(prepared: Path, features: Features, users: pa.Table, items: pa.Table, *, out: Path) -> None:
+    """Running totals of all that features count by, and what they say at the moment of every row."""
+    for side, table, who in ((features.user, users, "user_rows"), (features.item, items, "item_rows")):
+        for by in {feature.by for feature in side if isinstance(feature, CounterFeature)}:
+            write_counters(prepared, by, table[by], out / "counters" / by)
+        counters = load_counters_of(side, out)
+        dtypes: dict[str, type[np.generic]] = {f"counted.{name}": np.float32 for name in _counted_names(side)}
+        for split in SPLITS if dtypes else ():
+            rows = load_rows(out / "rows", split, ())
+            with append_arrays(out / "rows", split, dtypes) as append:
+                for block in blocks(len(rows), BATCH_ROWS):
+                    values = counted(side, counters, rows=getattr(rows, who)[block], at=rows.at[block])
+                    append({f"counted.{name}": numbers for name, numbers in values.items()})
+
+
+def _counted_names(side: tuple[UserFeature | ItemFeature, ...]) -> tuple[str, ...]:
+    return tuple(feature_name(feature) for feature in side if isinstance(feature, CounterFeature))
+
+
+def _load_rows(folder: Path, features: Features) -> dict[Split, Rows]:
+    names = _counted_names(features.user) + _counted_names(features.item)
+    return {split: load_rows(folder / "rows", split, names) for split in SPLITS}

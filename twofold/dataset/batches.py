@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from twofold.dataset.arrays import Dataset, Rows
-from twofold.dataset.features import Inputs, item_inputs, user_inputs
+from twofold.dataset.arrays import Dataset
+from twofold.dataset.features import Inputs, Queries, item_inputs, queries_at, user_inputs
+from twofold.dataset.rows import Rows
 from twofold.topk import blocks
 
 TensorInputs = Mapping[str, Tensor]
@@ -33,21 +34,19 @@ def to_tensors(inputs: Inputs) -> TensorInputs:
 
 def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]) -> Batch:
     """The batch of these lines: histories strictly before each line's own moment, item features at that moment."""
+    state = dataset.features
     user_rows, item_rows, at = rows.user_rows[lines], rows.item_rows[lines], rows.at[lines]
-    user = user_inputs(
-        dataset.features,
-        positives=dataset.positives.last(
-            user_rows, rows.positives_before[lines], n=history_length(dataset, "positives")
-        ),
-        negatives=dataset.negatives.last(
-            user_rows, rows.negatives_before[lines], n=history_length(dataset, "negatives")
-        ),
+    queries = Queries(
+        user_rows=user_rows,
         at=at,
+        positives=dataset.positives.last(user_rows, rows.positives_before[lines], n=state.history_length("positives")),
+        negatives=dataset.negatives.last(user_rows, rows.negatives_before[lines], n=state.history_length("negatives")),
         at_is_known=rows.at_is_known[lines],
     )
+    counts = {name: values[lines] for name, values in rows.counted.items()}
     return Batch(
-        user=to_tensors(user),
-        item=to_tensors(item_inputs(dataset.features, dataset.item_arrays, item_rows, at)),
+        user=to_tensors(user_inputs(state, dataset.user_arrays, queries, counts)),
+        item=to_tensors(item_inputs(state, dataset.item_arrays, item_rows=item_rows, at=at, counts=counts)),
         user_rows=torch.from_numpy(user_rows),
         item_rows=torch.from_numpy(item_rows),
         weight=torch.from_numpy(rows.weight[lines]),
@@ -79,31 +78,20 @@ def num_batches(lines: int, batch_size: int) -> int:
     return max(lines // batch_size, 1)
 
 
-def history_length(dataset: Dataset, of: str) -> int:
-    """How many events of this kind the user tower reads; 0 if it does not read them."""
-    return next(
-        (feature.last for feature in dataset.features.features.user if feature.kind == "history" and feature.of == of),
-        0,
-    )
-
-
 def query_batches(
     dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"], *, size: int = 4096
 ) -> Iterator[TensorInputs]:
     """What the user tower reads when these users ask at these moments, in blocks."""
+    state, arrays = dataset.features, dataset.user_arrays
     for part in blocks(len(user_rows), size):
-        inputs = {}
-        for of, histories in (("positives", dataset.positives), ("negatives", dataset.negatives)):
-            before = histories.before(user_rows[part], at[part])
-            inputs[of] = histories.last(user_rows[part], before, n=history_length(dataset, of))
-        yield to_tensors(
-            user_inputs(dataset.features, positives=inputs["positives"], negatives=inputs["negatives"], at=at[part])
-        )
+        queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows[part], at=at[part])
+        yield to_tensors(user_inputs(state, arrays, queries))
 
 
 def item_batches(dataset: Dataset, at: int, *, size: int = 65_536) -> Iterator[TensorInputs]:
     """What the item tower reads of the whole catalogue at one moment, in blocks."""
+    state, arrays = dataset.features, dataset.item_arrays
     for part in blocks(len(dataset.items), size):
         item_rows = np.arange(part.start, part.stop)
         moments = np.full(len(item_rows), at, np.int64)
-        yield to_tensors(item_inputs(dataset.features, dataset.item_arrays, item_rows, moments))
+        yield to_tensors(item_inputs(state, arrays, item_rows=item_rows, at=moments))

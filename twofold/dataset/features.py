@@ -2,56 +2,55 @@
 serving.
 
 Every trained table has row 0 for *none*: padding, an unknown value and a cold item alike. It is the zero vector and
-stays it, because nothing in the training window could teach it better.
+stays it, because nothing in the training window could teach it better. Arrays with a line a user have one line more,
+the last, which row -1 finds: nobody, for requests of users whom the log does not hold.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64, Shaped
 
+from twofold.dataset.columns import DAY_MS, Scale, bag_rows, fit_scale, log_days, moments, numbers, value_rows
+from twofold.dataset.counters import HOUR_MS, Counters, load_counters
+from twofold.dataset.disk import map_array
+from twofold.dataset.histories import Histories
+from twofold.dataset.rows import BATCH_ROWS, Rows
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
     CategoryFeature,
+    ClusterFeature,
+    CounterFeature,
     Features,
     HistoryFeature,
     IdFeature,
+    ItemFeature,
     NumberFeature,
     TimeFeature,
+    UserFeature,
+    VectorFeature,
     feature_name,
 )
+from twofold.topk import blocks
 
 Inputs = Mapping[str, np.ndarray]
 """One array a feature, by `feature_name`; the first dimension is the batch."""
 
-DAY_MS = 86_400_000
-HOUR_MS = 3_600_000
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Mean and standard deviation of a number on the training window."""
-
-    mean: float
-    std: float
-
-    def apply(self, values: Float32[np.ndarray, "batch"]) -> Float32[np.ndarray, "batch"]:
-        """Standardised; NaN (no value) becomes the mean, which is 0."""
-        standardised = (values - np.float32(self.mean)) / np.float32(self.std)
-        return np.asarray(np.nan_to_num(standardised))
-
 
 @dataclass(frozen=True)
 class FeatureState:
-    """Everything fitted: enough, with the recipe's features, to turn a request into a tower's inputs."""
+    """Everything fitted: enough, with the recipe's features, to turn a request into a tower's inputs.
+
+    Vocabularies and scales go by `TOWER.NAME`: a column of both tables may be read by both towers.
+    """
 
     features: Features
     utc_offset_h: int
@@ -59,125 +58,260 @@ class FeatureState:
     vocabularies: Mapping[str, Vocabulary]
     scales: Mapping[str, Scale]
 
-    def table_rows(self, name: str) -> int:
-        """How many rows the trained table of a feature needs, row 0 included."""
-        fixed = {"hour": 24, "weekday": 7, "id": self.num_known_items}
-        fixed["positives"] = fixed["negatives"] = self.num_known_items
-        return 1 + (fixed[name] if name in fixed else len(self.vocabularies[name]))
+    def history_length(self, of: Literal["positives", "negatives"]) -> int:
+        """How many events of this kind the user tower reads; 0 if it does not read them."""
+        read = [f for f in self.features.user if isinstance(f, HistoryFeature | ClusterFeature) and f.of == of]
+        return max((feature.last for feature in read), default=0)
 
 
 @dataclass(frozen=True)
 class ItemArrays:
-    """The features of all catalogue items that do not depend on the moment, one line an item row."""
+    """The features of all catalogue items, one line an item row: those that the moment does not change, and what the
+    others are computed from.
+    """
 
     inputs: Inputs
     uploaded_at: Int64[np.ndarray, "items"] | None
+    counters: Mapping[str, Counters]
 
-    def __len__(self) -> int:
-        """Number of items of the catalogue."""
-        return len(next(iter(self.inputs.values())))
+
+@dataclass(frozen=True)
+class UserArrays:
+    """What the user tower reads besides histories: attributes a user row, counters, and the cluster of each item by
+    table row.
+    """
+
+    attributes: Inputs
+    counters: Mapping[str, Counters]
+    clusters: Mapping[str, Int32[np.ndarray, "_"]]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Who asks and when, and what they met before, as table rows (item row + 1), newest last, 0 where there is none.
+
+    A history may be longer than a feature reads: the newest count. User row -1 is nobody of the log.
+    """
+
+    user_rows: Int64[np.ndarray, "batch"]
+    at: Int64[np.ndarray, "batch"]
+    positives: Int32[np.ndarray, "batch length"]
+    negatives: Int32[np.ndarray, "batch length2"]
+    at_is_known: Bool[np.ndarray, "batch"] | None = None
+    """Where false (estimated times), hour and weekday are *none*. Default: known."""
+
+
+# --- fitted -----------------------------------------------------------------------------------------------------------
 
 
 def fit_features(
-    features: Features,
-    items: pa.Table,
-    *,
-    num_known_items: int,
-    train_item_rows: Int64[np.ndarray, "rows"],
-    train_at: Int64[np.ndarray, "rows"],
-    utc_offset_h: int,
+    features: Features, *, items: pa.Table, users: pa.Table, train: Rows, num_known_items: int, utc_offset_h: int
 ) -> FeatureState:
-    """Fits vocabularies and scales on the training window: its items, and for the age its rows. `items` is in row
-    order.
+    """Fits vocabularies and scales on the training window: its items and users, and its rows for what time changes.
+
+    `items` is in row order, `users` are those of the training window alone.
     """
     vocabularies: dict[str, Vocabulary] = {}
     scales: dict[str, Scale] = {}
-    known = items.slice(0, num_known_items)
-    for feature in features.item:
-        match feature:
-            case CategoryFeature(column=column):
-                vocabularies[column] = build_vocabulary(known[column], known[column])
-            case BagFeature(column=column):
-                values = pc.list_flatten(known[column].combine_chunks())
-                vocabularies[column] = build_vocabulary(values, values)
-            case NumberFeature(column=column):
-                scales[column] = _fit_scale(_number(feature, known))
-            case AgeFeature():
-                scales["age"] = _fit_scale(_log_days(_int64(items["uploaded_at"])[train_item_rows], train_at))
-            case IdFeature():
-                pass
-            case _:
-                assert_never(feature)
+    known_items = items.slice(0, num_known_items)
+    towers: tuple[tuple[str, pa.Table, tuple[UserFeature | ItemFeature, ...]], ...] = (
+        ("user", users, features.user),
+        ("item", known_items, features.item),
+    )
+    for tower, table, side in towers:
+        for feature in side:
+            key = f"{tower}.{feature_name(feature)}"
+            match feature:
+                case CategoryFeature(column=column):
+                    vocabularies[key] = build_vocabulary(table[column], table[column])
+                case BagFeature(column=column):
+                    values = pc.list_flatten(table[column].combine_chunks())
+                    vocabularies[key] = build_vocabulary(values, values)
+                case NumberFeature(column=column, scale=scale):
+                    scales[key] = fit_scale([numbers(table[column], is_log=scale == "log")])
+                case AgeFeature():
+                    scales[key] = fit_scale(_ages(moments(items["uploaded_at"]), train))
+                case CounterFeature():
+                    values = train.counted[feature_name(feature)]
+                    scales[key] = fit_scale(values[block] for block in blocks(len(values), BATCH_ROWS))
+                case HistoryFeature() | ClusterFeature() | TimeFeature() | IdFeature() | VectorFeature():
+                    pass
+                case _:
+                    assert_never(feature)
     return FeatureState(features, utc_offset_h, num_known_items, vocabularies, scales)
 
 
-def item_arrays(state: FeatureState, items: pa.Table) -> ItemArrays:
-    """The catalogue as arrays; `items` is in row order."""
+def counted(
+    side: tuple[UserFeature | ItemFeature, ...],
+    counters: Mapping[str, Counters],
+    *,
+    rows: Int64[np.ndarray, "batch"],
+    at: Int64[np.ndarray, "batch"],
+) -> Inputs:
+    """What a tower's counters say of these users or items at these moments, not yet standardised."""
+    return {
+        feature_name(feature): counters[feature.by].values(
+            rows, at, of=feature.of, hours=feature.hours, alpha=feature.alpha
+        )
+        for feature in side
+        if isinstance(feature, CounterFeature)
+    }
+
+
+# --- the item's side --------------------------------------------------------------------------------------------------
+
+
+def item_arrays(
+    state: FeatureState, items: pa.Table, *, vectors: Mapping[str, np.ndarray], counters: Mapping[str, Counters]
+) -> ItemArrays:
+    """The catalogue as arrays; `items` is in row order, and so are lines of `vectors` and `counters`."""
     inputs: dict[str, np.ndarray] = {}
     uploaded_at = None
     for feature in state.features.item:
+        name = feature_name(feature)
         match feature:
             case IdFeature():
-                inputs["id"] = id_rows(np.arange(len(items)), state.num_known_items)
-            case CategoryFeature(column=column):
-                inputs[column] = state.vocabularies[column].rows_of(items[column]) + 1
+                inputs[name] = id_rows(np.arange(1, len(items) + 1, dtype=np.int32), state.num_known_items)
+            case CategoryFeature() | NumberFeature():
+                inputs[name] = _attribute(feature, items, state, tower="item")
             case BagFeature(column=column):
-                inputs[column] = _bag_rows(items[column].combine_chunks(), state.vocabularies[column])
-            case NumberFeature(column=column):
-                inputs[column] = state.scales[column].apply(_number(feature, items))
+                inputs[name] = bag_rows(items[column], state.vocabularies[f"item.{name}"])
+            case VectorFeature(of=of):
+                inputs[name] = vectors[of]
             case AgeFeature():
-                uploaded_at = _int64(items["uploaded_at"])
+                uploaded_at = moments(items["uploaded_at"])
+            case CounterFeature():
+                pass
             case _:
                 assert_never(feature)
-    return ItemArrays(inputs, uploaded_at)
+    return ItemArrays(inputs, uploaded_at, counters)
 
 
 def item_inputs(
-    state: FeatureState, items: ItemArrays, item_rows: Int64[np.ndarray, "batch"], at: Int64[np.ndarray, "batch"]
+    state: FeatureState,
+    items: ItemArrays,
+    *,
+    item_rows: Int64[np.ndarray, "batch"],
+    at: Int64[np.ndarray, "batch"],
+    counts: Inputs | None = None,
 ) -> Inputs:
-    """What the item tower reads of these items at these moments (UTC milliseconds)."""
+    """What the item tower reads of these items at these moments (UTC milliseconds).
+
+    `counts` is what `counted` says of them, where that is known already.
+    """
     inputs = {name: values[item_rows] for name, values in items.inputs.items()}
     if items.uploaded_at is not None:
-        inputs["age"] = state.scales["age"].apply(_log_days(items.uploaded_at[item_rows], at))
+        inputs["age"] = state.scales["item.age"].apply(log_days(items.uploaded_at[item_rows], at))
+    if counts is None:
+        counts = counted(state.features.item, items.counters, rows=item_rows, at=at)
+    for feature in state.features.item:
+        if isinstance(feature, CounterFeature):
+            name = feature_name(feature)
+            inputs[name] = state.scales[f"item.{name}"].apply(counts[name])
     return inputs
 
 
-def user_inputs(
-    state: FeatureState,
-    *,
-    positives: Int64[np.ndarray, "batch length"],
-    negatives: Int64[np.ndarray, "batch length2"],
-    at: Int64[np.ndarray, "batch"],
-    at_is_known: Bool[np.ndarray, "batch"] | None = None,
-) -> Inputs:
-    """What the user tower reads of a request: histories as item rows (-1 = none), and the moment (UTC milliseconds).
+# --- the user's side --------------------------------------------------------------------------------------------------
 
-    Histories may be longer or shorter than the recipe's `last`: the newest count, and padding stands on the left.
-    Where `at_is_known` is false (estimated times), hour and weekday are *none*.
+
+def queries_at(
+    state: FeatureState,
+    positives: Histories,
+    negatives: Histories,
+    *,
+    user_rows: Int64[np.ndarray, "batch"],
+    at: Int64[np.ndarray, "batch"],
+) -> Queries:
+    """Users of the log who ask at these moments, knowing their events strictly before."""
+    return Queries(
+        user_rows=user_rows,
+        at=at,
+        positives=positives.last(user_rows, positives.before(user_rows, at), n=state.history_length("positives")),
+        negatives=negatives.last(user_rows, negatives.before(user_rows, at), n=state.history_length("negatives")),
+    )
+
+
+def user_inputs(state: FeatureState, users: UserArrays, queries: Queries, counts: Inputs | None = None) -> Inputs:
+    """What the user tower reads of a request. Histories are padded on the left.
+
+    `counts` is what `counted` says of the users at these moments, where that is known already.
     """
+    if counts is None:
+        counts = counted(state.features.user, users.counters, rows=queries.user_rows, at=queries.at)
     inputs: dict[str, np.ndarray] = {}
     for feature in state.features.user:
+        name = feature_name(feature)
         match feature:
-            case HistoryFeature(of=of, last=last):
-                history = positives if of == "positives" else negatives
-                inputs[of] = id_rows(_right_aligned(history, last), state.num_known_items)
+            case HistoryFeature(of=of, last=last, over=over):
+                history = _newest(queries, of, last)
+                inputs[name] = id_rows(history, state.num_known_items) if over is None else history
+            case ClusterFeature(of=of, last=last, k=k):
+                inputs[name] = _shares(users.clusters[cluster_key(feature)][_newest(queries, of, last)], k)
             case TimeFeature(of=of):
-                local = at + state.utc_offset_h * HOUR_MS
-                # 1 January 1970 was a Thursday; Monday is 0, as in Python.
-                value = local // HOUR_MS % 24 if of == "hour" else (local // DAY_MS + 3) % 7
-                inputs[of] = value + 1 if at_is_known is None else np.where(at_is_known, value + 1, 0)
+                inputs[name] = _clock(of, queries, state.utc_offset_h)
+            case CategoryFeature() | NumberFeature():
+                inputs[name] = users.attributes[name][queries.user_rows]
+            case CounterFeature():
+                inputs[name] = state.scales[f"user.{name}"].apply(counts[name])
             case _:
                 assert_never(feature)
     return inputs
 
 
-def id_rows(item_rows: Int64[np.ndarray, "*shape"], num_known_items: int) -> Int64[np.ndarray, "*shape"]:
-    """Rows of the id tables: 0 for none and for cold items, else item row + 1.
+def id_rows(table_rows: Int32[np.ndarray, "*shape"], num_known_items: int) -> Int32[np.ndarray, "*shape"]:
+    """Rows of a table of trained vectors, which cold items have none in.
 
-    >>> id_rows(np.array([-1, 0, 4, 5]), num_known_items=5).tolist()
+    >>> id_rows(np.array([0, 1, 5, 6], np.int32), num_known_items=5).tolist()
     [0, 1, 5, 0]
     """
-    return np.where(item_rows < num_known_items, item_rows + 1, 0)
+    return table_rows * (table_rows <= num_known_items)
+
+
+def cluster_key(feature: ClusterFeature) -> str:
+    """The name of the clusters that a feature reads; two features may read the same."""
+    return f"{feature.over}.{feature.k}"
+
+
+def _newest(queries: Queries, of: Literal["positives", "negatives"], last: int) -> Int32[np.ndarray, "batch last"]:
+    history = queries.positives if of == "positives" else queries.negatives
+    if history.shape[1] < last:
+        return np.pad(history, ((0, 0), (last - history.shape[1], 0)))
+    return history[:, history.shape[1] - last :]
+
+
+def _shares(clusters: Int32[np.ndarray, "batch length"], k: int) -> Float32[np.ndarray, "batch k"]:
+    """How a line's clusters (1 to k, 0 = none) are shared out: sums to 1, or to 0 where there are none."""
+    lines = np.arange(len(clusters))[:, None] * (k + 1)
+    counts = np.bincount((lines + clusters).ravel(), minlength=len(clusters) * (k + 1)).reshape(-1, k + 1)[:, 1:]
+    shares: np.ndarray = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return shares.astype(np.float32)
+
+
+def _clock(of: Literal["hour", "weekday"], queries: Queries, utc_offset_h: int) -> Int32[np.ndarray, "batch"]:
+    local = queries.at + utc_offset_h * HOUR_MS
+    # 1 January 1970 was a Thursday; Monday is 0, as in Python.
+    value = local // HOUR_MS % 24 if of == "hour" else (local // DAY_MS + 3) % 7
+    row = (value + 1).astype(np.int32)
+    return row if queries.at_is_known is None else row * queries.at_is_known
+
+
+def _attribute(
+    feature: CategoryFeature | NumberFeature, table: pa.Table, state: FeatureState, *, tower: str
+) -> Shaped[np.ndarray, "lines"]:
+    key = f"{tower}.{feature_name(feature)}"
+    match feature:
+        case CategoryFeature(column=column):
+            return value_rows(table[column], state.vocabularies[key])
+        case NumberFeature(column=column, scale=scale):
+            return state.scales[key].apply(numbers(table[column], is_log=scale == "log"))
+
+
+def _ages(uploaded_at: Int64[np.ndarray, "items"], rows: Rows) -> Iterator[Float32[np.ndarray, "_"]]:
+    for block in blocks(len(rows), BATCH_ROWS):
+        yield log_days(uploaded_at[rows.item_rows[block]], rows.at[block])
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
 
 
 def save_features(state: FeatureState, folder: Path) -> None:
@@ -207,52 +341,34 @@ def load_features(folder: Path) -> FeatureState:
     )
 
 
+def save_user_attributes(state: FeatureState, users: pa.Table, folder: Path) -> None:
+    """Writes the columns that the user tower reads, a line a user, and nobody's; `users` is in row order."""
+    for feature in state.features.user:
+        if isinstance(feature, CategoryFeature | NumberFeature):
+            values = _attribute(feature, users, state, tower="user")
+            np.save(folder / "user_arrays" / f"{feature_name(feature)}.npy", np.append(values, values.dtype.type(0)))
+
+
+def load_user_arrays(features: Features, folder: Path) -> UserArrays:
+    """Maps what a dataset/ folder, or a bundle, holds of users."""
+    arrays = folder / "user_arrays"
+    attributes = [feature_name(f) for f in features.user if isinstance(f, CategoryFeature | NumberFeature)]
+    clusters = [cluster_key(f) for f in features.user if isinstance(f, ClusterFeature)]
+    return UserArrays(
+        {name: map_array(arrays / f"{name}.npy") for name in attributes},
+        load_counters_of(features.user, folder),
+        {key: map_array(arrays / f"clusters.{key}.npy") for key in clusters},
+    )
+
+
+def load_counters_of(side: tuple[UserFeature | ItemFeature, ...], folder: Path) -> dict[str, Counters]:
+    """Maps the counters that a tower reads, by key."""
+    return {f.by: load_counters(folder / "counters" / f.by) for f in side if isinstance(f, CounterFeature)}
+
+
 def feature_names(state: FeatureState) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the user tower's and the item tower's inputs, in the recipe's order."""
     user, item = (
         tuple(feature_name(feature) for feature in side) for side in (state.features.user, state.features.item)
     )
     return user, item
-
-
-def _number(feature: NumberFeature, items: pa.Table) -> Float32[np.ndarray, "items"]:
-    values = np.asarray(items[feature.column].cast(pa.float64()).combine_chunks().to_numpy(zero_copy_only=False))
-    if feature.scale == "log":
-        values = np.log1p(np.maximum(values, 0))
-    return values.astype(np.float32)
-
-
-def _log_days(uploaded_at: Int64[np.ndarray, "rows"], at: Int64[np.ndarray, "rows"]) -> Float32[np.ndarray, "rows"]:
-    days = np.maximum((at - uploaded_at) / DAY_MS, 0)  # an item seen before its upload date is new, not negative
-    return np.where(uploaded_at == _NEVER, np.nan, np.log1p(days)).astype(np.float32)
-
-
-_NEVER = np.int64(np.iinfo(np.int64).min)
-
-
-def _int64(column: pa.ChunkedArray) -> Int64[np.ndarray, "items"]:
-    filled: np.ndarray = pc.fill_null(column, int(_NEVER)).combine_chunks().to_numpy(zero_copy_only=False)
-    return filled
-
-
-def _fit_scale(values: Float32[np.ndarray, "rows"]) -> Scale:
-    values = values[~np.isnan(values)].astype(np.float64)
-    if len(values) == 0:
-        return Scale(0.0, 1.0)
-    return Scale(float(values.mean()), float(values.std()) or 1.0)
-
-
-def _bag_rows(lists: pa.Array, vocabulary: Vocabulary) -> Int64[np.ndarray, "items length"]:
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-    width = max(int(lengths.max(initial=0)), 1)
-    rows = np.zeros((len(lists), width), np.int64)
-    line = np.repeat(np.arange(len(lists)), lengths)
-    place = np.arange(len(line)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    rows[line, place] = vocabulary.rows_of(pc.list_flatten(lists)) + 1
-    return rows
-
-
-def _right_aligned(history: Int64[np.ndarray, "batch length"], last: int) -> Int64[np.ndarray, "batch last"]:
-    if history.shape[1] >= last:
-        return history[:, history.shape[1] - last :]
-    return np.pad(history, ((0, 0), (last - history.shape[1], 0)), constant_values=-1)

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, Integer
+from numpy.lib.stride_tricks import sliding_window_view
+
+from twofold.dataset.disk import map_array
 
 
 @dataclass(frozen=True)
@@ -22,27 +25,22 @@ class Histories:
         self, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
     ) -> Int64[np.ndarray, "queries"]:
         """How many of a user's events lie strictly before `at`: what a query at that moment may know."""
-        first, end = self.offsets[user_rows], self.offsets[user_rows + 1]
-        # A binary search in every user's slice at once: 2 log2(longest) passes of NumPy instead of a Python loop.
-        low, high = first.copy(), end.copy()
-        while (open_ := low < high).any():
-            middle = (low + high) // 2
-            earlier = open_ & (self.at[np.minimum(middle, len(self.at) - 1)] < at)
-            low = np.where(earlier, middle + 1, low)
-            high = np.where(open_ & ~earlier, middle, high)
-        return np.asarray(low - first)
+        first = self.offsets[user_rows]
+        return np.asarray(search_slices(self.at, first, self.offsets[user_rows + 1], at) - first)
 
     def last(
-        self, user_rows: Int64[np.ndarray, "queries"], counts: Int64[np.ndarray, "queries"], *, n: int
-    ) -> Int64[np.ndarray, "queries n"]:
-        """The last n of each user's first `counts` item rows, right-aligned; -1 where there are fewer."""
-        first = self.offsets[user_rows]
-        take = first[:, None] + counts[:, None] - n + np.arange(n)  # (queries, n)
-        inside = take >= first[:, None]
-        if len(self.item_rows) == 0:
-            return np.full(take.shape, -1, np.int64)
-        gathered = self.item_rows[np.where(inside, take, 0)]
-        return np.where(inside, gathered, -1).astype(np.int64)
+        self, user_rows: Int64[np.ndarray, "queries"], counts: Integer[np.ndarray, "queries"], *, n: int
+    ) -> Int32[np.ndarray, "queries n"]:
+        """The last n of each user's first `counts` events as table rows, item row + 1, newest last; 0 where there are
+        fewer.
+        """
+        if n == 0:
+            return np.zeros((len(user_rows), 0), np.int32)
+        taken = _ending_at(self.item_rows, self.offsets[user_rows] + counts, n)
+        # What reaches into the neighbour before is multiplied away: twice as fast as choosing.
+        taken += 1
+        taken *= np.arange(n, dtype=np.int32) >= (n - counts).astype(np.int32)[:, None]
+        return taken
 
     def only(self, keep: Bool[np.ndarray, "events"]) -> "Histories":
         """The same users with the events where `keep` holds."""
@@ -69,9 +67,38 @@ def load_histories(folder: Path, name: str) -> Histories:
     return Histories(item_rows, at, np.asarray(offsets))
 
 
-def map_array(path: Path) -> np.ndarray:
-    """A saved array, memory-mapped; an empty one is read, since nothing of length zero can be mapped."""
-    try:
-        return np.asanyarray(np.load(path, mmap_mode="r"))
-    except ValueError:
-        return np.asanyarray(np.load(path))
+def search_slices(
+    values: Integer[np.ndarray, "values"],
+    first: Int64[np.ndarray, "queries"],
+    end: Int64[np.ndarray, "queries"],
+    limit: Int64[np.ndarray, "queries"],
+) -> Int64[np.ndarray, "queries"]:
+    """In each slice `[first, end)` of values that rise within it: the place of the first value that is not below
+    `limit`, or `end`.
+
+    A binary search in every slice at once: 2 log2(longest) passes of NumPy instead of a Python loop.
+    """
+    low, high = first.copy(), end.copy()
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        below = open_ & (values[np.minimum(middle, len(values) - 1)] < limit)
+        low = np.where(below, middle + 1, low)
+        high = np.where(open_ & ~below, middle, high)
+    return low
+
+
+def _ending_at(
+    values: Int32[np.ndarray, "events"], end: Int64[np.ndarray, "queries"], n: int
+) -> Int32[np.ndarray, "queries n"]:
+    """`values[end - n : end]` a line; what lies before the first value may be anything.
+
+    A line is one contiguous copy: 20 times as fast as an index an element.
+    """
+    if len(values) < n:
+        values, end = np.concatenate([np.zeros(n, np.int32), values]), end + n
+    taken: np.ndarray = sliding_window_view(values, n)[np.maximum(end - n, 0)]
+    early = np.flatnonzero(end < n)  # lines of the first user, whose slice would begin before the array
+    if len(early):
+        head = np.concatenate([np.zeros(n, np.int32), values[:n]])
+        taken[early] = sliding_window_view(head, n)[end[early]]
+    return taken

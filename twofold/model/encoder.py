@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Final, Literal, assert_never
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +11,8 @@ from torch.nn import functional
 
 INITIAL_STD = 0.1
 """Of embedding rows. Measured on the shipped log against PyTorch's 1.0, which needs twice the epochs."""
+WINDOWS: Final = (1, 3, 10, 30, 100)
+"""Lengths of the recent pasts that a history is averaged over. On ML-1M they gained .155 over one mean in HR@10."""
 
 
 @dataclass(frozen=True)
@@ -21,42 +23,104 @@ class Lookup:
     rows: int
     dim: int
 
+    @property
+    def width(self) -> int:
+        """Of what it gives the layers."""
+        return self.dim
+
 
 @dataclass(frozen=True)
-class Mean:
-    """The mean of the trained vectors of a line's rows; row 0 is padding, an empty line gives zero."""
+class Pool:
+    """The vectors of a line's rows, newest last: their mean, the means of its last 1, 3, 10, 30, 100, or side by side.
+
+    Row 0 is padding and left out of means; an empty line gives zeros. `over` names a table of given vectors in place of
+    a trained one.
+    """
 
     name: str
     rows: int
     dim: int
+    pool: Literal["mean", "windows", "concat"] = "mean"
+    length: int | None = None
+    """Rows a line; None: any number, for a mean."""
+    over: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Of what it gives the layers."""
+        match self.pool:
+            case "mean":
+                return self.dim
+            case "windows":
+                return self.dim * len(self.windows)
+            case "concat":
+                assert self.length is not None
+                return self.dim * self.length
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Those of `WINDOWS` that are no longer than a line."""
+        return tuple(window for window in WINDOWS if self.length is None or window <= self.length)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A standardised number as it is."""
+    """Standardised numbers, `dim` a line (1: the line holds the number itself): as they are, or through a layer with
+    ReLU of its own, `expand` wide.
+    """
 
     name: str
     dim: int = 1
+    expand: int = 0
+
+    @property
+    def width(self) -> int:
+        """Of what it gives the layers."""
+        return self.expand or self.dim
 
 
-Block = Lookup | Mean | Number
+Block = Lookup | Pool | Number
 
 
 class Encoder(nn.Module):
     """Concatenates its blocks, then linear layers with ReLU between, then unit length: `Float[batch dim]`."""
 
-    def __init__(self, blocks: tuple[Block, ...], *, hidden: tuple[int, ...], dim: int) -> None:
-        """`hidden` are the widths between the concatenation and the output of `dim`."""
+    def __init__(
+        self,
+        blocks: tuple[Block, ...],
+        *,
+        hidden: tuple[int, ...],
+        dim: int,
+        given: Mapping[str, Float[Tensor, "rows _"]] | None = None,
+    ) -> None:
+        """`hidden` are the widths between the concatenation and the output of `dim`.
+
+        `given` are the tables that blocks read `over`, with row 0 for none. They are never trained, and no part of the
+        saved weights: whoever builds the encoder has them.
+        """
         super().__init__()
         self.blocks = blocks
         self.tables = nn.ModuleDict(
-            {block.name: _table(block.rows, block.dim) for block in blocks if not isinstance(block, Number)}
+            {
+                block.name: _table(block.rows, block.dim)
+                for block in blocks
+                if isinstance(block, Lookup) or (isinstance(block, Pool) and block.over is None)
+            }
         )
-        widths = (sum(block.dim for block in blocks), *hidden, dim)
+        for name, table in (given or {}).items():
+            self.register_buffer(_buffer(name), table, persistent=False)
+        widths = (sum(block.width for block in blocks), *hidden, dim)
         layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
         for width, following in zip(widths[1:], widths[2:], strict=False):
             layers += [nn.ReLU(), nn.Linear(width, following)]
         self.layers = nn.Sequential(*layers)
+        self.expansions = nn.ModuleDict(
+            {
+                block.name: nn.Sequential(nn.Linear(block.dim, block.expand), nn.ReLU())
+                for block in blocks
+                if isinstance(block, Number) and block.expand
+            }
+        )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """`inputs` holds one tensor a block by its name; others are ignored."""
@@ -68,12 +132,14 @@ class Encoder(nn.Module):
             case Lookup():
                 found: Tensor = self.tables[block.name](values)
                 return found
-            case Mean():
-                weight = self.tables[block.name].weight
-                assert isinstance(weight, Tensor)
-                return mean_of_rows(weight, values)
+            case Pool():
+                table = self.tables[block.name].weight if block.over is None else getattr(self, _buffer(block.over))
+                assert isinstance(table, Tensor)
+                return _pooled(block, table, values)
             case Number():
-                return values[:, None]
+                numbers = values.reshape(-1, block.dim)
+                expanded: Tensor = self.expansions[block.name](numbers) if block.expand else numbers
+                return expanded
             case _:
                 assert_never(block)
 
@@ -85,6 +151,22 @@ def mean_of_rows(table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch leng
         total = (functional.embedding(rows, table) * present[:, :, None]).sum(dim=1)
         return total / present.sum(dim=1, keepdim=True).clamp(min=1)
     return functional.embedding_bag(rows, table, mode="mean", padding_idx=0)
+
+
+def _pooled(
+    block: Pool, table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch length"]
+) -> Float[Tensor, "batch width"]:
+    match block.pool:
+        case "mean":
+            return mean_of_rows(table, rows)
+        case "windows":
+            return torch.cat([mean_of_rows(table, rows[:, -window:]) for window in block.windows], dim=1)
+        case "concat":
+            return functional.embedding(rows, table).flatten(start_dim=1)
+
+
+def _buffer(name: str) -> str:
+    return f"given_{name}"
 
 
 def _table(rows: int, dim: int) -> nn.Embedding:

@@ -13,9 +13,24 @@ from jaxtyping import Float, Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from twofold.dataset.features import FeatureState, feature_names
-from twofold.model.encoder import Block, Encoder, Lookup, Mean, Number
-from twofold.recipe import features, schema
+from twofold.dataset.features import FeatureState
+from twofold.model.encoder import Block, Encoder, Lookup, Number, Pool
+from twofold.recipe import schema
+from twofold.recipe.features import (
+    AgeFeature,
+    BagFeature,
+    CategoryFeature,
+    ClusterFeature,
+    CounterFeature,
+    HistoryFeature,
+    IdFeature,
+    ItemFeature,
+    NumberFeature,
+    TimeFeature,
+    UserFeature,
+    VectorFeature,
+    feature_name,
+)
 
 TensorInputs = Mapping[str, Tensor]
 
@@ -32,31 +47,55 @@ class TwoTower(nn.Module):
         self.item = item
 
 
-def build_two_tower(recipe: schema.TwoTower, state: FeatureState) -> TwoTower:
-    """The model a recipe asks for, with tables as large as the fitted features need."""
-    user = tuple(_block(feature, state, recipe.dim) for feature in state.features.user)
-    item = tuple(_block(feature, state, recipe.dim) for feature in state.features.item)
+def build_two_tower(
+    recipe: schema.TwoTower, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]]
+) -> TwoTower:
+    """The model a recipe asks for, with tables as large as the fitted features need; `vectors` has a line an item
+    row.
+    """
+    widths = {name: int(values.shape[1]) for name, values in vectors.items()}
+    user, item = (
+        tuple(_block(feature, state, f"{tower}.", dim=recipe.dim, widths=widths) for feature in side)
+        for tower, side in (("user", state.features.user), ("item", state.features.item))
+    )
+    read = {block.over for block in user if isinstance(block, Pool)} - {None}
+    given = {name: _with_none(values) for name, values in vectors.items() if name in read}
     return TwoTower(
-        Encoder(user, hidden=recipe.hidden, dim=recipe.dim),
+        Encoder(user, hidden=recipe.hidden, dim=recipe.dim, given=given),
         Encoder(item, hidden=recipe.hidden, dim=recipe.dim),
     )
 
 
-def _block(feature: features.UserFeature | features.ItemFeature, state: FeatureState, dim: int) -> Block:
-    name = features.feature_name(feature)
+def _block(
+    feature: UserFeature | ItemFeature, state: FeatureState, tower: str, *, dim: int, widths: Mapping[str, int]
+) -> Block:
+    name = feature_name(feature)
     match feature:
-        case features.HistoryFeature():
-            return Mean(name, state.table_rows(name), dim)
-        case features.IdFeature():
-            return Lookup(name, state.table_rows(name), dim)
-        case features.CategoryFeature() | features.TimeFeature():
-            return Lookup(name, state.table_rows(name), feature.dim)
-        case features.BagFeature():
-            return Mean(name, state.table_rows(name), feature.dim)
-        case features.NumberFeature() | features.AgeFeature():
-            return Number(name)
+        case HistoryFeature(last=last, over=over, pool=pool):
+            if over is None:
+                return Pool(name, 1 + state.num_known_items, dim, pool, last)
+            return Pool(name, 0, widths[over], pool, last, over)
+        case ClusterFeature():
+            return Number(name, feature.k)
+        case VectorFeature():
+            return Number(name, widths[feature.of])
+        case IdFeature():
+            return Lookup(name, 1 + state.num_known_items, dim)
+        case TimeFeature():
+            return Lookup(name, 1 + (24 if feature.of == "hour" else 7), feature.dim)
+        case CategoryFeature():
+            return Lookup(name, 1 + len(state.vocabularies[tower + name]), feature.dim)
+        case BagFeature():
+            return Pool(name, 1 + len(state.vocabularies[tower + name]), feature.dim)
+        case NumberFeature() | AgeFeature() | CounterFeature():
+            return Number(name, expand=feature.expand)
         case _:
             assert_never(feature)
+
+
+def _with_none(vectors: Float32[np.ndarray, "items dim"]) -> Float[Tensor, "rows dim"]:
+    """Row 0 is none, item rows follow."""
+    return torch.from_numpy(np.pad(vectors, ((1, 0), (0, 0))))
 
 
 @torch.inference_mode()
@@ -95,15 +134,27 @@ def describe_model(model: TwoTower) -> list[ModelPart]:
     parts = []
     for tower_name, tower in (("user", model.user), ("item", model.item)):
         for block in tower.blocks:
-            shape = f"{type(block).__name__.lower()} → {block.dim}"
-            count = 0 if isinstance(block, Number) else block.rows * block.dim
-            rows = "" if isinstance(block, Number) else f"{block.rows:,} rows, "
-            parts.append(ModelPart(tower_name, block.name, rows + shape, count))
+            modules = [held[block.name] for held in (tower.tables, tower.expansions) if block.name in held]
+            count = sum(parameter.numel() for module in modules for parameter in module.parameters())
+            parts.append(ModelPart(tower_name, block.name, _shape(block), count))
         for layer in tower.layers:
             if isinstance(layer, nn.Linear):
                 count = sum(parameter.numel() for parameter in layer.parameters())
                 parts.append(ModelPart(tower_name, "linear", f"{layer.in_features} → {layer.out_features}", count))
     return parts
+
+
+def _shape(block: Block) -> str:
+    match block:
+        case Lookup():
+            return f"{block.rows:,} rows, lookup → {block.width}"
+        case Pool():
+            held = f"{block.rows:,} rows" if block.over is None else f"given {block.over}"
+            return f"{held}, {block.pool} → {block.width}"
+        case Number():
+            return f"number{f' → {block.dim}' if block.expand else ''} → {block.width}"
+        case _:
+            assert_never(block)
 
 
 class _Positional(nn.Module):
@@ -119,18 +170,13 @@ class _Positional(nn.Module):
         return vector
 
 
-def export_user_tower(model: TwoTower, state: FeatureState, path: Path) -> None:
+def export_user_tower(model: TwoTower, path: Path) -> None:
     """Writes the user tower as ONNX: inputs named as the user features, any batch size; output `vector`, unit
     length.
     """
-    names, _ = feature_names(state)
-    histories = {
-        feature.of: feature.last for feature in state.features.user if isinstance(feature, features.HistoryFeature)
-    }
+    names = tuple(block.name for block in model.user.blocks)
     # Two lines: a batch of one would be taken for a constant.
-    values = tuple(
-        torch.zeros((2, histories[name]) if name in histories else (2,), dtype=torch.int64) for name in names
-    )
+    values = tuple(_nothing(block, lines=2) for block in model.user.blocks)
     batch = torch.export.Dim("batch")
     registry_log = logging.getLogger("torch.onnx")
     level = registry_log.level
@@ -150,3 +196,17 @@ def export_user_tower(model: TwoTower, state: FeatureState, path: Path) -> None:
     registry_log.setLevel(level)
     assert program is not None
     program.save(path)
+
+
+def _nothing(block: Block, *, lines: int) -> Tensor:
+    """What a block reads where there is nothing to read: gives the exporter its type and shape."""
+    match block:
+        case Lookup():
+            return torch.zeros(lines, dtype=torch.int32)
+        case Pool():
+            assert block.length is not None, "the user tower pools histories, whose length is fixed"
+            return torch.zeros((lines, block.length), dtype=torch.int32)
+        case Number():
+            return torch.zeros(lines if block.dim == 1 else (lines, block.dim))
+        case _:
+            assert_never(block)

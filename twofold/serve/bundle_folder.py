@@ -8,6 +8,8 @@ index/
 ├── items.parquet             id ↔ row
 ├── item_attributes.parquet   what filters read, in the order of the item rows
 ├── features/                 the fitted features
+├── user_arrays/              attributes of users; the cluster of each item
+├── counters/user_id/         what users did, by the hour
 ├── events.*.npy              what each user met; positives.*.npy and negatives.*.npy are the parts the tower reads
 └── context.json              as_of: the moment the item vectors were made for
 ```
@@ -26,7 +28,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from twofold.bundle import open_stage, write_json
-from twofold.dataset.features import FeatureState, feature_names, load_features
+from twofold.dataset.features import FeatureState, UserArrays, feature_names, load_features, load_user_arrays
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RunError
@@ -36,6 +38,7 @@ USER_TOWER: Final = "user_tower.onnx"
 CONTEXT: Final = "context.json"
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
 HISTORIES: Final = ("events", "positives", "negatives")
+FOLDERS: Final = ("features", "user_arrays", "counters/user_id")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Bundle:
     events: Histories
     positives: Histories
     negatives: Histories
+    user_arrays: UserArrays
     index: Index
     tower: UserTower
     as_of: int
@@ -76,7 +80,9 @@ def save_context(dataset: Path, out: Path, *, as_of: int) -> None:
     names = [*TABLES, *(path.name for name in HISTORIES for path in dataset.glob(f"{name}.*.npy"))]
     for name in names:
         shutil.copyfile(dataset / name, out / name)
-    shutil.copytree(dataset / "features", out / "features", dirs_exist_ok=True)
+    for name in FOLDERS:
+        if (dataset / name).is_dir():
+            shutil.copytree(dataset / name, out / name, dirs_exist_ok=True)
     write_json(out / CONTEXT, {"as_of": as_of})
 
 
@@ -84,14 +90,16 @@ def open_bundle(run: Path) -> Bundle:
     """Opens `run/index/`; RunError says what is missing, damaged, or of another run."""
     folder = open_stage(run, "index", verify=True).folder
     try:
+        features = load_features(folder / "features")
         bundle = Bundle(
             users=Vocabulary.load(folder / "users.parquet"),
             items=Vocabulary.load(folder / "items.parquet"),
             attributes=pq.read_table(folder / "item_attributes.parquet"),
-            features=load_features(folder / "features"),
+            features=features,
             events=load_histories(folder, "events"),
             positives=load_histories(folder, "positives"),
             negatives=load_histories(folder, "negatives"),
+            user_arrays=load_user_arrays(features.features, folder),
             index=load_index(folder),
             tower=_load_tower(folder / USER_TOWER),
             as_of=json.loads((folder / CONTEXT).read_text())["as_of"],

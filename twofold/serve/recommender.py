@@ -11,13 +11,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64
 
 from twofold.bundle import atomic_file
-from twofold.dataset.features import user_inputs
+from twofold.dataset.features import Queries, queries_at, user_inputs
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.filters import compile_filter
 from twofold.index.knn import Neighbours, search
 from twofold.progress import progress_bar
-from twofold.recipe.features import HistoryFeature
 from twofold.serve.bundle_folder import Bundle, open_bundle
 from twofold.tables import RECOMMENDATIONS
 from twofold.topk import Ragged, blocks
@@ -80,12 +79,16 @@ class Recommender:
         """
         positives, unknown = _item_rows(self.bundle.items, history, field="history")
         disliked, more_unknown = _item_rows(self.bundle.items, negatives, field="negatives")
-        moment = np.array([self.bundle.as_of if at is None else at])
-        queries = _vectors(self.bundle, positives[None], disliked[None], moment)
+        queries = Queries(
+            user_rows=np.array([UNKNOWN]),  # nobody: no attributes, counters as of the average
+            at=np.array([self.bundle.as_of if at is None else at]),
+            positives=(positives[None] + 1).astype(np.int32),
+            negatives=(disliked[None] + 1).astype(np.int32),
+        )
         seen = np.concatenate([positives, disliked]) if exclude_seen else np.empty(0, np.int64)
         found = search(
             self.bundle.index,
-            queries,
+            _vectors(self.bundle, queries),
             _at_most_all(self.bundle, k),
             allowed=_allowed(self.bundle, None, where),
             excluded=Ragged(seen, np.array([0, len(seen)])),
@@ -142,25 +145,17 @@ def _user_vectors(
     bundle: Bundle, user_rows: Int64[np.ndarray, "users"], at: Int64[np.ndarray, "users"]
 ) -> Float32[np.ndarray, "users dim"]:
     """What users of the log ask with, knowing their events strictly before `at`."""
-    last = max((f.last for f in bundle.features.features.user if isinstance(f, HistoryFeature)), default=1)
     parts = []
     for block in blocks(len(user_rows), ENCODED):
-        rows, moment = user_rows[block], at[block]
-        positives, negatives = (
-            histories.last(rows, histories.before(rows, moment), n=last)
-            for histories in (bundle.positives, bundle.negatives)
+        queries = queries_at(
+            bundle.features, bundle.positives, bundle.negatives, user_rows=user_rows[block], at=at[block]
         )
-        parts.append(_vectors(bundle, positives, negatives, moment))
+        parts.append(_vectors(bundle, queries))
     return np.concatenate(parts)
 
 
-def _vectors(
-    bundle: Bundle,
-    positives: Int64[np.ndarray, "batch length"],
-    negatives: Int64[np.ndarray, "batch length2"],
-    at: Int64[np.ndarray, "batch"],
-) -> Float32[np.ndarray, "batch dim"]:
-    return bundle.tower.vectors(user_inputs(bundle.features, positives=positives, negatives=negatives, at=at))
+def _vectors(bundle: Bundle, queries: Queries) -> Float32[np.ndarray, "batch dim"]:
+    return bundle.tower.vectors(user_inputs(bundle.features, bundle.user_arrays, queries))
 
 
 def _at_most_all(bundle: Bundle, k: int) -> int:
