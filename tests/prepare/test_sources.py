@@ -285,6 +285,18 @@ def test_a_fingerprint_follows_content_and_not_place(tmp_path: Path) -> None:
     assert open_source(table(tmp_path / "a", LOG, pa.table({"item_id": [1]}))).fingerprint() != first
 
 
+def test_a_fingerprint_follows_the_vectors_of_items_too(tmp_path: Path) -> None:
+    data = table(tmp_path, LOG, pa.table({"item_id": [10]})).model_copy(
+        update={"vectors": {"look": tmp_path / "l.npy"}}
+    )
+    with pytest.raises(DataError, match=r"data\.vectors\.look: there is no file .*l\.npy"):
+        open_source(data)
+    np.save(tmp_path / "l.npy", np.zeros((1, 2), np.float32))
+    before = open_source(data).fingerprint()
+    np.save(tmp_path / "l.npy", np.ones((1, 2), np.float32))
+    assert open_source(data).fingerprint() != before
+
+
 def test_a_large_file_is_told_apart_by_its_ends_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twofold.prepare.sources._WHOLE_DIGEST_BYTES", 1_000)
     monkeypatch.setattr("twofold.prepare.sources._END_BYTES", 100)

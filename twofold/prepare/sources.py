@@ -68,6 +68,7 @@ class Source:
     events: SourceTable
     items: SourceTable
     users: SourceTable
+    vector_files: tuple[Path, ...] = ()
 
     @property
     def events_sql(self) -> str:
@@ -95,7 +96,7 @@ class Source:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that is read, each once."""
+        """The files of the tables, each once."""
         return tuple(dict.fromkeys((*self.events.files, *self.items.files, *self.users.files)))
 
     def fingerprint(self) -> str:
@@ -103,7 +104,8 @@ class Source:
 
         Above 64 MiB, size, time of writing, first and last MiB stand for the content: a terabyte takes too long.
         """
-        return digest_of([[path.name, path.stat().st_size, _content_digest(path)] for path in self.files])
+        read = (*self.files, *self.vector_files)
+        return digest_of([[path.name, path.stat().st_size, _content_digest(path)] for path in read])
 
 
 def open_source(data: Table) -> Source:
@@ -131,7 +133,10 @@ def open_source(data: Table) -> Source:
                 f"would match. Write both as integers or both as text."
             )
         sides.append(side)
-    return Source(events, *sides)
+    for name, path in data.vectors.items():
+        _require(path, f"data.vectors.{name}")
+    items, users = sides
+    return Source(events, items, users, tuple(path.resolve() for path in data.vectors.values()))
 
 
 def quoted(name: str) -> str:
@@ -251,11 +256,7 @@ def _columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
     """Name → SQL type. One file after the other, so that the message about a bad one names it."""
     described: dict[str, str] = {}
     for path in files:
-        if not path.is_file():
-            beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise DataError(
-                f"{field}: there is no file {path} ({nearest(path.name, beside)}a path is relative to the recipe file)."
-            )
+        _require(path, field)
         scan = scan_sql((path,))
         try:
             with duckdb.connect() as connection:
@@ -272,6 +273,14 @@ def _columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
             )
         described = columns
     return described
+
+
+def _require(path: Path, field: str) -> None:
+    if not path.is_file():
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(
+            f"{field}: there is no file {path} ({nearest(path.name, beside)}a path is relative to the recipe file)."
+        )
 
 
 def _damaged(path: Path, error: duckdb.Error) -> DataError:
