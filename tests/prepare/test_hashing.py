@@ -28,6 +28,12 @@ def test_a_hash_is_arithmetic_that_any_engine_repeats() -> None:
     assert hashed(["ada"], "VARCHAR", seed=5) == [by_hand(number, 5)]
 
 
+@pytest.mark.parametrize("seed", [2**31 - 1, 2**31 - 2, 10**9])
+def test_the_largest_seeds_and_ids_overflow_nothing(seed: int) -> None:
+    ids = [PRIME - 1, PRIME, -(2**63)]
+    assert hashed(ids, "BIGINT", seed=seed) == [by_hand(abs(int(np.fmod(user, PRIME))), seed % PRIME) for user in ids]
+
+
 @pytest.mark.parametrize("step", [1, 2, 1000, 2**20])
 def test_ids_at_even_distances_spread_evenly(step: int) -> None:
     """Of 20,000 ids, the number in each of 20 parts has a standard deviation of about sqrt(1000)."""

@@ -11,7 +11,7 @@ PRIME: Final = 2**31 - 1
 
 def hash_sql(columns: Mapping[str, str], *, seed: int) -> str:
     """An integer in [0, 2^31 - 1) made of the named columns (name → BIGINT or VARCHAR) and a seed."""
-    number = str(seed % PRIME)
+    number = f"CAST({seed % PRIME} AS BIGINT)"  # constants are 32 bits wide, and their products would overflow
     for name, type_ in columns.items():
         number = f"(({_number_sql(name, type_)} * 48271 + {number} * 69621) % {PRIME})"
     # A product at the end: a sum of multiples alone would follow the pattern of neighbouring ids.
@@ -30,4 +30,5 @@ def _number_sql(name: str, type_: str) -> str:
         return f'ABS("{name}" % {PRIME})'
     # The first 24 bits of MD5, digit by digit: engines have no common way from hexadecimal to a number.
     digits = (f"STRPOS('0123456789abcdef', SUBSTR(MD5(\"{name}\"), {place + 1}, 1)) - 1" for place in range(6))
-    return f"({' + '.join(f'{16**place} * ({digit})' for place, digit in enumerate(digits))})"
+    number = " + ".join(f"{16**place} * ({digit})" for place, digit in enumerate(digits))
+    return f"CAST({number} AS BIGINT)"
