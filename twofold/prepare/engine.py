@@ -101,18 +101,22 @@ def _explained(source: Source, out: Path) -> Iterator[None]:
     except duckdb.Error as error:
         if "No space left on device" in str(error) or "max_temp_directory_size" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
-        files = _named(source.files)
         if isinstance(error, duckdb.OutOfMemoryException):
             raise DataError(
-                f"preparing {files} ran out of memory: {first_line(error)}. Give it more with --memory, or close other "
-                f"programs."
+                f"preparing {_named(source.files)} ran out of memory: {first_line(error)}. Give it more with --memory, "
+                f"or close other programs."
             ) from error
         if isinstance(error, _OF_THE_LOG):
-            raise DataError(
-                f"reading {files} failed: {first_line(error)}. Either the file is damaged (copy or export it again), "
-                f"or a value in it is not of its column's type, or a rule reads text as a number."
-            ) from error
+            raise unreadable(source, first_line(error)) from error
         raise
+
+
+def unreadable(source: Source, reason: str) -> DataError:
+    """What is said of a log that an engine stumbled over, with the engine's own reason."""
+    return DataError(
+        f"reading {_named(source.files)} failed: {reason}. Either the file is damaged (copy or export it again), "
+        f"or a value in it is not of its column's type, or a rule reads text as a number."
+    )
 
 
 def _named(files: tuple[Path, ...]) -> str:
