@@ -101,7 +101,7 @@ def _prepare(seen: Seen) -> list[str]:
     roles, events = seen.roles, seen.events
     lines = ["prepare:"]
     if roles.has_clock:
-        lines += _said("  utc_offset_h: 0", "days begin at midnight UTC; 8 where your users live by Beijing time")
+        lines += _said("  utc_offset_h: 0", "days begin at midnight UTC; in Beijing: 8, in New York: -5")
     if roles.derive:
         lines.append("  derive:")
         for ours, rule in roles.derive.items():
@@ -148,7 +148,7 @@ def _split(events: EventFacts) -> list[str]:
 
 
 def _features(seen: Seen) -> list[str]:
-    events, roles = seen.events, seen.roles
+    events = seen.events
     lines = ["features:", *_said("  user:", "no id of users: it serves those it never saw, by what they did")]
     lines += _said("    - {kind: history, of: positives, last: 100}", "the mean of the last so many")
     if events.positives < events.rows:
@@ -163,8 +163,10 @@ def _features(seen: Seen) -> list[str]:
     if seen.items and "uploaded_at" in {our_name(seen.data, name) for name in names_of(seen.items)}:
         lines += _said("    - {kind: age}", "time since uploaded_at")
     lines += _columns_as_features(seen, seen.items, names={"id", "age"})
-    if roles.derive and seen.items is None:
-        lines += _said("", "the item tower knows ids alone; --items FILE gives it authors, tags and lengths")
+    if seen.items is None:
+        lines += _said(
+            "    ", "no item without events can be found by id alone; --items FILE adds what is known of items"
+        )
     return lines
 
 
@@ -249,7 +251,7 @@ def scalar(text: str) -> str:
 
 def _said(line: str, remark: str) -> list[str]:
     """A line with its comment: beside it where it fits, else above."""
-    beside = f"{line:<46}  # {remark}"
+    beside = f"{line:<52}  # {remark}"
     if len(beside) <= _WIDTH and line.strip():
         return [beside]
     indent = line[: len(line) - len(line.lstrip())] + "# "

@@ -211,30 +211,19 @@ def guess_roles(log: LookedAt, asked: Asked = Asked()) -> Roles:  # noqa: B008 -
     )
 
 
-def guess_item_key(items: LookedAt) -> str | None:
-    """The column of an items file that names the item, whatever the log calls it."""
-    return _guessed(items, "item", (*ITEM, frozenset({"id"})), _could_be_id)
+def guess_key(table: LookedAt, role: Literal["user", "item"]) -> str | None:
+    """The column of an items or users file that names the row's item or user, whatever the log calls it."""
+    tiers = (*(ITEM if role == "item" else USER), frozenset({"id"}))
+    found = _likeliest([column for column in table.columns if _could_be_id(column)], tiers)
+    return found[0].name if len(found) == 1 else None
 
 
-def guess_user_key(users: LookedAt) -> str | None:
-    """The column of a users file that names the user, whatever the log calls it."""
-    return _guessed(users, "user", (*USER, frozenset({"id"})), _could_be_id)
-
-
-def _guessed(
-    table: LookedAt, role: str, tiers: Sequence[frozenset[str]], could_be: Callable[[Column], bool]
-) -> str | None:
-    able = [column for column in table.columns if could_be(column)]
-    for tier in tiers:
-        found = [column for column in able if tier & {spelling(column.name), "".join(words(column.name))}]
-        if len(found) > 1:
-            raise DataError(
-                f"{table.path}: which column is the {role}? Equally likely are\n{_listed(found)}\n"
-                f"Say which: --{role} {_shell(found[0].name)}"
-            )
-        if found:
-            return found[0].name
-    return able[0].name if role == "time" and len(able) == 1 else None
+def _likeliest(columns: Sequence[Column], tiers: Sequence[frozenset[str]]) -> list[Column]:
+    """The columns whose name is the likeliest there is; none if no name is in the sets."""
+    found = (
+        [column for column in columns if tier & {spelling(column.name), "".join(words(column.name))}] for tier in tiers
+    )
+    return next((some for some in found if some), [])
 
 
 def _needed(
@@ -254,20 +243,22 @@ def _needed(
                 f"{', '.join(map(printable, named))})"
             )
         return named[asked]
-    found = _guessed(log, role, tiers, could_be)
-    if found is None:
-        free = [column for column in log.columns if column.name not in taken]
-        able = [column for column in free if could_be(column)] or free
-        hint = {
-            "time": "A log without times needs a column that counts events in their order.",
-            "user": "A log without users cannot be learnt from.",
-            "item": "A log without items cannot be learnt from.",
-        }[role]
+    free = [column for column in log.columns if column.name not in taken and not is_flag(column)]
+    able = [column for column in log.columns if column.name not in taken and could_be(column)]
+    found = _likeliest(able, tiers) or (able if role == "time" and len(able) == 1 else [])
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise DataError(
-            f"{log.path}: no column is both called and filled as the {role} of an event is. Left are\n{_listed(able)}\n"
-            f"Say which: --{role} COL. {hint}"
+            f"{log.path}: which column is the {role}? Equally likely are\n{_listed(found)}\n"
+            f"Say which: --{role} {_shell(found[0].name)}"
         )
-    return named[found]
+    left = f"Left are\n{_listed(free)}\nSay which: --{role} COL. " if free else ""
+    orders = "A log without times needs a column of whole numbers that grow, event by event. " if role == "time" else ""
+    raise DataError(
+        f"{log.path}: no column is both called and filled as the {role} of an event is. {left}{orders}"
+        "A recipe needs a user, an item and a time."
+    )
 
 
 def _could_be_id(column: Column) -> bool:
@@ -374,5 +365,5 @@ def _weaker(usable: Sequence[tuple[Column, str]]) -> tuple[list[tuple[str, str]]
             enough = 80 if (column.high or 0) > 20 else 0.8
             return [(f"{written} >= {enough}", "four fifths were watched")], {column.name: "share watched"}
     flags = [(column, written) for column, written in usable if is_flag(column) and spelling(column.name) in MET]
-    rules = [(written, "the only sign of interest that is logged") for _, written in flags]
+    rules = [(written, "the only sign of interest") for _, written in flags]
     return rules, {column.name: "positive flag" for column, _ in flags}

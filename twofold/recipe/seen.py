@@ -15,8 +15,7 @@ from twofold.recipe.roles import (
     Column,
     LookedAt,
     Roles,
-    guess_item_key,
-    guess_user_key,
+    guess_key,
     look_of,
     moment_unit,
     printable,
@@ -103,9 +102,10 @@ def data_part(log: LookedAt, items: LookedAt | None, users: LookedAt | None, rol
     """The tables and what our names are called in them. DataError if items or users have no key the log shares."""
     own = {"user_id": roles.user, "item_id": roles.item, "at": roles.time}
     columns = {ours: theirs for ours, theirs in own.items() if ours != theirs}
-    for table, ours, guess in ((items, "item_id", guess_item_key), (users, "user_id", guess_user_key)):
-        if table is not None and not {own[ours], ours} & names_of(table):
-            columns[ours] = _shared_key(log, table, own[ours], ours, guess(table))
+    if items is not None and not {roles.item, "item_id"} & names_of(items):
+        columns["item_id"] = _shared_key(log, items, roles.item, guess_key(items, "item"), "item_id")
+    if users is not None and not {roles.user, "user_id"} & names_of(users):
+        columns["user_id"] = _shared_key(log, users, roles.user, guess_key(users, "user"), "user_id")
     uploaded = _uploaded(items, roles.at_unit or "ms")
     if uploaded is not None and uploaded != "uploaded_at":
         columns["uploaded_at"] = uploaded
@@ -124,13 +124,14 @@ def data_part(log: LookedAt, items: LookedAt | None, users: LookedAt | None, rol
     )
 
 
-def _shared_key(log: LookedAt, table: LookedAt, theirs: str, ours: str, guessed: str | None) -> str:
+def _shared_key(log: LookedAt, table: LookedAt, theirs: str, guessed: str | None, ours: str) -> str:
+    """What the side table calls the key, where one entry of `columns` can say so."""
     if theirs == ours and guessed is not None and guessed not in names_of(log):
         return guessed
-    called = f"its {printable(guessed)} is called" if guessed else "it must be called"
+    hint = f"its {printable(guessed)} may be it. " if guessed else ""
     raise DataError(
-        f"{table.path}: no column tells which {ours[:4]} a row is of; {called} {printable(theirs)} in {log.path}, and "
-        f"one name must serve both. Rename it there. Its columns: {', '.join(sorted(map(printable, names_of(table))))}"
+        f"{table.path} has no column {printable(theirs)}, as {log.path} calls the {ours[:4]}; {hint}One name must "
+        f"serve both: rename it there. Its columns: {', '.join(map(printable, sorted(names_of(table))))}"
     )
 
 

@@ -71,7 +71,8 @@ TO_SECONDS: Final = {
 
 def words(name: str) -> list[str]:
     """The words of a column's name: `userId`, `user-id` and RecBole's `user_id:token` are user and id."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.split(":")[0])
+    bare = re.sub(r":(token|float)(_seq)?$", "", name)
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", bare)
     return re.findall(r"[^\W_]+", spaced.casefold())
 
 
