@@ -1,6 +1,7 @@
 import errno
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,35 @@ def test_a_value_of_another_type_late_in_a_csv_names_its_line(tmp_path: Path) ->
     recipe = world_recipe({"kind": "table", "events": tmp_path / "log.csv"})
     with pytest.raises(DataError, match=r"reading .*log\.csv failed: .*Line: 30002.*ada.*not of its column's type"):
         prepare(recipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"where": "user_id < 0"}, r"prepare\.where, user_id < 0, holds for none of its 72 rows\. Weaken it"),
+        ({"weight": "0 - 1"}, r"prepare\.weight, 0 - 1, gives training rows weights of -1\.0 at least"),
+        ({"weight": "0"}, r"gives training rows weights of 0\.0 at least and 0\.0 on average\. A weight is 0 or more"),
+        (
+            {"split": {"kind": "last_n", "test": 50}},
+            r"no user has an event for prepare\.split\.validation, each user's last events, and one left to train on",
+        ),
+        (
+            {"sample": {"users": 1e-9}},
+            r"prepare\.sample leaves none of the 24 positives in prepare\.split\.train, 2024-01-01 to 2024-01-05",
+        ),
+    ],
+)
+def test_parts_that_leave_nothing_are_named(tmp_path: Path, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(recipe_of(tmp_path, log(), **parts), tmp_path)
+
+
+def test_a_memory_limit_that_is_none_is_refused_and_a_small_one_spills(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, log())
+    with pytest.raises(RecipeError, match=r"--memory lots cannot be read: .*an amount such as 2GB, or a share"):
+        prepare(recipe, tmp_path / "out", partial(duckdb_engine, memory="lots"))
+    facts = prepare(recipe, tmp_path / "out", partial(duckdb_engine, memory="100MB"))
+    assert facts["splits"]["train"]["rows"] == 48
 
 
 def test_text_read_as_a_number_is_refused_with_the_value(tmp_path: Path) -> None:

@@ -10,51 +10,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.prepare.tables import (
+    JUDGED,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    column,
+    events_of,
+    funnel_of,
+    log_of,
+    prepared,
+    rows_of,
+)
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
+from twofold.errors import DataError
 from twofold.prepare import stage
-from twofold.prepare.funnel import FunnelLine, funnel_lines
+from twofold.prepare.hashing import shard_sql
+from twofold.prepare.plan import HOUR_MS
 from twofold.prepare.selection import filter_name
 from twofold.prepare.stage import prepare
 from twofold.recipe.preparation import ItemFilter, UserFilter
-
-TRAIN, VALIDATION, TEST = (FIRST_MS + day * DAY_MS for day in (0, 4, 5))
-# What every table below needs and no expected value speaks of: something to judge, by users 8 and 9.
-JUDGED = [(user, 100, at, True) for user in (8, 9) for at in (VALIDATION, TEST)]
-
-
-def prepared(folder: Path, events: pa.Table, items: pa.Table | None = None, **parts: Any) -> Path:
-    """The folder of prepared tables; `parts` go to the recipe's `prepare`."""
-    recipe = world_recipe(write_world(folder / "log", events, items))
-    recipe = world_recipe(recipe.data.model_dump(), {"prepare": recipe.prepare.model_dump() | parts})
-    out = folder / "prepare"
-    out.mkdir()
-    prepare(recipe, out)
-    return out
-
-
-def log_of(rows: list[tuple[Any, ...]], **columns: list[Any]) -> pa.Table:
-    """A log of (user, item, at, liked) rows, each with the further columns; JUDGED follows, with NULL in those."""
-    user, item, at, liked = ([row[place] for row in rows + JUDGED] for place in range(4))
-    further = {name: values + [None] * len(JUDGED) for name, values in columns.items()}
-    return pa.table({"user_id": user, "item_id": item, "at": pa.array(at, pa.int64()), "liked": liked} | further)
-
-
-def rows_of(out: Path, split: str = "train") -> list[dict[str, Any]]:
-    return pq.read_table(out / "rows" / f"split={split}" / "shard=0.parquet", partitioning=None).to_pylist()
-
-
-def events_of(out: Path) -> list[dict[str, Any]]:
-    return pq.read_table(out / "events" / "shard=0.parquet").to_pylist()
-
-
-def funnel_of(out: Path) -> list[FunnelLine]:
-    return funnel_lines(json.loads((out / "funnel.json").read_text()))
-
-
-def column(rows: list[dict[str, Any]], *names: str) -> list[Any]:
-    return [row[names[0]] if len(names) == 1 else tuple(row[name] for name in names) for row in rows]
-
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
@@ -321,34 +299,6 @@ def random_log(seed: int) -> pa.Table:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_rewriting_the_future_changes_no_past_row(tmp_path: Path, seed: int) -> None:
-    log = random_log(seed)
-    draw = np.random.default_rng(seed + 100)
-    at = np.asarray(log["at"])
-    moment = int(draw.choice(at[at > VALIDATION]))
-    is_past = at < moment
-    other = random_log(seed + 50)
-    rewritten = pa.table(
-        {
-            "user_id": np.where(is_past, log["user_id"], draw.permutation(np.asarray(other["user_id"]))),
-            "item_id": np.where(is_past, log["item_id"], np.asarray(other["item_id"]) + 7),
-            "at": np.where(is_past, at, np.maximum(at, moment + draw.integers(0, DAY_MS // 2, size=400))),
-            "liked": np.where(is_past, log["liked"], draw.random(400) < 0.9),
-        }
-    )
-    judged = pa.table({"user_id": [0, 0], "item_id": [0, 0], "at": [moment, TEST + DAY_MS - 1], "liked": [True, True]})
-    for number, table in enumerate((log, rewritten)):
-        prepared(tmp_path / str(number), pa.concat_tables([table, judged.cast(table.schema)]))
-    for split in ("train", "validation", "test"):
-        before, after = (
-            [row for row in rows_of(tmp_path / str(number) / "prepare", split) if row["at"] < moment]
-            for number in (0, 1)
-        )
-        assert before == after
-    assert rows_of(tmp_path / "0" / "prepare")  # something was compared
-
-
 def test_changing_validation_and_test_changes_no_training_row(tmp_path: Path) -> None:
     log = random_log(7)
     is_judged = np.asarray(log["at"]) >= VALIDATION
@@ -389,3 +339,146 @@ def test_shards_hold_every_row_once_and_every_user_in_one(tmp_path: Path, monkey
         assert sum(len(shard) for shard in users) == len(set.union(*users))
         rows = sorted((row for shard in shards for row in shard), key=str)
         assert rows == sorted(pq.read_table(whole / part, partitioning=None).to_pylist(), key=str)
+
+
+# --- columns of the recipe's own --------------------------------------------------------------------------------------
+
+
+def test_derived_columns_read_those_above_them_and_rules_read_them(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN + 1, False), (2, 2, TRAIN + 2, False)]
+    log = log_of(rows, play_time_ms=[1000, 9000, 4000], duration_ms=[10_000, 10_000, 0])
+    derive = {"watched": "play_time_ms / 1000", "length": "duration_ms / 1000", "fraction": "watched / length"}
+    out = prepared(tmp_path, log, derive=derive, positive="fraction > 0.8 OR item_id = 100", weight="watched")
+    assert column(rows_of(out), "item_id", "label", "weight") == [(0, False, 1.0), (1, True, 9.0), (2, False, 4.0)]
+
+
+def test_a_rule_may_read_the_item_and_the_user(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN + 1, True), (2, 1, TRAIN + 2, False), (2, 7, TRAIN + 3, True)]
+    items = pa.table({"item_id": [0, 1, 100], "language": ["hi", "ta", "hi"], "creator": [5, 5, 6]})
+    out = prepared(tmp_path, log_of(rows), items, where="language = 'hi' OR item_id = 1", weight="creator + 1")
+    # Item 7 is in no table: it has no language, so it is not taken.
+    assert column(rows_of(out), "user_id", "item_id", "weight") == [(1, 0, 6.0), (1, 1, 6.0), (2, 1, 6.0)]
+    assert column(pq.read_table(out / "items.parquet").to_pylist(), "item_id") == [0, 1, 100]
+    assert {line.name: line.removed for line in funnel_of(out)}["taken by prepare.where"] == 1
+
+
+def test_weights_as_a_table_and_as_a_capped_root(tmp_path: Path) -> None:
+    """The weights of the experiment log: 1.2 watched, 1.5 liked, 2.0 shared, 2.5 any two, 3 all, a negative 1."""
+    watched, liked, shared = "watch_s / length_s > 0.8", "liked", "shared"
+    table = f"""CASE WHEN ({watched}) AND {liked} AND {shared} THEN 3
+        WHEN ({watched}) AND {liked} OR ({watched}) AND {shared} OR {liked} AND {shared} THEN 2.5
+        WHEN {shared} THEN 2.0 WHEN {liked} THEN 1.5 WHEN {watched} THEN 1.2 ELSE 1 END"""
+    flags = [(w, like, share) for w in (9.0, 1.0) for like in (True, False) for share in (True, False)]
+    rows = [(n, n, TRAIN + n, like) for n, (_, like, _) in enumerate(flags)]
+    log = log_of(rows, watch_s=[flag[0] for flag in flags], length_s=[10.0] * 8, shared=[flag[2] for flag in flags])
+    out = prepared(tmp_path, log, weight=table)
+    assert column(rows_of(out), "weight") == pytest.approx([3, 2.5, 2.5, 1.2, 2.5, 1.5, 2.0, 1])
+    log = log_of(rows, watch_s=[0.0, 1.0, 4.0, 64.0, 65.0, 600.0, None, 9.0])
+    out = prepared(tmp_path / "root", log, weight="LEAST(SQRT(watch_s), 8)")
+    # LEAST skips NULL, so what was not timed would weigh 8 (measured on both engines): COALESCE says what is meant.
+    assert column(rows_of(out), "weight") == [0, 1, 2, 8, 8, 8, 8, 3]
+    out = prepared(tmp_path / "coalesced", log, weight="LEAST(SQRT(COALESCE(watch_s, 0)), 8)")
+    assert column(rows_of(out), "weight") == [0, 1, 2, 8, 8, 8, 0, 3]
+
+
+# --- counters ---------------------------------------------------------------------------------------------------------
+
+
+def test_counters_are_sums_by_key_and_hour(tmp_path: Path) -> None:
+    hour = 3_600_000
+    at = [TRAIN, TRAIN + hour - 1, TRAIN + hour, TRAIN + 5 * hour, TRAIN]
+    rows = [(user, item, at_, liked) for user, item, at_, liked in zip(
+        (1, 2, 1, 2, 1), (0, 0, 0, 0, 1), at, (True, False, False, True, False), strict=True)]  # fmt: skip
+    items = pa.table({"item_id": [0, 1, 100], "creator": ["a", "a", None]})
+    counters = {
+        "item_id": {"rates": {"like": "liked"}, "means": {"watch": "watch_s"}},
+        "creator": {"rates": {"like": "liked"}},
+    }
+    log = log_of(rows, watch_s=[1.5, None, 0.0004, 2.0, 0.0005])
+    out = prepared(tmp_path, log, items, counters=counters)
+    first = TRAIN // hour
+    found = pq.read_table(out / "counters" / "by=item_id.parquet").to_pylist()
+    assert [tuple(row.values()) for row in found if row["key"] != 100] == [
+        (0, first, 2, 1, 1500), (0, first + 1, 1, 0, 0), (0, first + 5, 1, 1, 2000), (1, first, 1, 0, 1),
+    ]  # fmt: skip
+    found = pq.read_table(out / "counters" / "by=creator.parquet").to_pylist()
+    assert [tuple(row.values()) for row in found] == [
+        ("a", first, 3, 1),
+        ("a", first + 1, 1, 0),
+        ("a", first + 5, 1, 1),
+    ]
+    priors = json.loads((out / "counters" / "priors.json").read_text())
+    assert priors == {
+        "item_id": {"events": 5, "rate_like": 2, "mean_watch": 3501},
+        "creator": {"events": 5, "rate_like": 2},
+    }
+
+
+def test_counters_leave_out_events_whose_time_is_not_known(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN + 1, True), (2, 0, TRAIN + 2, True)]
+    log = log_of(rows, at_is_estimated=[True, False, False])
+    out = prepared(tmp_path, log, counters={"user_id": {"rates": {"like": "liked"}}})
+    found = pq.read_table(out / "counters" / "by=user_id.parquet").to_pylist()
+    assert {row["key"]: row["events"] for row in found if row["key"] < 8} == {1: 1, 2: 1}
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+def test_vectors_of_a_file_follow_the_order_of_the_prepared_items(tmp_path: Path) -> None:
+    rows = [(1, 5, TRAIN, True), (2, 3, TRAIN + 1, True), (2, 4, TRAIN + 2, True)]
+    items = pa.table({"item_id": [5, 100, 3]})
+    data = write_world(tmp_path / "log", log_of(rows), items)
+    np.save(tmp_path / "look.npy", np.array([[5.0, 0.5], [100.0, 1.0], [3.0, 0.3]]))
+    prepare(world_recipe(data | {"vectors": {"look": tmp_path / "look.npy"}}), tmp_path / "out")
+    found = np.load(tmp_path / "out" / "vectors" / "look.npy")
+    assert column(pq.read_table(tmp_path / "out" / "items.parquet").to_pylist(), "item_id") == [3, 4, 5, 100]
+    np.testing.assert_array_equal(found, np.array([[3, 0.3], [np.nan, np.nan], [5, 0.5], [100, 1]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((2, 4)), r"look\.npy holds float64 of shape \(2, 4\); it must be floats of shape \(3, length\)"),
+        (np.zeros(3), r"holds float64 of shape \(3,\)"),
+        (np.zeros((3, 2), np.int64), r"holds int64 of shape \(3, 2\); it must be floats"),
+        (np.array([None] * 3), r"cannot be read as \.npy: .* Write it with numpy\.save"),
+    ],
+)
+def test_a_file_of_vectors_that_is_none_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    data = write_world(
+        tmp_path / "log", log_of([(1, 5, TRAIN, True), (2, 3, TRAIN, True)]), pa.table({"item_id": [5, 100, 3]})
+    )
+    np.save(tmp_path / "look.npy", content, allow_pickle=True)
+    with pytest.raises(DataError, match=message):
+        prepare(world_recipe(data | {"vectors": {"look": tmp_path / "look.npy"}}), tmp_path / "out")
+
+
+# --- the future -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 2**31), share=st.floats(0.1, 0.9))
+def test_rewriting_the_future_changes_no_row_before_it(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, share: float
+) -> None:
+    """Labels and weights that are rules of the event itself, histories and counters before t see nothing from t on."""
+    draw = np.random.default_rng(seed)
+    size = 300
+    at = np.sort(FIRST_MS + draw.integers(0, 6 * DAY_MS, size))
+    log = {"user_id": draw.integers(0, 9, size), "item_id": draw.integers(0, 9, size), "at": at,
+           "liked": draw.random(size) < 0.4, "watch_s": draw.random(size)}  # fmt: skip
+    moment = int(at[int(share * size)])
+    later = at >= moment
+    changed = {name: np.where(later, draw.permutation(values), values) for name, values in log.items() if name != "at"}
+    parts = {"counters": {"item_id": {"rates": {"like": "liked"}}}, "weight": "watch_s", "negative": "watch_s < 0.5"}
+    outs = [prepared(tmp_path_factory.mktemp("log"), pa.table(each), **parts) for each in (log, log | changed)]
+    hour = moment // HOUR_MS
+    for of in (events_of, rows_of):
+        before, after = ([row for row in of(out) if row["at"] < moment] for out in outs)
+        assert before == after
+    hours = [
+        [row for row in pq.read_table(out / "counters" / "by=item_id.parquet").to_pylist() if row["hour"] < hour]
+        for out in outs
+    ]
+    assert hours[0] == hours[1]
