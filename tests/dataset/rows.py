@@ -2,23 +2,12 @@
 
 import numpy as np
 
-from twofold.dataset.rows import Rows
+from twofold.dataset.rows import ROW, Rows
 
 
-def rows_at(*, item_rows, at, user_rows=None, counted=None):
-    """Positives of weight 1 without watch times; user 0 unless `user_rows` says otherwise."""
-    lines = len(at)
-    return Rows(
-        user_rows=np.zeros(lines, np.int64) if user_rows is None else np.array(user_rows),
-        item_rows=np.array(item_rows),
-        at=np.array(at),
-        at_is_known=np.ones(lines, bool),
-        label=np.ones(lines, bool),
-        weight=np.ones(lines, np.float32),
-        target=np.ones(lines, np.float32),
-        watch_s=np.full(lines, np.nan, np.float32),
-        length_s=np.full(lines, np.nan, np.float32),
-        positives_before=np.zeros(lines, np.int32),
-        negatives_before=np.zeros(lines, np.int32),
-        counted=counted or {},
-    )
+def rows_at(*, item_rows, at, counted):
+    """Positives of user 0, of weight 1."""
+    records = np.zeros(len(at), ROW)
+    for name, values in {"item_rows": item_rows, "at": at, "label": True, "at_is_known": True, "weight": 1}.items():
+        records[name] = values
+    return Rows(records, counted)

@@ -38,7 +38,7 @@ def counted(folder, events, ids, *, priors=PRIOR):
     table = pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=names)
     pq.write_table(table, folder / "counters" / "by=item_id.parquet", row_group_size=2)
     (folder / "counters" / "priors.json").write_text(json.dumps({"item_id": priors}))
-    write_counters(folder, "item_id", pa.array(ids), folder / "out")
+    write_counters(folder, "item_id", pa.array(ids), out=folder / "out")
     return load_counters(folder / "out")
 
 

@@ -63,13 +63,9 @@ TAUGHT = [0, 2]
 def counters(lines, likes):
     """Every line but the last had two events in hour 0; `likes` says how many of them were likes."""
     ends = np.arange(1, lines + 1)
-    return Counters(
-        first=np.append(ends - 1, 0),
-        end=np.append(ends, 0),
-        hour=np.zeros(lines, np.int32),
-        totals={"events": np.cumsum(np.full(lines, 2)), "rate_like": np.cumsum(likes)},
-        priors={"events": 10, "rate_like": 4},
-    )
+    hours = np.zeros(lines, [("hour", np.int64), ("events", np.int64), ("rate_like", np.int64)])
+    hours["events"], hours["rate_like"] = 2 * ends, np.cumsum(likes)
+    return Counters(np.append(ends - 1, 0), np.append(ends, 0), hours, priors={"events": 10, "rate_like": 4})
 
 
 ITEM_COUNTERS = {"item_id": counters(3, [2, 0, 1])}

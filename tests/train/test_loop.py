@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -100,6 +99,8 @@ def test_divergence_stops_and_names_the_batch(world, tmp_path, monkeypatch):
 
 def test_too_few_positives_are_refused(world, tmp_path):
     recipe, dataset = world
-    rows = replace(dataset.rows["train"], label=np.zeros(len(dataset.rows["train"]), bool))
+    records = dataset.rows["train"].records.copy()
+    records["label"] = False
+    rows = replace(dataset.rows["train"], records=records)
     with pytest.raises(DataError, match="holds 0 positive events.*prepare.positive"):
         train((recipe, replace(dataset, rows={**dataset.rows, "train": rows})), tmp_path / "a")

@@ -3,6 +3,7 @@ window.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.counters import write_counters
-from twofold.dataset.disk import append_arrays, map_array
+from twofold.dataset.disk import append_array, map_array
 from twofold.dataset.features import (
     FeatureState,
     ItemArrays,
@@ -73,7 +74,7 @@ def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h
     ├── users.parquet, items.parquet   id ↔ row
     ├── item_attributes.parquet        in the order of the item rows
     ├── events.*.npy                   what each user met; positives.*.npy and negatives.*.npy are parts of it
-    ├── rows/                          an array a column and window
+    ├── rows/                          a record a row and window, and an array a counter
     ├── features/                      what is fitted
     ├── vectors/                       of items, for towers that read them
     ├── counters/KEY/                  running totals by the hour
@@ -200,15 +201,19 @@ def _write_counters(prepared: Path, features: Features, users: pa.Table, items: 
     """Running totals of all that features count by, and what they say at the moment of every row."""
     for side, table, who in ((features.user, users, "user_rows"), (features.item, items, "item_rows")):
         for by in {feature.by for feature in side if isinstance(feature, CounterFeature)}:
-            write_counters(prepared, by, table[by], out / "counters" / by)
+            write_counters(prepared, by, table[by], out=out / "counters" / by)
         counters = load_counters_of(side, out)
-        dtypes: dict[str, type[np.generic]] = {f"counted.{name}": np.float32 for name in _counted_names(side)}
-        for split in SPLITS if dtypes else ():
+        for split in SPLITS if counters else ():
             rows = load_rows(out / "rows", split, ())
-            with append_arrays(out / "rows", split, dtypes) as append:
+            with ExitStack() as stack:
+                append = {
+                    name: stack.enter_context(append_array(out / "rows" / f"{split}.{name}.npy", np.float32))
+                    for name in _counted_names(side)
+                }
                 for block in blocks(len(rows), BATCH_ROWS):
                     values = counted(side, counters, rows=getattr(rows, who)[block], at=rows.at[block])
-                    append({f"counted.{name}": numbers for name, numbers in values.items()})
+                    for name, piece in values.items():
+                        append[name](piece)
 
 
 def _counted_names(side: tuple[UserFeature | ItemFeature, ...]) -> tuple[str, ...]:

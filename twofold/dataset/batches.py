@@ -34,22 +34,17 @@ def to_tensors(inputs: Inputs) -> TensorInputs:
 
 def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]) -> Batch:
     """The batch of these lines: histories strictly before each line's own moment, item features at that moment."""
-    state = dataset.features
-    user_rows, item_rows, at = rows.user_rows[lines], rows.item_rows[lines], rows.at[lines]
-    queries = Queries(
-        user_rows=user_rows,
-        at=at,
-        positives=dataset.positives.last(user_rows, rows.positives_before[lines], n=state.history_length("positives")),
-        negatives=dataset.negatives.last(user_rows, rows.negatives_before[lines], n=state.history_length("negatives")),
-        at_is_known=rows.at_is_known[lines],
-    )
-    counts = {name: values[lines] for name, values in rows.counted.items()}
+    state, asked = dataset.features, rows.take(lines)
+    user_rows, item_rows, at = (np.ascontiguousarray(part) for part in (asked.user_rows, asked.item_rows, asked.at))
+    positives = dataset.positives.last(user_rows, asked.positives_before, n=state.history_length("positives"))
+    negatives = dataset.negatives.last(user_rows, asked.negatives_before, n=state.history_length("negatives"))
+    queries = Queries(user_rows, at, positives, negatives, asked.at_is_known)
     return Batch(
-        user=to_tensors(user_inputs(state, dataset.user_arrays, queries, counts)),
-        item=to_tensors(item_inputs(state, dataset.item_arrays, item_rows=item_rows, at=at, counts=counts)),
+        user=to_tensors(user_inputs(state, dataset.user_arrays, queries, asked.counted)),
+        item=to_tensors(item_inputs(state, dataset.item_arrays, item_rows=item_rows, at=at, counts=asked.counted)),
         user_rows=torch.from_numpy(user_rows),
         item_rows=torch.from_numpy(item_rows),
-        weight=torch.from_numpy(rows.weight[lines]),
+        weight=torch.from_numpy(np.ascontiguousarray(asked.weight)),
     )
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int64, Shaped
 
 from twofold.bundle import write_json
-from twofold.dataset.disk import append_arrays, map_array
+from twofold.dataset.disk import append_array, map_array
 from twofold.dataset.histories import search_slices
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
 
@@ -28,14 +28,13 @@ class Counters:
     """Running totals by the hour of every line of a table: line r owns the hours `[first[r], end[r])`, which rise.
 
     There is one line more than users or items, the last, which owns none: row -1 stands for whoever is not known.
-    `totals` and `priors` go by the columns of preparation: events, rate_NAME, mean_NAME (in thousandths). The arrays
-    may be memory-mapped.
+    `hours` are records of hour (since 1970), events, and rate_NAME or mean_NAME (in thousandths), summed up to its end;
+    `priors` are the same sums over the training window.
     """
 
     first: Int64[np.ndarray, "lines"]
     end: Int64[np.ndarray, "lines"]
-    hour: Int32[np.ndarray, "hours"]
-    totals: Mapping[str, Int64[np.ndarray, "hours"]]
+    hours: Shaped[np.ndarray, "hours"]
     priors: Mapping[str, int]
 
     def values(
@@ -54,53 +53,50 @@ class Counters:
         """
         now = at // HOUR_MS
         first, end = self.first[rows], self.end[rows]
-        stop = search_slices(self.hour, first, end, now)
-        start = first if hours is None else search_slices(self.hour, first, stop, now - hours)
-        column, unit = (f"rate_{of}", 1.0) if f"rate_{of}" in self.totals else (f"mean_{of}", 1e-3)
-        prior = unit * self.priors[column] / max(self.priors["events"], 1)
-        total, events = (self._between(name, start, stop) for name in (column, "events"))
+        stop = search_slices(self.hours["hour"], first, end, now)
+        start = first if hours is None else search_slices(self.hours["hour"], first, stop, now - hours)
+        name, unit = (f"rate_{of}", 1.0) if f"rate_{of}" in self.priors else (f"mean_{of}", 1e-3)
+        prior = unit * self.priors[name] / max(self.priors["events"], 1)
+        total, events = (self._up_to(stop, column) - self._up_to(start, column) for column in (name, "events"))
         smoothed: np.ndarray = (unit * total + alpha * prior) / (events + alpha)
         return smoothed.astype(np.float32)
 
-    def _between(
-        self, name: str, start: Int64[np.ndarray, "batch"], stop: Int64[np.ndarray, "batch"]
-    ) -> Int64[np.ndarray, "batch"]:
-        """Sum over the hours `[start, stop)`; `totals` hold, at an hour, the sum up to its end."""
-        totals = self.totals[name]
-        if len(totals) == 0:
-            return np.zeros(len(start), np.int64)
-        until_stop, until_start = (np.where(place > 0, totals[np.maximum(place, 1) - 1], 0) for place in (stop, start))
-        return np.asarray(until_stop - until_start)
+    def _up_to(self, places: Int64[np.ndarray, "batch"], column: str) -> Int64[np.ndarray, "batch"]:
+        """The sum of all hours before these places."""
+        if len(self.hours) == 0:
+            return np.zeros(len(places), np.int64)
+        return np.where(places > 0, self.hours[column][np.maximum(places, 1) - 1], 0)
 
 
-def write_counters(prepared: Path, by: str, ids: pa.ChunkedArray | pa.Array, out: Path) -> None:
+def write_counters(prepared: Path, by: str, ids: pa.ChunkedArray | pa.Array, *, out: Path) -> None:
     """Turns `counters/by=KEY.parquet` into running totals for the lines that `ids` are the keys of, NULL being
     nobody's.
     """
     priors = json.loads((prepared / "counters" / "priors.json").read_text())[by]
     keys, first = [], []
-    seen, carry = 0, dict.fromkeys(priors, 0)
-    dtypes: dict[str, type[np.generic]] = {"hour": np.int32, **{f"total.{name}": np.int64 for name in priors}}
-    with append_arrays(out, "counters", dtypes) as append:
-        for batch in _batches(prepared / "counters" / f"by={by}.parquet", ["key", "hour", *priors]):
-            totals = {name: carry[name] + np.cumsum(np.asarray(batch[name])) for name in priors}
-            append({"hour": np.asarray(batch["hour"]), **{f"total.{name}": sums for name, sums in totals.items()}})
-            carry = {name: int(sums[-1]) for name, sums in totals.items()}
+    seen, sums = 0, dict.fromkeys(priors, 0)
+    dtype = np.dtype([("hour", np.int64), *((name, np.int64) for name in priors)])
+    with append_array(out / "hours.npy", dtype) as append:
+        for batch in _batches(prepared / "counters" / f"by={by}.parquet", ["key", *(dtype.names or ())]):
+            hours = np.zeros(len(batch), dtype)
+            hours["hour"] = batch["hour"]
+            for name in priors:
+                hours[name] = sums[name] + np.cumsum(np.asarray(batch[name]))
+                sums[name] = int(hours[name][-1])
+            append(hours)
             runs = pc.run_end_encode(batch["key"], pa.int64())
             keys.append(runs.values)
             first.append(seen + np.concatenate([[0], np.asarray(runs.run_ends)[:-1]]))
             seen += len(batch)
     for name, places in zip(("first", "end"), _slices(keys, first, seen, ids), strict=True):
-        np.save(out / f"counters.{name}.npy", places)
+        np.save(out / f"{name}.npy", places)
     write_json(out / "priors.json", priors)
 
 
 def load_counters(folder: Path) -> Counters:
     """Maps what `write_counters` wrote."""
-    priors = json.loads((folder / "priors.json").read_text())
-    first, end, hour = (map_array(folder / f"counters.{name}.npy") for name in ("first", "end", "hour"))
-    totals = {name: map_array(folder / f"counters.total.{name}.npy") for name in priors}
-    return Counters(np.asarray(first), np.asarray(end), hour, totals, priors)
+    first, end, hours = (map_array(folder / f"{name}.npy") for name in ("first", "end", "hours"))
+    return Counters(first, end, hours, json.loads((folder / "priors.json").read_text()))
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

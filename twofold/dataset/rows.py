@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64, Shaped
 
-from twofold.dataset.disk import append_arrays, map_array
+from twofold.dataset.disk import append_array, map_array
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
 from twofold.errors import DataError
 from twofold.tables import Split
@@ -21,43 +21,24 @@ BATCH_ROWS = 2**20
 """Rows held at once, whatever the log's size."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """One window's rows, sorted by (user, at, item): what is trained on, or judged. Arrays may be memory-mapped."""
-
-    user_rows: Int64[np.ndarray, "rows"]
-    item_rows: Int64[np.ndarray, "rows"]
-    at: Int64[np.ndarray, "rows"]
-    at_is_known: Bool[np.ndarray, "rows"]
-    label: Bool[np.ndarray, "rows"]
-    weight: Float32[np.ndarray, "rows"]
-    target: Float32[np.ndarray, "rows"]
-    watch_s: Float32[np.ndarray, "rows"]
-    length_s: Float32[np.ndarray, "rows"]
-    positives_before: Int32[np.ndarray, "rows"]
-    negatives_before: Int32[np.ndarray, "rows"]
-    counted: Mapping[str, Float32[np.ndarray, "rows"]]
-    """Counters of the user and of the item up to the row's hour, by the name of the feature."""
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.at)
-
-
-_DTYPES: Final[Mapping[str, type[np.generic]]] = {
-    "user_rows": np.int64,
-    "item_rows": np.int64,
-    "at": np.int64,
-    "at_is_known": np.bool_,
-    "label": np.bool_,
-    "weight": np.float32,
-    "target": np.float32,
-    "watch_s": np.float32,
-    "length_s": np.float32,
-    "positives_before": np.int32,
-    "negatives_before": np.int32,
-}
-_AS_WRITTEN: Final = ("at", "label", "weight", "target", "watch_s", "length_s", "positives_before", "negatives_before")
+ROW: Final = np.dtype(
+    [
+        ("user_rows", np.int64),
+        ("item_rows", np.int64),
+        ("at", np.int64),
+        ("weight", np.float32),
+        ("target", np.float32),
+        ("watch_s", np.float32),
+        ("length_s", np.float32),
+        ("positives_before", np.int32),
+        ("negatives_before", np.int32),
+        ("label", np.bool_),
+        ("at_is_known", np.bool_),
+    ],
+    align=True,
+)
+"""One record a row: a shuffled epoch then touches one place of the file a row, not eleven."""
+_AS_PREPARED: Final = tuple(name for name in ROW.names or () if not name.endswith(("_rows", "_known")))
 _HISTORIES: Final[Mapping[str, str | None]] = {
     "events": None,
     "positives": "is_positive",
@@ -65,21 +46,60 @@ _HISTORIES: Final[Mapping[str, str | None]] = {
 }
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One window's rows, sorted by (user, at, item): what is trained on, or judged. Arrays may be memory-mapped.
+
+    `counted` are counters of the user and of the item up to the row's hour, by the name of the feature.
+    """
+
+    records: Shaped[np.ndarray, "rows"]
+    counted: Mapping[str, Float32[np.ndarray, "rows"]]
+    user_rows: Int64[np.ndarray, "rows"] = field(init=False)
+    item_rows: Int64[np.ndarray, "rows"] = field(init=False)
+    at: Int64[np.ndarray, "rows"] = field(init=False)
+    weight: Float32[np.ndarray, "rows"] = field(init=False)
+    target: Float32[np.ndarray, "rows"] = field(init=False)
+    watch_s: Float32[np.ndarray, "rows"] = field(init=False)
+    length_s: Float32[np.ndarray, "rows"] = field(init=False)
+    positives_before: Int32[np.ndarray, "rows"] = field(init=False)
+    negatives_before: Int32[np.ndarray, "rows"] = field(init=False)
+    label: Bool[np.ndarray, "rows"] = field(init=False)
+    at_is_known: Bool[np.ndarray, "rows"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The columns are views of the records."""
+        for name in ROW.names or ():
+            object.__setattr__(self, name, self.records[name])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.records)
+
+    def take(self, lines: Int64[np.ndarray, "lines"]) -> "Rows":
+        """These rows, in this order."""
+        return Rows(self.records.take(lines), {name: values.take(lines) for name, values in self.counted.items()})
+
+
 def write_rows(prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path) -> None:
-    """Writes the arrays of one window."""
-    columns = ["at_is_estimated", *_AS_WRITTEN]
-    with append_arrays(out, split, _DTYPES) as append:
+    """Writes the records of one window."""
+    columns = ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
+    with append_array(out / f"{split}.npy", ROW) as append:
         for user_rows, item_rows, batch in _in_order(prepared, f"rows/split={split}", users, items, columns=columns):
-            arrays = {name: batch[name].to_numpy(zero_copy_only=False) for name in columns}
-            append(
-                {**arrays, "user_rows": user_rows, "item_rows": item_rows, "at_is_known": ~arrays["at_is_estimated"]}
-            )
+            records = np.zeros(len(batch), ROW)
+            records["user_rows"], records["item_rows"] = user_rows, item_rows
+            records["at_is_known"] = ~batch["at_is_estimated"].to_numpy(zero_copy_only=False)
+            for name in _AS_PREPARED:
+                records[name] = batch[name].to_numpy(zero_copy_only=False)
+            append(records)
 
 
 def load_rows(folder: Path, split: Split, counted: tuple[str, ...]) -> Rows:
     """Maps what `write_rows` wrote, and what was counted for these features."""
-    arrays = {name: map_array(folder / f"{split}.{name}.npy") for name in _DTYPES}
-    return Rows(**arrays, counted={name: map_array(folder / f"{split}.counted.{name}.npy") for name in counted})
+    return Rows(
+        map_array(folder / f"{split}.npy"),
+        {name: map_array(folder / f"{split}.{name}.npy") for name in counted},
+    )
 
 
 def write_histories(prepared: Path, users: Vocabulary, items: Vocabulary, *, out: Path) -> int:
@@ -88,16 +108,17 @@ def write_histories(prepared: Path, users: Vocabulary, items: Vocabulary, *, out
     flags = [flag for flag in _HISTORIES.values() if flag]
     last_at = 0
     with ExitStack() as stack:
-        append = {
-            name: stack.enter_context(append_arrays(out, name, {"item_rows": np.int32, "at": np.int64}))
-            for name in _HISTORIES
-        }
+        item_rows_of, at_of = (
+            {name: stack.enter_context(append_array(out / f"{name}.{part}.npy", dtype)) for name in _HISTORIES}
+            for part, dtype in (("item_rows", np.int32), ("at", np.int64))
+        )
         for user_rows, item_rows, batch in _in_order(prepared, "events", users, items, columns=flags):
             at = np.asarray(batch["at"])
             last_at = max(last_at, int(at.max()))
             for name, flag in _HISTORIES.items():
                 keep = batch[flag].to_numpy(zero_copy_only=False) if flag else np.ones(len(at), bool)
-                append[name]({"item_rows": item_rows[keep], "at": at[keep]})
+                item_rows_of[name](item_rows[keep])
+                at_of[name](at[keep])
                 _count(counts[name], user_rows[keep])
     for name, per_user in counts.items():
         np.save(out / f"{name}.offsets.npy", np.cumsum(per_user))
