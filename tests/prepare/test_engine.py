@@ -315,7 +315,7 @@ def test_a_value_of_another_type_late_in_a_csv_names_its_line(tmp_path: Path) ->
         ({"weight": "0"}, r"gives training rows weights of 0\.0 at least and 0\.0 on average\. A weight is 0 or more"),
         (
             {"split": {"kind": "last_n", "test": 50}},
-            r"no user has an event for prepare\.split\.validation, each user's last events, and one left to train on",
+            r"no user has an event for prepare\.split\.validation, each user's last events and one left to train on",
         ),
         (
             {"sample": {"users": 1e-9}},
