@@ -70,7 +70,7 @@ def test_a_recipe_reads_the_tables_under_their_canonical_names(tmp_path: Path) -
     }
     assert source.item_columns == {
         **{"item_id": "BIGINT", "creator_id": "BIGINT", "language": "VARCHAR", "tags": "VARCHAR[]"},
-        **{"length_s": "DOUBLE", "uploaded_at": "BIGINT", "content": "FLOAT[]"},
+        **{"length_s": "DOUBLE", "uploaded_at": "BIGINT", "content": "FLOAT[]", "pictures": "FLOAT[]"},
     }
     assert source.user_columns == {
         "user_id": "BIGINT",
@@ -287,17 +287,22 @@ def test_interest_differs_by_language_and_by_topic(log: Log) -> None:
     assert (by_topic.max(axis=0) - by_topic.mean(axis=0)).mean() > 0.2, "a user's favourite topic against all"
 
 
-def test_content_tells_the_topic_and_not_the_language(log: Log) -> None:
+def test_content_tells_the_topic_pictures_the_creator_and_neither_the_language(log: Log) -> None:
     items = pq.read_table(log.folder / "items.parquet").slice(0, 1_000)
-    content = np.array(items["content"].to_pylist(), dtype=np.float32)
-    np.testing.assert_allclose(np.linalg.norm(content, axis=1), 1, rtol=1e-5)
-    cosines = content @ content.T - 2 * np.eye(len(items), dtype=np.float32)
-    nearest = cosines.argmax(axis=1)
-    for name, values in (("topic", [tags[0] for tags in items["tags"].to_pylist()]), ("language", items["language"])):
-        groups = np.array(values)
-        by_chance = (np.unique(groups, return_counts=True)[1] ** 2).sum() / len(groups) ** 2
-        purity = (groups == groups[nearest]).mean()
-        assert purity > 0.5 if name == "topic" else purity == pytest.approx(by_chance, abs=0.1)
+    topics = np.array([tags[0] for tags in items["tags"].to_pylist()])
+    groups = {"topic": topics, "creator": np.array(items["creator_id"]), "language": np.array(items["language"])}
+    excess = {}
+    for vectors in ("content", "pictures"):
+        table = np.array(items[vectors].to_pylist(), dtype=np.float32)
+        np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
+        nearest = (table @ table.T - 2 * np.eye(len(items), dtype=np.float32)).argmax(axis=1)
+        for name, values in groups.items():
+            by_chance = (np.unique(values, return_counts=True)[1] ** 2).sum() / len(values) ** 2
+            excess[vectors, name] = (values == values[nearest]).mean() - by_chance
+    assert excess["content", "topic"] > 0.5
+    assert excess["pictures", "topic"] < 0.1
+    assert excess["pictures", "creator"] > 5 * excess["content", "creator"]
+    assert excess["content", "language"] == pytest.approx(0, abs=0.1)
 
 
 # --- dirt -------------------------------------------------------------------------------------------------------------

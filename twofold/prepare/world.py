@@ -288,6 +288,7 @@ def _write_items(folder: Path, items: Items) -> None:
             "length_s": items.length_ms[rows] / 1000,
             "uploaded_at": items.uploaded_at[rows],
             "content": _vectors(items.content[rows]),
+            "pictures": _vectors(items.pictures[rows]),
         }
 
     def planted(rows: slice) -> dict[str, Any]:

@@ -25,7 +25,7 @@ MEDIAN_LENGTH_S: Final = 20.0
 
 Ids: TypeAlias = Sequence[int] | np.ndarray
 
-_CENTRES, _USERS, _ITEMS, EVENTS = range(4)  # streams of random numbers
+_CENTRES, _USERS, _ITEMS, EVENTS, _PICTURES = range(5)  # streams of random numbers
 _AT_HOME: Final = 0.8  # share of users who live where their language is spoken
 _SECOND_TAG: Final = 0.3  # share of items with a second topic
 _MEAN_AGE_DAYS: Final = 30.0  # of the items there are on the first day
@@ -45,6 +45,7 @@ FORMULAS: Final = {
     "latents": "user: language + two favourite topics + own taste; item: language + its topics + look + the rest. "
     "Users meet items of other languages rarely, and like them less.",
     "content": "topics and look, turned and blurred, of norm 1; neither language, nor quality, nor the rest",
+    "pictures": "a creator's look far above the topics, turned and blurred, of norm 1",
     "exposure": "an item is met with a chance in proportion to its popularity that day, among the items of the user's "
     "language (of another one in a share 1 - own_language), never before uploaded_at; taste has no say in it",
     "popularity": f"appeal × f(age at noon in days / peak_age_days) ^ drift, f(x) = {_EVERGREEN} + {1 - _EVERGREEN} × "
@@ -187,6 +188,7 @@ class Items:
     quality: Float32[np.ndarray, "items"]
     latent: Float32[np.ndarray, "items dim"]
     content: Float32[np.ndarray, "items content"]
+    pictures: Float32[np.ndarray, "items content"]
 
     def popularity(self, day_ms: int, drift: float) -> Float64[np.ndarray, "items"]:
         """The weight of each item on the day that begins at `day_ms`; 0 for those that are not uploaded by its end."""
@@ -237,6 +239,9 @@ def plant_items(world: World) -> Items:
     turn = draw.standard_normal((world.dim, world.content_dim), dtype=np.float32)
     blur = draw.standard_normal((num, world.content_dim), dtype=np.float32) / np.float32(2)
     content = (theme + look) @ turn + blur
+    camera = world.draws(_PICTURES)
+    seen = (theme / 4 + 2 * look) @ camera.standard_normal((world.dim, world.content_dim), dtype=np.float32)
+    pictures = seen + camera.standard_normal((num, world.content_dim), dtype=np.float32) / np.float32(2)
     return Items(
         language=language,
         topics=topics,
@@ -249,6 +254,7 @@ def plant_items(world: World) -> Items:
         quality=quality.astype(np.float32),
         latent=languages[language] + theme + look + rest,
         content=content / np.linalg.norm(content, axis=1, keepdims=True),
+        pictures=pictures / np.linalg.norm(pictures, axis=1, keepdims=True),
     )
 
 
