@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Int64
+from jaxtyping import Int64, Integer
 
 from twofold.errors import DataError
 
@@ -67,7 +67,7 @@ class Vocabulary:
         found = (self._keys[at] == values) & ~missing
         return np.where(found, self._sorted[at], UNKNOWN).astype(np.int64)
 
-    def ids_of(self, rows: Int64[np.ndarray, "asked"]) -> pa.Array:
+    def ids_of(self, rows: Integer[np.ndarray, "asked"]) -> pa.Array:
         """The id of each row."""
         return self.ids.take(pa.array(rows))
 
