@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 import typer
@@ -19,7 +19,7 @@ import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
 from twofold.errors import RecipeError, RequestError, TwofoldError
-from twofold.recipe.load import load_recipe, recipe_digest, recipe_schema
+from twofold.recipe.load import load_recipe, recipe_differences, recipe_digest, recipe_schema
 from twofold.recipe.seen import Seen, taken_as
 
 app = typer.Typer(help="From an interaction log to judged recommendations.", no_args_is_help=True, add_completion=False)
@@ -112,11 +112,33 @@ def prepare(
     with _claimed(recipe, settings, runs, name, replace=replace) as job:
         prepared = pipeline.prepare(job)
         _say(prepared)
-    table = Table("step", "rows", "users", "items", "positive", title="the funnel")
+    table = Table("step", "rows", "removed", "users", "items", "positive", title="the funnel", box=SIMPLE_HEAD)
+    scope = "log"
     for line in funnel_lines(prepared.facts["funnel"]):
-        counts = (f"{count:,}" for count in (line.rows, line.users, line.items))
+        if line.scope != scope:
+            table.add_section()
+        scope = line.scope
+        removed = f"{line.removed:,}" if line.removed else ""
+        counts = (f"{line.rows:,}", removed, f"{line.users:,}", f"{line.items:,}")
         table.add_row(line.name, *counts, f"{line.positive_share:.1%}")
     Console().print(table)
+    if (labels := prepared.facts["labels"]) is not None:
+        _print_labels(labels)
+
+
+def _print_labels(report: dict[str, Any]) -> None:
+    """Which way the label leans; the rows fitted nothing."""
+    table = Table("length in s", "rows", "positive", "mean target", title="the label by length, on validation rows")
+    for decile in report["deciles"]:
+        shown = f"{decile['first_s']:g} to {decile['last_s']:g}", f"{decile['rows']:,}"
+        table.add_row(*shown, f"{decile['positive_share']:.1%}", f"{decile['mean_target']:.3f}")
+    table.box = SIMPLE_HEAD
+    Console().print(table)
+    for name in ("label", "target"):
+        if (leaning := report[f"{name}_with_length"]) is not None:
+            print(f"Spearman of {name} with length: {leaning:+.3f} (0 leans to neither short nor long)")
+    for remark in report["remarks"]:
+        print(f"note: {remark}")
 
 
 @app.command()
@@ -355,6 +377,16 @@ def _print_seen(console: Console, seen: Seen) -> None:
         console.print(table)
     for heading, sentence in facts_of(seen):
         console.print(Text(f"{heading:<11} {sentence}"))
+
+
+@recipe_app.command()
+def diff(old: RecipeFile, new: RecipeFile) -> None:
+    """What the second recipe asks for that the first does not: added, removed, changed."""
+    table = Table("", "field", "first", "second", box=SIMPLE_HEAD, pad_edge=False)
+    for change in recipe_differences(load_recipe(old), load_recipe(new)):
+        before, after = ("" if value is None else json.dumps(value) for value in (change.old, change.new))
+        table.add_row(change.kind, change.field, before, after)
+    Console().print(table if table.row_count else "no difference")
 
 
 @recipe_app.command()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from twofold.digest import digest_of
 from twofold.errors import RecipeError
-from twofold.recipe.features import Features, feature_name
+from twofold.recipe.features import feature_name
 from twofold.recipe.problems import Problem, members, nearest, problems_of
 from twofold.recipe.schema import Recipe
 
@@ -237,7 +237,7 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[Difference]:
 def _by_name(recipe: Recipe) -> dict[str, Json]:
     """The essence, each tower's features keyed by name, with their order beside them."""
     tree = _essence(recipe)
-    for tower in Features.model_fields:
+    for tower in ("user", "item"):
         names = [feature_name(feature) for feature in getattr(recipe.features, tower)]
         tree["features"][tower] = dict(zip(names, tree["features"][tower], strict=True))
     return tree
