@@ -1,6 +1,6 @@
 import torch
 
-from twofold.model.encoder import Encoder, Lookup, Number, Pool, mean_of_rows
+from twofold.model.encoder import Encoder, Lookup, Number, Pool, _pooled, mean_of_rows
 
 BLOCKS = (Pool("history", 6, 4), Lookup("maker", 3, 2), Number("length"))
 INPUTS = {
@@ -14,6 +14,40 @@ def test_mean_leaves_padding_out_and_is_zero_when_empty():
     table = torch.arange(12.0).reshape(6, 2)
     found = mean_of_rows(table, torch.tensor([[0, 2, 3], [0, 0, 0], [5, 5, 0]]))
     assert found.tolist() == [[5.0, 6.0], [0.0, 0.0], [10.0, 11.0]]
+
+
+def test_windows_are_the_means_of_the_newest_and_concat_keeps_each():
+    table = torch.arange(12.0).reshape(6, 2) * torch.tensor([[0.0]] + [[1.0]] * 5)
+    rows = torch.tensor([[0, 1, 2, 3, 5], [0, 0, 0, 0, 4]])
+    windows = Pool("history", 6, 2, "windows", 5)
+    assert windows.windows == (1, 3)
+    expected = [[10.0, 11.0, (4 + 6 + 10) / 3, (5 + 7 + 11) / 3], [8.0, 9.0, 8.0, 9.0]]
+    torch.testing.assert_close(_pooled(windows, table, rows), torch.tensor(expected))
+    concat = Pool("history", 6, 2, "concat", 5)
+    assert _pooled(concat, table, rows)[1].tolist() == [0.0] * 8 + [8.0, 9.0]
+    assert (windows.width, concat.width) == (4, 10)
+
+
+def test_given_vectors_are_read_but_neither_trained_nor_saved():
+    torch.manual_seed(0)
+    given = torch.cat([torch.zeros(1, 3), torch.randn(5, 3)])
+    blocks = (Pool("look", 6, 3, "mean", 2, over="look"), Pool("last", 6, 3, "concat", 2, over="look"))
+    encoder = Encoder(blocks, hidden=(), dim=4, given={"look": given})
+    rows = torch.tensor([[1, 5], [0, 2]], dtype=torch.int32)
+    flat = torch.cat([(given[1] + given[5]) / 2, given[1], given[5]])
+    expected = torch.nn.functional.normalize(encoder.layers(flat[None]))
+    torch.testing.assert_close(encoder({"look": rows, "last": rows})[:1], expected)
+    assert {name for name, _ in encoder.named_parameters()} == set(encoder.state_dict())
+    assert not any("look" in name for name in encoder.state_dict())
+
+
+def test_numbers_go_in_as_they_are_or_through_a_layer_of_their_own():
+    torch.manual_seed(0)
+    encoder = Encoder((Number("age"), Number("rate", expand=3), Number("shares", 2)), hidden=(), dim=4)
+    inputs = {"age": torch.tensor([2.0]), "rate": torch.tensor([0.5]), "shares": torch.tensor([[0.25, 0.75]])}
+    rate = torch.relu(encoder.expansions["rate"][0](torch.tensor([0.5])))
+    flat = torch.cat([torch.tensor([2.0]), rate, torch.tensor([0.25, 0.75])])
+    torch.testing.assert_close(encoder(inputs), torch.nn.functional.normalize(encoder.layers(flat[None])))
 
 
 def test_vectors_have_unit_length_and_a_line_does_not_depend_on_its_batch():

@@ -1,7 +1,12 @@
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 
+from tests.dataset.prepared import FEATURES as EVERY_KIND
+from tests.dataset.prepared import random_events, write_prepared
+from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.features import FeatureState
 from twofold.model.two_tower import (
     build_two_tower,
@@ -25,6 +30,19 @@ FEATURES = Features.model_validate(
     }
 )
 STATE = FeatureState(FEATURES, 0, 10, {}, {})
+
+
+RECIPE = TwoTower(kind="two_tower", dim=8, hidden=(6,))
+
+
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("every_kind")
+    write_prepared(folder / "prepare", random_events(0))
+    build_dataset(folder / "prepare", EVERY_KIND, folder / "dataset", utc_offset_h=8)
+    dataset = load_dataset(folder / "dataset")
+    torch.manual_seed(0)
+    return build_two_tower(RECIPE, dataset.features, dataset.vectors), dataset
 
 
 def build(seed=0, hidden=(6,)):
@@ -53,6 +71,33 @@ def test_exported_user_tower_equals_the_trained_one_at_any_batch_size(tmp_path):
         inputs = requests(n)
         (served,) = session.run(["vector"], inputs)
         np.testing.assert_allclose(served, encode(model.user, [tensors(inputs)]), atol=1e-6)
+
+
+def test_a_user_tower_of_every_kind_of_feature_is_exported_with_the_vectors_it_reads(every_kind, tmp_path):
+    model, dataset = every_kind
+    export_user_tower(model, tmp_path / "user_tower.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "user_tower.onnx")
+    rows = dataset.rows["train"]
+    for n in (1, 2, 33):
+        (inputs,) = query_batches(dataset, np.array(rows.user_rows[:n]), np.array(rows.at[:n]))
+        (served,) = session.run(["vector"], {name: values.numpy() for name, values in inputs.items()})
+        np.testing.assert_allclose(served, encode(model.user, [inputs]), atol=1e-6)
+
+
+def test_given_vectors_are_no_parameters_and_no_part_of_the_weights(every_kind, tmp_path):
+    model, dataset = every_kind
+    assert sum(part.parameters for part in describe_model(model)) == sum(p.numel() for p in model.parameters())
+    shapes = {(part.tower, part.name): part.shape for part in describe_model(model)}
+    assert shapes["user", "positives_concat_sound"] == "given sound, concat → 6"  # 3 items of 2 numbers
+    assert shapes["user", "negatives_windows"] == "18 rows, windows → 24"  # the last, and the means of 3 and 10, of 8
+    assert shapes["user", "positives_clusters_look"] == "number → 3"
+    assert shapes["item", "age"] == "number → 1 → 3"
+    save_weights(model, tmp_path / "weights.safetensors")
+    torch.manual_seed(1)
+    fresh = build_two_tower(RECIPE, dataset.features, dataset.vectors)
+    loaded = load_weights(fresh, tmp_path / "weights.safetensors")
+    (items,) = item_batches(dataset, 0)
+    assert encode(loaded.item, [items]).tobytes() == encode(model.item, [items]).tobytes()
 
 
 def test_saved_and_loaded_equal(tmp_path):

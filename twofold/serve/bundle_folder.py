@@ -148,6 +148,12 @@ def _refuse_strangers(bundle: Bundle, folder: Path) -> None:
             )
             for name, history in histories.items()
         ),
+        (
+            any(len(values) != users + 1 for values in bundle.user_arrays.attributes.values())
+            or any(len(counters.first) != users + 1 for counters in bundle.user_arrays.counters.values())
+            or any(len(clusters) != items + 1 for clusters in bundle.user_arrays.clusters.values()),
+            "user_arrays/ or counters/ are of other users or items",
+        ),
     ]
     found = [text for is_wrong, text in faults if is_wrong]
     if found:

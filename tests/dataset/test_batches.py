@@ -1,0 +1,58 @@
+"""One code path: a row of training, the same question in evaluation, and the catalogue at its moment are byte-equal."""
+
+import numpy as np
+import pytest
+
+from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.batches import epoch_batches, gather_batch, item_batches, query_batches
+from twofold.dataset.features import feature_names
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    write_prepared(folder / "prepare", random_events(0))
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    return load_dataset(folder / "dataset")
+
+
+def as_bytes(inputs, line=slice(None)):
+    return {name: values[line].numpy().tobytes() for name, values in inputs.items()}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_row_reads_what_its_user_reads_who_asks_at_its_moment(dataset, split):
+    rows = dataset.rows[split]
+    batch = gather_batch(dataset, rows, np.arange(len(rows)))
+    assert tuple(batch.user) == feature_names(dataset.features)[0]
+    (asked,) = query_batches(dataset, np.asarray(rows.user_rows), np.asarray(rows.at))
+    assert as_bytes(batch.user) == as_bytes(asked)
+
+
+def test_a_row_reads_what_the_catalogue_holds_at_its_moment(dataset):
+    rows = dataset.rows["validation"]
+    for line in range(0, len(rows), 7):
+        batch = gather_batch(dataset, rows, np.array([line]))
+        (catalogue,) = item_batches(dataset, int(rows.at[line]))
+        assert set(batch.item) == set(feature_names(dataset.features)[1])
+        assert as_bytes(batch.item) == as_bytes(catalogue, slice(rows.item_rows[line], rows.item_rows[line] + 1))
+
+
+def test_nothing_that_a_tower_reads_is_missing_or_endless(dataset):
+    batch = gather_batch(dataset, dataset.rows["train"], np.arange(len(dataset.rows["train"])))
+    for side in (batch.user, batch.item):
+        for name, values in side.items():
+            assert bool(values.isfinite().all()), name
+    counted = batch.user["user_id_like_24h"]
+    assert abs(float(counted.mean())) < 1e-5
+    assert abs(float(counted.std(correction=0)) - 1) < 1e-5
+
+
+def test_the_order_of_an_epoch_is_its_seeds_and_a_resumed_one_continues_it(dataset):
+    rows, lines = dataset.rows["train"], np.arange(len(dataset.rows["train"]))
+    whole = list(epoch_batches(dataset, rows, lines, batch_size=50, seed=(0, 3), first=0))
+    resumed = list(epoch_batches(dataset, rows, lines, batch_size=50, seed=(0, 3), first=2))
+    assert [as_bytes(batch.user) for batch in whole[2:]] == [as_bytes(batch.user) for batch in resumed]
+    other = list(epoch_batches(dataset, rows, lines, batch_size=50, seed=(0, 4), first=0))
+    assert other[0].item_rows.tolist() != whole[0].item_rows.tolist()

@@ -1,0 +1,114 @@
+"""Train/serve parity over every kind of feature: a server reads what was trained on, byte by byte."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.dataset.prepared import FEATURES, HOUR_MS, random_events, write_prepared
+from twofold.bundle import MANIFEST, run_stage
+from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.batches import item_batches, query_batches
+from twofold.dataset.features import Queries, queries_at, user_inputs
+from twofold.errors import RunError
+from twofold.index.knn import build_index, save_index
+from twofold.model.two_tower import build_two_tower, encode, export_user_tower
+from twofold.recipe.schema import TwoTower
+from twofold.serve import load
+from twofold.serve.bundle_folder import USER_TOWER, save_context
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    write_prepared(folder / "prepare", random_events(0))
+    as_of = build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)["last_event_at"] + 1
+    dataset = load_dataset(folder / "dataset")
+    torch.manual_seed(0)
+    model = build_two_tower(TwoTower(kind="two_tower", dim=8, hidden=(6,)), dataset.features, dataset.vectors)
+
+    def work(out):
+        save_index(build_index(encode(model.item, item_batches(dataset, as_of))), out)
+        export_user_tower(model, out / USER_TOWER)
+        save_context(folder / "dataset", out, as_of=as_of)
+        return {}
+
+    run_stage(folder, "index", inputs={}, work=work)
+    return load(folder), dataset, model
+
+
+def as_bytes(inputs):
+    return {name: np.ascontiguousarray(values).tobytes() for name, values in inputs.items()}
+
+
+@pytest.mark.parametrize("hours_ago", [0, 1, 30, 200])
+def test_a_server_reads_what_evaluation_reads(served, hours_ago):
+    recommender, dataset, _ = served
+    bundle = recommender.bundle
+    user_rows = np.arange(len(dataset.users))
+    at = np.full(len(user_rows), bundle.as_of - hours_ago * HOUR_MS)
+    (judged,) = query_batches(dataset, user_rows, at)
+    asked = queries_at(bundle.features, bundle.positives, bundle.negatives, user_rows=user_rows, at=at)
+    assert as_bytes(user_inputs(bundle.features, bundle.user_arrays, asked)) == as_bytes(
+        {name: values.numpy() for name, values in judged.items()}
+    )
+
+
+def test_answers_carry_the_scores_of_the_trained_model(served):
+    recommender, dataset, model = served
+    user_rows = np.arange(len(dataset.users))
+    at = np.full(len(user_rows), recommender.bundle.as_of)
+    scores = (
+        encode(model.user, query_batches(dataset, user_rows, at))
+        @ encode(model.item, item_batches(dataset, recommender.bundle.as_of)).T
+    )
+    answers = recommender.recommend(dataset.users.ids, k=5, exclude_seen=False)
+    rows = dataset.users.rows_of(answers["user_id"]), dataset.items.rows_of(answers["item_id"])
+    np.testing.assert_allclose(np.asarray(answers["score"]), scores[rows], atol=1e-5)
+
+
+def test_a_posted_history_is_read_as_that_of_a_known_user(served, monkeypatch):
+    recommender, dataset, _ = served
+    bundle = recommender.bundle
+    read = []
+    monkeypatch.setattr(
+        type(bundle.tower), "vectors", lambda tower, inputs: read.append(inputs) or np.zeros((1, 8), np.float32)
+    )
+    (user_row,) = dataset.users.rows_of(["user 4"])
+    met = {
+        name: dataset.items.ids_of(history.item_rows[history.offsets[user_row] : history.offsets[user_row + 1]])
+        for name, history in (("positives", bundle.positives), ("negatives", bundle.negatives))
+    }
+    recommender.recommend(["user 4"])
+    recommender.recommend_for_history(met["positives"], negatives=met["negatives"])
+    known, posted = (as_bytes(inputs) for inputs in read)
+    of_the_user = {"language", "years", "user_id_like_24h", "user_id_watch_s_life"}
+    assert {name for name in known if known[name] != posted[name]} <= of_the_user
+    # Who is not known has no attributes, and what is usual for the rest: as a user of the log without events does.
+    nobody = Queries(np.array([-1]), np.array([0]), np.zeros((1, 0), np.int32), np.zeros((1, 0), np.int32))
+    idle = Queries(np.array([13]), np.array([0]), np.zeros((1, 0), np.int32), np.zeros((1, 0), np.int32))
+    one, other = (user_inputs(bundle.features, bundle.user_arrays, queries) for queries in (nobody, idle))
+    assert (one["language"].tolist(), one["years"].tolist()) == ([0], [0.0])
+    assert one["user_id_like_24h"].tobytes() == other["user_id_like_24h"].tobytes()
+    assert np.array_equal(read[1]["user_id_like_24h"], one["user_id_like_24h"])
+
+
+@pytest.mark.parametrize(
+    "name", ["user_arrays/years.npy", "user_arrays/clusters.look.3.npy", "counters/user_id/first.npy"]
+)
+def test_arrays_of_other_users_or_items_are_refused(served, folder, tmp_path, name):
+    def work(out):
+        shutil.copytree(folder / "index", out, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+        np.save(out / name, np.load(out / name)[1:])
+        return {}
+
+    run_stage(tmp_path, "index", inputs={}, work=work)
+    with pytest.raises(
+        RunError, match=r"user_arrays/ or counters/ are of other users or items. Delete .*/index and run"
+    ):
+        load(tmp_path)
