@@ -23,7 +23,9 @@ from twofold.recipe.load import load_recipe, recipe_differences, recipe_digest, 
 from twofold.recipe.seen import Seen, taken_as
 
 app = typer.Typer(help="From an interaction log to judged recommendations.", no_args_is_help=True, add_completion=False)
-recipe_app = typer.Typer(help="Recipes: check one, or print the JSON Schema of all.", no_args_is_help=True)
+recipe_app = typer.Typer(
+    help="Recipes: draft one from a log, check one, or print the JSON Schema of all.", no_args_is_help=True
+)
 app.add_typer(recipe_app, name="recipe")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as those in recipes/.")]

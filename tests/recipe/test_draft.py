@@ -60,7 +60,7 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
         "half of the users have 20 events or fewer, one in 1,000 more than 90",
         "# the last day is judged",
         "# 800 events",
-        "# weight: LEAST(SQRT(watch_s), 8)",
+        "  # weight: LEAST(SQRT(watch_s), 8)",
     ):
         assert said in drafted
 

@@ -108,7 +108,7 @@ def _prepare(seen: Seen) -> list[str]:
             lines += _said(f"    {ours}: {scalar(rule)}", "seconds; prepare.labels knows what to make of them")
     share = events.positives / events.rows
     lines += _said(f"  positive: {scalar(roles.positive)}", f"{roles.reason}; {share:.1%} of the rows")
-    if "watch_s" in roles.derive or "watch_s" in roles.positive:
+    if any(part.startswith("watch time") for part in roles.taken_as.values()):
         lines += _said("  # weight: LEAST(SQRT(watch_s), 8)", "without the first #: long watches teach more")
     return [*lines, *_filters(events), *_split(events)]
 
@@ -219,7 +219,11 @@ def _feature_kind(column: Column, rows: int) -> tuple[str | None, str]:
     named = words(column.name)
     if column.kind == "list":
         is_vector = column.type.startswith(("FLOAT[", "DOUBLE["))
-        return (None, "vectors, see features.vectors") if is_vector else ("bag", "a list of values")
+        return (
+            (None, "lists of numbers; features.vectors reads those of items")
+            if is_vector
+            else ("bag", "a list of values")
+        )
     if column.distinct < 2 or column.nulls > 0.9:
         return None, "nearly always the same or missing"
     if set(named) & COUNTS and column.kind in ("integer", "fraction"):
