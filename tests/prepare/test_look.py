@@ -170,14 +170,14 @@ def test_rows_without_keys_are_left_out_of_the_counts(tmp_path: Path) -> None:
 
 
 def test_a_wide_log(tmp_path: Path) -> None:
-    noise = {f"f{number}": np.arange(ROWS) * number % 7 for number in range(400)}
+    noise = {f"f{number}": np.arange(ROWS) * number % 7 for number in range(150)}
     seen = look(
         write(
             tmp_path / "log.parquet",
             {"uid": keys()["user"], "iid": keys()["item"], **noise, "ts": keys()["seconds"]},
         )
     )
-    assert len(seen.log.columns) == 403
+    assert len(seen.log.columns) == 153
     assert drafted(seen, tmp_path).data.columns == {"user_id": "uid", "item_id": "iid", "at": "ts"}
 
 
@@ -231,7 +231,7 @@ def test_a_hostile_name_is_a_name(tmp_path: Path, name: str) -> None:
     log = write(tmp_path / "log.parquet", dict(zip(names, values, strict=True)) | {"like": np.arange(ROWS) % 3 // 2})
     seen = look(log, asked=Asked(*names[:3]))
     assert (seen.events.users, seen.events.items, seen.roles.positive) == (20, 31, '"like"')
-    assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == ROWS // 10
+    assert list(drafted(seen, tmp_path).data.columns.values()) == names[:3]
 
 
 def test_the_engine_reads_the_given_files_alone(tmp_path: Path, short_video: Path) -> None:
