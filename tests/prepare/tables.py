@@ -16,6 +16,17 @@ TRAIN, VALIDATION, TEST = (FIRST_MS + day * DAY_MS for day in (0, 4, 5))
 JUDGED = [(user, 100, at, True) for user in (8, 9) for at in (VALIDATION, TEST)]
 
 
+# user 1 meets items 0, 1, 2; user 2 items 0, 1; user 3 item 0, which it does not like
+THREE_USERS = [
+    (1, 0, TRAIN, True),
+    (1, 1, TRAIN + 1, True),
+    (1, 2, TRAIN + 2, False),
+    (2, 0, TRAIN, True),
+    (2, 1, TRAIN + 1, False),
+    (3, 0, TRAIN, False),
+]
+
+
 def prepared(folder: Path, events: pa.Table, items: pa.Table | None = None, **parts: Any) -> Path:
     """The folder of prepared tables; `parts` go to the recipe's `prepare`."""
     recipe = world_recipe(write_world(folder / "log", events, items))

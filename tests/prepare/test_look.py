@@ -154,6 +154,7 @@ def test_an_order_instead_of_a_time(tmp_path: Path) -> None:
     seen = look(log, asked=Asked(time="pos"))
     assert seen.events.days == ()
     assert drafted(seen, tmp_path).prepare.split.kind == "last_n"
+    assert prepared(seen, tmp_path)["splits"]["test"]["users"] > 0
 
 
 def test_a_rule_that_holds_for_no_event_is_not_proposed(tmp_path: Path) -> None:

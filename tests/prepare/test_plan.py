@@ -3,9 +3,7 @@
 import json
 from datetime import date
 from pathlib import Path
-from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,13 +24,9 @@ from tests.prepare.tables import (
     rows_of,
 )
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
-from twofold.errors import DataError
 from twofold.prepare import stage
-from twofold.prepare.hashing import shard_sql
 from twofold.prepare.plan import HOUR_MS
-from twofold.prepare.selection import filter_name
 from twofold.prepare.stage import prepare
-from twofold.recipe.preparation import ItemFilter, UserFilter
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
@@ -190,82 +184,6 @@ def test_files_are_sorted_and_of_the_declared_types(tmp_path: Path) -> None:
     }
 
 
-# --- filters and the funnel -------------------------------------------------------------------------------------------
-
-# user 1 meets items 0, 1, 2; user 2 items 0, 1; user 3 item 0, which it does not like
-THREE_USERS = [
-    (1, 0, TRAIN, True),
-    (1, 1, TRAIN + 1, True),
-    (1, 2, TRAIN + 2, False),
-    (2, 0, TRAIN, True),
-    (2, 1, TRAIN + 1, False),
-    (3, 0, TRAIN, False),
-]
-
-
-@pytest.mark.parametrize(
-    ("filters", "kept"),
-    [
-        ([{"kind": "items", "min_events": 2}], [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]),
-        ([{"kind": "items", "min_events": 3}, {"kind": "users", "min_events": 1}], [(1, 0), (2, 0), (3, 0)]),
-        ([{"kind": "users", "min_events": 2}], [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]),
-        ([{"kind": "users", "min_events": 2, "max_events": 2}], [(2, 0), (2, 1)]),
-        ([{"kind": "users", "min_positives": 2}, {"kind": "items", "min_events": 1}], [(1, 0), (1, 1), (1, 2)]),
-        ([{"kind": "users", "min_negatives": 1, "min_positives": 1}], [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]),
-        # in the stated order, once: without user 3, item 0 has two events left, and item 1 too
-        ([{"kind": "users", "min_events": 2}, {"kind": "items", "min_events": 2}], [(1, 0), (1, 1), (2, 0), (2, 1)]),
-        ([{"kind": "items", "min_events": 2}, {"kind": "users", "min_events": 3}], []),
-    ],
-)
-def test_filters_count_and_remove_in_the_stated_order(
-    tmp_path: Path, filters: list[dict[str, Any]], kept: list[tuple[int, int]]
-) -> None:
-    # users 6 and 7 and item 50 pass every filter, so that there is always something to train on
-    passing = [(user, 50, TRAIN + at, at != 1) for user in (6, 7) for at in range(3)]
-    passing += [(user, 51, TRAIN + 3, True) for user in (6, 7)] if "max_events" not in str(filters) else []
-    if "max_events" in str(filters):
-        passing = [(user, 50 + at, TRAIN + at, at == 0) for user in (6, 7) for at in range(2)]
-    out = prepared(tmp_path, log_of(THREE_USERS + passing), filters=filters)
-    assert column([row for row in rows_of(out) if row["user_id"] < 6], "user_id", "item_id") == kept
-    # histories and the judged days lose nothing
-    assert len(events_of(out)) == len(THREE_USERS + passing + JUDGED)
-    assert len(rows_of(out, "test")) == 2
-
-
-def test_validation_counts_for_no_filter_and_is_not_filtered(tmp_path: Path) -> None:
-    late = [(3, item, VALIDATION, True) for item in range(3)]
-    filters = [{"kind": "users", "min_events": 2}]
-    out = prepared(tmp_path, log_of(THREE_USERS + late), filters=filters)
-    assert {row["user_id"] for row in rows_of(out)} == {1, 2}
-    assert column(rows_of(out, "validation"), "user_id") == [3, 3, 3, 8, 9]
-
-
-def test_the_funnel_adds_up(tmp_path: Path) -> None:
-    rows = [*THREE_USERS, THREE_USERS[0], (None, 0, TRAIN, True), (3, 0, TRAIN - DAY_MS, True)]
-    filters = [{"kind": "items", "min_events": 2}, {"kind": "users", "min_events": 2}]
-    out = prepared(tmp_path, log_of(rows), filters=filters)
-    lines = funnel_of(out)
-    log, train, windows = ([line for line in lines if line.scope == scope] for scope in ("log", "train", "windows"))
-    assert [line.rows for line in log] == [13, 12, 11]
-    assert log[-1].rows == train[0].rows + sum(line.rows for line in windows) == 6 + 2 + 2 + 1
-    for scope in (log, train):
-        for before, after in zip(scope, scope[1:], strict=False):
-            assert before.rows - after.removed == after.rows
-    assert [(line.rows, line.users, line.items, line.positives) for line in train] == [
-        (6, 3, 3, 3),
-        (5, 3, 2, 3),
-        (4, 2, 2, 3),
-    ]
-    assert train[-1].positive_share == 3 / 4
-    assert train[-1].rows == len(rows_of(out))
-
-
-def test_filters_are_named_in_words() -> None:
-    assert filter_name(ItemFilter(kind="items", min_events=5)) == "items: 5 or more events"
-    words = "users: 2 to 50 events, 1 or more positives, 3 or more negatives"
-    assert filter_name(UserFilter(kind="users", min_events=2, max_events=50, min_positives=1, min_negatives=3)) == words
-
-
 # --- items and users --------------------------------------------------------------------------------------------------
 
 
@@ -312,17 +230,6 @@ def test_changing_validation_and_test_changes_no_training_row(tmp_path: Path) ->
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("type_", "ids"), [("BIGINT", "range"), ("VARCHAR", "'user ' || range")])
-def test_shards_part_the_users_evenly(type_: str, ids: str) -> None:
-    users = f"(SELECT CAST({ids} AS {type_}) AS user_id FROM range(-500, 2500))"
-    counts = [
-        duckdb.execute(f"SELECT COUNT(*) FROM {users} WHERE {shard_sql(type_, shard, 3)}").fetchall()[0][0]
-        for shard in range(3)
-    ]
-    assert sum(counts) == 3000
-    assert min(counts) > 900
 
 
 def test_shards_hold_every_row_once_and_every_user_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,38 +327,6 @@ def test_counters_leave_out_events_whose_time_is_not_known(tmp_path: Path) -> No
     out = prepared(tmp_path, log, counters={"user_id": {"rates": {"like": "liked"}}})
     found = pq.read_table(out / "counters" / "by=user_id.parquet").to_pylist()
     assert {row["key"]: row["events"] for row in found if row["key"] < 8} == {1: 1, 2: 1}
-
-
-# --- vectors ----------------------------------------------------------------------------------------------------------
-
-
-def test_vectors_of_a_file_follow_the_order_of_the_prepared_items(tmp_path: Path) -> None:
-    rows = [(1, 5, TRAIN, True), (2, 3, TRAIN + 1, True), (2, 4, TRAIN + 2, True)]
-    items = pa.table({"item_id": [5, 100, 3]})
-    data = write_world(tmp_path / "log", log_of(rows), items)
-    np.save(tmp_path / "look.npy", np.array([[5.0, 0.5], [100.0, 1.0], [3.0, 0.3]]))
-    prepare(world_recipe(data | {"vectors": {"look": tmp_path / "look.npy"}}), tmp_path / "out")
-    found = np.load(tmp_path / "out" / "vectors" / "look.npy")
-    assert column(pq.read_table(tmp_path / "out" / "items.parquet").to_pylist(), "item_id") == [3, 4, 5, 100]
-    np.testing.assert_array_equal(found, np.array([[3, 0.3], [np.nan, np.nan], [5, 0.5], [100, 1]], np.float32))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (np.zeros((2, 4)), r"look\.npy holds float64 of shape \(2, 4\); it must be floats of shape \(3, length\)"),
-        (np.zeros(3), r"holds float64 of shape \(3,\)"),
-        (np.zeros((3, 2), np.int64), r"holds int64 of shape \(3, 2\); it must be floats"),
-        (np.array([None] * 3), r"cannot be read as \.npy: .* Write it with numpy\.save"),
-    ],
-)
-def test_a_file_of_vectors_that_is_none_is_refused(tmp_path: Path, content: Any, message: str) -> None:
-    data = write_world(
-        tmp_path / "log", log_of([(1, 5, TRAIN, True), (2, 3, TRAIN, True)]), pa.table({"item_id": [5, 100, 3]})
-    )
-    np.save(tmp_path / "look.npy", content, allow_pickle=True)
-    with pytest.raises(DataError, match=message):
-        prepare(world_recipe(data | {"vectors": {"look": tmp_path / "look.npy"}}), tmp_path / "out")
 
 
 # --- the future -------------------------------------------------------------------------------------------------------

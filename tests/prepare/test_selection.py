@@ -7,10 +7,22 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.prepare.tables import TEST, TRAIN, VALIDATION, column, events_of, funnel_of, log_of, prepared, rows_of
+from tests.prepare.tables import (
+    JUDGED,
+    TEST,
+    THREE_USERS,
+    TRAIN,
+    VALIDATION,
+    column,
+    events_of,
+    funnel_of,
+    log_of,
+    prepared,
+    rows_of,
+)
 from tests.worlds import DAY_MS
 from twofold.prepare.selection import filter_name
-from twofold.recipe.preparation import UserFilter
+from twofold.recipe.preparation import ItemFilter, UserFilter
 
 
 def meetings(pairs: list[tuple[int, int]], liked: bool = True) -> pa.Table:
@@ -147,3 +159,69 @@ def test_where_only_positives_count_the_last_of_them_are_judged(tmp_path: Path) 
     assert column(rows_of(out, "test"), "user_id", "item_id") == [(1, 13), (2, 23)]
     assert column(rows_of(out, "validation"), "user_id", "item_id") == [(1, 11), (2, 21)]
     assert {line.name: line.removed for line in funnel_of(out)}["taken by prepare.where"] == 4 + len([8, 9]) * 2
+
+
+# --- filters and the funnel -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ([{"kind": "items", "min_events": 2}], [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]),
+        ([{"kind": "items", "min_events": 3}, {"kind": "users", "min_events": 1}], [(1, 0), (2, 0), (3, 0)]),
+        ([{"kind": "users", "min_events": 2}], [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]),
+        ([{"kind": "users", "min_events": 2, "max_events": 2}], [(2, 0), (2, 1)]),
+        ([{"kind": "users", "min_positives": 2}, {"kind": "items", "min_events": 1}], [(1, 0), (1, 1), (1, 2)]),
+        ([{"kind": "users", "min_negatives": 1, "min_positives": 1}], [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]),
+        # in the stated order, once: without user 3, item 0 has two events left, and item 1 too
+        ([{"kind": "users", "min_events": 2}, {"kind": "items", "min_events": 2}], [(1, 0), (1, 1), (2, 0), (2, 1)]),
+        ([{"kind": "items", "min_events": 2}, {"kind": "users", "min_events": 3}], []),
+    ],
+)
+def test_filters_count_and_remove_in_the_stated_order(
+    tmp_path: Path, filters: list[dict[str, Any]], kept: list[tuple[int, int]]
+) -> None:
+    # users 6 and 7 and item 50 pass every filter, so that there is always something to train on
+    passing = [(user, 50, TRAIN + at, at != 1) for user in (6, 7) for at in range(3)]
+    passing += [(user, 51, TRAIN + 3, True) for user in (6, 7)] if "max_events" not in str(filters) else []
+    if "max_events" in str(filters):
+        passing = [(user, 50 + at, TRAIN + at, at == 0) for user in (6, 7) for at in range(2)]
+    out = prepared(tmp_path, log_of(THREE_USERS + passing), filters=filters)
+    assert column([row for row in rows_of(out) if row["user_id"] < 6], "user_id", "item_id") == kept
+    # histories and the judged days lose nothing
+    assert len(events_of(out)) == len(THREE_USERS + passing + JUDGED)
+    assert len(rows_of(out, "test")) == 2
+
+
+def test_validation_counts_for_no_filter_and_is_not_filtered(tmp_path: Path) -> None:
+    late = [(3, item, VALIDATION, True) for item in range(3)]
+    filters = [{"kind": "users", "min_events": 2}]
+    out = prepared(tmp_path, log_of(THREE_USERS + late), filters=filters)
+    assert {row["user_id"] for row in rows_of(out)} == {1, 2}
+    assert column(rows_of(out, "validation"), "user_id") == [3, 3, 3, 8, 9]
+
+
+def test_the_funnel_adds_up(tmp_path: Path) -> None:
+    rows = [*THREE_USERS, THREE_USERS[0], (None, 0, TRAIN, True), (3, 0, TRAIN - DAY_MS, True)]
+    filters = [{"kind": "items", "min_events": 2}, {"kind": "users", "min_events": 2}]
+    out = prepared(tmp_path, log_of(rows), filters=filters)
+    lines = funnel_of(out)
+    log, train, windows = ([line for line in lines if line.scope == scope] for scope in ("log", "train", "windows"))
+    assert [line.rows for line in log] == [13, 12, 11]
+    assert log[-1].rows == train[0].rows + sum(line.rows for line in windows) == 6 + 2 + 2 + 1
+    for scope in (log, train):
+        for before, after in zip(scope, scope[1:], strict=False):
+            assert before.rows - after.removed == after.rows
+    assert [(line.rows, line.users, line.items, line.positives) for line in train] == [
+        (6, 3, 3, 3),
+        (5, 3, 2, 3),
+        (4, 2, 2, 3),
+    ]
+    assert train[-1].positive_share == 3 / 4
+    assert train[-1].rows == len(rows_of(out))
+
+
+def test_filters_are_named_in_words() -> None:
+    assert filter_name(ItemFilter(kind="items", min_events=5)) == "items: 5 or more events"
+    words = "users: 2 to 50 events, 1 or more positives, 3 or more negatives"
+    assert filter_name(UserFilter(kind="users", min_events=2, max_events=50, min_positives=1, min_negatives=3)) == words

@@ -58,6 +58,7 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
     settings = {
         "temp_directory": _text(spill),
         "TimeZone": "'UTC'",
+        "enable_progress_bar": "false",  # we draw our own
         "allowed_paths": f"[{', '.join(_text(path) for path in source.files)}]",
         "allowed_directories": f"[{_text(out.resolve())}]",
         "enable_external_access": "false",

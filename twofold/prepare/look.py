@@ -18,8 +18,8 @@ from twofold.prepare.check import check_recipe
 from twofold.prepare.sources import (
     INTEGERS,
     Source,
-    _columns_of,
-    _files_at,
+    columns_of,
+    files_at,
     first_line,
     open_source,
     quoted,
@@ -69,8 +69,8 @@ def check_draft(text: str, folder: Path) -> None:
 
 def look_at_table(path: Path, *, field: str) -> LookedAt:
     """What every column of a table holds. `field` is what the user called the path."""
-    files = _files_at(path, field)
-    types = _columns_of(files, field=field)
+    files = files_at(path, field)
+    types = columns_of(files, field=field)
     names = list(types)
     rows, columns = 0, []
     with _engine(files) as ask:

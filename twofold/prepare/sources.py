@@ -115,8 +115,8 @@ def open_source(data: Table) -> Source:
     milliseconds, timestamps without a zone being taken for UTC.
     """
     paths = {"events": data.events, "items": data.items, "users": data.users}
-    found = {name: _files_at(path, f"data.{name}") for name, path in paths.items() if path is not None}
-    own = {name: _columns_of(files, field=f"data.{name}") for name, files in found.items()}
+    found = {name: files_at(path, f"data.{name}") for name, path in paths.items() if path is not None}
+    own = {name: columns_of(files, field=f"data.{name}") for name, files in found.items()}
     _check_renaming(data.columns, own)
     events = _table(data, found["events"], own["events"], EVENTS)
     sides = []
@@ -242,7 +242,7 @@ def scan_sql(files: tuple[Path, ...]) -> str:
     return f"read_parquet([{listed}], hive_partitioning = false)"
 
 
-def _files_at(path: Path, field: str) -> tuple[Path, ...]:
+def files_at(path: Path, field: str) -> tuple[Path, ...]:
     """The file at a path, or those directly in a folder, in the order of their names."""
     found = sorted(path.iterdir()) if path.is_dir() else [path]
     files = tuple(file.resolve() for file in found if file.suffix in _KINDS)
@@ -252,7 +252,7 @@ def _files_at(path: Path, field: str) -> tuple[Path, ...]:
     return files
 
 
-def _columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
+def columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
     """Name → SQL type. One file after the other, so that the message about a bad one names it."""
     described: dict[str, str] = {}
     for path in files:
@@ -293,7 +293,7 @@ def _damaged(path: Path, error: duckdb.Error) -> DataError:
 
 def first_line(error: duckdb.Error) -> str:
     """The engine's reason without its advice, which is about calls the user never made."""
-    return str(error).split("\n\n")[0].replace("\n", "; ").rstrip(".")
+    return str(error).split("\n\n")[0].split(".\n")[0].replace("\n", "; ").rstrip(".")
 
 
 def _named(files: tuple[Path, ...]) -> str:
