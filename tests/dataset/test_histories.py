@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from twofold.dataset.histories import Histories, load_histories
 
@@ -28,6 +29,20 @@ def test_before_equals_a_naive_count():
 def test_last_is_right_aligned_and_never_reaches_into_a_neighbour():
     taken = WORLD.last(np.array([0, 0, 1, 2]), np.array([3, 1, 0, 1]), n=2)
     assert taken.tolist() == [[7, 8], [0, 6], [0, 0], [0, 9]]
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 50])
+def test_last_equals_a_naive_slice(n):
+    rng = np.random.default_rng(n)
+    lengths = rng.integers(0, 9, size=6)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = rng.integers(0, 99, size=offsets[-1]).astype(np.int32)
+    histories = Histories(items, np.zeros(len(items), np.int64), offsets)
+    users = rng.integers(0, 6, size=200)
+    counts = rng.integers(0, lengths[users] + 1)
+    for user, count, taken in zip(users, counts, histories.last(users, counts, n=n), strict=True):
+        newest = (items[offsets[user] : offsets[user] + count] + 1).tolist()[max(count - n, 0) :]
+        assert taken.tolist() == [0] * (n - len(newest)) + newest
 
 
 def test_slices_and_parts():

@@ -99,12 +99,14 @@ def test_a_posted_history_is_read_as_that_of_a_known_user(served, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["user_arrays/years.npy", "user_arrays/clusters.look.3.npy", "counters/user_id/first.npy"]
+    "names",
+    [("user_arrays/years",), ("user_arrays/clusters.look.3",), ("counters/user_id/first", "counters/user_id/end")],
 )
-def test_arrays_of_other_users_or_items_are_refused(served, folder, tmp_path, name):
+def test_arrays_of_other_users_or_items_are_refused(served, folder, tmp_path, names):
     def work(out):
         shutil.copytree(folder / "index", out, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
-        np.save(out / name, np.load(out / name)[1:])
+        for name in names:
+            np.save(out / f"{name}.npy", np.load(out / f"{name}.npy")[1:])
         return {}
 
     run_stage(tmp_path, "index", inputs={}, work=work)

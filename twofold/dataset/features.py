@@ -199,7 +199,7 @@ def item_inputs(
 
     `counts` is what `counted` says of them, where that is known already.
     """
-    inputs = {name: values[item_rows] for name, values in items.inputs.items()}
+    inputs = {name: values.take(item_rows, axis=0) for name, values in items.inputs.items()}
     if items.uploaded_at is not None:
         inputs["age"] = state.scales["item.age"].apply(log_days(items.uploaded_at[item_rows], at))
     if counts is None:

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, Integer
-from numpy.lib.stride_tricks import sliding_window_view
+from jaxtyping import Bool, Int32, Int64, Integer, Shaped
 
 from twofold.dataset.disk import map_array
 
@@ -37,9 +36,9 @@ class Histories:
         if n == 0:
             return np.zeros((len(user_rows), 0), np.int32)
         taken = _ending_at(self.item_rows, self.offsets[user_rows] + counts, n)
-        # What reaches into the neighbour before is multiplied away: twice as fast as choosing.
         taken += 1
-        taken *= np.arange(n, dtype=np.int32) >= (n - counts).astype(np.int32)[:, None]
+        # What reaches into the neighbour before is multiplied away: choosing takes five times as long.
+        taken *= _windows(np.repeat([False, True], n), np.minimum(counts, n), n)
         return taken
 
     def only(self, keep: Bool[np.ndarray, "events"]) -> "Histories":
@@ -90,15 +89,23 @@ def search_slices(
 def _ending_at(
     values: Int32[np.ndarray, "events"], end: Int64[np.ndarray, "queries"], n: int
 ) -> Int32[np.ndarray, "queries n"]:
-    """`values[end - n : end]` a line; what lies before the first value may be anything.
-
-    A line is one contiguous copy: 20 times as fast as an index an element.
-    """
+    """`values[end - n : end]` a line; what lies before the first value may be anything."""
     if len(values) < n:
         values, end = np.concatenate([np.zeros(n, np.int32), values]), end + n
-    taken: np.ndarray = sliding_window_view(values, n)[np.maximum(end - n, 0)]
+    taken = _windows(values, np.maximum(end - n, 0), n)
     early = np.flatnonzero(end < n)  # lines of the first user, whose slice would begin before the array
     if len(early):
-        head = np.concatenate([np.zeros(n, np.int32), values[:n]])
-        taken[early] = sliding_window_view(head, n)[end[early]]
+        taken[early] = _windows(np.concatenate([np.zeros(n, np.int32), values[:n]]), end[early], n)
     return taken
+
+
+def _windows(
+    values: Shaped[np.ndarray, "values"], first: Integer[np.ndarray, "lines"], n: int
+) -> Shaped[np.ndarray, "lines n"]:
+    """`values[first : first + n]` a line.
+
+    NumPy is told that n values are one, and copies a line at once: eight times as fast as an index an element.
+    """
+    whole = np.ndarray(len(values) - n + 1, f"V{values.itemsize * n}", buffer=values, strides=values.strides)
+    lines: np.ndarray = whole[first]
+    return lines.view(values.dtype).reshape(-1, n)
