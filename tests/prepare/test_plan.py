@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.prepare.tables import (
     JUDGED,
     TEST,
+    THREE_USERS,
     TRAIN,
     VALIDATION,
     column,
