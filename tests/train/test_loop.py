@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold import pipeline
-from twofold.dataset.arrays import load_dataset
+from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.errors import DataError, RunError
 from twofold.model.two_tower import build_two_tower
+from twofold.recipe.schema import Train, TwoTower
 from twofold.train import loop
 from twofold.train.loop import fit
 
@@ -104,3 +106,23 @@ def test_too_few_positives_are_refused(world, tmp_path):
     rows = replace(dataset.rows["train"], records=records)
     with pytest.raises(DataError, match="holds 0 positive events.*prepare.positive"):
         train((recipe, replace(dataset, rows={**dataset.rows, "train": rows})), tmp_path / "a")
+
+
+def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_given_vectors_as_they_are(tmp_path):
+    write_prepared(tmp_path / "prepare", random_events(0))
+    build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", utc_offset_h=8)
+    dataset = load_dataset(tmp_path / "dataset")
+    settings = Train(epochs=8, batch_size=32, learning_rate=0.01)
+    models = []
+
+    def build():
+        models.append(
+            build_two_tower(TwoTower(kind="two_tower", dim=8, hidden=(8,)), dataset.features, dataset.vectors)
+        )
+        return models[0]
+
+    facts = fit(build, dataset, settings, temperature=0.1, validate=lambda model: 0.0, out=tmp_path)
+    losses = [epoch["loss"] for epoch in facts["epochs"]]
+    assert losses[-1] < losses[0] - 0.1
+    held = dict(models[0].user.named_buffers())
+    assert held["given_sound"][1:].numpy().tobytes() == dataset.vectors["sound"].tobytes()

@@ -246,7 +246,7 @@ def user_inputs(state: FeatureState, users: UserArrays, queries: Queries, counts
                 history = _newest(queries, of, last)
                 inputs[name] = id_rows(history, state.num_known_items) if over is None else history
             case ClusterFeature(of=of, last=last, k=k):
-                inputs[name] = _shares(users.clusters[cluster_key(feature)][_newest(queries, of, last)], k)
+                inputs[name] = _shares(users.clusters[cluster_key(feature)].take(_newest(queries, of, last)), k)
             case TimeFeature(of=of):
                 inputs[name] = _clock(of, queries, state.utc_offset_h)
             case CategoryFeature() | NumberFeature():
@@ -281,8 +281,8 @@ def _newest(queries: Queries, of: Literal["positives", "negatives"], last: int) 
 
 def _shares(clusters: Int32[np.ndarray, "batch length"], k: int) -> Float32[np.ndarray, "batch k"]:
     """How a line's clusters (1 to k, 0 = none) are shared out: sums to 1, or to 0 where there are none."""
-    lines = np.arange(len(clusters))[:, None] * (k + 1)
-    counts = np.bincount((lines + clusters).ravel(), minlength=len(clusters) * (k + 1)).reshape(-1, k + 1)[:, 1:]
+    first = np.arange(len(clusters))[:, None] * (k + 1)
+    counts = np.bincount((first + clusters).ravel(), minlength=len(clusters) * (k + 1)).reshape(-1, k + 1)[:, 1:]
     shares: np.ndarray = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return shares.astype(np.float32)
 

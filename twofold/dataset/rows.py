@@ -17,7 +17,7 @@ from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
 from twofold.errors import DataError
 from twofold.tables import Split
 
-BATCH_ROWS = 2**20
+BATCH_ROWS = 2**18
 """Rows held at once, whatever the log's size."""
 
 
