@@ -31,7 +31,7 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder, as runs/kuairand.
 
 
 _EXTRAS = {
-    **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2"), "train"),
+    **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2", "sklearn"), "train"),
     "onnxruntime": "serve",
 }
 """Which extra brings a module that the base does without."""

@@ -18,8 +18,8 @@ EVENTS: Final[dict[str, str]] = {"user_id": ID, "item_id": ID, "at": "BIGINT"}
 ITEMS: Final[dict[str, str]] = {"item_id": ID}
 USERS: Final[dict[str, str]] = {"user_id": ID}
 
-# rows/split=…/shard=k.parquet, sorted by (user_id, at, item_id). `weight` is how much a row counts in training, `target`
-# what a regression learns; NULL where unknown, as are watch_s and length_s. `positives_before` and `negatives_before`
+# rows/split=…/shard=k.parquet, sorted by (user_id, at, item_id). `weight` is how much a row counts, `target` what a
+# regression learns; NULL where unknown, as are watch_s and length_s. `positives_before` and `negatives_before`
 # count the user's events of that kind with a strictly earlier `at`: they cut the histories of `HISTORY` without storing
 # lists.
 ROWS: Final[dict[str, str]] = {

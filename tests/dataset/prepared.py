@@ -30,6 +30,7 @@ FEATURES = Features.model_validate(
             {"kind": "time", "of": "weekday"},
             {"kind": "category", "column": "language"},
             {"kind": "number", "column": "years", "scale": "standard", "expand": 4},
+            {"kind": "profile", "column": "rhythm", "length": 2},
             {"kind": "counter", "by": "user_id", "of": "like", "hours": 24},
             {"kind": "counter", "by": "user_id", "of": "watch_s", "expand": 2},
         ],
@@ -148,6 +149,7 @@ def _users(listed: list[str]) -> pa.Table:
             "user_id": listed,
             "language": [f"language {user % 4}" for user in range(len(listed))],
             "years": [None if user % 4 == 0 else 20.0 + user for user in range(len(listed))],
+            "rhythm": [None if user % 5 == 0 else [user / 10, 1.0] for user in range(len(listed))],
         }
     )
 

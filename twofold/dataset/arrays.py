@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int64
 from twofold.dataset.counters import write_counters
 from twofold.dataset.disk import append_array, map_array
 from twofold.dataset.features import (
+    ATTRIBUTES,
     FeatureState,
     ItemArrays,
     UserArrays,
@@ -35,12 +36,10 @@ from twofold.dataset.rows import BATCH_ROWS, Rows, distinct_ids, load_rows, writ
 from twofold.dataset.vectors import cluster_rows, fit_clusters, read_vectors, write_vectors
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
 from twofold.recipe.features import (
-    CategoryFeature,
     ClusterFeature,
     CounterFeature,
     Features,
     ItemFeature,
-    NumberFeature,
     UserFeature,
     feature_name,
 )
@@ -146,7 +145,7 @@ def _users(prepared: Path, features: Features) -> tuple[Vocabulary, pa.Table]:
 
     And the columns of theirs that the user tower reads, in that order.
     """
-    read = [feature.column for feature in features.user if isinstance(feature, CategoryFeature | NumberFeature)]
+    read = [feature.column for feature in features.user if isinstance(feature, ATTRIBUTES)]
     table = pq.read_table(prepared / "users.parquet", columns=list(dict.fromkeys(["user_id", *read])))
     listed = build_vocabulary(table["user_id"], table["user_id"]).ids
     active = distinct_ids(prepared, "events", "user_id", listed.type)

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Int32, Int64
 
 from twofold.dataset.vocabulary import Vocabulary
+from twofold.errors import DataError
 
 DAY_MS = 86_400_000
 _NEVER = np.int64(np.iinfo(np.int64).min)
@@ -47,6 +48,23 @@ def numbers(column: pa.ChunkedArray, *, is_log: bool) -> Float32[np.ndarray, "li
     if is_log:
         values = np.log1p(np.maximum(values, 0))
     return values.astype(np.float32)
+
+
+def profiles(column: pa.ChunkedArray, length: int, *, name: str) -> Float32[np.ndarray, "lines length"]:
+    """The column's lists as lines, NULL as zeros; DataError if a list has another length, or holds NULL."""
+    lists = column.combine_chunks()
+    lists = lists.cast(pa.list_(pa.float32()))
+    lengths = pc.fill_null(pc.list_value_length(lists), length)
+    values = pc.list_flatten(lists)
+    for found in pc.unique(lengths).to_pylist():
+        if found != length or values.null_count:
+            raise DataError(
+                f"the users' column {name} holds lists of {found} numbers, {values.null_count} of all numbers NULL; the "
+                f"feature that reads it says length: {length}. Write lists of one length, without NULL."
+            )
+    lines = np.zeros((len(lists), length), np.float32)
+    lines[np.asarray(pc.is_valid(lists))] = np.asarray(values).reshape(-1, length)
+    return lines
 
 
 def value_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndarray, "lines"]:

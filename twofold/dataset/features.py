@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64, Shaped
 
-from twofold.dataset.columns import DAY_MS, Scale, bag_rows, fit_scale, log_days, moments, numbers, value_rows
+from twofold.dataset.columns import DAY_MS, Scale, bag_rows, fit_scale, log_days, moments, numbers, profiles, value_rows
 from twofold.dataset.counters import HOUR_MS, Counters, load_counters
 from twofold.dataset.disk import map_array
 from twofold.dataset.histories import Histories
@@ -34,12 +34,16 @@ from twofold.recipe.features import (
     IdFeature,
     ItemFeature,
     NumberFeature,
+    ProfileFeature,
     TimeFeature,
     UserFeature,
     VectorFeature,
     feature_name,
 )
 from twofold.topk import blocks
+
+ATTRIBUTES = (CategoryFeature, NumberFeature, ProfileFeature)
+"""What is read of the users table."""
 
 Inputs = Mapping[str, np.ndarray]
 """One array a feature, by `feature_name`; the first dimension is the batch."""
@@ -134,7 +138,9 @@ def fit_features(
                 case CounterFeature():
                     values = train.counted[feature_name(feature)]
                     scales[key] = fit_scale(values[block] for block in blocks(len(values), BATCH_ROWS))
-                case HistoryFeature() | ClusterFeature() | TimeFeature() | IdFeature() | VectorFeature():
+                case HistoryFeature() | ClusterFeature() | TimeFeature() | ProfileFeature():
+                    pass
+                case IdFeature() | VectorFeature():
                     pass
                 case _:
                     assert_never(feature)
@@ -249,7 +255,7 @@ def user_inputs(state: FeatureState, users: UserArrays, queries: Queries, counts
                 inputs[name] = _shares(users.clusters[cluster_key(feature)].take(_newest(queries, of, last)), k)
             case TimeFeature(of=of):
                 inputs[name] = _clock(of, queries, state.utc_offset_h)
-            case CategoryFeature() | NumberFeature():
+            case CategoryFeature() | NumberFeature() | ProfileFeature():
                 inputs[name] = users.attributes[name][queries.user_rows]
             case CounterFeature():
                 inputs[name] = state.scales[f"user.{name}"].apply(counts[name])
@@ -296,14 +302,16 @@ def _clock(of: Literal["hour", "weekday"], queries: Queries, utc_offset_h: int) 
 
 
 def _attribute(
-    feature: CategoryFeature | NumberFeature, table: pa.Table, state: FeatureState, *, tower: str
-) -> Shaped[np.ndarray, "lines"]:
+    feature: CategoryFeature | NumberFeature | ProfileFeature, table: pa.Table, state: FeatureState, *, tower: str
+) -> Shaped[np.ndarray, "lines *width"]:
     key = f"{tower}.{feature_name(feature)}"
     match feature:
         case CategoryFeature(column=column):
             return value_rows(table[column], state.vocabularies[key])
         case NumberFeature(column=column, scale=scale):
             return state.scales[key].apply(numbers(table[column], is_log=scale == "log"))
+        case ProfileFeature(column=column, length=length):
+            return profiles(table[column], length, name=column)
 
 
 def _ages(uploaded_at: Int64[np.ndarray, "items"], rows: Rows) -> Iterator[Float32[np.ndarray, "_"]]:
@@ -344,15 +352,16 @@ def load_features(folder: Path) -> FeatureState:
 def save_user_attributes(state: FeatureState, users: pa.Table, folder: Path) -> None:
     """Writes the columns that the user tower reads, a line a user, and nobody's; `users` is in row order."""
     for feature in state.features.user:
-        if isinstance(feature, CategoryFeature | NumberFeature):
+        if isinstance(feature, ATTRIBUTES):
             values = _attribute(feature, users, state, tower="user")
-            np.save(folder / "user_arrays" / f"{feature_name(feature)}.npy", np.append(values, values.dtype.type(0)))
+            nobody = np.zeros((1, *values.shape[1:]), values.dtype)
+            np.save(folder / "user_arrays" / f"{feature_name(feature)}.npy", np.concatenate([values, nobody]))
 
 
 def load_user_arrays(features: Features, folder: Path) -> UserArrays:
     """Maps what a dataset/ folder, or a bundle, holds of users."""
     arrays = folder / "user_arrays"
-    attributes = [feature_name(f) for f in features.user if isinstance(f, CategoryFeature | NumberFeature)]
+    attributes = [feature_name(f) for f in features.user if isinstance(f, ATTRIBUTES)]
     clusters = [cluster_key(f) for f in features.user if isinstance(f, ClusterFeature)]
     return UserArrays(
         {name: map_array(arrays / f"{name}.npy") for name in attributes},

@@ -27,7 +27,7 @@ def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
     labels = np.zeros(len(candidates), bool)
     labels[place[rows.label]] = True
     relevant = np.setdiff1d(candidates[labels], seen, assume_unique=True)
-    reads_time = any(feature.kind == "time" for feature in dataset.features.features.user)
+    reads_time = any(feature.kind in ("time", "counter") for feature in dataset.features.features.user)
     return JudgedWindow(
         name=split,
         user_rows=users,

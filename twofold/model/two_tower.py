@@ -26,6 +26,7 @@ from twofold.recipe.features import (
     IdFeature,
     ItemFeature,
     NumberFeature,
+    ProfileFeature,
     TimeFeature,
     UserFeature,
     VectorFeature,
@@ -77,6 +78,8 @@ def _block(
             return Pool(name, 0, widths[over], pool, last, over)
         case ClusterFeature():
             return Number(name, feature.k)
+        case ProfileFeature():
+            return Number(name, feature.length)
         case VectorFeature():
             return Number(name, widths[feature.of])
         case IdFeature():

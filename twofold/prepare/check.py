@@ -16,6 +16,7 @@ from twofold.recipe.features import (
     IdFeature,
     ItemFeature,
     NumberFeature,
+    ProfileFeature,
     TimeFeature,
     UserFeature,
     VectorFeature,
@@ -140,7 +141,7 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
     match feature:
         case IdFeature() | TimeFeature() | HistoryFeature() | ClusterFeature() | VectorFeature() | CounterFeature():
             return  # of what the recipe or the log itself must have
-        case CategoryFeature() | BagFeature() | NumberFeature():
+        case CategoryFeature() | BagFeature() | NumberFeature() | ProfileFeature():
             column, where = feature.column, f"{field}.column"
         case AgeFeature():
             column, where = "uploaded_at", f"{field}, the item's age,"
@@ -158,6 +159,7 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
         "category": (is_plain, "a plain column; a list is read by kind: bag"),
         "bag": (type_.endswith("[]"), "a list column, such as VARCHAR[]; single values are read by kind: category"),
         "number": (_is_number(type_), "a number; text is read by kind: category"),
+        "profile": (type_.startswith(_FRACTIONS) and type_.endswith("]"), "a list of FLOAT or DOUBLE"),
         "age": (type_ == "BIGINT", "UTC milliseconds as BIGINT, or timestamps"),
     }[feature.kind]
     if not is_right:

@@ -64,6 +64,15 @@ class TimeFeature(Part):
     dim: Dim = 8
 
 
+class ProfileFeature(Part):
+    """A list of numbers that the users table holds of every user, as it is; NULL is zeros."""
+
+    kind: Literal["profile"]
+    column: str
+    length: int = Field(ge=2, le=4096)
+    """How many numbers each list holds."""
+
+
 # --- the item's -------------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +151,7 @@ class CounterFeature(Part):
 
 
 UserFeature = Annotated[
-    HistoryFeature | ClusterFeature | TimeFeature | CategoryFeature | NumberFeature | CounterFeature,
+    HistoryFeature | ClusterFeature | TimeFeature | ProfileFeature | CategoryFeature | NumberFeature | CounterFeature,
     Field(discriminator="kind"),
 ]
 ItemFeature = Annotated[
@@ -193,7 +202,7 @@ def feature_name(feature: UserFeature | ItemFeature) -> str:
             return f"{feature.of}_clusters_{feature.over}"
         case TimeFeature() | VectorFeature():
             return feature.of
-        case CategoryFeature() | BagFeature() | NumberFeature():
+        case CategoryFeature() | BagFeature() | NumberFeature() | ProfileFeature():
             return feature.column
         case CounterFeature():
             return f"{feature.by}_{feature.of}_{'life' if feature.hours is None else f'{feature.hours}h'}"

@@ -1,0 +1,123 @@
+"""The studies under recipes/: each experiment differs from its base by what its notes say, and can be prepared."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.prepare.check import check_recipe
+from twofold.prepare.stage import prepare
+from twofold.prepare.world import World, write_world
+from twofold.recipe.load import load_recipe, recipe_differences
+from twofold.recipe.schema import Recipe
+
+STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
+EXPERIMENTS = sorted(path.relative_to(STUDIES) for path in STUDIES.glob("*/[ac]*.yaml"))
+A, C = "features/a{:02}.yaml", "watch-time/c{:02}.yaml"
+CONTENT, PICTURES = "features.vectors.content", "features.vectors.pictures"
+MEANS = {f"features.user.{of}_{{0}}" for of in ("positives", "negatives")}
+IDS = {"features.item.id", "features.item.creator_id"}
+PERFORMANCE = {"features.item.item_id_like_168h", "features.item.creator_id_like_168h"}
+RATES = {
+    f"features.{key}_168h"
+    for key in ("user.user_id_click", "user.user_id_watch", "item.item_id_click", "item.creator_id_click")
+}
+
+
+def of(vectors: str) -> set[str]:
+    """What reading vectors in both towers adds."""
+    return {f"features.vectors.{vectors}", f"features.item.{vectors}", *(name.format(vectors) for name in MEANS)}
+
+
+FIFTEEN_DAYS = {"prepare.split.train.first", "prepare.sample.users", "prepare.positive_share"}
+WATCHED = {"prepare.positive", "prepare.weight"}
+LIKED = {"prepare.positive", "prepare.positive_share"}
+# experiment → fields added, removed, changed (weight and target are null in the base, so they are changed)
+SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
+    A.format(1): ({PICTURES, "features.item.pictures"}, {"features.user.handset_maker"}, FIFTEEN_DAYS),
+    A.format(2): (
+        {PICTURES, "features.item.pictures"}, {"features.user.handset_maker"}, FIFTEEN_DAYS | {"prepare.weight"},
+    ),
+    A.format(3): (of("content"), IDS, WATCHED),
+    A.format(4): (of("pictures"), IDS, WATCHED),
+    A.format(5): (of("content"), set(), WATCHED),
+    A.format(6): (of("pictures"), set(), WATCHED),
+    A.format(7): (
+        {CONTENT, "features.item.content", *RATES, *(f"features.user.{of}_concat_content" for of in ("positives", "negatives"))},
+        {"features.user.activity", "features.item.id", *PERFORMANCE}, LIKED,
+    ),
+    A.format(8): (
+        {CONTENT, "features.item.content", *RATES, *(f"features.user.{of}_clusters_content" for of in ("positives", "negatives"))},
+        {"features.user.activity", "features.item.id", *PERFORMANCE}, LIKED,
+    ),
+    A.format(11): (of("content"), {"features.item.id"}, WATCHED),
+    C.format(1): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
+    C.format(2): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
+    C.format(3): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
+    C.format(5): ({"prepare.labels.wtg"}, set(), {"prepare.positive", "prepare.target"}),
+    C.format(6): (
+        {"prepare.labels.wtg"}, set(), {"prepare.positive", "prepare.target", "features.item.age.expand"},
+    ),
+    C.format(7): ({"prepare.labels.pcc"}, set(), {"prepare.positive"}),
+    C.format(8): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slice of the world that the recipes name."""
+    folder = tmp_path_factory.mktemp("world") / "world"
+    write_world(folder, World(rows=40_000, users=300, items=400, creators=60))
+    return folder
+
+
+def over(world: Path, path: Path) -> Recipe:
+    """The experiment over the slice, in which no item has the hundred views that the whole world asks for."""
+    names = {"events": "events", "items": "items.parquet", "users": "users.parquet"}
+    settings = [f"data.{name}={world / file}" for name, file in names.items()]
+    return load_recipe(STUDIES / path, overrides=[*settings, "prepare.filters.0.min_events=3"])
+
+
+def test_every_experiment_is_told_of() -> None:
+    assert {str(path) for path in EXPERIMENTS} == set(SAID)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_an_experiment_differs_from_its_base_by_what_its_notes_say(path: Path) -> None:
+    base, own = load_recipe(STUDIES / path.parent / "base.yaml"), load_recipe(STUDIES / path)
+    found: dict[str, set[str]] = {"added": set(), "removed": set(), "changed": set()}
+    for change in recipe_differences(base, own):
+        if not change.field.endswith("(order)") and change.field not in ("name", "about"):
+            found[change.kind].add(change.field)
+    assert tuple(found.values()) == SAID[str(path)]
+
+
+@pytest.mark.parametrize("path", [A.format(2), A.format(8), C.format(6), C.format(8)])
+def test_an_experiment_becomes_rows_and_arrays(path: str, world: Path, tmp_path: Path) -> None:
+    recipe = over(world, Path(path))
+    (tmp_path / "prepare").mkdir()
+    facts = prepare(recipe, tmp_path / "prepare")
+    share = recipe.prepare.positive_share
+    if share is not None:
+        assert facts["splits"]["train"]["positive_share"] == pytest.approx(share, abs=0.03)
+    (tmp_path / "dataset").mkdir()
+    build_dataset(tmp_path / "prepare", recipe.features, tmp_path / "dataset", utc_offset_h=0)
+    rows = load_dataset(tmp_path / "dataset").rows["train"]
+    assert len(rows) == facts["splits"]["train"]["rows"]
+    if "a02" in path:
+        assert set(np.unique(rows.weight)) <= set(np.array([1, 1.2, 1.5, 2, 2.5, 3], np.float32))
+    if "c06" in path:
+        assert np.abs(rows.target[~np.isnan(rows.target)]).max() <= 3
+        # The report of the label is of rows that fitted nothing: gain leans to neither short nor long.
+        assert abs(facts["labels"]["target_with_length"]) < 0.1
+    assert pq.read_metadata(tmp_path / "prepare" / "items.parquet").num_rows == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_every_experiment_can_be_prepared(path: Path, world: Path, tmp_path: Path) -> None:
+    recipe = over(world, path)
+    check_recipe(recipe)
+    assert prepare(recipe, tmp_path)["splits"]["train"]["rows"] > 0
