@@ -17,7 +17,6 @@ STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
 EXPERIMENTS = sorted(path.relative_to(STUDIES) for path in STUDIES.glob("*/[ac]*.yaml"))
 A, C = "features/a{:02}.yaml", "watch-time/c{:02}.yaml"
 CONTENT, PICTURES = "features.vectors.content", "features.vectors.pictures"
-MEANS = {f"features.user.{of}_{{0}}" for of in ("positives", "negatives")}
 IDS = {"features.item.id", "features.item.creator_id"}
 PERFORMANCE = {"features.item.item_id_like_168h", "features.item.creator_id_like_168h"}
 RATES = {
@@ -26,9 +25,14 @@ RATES = {
 }
 
 
-def of(vectors: str) -> set[str]:
+def both(name: str) -> set[str]:
+    """The feature of either history."""
+    return {name.format("positives"), name.format("negatives")}
+
+
+def over_vectors(name: str) -> set[str]:
     """What reading vectors in both towers adds."""
-    return {f"features.vectors.{vectors}", f"features.item.{vectors}", *(name.format(vectors) for name in MEANS)}
+    return {f"features.vectors.{name}", f"features.item.{name}", *both(f"features.user.{{}}_{name}")}
 
 
 FIFTEEN_DAYS = {"prepare.split.train.first", "prepare.sample.users", "prepare.positive_share"}
@@ -40,19 +44,19 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     A.format(2): (
         {PICTURES, "features.item.pictures"}, {"features.user.handset_maker"}, FIFTEEN_DAYS | {"prepare.weight"},
     ),
-    A.format(3): (of("content"), IDS, WATCHED),
-    A.format(4): (of("pictures"), IDS, WATCHED),
-    A.format(5): (of("content"), set(), WATCHED),
-    A.format(6): (of("pictures"), set(), WATCHED),
+    A.format(3): (over_vectors("content"), IDS, WATCHED),
+    A.format(4): (over_vectors("pictures"), IDS, WATCHED),
+    A.format(5): (over_vectors("content"), set(), WATCHED),
+    A.format(6): (over_vectors("pictures"), set(), WATCHED),
     A.format(7): (
-        {CONTENT, "features.item.content", *RATES, *(f"features.user.{of}_concat_content" for of in ("positives", "negatives"))},
+        {CONTENT, "features.item.content", *RATES, *both("features.user.{}_concat_content")},
         {"features.user.activity", "features.item.id", *PERFORMANCE}, LIKED,
     ),
     A.format(8): (
-        {CONTENT, "features.item.content", *RATES, *(f"features.user.{of}_clusters_content" for of in ("positives", "negatives"))},
+        {CONTENT, "features.item.content", *RATES, *both("features.user.{}_clusters_content")},
         {"features.user.activity", "features.item.id", *PERFORMANCE}, LIKED,
     ),
-    A.format(11): (of("content"), {"features.item.id"}, WATCHED),
+    A.format(11): (over_vectors("content"), {"features.item.id"}, WATCHED),
     C.format(1): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(2): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(3): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
