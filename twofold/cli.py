@@ -1,11 +1,14 @@
 """The command line: one verb a stage, and run, recommend, runs. Only this file and `cli_input.py` print."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow.parquet as pq
 import typer
@@ -17,8 +20,11 @@ import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
 from twofold.cli_input import RecipeFile, Settings, data, recipe_app
-from twofold.errors import RequestError, TwofoldError
+from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.recipe.load import load_recipe
+
+if TYPE_CHECKING:
+    from twofold.prepare.engine import OpenEngine
 
 app = typer.Typer(help="From an interaction log to judged recommendations.", no_args_is_help=True, add_completion=False)
 app.command()(data)
@@ -28,11 +34,24 @@ Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the ru
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run folder; default: the recipe's name.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Give up the results of another recipe in that folder.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, as runs/kuairand.")]
+Memory = Annotated[str | None, typer.Option("--memory", help="DuckDB's: 2GB, or a share such as 50%.")]
+Master = Annotated[str | None, typer.Option("--spark-master", help="local[2], spark://HOST:7077, yarn or k8s://…")]
+
+
+class EngineName(StrEnum):
+    """What can prepare a log."""
+
+    duckdb = "duckdb"
+    spark = "spark"
+
+
+Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares the log. Both give the same rows.")]
 
 
 _EXTRAS = {
     **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2", "sklearn"), "train"),
     "onnxruntime": "serve",
+    **dict.fromkeys(("pyspark", "py4j"), "spark"),
 }
 """Which extra brings a module that the base does without."""
 
@@ -68,6 +87,21 @@ def _claimed(
         yield job
 
 
+def _open_engine(engine: EngineName, memory: str | None, master: str | None) -> "OpenEngine":
+    """What the options ask for, or a RecipeError if they do not go together."""
+    from twofold.prepare.engine import duckdb_engine
+
+    if engine is EngineName.duckdb:
+        if master is not None:
+            raise RecipeError(f"--spark-master {master} is of use to Spark alone: add --engine spark.")
+        return partial(duckdb_engine, memory=memory) if memory else duckdb_engine
+    from twofold.prepare.spark import spark_engine
+
+    if memory is not None:
+        raise RecipeError(f"--memory {memory} is DuckDB's; Spark's is set as spark.driver.memory and the like.")
+    return partial(spark_engine, master=master) if master else spark_engine
+
+
 def _say(*stages: Stage) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for stage in stages:
@@ -82,10 +116,13 @@ def run(
     runs: Runs = Path("runs"),
     name: RunName = None,
     replace: Replace = False,
+    engine: Engine = EngineName.duckdb,
+    memory: Memory = None,
+    master: Master = None,
 ) -> None:
     """Every stage: a log to a judged retriever, an index and a file of recommendations."""
-    loaded = load_recipe(recipe, overrides=settings)
-    job = pipeline.run(loaded, runs=runs, name=name, replace=replace, tell=_say)
+    loaded, opened = load_recipe(recipe, overrides=settings), _open_engine(engine, memory, master)
+    job = pipeline.run(loaded, runs=runs, name=name, replace=replace, engine=opened, tell=_say)
     _print_report(job.folder)
     print(f"\nreport           {job.folder}/evaluate/report.html")
     print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
@@ -101,12 +138,16 @@ def prepare(
     runs: Runs = Path("runs"),
     name: RunName = None,
     replace: Replace = False,
+    engine: Engine = EngineName.duckdb,
+    memory: Memory = None,
+    master: Master = None,
 ) -> None:
     """The log to labelled rows; prints the funnel."""
     from twofold.prepare.funnel import funnel_lines
 
+    opened = _open_engine(engine, memory, master)
     with _claimed(recipe, settings, runs, name, replace=replace) as job:
-        prepared = pipeline.prepare(job)
+        prepared = pipeline.prepare(dataclasses.replace(job, engine=opened))
         _say(prepared)
     table = Table("step", "rows", "removed", "users", "items", "positive", title="the funnel", box=SIMPLE_HEAD)
     scope = "log"
