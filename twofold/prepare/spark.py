@@ -11,7 +11,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -157,6 +157,7 @@ def _only_part(folder: Path) -> Path:
 
 @contextmanager
 def _session(master: str, spill: Path) -> Iterator["SparkSession"]:
+    from py4j.protocol import Py4JError
     from pyspark.logger import PySparkLogger
     from pyspark.sql import SparkSession
 
@@ -171,7 +172,8 @@ def _session(master: str, spill: Path) -> Iterator["SparkSession"]:
     finally:
         logger.disabled = False
         if not running:
-            session.stop()
+            with suppress(ConnectionError, Py4JError):  # it may be gone
+                session.stop()
 
 
 def _start(master: str, spill: Path) -> "SparkSession":
@@ -183,6 +185,8 @@ def _start(master: str, spill: Path) -> "SparkSession":
     if shutil.which("java", path=f"{home}/bin" if home else None) is None:
         where = f"JAVA_HOME is {home}, where there is no bin/java" if home else "there is no java on the PATH"
         raise RecipeError(f"Spark needs Java 17 or later, and {where}. Install it, or take --engine duckdb.")
+    if not master.startswith(("local", "spark://", "yarn", "k8s://")):  # Spark would print a page of Java
+        raise _not_started(master, "it is no master")
     settings = {
         "spark.app.name": "twofold prepare",
         "spark.driver.defaultJavaOptions": f"-Dlog4j2.configurationFile={(spill / 'log4j2.properties').as_uri()}",
@@ -199,27 +203,31 @@ def _start(master: str, spill: Path) -> "SparkSession":
         with warnings.catch_warnings(action="ignore"):  # about pandas, which has no part in this
             session: SparkSession = builder.getOrCreate()
     except (PySparkException, Py4JError) as error:
-        raise RecipeError(
-            f"--spark-master {master}: Spark did not start: {_reason(error)}. Name one that can be reached from here: "
-            f"local[2] for two threads of this machine, spark://HOST:7077, yarn or k8s://HOST:PORT. Spark 4 needs Java "
-            f"17 or later."
-        ) from None
+        raise _not_started(master, _reason(error)) from None
     return session
+
+
+def _not_started(master: str, reason: str) -> RecipeError:
+    return RecipeError(
+        f"--spark-master {master}: Spark did not start: {reason}. Name one that can be reached from here: local[2] for "
+        f"two threads of this machine, spark://HOST:7077, yarn or k8s://HOST:PORT. Spark 4 needs Java 17 or later."
+    )
 
 
 @contextmanager
 def _explained(source: Source, out: Path) -> Iterator[None]:
     """Spark's errors that a log, a memory or a disk can cause, as ours; without Java's stack traces."""
-    from py4j.protocol import Py4JError, Py4JNetworkError
+    from py4j.protocol import Py4JError, Py4JJavaError
     from pyspark.errors import PySparkException
 
     try:
         yield
-    except (PySparkException, Py4JError) as error:
+    except (ConnectionError, PySparkException, Py4JError) as error:
         story = str(error)
         if "No space left on device" in story:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
-        if "OutOfMemoryError" in story or isinstance(error, Py4JNetworkError):
+        has_ended = not isinstance(error, PySparkException | Py4JJavaError)
+        if has_ended or "OutOfMemoryError" in story:
             raise DataError(
                 f"Spark ran out of memory, or ended, while it prepared {source.files[0]}: {_reason(error)}. Give it "
                 f"more in its spark-defaults.conf, or, on this machine, with "
