@@ -1,9 +1,10 @@
-"""How fast and how large is preparation? A world, prepared, turned into arrays and loaded; beside bare DuckDB and pandas.
+"""How fast and how large is preparation? A world, prepared, made arrays and loaded; beside bare DuckDB and pandas.
 
     python benchmarks/prepare.py [million rows, million rows of the large one]     (default: 10 50)
 
-Claims: 10 M rows prepared in at most 25 s and 1.5 GB; 50 M under a limit of 2 GB, spilling, at no more than 1.3 times the
-time a row; a world written at 1 M rows/s or more; both histories loaded at 1.5 M rows/s or more in batches of 4,096.
+Claims: 10 M rows prepared in at most 25 s and 1.5 GB; 50 M under a limit of 2 GB, spilling, at no more than 1.3 times
+the time a row; a world written at 1 M rows/s or more; both histories loaded at 1.5 M rows/s or more in batches of
+4,096.
 
 Every part runs in a process of its own, so that its peak memory is its own. Writes `prepare.json` beside this file.
 """
@@ -129,16 +130,20 @@ def loader(folder: Path) -> dict[str, float]:
 
     from twofold.dataset.arrays import load_dataset
     from twofold.dataset.batches import gather_batch
+    from twofold.dataset.memory import kept_memory
 
     torch.set_num_threads(1)
     arrays = load_dataset(folder / "dataset")
     rows = arrays.rows["train"]
     lines = np.random.default_rng(0).permutation(len(rows))[: BATCH * 500]
-    gather_batch(arrays, rows, lines[:BATCH])
-    found = timed(
-        lambda: [gather_batch(arrays, rows, lines[at : at + BATCH]) for at in range(0, len(lines), BATCH)][:0]
-    )
-    return found | {"rows": len(lines)}
+
+    def work() -> None:
+        with kept_memory():  # as training does
+            for first in range(0, len(lines), BATCH):
+                gather_batch(arrays, rows, lines[first : first + BATCH])
+
+    work()  # maps the files
+    return timed(work) | {"rows": len(lines)}
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:
@@ -168,11 +173,12 @@ def main(millions: int = 10, large: int = 50) -> None:
         many = large * 1_000_000
         found |= {"large world": in_process(folder, "world", many), "large scan": in_process(folder, "scan")}
         found |= {"large prepare": in_process(folder, "prepare", "2GB"), "large dataset": in_process(folder, "dataset")}
-    growth = found["large prepare"]["seconds"] / many / (found["prepare"]["seconds"] / rows)
+    # Of processor time: others on the same cores stretch the clock, and not evenly.
+    growth = found["large prepare"]["processor_s"] / many / (found["prepare"]["processor_s"] / rows)
     claims = {
         f"{millions} M rows prepared, in seconds (at most 25 for 10 M)": found["prepare"]["seconds"],
         "its peak memory in GB (at most 1.5)": found["prepare"]["peak_gb"],
-        f"{large} M rows under 2 GB: time a row against {millions} M (at most 1.3)": round(growth, 2),
+        f"{large} M rows under 2 GB: processor time a row against {millions} M (at most 1.3)": round(growth, 2),
         "world, M rows/s (at least 1)": round(rows / found["world"]["seconds"] / 1e6, 2),
         "loader, M rows/s (at least 1.5)": round(found["loader"]["rows"] / found["loader"]["seconds"] / 1e6, 2),
         "preparation against a bare scan, ratio of time": round(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.batches import Batch, epoch_batches, num_batches
+from twofold.dataset.memory import kept_memory
 from twofold.errors import DataError, RunError
 from twofold.model.losses import collisions, in_batch_softmax
 from twofold.model.two_tower import TwoTower, save_weights
@@ -47,7 +48,7 @@ def fit(
     Equal seeds give equal weights on one machine with one number of threads. `build` makes the model after the seed is
     set.
     """
-    with _deterministic(settings.seed):
+    with _deterministic(settings.seed), kept_memory():
         model = build()
         lines = _positive_lines(dataset)
         optimiser = build_optimiser(model, learning_rate=settings.learning_rate)
