@@ -59,7 +59,7 @@ def profiles(column: pa.ChunkedArray, length: int, *, name: str) -> Float32[np.n
     for found in pc.unique(lengths).to_pylist():
         if found != length or values.null_count:
             raise DataError(
-                f"the users' column {name} holds lists of {found} numbers, {values.null_count} of all numbers NULL; the "
+                f"the users' column {name} holds lists of {found} numbers, {values.null_count} of all NULL; the "
                 f"feature that reads it says length: {length}. Write lists of one length, without NULL."
             )
     lines = np.zeros((len(lists), length), np.float32)
