@@ -58,7 +58,7 @@ def test_the_shipped_recipe_is_well(call, shipped):
         ("long_view OR liked", "(SELECT TRUE)", ("prepare.positive", "SELECT")),
         ("long_view OR liked", "read_text('/etc/passwd') = ''", ("prepare.positive", "read_text")),
         ("column: author_id", "column: autor_id", ("features.item.1.column", "autor_id", "author_id")),
-        ("temperature: 0.1", "temperature: 0", ("retriever.temperature", "is 0", "must be above 0")),
+        ("temperature: 0.1", "temperature: 0", ("retriever.score.temperature", "is 0", "must be above 0")),
         ("kind: temporal", "kind: tempral", ("prepare.split", "tempral", "temporal")),
         ("positive: long_view OR liked", "positive: [", ("line", "column")),
     ],
@@ -164,3 +164,26 @@ def test_a_missing_extra_is_one_message(call, monkeypatch, shipped):
     assert code == 2
     assert "duckdb is not installed" in err
     assert "pip install 'twofold[train]'" in err
+
+
+def test_spark_without_its_extra_is_one_message(call, monkeypatch, shipped, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    code, _, err = call("prepare", shipped, "--engine", "spark", "--runs", tmp_path)
+    assert code == 2
+    assert "pyspark is not installed" in err
+    assert "pip install 'twofold[spark]'" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--memory", "2 elephants"), "--memory 2 elephants cannot be read"),
+        (("--spark-master", "local[2]"), "--spark-master local[2] is of use to Spark alone: add --engine spark"),
+        (("--engine", "spark", "--memory", "2GB"), "--memory 2GB is DuckDB's; Spark's is set as spark.driver.memory"),
+        (("--engine", "dask"), "'dask' is not one of 'duckdb', 'spark'"),
+    ],
+)
+def test_options_of_the_engine_that_do_not_fit_are_refused(call, shipped, tmp_path, options, says):
+    code, _, err = call("prepare", shipped, "--runs", tmp_path, *options)
+    assert code == 2
+    assert says in err

@@ -157,7 +157,6 @@ def _only_part(folder: Path) -> Path:
 
 @contextmanager
 def _session(master: str, spill: Path) -> Iterator["SparkSession"]:
-    from py4j.protocol import Py4JError
     from pyspark.logger import PySparkLogger
     from pyspark.sql import SparkSession
 
@@ -172,8 +171,7 @@ def _session(master: str, spill: Path) -> Iterator["SparkSession"]:
     finally:
         logger.disabled = False
         if not running:
-            with suppress(ConnectionError, Py4JError):  # it may be gone
-                session.stop()
+            _stop(session)
 
 
 def _start(master: str, spill: Path) -> "SparkSession":
@@ -207,6 +205,13 @@ def _start(master: str, spill: Path) -> "SparkSession":
     return session
 
 
+def _stop(session: "SparkSession") -> None:
+    from py4j.protocol import Py4JError
+
+    with suppress(ConnectionError, Py4JError):  # if it ended by itself, that was said
+        session.stop()
+
+
 def _not_started(master: str, reason: str) -> RecipeError:
     return RecipeError(
         f"--spark-master {master}: Spark did not start: {reason}. Name one that can be reached from here: local[2] for "
@@ -230,7 +235,7 @@ def _explained(source: Source, out: Path) -> Iterator[None]:
         if has_ended or "OutOfMemoryError" in story:
             raise DataError(
                 f"Spark ran out of memory, or ended, while it prepared {source.files[0]}: {_reason(error)}. Give it "
-                f"more in its spark-defaults.conf, or, on this machine, with "
+                f"more as spark.driver.memory and spark.executor.memory in its spark-defaults.conf, or here with "
                 f"PYSPARK_SUBMIT_ARGS='--driver-memory 8g pyspark-shell'."
             ) from None
         if re.search(r"SQLSTATE: (22|KD)", story):  # a value is not as it should be; a file cannot be read
