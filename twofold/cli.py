@@ -65,10 +65,11 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        module = (error.name or "").partition(".")[0]
+        extra = _EXTRAS.get(module)
         if extra is None:
             raise
-        print(f"{error.name} is not installed, and this verb needs it: pip install 'twofold[{extra}]'", file=sys.stderr)
+        print(f"{module} is not installed, and this verb needs it: pip install 'twofold[{extra}]'", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
