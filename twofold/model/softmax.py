@@ -1,0 +1,114 @@
+"""The in-batch softmax at the machine's speed: loss and gradients in one pass, in the memory of one block of logits."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 2**21
+"""Logits in memory at a time: 8 MB of float32, so 512 lines at batch 4,096. Fresh large matrices cost more than the
+products in them (a 4,096 × 4,096 product took 31.5 ms into new memory, 12.6 into a reused buffer); blocks of 2^19 to
+2^22 measured alike."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Who stands where in a batch. Item i belongs to query i; items past the last query are negatives and no more."""
+
+    user_rows: Int[Tensor, "queries"]
+    item_rows: Int[Tensor, "items"]
+    log_q: Float[Tensor, "items"]
+    """How likely a place of the batch holds the item: see `twofold.train.negatives`."""
+    weight: Float[Tensor, "queries"]
+    """Of the query's loss in the sum: 1 / number of queries makes it a mean. With 0 its item is a negative still."""
+
+
+def in_batch_softmax_sum(
+    user_vectors: Float[Tensor, "queries dim"],
+    item_vectors: Float[Tensor, "items dim"],
+    lines: Lines,
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Σ weight · loss of `losses.in_batch_softmax`, `losses.collisions` masked; holds no (queries × items) matrix.
+
+    The gradient of both vectors is made in the forward pass while a block of logits is at hand, so the backward pass
+    only scales it, and there is no second derivative. Where `has_fast_bfloat16` says so, float32 vectors are multiplied
+    in bfloat16 (equal gradient norms measured) and everything else stays float32.
+    """
+    total: Tensor = _InBatchSoftmaxSum.apply(user_vectors, item_vectors, lines, temperature)  # type: ignore[no-untyped-call]
+    return total
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; an emulated product is slower than a float32 one."""
+    match device.type:
+        case "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        case "cpu":
+            return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        case _:
+            return False
+
+
+class _InBatchSoftmaxSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, items: Tensor, lines: Lines, temperature: float) -> Tensor:
+        total, of_users, of_items = _sum_and_gradients(users, items, lines, temperature)
+        ctx.save_for_backward(of_users, of_items)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_users, of_items = ctx.saved_tensors
+        return gradient * of_users, gradient * of_items, None, None
+
+
+def _sum_and_gradients(users: Tensor, items: Tensor, lines: Lines, temperature: float) -> tuple[Tensor, ...]:
+    narrow = torch.bfloat16 if users.dtype == torch.float32 and has_fast_bfloat16(users.device) else users.dtype
+    factors = items.to(narrow)
+    size = min(max(BLOCK // len(items), 1), len(users))
+    # Where nothing is narrowed, product and logits are one buffer, and copying one to the other does nothing.
+    products = factors.new_empty(size, len(items))
+    all_logits = products if narrow == users.dtype else users.new_empty(size, len(items))
+    of_users, of_items_t = torch.empty_like(users), users.new_zeros(users.shape[1], len(items))
+    part = torch.empty_like(of_items_t, dtype=narrow)
+    sorted_rows = torch.sort(lines.user_rows), torch.sort(lines.item_rows)
+    total = users.new_zeros(())
+    for first in range(0, len(users), size):
+        block = slice(first, min(first + size, len(users)))
+        product, logits = (buffer[: block.stop - first] for buffer in (products, all_logits))
+        queries, weight = users[block], lines.weight[block]
+        logits.copy_(torch.mm((queries / temperature).to(narrow), factors.T, out=product)).sub_(lines.log_q)
+        target = logits.diagonal(first)
+        own = target.clone()
+        for rows, (ordered, order) in zip((lines.user_rows, lines.item_rows), sorted_rows, strict=True):
+            logits.view(-1).index_fill_(0, _equal_places(rows[block], ordered, order, width=len(items)), -torch.inf)
+        target.copy_(own)
+        highest = logits.amax(dim=1)
+        torch.softmax(logits, dim=1, out=logits)
+        # The normaliser comes from the line's largest probability, which never underflows as the target's may.
+        losses = highest - logits.amax(dim=1).log() - own
+        total += (losses * weight).sum()
+        target.sub_(1)
+        product.copy_(logits)
+        scale = (weight / temperature)[:, None]
+        of_users[block] = (product @ factors) * scale
+        of_items_t += torch.mm((queries * scale).to(narrow).T, product, out=part)
+    return total, of_users, of_items_t.T
+
+
+def _equal_places(rows: Tensor, ordered: Tensor, order: Tensor, *, width: int) -> Int[Tensor, "pairs"]:
+    """Where `rows[line] == all_rows[column]`, as line · width + column; `ordered` and `order` are `all_rows` sorted.
+
+    Pairs are few where a matrix of comparisons is large: 5 ms against 40 at batch 4,096 with popular items.
+    """
+    first = torch.searchsorted(ordered, rows)
+    counts = torch.searchsorted(ordered, rows, right=True) - first
+    line = torch.repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    return line * width + order[torch.arange(len(line), device=rows.device) + (first - before)[line]]
