@@ -20,7 +20,8 @@ demo: .venv/ready-demo
 test: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --durations 5
 
-test-slow: .venv/ready-dev
+# With Spark, which needs Java 17 on the machine: without it, its tests say so and skip.
+test-slow: .venv/ready-slow
 	$(BIN)/python -m pytest -m slow --durations 10
 
 check: .venv/ready-dev
@@ -45,6 +46,10 @@ bench: .venv/ready-dev
 .venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) '.[train,serve,explain,dev]'
 	@touch $@ .venv/ready-demo
+
+.venv/ready-slow: .venv/ready-dev
+	$(PIP) '.[train,serve,explain,spark,dev]'
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
