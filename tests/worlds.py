@@ -46,7 +46,7 @@ def world_recipe(data: dict[str, Any], parts: dict[str, Any] | None = None) -> R
             "user": [{"kind": "history", "of": "positives", "last": 100}],
             "item": [{"kind": "id"}],
         },
-        "retriever": {"kind": "two_tower", "dim": 16, "temperature": 0.1},
+        "retriever": {"kind": "two_tower", "dim": 16, "score": {"kind": "cosine", "temperature": 0.1}},
         "train": {"epochs": 10, "batch_size": 128, "learning_rate": 0.01, "seed": 0},
         "recommend_k": 10,
     }

@@ -9,17 +9,22 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from twofold.bundle import Stage, locked, run_stage, write_json
 from twofold.errors import RunError
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.schema import Recipe
+from twofold.recipe.training import Ials, TwoTower
 
 if TYPE_CHECKING:
+    from twofold.dataset.arrays import Dataset
+    from twofold.evaluate.protocols import JudgedWindow
     from twofold.evaluate.verdict import Report
+    from twofold.model.retriever import Model
     from twofold.prepare.engine import OpenEngine
 
 
@@ -94,7 +99,8 @@ def train(job: Job, dataset: Stage) -> Stage:
     from twofold.evaluate.judge import headline_k
     from twofold.evaluate.protocols import judge_catalogue
     from twofold.evaluate.windows import judged_window
-    from twofold.model.two_tower import TwoTower, build_two_tower
+    from twofold.model.retriever import Model
+    from twofold.model.two_tower import build_two_tower
     from twofold.train.loop import fit
 
     def work(out: Path) -> Mapping[str, Any]:
@@ -102,17 +108,20 @@ def train(job: Job, dataset: Stage) -> Stage:
         window = judged_window(arrays, "validation")
         k = headline_k(len(arrays.items))
 
-        def validate(model: TwoTower) -> float:
+        def validate(model: Model) -> float:
             return judge_catalogue(window, _scores(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
 
-        return fit(
-            lambda: build_two_tower(job.recipe.retriever, arrays.features, arrays.vectors),
-            arrays,
-            job.recipe.train,
-            temperature=job.recipe.retriever.temperature,
-            validate=validate,
-            out=out,
-        )
+        asked, settings = job.recipe.retriever, job.recipe.train
+        match asked:
+            case TwoTower():
+                towers = partial(build_two_tower, asked, arrays.features, arrays.vectors)
+                return fit(towers, arrays, settings, validate=validate, out=out)
+            case Ials():
+                from twofold.model.factors import fit_factors
+
+                return fit_factors(arrays, asked, seed=settings.seed, validate=validate, out=out)
+            case _:
+                assert_never(asked)
 
     parts = job.recipe.model_dump(mode="json", include={"retriever", "train"})
     return run_stage(job.folder, "train", inputs={"dataset": dataset.digest, **parts}, work=work)
@@ -124,12 +133,12 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
     from twofold.evaluate.judge import judge
     from twofold.evaluate.report import write_report
     from twofold.evaluate.windows import judged_window, positives_before
-    from twofold.model.two_tower import describe_model
+    from twofold.model.retriever import describe_model, load_model
 
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_dataset(dataset.folder)
         window = judged_window(arrays, "test")
-        model = load_model(job, arrays, trained)
+        model = load_model(job.recipe.retriever, arrays, trained.folder)
         bounds = job.recipe.prepare.bounds_ms("test")
         report = judge(
             window,
@@ -148,18 +157,17 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
 def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
     """The bundle: user tower, item vectors, attributes, histories; the only thing serving opens."""
     from twofold.dataset.arrays import load_dataset
-    from twofold.dataset.batches import item_batches
     from twofold.index.knn import build_index, save_index
-    from twofold.model.two_tower import encode, export_user_tower
+    from twofold.model.retriever import item_vectors, load_model, save_user_side
     from twofold.serve.bundle_folder import save_context
 
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_dataset(dataset.folder)
-        model = load_model(job, arrays, trained)
+        model = load_model(job.recipe.retriever, arrays, trained.folder)
         as_of = dataset.facts["last_event_at"] + 1
-        vectors = encode(model.item, item_batches(arrays, as_of))
-        save_index(build_index(vectors), out)
-        export_user_tower(model, out / "user_tower.onnx")
+        vectors = item_vectors(model, arrays, as_of)
+        save_index(build_index(vectors, score=model.score), out)
+        save_user_side(model, out)
         save_context(dataset.folder, out, as_of=as_of)
         return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of}
 
@@ -244,22 +252,15 @@ def report_of(folder: Path) -> "Report":
     return load_report(open_stage(folder, "evaluate").folder / "report.json")
 
 
-def load_model(job: Job, arrays: Any, trained: Stage) -> Any:
-    """The trained model of a run, over its `Dataset`."""
-    from twofold.model.two_tower import build_two_tower, load_weights
-
-    model = build_two_tower(job.recipe.retriever, arrays.features, arrays.vectors)
-    return load_weights(model, trained.folder / "weights.safetensors")
-
-
-def _scores(model: Any, arrays: Any, window: Any) -> Callable[[slice], Any]:
+def _scores(model: "Model", arrays: "Dataset", window: "JudgedWindow") -> Callable[[slice], Any]:
     """Scores of the window's users against the whole catalogue; item features as of the window's first request."""
-    from twofold.dataset.batches import item_batches, query_batches
-    from twofold.model.two_tower import encode
+    from twofold.index.scores import items_as_products, queries_as_products
+    from twofold.model.retriever import item_vectors, user_vectors
 
-    users = encode(model.user, query_batches(arrays, window.user_rows, window.query_at))
-    items = encode(model.item, item_batches(arrays, int(window.query_at.min())))
-    return lambda part: users[part] @ items.T
+    users = user_vectors(model, arrays, window.user_rows, window.query_at)
+    items = item_vectors(model, arrays, int(window.query_at.min()))
+    queries, factors = queries_as_products(users, model.score), items_as_products(items, model.score)
+    return lambda part: queries[part] @ factors.T
 
 
 def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from twofold.index.candidates import first_not_excluded, pair_scores, settle
+from twofold.index.candidates import first_not_excluded, settle
 from twofold.topk import Ragged, tie_order
 
 
@@ -36,14 +36,7 @@ def test_the_best_come_first_and_equal_ones_in_the_fixed_order() -> None:
     vectors = np.float32([[1, 0], [2, 0], [1, 0], [1, 5]])
     rank, _ = tie_order(4)
     equal = sorted([0, 2, 3], key=lambda row: -rank[row])
-    best = settle(vectors, np.float32([[1, 0], [1, 0]]), np.array([[0, 1, 2, 3], [-1, 3, -1, 1]]), 5)
+    best = settle(vectors, np.float32([[1, 0], [1, 0]]), np.array([[0, 1, 2, 3], [-1, 3, -1, 1]]), 5, score="dot")
     assert best.item_rows.tolist() == [[1, *equal, -1], [1, 3, -1, -1, -1]]
     assert best.scores[:, :2].tolist() == [[2, 1], [2, 1]]
     assert best.counts.tolist() == [4, 2]
-
-
-def test_a_pair_has_the_same_score_alone_and_among_many() -> None:
-    draw = np.random.default_rng(0)
-    vectors, query = draw.standard_normal((1000, 64), np.float32), draw.standard_normal(64, np.float32)
-    together = pair_scores(vectors, query)
-    assert [float(pair_scores(vectors[[row]], query)[0]) for row in range(0, 1000, 7)] == together[::7].tolist()

@@ -1,6 +1,6 @@
 import torch
 
-from twofold.model.encoder import Encoder, Lookup, Number, Pool, _pooled, mean_of_rows
+from twofold.model.encoder import Encoder, Layers, Lookup, Number, Pool, _pooled, mean_of_rows
 
 BLOCKS = (Pool("history", 6, 4), Lookup("maker", 3, 2), Number("length"))
 INPUTS = {
@@ -32,7 +32,7 @@ def test_given_vectors_are_read_but_neither_trained_nor_saved():
     torch.manual_seed(0)
     given = torch.cat([torch.zeros(1, 3), torch.randn(5, 3)])
     blocks = (Pool("look", 6, 3, "mean", 2, over="look"), Pool("last", 6, 3, "concat", 2, over="look"))
-    encoder = Encoder(blocks, hidden=(), dim=4, given={"look": given})
+    encoder = Encoder(blocks, Layers(4), given={"look": given})
     rows = torch.tensor([[1, 5], [0, 2]], dtype=torch.int32)
     flat = torch.cat([(given[1] + given[5]) / 2, given[1], given[5]])
     expected = torch.nn.functional.normalize(encoder.layers(flat[None]))
@@ -43,7 +43,7 @@ def test_given_vectors_are_read_but_neither_trained_nor_saved():
 
 def test_numbers_go_in_as_they_are_or_through_a_layer_of_their_own():
     torch.manual_seed(0)
-    encoder = Encoder((Number("age"), Number("rate", expand=3), Number("shares", 2)), hidden=(), dim=4)
+    encoder = Encoder((Number("age"), Number("rate", expand=3), Number("shares", 2)), Layers(4))
     inputs = {"age": torch.tensor([2.0]), "rate": torch.tensor([0.5]), "shares": torch.tensor([[0.25, 0.75]])}
     rate = torch.relu(encoder.expansions["rate"][0](torch.tensor([0.5])))
     flat = torch.cat([torch.tensor([2.0]), rate, torch.tensor([0.25, 0.75])])
@@ -52,7 +52,7 @@ def test_numbers_go_in_as_they_are_or_through_a_layer_of_their_own():
 
 def test_vectors_have_unit_length_and_a_line_does_not_depend_on_its_batch():
     torch.manual_seed(0)
-    encoder = Encoder(BLOCKS, hidden=(8,), dim=5)
+    encoder = Encoder(BLOCKS, Layers(5, (8,)))
     together = encoder(INPUTS)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(2))
     alone = encoder({name: values[:1] for name, values in INPUTS.items()})
@@ -61,7 +61,7 @@ def test_vectors_have_unit_length_and_a_line_does_not_depend_on_its_batch():
 
 def test_row_zero_is_zero_and_is_not_trained():
     torch.manual_seed(0)
-    encoder = Encoder(BLOCKS, hidden=(), dim=3)
+    encoder = Encoder(BLOCKS, Layers(3))
     optimiser = torch.optim.Adam(encoder.parameters(), lr=0.1, fused=True)
     encoder(INPUTS).sum().backward()
     optimiser.step()

@@ -17,7 +17,7 @@ from twofold.model.two_tower import (
     save_weights,
 )
 from twofold.recipe.features import Features
-from twofold.recipe.schema import TwoTower
+from twofold.recipe.training import TwoTower
 
 FEATURES = Features.model_validate(
     {

@@ -14,7 +14,7 @@ from twofold.dataset.features import Queries, queries_at, user_inputs
 from twofold.errors import RunError
 from twofold.index.knn import build_index, save_index
 from twofold.model.two_tower import build_two_tower, encode, export_user_tower
-from twofold.recipe.schema import TwoTower
+from twofold.recipe.training import TwoTower
 from twofold.serve import load
 from twofold.serve.bundle_folder import USER_TOWER, save_context
 

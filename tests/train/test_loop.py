@@ -10,7 +10,7 @@ from twofold import pipeline
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.errors import DataError, RunError
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.schema import Train, TwoTower
+from twofold.recipe.training import Train, TwoTower
 from twofold.train import loop
 from twofold.train.loop import fit
 
@@ -33,7 +33,6 @@ def train(world, out, validate=lambda model: 0.0, **changes):
         lambda: build_two_tower(recipe.retriever, dataset.features, dataset.vectors),
         dataset,
         settings,
-        temperature=recipe.retriever.temperature,
         validate=validate,
         out=out,
     )
@@ -121,7 +120,7 @@ def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_given_vectors_as_th
         )
         return models[0]
 
-    facts = fit(build, dataset, settings, temperature=0.1, validate=lambda model: 0.0, out=tmp_path)
+    facts = fit(build, dataset, settings, validate=lambda model: 0.0, out=tmp_path)
     losses = [epoch["loss"] for epoch in facts["epochs"]]
     assert losses[-1] < losses[0] - 0.1
     held = dict(models[0].user.named_buffers())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from twofold.dataset.arrays import Dataset
@@ -24,6 +24,10 @@ class Batch:
     item: TensorInputs
     user_rows: Int[Tensor, "batch"]
     item_rows: Int[Tensor, "batch"]
+    at: Int[Tensor, "batch"]
+    label: Bool[Tensor, "batch"]
+    target: Float[Tensor, "batch"]
+    length_s: Float[Tensor, "batch"]
     weight: Float[Tensor, "batch"]
 
 
@@ -39,12 +43,14 @@ def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]
     positives = dataset.positives.last(user_rows, asked.positives_before, n=state.history_length("positives"))
     negatives = dataset.negatives.last(user_rows, asked.negatives_before, n=state.history_length("negatives"))
     queries = Queries(user_rows, at, positives, negatives, asked.at_is_known)
+    facts = {name: getattr(asked, name) for name in ("label", "target", "length_s", "weight")}
     return Batch(
         user=to_tensors(user_inputs(state, dataset.user_arrays, queries, asked.counted)),
         item=to_tensors(item_inputs(state, dataset.item_arrays, item_rows=item_rows, at=at, counts=asked.counted)),
         user_rows=torch.from_numpy(user_rows),
         item_rows=torch.from_numpy(item_rows),
-        weight=torch.from_numpy(np.ascontiguousarray(asked.weight)),
+        at=torch.from_numpy(at),
+        **to_tensors(facts),
     )
 
 

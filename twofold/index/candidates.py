@@ -5,17 +5,12 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from twofold.index.scores import Score, pair_scores
 from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, tie_order
 
 SPARE: Final = 16  # candidates beyond k: without ties one would do
 LINES_MARKED: Final = 64  # lines whose excluded items are marked at once, one byte an item
 PAIRS: Final = 2**15  # of query and candidate, scored at once: their vectors stay in the cache
-
-
-def pair_scores(vectors: Float32[np.ndarray, "*items dim"], queries: Float32[np.ndarray, "*queries dim"]) -> np.ndarray:
-    """Inner products, each pair summed by itself: the same bits for one pair or a million, unlike a product."""
-    scores: np.ndarray = np.vecdot(vectors, queries)
-    return scores
 
 
 def first_not_excluded(
@@ -50,11 +45,13 @@ def settle(
     queries: Float32[np.ndarray, "queries dim"],
     rows: Int64[np.ndarray, "queries candidates"],
     k: int,
+    *,
+    score: Score,
 ) -> TopK:
     """The k best candidates; row -1 is none."""
     scores = np.empty(rows.shape, np.float32)
     for part in blocks(len(rows), max(1, PAIRS // rows.shape[1])):
-        scores[part] = pair_scores(vectors[rows[part]], queries[part, None, :])
+        scores[part] = pair_scores(vectors[rows[part]], queries[part, None, :], score)
     scores[rows < 0] = NOT_ALLOWED
     rank, _ = tie_order(len(vectors))
     order = np.lexsort((rank[rows], scores), axis=-1)[:, ::-1][:, :k]  # (queries, k)

@@ -16,18 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.bundle import write_json
 from twofold.errors import RequestError, RunError
-from twofold.index.candidates import SPARE, first_not_excluded, pair_scores, settle
+from twofold.index.candidates import SPARE, first_not_excluded, settle
+from twofold.index.scores import Score, items_as_products, pair_scores, queries_as_products
 from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, top_k
-
-Score = Literal["dot", "cosine"]
-"""How the model compares. Both are an inner product here; "cosine" promises item vectors of length 1."""
 
 BLOCK: Final = 2048  # queries at once: FAISS 1.15 takes a matrix product (twice as fast) from 128,000 numbers on
 MOST_EXCLUDED: Final = 256  # a line that excludes more is searched alone, with a bitmap, not through more candidates
@@ -42,8 +40,8 @@ class Index:
     vectors: Float32[np.ndarray, "items dim"]
     score: Score
     longest: float
-    """The largest length of a vector: bounds the rounding error of a score."""
-    flat: Any  # faiss.IndexFlatIP, with a copy of its own: that of `vectors` may be a mapped file
+    """The largest length of a vector as FAISS has it: bounds the rounding error of a score."""
+    flat: Any  # faiss.IndexFlatIP of `items_as_products`, a copy: `vectors` may be a mapped file
 
     def __len__(self) -> int:
         """Number of items."""
@@ -84,15 +82,16 @@ def build_index(vectors: Float32[np.ndarray, "items dim"], *, score: Score = "co
             f"item vectors of a cosine index must have length 1; that of item row {row} has {lengths[row]:.4g}. "
             f"Normalise them, or build the index with score='dot' if the model was trained with it."
         )
-    return Index(vectors, score, float(lengths.max(initial=0.0)), _flat(vectors))
+    return _index(vectors, score)
 
 
-def _flat(vectors: Float32[np.ndarray, "items dim"]) -> Any:
+def _index(vectors: Float32[np.ndarray, "items dim"], score: Score) -> Index:
     import faiss
 
-    flat = faiss.IndexFlatIP(vectors.shape[1])
-    flat.add(np.ascontiguousarray(vectors))
-    return flat
+    products = items_as_products(vectors, score)
+    flat = faiss.IndexFlatIP(products.shape[1])
+    flat.add(np.ascontiguousarray(products))
+    return Index(vectors, score, float(np.linalg.norm(products, axis=1).max(initial=0.0)), flat)
 
 
 def save_index(index: Index, folder: Path) -> None:
@@ -178,14 +177,14 @@ def _search_one(
     eligible = len(index) if allowed is None else int(allowed.sum())
     fetch = min(k + SPARE, eligible)
     if fetch == 0:
-        return settle(index.vectors, query, np.full((1, 1), -1), k)
+        return settle(index.vectors, query, np.full((1, 1), -1), k, score=index.score)
     how = None
     if allowed is not None:
         bitmap = np.packbits(allowed, bitorder="little")
         selector = faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]  # stubs know only the C++ form
         how = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-    found, rows = index.flat.search(query, fetch, params=how)
-    best = settle(index.vectors, query, rows, k)
+    found, rows = index.flat.search(queries_as_products(query, index.score), fetch, params=how)
+    best = settle(index.vectors, query, rows, k, score=index.score)
     if fetch < eligible and _tie_may_reach_beyond(index, query, found[:, -1], best)[0]:
         return _score_all(index, query, k, allowed)
     return best
@@ -202,15 +201,15 @@ def _search_block(
 ) -> TopK:
     fetch = min(k + SPARE + int(excluded.sizes.max(initial=0)), len(pool))
     if fetch == 0:
-        return settle(index.vectors, queries, np.full((len(queries), 1), -1), k)
-    found, candidates = pool.flat.search(queries, fetch)
+        return settle(index.vectors, queries, np.full((len(queries), 1), -1), k, score=index.score)
+    found, candidates = pool.flat.search(queries_as_products(queries, index.score), fetch)
     if rows is not None:
         candidates = rows[candidates]
     # Nothing below this score has been looked at.
     floor = found[:, -1] if fetch < len(pool) else np.full(len(queries), NOT_ALLOWED)
     if len(excluded.values):
         floor, candidates = first_not_excluded(found, candidates, excluded, count=k + SPARE, items=len(index))
-    best = settle(index.vectors, queries, candidates, k)
+    best = settle(index.vectors, queries, candidates, k, score=index.score)
     tied = np.flatnonzero(_tie_may_reach_beyond(index, queries, floor, best))
     allowed = None if rows is None or len(tied) == 0 else _mask(len(index), rows)
     for line in tied:
@@ -228,16 +227,20 @@ def _tie_may_reach_beyond(
 ) -> Bool[np.ndarray, "queries"]:
     """Whether an item that FAISS scored at `floor` or below could, but for rounding, belong to the k best.
 
-    Two sums of `dim` float32 products differ by at most dim · 2^-23 · |q| · |v| (Higham 2002, section 3.1).
+    Two sums of `dim` float32 products differ by at most dim · 2^-23 · |q| · |v| (Higham 2002, section 3.1). A sum of
+    squared differences errs less than the longer sum of products that stands for it.
     """
-    slack = index.dim * 2.0**-23 * np.linalg.norm(queries, axis=1) * index.longest
+    products = queries_as_products(queries, index.score)
+    slack = products.shape[1] * 2.0**-23 * np.linalg.norm(products, axis=1) * index.longest
     return np.asarray(np.isfinite(floor) & (best.scores[:, -1] <= floor + slack))
 
 
 def _score_all(
     index: Index, query: Float32[np.ndarray, "1 dim"], k: int, allowed: Bool[np.ndarray, "items"] | None
 ) -> TopK:
-    return top_k(pair_scores(index.vectors, query)[None], k, allowed=None if allowed is None else allowed[None])
+    return top_k(
+        pair_scores(index.vectors, query, index.score)[None], k, allowed=None if allowed is None else allowed[None]
+    )
 
 
 def _in_place(answers: list[TopK], k: int, order: Int64[np.ndarray, "queries"]) -> Neighbours:
@@ -269,8 +272,7 @@ def _without(
 
 
 def _part(index: Index, rows: Int64[np.ndarray, "eligible"]) -> Index:
-    vectors = index.vectors[rows]
-    return Index(vectors, index.score, index.longest, _flat(vectors))
+    return _index(index.vectors[rows], index.score)
 
 
 @contextmanager

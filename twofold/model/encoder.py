@@ -17,11 +17,15 @@ WINDOWS: Final = (1, 3, 10, 30, 100)
 
 @dataclass(frozen=True)
 class Lookup:
-    """One trained vector a row; row 0 is *none* and stays zero."""
+    """One trained vector a row; row 0 is *none* and stays zero.
+
+    With `dropout`, a training step reads that share of the lines as row 0, which is then trained: the unknown.
+    """
 
     name: str
     rows: int
     dim: int
+    dropout: float = 0.0
 
     @property
     def width(self) -> int:
@@ -82,38 +86,45 @@ class Number:
 Block = Lookup | Pool | Number
 
 
+@dataclass(frozen=True)
+class Layers:
+    """What follows the concatenation: linear layers of the `hidden` widths, each with layer normalisation if asked
+    (Ba et al., 2016), ReLU and dropout; then one of `dim`, batch normalisation and unit length if asked.
+    """
+
+    dim: int
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+    layer_norm: bool = False
+    batch_norm: bool = False
+    unit_length: bool = True
+
+
 class Encoder(nn.Module):
-    """Concatenates its blocks, then linear layers with ReLU between, then unit length: `Float[batch dim]`."""
+    """Concatenates its blocks, then the layers: `Float[batch dim]`."""
 
     def __init__(
-        self,
-        blocks: tuple[Block, ...],
-        *,
-        hidden: tuple[int, ...],
-        dim: int,
-        given: Mapping[str, Float[Tensor, "rows _"]] | None = None,
+        self, blocks: tuple[Block, ...], layers: Layers, *, given: Mapping[str, Float[Tensor, "rows _"]] | None = None
     ) -> None:
-        """`hidden` are the widths between the concatenation and the output of `dim`.
-
-        `given` are the tables that blocks read `over`, with row 0 for none. They are never trained, and no part of the
-        saved weights: whoever builds the encoder has them.
+        """`given` are the tables that blocks read `over`, with row 0 for none. They are never trained, and no part of
+        the saved weights: whoever builds the encoder has them.
         """
         super().__init__()
         self.blocks = blocks
         self.tables = nn.ModuleDict(
             {
-                block.name: _table(block.rows, block.dim)
+                block.name: _table(
+                    block.rows, block.dim, none_is_trained=isinstance(block, Lookup) and block.dropout > 0
+                )
                 for block in blocks
                 if isinstance(block, Lookup) or (isinstance(block, Pool) and block.over is None)
             }
         )
         for name, table in (given or {}).items():
             self.register_buffer(_buffer(name), table, persistent=False)
-        widths = (sum(block.width for block in blocks), *hidden, dim)
-        layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
-        for width, following in zip(widths[1:], widths[2:], strict=False):
-            layers += [nn.ReLU(), nn.Linear(width, following)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = _sequence(layers, width=sum(block.width for block in blocks))
+        self.dim = layers.dim
+        self.is_unit_length = layers.unit_length
         self.expansions = nn.ModuleDict(
             {
                 block.name: nn.Sequential(nn.Linear(block.dim, block.expand), nn.ReLU())
@@ -125,11 +136,14 @@ class Encoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """`inputs` holds one tensor a block by its name; others are ignored."""
         parts = [self._embed(block, inputs[block.name]) for block in self.blocks]
-        return functional.normalize(self.layers(torch.cat(parts, dim=1)), dim=1)
+        vectors: Tensor = self.layers(torch.cat(parts, dim=1))
+        return functional.normalize(vectors, dim=1) if self.is_unit_length else vectors
 
     def _embed(self, block: Block, values: Tensor) -> Float[Tensor, "batch width"]:
         match block:
             case Lookup():
+                if self.training and block.dropout:
+                    values = values * (torch.rand(values.shape, device=values.device) >= block.dropout)
                 found: Tensor = self.tables[block.name](values)
                 return found
             case Pool():
@@ -169,8 +183,24 @@ def _buffer(name: str) -> str:
     return f"given_{name}"
 
 
-def _table(rows: int, dim: int) -> nn.Embedding:
-    table = nn.Embedding(rows, dim, padding_idx=0)
+def _sequence(layers: Layers, *, width: int) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for following in layers.hidden:
+        modules.append(nn.Linear(width, following))
+        if layers.layer_norm:
+            modules.append(nn.LayerNorm(following))
+        modules.append(nn.ReLU())
+        if layers.dropout:
+            modules.append(nn.Dropout(layers.dropout))
+        width = following
+    modules.append(nn.Linear(width, layers.dim))
+    if layers.batch_norm:
+        modules.append(nn.BatchNorm1d(layers.dim))
+    return nn.Sequential(*modules)
+
+
+def _table(rows: int, dim: int, *, none_is_trained: bool) -> nn.Embedding:
+    table = nn.Embedding(rows, dim, padding_idx=None if none_is_trained else 0)
     with torch.no_grad():
         nn.init.normal_(table.weight, std=INITIAL_STD)
         table.weight[0] = 0

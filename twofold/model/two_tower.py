@@ -1,4 +1,4 @@
-"""The retriever: two encoders that never see one another's features, compared by cosine."""
+"""The retriever: two encoders that never see one another's features, and how their outputs are compared."""
 
 import logging
 import warnings
@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from twofold.dataset.features import FeatureState
-from twofold.model.encoder import Block, Encoder, Lookup, Number, Pool
-from twofold.recipe import schema
+from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool
+from twofold.recipe import training
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
@@ -37,19 +37,45 @@ TensorInputs = Mapping[str, Tensor]
 
 
 class TwoTower(nn.Module):
-    """A user encoder and an item encoder with outputs of equal width and unit length; the score is their inner
-    product.
+    """A user encoder and an item encoder with outputs of equal width.
+
+    The score is their inner product (of vectors of length 1 where it is called cosine) or their negative distance;
+    losses read it divided by the temperature.
     """
 
-    def __init__(self, user: Encoder, item: Encoder) -> None:
-        """Both encoders must have the same output width."""
+    def __init__(self, user: Encoder, item: Encoder, *, score: training.Score) -> None:
+        """Both encoders must have the same output width; for cosine, both give vectors of length 1."""
         super().__init__()
         self.user = user
         self.item = item
+        self.score = score.kind
+        self.temperature = score.temperature if isinstance(score, training.Cosine) else 1.0
+
+    def as_products(
+        self, users: Float[Tensor, "users dim"], items: Float[Tensor, "items dim"]
+    ) -> tuple[Float[Tensor, "users wide"], Float[Tensor, "items wide"]]:
+        """Vectors whose inner products are the scores: the same, unless the score is a distance.
+
+        -‖u - v‖² = (u, ‖u‖², 1) · (2v, -1, -‖v‖²), so that every loss is written once, over products.
+        """
+        if self.score != "negative_distance":
+            return users, items
+        one_user, one_item = torch.ones_like(users[:, :1]), torch.ones_like(items[:, :1])
+        return (
+            torch.cat([users, users.square().sum(dim=1, keepdim=True), one_user], dim=1),
+            torch.cat([2 * items, -one_item, -items.square().sum(dim=1, keepdim=True)], dim=1),
+        )
+
+    def own_logits(
+        self, users: Float[Tensor, "batch dim"], items: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch"]:
+        """Line by line, the score of the user and the item over the temperature."""
+        queries, factors = self.as_products(users, items)
+        return (queries * factors).sum(dim=1) / self.temperature
 
 
 def build_two_tower(
-    recipe: schema.TwoTower, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]]
+    recipe: training.TwoTower, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]]
 ) -> TwoTower:
     """The model a recipe asks for, with tables as large as the fitted features need; `vectors` has a line an item
     row.
@@ -61,10 +87,15 @@ def build_two_tower(
     )
     read = {block.over for block in user if isinstance(block, Pool)} - {None}
     given = {name: _with_none(values) for name, values in vectors.items() if name in read}
-    return TwoTower(
-        Encoder(user, hidden=recipe.hidden, dim=recipe.dim, given=given),
-        Encoder(item, hidden=recipe.hidden, dim=recipe.dim),
+    layers = Layers(
+        recipe.dim,
+        recipe.hidden,
+        dropout=recipe.dropout,
+        layer_norm=recipe.norm == "layer",
+        batch_norm=recipe.output == "batch_norm",
+        unit_length=recipe.output == "l2" or isinstance(recipe.score, training.Cosine),
     )
+    return TwoTower(Encoder(user, layers, given=given), Encoder(item, layers), score=recipe.score)
 
 
 def _block(
@@ -83,7 +114,7 @@ def _block(
         case VectorFeature():
             return Number(name, widths[feature.of])
         case IdFeature():
-            return Lookup(name, 1 + state.num_known_items, dim)
+            return Lookup(name, 1 + state.num_known_items, dim, feature.dropout)
         case TimeFeature():
             return Lookup(name, 1 + (24 if feature.of == "hour" else 7), feature.dim)
         case CategoryFeature():
@@ -141,9 +172,14 @@ def describe_model(model: TwoTower) -> list[ModelPart]:
             count = sum(parameter.numel() for module in modules for parameter in module.parameters())
             parts.append(ModelPart(tower_name, block.name, _shape(block), count))
         for layer in tower.layers:
-            if isinstance(layer, nn.Linear):
-                count = sum(parameter.numel() for parameter in layer.parameters())
-                parts.append(ModelPart(tower_name, "linear", f"{layer.in_features} → {layer.out_features}", count))
+            count = sum(parameter.numel() for parameter in layer.parameters())
+            match layer:
+                case nn.Linear():
+                    parts.append(ModelPart(tower_name, "linear", f"{layer.in_features} → {layer.out_features}", count))
+                case nn.LayerNorm():
+                    parts.append(ModelPart(tower_name, "layer norm", str(layer.normalized_shape[0]), count))
+                case nn.BatchNorm1d():
+                    parts.append(ModelPart(tower_name, "batch norm", str(layer.num_features), count))
     return parts
 
 
@@ -174,9 +210,7 @@ class _Positional(nn.Module):
 
 
 def export_user_tower(model: TwoTower, path: Path) -> None:
-    """Writes the user tower as ONNX: inputs named as the user features, any batch size; output `vector`, unit
-    length.
-    """
+    """Writes the user tower as ONNX: inputs named as the user features, any batch size; output `vector`."""
     names = tuple(block.name for block in model.user.blocks)
     # Two lines: a batch of one would be taken for a constant.
     values = tuple(_nothing(block, lines=2) for block in model.user.blocks)

@@ -12,9 +12,9 @@ from typing import Final
 
 from twofold.recipe.preparation import LastEvents, Window
 from twofold.recipe.roles import Column, LookedAt, look_of, printable, shown_values
-from twofold.recipe.schema import Train, TwoTower
 from twofold.recipe.seen import EPOCH, EventFacts, Seen, choose_split, counted, events_within, names_of, our_name
 from twofold.recipe.spellings import COUNTS, GROUPS, words
+from twofold.recipe.training import Cosine, Train, TwoTower
 
 _WIDTH: Final = 118
 _MOST_FEATURES: Final = 12
@@ -171,12 +171,15 @@ def _features(seen: Seen) -> list[str]:
 
 
 def _model() -> list[str]:
-    tower, train = TwoTower(kind="two_tower"), Train()
+    tower, score, train = TwoTower(kind="two_tower"), Cosine(kind="cosine"), Train()
     return [
         "retriever:",
         f"  kind: {tower.kind}",
         *_said(f"  dim: {tower.dim}", "numbers in a vector: 128 where there are many events an item"),
-        *_said(f"  temperature: {tower.temperature:g}", "smaller: harder on what is nearly right"),
+        *_said(
+            f"  score: {{kind: {score.kind}, temperature: {score.temperature:g}}}",
+            "a smaller temperature is harder on what is nearly right",
+        ),
         "train:",
         *_said(f"  epochs: {train.epochs}", "times through the positives; the best one is kept"),
         *_said(f"  batch_size: {train.batch_size}", "4096 trains a large log faster"),

@@ -80,6 +80,10 @@ class IdFeature(Part):
     """One trained vector an item. Items the training window does not hold share one `unknown` row."""
 
     kind: Literal["id"]
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the rows of a training step that are read as the `unknown` item, whose vector is then trained: what
+    cold items are found by. 0: it is zero.
+    """
 
 
 class BagFeature(Part):

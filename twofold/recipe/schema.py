@@ -1,21 +1,22 @@
 """The closed, frozen types of a recipe: what can be asked for, and nothing else.
 
 An unknown key, a wrong kind or an impossible combination is refused here, before any data is read. A default is written
-once, in its field. `docs/recipe.md` and `twofold recipe schema` are generated from these types. Preparation and
-features have files of their own.
+once, in its field. `docs/recipe.md` and `twofold recipe schema` are generated from these types. Preparation, features
+and training have files of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal, assert_never
 
 from pydantic import Field, model_validator
 
 from twofold.recipe.features import CounterFeature, Features
 from twofold.recipe.part import Part
 from twofold.recipe.preparation import Prepare
+from twofold.recipe.training import Ials, Retriever, Train, TwoTower, check_objective, check_reads
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -43,36 +44,7 @@ class Table(Part):
 Data = Table
 
 
-# --- model and training -----------------------------------------------------------------------------------------------
-
-
-class TwoTower(Part):
-    """Two encoders whose outputs are compared by cosine / temperature."""
-
-    kind: Literal["two_tower"]
-    dim: int = Field(default=64, ge=1, le=4096)
-    """Width of the id embeddings and of both towers' outputs."""
-    hidden: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = ()
-    """Widths of the hidden layers of both towers; none means one linear layer."""
-    temperature: float = Field(default=0.1, gt=0)
-    """Divides the cosine in the loss: smaller is sharper. Measured on the shipped log: .05 loses .035 recall@100, .2
-    loses .007.
-    """
-
-
-class Train(Part):
-    """In-batch softmax with logQ correction and masks; Adam; warm-up and cosine; the best epoch on validation is
-    kept.
-    """
-
-    epochs: int = Field(default=4, ge=1, le=10_000)
-    """Passes over the positives of the training window."""
-    batch_size: int = Field(default=1024, ge=2, le=1_000_000)
-    """Positives a step; the others of a batch are each one's negatives."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """The peak, reached after 5 % of the steps."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of initial weights and of the order of the batches."""
+# --- the whole --------------------------------------------------------------------------------------------------------
 
 
 class Recipe(Part):
@@ -85,7 +57,7 @@ class Recipe(Part):
     data: Data
     prepare: Prepare
     features: Features
-    retriever: TwoTower
+    retriever: Retriever
     train: Train
     recommend_k: int = Field(default=50, ge=1, le=1000)
     """Recommendations written for every user."""
@@ -96,6 +68,17 @@ class Recipe(Part):
             for number, feature in enumerate(features):
                 if isinstance(feature, CounterFeature):
                     _check_counter(feature, self.prepare, tower=tower, field=f"features.{tower}.{number}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_learned(self) -> Recipe:
+        match self.retriever:
+            case TwoTower():
+                check_objective(self.retriever, self.train.loss, has_target=self.prepare.target is not None)
+            case Ials():
+                check_reads(self.retriever, self.features)
+            case _:
+                assert_never(self.retriever)
         return self
 
 

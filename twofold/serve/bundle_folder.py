@@ -2,7 +2,8 @@
 
 ```
 index/
-├── user_tower.onnx           what a user asks with: inputs named as the user features, output `vector`
+├── user_tower.onnx           what a user asks with: inputs named as the user features, output `vector`; or
+├── fold_in.json              how that is solved from a history and item_vectors.npy
 ├── item_vectors.npy          what is searched, with index.json
 ├── users.parquet             id ↔ row
 ├── items.parquet             id ↔ row
@@ -33,6 +34,7 @@ from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RunError
 from twofold.index.knn import Index, load_index
+from twofold.model.fold_in import FOLD_IN, FoldIn, load_fold_in
 
 USER_TOWER: Final = "user_tower.onnx"
 CONTEXT: Final = "context.json"
@@ -50,7 +52,7 @@ class UserTower:
     dim: int
 
     def vectors(self, inputs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "batch dim"]:
-        """One vector a line; its inner product with an item's vector is the score."""
+        """One vector a line, to be compared with those of items."""
         (vectors,) = self.session.run(["vector"], {name: inputs[name] for name in self.inputs})
         return np.asarray(vectors)
 
@@ -68,7 +70,7 @@ class Bundle:
     negatives: Histories
     user_arrays: UserArrays
     index: Index
-    tower: UserTower
+    tower: UserTower | FoldIn
     as_of: int
 
 
@@ -90,7 +92,7 @@ def open_bundle(run: Path) -> Bundle:
     """Opens `run/index/`; RunError says what is missing, damaged, or of another run."""
     folder = open_stage(run, "index", verify=True).folder
     try:
-        features = load_features(folder / "features")
+        features, index = load_features(folder / "features"), load_index(folder)
         bundle = Bundle(
             users=Vocabulary.load(folder / "users.parquet"),
             items=Vocabulary.load(folder / "items.parquet"),
@@ -100,8 +102,10 @@ def open_bundle(run: Path) -> Bundle:
             positives=load_histories(folder, "positives"),
             negatives=load_histories(folder, "negatives"),
             user_arrays=load_user_arrays(features.features, folder),
-            index=load_index(folder),
-            tower=_load_tower(folder / USER_TOWER),
+            index=index,
+            tower=_load_tower(folder / USER_TOWER)
+            if not (folder / FOLD_IN).exists()
+            else load_fold_in(folder, index.vectors),
             as_of=json.loads((folder / CONTEXT).read_text())["as_of"],
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:

@@ -11,19 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.batches import Batch, epoch_batches, num_batches
 from twofold.dataset.memory import kept_memory
 from twofold.errors import DataError, RunError
-from twofold.model.losses import collisions, in_batch_softmax
+from twofold.model.adversary import LengthGuess, strength_at
 from twofold.model.two_tower import TwoTower, save_weights
 from twofold.progress import progress_bar
-from twofold.recipe.schema import Train
+from twofold.recipe.training import Train
 from twofold.train.checkpoint import EpochRecord, Position, load_checkpoint, save_checkpoint
-from twofold.train.negatives import log_in_batch_probability
+from twofold.train.objective import Objective, build_objective, mean_loss
 from twofold.train.optimise import build_optimiser, learning_rate_at, set_learning_rate
 
 CHECKPOINT_EVERY_S = 20.0
@@ -38,7 +37,6 @@ def fit(
     dataset: Dataset,
     settings: Train,
     *,
-    temperature: float,
     validate: Validate,
     out: Path,
 ) -> dict[str, Any]:
@@ -50,11 +48,12 @@ def fit(
     """
     with _deterministic(settings.seed), kept_memory():
         model = build()
-        lines = _positive_lines(dataset)
-        optimiser = build_optimiser(model, learning_rate=settings.learning_rate)
+        objective = build_objective(settings.loss, dataset)
+        lines, guess = objective.lines, _length_guess(settings, model, objective)
+        learner = nn.ModuleList([model] if guess is None else [model, guess])
+        optimiser = build_optimiser(learner, learning_rate=settings.learning_rate)
         checkpoint = out / "checkpoint.safetensors"
-        position, best = load_checkpoint(checkpoint, model, optimiser) or (Position(), _copy(model))
-        log_q = torch.from_numpy(log_in_batch_probability(dataset.rows["train"].item_rows[lines], len(dataset.items)))
+        position, best = load_checkpoint(checkpoint, learner, optimiser) or (Position(), _copy(model))
         with progress_bar(
             "train",
             total=settings.epochs * len(lines),
@@ -67,21 +66,24 @@ def fit(
                 for batch in epoch_batches(
                     dataset, dataset.rows["train"], lines, batch_size=settings.batch_size, seed=seed, first=first
                 ):
-                    rate = _rate(settings, position, len(lines))
-                    set_learning_rate(optimiser, rate)
-                    loss = _step(model, optimiser, batch, log_q=log_q, temperature=temperature)
+                    step, steps = _step_number(settings, position, len(lines))
+                    set_learning_rate(optimiser, learning_rate_at(step, steps=steps, peak=settings.learning_rate))
+                    strength = (
+                        strength_at(step / steps, most=settings.adversary.max_lambda) if settings.adversary else 0.0
+                    )
+                    loss = _step(objective, model, batch, optimiser=optimiser, guess=guess, strength=strength)
                     _refuse_divergence(loss, position, settings)
                     position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
                     advance(len(batch.weight), f"loss {position.loss_sum / position.batch:.3f}")
                     if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-                        save_checkpoint(checkpoint, model, optimiser, best=best, position=position)
+                        save_checkpoint(checkpoint, learner, optimiser, best=best, position=position)
                         saved_at = time.monotonic()
                 examples = (position.batch - first) * settings.batch_size
                 speed = examples / (time.monotonic() - started)
                 position = _finish_epoch(position, validate(model), speed)
                 if position.best_epoch == position.epoch - 1:
                     best = _copy(model)
-                save_checkpoint(checkpoint, model, optimiser, best=best, position=position)
+                save_checkpoint(checkpoint, learner, optimiser, best=best, position=position)
         model.load_state_dict(best)
     save_weights(model, out / "weights.safetensors")
     pq.write_table(pa.Table.from_pylist([asdict(record) for record in position.records]), out / "training_log.parquet")
@@ -95,27 +97,26 @@ def fit(
 
 
 def _step(
-    model: TwoTower, optimiser: torch.optim.Optimizer, batch: Batch, *, log_q: Tensor, temperature: float
+    objective: Objective,
+    model: TwoTower,
+    batch: Batch,
+    *,
+    optimiser: torch.optim.Optimizer,
+    guess: LengthGuess | None,
+    strength: float,
 ) -> float:
-    users, items = model.user(batch.user), model.item(batch.item)
-    losses = in_batch_softmax(
-        users,
-        items,
-        temperature=temperature,
-        log_q=log_q[batch.item_rows],
-        masked=collisions(batch.user_rows, batch.item_rows),
-    )
-    loss = (losses * batch.weight).sum() / batch.weight.sum()
+    loss, item_vectors = mean_loss(objective, model, batch)
+    total = loss if guess is None else loss + guess(item_vectors, batch.length_s, strength=strength)
     optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     optimiser.step()
     return float(loss.detach())
 
 
-def _rate(settings: Train, position: Position, lines: int) -> float:
+def _step_number(settings: Train, position: Position, lines: int) -> tuple[int, int]:
+    """The number of the step to take, and of all."""
     per_epoch = num_batches(lines, settings.batch_size)
-    step = position.epoch * per_epoch + position.batch
-    return learning_rate_at(step, steps=settings.epochs * per_epoch, peak=settings.learning_rate)
+    return position.epoch * per_epoch + position.batch, settings.epochs * per_epoch
 
 
 def _finish_epoch(position: Position, validation: float, examples_per_s: float) -> Position:
@@ -130,14 +131,20 @@ def _finish_epoch(position: Position, validation: float, examples_per_s: float) 
     )
 
 
-def _positive_lines(dataset: Dataset) -> Int64[np.ndarray, "positives"]:
-    lines = np.flatnonzero(dataset.rows["train"].label)
-    if len(lines) < 2:
+def _length_guess(settings: Train, model: TwoTower, objective: Objective) -> LengthGuess | None:
+    """What `train.adversary` asks for; its weights are drawn apart, so that it changes nothing else that is drawn."""
+    if settings.adversary is None:
+        return None
+    lengths = objective.dataset.rows["train"].length_s[objective.lines]
+    logs = np.log(lengths[lengths > 0], dtype=np.float64)  # NaN is not
+    if len(logs) == 0 or logs.std() == 0:
         raise DataError(
-            f"the training window holds {len(lines)} positive events; in-batch softmax needs at least 2. "
-            f"Check prepare.positive and prepare.split.train."
+            f"train.adversary guesses length_s, and the {len(lengths):,} rows to learn from hold "
+            f"{'no length' if len(logs) == 0 else 'one length alone'}. Give the items a column length_s "
+            f"(data.columns names it), or delete train.adversary."
         )
-    return lines
+    with torch.random.fork_rng(devices=[]):
+        return LengthGuess(model.item.dim, mean=float(logs.mean()), std=float(logs.std()))
 
 
 def _refuse_divergence(loss: float, position: Position, settings: Train) -> None:

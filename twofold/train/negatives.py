@@ -1,7 +1,13 @@
-"""Who plays the negative, and how often: the probabilities that the logQ correction needs."""
+"""Who plays the negative, and how often: the probabilities that corrections for sampling need."""
 
 import numpy as np
-from jaxtyping import Float32, Int64
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+from twofold.dataset.arrays import Dataset
+from twofold.dataset.batches import Batch, TensorInputs, to_tensors
+from twofold.dataset.features import item_inputs
 
 
 def log_in_batch_probability(item_rows: Int64[np.ndarray, "rows"], num_items: int) -> Float32[np.ndarray, "items"]:
@@ -18,3 +24,45 @@ def log_in_batch_probability(item_rows: Int64[np.ndarray, "rows"], num_items: in
     with np.errstate(divide="ignore"):
         log_q: np.ndarray = np.log(counts / max(len(item_rows), 1)).astype(np.float32)
     return log_q
+
+
+def log_mixed_probability(
+    log_q: Float[Tensor, "columns"], *, batch: int, uniform: int, num_items: int
+) -> Float[Tensor, "columns"]:
+    """log of the chance that a column holds its item, where `batch` columns are the batch's and `uniform` are drawn
+    from `num_items` (Yang et al., *Mixed negative sampling*, WWW 2020 companion, section 3.3).
+
+    >>> q = log_mixed_probability(torch.tensor([0.5]).log(), batch=3, uniform=1, num_items=10).exp()
+    >>> round(float(q), 3), (3 * 0.5 + 1 * 0.1) / 4
+    (0.4, 0.4)
+    """
+    if uniform == 0:
+        return log_q
+    return torch.log((batch * log_q.exp() + uniform / num_items) / (batch + uniform))
+
+
+def log_expected_counts(
+    competing: Bool[Tensor, "lines columns"],
+    *,
+    own_q: Float[Tensor, "lines"],
+    column_q: Float[Tensor, "columns"],
+    in_batch: int,
+    num_items: int,
+) -> Float[Tensor, "lines columns"]:
+    """log of how often a line's competing columns are expected to hold the item of each column, which is not its own.
+
+    The first `in_batch` columns are the batch's: each holds j with Q'(j) = Q(j) / (1 - Q(own)), the chance given that
+    it is not the line's own item. The others are drawn from `num_items` items, each as likely.
+    """
+    popular = competing[:, :in_batch].sum(dim=1) / (1 - own_q).clamp(min=torch.finfo(own_q.dtype).tiny)
+    uniform = competing[:, in_batch:].sum(dim=1) / max(num_items - 1, 1)
+    return torch.log(popular[:, None] * column_q + uniform[:, None])
+
+
+def with_drawn(dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "drawn"]) -> TensorInputs:
+    """What the item tower reads of the batch's items and of those drawn, each of these at the moment of some line."""
+    if len(drawn) == 0:
+        return batch.item
+    moments = batch.at[torch.randint(len(batch.at), drawn.shape)]
+    inputs = item_inputs(dataset.features, dataset.item_arrays, item_rows=drawn.numpy(), at=moments.numpy())
+    return {name: torch.cat([batch.item[name], values]) for name, values in to_tensors(inputs).items()}
