@@ -53,15 +53,14 @@ def test_an_unseen_user_with_a_posted_history_gets_its_own_kind(solved):
 
 def test_the_served_vector_answers_as_the_judged_one(checkerboard, solved):
     """Train/serve parity through every stage: the file's scores equal the trained model's at the same moment."""
-    from twofold.dataset.batches import item_batches, query_batches
-    from twofold.model.two_tower import encode
+    from twofold.model.retriever import item_vectors, load_model, user_vectors
 
     arrays = load_dataset(solved.folder / "dataset")
     trained = find_stage(solved.folder, "train")
-    model = pipeline.load_model(solved, arrays, trained)
+    model = load_model(solved.recipe.retriever, arrays, trained.folder)
     as_of = int(arrays.events.at.max()) + 1
-    users = encode(model.user, query_batches(arrays, np.arange(len(arrays.users)), np.full(len(arrays.users), as_of)))
-    scores = users @ encode(model.item, item_batches(arrays, as_of)).T
+    users = user_vectors(model, arrays, np.arange(len(arrays.users)), np.full(len(arrays.users), as_of))
+    scores = users @ item_vectors(model, arrays, as_of).T
     answers = pq.read_table(solved.folder / "recommend" / "recommendations.parquet")
     rows = arrays.users.rows_of(answers["user_id"]), arrays.items.rows_of(answers["item_id"])
     np.testing.assert_allclose(np.asarray(answers["score"]), scores[rows], atol=1e-5)

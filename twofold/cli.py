@@ -51,6 +51,7 @@ Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares the 
 _EXTRAS = {
     **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2", "sklearn"), "train"),
     "onnxruntime": "serve",
+    "implicit": "ials",
     **dict.fromkeys(("pyspark", "py4j"), "spark"),
 }
 """Which extra brings a module that the base does without."""

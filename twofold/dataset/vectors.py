@@ -120,7 +120,7 @@ def fit_clusters(
     Cluster 0 is the largest; equally large ones are ordered by centroid, so that a number means the same in every run.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     known = np.arange(num_known)
     sample = _sample(vectors, known[vectors[:num_known].any(axis=1)])
