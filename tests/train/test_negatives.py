@@ -1,6 +1,11 @@
 import numpy as np
+import pytest
+import torch
 
-from twofold.train.negatives import log_in_batch_probability
+from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.batches import gather_batch, item_batches
+from twofold.train.negatives import log_expected_counts, log_in_batch_probability, log_mixed_probability, with_drawn
 
 
 def test_q_is_the_share_of_the_rows_that_batches_are_made_of():
@@ -11,3 +16,49 @@ def test_q_is_the_share_of_the_rows_that_batches_are_made_of():
 def test_q_of_the_tail_is_not_clipped():
     rows = np.concatenate([np.zeros(3_000_000, np.int64), [1]])
     np.testing.assert_allclose(log_in_batch_probability(rows, 2)[1], np.log(1 / 3_000_001), rtol=1e-6)
+
+
+def test_a_mixture_has_the_probability_of_either_source_by_its_share():
+    log_q = torch.tensor([0.5, 0.25]).log()
+    assert log_mixed_probability(log_q, batch=4, uniform=0, num_items=10) is log_q
+    # Never drawn into a batch, and yet a candidate: the uniform ones hold it.
+    found = log_mixed_probability(torch.tensor([0.5, 0.0]).log(), batch=30, uniform=10, num_items=20).exp()
+    assert found.tolist() == pytest.approx([0.75 * 0.5 + 0.25 / 20, 0.25 / 20])
+
+
+def test_expected_counts_are_those_of_drawing_anything_but_the_own_item():
+    draw = np.random.default_rng(0)
+    q, own, in_batch, uniform = np.array([0.4, 0.3, 0.2, 0.1]), 1, 6, 3
+    totals = np.zeros(4)
+    for _ in range(20_000):
+        columns = np.concatenate([draw.choice(4, in_batch, p=q), draw.choice(4, uniform)])
+        totals += np.bincount(columns[columns != own], minlength=4)
+    # The mean count of competing columns: what is not the own item.
+    popular, even = in_batch * (1 - q[own]), uniform * 3 / 4
+    expected = popular * q / (1 - q[own]) + even / 3
+    assert totals[[0, 2, 3]] / 20_000 == pytest.approx(expected[[0, 2, 3]], rel=0.03)
+    # One line: columns 0 to 5 are the batch's, of which two hold its own item; 6 to 8 are drawn, one holds it.
+    columns = torch.tensor([0, 1, 2, 3, 1, 0, 2, 1, 3])
+    found = log_expected_counts(
+        (columns != own)[None],
+        own_q=torch.tensor([q[own]]),
+        column_q=torch.from_numpy(q)[columns],
+        in_batch=in_batch,
+        num_items=4,
+    )
+    by_hand = 4 * q[[0, 2, 3]] / (1 - q[own]) + 2 / 3
+    assert found.exp()[0, [0, 2, 3]].tolist() == pytest.approx(by_hand.tolist(), rel=1e-5)
+
+
+def test_drawn_items_are_read_as_the_catalogue_is_at_the_moment_of_a_line(tmp_path):
+    write_prepared(tmp_path / "prepare", random_events(0))
+    build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", utc_offset_h=8)
+    dataset = load_dataset(tmp_path / "dataset")
+    batch = gather_batch(dataset, dataset.rows["train"], np.array([7]))
+    drawn = torch.tensor([3, 0, 3])
+    inputs = with_drawn(dataset, batch, drawn)
+    (catalogue,) = item_batches(dataset, int(batch.at[0]))
+    for name, values in inputs.items():
+        assert torch.equal(values[:1], batch.item[name])
+        assert torch.equal(values[1:], catalogue[name][drawn])
+    assert with_drawn(dataset, batch, drawn[:0]) is batch.item

@@ -1,0 +1,63 @@
+"""What cannot be taught is refused before any data is read, with what to write instead."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.recipe.asked import ASKED
+from twofold.recipe.schema import Recipe
+
+
+def recipe(retriever: dict[str, Any], loss: dict[str, Any], **prepare: Any) -> Recipe:
+    return Recipe.model_validate(
+        ASKED
+        | {"prepare": ASKED["prepare"] | prepare}
+        | {"retriever": {"kind": "two_tower", **retriever}, "train": {"loss": loss}}
+    )
+
+
+DISTANCE = {"score": {"kind": "negative_distance"}}
+UNIT_DOT = {"score": {"kind": "dot"}, "output": "l2"}
+TARGET = {"target": "LEAST(watch_s, 3)"}
+
+
+@pytest.mark.parametrize(
+    ("retriever", "loss", "prepare", "message"),
+    [
+        ({}, {"kind": "regression"}, {}, r"prepare.target, which the recipe does not give.*or choose kind: bce"),
+        (DISTANCE, {"kind": "bce"}, {}, r"never above 0, so train.loss of kind bce cannot say yes.*kind: dot"),
+        (DISTANCE, {"kind": "regression"}, TARGET, r"never above 0, so train.loss of kind regression"),
+        # sigmoid(1) = 1 / (1 + exp(-1)) = .73
+        (UNIT_DOT, {"kind": "bce"}, {}, r"at most 1 in the loss.*probability of 0.73.*temperature: 0.1"),
+        (
+            {"score": {"kind": "cosine", "temperature": 2}},
+            {"kind": "bce"},
+            {},
+            r"at most 0.5 in the loss.*probability of 0.62",
+        ),
+        ({"dropout": 0.1}, {"kind": "bce"}, {}, r"dropout acts on hidden layers, and there are none: write hidden: "),
+        ({"norm": "layer"}, {"kind": "bce"}, {}, r"norm acts on hidden layers, and there are none"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(
+    retriever: dict[str, Any], loss: dict[str, Any], prepare: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe(retriever, loss, **prepare)
+
+
+@pytest.mark.parametrize(
+    ("retriever", "loss", "prepare"),
+    [
+        ({}, {"kind": "bce", "gamma": 2}, {}),
+        ({"score": {"kind": "dot"}, "output": "batch_norm"}, {"kind": "bce"}, {}),
+        ({"score": {"kind": "dot"}}, {"kind": "regression", "error": "mse"}, TARGET),
+        (DISTANCE, {"kind": "in_batch_softmax", "log_q": "corrected", "uniform_negatives": 100}, {}),
+        (DISTANCE, {"kind": "bpr"}, {}),
+        (UNIT_DOT, {"kind": "full_softmax"}, {}),
+        ({"hidden": [8], "dropout": 0.1, "norm": "layer"}, {"kind": "sampled_softmax"}, {}),
+    ],
+)
+def test_what_can_be_is_not(retriever: dict[str, Any], loss: dict[str, Any], prepare: dict[str, Any]) -> None:
+    assert recipe(retriever, loss, **prepare).train.loss.kind == loss["kind"]
