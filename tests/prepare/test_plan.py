@@ -270,6 +270,16 @@ def test_a_rule_may_read_the_item_and_the_user(tmp_path: Path) -> None:
     assert {line.name: line.removed for line in funnel_of(out)}["taken by prepare.where"] == 1
 
 
+def test_a_column_of_items_and_users_is_the_items(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN + 1, True), (2, 1, TRAIN + 2, False), (2, 0, TRAIN + 3, True)]
+    data = write_world(tmp_path, log_of(rows), pa.table({"item_id": [0, 1, 100], "language": ["hi", "ta", "hi"]}))
+    pq.write_table(pa.table({"user_id": [1, 2], "language": ["ta", "hi"]}), tmp_path / "users.parquet")
+    recipe = world_recipe(data | {"users": tmp_path / "users.parquet"})
+    asked = recipe.prepare.model_dump() | {"weight": "CASE WHEN language = 'hi' THEN 2 ELSE 1 END"}
+    prepare(world_recipe(recipe.data.model_dump(), {"prepare": asked}), tmp_path / "out")
+    assert column(rows_of(tmp_path / "out"), "item_id", "weight") == [(0, 2.0), (1, 1.0), (1, 1.0), (0, 2.0)]
+
+
 def test_weights_as_a_table_and_as_a_capped_root(tmp_path: Path) -> None:
     """The weights of the experiment log: 1.2 watched, 1.5 liked, 2.0 shared, 2.5 any two, 3 all, a negative 1."""
     watched, liked, shared = "watch_s / length_s > 0.8", "liked", "shared"

@@ -11,7 +11,7 @@ from twofold.recipe.preparation import Prepare
 from twofold.tables import SPLITS, Split
 
 Scope = Literal["log", "train", "windows", "sample"]
-_HAS_KEYS: Final = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL AND "at" IS NOT NULL'
+HAS_KEYS: Final = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL AND "at" IS NOT NULL'
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def funnel_counts(prepare: Prepare, source: Source, selection: Selection) -> tup
     """Three accounts: the log, the training window through its filters, and the other days. Rows add up over them."""
     counts = [
         Count("log", "log", _count_sql("TRUE", each='"copies"')),
-        Count("with user, item and time", "log", _count_sql(_HAS_KEYS, each='"copies"')),
-        Count("without exact duplicates", "log", _count_sql(_HAS_KEYS)),
+        Count("with user, item and time", "log", _count_sql(HAS_KEYS, each='"copies"')),
+        Count("without exact duplicates", "log", _count_sql(HAS_KEYS)),
     ]
     if prepare.where is not None:
-        counts.append(Count("taken by prepare.where", "log", _count_sql(f'{_HAS_KEYS} AND "is_taken"')))
+        counts.append(Count("taken by prepare.where", "log", _count_sql(f'{HAS_KEYS} AND "is_taken"')))
     if "at_is_estimated" in source.event_columns:
         counts.append(Count("no estimated time where judged", "log", _count_sql('"is_kept"')))
     counts += [Count(stage.name, "train", _count_sql(stage.where)) for stage in selection.stages]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from twofold.prepare.funnel import Count, funnel_counts
+from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts
 from twofold.prepare.hashing import shard_sql
 from twofold.prepare.selection import Selection, select_train
 from twofold.prepare.sources import Source, quoted
@@ -22,7 +22,6 @@ from twofold.recipe.preparation import Counters, LastEvents, Prepare, TemporalSp
 from twofold.recipe.rules import rule_columns, rule_sql
 from twofold.tables import SPLITS, Split
 
-_HAS_KEYS: Final = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL AND "at" IS NOT NULL'
 HOUR_MS: Final = 3_600_000
 
 
@@ -117,8 +116,10 @@ def log_sql(prepare: Prepare, source: Source) -> str:
     """
     used = used_columns(prepare)
     sql = f'({_distinct_sql(source, used)}) AS "distinct"'
+    have = set(source.event_columns)  # a column of two tables is the event's, else the item's
     for side, key, columns in (("items", "item_id", source.item_columns), ("users", "user_id", source.user_columns)):
-        if extra := [name for name in columns if name in used and name not in source.event_columns and name != key]:
+        if extra := [name for name in columns if name in used and name not in have]:
+            have |= set(extra)
             listed = ", ".join(f'"side".{quoted(name)}' for name in extra)
             joined = f'LEFT JOIN "source_{side}" AS "side" ON "side"."{key}" = "events"."{key}"'
             sql = f'(SELECT "events".*, {listed} FROM (SELECT * FROM {sql}) AS "events" {joined}) AS "with {side}"'
@@ -199,9 +200,9 @@ def _kept_sql(prepare: Prepare) -> str:
     Where order alone decides who is judged by what, a time that is in order is as good as a known one.
     """
     if isinstance(prepare.split, LastEvents):
-        return f'"is taken" AND {_HAS_KEYS}'
+        return f'"is taken" AND {HAS_KEYS}'
     judged = " OR ".join(f"({window_sql(prepare, name)})" for name in SPLITS[1:])
-    return f'"is taken" AND {_HAS_KEYS} AND NOT ("is estimated" AND ({judged}))'
+    return f'"is taken" AND {HAS_KEYS} AND NOT ("is estimated" AND ({judged}))'
 
 
 def has_estimates(source: Source) -> bool:
