@@ -1,0 +1,215 @@
+"""What a step lowers, against loops written from the definitions; every loss on the world it should solve."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from twofold import pipeline
+from twofold.dataset.arrays import load_dataset
+from twofold.dataset.batches import gather_batch
+from twofold.errors import DataError
+from twofold.evaluate.protocols import judge_catalogue
+from twofold.evaluate.windows import judged_window
+from twofold.model import losses as losses_module
+from twofold.model.two_tower import build_two_tower
+from twofold.recipe.training import Loss, TwoTower
+from twofold.train.loop import fit
+from twofold.train.objective import build_objective, mean_loss
+
+SCORES = {
+    "cosine": {"kind": "cosine", "temperature": 0.2},
+    "dot": {"kind": "dot"},
+    "negative_distance": {"kind": "negative_distance"},
+}
+IN_BATCH = {"kind": "in_batch_softmax"}
+
+
+@pytest.fixture(scope="module")
+def world(checkerboard, tmp_path_factory):
+    job = pipeline.Job(checkerboard, tmp_path_factory.mktemp("run"))
+    return checkerboard, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
+
+
+def loss_of(asked):
+    return TypeAdapter(Loss).validate_python(asked)
+
+
+def model_of(dataset, score="cosine", **changes):
+    torch.manual_seed(0)
+    recipe = TwoTower.model_validate({"kind": "two_tower", "dim": 6, "score": SCORES[score], **changes})
+    model = build_two_tower(recipe, dataset.features, dataset.vectors)
+    with torch.no_grad():  # vectors of some length, where the score lets them have any
+        for tower in (model.user, model.item):
+            tower.layers[-1].weight *= 5
+    return model
+
+
+def with_rows(dataset, **columns):
+    rows = dataset.rows["train"]
+    records = rows.records.copy()
+    for name, values in columns.items():
+        records[name] = values
+    return replace(dataset, rows={**dataset.rows, "train": replace(rows, records=records)})
+
+
+def score_matrix(model, users, items):
+    score, temperature = model.score, model.temperature
+    if score == "negative_distance":
+        return [[-sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) for v in items] for u in users]
+    return [[sum(a * b for a, b in zip(u, v, strict=True)) / temperature for v in items] for u in users]
+
+
+def log_sum(terms):
+    return math.log(sum(math.exp(term) for term in terms))
+
+
+def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
+    """One line of the softmax losses; `logits` has a column an item of the catalogue."""
+    own, score, b = items[line], logits[line], len(items)
+    others = [j for j in range(b) if j != line and items[j] != own and users[j] != users[line]]
+    uniform = [item for item in drawn if item != own]
+    if asked.get("log_q", "classic") == "corrected" or asked["kind"] != "in_batch_softmax":
+        popular = len(others) if asked["kind"] == "in_batch_softmax" else 0
+        competing = ([items[j] for j in others] if popular else []) + uniform
+        expected = {
+            item: popular * q[item] / (1 - q[own]) + len(uniform) / (num_items - 1) for item in set(competing)
+        }
+        return log_sum([score[own], *(score[item] - math.log(expected[item]) for item in competing)]) - score[own]
+
+    def corrected(item):
+        if asked["log_q"] == "none":
+            return score[item]
+        return score[item] - math.log((b * q[item] + len(drawn) / num_items) / (b + len(drawn)))
+
+    return log_sum([corrected(own), *(corrected(items[j]) for j in others), *map(corrected, uniform)]) - corrected(own)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({**IN_BATCH, "log_q": log_q, "uniform_negatives": n} for log_q in ("classic", "corrected", "none") for n in (0, 40)),
+        {"kind": "sampled_softmax", "negatives": 30},
+        {"kind": "full_softmax"},
+        {"kind": "bpr", "negatives": 30},
+    ],
+    ids=lambda asked: "-".join(map(str, asked.values())),
+)  # fmt: skip
+def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, score, monkeypatch):
+    _, dataset = world
+    dataset = with_rows(dataset, weight=np.random.default_rng(0).uniform(0.5, 2, len(dataset.rows["train"])))
+    objective, model = build_objective(loss_of(asked), dataset), model_of(dataset, score)
+    batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::13][:48])
+    monkeypatch.setattr(losses_module, "CELLS", 7 * 64)  # several chunks
+    users, items = batch.user_rows.tolist(), batch.item_rows.tolist()
+    assert len(set(users)) < len(users)  # somebody stands there twice
+    assert len(set(items)) < len(items)
+    torch.manual_seed(1)
+    loss, own_vectors = mean_loss(objective, model, batch)
+    num_items = dataset.items.num_known
+    torch.manual_seed(1)
+    count = asked.get("uniform_negatives", asked.get("negatives", 0))
+    drawn = torch.randint(num_items, (count,)).tolist() if asked["kind"] != "full_softmax" else list(range(num_items))
+    with torch.no_grad():
+        catalogue = model.item({"id": torch.arange(1, num_items + 1, dtype=torch.int32)})
+        torch.testing.assert_close(own_vectors, catalogue[batch.item_rows])
+        logits = score_matrix(model, model.user(batch.user).double().tolist(), catalogue.double().tolist())
+    counts = np.bincount(dataset.rows["train"].item_rows[objective.lines], minlength=num_items)
+    q = counts / counts.sum()
+    losses = []
+    for line, item in enumerate(items):
+        if asked["kind"] == "bpr":
+            differences = [logits[line][item] - logits[line][other] for other in drawn if other != item]
+            losses.append(sum(math.log(1 + math.exp(-each)) for each in differences) / len(differences))
+        else:
+            facts = {"users": users, "items": items, "q": q, "num_items": num_items, "drawn": drawn}
+            losses.append(naive_softmax(asked, logits, line, **facts))
+    mean_weight = float(dataset.rows["train"].weight[objective.lines].mean(dtype=float))
+    expected = np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight
+    assert loss.item() == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("asked", [{"kind": "bce", "gamma": 1.5}, {"kind": "regression", "error": "mse"}])
+def test_a_pointwise_loss_reads_every_row_by_itself(world, asked):
+    _, dataset = world
+    draw = np.random.default_rng(0)
+    rows = len(dataset.rows["train"])
+    dataset = with_rows(dataset, weight=draw.uniform(0.5, 2, rows), target=draw.normal(size=rows))
+    objective, model = build_objective(loss_of(asked), dataset), model_of(dataset, "dot")
+    assert objective.lines.tolist() == list(range(rows))
+    batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::211])
+    assert 0 < batch.label.sum() < len(batch.label)
+    loss, _ = mean_loss(objective, model, batch)
+    with torch.no_grad():
+        logits = (model.user(batch.user) * model.item(batch.item)).sum(dim=1).tolist()
+    losses = []
+    for logit, label, target in zip(logits, batch.label.tolist(), batch.target.tolist(), strict=True):
+        p = 1 / (1 + math.exp(-logit)) if label else 1 / (1 + math.exp(logit))
+        losses.append(-((1 - p) ** 1.5) * math.log(p) if asked["kind"] == "bce" else (logit - target) ** 2)
+    mean_weight = float(dataset.rows["train"].weight.mean(dtype=float))
+    assert loss.item() == pytest.approx(np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight, rel=1e-4)
+
+
+def test_a_regression_leaves_out_rows_without_a_target(world):
+    _, dataset = world
+    targets = np.arange(len(dataset.rows["train"]), dtype=np.float32)
+    targets[::3] = np.nan
+    objective = build_objective(loss_of({"kind": "regression"}), with_rows(dataset, target=targets))
+    assert objective.lines.tolist() == [line for line in range(len(targets)) if line % 3]
+
+
+@pytest.mark.parametrize(
+    ("asked", "columns", "message"),
+    [
+        (IN_BATCH, {"label": False}, r"holds 0 positive events; a loss of kind in_batch_softmax .*prepare.positive"),
+        ({"kind": "regression"}, {"target": np.nan}, r"holds 0 events with a target; .*Check prepare.target"),
+        ({"kind": "bce"}, {"weight": 0}, r"mean weight of the 4,\d+ rows to learn from is 0.*Check prepare.weight"),
+    ],
+)
+def test_nothing_to_learn_is_refused(world, asked, columns, message):
+    with pytest.raises(DataError, match=message):
+        build_objective(loss_of(asked), with_rows(world[1], **columns))
+
+
+# --- worlds -----------------------------------------------------------------------------------------------------------
+
+SOLVERS = [
+    ({**IN_BATCH, "log_q": "corrected"}, "cosine", {}),
+    ({**IN_BATCH, "uniform_negatives": 32}, "negative_distance", {}),
+    (IN_BATCH, "dot", {"output": "batch_norm"}),
+    ({"kind": "sampled_softmax", "negatives": 32}, "cosine", {"hidden": (16,), "norm": "layer", "dropout": 0.1}),
+    ({"kind": "full_softmax"}, "cosine", {"output": "batch_norm"}),
+    ({"kind": "bpr"}, "dot", {}),
+    ({"kind": "bpr"}, "negative_distance", {"output": "l2"}),
+    ({"kind": "bce"}, "dot", {}),
+    ({"kind": "bce", "gamma": 2}, "cosine", {}),
+    ({"kind": "regression"}, "dot", {}),
+    ({"kind": "regression", "error": "mse"}, "cosine", {}),
+]
+
+
+@pytest.mark.parametrize(("asked", "score", "changes"), SOLVERS, ids=lambda value: str(value).replace(" ", ""))
+def test_the_checkerboard_is_solved(world, asked, score, changes, tmp_path):
+    recipe, dataset = world
+    window = judged_window(dataset, "test")
+    asked_model = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": SCORES[score], **changes})
+    kept = []
+
+    def validate(model):
+        scores = pipeline._scores(model, dataset, window)
+        kept.append(judge_catalogue(window, scores, ks=(1,)).mean("catalogue/hit_rate@1"))
+        return kept[-1]
+
+    settings = recipe.train.model_copy(update={"loss": loss_of(asked), "epochs": 6})
+    fit(
+        lambda: build_two_tower(asked_model, dataset.features, dataset.vectors),
+        dataset,
+        settings,
+        validate=validate,
+        out=tmp_path,
+    )
+    assert max(kept) == 1.0
