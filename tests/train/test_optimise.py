@@ -1,7 +1,28 @@
+"""Which table takes which optimiser, that both agree where they should, and that their state survives."""
+
 import pytest
 import torch
+from torch import nn
 
-from twofold.train.optimise import build_optimiser, learning_rate_at, set_learning_rate
+from twofold.model.encoder import Encoder, Layers, Lookup, Pool
+from twofold.train.optimise import LAZY_FROM, build_optimiser, learning_rate_at, set_learning_rate
+
+ROWS = 40
+
+
+def encoder(*blocks, seed=0):
+    torch.manual_seed(seed)
+    return Encoder(blocks or (Lookup("id", ROWS, 4),), Layers(3))
+
+
+def train(model, optimiser, steps, *, rows=ROWS):
+    """Steps over a few rows each, at random but repeatable."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        ids = torch.randint(rows, (3,), generator=generator)
+        optimiser.zero_grad()
+        (model({"id": ids}) * torch.randn(3, 3, generator=generator)).sum().backward()
+        optimiser.step()
 
 
 def test_rises_to_the_peak_and_falls_to_nothing():
@@ -16,7 +37,78 @@ def test_one_step_is_possible():
     assert learning_rate_at(0, steps=1, peak=0.1) == 0.1
 
 
-def test_the_rate_reaches_the_optimiser():
-    optimiser = build_optimiser(torch.nn.Linear(1, 1), learning_rate=1.0)
+def test_the_rate_reaches_every_part():
+    optimiser = build_optimiser(encoder(), learning_rate=1.0, rows_per_step=1)
     set_learning_rate(optimiser, 0.25)
-    assert [group["lr"] for group in optimiser.param_groups] == [0.25]
+    assert [group["lr"] for part in optimiser.parts for group in part.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(("rows_per_step", "kinds"), [(ROWS // LAZY_FROM, 2), (ROWS // LAZY_FROM + 1, 1)])
+def test_a_table_is_lazy_from_ten_rows_a_row_looked_up(rows_per_step, kinds):
+    model = encoder()
+    optimiser = build_optimiser(model, learning_rate=0.1, rows_per_step=rows_per_step)
+    assert len(optimiser.parts) == kinds
+    train(model, optimiser, 1)
+    held = sum(len(group["params"]) for part in optimiser.parts for group in part.param_groups)
+    assert held == len(list(model.parameters()))
+
+
+def test_a_table_that_a_history_reads_is_never_lazy():
+    user, item = encoder(Pool("history", ROWS, 4)), encoder()
+    user.tables["history"].weight = item.tables["id"].weight  # one table, looked up and pooled
+    assert len(build_optimiser(nn.ModuleList([user, item]), learning_rate=0.1, rows_per_step=1).parts) == 1
+
+
+def test_a_table_that_two_towers_look_up_is_held_once():
+    user, item = encoder(), encoder()
+    user.tables["id"] = item.tables["id"]
+    optimiser = build_optimiser(nn.ModuleList([user, item]), learning_rate=0.1, rows_per_step=1)
+    assert [len(group["params"]) for group in optimiser.parts[1].param_groups] == [1]
+    train(user, optimiser, 2)
+
+
+def test_a_row_without_a_gradient_stays_as_it_is_and_padding_does_too():
+    model = encoder()
+    before = model.tables["id"].weight.detach().clone()
+    train(model, build_optimiser(model, learning_rate=0.1, rows_per_step=1), 20, rows=10)
+    moved = (model.tables["id"].weight.detach() != before).any(dim=1)
+    assert moved[1:10].all()
+    assert not moved[10:].any()
+    assert not moved[0]
+
+
+def test_lazy_adam_is_adam_where_every_step_moves_every_row():
+    ids, wanted = torch.arange(1, ROWS), torch.linspace(1, 2, 4)
+    tables = []
+    for rows_per_step in (1, ROWS):  # lazy, fused
+        model = encoder()
+        optimiser = build_optimiser(model, learning_rate=0.1, rows_per_step=rows_per_step)
+        for step in range(5):
+            optimiser.zero_grad()
+            (model.tables["id"](ids) * wanted * (1 + step)).sum().backward()
+            optimiser.step()
+        tables.append(model.tables["id"].weight.detach())
+    torch.testing.assert_close(tables[0], tables[1], rtol=1e-5, atol=1e-6)
+    moved = encoder().tables["id"].weight - tables[0]  # 5 steps of the learning rate
+    torch.testing.assert_close(
+        moved[1:].mean(), torch.tensor(5 * 0.1), rtol=0.1, atol=0
+    )  # 5 steps of the learning rate
+
+
+@pytest.mark.parametrize("rows_per_step", [1, ROWS])
+def test_state_put_back_goes_on_exactly(rows_per_step):
+    def both():
+        model = encoder()
+        return model, build_optimiser(model, learning_rate=0.1, rows_per_step=rows_per_step)
+
+    whole, optimiser = both()
+    train(whole, optimiser, 7)
+    state, weights = optimiser.state(), {name: value.clone() for name, value in whole.state_dict().items()}
+    state = {name: value.clone() for name, value in state.items()}
+    train(whole, optimiser, 5)
+    resumed, other = both()
+    resumed.load_state_dict(weights)
+    other.load_state(state)
+    train(resumed, other, 5)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name])

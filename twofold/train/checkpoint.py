@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twofold.bundle import atomic_file
+from twofold.train.optimise import Optimiser
 
 MARK = "twofold"
 
@@ -36,13 +37,12 @@ class Position:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, *, best: dict[str, Tensor], position: Position
+    path: Path, model: nn.Module, optimiser: Optimiser, *, best: dict[str, Tensor], position: Position
 ) -> None:
     """Writes the file whole or not at all; the previous one stays until then."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    for number, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"optimiser.{name}": tensor for name, tensor in optimiser.state().items()}
     tensors["random_state"] = torch.get_rng_state()
     with atomic_file(path) as partial:
         save_file(
@@ -52,9 +52,7 @@ def save_checkpoint(
         )
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[Position, dict[str, Tensor]] | None:
+def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimiser) -> tuple[Position, dict[str, Tensor]] | None:
     """Fills model, optimiser and random state; returns the position and the best weights. None if there is no (whole)
     file.
     """
@@ -65,11 +63,7 @@ def load_checkpoint(
     except (FileNotFoundError, SafetensorError, KeyError, TypeError):
         return None
     model.load_state_dict(_part(tensors, "model."))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _part(tensors, "optimiser.").items():
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimiser.load_state(_part(tensors, "optimiser."))
     torch.set_rng_state(tensors["random_state"])
     records = tuple(EpochRecord(**record) for record in saved.pop("records"))
     return Position(**saved, records=records), _part(tensors, "best.")

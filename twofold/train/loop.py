@@ -23,7 +23,7 @@ from twofold.progress import progress_bar
 from twofold.recipe.training import Train
 from twofold.train.checkpoint import EpochRecord, Position, load_checkpoint, save_checkpoint
 from twofold.train.objective import Objective, build_objective, mean_loss
-from twofold.train.optimise import build_optimiser, learning_rate_at, set_learning_rate
+from twofold.train.optimise import Optimiser, build_optimiser, learning_rate_at, set_learning_rate
 
 CHECKPOINT_EVERY_S = 20.0
 """A kill costs at most this much; writing one takes milliseconds at the shipped size."""
@@ -51,7 +51,11 @@ def fit(
         objective = build_objective(settings.loss, dataset)
         lines, guess = objective.lines, _length_guess(settings, model, objective)
         learner = nn.ModuleList([model] if guess is None else [model, guess])
-        optimiser = build_optimiser(learner, learning_rate=settings.learning_rate)
+        optimiser = build_optimiser(
+            learner,
+            learning_rate=settings.learning_rate,
+            rows_per_step=settings.batch_size + objective.num_drawn,
+        )
         checkpoint = out / "checkpoint.safetensors"
         position, best = load_checkpoint(checkpoint, learner, optimiser) or (Position(), _copy(model))
         with progress_bar(
@@ -101,7 +105,7 @@ def _step(
     model: TwoTower,
     batch: Batch,
     *,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimiser,
     guess: LengthGuess | None,
     strength: float,
 ) -> float:

@@ -11,7 +11,8 @@ from torch import Tensor
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.batches import Batch
 from twofold.errors import DataError
-from twofold.model.losses import bce, bpr, by_chunks, collisions, in_batch_softmax, regression, sampled_softmax
+from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
+from twofold.model.softmax import Lines, in_batch_softmax_sum
 from twofold.model.two_tower import TwoTower
 from twofold.recipe.training import Bce, Bpr, FullSoftmax, InBatchSoftmax, Loss, Regression, SampledSoftmax
 from twofold.train.negatives import log_expected_counts, log_in_batch_probability, log_mixed_probability, with_drawn
@@ -32,6 +33,19 @@ class Objective:
     def num_items(self) -> int:
         """Items of the training window: those that are drawn. Later ones are not known yet."""
         return self.dataset.items.num_known
+
+    @property
+    def num_drawn(self) -> int:
+        """Items that compete beside a batch's own, or in their place."""
+        match self.loss:
+            case InBatchSoftmax(uniform_negatives=count) | SampledSoftmax(negatives=count) | Bpr(negatives=count):
+                return count
+            case FullSoftmax():
+                return self.num_items
+            case Bce() | Regression():
+                return 0
+            case _:
+                assert_never(self.loss)
 
 
 def build_objective(loss: Loss, dataset: Dataset) -> Objective:
@@ -73,57 +87,38 @@ def mean_loss(
     drawn = _drawn(objective)
     users, items = model.user(batch.user), model.item(with_drawn(objective.dataset, batch, drawn))
     own = items[: len(users)]
+    weight = batch.weight / (len(users) * objective.mean_weight)
     match objective.loss:
         case Bce(gamma=gamma):
             losses = bce(model.own_logits(users, own), batch.label, gamma=gamma)
         case Regression(error=error):
             losses = regression(model.own_logits(users, own), batch.target, error=error)
         case InBatchSoftmax(log_q="classic" | "none"):
-            losses = _against_batch(objective, model, batch, users, items=items, drawn=drawn)
+            columns = torch.cat([batch.item_rows, drawn])
+            lines = Lines(batch.user_rows, columns, _log_q(objective, columns, batch=len(users)), weight)
+            queries, factors = model.as_products(users, items)
+            return in_batch_softmax_sum(queries, factors, lines, temperature=model.temperature), own
         case InBatchSoftmax() | SampledSoftmax() | FullSoftmax() | Bpr():
             losses = _against_sample(objective, model, batch, users, items=items, drawn=drawn)
         case _:
             assert_never(objective.loss)
-    return (losses * batch.weight).mean() / objective.mean_weight, own
+    return (losses * weight).sum(), own
 
 
 def _drawn(objective: Objective) -> Int64[Tensor, "drawn"]:
-    """Item rows that compete beside the batch's own, or in their place."""
-    match objective.loss:
-        case InBatchSoftmax(uniform_negatives=count) | SampledSoftmax(negatives=count) | Bpr(negatives=count):
-            return torch.randint(objective.num_items, (count,))
-        case FullSoftmax():
-            return torch.arange(objective.num_items)
-        case Bce() | Regression():
-            return torch.empty(0, dtype=torch.int64)
-        case _:
-            assert_never(objective.loss)
+    """Rows of the items that are drawn for a batch."""
+    if isinstance(objective.loss, FullSoftmax):
+        return torch.arange(objective.num_items)
+    return torch.randint(objective.num_items, (objective.num_drawn,))
 
 
-def _against_batch(
-    objective: Objective,
-    model: TwoTower,
-    batch: Batch,
-    users: Float[Tensor, "batch dim"],
-    *,
-    items: Float[Tensor, "columns dim"],
-    drawn: Int64[Tensor, "drawn"],
-) -> Float[Tensor, "batch"]:
-    """Softmax over the batch's items and those drawn, all columns corrected alike, or none."""
-    columns = torch.cat([batch.item_rows, drawn])
-    is_corrected = isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"
+def _log_q(objective: Objective, columns: Int64[Tensor, "columns"], *, batch: int) -> Float[Tensor, "columns"]:
+    """What the in-batch softmax subtracts: of its own columns and those drawn alike, or nothing."""
     log_q = log_mixed_probability(
-        objective.log_q[columns], batch=len(users), uniform=len(drawn), num_items=objective.num_items
+        objective.log_q[columns], batch=batch, uniform=len(columns) - batch, num_items=objective.num_items
     )
-    same = collisions(batch.user_rows, batch.item_rows)
-    queries, factors = model.as_products(users, items)
-    return in_batch_softmax(
-        queries,
-        factors,
-        temperature=model.temperature,
-        log_q=log_q if is_corrected else torch.zeros_like(log_q),
-        masked=torch.cat([same, batch.item_rows[:, None] == drawn], dim=1),
-    )
+    is_corrected = isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"
+    return log_q if is_corrected else torch.zeros_like(log_q)
 
 
 def _against_sample(
