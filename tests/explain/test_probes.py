@@ -21,6 +21,13 @@ def test_a_collapsed_model_raises_every_alarm():
     assert alarms(probe_vectors(unit(point))) == {"effective_rank", "mean_cosine"}
 
 
+def test_lengths_of_vectors_do_not_count_and_zero_vectors_are_none():
+    vectors = unit(np.random.default_rng(0).normal(size=(50, 4)))
+    longer = np.concatenate([vectors * np.arange(1, 51, dtype=np.float32)[:, None], np.zeros((3, 4), np.float32)])
+    for one, other in zip(probe_vectors(vectors), probe_vectors(longer), strict=True):
+        assert one.value == pytest.approx(other.value, abs=1e-6)
+
+
 def test_numbers_by_hand():
     # two directions used with singular values sqrt(3) and 1: shares s and 1 - s
     vectors = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)

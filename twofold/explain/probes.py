@@ -31,8 +31,10 @@ class Probe:
 
 
 def probe_vectors(vectors: Float32[np.ndarray, "items dim"]) -> tuple[Probe, ...]:
-    """Do the item vectors use the space they have? `vectors` of unit length, more than one."""
+    """Do the item vectors use the space they have? Of more than one; lengths do not count, and zero vectors are none."""
     dim = vectors.shape[1]
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors[lengths[:, 0] > 0] / lengths[lengths > 0][:, None]
     return (
         Probe(
             "effective_rank",
