@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from twofold.errors import RequestError, RunError
 from twofold.index.knn import FACTS, MOST_EXCLUDED, VECTORS, Index, build_index, load_index, save_index, search
+from twofold.index.scores import Score, pair_scores
 from twofold.topk import Ragged, TopK, exclude, tie_order, top_k
 
 
@@ -20,7 +21,7 @@ def unit_vectors(lines: int, dim: int, seed: int = 0) -> np.ndarray:
 
 def score_everything(index: Index, queries: np.ndarray, k: int, **restrict: object) -> TopK:
     """The definition: all scores, pair by pair; then the one rule of ties."""
-    scores = np.stack([np.vecdot(index.vectors, query) for query in queries])
+    scores = np.stack([pair_scores(index.vectors, query, index.score) for query in queries])
     excluded = restrict.get("excluded")
     if excluded is not None:
         exclude(scores, excluded)
@@ -58,13 +59,14 @@ def test_answers_are_those_of_scoring_everything(index: Index, k: int) -> None:
     k=st.integers(1, 40),
     share=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
     levels=st.sampled_from([1, 2, 50]),
+    score=st.sampled_from(["dot", "negative_distance"]),
 )
 def test_filter_and_exclusions_hold_and_nothing_eligible_is_missed(
-    seed: int, items: int, lines: int, k: int, share: float, levels: int
+    seed: int, items: int, lines: int, k: int, share: float, levels: int, score: Score
 ) -> None:
     rng = np.random.default_rng(seed)
     # Few levels: many equal vectors, so that ties reach far beyond k.
-    index = build_index(rng.integers(-levels, levels + 1, (items, 3)).astype(np.float32), score="dot")
+    index = build_index(rng.integers(-levels, levels + 1, (items, 3)).astype(np.float32), score=score)
     asked = rng.integers(-1, 2, (lines, 3)).astype(np.float32)
     allowed = rng.random(items) < share
     excluded = ragged([rng.integers(0, items, rng.integers(0, 30)).tolist() for _ in range(lines)])
@@ -92,7 +94,9 @@ def test_ties_beyond_the_candidates_that_are_kept_are_decided_too() -> None:
     assert found.item_rows.tolist() == expected.item_rows.tolist()
 
 
-def test_a_batch_answers_as_its_lines_do_alone(index: Index) -> None:
+@pytest.mark.parametrize("score", ["cosine", "negative_distance"])
+def test_a_batch_answers_as_its_lines_do_alone(index: Index, score: Score) -> None:
+    index = build_index(index.vectors, score=score)
     many = unit_vectors(3000, 8, seed=2)  # more than one block, and FAISS's path for large batches
     allowed = np.arange(500) % 3 > 0
     excluded = ragged([[line % 500] for line in range(3000)])
@@ -127,8 +131,16 @@ def test_no_query_has_no_answer(index: Index) -> None:
     assert search(index, queries[:0], 5).item_rows.shape == (0, 5)
 
 
-@pytest.mark.parametrize("score", ["dot", "cosine"])
-def test_saved_and_loaded_answer_equally(index: Index, tmp_path: Path, score: str) -> None:
+def test_the_nearest_are_not_the_longest() -> None:
+    index = build_index(np.float32([[1, 0], [9, 0], [2, 2]]), score="negative_distance")
+    found = search(index, np.float32([[1, 1]]), 3)
+    assert found.item_rows.tolist() == [[0, 2, 1]]
+    assert found.scores.tolist() == [[-1, -2, -(8**2) - 1]]
+    assert search(build_index(index.vectors, score="dot"), np.float32([[1, 1]]), 1).item_rows.tolist() == [[1]]
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine", "negative_distance"])
+def test_saved_and_loaded_answer_equally(index: Index, tmp_path: Path, score: Score) -> None:
     scaled = build_index(index.vectors if score == "cosine" else index.vectors * np.float32(3), score=score)
     save_index(scaled, tmp_path)
     loaded = load_index(tmp_path)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from twofold.model.encoder import Encoder, Layers, Lookup, Number, Pool, _pooled, mean_of_rows
@@ -57,6 +58,41 @@ def test_vectors_have_unit_length_and_a_line_does_not_depend_on_its_batch():
     torch.testing.assert_close(together.norm(dim=1), torch.ones(2))
     alone = encoder({name: values[:1] for name, values in INPUTS.items()})
     torch.testing.assert_close(alone, together[:1])
+
+
+@pytest.mark.parametrize("unit_length", [True, False])
+def test_normalised_hidden_layers_and_outputs_are_what_torch_makes_of_them(unit_length):
+    torch.manual_seed(0)
+    encoder = Encoder(BLOCKS, Layers(5, (8,), dropout=0.5, layer_norm=True, batch_norm=True, unit_length=unit_length))
+    first, norm, _, _, last, batch_norm = encoder.layers
+    flat = torch.randn(6, first.in_features)
+    hidden = first(flat)
+    hidden = (hidden - hidden.mean(dim=1, keepdim=True)) / (hidden.var(dim=1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(first(flat)), hidden)
+    outputs = last(hidden.relu())
+    expected = (outputs - outputs.mean(dim=0)) / (outputs.var(dim=0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(batch_norm(outputs), expected)
+    lengths = encoder(INPUTS).norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(2)) == unit_length
+    encoder.eval()
+    together, alone = encoder(INPUTS), encoder({name: values[1:] for name, values in INPUTS.items()})
+    torch.testing.assert_close(alone, together[1:])  # what a line is served does not depend on its batch
+
+
+def test_dropped_ids_are_read_as_the_unknown_which_is_trained_then():
+    torch.manual_seed(0)
+    encoder = Encoder((Lookup("id", 5, 3, dropout=0.4),), Layers(2))
+    optimiser = torch.optim.Adam(encoder.parameters(), lr=0.1)
+    ids = torch.arange(1, 5, dtype=torch.int32).repeat(2000)
+    found = encoder._embed(encoder.blocks[0], ids)
+    is_unknown = (found == encoder.tables["id"].weight[0]).all(dim=1)
+    assert abs(is_unknown.float().mean() - 0.4) < 4 * (0.4 * 0.6 / 8000) ** 0.5
+    assert torch.equal(found[~is_unknown], encoder.tables["id"](ids)[~is_unknown])
+    encoder({"id": ids}).sum().backward()
+    optimiser.step()
+    assert encoder.tables["id"].weight[0].abs().min() > 0
+    encoder.eval()
+    assert torch.equal(encoder._embed(encoder.blocks[0], ids), encoder.tables["id"](ids))
 
 
 def test_row_zero_is_zero_and_is_not_trained():

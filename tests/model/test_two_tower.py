@@ -114,3 +114,13 @@ def test_the_description_counts_every_parameter():
     assert [part.name for part in describe_model(model) if part.tower == "user"] == [
         "positives", "negatives", "hour", "linear", "linear",
     ]  # fmt: skip
+
+
+def test_the_description_tells_of_normalisation_too():
+    recipe = TwoTower(kind="two_tower", dim=8, hidden=(6,), norm="layer", output="batch_norm", dropout=0.1)
+    model = build_two_tower(recipe, STATE, {})
+    parts = describe_model(model)
+    assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())
+    assert [(part.name, part.shape) for part in parts if part.tower == "item"][1:] == [
+        ("linear", "8 → 6"), ("layer norm", "6"), ("linear", "6 → 8"), ("batch norm", "8"),
+    ]  # fmt: skip

@@ -1,12 +1,14 @@
 """Train/serve parity over every kind of feature: a server reads what was trained on, byte by byte."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, HOUR_MS, random_events, write_prepared
+from twofold import pipeline
 from twofold.bundle import MANIFEST, run_stage
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import item_batches, query_batches
@@ -14,7 +16,7 @@ from twofold.dataset.features import Queries, queries_at, user_inputs
 from twofold.errors import RunError
 from twofold.index.knn import build_index, save_index
 from twofold.model.two_tower import build_two_tower, encode, export_user_tower
-from twofold.recipe.training import TwoTower
+from twofold.recipe.training import Cosine, Dot, NegativeDistance, TwoTower
 from twofold.serve import load
 from twofold.serve.bundle_folder import USER_TOWER, save_context
 
@@ -25,21 +27,31 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(folder):
+def prepared(folder):
     write_prepared(folder / "prepare", random_events(0))
     as_of = build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)["last_event_at"] + 1
-    dataset = load_dataset(folder / "dataset")
+    return folder, load_dataset(folder / "dataset"), as_of
+
+
+@pytest.fixture(scope="module")
+def served(prepared, folder):
+    return serve(prepared, folder, hidden=(6,))
+
+
+def serve(prepared, run, **asked):
+    """A bundle of an untrained model, opened, beside what it is made of."""
+    folder, dataset, as_of = prepared
     torch.manual_seed(0)
-    model = build_two_tower(TwoTower(kind="two_tower", dim=8, hidden=(6,)), dataset.features, dataset.vectors)
+    model = build_two_tower(TwoTower(kind="two_tower", dim=8, **asked), dataset.features, dataset.vectors)
 
     def work(out):
-        save_index(build_index(encode(model.item, item_batches(dataset, as_of))), out)
+        save_index(build_index(encode(model.item, item_batches(dataset, as_of)), score=model.score), out)
         export_user_tower(model, out / USER_TOWER)
         save_context(folder / "dataset", out, as_of=as_of)
         return {}
 
-    run_stage(folder, "index", inputs={}, work=work)
-    return load(folder), dataset, model
+    run_stage(run, "index", inputs={}, work=work)
+    return load(run), dataset, model
 
 
 def as_bytes(inputs):
@@ -59,17 +71,39 @@ def test_a_server_reads_what_evaluation_reads(served, hours_ago):
     )
 
 
-def test_answers_carry_the_scores_of_the_trained_model(served):
-    recommender, dataset, model = served
-    user_rows = np.arange(len(dataset.users))
-    at = np.full(len(user_rows), recommender.bundle.as_of)
-    scores = (
-        encode(model.user, query_batches(dataset, user_rows, at))
-        @ encode(model.item, item_batches(dataset, recommender.bundle.as_of)).T
-    )
-    answers = recommender.recommend(dataset.users.ids, k=5, exclude_seen=False)
+DOT = Dot(kind="dot")
+
+
+@pytest.mark.parametrize(
+    ("score", "output"),
+    [
+        (Cosine(kind="cosine"), "none"),
+        (DOT, "l2"),
+        (DOT, "batch_norm"),
+        (NegativeDistance(kind="negative_distance"), "none"),
+    ],
+    ids=lambda asked: getattr(asked, "kind", asked),
+)
+def test_what_is_trained_judged_and_served_is_one_score(prepared, tmp_path, score, output):
+    recommender, dataset, model = serve(prepared, tmp_path, score=score, output=output)
+    as_of = recommender.bundle.as_of
+    users = np.arange(len(dataset.users))
+    window = SimpleNamespace(user_rows=users, query_at=np.full(len(users), as_of))
+    judged = pipeline._scores(model, dataset, window)(slice(0, len(users)))
+    u, v = (torch.from_numpy(encode(tower, inputs)) for tower, inputs in (
+        (model.user, query_batches(dataset, users, window.query_at)), (model.item, item_batches(dataset, as_of)),
+    ))  # fmt: skip
+    queries, factors = model.as_products(u, v)  # what losses read
+    np.testing.assert_allclose(judged, (queries @ factors.T).numpy(), atol=1e-4)
+    np.testing.assert_allclose(model.own_logits(u[:9], v[:9]) * model.temperature, judged.diagonal()[:9], atol=1e-4)
+    if score.kind == "negative_distance":
+        np.testing.assert_allclose(judged, -(torch.cdist(u, v) ** 2).numpy(), atol=1e-4)
+    answers = recommender.recommend(dataset.users.ids, k=len(dataset.items), exclude_seen=False)
     rows = dataset.users.rows_of(answers["user_id"]), dataset.items.rows_of(answers["item_id"])
-    np.testing.assert_allclose(np.asarray(answers["score"]), scores[rows], atol=1e-5)
+    assert len(answers) == judged.size
+    np.testing.assert_allclose(np.asarray(answers["score"]), judged[rows], atol=1e-4)
+    one = recommender.recommend([dataset.users.ids[3]], k=4, exclude_seen=False)
+    assert one["score"].to_pylist() == pytest.approx(np.sort(judged[3])[::-1][:4].tolist(), abs=1e-4)
 
 
 def test_a_posted_history_is_read_as_that_of_a_known_user(served, monkeypatch):

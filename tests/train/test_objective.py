@@ -75,9 +75,7 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
     if asked.get("log_q", "classic") == "corrected" or asked["kind"] != "in_batch_softmax":
         popular = len(others) if asked["kind"] == "in_batch_softmax" else 0
         competing = ([items[j] for j in others] if popular else []) + uniform
-        expected = {
-            item: popular * q[item] / (1 - q[own]) + len(uniform) / (num_items - 1) for item in set(competing)
-        }
+        expected = {item: popular * q[item] / (1 - q[own]) + len(uniform) / (num_items - 1) for item in set(competing)}
         return log_sum([score[own], *(score[item] - math.log(expected[item]) for item in competing)]) - score[own]
 
     def corrected(item):
