@@ -31,7 +31,7 @@ class Probe:
 
 
 def probe_vectors(vectors: Float32[np.ndarray, "items dim"]) -> tuple[Probe, ...]:
-    """Do the item vectors use the space they have? Of more than one; lengths do not count, and zero vectors are none."""
+    """Do the item vectors, more than one, use the space they have? Lengths do not count; zero vectors are left out."""
     dim = vectors.shape[1]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors[lengths[:, 0] > 0] / lengths[lengths > 0][:, None]
