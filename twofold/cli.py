@@ -202,7 +202,7 @@ def train(
     name: RunName = None,
     replace: Replace = False,
 ) -> None:
-    """The two towers; a killed training continues where it was."""
+    """The retriever; a killed training of towers continues where it was."""
     with _claimed(recipe, settings, runs, name, replace=replace) as job:
         prepared = pipeline.prepare(job)
         arrays = pipeline.build_dataset(job, prepared)
