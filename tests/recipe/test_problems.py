@@ -27,7 +27,7 @@ from twofold.recipe.load import load_recipe
         ("features.user.0", {"kind": "history"}, "features.user.0.of: is missing — choose from: positives, negatives"),
         ("features.user.0.of", "positive", "'positive' does not exist — nearest: positives; choose from: positives,"),
         ("features.user.0.last", 0, "features.user.0.last: is 0 — must be at least 1"),
-        ("retriever.score", {"kind": "cosine", "temperature": 0}, "retriever.score.temperature: is 0 — must be above 0"),
+        ("retriever.score", {"kind": "cosine", "temperature": 0}, "score.temperature: is 0 — must be above 0"),
         ("recommend_k", 1001, "recommend_k: is 1001 — must be at most 1000"),
         ("retriever.dim", "wide", "retriever.dim: is 'wide' — must be a whole number"),
         ("retriever.dim", 1.5, "retriever.dim: is 1.5 — must be a whole number"),

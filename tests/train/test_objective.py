@@ -90,7 +90,11 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
 @pytest.mark.parametrize(
     "asked",
     [
-        *({**IN_BATCH, "log_q": log_q, "uniform_negatives": n} for log_q in ("classic", "corrected", "none") for n in (0, 40)),
+        *(
+            {**IN_BATCH, "log_q": log_q, "uniform_negatives": count}
+            for log_q in ("classic", "corrected", "none")
+            for count in (0, 40)
+        ),
         {"kind": "sampled_softmax", "negatives": 30},
         {"kind": "full_softmax"},
         {"kind": "bpr", "negatives": 30},

@@ -97,6 +97,8 @@ def mean_loss(
             columns = torch.cat([batch.item_rows, drawn])
             lines = Lines(batch.user_rows, columns, _log_q(objective, columns, batch=len(users)), weight)
             queries, factors = model.as_products(users, items)
+            if model.score == "negative_distance":  # a difference of large squares, which bfloat16 products would lose
+                queries, factors = queries.double(), factors.double()
             return in_batch_softmax_sum(queries, factors, lines, temperature=model.temperature), own
         case InBatchSoftmax() | SampledSoftmax() | FullSoftmax() | Bpr():
             losses = _against_sample(objective, model, batch, users, items=items, drawn=drawn)
