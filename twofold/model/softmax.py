@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 2**21
 """Logits in memory at a time: 8 MB of float32, so 512 lines at batch 4,096. Fresh large matrices cost more than the
-products in them (a 4,096 × 4,096 product took 31.5 ms into new memory, 12.6 into a reused buffer); 2^20 to 2^22 measured
-alike, fewer slower."""
+products in them (a 4,096 × 4,096 product took 31.5 ms into new memory, 12.6 into a reused buffer); 2^20 to 2^22
+measured alike, fewer slower."""
 
 
 @dataclass(frozen=True)
