@@ -140,6 +140,36 @@ def liking(items: np.ndarray, num_items: int) -> np.ndarray:
     return 0.9 * (1 - items / num_items) ** 2 + 0.02
 
 
+# --- planted length bias ----------------------------------------------------------------------------------------------
+
+
+def length_bias(folder: Path, *, num_users: int = 150, num_items: int = 160) -> Recipe:
+    """Users like their own kind, as on the checkerboard, and whatever is short: a like says as much of the length.
+
+    The chance of a like: .95 for a short item of the own kind, .5 for a long one or a short one of the other, .05 for
+    the rest. A model of likes knows the length of every item; one that must not tell it can still know the kind.
+    """
+    draw = np.random.default_rng(4)
+    is_short = np.array(_items(num_items)["length_s"]) < 35
+    lines = []
+    for user in range(num_users):
+        for day in (*TRAIN_DAYS, VALIDATION, TEST):
+            items = draw.choice(num_items, size=20, replace=False)
+            moments = day * DAY_MS + draw.choice(DAY_MS, size=20, replace=False)
+            chance = 0.05 + 0.45 * (items % 2 == user % 2) + 0.45 * is_short[items]
+            lines += list(zip([user] * 20, items, moments, draw.random(20) < chance, strict=True))
+    features = {
+        "user": [{"kind": "history", "of": of, "last": 50} for of in ("positives", "negatives")],
+        "item": [{"kind": "id"}, {"kind": "number", "column": "length_s", "scale": "log"}],
+    }
+    parts = {
+        "features": features,
+        "retriever": {"kind": "two_tower", "dim": 8, "score": {"kind": "dot"}},
+        "train": {"loss": {"kind": "bce"}, "epochs": 15, "batch_size": 256, "learning_rate": 0.01, "seed": 0},
+    }
+    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)), parts)
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 

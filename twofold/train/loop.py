@@ -141,7 +141,7 @@ def _length_guess(settings: Train, model: TwoTower, objective: Objective) -> Len
         return None
     lengths = objective.dataset.rows["train"].length_s[objective.lines]
     logs = np.log(lengths[lengths > 0], dtype=np.float64)  # NaN is not
-    if len(logs) == 0 or logs.std() == 0:
+    if len(logs) == 0 or np.ptp(logs) == 0:
         raise DataError(
             f"train.adversary guesses length_s, and the {len(lengths):,} rows to learn from hold "
             f"{'no length' if len(logs) == 0 else 'one length alone'}. Give the items a column length_s "
