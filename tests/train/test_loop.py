@@ -10,7 +10,7 @@ from twofold import pipeline
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.errors import DataError, RunError
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.training import Train, TwoTower
+from twofold.recipe.training import Adversary, InBatchSoftmax, Train, TwoTower
 from twofold.train import loop
 from twofold.train.loop import fit
 
@@ -45,8 +45,15 @@ def test_one_seed_gives_one_model_and_two_seeds_two(world, tmp_path):
     assert train(world, tmp_path / "c", seed=1)[1] != first
 
 
-def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch):
-    whole_facts, whole = train(world, tmp_path / "whole")
+DRAWING = {
+    "loss": InBatchSoftmax(kind="in_batch_softmax", uniform_negatives=16),
+    "adversary": Adversary(max_lambda=0.1),
+}
+
+
+@pytest.mark.parametrize("changes", [{}, DRAWING], ids=["shipped", "drawing"])
+def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch, changes):
+    whole_facts, whole = train(world, tmp_path / "whole", **changes)
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)  # a checkpoint at every step
     steps, original = iter(range(1, 1000)), loop._step
 
@@ -57,9 +64,9 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path,
 
     monkeypatch.setattr(loop, "_step", step_then_die)
     with pytest.raises(Killed):
-        train(world, tmp_path / "cut")
+        train(world, tmp_path / "cut", **changes)
     assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
-    resumed_facts, resumed = train(world, tmp_path / "cut")
+    resumed_facts, resumed = train(world, tmp_path / "cut", **changes)
     assert resumed == whole
     losses = [[epoch["loss"] for epoch in facts["epochs"]] for facts in (whole_facts, resumed_facts)]
     assert losses[0] == losses[1]
