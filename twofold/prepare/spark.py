@@ -129,9 +129,9 @@ def _read_source(session: "SparkSession", table: SourceTable) -> "DataFrame":
 
 
 def _own_sql(name: str, type_: str) -> str:
-    """A column of a file. Nanoseconds come as integers, and are cut to the microseconds that Spark's times have."""
+    """A column of a file. Nanoseconds come as integers, and are rounded to microseconds as DuckDB rounds them."""
     column = "`" + name.replace("`", "``") + "`"
-    return f"TIMESTAMP_MICROS({column} DIV 1000) AS {column}" if type_.endswith("_NS") else column
+    return f"TIMESTAMP_MICROS(({column} + 500) DIV 1000) AS {column}" if type_.endswith("_NS") else column
 
 
 def _make_view(rows: "DataFrame", name: str) -> None:
