@@ -23,5 +23,5 @@ def test_memory_is_used_again_only_while_it_is_asked_for():
         faults(2)
         kept = faults(20)
     given_back = faults(20)
+    assert given_back >= 20  # one an array at least: with huge pages a fault brings many
     assert kept < given_back / 10
-    assert given_back > 20 * 4 * 2**20 / 4096 / 16  # transparent huge pages fault less often
