@@ -180,7 +180,9 @@ def main(millions: int = 10, large: int = 50) -> None:
         "its peak memory in GB (at most 1.5)": found["prepare"]["peak_gb"],
         f"{large} M rows under 2 GB: processor time a row against {millions} M (at most 1.3)": round(growth, 2),
         "world, M rows/s (at least 1)": round(rows / found["world"]["seconds"] / 1e6, 2),
-        "loader, M rows/s (at least 1.5)": round(found["loader"]["rows"] / found["loader"]["seconds"] / 1e6, 2),
+        "loader, M rows a processor second (at least 1.5)": round(
+            found["loader"]["rows"] / found["loader"]["processor_s"] / 1e6, 2
+        ),
         "preparation against a bare scan, ratio of time": round(
             found["prepare"]["seconds"] / found["scan"]["seconds"], 1
         ),
