@@ -50,7 +50,7 @@ def funnel_counts(prepare: Prepare, source: Source, selection: Selection) -> tup
     ]
     if prepare.where is not None:
         counts.append(Count("taken by prepare.where", "log", _count_sql(f'{HAS_KEYS} AND "is_taken"')))
-    if "at_is_estimated" in source.event_columns:
+    if has_estimates(source):
         counts.append(Count("no estimated time where judged", "log", _count_sql('"is_kept"')))
     counts += [Count(stage.name, "train", _count_sql(stage.where)) for stage in selection.stages]
     judged = [(f"{split} window", f'"split" = {place}') for place, split in enumerate(SPLITS) if split != "train"]
@@ -62,6 +62,11 @@ def funnel_counts(prepare: Prepare, source: Source, selection: Selection) -> tup
             for name, where in judged
         ]
     return tuple(counts)
+
+
+def has_estimates(source: Source) -> bool:
+    """Whether the log marks events whose order is known and whose time is not."""
+    return "at_is_estimated" in source.event_columns
 
 
 def _count_sql(where: str, *, each: str = "1") -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts
+from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts, has_estimates
 from twofold.prepare.hashing import shard_sql
 from twofold.prepare.selection import Selection, select_train
 from twofold.prepare.sources import Source, quoted
@@ -203,11 +203,6 @@ def _kept_sql(prepare: Prepare) -> str:
         return f'"is taken" AND {HAS_KEYS}'
     judged = " OR ".join(f"({window_sql(prepare, name)})" for name in SPLITS[1:])
     return f'"is taken" AND {HAS_KEYS} AND NOT ("is estimated" AND ({judged}))'
-
-
-def has_estimates(source: Source) -> bool:
-    """Whether the log marks events whose order is known and whose time is not."""
-    return "at_is_estimated" in source.event_columns
 
 
 def _watched(prepare: Prepare, source: Source) -> list[str]:
