@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from twofold.dataset.memory import kept_memory
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool
 from twofold.model.losses import collisions, in_batch_softmax
-from twofold.model.softmax import Lines, in_batch_softmax_sum
+from twofold.model.softmax import Lines, softmax_sum
 from twofold.train.optimise import Optimiser, build_optimiser
 
 HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ Work = Callable[[], object]
 
 def fused(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
     """Ours."""
-    return in_batch_softmax_sum(users, items, lines, temperature=TEMPERATURE)
+    return softmax_sum(users, items, lines, temperature=TEMPERATURE)
 
 
 def plain(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
@@ -55,7 +55,8 @@ def random_lines(batch: int, users: int, items: int) -> Lines:
     """Popular items first: density of item x as x^-1/2, so the most popular thousandth takes 3 % of the events."""
     rows = (torch.rand(batch) ** 2 * items).long()
     log_q = -0.5 * torch.log(4.0 * items * (rows + 0.5))
-    return Lines(torch.randint(users, (batch,)), rows, log_q, torch.full((batch,), 1 / batch))
+    user_rows = torch.randint(users, (batch,))
+    return Lines(user_rows, torch.full((batch,), 1 / batch), torch.arange(batch), rows, user_rows, log_q)
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------

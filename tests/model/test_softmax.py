@@ -1,5 +1,7 @@
 """The blocked softmax against the plain one: values and gradients, any batch, any block, any mask."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,18 +9,21 @@ from hypothesis import strategies as st
 
 from twofold.model import softmax
 from twofold.model.losses import collisions, in_batch_softmax
-from twofold.model.softmax import Lines, has_fast_bfloat16, in_batch_softmax_sum
+from twofold.model.softmax import Lines, has_fast_bfloat16, softmax_sum
 
 
 def draw(seed, *, queries, items, dim=5, users=3, catalogue=4, dtype=torch.float64):
     """Vectors and lines with many equal users and items, weights of 0 among them."""
     generator = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(n, dim, generator=generator, dtype=dtype) for n in (queries, items)]
+    user_rows = torch.randint(users, (queries,), generator=generator)
     lines = Lines(
-        torch.randint(users, (queries,), generator=generator),
-        torch.randint(catalogue, (items,), generator=generator),
-        -3 * torch.rand(items, generator=generator, dtype=dtype),
-        torch.randint(3, (queries,), generator=generator).to(dtype),
+        user_rows=user_rows,
+        weight=torch.randint(3, (queries,), generator=generator).to(dtype),
+        own=torch.arange(queries),
+        item_rows=torch.randint(catalogue, (items,), generator=generator),
+        owners=torch.cat([user_rows, torch.full((items - queries,), -1)]),
+        log_q=-3 * torch.rand(items, generator=generator, dtype=dtype),
     )
     return *(part.requires_grad_() for part in vectors), lines
 
@@ -50,15 +55,29 @@ def test_equals_the_plain_softmax(seed, queries, extra, block, users, catalogue)
     drawn = draw(seed, queries=queries, items=queries + extra, users=users, catalogue=catalogue)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(softmax, "BLOCK", block)
-        got = value_and_gradients(in_batch_softmax_sum, *drawn, temperature=0.3)
+        got = value_and_gradients(softmax_sum, *drawn, temperature=0.3)
     expected = value_and_gradients(plain, *drawn, temperature=0.3)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+def test_columns_may_lie_in_any_order():
+    """As where all items compete, or where columns of other processes stand before the own ones."""
+    users, items, lines = draw(7, queries=9, items=12)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    place = torch.argsort(order)
+    moved = replace(
+        lines,
+        own=place[lines.own],
+        **{name: getattr(lines, name)[order] for name in ("item_rows", "owners", "log_q")},
+    )
+    got = softmax_sum(users, items[order], moved, temperature=0.3)
+    torch.testing.assert_close(got, plain(users, items, lines, temperature=0.3))
+
+
 def test_float32_is_as_exact_as_the_plain_softmax():
     drawn = draw(0, queries=300, items=340, users=200, catalogue=150, dtype=torch.float32)
-    got = value_and_gradients(in_batch_softmax_sum, *drawn, temperature=0.5)
+    got = value_and_gradients(softmax_sum, *drawn, temperature=0.5)
     for one, other in zip(got, value_and_gradients(plain, *drawn, temperature=0.5), strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -66,7 +85,7 @@ def test_float32_is_as_exact_as_the_plain_softmax():
 
 def test_gradients_are_those_of_finite_differences():
     users, items, lines = draw(1, queries=4, items=6)
-    torch.autograd.gradcheck(lambda u, i: in_batch_softmax_sum(u, i, lines, temperature=0.7) * 3, (users, items))
+    torch.autograd.gradcheck(lambda u, i: softmax_sum(u, i, lines, temperature=0.7) * 3, (users, items))
 
 
 def test_gradients_reach_what_made_the_vectors():
@@ -74,7 +93,7 @@ def test_gradients_reach_what_made_the_vectors():
     layer = torch.nn.Linear(5, 5).double()
     got, expected = (
         torch.autograd.grad(loss(layer(users), layer(items).tanh(), lines, temperature=0.7), layer.weight)[0]
-        for loss in (in_batch_softmax_sum, plain)
+        for loss in (softmax_sum, plain)
     )
     torch.testing.assert_close(got, expected)
 
@@ -82,22 +101,24 @@ def test_gradients_reach_what_made_the_vectors():
 def test_a_target_whose_probability_underflows_still_has_a_loss():
     """Scores 0 for the own item and 300 for the other: exp(-300) is no float32, the loss is 300."""
     users, items = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [300.0]])
-    lines = Lines(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.zeros(2), torch.tensor([1.0, 0.0]))
-    assert float(in_batch_softmax_sum(users, items, lines, temperature=1.0)) == pytest.approx(300)
+    two = torch.arange(2)
+    lines = Lines(two, torch.tensor([1.0, 0.0]), own=two, item_rows=two, owners=two, log_q=torch.zeros(2))
+    assert float(softmax_sum(users, items, lines, temperature=1.0)) == pytest.approx(300)
 
 
 def test_where_everything_collides_nothing_is_learnt():
     users, items, _ = draw(3, queries=5, items=5)
-    lines = Lines(torch.zeros(5).long(), torch.arange(5), torch.zeros(5).double(), torch.ones(5).double())
-    for part in value_and_gradients(in_batch_softmax_sum, users, items, lines, temperature=0.1):
+    one, five, zeros = torch.zeros(5).long(), torch.arange(5), torch.zeros(5).double()
+    lines = Lines(one, zeros + 1, own=five, item_rows=five, owners=one, log_q=zeros)
+    for part in value_and_gradients(softmax_sum, users, items, lines, temperature=0.1):
         torch.testing.assert_close(part, torch.zeros_like(part))
 
 
 def test_products_in_bfloat16_give_nearly_the_same_gradients(monkeypatch):
     drawn = draw(4, queries=256, items=256, dim=32, users=200, catalogue=200, dtype=torch.float32)
-    exact = value_and_gradients(in_batch_softmax_sum, *drawn, temperature=4.0)
+    exact = value_and_gradients(softmax_sum, *drawn, temperature=4.0)
     monkeypatch.setattr(softmax, "has_fast_bfloat16", lambda device: True)
-    narrow = value_and_gradients(in_batch_softmax_sum, *drawn, temperature=4.0)
+    narrow = value_and_gradients(softmax_sum, *drawn, temperature=4.0)
     assert float(narrow[0]) == pytest.approx(float(exact[0]), rel=0.01)
     for one, other in zip(narrow[1:], exact[1:], strict=True):
         assert one.dtype == torch.float32
@@ -108,9 +129,9 @@ def test_products_in_bfloat16_give_nearly_the_same_gradients(monkeypatch):
 
 def test_float64_is_never_narrowed(monkeypatch):
     drawn = draw(5, queries=8, items=8)
-    exact = value_and_gradients(in_batch_softmax_sum, *drawn, temperature=1.0)
+    exact = value_and_gradients(softmax_sum, *drawn, temperature=1.0)
     monkeypatch.setattr(softmax, "has_fast_bfloat16", lambda device: True)
-    assert all(map(torch.equal, exact, value_and_gradients(in_batch_softmax_sum, *drawn, temperature=1.0)))
+    assert all(map(torch.equal, exact, value_and_gradients(softmax_sum, *drawn, temperature=1.0)))
 
 
 def test_a_device_that_is_not_known_has_no_fast_bfloat16():
@@ -132,5 +153,5 @@ def test_memory_is_that_of_one_block_and_the_gradients(monkeypatch):
             return made
 
     with Sizes():
-        in_batch_softmax_sum(*drawn, temperature=1.0)
+        softmax_sum(*drawn, temperature=1.0)
     assert largest == 2**14 * 4

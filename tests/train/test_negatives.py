@@ -5,7 +5,7 @@ import torch
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import gather_batch, item_batches
-from twofold.train.negatives import log_expected_counts, log_in_batch_probability, log_mixed_probability, with_drawn
+from twofold.train.negatives import drawn_inputs, log_expected_counts, log_in_batch_probability, log_mixed_probability
 
 
 def test_q_is_the_share_of_the_rows_that_batches_are_made_of():
@@ -56,9 +56,7 @@ def test_drawn_items_are_read_as_the_catalogue_is_at_the_moment_of_a_line(tmp_pa
     dataset = load_dataset(tmp_path / "dataset")
     batch = gather_batch(dataset, dataset.rows["train"], np.array([7]))
     drawn = torch.tensor([3, 0, 3])
-    inputs = with_drawn(dataset, batch, drawn)
+    inputs = drawn_inputs(dataset, batch, drawn)
     (catalogue,) = item_batches(dataset, int(batch.at[0]))
     for name, values in inputs.items():
-        assert torch.equal(values[:1], batch.item[name])
-        assert torch.equal(values[1:], catalogue[name][drawn])
-    assert with_drawn(dataset, batch, drawn[:0]) is batch.item
+        assert torch.equal(values, catalogue[name][drawn])

@@ -1,4 +1,4 @@
-"""The in-batch softmax at the machine's speed: loss and gradients in one pass, in the memory of one block of logits."""
+"""The softmax at the machine's speed: loss and gradients in one pass, in the memory of one block of logits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,30 +16,38 @@ measured alike, fewer slower."""
 
 @dataclass(frozen=True)
 class Lines:
-    """Who stands where in a batch. Item i belongs to query i; items past the last query are negatives and no more."""
+    """Who asks, what competes for it, and which of that is each query's own.
+
+    In a batch, column i is the item of query i; items that are drawn follow, and belong to nobody. A column does not
+    compete for a query whose item, or whose user, it shares: see `losses.collisions`.
+    """
 
     user_rows: Int[Tensor, "queries"]
-    item_rows: Int[Tensor, "items"]
-    log_q: Float[Tensor, "items"]
-    """How likely a place of the batch holds the item: see `twofold.train.negatives`."""
     weight: Float[Tensor, "queries"]
     """Of the query's loss in the sum: 1 / number of queries makes it a mean. With 0 its item is a negative still."""
+    own: Int[Tensor, "queries"]
+    """The column that holds the query's item."""
+    item_rows: Int[Tensor, "columns"]
+    owners: Int[Tensor, "columns"]
+    """User rows; -1: nobody's."""
+    log_q: Float[Tensor, "columns"]
+    """How likely a place of the batch holds the item: see `twofold.train.negatives`."""
 
 
-def in_batch_softmax_sum(
+def softmax_sum(
     user_vectors: Float[Tensor, "queries dim"],
-    item_vectors: Float[Tensor, "items dim"],
+    item_vectors: Float[Tensor, "columns dim"],
     lines: Lines,
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Σ weight · loss of `losses.in_batch_softmax`, `losses.collisions` masked; holds no (queries × items) matrix.
+    """Σ weight · loss of `losses.softmax`, `losses.collisions` masked; holds no (queries × columns) matrix.
 
     The gradient of both vectors is made in the forward pass while a block of logits is at hand, so the backward pass
     only scales it, and there is no second derivative. Where `has_fast_bfloat16` says so, float32 vectors are multiplied
     in bfloat16 (equal gradient norms measured) and everything else stays float32.
     """
-    total: Tensor = _InBatchSoftmaxSum.apply(user_vectors, item_vectors, lines, temperature)  # type: ignore[no-untyped-call]
+    total: Tensor = _SoftmaxSum.apply(user_vectors, item_vectors, lines, temperature)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -54,7 +62,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
             return False
 
 
-class _InBatchSoftmaxSum(torch.autograd.Function):
+class _SoftmaxSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, users: Tensor, items: Tensor, lines: Lines, temperature: float) -> Tensor:
         total, of_users, of_items = _sum_and_gradients(users, items, lines, temperature)
@@ -77,24 +85,26 @@ def _sum_and_gradients(users: Tensor, items: Tensor, lines: Lines, temperature: 
     all_logits = products if narrow == users.dtype else users.new_empty(size, len(items))
     of_users, of_items_t = torch.empty_like(users), users.new_zeros(users.shape[1], len(items))
     part = torch.empty_like(of_items_t, dtype=narrow)
-    sorted_rows = torch.sort(lines.user_rows), torch.sort(lines.item_rows)
+    own_items = lines.item_rows[lines.own]
+    sorted_rows = torch.sort(lines.owners), torch.sort(lines.item_rows)
     total = users.new_zeros(())
     for first in range(0, len(users), size):
         block = slice(first, min(first + size, len(users)))
         product, logits = (buffer[: block.stop - first] for buffer in (products, all_logits))
         queries, weight = users[block], lines.weight[block]
         logits.copy_(torch.mm((queries / temperature).to(narrow), factors.T, out=product)).sub_(lines.log_q)
-        target = logits.diagonal(first)
-        own = target.clone()
-        for rows, (ordered, order) in zip((lines.user_rows, lines.item_rows), sorted_rows, strict=True):
-            logits.view(-1).index_fill_(0, _equal_places(rows[block], ordered, order, width=len(items)), -torch.inf)
-        target.copy_(own)
+        places = torch.arange(len(queries), device=users.device) * len(items) + lines.own[block]
+        flat = logits.view(-1)
+        own = flat[places]
+        for rows, (ordered, order) in zip((lines.user_rows, own_items), sorted_rows, strict=True):
+            flat.index_fill_(0, _equal_places(rows[block], ordered, order, width=len(items)), -torch.inf)
+        flat[places] = own
         highest = logits.amax(dim=1)
         torch.softmax(logits, dim=1, out=logits)
         # The normaliser comes from the line's largest probability, which never underflows as the target's may.
         losses = highest - logits.amax(dim=1).log() - own
         total += (losses * weight).sum()
-        target.sub_(1)
+        flat[places] -= 1
         product.copy_(logits)
         scale = (weight / temperature)[:, None]
         of_users[block] = (product @ factors) * scale

@@ -59,10 +59,8 @@ def log_expected_counts(
     return torch.log(popular[:, None] * column_q + uniform[:, None])
 
 
-def with_drawn(dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "drawn"]) -> TensorInputs:
-    """What the item tower reads of the batch's items and of those drawn, each of these at the moment of some line."""
-    if len(drawn) == 0:
-        return batch.item
+def drawn_inputs(dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "drawn"]) -> TensorInputs:
+    """What the item tower reads of items that are drawn for a batch, each at the moment of some line."""
     moments = batch.at[torch.randint(len(batch.at), drawn.shape)]
-    inputs = item_inputs(dataset.features, dataset.item_arrays, item_rows=drawn.numpy(), at=moments.numpy())
-    return {name: torch.cat([batch.item[name], values]) for name, values in to_tensors(inputs).items()}
+    state, arrays = dataset.features, dataset.item_arrays
+    return to_tensors(item_inputs(state, arrays, item_rows=drawn.numpy(), at=moments.numpy()))

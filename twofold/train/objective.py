@@ -9,13 +9,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from twofold.dataset.arrays import Dataset
-from twofold.dataset.batches import Batch
+from twofold.dataset.batches import Batch, TensorInputs
 from twofold.errors import DataError
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
-from twofold.model.softmax import Lines, in_batch_softmax_sum
+from twofold.model.softmax import Lines, softmax_sum
 from twofold.model.two_tower import TwoTower
 from twofold.recipe.training import Bce, Bpr, FullSoftmax, InBatchSoftmax, Loss, Regression, SampledSoftmax
-from twofold.train.negatives import log_expected_counts, log_in_batch_probability, log_mixed_probability, with_drawn
+from twofold.train.negatives import drawn_inputs, log_expected_counts, log_in_batch_probability, log_mixed_probability
 
 
 @dataclass(frozen=True)
@@ -80,78 +80,119 @@ def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
     return lines
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The items that a batch is taught with: what the item tower reads of them, and whose they are."""
+
+    inputs: TensorInputs
+    item_rows: Int64[Tensor, "columns"]
+    owners: Int64[Tensor, "columns"]
+    """The user row of the line whose item it is; -1: it was drawn."""
+    own: Int64[Tensor, "batch"]
+    """The column of each line's own item."""
+
+
+def draw_columns(objective: Objective, batch: Batch) -> Columns:
+    """The batch's own items, then those that are drawn; all items of the training window for the full softmax."""
+    if isinstance(objective.loss, FullSoftmax):
+        everything = torch.arange(objective.num_items)
+        inputs = drawn_inputs(objective.dataset, batch, everything)
+        return Columns(inputs, everything, torch.full_like(everything, -1), batch.item_rows)
+    inputs, drawn = batch.item, torch.randint(objective.num_items, (objective.num_drawn,))
+    if len(drawn):
+        more = drawn_inputs(objective.dataset, batch, drawn)
+        inputs = {name: torch.cat([values, more[name]]) for name, values in inputs.items()}
+    return Columns(
+        inputs,
+        torch.cat([batch.item_rows, drawn]),
+        torch.cat([batch.user_rows, torch.full_like(drawn, -1)]),
+        torch.arange(len(batch.item_rows)),
+    )
+
+
 def mean_loss(
     objective: Objective, model: TwoTower, batch: Batch
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
-    """The loss of a batch, and the vectors of its items. A line counts as its weight over the mean of all."""
-    drawn = _drawn(objective)
-    users, items = model.user(batch.user), model.item(with_drawn(objective.dataset, batch, drawn))
-    own = items[: len(users)]
+    """The loss of a batch, and the vectors of its items."""
+    columns = draw_columns(objective, batch)
+    users, items = model.user(batch.user), model.item(columns.inputs)
+    return loss_of_vectors(objective, model, batch, columns, users=users, items=items), items[columns.own]
+
+
+def loss_of_vectors(
+    objective: Objective,
+    model: TwoTower,
+    batch: Batch,
+    columns: Columns,
+    *,
+    users: Float[Tensor, "batch dim"],
+    items: Float[Tensor, "columns dim"],
+) -> Float[Tensor, ""]:
+    """The mean loss of the lines; each counts as its weight over the mean of all."""
     weight = batch.weight / (len(users) * objective.mean_weight)
     match objective.loss:
         case Bce(gamma=gamma):
-            losses = bce(model.own_logits(users, own), batch.label, gamma=gamma)
+            losses = bce(model.own_logits(users, items[columns.own]), batch.label, gamma=gamma)
         case Regression(error=error):
-            losses = regression(model.own_logits(users, own), batch.target, error=error)
-        case InBatchSoftmax(log_q="classic" | "none"):
-            columns = torch.cat([batch.item_rows, drawn])
-            lines = Lines(batch.user_rows, columns, _log_q(objective, columns, batch=len(users)), weight)
+            losses = regression(model.own_logits(users, items[columns.own]), batch.target, error=error)
+        case FullSoftmax() | InBatchSoftmax(log_q="classic" | "none"):
+            lines = Lines(
+                batch.user_rows, weight, columns.own, columns.item_rows, columns.owners, _log_q(objective, columns)
+            )
             queries, factors = model.as_products(users, items)
             if model.score == "negative_distance":  # a difference of large squares, which bfloat16 products would lose
                 queries, factors = queries.double(), factors.double()
-            return in_batch_softmax_sum(queries, factors, lines, temperature=model.temperature), own
-        case InBatchSoftmax() | SampledSoftmax() | FullSoftmax() | Bpr():
-            losses = _against_sample(objective, model, batch, users, items=items, drawn=drawn)
+            return softmax_sum(queries, factors, lines, temperature=model.temperature)
+        case InBatchSoftmax() | SampledSoftmax() | Bpr():
+            losses = _against_sample(objective, model, batch, columns, users=users, items=items)
         case _:
             assert_never(objective.loss)
-    return (losses * weight).sum(), own
+    return (losses * weight).sum()
 
 
-def _drawn(objective: Objective) -> Int64[Tensor, "drawn"]:
-    """Rows of the items that are drawn for a batch."""
-    if isinstance(objective.loss, FullSoftmax):
-        return torch.arange(objective.num_items)
-    return torch.randint(objective.num_items, (objective.num_drawn,))
-
-
-def _log_q(objective: Objective, columns: Int64[Tensor, "columns"], *, batch: int) -> Float[Tensor, "columns"]:
-    """What the in-batch softmax subtracts: of its own columns and those drawn alike, or nothing."""
-    log_q = log_mixed_probability(
-        objective.log_q[columns], batch=batch, uniform=len(columns) - batch, num_items=objective.num_items
+def _log_q(objective: Objective, columns: Columns) -> Float[Tensor, "columns"]:
+    """What the softmax subtracts: of its own columns and those drawn alike, or nothing."""
+    if not (isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"):
+        return torch.zeros(len(columns.item_rows))
+    uniform = int((columns.owners < 0).sum())
+    return log_mixed_probability(
+        objective.log_q[columns.item_rows],
+        batch=len(columns.item_rows) - uniform,
+        uniform=uniform,
+        num_items=objective.num_items,
     )
-    is_corrected = isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"
-    return log_q if is_corrected else torch.zeros_like(log_q)
 
 
 def _against_sample(
     objective: Objective,
     model: TwoTower,
     batch: Batch,
-    users: Float[Tensor, "batch dim"],
+    columns: Columns,
     *,
+    users: Float[Tensor, "batch dim"],
     items: Float[Tensor, "columns dim"],
-    drawn: Int64[Tensor, "drawn"],
 ) -> Float[Tensor, "batch"]:
     """Each positive against negatives that are not its own item; in-batch ones take part if the loss is in-batch."""
-    in_batch = len(users) if isinstance(objective.loss, InBatchSoftmax) else 0
-    positive = model.own_logits(users, items[: len(users)])
-    queries, factors = model.as_products(users, items[len(users) - in_batch :])
-    columns = torch.cat([batch.item_rows[:in_batch], drawn])
+    positive = model.own_logits(users, items[columns.own])
+    own_columns = int((columns.owners >= 0).sum())
+    in_batch = own_columns if isinstance(objective.loss, InBatchSoftmax) else 0
+    competitors = slice(own_columns - in_batch, None)
+    queries, factors = model.as_products(users, items[competitors])
+    item_rows, owners = columns.item_rows[competitors], columns.owners[competitors]
     probability = objective.log_q.exp()
 
     def losses(part: slice) -> Tensor:
-        competing = batch.item_rows[part, None] != columns
-        competing[:, :in_batch] &= batch.user_rows[part, None] != batch.user_rows[:in_batch]
+        competing = (batch.item_rows[part, None] != item_rows) & (batch.user_rows[part, None] != owners)
         negative = queries[part] @ factors.T / model.temperature  # (lines, columns)
         if isinstance(objective.loss, Bpr):
             return bpr(positive[part], negative.masked_fill(~competing, -torch.inf))
         expected = log_expected_counts(
             competing,
             own_q=probability[batch.item_rows[part]],
-            column_q=probability[columns],
+            column_q=probability[item_rows],
             in_batch=in_batch,
             num_items=objective.num_items,
         )
         return sampled_softmax(positive[part], (negative - expected).masked_fill(~competing, -torch.inf))
 
-    return by_chunks(losses, lines=len(users), columns=len(columns))
+    return by_chunks(losses, lines=len(users), columns=len(item_rows))
