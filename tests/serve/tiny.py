@@ -1,0 +1,125 @@
+"""A tiny bundle whose scores can be computed by hand."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from onnx import TensorProto, helper, numpy_helper
+
+from twofold.bundle import MANIFEST, file_digest, run_stage
+from twofold.dataset.features import FeatureState, save_features
+from twofold.dataset.histories import Histories
+from twofold.dataset.vocabulary import Vocabulary
+from twofold.index.knn import build_index, save_index
+from twofold.recipe.features import Features
+from twofold.serve.bundle_folder import USER_TOWER, save_context
+
+HOUR_MS = 3_600_000
+NOON = 12 * HOUR_MS
+LENGTH = 4  # of the histories the tower reads
+ITEMS = ["a", "b", "c", "d", "e", "f", "cold"]
+NUM_KNOWN = 6
+DIM = 5
+VECTORS = np.random.default_rng(0).standard_normal((len(ITEMS), DIM)).astype(np.float32)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+HOUR_VECTORS = np.random.default_rng(1).standard_normal((25, DIM)).astype(np.float32)
+
+# user → (item, at, is positive), in time order; user 30 has met nothing, user 40 everything.
+EVENTS = {
+    10: [("a", 1 * HOUR_MS, True), ("b", 2 * HOUR_MS, False), ("cold", 3 * HOUR_MS, True)],
+    20: [(item, (1 + hour) * HOUR_MS, True) for hour, item in enumerate(["f", "e", "d", "c", "f"])],
+    30: [],
+    40: [(item, HOUR_MS, item < "c") for item in ITEMS],
+}
+
+
+def write_tower(path: Path, *, dim: int = DIM, last_input: str = "hour", hours: int = 25) -> None:
+    """vector = Σ vectors of the positives - Σ vectors of the negatives + vector of the hour; cold and padding are 0."""
+    table = np.zeros((1 + NUM_KNOWN, DIM), np.float32)
+    table[1:] = VECTORS[:NUM_KNOWN]
+    constants = {"table": table[:, :dim], "hours": HOUR_VECTORS[:hours, :dim], "one": np.array([1])}
+    nodes = [
+        helper.make_node("Gather", ["table", "positives"], ["liked"]),
+        helper.make_node("Gather", ["table", "negatives"], ["disliked"]),
+        helper.make_node("ReduceSum", ["liked", "one"], ["plus"], keepdims=0),
+        helper.make_node("ReduceSum", ["disliked", "one"], ["minus"], keepdims=0),
+        helper.make_node("Gather", ["hours", last_input], ["moment"]),
+        helper.make_node("Sub", ["plus", "minus"], ["taste"]),
+        helper.make_node("Add", ["taste", "moment"], ["vector"]),
+    ]
+    shapes = {"positives": ["batch", LENGTH], "negatives": ["batch", LENGTH], last_input: ["batch"]}
+    graph = helper.make_graph(
+        nodes,
+        "user_tower",
+        [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", dim])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def write_dataset(folder: Path) -> None:
+    (folder / "features").mkdir(parents=True)
+    items = Vocabulary(pa.array(ITEMS), NUM_KNOWN)
+    Vocabulary(pa.array(list(EVENTS)), len(EVENTS)).save(folder / "users.parquet")
+    items.save(folder / "items.parquet")
+    colours = ["red", "blue", None, "red", "blue", "red", "red"]
+    pq.write_table(
+        pa.table({"item_id": ITEMS, "colour": colours, "length_s": [5.0, 10, 15, 20, 25, 30, 35]}),
+        folder / "item_attributes.parquet",
+    )
+    user = [{"kind": "history", "of": of, "last": LENGTH} for of in ("positives", "negatives")]
+    features = {"user": [*user, {"kind": "time", "of": "hour"}], "item": [{"kind": "id"}]}
+    save_features(FeatureState(Features.model_validate(features), 0, NUM_KNOWN, {}, {}), folder / "features")
+    flat = [event for events in EVENTS.values() for event in events]
+    everything = Histories(
+        items.rows_of([item for item, _, _ in flat]).astype(np.int32),
+        np.array([at for _, at, _ in flat]),
+        np.cumsum([0, *(len(events) for events in EVENTS.values())]),
+    )
+    is_positive = np.array([positive for _, _, positive in flat])
+    everything.save(folder, "events")
+    everything.only(is_positive).save(folder, "positives")
+    everything.only(~is_positive).save(folder, "negatives")
+
+
+def write_run(run: Path) -> Path:
+    write_dataset(run / "dataset")
+
+    def work(out: Path) -> Mapping[str, Any]:
+        save_index(build_index(VECTORS), out)
+        write_tower(out / USER_TOWER)
+        save_context(run / "dataset", out, as_of=NOON)
+        return {"items": len(ITEMS)}
+
+    run_stage(run, "index", inputs={}, work=work)
+    shutil.rmtree(run / "dataset")  # serving opens index/ and nothing else
+    return run
+
+
+def replace_part(run: Path, name: str, write: Any) -> None:
+    """Writes another content for a file and its true checksum: what only a look at the content can tell."""
+    path = run / "index" / name
+    write(path)
+    manifest = json.loads((run / "index" / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    (run / "index" / MANIFEST).write_text(json.dumps(manifest))
+
+
+def scores_of(positives: list[str], negatives: list[str], *, hour: int = 12) -> dict[str, float]:
+    """The definition, written anew: cold items count for nothing in a history, and can be recommended."""
+    query = HOUR_VECTORS[hour + 1].astype(np.float64)
+    for sign, history in ((1, positives[-LENGTH:]), (-1, negatives[-LENGTH:])):
+        for item in history:
+            query = query + sign * VECTORS[ITEMS.index(item)] * (item != "cold")
+    return {item: float(query @ VECTORS[row]) for row, item in enumerate(ITEMS)}
+
+
+def best(scores: dict[str, float], *, without: str = "", k: int = 20) -> list[str]:
+    return sorted(set(scores) - set(without.split()), key=lambda item: -scores[item])[:k]

@@ -1,0 +1,228 @@
+"""One who asks, now → answers: the log's history and the live one as one, popularity where nothing is known, reasons.
+
+What `recommender.py` does for tables, this does for a service: everything that an answer needs more than once is
+computed when the bundle is opened.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, Integer
+
+from twofold.bundle import open_stage
+from twofold.dataset.columns import DAY_MS
+from twofold.dataset.features import Queries, user_inputs
+from twofold.dataset.histories import Histories
+from twofold.dataset.vocabulary import UNKNOWN, Ids
+from twofold.errors import RunError
+from twofold.index.filters import compile_filter
+from twofold.index.knn import Neighbours, search
+from twofold.serve.bundle_folder import Bundle, open_bundle
+from twofold.serve.histories import Met
+from twofold.topk import Ragged, top_k
+
+RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)
+FILTERS: Final = 64  # masks kept: one byte an item each
+REASONS: Final = 3  # items of the history named for an answer
+READ_FOR_REASONS: Final = 100  # of the newest positives
+
+
+@dataclass(frozen=True)
+class Open:
+    """A bundle that answers, and what is computed of it once."""
+
+    bundle: Bundle
+    name: str
+    digest: str
+    popularity: Float32[np.ndarray, "items"]
+    allowed: Callable[[str], Bool[np.ndarray, "items"]]
+    """The items for which a filter holds, cached by its text."""
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Someone at a moment, knowing what they met before it: item rows, oldest first. User row -1 is nobody of the log.
+
+    `met` holds everything, the positives and negatives among it.
+    """
+
+    user_row: int
+    at: int
+    positives: Integer[np.ndarray, "positives"]
+    negatives: Integer[np.ndarray, "negatives"]
+    met: Integer[np.ndarray, "met"]
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing at all is known: not in the log, and nothing met."""
+        return self.user_row == UNKNOWN and len(self.met) == 0
+
+
+def open_answers(run: Path) -> Open:
+    """Opens the bundle of a run folder and asks it once; RunError if it is damaged or answers nonsense."""
+    bundle = open_bundle(run)
+    opened = Open(
+        bundle=bundle,
+        name=run.resolve().name,
+        digest=open_stage(run, "index").digest,
+        popularity=_popularity(bundle),
+        allowed=lru_cache(FILTERS)(lambda where: compile_filter(where, bundle.attributes)),
+    )
+    _ask_once(opened, run)
+    return opened
+
+
+def _ask_once(opened: Open, run: Path) -> None:
+    """The canary: the first user and nobody, each asked for five items. Loading alone does not run the graph."""
+    bundle = opened.bundle
+    askers = [asker_of(bundle, user_row, ()) for user_row in ([0, UNKNOWN] if len(bundle.users) else [UNKNOWN])]
+    try:
+        found = nearest(opened, askers, min(5, max(len(bundle.items), 1)))
+    except Exception as error:  # onnxruntime raises classes of its own, which share no other ancestor
+        raise RunError(f"the bundle of {run} opens, but does not answer: {error}") from error
+    if len(bundle.items) and not (found.counts[-1] > 0 and np.isfinite(found.scores[-1][: found.counts[-1]]).all()):
+        raise RunError(f"the bundle of {run} opens, but answers {found.scores[-1].tolist()} to a first question")
+
+
+def _popularity(bundle: Bundle) -> Float32[np.ndarray, "items"]:
+    """Positives of the last two days; among equals, those of all days."""
+    rows, items = bundle.positives.item_rows, len(bundle.items)
+    always: np.ndarray = np.bincount(rows, minlength=items)
+    lately: np.ndarray = np.bincount(rows[bundle.positives.at >= bundle.as_of - RECENT_MS], minlength=items)
+    return np.asarray(lately + always / (1.0 + always.max(initial=0)), np.float32)
+
+
+# --- who asks ---------------------------------------------------------------------------------------------------------
+
+
+def asker_of(bundle: Bundle, user_row: int, live: Sequence[Met], *, at: int | None = None, now: int = 0) -> Asker:
+    """A user by their events strictly before `at`, of the log and of the live history; an event in both counts once.
+
+    Without `at` all of them count, and the moment is `now`, or just after the last event if that is later.
+    """
+    if at is None:
+        newest = live[-1].at + 1 if live else 0
+        at = max(now, newest, bundle.as_of)
+    rows = bundle.items.rows_of([met.item_id for met in live]) if live else np.empty(0, np.int64)
+    known = [(row, met) for row, met in zip(rows.tolist(), live, strict=True) if row != UNKNOWN and met.at < at]
+    positives, negatives = (
+        _joined(history, user_row, at, [(row, met.at) for row, met in known if met.kind == kind])
+        for history, kind in ((bundle.positives, "positive"), (bundle.negatives, "negative"))
+    )
+    met = _joined(bundle.events, user_row, at, [(row, met.at) for row, met in known])
+    return Asker(user_row, at, positives, negatives, met)
+
+
+def asker_with(bundle: Bundle, positives: Ids, negatives: Ids, *, at: int) -> tuple[Asker, int]:
+    """Nobody of the log, with a history of their own (oldest first); and how many of its ids no item has."""
+    liked, disliked = bundle.items.rows_of(positives), bundle.items.rows_of(negatives)
+    known, unliked = liked[liked != UNKNOWN], disliked[disliked != UNKNOWN]
+    asker = Asker(UNKNOWN, at, known, unliked, np.concatenate([known, unliked]))
+    return asker, len(liked) + len(disliked) - len(asker.met)
+
+
+def _joined(history: Histories, user_row: int, at: int, live: list[tuple[int, int]]) -> Integer[np.ndarray, "history"]:
+    """Item rows of a user's log and of live (item row, moment) pairs, by moment; in the log, ties are by item row."""
+    if user_row == UNKNOWN:
+        return np.array([row for row, _ in sorted(live, key=_by_moment)], np.int32)
+    first, end = history.offsets[user_row : user_row + 2].tolist()
+    end = first + int(np.searchsorted(history.at[first:end], at))
+    if not live:
+        return history.item_rows[first:end]
+    overlap = first + int(np.searchsorted(history.at[first:end], min(moment for _, moment in live)))
+    late = zip(history.item_rows[overlap:end].tolist(), history.at[overlap:end].tolist(), strict=True)
+    tail = [row for row, _ in sorted({*late, *live}, key=_by_moment)]
+    return np.concatenate([history.item_rows[first:overlap], np.array(tail, np.int32)])
+
+
+def _by_moment(pair: tuple[int, int]) -> tuple[int, int]:
+    row, moment = pair
+    return moment, row
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def nearest(
+    opened: Open,
+    askers: Sequence[Asker],
+    k: int,
+    *,
+    allowed: Bool[np.ndarray, "items"] | None = None,
+    excluded: Ragged | None = None,
+) -> Neighbours:
+    """The k best items of each asker by the model."""
+    return search(opened.bundle.index, vectors_of(opened.bundle, askers), k, allowed=allowed, excluded=excluded)
+
+
+def vectors_of(bundle: Bundle, askers: Sequence[Asker]) -> Float32[np.ndarray, "batch dim"]:
+    """What they ask with: the vectors that evaluation judges, for the same histories."""
+    queries = Queries(
+        user_rows=np.array([asker.user_row for asker in askers]),
+        at=np.array([asker.at for asker in askers]),
+        positives=_table_rows([asker.positives for asker in askers], bundle.features.history_length("positives")),
+        negatives=_table_rows([asker.negatives for asker in askers], bundle.features.history_length("negatives")),
+    )
+    return bundle.tower.vectors(user_inputs(bundle.features, bundle.user_arrays, queries))
+
+
+def _table_rows(histories: list[Integer[np.ndarray, "_"]], n: int) -> Integer[np.ndarray, "batch n"]:
+    """The newest n of each, padded on the left with 0."""
+    rows = np.zeros((len(histories), n), np.int32)
+    for line, history in zip(rows, histories, strict=True):
+        newest = history[max(len(history) - n, 0) :]
+        line[n - len(newest) :] = newest + 1
+    return rows
+
+
+def popular(
+    opened: Open,
+    k: int,
+    *,
+    allowed: Bool[np.ndarray, "items"] | None = None,
+    excluded: Integer[np.ndarray, "excluded"],
+) -> Neighbours:
+    """The k items liked most in the log's last two days, for someone of whom nothing is known; the score is a count."""
+    mask = np.ones((1, len(opened.popularity)), bool) if allowed is None else allowed[None].copy()
+    mask[0, excluded] = False
+    best = top_k(opened.popularity[None], k, allowed=mask)
+    return Neighbours(best.item_rows, best.scores, best.counts, is_exact=True)
+
+
+def similar(opened: Open, item_row: int, k: int, *, allowed: Bool[np.ndarray, "items"] | None = None) -> Neighbours:
+    """The k items whose vectors score best with an item's own, in the index's score, that item left out."""
+    index = opened.bundle.index
+    itself = Ragged(np.array([item_row]), np.array([0, 1]))
+    return search(index, np.asarray(index.vectors[[item_row]]), k, allowed=allowed, excluded=itself)
+
+
+def reasons(opened: Open, asker: Asker, item_rows: Int64[np.ndarray, "k"]) -> list[list[tuple[int, float]]]:
+    """For each item, the liked items most like it: (item row, cosine of the vectors), the most alike first.
+
+    A likeness of vectors and no cause: what the tower made of the history is one vector.
+    """
+    liked = np.unique(asker.positives[-READ_FOR_REASONS:])
+    if len(liked) == 0:
+        return [[] for _ in item_rows]
+    vectors = opened.bundle.index.vectors
+    alike = _unit(vectors[item_rows]) @ _unit(vectors[liked]).T  # (k, liked)
+    order = np.argsort(-alike, axis=1, kind="stable")[:, :REASONS]
+    return [
+        [(int(liked[place]), float(cosines[place])) for place in places]
+        for cosines, places in zip(alike, order, strict=True)
+    ]
+
+
+def _unit(vectors: Float32[np.ndarray, "lines dim"]) -> Float32[np.ndarray, "lines dim"]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+
+
+def attributes_of(opened: Open, item_row: int) -> dict[str, Any]:
+    """What the items table says of an item."""
+    (line,) = opened.bundle.attributes.slice(item_row, 1).to_pylist()
+    return {name: value for name, value in line.items() if name != "item_id"}
