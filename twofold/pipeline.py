@@ -23,6 +23,7 @@ from twofold.recipe.training import Ials, TwoTower
 if TYPE_CHECKING:
     from twofold.dataset.arrays import Dataset
     from twofold.evaluate.protocols import JudgedWindow
+    from twofold.evaluate.ranking import Products
     from twofold.evaluate.verdict import Report
     from twofold.model.retriever import Model
     from twofold.prepare.engine import OpenEngine
@@ -252,15 +253,15 @@ def report_of(folder: Path) -> "Report":
     return load_report(open_stage(folder, "evaluate").folder / "report.json")
 
 
-def _scores(model: "Model", arrays: "Dataset", window: "JudgedWindow") -> Callable[[slice], Any]:
+def _scores(model: "Model", arrays: "Dataset", window: "JudgedWindow") -> "Products":
     """Scores of the window's users against the whole catalogue; item features as of the window's first request."""
+    from twofold.evaluate.ranking import Products
     from twofold.index.scores import items_as_products, queries_as_products
     from twofold.model.retriever import item_vectors, user_vectors
 
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
-    queries, factors = queries_as_products(users, model.score), items_as_products(items, model.score)
-    return lambda part: queries[part] @ factors.T
+    return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
 
 
 def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from twofold.evaluate.protocols import (
     bounds_of_impressions,
     catalogue_name,
     judge_catalogue,
+    judge_filtered,
     judge_impressions,
     judge_in_batch,
 )
+from twofold.evaluate.ranking import Products
 from twofold.topk import Ragged, tie_order
 
 
@@ -254,3 +256,49 @@ def test_the_users_other_positives_and_the_own_item_elsewhere_do_not_compete():
     all_in_one = judge_in_batch(judged, scorer(np.array([[1, 2], [1, 2]], np.float32)), batch_size=3, seed=0)
     # User 0 likes both columns, so nothing competes; for user 1 item 1 does, and wins.
     assert all_in_one.per_user.values["in_batch/hit_rate@1"].tolist() == [1, 0]
+
+
+def test_products_are_judged_as_the_rows_they_stand_for(monkeypatch):
+    judged = random_window(6)
+    rng = np.random.default_rng(6)
+    queries, factors = (rng.integers(-2, 3, (lines, 3)).astype(np.float32) for lines in (40, judged.num_items))
+    products, rows = Products(queries, factors), scorer(queries @ factors.T)
+    for judge in (judge_catalogue, judge_impressions):
+        ours, theirs = judge(judged, products), judge(judged, rows)
+        assert ours.values.keys() == theirs.values.keys()
+        for name, value in ours.values.items():
+            np.testing.assert_array_equal(value, theirs.values[name], err_msg=name)
+    in_batch = [judge_in_batch(judged, model, batch_size=8, seed=0) for model in (products, rows)]
+    for name, value in in_batch[0].per_user.values.items():
+        np.testing.assert_array_equal(value, in_batch[1].per_user.values[name])
+
+
+def test_the_rank_of_every_pair_is_its_place_in_the_list():
+    judged = random_window(7)
+    scores = random_scores(judged, ties=True)
+    ranks = judge_catalogue(judged, scorer(scores), ks=(1, 20)).ranks
+    expected = []
+    for user, (seen, relevant) in enumerate(zip(lines(judged.seen), lines(judged.relevant), strict=True)):
+        ranking = ranked_items(scores[user], seen)[:20]
+        expected += [ranking.index(item) + 1 if item in ranking else 0 for item in relevant]
+    assert ranks.tolist() == expected
+
+
+def test_a_filtered_ranking_is_judged_against_all_positives_beside_its_ceiling():
+    judged = window(seen=[[], [5]], relevant=[[0, 1, 2, 3], [4]], num_items=6)
+    best_first = np.tile(np.arange(6, 0, -1, dtype=np.float32), (2, 1))
+    allowed = np.array([False, True, False, True, False, True])
+    filtered = judge_filtered(judged, scorer(best_first), allowed, ks=(1, 5))
+    assert filtered.values["catalogue_filtered/recall@1"].tolist() == [1 / 4, 0]
+    assert filtered.values["catalogue_filtered/recall@5"].tolist() == [2 / 4, 0]
+    assert filtered.values["catalogue_filtered/ceiling"].tolist() == [2 / 4, 0]
+    assert filtered.judged == 2
+
+
+def test_a_filter_that_lets_everything_pass_changes_nothing():
+    judged = random_window(8)
+    model = scorer(random_scores(judged))
+    filtered = judge_filtered(judged, model, np.ones(judged.num_items, bool))
+    for name, value in judge_catalogue(judged, model).values.items():
+        np.testing.assert_array_equal(filtered.values[name.replace("catalogue/", "catalogue_filtered/")], value)
+    assert filtered.mean("catalogue_filtered/ceiling") == 1

@@ -21,13 +21,13 @@ from twofold.evaluate.protocols import (
     InBatch,
     JudgedWindow,
     PerUser,
-    ScoreBlock,
     bounds_of_impressions,
     catalogue_name,
     judge_catalogue,
     judge_impressions,
     judge_in_batch,
 )
+from twofold.evaluate.ranking import ScoreBlock
 from twofold.evaluate.significance import RESAMPLES, bootstrap
 from twofold.evaluate.verdict import (
     MODEL,

@@ -4,10 +4,10 @@ catalogue, impressions, in-batch. Three candidate sets, three names, never mixed
 
 A model is a function from a slice of the judged users to their scores of the whole catalogue, so popularity and a
 transformer are judged by the same code. Users go through in blocks: memory is bounded by `_CELLS`, however many users
-there are.
+there are; and however many items, where scores are `Products`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -23,11 +23,10 @@ from twofold.evaluate.metrics import (
     pooled_auc,
     ranking_metrics,
 )
-from twofold.topk import Ragged, blocks, exclude, sortable_keys, tie_order, top_k
+from twofold.evaluate.ranking import Products, ScoreBlock, rank_products, rank_rows, users_at_once
+from twofold.topk import NOT_ALLOWED, Ragged, blocks, sortable_keys, tie_order
 
 Track = Literal["time_free", "query_time"]
-ScoreBlock = Callable[[slice], Float32[np.ndarray, "queries items"]]
-"""Scores of a slice of the judged users against the whole catalogue; the caller may overwrite the array."""
 
 TIE_RULE: Final = "equal scores are ordered by a fixed hash of the item row, never by the model"
 IN_BATCH_KS: Final = (1, 5, 10, 50)
@@ -82,6 +81,8 @@ class PerUser:
     """Why users were skipped → how many."""
     pooled: dict[str, float] = field(default_factory=dict)
     """Numbers over all pairs at once, which no user has alone."""
+    ranks: Int64[np.ndarray, "pairs"] | None = None
+    """Catalogue: the rank at which each pair of `window.relevant` was found, 0 where it was not."""
 
     def mean(self, name: str) -> float:
         """The mean over the users that have a value; NaN if nobody has."""
@@ -116,36 +117,90 @@ def judge_catalogue(window: JudgedWindow, score_block: ScoreBlock, *, ks: Sequen
         raise RequestError(
             f"a metric @{max(ks)} needs {max(ks)} items, but the catalogue has {window.num_items}: choose k up to that"
         )
-    num_relevant = window.relevant.sizes
+    num_relevant, depth = window.relevant.sizes, max(ks)
     if not num_relevant.any():
         raise DataError(
             f"none of the {len(num_relevant)} users of window {window.name!r} has a positive on an item not seen "
             "before, so the catalogue ranking has nothing to find. Check prepare.positive, or choose a longer window."
         )
-    parts = []
-    for users in _user_blocks(window):
-        scores = _scores(window, score_block, users)
-        seen, relevant = window.seen.part(users), window.relevant.part(users)
-        exclude(scores, seen)
-        is_relevant = np.zeros(scores.shape, bool)
-        is_relevant[relevant.lines, relevant.values] = True
-        asked = np.flatnonzero(relevant.sizes)
-        answers = top_k(scores[asked], max(ks)).item_rows  # (queries, k), -1 where fewer items were left
-        hits = np.zeros((len(scores), max(ks)), bool)
-        hits[asked] = is_relevant[asked[:, None], answers] & (answers >= 0)
-        parts.append(ranking_metrics(hits, relevant.sizes, ks=ks))
-    values = {f"catalogue/{name}": np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    ranks = np.zeros(len(window.relevant.values), np.int64)
+    for users, answers in _answers(window, score_block, depth):
+        wanted = window.relevant.of(users)
+        first = np.repeat(window.relevant.offsets[users] - wanted.offsets[:-1], wanted.sizes)
+        for part in blocks(len(wanted.values), max(1, _CELLS // depth)):
+            pair, place = np.nonzero(answers[wanted.lines[part]] == wanted.values[part, None])
+            pair += part.start
+            ranks[first[pair] + pair] = place + 1
+    values = metrics_of_ranks(ranks, window.relevant, ks=ks)
     without = int((num_relevant == 0).sum())
-    return PerUser(values, len(num_relevant) - without, {"no positive on an item not seen before": without})
+    return PerUser(
+        {f"catalogue/{name}": value for name, value in values.items()},
+        judged=len(num_relevant) - without,
+        skipped={"no positive on an item not seen before": without},
+        ranks=ranks,
+    )
+
+
+def judge_filtered(
+    window: JudgedWindow,
+    score_block: ScoreBlock,
+    allowed: Bool[np.ndarray, "items"],
+    *,
+    ks: Sequence[int] | None = None,
+) -> PerUser:
+    """The catalogue ranking of what passes a filter of the index, judged against *all* positives.
+
+    Beside it `catalogue_filtered/ceiling`: the share of each user's positives that are still eligible, which no ranking
+    under this filter can exceed.
+    """
+
+    def passing(users: slice) -> Float32[np.ndarray, "queries items"]:
+        scores = _scores(window, score_block, users)
+        scores[:, ~allowed] = NOT_ALLOWED
+        return scores
+
+    judged = judge_catalogue(window, passing, ks=ks)
+    values = {name.replace("catalogue/", "catalogue_filtered/"): value for name, value in judged.values.items()}
+    eligible = np.bincount(window.relevant.lines, allowed[window.relevant.values], minlength=len(window.user_rows))
+    wanted = np.where(window.relevant.sizes > 0, window.relevant.sizes, np.nan)
+    return PerUser(values | {"catalogue_filtered/ceiling": eligible / wanted}, judged.judged, judged.skipped)
+
+
+def metrics_of_ranks(
+    ranks: Int64[np.ndarray, "pairs"], relevant: Ragged, *, ks: Sequence[int]
+) -> dict[str, Float64[np.ndarray, "users"]]:
+    """`ranking_metrics` of users whose relevant items were found at these ranks, 0 meaning not found."""
+    depth, parts = max(ks), []
+    for users in blocks(len(relevant.sizes), max(1, _CELLS // depth)):
+        first, end = relevant.offsets[users.start], relevant.offsets[users.stop]
+        part = relevant.part(users)
+        found = np.flatnonzero((ranks[first:end] > 0) & (ranks[first:end] <= depth))
+        hits = np.zeros((len(part.sizes), depth), bool)
+        hits[part.lines[found], ranks[first:end][found] - 1] = True
+        parts.append(ranking_metrics(hits, part.sizes.astype(np.int64), ks=ks))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _answers(
+    window: JudgedWindow, score_block: ScoreBlock, k: int
+) -> Iterator[tuple[Int64[np.ndarray, "queries"], Int64[np.ndarray, "queries k"]]]:
+    """Users who have something to find, block by block, and their k best unseen items, -1 where fewer were left."""
+    if isinstance(score_block, Products):
+        asked = np.flatnonzero(window.relevant.sizes)
+        chosen = Products(score_block.queries[asked], score_block.factors)
+        for part in users_at_once(len(asked)):
+            yield asked[part], rank_products(chosen, part, k, excluded=window.seen.of(asked[part]))
+        return
+    for users in _user_blocks(window):
+        asked = users.start + np.flatnonzero(window.relevant.sizes[users])
+        scores = _scores(window, score_block, users)[asked - users.start]
+        if len(asked):
+            yield asked, rank_rows(scores, k, excluded=window.seen.of(asked))
 
 
 def judge_impressions(window: JudgedWindow, score_block: ScoreBlock) -> PerUser:
     """The order of each user's own impressions in the window. Users with a single class are skipped and counted."""
-    scores = []
-    for users in _user_blocks(window):
-        candidates = window.candidates.part(users)
-        scores.append(_scores(window, score_block, users)[candidates.lines, candidates.values])
-    flat = np.concatenate(scores)
+    flat = _pair_scores(window, score_block, window.candidates)
     ties = tie_order(window.num_items)[0][window.candidates.values]
     values = impression_metrics(flat, window.labels, ties=ties, offsets=window.candidates.offsets)
     positives, sizes = _positives(window), window.candidates.sizes
@@ -264,6 +319,17 @@ def _scores(window: JudgedWindow, score_block: ScoreBlock, users: slice) -> Floa
             f"{window.name!r}): the model has diverged. Lower train.learning_rate, or look for NaN in the items."
         )
     return scores
+
+
+def _pair_scores(window: JudgedWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
+    """The score of every item of each user's list."""
+    if isinstance(score_block, Products):
+        return score_block.pairs(lists.lines, lists.values)
+    scores = []
+    for users in _user_blocks(window):
+        part = lists.part(users)
+        scores.append(_scores(window, score_block, users)[part.lines, part.values])
+    return np.concatenate(scores)
 
 
 def _positives(window: JudgedWindow) -> Int64[np.ndarray, "users"]:
