@@ -200,7 +200,7 @@ def _answers(
 
 def judge_impressions(window: JudgedWindow, score_block: ScoreBlock) -> PerUser:
     """The order of each user's own impressions in the window. Users with a single class are skipped and counted."""
-    flat = _pair_scores(window, score_block, window.candidates)
+    flat = scores_of_lists(window, score_block, window.candidates)
     ties = tie_order(window.num_items)[0][window.candidates.values]
     values = impression_metrics(flat, window.labels, ties=ties, offsets=window.candidates.offsets)
     positives, sizes = _positives(window), window.candidates.sizes
@@ -225,6 +225,17 @@ def bounds_of_impressions(window: JudgedWindow) -> tuple[PerUser, PerUser]:
         PerUser({f"impressions/{name}": value for name, value in chance.items()}, judged, {}),
         PerUser({f"impressions/{name}": value for name, value in best.items()}, judged, {}),
     )
+
+
+def scores_of_lists(window: JudgedWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
+    """The score of every item of each user's list."""
+    if isinstance(score_block, Products):
+        return score_block.pairs(lists.lines, lists.values)
+    scores = []
+    for users in _user_blocks(window):
+        part = lists.part(users)
+        scores.append(_scores(window, score_block, users)[part.lines, part.values])
+    return np.concatenate(scores)
 
 
 def judge_in_batch(window: JudgedWindow, score_block: ScoreBlock, *, batch_size: int, seed: int) -> InBatch:
@@ -319,17 +330,6 @@ def _scores(window: JudgedWindow, score_block: ScoreBlock, users: slice) -> Floa
             f"{window.name!r}): the model has diverged. Lower train.learning_rate, or look for NaN in the items."
         )
     return scores
-
-
-def _pair_scores(window: JudgedWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
-    """The score of every item of each user's list."""
-    if isinstance(score_block, Products):
-        return score_block.pairs(lists.lines, lists.values)
-    scores = []
-    for users in _user_blocks(window):
-        part = lists.part(users)
-        scores.append(_scores(window, score_block, users)[part.lines, part.values])
-    return np.concatenate(scores)
 
 
 def _positives(window: JudgedWindow) -> Int64[np.ndarray, "users"]:
