@@ -35,11 +35,11 @@ def train(world, out, max_lambda, **changes):
 
     def build():
         models.append(build_two_tower(recipe.retriever, dataset.features, dataset.vectors))
-        return models[0]
+        return models[-1]
 
     out.mkdir()
     facts = fit(build, dataset, settings, validate=lambda model: float(next(epochs)), out=out)
-    return models[0], [epoch["loss"] for epoch in facts["epochs"]]
+    return models[-1], [epoch["loss"] for epoch in facts["epochs"]]
 
 
 def test_strength_zero_is_the_baseline_bit_for_bit(world, tmp_path):

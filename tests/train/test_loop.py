@@ -55,14 +55,14 @@ DRAWING = {
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch, changes):
     whole_facts, whole = train(world, tmp_path / "whole", **changes)
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)  # a checkpoint at every step
-    steps, original = iter(range(1, 1000)), loop._step
+    steps, original = iter(range(1, 1000)), loop._backward
 
     def step_then_die(*arguments, **named):
         if next(steps) == 10:  # in the second epoch
             raise Killed
         return original(*arguments, **named)
 
-    monkeypatch.setattr(loop, "_step", step_then_die)
+    monkeypatch.setattr(loop, "_backward", step_then_die)
     with pytest.raises(Killed):
         train(world, tmp_path / "cut", **changes)
     assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
@@ -100,9 +100,75 @@ def train_weights(folder):
 
 
 def test_divergence_stops_and_names_the_batch(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_step", lambda *arguments, **named: float("nan"))
-    with pytest.raises(RunError, match=r"loss of epoch 0, batch 0 is nan. Lower train.learning_rate \(now "):
+    monkeypatch.setattr(loop, "_backward", lambda *arguments, **named: float("nan"))
+    refusal = r"the loss of epoch 0, batch 0 is nan. Lower train.learning_rate \(now .*train.clip_norm \(now None\)"
+    with pytest.raises(RunError, match=refusal):
         train(world, tmp_path / "a")
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(world, tmp_path, monkeypatch):
+    original, steps, models = loop._backward, iter(range(1000)), []
+
+    def poisoned(objective, model, *arguments, **named):
+        loss = original(objective, model, *arguments, **named)
+        if next(steps) == 3:
+            model.item.layers[0].weight.grad[0, 0] = torch.nan
+            models.append(model)
+        return loss
+
+    monkeypatch.setattr(loop, "_backward", poisoned)
+    with pytest.raises(RunError, match=r"the gradient of epoch 0, batch 3 is nan\."):
+        train(world, tmp_path / "a")
+    assert all(parameter.isfinite().all() for parameter in models[0].parameters())
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 4), (None, 6)])
+def test_training_ends_early_where_patience_does(world, tmp_path, patience, epochs):
+    values = iter([0.1, 0.3, 0.3, 0.2, 0.1, 0.9])  # a tie is no better
+    facts, _ = train(world, tmp_path / "a", validate=lambda model: next(values), epochs=6, patience=patience)
+    assert len(facts["epochs"]) == epochs
+    assert facts["best_epoch"] == (1 if patience else 5)
+
+
+def die(*arguments):
+    raise Killed
+
+
+def test_a_training_that_ended_early_and_was_killed_does_not_go_on(world, tmp_path, monkeypatch):
+    values = iter([0.3, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(loop, "save_weights", die)
+    with pytest.raises(Killed):
+        train(world, tmp_path / "a", validate=lambda model: next(values), epochs=6, patience=1)
+    monkeypatch.undo()
+    facts, _ = train(world, tmp_path / "a", validate=lambda model: next(values), epochs=6, patience=1)
+    assert [epoch["validation"] for epoch in facts["epochs"]] == [0.3, 0.1]
+
+
+def test_short_gradients_are_not_clipped_and_long_ones_are(world, tmp_path):
+    _, whole = train(world, tmp_path / "whole")
+    assert train(world, tmp_path / "loose", clip_norm=1e6)[1] == whole
+    assert train(world, tmp_path / "tight", clip_norm=1e-3)[1] != whole
+
+
+def test_a_checkpoint_of_another_training_is_refused_with_what_differs(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "save_weights", die)
+    with pytest.raises(Killed):
+        train(world, tmp_path / "a", learning_rate=0.01)
+    refusal = (
+        r"checkpoint of another training. It differs in train.learning_rate: 0.01 → 0.5; train.seed: 0 → 3\. Go on"
+    )
+    with pytest.raises(RunError, match=refusal):
+        train(world, tmp_path / "a", learning_rate=0.5, seed=3)
+    wider = world[0].model_copy(update={"retriever": world[0].retriever.model_copy(update={"dim": 9})})
+    with pytest.raises(RunError, match=r"differs in weights 0.user.*: \d+ × 16 → \d+ × 9.*or delete the file"):
+        train((wider, world[1]), tmp_path / "a", learning_rate=0.01)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_made(world, tmp_path):
+    recipe, dataset = world
+    wide = recipe.model_copy(update={"retriever": recipe.retriever.model_copy(update={"dim": 10**9})})
+    with pytest.raises(RunError, match=r"takes [\d,.]+ GiB and [\d,.]+ GiB are available on cpu. Most of it is "):
+        train((wide, dataset), tmp_path / "a")
 
 
 def test_too_few_positives_are_refused(world, tmp_path):
@@ -125,10 +191,10 @@ def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_given_vectors_as_th
         models.append(
             build_two_tower(TwoTower(kind="two_tower", dim=8, hidden=(8,)), dataset.features, dataset.vectors)
         )
-        return models[0]
+        return models[-1]
 
     facts = fit(build, dataset, settings, validate=lambda model: 0.0, out=tmp_path)
     losses = [epoch["loss"] for epoch in facts["epochs"]]
     assert losses[-1] < losses[0] - 0.1
-    held = dict(models[0].user.named_buffers())
+    held = dict(models[-1].user.named_buffers())
     assert held["given_sound"][1:].numpy().tobytes() == dataset.vectors["sound"].tobytes()

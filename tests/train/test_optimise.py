@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool
+from twofold.recipe.training import Train
 from twofold.train.checkpoint import Position, load_checkpoint, save_checkpoint
-from twofold.train.optimise import LAZY_FROM, build_optimiser, learning_rate_at, set_learning_rate
+from twofold.train.optimise import LAZY_FROM, build_optimiser, clip_gradients, learning_rate_at, set_learning_rate
 
 ROWS = 40
 
@@ -104,10 +105,10 @@ def test_a_checkpoint_goes_on_exactly(rows_per_step, tmp_path):
 
     whole, optimiser = fresh()
     train(whole, optimiser, 7)
-    save_checkpoint(tmp_path / "checkpoint", whole, optimiser, best={}, position=Position(batch=7))
+    save_checkpoint(tmp_path / "checkpoint", whole, optimiser, best={}, position=Position(batch=7), settings=Train())
     train(whole, optimiser, 5)
     resumed, other = fresh()
-    position, _ = load_checkpoint(tmp_path / "checkpoint", resumed, other)
+    position, _ = load_checkpoint(tmp_path / "checkpoint", resumed, other, settings=Train())
     assert position == Position(batch=7)
     train(resumed, other, 5)
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
@@ -122,3 +123,23 @@ def test_lazy_adam_repeats_itself_with_deterministic_kernels():
         torch.use_deterministic_algorithms(False)
         weights.append(model.tables["id"].weight.detach())
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("rows_per_step", [1, ROWS], ids=["sparse", "dense"])
+def test_gradients_are_clipped_as_one_vector_the_rows_of_a_sparse_one_added_up(rows_per_step):
+    model = encoder()
+    optimiser = build_optimiser(model, learning_rate=0.1, rows_per_step=rows_per_step)
+
+    def backward():
+        optimiser.zero_grad()
+        model({"id": torch.tensor([3, 3, 5])}).sum().backward()
+        return {name: parameter.grad.to_dense().clone() for name, parameter in model.named_parameters()}
+
+    whole = backward()
+    length = sum(gradient.square().sum() for gradient in whole.values()).sqrt().item()
+    assert clip_gradients(optimiser, most=None) == pytest.approx(length)
+    for most, left in ((2 * length, 1.0), (length / 4, 1 / 4)):
+        backward()
+        assert clip_gradients(optimiser, most=most) == pytest.approx(length)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad.to_dense(), whole[name] * left)

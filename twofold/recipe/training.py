@@ -191,6 +191,10 @@ class Train(Part):
     """Rows a step."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """The peak, reached after 5 % of the steps."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """The most that all gradients of a step may measure as one vector; longer ones are scaled down to it."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs in a row without a better validation, after which training ends early; null: none does."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of initial weights, of what is drawn at random, and of the order of the batches."""
 

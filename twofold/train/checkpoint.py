@@ -1,8 +1,10 @@
 """One file that a killed training continues from: weights, optimiser, best weights so far, position in the data."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,9 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twofold.bundle import atomic_file
+from twofold.errors import RunError
+from twofold.recipe.training import Train
 from twofold.train.optimise import Optimiser
 
 MARK = "twofold"
+MADE_FOR = "made for"
 
 
 @dataclass(frozen=True)
@@ -37,36 +42,77 @@ class Position:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimiser: Optimiser, *, best: dict[str, Tensor], position: Position
+    path: Path,
+    model: nn.Module,
+    optimiser: Optimiser,
+    *,
+    best: Mapping[str, Tensor],
+    position: Position,
+    settings: Train,
 ) -> None:
     """Writes the file whole or not at all; the previous one stays until then."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    weights = model.state_dict()
+    tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     tensors |= {f"optimiser.{name}": tensor for name, tensor in optimiser.state().items()}
     tensors["random_state"] = torch.get_rng_state()
+    if (device := _device(weights)).type == "cuda":
+        tensors["cuda_random_state"] = torch.cuda.get_rng_state(device)
+    about = {MARK: json.dumps(asdict(position)), MADE_FOR: json.dumps(_made_for(settings, weights))}
     with atomic_file(path) as partial:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            partial,
-            {MARK: json.dumps(asdict(position))},
-        )
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, about)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimiser) -> tuple[Position, dict[str, Tensor]] | None:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimiser: Optimiser, *, settings: Train
+) -> tuple[Position, dict[str, Tensor]] | None:
     """Fills model, optimiser and random state; returns the position and the best weights. None if there is no (whole)
-    file.
+    file; RunError if it is of other settings or of a model of other shapes.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            saved = json.loads(file.metadata()[MARK])
+            saved, made_for = (json.loads(file.metadata()[name]) for name in (MARK, MADE_FOR))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (FileNotFoundError, SafetensorError, KeyError, TypeError):
         return None
+    weights = model.state_dict()
+    _refuse_another(path, made_for, _made_for(settings, weights))
     model.load_state_dict(_part(tensors, "model."))
     optimiser.load_state(_part(tensors, "optimiser."))
     torch.set_rng_state(tensors["random_state"])
+    if (device := _device(weights)).type == "cuda" and "cuda_random_state" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda_random_state"], device)
     records = tuple(EpochRecord(**record) for record in saved.pop("records"))
     return Position(**saved, records=records), _part(tensors, "best.")
+
+
+def _device(weights: Mapping[str, Tensor]) -> torch.device:
+    return next(iter(weights.values())).device
+
+
+def _made_for(settings: Train, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """What must be equal for a training to go on: a line a field of the settings, and a line a tensor."""
+    shapes = {f"weights {name}": " × ".join(map(str, tensor.shape)) for name, tensor in weights.items()}
+    return dict(_fields("train", settings.model_dump(mode="json"))) | shapes
+
+
+def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _fields(f"{name}.{key}", inner)
+    else:
+        yield name, json.dumps(value)
+
+
+def _refuse_another(path: Path, old: dict[str, str], new: dict[str, str]) -> None:
+    names = [name for name in old | new if old.get(name) != new.get(name)]
+    if names:
+        shown = "; ".join(f"{name}: {old.get(name, 'none')} → {new.get(name, 'none')}" for name in names[:5])
+        more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
+        raise RunError(
+            f"{path} is the checkpoint of another training. It differs in {shown}{more}. Go on with what it was made "
+            f"for, or delete the file to begin anew."
+        )
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,15 @@ from twofold.model.two_tower import TwoTower, save_weights
 from twofold.progress import progress_bar
 from twofold.recipe.training import Train
 from twofold.train.checkpoint import EpochRecord, Position, load_checkpoint, save_checkpoint
+from twofold.train.memory import refuse_what_does_not_fit
 from twofold.train.objective import Objective, build_objective, mean_loss
-from twofold.train.optimise import Optimiser, build_optimiser, learning_rate_at, set_learning_rate
+from twofold.train.optimise import (
+    Optimiser,
+    build_optimiser,
+    clip_gradients,
+    learning_rate_at,
+    set_learning_rate,
+)
 
 CHECKPOINT_EVERY_S = 20.0
 """A kill costs at most this much; writing one takes milliseconds at the shipped size."""
@@ -43,28 +51,33 @@ def fit(
     """Trains and writes `weights.safetensors` of the best epoch, and `training_log.parquet`; returns facts.
 
     If `out` holds a checkpoint of a killed attempt, training continues from it and ends where it would have ended.
-    Equal seeds give equal weights on one machine with one number of threads. `build` makes the model after the seed is
-    set.
+    Equal seeds give equal weights on one machine with one number of threads. `build` is called twice: for a model
+    without memory (device `meta`), whose size is checked, and after the seed is set for the one that is trained.
     """
+    objective = build_objective(settings.loss, dataset)
+    rows_per_step = settings.batch_size + objective.num_drawn
+    with torch.device("meta"):
+        refuse_what_does_not_fit(build(), device=torch.device("cpu"), rows_per_step=rows_per_step)
     with _deterministic(settings.seed), kept_memory():
         model = build()
-        objective = build_objective(settings.loss, dataset)
         lines, guess = objective.lines, _length_guess(settings, model, objective)
         learner = nn.ModuleList([model] if guess is None else [model, guess])
         optimiser = build_optimiser(
             learner,
             learning_rate=settings.learning_rate,
-            rows_per_step=settings.batch_size + objective.num_drawn,
+            rows_per_step=rows_per_step,
         )
         checkpoint = out / "checkpoint.safetensors"
-        position, best = load_checkpoint(checkpoint, learner, optimiser) or (Position(), _copy(model))
+        keep = partial(save_checkpoint, checkpoint, learner, optimiser, settings=settings)
+        begun = load_checkpoint(checkpoint, learner, optimiser, settings=settings)
+        position, best = begun or (Position(), _copy(model))
         with progress_bar(
             "train",
             total=settings.epochs * len(lines),
             unit="examples",
             done=position.epoch * len(lines) + position.batch * settings.batch_size,
         ) as advance:
-            while position.epoch < settings.epochs:
+            while position.epoch < settings.epochs and not _is_settled(position, settings.patience):
                 saved_at, started, first = time.monotonic(), time.monotonic(), position.batch
                 seed = (settings.seed, position.epoch)
                 for batch in epoch_batches(
@@ -75,19 +88,21 @@ def fit(
                     strength = (
                         strength_at(step / steps, most=settings.adversary.max_lambda) if settings.adversary else 0.0
                     )
-                    loss = _step(objective, model, batch, optimiser=optimiser, guess=guess, strength=strength)
-                    _refuse_divergence(loss, position, settings)
+                    loss = _backward(objective, model, batch, optimiser=optimiser, guess=guess, strength=strength)
+                    length = clip_gradients(optimiser, most=settings.clip_norm)
+                    _refuse_divergence(loss, length, position, settings)
+                    optimiser.step()
                     position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
                     advance(len(batch.weight), f"loss {position.loss_sum / position.batch:.3f}")
                     if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-                        save_checkpoint(checkpoint, learner, optimiser, best=best, position=position)
+                        keep(best=best, position=position)
                         saved_at = time.monotonic()
                 examples = (position.batch - first) * settings.batch_size
                 speed = examples / (time.monotonic() - started)
                 position = _finish_epoch(position, validate(model), speed)
                 if position.best_epoch == position.epoch - 1:
                     best = _copy(model)
-                save_checkpoint(checkpoint, learner, optimiser, best=best, position=position)
+                keep(best=best, position=position)
         model.load_state_dict(best)
     save_weights(model, out / "weights.safetensors")
     pq.write_table(pa.Table.from_pylist([asdict(record) for record in position.records]), out / "training_log.parquet")
@@ -100,7 +115,7 @@ def fit(
     }
 
 
-def _step(
+def _backward(
     objective: Objective,
     model: TwoTower,
     batch: Batch,
@@ -109,11 +124,11 @@ def _step(
     guess: LengthGuess | None,
     strength: float,
 ) -> float:
+    """Leaves the gradients of the loss, which it returns."""
     loss, item_vectors = mean_loss(objective, model, batch)
     total = loss if guess is None else loss + guess(item_vectors, batch.length_s, strength=strength)
     optimiser.zero_grad()
     total.backward()
-    optimiser.step()
     return float(loss.detach())
 
 
@@ -135,6 +150,11 @@ def _finish_epoch(position: Position, validation: float, examples_per_s: float) 
     )
 
 
+def _is_settled(position: Position, patience: int | None) -> bool:
+    """Whether as many epochs have passed without a better one."""
+    return patience is not None and position.epoch - 1 - position.best_epoch >= patience
+
+
 def _length_guess(settings: Train, model: TwoTower, objective: Objective) -> LengthGuess | None:
     """What `train.adversary` asks for; its weights are drawn apart, so that it changes nothing else that is drawn."""
     if settings.adversary is None:
@@ -151,11 +171,13 @@ def _length_guess(settings: Train, model: TwoTower, objective: Objective) -> Len
         return LengthGuess(model.item.dim, mean=float(logs.mean()), std=float(logs.std()))
 
 
-def _refuse_divergence(loss: float, position: Position, settings: Train) -> None:
-    if not np.isfinite(loss):
+def _refuse_divergence(loss: float, length: float, position: Position, settings: Train) -> None:
+    what = "loss" if not np.isfinite(loss) else "gradient"
+    if not (np.isfinite(loss) and np.isfinite(length)):
         raise RunError(
-            f"training diverged: the loss of epoch {position.epoch}, batch {position.batch} is {loss}. "
-            f"Lower train.learning_rate (now {settings.learning_rate:g}) and run again."
+            f"training diverged: the {what} of epoch {position.epoch}, batch {position.batch} is "
+            f"{loss if what == 'loss' else length}. Lower train.learning_rate (now {settings.learning_rate:g}), or set "
+            f"train.clip_norm (now {settings.clip_norm}), and run again."
         )
 
 

@@ -62,7 +62,7 @@ def build_optimiser(model: nn.Module, *, learning_rate: float, rows_per_step: in
     sparse gradients measured 4 to 5 times slower. PyTorch's own lazy Adam was fast enough (13 of some 150 ms a step);
     its sparse Adagrad takes half of that, but wants a learning rate of its own.
     """
-    tables = [table for table in _looked_up_tables(model) if table.num_embeddings >= LAZY_FROM * rows_per_step]
+    tables = lazy_tables(model, rows_per_step=rows_per_step)
     for table in tables:
         table.sparse = True
     lazy = {id(table.weight): table.weight for table in tables}
@@ -71,6 +71,11 @@ def build_optimiser(model: nn.Module, *, learning_rate: float, rows_per_step: in
     if lazy:
         parts.append(torch.optim.SparseAdam(list(lazy.values()), lr=learning_rate))
     return Optimiser(tuple(parts))
+
+
+def lazy_tables(model: nn.Module, *, rows_per_step: int) -> list[nn.Embedding]:
+    """The tables that are so much larger than what a step looks up that a step leaves most rows alone."""
+    return [table for table in _looked_up_tables(model) if table.num_embeddings >= LAZY_FROM * rows_per_step]
 
 
 def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
@@ -87,6 +92,24 @@ def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
         assert isinstance(table, nn.Embedding)
         if id(table.weight) not in pooled:
             yield table
+
+
+def clip_gradients(optimiser: Optimiser, *, most: float | None) -> float:
+    """The length of all gradients as one vector; where it exceeds `most`, they are scaled down to that (Pascanu et al.,
+    ICML 2013, section 3.2).
+
+    PyTorch's own clipping refuses sparse gradients, whose repeated rows have to be added up first.
+    """
+    held = []
+    for part in optimiser.parts:
+        for parameter in (each for group in part.param_groups for each in group["params"] if each.grad is not None):
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+            held.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    length = float(nn.utils.get_total_norm(held))
+    if most is not None and length > most:
+        torch._foreach_mul_(held, most / length)
+    return length
 
 
 def learning_rate_at(step: int, *, steps: int, peak: float) -> float:
