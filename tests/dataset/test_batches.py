@@ -7,6 +7,7 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import epoch_batches, gather_batch, item_batches, query_batches
 from twofold.dataset.features import feature_names
+from twofold.dataset.order import Order
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,9 @@ def test_nothing_that_a_tower_reads_is_missing_or_endless(dataset):
 
 
 def test_the_order_of_an_epoch_is_its_seeds_and_a_resumed_one_continues_it(dataset):
-    rows, lines = dataset.rows["train"], np.arange(len(dataset.rows["train"]))
-    whole = list(epoch_batches(dataset, rows, lines, batch_size=50, seed=(0, 3), first=0))
-    resumed = list(epoch_batches(dataset, rows, lines, batch_size=50, seed=(0, 3), first=2))
+    rows, order = dataset.rows["train"], Order(np.arange(len(dataset.rows["train"])), 50)
+    whole = list(epoch_batches(dataset, rows, order, seed=(0, 3), first=0))
+    resumed = list(epoch_batches(dataset, rows, order, seed=(0, 3), first=2))
     assert [as_bytes(batch.user) for batch in whole[2:]] == [as_bytes(batch.user) for batch in resumed]
-    other = list(epoch_batches(dataset, rows, lines, batch_size=50, seed=(0, 4), first=0))
+    other = list(epoch_batches(dataset, rows, order, seed=(0, 4), first=0))
     assert other[0].item_rows.tolist() != whole[0].item_rows.tolist()

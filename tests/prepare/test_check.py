@@ -106,6 +106,24 @@ def test_features_of_either_tower_are_checked(tmp_path: Path, features: dict[str
         check_recipe(recipe)
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("creatr", r"train\.group_by: neither the items nor the users have a column creatr \(nearest: creator; "),
+        ("look", r"train\.group_by: look is DOUBLE\[\]; rows are grouped by single values"),
+        ("creator", None),
+    ],
+)
+def test_columns_to_group_by_are_checked(tmp_path: Path, column: str, message: str | None) -> None:
+    plain = recipe_with(tmp_path)
+    recipe = plain.model_copy(update={"train": plain.train.model_copy(update={"group_by": (column,)})})
+    if message is None:
+        check_recipe(recipe)
+        return
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe)
+
+
 def test_files_of_vectors_are_looked_for_before_rows_are_read(tmp_path: Path) -> None:
     features = {"vectors": {"sound": {}}}
     with pytest.raises(DataError, match=r"data\.vectors\.sound: there is no file .*sound\.npy"):

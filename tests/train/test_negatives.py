@@ -5,17 +5,25 @@ import torch
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import gather_batch, item_batches
-from twofold.train.negatives import drawn_inputs, log_expected_counts, log_in_batch_probability, log_mixed_probability
+from twofold.train.negatives import count_in_batch, drawn_inputs, log_expected_counts, log_mixed_probability
 
 
 def test_q_is_the_share_of_the_rows_that_batches_are_made_of():
-    q = np.exp(log_in_batch_probability(np.array([2, 2, 0, 2]), 4))
-    np.testing.assert_allclose(q, [0.25, 0.0, 0.75, 0.0])
+    q = count_in_batch(np.array([2, 2, 0, 2]), num_items=4)
+    assert q.log(torch.arange(4)).exp().tolist() == pytest.approx([1 / 4, 0, 3 / 4, 0])
+
+
+def test_q_of_a_group_is_counted_on_its_own_rows():
+    rows, groups = np.array([2, 2, 0, 2, 3]), np.array([0, 1, 1, 0, 0], np.int32)
+    q = count_in_batch(rows, groups, num_items=4)
+    asked = torch.tensor([3, 2, 1, 0])
+    assert q.log(asked, group=0).exp().tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0])
+    assert q.log(asked, group=1).exp().tolist() == pytest.approx([0, 1 / 2, 0, 1 / 2])
 
 
 def test_q_of_the_tail_is_not_clipped():
     rows = np.concatenate([np.zeros(3_000_000, np.int64), [1]])
-    np.testing.assert_allclose(log_in_batch_probability(rows, 2)[1], np.log(1 / 3_000_001), rtol=1e-6)
+    assert float(count_in_batch(rows, num_items=2).log(torch.tensor([1]))) == pytest.approx(np.log(1 / 3_000_001))
 
 
 def test_a_mixture_has_the_probability_of_either_source_by_its_share():

@@ -16,7 +16,7 @@ from twofold.evaluate.protocols import judge_catalogue
 from twofold.evaluate.windows import judged_window
 from twofold.model import losses as losses_module
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.training import Loss, TwoTower
+from twofold.recipe.training import Loss, Train, TwoTower
 from twofold.train.loop import fit
 from twofold.train.objective import build_objective, mean_loss
 
@@ -36,6 +36,10 @@ def world(checkerboard, tmp_path_factory):
 
 def loss_of(asked):
     return TypeAdapter(Loss).validate_python(asked)
+
+
+def objective_of(asked, dataset, **changes):
+    return build_objective(Train(loss=loss_of(asked), **changes), dataset)
 
 
 def model_of(dataset, score="cosine", **changes):
@@ -104,7 +108,7 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
 def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, score, monkeypatch):
     _, dataset = world
     dataset = with_rows(dataset, weight=np.random.default_rng(0).uniform(0.5, 2, len(dataset.rows["train"])))
-    objective, model = build_objective(loss_of(asked), dataset), model_of(dataset, score)
+    objective, model = objective_of(asked, dataset), model_of(dataset, score)
     batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::13][:48])
     monkeypatch.setattr(losses_module, "CELLS", 7 * 64)  # several chunks
     users, items = batch.user_rows.tolist(), batch.item_rows.tolist()
@@ -141,7 +145,7 @@ def test_a_pointwise_loss_reads_every_row_by_itself(world, asked):
     draw = np.random.default_rng(0)
     rows = len(dataset.rows["train"])
     dataset = with_rows(dataset, weight=draw.uniform(0.5, 2, rows), target=draw.normal(size=rows))
-    objective, model = build_objective(loss_of(asked), dataset), model_of(dataset, "dot")
+    objective, model = objective_of(asked, dataset), model_of(dataset, "dot")
     assert objective.lines.tolist() == list(range(rows))
     batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::211])
     assert 0 < batch.label.sum() < len(batch.label)
@@ -160,7 +164,7 @@ def test_a_regression_leaves_out_rows_without_a_target(world):
     _, dataset = world
     targets = np.arange(len(dataset.rows["train"]), dtype=np.float32)
     targets[::3] = np.nan
-    objective = build_objective(loss_of({"kind": "regression"}), with_rows(dataset, target=targets))
+    objective = objective_of({"kind": "regression"}, with_rows(dataset, target=targets))
     assert objective.lines.tolist() == [line for line in range(len(targets)) if line % 3]
 
 
@@ -174,7 +178,7 @@ def test_a_regression_leaves_out_rows_without_a_target(world):
 )
 def test_nothing_to_learn_is_refused(world, asked, columns, message):
     with pytest.raises(DataError, match=message):
-        build_objective(loss_of(asked), with_rows(world[1], **columns))
+        objective_of(asked, with_rows(world[1], **columns))
 
 
 # --- worlds -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,7 @@ class Dataset:
     it. `vectors` has a line an item row.
     """
 
+    folder: Path
     users: Vocabulary
     items: Vocabulary
     rows: Mapping[Split, Rows]
@@ -72,6 +73,7 @@ def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h
     dataset/
     ├── users.parquet, items.parquet   id ↔ row
     ├── item_attributes.parquet        in the order of the item rows
+    ├── user_attributes.parquet        plain columns, in the order of the user rows
     ├── events.*.npy                   what each user met; positives.*.npy and negatives.*.npy are parts of it
     ├── rows/                          a record a row and window, and an array a counter
     ├── features/                      what is fitted
@@ -90,6 +92,7 @@ def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h
         write_rows(prepared, split, users, items, out=out / "rows")
     vector_facts = _write_vectors(prepared, features, items, out=out)
     pq.write_table(items_table, out / "item_attributes.parquet", compression="zstd")
+    pq.write_table(_plain(users_table), out / "user_attributes.parquet", compression="zstd")
     _write_counters(prepared, features, users_table, items_table, out=out)
     rows = _load_rows(out, features)
     state = fit_features(
@@ -119,6 +122,7 @@ def load_dataset(folder: Path) -> Dataset:
     vectors = {name: map_array(folder / "vectors" / f"{name}.npy") for name in state.features.vectors}
     counters = load_counters_of(state.features.item, folder)
     return Dataset(
+        folder=folder,
         users=Vocabulary.load(folder / "users.parquet"),
         items=Vocabulary.load(folder / "items.parquet"),
         rows=_load_rows(folder, state.features),
@@ -137,16 +141,24 @@ def item_attributes(folder: Path) -> pa.Table:
     return pq.read_table(folder / "item_attributes.parquet")
 
 
+def attribute_column(folder: Path, name: str) -> tuple[Literal["item", "user"], pa.ChunkedArray]:
+    """Whose column it is, the items' where both have it, and its values in the order of the rows."""
+    of: Literal["item", "user"] = "item" if name in pq.read_schema(folder / "item_attributes.parquet").names else "user"
+    return of, pq.read_table(folder / f"{of}_attributes.parquet", columns=[name])[name]
+
+
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 
 def _users(prepared: Path, features: Features) -> tuple[Vocabulary, pa.Table]:
     """Users in the order of the shards and their lines, so that rows of a user lie together; then those without events.
 
-    And the columns of theirs that the user tower reads, in that order.
+    And their columns, of the lists those that the user tower reads, in that order.
     """
-    read = [feature.column for feature in features.user if isinstance(feature, ATTRIBUTES)]
-    table = pq.read_table(prepared / "users.parquet", columns=list(dict.fromkeys(["user_id", *read])))
+    read = {feature.column for feature in features.user if isinstance(feature, ATTRIBUTES)}
+    schema = pq.read_schema(prepared / "users.parquet")
+    names = [column.name for column in schema if column.name in read or not pa.types.is_nested(column.type)]
+    table = pq.read_table(prepared / "users.parquet", columns=names)
     listed = build_vocabulary(table["user_id"], table["user_id"]).ids
     active = distinct_ids(prepared, "events", "user_id", listed.type)
     idle = listed.filter(pc.invert(pc.is_in(listed, value_set=active)))
@@ -162,6 +174,10 @@ def _items(prepared: Path, features: Features) -> tuple[Vocabulary, pa.Table]:
     listed = build_vocabulary(table["item_id"], table["item_id"]).ids
     items = build_vocabulary(distinct_ids(prepared, "rows/split=train", "item_id", listed.type), listed)
     return items, table.take(_lines(items, table["item_id"]))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    return table.select([column.name for column in table.schema if not pa.types.is_nested(column.type)])
 
 
 def _lines(vocabulary: Vocabulary, ids: pa.ChunkedArray) -> Int64[np.ndarray, "ids"]:

@@ -1,7 +1,7 @@
 """Memory-mapped arrays → frozen batches of tensors; histories are gathered from offsets, never stored as lists."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.features import Inputs, Queries, item_inputs, queries_at, user_inputs
+from twofold.dataset.order import Order
 from twofold.dataset.rows import Rows
 from twofold.topk import blocks
 
@@ -29,6 +30,8 @@ class Batch:
     target: Float[Tensor, "batch"]
     length_s: Float[Tensor, "batch"]
     weight: Float[Tensor, "batch"]
+    group: int = 0
+    """Of all its lines, where batches are grouped: see `Order`."""
 
 
 def to_tensors(inputs: Inputs) -> TensorInputs:
@@ -43,40 +46,25 @@ def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]
     positives = dataset.positives.last(user_rows, asked.positives_before, n=state.history_length("positives"))
     negatives = dataset.negatives.last(user_rows, asked.negatives_before, n=state.history_length("negatives"))
     queries = Queries(user_rows, at, positives, negatives, asked.at_is_known)
-    facts = {name: getattr(asked, name) for name in ("label", "target", "length_s", "weight")}
+    facts = to_tensors({name: getattr(asked, name) for name in ("label", "target", "length_s", "weight")})
     return Batch(
         user=to_tensors(user_inputs(state, dataset.user_arrays, queries, asked.counted)),
         item=to_tensors(item_inputs(state, dataset.item_arrays, item_rows=item_rows, at=at, counts=asked.counted)),
         user_rows=torch.from_numpy(user_rows),
         item_rows=torch.from_numpy(item_rows),
         at=torch.from_numpy(at),
-        **to_tensors(facts),
+        label=facts["label"],
+        target=facts["target"],
+        length_s=facts["length_s"],
+        weight=facts["weight"],
     )
 
 
-def epoch_batches(
-    dataset: Dataset,
-    rows: Rows,
-    lines: Int64[np.ndarray, "lines"],
-    *,
-    batch_size: int,
-    seed: tuple[int, int],
-    first: int,
-) -> Iterator[Batch]:
-    """Batches of one epoch in the order that `seed` = (run, epoch) fixes, from batch number `first` on.
-
-    The order is a function of the seed alone, so a resumed run sees the batches the killed one would have seen. Lines
-    that do not fill a batch wait for the next epoch's shuffle; if all of them fit in one batch, that batch is used as
-    it is.
-    """
-    order = np.random.default_rng(seed).permutation(lines)
-    for number in range(first, num_batches(len(lines), batch_size)):
-        yield gather_batch(dataset, rows, order[number * batch_size : (number + 1) * batch_size])
-
-
-def num_batches(lines: int, batch_size: int) -> int:
-    """Batches in an epoch."""
-    return max(lines // batch_size, 1)
+def epoch_batches(dataset: Dataset, rows: Rows, order: Order, *, seed: tuple[int, int], first: int) -> Iterator[Batch]:
+    """Batches of the epoch that `seed` = (run, epoch) names, from batch number `first` on."""
+    for places in order.batches(seed)[first:]:
+        batch = gather_batch(dataset, rows, order.lines[places])
+        yield batch if order.groups is None else replace(batch, group=int(order.groups[places[0]]))
 
 
 def query_batches(

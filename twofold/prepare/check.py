@@ -45,6 +45,8 @@ def check_recipe(recipe: Recipe) -> Source:
         for number, feature in enumerate(getattr(recipe.features, tower)):
             _check_feature(feature, own, field=f"features.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
+    for column in recipe.train.group_by:
+        _check_group(column, {**source.user_columns, **source.item_columns})
     return source
 
 
@@ -154,9 +156,8 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
             f"({nearest(column, own)}columns at hand: {', '.join(sorted(own))})."
         )
     type_ = own[column]
-    is_plain = not type_.endswith("]") and not type_.startswith(("STRUCT", "MAP", "UNION", "BLOB"))
     is_right, wanted = {
-        "category": (is_plain, "a plain column; a list is read by kind: bag"),
+        "category": (_is_plain(type_), "a plain column; a list is read by kind: bag"),
         "bag": (type_.endswith("[]"), "a list column, such as VARCHAR[]; single values are read by kind: category"),
         "number": (_is_number(type_), "a number; text is read by kind: category"),
         "profile": (type_.startswith(_FRACTIONS) and type_.endswith("]"), "a list of FLOAT or DOUBLE"),
@@ -164,6 +165,20 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
     }[feature.kind]
     if not is_right:
         raise RecipeError(f"{where} reads {column} of {path}, which is {type_}; kind: {feature.kind} needs {wanted}.")
+
+
+def _check_group(column: str, columns: Mapping[str, str]) -> None:
+    if column not in columns:
+        raise RecipeError(
+            f"train.group_by: neither the items nor the users have a column {column} ({nearest(column, columns)}"
+            f"columns at hand: {', '.join(sorted(columns))})."
+        )
+    if not _is_plain(columns[column]):
+        raise RecipeError(f"train.group_by: {column} is {columns[column]}; rows are grouped by single values.")
+
+
+def _is_plain(type_: str) -> bool:
+    return not type_.endswith("]") and not type_.startswith(("STRUCT", "MAP", "UNION", "BLOB"))
 
 
 def _check_vectors(recipe: Recipe, source: Source, path: Path) -> None:

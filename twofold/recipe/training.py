@@ -189,6 +189,11 @@ class Train(Part):
     """Passes over the rows that the loss learns from: positives, or all for bce and regression."""
     batch_size: int = Field(default=1024, ge=2, le=1_000_000)
     """Rows a step."""
+    group_by: tuple[str, ...] = ()
+    """Columns of the items, or of the users where items have none of the name: all rows of a batch have one value of
+    each, so that negatives are of the same language, or city; those drawn from the catalogue are of any. The order of
+    batches is shuffled. Values of fewer rows than a batch stand together.
+    """
     learning_rate: float = Field(default=2e-3, gt=0)
     """The peak, reached after 5 % of the steps."""
     clip_norm: float | None = Field(default=None, gt=0)

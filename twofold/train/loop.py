@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from twofold.dataset.arrays import Dataset
-from twofold.dataset.batches import Batch, epoch_batches, num_batches
+from twofold.dataset.batches import Batch, epoch_batches
 from twofold.dataset.memory import kept_memory
+from twofold.dataset.order import Order
 from twofold.errors import DataError, RunError
 from twofold.model.adversary import LengthGuess, strength_at
 from twofold.model.two_tower import TwoTower, save_weights
@@ -54,7 +55,7 @@ def fit(
     Equal seeds give equal weights on one machine with one number of threads. `build` is called twice: for a model
     without memory (device `meta`), whose size is checked, and after the seed is set for the one that is trained.
     """
-    objective = build_objective(settings.loss, dataset)
+    objective = build_objective(settings, dataset)
     rows_per_step = settings.batch_size + objective.num_drawn
     with torch.device("meta"):
         refuse_what_does_not_fit(build(), device=torch.device("cpu"), rows_per_step=rows_per_step)
@@ -80,10 +81,8 @@ def fit(
             while position.epoch < settings.epochs and not _is_settled(position, settings.patience):
                 saved_at, started, first = time.monotonic(), time.monotonic(), position.batch
                 seed = (settings.seed, position.epoch)
-                for batch in epoch_batches(
-                    dataset, dataset.rows["train"], lines, batch_size=settings.batch_size, seed=seed, first=first
-                ):
-                    step, steps = _step_number(settings, position, len(lines))
+                for batch in epoch_batches(dataset, dataset.rows["train"], objective.order, seed=seed, first=first):
+                    step, steps = _step_number(settings, position, objective.order)
                     set_learning_rate(optimiser, learning_rate_at(step, steps=steps, peak=settings.learning_rate))
                     strength = (
                         strength_at(step / steps, most=settings.adversary.max_lambda) if settings.adversary else 0.0
@@ -132,10 +131,9 @@ def _backward(
     return float(loss.detach())
 
 
-def _step_number(settings: Train, position: Position, lines: int) -> tuple[int, int]:
+def _step_number(settings: Train, position: Position, order: Order) -> tuple[int, int]:
     """The number of the step to take, and of all."""
-    per_epoch = num_batches(lines, settings.batch_size)
-    return position.epoch * per_epoch + position.batch, settings.epochs * per_epoch
+    return position.epoch * len(order) + position.batch, settings.epochs * len(order)
 
 
 def _finish_epoch(position: Position, validation: float, examples_per_s: float) -> Position:

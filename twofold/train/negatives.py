@@ -1,8 +1,10 @@
 """Who plays the negative, and how often: the probabilities that corrections for sampling need."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from twofold.dataset.arrays import Dataset
@@ -10,20 +12,38 @@ from twofold.dataset.batches import Batch, TensorInputs, to_tensors
 from twofold.dataset.features import item_inputs
 
 
-def log_in_batch_probability(item_rows: Int64[np.ndarray, "rows"], num_items: int) -> Float32[np.ndarray, "items"]:
-    """log Q(j): the chance that one position of a shuffled batch holds item j, counted on the rows that batches are
-    made of.
+@dataclass(frozen=True)
+class InBatchProbability:
+    """Q(j): the chance that one position of a batch holds item j, counted on the rows that batches are made of, in each
+    group by itself where batches are grouped.
 
-    An item that no batch can hold gets -inf and must not be asked for. Never clipped: a floor (1e-6 in TFRS) leaves
-    the tail of a large catalogue uncorrected.
-
-    >>> np.exp(log_in_batch_probability(np.array([0, 0, 0, 2]), 3)).round(2).tolist()
-    [0.75, 0.0, 0.25]
+    Never clipped: a floor (1e-6 in TFRS) leaves the tail of a large catalogue uncorrected.
     """
-    counts = np.bincount(item_rows, minlength=num_items)
-    with np.errstate(divide="ignore"):
-        log_q: np.ndarray = np.log(counts / max(len(item_rows), 1)).astype(np.float32)
-    return log_q
+
+    num_items: int
+    keys: Int64[Tensor, "pairs"]
+    """group · num_items + item of every pair that occurs, rising."""
+    log_q: Float[Tensor, "pairs"]
+
+    def log(self, item_rows: Int64[Tensor, "columns"], *, group: int = 0) -> Float[Tensor, "columns"]:
+        """log Q of each; -inf where no batch of the group can hold it."""
+        wanted = group * self.num_items + item_rows
+        places = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        return self.log_q[places].masked_fill(self.keys[places] != wanted, -torch.inf)
+
+
+def count_in_batch(
+    item_rows: Int64[np.ndarray, "rows"], groups: Int32[np.ndarray, "rows"] | None = None, *, num_items: int
+) -> InBatchProbability:
+    """Counts on the item of each row that batches are made of.
+
+    >>> count_in_batch(np.array([0, 0, 0, 2]), num_items=3).log(torch.arange(3)).exp()
+    tensor([0.7500, 0.0000, 0.2500])
+    """
+    of = np.zeros(len(item_rows), np.int32) if groups is None else groups
+    keys, counts = np.unique(of.astype(np.int64) * num_items + item_rows, return_counts=True)
+    shares = counts / np.bincount(of)[keys // num_items]
+    return InBatchProbability(num_items, torch.from_numpy(keys), torch.from_numpy(np.log(shares).astype(np.float32)))
 
 
 def log_mixed_probability(

@@ -10,12 +10,20 @@ from torch import Tensor
 
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.batches import Batch, TensorInputs
+from twofold.dataset.order import Order
 from twofold.errors import DataError
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
 from twofold.model.softmax import Lines, softmax_sum
 from twofold.model.two_tower import TwoTower
-from twofold.recipe.training import Bce, Bpr, FullSoftmax, InBatchSoftmax, Loss, Regression, SampledSoftmax
-from twofold.train.negatives import drawn_inputs, log_expected_counts, log_in_batch_probability, log_mixed_probability
+from twofold.recipe.training import Bce, Bpr, FullSoftmax, InBatchSoftmax, Loss, Regression, SampledSoftmax, Train
+from twofold.train.groups import group_lines
+from twofold.train.negatives import (
+    InBatchProbability,
+    count_in_batch,
+    drawn_inputs,
+    log_expected_counts,
+    log_mixed_probability,
+)
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,14 @@ class Objective:
 
     loss: Loss
     dataset: Dataset
-    lines: Int64[np.ndarray, "lines"]
-    log_q: Float[Tensor, "items"]
-    """Of a position of a batch; see `log_in_batch_probability`."""
+    order: Order
+    in_batch: InBatchProbability
     mean_weight: float
+
+    @property
+    def lines(self) -> Int64[np.ndarray, "lines"]:
+        """Of the training window, those that it learns from."""
+        return self.order.lines
 
     @property
     def num_items(self) -> int:
@@ -48,18 +60,20 @@ class Objective:
                 assert_never(self.loss)
 
 
-def build_objective(loss: Loss, dataset: Dataset) -> Objective:
-    """Chooses the lines and counts on them; DataError where there is nothing to learn."""
+def build_objective(settings: Train, dataset: Dataset) -> Objective:
+    """Chooses the lines, groups them and counts on them; DataError where there is nothing to learn."""
     rows = dataset.rows["train"]
-    lines = _lines(loss, dataset)
-    log_q = torch.from_numpy(log_in_batch_probability(rows.item_rows[lines], len(dataset.items)))
+    lines = _lines(settings.loss, dataset)
+    groups = group_lines(dataset, settings.group_by, lines, batch_size=settings.batch_size)
+    in_batch = count_in_batch(rows.item_rows[lines], groups, num_items=len(dataset.items))
     mean_weight = float(rows.weight[lines].mean(dtype=np.float64))
     if not mean_weight > 0:
         raise DataError(
             f"the mean weight of the {len(lines):,} rows to learn from is {mean_weight:g}: nothing would be learned. "
             f"Check prepare.weight."
         )
-    return Objective(loss, dataset, lines, log_q, mean_weight)
+    order = Order(lines, settings.batch_size, groups)
+    return Objective(settings.loss, dataset, order, in_batch, mean_weight)
 
 
 def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
@@ -137,7 +151,12 @@ def loss_of_vectors(
             losses = regression(model.own_logits(users, items[columns.own]), batch.target, error=error)
         case FullSoftmax() | InBatchSoftmax(log_q="classic" | "none"):
             lines = Lines(
-                batch.user_rows, weight, columns.own, columns.item_rows, columns.owners, _log_q(objective, columns)
+                batch.user_rows,
+                weight,
+                columns.own,
+                columns.item_rows,
+                columns.owners,
+                _log_q(objective, batch, columns),
             )
             queries, factors = model.as_products(users, items)
             if model.score == "negative_distance":  # a difference of large squares, which bfloat16 products would lose
@@ -150,13 +169,13 @@ def loss_of_vectors(
     return (losses * weight).sum()
 
 
-def _log_q(objective: Objective, columns: Columns) -> Float[Tensor, "columns"]:
+def _log_q(objective: Objective, batch: Batch, columns: Columns) -> Float[Tensor, "columns"]:
     """What the softmax subtracts: of its own columns and those drawn alike, or nothing."""
     if not (isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"):
         return torch.zeros(len(columns.item_rows))
     uniform = int((columns.owners < 0).sum())
     return log_mixed_probability(
-        objective.log_q[columns.item_rows],
+        objective.in_batch.log(columns.item_rows, group=batch.group),
         batch=len(columns.item_rows) - uniform,
         uniform=uniform,
         num_items=objective.num_items,
@@ -179,7 +198,8 @@ def _against_sample(
     competitors = slice(own_columns - in_batch, None)
     queries, factors = model.as_products(users, items[competitors])
     item_rows, owners = columns.item_rows[competitors], columns.owners[competitors]
-    probability = objective.log_q.exp()
+    column_q = objective.in_batch.log(item_rows, group=batch.group).exp()
+    own_q = objective.in_batch.log(batch.item_rows, group=batch.group).exp()
 
     def losses(part: slice) -> Tensor:
         competing = (batch.item_rows[part, None] != item_rows) & (batch.user_rows[part, None] != owners)
@@ -188,8 +208,8 @@ def _against_sample(
             return bpr(positive[part], negative.masked_fill(~competing, -torch.inf))
         expected = log_expected_counts(
             competing,
-            own_q=probability[batch.item_rows[part]],
-            column_q=probability[item_rows],
+            own_q=own_q[part],
+            column_q=column_q,
             in_batch=in_batch,
             num_items=objective.num_items,
         )
