@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from twofold.index.candidates import first_not_excluded, settle
+from twofold.index.candidates import first_allowed, settle
 from twofold.topk import Ragged, tie_order
 
 
@@ -18,7 +18,7 @@ def test_the_first_candidates_that_are_not_excluded_stay_in_their_order() -> Non
     candidates = np.array([[3, 1, 0, 2], [2, 3, 1, 0]])
     found = np.float32([[9, 8, 7, 6], [5, 4, 3, 2]])
     excluded = Ragged(np.array([1, 2, 3, 0]), np.array([0, 1, 4]))
-    floor, kept = first_not_excluded(found, candidates, excluded, count=2, items=4)
+    floor, kept = first_allowed(found, candidates, excluded, count=2, items=4)
     assert kept.tolist() == [[3, 0], [1, -1]]
     assert floor.tolist() == [7, -np.inf]  # the first line left item 2 out; the second has no more
 
@@ -28,7 +28,7 @@ def test_every_line_of_a_long_batch_passes_over_its_own() -> None:
     candidates = np.tile(np.arange(items), (lines, 1))
     own = np.arange(lines) % items
     excluded = Ragged(own, np.arange(lines + 1))
-    _, kept = first_not_excluded(candidates[:, ::-1].astype(np.float32), candidates, excluded, count=6, items=items)
+    _, kept = first_allowed(candidates[:, ::-1].astype(np.float32), candidates, excluded, count=6, items=items)
     assert kept.tolist() == [[item for item in range(items) if item != out] for out in own]
 
 

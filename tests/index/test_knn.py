@@ -1,15 +1,18 @@
-"""Exact search: equal to scoring everything, whatever is filtered, excluded, tied or asked for together."""
+"""Search: equal to scoring everything, whatever is filtered, excluded, tied or asked together; or nearly, and said."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.errors import RequestError, RunError
+from twofold.index.eligible import Filters, only_mask
 from twofold.index.knn import FACTS, MOST_EXCLUDED, VECTORS, Index, build_index, load_index, save_index, search
+from twofold.index.lists import LISTS
 from twofold.index.scores import Score, pair_scores
 from twofold.topk import Ragged, TopK, exclude, tie_order, top_k
 
@@ -187,3 +190,147 @@ def test_an_index_whose_parts_do_not_fit_or_cannot_be_read_is_refused(index: Ind
     (tmp_path / FACTS).unlink()
     with pytest.raises(RunError, match=r"cannot be read: .*index.json"):
         load_index(tmp_path)
+
+
+# --- above `flat_most`: lists -----------------------------------------------------------------------------------------
+
+ITEMS, LANGUAGES = 8000, 16
+
+
+def spoken(lines: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors around 16 languages with 5 places each, and whose they are: a filter by language is correlated."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).standard_normal((LANGUAGES, 1, 16))
+    places = centres + 0.6 * np.random.default_rng(8).standard_normal((LANGUAGES, 5, 16))
+    language = rng.integers(0, LANGUAGES, lines)
+    vectors = places[language, rng.integers(0, 5, lines)] + 0.4 * rng.standard_normal((lines, 16))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), language
+
+
+ITEM_VECTORS, ITEM_LANGUAGE = spoken(ITEMS, 0)
+ASKED, _ = spoken(60, 1)
+
+
+@pytest.fixture(scope="module")
+def listed() -> Index:
+    return build_index(ITEM_VECTORS, queries=spoken(100, 2)[0], flat_most=1000)
+
+
+def recall(index: Index, k: int, mask: np.ndarray | None = None) -> tuple[float, bool]:
+    found = search(index, ASKED, k, allowed=mask)
+    expected = score_everything(index, ASKED, k, allowed=mask)
+    assert found.counts.tolist() == expected.counts.tolist()  # never short
+    right = (found.item_rows[:, :, None] == expected.item_rows[:, None]) & (found.item_rows >= 0)[:, :, None]
+    return float(right.any(axis=1).sum() / max(found.counts.sum(), 1)), found.is_exact
+
+
+def test_up_to_a_size_every_answer_is_exact_and_above_it_says_that_it_is_not(listed: Index) -> None:
+    assert build_index(ITEM_VECTORS[:1000], flat_most=1000).lists is None
+    found, is_exact = recall(listed, 50)
+    assert found >= 0.99
+    assert not is_exact
+    assert all(each["recall"] >= 0.99 for each in listed.facts["lists"]["measured"])
+    assert listed.facts["lists"]["queries"] == 100 + 256
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2, 0.05, 0.005, 0.0])
+def test_a_filter_of_any_share_gets_its_answers(listed: Index, share: float) -> None:
+    mask = np.random.default_rng(3).random(ITEMS) < share
+    found, is_exact = recall(listed, 30, mask)
+    assert found >= 0.99 or share == 0
+    assert is_exact or share > 1 / 8
+
+
+@pytest.mark.parametrize("number", [1, 3, 8])
+def test_a_filter_that_is_correlated_with_the_query_gets_its_answers(listed: Index, number: int) -> None:
+    mask = np.isin(ITEM_LANGUAGE, np.arange(number))
+    found, _ = recall(listed, 30, mask)
+    assert found >= 0.99
+
+
+def test_a_filter_made_against_the_query_gets_its_answers(listed: Index) -> None:
+    # Half of all items, but none of the query's nearest 2,000: lists that look full would be wrong.
+    far = np.argsort(-(ITEM_VECTORS @ ASKED[0]))[2000:6000]
+    mask = np.isin(np.arange(ITEMS), far)
+    found = search(listed, ASKED[:1], 30, allowed=mask)
+    expected = score_everything(listed, ASKED[:1], 30, allowed=mask)
+    assert found.item_rows.tolist() == expected.item_rows.tolist()
+    assert found.is_exact
+
+
+def test_longer_lists_than_were_measured_are_exact(listed: Index) -> None:
+    found = search(listed, ASKED, 3000)
+    assert found.is_exact
+    assert found.item_rows.tolist() == score_everything(listed, ASKED, 3000).item_rows.tolist()
+
+
+def test_exclusions_hold_in_lists_too_and_the_next_best_follow(listed: Index) -> None:
+    best = score_everything(listed, ASKED, 60).item_rows
+    excluded = ragged([line[:30].tolist() for line in best])
+    found = search(listed, ASKED, 30, excluded=excluded)
+    assert np.mean([len(np.intersect1d(*pair)) / 30 for pair in zip(found.item_rows, best[:, 30:], strict=True)]) > 0.99
+    alone = search(listed, ASKED[:1], 30, excluded=ragged([best[0, :30].tolist()]))
+    assert alone.item_rows.tolist() == found.item_rows[:1].tolist()
+
+
+def test_where_all_items_are_equal_lists_do_not_answer_in_their_order() -> None:
+    index = build_index(np.tile(np.float32([1, 0]), (3000, 1)), flat_most=100)
+    _, row_of_rank = tie_order(3000)
+    found = search(index, np.float32([[1, 0]]), 5)
+    assert found.item_rows.tolist() == [row_of_rank[::-1][:5].tolist()]
+    assert found.is_exact
+
+
+def test_a_batch_from_lists_answers_as_its_lines_do_alone(listed: Index) -> None:
+    mask = ITEM_LANGUAGE != 3
+    together = search(listed, ASKED, 20, allowed=mask)
+    for line in range(0, 60, 7):
+        alone = search(listed, ASKED[[line]], 20, allowed=mask)
+        assert alone.item_rows.tolist() == together.item_rows[[line]].tolist()
+        assert alone.scores.tolist() == together.scores[[line]].tolist()
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine", "negative_distance"])
+def test_lists_are_saved_and_mapped_for_every_score(tmp_path: Path, score: Score) -> None:
+    built = build_index(ITEM_VECTORS[:3000], score=score, queries=ASKED, flat_most=1000)
+    save_index(built, tmp_path)
+    loaded = load_index(tmp_path)
+    assert loaded.facts == built.facts
+    assert search(loaded, ASKED, 20).item_rows.tolist() == search(built, ASKED, 20).item_rows.tolist()
+    assert recall(loaded, 20)[0] >= 0.99
+
+
+def test_lists_of_another_run_are_refused(tmp_path: Path) -> None:
+    save_index(build_index(ITEM_VECTORS[:3000], flat_most=1000), tmp_path)
+    facts = json.loads((tmp_path / FACTS).read_text())
+    save_index(build_index(ITEM_VECTORS[:2000], flat_most=1000), tmp_path)
+    (tmp_path / FACTS).write_text(json.dumps(facts))
+    np.save(tmp_path / VECTORS, ITEM_VECTORS[:3000])
+    with pytest.raises(RunError, match=r"holds 2000 x 16 vectors in .* speaks of 3000 x 16 .* two runs"):
+        load_index(tmp_path)
+    (tmp_path / LISTS).unlink()
+    with pytest.raises(RunError, match="cannot be read as lists"):
+        load_index(tmp_path)
+
+
+def test_a_loaded_index_is_a_mapped_file_and_no_copy(listed: Index, tmp_path: Path) -> None:
+    save_index(listed, tmp_path)
+    vectors = load_index(tmp_path).vectors
+    assert not vectors.flags.owndata
+    assert not vectors.flags.writeable
+
+
+# --- filters that are kept --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", [1, 5, 60])
+def test_a_filter_that_is_kept_answers_as_its_mask_does(listed: Index, lines: int) -> None:
+    filters = Filters(pa.table({"language": ITEM_LANGUAGE}), listed.vectors)
+    for text, mask in (("language = 3", ITEM_LANGUAGE == 3), ("language < 5", ITEM_LANGUAGE < 5)):
+        kept = search(listed, ASKED[:lines], 20, allowed=filters.eligible(text))
+        assert kept.item_rows.tolist() == search(listed, ASKED[:lines], 20, allowed=mask).item_rows.tolist()
+        fewer = filters.eligible(text).without(kept.item_rows[0, :10])
+        mask = mask & ~np.isin(np.arange(ITEMS), kept.item_rows[0, :10])
+        assert search(listed, ASKED[:lines], 20, allowed=fewer).item_rows.tolist() == (
+            search(listed, ASKED[:lines], 20, allowed=only_mask(mask)).item_rows.tolist()
+        )

@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from twofold.index.eligible import Eligible
 from twofold.index.scores import Score, pair_scores
 from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, tie_order
 
@@ -13,25 +14,28 @@ LINES_MARKED: Final = 64  # lines whose excluded items are marked at once, one b
 PAIRS: Final = 2**15  # of query and candidate, scored at once: their vectors stay in the cache
 
 
-def first_not_excluded(
+def first_allowed(
     found: Float32[np.ndarray, "queries candidates"],
     candidates: Int64[np.ndarray, "queries candidates"],
     excluded: Ragged,
     *,
     count: int,
     items: int,
+    eligible: Eligible | None = None,
 ) -> tuple[Float32[np.ndarray, "queries"], Int64[np.ndarray, "queries kept"]]:
-    """The best `count` candidates of each line that it does not exclude, and the score of the last of them.
+    """The best `count` candidates of each line that are eligible and that it does not exclude, and the last's score.
 
-    Where there are fewer, the tail is -1 and that score -inf: none has been left out.
+    Where there are fewer, the tail is -1 and that score -inf: none has been left out. Candidate -1 is none.
     """
     kept = np.full((len(candidates), count), -1, np.int64)
     floor = np.full(len(candidates), NOT_ALLOWED)
     for part in blocks(len(candidates), LINES_MARKED):
+        stays = candidates[part] >= 0 if eligible is None else eligible.holds(candidates[part])
         own = excluded.part(part)
-        is_out = np.zeros((part.stop - part.start, items), bool)
-        is_out[own.lines, own.values] = True
-        stays = ~np.take_along_axis(is_out, candidates[part], axis=1)
+        if len(own.values):
+            is_out = np.zeros((part.stop - part.start, items), bool)
+            is_out[own.lines, own.values] = True
+            stays &= ~np.take_along_axis(is_out, candidates[part], axis=1)
         place = np.cumsum(stays, axis=1) - 1
         line, column = np.nonzero(stays & (place < count))
         kept[part][line, place[line, column]] = candidates[part][line, column]

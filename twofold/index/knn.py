@@ -1,9 +1,12 @@
-"""The k best items of a query, exactly, whatever is filtered out or excluded.
+"""The k best items of a query, whatever is filtered out or excluded.
 
-FAISS finds candidates, a few more than asked for; their scores are then computed anew in one fixed order, and ties are
-decided as in `twofold/topk.py`. So an answer does not depend on whether it was asked for alone or in a batch (FAISS
-sums in another order there, and breaks ties by its own), and equal vectors do not answer in catalogue order. Where a
-tie may reach beyond the candidates, as in a collapsed model, all items are scored.
+A plan (`plan.py`) finds candidates, a few more than asked for; their scores are then computed anew in one fixed order,
+and ties are decided as in `twofold/topk.py`. So an answer does not depend on whether it was asked for alone or in a
+batch (FAISS sums in another order there, and breaks ties by its own), and equal vectors do not answer in catalogue
+order. Where a tie may reach beyond the candidates, as in a collapsed model, all items are scored.
+
+Up to `FLAT_MOST` items every search is exact. Above, one that needs few enough candidates looks into lists
+(`lists.py`), and `is_exact` says so.
 
 Measured (64 dimensions, 100 answers, two cores, one of them busy): one query 0.24 ms at 30,000 items and 5.7 ms at
 300,000 in FAISS, against 8 ms each in a NumPy product with `top_k`, whose threads wait for one another; 1,000 queries
@@ -14,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,11 +26,18 @@ from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.bundle import write_json
 from twofold.errors import RequestError, RunError
-from twofold.index.candidates import SPARE, first_not_excluded, settle
-from twofold.index.scores import Score, items_as_products, pair_scores, queries_as_products
+from twofold.index.candidates import SPARE, first_allowed, settle
+from twofold.index.eligible import Eligible, everything, only_mask
+from twofold.index.lists import LISTS, Lists, Measured, build_lists, load_lists
+from twofold.index.plan import Plan, plan_search
+from twofold.index.scan import scan
+from twofold.index.scores import Score, pair_scores
 from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, top_k
 
+FLAT_MOST: Final = 300_000  # items that are scanned whole: 5 ms on one busy core
+HELD: Final = 256  # items that lists are measured with, beside as many users
 BLOCK: Final = 2048  # queries at once: FAISS 1.15 takes a matrix product (twice as fast) from 128,000 numbers on
+MANY: Final = 16  # queries, from which on copying the eligible vectors for that product costs less than a bitmap
 MOST_EXCLUDED: Final = 256  # a line that excludes more is searched alone, with a bitmap, not through more candidates
 VECTORS: Final = "item_vectors.npy"
 FACTS: Final = "index.json"
@@ -35,13 +45,13 @@ FACTS: Final = "index.json"
 
 @dataclass(frozen=True)
 class Index:
-    """Item vectors, one line an item row, ready to be searched."""
+    """Item vectors, one line an item row, ready to be searched as they lie: mapped, where they were loaded."""
 
     vectors: Float32[np.ndarray, "items dim"]
     score: Score
     longest: float
-    """The largest length of a vector as FAISS has it: bounds the rounding error of a score."""
-    flat: Any  # faiss.IndexFlatIP of `items_as_products`, a copy: `vectors` may be a mapped file
+    """The largest length of a vector: bounds the rounding error of a score."""
+    lists: Lists | None = None
 
     def __len__(self) -> int:
         """Number of items."""
@@ -52,12 +62,26 @@ class Index:
         """Width of a vector."""
         return int(self.vectors.shape[1])
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What index.json says: sizes, score, and of the lists what was measured."""
+        facts: dict[str, Any] = {"score": self.score, "items": len(self), "dim": self.dim, "longest": self.longest}
+        if self.lists is not None:
+            measured = [asdict(each) for each in self.lists.measured]
+            facts["lists"] = {
+                "number": self.lists.ivf.nlist,
+                "queries": self.lists.num_queries,
+                "measured": measured,
+            }
+        return facts
+
 
 @dataclass(frozen=True)
 class Neighbours:
     """Item rows by falling score. Where fewer than k items are eligible the tail is -1 with score -inf.
 
-    `counts` says how many answers of each line are real: min(k, eligible), always.
+    `counts` says how many answers of each line are real: min(k, eligible), always. `is_exact` holds if no line could
+    miss an item; else each found at least .99 of them on average over the queries it was measured with.
     """
 
     item_rows: Int64[np.ndarray, "queries k"]
@@ -66,8 +90,17 @@ class Neighbours:
     is_exact: bool
 
 
-def build_index(vectors: Float32[np.ndarray, "items dim"], *, score: Score = "cosine") -> Index:
-    """An exact index; line i is item row i. RunError for NaN, infinity, or cosine vectors not of length 1."""
+def build_index(
+    vectors: Float32[np.ndarray, "items dim"],
+    *,
+    score: Score = "cosine",
+    queries: Float32[np.ndarray, "queries dim"] | None = None,
+    flat_most: int = FLAT_MOST,
+) -> Index:
+    """An index whose line i is item row i. RunError for NaN, infinity, or cosine vectors not of length 1.
+
+    More than `flat_most` items are sorted into lists, which are measured with `queries` (vectors of users) and items.
+    """
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
@@ -82,41 +115,54 @@ def build_index(vectors: Float32[np.ndarray, "items dim"], *, score: Score = "co
             f"item vectors of a cosine index must have length 1; that of item row {row} has {lengths[row]:.4g}. "
             f"Normalise them, or build the index with score='dot' if the model was trained with it."
         )
-    return _index(vectors, score)
-
-
-def _index(vectors: Float32[np.ndarray, "items dim"], score: Score) -> Index:
-    import faiss
-
-    products = items_as_products(vectors, score)
-    flat = faiss.IndexFlatIP(products.shape[1])
-    flat.add(np.ascontiguousarray(products))
-    return Index(vectors, score, float(np.linalg.norm(products, axis=1).max(initial=0.0)), flat)
+    lists = None
+    if len(vectors) > flat_most:
+        like_items = vectors[np.random.default_rng(0).choice(len(vectors), min(HELD, len(vectors)), replace=False)]
+        held = like_items if queries is None else np.concatenate([queries[:HELD], like_items])
+        lists = build_lists(vectors, held, score=score)
+    return Index(vectors, score, float(lengths.max(initial=0.0)), lists)
 
 
 def save_index(index: Index, folder: Path) -> None:
-    """Writes the vectors and what they mean; checksums are the manifest's business."""
+    """Writes the vectors, the lists and what they mean; checksums are the manifest's business."""
     np.save(folder / VECTORS, index.vectors)
-    write_json(folder / FACTS, {"score": index.score, "items": len(index), "dim": index.dim})
+    if index.lists is not None:
+        index.lists.save(folder / LISTS)
+    write_json(folder / FACTS, index.facts)
 
 
 def load_index(folder: Path) -> Index:
-    """Reads what `save_index` wrote; RunError says what is wrong with it."""
+    """Maps what `save_index` wrote, without reading it through; RunError says what is wrong with it."""
     path = folder / VECTORS
     try:
         facts = json.loads((folder / FACTS).read_text())
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        items, dim, score, longest = (facts[name] for name in ("items", "dim", "score", "longest"))
+    except (OSError, ValueError, KeyError) as error:
         raise RunError(
             f"the index in {folder} cannot be read: {error}. Delete the folder and run `twofold run` again."
         ) from error
-    if vectors.shape != (facts["items"], facts["dim"]) or vectors.dtype != np.float32:
+    if vectors.shape != (items, dim) or vectors.dtype != np.float32:
         raise RunError(
             f"{path} holds {vectors.dtype} vectors of shape {vectors.shape}, but {FACTS} speaks of "
-            f"{facts['items']} x {facts['dim']} float32. They are of two runs: delete {folder} and run `twofold run` "
-            f"again."
+            f"{items} x {dim} float32. They are of two runs: delete {folder} and run `twofold run` again."
         )
-    return build_index(np.asarray(vectors), score=facts["score"])
+    return Index(np.asarray(vectors), score, longest, _load_lists(folder, facts))
+
+
+def _load_lists(folder: Path, facts: dict[str, Any]) -> Lists | None:
+    said = facts.get("lists")
+    if said is None:
+        return None
+    lists = load_lists(folder / LISTS, [Measured(**each) for each in said["measured"]], said["queries"])
+    held = (lists.ivf.ntotal, lists.ivf.d, lists.ivf.nlist)
+    if held != (facts["items"], facts["dim"], said["number"]):
+        raise RunError(
+            f"{folder / LISTS} holds {held[0]} x {held[1]} vectors in {held[2]} lists, but {FACTS} speaks of "
+            f"{facts['items']} x {facts['dim']} in {said['number']}. They are of two runs: delete {folder} and run "
+            f"`twofold run` again."
+        )
+    return lists
 
 
 def search(
@@ -124,37 +170,36 @@ def search(
     queries: Float32[np.ndarray, "queries dim"],
     k: int,
     *,
-    allowed: Bool[np.ndarray, "items"] | None = None,
+    allowed: Eligible | Bool[np.ndarray, "items"] | None = None,
     excluded: Ragged | None = None,
 ) -> Neighbours:
     """The k best items of each query among the `allowed` ones that the query does not exclude.
 
-    Equal to `top_k` over all items' scores, line by line. RequestError for k < 1, NaN, or vectors of another width.
+    Where `is_exact`, equal to `top_k` over all items' scores, line by line. RequestError for k < 1, NaN, or vectors of
+    another width. `Filters.eligible` keeps what it compiled: hand over its answer rather than a mask.
     """
     _check(index, queries, k)
+    eligible = only_mask(allowed) if isinstance(allowed, np.ndarray) else allowed
     if excluded is None:
-        excluded = Ragged(np.empty(0, np.int64), np.zeros(len(queries) + 1, np.int64))
+        excluded = _nothing(len(queries))
     lengths = excluded.sizes
     # Lines that exclude more need more candidates; sorted, they do not cost the others.
     order = np.argsort(lengths, kind="stable")
-    shared = 0 if len(queries) == 1 else int((lengths <= MOST_EXCLUDED).sum())
+    shared = int((lengths <= MOST_EXCLUDED).sum())
     parts = [*blocks(shared, BLOCK), *(slice(line, line + 1) for line in range(shared, len(queries)))]
-    rows = None if allowed is None else np.flatnonzero(allowed)
-    # A block under a filter searches the eligible vectors alone: FAISS has no fast path for many queries with a bitmap.
-    pool = index if rows is None or shared == 0 else _part(index, rows)
 
-    def answer(part: slice) -> TopK:
-        lines = order[part]
-        own = excluded.of(lines)
+    def answer(part: slice) -> tuple[TopK, bool]:
+        own = excluded.of(order[part])
         with _one_thread():
-            if part.start >= shared:
-                return _search_one(index, queries[lines], k, _without(index, allowed, own.values))
-            return _search_block(index, pool, queries[lines], k, rows=rows, excluded=own)
+            if part.start < shared:
+                return _search_block(index, queries[order[part]], k, eligible=eligible, excluded=own)
+            rest = _without(eligible, own.values, items=len(index))
+            return _search_block(index, queries[order[part]], k, eligible=rest, excluded=_nothing(1))
 
     return _in_place([*_mapped(answer, parts)], k, order)
 
 
-def _mapped(answer: Callable[[slice], TopK], parts: list[slice]) -> Iterator[TopK]:
+def _mapped(answer: Callable[[slice], tuple[TopK, bool]], parts: list[slice]) -> Iterator[tuple[TopK, bool]]:
     """On as many threads as OpenMP would take, each with one of its own.
 
     Two OpenMP threads wait for one another at every small product: where another process holds a core they took 4.9 s
@@ -169,54 +214,74 @@ def _mapped(answer: Callable[[slice], TopK], parts: list[slice]) -> Iterator[Top
         yield from threads.map(answer, parts)
 
 
-def _search_one(
-    index: Index, query: Float32[np.ndarray, "1 dim"], k: int, allowed: Bool[np.ndarray, "items"] | None
-) -> TopK:
-    import faiss
-
-    eligible = len(index) if allowed is None else int(allowed.sum())
-    fetch = min(k + SPARE, eligible)
-    if fetch == 0:
-        return settle(index.vectors, query, np.full((1, 1), -1), k, score=index.score)
-    how = None
-    if allowed is not None:
-        bitmap = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]  # stubs know only the C++ form
-        how = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-    found, rows = index.flat.search(queries_as_products(query, index.score), fetch, params=how)
-    best = settle(index.vectors, query, rows, k, score=index.score)
-    if fetch < eligible and _tie_may_reach_beyond(index, query, found[:, -1], best)[0]:
-        return _score_all(index, query, k, allowed)
-    return best
-
-
 def _search_block(
     index: Index,
-    pool: Index,
     queries: Float32[np.ndarray, "queries dim"],
     k: int,
     *,
-    rows: Int64[np.ndarray, "eligible"] | None,
+    eligible: Eligible | None,
     excluded: Ragged,
-) -> TopK:
-    fetch = min(k + SPARE + int(excluded.sizes.max(initial=0)), len(pool))
-    if fetch == 0:
-        return settle(index.vectors, queries, np.full((len(queries), 1), -1), k, score=index.score)
-    found, candidates = pool.flat.search(queries_as_products(queries, index.score), fetch)
-    if rows is not None:
-        candidates = rows[candidates]
-    # Nothing below this score has been looked at.
-    floor = found[:, -1] if fetch < len(pool) else np.full(len(queries), NOT_ALLOWED)
-    if len(excluded.values):
-        floor, candidates = first_not_excluded(found, candidates, excluded, count=k + SPARE, items=len(index))
-    best = settle(index.vectors, queries, candidates, k, score=index.score)
-    tied = np.flatnonzero(_tie_may_reach_beyond(index, queries, floor, best))
-    allowed = None if rows is None or len(tied) == 0 else _mask(len(index), rows)
-    for line in tied:
+) -> tuple[TopK, bool]:
+    """The answers, and whether all of them are exact."""
+    wanted = k + SPARE + int(excluded.sizes.max(initial=0))
+    plan = plan_search(len(index), wanted, eligible=eligible, lists=index.lists)
+    best, doubtful = _carried_out(index, queries, k, plan=plan, eligible=eligible, excluded=excluded)
+    is_exact = plan.how != "lists" or bool(doubtful.all())
+    if plan.trusts and doubtful.any():
+        lines = np.flatnonzero(doubtful)
+        plan = plan_search(len(index), wanted, eligible=eligible, lists=None, careful=True)
+        again, tied = _carried_out(index, queries[lines], k, plan=plan, eligible=eligible, excluded=excluded.of(lines))
+        best.item_rows[lines], best.scores[lines], doubtful[lines] = again.item_rows, again.scores, tied
+    for line in np.flatnonzero(doubtful):
         own = excluded.of(np.array([line])).values
-        again = _score_all(index, queries[[line]], k, _without(index, allowed, own))
+        again = _score_all(index, queries[[line]], k, _without(eligible, own, items=len(index)))
         best.item_rows[line], best.scores[line] = again.item_rows[0], again.scores[0]
-    return best
+    return best, is_exact
+
+
+def _carried_out(
+    index: Index,
+    queries: Float32[np.ndarray, "queries dim"],
+    k: int,
+    *,
+    plan: Plan,
+    eligible: Eligible | None,
+    excluded: Ragged,
+) -> tuple[TopK, Bool[np.ndarray, "queries"]]:
+    """A plan's answers, and the lines that it may have answered wrongly: too few were found, or a tie goes on."""
+    if plan.depth == 0:
+        nothing = settle(index.vectors, queries, np.full((len(queries), 1), -1), k, score=index.score)
+        return nothing, np.zeros(len(queries), bool)
+    found, rows = _candidates(index, queries, plan, eligible)
+    # Nothing below this score has been looked at.
+    floor = found[:, -1] if plan.depth < plan.reach else np.full(len(queries), NOT_ALLOWED)
+    if eligible is not None or len(excluded.values):
+        last, rows = first_allowed(
+            found, rows, excluded, count=min(k + SPARE, plan.depth), items=len(index), eligible=eligible
+        )
+        floor = np.maximum(floor, last)
+    best = settle(index.vectors, queries, rows, k, score=index.score)
+    is_short = (best.counts < k) & (plan.depth < plan.reach)
+    return best, is_short | _tie_may_reach_beyond(index, queries, floor, best)
+
+
+def _candidates(
+    index: Index, queries: Float32[np.ndarray, "queries dim"], plan: Plan, eligible: Eligible | None
+) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
+    """Scores up to rounding, best first, and their rows; what is not eligible may be among them."""
+    if plan.how == "lists":
+        assert index.lists is not None
+        return index.lists.search(queries, plan.depth, plan.probes)
+    if plan.how == "flat":
+        return scan(index.vectors, queries, plan.depth, score=index.score)
+    assert eligible is not None
+    rows, vectors = (None, None) if eligible.pool is None else (eligible.pool.rows, eligible.pool.vectors)
+    if vectors is None and len(queries) < MANY:
+        return scan(index.vectors, queries, plan.depth, score=index.score, only=eligible if rows is None else rows)
+    rows = np.flatnonzero(eligible.mask) if rows is None else rows
+    vectors = index.vectors[rows] if vectors is None else vectors
+    found, places = scan(vectors, queries, plan.depth, score=index.score)
+    return found, rows[places]
 
 
 def _tie_may_reach_beyond(
@@ -227,52 +292,33 @@ def _tie_may_reach_beyond(
 ) -> Bool[np.ndarray, "queries"]:
     """Whether an item that FAISS scored at `floor` or below could, but for rounding, belong to the k best.
 
-    Two sums of `dim` float32 products differ by at most dim · 2^-23 · |q| · |v| (Higham 2002, section 3.1). A sum of
-    squared differences errs less than the longer sum of products that stands for it.
+    Two sums of `dim` float32 products differ by at most dim · 2^-23 · |q| · |v| (Higham 2002, section 3.1). For a block
+    of queries FAISS sums ‖q‖² - 2 q · v + ‖v‖², whose parts are at most (|q| + |v|)² together.
     """
-    products = queries_as_products(queries, index.score)
-    slack = products.shape[1] * 2.0**-23 * np.linalg.norm(products, axis=1) * index.longest
+    lengths = np.linalg.norm(queries, axis=1)
+    size = (lengths + index.longest) ** 2 if index.score == "negative_distance" else lengths * index.longest
+    slack = (index.dim + 2) * 2.0**-23 * size
     return np.asarray(np.isfinite(floor) & (best.scores[:, -1] <= floor + slack))
 
 
-def _score_all(
-    index: Index, query: Float32[np.ndarray, "1 dim"], k: int, allowed: Bool[np.ndarray, "items"] | None
-) -> TopK:
-    return top_k(
-        pair_scores(index.vectors, query, index.score)[None], k, allowed=None if allowed is None else allowed[None]
-    )
+def _score_all(index: Index, query: Float32[np.ndarray, "1 dim"], k: int, eligible: Eligible | None) -> TopK:
+    allowed = None if eligible is None else eligible.mask[None]
+    return top_k(pair_scores(index.vectors, query, index.score)[None], k, allowed=allowed)
 
 
-def _in_place(answers: list[TopK], k: int, order: Int64[np.ndarray, "queries"]) -> Neighbours:
+def _without(eligible: Eligible | None, item_rows: Integer[np.ndarray, "excluded"], *, items: int) -> Eligible | None:
+    if len(item_rows) == 0:
+        return eligible
+    return (everything(items) if eligible is None else eligible).without(item_rows)
+
+
+def _in_place(answers: list[tuple[TopK, bool]], k: int, order: Int64[np.ndarray, "queries"]) -> Neighbours:
     """The parts' answers in one piece, each query's in its own place."""
     item_rows, scores = np.empty((len(order), k), np.int64), np.empty((len(order), k), np.float32)
     if answers:
-        item_rows[order] = np.concatenate([answer.item_rows for answer in answers])
-        scores[order] = np.concatenate([answer.scores for answer in answers])
-    return Neighbours(item_rows, scores, (item_rows >= 0).sum(axis=1), is_exact=True)
-
-
-# --- who may answer ---------------------------------------------------------------------------------------------------
-
-
-def _mask(items: int, rows: Int64[np.ndarray, "eligible"]) -> Bool[np.ndarray, "items"]:
-    mask = np.zeros(items, bool)
-    mask[rows] = True
-    return mask
-
-
-def _without(
-    index: Index, allowed: Bool[np.ndarray, "items"] | None, item_rows: Integer[np.ndarray, "excluded"]
-) -> Bool[np.ndarray, "items"] | None:
-    if len(item_rows) == 0:
-        return allowed
-    mask = np.ones(len(index), bool) if allowed is None else allowed.copy()
-    mask[item_rows] = False
-    return mask
-
-
-def _part(index: Index, rows: Int64[np.ndarray, "eligible"]) -> Index:
-    return _index(index.vectors[rows], index.score)
+        item_rows[order] = np.concatenate([best.item_rows for best, _ in answers])
+        scores[order] = np.concatenate([best.scores for best, _ in answers])
+    return Neighbours(item_rows, scores, (item_rows >= 0).sum(axis=1), all(is_exact for _, is_exact in answers))
 
 
 @contextmanager
