@@ -306,6 +306,10 @@ def _score_all(index: Index, query: Float32[np.ndarray, "1 dim"], k: int, eligib
     return top_k(pair_scores(index.vectors, query, index.score)[None], k, allowed=allowed)
 
 
+def _nothing(lines: int) -> Ragged:
+    return Ragged(np.empty(0, np.int64), np.zeros(lines + 1, np.int64))
+
+
 def _without(eligible: Eligible | None, item_rows: Integer[np.ndarray, "excluded"], *, items: int) -> Eligible | None:
     if len(item_rows) == 0:
         return eligible
