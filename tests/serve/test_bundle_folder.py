@@ -121,7 +121,7 @@ def test_a_posted_history_is_read_as_that_of_a_known_user(served, monkeypatch):
     recommender.recommend(["user 4"])
     recommender.recommend_for_history(met["positives"], negatives=met["negatives"])
     known, posted = (as_bytes(inputs) for inputs in read)
-    of_the_user = {"language", "years", "rhythm", "user_id_like_24h", "user_id_watch_s_life"}
+    of_the_user = {"id", "language", "years", "rhythm", "user_id_like_24h", "user_id_watch_s_life"}
     assert {name for name in known if known[name] != posted[name]} <= of_the_user
     # Who is not known has no attributes, and what is usual for the rest: as a user of the log without events does.
     nobody = Queries(np.array([-1]), np.array([0]), np.zeros((1, 0), np.int32), np.zeros((1, 0), np.int32))

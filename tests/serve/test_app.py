@@ -1,0 +1,363 @@
+"""The service as a client meets it, on a bundle whose answers can be computed by hand."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serve.tiny import EVENTS, NOON, best, scores_of, write_run
+from twofold.serve.answers import open_answers
+from twofold.serve.app import build_app
+from twofold.serve.gate import Limits
+from twofold.serve.histories import Met, StoreError, open_histories
+from twofold.serve.meters import Meters
+from twofold.serve.replies import NOTHING_KNOWN
+from twofold.serve.service import NO_STORE, Service
+
+NOON_OF_DAY_0 = {"at": NOON}
+
+
+class Client:
+    """Asks an application in this process; `post` and `get` give (status, body)."""
+
+    def __init__(self, app: Any, token: str | None = None) -> None:
+        self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._transport = httpx.ASGITransport(app)
+
+    def send(self, *requests: tuple[str, str, Any]) -> list[httpx.Response]:
+        async def together() -> list[httpx.Response]:
+            async with httpx.AsyncClient(transport=self._transport, base_url="http://twofold") as client:
+                asked = [
+                    client.request(
+                        method,
+                        path,
+                        headers=self.headers,
+                        content=body if isinstance(body, bytes) else json.dumps(body),
+                    )
+                    for method, path, body in requests
+                ]
+                return await asyncio.gather(*asked)
+
+        return asyncio.run(together())
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        (reply,) = self.send(("POST", path, body))
+        return reply.status_code, reply.json()
+
+    def get(self, path: str) -> tuple[int, Any]:
+        (reply,) = self.send(("GET", path, b""))
+        return reply.status_code, reply.json()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def service(run: Path, tmp_path: Path) -> Service:
+    return Service(open_answers(run), run.parent, open_histories(tmp_path / "histories.db"), Meters())
+
+
+@pytest.fixture
+def client(service: Service) -> Client:
+    return Client(build_app(service, Limits()))
+
+
+def ids(answer: dict[str, Any]) -> list[Any]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+# --- recommendations --------------------------------------------------------------------------------------------------
+
+
+def test_the_best_unseen_items_of_a_user(client: Client, service: Service) -> None:
+    status, answer = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
+    expected = scores_of(["a", "cold"], ["b"])
+    assert status == 200
+    assert ids(answer) == best(expected, without="a b cold", k=3)
+    assert [item["rank"] for item in answer["items"]] == [1, 2, 3]
+    assert [item["score"] for item in answer["items"]] == pytest.approx(
+        [expected[item] for item in ids(answer)], abs=1e-5
+    )
+    rest = {name: value for name, value in answer.items() if name != "items"}
+    assert rest == {
+        "user_id": 10,
+        "source": "model",
+        "is_degraded": False,
+        "remarks": [],
+        "unknown_items": 0,
+        "at": NOON,
+        "bundle": service.current.digest[:12],
+    }
+
+
+def test_a_posted_history_is_answered_as_that_of_a_user(client: Client) -> None:
+    posted = {"history": ["a", "cold", "gone"], "negatives": ["b"], "k": 3, "context": NOON_OF_DAY_0}
+    _, answer = client.post("/v1/recommend", posted)
+    _, known = client.post("/v1/recommend", {"user_id": "10", "k": 3, "context": NOON_OF_DAY_0})
+    assert answer["items"] == known["items"]
+    assert (answer["user_id"], answer["unknown_items"]) == (None, 1)
+
+
+def test_filter_and_exclusions_are_obeyed(client: Client) -> None:
+    ask = {"user_id": 30, "filter": "colour = 'red'", "exclude": ["a", "nothing"], "context": NOON_OF_DAY_0}
+    _, answer = client.post("/v1/recommend", ask)
+    assert ids(answer) == best(scores_of([], []), without="a b c e")
+    assert answer["unknown_items"] == 1
+    _, seen = client.post("/v1/recommend", {"user_id": 40, "exclude_seen": False, "k": 7, "context": NOON_OF_DAY_0})
+    assert ids(seen) == best(scores_of(["a", "b"], ["d", "e", "f", "cold"]))
+    assert client.post("/v1/recommend", {"user_id": 40})[1]["items"] == []
+
+
+def test_who_is_unknown_gets_what_is_popular_and_it_says_so(client: Client) -> None:
+    for ask in ({"user_id": "stranger"}, {"history": []}, {"history": ["gone"]}):
+        status, answer = client.post("/v1/recommend", ask | {"k": 2, "filter": "length_s < 32"})
+        assert (status, answer["source"], answer["is_degraded"]) == (200, "popularity", True)
+        assert answer["remarks"] == [NOTHING_KNOWN]
+        assert len(answer["items"]) == 2
+
+
+def test_an_explained_answer_names_history_reasons_and_attributes(client: Client) -> None:
+    _, answer = client.post("/v1/recommend", {"user_id": 10, "k": 1, "explain": True, "describe": True})
+    (item,) = answer["items"]
+    assert [reason["item_id"] for reason in item["because"]] == sorted(
+        ["a", "cold"], key=lambda other: -next(r["similarity"] for r in item["because"] if r["item_id"] == other)
+    )
+    assert set(item["attributes"]) == {"colour", "length_s"}
+    assert [(known["item_id"], known["kind"]) for known in answer["history"]] == [
+        ("cold", "positive"),
+        ("b", "negative"),
+        ("a", "positive"),
+    ]
+
+
+def test_a_batch_is_what_each_of_its_users_is_answered(client: Client) -> None:
+    users = [40, 20, "stranger", 30, 10, 20]
+    wanted = {"k": 3, "filter": "length_s < 32", "context": NOON_OF_DAY_0}
+    _, together = client.post("/v1/recommend:batch", {"user_ids": users, **wanted})
+    alone = [client.post("/v1/recommend", {"user_id": user, **wanted})[1] for user in users]
+    assert together["answers"] == alone
+
+
+def test_similar_items_and_what_is_known_of_one(client: Client) -> None:
+    _, answer = client.post("/v1/similar", {"item_id": "a", "k": 9, "filter": "colour = 'red'", "describe": True})
+    assert sorted(ids(answer)) == ["cold", "d", "f"]
+    assert answer["items"][0]["attributes"]["colour"] == "red"
+    assert client.get("/v1/items/cold") == (
+        200,
+        {
+            "item_id": "cold",
+            "attributes": {"colour": "red", "length_s": 35.0},
+            "is_cold": True,
+            "events": 2,
+            "positives": 1,
+        },
+    )
+
+
+# --- live histories ---------------------------------------------------------------------------------------------------
+
+
+def test_an_event_posted_is_in_the_next_answer_and_counts_as_seen(client: Client) -> None:
+    before = client.post("/v1/recommend", {"user_id": 10, "k": 7})[1]
+    first = ids(before)[0]
+    assert client.post("/v1/events", {"events": [{"user_id": 10, "item_id": first}]}) == (
+        200,
+        {"kept": 1, "unknown_items": 0},
+    )
+    after = client.post("/v1/recommend", {"user_id": 10, "k": 7, "explain": True})[1]
+    assert first not in ids(after)
+    assert after["history"][0] == {"item_id": first, "kind": "positive"}
+    hour = after["at"] // 3_600_000 % 24
+    scores = scores_of(["a", "cold", first], ["b"], hour=hour)
+    assert ids(after) == best(scores, without=f"a b cold {first}")
+
+
+def test_events_of_a_stranger_make_them_known(client: Client) -> None:
+    events = [{"user_id": "new", "item_id": "a"}, {"user_id": "new", "item_id": "b", "kind": "negative"}]
+    assert client.post("/v1/events", {"events": [*events, {"user_id": "new", "item_id": "gone"}]})[1] == {
+        "kept": 3,
+        "unknown_items": 1,
+    }
+    _, answer = client.post("/v1/recommend", {"user_id": "new", "context": {"at": int(time.time() * 1000) + 1000}})
+    scores = scores_of(["a"], ["b"], hour=answer["at"] // 3_600_000 % 24)
+    assert (answer["source"], ids(answer)) == ("model", best(scores, without="a b"))
+    # Before the events, nothing was known.
+    assert client.post("/v1/recommend", {"user_id": "new", "context": {"at": 1000}})[1]["source"] == "popularity"
+
+
+def test_an_event_of_tomorrow_is_refused(client: Client) -> None:
+    tomorrow = int(time.time() * 1000) + 24 * 3_600_000
+    events = [{"user_id": 1, "item_id": "a"}, {"user_id": 1, "item_id": "a", "at": tomorrow}]
+    status, problem = client.post("/v1/events", {"events": events})
+    assert (status, problem["field"], problem["value"]) == (422, "events[1].at", tomorrow)
+    assert f"events[1].at is {tomorrow}: that is after now" in problem["detail"]
+
+
+class Gone:
+    """A store that does not answer."""
+
+    async def append(self, events: Any) -> None:
+        raise StoreError("gone")
+
+    async def of(self, users: Any) -> list[list[Met]]:
+        raise StoreError("gone")
+
+    async def close(self) -> None:
+        return
+
+
+def test_without_the_store_answers_are_marked_and_events_refused(service: Service) -> None:
+    service.histories = Gone()
+    client = Client(build_app(service, Limits()))
+    status, answer = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
+    assert (status, answer["is_degraded"], answer["remarks"]) == (200, True, [NO_STORE])
+    assert ids(answer) == best(scores_of(["a", "cold"], ["b"]), without="a b cold", k=3)
+    (reply,) = client.send(("POST", "/v1/events", {"events": [{"user_id": 1, "item_id": "a"}]}))
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+
+
+# --- questions without an answer --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field", "says"),
+    [
+        ("recommend", {}, 422, "user_id", "For whom? Give user_id or history, one of the two."),
+        ("recommend", {"user_id": 1, "history": []}, 422, "user_id", "For whom?"),
+        ("recommend", {"user_id": 10, "k": 0}, 422, "k", "k is '0': expected `int` >= 1."),
+        ("recommend", b"{", 400, None, "The body is not JSON"),
+        ("recommend", {"user_id": 10, "filter": "color = 'red'"}, 422, None, "nearest: `colour`"),
+        ("recommend", {"user_id": 10, "filter": "colour = 3"}, 422, None, "does not fit the columns' types"),
+        ("recommend", {"user_id": 10, "filter": "read_text('/etc/passwd') = ''"}, 422, None, "read_text"),
+        ("similar", {"item_id": "z"}, 422, "item_id", "no item of the catalogue has it. Its ids look like a, b, c."),
+        ("events", {"events": []}, 422, "events", "events: expected `array` of length >= 1."),
+        ("admin/swap", {}, 403, None, "start the service with TWOFOLD_TOKEN set"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_message(
+    client: Client, path: str, body: Any, status: int, field: str | None, says: str
+) -> None:
+    answered, problem = client.post(f"/v1/{path}", body)
+    assert answered == status
+    assert says in problem["detail"]
+    assert problem.get("field") == field
+
+
+def test_what_is_not_there_is_404_and_a_wrong_method_405(client: Client) -> None:
+    assert client.get("/v1/items/z")[0] == 404
+    assert client.get("/nothing")[0] == 404
+    assert client.get("/v1/recommend")[0] == 405
+
+
+def test_a_failure_of_ours_shows_nothing_of_itself(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("/secret/path")
+
+    monkeypatch.setattr("twofold.serve.service.make_lists", fail)
+    assert Client(build_app(service, Limits())).post("/v1/recommend", {"user_id": 10}) == (
+        500,
+        {"detail": "The service failed; its log says how."},
+    )
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_asked_for_where_one_is_set(service: Service) -> None:
+    app = build_app(service, Limits(token="secret"))
+    for wrong in (None, "other", "secre", "secrets"):
+        status, problem = Client(app, wrong).post("/v1/recommend", {"user_id": 10})
+        assert (status, problem["detail"][:27]) == (401, "This service wants a token:")
+    assert Client(app, "secret").post("/v1/recommend", {"user_id": 10})[0] == 200
+    for path in ("/health", "/ready", "/openapi.json"):
+        assert Client(app).get(path)[0] == 200
+
+
+def test_a_body_too_large_is_refused_whether_it_says_so_or_not(service: Service) -> None:
+    client = Client(build_app(service, Limits(most_body=1000)))
+    assert client.post("/v1/recommend", {"history": ["a"] * 500})[0] == 413
+
+    async def parts() -> Any:
+        for _ in range(20):
+            yield b"[" * 100
+
+    async def streamed() -> httpx.Response:
+        async with httpx.AsyncClient(transport=client._transport, base_url="http://twofold") as chunked:
+            return await chunked.post("/v1/recommend", content=parts())
+
+    reply = asyncio.run(streamed())
+    assert (reply.status_code, reply.json()["detail"]) == (
+        413,
+        "The body has more than 1,000 bytes: send less at once.",
+    )
+
+
+def test_more_at_once_than_it_takes_are_told_to_come_again(service: Service) -> None:
+    client = Client(build_app(service, Limits(most_waiting=4)))
+    replies = client.send(*[("POST", "/v1/recommend", {"user_id": 10})] * 10, ("GET", "/health", b""))
+    assert [reply.status_code for reply in replies] == [200] * 4 + [503] * 6 + [200]
+    refused = replies[5]
+    assert refused.headers["retry-after"] == "1"
+    assert "4 requests are waiting already" in refused.json()["detail"]
+    assert client.post("/v1/recommend", {"user_id": 10})[0] == 200
+
+
+def test_what_takes_too_long_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(users: Any) -> list[list[Met]]:
+        await asyncio.sleep(60)
+        return []
+
+    monkeypatch.setattr(service.histories, "of", slow)
+    client = Client(build_app(service, Limits(timeout_s=0.05)))
+    status, problem = client.post("/v1/recommend", {"user_id": 10})
+    assert (status, "no answer within 0.05 s" in problem["detail"]) == (503, True)
+
+
+# --- what it shows ----------------------------------------------------------------------------------------------------
+
+
+def test_metrics_say_where_time_goes_and_what_was_short_or_unknown(client: Client) -> None:
+    client.post("/v1/recommend", {"user_id": 10, "k": 2, "context": NOON_OF_DAY_0})
+    client.post("/v1/recommend", {"user_id": "stranger", "k": 9, "exclude": ["gone"]})
+    (page,) = client.send(("GET", "/metrics", b""))
+    lines = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#"))
+    assert lines['twofold_requests_total{route="/v1/recommend",status="200"}'] == "2.0"
+    assert lines['twofold_unknown_ids_total{of="user"}'] == lines['twofold_unknown_ids_total{of="item"}'] == "1.0"
+    assert lines["twofold_short_lists_total"] == "1.0"
+    assert lines['twofold_lists_total{source="popularity"}'] == "1.0"
+    assert lines['twofold_stage_seconds_count{stage="encode"}'] == "1.0"
+    assert lines["twofold_served_share"] == "1.0"  # a list of all seven
+    assert float(lines["twofold_exposure_of_top_items"]) == pytest.approx(2 / 9)  # one item was in both lists
+
+
+def test_the_description_names_every_route_and_its_types(client: Client) -> None:
+    _, page = client.get("/openapi.json")
+    assert set(page["paths"]) == {
+        "/v1/recommend",
+        "/v1/recommend:batch",
+        "/v1/similar",
+        "/v1/events",
+        "/v1/items/{item_id}",
+        "/v1/users",
+        "/v1/admin/swap",
+        "/health",
+        "/ready",
+    }
+    schema = page["paths"]["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/Recommend"}
+    assert page["components"]["schemas"]["Recommend"]["properties"]["k"]["maximum"] == 1000
+
+
+def test_pages_need_nothing_from_elsewhere(client: Client) -> None:
+    for path in ("/", "/docs"):
+        (page,) = client.send(("GET", path, b""))
+        assert page.headers["content-type"].startswith("text/html")
+        assert "http://" not in page.text.replace("http://www.w3.org", "")
+        assert "https://" not in page.text
+    assert client.get("/v1/users") == (200, {"user_ids": list(EVENTS)})

@@ -1,0 +1,143 @@
+"""Rows and scores → the lists that are replied: by the model where anything is known, of what is popular elsewhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float32, Integer
+from msgspec import UNSET, UnsetType
+
+from twofold.index.knn import Neighbours, search
+from twofold.serve.answers import Asker, Open, attributes_of, popular, reasons, vectors_of
+from twofold.serve.meters import Meters
+from twofold.serve.wire import Id, Item, ItemFacts, Known, Reason, Recommendations, Source, Wanted
+from twofold.topk import Ragged
+
+SHOWN: Final = 50  # of a history, in an explained answer
+NOTHING_KNOWN: Final = "nothing is known of this user: these are the items liked most lately"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question, with its filter and exclusions as rows, and what went wrong before it could be answered."""
+
+    opened: Open
+    question: Wanted
+    allowed: Bool[np.ndarray, "items"] | None
+    excluded: Integer[np.ndarray, "excluded"]
+    unknown_items: int
+    remarks: tuple[str, ...]
+
+    @property
+    def k(self) -> int:
+        """How many items a list may have: not more than there are."""
+        return min(self.question.k, max(len(self.opened.bundle.items), 1))
+
+    def excluded_for(self, asker: Asker) -> Integer[np.ndarray, "excluded"]:
+        """Item rows that must not be in the list of this asker."""
+        return np.concatenate([asker.met, self.excluded]) if self.question.exclude_seen else self.excluded
+
+
+def make_lists(ask: Ask, askers: Sequence[tuple[Id | None, Asker]], meters: Meters) -> list[Recommendations]:
+    """One list an asker, in their order."""
+    modelled = [asker for _, asker in askers if not asker.is_blank]
+    found = iter(_by_model(ask, modelled, meters) if modelled else ())
+    with meters.stage("reply"):
+        return [
+            _list(ask, user_id, asker, _popular(ask) if asker.is_blank else next(found), meters)
+            for user_id, asker in askers
+        ]
+
+
+Line = tuple[Integer[np.ndarray, "k"], Float32[np.ndarray, "k"]]
+"""Item rows and scores of one list, best first, and no longer than it is."""
+
+
+def lines_of(found: Neighbours) -> list[Line]:
+    """Each query's answers without the empty tail."""
+    lines = zip(found.item_rows, found.scores, found.counts.tolist(), strict=True)
+    return [(rows[:count], scores[:count]) for rows, scores, count in lines]
+
+
+def _by_model(ask: Ask, askers: list[Asker], meters: Meters) -> list[Line]:
+    with meters.stage("encode"):
+        vectors = vectors_of(ask.opened.bundle, askers)
+    with meters.stage("search"):
+        own = [ask.excluded_for(asker) for asker in askers]
+        excluded = Ragged(np.concatenate(own), np.cumsum([0, *map(len, own)]))
+        return lines_of(search(ask.opened.bundle.index, vectors, ask.k, allowed=ask.allowed, excluded=excluded))
+
+
+def _popular(ask: Ask) -> Line:
+    (line,) = lines_of(popular(ask.opened, ask.k, allowed=ask.allowed, excluded=ask.excluded))
+    return line
+
+
+def _list(ask: Ask, user_id: Id | None, asker: Asker, line: Line, meters: Meters) -> Recommendations:
+    question, item_rows = ask.question, line[0]
+    source: Source = "popularity" if asker.is_blank else "model"
+    remarks = [*ask.remarks, NOTHING_KNOWN] if asker.is_blank else [*ask.remarks]
+    meters.answered(item_rows, source, is_short=len(item_rows) < question.k)
+    because = reasons(ask.opened, asker, item_rows) if question.explain else None
+    return Recommendations(
+        user_id=user_id,
+        items=items_of(ask.opened, line, because=because, describe=question.describe),
+        source=source,
+        is_degraded=bool(remarks),
+        remarks=remarks,
+        unknown_items=ask.unknown_items,
+        at=asker.at,
+        bundle=ask.opened.digest[:12],
+        history=_history(ask, asker) if question.explain else UNSET,
+    )
+
+
+def items_of(
+    opened: Open, line: Line, *, because: list[list[tuple[int, float]]] | None = None, describe: bool = False
+) -> list[Item]:
+    """Items by id, ranked from 1, with reasons and attributes if they are asked for."""
+    item_rows, scores = line
+    ids = _ids(opened, item_rows)
+    plain = list(map(Item, ids, scores.tolist(), range(1, len(ids) + 1)))
+    if because is None and not describe:
+        return plain
+    why: list[list[Reason] | UnsetType] = [UNSET] * len(ids) if because is None else [_why(opened, p) for p in because]
+    what = [attributes_of(opened, row) if describe else UNSET for row in item_rows.tolist()]
+    return [
+        Item(item.item_id, item.score, item.rank, reason, attributes)
+        for item, reason, attributes in zip(plain, why, what, strict=True)
+    ]
+
+
+def item_facts(opened: Open, item_row: int) -> ItemFacts:
+    """What is known of one item."""
+    bundle = opened.bundle
+    return ItemFacts(
+        item_id=_ids(opened, np.array([item_row]))[0],
+        attributes=attributes_of(opened, item_row),
+        is_cold=item_row >= bundle.items.num_known,
+        events=int((bundle.events.item_rows == item_row).sum()),
+        positives=int((bundle.positives.item_rows == item_row).sum()),
+    )
+
+
+def _history(ask: Ask, asker: Asker) -> list[Known]:
+    """The newest of what the answer took into account, newest first."""
+    kinds = dict.fromkeys(asker.negatives.tolist(), "negative") | dict.fromkeys(asker.positives.tolist(), "positive")
+    rows = asker.met[: -SHOWN - 1 : -1]
+    what = [attributes_of(ask.opened, row) if ask.question.describe else UNSET for row in rows.tolist()]
+    return [
+        Known(item_id, kinds.get(row, "met"), attributes)  # type: ignore[arg-type]
+        for item_id, row, attributes in zip(_ids(ask.opened, rows), rows.tolist(), what, strict=True)
+    ]
+
+
+def _why(opened: Open, pairs: list[tuple[int, float]]) -> list[Reason]:
+    ids = _ids(opened, np.array([row for row, _ in pairs], np.int64))
+    return [Reason(item_id, cosine) for item_id, (_, cosine) in zip(ids, pairs, strict=True)]
+
+
+def _ids(opened: Open, item_rows: Integer[np.ndarray, "rows"]) -> list[Id]:
+    ids: list[Id] = opened.bundle.items.ids_of(item_rows).to_pylist()
+    return ids

@@ -1,0 +1,208 @@
+"""Questions → answers, and which bundle gives them. No HTTP here: `app.py` reads and writes the bytes."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from twofold.bundle import write_json
+from twofold.dataset.vocabulary import UNKNOWN
+from twofold.errors import RunError
+from twofold.serve.answers import Asker, Open, asker_of, asker_with, open_answers, similar
+from twofold.serve.histories import LiveHistories, Met, StoreError
+from twofold.serve.meters import Meters
+from twofold.serve.replies import Ask, item_facts, items_of, lines_of, make_lists
+from twofold.serve.wire import (
+    Events,
+    Health,
+    Id,
+    ItemFacts,
+    Kept,
+    Problem,
+    Recommend,
+    Recommendations,
+    RecommendationsBatch,
+    RecommendBatch,
+    Similar,
+    SimilarItems,
+    SomeUsers,
+    Swap,
+    Swapped,
+    Wanted,
+    WireError,
+    mistake,
+)
+
+AHEAD_MS: Final = 60_000  # that a clock may be fast: an event of next year would be its user's last one for a year
+NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"
+SOME_USERS: Final = 20
+
+
+@dataclass
+class Service:
+    """A bundle that may be exchanged between two requests, live histories, and meters.
+
+    Every question reads `current` once: what it began with answers it.
+    """
+
+    current: Open
+    runs: Path
+    histories: LiveHistories
+    meters: Meters
+    swapped: Path | None = None
+    """Where the other workers read which run answers."""
+    _one_swap: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _one_batch: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        """Exposure is counted from here on."""
+        self.meters.forget_exposure(len(self.current.bundle.items))
+
+    # --- recommendations ----------------------------------------------------------------------------------------------
+
+    async def recommend(self, question: Recommend) -> Recommendations:
+        """One list, for a user or for a history."""
+        opened = self.current
+        if (question.user_id is None) == (question.history is None):
+            raise WireError(Problem("For whom? Give user_id or history, one of the two.", "user_id"))
+        with self.meters.stage("history"):
+            if question.user_id is not None:
+                ask, askers = await self._known(opened, question, [question.user_id])
+            else:
+                at = max(_now(), opened.bundle.as_of) if question.context.at is None else question.context.at
+                asker, unknown = asker_with(opened.bundle, question.history or [], question.negatives, at=at)
+                ask, askers = self._ask(opened, question, unknown_items=unknown), [(None, asker)]
+        return make_lists(ask, askers, self.meters)[0]
+
+    async def recommend_batch(self, question: RecommendBatch) -> RecommendationsBatch:
+        """One list a user, on a thread and one batch at a time, so that single questions are not kept waiting."""
+        with self.meters.stage("history"):
+            ask, askers = await self._known(self.current, question, question.user_ids)
+        async with self._one_batch:
+            return RecommendationsBatch(await asyncio.to_thread(make_lists, ask, askers, self.meters))
+
+    async def _known(
+        self, opened: Open, question: Wanted, user_ids: Sequence[Id]
+    ) -> tuple[Ask, list[tuple[Id | None, Asker]]]:
+        """Users with all that is known of them, and what could not be found out."""
+        remarks: tuple[str, ...] = ()
+        try:
+            live = await self.histories.of([str(user_id) for user_id in user_ids])
+        except StoreError as error:
+            log("histories cannot be read", error=str(error))
+            live, remarks = [[] for _ in user_ids], (NO_STORE,)
+        rows = opened.bundle.users.rows_of(user_ids).tolist()
+        self.meters.unknown("user", rows.count(UNKNOWN))
+        now = _now()
+        askers: list[tuple[Id | None, Asker]] = [
+            (user_id, asker_of(opened.bundle, row, events, at=question.context.at, now=now))
+            for user_id, row, events in zip(user_ids, rows, live, strict=True)
+        ]
+        return self._ask(opened, question, remarks=remarks), askers
+
+    def _ask(self, opened: Open, question: Wanted, *, unknown_items: int = 0, remarks: tuple[str, ...] = ()) -> Ask:
+        excluded = opened.bundle.items.rows_of(question.exclude) if question.exclude else np.empty(0, np.int64)
+        known = excluded[excluded != UNKNOWN]
+        unknown_items += len(excluded) - len(known)
+        self.meters.unknown("item", unknown_items)
+        allowed = None if question.filter is None else opened.allowed(question.filter)
+        return Ask(opened, question, allowed, known, unknown_items, remarks)
+
+    # --- items and events ---------------------------------------------------------------------------------------------
+
+    async def similar(self, question: Similar) -> SimilarItems:
+        """The items most like one."""
+        opened = self.current
+        item_row = self._item_row(opened, question.item_id, status=422)
+        allowed = None if question.filter is None else opened.allowed(question.filter)
+        (line,) = lines_of(similar(opened, item_row, min(question.k, len(opened.bundle.items)), allowed=allowed))
+        items = items_of(opened, line, describe=question.describe)
+        return SimilarItems(question.item_id, items, opened.digest[:12])
+
+    async def item(self, item_id: str) -> ItemFacts:
+        """What is known of an item."""
+        opened = self.current
+        return item_facts(opened, self._item_row(opened, item_id, status=404))
+
+    def _item_row(self, opened: Open, item_id: Id, *, status: int) -> int:
+        (row,) = opened.bundle.items.rows_of([item_id]).tolist()
+        if row == UNKNOWN:
+            self.meters.unknown("item", 1)
+            looks = ", ".join(map(str, opened.bundle.items.ids[:3].to_pylist()))
+            detail = f"item_id is {str(item_id)[:80]!r}: no item of the catalogue has it. Its ids look like {looks}."
+            raise mistake(detail, field="item_id", value=item_id, status=status)
+        return int(row)
+
+    async def keep(self, question: Events) -> Kept:
+        """Keeps what users just met; when it returns, the next answer reflects it, whichever worker gives it."""
+        now, events = _now(), question.events
+        for place, event in enumerate(events):
+            if event.at is not None and event.at > now + AHEAD_MS:
+                detail = f"events[{place}].at is {event.at}: that is after now, which is {now} (UTC milliseconds)."
+                raise mistake(detail, field=f"events[{place}].at", value=event.at)
+        await self.histories.append(
+            (str(event.user_id), Met(str(event.item_id), now if event.at is None else event.at, event.kind))
+            for event in events
+        )
+        rows = self.current.bundle.items.rows_of([event.item_id for event in events])
+        unknown = int((rows == UNKNOWN).sum())
+        self.meters.unknown("item", unknown)
+        self.meters.events.inc(len(events))
+        return Kept(len(events), unknown)
+
+    async def some_users(self) -> SomeUsers:
+        """Users of the log, evenly picked."""
+        users = self.current.bundle.users
+        ids: list[Id] = users.ids_of(
+            np.linspace(0, len(users) - 1, min(SOME_USERS, len(users))).astype(int)
+        ).to_pylist()
+        return SomeUsers(ids)
+
+    async def health(self) -> Health:
+        """What answers; WireError (503) once the service is stopping."""
+        bundle = self.current.bundle
+        return Health(self.current.name, self.current.digest[:12], len(bundle.items), len(bundle.users))
+
+    # --- another bundle -----------------------------------------------------------------------------------------------
+
+    async def swap(self, question: Swap) -> Swapped:
+        """Answers from the bundle of a run beside today's, or from today's opened anew; the other workers follow.
+
+        RunError if it is damaged or does not answer: what answered before goes on then.
+        """
+        before = self.current.digest
+        opened = await self.open_run(question.run)
+        if self.swapped is not None:
+            write_json(self.swapped, {"run": opened.name, "bundle": opened.digest})
+        return Swapped(opened.name, opened.digest[:12], was_swapped=opened.digest != before)
+
+    async def open_run(self, name: str | None) -> Open:
+        """Answers from that run from now on, or raises RunError and goes on as before."""
+        run = self.runs / (name or self.current.name)
+        async with self._one_swap:
+            try:
+                opened = await asyncio.to_thread(open_answers, run)
+            except RunError as error:
+                self.meters.swaps.labels("refused").inc()
+                log("swap refused", run=run.name, error=str(error))
+                raise RunError(str(error).replace(f"{self.runs}{os.sep}", "")) from error  # clients see no paths
+            self.current = opened
+            self.meters.forget_exposure(len(opened.bundle.items))
+            self.meters.swaps.labels("done").inc()
+            log("swapped", run=run.name, bundle=opened.digest[:12])
+            return opened
+
+
+def log(message: str, **facts: object) -> None:
+    """One line for whoever runs the service."""
+    logging.getLogger("twofold.serve").info(message, extra={"facts": facts})
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
