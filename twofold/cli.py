@@ -50,7 +50,8 @@ Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares the 
 
 _EXTRAS = {
     **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2", "sklearn"), "train"),
-    "onnxruntime": "serve",
+    **dict.fromkeys(("onnxruntime", "fastapi", "uvicorn", "msgspec", "prometheus_client"), "serve"),
+    "redis": "redis",
     "implicit": "ials",
     **dict.fromkeys(("pyspark", "py4j"), "spark"),
 }
@@ -282,6 +283,27 @@ def recommend(
     for row in answer.to_pylist():
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
+
+
+@app.command()
+def serve(
+    run_folder: RunFolder,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; one a core.")] = 1,
+    histories: Annotated[
+        str | None, typer.Option(help="A file, or redis://HOST:PORT/DB; default: RUN/serve/histories.db.")
+    ] = None,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="A line of log for every request.")] = False,
+) -> None:
+    """Answers over HTTP, with a page to try it; the environment variable TWOFOLD_TOKEN makes it ask for a token."""
+    from twofold.serve.workers import Asked
+    from twofold.serve.workers import serve as serve_run
+
+    print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
+    serve_run(
+        Asked(run_folder, histories or str(run_folder / "serve" / "histories.db"), host, port, workers, log_requests)
+    )
 
 
 @app.command(name="runs")

@@ -24,7 +24,12 @@ def refused(decoder, body):
         (RECOMMEND, {"k": 1001}, "k", "k is '1001': expected `int` <= 1000."),
         (RECOMMEND, {"k": "x"}, "k", "k is 'x': expected `int`, got `str`."),
         (RECOMMEND, {"kk": 1}, "", "The body: object contains unknown field `kk`."),
-        (RECOMMEND, {"user_id": float(10**300)}, "user_id", f"user_id is '{float(10**300)}': expected `int | str | null`"),
+        (
+            RECOMMEND,
+            {"user_id": float(10**300)},
+            "user_id",
+            f"user_id is '{float(10**300)}': expected `int | str | null`",
+        ),
         (RECOMMEND, [1], "", "The body: expected `object`, got `array`."),
         (RECOMMEND, {"history": [1, 2.5]}, "history[1]", "history[1] is '2.5': expected `int | str`, got `float`."),
         (RECOMMEND, {"history": [1] * 1001}, "history", "history: expected `array` of length <= 1000."),

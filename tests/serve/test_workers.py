@@ -1,0 +1,262 @@
+"""A service of several processes: kills, swaps and stops, seen from outside."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serve.tiny import ITEMS, replace_part, write_run, write_tower
+from twofold.bundle import MANIFEST
+from twofold.errors import RequestError
+from twofold.serve.bundle_folder import USER_TOWER
+from twofold.serve.workers import Asked, serve
+
+pytestmark = pytest.mark.slow
+TOKEN = "a token"
+
+
+class Running:
+    """A service in processes of its own."""
+
+    def __init__(self, run: Path, *options: str, token: str = TOKEN) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", "twofold", "serve", str(run), "--port", str(self.port), *options]
+        environment = os.environ | {"TWOFOLD_TOKEN": token}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
+        self.log: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.until(lambda: self.logged("ready"))
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                self.log.append(json.loads(line) if line.startswith(b"{") else {"message": line.decode()})
+
+    def logged(self, message: str) -> list[dict[str, Any]]:
+        return [line for line in self.log if line["message"] == message]
+
+    def until(self, holds: Callable[[], Any], seconds: float = 60) -> None:
+        """Waits until it holds."""
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end, self.log
+            assert self.process.poll() is None, self.log
+            time.sleep(0.05)
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """A body posted, or a page read, on a connection of its own; fails unless it is 200."""
+        reply = self.reply(path, body)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    def reply(self, path: str, body: Any = None) -> httpx.Response:
+        method = "GET" if body is None else "POST"
+        url, headers = f"http://127.0.0.1:{self.port}{path}", {"authorization": f"Bearer {TOKEN}"}
+        return httpx.request(method, url, json=body, headers=headers, timeout=30)
+
+    def workers(self) -> list[int]:
+        """Process ids."""
+        started = {line["process"] for line in self.logged("ready")}
+        return [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        self._reader.join()
+        return code
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "runs" / "tiny")
+
+
+@pytest.fixture
+def start(run: Path) -> Iterator[Callable[..., Running]]:
+    running: list[Running] = []
+
+    def begin(*options: str) -> Running:
+        running.append(Running(run, *options))
+        return running[-1]
+
+    yield begin
+    for service in running:
+        if service.process.poll() is None:
+            service.stop()
+
+
+def other_run(run: Path, name: str) -> Path:
+    """A run beside it whose item vectors are others, so that its bundle is another."""
+    other = run.parent / name
+    shutil.copytree(run, other)
+    manifest = other / "index" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"digest": name * 8}))
+    return other
+
+
+def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(start: Callable[..., Running]) -> None:
+    service = start("--workers", "2")
+    service.until(lambda: len(service.workers()) == 2)
+    kept = 0
+    for turn in range(3):
+        events = [{"user_id": "new", "item_id": item, "at": 1_000 * turn + place} for place, item in enumerate("abc")]
+        kept += service.ask("/v1/events", {"events": events})["kept"]
+        os.kill(service.workers()[0], signal.SIGKILL)
+        service.until(lambda turn=turn: len(service.logged("worker replaced")) == turn + 1)
+        service.until(lambda turn=turn: len(service.logged("ready")) == turn + 3)
+    for _ in range(10):  # whichever worker answers
+        answer = service.ask("/v1/recommend", {"user_id": "new", "explain": True})
+        assert (answer["source"], len(answer["history"])) == ("model", kept)
+    assert service.ask("/health")["items"] == len(ITEMS)
+    assert service.stop() == 0
+
+
+def test_what_was_acknowledged_outlives_the_whole_service(start: Callable[..., Running]) -> None:
+    service = start()
+    service.ask("/v1/events", {"events": [{"user_id": "new", "item_id": "a"}]})
+    workers = service.workers()
+    service.process.kill()
+    service.process.wait()
+    for worker in workers:  # nobody watches it any more: it stops by itself
+        for _ in range(200):
+            if not Path(f"/proc/{worker}").exists():
+                break
+            time.sleep(0.05)
+        assert not Path(f"/proc/{worker}").exists()
+    again = start()
+    assert again.ask("/v1/recommend", {"user_id": "new"})["source"] == "model"
+
+
+def test_a_swap_reaches_all_workers_and_fails_no_request(start: Callable[..., Running], run: Path) -> None:
+    other = other_run(run, "newer")
+    service = start("--workers", "2")
+    service.until(lambda: len(service.workers()) == 2)
+    statuses: list[int] = []
+    is_over = threading.Event()
+
+    def load() -> None:
+        while not is_over.is_set():
+            statuses.append(service.reply("/v1/recommend", {"user_id": 10}).status_code)
+
+    asking = [threading.Thread(target=load) for _ in range(2)]
+    for thread in asking:
+        thread.start()
+    before = service.ask("/health")["bundle"]
+    swapped = service.ask("/v1/admin/swap", {"run": "newer"})
+    assert (swapped["run"], swapped["was_swapped"]) == ("newer", True)
+    service.until(lambda: len(service.logged("swapped")) == 2)
+    is_over.set()
+    for thread in asking:
+        thread.join()
+    assert set(statuses) == {200}
+    assert (
+        {service.ask("/v1/recommend", {"user_id": 10})["bundle"] for _ in range(10)} == {swapped["bundle"]} != {before}
+    )
+    # A worker that is started later answers from it too.
+    os.kill(service.workers()[0], signal.SIGKILL)
+    service.until(lambda: len(service.logged("ready")) == 3)
+    assert service.logged("ready")[-1]["run"] == other.name
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda run: (run / "index" / "item_vectors.npy").write_bytes(b"cut"), "item_vectors.npy is damaged"),
+        (lambda run: shutil.rmtree(run / "index"), "has no complete index/ stage"),
+        (lambda run: replace_part(run, USER_TOWER, lambda path: write_tower(path, hours=3)), "does not answer"),
+        (lambda run: replace_part(run, USER_TOWER, lambda path: write_tower(path, dim=3)), "do not belong together"),
+    ],
+    ids=["damaged", "missing", "failing", "foreign"],
+)
+def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_goes_on(
+    start: Callable[..., Running], run: Path, spoil: Callable[[Path], Any], says: str
+) -> None:
+    spoil(other_run(run, "bad"))
+    service = start()
+    before = service.ask("/v1/recommend", {"user_id": 10})
+    reply = service.reply("/v1/admin/swap", {"run": "bad"})
+    assert reply.status_code == 409
+    assert says in reply.json()["detail"]
+    assert str(run.parent) not in reply.json()["detail"]
+    for name in ("nothing", "..", "/etc", "../runs/tiny"):
+        assert service.reply("/v1/admin/swap", {"run": name}).status_code in (409, 422)
+    assert service.ask("/v1/recommend", {"user_id": 10})["items"] == before["items"]
+    assert says in service.logged("swap refused")[0]["error"]
+
+
+def test_a_hangup_opens_the_bundle_anew(start: Callable[..., Running], run: Path) -> None:
+    service = start("--workers", "2")
+    service.until(lambda: len(service.workers()) == 2)
+    before = service.ask("/health")["bundle"]
+    newer = other_run(run, "newer")
+    shutil.rmtree(run / "index")
+    shutil.move(newer / "index", run / "index")
+    service.process.send_signal(signal.SIGHUP)
+    service.until(lambda: len(service.logged("swapped")) == 2)
+    assert {service.ask("/health")["bundle"] for _ in range(10)} == {"newernewerne"} != {before}
+    (run / "index" / "index.json").write_text("{")
+    service.process.send_signal(signal.SIGHUP)
+    service.until(lambda: len(service.logged("swap refused")) == 2)
+    assert service.ask("/health")["bundle"] == "newernewerne"
+
+
+def test_what_was_begun_is_finished_when_it_is_stopped(start: Callable[..., Running]) -> None:
+    service = start("--workers", "2")
+    service.until(lambda: len(service.workers()) == 2)
+    url = f"http://127.0.0.1:{service.port}/v1/recommend:batch"
+    body = {"user_ids": [10] * 1000, "k": 7, "explain": True, "describe": True}
+    replies = []
+    begun = threading.Thread(
+        target=lambda: replies.append(httpx.post(url, json=body, headers={"authorization": f"Bearer {TOKEN}"}))
+    )
+    begun.start()
+    time.sleep(0.15)
+    assert service.stop() == 0
+    begun.join()
+    assert [(reply.status_code, len(reply.json()["answers"])) for reply in replies] == [(200, 1000)]
+    assert len(service.logged("stopped")) == 2
+    assert service.workers() == []
+
+
+def test_meters_of_all_workers_are_one_page(start: Callable[..., Running]) -> None:
+    service = start("--workers", "2", "--log-requests")
+    service.until(lambda: len(service.workers()) == 2)
+    for _ in range(40):
+        service.ask("/v1/recommend", {"user_id": 10})
+    lines = service.reply("/metrics").text.splitlines()
+    assert 'twofold_requests_total{route="/v1/recommend",status="200"} 40.0' in lines
+    logged = [line for line in service.logged("request") if line["route"] == "/v1/recommend"]
+    assert len({line["process"] for line in logged}) == 2
+
+
+def test_what_cannot_be_served_is_one_message_at_the_start(run: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RequestError, match=rf"cannot listen on 127.0.0.1:{port}: .*in use.*--host and --port"):
+            serve(Asked(run, str(tmp_path / "histories.db"), port=port))
+    command = [sys.executable, "-m", "twofold", "serve", "--port", "0"]
+    for folder, says in ((tmp_path / "nowhere", "there is no run folder"), (tmp_path, "no complete index/ stage")):
+        done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 2
+        assert (
+            f"RunError {says}" in done.stderr.replace(str(folder), "").replace("run  has", "run has")
+            or says in done.stderr
+        )
+        assert "Traceback" not in done.stderr
