@@ -18,7 +18,7 @@ from twofold.bundle import Stage, locked, run_stage, write_json
 from twofold.errors import RunError
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.schema import Recipe
-from twofold.recipe.training import Ials, TwoTower
+from twofold.recipe.training import Ials, Regression, TwoTower
 
 if TYPE_CHECKING:
     from twofold.dataset.arrays import Dataset
@@ -129,11 +129,14 @@ def train(job: Job, dataset: Stage) -> Stage:
 
 
 def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage:
-    """The model and the baselines on the test window → report.json and report.html."""
-    from twofold.dataset.arrays import load_dataset
+    """The model and the baselines on the test window → report.json, report.html, and the values of single users."""
+    import pyarrow.parquet as pq
+
+    from twofold.dataset.arrays import item_attributes, load_dataset
     from twofold.evaluate.judge import judge
     from twofold.evaluate.report import write_report
-    from twofold.evaluate.windows import judged_window, positives_before
+    from twofold.evaluate.values import save_values
+    from twofold.evaluate.windows import details_of, judged_window, positives_before
     from twofold.model.retriever import describe_model, load_model
 
     def work(out: Path) -> Mapping[str, Any]:
@@ -141,16 +144,25 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         window = judged_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         bounds = job.recipe.prepare.bounds_ms("test")
-        report = judge(
+        details = details_of(
+            arrays,
+            window,
+            tables=(item_attributes(dataset.folder), pq.read_table(prepared.folder / "users.parquet")),
+            with_target=isinstance(job.recipe.train.loss, Regression),
+            utc_offset_h=job.recipe.prepare.utc_offset_h,
+        )
+        judged = judge(
             window,
             _scores(model, arrays, window),
             positives_before(arrays, window, first_at=bounds[0] if bounds else None),
             batch_size=job.recipe.train.batch_size,
             facts=_facts(job, (prepared, dataset, trained))
             | {"model": [asdict(part) for part in describe_model(model)]},
+            details=details,
         )
-        write_report(report, out)
-        return {"metrics": report.metrics_of("model")}
+        write_report(judged.report, out)
+        save_values(judged, window, out, users=arrays.users, items=arrays.items, slicings=details.slicings)
+        return {"metrics": judged.report.metrics_of("model")}
 
     return run_stage(job.folder, "evaluate", inputs={"dataset": dataset.digest, "train": trained.digest}, work=work)
 

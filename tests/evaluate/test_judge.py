@@ -8,7 +8,7 @@ import pytest
 
 from twofold.errors import DataError, RunError
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.judge import headline_k, judge
+from twofold.evaluate.judge import Details, headline_k, judge
 from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.report import write_report
 from twofold.evaluate.verdict import Estimate, Row, against, load_report
@@ -53,7 +53,8 @@ def world(*, users=150, num_items=60, seed=0):
 
 
 def report_of(window, scores, before, **kwargs):
-    return judge(window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, **kwargs)
+    judged = judge(window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, **kwargs)
+    return judged.report
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_a_random_model_is_told_that_it_is_not_above():
 def test_another_row_can_be_better_and_then_the_shortfall_is_said():
     window, truth, before = world()
     noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
-    report = report_of(window, noise, before, others={"the truth": lambda users: truth[users].copy()})
+    report = report_of(window, noise, before, details=Details(others={"the truth": lambda users: truth[users].copy()}))
     gap = report.catalogue.rows[-1].model_minus["catalogue/recall@5"]
     assert gap.high < 0
     assert f"is short of the truth 1.000 by {-gap.value:.3f}".replace("0.", ".") in report.verdict[0]

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from twofold.evaluate.significance import bootstrap, paired_difference
+from twofold.evaluate.significance import across_seeds, bootstrap, holm, paired_difference, paired_p_values
 
 
 def test_the_interval_is_that_of_the_normal_approximation():
@@ -66,3 +67,48 @@ def test_pairing_sees_a_small_difference_that_two_intervals_hide():
     assert difference.low[0] > 0
     assert difference.value[0] == pytest.approx((better - worse).mean())
     assert -paired_difference(worse, better).high[0] == pytest.approx(difference.low[0])
+
+
+@pytest.mark.parametrize("case", range(200))
+def test_p_values_equal_scipys_paired_t_test(case):
+    rng = np.random.default_rng(case)
+    users = int(rng.integers(2, 50))
+    a, b = rng.normal(size=(2, users, 3))
+    differences = a - b
+    differences[rng.random((users, 3)) < 0.2] = np.nan
+    ours = paired_p_values(differences)
+    for column in range(3):
+        known = ~np.isnan(differences[:, column])
+        if known.sum() > 1:
+            assert ours[column] == pytest.approx(scipy.stats.ttest_rel(a[known, column], b[known, column]).pvalue)
+        else:
+            assert np.isnan(ours[column])
+
+
+def test_no_difference_has_p_1_and_the_same_one_for_all_is_certain():
+    assert paired_p_values(np.column_stack([np.zeros(9), np.full(9, 0.5)])).tolist() == [1, 0]
+
+
+def test_holm_by_hand():
+    # Sorted: .01 · 4, .02 · 3, .03 · 2 and .5 · 1, never falling; the NaN was no test.
+    assert holm(np.array([0.5, 0.01, np.nan, 0.03, 0.02])) == pytest.approx(
+        [0.5, 0.04, np.nan, 0.06, 0.06], nan_ok=True
+    )
+    assert holm(np.array([0.9, 0.8])).tolist() == [1, 1]
+    assert len(holm(np.zeros(0))) == 0
+
+
+def test_a_claim_needs_three_seeds_that_agree():
+    rng = np.random.default_rng(0)
+    base = rng.random((3, 400))
+    better = base + 0.05 + rng.normal(0, 0.05, base.shape)
+    claim = across_seeds(better, base)
+    assert claim.holds
+    assert claim.per_seed == pytest.approx((better - base).mean(axis=1))
+    assert claim.difference == pytest.approx((better - base).mean())
+    assert claim.std == pytest.approx(np.std(claim.per_seed, ddof=1))
+    assert across_seeds(better[:2], base[:2]).holds is None
+    assert across_seeds(base, better).holds
+    one_disagrees = better.copy()
+    one_disagrees[1] = base[1] - 0.01
+    assert across_seeds(one_disagrees, base).holds is False

@@ -11,17 +11,14 @@ from tests.evaluate.test_protocols import ragged, scorer, window
 from twofold.evaluate import watch_time
 from twofold.evaluate.watch_time import (
     KS,
-    Watched,
     errors,
-    fit_gain,
-    gains,
-    is_long_view,
     judge_watch_time,
     length_decile,
     list_metrics,
     pooled_xauc,
     xauc,
 )
+from twofold.evaluate.watched import Watched
 
 CASES = 200
 
@@ -99,26 +96,6 @@ def test_the_tops_of_lists_equal_a_loop():
                 f"dcg_wtg_ln@{k}": sum(gain[at] / log(r + 2) for r, at in enumerate(top)) if top else np.nan,
             }
             assert {name: ours[name][line] for name in expected} == pytest.approx(expected, nan_ok=True)
-
-
-def test_a_gain_is_how_far_from_the_mean_of_items_as_long():
-    watch = np.array([1, 3, 10, 30], np.float32)
-    length = np.array([5, 5, 60, 60], np.float32)
-    scale = fit_gain(watch, length)
-    assert gains(scale, watch, length) == pytest.approx([-1, 1, -1, 1])
-    assert gains(scale, np.array([4], np.float32), np.array([5], np.float32)) == pytest.approx([(4 - 2) / 1])
-
-
-def test_a_length_that_is_always_watched_alike_or_once_has_no_gain():
-    watch, length = np.array([2, 2, 7], np.float32), np.array([5, 5, 60], np.float32)
-    assert np.isnan(gains(fit_gain(watch, length), watch, length)).all()
-    nothing = np.zeros(0, np.float32)
-    assert np.isnan(gains(fit_gain(nothing, nothing), watch, length)).all()
-
-
-def test_a_long_view_is_all_of_a_short_item_or_18_s():
-    watch, length = np.array([9.9, 10, 17.9, 18], np.float32), np.array([10, 10, 300, 300], np.float32)
-    assert is_long_view(watch, length).tolist() == [False, True, False, True]
 
 
 def test_deciles_of_lengths_keep_equal_ones_together():

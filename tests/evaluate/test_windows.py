@@ -1,13 +1,23 @@
 """Who is judged by what, where each user's last events are the window."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from tests.prepare.tables import JUDGED, TRAIN, log_of, prepared
+from tests.prepare.tables import JUDGED, TEST, TRAIN, log_of, prepared
 from twofold.dataset.arrays import build_dataset, load_dataset
-from twofold.evaluate.windows import judged_window, positives_before
+from twofold.evaluate.windows import (
+    digest_of_relevant,
+    judged_window,
+    positives_before,
+    slicings_of,
+    watched_rows,
+)
 from twofold.recipe.features import Features
+from twofold.topk import Ragged
 
 FEATURES = Features.model_validate({"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]})
 
@@ -41,3 +51,82 @@ def test_a_user_is_judged_by_the_last_event_and_knows_all_before_it(tmp_path: Pa
     }
     everything = positives_before(arrays, window, first_at=np.iinfo(np.int64).max)
     assert len(everything.at) == len(rows) + len(JUDGED)
+
+
+def three_kinds(tmp_path):
+    """User 1 meets items 0 to 9 in training, item i being i + 1 seconds long and watched by the half; 8 and 9 teach.
+
+    On the day of test users 1 and 2, who is new, like items 10 and 11, which are new.
+    """
+    seconds = [float(item + 1) for item in range(10)]
+    rows = [(1, item, TRAIN + item, True) for item in range(10)]
+    rows += [(user, item, TEST + item, True) for user in (1, 2) for item in (10, 11)]
+    rows += [(9, 0, TRAIN, True)]
+    length = seconds + [20.0, 40.0] * 2 + [1.0]
+    log = log_of(rows, watch_s=[each / 2 for each in length], length_s=length)
+    out = prepared(tmp_path, log)
+    (tmp_path / "dataset").mkdir()
+    build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+    arrays = load_dataset(tmp_path / "dataset")
+    return arrays, judged_window(arrays, "test")
+
+
+def groups(slicing):
+    return [slicing.names[group] if group >= 0 else None for group in slicing.group]
+
+
+def test_slices_of_users_and_items_are_those_of_the_log(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    users = [arrays.users.ids[int(row)].as_py() for row in window.user_rows[window.relevant.lines]]
+    tables = [
+        pa.table({"user_id": [9, 8, 2, 1], "city": ["b", "b", "b", "a"], "born": [1, 2, 3, 4]}),
+        pa.table({"item_id": [10, 11], "language": ["hi", "en"], "tags": [["x"], ["y"]]}),
+    ]
+    found = {
+        slicing.name: dict(zip(users, groups(slicing), strict=True))
+        for slicing in slicings_of(arrays, window, tables=tables, columns=["city", "born", "tags"])
+    }
+    assert found["user activity"][1] == "10 to 50 items met"
+    assert found["user activity"][2] == "cold: none met"
+    assert found["item age, days"][1] == "below 1 days"
+    assert found["item popularity"][1] == "cold: no training event"
+    assert (found["city"][1], found["city"][2]) == ("a", "b")
+    assert "tags" not in found
+    languages = slicings_of(arrays, window, tables=tables, columns=["language"])[-1]
+    items = [arrays.items.ids[int(row)].as_py() for row in window.relevant.values]
+    known = {"100": None, "10": "hi", "11": "en"}
+    assert groups(languages) == [known[str(item)] for item in items]
+
+
+def test_watched_rows_are_those_of_known_length_with_gains_of_training(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    watched = watched_rows(arrays, window, with_target=False)
+    assert watched.target is None
+    lists = [watched.length_s[first:end].tolist() for first, end in itertools.pairwise(watched.item_rows.offsets)]
+    ids = [arrays.users.ids[int(row)].as_py() for row in window.user_rows]
+    assert dict(zip(ids, lists, strict=True)) == {1: [20, 40], 2: [20, 40], 8: [], 9: []}
+    assert watched.watch_s.tolist() == [10, 20, 10, 20]
+
+
+def test_a_log_without_watch_times_has_nothing_watched(tmp_path):
+    out = prepared(tmp_path, log_of([(1, 0, TRAIN, True), (2, 1, TRAIN, True)]))
+    (tmp_path / "dataset").mkdir()
+    build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+    arrays = load_dataset(tmp_path / "dataset")
+    assert watched_rows(arrays, judged_window(arrays, "test"), with_target=False) is None
+
+
+def test_what_was_to_be_found_has_one_digest_however_rows_are_numbered(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    order = np.argsort(-np.arange(len(window.user_rows)))
+    turned = replace(
+        window,
+        user_rows=window.user_rows[order],
+        query_at=window.query_at[order],
+        relevant=window.relevant.of(order),
+        seen=window.seen.of(order),
+    )
+    digest = digest_of_relevant(arrays, window)
+    assert digest_of_relevant(arrays, turned) == digest
+    fewer = replace(window, relevant=Ragged(np.zeros(0, np.int64), np.zeros_like(window.relevant.offsets)))
+    assert digest_of_relevant(arrays, fewer) != digest

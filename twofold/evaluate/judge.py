@@ -1,6 +1,7 @@
 """One window, one model, every protocol, beside the baselines and with intervals: the Report."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -29,23 +30,54 @@ from twofold.evaluate.protocols import (
 )
 from twofold.evaluate.ranking import ScoreBlock
 from twofold.evaluate.significance import RESAMPLES, bootstrap
+from twofold.evaluate.slices import Slicing, judge_days, judge_slices
 from twofold.evaluate.verdict import (
     MODEL,
     BatchLine,
     BatchSection,
     Bounds,
+    DaySection,
     Estimate,
     Facts,
+    LengthPart,
+    Question,
     Report,
     Row,
     Section,
+    SliceSection,
+    WatchSection,
+    estimates,
     in_words,
 )
+from twofold.evaluate.watch_time import judge_watch_time, length_decile
+from twofold.evaluate.watched import Watched
 from twofold.progress import progress_bar
 
 _RECENT_DAYS: Final = 2
 _SEED: Final = 0
 Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a window is further asked: `others` are further rows, by name; `to_find` is the digest of the pairs to be
+    found; days begin at midnight of `utc_offset_h`.
+    """
+
+    slicings: tuple[Slicing, ...] = ()
+    watched: Watched | None = None
+    to_find: str = ""
+    utc_offset_h: int = 0
+    others: Mapping[str, ScoreBlock] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The report, and what the model's numbers in it are means of."""
+
+    report: Report
+    catalogue: PerUser
+    impressions: PerUser
 
 
 def judge(
@@ -55,14 +87,15 @@ def judge(
     *,
     batch_size: int,
     facts: Mapping[str, Any],
-    others: Mapping[str, ScoreBlock] | None = None,
-) -> Report:
+    details: Details | None = None,
+) -> Judged:
     """The model and the baselines on one window, by every protocol.
 
-    `positives` are those before the window, which baselines learn from; `facts` are the fields of `Facts`, as JSON;
-    `others` are further rows, by name. DataError where nobody can be judged.
+    `positives` are those before the window, which baselines learn from; `facts` are the fields of `Facts`, as JSON.
+    DataError where nobody can be judged.
     """
-    judged = {MODEL: scores, **baselines(window, positives), **(others or {})}
+    details = details or Details()
+    judged = {MODEL: scores, **baselines(window, positives), **details.others}
     ranked: dict[str, PerUser] = {}
     ordered: dict[str, PerUser] = {}
     with progress_bar("evaluate", total=len(judged), unit="rows") as advance:
@@ -74,7 +107,7 @@ def judge(
     in_batch = _batch_section(judge_in_batch(window, scores, batch_size=batch_size, seed=_SEED))
     headline = f"catalogue/recall@{headline_k(window.num_items)}"
     is_cold = window.is_cold[window.relevant.values]
-    return Report(
+    report = Report(
         window=window.name,
         track=window.track,
         tie_rule=TIE_RULE,
@@ -88,7 +121,63 @@ def judge(
         impressions=impressions,
         in_batch=in_batch,
         facts=TypeAdapter(Facts).validate_python(dict(facts)),
+        question=_question(window, details, users=catalogue.users_judged),
+        slices=_slices(window, ranked, details, headline=headline),
+        days=_days(window, ranked, details, headline=headline),
+        watch_time=_watch_section(window, judged, details.watched),
     )
+    return Judged(report, ranked[MODEL], ordered[MODEL])
+
+
+def _question(window: JudgedWindow, details: Details, *, users: int) -> Question:
+    return Question(window.name, window.track, TIE_RULE, window.num_items, users, details.to_find)
+
+
+def _slices(
+    window: JudgedWindow, ranked: Mapping[str, PerUser], details: Details, *, headline: str
+) -> SliceSection | None:
+    """The model against the strongest other row, group by group."""
+    if not details.slicings:
+        return None
+    strongest = max((name for name in ranked if name != MODEL), key=lambda name: ranked[name].mean(headline))
+    ranks, base_ranks = (ranked[name].ranks for name in (MODEL, strongest))
+    assert ranks is not None, "a catalogue ranking has ranks"
+    assert base_ranks is not None, "a catalogue ranking has ranks"
+    k = int(headline.partition("@")[2])
+    return judge_slices(ranks, base_ranks, relevant=window.relevant, slicings=details.slicings, k=k, base=strongest)
+
+
+def _days(window: JudgedWindow, ranked: Mapping[str, PerUser], details: Details, *, headline: str) -> DaySection | None:
+    values = {name: each.values[headline] for name, each in ranked.items()}
+    days = judge_days(values, window.query_at, metric=headline, utc_offset_h=details.utc_offset_h)
+    return days if len(days.days) > 1 else None
+
+
+def _watch_section(
+    window: JudgedWindow, judged: Mapping[str, ScoreBlock], watched: Watched | None
+) -> WatchSection | None:
+    """All rows on all impressions; the model alone by length, where a baseline's values would say nothing of it."""
+    if watched is None:
+        return None
+    whole: dict[str, PerUser] = {}
+    parts: tuple[PerUser, ...] = ()
+    for name, scores in judged.items():
+        # Only the model's score may be a number that was taught; all others order.
+        own = watched if name == MODEL else replace(watched, target=None)
+        whole[name], of_lengths = judge_watch_time(window, scores, own)
+        parts = of_lengths if name == MODEL else parts
+    decile, length = length_decile(watched.length_s), watched.length_s
+    by_length = tuple(
+        LengthPart(
+            first_s=float(length[decile == number].min()),
+            last_s=float(length[decile == number].max()),
+            users=part.judged,
+            metrics=_means(part.values) | {name: _number(value) for name, value in part.pooled.items()},
+        )
+        for number, part in enumerate(parts)
+        if part.judged
+    )
+    return WatchSection(len(length), whole[MODEL].judged, _rows(whole), by_length)
 
 
 def baselines(window: JudgedWindow, positives: Interactions) -> dict[str, ScoreBlock]:
@@ -179,8 +268,7 @@ def _rows(judged: Mapping[str, PerUser]) -> tuple[Row, ...]:
 
 def _estimates(columns: Mapping[Name, Float64[np.ndarray, "users"]]) -> dict[Name, Estimate]:
     drawn = bootstrap(np.stack(list(columns.values()), axis=1), seed=_SEED)
-    numbers = zip(drawn.value, drawn.low, drawn.high, strict=True)
-    return {name: Estimate(*map(_number, each)) for name, each in zip(columns, numbers, strict=True)}
+    return dict(zip(columns, estimates(drawn), strict=True))
 
 
 def _means(columns: Mapping[str, Float64[np.ndarray, "users"]]) -> dict[str, float | None]:

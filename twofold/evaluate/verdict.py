@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from twofold.errors import RunError
 from twofold.evaluate.protocols import Track
+from twofold.evaluate.significance import Intervals
 
 MODEL: Final = "model"
 FEW_USERS: Final = 100
@@ -23,6 +25,12 @@ class Estimate:
     value: float | None
     low: float | None
     high: float | None
+
+
+def estimates(drawn: Intervals) -> list[Estimate]:
+    """One for each column."""
+    numbers = zip(drawn.value, drawn.low, drawn.high, strict=True)
+    return [Estimate(*(None if np.isnan(value) else float(value) for value in each)) for each in numbers]
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,87 @@ class BatchSection:
 
 
 @dataclass(frozen=True)
+class SliceLine:
+    """One group: the model, the row it is compared with, and the difference on the same users.
+
+    `p_value` is two-sided, by the paired t test, after Holm over all lines; None where fewer than 2 users are judged.
+    """
+
+    by: str
+    name: str
+    users: int
+    model: Estimate
+    base: Estimate
+    minus: Estimate
+    p_value: float | None
+    is_small: bool
+    """Fewer than 100 users: read the interval, not the value."""
+
+
+@dataclass(frozen=True)
+class SliceSection:
+    """The model against one row, group by group."""
+
+    metric: str
+    base: str
+    lines: tuple[SliceLine, ...]
+
+
+@dataclass(frozen=True)
+class Day:
+    """The mean of each row over the users asked on one day."""
+
+    day: str
+    users: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DaySection:
+    """The rows day by day; `std` is over days, None for a single one."""
+
+    metric: str
+    days: tuple[Day, ...]
+    mean: dict[str, float]
+    std: dict[str, float | None]
+    order_changes: bool
+    """The rows do not stand in the same order on every day."""
+
+
+@dataclass(frozen=True)
+class LengthPart:
+    """The model on the impressions of one tenth by length."""
+
+    first_s: float
+    last_s: float
+    users: int
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class WatchSection:
+    """Scores against watch time, on the users' own impressions. The model's row is first."""
+
+    impressions: int
+    users_judged: int
+    rows: tuple[Row, ...]
+    by_length: tuple[LengthPart, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked: two runs may be compared only where all of it is equal."""
+
+    window: str
+    track: Track
+    tie_rule: str
+    num_items: int
+    users: int
+    to_find: str
+    """SHA-256 of the pairs of user and item that were to be found, by their ids."""
+
+
+@dataclass(frozen=True)
 class FunnelLine:
     """What a step of preparation left."""
 
@@ -134,10 +223,17 @@ class Report:
     impressions: Section
     in_batch: BatchSection
     facts: Facts
+    question: Question | None = None
+    slices: SliceSection | None = None
+    days: DaySection | None = None
+    """None where the window is one day."""
+    watch_time: WatchSection | None = None
+    """None where the log does not say how long was watched."""
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """All values of one row, by metric; those that nobody could be judged on are left out."""
-        rows = [row for section in (self.catalogue, self.impressions) for row in section.rows if row.name == name]
+        parts = (self.catalogue, self.impressions, self.watch_time)
+        rows = [row for part in parts if part is not None for row in part.rows if row.name == name]
         values = {metric: each.value for row in rows for metric, each in row.metrics.items()}
         if name == MODEL:
             values |= {f"in_batch/hit_rate@{line.k}": line.in_batch.value for line in self.in_batch.lines}

@@ -1,13 +1,29 @@
 """A window of the log → the users to judge and what they did: the same for every retriever and every baseline."""
 
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int64
 
 from twofold.dataset.arrays import Dataset
+from twofold.dataset.vocabulary import Vocabulary
 from twofold.evaluate.baselines import Interactions
+from twofold.evaluate.judge import Details
 from twofold.evaluate.protocols import JudgedWindow
-from twofold.tables import Split
+from twofold.evaluate.slices import Slicing
+from twofold.evaluate.watched import Watched, fit_gain, gains
+from twofold.recipe.features import CategoryFeature
+from twofold.tables import SPLITS, Split
 from twofold.topk import Ragged
+
+_DAY_MS: Final = 86_400_000
+_ACTIVITY: Final = (1, 10, 50, 200)  # items met before the request
+_AGES: Final = (1, 3, 7, 30)  # days since an item's first event
+_TENTHS: Final = 10
+_MOST_VALUES: Final = 12  # a column of more is no slicing: nobody reads a hundred lines
 
 
 def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
@@ -60,6 +76,135 @@ def positives_before(dataset: Dataset, window: JudgedWindow, *, first_at: int | 
         num_users=len(dataset.users),
         num_items=len(dataset.items),
     )
+
+
+def details_of(
+    dataset: Dataset, window: JudgedWindow, *, tables: Sequence[pa.Table], with_target: bool, utc_offset_h: int
+) -> Details:
+    """What else to ask of a window: slices by what the features call a category, watch time, days.
+
+    See `slicings_of` for `tables`, `watched_rows` for `with_target`.
+    """
+    features = dataset.features.features
+    columns = [each.column for each in (*features.user, *features.item) if isinstance(each, CategoryFeature)]
+    return Details(
+        slicings=slicings_of(dataset, window, tables=tables, columns=list(dict.fromkeys(columns))),
+        watched=watched_rows(dataset, window, with_target=with_target),
+        to_find=digest_of_relevant(dataset, window),
+        utc_offset_h=utc_offset_h,
+    )
+
+
+def watched_rows(dataset: Dataset, window: JudgedWindow, *, with_target: bool) -> Watched | None:
+    """The window's impressions of known watch time and length, their gain fitted on training; None if there are none.
+
+    `with_target`: the model's score is a number that it was taught, the rows' `target`.
+    """
+    rows, train = dataset.rows[_split_of(window)], dataset.rows["train"]
+    known, learned = (
+        np.isfinite(part.watch_s) & np.isfinite(part.length_s) & (part.length_s > 0) for part in (rows, train)
+    )
+    if not known.any():
+        return None
+    line = np.searchsorted(window.user_rows, rows.user_rows[known])  # rows are sorted by user
+    offsets = np.searchsorted(line, np.arange(len(window.user_rows) + 1)).astype(np.int64)
+    watch, length = np.asarray(rows.watch_s[known]), np.asarray(rows.length_s[known])
+    scale = fit_gain(np.asarray(train.watch_s[learned]), np.asarray(train.length_s[learned]))
+    target = np.asarray(rows.target[known]) if with_target else None
+    return Watched(Ragged(rows.item_rows[known], offsets), watch, length, gains(scale, watch, length), target)
+
+
+def slicings_of(
+    dataset: Dataset, window: JudgedWindow, *, tables: Sequence[pa.Table], columns: Sequence[str]
+) -> tuple[Slicing, ...]:
+    """Groups by activity, popularity, age and length, and by those of the `columns` that have 2 to 12 values.
+
+    `tables` hold user_id or item_id and the columns, lines in any order. Users without an event before the request
+    and items without a training event are groups of their own: the cold ones.
+    """
+    items, users = window.relevant.values, window.relevant.lines
+    met = window.seen.sizes[users]
+    activity = _ranges("items met", np.array(_ACTIVITY), cold="cold: none met")
+    first_at = np.full(window.num_items, np.iinfo(np.int64).max)
+    np.minimum.at(first_at, dataset.events.item_rows, dataset.events.at)
+    age = (window.query_at[users] - first_at[items]) // _DAY_MS
+    found = [
+        Slicing("user activity", np.searchsorted(_ACTIVITY, met, side="right"), activity),
+        Slicing("item age, days", np.searchsorted(_AGES, age, side="right"), _ranges("days", np.array(_AGES))),
+        _by_popularity(dataset, window),
+        *_by_length(dataset, items),
+    ]
+    for table in tables:
+        for column in (name for name in columns if name in table.column_names):
+            of_items = "item_id" in table.column_names
+            ids, rows = (dataset.items, items) if of_items else (dataset.users, window.user_rows[users])
+            found += _by_column(table, column, ids, rows=rows, key="item_id" if of_items else "user_id")
+    return tuple(found)
+
+
+def digest_of_relevant(dataset: Dataset, window: JudgedWindow) -> str:
+    """SHA-256 of the pairs to be found, by ids: equal for runs that ask the same, however they number their rows."""
+    pairs = pa.table(
+        {
+            "user_id": dataset.users.ids.take(pa.array(window.user_rows[window.relevant.lines])).cast(pa.string()),
+            "item_id": dataset.items.ids.take(pa.array(window.relevant.values)).cast(pa.string()),
+        }
+    ).sort_by([("user_id", "ascending"), ("item_id", "ascending")])
+    digest = hashlib.sha256()
+    for column in pairs.columns:
+        digest.update("\n".join(column.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _split_of(window: JudgedWindow) -> Split:
+    return next(split for split in SPLITS if split == window.name)
+
+
+def _by_popularity(dataset: Dataset, window: JudgedWindow) -> Slicing:
+    """Tenths of the known items, by training events: the first holds the least popular."""
+    events = np.bincount(dataset.rows["train"].item_rows, minlength=window.num_items)
+    known = np.flatnonzero(~window.is_cold)
+    tenth = np.full(window.num_items, _TENTHS)
+    tenth[known[np.argsort(events[known], kind="stable")]] = np.arange(len(known)) * _TENTHS // max(len(known), 1)
+    names = (*(f"tenth {number + 1} of items" for number in range(_TENTHS)), "cold: no training event")
+    return Slicing("item popularity", tenth[window.relevant.values], names)
+
+
+def _by_length(dataset: Dataset, items: Int64[np.ndarray, "pairs"]) -> list[Slicing]:
+    length = np.full(len(dataset.items), np.nan, np.float32)
+    for rows in dataset.rows.values():
+        known = np.isfinite(rows.length_s)
+        length[rows.item_rows[known]] = rows.length_s[known]
+    of_pairs = length[items]
+    known_pairs = np.isfinite(of_pairs)
+    if not known_pairs.any():
+        return []
+    edges = np.unique(np.quantile(of_pairs[known_pairs], np.arange(1, _TENTHS) / _TENTHS))
+    group = np.where(known_pairs, np.searchsorted(edges, of_pairs, side="right"), -1)
+    return [Slicing("item length, s", group, _ranges("s", edges))]
+
+
+def _by_column(
+    table: pa.Table, column: str, ids: Vocabulary, *, rows: Int64[np.ndarray, "pairs"], key: str
+) -> list[Slicing]:
+    if pa.types.is_nested(table.schema.field(column).type):
+        return []
+    coded = table[column].cast(pa.string()).combine_chunks().dictionary_encode()
+    names = tuple(coded.dictionary.to_pylist())
+    if not 2 <= len(names) <= _MOST_VALUES:
+        return []
+    group = np.full(len(ids), -1, np.int64)
+    line = ids.rows_of(table[key])
+    there = line >= 0
+    group[line[there]] = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)[there]
+    return [Slicing(column, group[rows], names)]
+
+
+def _ranges(unit: str, edges: np.ndarray, *, cold: str | None = None) -> tuple[str, ...]:
+    """Names of the ranges between edges, as `np.searchsorted(edges, value, side="right")` numbers them."""
+    shown = [f"{edge:g}" for edge in edges.tolist()]
+    middle = (f"{first} to {end} {unit}" for first, end in zip(shown, shown[1:], strict=False))
+    return (cold or f"below {shown[0]} {unit}", *middle, f"from {shown[-1]} {unit}")
 
 
 def _ragged(keys: Int64[np.ndarray, "pairs"], users: int, num_items: int) -> Ragged:

@@ -1,0 +1,108 @@
+"""Values of single users on disk and back; runs compared user by user, or refused with what differs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.evaluate.test_judge import FACTS, world
+from twofold.dataset.vocabulary import Vocabulary
+from twofold.errors import RequestError, RunError
+from twofold.evaluate.compare import check_comparable, compare_runs, compare_seeds
+from twofold.evaluate.judge import Details, judge
+from twofold.evaluate.report import write_report
+from twofold.evaluate.slices import Slicing, slice_recall
+from twofold.evaluate.values import load_values, save_values
+
+
+def vocabulary(ids):
+    return Vocabulary(pa.array(ids), num_known=len(ids))
+
+
+def judged_run(folder, *, noise=0.0, to_find="a" * 64, shuffled=False, window=None):
+    """The evaluate/ folder of a run on one world; `shuffled` numbers its users and items anew."""
+    given, truth, before = world()
+    window = window or given
+    scores = truth + noise * np.random.default_rng(5).random(truth.shape).astype(np.float32)
+    halves = Slicing("half", window.relevant.lines % 2, ("even", "odd"))
+    details = Details(slicings=(halves,), to_find=to_find)
+    judged = judge(window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, details=details)
+    out = folder / "evaluate"
+    out.mkdir(parents=True)
+    write_report(judged.report, out)
+    users = vocabulary([f"u{row:03}" for row in range(len(truth))][:: -1 if shuffled else 1])
+    items = vocabulary(list(range(window.num_items)))
+    save_values(judged, window, out, users=users, items=items, slicings=(halves,))
+    return out, judged, halves, window
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_what_is_saved_is_what_was_judged(tmp_path, shuffled):
+    out, judged, halves, window = judged_run(tmp_path / "run", shuffled=shuffled)
+    values = load_values(out)
+    order = slice(None, None, -1 if shuffled else 1)
+    assert values.user_ids.to_pylist() == [f"u{row:03}" for row in range(150)]
+    for name, value in {**judged.catalogue.values, **judged.impressions.values}.items():
+        np.testing.assert_array_equal(values.metrics[name], value[order])
+    (kept,) = values.slicings
+    recall = slice_recall(values.ranks, values.relevant, kept, k=5)
+    np.testing.assert_array_equal(recall, slice_recall(judged.catalogue.ranks, window.relevant, halves, k=5)[order])
+
+
+def test_a_run_is_compared_with_its_base_on_the_same_users(tmp_path):
+    run, judged, _, _ = judged_run(tmp_path / "new")
+    base, worse, _, _ = judged_run(tmp_path / "old", noise=3.0, shuffled=False)
+    found = compare_runs(run, base)
+    assert (found.run, found.base, found.headline) == ("new", "old", "catalogue/recall@5")
+    line = next(line for line in found.metrics if line.metric == found.headline)
+    difference = judged.catalogue.values[found.headline] - worse.catalogue.values[found.headline]
+    assert line.minus.value == pytest.approx(difference.mean())
+    assert 0 < line.minus.low < line.minus.high
+    assert line.p_value < 1e-6
+    assert [(each.by, each.name, each.is_small) for each in found.slices.lines] == [
+        ("half", "even", True),
+        ("half", "odd", True),
+    ]
+
+
+def test_a_run_against_itself_differs_in_nothing(tmp_path):
+    run, *_ = judged_run(tmp_path / "new")
+    found = compare_runs(run, run)
+    assert {(line.minus.value, line.p_value) for line in found.metrics} == {(0.0, 1.0)}
+
+
+def test_a_base_run_of_another_split_is_refused_with_the_fields_that_differ(tmp_path):
+    window, *_ = world()
+    run, *_ = judged_run(tmp_path / "new")
+    other, *_ = judged_run(tmp_path / "other", to_find="b" * 64, window=replace(window, name="validation"))
+    message = (
+        r"new and .*other are not comparable, .*: window: test there, validation in the base run; "
+        r"to_find: aaaaaaaaaaaa… there, bbbbbbbbbbbb… in the base run\. Give both the same data, prepare\.split"
+    )
+    with pytest.raises(RequestError, match=message):
+        compare_runs(run, other)
+
+
+def test_runs_judged_before_there_were_values_say_how_to_get_them(tmp_path):
+    run, *_ = judged_run(tmp_path / "new")
+    report = json.loads((run / "report.json").read_text())
+    (run / "users.parquet").unlink()
+    with pytest.raises(RunError, match=r"users\.parquet is missing.*`twofold evaluate` on its"):
+        compare_runs(run, run)
+    (run / "report.json").write_text(json.dumps(report | {"question": None}))
+    with pytest.raises(RequestError, match=r"does not say what was asked.*`twofold evaluate` on its"):
+        check_comparable(run, run)
+
+
+def test_seeds_are_paired_and_a_missing_metric_or_partner_is_named(tmp_path):
+    run, *_ = judged_run(tmp_path / "new")
+    base, *_ = judged_run(tmp_path / "old", noise=3.0)
+    claim = compare_seeds([run] * 3, [base] * 3, metric="catalogue/recall@5")
+    assert claim.holds
+    assert compare_seeds([run], [base], metric="catalogue/recall@5").holds is None
+    with pytest.raises(RequestError, match="2 runs cannot be paired with 1 base runs: give one for each seed"):
+        compare_seeds([run, run], [base], metric="catalogue/recall@5")
+    with pytest.raises(RequestError, match=r"has no recall@5; it has catalogue/recall@1, "):
+        compare_seeds([run], [base], metric="recall@5")
