@@ -48,6 +48,7 @@ def test_an_added_item_is_found_at_once(live: LiveIndex) -> None:
     before = live.now
     live.put(table([7], [3]), np.float32([[9, 0]]))
     assert best(live)[0] == 7
+    assert before.vectors_of(np.array([3])).tolist() == live.now.vectors_of(np.array([3])).tolist()
     assert len(live.now) == ITEMS + 1
     assert live.now.rows_of([7, 100, 139, 8]).tolist() == [ITEMS, 0, ITEMS - 1, -1]
     assert live.now.vectors_of(np.array([ITEMS, 0]))[0].tolist() == [9, 0]

@@ -74,9 +74,10 @@ class Snapshot:
     def vectors_of(self, item_rows: Int64[np.ndarray, "asked"]) -> Float32[np.ndarray, "asked dim"]:
         """The vector of each item row, as last updated."""
         lines = self._lines_of(item_rows)
-        vectors = self.changed.index.vectors[lines]
-        is_built = lines < 0
-        vectors[is_built] = self.built.index.vectors[item_rows[is_built]]
+        is_new = lines >= 0
+        vectors = np.empty((len(item_rows), self.built.index.dim), np.float32)
+        vectors[is_new] = self.changed.index.vectors[lines[is_new]]
+        vectors[~is_new] = self.built.index.vectors[item_rows[~is_new]]
         return vectors
 
     def search(
