@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from twofold.explain.probes import effective_rank, gini, mean_cosine, probe_lists, probe_vectors
+from twofold.explain.probes import (
+    effective_rank,
+    found_among,
+    gini,
+    mean_cosine,
+    probe_cold_items,
+    probe_lists,
+    probe_norms,
+    probe_vectors,
+)
+from twofold.topk import Ragged
 
 
 def unit(vectors):
@@ -65,3 +75,38 @@ def test_gini_equals_the_mean_absolute_difference():
 def test_no_lists_at_all():
     probes = probe_lists(np.empty(0, np.int64), num_items=3, num_lists=0)
     assert {probe.name: probe.value for probe in probes}["coverage"] == 0.0
+
+
+def test_the_way_the_tail_went():
+    rng = np.random.default_rng(0)
+    events = rng.poisson(20, 300)
+    longer = unit(rng.normal(size=(300, 8))) * (1 + events[:, None]).astype(np.float32)
+    assert probe_norms(longer, events).value > 0.99
+    assert probe_norms((1 / longer).astype(np.float32), events).value < 0
+    for probe in (probe_norms(unit(longer), events), probe_norms(longer, np.ones(300, np.int64))):
+        assert probe.value is None
+        assert not probe.is_alarming
+
+
+def test_recall_that_hangs_on_ids_is_alarming():
+    found = np.array([True, True, False, True, True, True])
+    alone = probe_cold_items(found, np.array([False] * 6), k=10)
+    assert (alone.value, alone.is_alarming) == (0, True)
+    kept = probe_cold_items(found, np.array([True, False, True, True, False, False]), k=10)
+    assert (kept.value, kept.is_alarming) == (pytest.approx(3 / 5), False)
+    assert probe_cold_items(np.zeros(6, bool), found, k=10).value is None
+    assert probe_cold_items(found[:0], found[:0], k=10).value is None
+
+
+def test_found_among_is_the_rank_in_the_unseen_catalogue():
+    queries = np.array([[1, 0], [0, 1]], np.float32)
+    items = np.array([[3, 0], [2, 1], [1, 2], [0, 3]], np.float32)
+    relevant = Ragged(np.array([1, 2, 0]), np.array([0, 2, 3]))
+    seen = Ragged(np.array([0]), np.array([0, 1, 1]))
+    assert found_among(queries, items, relevant=relevant, seen=seen, k=1).tolist() == [True, False, False]
+    assert found_among(queries, items, relevant=relevant, seen=seen, k=4).tolist() == [True, True, True]
+
+
+def test_every_threshold_says_where_it_comes_from():
+    probes = probe_vectors(unit(np.random.default_rng(0).normal(size=(50, 4))))
+    assert {probe.source for probe in probes} == {"not measured"}

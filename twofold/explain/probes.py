@@ -1,31 +1,41 @@
 """Collapse and sameness as numbers: what "the same items for everyone" and "no variety" mean, with alarms.
 
-The thresholds are guesses, not measured: they are where a person who looks at the lists would complain. A picture of
-the vectors decides nothing; these do.
+Most thresholds are guesses, and say "not measured": they are where a person who looks at the lists would complain. A
+picture of the vectors decides nothing; these do.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Int64
+import scipy.stats
+from jaxtyping import Bool, Float32, Int64
 
+from twofold.topk import Ragged, blocks, exclude, top_k
+
+_CELLS: Final = 2**22
 HUB_SHARE: Final = 0.01  # the items that occur most, as a share of the catalogue
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One number, what it means, and when it is alarming: above `alarm_above` or below `alarm_below`."""
+    """One number, what it means, and when it is alarming: above `alarm_above` or below `alarm_below`.
+
+    The value is None where it does not exist; `meaning` then says why. `source` is where the threshold comes from.
+    """
 
     name: str
-    value: float
+    value: float | None
     meaning: str
     alarm_above: float | None = None
     alarm_below: float | None = None
+    source: str = "not measured"
 
     @property
     def is_alarming(self) -> bool:
         """Whether the value lies beyond its threshold."""
+        if self.value is None:
+            return False
         too_high = self.alarm_above is not None and self.value > self.alarm_above
         return too_high or (self.alarm_below is not None and self.value < self.alarm_below)
 
@@ -59,6 +69,51 @@ def probe_lists(item_rows: Int64[np.ndarray, "places"], *, num_items: int, num_l
         Probe("commonest_item", most, "of all lists hold the commonest item", alarm_above=0.5),
         Probe("gini", gini(counts), "0: every item equally often, 1: one item only", alarm_above=0.98),
     )
+
+
+def probe_norms(vectors: Float32[np.ndarray, "items dim"], events: Int64[np.ndarray, "items"]) -> Probe:
+    """Which way did the tail go: are vectors of popular items long? `events` are those of training, an item each."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    if np.ptp(lengths) <= 1e-3 * lengths.max(initial=0) or np.ptp(events) == 0:
+        return Probe("norm_popularity", None, "all vectors are equally long, or all items equally popular")
+    return Probe(
+        "norm_popularity",
+        float(scipy.stats.spearmanr(lengths, events).statistic),
+        "rank correlation of length and events: a bonus to the popular under dot, a penalty under distance",
+    )
+
+
+def probe_cold_items(found: Bool[np.ndarray, "pairs"], found_masked: Bool[np.ndarray, "pairs"], *, k: int) -> Probe:
+    """How well would new items be found? `found_masked`: each pair found among k when no item's id is known."""
+    with_ids = float(found.mean()) if len(found) else 0.0
+    if with_ids == 0:
+        return Probe("ids_masked", None, f"nothing is found among {k} even with ids")
+    masked = float(found_masked.mean())
+    return Probe(
+        "ids_masked",
+        masked / with_ids,
+        f"of recall@{k} is left when item ids are masked ({masked:.3f} of {with_ids:.3f}): what a new item can reach",
+        alarm_below=0.2,
+    )
+
+
+def found_among(
+    queries: Float32[np.ndarray, "users dim"],
+    items: Float32[np.ndarray, "items dim"],
+    *,
+    relevant: Ragged,
+    seen: Ragged,
+    k: int,
+) -> Bool[np.ndarray, "pairs"]:
+    """Whether each relevant item stands among a user's k best by inner product, seen items left out."""
+    found = np.zeros(len(relevant.values), bool)
+    for users in blocks(len(queries), max(1, _CELLS // len(items))):
+        scores = queries[users] @ items.T
+        exclude(scores, seen.part(users))
+        answers, wanted = top_k(scores, k).item_rows, relevant.part(users)
+        first = relevant.offsets[users.start]
+        found[first : first + len(wanted.values)] = (answers[wanted.lines] == wanted.values[:, None]).any(axis=1)
+    return found
 
 
 def effective_rank(vectors: Float32[np.ndarray, "items dim"]) -> float:
