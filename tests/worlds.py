@@ -140,6 +140,25 @@ def liking(items: np.ndarray, num_items: int) -> np.ndarray:
     return 0.9 * (1 - items / num_items) ** 2 + 0.02
 
 
+# --- walks: order alone tells what comes next -------------------------------------------------------------------------
+
+
+def walks(folder: Path, *, num_users: int = 240, num_items: int = 60) -> Recipe:
+    """Users like the items of a circle one after another, half of them in one direction and half in the other.
+
+    Twelve likes in training, one on the day of validation, one on that of test: the item next to the last one. Those
+    who know which items were liked, but not in which order, choose between the two ends.
+    """
+    draw = np.random.default_rng(5)
+    lines = []
+    for user in range(num_users):
+        items = (draw.integers(num_items) + np.arange(14) * draw.choice([-1, 1])) % num_items
+        moments = [day * DAY_MS + third * DAY_MS // 3 for day in TRAIN_DAYS for third in range(3)]
+        moments += [VALIDATION * DAY_MS, TEST * DAY_MS]
+        lines += list(zip([user] * 14, items, moments, [True] * 14, strict=True))
+    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
+
+
 # --- planted length bias ----------------------------------------------------------------------------------------------
 
 

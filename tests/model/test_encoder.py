@@ -46,7 +46,7 @@ def test_numbers_go_in_as_they_are_or_through_a_layer_of_their_own():
     torch.manual_seed(0)
     encoder = Encoder((Number("age"), Number("rate", expand=3), Number("shares", 2)), Layers(4))
     inputs = {"age": torch.tensor([2.0]), "rate": torch.tensor([0.5]), "shares": torch.tensor([[0.25, 0.75]])}
-    rate = torch.relu(encoder.expansions["rate"][0](torch.tensor([0.5])))
+    rate = torch.relu(encoder.readers["rate"][0](torch.tensor([0.5])))
     flat = torch.cat([torch.tensor([2.0]), rate, torch.tensor([0.25, 0.75])])
     torch.testing.assert_close(encoder(inputs), torch.nn.functional.normalize(encoder.layers(flat[None])))
 

@@ -61,3 +61,25 @@ def test_what_cannot_be_learned_is_refused(
 )
 def test_what_can_be_is_not(retriever: dict[str, Any], loss: dict[str, Any], prepare: dict[str, Any]) -> None:
     assert recipe(retriever, loss, **prepare).train.loss.kind == loss["kind"]
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "message"),
+    [
+        ({"kind": "sequence", "heads": 3}, {"kind": "id"}, "3 heads of a sequence need a retriever.dim that is a mult"),
+        (
+            {"kind": "sequence"},
+            {"kind": "category", "column": "creator"},
+            "positives_sequence shares the table of the item tower's id, and that tower reads none: add {kind: id}",
+        ),
+        (
+            {"kind": "history", "table": "shared", "over": "look"},
+            {"kind": "id"},
+            "over: look is read, and not the table of ids: delete over, or table",
+        ),
+    ],
+)
+def test_a_history_that_cannot_be_read_so_is_refused(user: dict[str, Any], item: dict[str, Any], message: str) -> None:
+    features = {"user": [{"of": "positives", **user}], "item": [item], "vectors": {"look": {}}}
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate(ASKED | {"features": features, "retriever": {"kind": "two_tower", "dim": 64}})

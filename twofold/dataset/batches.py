@@ -12,9 +12,12 @@ from twofold.dataset.arrays import Dataset
 from twofold.dataset.features import Inputs, Queries, item_inputs, queries_at, user_inputs
 from twofold.dataset.order import Order
 from twofold.dataset.rows import Rows
+from twofold.dataset.sequences import sequence_inputs
 from twofold.topk import blocks
 
 TensorInputs = Mapping[str, Tensor]
+QUERY_EVENTS = 2**16
+"""Of histories at once, where users ask: a sequence encoder holds some kilobytes for each."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,16 @@ def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]
     """The batch of these lines: histories strictly before each line's own moment, item features at that moment."""
     state, asked = dataset.features, rows.take(lines)
     user_rows, item_rows, at = (np.ascontiguousarray(part) for part in (asked.user_rows, asked.item_rows, asked.at))
-    positives = dataset.positives.last(user_rows, asked.positives_before, n=state.history_length("positives"))
-    negatives = dataset.negatives.last(user_rows, asked.negatives_before, n=state.history_length("negatives"))
+    longest_positives, longest_negatives = (
+        state.history_length(of, sequences=False) for of in ("positives", "negatives")
+    )
+    positives = dataset.positives.last(user_rows, asked.positives_before, n=longest_positives)
+    negatives = dataset.negatives.last(user_rows, asked.negatives_before, n=longest_negatives)
     queries = Queries(user_rows, at, positives, negatives, asked.at_is_known)
+    sequences = sequence_inputs(state, {"positives": dataset.positives, "negatives": dataset.negatives}, asked)
     facts = to_tensors({name: getattr(asked, name) for name in ("label", "target", "length_s", "weight")})
     return Batch(
-        user=to_tensors(user_inputs(state, dataset.user_arrays, queries, asked.counted)),
+        user=to_tensors(user_inputs(state, dataset.user_arrays, queries, asked.counted, sequences=sequences)),
         item=to_tensors(item_inputs(state, dataset.item_arrays, item_rows=item_rows, at=at, counts=asked.counted)),
         user_rows=torch.from_numpy(user_rows),
         item_rows=torch.from_numpy(item_rows),
@@ -68,11 +75,12 @@ def epoch_batches(dataset: Dataset, rows: Rows, order: Order, *, seed: tuple[int
 
 
 def query_batches(
-    dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"], *, size: int = 4096
+    dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
 ) -> Iterator[TensorInputs]:
     """What the user tower reads when these users ask at these moments, in blocks."""
     state, arrays = dataset.features, dataset.user_arrays
-    for part in blocks(len(user_rows), size):
+    longest = max(1, *(state.history_length(of) for of in ("positives", "negatives")))
+    for part in blocks(len(user_rows), max(QUERY_EVENTS // longest, 1)):
         queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows[part], at=at[part])
         yield to_tensors(user_inputs(state, arrays, queries))
 

@@ -35,6 +35,7 @@ from twofold.recipe.features import (
     ItemFeature,
     NumberFeature,
     ProfileFeature,
+    SequenceFeature,
     TimeFeature,
     UserFeature,
     VectorFeature,
@@ -43,7 +44,8 @@ from twofold.recipe.features import (
 from twofold.topk import blocks
 
 ATTRIBUTES = (CategoryFeature, NumberFeature, ProfileFeature)
-"""What is read of the users table."""
+"""What reads a column of the users table that the recipe names."""
+_OF_USERS = (IdFeature, *ATTRIBUTES)
 
 Inputs = Mapping[str, np.ndarray]
 """One array a feature, by `feature_name`; the first dimension is the batch."""
@@ -62,10 +64,10 @@ class FeatureState:
     vocabularies: Mapping[str, Vocabulary]
     scales: Mapping[str, Scale]
 
-    def history_length(self, of: Literal["positives", "negatives"]) -> int:
-        """How many events of this kind the user tower reads; 0 if it does not read them."""
-        read = [f for f in self.features.user if isinstance(f, HistoryFeature | ClusterFeature) and f.of == of]
-        return max((feature.last for feature in read), default=0)
+    def history_length(self, of: Literal["positives", "negatives"], *, sequences: bool = True) -> int:
+        """How many events of this kind the user tower reads, in sequences or beside them; 0 if it does not."""
+        kinds = HistoryFeature | ClusterFeature | SequenceFeature if sequences else HistoryFeature | ClusterFeature
+        return max((f.last for f in self.features.user if isinstance(f, kinds) and f.of == of), default=0)
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,10 @@ def fit_features(
                 case CounterFeature():
                     values = train.counted[feature_name(feature)]
                     scales[key] = fit_scale(values[block] for block in blocks(len(values), BATCH_ROWS))
-                case HistoryFeature() | ClusterFeature() | TimeFeature() | ProfileFeature():
+                case HistoryFeature() | SequenceFeature() | ClusterFeature() | TimeFeature() | ProfileFeature():
                     pass
+                case IdFeature() if tower == "user":
+                    vocabularies[key] = build_vocabulary(table["user_id"], table["user_id"])
                 case IdFeature() | VectorFeature():
                     pass
                 case _:
@@ -237,10 +241,18 @@ def queries_at(
     )
 
 
-def user_inputs(state: FeatureState, users: UserArrays, queries: Queries, counts: Inputs | None = None) -> Inputs:
-    """What the user tower reads of a request. Histories are padded on the left.
+def user_inputs(
+    state: FeatureState,
+    users: UserArrays,
+    queries: Queries,
+    counts: Inputs | None = None,
+    *,
+    sequences: Inputs | None = None,
+) -> Inputs:
+    """What the user tower reads of a request. Histories are padded on the left, sequences on the right.
 
-    `counts` is what `counted` says of the users at these moments, where that is known already.
+    `counts` is what `counted` says of the users at these moments, and `sequences` what `sequence_inputs` makes of many
+    requests of one user, where they are known already.
     """
     if counts is None:
         counts = counted(state.features.user, users.counters, rows=queries.user_rows, at=queries.at)
@@ -251,17 +263,20 @@ def user_inputs(state: FeatureState, users: UserArrays, queries: Queries, counts
             case HistoryFeature(of=of, last=last, over=over):
                 history = _newest(queries, of, last)
                 inputs[name] = id_rows(history, state.num_known_items) if over is None else history
+            case SequenceFeature(of=of, last=last):
+                if sequences is None:
+                    inputs[name] = pushed_left(id_rows(_newest(queries, of, last), state.num_known_items))
             case ClusterFeature(of=of, last=last, k=k):
                 inputs[name] = _shares(users.clusters[cluster_key(feature)].take(_newest(queries, of, last)), k)
             case TimeFeature(of=of):
                 inputs[name] = _clock(of, queries, state.utc_offset_h)
-            case CategoryFeature() | NumberFeature() | ProfileFeature():
+            case IdFeature() | CategoryFeature() | NumberFeature() | ProfileFeature():
                 inputs[name] = users.attributes[name][queries.user_rows]
             case CounterFeature():
                 inputs[name] = state.scales[f"user.{name}"].apply(counts[name])
             case _:
                 assert_never(feature)
-    return inputs
+    return {**inputs, **(sequences or {})}
 
 
 def id_rows(table_rows: Int32[np.ndarray, "*shape"], num_known_items: int) -> Int32[np.ndarray, "*shape"]:
@@ -285,6 +300,12 @@ def _newest(queries: Queries, of: Literal["positives", "negatives"], last: int) 
     return history[:, history.shape[1] - last :]
 
 
+def pushed_left(rows: Int32[np.ndarray, "batch length"]) -> Int32[np.ndarray, "batch length"]:
+    """Each line's rows that are not 0, in their order, and then zeros: a cold item leaves no hole."""
+    order = np.argsort(rows == 0, axis=1, kind="stable")
+    return np.take_along_axis(rows, order, axis=1)
+
+
 def _shares(clusters: Int32[np.ndarray, "batch length"], k: int) -> Float32[np.ndarray, "batch k"]:
     """How a line's clusters (1 to k, 0 = none) are shared out: sums to 1, or to 0 where there are none."""
     first = np.arange(len(clusters))[:, None] * (k + 1)
@@ -302,10 +323,16 @@ def _clock(of: Literal["hour", "weekday"], queries: Queries, utc_offset_h: int) 
 
 
 def _attribute(
-    feature: CategoryFeature | NumberFeature | ProfileFeature, table: pa.Table, state: FeatureState, *, tower: str
+    feature: IdFeature | CategoryFeature | NumberFeature | ProfileFeature,
+    table: pa.Table,
+    state: FeatureState,
+    *,
+    tower: str,
 ) -> Shaped[np.ndarray, "lines *width"]:
     key = f"{tower}.{feature_name(feature)}"
     match feature:
+        case IdFeature():
+            return value_rows(table[f"{tower}_id"], state.vocabularies[key])
         case CategoryFeature(column=column):
             return value_rows(table[column], state.vocabularies[key])
         case NumberFeature(column=column, scale=scale):
@@ -352,7 +379,7 @@ def load_features(folder: Path) -> FeatureState:
 def save_user_attributes(state: FeatureState, users: pa.Table, folder: Path) -> None:
     """Writes the columns that the user tower reads, a line a user, and nobody's; `users` is in row order."""
     for feature in state.features.user:
-        if isinstance(feature, ATTRIBUTES):
+        if isinstance(feature, _OF_USERS):
             values = _attribute(feature, users, state, tower="user")
             nobody = np.zeros((1, *values.shape[1:]), values.dtype)
             np.save(folder / "user_arrays" / f"{feature_name(feature)}.npy", np.concatenate([values, nobody]))
@@ -361,7 +388,7 @@ def save_user_attributes(state: FeatureState, users: pa.Table, folder: Path) -> 
 def load_user_arrays(features: Features, folder: Path) -> UserArrays:
     """Maps what a dataset/ folder, or a bundle, holds of users."""
     arrays = folder / "user_arrays"
-    attributes = [feature_name(f) for f in features.user if isinstance(f, ATTRIBUTES)]
+    attributes = [feature_name(f) for f in features.user if isinstance(f, _OF_USERS)]
     clusters = [cluster_key(f) for f in features.user if isinstance(f, ClusterFeature)]
     return UserArrays(
         {name: map_array(arrays / f"{name}.npy") for name in attributes},

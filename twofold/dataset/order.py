@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from twofold.dataset.sequences import sequence_order
+
 
 @dataclass(frozen=True)
 class Order:
@@ -18,6 +20,11 @@ class Order:
     batch_size: int
     groups: Int32[np.ndarray, "lines"] | None = None
     """A number a line: no batch mixes two of them, and each must fill a batch. The order of the batches mixes them."""
+    together: int = 1
+    """Up to so many lines of one user, in the order of time, stay together: a sequence encoder reads them in one pass.
+    """
+    user_rows: Int64[np.ndarray, "lines"] | None = None
+    """Read where lines stay together; they rise."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -35,7 +42,11 @@ class Order:
         [[0, 0], [0, 0], [1, 1]]
         """
         draw = np.random.default_rng(seed)
-        places = draw.permutation(len(self.lines))
+        if self.together > 1:
+            assert self.user_rows is not None
+            places = sequence_order(self.user_rows, most=self.together, batch_size=self.batch_size, draw=draw)
+        else:
+            places = draw.permutation(len(self.lines))
         if self.groups is None:
             size = min(self.batch_size, len(places))
             return places[: len(self) * size].reshape(-1, size)

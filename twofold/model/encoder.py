@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from twofold.model.sequence import SequenceEncoder
+
 INITIAL_STD = 0.1
 """Of embedding rows. Measured on the shipped log against PyTorch's 1.0, which needs twice the epochs."""
 WINDOWS: Final = (1, 3, 10, 30, 100)
@@ -35,7 +37,8 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Pool:
-    """The vectors of a line's rows, newest last: their mean, the means of its last 1, 3, 10, 30, 100, or side by side.
+    """The vectors of a line's rows, newest last: their mean, the means of its last 1, 3, 10, 30, 100, their mean by
+    learnt weights (Yang et al., *Hierarchical attention networks*, NAACL 2016, equations 8 to 10), or side by side.
 
     Row 0 is padding and left out of means; an empty line gives zeros. `over` names a table of given vectors in place of
     a trained one.
@@ -44,7 +47,7 @@ class Pool:
     name: str
     rows: int
     dim: int
-    pool: Literal["mean", "windows", "concat"] = "mean"
+    pool: Literal["mean", "windows", "attention", "concat"] = "mean"
     length: int | None = None
     """Rows a line; None: any number, for a mean."""
     over: str | None = None
@@ -53,7 +56,7 @@ class Pool:
     def width(self) -> int:
         """Of what it gives the layers."""
         match self.pool:
-            case "mean":
+            case "mean" | "attention":
                 return self.dim
             case "windows":
                 return self.dim * len(self.windows)
@@ -65,6 +68,29 @@ class Pool:
     def windows(self) -> tuple[int, ...]:
         """Those of `WINDOWS` that are no longer than a line."""
         return tuple(window for window in WINDOWS if self.length is None or window <= self.length)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The vectors of a line's rows in order, oldest first, padded on the right with row 0, read by a
+    `SequenceEncoder`: what it says after the last of them.
+
+    Where `NAME.places` is given, the rows are those of whole sequences, and each place asks for one of the
+    encoder's outputs, counted through all sequences.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    length: int
+    depth: int
+    heads: int
+    dropout: float
+
+    @property
+    def width(self) -> int:
+        """Of what it gives the layers."""
+        return self.dim
 
 
 @dataclass(frozen=True)
@@ -83,7 +109,7 @@ class Number:
         return self.expand or self.dim
 
 
-Block = Lookup | Pool | Number
+Block = Lookup | Pool | Sequence | Number
 
 
 @dataclass(frozen=True)
@@ -104,20 +130,28 @@ class Encoder(nn.Module):
     """Concatenates its blocks, then the layers: `Float[batch dim]`."""
 
     def __init__(
-        self, blocks: tuple[Block, ...], layers: Layers, *, given: Mapping[str, Float[Tensor, "rows _"]] | None = None
+        self,
+        blocks: tuple[Block, ...],
+        layers: Layers,
+        *,
+        given: Mapping[str, Float[Tensor, "rows _"]] | None = None,
+        lent: Mapping[str, nn.Embedding] | None = None,
     ) -> None:
         """`given` are the tables that blocks read `over`, with row 0 for none. They are never trained, and no part of
-        the saved weights: whoever builds the encoder has them.
+        the saved weights: whoever builds the encoder has them. `lent` are the tables, by the name of the block, that
+        are another encoder's, which trains and saves them.
         """
         super().__init__()
         self.blocks = blocks
+        self.lent = dict(lent or {})  # a plain dict: tables in it are not this module's
         self.tables = nn.ModuleDict(
             {
                 block.name: _table(
                     block.rows, block.dim, none_is_trained=isinstance(block, Lookup) and block.dropout > 0
                 )
                 for block in blocks
-                if isinstance(block, Lookup) or (isinstance(block, Pool) and block.over is None)
+                if block.name not in self.lent
+                and (isinstance(block, Lookup | Sequence) or (isinstance(block, Pool) and block.over is None))
             }
         )
         for name, table in (given or {}).items():
@@ -125,37 +159,55 @@ class Encoder(nn.Module):
         self.layers = _sequence(layers, width=sum(block.width for block in blocks))
         self.dim = layers.dim
         self.is_unit_length = layers.unit_length
-        self.expansions = nn.ModuleDict(
-            {
-                block.name: nn.Sequential(nn.Linear(block.dim, block.expand), nn.ReLU())
-                for block in blocks
-                if isinstance(block, Number) and block.expand
-            }
-        )
+        self.readers = nn.ModuleDict({block.name: reader for block in blocks if (reader := _reader(block)) is not None})
+
+    def table_of(self, block: Block) -> nn.Embedding:
+        """The trained table that a block reads, whoever's it is."""
+        table = self.lent[block.name] if block.name in self.lent else self.tables[block.name]
+        assert isinstance(table, nn.Embedding)
+        return table
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """`inputs` holds one tensor a block by its name; others are ignored."""
-        parts = [self._embed(block, inputs[block.name]) for block in self.blocks]
+        parts = [self._embed(block, inputs[block.name], inputs.get(f"{block.name}.places")) for block in self.blocks]
         vectors: Tensor = self.layers(torch.cat(parts, dim=1))
         return functional.normalize(vectors, dim=1) if self.is_unit_length else vectors
 
-    def _embed(self, block: Block, values: Tensor) -> Float[Tensor, "batch width"]:
+    def _embed(self, block: Block, values: Tensor, places: Tensor | None = None) -> Float[Tensor, "batch width"]:
         match block:
             case Lookup():
                 if self.training and block.dropout:
                     values = values * (torch.rand(values.shape, device=values.device) >= block.dropout)
-                found: Tensor = self.tables[block.name](values)
+                found: Tensor = self.table_of(block)(values)
                 return found
             case Pool():
-                table = self.tables[block.name].weight if block.over is None else getattr(self, _buffer(block.over))
+                table = self.table_of(block).weight if block.over is None else getattr(self, _buffer(block.over))
                 assert isinstance(table, Tensor)
-                return _pooled(block, table, values)
+                weigh = self.readers[block.name] if block.name in self.readers else None  # noqa: SIM401 - it has no get
+                return _pooled(block, table, values, weigh)
+            case Sequence():
+                return _read(self.readers[block.name], self.table_of(block), values, places)
             case Number():
                 numbers = values.reshape(-1, block.dim)
-                expanded: Tensor = self.expansions[block.name](numbers) if block.expand else numbers
+                expanded: Tensor = self.readers[block.name](numbers) if block.expand else numbers
                 return expanded
             case _:
                 assert_never(block)
+
+
+def _reader(block: Block) -> nn.Module | None:
+    """What a block has of its own beside a table."""
+    match block:
+        case Number(expand=expand) if expand:
+            return nn.Sequential(nn.Linear(block.dim, expand), nn.ReLU())
+        case Pool(pool="attention"):
+            return nn.Sequential(nn.Linear(block.dim, block.dim), nn.Tanh(), nn.Linear(block.dim, 1, bias=False))
+        case Sequence():
+            return SequenceEncoder(
+                block.dim, length=block.length, depth=block.depth, heads=block.heads, dropout=block.dropout
+            )
+        case _:
+            return None
 
 
 def mean_of_rows(table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
@@ -167,8 +219,34 @@ def mean_of_rows(table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch leng
     return functional.embedding_bag(rows, table, mode="mean", padding_idx=0)
 
 
+def _attended(
+    weigh: nn.Module, table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch length"]
+) -> Float[Tensor, "batch dim"]:
+    """The mean of the table's rows a line by the softmax of what `weigh` says of them; zero for an empty line."""
+    vectors = functional.embedding(rows, table)
+    present = (rows != 0)[:, :, None]
+    weights: Tensor = weigh(vectors).masked_fill(~present, torch.finfo(table.dtype).min).softmax(dim=1) * present
+    return (vectors * weights).sum(dim=1)
+
+
+def _read(
+    encoder: nn.Module, table: nn.Embedding, rows: Int[Tensor, "sequences length"], places: Tensor | None
+) -> Float[Tensor, "batch dim"]:
+    """The encoder's outputs at these places; default: after the last row of each sequence."""
+    if places is None:
+        counts = (rows != 0).sum(dim=1)
+        if not torch.compiler.is_exporting():  # no work on what is padding in every line
+            rows = rows[:, : max(int(counts.max()), 1)]
+        places = torch.arange(rows.shape[0], device=rows.device) * (rows.shape[1] + 1) + counts
+    read: Tensor = encoder(table(rows)).flatten(0, 1)
+    return read[places]
+
+
 def _pooled(
-    block: Pool, table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch length"]
+    block: Pool,
+    table: Float[Tensor, "rows dim"],
+    rows: Int[Tensor, "batch length"],
+    weigh: nn.Module | None = None,
 ) -> Float[Tensor, "batch width"]:
     match block.pool:
         case "mean":
@@ -177,6 +255,9 @@ def _pooled(
             return torch.cat([mean_of_rows(table, rows[:, -window:]) for window in block.windows], dim=1)
         case "concat":
             return functional.embedding(rows, table).flatten(start_dim=1)
+        case "attention":
+            assert weigh is not None
+            return _attended(weigh, table, rows)
 
 
 def _buffer(name: str) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from twofold.dataset.features import FeatureState
-from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool
+from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool, Sequence
 from twofold.recipe import training
 from twofold.recipe.features import (
     AgeFeature,
@@ -27,6 +27,7 @@ from twofold.recipe.features import (
     ItemFeature,
     NumberFeature,
     ProfileFeature,
+    SequenceFeature,
     TimeFeature,
     UserFeature,
     VectorFeature,
@@ -95,7 +96,10 @@ def build_two_tower(
         batch_norm=recipe.output == "batch_norm",
         unit_length=recipe.output == "l2" or isinstance(recipe.score, training.Cosine),
     )
-    return TwoTower(Encoder(user, layers, given=given), Encoder(item, layers), score=recipe.score)
+    items = Encoder(item, layers)
+    shared = [feature_name(feature) for feature in state.features.user if getattr(feature, "table", "own") == "shared"]
+    lent = {name: items.table_of(block) for block in item if block.name == "id" for name in shared}
+    return TwoTower(Encoder(user, layers, given=given, lent=lent), items, score=recipe.score)
 
 
 def _block(
@@ -107,6 +111,8 @@ def _block(
             if over is None:
                 return Pool(name, 1 + state.num_known_items, dim, pool, last)
             return Pool(name, 0, widths[over], pool, last, over)
+        case SequenceFeature(last=last, depth=depth, heads=heads, dropout=dropout):
+            return Sequence(name, 1 + state.num_known_items, dim, last, depth=depth, heads=heads, dropout=dropout)
         case ClusterFeature():
             return Number(name, feature.k)
         case ProfileFeature():
@@ -114,7 +120,8 @@ def _block(
         case VectorFeature():
             return Number(name, widths[feature.of])
         case IdFeature():
-            return Lookup(name, 1 + state.num_known_items, dim, feature.dropout)
+            known = state.num_known_items if tower == "item." else len(state.vocabularies[tower + name])
+            return Lookup(name, 1 + known, dim, feature.dropout)
         case TimeFeature():
             return Lookup(name, 1 + (24 if feature.of == "hour" else 7), feature.dim)
         case CategoryFeature():
@@ -168,9 +175,10 @@ def describe_model(model: TwoTower) -> list[ModelPart]:
     parts = []
     for tower_name, tower in (("user", model.user), ("item", model.item)):
         for block in tower.blocks:
-            modules = [held[block.name] for held in (tower.tables, tower.expansions) if block.name in held]
+            modules = [held[block.name] for held in (tower.tables, tower.readers) if block.name in held]
             count = sum(parameter.numel() for module in modules for parameter in module.parameters())
-            parts.append(ModelPart(tower_name, block.name, _shape(block), count))
+            shape = f"{_shape(block)}, the item's table" if block.name in tower.lent else _shape(block)
+            parts.append(ModelPart(tower_name, block.name, shape, count))
         for layer in tower.layers:
             count = sum(parameter.numel() for parameter in layer.parameters())
             match layer:
@@ -190,6 +198,8 @@ def _shape(block: Block) -> str:
         case Pool():
             held = f"{block.rows:,} rows" if block.over is None else f"given {block.over}"
             return f"{held}, {block.pool} → {block.width}"
+        case Sequence():
+            return f"{block.rows:,} rows, {block.depth} causal layers of {block.heads} heads → {block.width}"
         case Number():
             return f"number{f' → {block.dim}' if block.expand else ''} → {block.width}"
         case _:
@@ -242,6 +252,8 @@ def _nothing(block: Block, *, lines: int) -> Tensor:
             return torch.zeros(lines, dtype=torch.int32)
         case Pool():
             assert block.length is not None, "the user tower pools histories, whose length is fixed"
+            return torch.zeros((lines, block.length), dtype=torch.int32)
+        case Sequence():
             return torch.zeros((lines, block.length), dtype=torch.int32)
         case Number():
             return torch.zeros(lines if block.dim == 1 else (lines, block.dim))

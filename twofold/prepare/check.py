@@ -17,6 +17,7 @@ from twofold.recipe.features import (
     ItemFeature,
     NumberFeature,
     ProfileFeature,
+    SequenceFeature,
     TimeFeature,
     UserFeature,
     VectorFeature,
@@ -141,7 +142,9 @@ def _is_number(type_: str) -> bool:
 
 def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *, field: str, path: Path) -> None:
     match feature:
-        case IdFeature() | TimeFeature() | HistoryFeature() | ClusterFeature() | VectorFeature() | CounterFeature():
+        case IdFeature() | TimeFeature() | VectorFeature() | CounterFeature():
+            return  # of what the recipe or the log itself must have
+        case HistoryFeature() | SequenceFeature() | ClusterFeature():
             return  # of what the recipe or the log itself must have
         case CategoryFeature() | BagFeature() | NumberFeature() | ProfileFeature():
             column, where = feature.column, f"{field}.column"

@@ -35,8 +35,38 @@ class HistoryFeature(Part):
     """How many of them, the newest."""
     over: str | None = None
     """One of `features.vectors`; default: vectors of the items' ids, trained."""
-    pool: Literal["mean", "windows", "concat"] = "mean"
-    """One mean; the last item and the means of the last 3, 10, 30, 100; or all, newest last, side by side."""
+    table: Literal["own", "shared"] = "own"
+    """Trained vectors of the feature's own, or those that the item tower reads its id in."""
+    pool: Literal["mean", "windows", "attention", "concat"] = "mean"
+    """One mean; the last item and the means of the last 3, 10, 30, 100; a mean by weights that are learnt; or all,
+    newest last, side by side.
+    """
+
+    @model_validator(mode="after")
+    def _one_source(self) -> HistoryFeature:
+        if self.over is not None and self.table == "shared":
+            raise ValueError(f"over: {self.over} is read, and not the table of ids: delete over, or table")
+        return self
+
+
+class SequenceFeature(Part):
+    """The user's last events of one kind, strictly before the moment asked for, read in their order by a causal
+    transformer; all of a user's moments are learnt from in one pass.
+    """
+
+    kind: Literal["sequence"]
+    of: Literal["positives", "negatives"]
+    """Which events: those of the positive or of the negative rule."""
+    last: int = Field(default=200, ge=1, le=10_000)
+    """How many of them, the newest."""
+    table: Literal["own", "shared"] = "shared"
+    """Trained vectors of the feature's own, or those that the item tower reads its id in."""
+    depth: int = Field(default=2, ge=1, le=64)
+    """Layers."""
+    heads: int = Field(default=2, ge=1, le=64)
+    """Of attention; retriever.dim must be a multiple of twice as many."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of what each layer adds, and of what it reads first, that a training step leaves out."""
 
 
 class ClusterFeature(Part):
@@ -76,16 +106,6 @@ class ProfileFeature(Part):
 # --- the item's -------------------------------------------------------------------------------------------------------
 
 
-class IdFeature(Part):
-    """One trained vector an item. Items the training window does not hold share one `unknown` row."""
-
-    kind: Literal["id"]
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the rows of a training step that are read as the `unknown` item, whose vector is then trained: what
-    cold items are found by. 0: it is zero.
-    """
-
-
 class BagFeature(Part):
     """The mean of the trained vectors of a list column's values: tags, genres."""
 
@@ -110,6 +130,18 @@ class VectorFeature(Part):
 
 
 # --- either's ---------------------------------------------------------------------------------------------------------
+
+
+class IdFeature(Part):
+    """One trained vector an item, or a user. Those that the training window does not hold share one `unknown` row. A
+    user tower with it answers a posted history as it answers for an unknown user.
+    """
+
+    kind: Literal["id"]
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the rows of a training step that are read as the `unknown` one, whose vector is then trained: what cold
+    items are found by. 0: it is zero.
+    """
 
 
 class CategoryFeature(Part):
@@ -155,7 +187,15 @@ class CounterFeature(Part):
 
 
 UserFeature = Annotated[
-    HistoryFeature | ClusterFeature | TimeFeature | ProfileFeature | CategoryFeature | NumberFeature | CounterFeature,
+    HistoryFeature
+    | SequenceFeature
+    | ClusterFeature
+    | TimeFeature
+    | ProfileFeature
+    | IdFeature
+    | CategoryFeature
+    | NumberFeature
+    | CounterFeature,
     Field(discriminator="kind"),
 ]
 ItemFeature = Annotated[
@@ -170,7 +210,7 @@ class Features(Part):
     vectors: Mapping[str, Vectors] = {}
     """Vectors of items by name, for `over:` and for kind: vector."""
     user: tuple[UserFeature, ...] = Field(min_length=1)
-    """The user tower's; no user id, so that it serves users it never saw."""
+    """The user tower's. Without an id it serves users it never saw as well as the others."""
     item: tuple[ItemFeature, ...] = Field(min_length=1)
     """The item tower's."""
 
@@ -181,6 +221,17 @@ class Features(Part):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"the {tower} tower reads {name!r} twice; delete one")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_table(self) -> Features:
+        for feature in self.user:
+            if isinstance(feature, HistoryFeature | SequenceFeature) and feature.table == "shared":
+                if not any(isinstance(other, IdFeature) for other in self.item):
+                    raise ValueError(
+                        f"{feature_name(feature)} shares the table of the item tower's id, and that tower reads none: "
+                        f"add {{kind: id}} to features.item, or write table: own"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -202,6 +253,8 @@ def feature_name(feature: UserFeature | ItemFeature) -> str:
         case HistoryFeature():
             parts = [feature.of, "" if feature.pool == "mean" else feature.pool, feature.over or ""]
             return "_".join(part for part in parts if part)
+        case SequenceFeature():
+            return f"{feature.of}_sequence"
         case ClusterFeature():
             return f"{feature.of}_clusters_{feature.over}"
         case TimeFeature() | VectorFeature():

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from twofold.recipe.features import CounterFeature, Features
 from twofold.recipe.part import Part
 from twofold.recipe.preparation import Prepare
-from twofold.recipe.training import Ials, Retriever, Train, TwoTower, check_objective, check_reads
+from twofold.recipe.training import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -74,6 +74,7 @@ class Recipe(Part):
     def _can_be_learned(self) -> Recipe:
         match self.retriever:
             case TwoTower():
+                check_heads(self.retriever, self.features)
                 check_objective(self.retriever, self.train.loss, has_target=self.prepare.target is not None)
             case Ials():
                 check_reads(self.retriever, self.features)

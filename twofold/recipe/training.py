@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.features import Features, HistoryFeature, IdFeature
+from twofold.recipe.features import Features, HistoryFeature, IdFeature, SequenceFeature
 from twofold.recipe.part import Part
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -213,6 +213,16 @@ def check_reads(asked: Ials, features: Features) -> None:
         f"retriever of kind {asked.kind} reads who liked what, and no other feature: write features: {{user: [{{kind: "
         f"history, of: positives, last: 500}}], item: [{{kind: id}}]}}, or choose kind: two_tower"
     )
+
+
+def check_heads(retriever: TwoTower, features: Features) -> None:
+    """ValueError if the heads of a sequence cannot share out the width of its vectors in pairs."""
+    for feature in features.user:
+        if isinstance(feature, SequenceFeature) and retriever.dim % (2 * feature.heads):
+            raise ValueError(
+                f"{feature.heads} heads of a sequence need a retriever.dim that is a multiple of {2 * feature.heads}, "
+                f"and it is {retriever.dim}"
+            )
 
 
 def check_objective(retriever: TwoTower, loss: Loss, *, has_target: bool) -> None:

@@ -15,6 +15,7 @@ from twofold.errors import DataError
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
 from twofold.model.softmax import Lines, softmax_sum
 from twofold.model.two_tower import TwoTower
+from twofold.recipe.features import SequenceFeature
 from twofold.recipe.training import Bce, Bpr, FullSoftmax, InBatchSoftmax, Loss, Regression, SampledSoftmax, Train
 from twofold.train.groups import group_lines
 from twofold.train.negatives import (
@@ -72,7 +73,8 @@ def build_objective(settings: Train, dataset: Dataset) -> Objective:
             f"the mean weight of the {len(lines):,} rows to learn from is {mean_weight:g}: nothing would be learned. "
             f"Check prepare.weight."
         )
-    order = Order(lines, settings.batch_size, groups)
+    together = max((f.last for f in dataset.features.features.user if isinstance(f, SequenceFeature)), default=1)
+    order = Order(lines, settings.batch_size, groups, together, np.asarray(rows.user_rows[lines]))
     return Objective(settings.loss, dataset, order, in_batch, mean_weight)
 
 

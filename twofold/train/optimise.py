@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from twofold.model.encoder import Encoder, Pool
+from twofold.model.encoder import Encoder, Lookup
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises. Not measured: any value from .02 to .1 is usual."""
@@ -79,19 +79,16 @@ def lazy_tables(model: nn.Module, *, rows_per_step: int) -> list[nn.Embedding]:
 
 
 def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
-    """Tables of encoders that lookups read and pools do not."""
+    """Tables of encoders that nothing but lookups read."""
+    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
     read = [
-        (encoder.tables[block.name], type(block))
-        for encoder in model.modules()
-        if isinstance(encoder, Encoder)
+        (encoder.table_of(block), type(block))
+        for encoder in encoders
         for block in encoder.blocks
-        if block.name in encoder.tables
+        if block.name in encoder.tables or block.name in encoder.lent
     ]
-    pooled = {id(table.weight) for table, kind in read if kind is Pool}
-    for table, _ in read:
-        assert isinstance(table, nn.Embedding)
-        if id(table.weight) not in pooled:
-            yield table
+    others = {id(table) for table, kind in read if kind is not Lookup}
+    yield from (table for table, _ in read if id(table) not in others)
 
 
 def clip_gradients(optimiser: Optimiser, *, most: float | None) -> float:

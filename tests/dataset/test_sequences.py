@@ -1,0 +1,117 @@
+"""Many lines in one sequence read what each would read alone; every line is learnt from once an epoch."""
+
+import numpy as np
+import pytest
+
+from tests.dataset.prepared import random_events, write_prepared
+from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.batches import epoch_batches, gather_batch, query_batches
+from twofold.dataset.order import Order
+from twofold.dataset.sequences import sequence_inputs, sequence_order
+from twofold.recipe.features import Features
+
+FEATURES = Features.model_validate(
+    {
+        "user": [
+            {"kind": "sequence", "of": "positives", "last": 6},
+            {"kind": "sequence", "of": "negatives", "last": 40, "table": "own"},
+            {"kind": "history", "of": "positives", "last": 3, "pool": "attention", "table": "shared"},
+            {"kind": "id"},
+        ],
+        "item": [{"kind": "id"}],
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    write_prepared(folder / "prepare", random_events(0))
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    return load_dataset(folder / "dataset")
+
+
+def read(inputs, name):
+    """Per line, the events before its place."""
+    rows, places = np.asarray(inputs[name]), np.asarray(inputs[f"{name}.places"])
+    width = rows.shape[1] + 1
+    return [rows[place // width, : place % width].tolist() for place in places]
+
+
+def alone(dataset, rows, name):
+    """Per line, what a request at its moment reads."""
+    found = []
+    for inputs in query_batches(dataset, np.asarray(rows.user_rows), np.asarray(rows.at)):
+        found += [[row for row in line if row] for line in inputs[name].tolist()]
+    return found
+
+
+def test_lines_that_stand_alone_read_what_a_request_reads(dataset):
+    rows = dataset.rows["train"]
+    shuffled = rows.take(np.random.default_rng(0).permutation(len(rows)))
+    by_kind = {"positives": dataset.positives, "negatives": dataset.negatives}
+    for line in range(60):
+        asked = shuffled.take(np.array([line]))
+        inputs = sequence_inputs(dataset.features, by_kind, asked)
+        for name in ("positives_sequence", "negatives_sequence"):
+            assert read(inputs, name) == alone(dataset, asked, name)
+
+
+def test_lines_of_one_user_share_a_sequence_and_read_its_newest_part(dataset):
+    rows = dataset.rows["train"]
+    inputs = gather_batch(dataset, rows, np.arange(len(rows))).user
+    asked = rows.take(np.arange(len(rows)))
+    by_itself = alone(dataset, asked, "negatives_sequence")
+    assert read(inputs, "negatives_sequence") == by_itself  # 40 hold every history
+    assert len(inputs["negatives_sequence"]) == len(np.unique(rows.user_rows))
+    cut = read(inputs, "positives_sequence")
+    for part, whole in zip(cut, alone(dataset, asked, "positives_sequence"), strict=True):
+        assert part == whole[len(whole) - len(part) :]
+    assert max(map(len, cut)) == 6
+    assert any(
+        len(part) < len(whole) for part, whole in zip(cut, alone(dataset, asked, "positives_sequence"), strict=True)
+    )
+    assert len(inputs["positives_sequence"]) > len(np.unique(rows.user_rows))
+
+
+def test_an_epoch_holds_every_line_once_and_a_users_lines_together_and_in_order(dataset):
+    user_rows = np.repeat([0, 1, 2, 5], [3, 40, 1, 17])
+    seen = set()
+    for epoch in range(5):
+        order = sequence_order(user_rows, most=10, batch_size=8, draw=np.random.default_rng(epoch))
+        assert sorted(order.tolist()) == list(range(61))
+        jumps = np.flatnonzero(np.diff(order) != 1)
+        lengths = np.diff(np.concatenate([[-1], jumps, [60]]))
+        assert lengths.max() <= 20  # two of 10 may meet by chance
+        seen.add(tuple(order[:8].tolist()))
+    assert len(seen) == 5
+
+
+def test_sequences_of_a_batch_are_of_about_equal_length():
+    draw = np.random.default_rng(0)
+    user_rows = np.repeat(np.arange(3000), draw.integers(1, 60, 3000))
+    order = sequence_order(user_rows, most=50, batch_size=500, draw=draw)
+    padded = taken = 0
+    for batch in order[: len(order) // 500 * 500].reshape(-1, 500):
+        starts = np.flatnonzero(np.diff(batch, prepend=-5) != 1)
+        lengths = np.diff(np.append(starts, 500))
+        padded, taken = padded + len(lengths) * lengths.max(), taken + 500
+    assert padded / taken < 1.35  # every batch begins and ends within a sequence; shuffled it is 2
+
+
+def test_batches_of_an_epoch_follow_the_order(dataset):
+    rows = dataset.rows["train"]
+    lines = np.flatnonzero(rows.label)
+    order = Order(lines, 20, together=6, user_rows=np.asarray(rows.user_rows[lines]))
+    batches = list(epoch_batches(dataset, rows, order, seed=(0, 0), first=0))
+    assert len(batches) == len(order) == len(lines) // 20
+    for batch, places in zip(batches, order.batches((0, 0)), strict=True):
+        assert batch.item_rows.tolist() == rows.item_rows[lines[places]].tolist()
+        assert len(batch.user["positives_sequence"]) < 20
+
+
+def test_users_the_training_window_does_not_hold_share_row_0(dataset):
+    held = np.unique(dataset.rows["train"].user_rows)
+    ids = dataset.user_arrays.attributes["id"]
+    assert sorted(ids[held].tolist()) == list(range(1, len(held) + 1))
+    assert np.delete(ids, held).tolist() == [0] * (len(dataset.users) + 1 - len(held))

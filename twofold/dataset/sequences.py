@@ -1,0 +1,96 @@
+"""Many lines of one user in one sequence: what a causal encoder reads once and answers for every line of it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from twofold.dataset.features import FeatureState, Inputs, id_rows, pushed_left
+from twofold.dataset.histories import Histories
+from twofold.dataset.rows import Rows
+from twofold.recipe.features import SequenceFeature, feature_name
+
+WINDOW = 32
+"""Batches whose sequences are sorted by length together: their padding is then a few per cent. Not measured."""
+
+
+def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], asked: Rows) -> Inputs:
+    """For each sequence feature its sequences, as table rows, oldest first, padded on the right with 0; and under
+    `NAME.places`, for each row asked, the place after its last event in the flattened outputs (see
+    `model.sequence.SequenceEncoder`: one place more than events a sequence).
+
+    Rows of one user that follow one another, in the order of time, share a sequence of at most `last` events: the
+    newest sees all of it, older ones less. A row that stands alone sees all `last`.
+    """
+    inputs: dict[str, np.ndarray] = {}
+    for feature in state.features.user:
+        if isinstance(feature, SequenceFeature):
+            counts = {"positives": asked.positives_before, "negatives": asked.negatives_before}[feature.of]
+            user_rows, counts = np.asarray(asked.user_rows), counts.astype(np.int64)
+            of, newest = _shared(user_rows, counts, most=feature.last)
+            first = np.maximum(counts[newest] - feature.last, 0)
+            rows = _between(histories[feature.of], user_rows[newest], first, counts[newest])
+            rows = id_rows(rows, state.num_known_items)
+            known = np.cumsum(rows != 0, axis=1)[of, np.maximum(counts - first[of] - 1, 0)] * (counts > first[of])
+            name = feature_name(feature)
+            inputs[name] = pushed_left(rows)
+            inputs[f"{name}.places"] = of * (rows.shape[1] + 1) + known
+    return inputs
+
+
+def sequence_order(
+    user_rows: Int64[np.ndarray, "lines"], *, most: int, batch_size: int, draw: np.random.Generator
+) -> Int64[np.ndarray, "lines"]:
+    """An order of lines, which rise by user and time, for batches of `batch_size`: users shuffled, up to `most` lines
+    of one together, sequences of about equal length in a batch, whole batches shuffled.
+
+    Longer users are cut at other places every time.
+    """
+    starts = np.flatnonzero(np.diff(user_rows, prepend=-1))
+    counts = np.diff(np.append(starts, len(user_rows)))
+    # The first cut of a long user lies anywhere, the others `most` lines apart.
+    phase = np.where(counts > most, draw.integers(1, most + 1, len(counts)), counts)
+    parts = 1 + -(-(counts - phase) // most)
+    number = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+    begin = np.where(number == 0, 0, np.repeat(phase, parts) + (number - 1) * most)
+    lengths = np.minimum(np.repeat(counts, parts), np.repeat(phase, parts) + number * most) - begin
+    first = np.repeat(starts, parts) + begin
+    shuffled = draw.permutation(len(first))
+    window = np.cumsum(lengths[shuffled]) // (WINDOW * batch_size)
+    chosen = shuffled[np.lexsort((lengths[shuffled], window))]
+    taken = lengths[chosen]
+    lines = np.repeat(first[chosen] - (np.cumsum(taken) - taken), taken) + np.arange(taken.sum())
+    whole = len(lines) // batch_size
+    batches = lines[: whole * batch_size].reshape(whole, batch_size)
+    return np.concatenate([batches[draw.permutation(whole)].ravel(), lines[whole * batch_size :]])
+
+
+def _shared(
+    user_rows: Int64[np.ndarray, "lines"], counts: Int64[np.ndarray, "lines"], *, most: int
+) -> tuple[Int64[np.ndarray, "lines"], Int64[np.ndarray, "sequences"]]:
+    """Which sequence each line reads, and the line that ends each sequence."""
+    falls = np.flatnonzero((np.diff(user_rows) != 0) | (np.diff(counts) < 0)) + 1
+    runs = np.concatenate([[0], falls, [len(user_rows)]])
+    begins: list[int] = []
+    for begin, end in zip(runs[:-1], runs[1:], strict=True):
+        while begin < end:  # a run is one sequence, unless it spans more events than a sequence holds
+            begins.append(begin)
+            begin += np.searchsorted(counts[begin:end], counts[begin] + most, side="right")
+    ends = np.array([*begins[1:], len(user_rows)][: len(begins)], np.int64)
+    return np.repeat(np.arange(len(begins)), np.diff(ends, prepend=0)), ends - 1
+
+
+def _between(
+    histories: Histories,
+    user_rows: Int64[np.ndarray, "sequences"],
+    first: Int64[np.ndarray, "sequences"],
+    end: Int64[np.ndarray, "sequences"],
+) -> Int32[np.ndarray, "sequences length"]:
+    """Table rows of each user's events `[first, end)`, 0 after them; at least one column."""
+    lengths = end - first
+    longest = max(int(lengths.max(initial=0)), 1)
+    places = np.arange(longest)
+    rows = np.zeros((len(user_rows), longest), np.int32)
+    present = places < lengths[:, None]
+    rows[present] = histories.item_rows[((histories.offsets[user_rows] + first)[:, None] + places)[present]] + 1
+    return rows
