@@ -79,7 +79,8 @@ def test_any_bytes_are_a_question_or_one_message(body):
 
 
 json_values = strategies.recursive(
-    strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats(allow_nan=False)
+    strategies.none() | strategies.booleans() | strategies.integers()
+    | strategies.floats(allow_nan=False, allow_infinity=False)
     | strategies.text(max_size=5),
     lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(strategies.text(max_size=3), inner),
     max_leaves=5,

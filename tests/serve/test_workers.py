@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import ITEMS, replace_part, write_run, write_tower
 from twofold.bundle import MANIFEST
 from twofold.errors import RequestError
@@ -23,62 +24,6 @@ from twofold.serve.bundle_folder import USER_TOWER
 from twofold.serve.workers import Asked, serve
 
 pytestmark = pytest.mark.slow
-TOKEN = "a token"
-
-
-class Running:
-    """A service in processes of its own."""
-
-    def __init__(self, run: Path, *options: str, token: str = TOKEN) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        command = [sys.executable, "-m", "twofold", "serve", str(run), "--port", str(self.port), *options]
-        environment = os.environ | {"TWOFOLD_TOKEN": token}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
-        self.log: list[dict[str, Any]] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        self.until(lambda: self.logged("ready"))
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as lines:
-            for line in lines:
-                self.log.append(json.loads(line) if line.startswith(b"{") else {"message": line.decode()})
-
-    def logged(self, message: str) -> list[dict[str, Any]]:
-        return [line for line in self.log if line["message"] == message]
-
-    def until(self, holds: Callable[[], Any], seconds: float = 60) -> None:
-        """Waits until it holds."""
-        end = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < end, self.log
-            assert self.process.poll() is None, self.log
-            time.sleep(0.05)
-
-    def ask(self, path: str, body: Any = None) -> Any:
-        """A body posted, or a page read, on a connection of its own; fails unless it is 200."""
-        reply = self.reply(path, body)
-        assert reply.status_code == 200, reply.text
-        return reply.json()
-
-    def reply(self, path: str, body: Any = None) -> httpx.Response:
-        method = "GET" if body is None else "POST"
-        url, headers = f"http://127.0.0.1:{self.port}{path}", {"authorization": f"Bearer {TOKEN}"}
-        return httpx.request(method, url, json=body, headers=headers, timeout=30)
-
-    def workers(self) -> list[int]:
-        """Process ids."""
-        started = {line["process"] for line in self.logged("ready")}
-        return [pid for pid in started if Path(f"/proc/{pid}").exists()]
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        self._reader.join()
-        return code
 
 
 @pytest.fixture

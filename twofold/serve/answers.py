@@ -4,14 +4,13 @@ What `recommender.py` does for tables, this does for a service: everything that 
 computed when the bundle is opened.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Integer
+from jaxtyping import Float32, Int64, Integer
 
 from twofold.bundle import open_stage
 from twofold.dataset.columns import DAY_MS
@@ -19,14 +18,13 @@ from twofold.dataset.features import Queries, user_inputs
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import UNKNOWN, Ids
 from twofold.errors import RunError
-from twofold.index.filters import compile_filter
+from twofold.index.eligible import Eligible, Filters
 from twofold.index.knn import Neighbours, search
 from twofold.serve.bundle_folder import Bundle, open_bundle
 from twofold.serve.histories import Met
 from twofold.topk import Ragged, top_k
 
 RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)
-FILTERS: Final = 64  # masks kept: one byte an item each
 REASONS: Final = 3  # items of the history named for an answer
 READ_FOR_REASONS: Final = 100  # of the newest positives
 
@@ -39,8 +37,7 @@ class Open:
     name: str
     digest: str
     popularity: Float32[np.ndarray, "items"]
-    allowed: Callable[[str], Bool[np.ndarray, "items"]]
-    """The items for which a filter holds, cached by its text."""
+    filters: Filters
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def open_answers(run: Path) -> Open:
         name=run.resolve().name,
         digest=open_stage(run, "index").digest,
         popularity=_popularity(bundle),
-        allowed=lru_cache(FILTERS)(lambda where: compile_filter(where, bundle.attributes)),
+        filters=Filters(bundle.attributes, bundle.index.vectors),
     )
     _ask_once(opened, run)
     return opened
@@ -152,7 +149,7 @@ def nearest(
     askers: Sequence[Asker],
     k: int,
     *,
-    allowed: Bool[np.ndarray, "items"] | None = None,
+    allowed: Eligible | None = None,
     excluded: Ragged | None = None,
 ) -> Neighbours:
     """The k best items of each asker by the model."""
@@ -183,17 +180,17 @@ def popular(
     opened: Open,
     k: int,
     *,
-    allowed: Bool[np.ndarray, "items"] | None = None,
+    allowed: Eligible | None = None,
     excluded: Integer[np.ndarray, "excluded"],
 ) -> Neighbours:
     """The k items liked most in the log's last two days, for someone of whom nothing is known; the score is a count."""
-    mask = np.ones((1, len(opened.popularity)), bool) if allowed is None else allowed[None].copy()
+    mask = np.ones((1, len(opened.popularity)), bool) if allowed is None else allowed.mask[None].copy()
     mask[0, excluded] = False
     best = top_k(opened.popularity[None], k, allowed=mask)
     return Neighbours(best.item_rows, best.scores, best.counts, is_exact=True)
 
 
-def similar(opened: Open, item_row: int, k: int, *, allowed: Bool[np.ndarray, "items"] | None = None) -> Neighbours:
+def similar(opened: Open, item_row: int, k: int, *, allowed: Eligible | None = None) -> Neighbours:
     """The k items whose vectors score best with an item's own, in the index's score, that item left out."""
     index = opened.bundle.index
     itself = Ragged(np.array([item_row]), np.array([0, 1]))

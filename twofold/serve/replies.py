@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Integer
+from jaxtyping import Float32, Integer
 from msgspec import UNSET, UnsetType
 
+from twofold.index.eligible import Eligible
 from twofold.index.knn import Neighbours, search
 from twofold.serve.answers import Asker, Open, attributes_of, popular, reasons, vectors_of
 from twofold.serve.meters import Meters
@@ -24,7 +25,7 @@ class Ask:
 
     opened: Open
     question: Wanted
-    allowed: Bool[np.ndarray, "items"] | None
+    allowed: Eligible | None
     excluded: Integer[np.ndarray, "excluded"]
     unknown_items: int
     remarks: tuple[str, ...]

@@ -111,7 +111,7 @@ class Service:
         known = excluded[excluded != UNKNOWN]
         unknown_items += len(excluded) - len(known)
         self.meters.unknown("item", unknown_items)
-        allowed = None if question.filter is None else opened.allowed(question.filter)
+        allowed = None if question.filter is None else opened.filters.eligible(question.filter)
         return Ask(opened, question, allowed, known, unknown_items, remarks)
 
     # --- items and events ---------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class Service:
         """The items most like one."""
         opened = self.current
         item_row = self._item_row(opened, question.item_id, status=422)
-        allowed = None if question.filter is None else opened.allowed(question.filter)
+        allowed = None if question.filter is None else opened.filters.eligible(question.filter)
         (line,) = lines_of(similar(opened, item_row, min(question.k, len(opened.bundle.items)), allowed=allowed))
         items = items_of(opened, line, describe=question.describe)
         return SimilarItems(question.item_id, items, opened.digest[:12])
