@@ -36,11 +36,12 @@ def first_allowed(
             is_out = np.zeros((part.stop - part.start, items), bool)
             is_out[own.lines, own.values] = True
             stays &= ~np.take_along_axis(is_out, candidates[part], axis=1)
-        place = np.cumsum(stays, axis=1) - 1
-        line, column = np.nonzero(stays & (place < count))
-        kept[part][line, place[line, column]] = candidates[part][line, column]
-        last, column = np.nonzero(stays & (place == count - 1))
-        floor[part][last] = found[part][last, column]
+        first = np.argsort(~stays, axis=1, kind="stable")[:, :count]  # those that stay, in their order
+        is_one = np.take_along_axis(stays, first, axis=1)
+        kept[part, : first.shape[1]] = np.where(is_one, np.take_along_axis(candidates[part], first, axis=1), -1)
+        if first.shape[1] == count:
+            last = np.take_along_axis(found[part], first[:, -1:], axis=1)
+            floor[part] = np.where(is_one[:, -1], last[:, 0], NOT_ALLOWED)
     return floor, kept
 
 

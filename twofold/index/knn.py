@@ -179,9 +179,13 @@ def search(
     another width. `Filters.eligible` keeps what it compiled: hand over its answer rather than a mask.
     """
     _check(index, queries, k)
+    if len(queries) == 0:
+        return Neighbours(np.empty((0, k), np.int64), np.empty((0, k), np.float32), np.empty(0, np.int64), True)
     eligible = only_mask(allowed) if isinstance(allowed, np.ndarray) else allowed
     if excluded is None:
         excluded = _nothing(len(queries))
+    if len(queries) == 1:
+        return _found([_search_part(index, queries, k, eligible=eligible, excluded=excluded)])
     lengths = excluded.sizes
     # Lines that exclude more need more candidates; sorted, they do not cost the others.
     order = np.argsort(lengths, kind="stable")
@@ -189,14 +193,12 @@ def search(
     parts = [*blocks(shared, BLOCK), *(slice(line, line + 1) for line in range(shared, len(queries)))]
 
     def answer(part: slice) -> tuple[TopK, bool]:
-        own = excluded.of(order[part])
-        with _one_thread():
-            if part.start < shared:
-                return _search_block(index, queries[order[part]], k, eligible=eligible, excluded=own)
-            rest = _without(eligible, own.values, items=len(index))
-            return _search_block(index, queries[order[part]], k, eligible=rest, excluded=_nothing(1))
+        lines = order[part]
+        return _search_part(index, queries[lines], k, eligible=eligible, excluded=excluded.of(lines))
 
-    return _in_place([*_mapped(answer, parts)], k, order)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return _found([*_mapped(answer, parts)], place)
 
 
 def _mapped(answer: Callable[[slice], tuple[TopK, bool]], parts: list[slice]) -> Iterator[tuple[TopK, bool]]:
@@ -212,6 +214,21 @@ def _mapped(answer: Callable[[slice], tuple[TopK, bool]], parts: list[slice]) ->
         return
     with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
         yield from threads.map(answer, parts)
+
+
+def _search_part(
+    index: Index,
+    queries: Float32[np.ndarray, "queries dim"],
+    k: int,
+    *,
+    eligible: Eligible | None,
+    excluded: Ragged,
+) -> tuple[TopK, bool]:
+    """Lines that exclude little, or one that may exclude much; on one thread."""
+    with _one_thread():
+        if len(queries) == 1 and len(excluded.values) > MOST_EXCLUDED:
+            eligible, excluded = _without(eligible, excluded.values, items=len(index)), _nothing(1)
+        return _search_block(index, queries, k, eligible=eligible, excluded=excluded)
 
 
 def _search_block(
@@ -316,12 +333,12 @@ def _without(eligible: Eligible | None, item_rows: Integer[np.ndarray, "excluded
     return (everything(items) if eligible is None else eligible).without(item_rows)
 
 
-def _in_place(answers: list[tuple[TopK, bool]], k: int, order: Int64[np.ndarray, "queries"]) -> Neighbours:
-    """The parts' answers in one piece, each query's in its own place."""
-    item_rows, scores = np.empty((len(order), k), np.int64), np.empty((len(order), k), np.float32)
-    if answers:
-        item_rows[order] = np.concatenate([best.item_rows for best, _ in answers])
-        scores[order] = np.concatenate([best.scores for best, _ in answers])
+def _found(answers: list[tuple[TopK, bool]], place: Int64[np.ndarray, "queries"] | None = None) -> Neighbours:
+    """The parts' answers in one piece, each query's line taken from its place."""
+    item_rows = np.concatenate([best.item_rows for best, _ in answers])
+    scores = np.concatenate([best.scores for best, _ in answers])
+    if place is not None:
+        item_rows, scores = item_rows[place], scores[place]
     return Neighbours(item_rows, scores, (item_rows >= 0).sum(axis=1), all(is_exact for _, is_exact in answers))
 
 
