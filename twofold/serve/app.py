@@ -4,7 +4,7 @@ FastAPI keeps the table of routes and their description; bodies are read and wri
 those of `wire.py`: a body that goes through pydantic costs more than the rest of the frame together.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from msgspec import Struct
 
 from twofold.errors import RequestError, RunError
@@ -117,6 +118,14 @@ def _routes(service: Service) -> list[Route]:
     ]  # fmt: skip
 
 
+class _Bytes(APIRoute):
+    """A route whose endpoint takes the request and gives the response, with nothing read or checked in between."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
 def _add(app: FastAPI, route: Route, limits: Limits) -> None:
     encoder = msgspec.json.Encoder(decimal_format="number")
     decoder = None if route.asks is None else msgspec.json.Decoder(route.asks)
@@ -132,9 +141,10 @@ def _add(app: FastAPI, route: Route, limits: Limits) -> None:
             return Response(encoder.encode(refused.problem), refused.status, refused.headers)
 
     possible: tuple[int | str, ...] = (401, 404, 503) if route.asks is None else (400, 401, 403, 409, 413, 422, 503)
-    app.add_api_route(
+    app.router.add_api_route(
         route.path,
         endpoint,
+        route_class_override=_Bytes,
         methods=["GET" if route.asks is None else "POST"],
         summary=route.about,
         name=route.path.rpartition("/")[2],

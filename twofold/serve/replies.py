@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32, Integer
 from msgspec import UNSET, UnsetType
 
@@ -140,5 +141,7 @@ def _why(opened: Open, pairs: list[tuple[int, float]]) -> list[Reason]:
 
 
 def _ids(opened: Open, item_rows: Integer[np.ndarray, "rows"]) -> list[Id]:
-    ids: list[Id] = opened.bundle.items.ids_of(item_rows).to_pylist()
-    return ids
+    held = opened.bundle.items.ids
+    if pa.types.is_int64(held.type):  # seen as NumPy, without a copy: a tenth of the time
+        return list(held.to_numpy()[item_rows].tolist())
+    return list(held.take(pa.array(item_rows)).to_pylist())

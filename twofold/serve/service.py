@@ -97,7 +97,7 @@ class Service:
         except StoreError as error:
             log("histories cannot be read", error=str(error))
             live, remarks = [[] for _ in user_ids], (NO_STORE,)
-        rows = opened.bundle.users.rows_of(user_ids).tolist()
+        rows = [opened.user_row(user_id) for user_id in user_ids]
         self.meters.unknown("user", rows.count(UNKNOWN))
         now = _now()
         askers: list[tuple[Id | None, Asker]] = [
