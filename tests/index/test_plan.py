@@ -4,7 +4,7 @@ import numpy as np
 
 from twofold.index.eligible import only_mask
 from twofold.index.lists import Lists, Measured
-from twofold.index.plan import DEEPER, Plan, plan_search
+from twofold.index.plan import DEEPER, MANY, Plan, plan_search
 
 ITEMS = 8000
 LISTS = Lists(ivf=None, measured=(Measured(128, 3, 0.995), Measured(512, 9, 0.991)), num_queries=1)
@@ -42,6 +42,7 @@ def test_many_are_sought_as_deep_as_their_share_says() -> None:
     assert plan_search(ITEMS, 100, eligible=half, lists=LISTS) == Plan("lists", 250, ITEMS + 1, 9, trusts=True)
     assert 100 * 2 * DEEPER == 250
     assert plan_search(ITEMS, 100, eligible=half) == Plan("flat", 250, ITEMS, trusts=True)
+    assert plan_search(ITEMS, 100, eligible=half, lines=MANY) == Plan("bitmap", 100, 4000)
     assert plan_search(ITEMS, 100, eligible=of_share(1 / 4)) == Plan("bitmap", 100, 2000)
     assert plan_search(ITEMS, 200, eligible=of_share(1 / 4), lists=LISTS) == Plan("bitmap", 200, 2000)
 

@@ -29,7 +29,7 @@ from twofold.errors import RequestError, RunError
 from twofold.index.candidates import SPARE, first_allowed, settle
 from twofold.index.eligible import Eligible, everything, only_mask
 from twofold.index.lists import LISTS, Lists, Measured, build_lists, load_lists
-from twofold.index.plan import Plan, plan_search
+from twofold.index.plan import MANY, Plan, plan_search
 from twofold.index.scan import scan
 from twofold.index.scores import Score, pair_scores
 from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, top_k
@@ -37,7 +37,6 @@ from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, top_k
 FLAT_MOST: Final = 300_000  # items that are scanned whole: 5 ms on one busy core
 HELD: Final = 256  # items that lists are measured with, beside as many users
 BLOCK: Final = 2048  # queries at once: FAISS 1.15 takes a matrix product (twice as fast) from 128,000 numbers on
-MANY: Final = 16  # queries, from which on copying the eligible vectors for that product costs less than a bitmap
 MOST_EXCLUDED: Final = 256  # a line that excludes more is searched alone, with a bitmap, not through more candidates
 VECTORS: Final = "item_vectors.npy"
 FACTS: Final = "index.json"
@@ -241,7 +240,7 @@ def _search_block(
 ) -> tuple[TopK, bool]:
     """The answers, and whether all of them are exact."""
     wanted = k + SPARE + int(excluded.sizes.max(initial=0))
-    plan = plan_search(len(index), wanted, eligible=eligible, lists=index.lists)
+    plan = plan_search(len(index), wanted, lines=len(queries), eligible=eligible, lists=index.lists)
     best, doubtful = _carried_out(index, queries, k, plan=plan, eligible=eligible, excluded=excluded)
     is_exact = plan.how != "lists" or bool(doubtful.all())
     if plan.trusts and doubtful.any():

@@ -4,8 +4,8 @@
 |---|---|
 | few, up to an eighth | `pool`: those rows alone, exact; a hot filter's stand end to end |
 | more, and the index has lists | `lists`: so deep that, among what is found, enough are eligible; counted afterwards |
-| at least a half | `flat`: everything, that deep, exact; counted afterwards |
-| else | `bitmap`: everything, a bit asked at each item, exact |
+| at least a half, for a few queries | `flat`: everything, that deep, exact; counted afterwards |
+| else | `bitmap`: everything, a bit asked at each item, exact; for many queries, a copy of those rows |
 
 Where the count afterwards finds too few, as under a filter that keeps what this query is far from, the line is searched
 again with care: `pool`, `bitmap`, or all by `flat`. An approximate search that is told the filter instead, and trusts
@@ -19,6 +19,7 @@ from typing import Final, Literal
 from twofold.index.eligible import Eligible
 from twofold.index.lists import Lists
 
+MANY: Final = 16  # lines, from which on the eligible vectors are copied first: a product of matrices wants no bitmap
 DEEPER: Final = 1.25  # than the share of eligible items says: the nearest items are not a fair sample
 
 
@@ -36,7 +37,13 @@ class Plan:
 
 
 def plan_search(
-    items: int, wanted: int, *, eligible: Eligible | None = None, lists: Lists | None = None, careful: bool = False
+    items: int,
+    wanted: int,
+    *,
+    lines: int = 1,
+    eligible: Eligible | None = None,
+    lists: Lists | None = None,
+    careful: bool = False,
 ) -> Plan:
     """The plan for lines that need `wanted` candidates each; a `careful` one takes nothing on trust."""
     if eligible is not None and eligible.pool is not None:
@@ -47,6 +54,6 @@ def plan_search(
     probes = None if lists is None or careful else lists.probes(depth)
     if probes is not None:
         return Plan("lists", min(depth, items), items + 1, probes, trusts=True)
-    if eligible is None or (share >= 1 / 2 and not careful):
+    if eligible is None or (share >= 1 / 2 and lines < MANY and not careful):
         return Plan("flat", min(depth, items), items, trusts=eligible is not None)
     return Plan("bitmap", min(wanted, eligible.count), eligible.count)
