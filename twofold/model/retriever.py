@@ -43,15 +43,18 @@ def user_vectors(
     model: Model, dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
 ) -> Float32[np.ndarray, "queries dim"]:
     """What users of the log ask with at these moments, knowing their events strictly before."""
-    batches = query_batches(dataset, user_rows, at)
+    # Histories of about one length in a block: a sequence encoder then works on little padding.
+    order = np.argsort(dataset.positives.before(user_rows, at), kind="stable")
+    batches = query_batches(dataset, user_rows[order], at[order])
     match model:
         case TwoTower():
-            return two_tower.encode(model.user, batches)
+            vectors = two_tower.encode(model.user, batches)
         case FoldIn():
             asked = ({name: values.numpy() for name, values in inputs.items()} for inputs in batches)
-            return np.concatenate([model.vectors(inputs) for inputs in asked])
+            vectors = np.concatenate([model.vectors(inputs) for inputs in asked])
         case _:
             assert_never(model)
+    return vectors[np.argsort(order)]
 
 
 def save_user_side(model: Model, folder: Path) -> None:

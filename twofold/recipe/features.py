@@ -225,13 +225,13 @@ class Features(Part):
 
     @model_validator(mode="after")
     def _shared_table(self) -> Features:
+        has_id = any(isinstance(feature, IdFeature) for feature in self.item)
         for feature in self.user:
-            if isinstance(feature, HistoryFeature | SequenceFeature) and feature.table == "shared":
-                if not any(isinstance(other, IdFeature) for other in self.item):
-                    raise ValueError(
-                        f"{feature_name(feature)} shares the table of the item tower's id, and that tower reads none: "
-                        f"add {{kind: id}} to features.item, or write table: own"
-                    )
+            if isinstance(feature, HistoryFeature | SequenceFeature) and feature.table == "shared" and not has_id:
+                raise ValueError(
+                    f"{feature_name(feature)} shares the table of the item tower's id, and that tower reads none: add "
+                    f"{{kind: id}} to features.item, or write table: own"
+                )
         return self
 
     @model_validator(mode="after")
