@@ -39,9 +39,9 @@ def test_a_list_that_holds_some_who_are_gone_is_asked_for_as_many_more() -> None
 
 def test_many_are_sought_as_deep_as_their_share_says() -> None:
     half = of_share(1 / 2)
-    assert plan_search(ITEMS, 100, eligible=half, lists=LISTS) == Plan("lists", 250, ITEMS + 1, 9, trusts=True)
-    assert 100 * 2 * DEEPER == 250
-    assert plan_search(ITEMS, 100, eligible=half) == Plan("flat", 250, ITEMS, trusts=True)
+    assert plan_search(ITEMS, 100, eligible=half, lists=LISTS) == Plan("lists", 225, ITEMS + 1, 9, trusts=True)
+    assert 100 + DEEPER * 100 == 225
+    assert plan_search(ITEMS, 100, eligible=half) == Plan("flat", 225, ITEMS, trusts=True)
     assert plan_search(ITEMS, 100, eligible=half, lines=MANY) == Plan("bitmap", 100, 4000)
     assert plan_search(ITEMS, 100, eligible=of_share(1 / 4)) == Plan("bitmap", 100, 2000)
     assert plan_search(ITEMS, 200, eligible=of_share(1 / 4), lists=LISTS) == Plan("bitmap", 200, 2000)

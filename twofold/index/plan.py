@@ -20,7 +20,7 @@ from twofold.index.eligible import Eligible
 from twofold.index.lists import Lists
 
 MANY: Final = 16  # lines, from which on the eligible vectors are copied first: a product of matrices wants no bitmap
-DEEPER: Final = 1.25  # than the share of eligible items says: the nearest items are not a fair sample
+DEEPER: Final = 1.25  # times those to be passed over if the eligible were spread evenly: the nearest rarely are
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def plan_search(
         held = len(eligible.pool)
         return Plan("pool", min(wanted + held - eligible.count, held), held)
     share = 1.0 if eligible is None else eligible.count / items
-    depth = wanted if eligible is None else ceil(DEEPER * wanted / share)
+    depth = ceil(wanted * (1 + DEEPER * (1 - share) / share))
     probes = None if lists is None or careful else lists.probes(depth)
     if probes is not None:
         return Plan("lists", min(depth, items), items + 1, probes, trusts=True)
