@@ -189,6 +189,38 @@ def length_bias(folder: Path, *, num_users: int = 150, num_items: int = 160) -> 
     return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)), parts)
 
 
+# --- planted folding: languages that never meet -----------------------------------------------------------------------
+
+
+def languages(folder: Path, *, num_users: int = 128, num_items: int = 128, num_languages: int = 2) -> Recipe:
+    """Nobody ever meets an item of another language; within its own, a user likes its own kind, as on the checkerboard.
+
+    A user meets a dozen of its kind's items in training, one more on either day that is judged, and some of the other
+    kind, which it does not like. What is never compared may come to lie in one place: it folds.
+    """
+    draw = np.random.default_rng(5)
+    lines = []
+    for user in range(num_users):
+        own = draw.permutation(
+            np.flatnonzero(spoken(np.arange(num_items), num_languages) == spoken(user, num_languages))
+        )
+        liked, others = (own[own % 2 == kind] for kind in (user % 2, 1 - user % 2))
+        met = np.concatenate([liked[:12], others[:4]])
+        moments = draw.choice(len(TRAIN_DAYS) * DAY_MS, size=len(met), replace=False)
+        lines += [(user, item, moment, item % 2 == user % 2) for item, moment in zip(met, moments, strict=True)]
+        for day, item, unliked in zip((VALIDATION, TEST), liked[12:], others[4:], strict=False):
+            morning = day * DAY_MS + int(draw.integers(DAY_MS // 2))
+            lines += [(user, item, morning, True), (user, unliked, morning + DAY_MS // 4, False)]
+    named = [f"language {language}" for language in spoken(np.arange(num_items), num_languages)]
+    items = _items(num_items).append_column("language", [named])
+    return world_recipe(write_world(folder, _events(lines, draw), items))
+
+
+def spoken(rows: Any, num_languages: int = 2) -> Any:
+    """The language of a user or item of `languages`; its kind is another matter."""
+    return rows // 2 % num_languages
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 

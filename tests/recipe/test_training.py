@@ -9,6 +9,10 @@ from tests.recipe.asked import ASKED
 from twofold.recipe.schema import Recipe
 
 
+def taught(train: dict[str, Any], retriever: dict[str, Any] | None = None) -> Recipe:
+    return Recipe.model_validate(ASKED | {"retriever": {"kind": "two_tower", **(retriever or {})}, "train": train})
+
+
 def recipe(retriever: dict[str, Any], loss: dict[str, Any], **prepare: Any) -> Recipe:
     return Recipe.model_validate(
         ASKED
@@ -83,3 +87,36 @@ def test_a_history_that_cannot_be_read_so_is_refused(user: dict[str, Any], item:
     features = {"user": [{"of": "positives", **user}], "item": [item], "vectors": {"look": {}}}
     with pytest.raises(ValidationError, match=message):
         Recipe.model_validate(ASKED | {"features": features, "retriever": {"kind": "two_tower", "dim": 64}})
+
+
+HARD: dict[str, Any] = {"skip": 100, "top": 500}
+
+
+@pytest.mark.parametrize(
+    ("train", "retriever", "message"),
+    [
+        ({"hard_negatives": {"skip": 500}}, {}, r"skip is 500 and top is 500: no rank is left. Write a top above skip"),
+        ({"hard_negatives": HARD, "loss": {"kind": "bce"}}, {}, r"a loss of kind bce has rows instead: choose kind: "),
+        (
+            {"hard_negatives": HARD, "loss": {"kind": "full_softmax"}},
+            {},
+            r"a loss of kind full_softmax has all items as negatives: choose .* or delete hard_negatives",
+        ),
+        ({"micro_batch_size": 1024}, {}, r"micro_batch_size is 1024 and batch_size is 1024: there are no parts"),
+        (
+            {"micro_batch_size": 64},
+            {"output": "batch_norm", "score": {"kind": "dot"}},
+            r"batch_norm standardises over what is encoded at once, so that train.micro_batch_size would change",
+        ),
+    ],
+)
+def test_what_cannot_be_mined_or_parted_is_refused(
+    train: dict[str, Any], retriever: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        taught(train, retriever)
+
+
+def test_what_can_be_mined_and_parted_is_not() -> None:
+    for loss in ({"kind": "in_batch_softmax"}, {"kind": "sampled_softmax"}, {"kind": "bpr"}):
+        assert taught({"hard_negatives": {}, "micro_batch_size": 64, "loss": loss}).train.hard_negatives is not None

@@ -1,16 +1,21 @@
-"""Batches of one language: what stands in them, what their negatives are counted by, and what is refused."""
+"""Batches of one language: what they hold, what negatives are counted by, what folds, what is refused."""
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests import worlds
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold import pipeline
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import epoch_batches
 from twofold.errors import DataError
+from twofold.evaluate.windows import judged_window
+from twofold.model.two_tower import build_two_tower
 from twofold.recipe.training import InBatchSoftmax, Train
 from twofold.train.groups import group_lines
+from twofold.train.loop import fit
 from twofold.train.objective import build_objective, draw_columns
 
 
@@ -96,3 +101,46 @@ def test_what_leaves_nothing_to_group_is_refused(dataset, values):
     refusal = r"of the 4 groups of language, fewer than two fill a batch of 1,000 rows.*Lower train.batch_size"
     with pytest.raises(DataError, match=refusal):
         group_lines(dataset, ("language",), everything(dataset), batch_size=1000)
+
+
+# --- folding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("languages")
+    recipe = worlds.languages(folder / "log")
+    job = pipeline.Job(recipe, folder / "run")
+    return recipe, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
+
+
+@pytest.mark.parametrize(
+    ("columns", "uniform", "folds"),
+    [(("language",), 0, True), (("language",), 128, False), ((), 0, False)],
+    ids=["grouped", "grouped and mixed", "shuffled"],
+)
+def test_languages_that_never_meet_fold_and_uniform_negatives_heal_it(world, columns, uniform, folds, tmp_path):
+    recipe, dataset = world
+    loss = InBatchSoftmax(kind="in_batch_softmax", uniform_negatives=uniform)
+    settings = recipe.train.model_copy(update={"loss": loss, "group_by": columns})
+    shares, epochs = [], iter(range(100))
+
+    def validate(model):
+        shares.append(share_of_other_languages(model, dataset, k=10))
+        return float(next(epochs))
+
+    def build():
+        return build_two_tower(recipe.retriever, dataset.features, dataset.vectors)
+
+    fit(build, dataset, settings, validate=validate, out=tmp_path)
+    # Of the items that a user has not met, half or more are of the other language: that is chance.
+    assert 0.25 < shares[-1] < 0.6 if folds else shares[-1] < 0.02
+
+
+def share_of_other_languages(model, dataset, *, k):
+    """Of the first k recommendations of all users."""
+    window = judged_window(dataset, "test")
+    scores = pipeline._scores(model, dataset, window)(slice(0, len(window.user_rows)))
+    best = np.argsort(-scores, axis=1)[:, :k]
+    users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)
+    return float((worlds.spoken(items[best]) != worlds.spoken(users)[:, None]).mean())

@@ -10,7 +10,7 @@ from twofold import pipeline
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.errors import DataError, RunError
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.training import Adversary, InBatchSoftmax, Train, TwoTower
+from twofold.recipe.training import Adversary, HardNegatives, InBatchSoftmax, Train, TwoTower
 from twofold.train import loop
 from twofold.train.loop import fit
 
@@ -51,7 +51,10 @@ DRAWING = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, DRAWING], ids=["shipped", "drawing"])
+MINING = {"hard_negatives": HardNegatives(skip=2, top=20), "micro_batch_size": 200}
+
+
+@pytest.mark.parametrize("changes", [{}, DRAWING, MINING], ids=["shipped", "drawing", "mining"])
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch, changes):
     whole_facts, whole = train(world, tmp_path / "whole", **changes)
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)  # a checkpoint at every step

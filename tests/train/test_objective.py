@@ -16,8 +16,9 @@ from twofold.evaluate.protocols import judge_catalogue
 from twofold.evaluate.windows import judged_window
 from twofold.model import losses as losses_module
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.training import Loss, Train, TwoTower
+from twofold.recipe.training import HardNegatives, Loss, Train, TwoTower
 from twofold.train.loop import fit
+from twofold.train.negatives import Mined
 from twofold.train.objective import build_objective, mean_loss
 
 SCORES = {
@@ -137,6 +138,88 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
     mean_weight = float(dataset.rows["train"].weight[objective.lines].mean(dtype=float))
     expected = np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight
     assert loss.item() == pytest.approx(expected, rel=2e-4)
+
+
+def mined_for(dataset, batch):
+    """Three, two or no items a user, each of them some rank's."""
+    users = np.unique(batch.user_rows.numpy())
+    item_rows = (users[:, None] * 7 + np.array([1, 2, 3])) % dataset.items.num_known
+    counts = np.array([3, 2, 0])[np.arange(len(users)) % 3]
+    item_rows[np.arange(3) >= counts[:, None]] = -1
+    return Mined(users, item_rows.astype(np.int32), counts)
+
+
+@pytest.mark.parametrize("easy", [8, 0])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({**IN_BATCH, "log_q": log_q, "uniform_negatives": 10} for log_q in ("classic", "corrected", "none")),
+        {"kind": "sampled_softmax", "negatives": 16},
+        {"kind": "bpr", "negatives": 16},
+    ],
+    ids=lambda asked: "-".join(map(str, asked.values())),
+)  # fmt: skip
+def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monkeypatch):
+    _, dataset = world
+    hard = HardNegatives(skip=1, top=6, easy=easy)
+    objective, model = objective_of(asked, dataset, batch_size=24, hard_negatives=hard), model_of(dataset)
+    batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::13][:24])
+    objective = replace(objective, mined=mined_for(dataset, batch))
+    monkeypatch.setattr(losses_module, "CELLS", 7 * 64)
+    torch.manual_seed(1)
+    loss, _ = mean_loss(objective, model, batch)
+    torch.manual_seed(1)
+    num_items, others = dataset.items.num_known, 16 if "negatives" in asked else 23 + 10
+    drawn = torch.randint(num_items, (asked.get("negatives", 10),)).tolist()
+    each = round(others / 8) if easy else others
+    mined, of = objective.mined.draw(batch.user_rows, each)
+    with torch.no_grad():
+        catalogue = model.item({"id": torch.arange(1, num_items + 1, dtype=torch.int32)})
+        logits = score_matrix(model, model.user(batch.user).double().tolist(), catalogue.double().tolist())
+    counts = np.bincount(dataset.rows["train"].item_rows[objective.lines], minlength=num_items)
+    facts = {"users": batch.user_rows.tolist(), "items": batch.item_rows.tolist(), "q": counts / counts.sum()}
+    facts |= {"num_items": num_items, "drawn": drawn}
+    losses = [
+        naive_with_mined(asked, logits, line, facts, mined=mined[line].tolist(), of=int(of[line]), is_alone=easy == 0)
+        for line in range(24)
+    ]
+    assert loss.item() == pytest.approx(np.mean(losses), rel=2e-4)
+
+
+def naive_with_mined(asked, logits, line, facts, *, mined, of, is_alone):
+    """One line: the softmax of the loss, and the mined ones as if all `of` ranks took part once more."""
+    score, own, each = logits[line], facts["items"][line], len(mined)
+    mined = mined if of else []
+    if asked["kind"] == "bpr":
+        others = [] if is_alone else [other for other in facts["drawn"] if other != own]
+        losses = [math.log(1 + math.exp(score[other] - score[own])) for other in others + mined]
+        return sum(losses) / max(len(losses), 1)
+    own_term, weight = score[own], 1.0 if asked.get("log_q") == "none" else of / each
+    if asked.get("log_q") == "classic" and not is_alone:
+        columns = len(facts["items"]) + len(facts["drawn"])
+        own_count = len(facts["items"]) * facts["q"][own] + len(facts["drawn"]) / facts["num_items"]
+        own_term, weight = own_term - math.log(own_count / columns), weight * columns
+    before = 0.0 if is_alone else naive_softmax(asked, logits, line, **facts)
+    return log_sum([before + own_term, *(score[item] + math.log(weight) for item in mined)]) - own_term
+
+
+def test_over_many_draws_the_mined_ranks_count_twice(world):
+    """exp(loss) · exp(own) sums up the exponentials of own, all others, and those of the user's ranks once more."""
+    _, dataset = world
+    asked, hard = {"kind": "sampled_softmax", "negatives": 32}, HardNegatives(skip=1, top=6, easy=16)
+    objective, model = objective_of(asked, dataset, batch_size=6, hard_negatives=hard), model_of(dataset)
+    (batch,) = (gather_batch(dataset, dataset.rows["train"], objective.lines[[5]]),)
+    objective = replace(objective, mined=mined_for(dataset, batch))
+    ranks = objective.mined.item_rows[0].tolist()
+    assert min(ranks) >= 0
+    with torch.no_grad():
+        catalogue = model.item({"id": torch.arange(1, dataset.items.num_known + 1, dtype=torch.int32)})
+        logits = (model.user(batch.user) @ catalogue.T)[0].double() / model.temperature
+        torch.manual_seed(0)
+        sums = [float(mean_loss(objective, model, batch)[0].exp()) for _ in range(600)]
+    expected = logits.exp().sum() + logits[ranks].exp().sum()
+    spread = np.std(sums) / 600**0.5
+    assert abs(np.mean(sums) - float(expected / logits[batch.item_rows[0]].exp())) < 4 * spread
 
 
 @pytest.mark.parametrize("asked", [{"kind": "bce", "gamma": 1.5}, {"kind": "regression", "error": "mse"}])

@@ -35,6 +35,8 @@ class Batch:
     weight: Float[Tensor, "batch"]
     group: int = 0
     """Of all its lines, where batches are grouped: see `Order`."""
+    parts: tuple["Batch", ...] = ()
+    """What is encoded at once, one after another, where that is not the whole; then it has no inputs of its own."""
 
 
 def to_tensors(inputs: Inputs) -> TensorInputs:
@@ -70,8 +72,32 @@ def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]
 def epoch_batches(dataset: Dataset, rows: Rows, order: Order, *, seed: tuple[int, int], first: int) -> Iterator[Batch]:
     """Batches of the epoch that `seed` = (run, epoch) names, from batch number `first` on."""
     for places in order.batches(seed)[first:]:
-        batch = gather_batch(dataset, rows, order.lines[places])
+        parts = [
+            gather_batch(dataset, rows, order.lines[places[part]])
+            for part in blocks(len(places), order.at_once or len(places))
+        ]
+        batch = parts[0] if len(parts) == 1 else _joined(parts)
         yield batch if order.groups is None else replace(batch, group=int(order.groups[places[0]]))
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """One batch, its inputs left in parts: a tower may read more than a line of them for each line."""
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return Batch(
+        user={},
+        item={},
+        user_rows=joined("user_rows"),
+        item_rows=joined("item_rows"),
+        at=joined("at"),
+        label=joined("label"),
+        target=joined("target"),
+        length_s=joined("length_s"),
+        weight=joined("weight"),
+        parts=tuple(parts),
+    )
 
 
 def query_batches(

@@ -25,6 +25,8 @@ class Order:
     """
     user_rows: Int64[np.ndarray, "lines"] | None = None
     """Read where lines stay together; they rise."""
+    at_once: int | None = None
+    """Lines of a batch that are encoded at once; None: all."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -75,7 +75,7 @@ class Recipe(Part):
         match self.retriever:
             case TwoTower():
                 check_heads(self.retriever, self.features)
-                check_objective(self.retriever, self.train.loss, has_target=self.prepare.target is not None)
+                check_objective(self.retriever, self.train, has_target=self.prepare.target is not None)
             case Ials():
                 check_reads(self.retriever, self.features)
             case _:

@@ -178,6 +178,32 @@ class Adversary(Part):
     """
 
 
+class HardNegatives(Part):
+    """Items that the model itself ranks high for a user who did not like them, drawn at every step for each row by
+    itself; the retriever's user asks at the moment of its newest training row (Huang et al., KDD 2020, section 6.1).
+
+    With logQ, or against a sample, they are weighed so that the ranks [skip, top) count twice in the softmax over all
+    items; with log_q: none, and in bpr, as they come.
+    """
+
+    skip: int = Field(default=100, ge=0, le=100_000)
+    """The best ranks, left out: they hold what the user would like and did not meet yet."""
+    top: int = Field(default=500, ge=1, le=100_000)
+    """The rank where they end. A user's positives have no rank."""
+    easy: int = Field(default=100, ge=0, le=1_000_000)
+    """Of the loss's own negatives, so many to a hard one. 0: hard ones alone, as many as the loss has others; vectors
+    collapse.
+    """
+    refresh_every: int = Field(default=1, ge=1, le=10_000)
+    """Epochs until they are mined anew."""
+
+    @model_validator(mode="after")
+    def _some_ranks(self) -> HardNegatives:
+        if self.skip >= self.top:
+            raise ValueError(f"skip is {self.skip} and top is {self.top}: no rank is left. Write a top above skip")
+        return self
+
+
 class Train(Part):
     """The loss; Adam; warm-up and cosine; the best epoch on validation is kept."""
 
@@ -185,10 +211,16 @@ class Train(Part):
     """What every step lowers. A row's `prepare.weight`, over the mean of all, is how much it counts."""
     adversary: Adversary | None = None
     """Unlearns the length of items."""
+    hard_negatives: HardNegatives | None = None
+    """Negatives of the model's own ranking, beside those of the loss."""
     epochs: int = Field(default=4, ge=1, le=10_000)
     """Passes over the rows that the loss learns from: positives, or all for bce and regression."""
     batch_size: int = Field(default=1024, ge=2, le=1_000_000)
     """Rows a step."""
+    micro_batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Rows that are encoded at once, so that a batch need not fit in memory: its gradient stays the same, each row is
+    encoded twice. null: all.
+    """
     group_by: tuple[str, ...] = ()
     """Columns of the items, or of the users where items have none of the name: all rows of a batch have one value of
     each, so that negatives are of the same language, or city; those drawn from the catalogue are of any. The order of
@@ -202,6 +234,25 @@ class Train(Part):
     """Epochs in a row without a better validation, after which training ends early; null: none does."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of initial weights, of what is drawn at random, and of the order of the batches."""
+
+    @model_validator(mode="after")
+    def _parts_of_a_batch(self) -> Train:
+        if self.micro_batch_size is not None and self.micro_batch_size >= self.batch_size:
+            raise ValueError(
+                f"micro_batch_size is {self.micro_batch_size} and batch_size is {self.batch_size}: there are no parts. "
+                f"Raise batch_size, or delete micro_batch_size"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hard_for_whom(self) -> Train:
+        if self.hard_negatives is not None and not isinstance(self.loss, InBatchSoftmax | SampledSoftmax | Bpr):
+            why = "has all items as negatives" if isinstance(self.loss, FullSoftmax) else "has rows instead"
+            raise ValueError(
+                f"hard_negatives compete beside drawn ones, and a loss of kind {self.loss.kind} {why}: choose kind: "
+                f"in_batch_softmax, sampled_softmax or bpr, or delete hard_negatives"
+            )
+        return self
 
 
 def check_reads(asked: Ials, features: Features) -> None:
@@ -225,8 +276,14 @@ def check_heads(retriever: TwoTower, features: Features) -> None:
             )
 
 
-def check_objective(retriever: TwoTower, loss: Loss, *, has_target: bool) -> None:
+def check_objective(retriever: TwoTower, train: Train, *, has_target: bool) -> None:
     """ValueError where this score cannot express what this loss wants, or where there is nothing to learn."""
+    loss = train.loss
+    if retriever.output == "batch_norm" and train.micro_batch_size is not None:
+        raise ValueError(
+            "retriever.output: batch_norm standardises over what is encoded at once, so that train.micro_batch_size "
+            "would change the model. Write output: l2 or none, or delete micro_batch_size"
+        )
     if isinstance(loss, Regression) and not has_target:
         raise ValueError(
             "train.loss is a regression of prepare.target, which the recipe does not give: write there the number to "

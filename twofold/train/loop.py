@@ -25,6 +25,7 @@ from twofold.progress import progress_bar
 from twofold.recipe.training import Train
 from twofold.train.checkpoint import EpochRecord, Position, load_checkpoint, save_checkpoint
 from twofold.train.memory import refuse_what_does_not_fit
+from twofold.train.mining import MINED, with_mined
 from twofold.train.objective import Objective, build_objective, mean_loss
 from twofold.train.optimise import (
     Optimiser,
@@ -56,7 +57,7 @@ def fit(
     without memory (device `meta`), whose size is checked, and after the seed is set for the one that is trained.
     """
     objective = build_objective(settings, dataset)
-    rows_per_step = settings.batch_size + objective.num_drawn
+    rows_per_step = objective.items_per_step
     with torch.device("meta"):
         refuse_what_does_not_fit(build(), device=torch.device("cpu"), rows_per_step=rows_per_step)
     with _deterministic(settings.seed), kept_memory():
@@ -81,6 +82,7 @@ def fit(
             while position.epoch < settings.epochs and not _is_settled(position, settings.patience):
                 saved_at, started, first = time.monotonic(), time.monotonic(), position.batch
                 seed = (settings.seed, position.epoch)
+                objective = with_mined(objective, model, epoch=position.epoch, is_begun=first > 0, folder=out)
                 for batch in epoch_batches(dataset, dataset.rows["train"], objective.order, seed=seed, first=first):
                     step, steps = _step_number(settings, position, objective.order)
                     set_learning_rate(optimiser, learning_rate_at(step, steps=steps, peak=settings.learning_rate))
@@ -105,7 +107,8 @@ def fit(
         model.load_state_dict(best)
     save_weights(model, out / "weights.safetensors")
     pq.write_table(pa.Table.from_pylist([asdict(record) for record in position.records]), out / "training_log.parquet")
-    checkpoint.unlink(missing_ok=True)
+    for kept in (checkpoint, out / MINED):
+        kept.unlink(missing_ok=True)
     return {
         "examples": len(lines),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

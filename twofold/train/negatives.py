@@ -79,6 +79,26 @@ def log_expected_counts(
     return torch.log(popular[:, None] * column_q + uniform[:, None])
 
 
+@dataclass(frozen=True)
+class Mined:
+    """Items that the model ranks high for each user that is learned from, -1 behind the last; see `mining`."""
+
+    user_rows: Int64[np.ndarray, "users"]
+    """Rising."""
+    item_rows: Int32[np.ndarray, "users ranks"]
+    counts: Int64[np.ndarray, "users"]
+
+    def draw(
+        self, user_rows: Int64[Tensor, "batch"], each: int
+    ) -> tuple[Int64[Tensor, "batch each"], Int64[Tensor, "batch"]]:
+        """For each line so many of its user's items, each as likely, or -1; and of how many they are drawn."""
+        places = np.searchsorted(self.user_rows, user_rows.numpy())
+        counts = self.counts[places]
+        ranks = (torch.rand(len(places), each, dtype=torch.float64).numpy() * counts[:, None]).astype(np.int64)
+        item_rows = self.item_rows[places[:, None], ranks].astype(np.int64)
+        return torch.from_numpy(item_rows), torch.from_numpy(counts)
+
+
 def drawn_inputs(dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "drawn"]) -> TensorInputs:
     """What the item tower reads of items that are drawn for a batch, each at the moment of some line."""
     moments = batch.at[torch.randint(len(batch.at), drawn.shape)]

@@ -1,5 +1,6 @@
 """What a step lowers: the loss that a recipe asks for, with all that is fitted for it, over one batch."""
 
+import math
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -16,15 +17,28 @@ from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softma
 from twofold.model.softmax import Lines, softmax_sum
 from twofold.model.two_tower import TwoTower
 from twofold.recipe.features import SequenceFeature
-from twofold.recipe.training import Bce, Bpr, FullSoftmax, InBatchSoftmax, Loss, Regression, SampledSoftmax, Train
+from twofold.recipe.training import (
+    Bce,
+    Bpr,
+    FullSoftmax,
+    HardNegatives,
+    InBatchSoftmax,
+    Loss,
+    Regression,
+    SampledSoftmax,
+    Train,
+)
+from twofold.topk import blocks
 from twofold.train.groups import group_lines
 from twofold.train.negatives import (
     InBatchProbability,
+    Mined,
     count_in_batch,
     drawn_inputs,
     log_expected_counts,
     log_mixed_probability,
 )
+from twofold.train.virtual import encode_parts
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,9 @@ class Objective:
     order: Order
     in_batch: InBatchProbability
     mean_weight: float
+    hard: HardNegatives | None = None
+    mined: Mined | None = None
+    """What hard negatives are drawn from; see `mining`."""
 
     @property
     def lines(self) -> Int64[np.ndarray, "lines"]:
@@ -60,6 +77,20 @@ class Objective:
             case _:
                 assert_never(self.loss)
 
+    @property
+    def hard_each(self) -> int:
+        """Mined items that compete for each line by itself."""
+        if self.hard is None:
+            return 0
+        in_batch = self.order.batch_size - 1 if isinstance(self.loss, InBatchSoftmax) else 0
+        others = in_batch + self.num_drawn
+        return max(round(others / self.hard.easy), 1) if self.hard.easy else others
+
+    @property
+    def items_per_step(self) -> int:
+        """The most that the item tower encodes for a batch."""
+        return self.order.batch_size * (1 + self.hard_each) + self.num_drawn
+
 
 def build_objective(settings: Train, dataset: Dataset) -> Objective:
     """Chooses the lines, groups them and counts on them; DataError where there is nothing to learn."""
@@ -73,9 +104,20 @@ def build_objective(settings: Train, dataset: Dataset) -> Objective:
             f"the mean weight of the {len(lines):,} rows to learn from is {mean_weight:g}: nothing would be learned. "
             f"Check prepare.weight."
         )
-    together = max((f.last for f in dataset.features.features.user if isinstance(f, SequenceFeature)), default=1)
-    order = Order(lines, settings.batch_size, groups, together, np.asarray(rows.user_rows[lines]))
-    return Objective(settings.loss, dataset, order, in_batch, mean_weight)
+    if settings.hard_negatives is not None and settings.hard_negatives.top > dataset.items.num_known:
+        raise DataError(
+            f"train.hard_negatives.top is {settings.hard_negatives.top:,}, and the training window has "
+            f"{dataset.items.num_known:,} items. Lower it, and skip with it."
+        )
+    order = Order(
+        lines,
+        settings.batch_size,
+        groups,
+        together=max((f.last for f in dataset.features.features.user if isinstance(f, SequenceFeature)), default=1),
+        user_rows=np.asarray(rows.user_rows[lines]),
+        at_once=settings.micro_batch_size,
+    )
+    return Objective(settings.loss, dataset, order, in_batch, mean_weight, settings.hard_negatives)
 
 
 def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
@@ -98,32 +140,60 @@ def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
 
 @dataclass(frozen=True)
 class Columns:
-    """The items that a batch is taught with: what the item tower reads of them, and whose they are."""
+    """The items that a batch is taught with: what the item tower reads of them, and whose they are.
 
-    inputs: TensorInputs
-    item_rows: Int64[Tensor, "columns"]
-    owners: Int64[Tensor, "columns"]
+    Those with `item_rows` compete for every line. Behind them are mined ones, each for the lines that name it.
+    """
+
+    inputs: tuple[TensorInputs, ...]
+    """In the parts that are encoded at once."""
+    item_rows: Int64[Tensor, "shared"]
+    owners: Int64[Tensor, "shared"]
     """The user row of the line whose item it is; -1: it was drawn."""
     own: Int64[Tensor, "batch"]
     """The column of each line's own item."""
+    hard: Int64[Tensor, "batch each"]
+    """The columns that were mined for each line; -1: none."""
+    hard_of: Int64[Tensor, "batch"]
+    """Of how many items a line's were drawn."""
 
 
 def draw_columns(objective: Objective, batch: Batch) -> Columns:
-    """The batch's own items, then those that are drawn; all items of the training window for the full softmax."""
+    """The batch's own items, then those that are drawn, then those mined; all items of the training window for the
+    full softmax.
+    """
+    lines = len(batch.item_rows)
+    hard, hard_of = torch.empty((lines, 0), dtype=torch.int64), torch.zeros(lines, dtype=torch.int64)
     if isinstance(objective.loss, FullSoftmax):
         everything = torch.arange(objective.num_items)
-        inputs = drawn_inputs(objective.dataset, batch, everything)
-        return Columns(inputs, everything, torch.full_like(everything, -1), batch.item_rows)
-    inputs, drawn = batch.item, torch.randint(objective.num_items, (objective.num_drawn,))
-    if len(drawn):
-        more = drawn_inputs(objective.dataset, batch, drawn)
-        inputs = {name: torch.cat([values, more[name]]) for name, values in inputs.items()}
+        nobody = torch.full_like(everything, -1)
+        return Columns(_inputs(objective, batch, [], everything), everything, nobody, batch.item_rows, hard, hard_of)
+    drawn = torch.randint(objective.num_items, (objective.num_drawn,))
+    if objective.mined is not None:
+        hard, hard_of = objective.mined.draw(batch.user_rows, objective.hard_each)
+    mined, places = torch.unique(hard.clamp(min=0), return_inverse=True)
     return Columns(
-        inputs,
+        _inputs(objective, batch, [part.item for part in batch.parts or (batch,)], torch.cat([drawn, mined])),
         torch.cat([batch.item_rows, drawn]),
         torch.cat([batch.user_rows, torch.full_like(drawn, -1)]),
-        torch.arange(len(batch.item_rows)),
+        torch.arange(lines),
+        (lines + len(drawn) + places).masked_fill(hard < 0, -1),
+        hard_of,
     )
+
+
+def _inputs(
+    objective: Objective, batch: Batch, own: list[TensorInputs], more: Int64[Tensor, "more"]
+) -> tuple[TensorInputs, ...]:
+    """Of the batch's own items and of others: all at once, or in parts where the batch is."""
+    if len(more) == 0:
+        return tuple(own)
+    others = drawn_inputs(objective.dataset, batch, more)
+    if not batch.parts:
+        return ({name: torch.cat([*(inputs[name] for inputs in own), values]) for name, values in others.items()},)
+    assert objective.order.at_once is not None
+    parts = blocks(len(more), objective.order.at_once)
+    return (*own, *({name: values[part] for name, values in others.items()} for part in parts))
 
 
 def mean_loss(
@@ -131,7 +201,8 @@ def mean_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
     """The loss of a batch, and the vectors of its items."""
     columns = draw_columns(objective, batch)
-    users, items = model.user(batch.user), model.item(columns.inputs)
+    users = encode_parts(model.user, [part.user for part in batch.parts or (batch,)])
+    items = encode_parts(model.item, columns.inputs)
     return loss_of_vectors(objective, model, batch, columns, users=users, items=items), items[columns.own]
 
 
@@ -151,7 +222,7 @@ def loss_of_vectors(
             losses = bce(model.own_logits(users, items[columns.own]), batch.label, gamma=gamma)
         case Regression(error=error):
             losses = regression(model.own_logits(users, items[columns.own]), batch.target, error=error)
-        case FullSoftmax() | InBatchSoftmax(log_q="classic" | "none"):
+        case FullSoftmax() | InBatchSoftmax(log_q="classic" | "none") if objective.mined is None:
             lines = Lines(
                 batch.user_rows,
                 weight,
@@ -166,12 +237,14 @@ def loss_of_vectors(
             return softmax_sum(queries, factors, lines, temperature=model.temperature)
         case InBatchSoftmax() | SampledSoftmax() | Bpr():
             losses = _against_sample(objective, model, batch, columns, users=users, items=items)
+        case FullSoftmax():
+            raise AssertionError("all items compete already, none is mined")
         case _:
             assert_never(objective.loss)
     return (losses * weight).sum()
 
 
-def _log_q(objective: Objective, batch: Batch, columns: Columns) -> Float[Tensor, "columns"]:
+def _log_q(objective: Objective, batch: Batch, columns: Columns) -> Float[Tensor, "shared"]:
     """What the softmax subtracts: of its own columns and those drawn alike, or nothing."""
     if not (isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"):
         return torch.zeros(len(columns.item_rows))
@@ -193,28 +266,64 @@ def _against_sample(
     users: Float[Tensor, "batch dim"],
     items: Float[Tensor, "columns dim"],
 ) -> Float[Tensor, "batch"]:
-    """Each positive against negatives that are not its own item; in-batch ones take part if the loss is in-batch."""
+    """Each positive against negatives that are not its own item, nor its user's: those of the loss, and what was mined
+    for it.
+    """
+    shared = _competing(objective, columns)
+    item_rows, owners = columns.item_rows[shared], columns.owners[shared]
+    queries, factors = model.as_products(users, items)
     positive = model.own_logits(users, items[columns.own])
-    own_columns = int((columns.owners >= 0).sum())
-    in_batch = own_columns if isinstance(objective.loss, InBatchSoftmax) else 0
-    competitors = slice(own_columns - in_batch, None)
-    queries, factors = model.as_products(users, items[competitors])
-    item_rows, owners = columns.item_rows[competitors], columns.owners[competitors]
-    column_q = objective.in_batch.log(item_rows, group=batch.group).exp()
-    own_q = objective.in_batch.log(batch.item_rows, group=batch.group).exp()
+    counts = _log_counts(objective, batch, columns)
+    in_batch = int((owners >= 0).sum())
+    own_q, column_q = (objective.in_batch.log(rows, group=batch.group).exp() for rows in (batch.item_rows, item_rows))
 
     def losses(part: slice) -> Tensor:
         competing = (batch.item_rows[part, None] != item_rows) & (batch.user_rows[part, None] != owners)
-        negative = queries[part] @ factors.T / model.temperature  # (lines, columns)
-        if isinstance(objective.loss, Bpr):
-            return bpr(positive[part], negative.masked_fill(~competing, -torch.inf))
-        expected = log_expected_counts(
-            competing,
-            own_q=own_q[part],
-            column_q=column_q,
-            in_batch=in_batch,
-            num_items=objective.num_items,
-        )
-        return sampled_softmax(positive[part], (negative - expected).masked_fill(~competing, -torch.inf))
+        mined = torch.einsum("ld,lhd->lh", queries[part], factors[columns.hard[part]]) / model.temperature
+        mined = (mined - counts.mined[part, None]).masked_fill(columns.hard[part] < 0, -torch.inf)
+        negative = queries[part] @ factors[shared].T / model.temperature  # (lines, shared)
+        if counts.shared is not None:
+            negative = negative - counts.shared[shared]
+        else:
+            negative = negative - log_expected_counts(
+                competing, own_q=own_q[part], column_q=column_q, in_batch=in_batch, num_items=objective.num_items
+            )
+        negatives = torch.cat([negative.masked_fill(~competing, -torch.inf), mined], dim=1)
+        own = positive[part] - counts.own[part]
+        return bpr(own, negatives) if isinstance(objective.loss, Bpr) else sampled_softmax(own, negatives)
 
-    return by_chunks(losses, lines=len(users), columns=len(item_rows))
+    return by_chunks(losses, lines=len(users), columns=len(item_rows) + columns.hard.shape[1])
+
+
+def _competing(objective: Objective, columns: Columns) -> slice:
+    """In-batch columns where the loss is in-batch, and those drawn; none where hard ones are alone."""
+    if objective.hard is not None and objective.hard.easy == 0:
+        return slice(0, 0)
+    own = int((columns.owners >= 0).sum())
+    return slice(0 if isinstance(objective.loss, InBatchSoftmax) else own, len(columns.item_rows))
+
+
+@dataclass(frozen=True)
+class _LogCounts:
+    """log of how often a line's sample is expected to hold an item: what its logit is less by. 0: as it comes."""
+
+    own: Float[Tensor, "batch"]
+    mined: Float[Tensor, "batch"]
+    shared: Float[Tensor, "shared"] | None
+    """None: it is for each line to say."""
+
+
+def _log_counts(objective: Objective, batch: Batch, columns: Columns) -> _LogCounts:
+    """Mined items are weighed by their own draws alone, whatever else holds them: then the softmax is the one over all
+    items in which those of the mined ranks count twice.
+    """
+    zero = torch.zeros(len(batch.item_rows))
+    mined = torch.log(columns.hard.shape[1] / columns.hard_of.clamp(min=1).float())
+    match objective.loss:
+        case Bpr() | InBatchSoftmax(log_q="none"):
+            return _LogCounts(zero, zero, torch.zeros(len(columns.item_rows)))
+        case InBatchSoftmax(log_q="classic") if objective.hard is not None and objective.hard.easy > 0:
+            shared = _log_q(objective, batch, columns) + math.log(len(columns.item_rows))
+            return _LogCounts(shared[columns.own], mined, shared)
+        case _:
+            return _LogCounts(zero, mined, None)
