@@ -144,6 +144,20 @@ def test_a_batch_is_what_each_of_its_users_is_answered(client: Client) -> None:
     assert together["answers"] == alone
 
 
+def test_questions_asked_at_once_are_answered_as_each_alone(client: Client) -> None:
+    variants: list[dict[str, Any]] = [
+        {},
+        {"k": 3},
+        {"filter": "colour = 'red'"},
+        {"filter": "colour = 'red'", "exclude": ["a"], "exclude_seen": False},
+        {"explain": True, "describe": True},
+    ]
+    users = [{"user_id": user} for user in (10, 20, 30, 40, "stranger")] + [{"history": ["a", "b"]}]
+    asked = [("POST", "/v1/recommend", {**who, **how, "context": NOON_OF_DAY_0}) for who in users for how in variants]
+    together = client.send(*asked)
+    assert [reply.json() for reply in together] == [client.post(path, body)[1] for _, path, body in asked]
+
+
 def test_similar_items_and_what_is_known_of_one(client: Client) -> None:
     _, answer = client.post("/v1/similar", {"item_id": "a", "k": 9, "filter": "colour = 'red'", "describe": True})
     assert sorted(ids(answer)) == ["cold", "d", "f"]

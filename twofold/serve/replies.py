@@ -1,5 +1,6 @@
 """Rows and scores → the lists that are replied: by the model where anything is known, of what is popular elsewhere."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,38 +23,46 @@ NOTHING_KNOWN: Final = "nothing is known of this user: these are the items liked
 
 @dataclass(frozen=True)
 class Ask:
-    """A question, with its filter and exclusions as rows, and what went wrong before it could be answered."""
+    """One list that is asked for, its filter and exclusions as rows, and what went wrong before it could be made."""
 
     opened: Open
     question: Wanted
+    user_id: Id | None
+    asker: Asker
     allowed: Eligible | None
-    excluded: Integer[np.ndarray, "excluded"]
-    unknown_items: int
-    remarks: tuple[str, ...]
+    without: Integer[np.ndarray, "excluded"]
+    unknown_items: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def k(self) -> int:
-        """How many items a list may have: not more than there are."""
+        """How many items the list may have: not more than there are."""
         return min(self.question.k, max(len(self.opened.bundle.items), 1))
 
-    def excluded_for(self, asker: Asker) -> Integer[np.ndarray, "excluded"]:
-        """Item rows that must not be in the list of this asker."""
-        return np.concatenate([asker.met, self.excluded]) if self.question.exclude_seen else self.excluded
-
-
-def make_lists(ask: Ask, askers: Sequence[tuple[Id | None, Asker]], meters: Meters) -> list[Recommendations]:
-    """One list an asker, in their order."""
-    modelled = [asker for _, asker in askers if not asker.is_blank]
-    found = iter(_by_model(ask, modelled, meters) if modelled else ())
-    with meters.stage("reply"):
-        return [
-            _list(ask, user_id, asker, _popular(ask) if asker.is_blank else next(found), meters)
-            for user_id, asker in askers
-        ]
+    @property
+    def excluded(self) -> Integer[np.ndarray, "excluded"]:
+        """Item rows that must not be in the list."""
+        return np.concatenate([self.asker.met, self.without]) if self.question.exclude_seen else self.without
 
 
 Line = tuple[Integer[np.ndarray, "k"], Float32[np.ndarray, "k"]]
 """Item rows and scores of one list, best first, and no longer than it is."""
+
+
+def make_lists(asks: Sequence[Ask], meters: Meters) -> list[Recommendations]:
+    """The lists, in their order. Those that go through the same search do so together, at half the price."""
+    alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    lines: dict[int, Line] = {}
+    for place, ask in enumerate(asks):
+        if ask.asker.is_blank:
+            found = popular(ask.opened, ask.k, allowed=ask.allowed, excluded=ask.excluded)
+            lines[place] = lines_of(found)[0]
+        else:
+            alike[id(ask.opened), ask.k, id(ask.allowed)].append(place)
+    for places in alike.values():
+        lines |= zip(places, _by_model([asks[place] for place in places], meters), strict=True)
+    with meters.stage("reply"):
+        return [_list(ask, lines[place], meters) for place, ask in enumerate(asks)]
 
 
 def lines_of(found: Neighbours) -> list[Line]:
@@ -62,28 +71,24 @@ def lines_of(found: Neighbours) -> list[Line]:
     return [(rows[:count], scores[:count]) for rows, scores, count in lines]
 
 
-def _by_model(ask: Ask, askers: list[Asker], meters: Meters) -> list[Line]:
+def _by_model(asks: list[Ask], meters: Meters) -> list[Line]:
+    opened, k, allowed = asks[0].opened, asks[0].k, asks[0].allowed
     with meters.stage("encode"):
-        vectors = vectors_of(ask.opened.bundle, askers)
+        vectors = vectors_of(opened.bundle, [ask.asker for ask in asks])
     with meters.stage("search"):
-        own = [ask.excluded_for(asker) for asker in askers]
+        own = [ask.excluded for ask in asks]
         excluded = Ragged(np.concatenate(own), np.cumsum([0, *map(len, own)]))
-        return lines_of(search(ask.opened.bundle.index, vectors, ask.k, allowed=ask.allowed, excluded=excluded))
+        return lines_of(search(opened.bundle.index, vectors, k, allowed=allowed, excluded=excluded))
 
 
-def _popular(ask: Ask) -> Line:
-    (line,) = lines_of(popular(ask.opened, ask.k, allowed=ask.allowed, excluded=ask.excluded))
-    return line
-
-
-def _list(ask: Ask, user_id: Id | None, asker: Asker, line: Line, meters: Meters) -> Recommendations:
-    question, item_rows = ask.question, line[0]
+def _list(ask: Ask, line: Line, meters: Meters) -> Recommendations:
+    question, asker, item_rows = ask.question, ask.asker, line[0]
     source: Source = "popularity" if asker.is_blank else "model"
     remarks = [*ask.remarks, NOTHING_KNOWN] if asker.is_blank else [*ask.remarks]
     meters.answered(item_rows, source, is_short=len(item_rows) < question.k)
     because = reasons(ask.opened, asker, item_rows) if question.explain else None
     return Recommendations(
-        user_id=user_id,
+        user_id=ask.user_id,
         items=items_of(ask.opened, line, because=because, describe=question.describe),
         source=source,
         is_degraded=bool(remarks),
@@ -91,7 +96,7 @@ def _list(ask: Ask, user_id: Id | None, asker: Asker, line: Line, meters: Meters
         unknown_items=ask.unknown_items,
         at=asker.at,
         bundle=ask.opened.digest[:12],
-        history=_history(ask, asker) if question.explain else UNSET,
+        history=_history(ask) if question.explain else UNSET,
     )
 
 
@@ -124,8 +129,9 @@ def item_facts(opened: Open, item_row: int) -> ItemFacts:
     )
 
 
-def _history(ask: Ask, asker: Asker) -> list[Known]:
+def _history(ask: Ask) -> list[Known]:
     """The newest of what the answer took into account, newest first."""
+    asker = ask.asker
     kinds = dict.fromkeys(asker.negatives.tolist(), "negative") | dict.fromkeys(asker.positives.tolist(), "positive")
     rows = asker.met[: -SHOWN - 1 : -1]
     what = [attributes_of(ask.opened, row) if ask.question.describe else UNSET for row in rows.tolist()]

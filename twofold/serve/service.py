@@ -42,6 +42,8 @@ from twofold.serve.wire import (
 AHEAD_MS: Final = 60_000  # that a clock may be fast: an event of next year would be its user's last one for a year
 NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"
 SOME_USERS: Final = 20
+AT_ONCE: Final = 32  # questions answered as one: more save nothing
+NO_ROWS: Final = np.empty(0, np.int64)
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Service:
     meters: Meters
     swapped: Path | None = None
     """Where the other workers read which run answers."""
+    _waiting: list[tuple[Ask, "asyncio.Future[Recommendations]"]] = field(default_factory=list)
     _one_swap: asyncio.Lock = field(default_factory=asyncio.Lock)
     _one_batch: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -73,23 +76,47 @@ class Service:
             raise WireError(Problem("For whom? Give user_id or history, one of the two.", "user_id"))
         with self.meters.stage("history"):
             if question.user_id is not None:
-                ask, askers = await self._known(opened, question, [question.user_id])
+                (ask,) = await self._known(opened, question, [question.user_id])
             else:
                 at = max(_now(), opened.bundle.as_of) if question.context.at is None else question.context.at
                 asker, unknown = asker_with(opened.bundle, question.history or [], question.negatives, at=at)
-                ask, askers = self._ask(opened, question, unknown_items=unknown), [(None, asker)]
-        return make_lists(ask, askers, self.meters)[0]
+                (ask,) = self._asks(opened, question, [(None, asker)], unknown_items=unknown)
+        return await self._together(ask)
 
     async def recommend_batch(self, question: RecommendBatch) -> RecommendationsBatch:
         """One list a user, on a thread and one batch at a time, so that single questions are not kept waiting."""
         with self.meters.stage("history"):
-            ask, askers = await self._known(self.current, question, question.user_ids)
+            asks = await self._known(self.current, question, question.user_ids)
         async with self._one_batch:
-            return RecommendationsBatch(await asyncio.to_thread(make_lists, ask, askers, self.meters))
+            return RecommendationsBatch(await asyncio.to_thread(make_lists, asks, self.meters))
 
-    async def _known(
-        self, opened: Open, question: Wanted, user_ids: Sequence[Id]
-    ) -> tuple[Ask, list[tuple[Id | None, Asker]]]:
+    def _together(self, ask: Ask) -> "asyncio.Future[Recommendations]":
+        """The list, made with those that are asked for in the same turn of the loop: nobody waits to be joined.
+
+        At 16 at once, 30,000 items and 64 dimensions a search takes half the time, the tower a fifth (one core).
+        """
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._answer)
+        made = loop.create_future()
+        self._waiting.append((ask, made))
+        return made
+
+    def _answer(self) -> None:
+        now, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._answer)
+        asked = [(ask, made) for ask, made in now if not made.done()]  # the rest have given up
+        try:
+            lists = make_lists([ask for ask, _ in asked], self.meters)
+        except Exception as error:  # each of them shall hear of it
+            for _, made in asked:
+                made.set_exception(error)
+            return
+        for (_, made), answer in zip(asked, lists, strict=True):
+            made.set_result(answer)
+
+    async def _known(self, opened: Open, question: Wanted, user_ids: Sequence[Id]) -> list[Ask]:
         """Users with all that is known of them, and what could not be found out."""
         remarks: tuple[str, ...] = ()
         try:
@@ -100,19 +127,29 @@ class Service:
         rows = [opened.user_row(user_id) for user_id in user_ids]
         self.meters.unknown("user", rows.count(UNKNOWN))
         now = _now()
-        askers: list[tuple[Id | None, Asker]] = [
+        askers = [
             (user_id, asker_of(opened.bundle, row, events, at=question.context.at, now=now))
             for user_id, row, events in zip(user_ids, rows, live, strict=True)
         ]
-        return self._ask(opened, question, remarks=remarks), askers
+        return self._asks(opened, question, askers, remarks=remarks)
 
-    def _ask(self, opened: Open, question: Wanted, *, unknown_items: int = 0, remarks: tuple[str, ...] = ()) -> Ask:
-        excluded = opened.bundle.items.rows_of(question.exclude) if question.exclude else np.empty(0, np.int64)
-        known = excluded[excluded != UNKNOWN]
-        unknown_items += len(excluded) - len(known)
+    def _asks(
+        self,
+        opened: Open,
+        question: Wanted,
+        askers: Sequence[tuple[Id | None, Asker]],
+        *,
+        unknown_items: int = 0,
+        remarks: tuple[str, ...] = (),
+    ) -> list[Ask]:
+        given = opened.bundle.items.rows_of(question.exclude) if question.exclude else NO_ROWS
+        without = given[given != UNKNOWN]
+        unknown_items += len(given) - len(without)
         self.meters.unknown("item", unknown_items)
         allowed = None if question.filter is None else opened.filters.eligible(question.filter)
-        return Ask(opened, question, allowed, known, unknown_items, remarks)
+        return [
+            Ask(opened, question, user_id, asker, allowed, without, unknown_items, remarks) for user_id, asker in askers
+        ]
 
     # --- items and events ---------------------------------------------------------------------------------------------
 
