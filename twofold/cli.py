@@ -242,7 +242,7 @@ def index(run_folder: RunFolder) -> None:
 
 @app.command()
 def explain(run_folder: RunFolder) -> None:
-    """Why does it do that? Collapse, hubs and sameness of a run's vectors and lists, with alarms."""
+    """Why does it do that? The gap between batches and what is served, and probes of vectors and lists, with alarms."""
     job = pipeline.reopen(run_folder)
     with locked(job.folder):
         prepared, arrays, trained = pipeline.up_to_training(job)
@@ -252,8 +252,16 @@ def explain(run_folder: RunFolder) -> None:
     table = Table("probe", "value", "", "meaning")
     for probe in explained.facts["probes"]:
         alarm = "[bold red]alarm[/]" if probe["is_alarming"] else ""
-        table.add_row(probe["name"], f"{probe['value']:.3f}", alarm, probe["meaning"])
+        value = "–" if probe["value"] is None else f"{probe['value']:.3f}"
+        table.add_row(probe["name"], value, alarm, probe["meaning"])
     Console().print(table)
+    gap = explained.facts["gap"]
+    steps = Table("from training to serving", "found", "change", title="the gap", box=SIMPLE_HEAD)
+    steps.add_row(f"in batches of {gap['batch_size']:,}, among {gap['k']}", f"{gap['in_batch']:.3f}", "")
+    for step in gap["steps"]:
+        steps.add_row(f"without: {step['cause']}", f"{step['share']:.3f}", f"{step['change']:+.3f}")
+    Console().print(steps)
+    print(gap["verdict"])
 
 
 @app.command()

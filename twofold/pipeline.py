@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from twofold.bundle import Stage, locked, run_stage, write_json
+from twofold.bundle import Stage, locked, open_stage, run_stage, write_json
 from twofold.errors import RunError
+from twofold.recipe.features import IdFeature
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.schema import Recipe
 from twofold.recipe.training import Ials, Regression, TwoTower
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from twofold.evaluate.protocols import JudgedWindow
     from twofold.evaluate.ranking import Products
     from twofold.evaluate.verdict import Report
+    from twofold.explain.gap import GapCase
+    from twofold.explain.probes import Probe
     from twofold.model.retriever import Model
     from twofold.prepare.engine import OpenEngine
 
@@ -200,23 +203,29 @@ def recommend(job: Job, indexed: Stage) -> Stage:
 
 
 def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
-    """Vectors and lists → probes.json: collapse, hubs, coverage, with alarms."""
-    import pyarrow.parquet as pq
-
-    from twofold.dataset.vocabulary import Vocabulary
-    from twofold.explain.probes import probe_lists, probe_vectors
+    """Vectors, lists and the trained model → gap.json, why batches look better; probes.json, with alarms."""
+    from twofold.dataset.arrays import item_attributes, load_dataset
+    from twofold.evaluate.windows import judged_window
+    from twofold.explain.gap import measure_gap
+    from twofold.explain.stage import lines_of, probe_run, read_lists
     from twofold.index.knn import load_index
+    from twofold.model.retriever import load_model
 
     def work(out: Path) -> Mapping[str, Any]:
-        items = Vocabulary.load(indexed.folder / "items.parquet")
-        answers = pq.read_table(recommended.folder / "recommendations.parquet", columns=["item_id", "rank"])
-        lists = int((answers["rank"].to_numpy() == 1).sum())
-        item_rows = items.rows_of(answers["item_id"])
-        probes = probe_vectors(load_index(indexed.folder).vectors)
-        probes += probe_lists(item_rows, num_items=len(items), num_lists=lists)
-        lines = [asdict(probe) | {"is_alarming": probe.is_alarming} for probe in probes]
+        dataset, trained = (open_stage(job.folder, name) for name in ("dataset", "train"))
+        arrays, batch_size = load_dataset(dataset.folder), job.recipe.train.batch_size
+        window = judged_window(arrays, "test")
+        model = load_model(job.recipe.retriever, arrays, trained.folder)
+        case = _gap_case(model, arrays, window, indexed)
+        gap = measure_gap(case, batch_size=batch_size, k=min(10, batch_size - 1))
+        write_json(out / "gap.json", asdict(gap))
+        lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
+        attributes = item_attributes(dataset.folder)
+        probes = probe_run(arrays, load_index(indexed.folder).vectors, lists, attributes=attributes)
+        probes += _probe_masked(model, arrays, window, case)
+        lines = lines_of(probes)
         write_json(out / "probes.json", lines)
-        return {"probes": lines}
+        return {"probes": lines, "gap": asdict(gap)}
 
     inputs = {"index": indexed.digest, "recommend": recommended.digest}
     return run_stage(job.folder, "explain", inputs=inputs, work=work)
@@ -259,7 +268,6 @@ def claim_folder(job: Job, *, replace: bool) -> None:
 
 def report_of(folder: Path) -> "Report":
     """The report of a judged run."""
-    from twofold.bundle import open_stage
     from twofold.evaluate.verdict import load_report
 
     return load_report(open_stage(folder, "evaluate").folder / "report.json")
@@ -274,6 +282,65 @@ def _scores(model: "Model", arrays: "Dataset", window: "JudgedWindow") -> "Produ
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
     return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
+
+
+def _gap_case(model: "Model", arrays: "Dataset", window: "JudgedWindow", indexed: Stage) -> "GapCase":
+    """The window's question, put to the trained model and to the index as it is served."""
+    import numpy as np
+
+    from twofold.dataset.vocabulary import Vocabulary
+    from twofold.explain.gap import GapCase, Products
+    from twofold.index.knn import load_index, search
+    from twofold.index.scores import items_as_products, queries_as_products
+    from twofold.model.retriever import item_vectors, user_vectors
+    from twofold.topk import Ragged
+
+    index = load_index(indexed.folder)
+    answered_as = arrays.items.rows_of(Vocabulary.load(indexed.folder / "items.parquet").ids)
+    line_of = np.argsort(answered_as)
+    users = user_vectors(model, arrays, window.user_rows, window.query_at)
+    items = item_vectors(model, arrays, int(window.query_at.min()))
+
+    def answers(asked: np.ndarray, k: int) -> np.ndarray:
+        seen = window.seen.of(asked)
+        lines = search(index, users[asked], k, excluded=Ragged(line_of[seen.values], seen.offsets)).item_rows
+        return np.where(lines < 0, -1, answered_as[lines])
+
+    queries = {score: queries_as_products(users, score) for score in (model.score, index.score)}
+    return GapCase(
+        relevant=window.relevant,
+        seen=window.seen,
+        trained=Products(queries[model.score], items_as_products(items, model.score)),
+        rescored=Products(queries[index.score], items_as_products(items, index.score)),
+        stored=Products(queries[index.score], items_as_products(index.vectors, index.score)),
+        answered_as=answered_as,
+        search=answers,
+    )
+
+
+def _probe_masked(model: "Model", arrays: "Dataset", window: "JudgedWindow", case: "GapCase") -> "tuple[Probe, ...]":
+    """What is found when no item's id is known; nothing where the item tower reads none."""
+    import torch
+
+    from twofold.dataset.batches import item_batches
+    from twofold.evaluate.judge import headline_k
+    from twofold.explain.probes import found_among, probe_cold_items
+    from twofold.index.scores import items_as_products
+    from twofold.model.two_tower import TwoTower as Towers
+    from twofold.model.two_tower import encode
+
+    if not isinstance(model, Towers) or not any(isinstance(each, IdFeature) for each in arrays.features.features.item):
+        return ()
+    batches = item_batches(arrays, int(window.query_at.min()))
+    unknown = (
+        {name: torch.zeros_like(given) if name == "id" else given for name, given in batch.items()} for batch in batches
+    )
+    k = headline_k(len(arrays.items))
+    found, masked = (
+        found_among(case.trained.queries, items, relevant=case.relevant, seen=case.seen, k=k)
+        for items in (case.trained.items, items_as_products(encode(model.item, unknown), model.score))
+    )
+    return (probe_cold_items(found, masked, k=k),)
 
 
 def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:

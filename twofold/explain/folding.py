@@ -17,7 +17,7 @@ from twofold.topk import NOT_ALLOWED, Ragged, blocks, top_k
 
 NEIGHBOURS: Final = 10
 _SAMPLE: Final = 10_000  # items, as queries and as neighbours: 1e8 cosines
-_CELLS: Final = 2**22
+_CELLS: Final = 2**21
 _UNRELATED: Final = 0.5  # users cross groups at most half as often as chance would
 _RIDGE: Final = 1e-3
 

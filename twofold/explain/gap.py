@@ -28,7 +28,7 @@ APPROXIMATE: Final = "the index answers approximately"
 
 _MOST_PAIRS: Final = 5000  # a share of .1 is then known within .008
 _MOST_CELLS: Final = 10**9  # of pairs × items: fewer pairs of a large catalogue, but never fewer than 500
-_BLOCK: Final = 2**22
+_BLOCK: Final = 2**21  # keys at once
 _PERMUTATIONS: Final = 99
 _NEVER: Final = np.iinfo(np.int64).min
 

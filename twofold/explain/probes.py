@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from twofold.topk import Ragged, blocks, exclude, top_k
 
-_CELLS: Final = 2**22
+_CELLS: Final = 2**21
 HUB_SHARE: Final = 0.01  # the items that occur most, as a share of the catalogue
 
 
