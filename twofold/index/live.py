@@ -8,6 +8,7 @@ What this does not do: survive the process, or grow without bound. Build a bundl
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from threading import Lock
 from typing import Final
 
@@ -120,9 +121,14 @@ class Snapshot:
         """Their lines in `changed`; -1 for those that are not there."""
         if len(self.changed_rows) == 0:
             return np.full(len(item_rows), -1)
-        order = np.argsort(self.changed_rows)
-        place = np.minimum(np.searchsorted(self.changed_rows, item_rows, sorter=order), len(order) - 1)
-        return np.where(self.changed_rows[order[place]] == item_rows, order[place], -1)
+        rows, lines = self._sorted_rows
+        place = np.minimum(np.searchsorted(rows, item_rows), len(rows) - 1)
+        return np.where(rows[place] == item_rows, lines[place], -1)
+
+    @cached_property
+    def _sorted_rows(self) -> tuple[Int64[np.ndarray, "changed"], Int64[np.ndarray, "changed"]]:
+        lines = np.argsort(self.changed_rows)
+        return self.changed_rows[lines], lines
 
     def _merged(self, old: Neighbours, new: Neighbours, k: int) -> Neighbours:
         new_rows = np.where(new.item_rows < 0, -1, self.changed_rows[new.item_rows])
