@@ -14,8 +14,8 @@ from twofold.recipe.load import load_recipe, recipe_differences
 from twofold.recipe.schema import Recipe
 
 STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
-EXPERIMENTS = sorted(path.relative_to(STUDIES) for path in STUDIES.glob("*/[ac]*.yaml"))
-A, C = "features/a{:02}.yaml", "watch-time/c{:02}.yaml"
+EXPERIMENTS = sorted(path.relative_to(STUDIES) for path in STUDIES.glob("*/[abc][01]*.yaml"))
+A, B, C = "features/a{:02}.yaml", "gap/b{:02}.yaml", "watch-time/c{:02}.yaml"
 CONTENT, PICTURES = "features.vectors.content", "features.vectors.pictures"
 IDS = {"features.item.id", "features.item.creator_id"}
 PERFORMANCE = {"features.item.item_id_like_168h", "features.item.creator_id_like_168h"}
@@ -61,6 +61,12 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     A.format(9): (CLUSTERED[0], CLUSTERED[1], LIKED | {"retriever.score"}),
     A.format(10): (CLUSTERED[0], CLUSTERED[1], LIKED | {"retriever.output"}),
     A.format(11): (over_vectors("content"), {"features.item.id"}, WATCHED | {"retriever.score"}),
+    B.format(1): (set(), set(), {"retriever.dim"}),
+    B.format(4): (set(), set(), {"train.hard_negatives"}),
+    B.format(5): (set(), set(), {"train.batch_size", "train.micro_batch_size", "train.learning_rate"}),
+    B.format(6): (set(), set(), {"train.group_by", "train.batch_size"}),
+    B.format(8): (set(), set(), {"retriever.score"}),
+    B.format(9): (set(), set(), {"train.group_by", "train.batch_size", "train.loss.uniform_negatives"}),
     C.format(1): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(2): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(3): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
@@ -81,10 +87,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def over(world: Path, path: Path) -> Recipe:
-    """The experiment over the slice, in which no item has the hundred views that the whole world asks for."""
+    """The experiment over the slice, in which no item has the hundred views that the whole world asks for, and no batch
+    thousands of rows.
+    """
     names = {"events": "events", "items": "items.parquet", "users": "users.parquet"}
     settings = [f"data.{name}={world / file}" for name, file in names.items()]
-    return load_recipe(STUDIES / path, overrides=[*settings, "prepare.filters.0.min_events=3"])
+    settings.append("prepare.filters.0.min_events=3")
+    train = load_recipe(STUDIES / path).train
+    if train.batch_size > 1024:
+        settings.append(f"train.batch_size={32 if train.group_by else 256}")
+    if train.micro_batch_size is not None:
+        settings.append("train.micro_batch_size=64")
+    if train.hard_negatives is not None:
+        settings += ["train.hard_negatives.skip=20", "train.hard_negatives.top=100"]
+    return load_recipe(STUDIES / path, overrides=settings)
 
 
 def test_every_experiment_is_told_of() -> None:
