@@ -6,12 +6,16 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from tests.evaluate.test_judge import report_of, world
+from twofold.evaluate.judge import Details
 from twofold.evaluate.report import plot_of, report_lines, report_page, write_report
+from twofold.evaluate.slices import Slicing
 from twofold.evaluate.verdict import spread
+from twofold.evaluate.watched import Watched
 
 
 class Page(HTMLParser):
@@ -127,3 +131,19 @@ def test_a_browser_draws_the_page(report, tmp_path):
     )
     assert drawn.stdout.count("<circle") == len(report.catalogue.rows)
     assert report.verdict[0] in drawn.stdout
+
+
+def test_the_page_shows_slices_days_and_watch_time():
+    window, truth, before = world()
+    asked = replace(window, query_at=window.query_at + np.arange(150) % 2 * 86_400_000)
+    rows = window.candidates
+    seconds = np.tile(np.arange(1, 61, dtype=np.float32), 10)
+    watched = Watched(rows, watch_s=seconds / 2, length_s=seconds[::-1].copy(), gain=seconds.astype(float))
+    halves = Slicing("half", window.relevant.lines % 2, ("even users", "<odd users>"))
+    report = report_of(asked, truth, before, details=Details(slicings=(halves,), watched=watched))
+    text = Page(report_page(report)).text
+    for shown in ("half: even users", "half: <odd users>", "under 100", "1970-01-11", "mean of days", "xauc", "wtg@5"):
+        assert shown in text
+    assert report.watch_time.by_length[0].first_s == 1
+    assert len(report.days.days) == 2
+    assert "watch_time/xauc" in report.metrics_of("model")
