@@ -61,7 +61,7 @@ class Gate:
         except Exception:  # it has been answered with a 500; what it was is for the log alone
             logging.getLogger("twofold.serve").exception("failed", extra={"facts": {"path": scope["path"]}})
         route = getattr(scope.get("route"), "path", "none")
-        self._meters.requests.labels(route, reply.status).inc()
+        self._meters.replied(route, reply.status)
         requests = logging.getLogger(REQUESTS)
         level = logging.WARNING if reply.status >= 500 else logging.INFO
         if requests.isEnabledFor(level):

@@ -228,6 +228,9 @@ def components() -> dict[str, Any]:
     return found
 
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 # --- bytes → questions ------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +267,7 @@ def read_body(decoder: msgspec.json.Decoder[Question], body: bytes) -> Question:
         shown = "" if value is UNSET or isinstance(value, list | dict) else f" is {str(value)[:80]!r}"
         detail = f"{field or 'The body'}{shown}: {text[0].lower()}{text[1:]}. What is right is listed in /docs."
         raise mistake(detail, field=field, value=value) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise WireError(Problem(f"The body is not JSON: {error}. Send a JSON object."), status=400) from None
 
 
@@ -272,7 +275,7 @@ def _value_at(body: bytes, field: str) -> Any:
     """What stands at a path such as `events[3].at`; UNSET where the path is not that plain."""
     try:
         value: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):  # a number too large to be read, or too many brackets
+    except UNREADABLE:  # further on than the first mistake: a number too large, brackets too deep, no UTF-8
         return UNSET
     for part in field.replace("[", ".[").split(".") if field else ():
         name = part.strip("[]")

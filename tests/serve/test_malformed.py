@@ -1,0 +1,119 @@
+"""Whatever is sent, the reply is a clean status: bodies drawn by chance, and requests drawn from the description."""
+
+import asyncio
+import json
+import random
+import resource
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.serve.running import TOKEN, Running
+from tests.serve.tiny import write_run
+from twofold.serve.answers import open_answers
+from twofold.serve.app import build_app
+from twofold.serve.gate import Gate, Limits
+from twofold.serve.histories import open_histories
+from twofold.serve.meters import Meters
+from twofold.serve.service import Service
+
+ROUTES = ["recommend", "recommend:batch", "similar", "events", "admin/swap"]
+FIELDS = (
+    "user_id history negatives k filter exclude exclude_seen context explain describe user_ids item_id events at run"
+)
+VALUES: list[Any] = [
+    None, True, False, 0, -1, 3, 10, 2**63, 10**40, 1.5, 1e300, "", "a", "10", "\u0000", "é", "x" * 300, "../x", [], {},
+    ["a"], [[]], [None], [{}], ["a", 1, "\ud800"], {"at": 0}, {"at": "x"}, {"a": {"b": 1}}, "colour = 'red'",
+    "colour = ", "1 = 1; DROP TABLE items", "colour LIKE '%'", "length_s / 0 > 1", "(" * 500, "NOT " * 200 + "TRUE",
+    [{"user_id": 1, "item_id": "a"}], [{"user_id": 1, "item_id": "a", "at": -1}], [{"user_id": [], "item_id": {}}],
+]  # fmt: skip
+
+
+def malformed(number: int) -> tuple[str, bytes]:
+    """A route and a body: JSON of fields and values drawn by chance, half of the time cut, spliced or overwritten."""
+    draw = random.Random(number)
+    body = json.dumps({name: draw.choice(VALUES) for name in draw.sample(FIELDS.split(), draw.randint(0, 4))}).encode()
+    match draw.randrange(6):
+        case 0:
+            body = body[: draw.randrange(len(body) + 1)]
+        case 1:
+            place = draw.randrange(len(body))
+            body = body[:place] + draw.randbytes(3) + body[place:]
+        case 2:
+            body = draw.randbytes(draw.randrange(40))
+    return draw.choice(ROUTES), body
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Gate:
+    run = write_run(tmp_path / "tiny")
+    service = Service(open_answers(run), run.parent, open_histories(tmp_path / "histories.db"), Meters())
+    return build_app(service, Limits())
+
+
+async def send_all(app: Gate, numbers: range) -> Counter[int]:
+    """How often each status came back; every refusal must say what is wrong."""
+    statuses: Counter[int] = Counter()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://twofold") as client:
+        for number in numbers:
+            route, body = malformed(number)
+            reply = await client.post(f"/v1/{route}", content=body)
+            statuses[reply.status_code] += 1
+            if reply.status_code != 200:
+                detail = reply.json()["detail"]
+                assert detail
+                assert "Traceback" not in detail
+                assert ".py" not in detail
+    return statuses
+
+
+def test_thousands_of_malformed_bodies_get_clean_replies(app: Gate) -> None:
+    statuses = asyncio.run(send_all(app, range(2_000)))
+    assert set(statuses) <= {200, 400, 403, 422}
+    assert statuses[422] > 700
+    assert statuses[400] > 100
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_leave_memory_as_it_was(app: Gate) -> None:
+    def held() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, at most so far
+
+    asyncio.run(send_all(app, range(20_000)))
+    before = held()
+    statuses = asyncio.run(send_all(app, range(20_000, 100_000)))
+    assert set(statuses) <= {200, 400, 403, 422}
+    assert held() - before < 30 * 1024
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running(write_run(tmp_path_factory.mktemp("runs") / "tiny"))
+    yield running
+    running.stop()
+
+
+@pytest.mark.slow
+def test_requests_drawn_from_the_description_never_fail_the_service(service: Running) -> None:
+    """schemathesis: valid and invalid requests of every route; no 500, and replies of the shape that is described."""
+    schemathesis = pytest.importorskip("schemathesis", reason="pip install schemathesis")
+    schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{service.port}/openapi.json")
+    operations = [operation.ok() for operation in schema.get_all_operations()]
+    assert len(operations) == 9
+
+    def try_it(case: Any) -> None:
+        reply = case.call(headers={"authorization": f"Bearer {TOKEN}"})
+        assert reply.status_code < 500, reply.text
+        if reply.status_code != 405:
+            case.operation.validate_response(reply)
+
+    modes = schemathesis.GenerationMode
+    for operation in operations:
+        drawn = [modes.POSITIVE, modes.NEGATIVE] if operation.method == "post" else [modes.POSITIVE]
+        for cases in (operation.as_strategy(generation_mode=mode) for mode in drawn):
+            settings(max_examples=40, suppress_health_check=list(HealthCheck), database=None)(given(cases)(try_it))()
