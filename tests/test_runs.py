@@ -1,9 +1,35 @@
+"""The table of runs: what each folder says, whatever state it is in."""
+
+import json
+
+import pytest
+
 from twofold.bundle import run_stage
-from twofold.runs import list_runs
+from twofold.errors import RequestError
+from twofold.runs import list_runs, sort_runs
+
+
+def begun(folder, digest="abc"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(f"name: {folder.name}")
+    (folder / "run.json").write_text(json.dumps({"recipe_digest": digest}))
+    return folder
+
+
+def judged(folder, *, headline="catalogue/recall@100", **metrics):
+    """A run with a report; `recall=.5` is its headline's value."""
+    named = {headline if name == "recall" else name: value for name, value in metrics.items()}
+
+    def work(out):
+        (out / "report.json").write_text(json.dumps({"headline": headline}))
+        return {"metrics": named}
+
+    run_stage(begun(folder), "evaluate", inputs=1, work=work)
 
 
 def test_no_folder_is_an_empty_table(tmp_path):
     assert list_runs(tmp_path / "nowhere") == []
+    assert sort_runs([]) == ("catalogue/recall@100", [])
 
 
 def test_a_run_that_has_done_nothing_yet_is_listed(tmp_path):
@@ -11,13 +37,54 @@ def test_a_run_that_has_done_nothing_yet_is_listed(tmp_path):
     (tmp_path / "begun" / "recipe.yaml").write_text("name: begun")
     (line,) = list_runs(tmp_path)
     assert (line.name, line.stage, line.seconds, line.metrics, line.recipe_digest) == ("begun", "—", 0.0, {}, "?")
+    assert line.changed_at is None
 
 
 def test_a_run_shows_its_last_stage_and_its_metrics(tmp_path):
-    run = tmp_path / "judged"
-    run_stage(run, "train", inputs=1, work=lambda out: {})
-    run_stage(run, "evaluate", inputs=1, work=lambda out: {"metrics": {"catalogue/recall@100": 0.5}})
-    (run / "recipe.yaml").write_text("name: judged")
-    (run / "run.json").write_text('{"recipe_digest": "abc"}')
+    epochs = [{"validation": 0.25}, {"validation": 0.75}, {"validation": 0.5}]
+    run_stage(tmp_path / "run", "train", inputs=1, work=lambda out: {"best_epoch": 1, "epochs": epochs})
+    begun(tmp_path / "run")
     (line,) = list_runs(tmp_path)
-    assert (line.stage, line.recipe_digest, line.metrics) == ("evaluate", "abc", {"catalogue/recall@100": 0.5})
+    assert (line.stage, line.headline, line.metrics) == ("train", "", {"validation": 0.75})
+    judged(tmp_path / "run", recall=0.5)
+    (line,) = list_runs(tmp_path)
+    assert (line.stage, line.recipe_digest, line.headline) == ("evaluate", "abc", "catalogue/recall@100")
+    assert line.metrics == {"validation": 0.75, "catalogue/recall@100": 0.5}
+    assert line.changed_at is not None
+
+
+def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path):
+    for name, value in (("worse", 0.1), ("better", 0.3)):
+        judged(tmp_path / name, recall=value, auc=1 - value)
+    judged(tmp_path / "small", headline="catalogue/recall@5", recall=0.9)
+    begun(tmp_path / "begun")
+    lines = list_runs(tmp_path)
+    metric, ordered = sort_runs(lines)
+    assert metric == "catalogue/recall@100"
+    assert [line.name for line in ordered] == ["better", "worse", "begun", "small"]
+    assert [line.name for line in sort_runs(lines, by="auc")[1]] == ["worse", "better", "begun", "small"]
+    message = r"no run has a metric recall; choose from: auc, catalogue/recall@100, catalogue/recall@5"
+    with pytest.raises(RequestError, match=message):
+        sort_runs(lines, by="recall")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("run.json", "[]"),
+        ("run.json", "{"),
+        ("evaluate/manifest.json", '{"digest": "d", "facts": null, "seconds": "long"}'),
+        ("evaluate/manifest.json", '{"digest": "d", "facts": {"metrics": {"a": null, "b": "x"}}, "seconds": 1}'),
+        ("evaluate/report.json", "not JSON"),
+        ("train/manifest.json", '{"digest": "d", "facts": {"epochs": [], "best_epoch": 3}, "seconds": 1}'),
+    ],
+)
+def test_a_damaged_or_foreign_folder_does_not_hide_the_others(tmp_path, file, text):
+    judged(tmp_path / "well", recall=0.5)
+    judged(tmp_path / "ill", recall=0.4)
+    (tmp_path / "ill" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "ill" / file).write_text(text)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes.txt").write_text("no run")
+    assert [line.name for line in sort_runs(list_runs(tmp_path), by="catalogue/recall@100")[1]][0] == "well"
+    assert {line.name for line in list_runs(tmp_path)} == {"well", "ill"}

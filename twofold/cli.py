@@ -20,6 +20,7 @@ import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
 from twofold.cli_input import RecipeFile, Settings, data, recipe_app
+from twofold.cli_runs import Runs, list_all_runs
 from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.recipe.load import load_recipe
 
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="From an interaction log to judged recommendations.", no_args_is_help=True, add_completion=False)
 app.command()(data)
+app.command(name="runs")(list_all_runs)
 app.add_typer(recipe_app, name="recipe")
 
-Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run folder; default: the recipe's name.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Give up the results of another recipe in that folder.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, as runs/kuairand.")]
@@ -312,22 +313,6 @@ def serve(
     serve_run(
         Asked(run_folder, histories or str(run_folder / "serve" / "histories.db"), host, port, workers, log_requests)
     )
-
-
-@app.command(name="runs")
-def list_all_runs(runs: Runs = Path("runs")) -> None:
-    """The table of all runs, best recall first."""
-    from twofold.runs import list_runs
-
-    shown = ("catalogue/recall@100", "impressions/auc")
-    headings = (name.replace("/", "/\n") for name in shown)  # two lines: a terminal of 80 columns holds them so
-    table = Table(
-        "run", "recipe", "last\nstage", *headings, "seconds", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    for line in sorted(list_runs(runs), key=lambda line: -line.metrics.get(shown[0], -1.0)):
-        metrics = (f"{line.metrics[name]:.4f}" if name in line.metrics else "—" for name in shown)
-        table.add_row(line.name, line.recipe_digest[:8], line.stage, *metrics, f"{line.seconds:.0f}")
-    Console().print(table)
 
 
 def _print_report(folder: Path) -> None:

@@ -1,0 +1,38 @@
+"""The verbs over many runs, as they are typed."""
+
+import sys
+
+import pytest
+
+from tests.test_runs import begun, judged
+from twofold import cli
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs `twofold ARGUMENTS` in this process → (exit code, stdout, stderr), white space folded."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["twofold", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, " ".join(out.split()), " ".join(err.split())
+
+    return run
+
+
+def test_the_table_of_runs_is_sorted_by_what_is_asked(call, tmp_path):
+    judged(tmp_path / "one", recall=0.25, auc=0.75)
+    judged(tmp_path / "two", recall=0.5, auc=0.5)
+    begun(tmp_path / "three")
+    code, out, _ = call("runs", "--runs", tmp_path)
+    assert code == 0
+    assert out.index("two") < out.index("one") < out.index("three")
+    assert "0.5000" in out
+    _, out, _ = call("runs", "--runs", tmp_path, "--by", "auc")
+    assert out.index("one") < out.index("two") < out.index("three")
+    code, _, err = call("runs", "--runs", tmp_path, "--by", "mrr")
+    assert code == 2
+    assert "no run has a metric mrr; choose from: auc, catalogue/recall@100" in err
