@@ -1,0 +1,230 @@
+"""How many answers a second does one worker on one core give, and where does their time go?
+
+    python benchmarks/serve.py [seconds a round] [rounds]     (default: 8, 3)
+
+Claims (cold: nothing caches an answer; 30,000 items of 64 dimensions, histories of 50, 80 items excluded, k 100,
+history-mean tower, 16 connections): 2,000 requests a second, p50 within 8 ms, p99 within 20 ms; a naive service
+(FastAPI with pydantic bodies around the same bundle's `recommend`) behind.
+
+The worker has core 0, the load generator (wrk, a Debian package) core 1. On shared cores the clock says who else was
+there: the processor time a request is beside it, and the ratio to the naive service, which is asked in the same
+rounds, in turn. `floor` is FAISS alone: `IndexFlatIP.search` of one query, 116 candidates, in a process of its own.
+Writes `serve.json` beside this file.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from serve_bundle import DIM, ITEMS, USERS, write_run
+
+HERE = Path(__file__).parent
+CONNECTIONS, K, PORT = 16, 100, 8765
+ASK = """
+local asked = 0
+request = function()
+  asked = asked + 1
+  local body = string.format('{"user_id":%d,"k":%d}', (asked * 7919) % USERS + 1, K)
+  return wrk.format("POST", "/v1/recommend", {["Content-Type"] = "application/json"}, body)
+end
+""".replace("USERS", str(USERS)).replace("K)", f"{K})")
+
+
+def ours(run: Path) -> list[str]:
+    """The service as it is started by hand."""
+    return [sys.executable, "-m", "twofold", "serve", str(run), "--port", str(PORT)]
+
+
+def naive(run: Path) -> list[str]:
+    """What one would write first."""
+    return [sys.executable, str(HERE / "serve.py"), "naive", str(run)]
+
+
+def serve_naive(run: Path) -> None:
+    """FastAPI, pydantic in and out, one user a request."""
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    import twofold
+
+    class Question(BaseModel):
+        user_id: int
+        k: int = 20
+
+    class Item(BaseModel):
+        item_id: int
+        score: float
+        rank: int
+
+    class Answer(BaseModel):
+        user_id: int
+        items: list[Item]
+
+    app, recommender = FastAPI(), twofold.load(run)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {}
+
+    @app.post("/v1/recommend")
+    async def recommend(question: Question) -> Answer:
+        rows = recommender.recommend([question.user_id], k=question.k).to_pylist()
+        return Answer(user_id=question.user_id, items=[Item.model_validate(row) for row in rows])
+
+    uvicorn.run(app, port=PORT, log_level="error")
+
+
+# --- one round --------------------------------------------------------------------------------------------------------
+
+
+def loaded(command: list[str], script: Path, seconds: int) -> dict[str, Any]:
+    """Starts a service on core 0, asks it from core 1, stops it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TWOFOLD_TOKEN": ""}
+    service = subprocess.Popen(["taskset", "-c", "0", *command], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        wait_until_it_answers()
+        wrk(script, 1)
+        stages, spent = stage_sums(), processor_seconds(service.pid)
+        measured = wrk(script, seconds)
+        measured["cpu_us"] = 1e6 * (processor_seconds(service.pid) - spent) / measured["requests"]
+        after = stage_sums()
+        measured["stages_us"] = {name: 1e6 * (after[name] - stages[name]) / measured["requests"] for name in stages}
+        return measured
+    finally:
+        service.terminate()
+        service.wait(60)
+
+
+def wait_until_it_answers() -> None:
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.25)
+    raise SystemExit("the service does not answer")
+
+
+def wrk(script: Path, seconds: int) -> dict[str, Any]:
+    command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-s", str(script)]
+    said = subprocess.run([*command, f"http://127.0.0.1:{PORT}"], capture_output=True, text=True, check=True).stdout
+    assert "Non-2xx" not in said, said
+    return {
+        "requests": int(found(r"(\d+) requests in", said)),
+        "per_s": float(found(r"Requests/sec:\s+([\d.]+)", said)),
+        "p50_ms": as_ms(found(r"50%\s+(\S+)", said)),
+        "p99_ms": as_ms(found(r"99%\s+(\S+)", said)),
+    }
+
+
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match is not None, text
+    return match[1]
+
+
+def as_ms(text: str) -> float:
+    unit = text.lstrip("0123456789.")
+    return float(text.removesuffix(unit)) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process and its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
+    own = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_seconds(int(child)) for child in children)
+
+
+def stage_sums() -> dict[str, float]:
+    """Seconds spent by stage so far; none where there are no such meters."""
+    try:
+        page = urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=5).read().decode()
+    except urllib.error.HTTPError:
+        return {}
+    return {
+        name: float(value) for name, value in re.findall(r'twofold_stage_seconds_sum{stage="(\w+)"} ([\d.e+-]+)', page)
+    }
+
+
+def floor_us() -> float:
+    """FAISS alone, in a process of its own on core 0."""
+    return float(subprocess.run(["taskset", "-c", "0", sys.executable, __file__, "floor"], **CAUGHT).stdout)
+
+
+CAUGHT: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
+
+
+def print_floor() -> None:
+    """Median µs of a search of one query."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    draw = np.random.default_rng(0)
+    index = faiss.IndexFlatIP(DIM)
+    index.add(draw.standard_normal((ITEMS, DIM)).astype(np.float32))
+    queries, spent = draw.standard_normal((500, 1, DIM)).astype(np.float32), []
+    for query in queries:
+        started = time.process_time()
+        index.search(query, K + 16)
+        spent.append(1e6 * (time.process_time() - started))
+    print(median(spent))
+
+
+def main(seconds: int = 8, rounds: int = 3) -> None:
+    """Prints and writes the figures."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("benchmarks/serve.py asks with wrk: apt-get install wrk")
+    folder = Path(tempfile.mkdtemp(prefix="twofold-bench-"))
+    script, run = folder / "ask.lua", write_run(folder / "run")
+    script.write_text(ASK)
+    asked: dict[str, list[dict[str, Any]]] = {"ours": [], "naive": []}
+    floors = []
+    for _ in range(rounds):
+        floors.append(floor_us())
+        for name, command in (("ours", ours(run)), ("naive", naive(run))):
+            asked[name].append(loaded(command, script, seconds))
+            print(name, json.dumps(asked[name][-1]))
+    shutil.rmtree(folder)
+    figures = {
+        name: {field: median(line[field] for line in lines) for field in ("per_s", "p50_ms", "p99_ms", "cpu_us")}
+        for name, lines in asked.items()
+    }
+    stages = {name: median(line["stages_us"][name] for line in asked["ours"]) for name in asked["ours"][0]["stages_us"]}
+    saved = {
+        "claim": "2,000 requests/s, p50 <= 8 ms, p99 <= 20 ms on one core; ahead of FastAPI + pydantic",
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, **CAUGHT).stdout.strip(),
+        "load_average": os.getloadavg(),
+        "versions": {name: version(name) for name in ("fastapi", "uvicorn", "msgspec", "faiss-cpu", "onnxruntime")},
+        "bundle": {"items": ITEMS, "dim": DIM, "users": USERS, "k": K, "connections": CONNECTIONS},
+        "figures": figures,
+        "stages_us": stages,
+        "floor_us": median(floors),
+        "naive_over_ours_cpu": figures["naive"]["cpu_us"] / figures["ours"]["cpu_us"],
+        "rounds": asked,
+    }
+    (HERE / "serve.json").write_text(json.dumps(saved, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in saved.items() if name != "rounds"}, indent=1))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["naive", run]:
+            serve_naive(Path(run))
+        case ["floor"]:
+            print_floor()
+        case numbers:
+            main(*map(int, numbers))
