@@ -6,8 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from tests import worlds
 from tests.evaluate.test_judge import FACTS, world
+from twofold import pipeline
+from twofold.bundle import locked
+from twofold.cli import app
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.evaluate.compare import check_comparable, compare_runs, compare_seeds
@@ -106,3 +111,20 @@ def test_seeds_are_paired_and_a_missing_metric_or_partner_is_named(tmp_path):
         compare_seeds([run, run], [base], metric="catalogue/recall@5")
     with pytest.raises(RequestError, match=r"has no recall@5; it has catalogue/recall@1, "):
         compare_seeds([run], [base], metric="recall@5")
+
+
+@pytest.mark.slow  # two whole runs
+def test_the_command_line_says_what_changed_and_what_it_did(tmp_path):
+    recipe = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32)
+    for name, epochs in (("old", 1), ("new", 4)):
+        parts = {"train": {"epochs": epochs, "batch_size": 32, "learning_rate": 0.02, "seed": 0}}
+        job = pipeline.Job(worlds.world_recipe(recipe.data.model_dump(), parts), tmp_path / name)
+        with locked(job.folder):
+            pipeline.claim_folder(job, replace=False)
+            prepared, arrays, trained = pipeline.up_to_training(job)
+            pipeline.evaluate(job, prepared, arrays, trained)
+    shown = CliRunner().invoke(app, ["evaluate", str(tmp_path / "new"), "--base", str(tmp_path / "old")])
+    assert shown.exit_code == 0, shown.output
+    assert "train.epochs: 1 → 4" in shown.output
+    assert "catalogue/ndcg@10" in shown.output
+    assert "groups (p < .05 after Holm)" in shown.output
