@@ -47,7 +47,15 @@ class EngineName(StrEnum):
     spark = "spark"
 
 
+class DeviceKind(StrEnum):
+    """What can train."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares the log. Both give the same rows.")]
+Device = Annotated[DeviceKind, typer.Option("--device", help="What trains: the processor, or a GPU a process.")]
 
 
 _EXTRAS = {
@@ -80,13 +88,17 @@ def main() -> None:
         sys.exit(130)
 
 
+def _job(recipe: Path, settings: list[str], runs: Path, name: str | None) -> pipeline.Job:
+    loaded = load_recipe(recipe, overrides=settings)
+    return pipeline.Job(loaded, runs / (name or loaded.name))
+
+
 @contextmanager
 def _claimed(
     recipe: Path, settings: list[str], runs: Path, name: str | None, *, replace: bool
 ) -> Iterator[pipeline.Job]:
     """The job of a recipe, its folder locked and claimed."""
-    loaded = load_recipe(recipe, overrides=settings)
-    job = pipeline.Job(loaded, runs / (name or loaded.name))
+    job = _job(recipe, settings, runs, name)
     with locked(job.folder):
         pipeline.claim_folder(job, replace=replace)
         yield job
@@ -124,10 +136,19 @@ def run(
     engine: Engine = EngineName.duckdb,
     memory: Memory = None,
     master: Master = None,
+    device: Device = DeviceKind.cpu,
 ) -> None:
     """Every stage: a log to a judged retriever, an index and a file of recommendations."""
-    loaded, opened = load_recipe(recipe, overrides=settings), _open_engine(engine, memory, master)
-    job = pipeline.run(loaded, runs=runs, name=name, replace=replace, engine=opened, tell=_say)
+    from twofold.train.distributed import joined_ranks
+    from twofold.train.loop import Setup
+
+    asked = dataclasses.replace(_job(recipe, settings, runs, name), engine=_open_engine(engine, memory, master))
+    with joined_ranks(device.value) as ranks:
+        job = dataclasses.replace(asked, setup=Setup(ranks))
+        if not ranks.is_first:
+            pipeline.assist(job)
+            return
+        pipeline.run_job(job, replace=replace, tell=_say)
     _print_report(job.folder)
     print(f"\nreport           {job.folder}/evaluate/report.html")
     print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
@@ -204,13 +225,27 @@ def train(
     runs: Runs = Path("runs"),
     name: RunName = None,
     replace: Replace = False,
+    device: Device = DeviceKind.cpu,
 ) -> None:
-    """The retriever; a killed training of towers continues where it was."""
-    with _claimed(recipe, settings, runs, name, replace=replace) as job:
-        prepared = pipeline.prepare(job)
-        arrays = pipeline.build_dataset(job, prepared)
-        trained = pipeline.train(job, arrays)
-        _say(prepared, arrays, trained)
+    """The retriever; a killed training of towers continues where it was.
+
+    `torchrun --nproc-per-node 2 -m -- twofold train RECIPE` trains it with two processes. Without the two dashes,
+    torchrun would take --run for an option of its own.
+    """
+    from twofold.train.distributed import joined_ranks
+    from twofold.train.loop import Setup
+
+    with joined_ranks(device.value) as ranks:
+        setup = Setup(ranks)
+        if not ranks.is_first:
+            pipeline.assist(dataclasses.replace(_job(recipe, settings, runs, name), setup=setup))
+            return
+        with _claimed(recipe, settings, runs, name, replace=replace) as claimed:
+            job = dataclasses.replace(claimed, setup=setup)
+            prepared = pipeline.prepare(job)
+            arrays = pipeline.build_dataset(job, prepared)
+            trained = pipeline.train(job, arrays)
+            _say(prepared, arrays, trained)
     table = Table("epoch", "loss", "validation recall@100", "examples/s", title="training")
     for epoch in trained.facts["epochs"]:
         mark = " ←" if epoch["epoch"] == trained.facts["best_epoch"] else ""

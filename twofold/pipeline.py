@@ -30,15 +30,19 @@ if TYPE_CHECKING:
     from twofold.explain.probes import Probe
     from twofold.model.retriever import Model
     from twofold.prepare.engine import OpenEngine
+    from twofold.train.loop import Setup
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe, the folder its run lives in, and what prepares its log: DuckDB, unless something else is given."""
+    """A recipe, the folder its run lives in; what prepares its log: DuckDB, unless something else is given; and what
+    its training runs on: this process alone, on the processor.
+    """
 
     recipe: Recipe
     folder: Path
     engine: "OpenEngine | None" = None
+    setup: "Setup | None" = None
 
 
 def run(
@@ -54,7 +58,11 @@ def run(
 
     `tell` hears of each stage as it is complete.
     """
-    job = Job(recipe, runs / (name or recipe.name), engine)
+    return run_job(Job(recipe, runs / (name or recipe.name), engine), replace=replace, tell=tell)
+
+
+def run_job(job: Job, *, replace: bool = False, tell: Callable[[Stage], None] = lambda stage: None) -> Job:
+    """The same of a job, which also says what its training runs on."""
     with locked(job.folder):
         claim_folder(job, replace=replace)
         tell(prepared := prepare(job))
@@ -99,36 +107,62 @@ def build_dataset(job: Job, prepared: Stage) -> Stage:
 
 def train(job: Job, dataset: Stage) -> Stage:
     """Arrays → the weights of the best epoch on the validation window."""
+
+    def work(out: Path) -> Mapping[str, Any]:
+        _call_ranks(job, isinstance(job.recipe.retriever, TwoTower))
+        return _train(job, dataset.folder, out)
+
+    parts = job.recipe.model_dump(mode="json", include={"retriever", "train"})
+    trained = run_stage(job.folder, "train", inputs={"dataset": dataset.digest, **parts}, work=work)
+    if trained.was_reused:
+        _call_ranks(job, False)
+    return trained
+
+
+def assist(job: Job) -> None:
+    """What the ranks of a training do that are not the first: wait until it has the arrays, then take their part of
+    every batch. It alone prepares, writes and judges.
+    """
+    if _call_ranks(job, False):
+        _train(job, job.folder / "dataset", job.folder / "train.partial")
+
+
+def _call_ranks(job: Job, to_work: bool) -> bool:
+    """What the first rank says: whether there is work for all."""
+    if job.setup is None:
+        return to_work
+    from twofold.train.distributed import told_by_first
+
+    return bool(told_by_first(job.setup.ranks, lambda: float(to_work)))
+
+
+def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     from twofold.dataset.arrays import load_dataset
     from twofold.evaluate.judge import headline_k
     from twofold.evaluate.protocols import judge_catalogue
     from twofold.evaluate.windows import judged_window
     from twofold.model.retriever import Model
     from twofold.model.two_tower import build_two_tower
-    from twofold.train.loop import fit
+    from twofold.train.loop import ALONE_ON_CPU, fit
 
-    def work(out: Path) -> Mapping[str, Any]:
-        arrays = load_dataset(dataset.folder)
-        window = judged_window(arrays, "validation")
-        k = headline_k(len(arrays.items))
+    arrays = load_dataset(dataset)
+    window = judged_window(arrays, "validation")
+    k = headline_k(len(arrays.items))
 
-        def validate(model: Model) -> float:
-            return judge_catalogue(window, _scores(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
+    def validate(model: Model) -> float:
+        return judge_catalogue(window, _scores(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
 
-        asked, settings = job.recipe.retriever, job.recipe.train
-        match asked:
-            case TwoTower():
-                towers = partial(build_two_tower, asked, arrays.features, arrays.vectors)
-                return fit(towers, arrays, settings, validate=validate, out=out)
-            case Ials():
-                from twofold.model.factors import fit_factors
+    asked, settings = job.recipe.retriever, job.recipe.train
+    match asked:
+        case TwoTower():
+            towers = partial(build_two_tower, asked, arrays.features, arrays.vectors)
+            return fit(towers, arrays, settings, validate=validate, out=out, setup=job.setup or ALONE_ON_CPU)
+        case Ials():
+            from twofold.model.factors import fit_factors
 
-                return fit_factors(arrays, asked, seed=settings.seed, validate=validate, out=out)
-            case _:
-                assert_never(asked)
-
-    parts = job.recipe.model_dump(mode="json", include={"retriever", "train"})
-    return run_stage(job.folder, "train", inputs={"dataset": dataset.digest, **parts}, work=work)
+            return fit_factors(arrays, asked, seed=settings.seed, validate=validate, out=out)
+        case _:
+            assert_never(asked)
 
 
 def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage:

@@ -69,9 +69,11 @@ def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]
     )
 
 
-def epoch_batches(dataset: Dataset, rows: Rows, order: Order, *, seed: tuple[int, int], first: int) -> Iterator[Batch]:
-    """Batches of the epoch that `seed` = (run, epoch) names, from batch number `first` on."""
-    for places in order.batches(seed)[first:]:
+def epoch_batches(
+    dataset: Dataset, rows: Rows, order: Order, *, seed: tuple[int, int], first: int, share: slice = slice(None)
+) -> Iterator[Batch]:
+    """Batches of the epoch that `seed` = (run, epoch) names, from batch number `first` on; of each, this share."""
+    for places in order.batches(seed)[first:, share]:
         parts = [
             gather_batch(dataset, rows, order.lines[places[part]])
             for part in blocks(len(places), order.at_once or len(places))

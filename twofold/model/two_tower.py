@@ -141,10 +141,12 @@ def _with_none(vectors: Float32[np.ndarray, "items dim"]) -> Float[Tensor, "rows
 
 @torch.inference_mode()
 def encode(tower: Encoder, batches: Iterable[TensorInputs]) -> Float32[np.ndarray, "lines dim"]:
-    """The vectors of all lines of the batches."""
+    """The vectors of all lines of the batches, which may lie elsewhere than the tower."""
     was_training = tower.training
     tower.eval()
-    parts = [tower(inputs).cpu().numpy() for inputs in batches]
+    device = next(tower.parameters()).device
+    there = ({name: values.to(device) for name, values in inputs.items()} for inputs in batches)
+    parts = [tower(inputs).cpu().numpy() for inputs in there]
     tower.train(was_training)
     return np.concatenate(parts)
 

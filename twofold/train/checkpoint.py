@@ -1,4 +1,7 @@
-"""One file that a killed training continues from: weights, optimiser, best weights so far, position in the data."""
+"""One file that a killed training continues from: weights, optimiser, best weights so far, position in the data.
+
+What a step draws at random is a function of its number, so that there is no random state to keep.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -55,9 +57,6 @@ def save_checkpoint(
     tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     tensors |= {f"optimiser.{name}": tensor for name, tensor in optimiser.state().items()}
-    tensors["random_state"] = torch.get_rng_state()
-    if (device := _device(weights)).type == "cuda":
-        tensors["cuda_random_state"] = torch.cuda.get_rng_state(device)
     about = {MARK: json.dumps(asdict(position)), MADE_FOR: json.dumps(_made_for(settings, weights))}
     with atomic_file(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, about)
@@ -66,7 +65,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: nn.Module, optimiser: Optimiser, *, settings: Train
 ) -> tuple[Position, dict[str, Tensor]] | None:
-    """Fills model, optimiser and random state; returns the position and the best weights. None if there is no (whole)
+    """Fills model and optimiser; returns the position and the best weights. None if there is no (whole)
     file; RunError if it is of other settings or of a model of other shapes.
     """
     try:
@@ -75,19 +74,11 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (FileNotFoundError, SafetensorError, KeyError, TypeError):
         return None
-    weights = model.state_dict()
-    _refuse_another(path, made_for, _made_for(settings, weights))
+    _refuse_another(path, made_for, _made_for(settings, model.state_dict()))
     model.load_state_dict(_part(tensors, "model."))
     optimiser.load_state(_part(tensors, "optimiser."))
-    torch.set_rng_state(tensors["random_state"])
-    if (device := _device(weights)).type == "cuda" and "cuda_random_state" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda_random_state"], device)
     records = tuple(EpochRecord(**record) for record in saved.pop("records"))
     return Position(**saved, records=records), _part(tensors, "best.")
-
-
-def _device(weights: Mapping[str, Tensor]) -> torch.device:
-    return next(iter(weights.values())).device
 
 
 def _made_for(settings: Train, weights: Mapping[str, Tensor]) -> dict[str, str]:

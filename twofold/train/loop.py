@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,20 @@ from twofold.dataset.order import Order
 from twofold.errors import DataError, RunError
 from twofold.model.adversary import LengthGuess, strength_at
 from twofold.model.two_tower import TwoTower, save_weights
-from twofold.progress import progress_bar
+from twofold.progress import Advance, progress_bar
 from twofold.recipe.training import Train
 from twofold.train.checkpoint import EpochRecord, Position, load_checkpoint, save_checkpoint
+from twofold.train.device import batch_on
+from twofold.train.distributed import (
+    ALONE,
+    Ranks,
+    refuse_what_cannot_be_shared,
+    share_of,
+    start_alike,
+    sum_gradients,
+    summed,
+    told_by_first,
+)
 from twofold.train.memory import refuse_what_does_not_fit
 from twofold.train.mining import MINED, with_mined
 from twofold.train.objective import Objective, build_objective, mean_loss
@@ -42,6 +53,16 @@ Validate = Callable[[TwoTower], float]
 """A full-catalogue metric of the model as it stands; higher is better."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a training runs on; no part of a recipe, for it changes no result."""
+
+    ranks: Ranks = ALONE
+
+
+ALONE_ON_CPU = Setup()
+
+
 def fit(
     build: Callable[[], TwoTower],
     dataset: Dataset,
@@ -49,66 +70,67 @@ def fit(
     *,
     validate: Validate,
     out: Path,
+    setup: Setup = ALONE_ON_CPU,
 ) -> dict[str, Any]:
     """Trains and writes `weights.safetensors` of the best epoch, and `training_log.parquet`; returns facts.
 
     If `out` holds a checkpoint of a killed attempt, training continues from it and ends where it would have ended.
     Equal seeds give equal weights on one machine with one number of threads. `build` is called twice: for a model
-    without memory (device `meta`), whose size is checked, and after the seed is set for the one that is trained.
+    without memory (device `meta`), whose size is checked, and after the seed is set for the one that is trained. Ranks
+    that share the training all call this, and the first one writes.
     """
-    objective = build_objective(settings, dataset)
-    rows_per_step = objective.items_per_step
+    ranks = setup.ranks
+    objective = build_objective(settings, dataset, ranks=ranks)
+    lines, rows_per_step = objective.lines, objective.items_per_step
     with torch.device("meta"):
-        refuse_what_does_not_fit(build(), device=torch.device("cpu"), rows_per_step=rows_per_step)
-    with _deterministic(settings.seed), kept_memory():
+        sketch = build()
+    refuse_what_does_not_fit(sketch, device=ranks.device, rows_per_step=rows_per_step, copies=ranks.on_this_machine)
+    refuse_what_cannot_be_shared(ranks, sketch, settings, lines=len(lines))
+    with _deterministic(settings.seed, ranks.device), kept_memory():
         model = build()
-        lines, guess = objective.lines, _length_guess(settings, model, objective)
-        learner = nn.ModuleList([model] if guess is None else [model, guess])
-        optimiser = build_optimiser(
-            learner,
-            learning_rate=settings.learning_rate,
-            rows_per_step=rows_per_step,
-        )
+        guess = _length_guess(settings, model, objective)
+        learner = nn.ModuleList([model] if guess is None else [model, guess]).to(ranks.device)
+        start_alike(ranks, learner)
+        optimiser = build_optimiser(learner, learning_rate=settings.learning_rate, rows_per_step=rows_per_step)
         checkpoint = out / "checkpoint.safetensors"
         keep = partial(save_checkpoint, checkpoint, learner, optimiser, settings=settings)
         begun = load_checkpoint(checkpoint, learner, optimiser, settings=settings)
         position, best = begun or (Position(), _copy(model))
-        with progress_bar(
-            "train",
-            total=settings.epochs * len(lines),
-            unit="examples",
-            done=position.epoch * len(lines) + position.batch * settings.batch_size,
-        ) as advance:
+        done = position.epoch * len(lines) + position.batch * settings.batch_size
+        with _progress(ranks, total=settings.epochs * len(lines), done=done) as advance:
             while position.epoch < settings.epochs and not _is_settled(position, settings.patience):
                 saved_at, started, first = time.monotonic(), time.monotonic(), position.batch
-                seed = (settings.seed, position.epoch)
                 objective = with_mined(objective, model, epoch=position.epoch, is_begun=first > 0, folder=out)
-                for batch in epoch_batches(dataset, dataset.rows["train"], objective.order, seed=seed, first=first):
+                for batch in _batches(objective, settings, position):
                     step, steps = _step_number(settings, position, objective.order)
                     set_learning_rate(optimiser, learning_rate_at(step, steps=steps, peak=settings.learning_rate))
                     strength = (
                         strength_at(step / steps, most=settings.adversary.max_lambda) if settings.adversary else 0.0
                     )
+                    _seed_step(settings, position)
                     loss = _backward(objective, model, batch, optimiser=optimiser, guess=guess, strength=strength)
                     length = clip_gradients(optimiser, most=settings.clip_norm)
                     _refuse_divergence(loss, length, position, settings)
                     optimiser.step()
                     position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
-                    advance(len(batch.weight), f"loss {position.loss_sum / position.batch:.3f}")
-                    if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+                    advance(len(batch.weight) * ranks.size, f"loss {position.loss_sum / position.batch:.3f}")
+                    if ranks.is_first and time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                         keep(best=best, position=position)
                         saved_at = time.monotonic()
                 examples = (position.batch - first) * settings.batch_size
                 speed = examples / (time.monotonic() - started)
-                position = _finish_epoch(position, validate(model), speed)
+                position = _finish_epoch(position, told_by_first(ranks, lambda: validate(model)), speed)
                 if position.best_epoch == position.epoch - 1:
                     best = _copy(model)
-                keep(best=best, position=position)
+                if ranks.is_first:
+                    keep(best=best, position=position)
         model.load_state_dict(best)
-    save_weights(model, out / "weights.safetensors")
-    pq.write_table(pa.Table.from_pylist([asdict(record) for record in position.records]), out / "training_log.parquet")
-    for kept in (checkpoint, out / MINED):
-        kept.unlink(missing_ok=True)
+    if ranks.is_first:
+        save_weights(model, out / "weights.safetensors")
+        records = [asdict(record) for record in position.records]
+        pq.write_table(pa.Table.from_pylist(records), out / "training_log.parquet")
+        for kept in (checkpoint, out / MINED):
+            kept.unlink(missing_ok=True)
     return {
         "examples": len(lines),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -126,12 +148,44 @@ def _backward(
     guess: LengthGuess | None,
     strength: float,
 ) -> float:
-    """Leaves the gradients of the loss, which it returns."""
+    """Leaves the gradients of the loss of the whole batch, which it returns."""
+    ranks = objective.ranks
     loss, item_vectors = mean_loss(objective, model, batch)
-    total = loss if guess is None else loss + guess(item_vectors, batch.length_s, strength=strength)
+    total = loss
+    if guess is not None:
+        share = share_of(ranks, (batch.length_s > 0).sum())
+        total = loss + share * guess(item_vectors, batch.length_s, strength=strength)
     optimiser.zero_grad()
-    total.backward()
-    return float(loss.detach())
+    total.backward()  # type: ignore[no-untyped-call]
+    sum_gradients(ranks, optimiser.parameters)
+    return float(summed(ranks, loss.detach()))
+
+
+def _batches(objective: Objective, settings: Train, position: Position) -> Iterator[Batch]:
+    """What is left of an epoch; of each batch, this rank's part."""
+    ranks, dataset = objective.ranks, objective.dataset
+    for batch in epoch_batches(
+        dataset,
+        dataset.rows["train"],
+        objective.order,
+        seed=(settings.seed, position.epoch),
+        first=position.batch,
+        share=ranks.part(min(settings.batch_size, len(objective.lines))),
+    ):
+        yield batch_on(ranks.device, batch)
+
+
+def _seed_step(settings: Train, position: Position) -> None:
+    """What a step draws depends on its number alone: a resumed training draws the same, and so do all ranks."""
+    number = np.random.SeedSequence((settings.seed, position.epoch, position.batch))
+    torch.manual_seed(int(number.generate_state(1)[0]))
+
+
+def _progress(ranks: Ranks, *, total: int, done: int) -> AbstractContextManager[Advance]:
+    """The first rank's; the others are not seen."""
+    if ranks.is_first:
+        return progress_bar("train", total=total, unit="examples", done=done)
+    return nullcontext(lambda units, remark: None)
 
 
 def _step_number(settings: Train, position: Position, order: Order) -> tuple[int, int]:
@@ -183,14 +237,16 @@ def _refuse_divergence(loss: float, length: float, position: Position, settings:
 
 
 def _copy(model: TwoTower) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """Seeds, and asks for deterministic kernels; leaves the process as it was."""
+def _deterministic(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds, and asks for deterministic kernels; leaves the process as it was. On a GPU, where some kernels have no
+    deterministic form, PyTorch warns of those instead of refusing.
+    """
     before, random_state = torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     torch.manual_seed(seed)
     try:
         yield

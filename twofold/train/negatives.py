@@ -1,6 +1,6 @@
 """Who plays the negative, and how often: the probabilities that corrections for sampling need."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
 from twofold.dataset.features import item_inputs
+from twofold.train.distributed import ALONE, Ranks, gathered
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class InBatchProbability:
     keys: Int64[Tensor, "pairs"]
     """group · num_items + item of every pair that occurs, rising."""
     log_q: Float[Tensor, "pairs"]
+
+    def on(self, device: torch.device) -> "InBatchProbability":
+        """The same, there."""
+        return replace(self, keys=self.keys.to(device), log_q=self.log_q.to(device))
 
     def log(self, item_rows: Int64[Tensor, "columns"], *, group: int = 0) -> Float[Tensor, "columns"]:
         """log Q of each; -inf where no batch of the group can hold it."""
@@ -99,8 +104,14 @@ class Mined:
         return torch.from_numpy(item_rows), torch.from_numpy(counts)
 
 
-def drawn_inputs(dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "drawn"]) -> TensorInputs:
-    """What the item tower reads of items that are drawn for a batch, each at the moment of some line."""
-    moments = batch.at[torch.randint(len(batch.at), drawn.shape)]
+def drawn_inputs(
+    dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "drawn"], *, ranks: Ranks = ALONE
+) -> TensorInputs:
+    """What the item tower reads of items that are drawn for a batch, each at the moment of some line; the share of this
+    rank, where each draws the same.
+    """
+    at = gathered(ranks, batch.at).cpu()
+    moments, share = at[torch.randint(len(at), drawn.shape)], ranks.share(len(drawn))
     state, arrays = dataset.features, dataset.item_arrays
-    return to_tensors(item_inputs(state, arrays, item_rows=drawn.numpy(), at=moments.numpy()))
+    inputs = item_inputs(state, arrays, item_rows=drawn[share].numpy(), at=moments[share].numpy())
+    return {name: values.to(ranks.device) for name, values in to_tensors(inputs).items()}

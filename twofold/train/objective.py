@@ -29,6 +29,7 @@ from twofold.recipe.training import (
     Train,
 )
 from twofold.topk import blocks
+from twofold.train.distributed import ALONE, Ranks, gathered, gathered_vectors
 from twofold.train.groups import group_lines
 from twofold.train.negatives import (
     InBatchProbability,
@@ -51,6 +52,8 @@ class Objective:
     in_batch: InBatchProbability
     mean_weight: float
     hard: HardNegatives | None = None
+    ranks: Ranks = ALONE
+    """Those that take a part of every batch each."""
     mined: Mined | None = None
     """What hard negatives are drawn from; see `mining`."""
 
@@ -92,7 +95,7 @@ class Objective:
         return self.order.batch_size * (1 + self.hard_each) + self.num_drawn
 
 
-def build_objective(settings: Train, dataset: Dataset) -> Objective:
+def build_objective(settings: Train, dataset: Dataset, *, ranks: Ranks = ALONE) -> Objective:
     """Chooses the lines, groups them and counts on them; DataError where there is nothing to learn."""
     rows = dataset.rows["train"]
     lines = _lines(settings.loss, dataset)
@@ -117,7 +120,8 @@ def build_objective(settings: Train, dataset: Dataset) -> Objective:
         user_rows=np.asarray(rows.user_rows[lines]),
         at_once=settings.micro_batch_size,
     )
-    return Objective(settings.loss, dataset, order, in_batch, mean_weight, settings.hard_negatives)
+    there = in_batch.on(ranks.device)
+    return Objective(settings.loss, dataset, order, there, mean_weight, settings.hard_negatives, ranks)
 
 
 def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
@@ -142,7 +146,9 @@ def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
 class Columns:
     """The items that a batch is taught with: what the item tower reads of them, and whose they are.
 
-    Those with `item_rows` compete for every line. Behind them are mined ones, each for the lines that name it.
+    Those with `item_rows` compete for every line. Behind them are mined ones, each for the lines that name it. Where
+    ranks share a batch, the columns are those of all; a rank reads the inputs of its own part and of its share of what
+    is drawn.
     """
 
     inputs: tuple[TensorInputs, ...]
@@ -156,29 +162,33 @@ class Columns:
     """The columns that were mined for each line; -1: none."""
     hard_of: Int64[Tensor, "batch"]
     """Of how many items a line's were drawn."""
+    places: Int64[Tensor, "columns"]
+    """Of the columns among the vectors that `gathered_vectors` gives."""
 
 
 def draw_columns(objective: Objective, batch: Batch) -> Columns:
     """The batch's own items, then those that are drawn, then those mined; all items of the training window for the
     full softmax.
     """
-    lines = len(batch.item_rows)
+    ranks, lines = objective.ranks, len(batch.item_rows)
     hard, hard_of = torch.empty((lines, 0), dtype=torch.int64), torch.zeros(lines, dtype=torch.int64)
     if isinstance(objective.loss, FullSoftmax):
-        everything = torch.arange(objective.num_items)
-        nobody = torch.full_like(everything, -1)
-        return Columns(_inputs(objective, batch, [], everything), everything, nobody, batch.item_rows, hard, hard_of)
+        inputs = _inputs(objective, batch, [], torch.arange(objective.num_items))
+        everything = torch.arange(objective.num_items, device=ranks.device)
+        nobody, places = torch.full_like(everything, -1), ranks.places(own=0, drawn=len(everything))
+        return Columns(inputs, everything, nobody, batch.item_rows, hard, hard_of, places)
     drawn = torch.randint(objective.num_items, (objective.num_drawn,))
     if objective.mined is not None:
-        hard, hard_of = objective.mined.draw(batch.user_rows, objective.hard_each)
-    mined, places = torch.unique(hard.clamp(min=0), return_inverse=True)
+        hard, hard_of = objective.mined.draw(batch.user_rows.cpu(), objective.hard_each)
+    mined, of_mined = torch.unique(hard.clamp(min=0), return_inverse=True)
     return Columns(
         _inputs(objective, batch, [part.item for part in batch.parts or (batch,)], torch.cat([drawn, mined])),
-        torch.cat([batch.item_rows, drawn]),
-        torch.cat([batch.user_rows, torch.full_like(drawn, -1)]),
-        torch.arange(lines),
-        (lines + len(drawn) + places).masked_fill(hard < 0, -1),
-        hard_of,
+        torch.cat([gathered(ranks, batch.item_rows), drawn.to(ranks.device)]),
+        torch.cat([gathered(ranks, batch.user_rows), torch.full_like(drawn, -1, device=ranks.device)]),
+        torch.arange(lines, device=ranks.device) + ranks.rank * lines,
+        (lines + len(drawn) + of_mined).masked_fill(hard < 0, -1).to(ranks.device),
+        hard_of.to(ranks.device),
+        ranks.places(own=lines, drawn=len(drawn) + len(mined)),
     )
 
 
@@ -188,21 +198,23 @@ def _inputs(
     """Of the batch's own items and of others: all at once, or in parts where the batch is."""
     if len(more) == 0:
         return tuple(own)
-    others = drawn_inputs(objective.dataset, batch, more)
+    others = drawn_inputs(objective.dataset, batch, more, ranks=objective.ranks)
     if not batch.parts:
         return ({name: torch.cat([*(inputs[name] for inputs in own), values]) for name, values in others.items()},)
     assert objective.order.at_once is not None
-    parts = blocks(len(more), objective.order.at_once)
+    parts = blocks(len(objective.ranks.share(len(more))), objective.order.at_once)
     return (*own, *({name: values[part] for name, values in others.items()} for part in parts))
 
 
 def mean_loss(
     objective: Objective, model: TwoTower, batch: Batch
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
-    """The loss of a batch, and the vectors of its items."""
+    """The loss of a batch, and the vectors of its items. Of a part of a batch, the loss is its share of the whole's."""
     columns = draw_columns(objective, batch)
     users = encode_parts(model.user, [part.user for part in batch.parts or (batch,)])
     items = encode_parts(model.item, columns.inputs)
+    if objective.ranks.size > 1:
+        items = gathered_vectors(objective.ranks, items)[columns.places]
     return loss_of_vectors(objective, model, batch, columns, users=users, items=items), items[columns.own]
 
 
@@ -216,7 +228,7 @@ def loss_of_vectors(
     items: Float[Tensor, "columns dim"],
 ) -> Float[Tensor, ""]:
     """The mean loss of the lines; each counts as its weight over the mean of all."""
-    weight = batch.weight / (len(users) * objective.mean_weight)
+    weight = batch.weight / (len(users) * objective.ranks.size * objective.mean_weight)
     match objective.loss:
         case Bce(gamma=gamma):
             losses = bce(model.own_logits(users, items[columns.own]), batch.label, gamma=gamma)
@@ -247,7 +259,7 @@ def loss_of_vectors(
 def _log_q(objective: Objective, batch: Batch, columns: Columns) -> Float[Tensor, "shared"]:
     """What the softmax subtracts: of its own columns and those drawn alike, or nothing."""
     if not (isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"):
-        return torch.zeros(len(columns.item_rows))
+        return torch.zeros(len(columns.item_rows), device=columns.item_rows.device)
     uniform = int((columns.owners < 0).sum())
     return log_mixed_probability(
         objective.in_batch.log(columns.item_rows, group=batch.group),

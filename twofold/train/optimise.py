@@ -22,6 +22,11 @@ class Optimiser:
 
     parts: tuple[torch.optim.Optimizer, ...]
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that it moves, in an order that the model fixes."""
+        return [each for part in self.parts for group in part.param_groups for each in group["params"]]
+
     def zero_grad(self) -> None:
         """Forgets the gradients."""
         for part in self.parts:
@@ -87,8 +92,8 @@ def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
         for block in encoder.blocks
         if block.name in encoder.tables or block.name in encoder.lent
     ]
-    others = {id(table) for table, kind in read if kind is not Lookup}
-    yield from (table for table, _ in read if id(table) not in others)
+    others = {id(table.weight) for table, kind in read if kind is not Lookup}
+    yield from (table for table, _ in read if id(table.weight) not in others)
 
 
 def clip_gradients(optimiser: Optimiser, *, most: float | None) -> float:
@@ -98,8 +103,8 @@ def clip_gradients(optimiser: Optimiser, *, most: float | None) -> float:
     PyTorch's own clipping refuses sparse gradients, whose repeated rows have to be added up first.
     """
     held = []
-    for part in optimiser.parts:
-        for parameter in (each for group in part.param_groups for each in group["params"] if each.grad is not None):
+    for parameter in optimiser.parameters:
+        if parameter.grad is not None:
             if parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.coalesce()
             held.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)

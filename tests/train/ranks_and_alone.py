@@ -1,0 +1,73 @@
+"""Run by `torchrun` in test_distributed.py: every training of `cases.json` by two ranks, and by the first one alone."""
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from twofold.dataset.arrays import load_dataset
+from twofold.model.two_tower import build_two_tower
+from twofold.recipe.training import Train, TwoTower
+from twofold.train import loop, optimise
+from twofold.train.distributed import joined_ranks, told_by_first
+from twofold.train.loop import Setup, fit
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def train(dataset, case, out, setup, die_at=None):
+    out.mkdir(parents=True, exist_ok=True)
+    model = TypeAdapter(TwoTower).validate_python(case["model"])
+    backward, steps = loop._backward, iter(range(1000))
+
+    def counted(*arguments, **named):
+        if next(steps) == die_at:
+            raise Killed
+        return backward(*arguments, **named)
+
+    loop._backward, optimise.LAZY_FROM = counted, case["lazy_from"]
+    try:
+        fit(
+            lambda: build_two_tower(model, dataset.features, dataset.vectors),
+            dataset,
+            Train.model_validate(case["train"]),
+            validate=lambda model: 0.0,
+            out=out,
+            setup=setup,
+        )
+    finally:
+        loop._backward = backward
+
+
+def with_lengths(dataset):
+    rows = dataset.rows["train"]
+    records = rows.records.copy()
+    records["length_s"] = np.random.default_rng(0).choice([np.nan, 5, 30, 90], size=len(rows))
+    return replace(dataset, rows={**dataset.rows, "train": replace(rows, records=records)})
+
+
+def main(dataset_folder, folder):
+    dataset = with_lengths(load_dataset(Path(dataset_folder)))
+    with joined_ranks("cpu") as ranks:
+        torch.set_num_threads(1)
+        for name, case in json.loads((Path(folder) / "cases.json").read_text()).items():
+            train(dataset, case, Path(folder) / name / "ranks", Setup(ranks))
+            if ranks.is_first:
+                train(dataset, case, Path(folder) / name / "alone", Setup())
+            if case.get("is_killed"):
+                loop.CHECKPOINT_EVERY_S = -1.0  # a checkpoint at every step
+                with suppress(Killed):
+                    train(dataset, case, Path(folder) / name / "resumed", Setup(ranks), die_at=3)
+                told_by_first(ranks, lambda: 0.0)  # whoever reads the checkpoint does so after it is written
+                train(dataset, case, Path(folder) / name / "resumed", Setup(ranks))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,134 @@
+"""Two ranks do what one process does, whatever the loss; one that cannot is refused, and one that dies ends all."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset.arrays import build_dataset
+from twofold.errors import RunError
+from twofold.recipe.features import Features
+from twofold.recipe.load import dump_recipe
+from twofold.recipe.training import Train
+from twofold.train.distributed import ALONE, Ranks, refuse_what_cannot_be_shared
+
+ROOT = Path(__file__).parents[2]
+DOT, COSINE = {"kind": "dot"}, {"kind": "cosine", "temperature": 0.2}
+SETTINGS = {"epochs": 1, "batch_size": 24, "learning_rate": 0.01, "seed": 3}
+CASES = {
+    "in-batch": ({"kind": "in_batch_softmax"}, COSINE, {"is_killed": True}),
+    "in-batch-lazy": ({"kind": "in_batch_softmax"}, COSINE, {"lazy_from": 0}),
+    "mixed": ({"kind": "in_batch_softmax", "log_q": "corrected", "uniform_negatives": 7}, COSINE, {}),
+    "full": ({"kind": "full_softmax"}, COSINE, {}),
+    "sampled": ({"kind": "sampled_softmax", "negatives": 9}, COSINE, {}),
+    "bce": ({"kind": "bce"}, DOT, {}),
+}
+ADVERSARY = {"mixed": {"max_lambda": 0.3}}
+
+
+def torchrun(*arguments, timeout=120):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=timeout, env=environment, cwd=ROOT
+    )
+
+
+def of_lines_alone(features):
+    """Without dropout, which is drawn for the lines that a process holds, and without sequences, where lines of one
+    user are read in one pass, so that a line sees as far back as those beside it let it.
+    """
+    asked = features.model_dump(mode="json")
+    asked["user"] = [feature for feature in asked["user"] if feature["kind"] != "sequence"]
+    for feature in (*asked["user"], *asked["item"]):
+        feature.update({"dropout": 0.0} if "dropout" in feature else {})
+    return Features.model_validate(asked)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    write_prepared(folder / "prepare", random_events(0))
+    build_dataset(folder / "prepare", of_lines_alone(FEATURES), folder / "dataset", utc_offset_h=8)
+    cases = {
+        name: {
+            "train": {**SETTINGS, "loss": loss, "clip_norm": 0.5, "adversary": ADVERSARY.get(name)},
+            "model": {"kind": "two_tower", "dim": 8, "hidden": [8], "score": score},
+            "lazy_from": 10,
+            **more,
+        }
+        for name, (loss, score, more) in CASES.items()
+    }
+    (folder / "cases.json").write_text(json.dumps(cases))
+    done = torchrun(ROOT / "tests" / "train" / "ranks_and_alone.py", folder / "dataset", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_learn_what_one_learns(trained, name):
+    ranks, alone = (load_file(trained / name / who / "weights.safetensors") for who in ("ranks", "alone"))
+    assert ranks.keys() == alone.keys()
+    for part, weights in alone.items():
+        torch.testing.assert_close(ranks[part], weights, rtol=1e-3, atol=1e-4, msg=lambda text, part=part: part + text)
+    logs = [pq.read_table(trained / name / who / "training_log.parquet")["loss"] for who in ("ranks", "alone")]
+    np.testing.assert_allclose(*logs, rtol=1e-5)
+
+
+def test_two_ranks_that_were_killed_end_where_they_would_have_ended(trained):
+    whole, resumed = (trained / "in-batch" / who / "weights.safetensors" for who in ("ranks", "resumed"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_rank_alone_has_everything():
+    assert ALONE.part(7) == slice(0, 7)
+    assert ALONE.share(5).tolist() == [0, 1, 2, 3, 4]
+    assert ALONE.places(own=2, drawn=3).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_shares_cover_what_was_drawn_once():
+    ranks = [Ranks(rank=rank, size=3) for rank in range(3)]
+    assert [each.part(6) for each in ranks] == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    shares = [each.share(7).tolist() for each in ranks]
+    assert shares == [[0, 1, 2], [3, 4, 5], [6, 0, 1]]  # as many each; the last two are there to fill up
+    gathered = [(rank, "own") if place < 1 else shares[rank][place - 1] for rank in range(3) for place in range(1 + 3)]
+    places = ranks[1].places(own=1, drawn=7).tolist()
+    assert [gathered[place] for place in places] == [(0, "own"), (1, "own"), (2, "own"), *range(7)]
+
+
+def test_what_cannot_be_shared_is_refused():
+    three = replace(ALONE, size=3)
+    twelve, thousand = Train(batch_size=12), Train(batch_size=1000)
+    refuse_what_cannot_be_shared(three, nn.Linear(1, 1), twelve, lines=99)
+    refuse_what_cannot_be_shared(ALONE, nn.BatchNorm1d(1), thousand, lines=1)
+    with pytest.raises(RunError, match="batches of 1,000 rows cannot be shared by 3 processes. .* such as 999, or"):
+        refuse_what_cannot_be_shared(three, nn.Linear(1, 1), thousand, lines=5000)
+    with pytest.raises(RunError, match="batch_norm standardises over a batch, of which each of 3 processes sees a"):
+        refuse_what_cannot_be_shared(three, nn.Sequential(nn.BatchNorm1d(1)), twelve, lines=99)
+    mining = Train.model_validate({"hard_negatives": {}})
+    with pytest.raises(RunError, match="hard_negatives are mined for the lines of one process, and 3 were started"):
+        refuse_what_cannot_be_shared(three, nn.Linear(1, 1), mining, lines=99)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_a_failure_of_all_is_one_message(checkerboard, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(checkerboard))
+    arguments = ("-m", "--", "twofold", "train", recipe, "--runs", tmp_path, "--set", "train.epochs=1")
+    done = torchrun(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation recall@100") == 1  # one process prints
+    failed = torchrun(*arguments, "--set", "train.learning_rate=1e30", "--run", "other")
+    assert failed.returncode != 0
+    assert failed.stderr.count("training diverged: the loss of epoch 0, batch 1 is nan") == 1
+    assert "RuntimeError" not in failed.stderr
