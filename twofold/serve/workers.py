@@ -173,8 +173,11 @@ async def _following(service: Service, folder: Path) -> AsyncIterator[None]:
     reopened: set[asyncio.Task[None]] = set()
 
     async def reopen(name: str | None) -> None:
-        with suppress(RunError):  # it has been logged, and what answered before goes on
+        try:
             await service.open_run(name)
+        except Exception as error:  # whatever it is, what answered before goes on
+            if not isinstance(error, RunError):  # that has been logged
+                log("swap failed", error=repr(error))
 
     def on_hangup() -> None:
         reopened.add(task := loop.create_task(reopen(None)))
