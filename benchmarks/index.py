@@ -98,7 +98,7 @@ def build(folder: Path, items: int) -> dict[str, Any]:
     vectors, attributes = world(items, 1)
     pq.write_table(attributes, folder / "attributes.parquet")
     first = time.perf_counter()
-    index = build_index(vectors, queries=world(256, 3)[0])
+    index = build_index(vectors, queries=world(512, 3)[0])
     seconds = time.perf_counter() - first
     save_index(index, folder)
     return {"seconds": round(seconds, 1)} | index.facts
