@@ -230,7 +230,7 @@ def test_up_to_a_size_every_answer_is_exact_and_above_it_says_that_it_is_not(lis
     assert found >= 0.99
     assert not is_exact
     assert all(each["recall"] >= 0.99 for each in listed.facts["lists"]["measured"])
-    assert listed.facts["lists"]["queries"] == 100 + 256
+    assert listed.facts["lists"]["queries"] == 100 + 512
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.2, 0.05, 0.005, 0.0])

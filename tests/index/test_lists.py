@@ -24,7 +24,7 @@ VECTORS, HELD, QUERIES = clusters(6000), clusters(128, seed=1), clusters(64, see
 
 @pytest.fixture(scope="module", params=["dot", "negative_distance"])
 def built(request: pytest.FixtureRequest) -> tuple[Score, Lists]:
-    return request.param, build_lists(VECTORS, HELD, score=request.param)
+    return request.param, build_lists(VECTORS, [HELD], score=request.param)
 
 
 def test_recall_measured_on_some_queries_holds_for_others(built: tuple[Score, Lists]) -> None:
@@ -81,10 +81,19 @@ def test_every_item_is_in_one_list(built: tuple[Score, Lists]) -> None:
     assert sorted(rows[0].tolist()) == list(range(len(VECTORS)))
 
 
+def test_what_is_said_of_all_is_said_of_the_worst_group() -> None:
+    lost = np.random.default_rng(3).standard_normal((64, 16), np.float32)  # who asks from nowhere near the items
+    easy, hard = (build_lists(VECTORS, held, score="dot") for held in ([HELD], [HELD, lost]))
+    depth = easy.measured[0].depth
+    needed = hard.probes(depth)
+    assert needed is None or needed > (easy.probes(depth) or 0)
+    assert hard.num_queries == len(HELD) + len(lost)
+
+
 def test_a_depth_that_many_lists_miss_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_PROBED", 0.0)
     noise = np.random.default_rng(0).standard_normal((3000, 32), np.float32)
-    lists = build_lists(noise, noise[:50], score="dot")
+    lists = build_lists(noise, [noise[:50]], score="dot")
     assert lists.measured == ()
     assert lists.probes(1) is None
 

@@ -35,7 +35,7 @@ from twofold.index.scores import Score, pair_scores
 from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, top_k
 
 FLAT_MOST: Final = 300_000  # items that are scanned whole: 5 ms on one busy core
-HELD: Final = 256  # items that lists are measured with, beside as many users
+HELD: Final = 512  # items that lists are measured with, beside as many users
 BLOCK: Final = 2048  # queries at once: FAISS 1.15 takes a matrix product (twice as fast) from 128,000 numbers on
 MOST_EXCLUDED: Final = 256  # a line that excludes more is searched alone, with a bitmap, not through more candidates
 VECTORS: Final = "item_vectors.npy"
@@ -116,8 +116,8 @@ def build_index(
         )
     lists = None
     if len(vectors) > flat_most:
-        like_items = vectors[np.random.default_rng(0).choice(len(vectors), min(HELD, len(vectors)), replace=False)]
-        held = like_items if queries is None else np.concatenate([queries[:HELD], like_items])
+        chosen = np.random.default_rng(0).choice(len(vectors), min(HELD, len(vectors)), replace=False)
+        held = [vectors[chosen], *([] if queries is None else [queries[:HELD]])]
         lists = build_lists(vectors, held, score=score)
     return Index(vectors, score, float(lengths.max(initial=0.0)), lists)
 

@@ -9,12 +9,12 @@ highest with it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from twofold.errors import RunError
 from twofold.index.scan import scan
@@ -95,15 +95,18 @@ def load_lists(path: Path, measured: Sequence[Measured], num_queries: int) -> Li
 
 def build_lists(
     vectors: Float32[np.ndarray, "items dim"],
-    queries: Float32[np.ndarray, "queries dim"],
+    held: Sequence[np.ndarray],
     *,
     score: Score,
     seed: int = 0,
 ) -> Lists:
-    """Sorts the vectors into about 2 √items lists and measures on the queries, which should be users' and items'."""
+    """Sorts the vectors into about 2 √items lists and measures on held queries, (queries, dim), group by group.
+
+    Users and items ask differently, so each is a group, and what is said of all is said of the worst.
+    """
     centres = _centres(vectors, seed)
-    ivf = _filled(vectors, centres, score)
-    return Lists(ivf, _measure(Lists(ivf, (), len(queries)), vectors, queries, score), len(queries))
+    unmeasured = Lists(_filled(vectors, centres, score), (), sum(map(len, held)))
+    return replace(unmeasured, measured=_measure(unmeasured, vectors, held, score))
 
 
 def _centres(vectors: Float32[np.ndarray, "items dim"], seed: int) -> Float32[np.ndarray, "lists dim"]:
@@ -137,24 +140,31 @@ def _filled(vectors: Float32[np.ndarray, "items dim"], centres: Float32[np.ndarr
 
 
 def _measure(
-    lists: Lists, vectors: Float32[np.ndarray, "items dim"], queries: Float32[np.ndarray, "queries dim"], score: Score
+    lists: Lists, vectors: Float32[np.ndarray, "items dim"], held: Sequence[np.ndarray], score: Score
 ) -> tuple[Measured, ...]:
     """The fewest lists for each depth, more and more of them tried; a depth that a quarter of them misses is left out.
 
-    "Reached" is said of the mean less two standard errors, since the queries are a sample.
+    "Reached" is said of a mean less three standard errors: the queries are a sample, and where answers lie close
+    together one query finds all or nothing. With two, 200 other queries found .988 for .997.
     """
     deepest = min(DEPTHS[-1], len(vectors))
-    truth, _ = scan(vectors, queries, deepest, score=score)
-    # A tie at the end is as good as what the scan took; rounding must not count as a miss.
-    slack = 1e-5 * np.abs(truth[:, :1])
+    truths = [scan(vectors, queries, deepest, score=score)[0] for queries in held]
     most = max(1, int(lists.ivf.nlist * MOST_PROBED))
     open_depths, measured = [depth for depth in DEPTHS if depth <= deepest], []
     for probes in sorted({min(most, round(2 ** (step / 2))) for step in range(2 * most.bit_length())}):
-        found, _ = lists.search(queries, deepest, probes)
+        founds = [lists.search(queries, deepest, probes)[0] for queries in held]
         while open_depths:
             depth = open_depths[0]
-            recalls = (found[:, :depth] >= truth[:, depth - 1 : depth] - slack).mean(axis=1)
-            if recalls.mean() - 2 * recalls.std() / np.sqrt(len(recalls)) < WANTED:
+            groups = [_recalls(*pair, depth) for pair in zip(founds, truths, strict=True)]
+            if min(each.mean() - 3 * each.std() / np.sqrt(len(each)) for each in groups) < WANTED:
                 break
-            measured.append(Measured(open_depths.pop(0), probes, round(float(recalls.mean()), 5)))
+            measured.append(Measured(open_depths.pop(0), probes, round(float(min(map(np.mean, groups))), 5)))
     return tuple(measured)
+
+
+def _recalls(
+    found: Float32[np.ndarray, "queries deepest"], truth: Float32[np.ndarray, "queries deepest"], depth: int
+) -> Float64[np.ndarray, "queries"]:
+    """The share of the `depth` best that each query found. A tie at the end is as good as what the scan took."""
+    slack = 1e-5 * np.abs(truth[:, :1])  # rounding must not count as a miss
+    return np.asarray((found[:, :depth] >= truth[:, depth - 1 : depth] - slack).mean(axis=1))
