@@ -62,6 +62,7 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     A.format(10): (CLUSTERED[0], CLUSTERED[1], LIKED | {"retriever.output"}),
     A.format(11): (over_vectors("content"), {"features.item.id"}, WATCHED | {"retriever.score"}),
     B.format(1): (set(), set(), {"retriever.dim"}),
+    B.format(3): (set(), set(), {"retriever.dim", *both("features.user.{}.table")}),
     B.format(4): (set(), set(), {"train.hard_negatives"}),
     B.format(5): (set(), set(), {"train.batch_size", "train.micro_batch_size", "train.learning_rate"}),
     B.format(6): (set(), set(), {"train.group_by", "train.batch_size"}),
