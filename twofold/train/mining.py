@@ -12,7 +12,7 @@ from twofold.dataset.disk import append_array, map_array
 from twofold.errors import RunError
 from twofold.model.retriever import item_vectors, user_vectors
 from twofold.model.two_tower import TwoTower
-from twofold.topk import NOT_ALLOWED, Ragged, blocks, exclude, top_k
+from twofold.topk import NOT_ALLOWED, Ragged, blocks, exclude
 from twofold.train.negatives import Mined
 from twofold.train.objective import Objective
 
@@ -49,8 +49,8 @@ def mine(
 
     A user asks once, at the moment of its newest row of the training window, knowing what lies before. Items outside
     the training window have no rank, nor have the user's positives up to then, from before the window too: nothing of
-    validation is looked at. Exact and in blocks; a user costs a product with every item and the choice of the best:
-    some 10,000 users/s a core over 27,000 items.
+    validation is looked at. Exact and in blocks. A user costs a product with every item and the choice of the best:
+    500 of 7,500 took 0.1 ms on one core (0.36 where ties are broken as in answers, which nothing here needs).
     """
     dataset, rows = objective.dataset, objective.dataset.rows["train"]
     at = rows.at[np.searchsorted(rows.user_rows, users, side="right") - 1]
@@ -67,4 +67,5 @@ def mine(
             exclude(scores, Ragged(*dataset.positives.slices(asking, before)))
             bounds = np.searchsorted(of_window[0], [*asking, asking[-1] + 1])
             exclude(scores, Ragged(of_window[1][bounds[0] : bounds[-1]], bounds - bounds[0]))
-            append(top_k(scores, top).item_rows[:, skip:].ravel())
+            best = torch.from_numpy(scores).topk(top)
+            append(best.indices.masked_fill(best.values.isneginf(), -1)[:, skip:].flatten().numpy())
