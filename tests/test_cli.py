@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from twofold import cli
+from twofold.recipe.load import dump_recipe
 
 
 @pytest.fixture
@@ -187,3 +188,14 @@ def test_options_of_the_engine_that_do_not_fit_are_refused(call, shipped, tmp_pa
     code, _, err = call("prepare", shipped, "--runs", tmp_path, *options)
     assert code == 2
     assert says in err
+
+
+def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(checkerboard))
+    code, out, _ = call("train", recipe, "--runs", tmp_path, "--set", "train.epochs=1")
+    assert code == 0
+    assert "user tower 1,312 parameters" in out  # 65 rows of 16, and a layer of 16 by 16 and 16
+    assert "positives 65 rows, mean → 16 1,040" in out
+    assert "linear 16 → 16 272" in out
+    assert out.index("item tower") < out.index("validation recall@100")

@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 import twofold
 from twofold import pipeline
@@ -26,6 +27,7 @@ from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.recipe.load import load_recipe
 
 if TYPE_CHECKING:
+    from twofold.model.two_tower import ModelPart
     from twofold.prepare.engine import OpenEngine
 
 app = typer.Typer(help="From an interaction log to judged recommendations.", no_args_is_help=True, add_completion=False)
@@ -232,6 +234,7 @@ def train(
     `torchrun --nproc-per-node 2 -m -- twofold train RECIPE` trains it with two processes. Without the two dashes,
     torchrun would take --run for an option of its own.
     """
+    from twofold.model.retriever import describe_towers
     from twofold.train.distributed import joined_ranks
     from twofold.train.loop import Setup
 
@@ -244,6 +247,7 @@ def train(
             job = dataclasses.replace(claimed, setup=setup)
             prepared = pipeline.prepare(job)
             arrays = pipeline.build_dataset(job, prepared)
+            _print_model(describe_towers(job.recipe.retriever, arrays.folder))
             trained = pipeline.train(job, arrays)
             _say(prepared, arrays, trained)
     table = Table("epoch", "loss", "validation recall@100", "examples/s", title="training")
@@ -256,6 +260,16 @@ def train(
             f"{epoch['examples_per_s']:,}",
         )
     Console().print(table)
+
+
+def _print_model(parts: "list[ModelPart]") -> None:
+    """The towers side by side, from their blocks down to their last layer."""
+    for tower in dict.fromkeys(part.tower for part in parts):
+        own = [part for part in parts if part.tower == tower]
+        tree = Tree(f"[bold]{tower} tower[/]  {sum(part.parameters for part in own):,} parameters")
+        for part in own:
+            tree.add(f"{part.name}  [dim]{part.shape}[/]" + (f"  {part.parameters:,}" if part.parameters else ""))
+        Console(highlight=False).print(tree)
 
 
 @app.command()

@@ -64,7 +64,7 @@ def taught(dataset, settings, folder):
     ids=lambda asked: "-".join([asked["loss"]["kind"], *(["hard"] if "hard_negatives" in asked else [])]),
 )
 def test_the_gradients_are_those_of_one_large_batch(dataset, asked, monkeypatch, tmp_path):
-    monkeypatch.setattr("twofold.train.objective.drawn_inputs", lambda *drawn: doubled(negatives.drawn_inputs(*drawn)))
+    monkeypatch.setattr("twofold.train.objective.drawn_inputs", lambda *of, ranks: doubled(negatives.drawn_inputs(*of)))
     settings = Train.model_validate({**asked, "batch_size": 50})
     _, whole, expected = taught(dataset, settings, tmp_path)
     batch, loss, found = taught(dataset, settings.model_copy(update={"micro_batch_size": 16}), tmp_path)

@@ -6,7 +6,7 @@ from typing import TypeAlias, assert_never
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from twofold.dataset.arrays import Dataset
+from twofold.dataset.arrays import Dataset, load_dataset
 from twofold.dataset.batches import item_batches, query_batches
 from twofold.model import two_tower
 from twofold.model.fold_in import FoldIn, load_factors, save_fold_in
@@ -66,6 +66,12 @@ def save_user_side(model: Model, folder: Path) -> None:
             save_fold_in(model, folder)
         case _:
             assert_never(model)
+
+
+def describe_towers(asked: training.Retriever, dataset: Path) -> list[ModelPart]:
+    """The same of towers that are not made yet, for a dataset/ folder; nothing for a retriever that is solved."""
+    arrays = load_dataset(dataset)
+    return two_tower.describe_unmade(asked, arrays) if isinstance(asked, training.TwoTower) else []
 
 
 def describe_model(model: Model) -> list[ModelPart]:

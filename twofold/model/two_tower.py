@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from twofold.dataset.arrays import Dataset
 from twofold.dataset.features import FeatureState
 from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool, Sequence
 from twofold.recipe import training
@@ -170,6 +171,12 @@ class ModelPart:
     name: str
     shape: str
     parameters: int
+
+
+def describe_unmade(recipe: training.TwoTower, dataset: Dataset) -> list[ModelPart]:
+    """Every block and layer of the model that would be built, which takes no memory."""
+    with torch.device("meta"):
+        return describe_model(build_two_tower(recipe, dataset.features, dataset.vectors))
 
 
 def describe_model(model: TwoTower) -> list[ModelPart]:
