@@ -46,20 +46,38 @@ def ranking_metrics(
     if max(ks) > depth or min(ks) < 1:
         wrong = max(ks) if max(ks) > depth else min(ks)
         raise RequestError(f"a metric @{wrong} cannot be read from a list of {depth} items: choose k from 1 to {depth}")
-    assert (hits.sum(axis=1) <= num_relevant).all(), "more hits than relevant items: an item stands in a list twice"
-    rank = np.arange(1, depth + 1)
-    found = np.cumsum(hits, axis=1)  # (queries, k)
-    gain = np.cumsum(hits / np.log2(rank + 1), axis=1)
-    precision = np.cumsum(hits * found / rank, axis=1)
-    first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, np.inf)
+    line, place = np.nonzero(hits)
+    return metrics_of_ranks(line, place + 1, num_relevant, ks=ks)
+
+
+def metrics_of_ranks(
+    line: Int64[np.ndarray, "found"],
+    rank: Int64[np.ndarray, "found"],
+    num_relevant: Int64[np.ndarray, "queries"],
+    *,
+    ks: Sequence[int] = KS,
+) -> dict[str, Float64[np.ndarray, "queries"]]:
+    """`ranking_metrics` of hits that are written as the query and the rank of each, in the order of query and rank.
+
+    Few of a list's places are hits, so this is where all metrics are computed.
+    """
+    queries = len(num_relevant)
+    count = np.bincount(line, minlength=queries)
+    assert (count <= num_relevant).all(), "more hits than relevant items: an item stands in a list twice"
+    found = np.arange(1, len(line) + 1) - np.repeat(np.cumsum(count) - count, count)  # hits of the query up to this one
     relevant = np.where(num_relevant > 0, num_relevant, np.nan)
+    first = np.full(queries, np.inf)
+    first[line[found == 1]] = rank[found == 1]
+    gain, precision = 1 / np.log2(rank + 1), found / rank
     values = {}
     for k in ks:
-        values[f"recall@{k}"] = found[:, k - 1] / relevant
+        within = rank <= k
+        own = line[within]
+        values[f"recall@{k}"] = np.bincount(own, minlength=queries) / relevant
         values[f"hit_rate@{k}"] = np.where(num_relevant > 0, first <= k, np.nan)
-        values[f"ndcg@{k}"] = gain[:, k - 1] / ideal_gain(num_relevant, k=k)
+        values[f"ndcg@{k}"] = np.bincount(own, gain[within], minlength=queries) / ideal_gain(num_relevant, k=k)
         values[f"mrr@{k}"] = np.where(first <= k, 1 / first, 0 * relevant)
-        values[f"map@{k}"] = precision[:, k - 1] / relevant
+        values[f"map@{k}"] = np.bincount(own, precision[within], minlength=queries) / relevant
     return values
 
 

@@ -20,8 +20,8 @@ from twofold.evaluate.metrics import (
     best_metrics,
     chance_metrics,
     impression_metrics,
+    metrics_of_ranks,
     pooled_auc,
-    ranking_metrics,
 )
 from twofold.evaluate.ranking import Products, ScoreBlock, rank_products, rank_rows, users_at_once
 from twofold.topk import NOT_ALLOWED, Ragged, blocks, sortable_keys, tie_order
@@ -131,7 +131,10 @@ def judge_catalogue(window: JudgedWindow, score_block: ScoreBlock, *, ks: Sequen
             pair, place = np.nonzero(answers[wanted.lines[part]] == wanted.values[part, None])
             pair += part.start
             ranks[first[pair] + pair] = place + 1
-    values = metrics_of_ranks(ranks, window.relevant, ks=ks)
+    line = window.relevant.lines
+    found = np.lexsort((ranks, line))
+    found = found[ranks[found] > 0]
+    values = metrics_of_ranks(line[found], ranks[found], num_relevant.astype(np.int64), ks=ks)
     without = int((num_relevant == 0).sum())
     return PerUser(
         {f"catalogue/{name}": value for name, value in values.items()},
@@ -164,21 +167,6 @@ def judge_filtered(
     eligible = np.bincount(window.relevant.lines, allowed[window.relevant.values], minlength=len(window.user_rows))
     wanted = np.where(window.relevant.sizes > 0, window.relevant.sizes, np.nan)
     return PerUser(values | {"catalogue_filtered/ceiling": eligible / wanted}, judged.judged, judged.skipped)
-
-
-def metrics_of_ranks(
-    ranks: Int64[np.ndarray, "pairs"], relevant: Ragged, *, ks: Sequence[int]
-) -> dict[str, Float64[np.ndarray, "users"]]:
-    """`ranking_metrics` of users whose relevant items were found at these ranks, 0 meaning not found."""
-    depth, parts = max(ks), []
-    for users in blocks(len(relevant.sizes), max(1, _CELLS // depth)):
-        first, end = relevant.offsets[users.start], relevant.offsets[users.stop]
-        part = relevant.part(users)
-        found = np.flatnonzero((ranks[first:end] > 0) & (ranks[first:end] <= depth))
-        hits = np.zeros((len(part.sizes), depth), bool)
-        hits[part.lines[found], ranks[first:end][found] - 1] = True
-        parts.append(ranking_metrics(hits, part.sizes.astype(np.int64), ks=ks))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _answers(
