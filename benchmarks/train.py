@@ -1,4 +1,4 @@
-"""How much of the machine does a training step use? Towers over ids and over histories, beside plain PyTorch.
+"""How much of the machine does a training step use? Towers over ids, histories and sequences, beside plain PyTorch.
 
     python benchmarks/train.py [rounds]     (default: 7)
 
@@ -6,12 +6,13 @@ Claims: a step of an id two-tower (width 64, 140 k users, 27 k items, batch 4,09
 masks) within 1.3 times its floor, which is three matrix products and one exponential a logit; an example at batch
 8,192 at most 2.2 times as dear as at 4,096, where the arithmetic is 2 times; tables of 1 M rows at most 1.2 times as
 dear as those; with histories of 100 ids, 2.5 times as fast as the same tower with the plain loss; at batch 16,384 the
-loss takes at most 100 MB.
+loss takes at most 100 MB. A sequence tower (2 layers, 2 heads, at most 200 events, softmax over 3,416 items at every
+position) reaches a stated share of the machine's product.
 
 One thread, and its processor time: the cores are shared, and waiting is not our cost. Every round runs each part once,
 in turn; a figure is the median of its rounds. Plain PyTorch is the whole matrix of logits through `cross_entropy`,
-dense gradients and fused Adam. Batches are made beforehand: reading them is `prepare.py`'s. Not here: TFRS, RecTools,
-RecBole and torch-rechub, which need environments of their own. Writes `train.json` beside this file.
+dense gradients and fused Adam. Batches are made beforehand: reading them is `prepare.py`'s. `train_peers.py` has TFRS,
+RecTools, RecBole and torch-rechub. Writes `train.json` beside this file.
 """
 
 import json
@@ -28,13 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from twofold.dataset.memory import kept_memory
-from twofold.model.encoder import Encoder, Layers, Lookup, Pool
+from twofold.model.encoder import Encoder, Layers, Lookup, Pool, Sequence
 from twofold.model.losses import collisions, in_batch_softmax
+from twofold.model.sequence import WIDER
 from twofold.model.softmax import Lines, softmax_sum
 from twofold.train.optimise import Optimiser, build_optimiser
 
 HERE = Path(__file__).parent
 DIM, USERS, ITEMS, MANY, HISTORY, TEMPERATURE = 64, 140_000, 27_000, 1_000_000, 100, 0.05
+LENGTH, DEPTH, HEADS, KNOWN, TOGETHER = 200, 2, 2, 3_416, 4096
 Loss = Callable[[Tensor, Tensor, Lines], Tensor]
 Work = Callable[[], object]
 
@@ -62,12 +65,13 @@ def random_lines(batch: int, users: int, items: int) -> Lines:
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
-def id_step(batch: int, *, users: int = USERS, items: int = ITEMS, loss: Loss = fused, lazy: bool = True) -> Work:
-    """One step of two towers that look ids up."""
+def id_step(
+    batches: list[Lines], *, users: int = USERS, items: int = ITEMS, loss: Loss = fused, lazy: bool = True
+) -> Work:
+    """One step of two towers that look ids up; the batches in turn."""
     user, item = (Encoder((Lookup("id", 1 + rows, DIM),), Layers(DIM)) for rows in (users, items))
     towers = nn.ModuleList([user, item])
-    optimiser = build_optimiser(towers, learning_rate=1e-3, rows_per_step=batch if lazy else users)
-    batches = [random_lines(batch, users, items) for _ in range(3)]
+    optimiser = build_optimiser(towers, learning_rate=1e-3, rows_per_step=len(batches[0].weight) if lazy else users)
     steps = 0
 
     def step() -> None:
@@ -90,6 +94,55 @@ def history_step(batch: int, *, loss: Loss) -> Work:
         update(optimiser, loss(user({"history": history}), item({"id": 1 + lines.item_rows}), lines))
 
     return step
+
+
+def sequence_pass(sequences: list[Tensor]) -> tuple[Work, int]:
+    """All steps over these sequences, of a sequence tower against one of item ids; and how many positions that is."""
+    user = Encoder(
+        (Sequence("events", 1 + KNOWN, DIM, LENGTH, DEPTH, HEADS, dropout=0.2),), Layers(DIM, unit_length=False)
+    )
+    item = Encoder((Lookup("id", 1 + KNOWN, DIM),), Layers(DIM, unit_length=False))
+    optimiser = build_optimiser(nn.ModuleList([user, item]), learning_rate=1e-3, rows_per_step=KNOWN)
+    batches, everything = sequence_batches(sequences), {"id": torch.arange(1, 1 + KNOWN)}
+
+    def one_pass() -> None:
+        for inputs, lines in batches:
+            update(optimiser, softmax_sum(user(inputs), item(everything), lines, temperature=1.0))
+
+    return one_pass, sum(len(lines.weight) for _, lines in batches)
+
+
+def sequence_batches(sequences: list[Tensor]) -> list[tuple[dict[str, Tensor], Lines]]:
+    """Each event but the first is foretold from those before it; sequences of about equal length share a batch of about
+    4,096 events, as `twofold.dataset.sequences` orders them.
+    """
+    ordered = sorted(sequences, key=len)
+    ends = torch.tensor([len(each) - 1 for each in ordered]).cumsum(0)
+    of = (ends // TOGETHER).tolist()
+    batches = []
+    for number in range(of[-1] + 1):
+        part = [each for each, batch in zip(ordered, of, strict=True) if batch == number]
+        rows = nn.utils.rnn.pad_sequence([1 + each[:-1] for each in part], batch_first=True)
+        line, known = rows.nonzero(as_tuple=True)
+        own, nobody = torch.cat([each[1:] for each in part]), torch.full((KNOWN,), -1)
+        weight = torch.full((len(own),), 1 / len(own))
+        lines = Lines(line, weight, own, torch.arange(KNOWN), nobody, torch.zeros(KNOWN))
+        batches.append(({"events": rows, "events.places": line * (rows.shape[1] + 1) + known + 1}, lines))
+    return batches
+
+
+def random_sequences(users: int, *, length: int) -> list[Tensor]:
+    """The last events of users as MovieLens-1M has them: a median of 96, a mean of about 165, 20 at least."""
+    counts = (96 * torch.exp(1.04 * torch.randn(users))).clamp(20, 2314).int().tolist()
+    return [(torch.rand(min(count, 1 + length)) ** 2 * KNOWN).long() for count in counts]
+
+
+def sequence_operations(sequences: list[Tensor]) -> float:
+    """In the matrix products of a pass, each done three times: forward, and for both gradients; no padding counted."""
+    layer = DIM * (4 * DIM + DIM + 2 * WIDER * DIM + WIDER * DIM)
+    before = torch.cat([torch.arange(1, len(each)) for each in sequences]).double()
+    attention = 2 * DIM * (before + 1)  # products with keys and with values
+    return 6 * float((DEPTH * (layer + attention) + DIM * DIM + DIM * KNOWN).sum())
 
 
 def update(optimiser: Optimiser, loss: Tensor) -> None:
@@ -165,18 +218,23 @@ def in_process(loss: str) -> float:
 
 def main(rounds: int = 7) -> None:
     """Runs everything, prints the claims, saves the numbers."""
+    small, large = ([random_lines(batch, USERS, ITEMS) for _ in range(3)] for batch in (4096, 8192))
+    many, sequences = [random_lines(4096, MANY, MANY) for _ in range(3)], random_sequences(256, length=LENGTH)
+    one_pass, positions = sequence_pass(sequences)
     parts = machine_parts() | {
-        "ids, 4096": id_step(4096),
-        "ids, 4096, 1 M rows": id_step(4096, users=MANY, items=MANY),
-        "ids, 4096, plain": id_step(4096, loss=plain, lazy=False),
-        "ids, 8192": id_step(8192),
+        "ids, 4096": id_step(small),
+        "ids, 4096, 1 M rows": id_step(many, users=MANY, items=MANY),
+        "ids, 4096, plain": id_step(small, loss=plain, lazy=False),
+        "ids, 8192": id_step(large),
         "history, 4096": history_step(4096, loss=fused),
         "history, 4096, plain": history_step(4096, loss=plain),
+        "sequences of 200": one_pass,
     }
     with kept_memory():  # as training does
         ms = medians_ms(parts, rounds)
     memory = {name: in_process(name) for name in LOSSES}
     floor, lowest = floors_ms(ms)
+    square, through = 2 * 2048**3 / ms["square product"] / 1e6, sequence_operations(sequences) / 1e6
     claims = {
         "step at 4,096 over its floor, products of its shapes (at most 1.3)": ms["ids, 4096"] / floor,
         "the same, products at the square one's speed": ms["ids, 4096"] / lowest,
@@ -188,9 +246,12 @@ def main(rounds: int = 7) -> None:
         "the same of the plain loss": memory["plain"],
         "examples/s at 4,096, ids": 4096 / ms["ids, 4096"] * 1e3,
         "examples/s at 4,096, histories": 4096 / ms["history, 4096"] * 1e3,
-        "the machine: GFLOP/s of a square product": 2 * 2048**3 / ms["square product"] / 1e6,
+        "positions/s, sequences of 200": positions / ms["sequences of 200"] * 1e3,
+        "the machine: GFLOP/s of a square product": square,
         "the machine: GB/s read": 2**28 / ms["read"] / 1e6,
         "GFLOP/s of the whole step, its three products counted": 6 * 4096**2 * DIM / ms["ids, 4096"] / 1e6,
+        "the same of sequences of 200": through / ms["sequences of 200"],
+        "share of the square product's that is, sequences": through / ms["sequences of 200"] / square,
     }
     claims = {claim: round(value, 2) for claim, value in claims.items()}
     facts = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "rounds": rounds}
