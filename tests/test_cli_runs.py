@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tests.evaluate.test_side_by_side import a_run
 from tests.test_runs import begun, judged
 from twofold import cli
 
@@ -36,3 +37,18 @@ def test_the_table_of_runs_is_sorted_by_what_is_asked(call, tmp_path):
     code, _, err = call("runs", "--runs", tmp_path, "--by", "mrr")
     assert code == 2
     assert "no run has a metric mrr; choose from: auc, catalogue/recall@100" in err
+
+
+def test_runs_are_compared_and_written_to_a_page(call, tmp_path):
+    for name, noise, epochs in (("old", 3.0, 1), ("new", 0.0, 4)):
+        a_run(tmp_path / name, noise=noise, train={"epochs": epochs})
+    page = tmp_path / "compared.html"
+    code, out, _ = call("compare", tmp_path / "old", tmp_path / "new", "--to", page)
+    assert code == 0
+    assert "new − old" in out
+    assert "train.epochs 1 4" in out
+    assert f"page {page}" in out
+    assert "new against old" in page.read_text()
+    code, _, err = call("compare", tmp_path / "old")
+    assert code == 2
+    assert "1 run cannot be compared" in err

@@ -22,7 +22,7 @@ import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
 from twofold.cli_input import RecipeFile, Settings, data, recipe_app
-from twofold.cli_runs import Runs, list_all_runs
+from twofold.cli_runs import Runs, compare, list_all_runs
 from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.recipe.load import load_recipe
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="From an interaction log to judged recommendations.", no_args_is_help=True, add_completion=False)
 app.command()(data)
 app.command(name="runs")(list_all_runs)
+app.command()(compare)
 app.add_typer(recipe_app, name="recipe")
 
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run folder; default: the recipe's name.")]

@@ -1,4 +1,4 @@
-"""The part of the command line that is about many runs: their table."""
+"""The part of the command line that is about many runs: their table, and some side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,3 +33,21 @@ def list_all_runs(
 
 def _day(line: RunSummary) -> str:
     return f"{line.changed_at.astimezone():%Y-%m-%d}" if line.changed_at else "—"
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Judged run folders; the first is what the others are held against.")
+    ],
+    to: Annotated[Path | None, typer.Option("--to", help="Also a page of it all, such as compared.html.")] = None,
+) -> None:
+    """Runs of one question: metrics with intervals paired over users, and what their recipes ask for differently."""
+    from twofold.evaluate.side_by_side import put_side_by_side, side_by_side_lines, write_page
+
+    found = put_side_by_side(runs)
+    console = Console()
+    for part in side_by_side_lines(found):
+        console.print(part)
+    if to is not None:
+        write_page(found, to)
+        print(f"page  {to}")

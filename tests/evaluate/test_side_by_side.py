@@ -1,0 +1,116 @@
+"""Runs against the first of them: what the tables and the page say, and what is refused."""
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from tests.evaluate.test_compare import judged_run
+from tests.evaluate.test_judge import world
+from tests.worlds import SPLIT, world_recipe
+from twofold.bundle import run_stage
+from twofold.errors import RequestError, RunError
+from twofold.evaluate.side_by_side import put_side_by_side, side, side_by_side_lines, write_page
+from twofold.recipe.load import dump_recipe
+
+DATA = {"kind": "table", "events": "/events.parquet"}
+
+
+def a_run(folder, *, noise=0.0, window=None, **parts):
+    """A judged run folder whose recipe has `parts` of its own."""
+    made, *_ = judged_run(folder / "made", noise=noise, window=window)
+    run_stage(folder, "evaluate", inputs=1, work=lambda out: shutil.copytree(made, out, dirs_exist_ok=True) and {})
+    (folder / "recipe.yaml").write_text(dump_recipe(world_recipe(DATA, parts)))
+    return folder
+
+
+def in_words(found):
+    console = Console(width=160, record=True, file=StringIO())
+    for part in side_by_side_lines(found):
+        console.print(part)
+    return console.export_text()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    features = {"user": [{"kind": "history", "of": "positives", "last": 100}], "item": [{"kind": "id"}]}
+    more = features | {"item": [{"kind": "id"}, {"kind": "category", "column": "creator"}]}
+    return [
+        a_run(folder / "old", noise=3.0, train={"epochs": 1}, features=more),
+        a_run(folder / "new", train={"epochs": 2}, features=more),
+        a_run(
+            folder / "same",
+            noise=3.0,
+            train={"epochs": 1},
+            features=features,
+            retriever={"kind": "two_tower", "dim": 8},
+        ),
+    ]
+
+
+def test_the_first_run_is_the_one_that_all_are_compared_with(three):
+    found = put_side_by_side(three)
+    assert found.names == ("old", "new", "same")
+    assert [(other.run, other.base) for other in found.others] == [("new", "old"), ("same", "old")]
+    first, *_ = found.metrics
+    assert first == found.headline == "catalogue/recall@5"
+    better, level = found.metrics[first]
+    assert (side(better), side(level)) == ("better", "")
+    assert (level.minus.value, level.p_value) == (0.0, 1.0)
+    (worse,) = put_side_by_side([three[1], three[0]]).metrics[first]
+    assert side(worse) == "worse"
+    assert worse.minus.value == pytest.approx(-better.minus.value)
+
+
+def test_fields_that_differ_stand_side_by_side(three):
+    fields = {line.field: line.cells for line in put_side_by_side(three).fields}
+    assert fields["train.epochs"] == ("1", "2", "")
+    assert fields["retriever.dim"] == ("16", "", "8")
+    assert fields["features.item.creator"][2] == "not there"
+    turned = {line.field: line.cells for line in put_side_by_side([three[2], three[0]]).fields}
+    assert turned["features.item.creator"][0] == "not there"
+
+
+def test_the_terminal_says_it_in_two_tables(three):
+    text = in_words(put_side_by_side(three))
+    assert re.search(r"catalogue/recall@5 +\.\d{3} +\.\d{3} \[\.\d{3}, \.\d{3}\] \* +\.000 \[\.000, \.000\]", text)
+    assert re.search(r"train\.epochs +1 +2", text)
+    assert "150 users, 60 items" in text
+    assert "The recipes ask for the same." in in_words(put_side_by_side([three[0], three[0]]))
+
+
+def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_path):
+    found = put_side_by_side(three)
+    write_page(found, tmp_path / "pages" / "compared.html")
+    page = (tmp_path / "pages" / "compared.html").read_text()
+    HTMLParser().feed(page)
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?://|<script|<link|@import", page)
+    for metric in found.metrics:
+        assert metric.replace("/", " ") in page
+    assert "features.item.creator" in page
+    assert 'class="better"' in page
+    evil = replace(found, names=("<b>old</b>", "new", "same"))
+    write_page(evil, tmp_path / "evil.html")
+    assert "<b>old" not in (tmp_path / "evil.html").read_text()
+
+
+def test_what_cannot_be_compared_is_refused(three, tmp_path):
+    with pytest.raises(RequestError, match=r"1 run cannot be compared: name two or more, the base run first"):
+        put_side_by_side(three[:1])
+    with pytest.raises(RunError, match="there is no run folder"):
+        put_side_by_side([three[0], tmp_path / "nowhere"])
+    window, *_ = world()
+    other = a_run(tmp_path / "other", window=replace(window, name="validation"))
+    with pytest.raises(RequestError, match=r"not comparable, .*window: validation there, test in the base run"):
+        put_side_by_side([*three, other])
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_folders(three, tmp_path):
+    again = a_run(tmp_path / "elsewhere" / "old", prepare={"positive": "liked", "split": SPLIT})
+    assert put_side_by_side([three[0], again]).names == (str(three[0]), str(again))

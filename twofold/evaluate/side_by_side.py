@@ -1,0 +1,138 @@
+"""Several runs against the first of them: metrics with paired intervals, recipes side by side; a table and one page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, StrictUndefined
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from twofold.bundle import atomic_file, open_stage
+from twofold.errors import RequestError
+from twofold.evaluate.compare import Compared, Comparison, check_comparable, compare_runs
+from twofold.evaluate.significance import LEVEL
+from twofold.evaluate.verdict import bracket, counted, decimal, spread
+from twofold.recipe.load import load_recipe, recipe_differences
+
+ABSENT: Final = "not there"
+_SHOWN: Final = ("catalogue/recall@10", "catalogue/ndcg@10", "catalogue/mrr@10", "impressions/auc")
+"""Metrics of the terminal's table, beside the headline; the page has all."""
+
+
+@dataclass(frozen=True)
+class FieldLine:
+    """One field in which recipes differ; `cells` has a text for each run, empty where it is as in the first."""
+
+    field: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Runs of one question. `others` are all but the first, each compared with it."""
+
+    names: tuple[str, ...]
+    others: tuple[Comparison, ...]
+    fields: tuple[FieldLine, ...]
+
+    @property
+    def headline(self) -> str:
+        """The metric that the verdict of a report is about."""
+        return self.others[0].headline
+
+    @property
+    def metrics(self) -> dict[str, tuple[Compared, ...]]:
+        """What all runs have: metric → a line for each of the others, the headline first."""
+        found = [{line.metric: line for line in other.metrics} for other in self.others]
+        names = [name for name in found[0] if all(name in lines for lines in found)]
+        names.sort(key=lambda name: name != self.headline)
+        return {name: tuple(lines[name] for lines in found) for name in names}
+
+
+def put_side_by_side(folders: Sequence[Path]) -> SideBySide:
+    """Judged run folders, the first of which the others are compared with.
+
+    RequestError for fewer than two, or if one was asked something else, with the fields that differ; RunError for a
+    folder that is no judged run.
+    """
+    if len(folders) < 2:
+        raise RequestError(f"{counted(len(folders), 'run')} cannot be compared: name two or more, the base run first.")
+    judged = [open_stage(folder, "evaluate").folder for folder in folders]
+    for each in judged[1:]:
+        check_comparable(each, judged[0])
+    unique = len({folder.name for folder in folders}) == len(folders)
+    return SideBySide(
+        names=tuple(folder.name if unique else str(folder) for folder in folders),
+        others=tuple(compare_runs(each, judged[0]) for each in judged[1:]),
+        fields=_fields(folders),
+    )
+
+
+def _fields(folders: Sequence[Path]) -> tuple[FieldLine, ...]:
+    first, *rest = (load_recipe(folder / "recipe.yaml") for folder in folders)
+    changes = [{change.field: change for change in recipe_differences(first, other)} for other in rest]
+    lines = []
+    for field in dict.fromkeys(field for changed in changes for field in changed):
+        old = next(changed[field] for changed in changes if field in changed)
+        before = ABSENT if old.kind == "added" else _text(old.old)
+        after = (_after(changed, field) for changed in changes)
+        lines.append(FieldLine(field, (before, *after)))
+    return tuple(lines)
+
+
+def _after(changed: Mapping[str, Any], field: str) -> str:
+    if field not in changed:
+        return ""
+    return ABSENT if changed[field].kind == "removed" else _text(changed[field].new)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def side(line: Compared) -> str:
+    """`better` or `worse` where chance does not explain the difference (p < .05 after Holm), else nothing."""
+    if line.p_value is None or line.p_value >= 1 - LEVEL or not line.minus.value:
+        return ""
+    return "better" if line.minus.value > 0 else "worse"
+
+
+def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
+    """For the terminal: the main metrics, then the recipes."""
+    question = found.others[0].question
+    who = f"{question.window} window · {counted(question.users, 'user')}, {counted(question.num_items, 'item')}"
+    metrics, recipes = Table("", title=Text(who), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
+    metrics.caption = f"{LEVEL:.0%} intervals of the difference, paired over users; * p < .05 after Holm"
+    for name in found.names:
+        metrics.add_column(Text(name if name == found.names[0] else f"{name} − {found.names[0]}"))
+        recipes.add_column(Text(name))
+    for metric, lines in found.metrics.items():
+        if metric == found.headline or metric in _SHOWN:
+            style = "bold" if metric == found.headline else ""
+            metrics.add_row(metric, decimal(lines[0].base.value), *map(_cell, lines), style=style)
+    for field in found.fields:
+        recipes.add_row(Text(field.field), *map(Text, field.cells))
+    for table in (metrics, recipes):
+        table.title_justify = table.caption_justify = "left"
+    return [metrics, recipes if found.fields else Text("The recipes ask for the same.")]
+
+
+def _cell(line: Compared) -> Text:
+    colour = {"better": "green", "worse": "red", "": ""}[side(line)]
+    return Text(f"{spread(line.minus)} *" if colour else spread(line.minus), style=colour)
+
+
+def write_page(found: SideBySide, path: Path) -> None:
+    """One page that needs nothing but a browser: no script, no request, all text escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"decimal": decimal, "bracket": bracket, "spread": spread, "side": side}
+    source = (files("twofold.evaluate") / "side_by_side.html.j2").read_text(encoding="utf-8")
+    page = environment.from_string(source).render(found=found, question=found.others[0].question)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
