@@ -240,6 +240,8 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
     """Vectors, lists and the trained model → gap.json, why batches look better; probes.json, with alarms."""
     from twofold.dataset.arrays import item_attributes, load_dataset
     from twofold.evaluate.windows import judged_window
+    from twofold.explain.atlas import Askers, map_run
+    from twofold.explain.card import write_card
     from twofold.explain.gap import measure_gap
     from twofold.explain.stage import lines_of, probe_run, read_lists
     from twofold.index.knn import load_index
@@ -255,14 +257,19 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
         write_json(out / "gap.json", asdict(gap))
         lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
         attributes = item_attributes(dataset.folder)
-        probes = probe_run(arrays, load_index(indexed.folder).vectors, lists, attributes=attributes)
+        vectors = load_index(indexed.folder).vectors
+        probes = probe_run(arrays, vectors, lists, attributes=attributes)
         probes += _probe_masked(model, arrays, window, case)
         lines = lines_of(probes)
         write_json(out / "probes.json", lines)
-        return {"probes": lines, "gap": asdict(gap)}
+        askers = Askers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
+        drawn = map_run(out, vectors, attributes, askers=askers)
+        return {"probes": lines, "gap": asdict(gap), "map": drawn}
 
     inputs = {"index": indexed.digest, "recommend": recommended.digest}
-    return run_stage(job.folder, "explain", inputs=inputs, work=work)
+    explained = run_stage(job.folder, "explain", inputs=inputs, work=work)
+    write_card(job.folder)
+    return explained
 
 
 # --- what the stages above share --------------------------------------------------------------------------------------

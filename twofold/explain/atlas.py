@@ -4,8 +4,10 @@ Items alone are laid out: users lie in a cone of their own, and would be an isla
 the items it scores highest, which is where its answers come from.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +70,19 @@ class Askers:
     ids: pa.Array
     queries: Float32[np.ndarray, "users _"]
     items: Float32[np.ndarray, "items _"]
+
+
+def map_run(
+    out: Path, vectors: Float32[np.ndarray, "items dim"], attributes: pa.Table, *, askers: Askers
+) -> dict[str, Any]:
+    """Draws the map into a folder and returns what the card says of it; without the extra `explain` only that."""
+    if find_spec("openTSNE") is None or find_spec("vl_convert") is None:
+        return {"missing": "This run has no map: pip install 'twofold[explain]', delete its folder explain, again."}
+    from twofold.explain.atlas_page import write_map
+
+    atlas = draw_atlas(vectors, attributes, askers=askers)
+    write_map(atlas, out)
+    return {"drawn": atlas.drawn, "trust": atlas.trust, "clusters": [asdict(each) for each in atlas.clusters]}
 
 
 def draw_atlas(

@@ -1,0 +1,106 @@
+"""A run's card: what it states, what it does without, and that text in it is text."""
+
+import shutil
+
+import pytest
+
+from tests import worlds
+from twofold import pipeline
+from twofold.explain.card import BASE, _markdown, read_card, write_card, write_comment
+from twofold.recipe.load import dump_recipe
+
+HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("carded")
+    recipe = worlds.checkerboard(folder / "log", num_users=48, num_items=32)
+    parts = {"about": HOSTILE, "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0}}
+    return pipeline.run(worlds.world_recipe(recipe.data.model_dump(), parts), runs=folder / "runs")
+
+
+def pages(folder):
+    return (folder / "card.html").read_text(), (folder / "card.md").read_text()
+
+
+def test_a_run_leaves_its_card(run):
+    page, text = pages(run.folder)
+    report = pipeline.report_of(run.folder)
+    for words in (page, text):
+        for heading in ("What changed", "Metrics", "Data", "Model", "Training", "The gap", "Probes", "Map"):
+            assert heading in words
+        assert "explain/map.html" in words
+        assert "2024-01-01 to 2024-01-05" in words
+        assert "chance" in words
+    assert page.count("<polyline") >= 2  # loss and validation
+    assert page.count("<rect") == len(report.facts.model) + 1  # and the score
+    assert "data:image/png;base64," in page
+    assert "default-src 'none'" in page
+    train = next(part for part in read_card(run.folder).parts if part.name == "train")
+    assert f"1 : {(1 - train.positive_share) / train.positive_share:.2f}" in text
+
+
+def test_text_is_text(run):
+    page, text = pages(run.folder)
+    assert "<script" not in page
+    assert "<script" not in text
+    assert _markdown("a|b\n# <c> [d](e)") == r"a\|b \# &lt;c&gt; \[d\]\(e\)"
+
+
+def test_it_says_what_was_added_removed_and_changed(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    recipe = pipeline.reopen(folder).recipe
+    history = {"kind": "history", "of": "positives", "last": 100}
+    features = {
+        "user": [history, {"kind": "history", "of": "negatives", "last": 50}],
+        "item": [{"kind": "number", "column": "length_s", "scale": "log"}],
+    }
+    base = worlds.world_recipe(recipe.data.model_dump(), {"name": "older", "features": features})
+    (folder / BASE).write_text(dump_recipe(base))
+    write_card(folder)
+    page, text = pages(folder)
+    kinds = {each.field: each.kind for each in read_card(folder).differences}
+    assert kinds["features.item.id"] == "added"
+    assert kinds["features.item.length_s"] == kinds["features.user.negatives"] == "removed"
+    assert kinds["train.batch_size"] == "changed"
+    assert "Against its base, older" in page
+    assert "| train.batch\\_size | changed | 128 | 16 |" in text
+
+
+def test_a_comment_is_kept_in_the_run_and_shown(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    write_comment(folder, f"Too short a history.\n{HOSTILE}\n")
+    write_card(folder)
+    page, text = pages(folder)
+    assert "Too short a history." in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "> Too short a history." in text
+    write_comment(folder, "  ")
+    assert not (folder / "comment.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("prepare", "What changed"),
+        ("train", "No training log."),
+        ("evaluate", "This run has not been judged."),
+        ("explain", "This run has no map"),
+        ("explain/map.png", "This run has no map"),
+    ],
+)
+def test_what_a_run_does_not_have_is_said(run, tmp_path, missing, said):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_card(folder)
+    for words in pages(folder):
+        assert said in words
+
+
+def test_a_recipe_alone_has_a_card(run, tmp_path):
+    shutil.copy(run.folder / "recipe.yaml", tmp_path / "recipe.yaml")
+    write_card(tmp_path)
+    for words in pages(tmp_path):
+        assert "This run has not been judged." in words
