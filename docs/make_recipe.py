@@ -76,6 +76,8 @@ def _value(field: Schema) -> str:
         return " or ".join(_value(choice) for choice in choices)
     if "enum" in field:
         return " or ".join(f"`{choice}`" for choice in field["enum"])
+    if not field:
+        return "anything"
     if "additionalProperties" in field:
         return f"mapping: name to {_value(field['additionalProperties'])}"
     if field["type"] == "array":

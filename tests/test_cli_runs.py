@@ -3,10 +3,13 @@
 import sys
 
 import pytest
+import yaml
 
+from tests import worlds
 from tests.evaluate.test_side_by_side import a_run
 from tests.test_runs import begun, judged
 from twofold import cli
+from twofold.recipe.load import dump_recipe
 
 
 @pytest.fixture
@@ -52,3 +55,20 @@ def test_runs_are_compared_and_written_to_a_page(call, tmp_path):
     code, _, err = call("compare", tmp_path / "old")
     assert code == 2
     assert "1 run cannot be compared" in err
+
+
+def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
+    pytest.importorskip("optuna")
+    world = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32)
+    tree = yaml.safe_load(dump_recipe(world))
+    tree["tune"] = {"ranges": {"retriever.dim": {"choices": [2, 4]}}, "trials": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    asked = ("tune", tmp_path / "recipe.yaml", "--set", "train.epochs=1", "--runs", tmp_path / "runs")
+    code, out, err = call(*asked)
+    assert code == 0
+    assert "the best of 2 trials" in out
+    assert "The test window was not looked at" in out
+    assert f"twofold run {tmp_path}/recipe.yaml --set train.epochs=1 --set retriever.dim=" in out
+    assert "trial-000 0." in err
+    again = call(*asked)
+    assert again[1:] == (out, "")

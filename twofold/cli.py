@@ -22,7 +22,7 @@ import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
 from twofold.cli_input import RecipeFile, Settings, data, recipe_app
-from twofold.cli_runs import Runs, compare, list_all_runs
+from twofold.cli_runs import Runs, compare, list_all_runs, tune
 from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.recipe.load import load_recipe
 
@@ -34,6 +34,7 @@ app = typer.Typer(help="From an interaction log to judged recommendations.", no_
 app.command()(data)
 app.command(name="runs")(list_all_runs)
 app.command()(compare)
+app.command()(tune)
 app.add_typer(recipe_app, name="recipe")
 
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run folder; default: the recipe's name.")]
@@ -66,6 +67,7 @@ _EXTRAS = {
     **dict.fromkeys(("onnxruntime", "fastapi", "uvicorn", "msgspec", "prometheus_client"), "serve"),
     "redis": "redis",
     "implicit": "ials",
+    "optuna": "tune",
     **dict.fromkeys(("pyspark", "py4j"), "spark"),
 }
 """Which extra brings a module that the base does without."""

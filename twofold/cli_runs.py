@@ -1,5 +1,6 @@
-"""The part of the command line that is about many runs: their table, and some side by side."""
+"""The part of the command line that is about many runs: their table, some side by side, and a search."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,10 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from twofold.cli_input import RecipeFile, Settings
+from twofold.recipe.load import load_recipe
 from twofold.runs import RunSummary, list_runs, sort_runs
 
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
@@ -51,3 +55,34 @@ def compare(
     if to is not None:
         write_page(found, to)
         print(f"page  {to}")
+
+
+def tune(
+    recipe: RecipeFile,
+    settings: Settings = [],  # noqa: B006 - typer copies it
+    runs: Runs = Path("runs"),
+    name: Annotated[str | None, typer.Option("--run", help="Name of the search's folder; default: NAME.tune.")] = None,
+) -> None:
+    """Tries values in the ranges of the recipe's part `tune`, judged on the validation window; goes on if stopped."""
+    from twofold.tune import Search, Trial, command_of
+    from twofold.tune import tune as search_recipe
+
+    search = Search(recipe, tuple(settings), runs / (name or f"{load_recipe(recipe, overrides=settings).name}.tune"))
+
+    def say(trial: Trial) -> None:
+        found = f"failed: {trial.failure}" if trial.value is None else f"{trial.value:.4f}"
+        print(f"{trial.folder.name}  {found}  {' '.join(trial.changes)}", file=sys.stderr)
+
+    trials = search_recipe(search, tell=say)
+    table = Table("trial", "validation recall", "changes", title=f"the best of {len(trials)} trials", box=SIMPLE_HEAD)
+    for trial in trials[:10]:
+        table.add_row(
+            trial.folder.name,
+            f"{trial.value:.4f}" if trial.value is not None else "failed",
+            Text("\n".join(trial.changes)),
+        )
+    Console().print(table)
+    print(
+        "The test window was not looked at, and the best of many looks better than it is. To judge it, run it in full:"
+    )
+    print(command_of(search, trials[0]))

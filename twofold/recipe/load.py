@@ -206,13 +206,15 @@ def _yaml(text: str, label: str) -> Json:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """What the recipe asks for, as one number: not what it says of itself in `about`, nor where its data lie."""
+    """What the recipe asks for, as one number: not what it says of itself in `about`, what could be tried instead
+    (`tune`), nor where its data lie.
+    """
     return digest_of(_essence(recipe))
 
 
 def _essence(recipe: Recipe) -> dict[str, Json]:
-    """The recipe as JSON without `about`; of a data path only its last name: the content has its own fingerprint."""
-    tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about"})
+    """As JSON, without `about` and `tune`; of a data path only its last name: the content has its own fingerprint."""
+    tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about", "tune"})
     return _with_paths(tree, lambda path: path and Path(path).name)
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from twofold.recipe.features import CounterFeature, Features
 from twofold.recipe.part import Part
 from twofold.recipe.preparation import Prepare
+from twofold.recipe.search import Tune
 from twofold.recipe.training import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -61,6 +62,8 @@ class Recipe(Part):
     train: Train
     recommend_k: int = Field(default=50, ge=1, le=1000)
     """Recommendations written for every user."""
+    tune: Tune | None = None
+    """What `twofold tune` may change in search of something better."""
 
     @model_validator(mode="after")
     def _counted(self) -> Recipe:
