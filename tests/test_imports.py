@@ -51,7 +51,9 @@ def test_torch_is_named_only_where_it_is_trained_or_fed() -> None:
     assert not elsewhere
 
 
-@pytest.mark.parametrize("module", ["twofold", "twofold.serve", "twofold.serve.recommender", "twofold.recipe.load"])
+@pytest.mark.parametrize(
+    "module", ["twofold", "twofold.serve", "twofold.serve.recommender", "twofold.serve.workers", "twofold.recipe.load"]
+)
 def test_an_import_loads_no_engine_reads_no_run_and_starts_nothing(module: str, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "kuairand"
     run.mkdir(parents=True)

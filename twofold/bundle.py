@@ -33,7 +33,7 @@ from twofold.errors import RunError
 
 Json = Any
 MANIFEST: Final = "manifest.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of every stage's digest: raised when a stage writes something else for the same inputs."""
 
 

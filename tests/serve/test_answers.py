@@ -107,7 +107,7 @@ def test_popular_is_what_was_liked_lately_and_among_equals_ever(opened: Open) ->
     best_first = popular(opened, 3, excluded=np.empty(0, np.int64))
     counts = [liked.count(item) for item in names(best_first.item_rows[0])]
     assert counts == sorted((liked.count(item) for item in ITEMS), reverse=True)[:3]
-    red = popular(opened, 9, allowed=opened.filters.eligible("colour = 'red'"), excluded=np.array([ITEMS.index("a")]))
+    red = popular(opened, 9, allowed=opened.bundle.filters.eligible("colour = 'red'"), excluded=np.array([ITEMS.index("a")]))
     assert sorted(names(red.item_rows[0])) == ["cold", "d", "f"]
     assert red.counts.tolist() == [3]
 
@@ -116,7 +116,7 @@ def test_similar_items_leave_the_item_out_and_obey_the_filter(opened: Open) -> N
     alike = VECTORS @ VECTORS[0]
     expected = [ITEMS[row] for row in np.argsort(-alike) if row != 0]
     assert names(similar(opened, 0, 9).item_rows[0]) == expected
-    blue = similar(opened, 0, 9, allowed=opened.filters.eligible("colour = 'blue'"))
+    blue = similar(opened, 0, 9, allowed=opened.bundle.filters.eligible("colour = 'blue'"))
     assert names(blue.item_rows[0]) == [item for item in expected if item in "be"]
 
 

@@ -19,7 +19,7 @@ from twofold.dataset.features import Queries, user_inputs
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import UNKNOWN, Ids
 from twofold.errors import RunError
-from twofold.index.eligible import Eligible, Filters
+from twofold.index.eligible import Eligible
 from twofold.index.knn import Neighbours, search
 from twofold.serve.bundle_folder import Bundle, open_bundle
 from twofold.serve.histories import Met
@@ -41,7 +41,6 @@ class Open:
     popularity: Float32[np.ndarray, "items"]
     user_row: Callable[[str | int], int]
     """-1 for nobody of the log. Who asks asks again: what was looked up lately is kept (80 µs a look)."""
-    filters: Filters
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,6 @@ def open_answers(run: Path) -> Open:
         digest=open_stage(run, "index").digest,
         popularity=_popularity(bundle),
         user_row=lru_cache(USERS_KEPT)(lambda user_id: int(bundle.users.rows_of([user_id])[0])),
-        filters=Filters(bundle.attributes, bundle.index.vectors),
     )
     _ask_once(opened, run)
     return opened

@@ -4,7 +4,8 @@
 index/
 ├── user_tower.onnx           what a user asks with: inputs named as the user features, output `vector`; or
 ├── fold_in.json              how that is solved from a history and item_vectors.npy
-├── item_vectors.npy          what is searched, with index.json
+├── item_vectors.npy          what is searched, with index.json; mapped
+├── item_lists.faiss          where items are many, the same vectors in lists; mapped
 ├── users.parquet             id ↔ row
 ├── items.parquet             id ↔ row
 ├── item_attributes.parquet   what filters read, in the order of the item rows
@@ -33,6 +34,7 @@ from twofold.dataset.features import FeatureState, UserArrays, feature_names, lo
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RunError
+from twofold.index.eligible import Filters
 from twofold.index.knn import Index, load_index
 from twofold.model.fold_in import FOLD_IN, FoldIn, load_fold_in
 
@@ -64,6 +66,7 @@ class Bundle:
     users: Vocabulary
     items: Vocabulary
     attributes: pa.Table
+    filters: Filters
     features: FeatureState
     events: Histories
     positives: Histories
@@ -93,10 +96,12 @@ def open_bundle(run: Path) -> Bundle:
     folder = open_stage(run, "index", verify=True).folder
     try:
         features, index = load_features(folder / "features"), load_index(folder)
+        attributes = pq.read_table(folder / "item_attributes.parquet")
         bundle = Bundle(
             users=Vocabulary.load(folder / "users.parquet"),
             items=Vocabulary.load(folder / "items.parquet"),
-            attributes=pq.read_table(folder / "item_attributes.parquet"),
+            attributes=attributes,
+            filters=Filters(attributes, index.vectors),
             features=features,
             events=load_histories(folder, "events"),
             positives=load_histories(folder, "positives"),

@@ -8,13 +8,13 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from twofold.bundle import atomic_file
 from twofold.dataset.features import Queries, queries_at, user_inputs
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
-from twofold.index.filters import compile_filter
+from twofold.index.eligible import Eligible, only_rows
 from twofold.index.knn import Neighbours, search
 from twofold.progress import progress_bar
 from twofold.serve.bundle_folder import Bundle, open_bundle
@@ -123,7 +123,7 @@ def _answers(
     k: int,
     *,
     exclude_seen: bool,
-    allowed: Bool[np.ndarray, "items"] | None,
+    allowed: Eligible | None,
     at: int | None,
 ) -> Iterator[tuple[pa.Table, int]]:
     """Block by block: the answers, and how many lists are short."""
@@ -204,15 +204,12 @@ def _listed(what: str, ids: list[str]) -> str:
     return f"{what} {shown} is" if len(ids) == 1 else f"{what}s {shown} are"
 
 
-def _allowed(
-    bundle: Bundle, item_rows: Int64[np.ndarray, "chosen"] | None, where: str | None
-) -> Bool[np.ndarray, "items"] | None:
-    allowed = None if where is None else compile_filter(where, bundle.attributes)
+def _allowed(bundle: Bundle, item_rows: Int64[np.ndarray, "chosen"] | None, where: str | None) -> Eligible | None:
+    passing = None if where is None else bundle.filters.eligible(where)
     if item_rows is None:
-        return allowed
-    chosen = np.zeros(len(bundle.items), bool)
-    chosen[item_rows] = True
-    return chosen if allowed is None else chosen & allowed
+        return passing
+    chosen = only_rows(item_rows, items=len(bundle.items))
+    return chosen if passing is None else passing.both(chosen)
 
 
 # --- rows → a table ---------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -122,7 +123,7 @@ class Service:
         try:
             live = await self.histories.of([str(user_id) for user_id in user_ids])
         except StoreError as error:
-            log("histories cannot be read", error=str(error))
+            log("histories cannot be read", {"error": str(error)})
             live, remarks = [[] for _ in user_ids], (NO_STORE,)
         rows = [opened.user_row(user_id) for user_id in user_ids]
         self.meters.unknown("user", rows.count(UNKNOWN))
@@ -146,7 +147,7 @@ class Service:
         without = given[given != UNKNOWN]
         unknown_items += len(given) - len(without)
         self.meters.unknown("item", unknown_items)
-        allowed = None if question.filter is None else opened.filters.eligible(question.filter)
+        allowed = None if question.filter is None else opened.bundle.filters.eligible(question.filter)
         return [
             Ask(opened, question, user_id, asker, allowed, without, unknown_items, remarks) for user_id, asker in askers
         ]
@@ -157,7 +158,7 @@ class Service:
         """The items most like one."""
         opened = self.current
         item_row = self._item_row(opened, question.item_id, status=422)
-        allowed = None if question.filter is None else opened.filters.eligible(question.filter)
+        allowed = None if question.filter is None else opened.bundle.filters.eligible(question.filter)
         (line,) = lines_of(similar(opened, item_row, min(question.k, len(opened.bundle.items)), allowed=allowed))
         items = items_of(opened, line, describe=question.describe)
         return SimilarItems(question.item_id, items, opened.digest[:12])
@@ -227,16 +228,16 @@ class Service:
                 opened = await asyncio.to_thread(open_answers, run)
             except RunError as error:
                 self.meters.swaps.labels("refused").inc()
-                log("swap refused", run=run.name, error=str(error))
+                log("swap refused", {"run": run.name, "error": str(error)})
                 raise RunError(str(error).replace(f"{self.runs}{os.sep}", "")) from error  # clients see no paths
             self.current = opened
             self.meters.forget_exposure(len(opened.bundle.items))
             self.meters.swaps.labels("done").inc()
-            log("swapped", run=run.name, bundle=opened.digest[:12])
+            log("swapped", {"run": run.name, "bundle": opened.digest[:12]})
             return opened
 
 
-def log(message: str, **facts: object) -> None:
+def log(message: str, facts: Mapping[str, object] = MappingProxyType({})) -> None:
     """One line for whoever runs the service."""
     logging.getLogger("twofold.serve").info(message, extra={"facts": facts})
 

@@ -104,7 +104,7 @@ class _Watch:
                 self._stop(signal.SIGTERM, None)
                 open_service(self._asked, self._folder)  # says why, as it did to the worker
                 raise RunError("a worker could not start: its last line of log says why. Start the service again.")
-            log("worker replaced", number=place, exit=worker.exitcode)
+            log("worker replaced", {"number": place, "exit": worker.exitcode})
             mark_process_dead(worker.pid, path=str(self._folder / METERS))  # type: ignore[no-untyped-call]
             self._workers[place] = self._spawn()
 
@@ -151,7 +151,7 @@ def _work(asked: Asked, folder: Path, listening: socket.socket) -> None:
     try:
         service = open_service(asked, folder)
     except TwofoldError as error:
-        log("worker cannot start", error=str(error))
+        log("worker cannot start", {"error": str(error)})
         sys.exit(REFUSED)
     limits = Limits(token=os.environ.get(TOKEN) or None)
     config = uvicorn.Config(
@@ -177,7 +177,7 @@ async def _following(service: Service, folder: Path) -> AsyncIterator[None]:
             await service.open_run(name)
         except Exception as error:  # whatever it is, what answered before goes on
             if not isinstance(error, RunError):  # that has been logged
-                log("swap failed", error=repr(error))
+                log("swap failed", {"error": repr(error)})
 
     def on_hangup() -> None:
         reopened.add(task := loop.create_task(reopen(None)))
@@ -199,7 +199,7 @@ async def _following(service: Service, folder: Path) -> AsyncIterator[None]:
     following = loop.create_task(follow())
     (folder / READY).touch()
     bundle = service.current
-    log("ready", run=bundle.name, bundle=bundle.digest[:12], items=len(bundle.bundle.items))
+    log("ready", {"run": bundle.name, "bundle": bundle.digest[:12], "items": len(bundle.bundle.items)})
     yield
     following.cancel()
     log("stopped")
