@@ -24,7 +24,7 @@ from twofold.bundle import Stage, locked
 from twofold.cli_input import RecipeFile, Settings, data, recipe_app
 from twofold.cli_runs import Runs, compare, list_all_runs, tune
 from twofold.errors import RecipeError, RequestError, TwofoldError
-from twofold.recipe.load import load_recipe
+from twofold.recipe.load import load_base, load_recipe
 
 if TYPE_CHECKING:
     from twofold.model.two_tower import ModelPart
@@ -144,6 +144,7 @@ def run(
     device: Device = DeviceKind.cpu,
 ) -> None:
     """Every stage: a log to a judged retriever, an index and a file of recommendations."""
+    from twofold.explain.card import keep_base
     from twofold.train.distributed import joined_ranks
     from twofold.train.loop import Setup
 
@@ -154,8 +155,10 @@ def run(
             pipeline.assist(job)
             return
         pipeline.run_job(job, replace=replace, tell=_say)
+    keep_base(job.folder, load_base(recipe, overrides=settings))
     _print_report(job.folder)
     print(f"\nreport           {job.folder}/evaluate/report.html")
+    print(f"card             {job.folder}/card.html")
     print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
     first = pq.read_table(job.folder / "recommend" / "recommendations.parquet", columns=["user_id"]).slice(0, 1)
     user = first["user_id"][0].as_py() if len(first) else "ID"
@@ -325,10 +328,17 @@ def index(run_folder: RunFolder) -> None:
 
 
 @app.command()
-def explain(run_folder: RunFolder) -> None:
-    """Why does it do that? The gap between batches and what is served, and probes of vectors and lists, with alarms."""
+def explain(
+    run_folder: RunFolder,
+    comment: Annotated[str | None, typer.Option(help="Words for the run's card; empty takes them back.")] = None,
+) -> None:
+    """Why does it do that? The gap between batches and what is served, probes with alarms, a map, the run's card."""
+    from twofold.explain.card import write_comment
+
     job = pipeline.reopen(run_folder)
     with locked(job.folder):
+        if comment is not None:
+            write_comment(job.folder, comment)
         prepared, arrays, trained = pipeline.up_to_training(job)
         indexed = pipeline.index(job, arrays, trained)
         explained = pipeline.explain(job, indexed, pipeline.recommend(job, indexed))

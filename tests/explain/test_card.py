@@ -1,13 +1,16 @@
 """A run's card: what it states, what it does without, and that text in it is text."""
 
+import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
 from tests import worlds
 from twofold import pipeline
-from twofold.explain.card import BASE, _markdown, read_card, write_card, write_comment
-from twofold.recipe.load import dump_recipe
+from twofold.cli import app
+from twofold.explain.card import _markdown, keep_base, read_card, write_card, write_comment
+from twofold.recipe.load import dump_recipe, load_base
 
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
 
@@ -57,8 +60,7 @@ def test_it_says_what_was_added_removed_and_changed(run, tmp_path):
         "item": [{"kind": "number", "column": "length_s", "scale": "log"}],
     }
     base = worlds.world_recipe(recipe.data.model_dump(), {"name": "older", "features": features})
-    (folder / BASE).write_text(dump_recipe(base))
-    write_card(folder)
+    keep_base(folder, base)
     page, text = pages(folder)
     kinds = {each.field: each.kind for each in read_card(folder).differences}
     assert kinds["features.item.id"] == "added"
@@ -78,6 +80,28 @@ def test_a_comment_is_kept_in_the_run_and_shown(run, tmp_path):
     assert "> Too short a history." in text
     write_comment(folder, "  ")
     assert not (folder / "comment.md").exists()
+
+
+def test_the_command_line_knows_the_base_and_takes_a_comment(run, tmp_path):
+    """All stages are found, not made again: what differs is what the recipe's file says it departs from."""
+    recipe = pipeline.reopen(run.folder).recipe
+    older = recipe.model_copy(update={"about": "the older one", "train": recipe.train.model_copy(update={"epochs": 9})})
+    (tmp_path / "older.yaml").write_text(dump_recipe(older))
+    told = f"base: older.yaml\nabout: {json.dumps(HOSTILE)}\ntrain: {{epochs: 2}}\n"
+    (tmp_path / "newer.yaml").write_text(told)
+    folder = shutil.copytree(run.folder, tmp_path / "runs" / "world")
+    asked = [
+        ["run", str(tmp_path / "newer.yaml"), "--runs", str(tmp_path / "runs")],
+        ["explain", str(folder), "--comment", "Two epochs do."],
+    ]
+    for words in asked:
+        answer = CliRunner().invoke(app, words)
+        assert answer.exit_code == 0, answer.output
+    page, text = pages(folder)
+    assert "| train.epochs | changed | 9 | 2 |" in text
+    assert "Two epochs do." in page
+    assert load_base(tmp_path / "older.yaml") is None
+    assert load_base(tmp_path / "older.yaml", overrides=["train.epochs=1"]) == older
 
 
 @pytest.mark.parametrize(

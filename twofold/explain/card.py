@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from twofold.bundle import atomic_file, find_stage
 from twofold.explain.card_drawing import Curve, Drawing, curves_of, drawing_of
-from twofold.recipe.load import Difference, load_recipe, recipe_differences, recipe_digest
+from twofold.recipe.load import Difference, dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.preparation import TemporalSplit
 from twofold.recipe.schema import Recipe
 
@@ -76,6 +76,16 @@ def write_comment(run: Path, text: str) -> None:
         return
     with atomic_file(run / COMMENT) as partial:
         partial.write_text(text.strip() + "\n", encoding="utf-8")
+
+
+def keep_base(run: Path, base: Recipe | None) -> None:
+    """Keeps what a run's recipe departs from, and writes its card anew."""
+    if base is None:
+        (run / BASE).unlink(missing_ok=True)
+    else:
+        with atomic_file(run / BASE) as partial:
+            partial.write_text(dump_recipe(base), encoding="utf-8")
+    write_card(run)
 
 
 def read_card(run: Path) -> Card:

@@ -55,6 +55,20 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     raise RecipeError("\n".join(f"{_source(problem, sources, overrides)}: {problem}" for problem in problems))
 
 
+def load_base(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | None:
+    """What the recipe in a file departs from: its `base`; without one, what the file says without its overrides.
+
+    None where it departs from nothing, or from a base that is no whole recipe.
+    """
+    own = _read(path)
+    if "base" not in own:
+        return load_recipe(path) if overrides else None
+    try:
+        return load_recipe(_base_path(path, own["base"]))
+    except RecipeError:
+        return None
+
+
 def _base_path(path: Path, named: Json) -> Path:
     if not isinstance(named, str) or not named:
         raise RecipeError(f"{path}: base: is {named!r} — must be the path of another recipe, relative to this one")
