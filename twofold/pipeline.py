@@ -141,8 +141,8 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     from twofold.evaluate.judge import headline_k
     from twofold.evaluate.protocols import judge_catalogue
     from twofold.evaluate.windows import judged_window
+    from twofold.model.per_value import build_towers
     from twofold.model.retriever import Model
-    from twofold.model.two_tower import build_two_tower
     from twofold.train.loop import ALONE_ON_CPU, fit
 
     arrays = load_dataset(dataset)
@@ -155,7 +155,7 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     asked, settings = job.recipe.retriever, job.recipe.train
     match asked:
         case TwoTower():
-            towers = partial(build_two_tower, asked, arrays.features, arrays.vectors)
+            towers = partial(build_towers, asked, arrays)
             return fit(towers, arrays, settings, validate=validate, out=out, setup=job.setup or ALONE_ON_CPU)
         case Ials():
             from twofold.model.factors import fit_factors

@@ -65,7 +65,7 @@ def tensors(inputs):
 
 def test_exported_user_tower_equals_the_trained_one_at_any_batch_size(tmp_path):
     model = build()
-    export_user_tower(model, tmp_path / "user_tower.onnx")
+    export_user_tower(model.user, tmp_path / "user_tower.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "user_tower.onnx")
     for n in (1, 2, 33):
         inputs = requests(n)
@@ -75,7 +75,7 @@ def test_exported_user_tower_equals_the_trained_one_at_any_batch_size(tmp_path):
 
 def test_a_user_tower_of_every_kind_of_feature_is_exported_with_the_vectors_it_reads(every_kind, tmp_path):
     model, dataset = every_kind
-    export_user_tower(model, tmp_path / "user_tower.onnx")
+    export_user_tower(model.user, tmp_path / "user_tower.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "user_tower.onnx")
     rows = dataset.rows["train"]
     for n in (1, 2, 33):

@@ -124,6 +124,24 @@ def test_columns_to_group_by_are_checked(tmp_path: Path, column: str, message: s
         check_recipe(recipe)
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("creatr", r"retriever\.per: the items have no column creatr \(nearest: creator; columns at hand: .*item_id"),
+        ("look", r"retriever\.per: look is DOUBLE\[\]; towers are made for single values"),
+        ("creator", None),
+    ],
+)
+def test_a_column_to_make_towers_for_is_checked(tmp_path: Path, column: str, message: str | None) -> None:
+    plain = recipe_with(tmp_path)
+    recipe = plain.model_copy(update={"retriever": plain.retriever.model_copy(update={"per": column})})
+    if message is None:
+        check_recipe(recipe)
+        return
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe)
+
+
 def test_files_of_vectors_are_looked_for_before_rows_are_read(tmp_path: Path) -> None:
     features = {"vectors": {"sound": {}}}
     with pytest.raises(DataError, match=r"data\.vectors\.sound: there is no file .*sound\.npy"):

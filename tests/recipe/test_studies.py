@@ -62,6 +62,7 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     A.format(10): (CLUSTERED[0], CLUSTERED[1], LIKED | {"retriever.output"}),
     A.format(11): (over_vectors("content"), {"features.item.id"}, WATCHED | {"retriever.score"}),
     B.format(1): (set(), set(), {"retriever.dim"}),
+    B.format(2): (set(), set(), {"retriever.per", "train.batch_size"}),
     B.format(3): (set(), set(), {"retriever.dim", *both("features.user.{}.table")}),
     B.format(4): (set(), set(), {"train.hard_negatives"}),
     B.format(5): (set(), set(), {"train.batch_size", "train.micro_batch_size", "train.learning_rate"}),
@@ -94,9 +95,10 @@ def over(world: Path, path: Path) -> Recipe:
     names = {"events": "events", "items": "items.parquet", "users": "users.parquet"}
     settings = [f"data.{name}={world / file}" for name, file in names.items()]
     settings.append("prepare.filters.0.min_events=3")
-    train = load_recipe(STUDIES / path).train
+    asked = load_recipe(STUDIES / path)
+    train, is_apart = asked.train, asked.train.group_by or asked.retriever.per
     if train.batch_size > 1024:
-        settings.append(f"train.batch_size={32 if train.group_by else 256}")
+        settings.append(f"train.batch_size={32 if is_apart else 256}")
     if train.micro_batch_size is not None:
         settings.append("train.micro_batch_size=64")
     if train.hard_negatives is not None:

@@ -21,6 +21,7 @@ def recipe(retriever: dict[str, Any], loss: dict[str, Any], **prepare: Any) -> R
     )
 
 
+PER = {"per": "language"}
 DISTANCE = {"score": {"kind": "negative_distance"}}
 UNIT_DOT = {"score": {"kind": "dot"}, "output": "l2"}
 TARGET = {"target": "LEAST(watch_s, 3)"}
@@ -42,6 +43,8 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
         ),
         ({"dropout": 0.1}, {"kind": "bce"}, {}, r"dropout acts on hidden layers, and there are none: write hidden: "),
         ({"norm": "layer"}, {"kind": "bce"}, {}, r"norm acts on hidden layers, and there are none"),
+        (DISTANCE | PER, {"kind": "bpr"}, {}, r"towers per language .*a negative distance is none\. Write score: "),
+        ({"kind": "ials"} | PER, {"kind": "bpr"}, {}, r"retriever\.ials\.per\s+Extra inputs"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(
@@ -120,3 +123,12 @@ def test_what_cannot_be_mined_or_parted_is_refused(
 def test_what_can_be_mined_and_parted_is_not() -> None:
     for loss in ({"kind": "in_batch_softmax"}, {"kind": "sampled_softmax"}, {"kind": "bpr"}):
         assert taught({"hard_negatives": {}, "micro_batch_size": 64, "loss": loss}).train.hard_negatives is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("group_by", ["city"]), ("adversary", {}), ("hard_negatives", {"top": 20, "skip": 5})],
+)
+def test_towers_apart_are_not_taught_by_what_looks_at_all_rows(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=rf"per: language trains towers apart, and train\.{field} .*Delete one"):
+        taught({field: value}, PER)

@@ -46,7 +46,7 @@ def serve(prepared, run, **asked):
 
     def work(out):
         save_index(build_index(encode(model.item, item_batches(dataset, as_of)), score=model.score), out)
-        export_user_tower(model, out / USER_TOWER)
+        export_user_tower(model.user, out / USER_TOWER)
         save_context(folder / "dataset", out, as_of=as_of)
         return {}
 

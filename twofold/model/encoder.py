@@ -1,6 +1,6 @@
 """Feature blocks → one vector. Both towers are this module with other blocks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
@@ -193,6 +193,26 @@ class Encoder(nn.Module):
                 return expanded
             case _:
                 assert_never(block)
+
+
+class SideBySide(nn.Module):
+    """What several encoders of the same blocks say of the same lines, one after another, scaled alike."""
+
+    def __init__(self, encoders: Iterable[Encoder], *, scale: float) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.scale = scale
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """What every one of them reads."""
+        first = self.encoders[0]
+        assert isinstance(first, Encoder)
+        return first.blocks
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch wide"]:
+        """`inputs` as for each of the encoders."""
+        return torch.cat([encoder(inputs) for encoder in self.encoders], dim=1) * self.scale
 
 
 def _reader(block: Block) -> nn.Module | None:

@@ -8,20 +8,21 @@ from jaxtyping import Float32, Int64
 
 from twofold.dataset.arrays import Dataset, load_dataset
 from twofold.dataset.batches import item_batches, query_batches
-from twofold.model import two_tower
+from twofold.model import per_value, two_tower
 from twofold.model.fold_in import FoldIn, load_factors, save_fold_in
+from twofold.model.per_value import PerValue, Towers
 from twofold.model.two_tower import ModelPart, TwoTower
 from twofold.recipe import training
+from twofold.recipe.features import IdFeature
 
-Model: TypeAlias = TwoTower | FoldIn
+Model: TypeAlias = Towers | FoldIn
 
 
 def load_model(asked: training.Retriever, dataset: Dataset, folder: Path) -> Model:
     """What a train/ folder holds, for the recipe and the dataset it was made of."""
     match asked:
         case training.TwoTower():
-            model = two_tower.build_two_tower(asked, dataset.features, dataset.vectors)
-            return two_tower.load_weights(model, folder / "weights.safetensors")
+            return two_tower.load_weights(per_value.build_towers(asked, dataset), folder / "weights.safetensors")
         case training.Ials():
             return load_factors(folder)
         case _:
@@ -31,12 +32,21 @@ def load_model(asked: training.Retriever, dataset: Dataset, folder: Path) -> Mod
 def item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray, "items dim"]:
     """Vectors of the whole catalogue at one moment (UTC milliseconds)."""
     match model:
-        case TwoTower():
-            return two_tower.encode(model.item, item_batches(dataset, at))
+        case TwoTower() | PerValue():
+            return per_value.encode_items(model, item_batches(dataset, at))
         case FoldIn():
             return model.item_vectors
         case _:
             assert_never(model)
+
+
+def masked_item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray, "items dim"] | None:
+    """Those of a catalogue whose ids nobody knows; None where none is read."""
+    reads_ids = any(isinstance(feature, IdFeature) for feature in dataset.features.features.item)
+    if isinstance(model, FoldIn) or not reads_ids:
+        return None
+    batches = ({**batch, "id": batch["id"] * 0} for batch in item_batches(dataset, at))
+    return per_value.encode_items(model, batches)
 
 
 def user_vectors(
@@ -47,7 +57,7 @@ def user_vectors(
     order = np.argsort(dataset.positives.before(user_rows, at), kind="stable")
     batches = query_batches(dataset, user_rows[order], at[order])
     match model:
-        case TwoTower():
+        case TwoTower() | PerValue():
             vectors = two_tower.encode(model.user, batches)
         case FoldIn():
             asked = ({name: values.numpy() for name, values in inputs.items()} for inputs in batches)
@@ -60,8 +70,8 @@ def user_vectors(
 def save_user_side(model: Model, folder: Path) -> None:
     """Writes what a server makes users' vectors with, beside the index of the items' vectors."""
     match model:
-        case TwoTower():
-            two_tower.export_user_tower(model, folder / "user_tower.onnx")
+        case TwoTower() | PerValue():
+            two_tower.export_user_tower(model.user, folder / "user_tower.onnx")
         case FoldIn():
             save_fold_in(model, folder)
         case _:
@@ -71,14 +81,14 @@ def save_user_side(model: Model, folder: Path) -> None:
 def describe_towers(asked: training.Retriever, dataset: Path) -> list[ModelPart]:
     """The same of towers that are not made yet, for a dataset/ folder; nothing for a retriever that is solved."""
     arrays = load_dataset(dataset)
-    return two_tower.describe_unmade(asked, arrays) if isinstance(asked, training.TwoTower) else []
+    return per_value.describe_unmade(asked, arrays) if isinstance(asked, training.TwoTower) else []
 
 
 def describe_model(model: Model) -> list[ModelPart]:
     """Every part of it as the drawing of the model shows it."""
     match model:
-        case TwoTower():
-            return two_tower.describe_model(model)
+        case TwoTower() | PerValue():
+            return per_value.describe_towers(model)
         case FoldIn():
             items, dim = model.item_vectors.shape
             return [

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from jaxtyping import Float, Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from twofold.dataset.arrays import Dataset
 from twofold.dataset.features import FeatureState
-from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool, Sequence
+from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool, Sequence, SideBySide
 from twofold.recipe import training
 from twofold.recipe.features import (
     AgeFeature,
@@ -36,6 +35,7 @@ from twofold.recipe.features import (
 )
 
 TensorInputs = Mapping[str, Tensor]
+Built = TypeVar("Built", bound=nn.Module)
 
 
 class TwoTower(nn.Module):
@@ -141,7 +141,7 @@ def _with_none(vectors: Float32[np.ndarray, "items dim"]) -> Float[Tensor, "rows
 
 
 @torch.inference_mode()
-def encode(tower: Encoder, batches: Iterable[TensorInputs]) -> Float32[np.ndarray, "lines dim"]:
+def encode(tower: nn.Module, batches: Iterable[TensorInputs]) -> Float32[np.ndarray, "lines dim"]:
     """The vectors of all lines of the batches, which may lie elsewhere than the tower."""
     was_training = tower.training
     tower.eval()
@@ -152,12 +152,12 @@ def encode(tower: Encoder, batches: Iterable[TensorInputs]) -> Float32[np.ndarra
     return np.concatenate(parts)
 
 
-def save_weights(model: TwoTower, path: Path) -> None:
+def save_weights(model: nn.Module, path: Path) -> None:
     """Writes safetensors."""
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
-def load_weights(model: TwoTower, path: Path) -> TwoTower:
+def load_weights(model: Built, path: Path) -> Built:
     """Fills a freshly built model; shapes must fit, which the stage's digest has made sure of."""
     model.load_state_dict(load_file(path))
     return model
@@ -171,12 +171,6 @@ class ModelPart:
     name: str
     shape: str
     parameters: int
-
-
-def describe_unmade(recipe: training.TwoTower, dataset: Dataset) -> list[ModelPart]:
-    """Every block and layer of the model that would be built, which takes no memory."""
-    with torch.device("meta"):
-        return describe_model(build_two_tower(recipe, dataset.features, dataset.vectors))
 
 
 def describe_model(model: TwoTower) -> list[ModelPart]:
@@ -218,7 +212,7 @@ def _shape(block: Block) -> str:
 class _Positional(nn.Module):
     """The exporter names inputs by position; this puts them back under their features' names."""
 
-    def __init__(self, tower: Encoder, names: tuple[str, ...]) -> None:
+    def __init__(self, tower: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.tower = tower
         self.names = names
@@ -228,11 +222,11 @@ class _Positional(nn.Module):
         return vector
 
 
-def export_user_tower(model: TwoTower, path: Path) -> None:
-    """Writes the user tower as ONNX: inputs named as the user features, any batch size; output `vector`."""
-    names = tuple(block.name for block in model.user.blocks)
+def export_user_tower(tower: Encoder | SideBySide, path: Path) -> None:
+    """Writes a user tower as ONNX: inputs named as the user features, any batch size; output `vector`."""
+    names = tuple(block.name for block in tower.blocks)
     # Two lines: a batch of one would be taken for a constant.
-    values = tuple(_nothing(block, lines=2) for block in model.user.blocks)
+    values = tuple(_nothing(block, lines=2) for block in tower.blocks)
     batch = torch.export.Dim("batch")
     registry_log = logging.getLogger("torch.onnx")
     level = registry_log.level
@@ -241,7 +235,7 @@ def export_user_tower(model: TwoTower, path: Path) -> None:
         # The exporter warns of its own internals (deprecated pytree calls, axis names shared on purpose).
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Positional(model.user, names).eval(),
+            _Positional(tower, names).eval(),
             values,
             dynamo=True,
             input_names=names,

@@ -26,6 +26,7 @@ from twofold.recipe.preparation import BelowMean, ItemBuckets, LastEvents, Prepa
 from twofold.recipe.problems import nearest
 from twofold.recipe.rules import check_columns, rule_columns
 from twofold.recipe.schema import Recipe
+from twofold.recipe.training import TwoTower
 
 _FRACTIONS: Final = ("DOUBLE", "FLOAT", "DECIMAL")
 _NUMBER: Final = "DOUBLE"
@@ -48,6 +49,8 @@ def check_recipe(recipe: Recipe) -> Source:
     _check_vectors(recipe, source, paths["items"])
     for column in recipe.train.group_by:
         _check_group(column, {**source.user_columns, **source.item_columns})
+    if isinstance(recipe.retriever, TwoTower) and recipe.retriever.per is not None:
+        _check_per(recipe.retriever.per, source.item_columns)
     return source
 
 
@@ -178,6 +181,16 @@ def _check_group(column: str, columns: Mapping[str, str]) -> None:
         )
     if not _is_plain(columns[column]):
         raise RecipeError(f"train.group_by: {column} is {columns[column]}; rows are grouped by single values.")
+
+
+def _check_per(column: str, columns: Mapping[str, str]) -> None:
+    if column not in columns:
+        raise RecipeError(
+            f"retriever.per: the items have no column {column} ({nearest(column, columns)}columns at hand: "
+            f"{', '.join(sorted(columns))})."
+        )
+    if not _is_plain(columns[column]):
+        raise RecipeError(f"retriever.per: {column} is {columns[column]}; towers are made for single values.")
 
 
 def _is_plain(type_: str) -> bool:

@@ -57,6 +57,20 @@ class TwoTower(Part):
     """What becomes of the outputs before they are compared: length 1, or every number standardised over a batch."""
     score: Score = Cosine(kind="cosine")
     """How they are compared: in training, in the report, in the index and in what is served."""
+    per: str | None = None
+    """A column of the items: each of its values gets towers of its own, taught by the rows of its items alone; the
+    best items of all are then ranked together. Vectors are as many times as wide. Every value must fill a batch; items
+    of a value that is new after training lie with the value of the most items.
+    """
+
+    @model_validator(mode="after")
+    def _joined_by_products(self) -> TwoTower:
+        if self.per is not None and isinstance(self.score, NegativeDistance):
+            raise ValueError(
+                f"towers per {self.per} are asked as one through the products of their vectors, and a negative "
+                f"distance is none. Write score: {{kind: cosine}} or {{kind: dot}}, or delete per"
+            )
+        return self
 
     @model_validator(mode="after")
     def _hidden_to_act_on(self) -> TwoTower:
@@ -279,6 +293,12 @@ def check_heads(retriever: TwoTower, features: Features) -> None:
 def check_objective(retriever: TwoTower, train: Train, *, has_target: bool) -> None:
     """ValueError where this score cannot express what this loss wants, or where there is nothing to learn."""
     loss = train.loss
+    for name in ("group_by", "adversary", "hard_negatives"):
+        if retriever.per is not None and getattr(train, name):
+            raise ValueError(
+                f"retriever.per: {retriever.per} trains towers apart, and train.{name} is of one pair of towers for "
+                f"all rows. Delete one of the two"
+            )
     if retriever.output == "batch_norm" and train.micro_batch_size is not None:
         raise ValueError(
             "retriever.output: batch_norm standardises over what is encoded at once, so that train.micro_batch_size "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from twofold.errors import RunError
+from twofold.model.per_value import PerValue
 from twofold.recipe.training import Train
 from twofold.train.device import DeviceName, open_device
 
@@ -109,6 +110,11 @@ def refuse_what_cannot_be_shared(ranks: Ranks, sketch: nn.Module, settings: Trai
         raise RunError(
             f"batches of {batch_size:,} rows cannot be shared by {ranks.size} processes. Set train.batch_size to a "
             f"multiple of {ranks.size}, such as {near:,}, or start another number of processes."
+        )
+    if isinstance(sketch, PerValue):
+        raise RunError(
+            f"retriever.per trains the towers of one value in a step, and {ranks.size} processes add up gradients of "
+            f"all. Train it with one process, or delete retriever.per."
         )
     if any(isinstance(module, nn.BatchNorm1d) for module in sketch.modules()):
         raise RunError(

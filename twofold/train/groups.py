@@ -1,10 +1,13 @@
-"""Rows grouped by columns of their item or user, so that a batch holds one language, or one city, alone."""
+"""Rows grouped by columns of their item or user, so that a batch holds one language, or one city, alone; or by the
+towers that learn from them.
+"""
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from twofold.dataset.arrays import Dataset, attribute_column
 from twofold.errors import DataError
+from twofold.model.per_value import PerValue
 
 
 def group_lines(
@@ -34,6 +37,23 @@ def group_lines(
             f"values."
         )
     return groups.astype(np.int32)
+
+
+def lines_per_tower(
+    dataset: Dataset, model: PerValue, lines: Int64[np.ndarray, "lines"], *, batch_size: int
+) -> Int32[np.ndarray, "lines"]:
+    """The place of the towers that each training line is for; DataError where some would never see a batch."""
+    groups: Int32[np.ndarray, "lines"] = model.place_of[dataset.rows["train"].item_rows[lines]].astype(np.int32)
+    counts = np.bincount(groups, minlength=len(model.values))
+    short = sorted(np.flatnonzero(counts < batch_size), key=lambda place: counts[place])
+    if short:
+        named = ", ".join(f"{model.values[place]} ({counts[place]:,})" for place in short[:5])
+        raise DataError(
+            f"retriever.per: {len(short)} of the {len(counts)} values have fewer rows to learn from than a batch of "
+            f"{batch_size:,}, so that their towers would learn nothing: {named}{', …' * (len(short) > 5)}. Lower "
+            f"train.batch_size, or leave their events out with prepare.where."
+        )
+    return groups
 
 
 def _codes(dataset: Dataset, column: str, lines: Int64[np.ndarray, "lines"]) -> Int64[np.ndarray, "lines"]:

@@ -20,6 +20,7 @@ from twofold.dataset.memory import kept_memory
 from twofold.dataset.order import Order
 from twofold.errors import DataError, RunError
 from twofold.model.adversary import LengthGuess, strength_at
+from twofold.model.per_value import PerValue, Towers
 from twofold.model.two_tower import TwoTower, save_weights
 from twofold.progress import Advance, progress_bar
 from twofold.recipe.training import Train
@@ -49,7 +50,7 @@ from twofold.train.optimise import (
 CHECKPOINT_EVERY_S = 20.0
 """A kill costs at most this much; writing one takes milliseconds at the shipped size."""
 
-Validate = Callable[[TwoTower], float]
+Validate = Callable[[Towers], float]
 """A full-catalogue metric of the model as it stands; higher is better."""
 
 
@@ -64,7 +65,7 @@ ALONE_ON_CPU = Setup()
 
 
 def fit(
-    build: Callable[[], TwoTower],
+    build: Callable[[], Towers],
     dataset: Dataset,
     settings: Train,
     *,
@@ -80,10 +81,11 @@ def fit(
     that share the training all call this, and the first one writes.
     """
     ranks = setup.ranks
-    objective = build_objective(settings, dataset, ranks=ranks)
-    lines, rows_per_step = objective.lines, objective.items_per_step
     with torch.device("meta"):
         sketch = build()
+    per = sketch if isinstance(sketch, PerValue) else None
+    objective = build_objective(settings, dataset, per=per, ranks=ranks)
+    lines, rows_per_step = objective.lines, objective.items_per_step
     refuse_what_does_not_fit(sketch, device=ranks.device, rows_per_step=rows_per_step, copies=ranks.on_this_machine)
     refuse_what_cannot_be_shared(ranks, sketch, settings, lines=len(lines))
     with _deterministic(settings.seed, ranks.device), kept_memory():
@@ -141,7 +143,7 @@ def fit(
 
 def _backward(
     objective: Objective,
-    model: TwoTower,
+    model: Towers,
     batch: Batch,
     *,
     optimiser: Optimiser,
@@ -210,7 +212,7 @@ def _is_settled(position: Position, patience: int | None) -> bool:
     return patience is not None and position.epoch - 1 - position.best_epoch >= patience
 
 
-def _length_guess(settings: Train, model: TwoTower, objective: Objective) -> LengthGuess | None:
+def _length_guess(settings: Train, model: Towers, objective: Objective) -> LengthGuess | None:
     """What `train.adversary` asks for; its weights are drawn apart, so that it changes nothing else that is drawn."""
     if settings.adversary is None:
         return None
@@ -222,6 +224,7 @@ def _length_guess(settings: Train, model: TwoTower, objective: Objective) -> Len
             f"{'no length' if len(logs) == 0 else 'one length alone'}. Give the items a column length_s "
             f"(data.columns names it), or delete train.adversary."
         )
+    assert isinstance(model, TwoTower), "no adversary is asked of towers per value"
     with torch.random.fork_rng(devices=[]):
         return LengthGuess(model.item.dim, mean=float(logs.mean()), std=float(logs.std()))
 
@@ -236,7 +239,7 @@ def _refuse_divergence(loss: float, length: float, position: Position, settings:
         )
 
 
-def _copy(model: TwoTower) -> dict[str, Tensor]:
+def _copy(model: Towers) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 

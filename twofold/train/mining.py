@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from twofold.bundle import atomic_file
 from twofold.dataset.disk import append_array, map_array
 from twofold.errors import RunError
+from twofold.model.per_value import Towers
 from twofold.model.retriever import item_vectors, user_vectors
 from twofold.model.two_tower import TwoTower
 from twofold.topk import NOT_ALLOWED, Ragged, blocks, exclude
@@ -22,7 +23,7 @@ CELLS = 2**24
 """Scores in memory at a time: 64 MB of float32."""
 
 
-def with_mined(objective: Objective, model: TwoTower, *, epoch: int, is_begun: bool, folder: Path) -> Objective:
+def with_mined(objective: Objective, model: Towers, *, epoch: int, is_begun: bool, folder: Path) -> Objective:
     """The objective with the hard negatives that this epoch draws from: mined by the model as it stands before the
     first step of every `refresh_every`-th epoch, the first included.
 
@@ -32,6 +33,7 @@ def with_mined(objective: Objective, model: TwoTower, *, epoch: int, is_begun: b
     asked, path = objective.hard, folder / MINED
     if asked is None:
         return objective
+    assert isinstance(model, TwoTower), "no hard negatives are asked of towers per value"
     users = np.unique(objective.dataset.rows["train"].user_rows[objective.lines])
     if epoch % asked.refresh_every == 0 and not is_begun:
         with atomic_file(path) as partial:

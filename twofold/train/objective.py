@@ -14,6 +14,7 @@ from twofold.dataset.batches import Batch, TensorInputs
 from twofold.dataset.order import Order
 from twofold.errors import DataError
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
+from twofold.model.per_value import PerValue, Towers, towers_of
 from twofold.model.softmax import Lines, softmax_sum
 from twofold.model.two_tower import TwoTower
 from twofold.recipe.features import SequenceFeature
@@ -30,7 +31,7 @@ from twofold.recipe.training import (
 )
 from twofold.topk import blocks
 from twofold.train.distributed import ALONE, Ranks, gathered, gathered_vectors
-from twofold.train.groups import group_lines
+from twofold.train.groups import group_lines, lines_per_tower
 from twofold.train.negatives import (
     InBatchProbability,
     Mined,
@@ -56,6 +57,8 @@ class Objective:
     """Those that take a part of every batch each."""
     mined: Mined | None = None
     """What hard negatives are drawn from; see `mining`."""
+    pools: tuple[Int64[Tensor, "_"], ...] = ()
+    """Of each group, the items that are drawn for its batches; none: all of the training window."""
 
     @property
     def lines(self) -> Int64[np.ndarray, "lines"]:
@@ -66,6 +69,10 @@ class Objective:
     def num_items(self) -> int:
         """Items of the training window: those that are drawn. Later ones are not known yet."""
         return self.dataset.items.num_known
+
+    def drawn_from(self, group: int) -> Int64[Tensor, "items"]:
+        """The item rows that are drawn for batches of this group, rising."""
+        return self.pools[group] if self.pools else torch.arange(self.num_items)
 
     @property
     def num_drawn(self) -> int:
@@ -95,11 +102,21 @@ class Objective:
         return self.order.batch_size * (1 + self.hard_each) + self.num_drawn
 
 
-def build_objective(settings: Train, dataset: Dataset, *, ranks: Ranks = ALONE) -> Objective:
-    """Chooses the lines, groups them and counts on them; DataError where there is nothing to learn."""
+def build_objective(
+    settings: Train, dataset: Dataset, *, per: PerValue | None = None, ranks: Ranks = ALONE
+) -> Objective:
+    """Chooses the lines, groups them (by the towers of `per` where there are several) and counts on them; DataError
+    where there is nothing to learn.
+    """
     rows = dataset.rows["train"]
     lines = _lines(settings.loss, dataset)
-    groups = group_lines(dataset, settings.group_by, lines, batch_size=settings.batch_size)
+    pools: tuple[Tensor, ...] = ()
+    if per is None:
+        groups = group_lines(dataset, settings.group_by, lines, batch_size=settings.batch_size)
+    else:
+        groups = lines_per_tower(dataset, per, lines, batch_size=settings.batch_size)
+        known = torch.from_numpy(per.place_of[: dataset.items.num_known])
+        pools = tuple(torch.nonzero(known == place).flatten() for place in range(len(per.values)))
     in_batch = count_in_batch(rows.item_rows[lines], groups, num_items=len(dataset.items))
     mean_weight = float(rows.weight[lines].mean(dtype=np.float64))
     if not mean_weight > 0:
@@ -121,7 +138,7 @@ def build_objective(settings: Train, dataset: Dataset, *, ranks: Ranks = ALONE) 
         at_once=settings.micro_batch_size,
     )
     there = in_batch.on(ranks.device)
-    return Objective(settings.loss, dataset, order, there, mean_weight, settings.hard_negatives, ranks)
+    return Objective(settings.loss, dataset, order, there, mean_weight, settings.hard_negatives, ranks, pools=pools)
 
 
 def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
@@ -170,14 +187,14 @@ def draw_columns(objective: Objective, batch: Batch) -> Columns:
     """The batch's own items, then those that are drawn, then those mined; all items of the training window for the
     full softmax.
     """
-    ranks, lines = objective.ranks, len(batch.item_rows)
+    ranks, lines, pool = objective.ranks, len(batch.item_rows), objective.drawn_from(batch.group)
     hard, hard_of = torch.empty((lines, 0), dtype=torch.int64), torch.zeros(lines, dtype=torch.int64)
     if isinstance(objective.loss, FullSoftmax):
-        inputs = _inputs(objective, batch, [], torch.arange(objective.num_items))
-        everything = torch.arange(objective.num_items, device=ranks.device)
+        inputs, everything = _inputs(objective, batch, [], pool), pool.to(ranks.device)
         nobody, places = torch.full_like(everything, -1), ranks.places(own=0, drawn=len(everything))
-        return Columns(inputs, everything, nobody, batch.item_rows, hard, hard_of, places)
-    drawn = torch.randint(objective.num_items, (objective.num_drawn,))
+        own = torch.searchsorted(everything, batch.item_rows.long())
+        return Columns(inputs, everything, nobody, own, hard, hard_of, places)
+    drawn = pool[torch.randint(len(pool), (objective.num_drawn,))]
     if objective.mined is not None:
         hard, hard_of = objective.mined.draw(batch.user_rows.cpu(), objective.hard_each)
     mined, of_mined = torch.unique(hard.clamp(min=0), return_inverse=True)
@@ -207,15 +224,15 @@ def _inputs(
 
 
 def mean_loss(
-    objective: Objective, model: TwoTower, batch: Batch
+    objective: Objective, model: Towers, batch: Batch
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
     """The loss of a batch, and the vectors of its items. Of a part of a batch, the loss is its share of the whole's."""
-    columns = draw_columns(objective, batch)
-    users = encode_parts(model.user, [part.user for part in batch.parts or (batch,)])
-    items = encode_parts(model.item, columns.inputs)
+    columns, towers = draw_columns(objective, batch), towers_of(model, batch.group)
+    users = encode_parts(towers.user, [part.user for part in batch.parts or (batch,)])
+    items = encode_parts(towers.item, columns.inputs)
     if objective.ranks.size > 1:
         items = gathered_vectors(objective.ranks, items)[columns.places]
-    return loss_of_vectors(objective, model, batch, columns, users=users, items=items), items[columns.own]
+    return loss_of_vectors(objective, towers, batch, columns, users=users, items=items), items[columns.own]
 
 
 def loss_of_vectors(
@@ -265,7 +282,7 @@ def _log_q(objective: Objective, batch: Batch, columns: Columns) -> Float[Tensor
         objective.in_batch.log(columns.item_rows, group=batch.group),
         batch=len(columns.item_rows) - uniform,
         uniform=uniform,
-        num_items=objective.num_items,
+        num_items=len(objective.drawn_from(batch.group)),
     )
 
 
@@ -286,7 +303,7 @@ def _against_sample(
     queries, factors = model.as_products(users, items)
     positive = model.own_logits(users, items[columns.own])
     counts = _log_counts(objective, batch, columns)
-    in_batch = int((owners >= 0).sum())
+    in_batch, num_items = int((owners >= 0).sum()), len(objective.drawn_from(batch.group))
     own_q, column_q = (objective.in_batch.log(rows, group=batch.group).exp() for rows in (batch.item_rows, item_rows))
 
     def losses(part: slice) -> Tensor:
@@ -298,7 +315,7 @@ def _against_sample(
             negative = negative - counts.shared[shared]
         else:
             negative = negative - log_expected_counts(
-                competing, own_q=own_q[part], column_q=column_q, in_batch=in_batch, num_items=objective.num_items
+                competing, own_q=own_q[part], column_q=column_q, in_batch=in_batch, num_items=num_items
             )
         negatives = torch.cat([negative.masked_fill(~competing, -torch.inf), mined], dim=1)
         own = positive[part] - counts.own[part]
