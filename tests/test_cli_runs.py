@@ -8,7 +8,7 @@ import yaml
 from tests import worlds
 from tests.evaluate.test_side_by_side import a_run
 from tests.test_runs import begun, judged
-from twofold import cli
+from twofold import cli, cli_runs
 from twofold.recipe.load import dump_recipe
 
 
@@ -72,3 +72,15 @@ def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     assert "trial-000 0." in err
     again = call(*asked)
     assert again[1:] == (out, "")
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.setattr(cli_runs, "find_spec", lambda name: None)
+    code, _, err = call("run", tmp_path / "no-recipe.yaml", "--runs", tmp_path)
+    assert code == 2
+    assert (
+        "MLFLOW_TRACKING_URI is sqlite:///mlflow.db, and mlflow is not installed: pip install 'twofold[mlflow]'" in err
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert "does not exist" in call("run", tmp_path / "no-recipe.yaml", "--runs", tmp_path)[2]

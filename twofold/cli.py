@@ -22,7 +22,7 @@ import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
 from twofold.cli_input import RecipeFile, Settings, data, recipe_app
-from twofold.cli_runs import Runs, compare, list_all_runs, tune
+from twofold.cli_runs import Runs, compare, list_all_runs, track, tracking_uri, tune
 from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.recipe.load import load_base, load_recipe
 
@@ -148,6 +148,7 @@ def run(
     from twofold.train.distributed import joined_ranks
     from twofold.train.loop import Setup
 
+    tracker = tracking_uri()
     asked = dataclasses.replace(_job(recipe, settings, runs, name), engine=_open_engine(engine, memory, master))
     with joined_ranks(device.value) as ranks:
         job = dataclasses.replace(asked, setup=Setup(ranks))
@@ -160,6 +161,8 @@ def run(
     print(f"\nreport           {job.folder}/evaluate/report.html")
     print(f"card             {job.folder}/card.html")
     print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
+    if tracker is not None:
+        track(job.folder, uri=tracker)
     first = pq.read_table(job.folder / "recommend" / "recommendations.parquet", columns=["user_id"]).slice(0, 1)
     user = first["user_id"][0].as_py() if len(first) else "ID"
     print(f"next             twofold recommend {job.folder} --user {user} -k 20")

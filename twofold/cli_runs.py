@@ -1,6 +1,8 @@
 """The part of the command line that is about many runs: their table, some side by side, and a search."""
 
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twofold.cli_input import RecipeFile, Settings
+from twofold.errors import RequestError
 from twofold.recipe.load import load_recipe
 from twofold.runs import RunSummary, list_runs, sort_runs
 
@@ -33,6 +36,23 @@ def list_all_runs(
         metrics = (f"{line.metrics[name]:.4f}" if name in line.metrics else "—" for name in shown)
         table.add_row(line.name, line.recipe_digest[:8], _day(line), line.stage, *metrics, f"{line.seconds:.0f}")
     Console().print(table)
+
+
+def tracking_uri() -> str | None:
+    """MLFLOW_TRACKING_URI if it is set; RequestError, before hours of work, if what it needs is not installed."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or None
+    if uri is not None and find_spec("mlflow") is None:
+        raise RequestError(
+            f"MLFLOW_TRACKING_URI is {uri}, and mlflow is not installed: pip install 'twofold[mlflow]', or unset it."
+        )
+    return uri
+
+
+def track(folder: Path, *, uri: str) -> None:
+    """Copies a finished run to MLflow."""
+    from twofold.track import log_run
+
+    print(f"mlflow           {log_run(folder, uri=uri)}  {uri}")
 
 
 def _day(line: RunSummary) -> str:
