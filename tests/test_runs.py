@@ -51,6 +51,9 @@ def test_a_run_shows_its_last_stage_and_its_metrics(tmp_path):
     assert (line.stage, line.recipe_digest, line.headline) == ("evaluate", "abc", "catalogue/recall@100")
     assert line.metrics == {"validation": 0.75, "catalogue/recall@100": 0.5}
     assert line.changed_at is not None
+    assert line.base == ""
+    (tmp_path / "run" / "base.yaml").write_text("name: parent\n")
+    assert list_runs(tmp_path)[0].base == "parent"
 
 
 def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path):
@@ -73,6 +76,8 @@ def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path):
     [
         ("run.json", "[]"),
         ("run.json", "{"),
+        ("base.yaml", "name: ["),
+        ("base.yaml", "- 1"),
         ("evaluate/manifest.json", '{"digest": "d", "facts": null, "seconds": "long"}'),
         ("evaluate/manifest.json", '{"digest": "d", "facts": {"metrics": {"a": null, "b": "x"}}, "seconds": 1}'),
         ("evaluate/report.json", "not JSON"),

@@ -30,11 +30,13 @@ def list_all_runs(
     metric, lines = sort_runs(list_runs(runs), by=by)
     shown = list(dict.fromkeys((metric, "impressions/auc")))
     headings = (name.replace("/", "/\n") for name in shown)  # two lines: a terminal of 80 columns holds them so
-    table = Table("run", "recipe", "date", "last\nstage", *headings, "seconds", box=SIMPLE_HEAD)
+    table = Table("run", "recipe", "base", "date", "last\nstage", *headings, "seconds", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True
     for line in lines:
         metrics = (f"{line.metrics[name]:.4f}" if name in line.metrics else "—" for name in shown)
-        table.add_row(line.name, line.recipe_digest[:8], _day(line), line.stage, *metrics, f"{line.seconds:.0f}")
+        table.add_row(
+            line.name, line.recipe_digest[:8], line.base, _day(line), line.stage, *metrics, f"{line.seconds:.0f}"
+        )
     Console().print(table)
 
 

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from twofold.bundle import MANIFEST, Stage, find_stage
 from twofold.errors import RequestError
 
@@ -21,13 +23,14 @@ RECALL: Final = "catalogue/recall@100"
 class RunSummary:
     """One line of the table. `metrics` are the model's own on the test window, beside `VALIDATION`; empty until then.
 
-    `stage` is the last complete one and `changed_at` when it was; `headline` is the metric that the report's verdict is
-    about, empty until the run is judged.
+    `stage` is the last complete one and `changed_at` when it was; `base` names the recipe that its own departs from;
+    `headline` is the metric that the report's verdict is about. Both are empty where there is none.
     """
 
     name: str
     folder: Path
     recipe_digest: str
+    base: str
     stage: str
     changed_at: datetime | None
     seconds: float
@@ -64,6 +67,7 @@ def _summary(folder: Path) -> RunSummary:
         name=folder.name,
         folder=folder,
         recipe_digest=str(_read(folder / "run.json").get("recipe_digest", "?")),
+        base=_base(folder / "base.yaml"),
         stage=last or "—",
         changed_at=_changed_at(folder / last / MANIFEST) if last else None,
         seconds=sum(_numbers({name: stage.seconds for name, stage in done.items()}).values(), start=0.0),
@@ -79,6 +83,13 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return held if isinstance(held, dict) else {}
+
+
+def _base(path: Path) -> str:
+    try:
+        return str(yaml.safe_load(path.read_text())["name"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return ""
 
 
 def _changed_at(path: Path) -> datetime:
