@@ -9,7 +9,9 @@ runs/kuairand/
 ├── evaluate/            report.json, report.html                    + manifest.json
 ├── index/               the bundle: the only thing serving opens    + manifest.json
 ├── recommend/           recommendations.parquet                     + manifest.json
-└── explain/             probes.json                                 + manifest.json
+├── explain/             probes.json, gap.json, the map              + manifest.json
+├── card.html, card.md   the run on one page
+└── comment.md           what a person said of it
 ```
 
 A stage works in `<stage>.partial/` and is renamed when its manifest, written last, is there: a killed or failed stage

@@ -16,19 +16,12 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from twofold.bundle import Stage, locked, open_stage, run_stage, write_json
 from twofold.errors import RunError
-from twofold.recipe.features import IdFeature
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.schema import Recipe
 from twofold.recipe.training import Ials, Regression, TwoTower
 
 if TYPE_CHECKING:
-    from twofold.dataset.arrays import Dataset
-    from twofold.evaluate.protocols import JudgedWindow
-    from twofold.evaluate.ranking import Products
     from twofold.evaluate.verdict import Report
-    from twofold.explain.gap import GapCase
-    from twofold.explain.probes import Probe
-    from twofold.model.retriever import Model
     from twofold.prepare.engine import OpenEngine
     from twofold.train.loop import Setup
 
@@ -143,6 +136,7 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     from twofold.evaluate.windows import judged_window
     from twofold.model.per_value import build_towers
     from twofold.model.retriever import Model
+    from twofold.questions import scores_of
     from twofold.train.loop import ALONE_ON_CPU, fit
 
     arrays = load_dataset(dataset)
@@ -150,7 +144,7 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     k = headline_k(len(arrays.items))
 
     def validate(model: Model) -> float:
-        return judge_catalogue(window, _scores(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
+        return judge_catalogue(window, scores_of(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
 
     asked, settings = job.recipe.retriever, job.recipe.train
     match asked:
@@ -175,6 +169,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
     from twofold.evaluate.values import save_values
     from twofold.evaluate.windows import details_of, judged_window, positives_before
     from twofold.model.retriever import describe_model, load_model
+    from twofold.questions import scores_of
 
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_dataset(dataset.folder)
@@ -190,7 +185,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         )
         judged = judge(
             window,
-            _scores(model, arrays, window),
+            scores_of(model, arrays, window),
             positives_before(arrays, window, first_at=bounds[0] if bounds else None),
             batch_size=job.recipe.train.batch_size,
             facts=_facts(job, (prepared, dataset, trained))
@@ -209,6 +204,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
     from twofold.dataset.arrays import load_dataset
     from twofold.index.knn import build_index, save_index
     from twofold.model.retriever import item_vectors, load_model, save_user_side
+    from twofold.questions import some_queries
     from twofold.serve.bundle_folder import save_context
 
     def work(out: Path) -> Mapping[str, Any]:
@@ -216,10 +212,11 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         as_of = dataset.facts["last_event_at"] + 1
         vectors = item_vectors(model, arrays, as_of)
-        save_index(build_index(vectors, score=model.score), out)
+        made = build_index(vectors, score=model.score, queries=some_queries(model, arrays, as_of))
+        save_index(made, out)
         save_user_side(model, out)
         save_context(dataset.folder, out, as_of=as_of)
-        return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of}
+        return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **made.facts}
 
     return run_stage(job.folder, "index", inputs={"dataset": dataset.digest, "train": trained.digest}, work=work)
 
@@ -237,7 +234,10 @@ def recommend(job: Job, indexed: Stage) -> Stage:
 
 
 def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
-    """Vectors, lists and the trained model → gap.json, why batches look better; probes.json, with alarms."""
+    """Vectors, lists and the trained model → gap.json, why batches look better; probes.json, with alarms; the map.
+
+    The card of the run is written beside the stages.
+    """
     from twofold.dataset.arrays import item_attributes, load_dataset
     from twofold.evaluate.windows import judged_window
     from twofold.explain.atlas import Askers, map_run
@@ -246,20 +246,21 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
     from twofold.explain.stage import lines_of, probe_run, read_lists
     from twofold.index.knn import load_index
     from twofold.model.retriever import load_model
+    from twofold.questions import gap_case, probe_masked
 
     def work(out: Path) -> Mapping[str, Any]:
         dataset, trained = (open_stage(job.folder, name) for name in ("dataset", "train"))
         arrays, batch_size = load_dataset(dataset.folder), job.recipe.train.batch_size
         window = judged_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
-        case = _gap_case(model, arrays, window, indexed)
+        case = gap_case(model, arrays, window, indexed.folder)
         gap = measure_gap(case, batch_size=batch_size, k=min(10, batch_size - 1))
         write_json(out / "gap.json", asdict(gap))
         lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
         attributes = item_attributes(dataset.folder)
         vectors = load_index(indexed.folder).vectors
         probes = probe_run(arrays, vectors, lists, attributes=attributes)
-        probes += _probe_masked(model, arrays, window, case)
+        probes += probe_masked(model, arrays, window, case)
         lines = lines_of(probes)
         write_json(out / "probes.json", lines)
         askers = Askers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
@@ -312,76 +313,6 @@ def report_of(folder: Path) -> "Report":
     from twofold.evaluate.verdict import load_report
 
     return load_report(open_stage(folder, "evaluate").folder / "report.json")
-
-
-def _scores(model: "Model", arrays: "Dataset", window: "JudgedWindow") -> "Products":
-    """Scores of the window's users against the whole catalogue; item features as of the window's first request."""
-    from twofold.evaluate.ranking import Products
-    from twofold.index.scores import items_as_products, queries_as_products
-    from twofold.model.retriever import item_vectors, user_vectors
-
-    users = user_vectors(model, arrays, window.user_rows, window.query_at)
-    items = item_vectors(model, arrays, int(window.query_at.min()))
-    return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
-
-
-def _gap_case(model: "Model", arrays: "Dataset", window: "JudgedWindow", indexed: Stage) -> "GapCase":
-    """The window's question, put to the trained model and to the index as it is served."""
-    import numpy as np
-
-    from twofold.dataset.vocabulary import Vocabulary
-    from twofold.explain.gap import GapCase, Products
-    from twofold.index.knn import load_index, search
-    from twofold.index.scores import items_as_products, queries_as_products
-    from twofold.model.retriever import item_vectors, user_vectors
-    from twofold.topk import Ragged
-
-    index = load_index(indexed.folder)
-    answered_as = arrays.items.rows_of(Vocabulary.load(indexed.folder / "items.parquet").ids)
-    line_of = np.argsort(answered_as)
-    users = user_vectors(model, arrays, window.user_rows, window.query_at)
-    items = item_vectors(model, arrays, int(window.query_at.min()))
-
-    def answers(asked: np.ndarray, k: int) -> np.ndarray:
-        seen = window.seen.of(asked)
-        lines = search(index, users[asked], k, excluded=Ragged(line_of[seen.values], seen.offsets)).item_rows
-        return np.where(lines < 0, -1, answered_as[lines])
-
-    queries = {score: queries_as_products(users, score) for score in (model.score, index.score)}
-    return GapCase(
-        relevant=window.relevant,
-        seen=window.seen,
-        trained=Products(queries[model.score], items_as_products(items, model.score)),
-        rescored=Products(queries[index.score], items_as_products(items, index.score)),
-        stored=Products(queries[index.score], items_as_products(index.vectors, index.score)),
-        answered_as=answered_as,
-        search=answers,
-    )
-
-
-def _probe_masked(model: "Model", arrays: "Dataset", window: "JudgedWindow", case: "GapCase") -> "tuple[Probe, ...]":
-    """What is found when no item's id is known; nothing where the item tower reads none."""
-    import torch
-
-    from twofold.dataset.batches import item_batches
-    from twofold.evaluate.judge import headline_k
-    from twofold.explain.probes import found_among, probe_cold_items
-    from twofold.index.scores import items_as_products
-    from twofold.model.two_tower import TwoTower as Towers
-    from twofold.model.two_tower import encode
-
-    if not isinstance(model, Towers) or not any(isinstance(each, IdFeature) for each in arrays.features.features.item):
-        return ()
-    batches = item_batches(arrays, int(window.query_at.min()))
-    unknown = (
-        {name: torch.zeros_like(given) if name == "id" else given for name, given in batch.items()} for batch in batches
-    )
-    k = headline_k(len(arrays.items))
-    found, masked = (
-        found_among(case.trained.queries, items, relevant=case.relevant, seen=case.seen, k=k)
-        for items in (case.trained.items, items_as_products(encode(model.item, unknown), model.score))
-    )
-    return (probe_cold_items(found, masked, k=k),)
 
 
 def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:

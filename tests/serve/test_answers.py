@@ -107,7 +107,8 @@ def test_popular_is_what_was_liked_lately_and_among_equals_ever(opened: Open) ->
     best_first = popular(opened, 3, excluded=np.empty(0, np.int64))
     counts = [liked.count(item) for item in names(best_first.item_rows[0])]
     assert counts == sorted((liked.count(item) for item in ITEMS), reverse=True)[:3]
-    red = popular(opened, 9, allowed=opened.bundle.filters.eligible("colour = 'red'"), excluded=np.array([ITEMS.index("a")]))
+    is_red = opened.bundle.filters.eligible("colour = 'red'")
+    red = popular(opened, 9, allowed=is_red, excluded=np.array([ITEMS.index("a")]))
     assert sorted(names(red.item_rows[0])) == ["cold", "d", "f"]
     assert red.counts.tolist() == [3]
 

@@ -1,0 +1,70 @@
+"""What the judges are given of a model that they never see: its scores, its vectors, the answers of its index."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from twofold.dataset.arrays import Dataset
+from twofold.dataset.vocabulary import Vocabulary
+from twofold.evaluate.judge import headline_k
+from twofold.evaluate.protocols import JudgedWindow
+from twofold.evaluate.ranking import Products
+from twofold.explain import gap
+from twofold.explain.probes import Probe, found_among, probe_cold_items
+from twofold.index.knn import HELD, load_index, search
+from twofold.index.scores import items_as_products, queries_as_products
+from twofold.model.retriever import Model, item_vectors, masked_item_vectors, user_vectors
+from twofold.topk import Ragged
+
+
+def scores_of(model: Model, arrays: Dataset, window: JudgedWindow) -> Products:
+    """Scores of the window's users against the whole catalogue; item features as of the window's first request."""
+    users = user_vectors(model, arrays, window.user_rows, window.query_at)
+    items = item_vectors(model, arrays, int(window.query_at.min()))
+    return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
+
+
+def some_queries(model: Model, arrays: Dataset, at: int) -> Float32[np.ndarray, "queries dim"]:
+    """Vectors of users from all over the log who ask at this moment: what an index is measured with."""
+    users = len(arrays.users)
+    user_rows = np.linspace(0, users - 1, min(users, HELD)).astype(np.int64)
+    return user_vectors(model, arrays, user_rows, np.full(len(user_rows), at))
+
+
+def gap_case(model: Model, arrays: Dataset, window: JudgedWindow, index_folder: Path) -> gap.GapCase:
+    """The window's question, put to the trained model and to the index as it is served."""
+    index = load_index(index_folder)
+    answered_as = arrays.items.rows_of(Vocabulary.load(index_folder / "items.parquet").ids)
+    line_of = np.argsort(answered_as)
+    users = user_vectors(model, arrays, window.user_rows, window.query_at)
+    items = item_vectors(model, arrays, int(window.query_at.min()))
+
+    def answers(asked: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:
+        seen = window.seen.of(asked)
+        lines = search(index, users[asked], k, excluded=Ragged(line_of[seen.values], seen.offsets)).item_rows
+        return np.where(lines < 0, -1, answered_as[lines])
+
+    queries = {score: queries_as_products(users, score) for score in (model.score, index.score)}
+    return gap.GapCase(
+        relevant=window.relevant,
+        seen=window.seen,
+        trained=gap.Products(queries[model.score], items_as_products(items, model.score)),
+        rescored=gap.Products(queries[index.score], items_as_products(items, index.score)),
+        stored=gap.Products(queries[index.score], items_as_products(index.vectors, index.score)),
+        answered_as=answered_as,
+        search=answers,
+    )
+
+
+def probe_masked(model: Model, arrays: Dataset, window: JudgedWindow, case: gap.GapCase) -> tuple[Probe, ...]:
+    """What is found when no item's id is known; nothing where the item tower reads none."""
+    masked = masked_item_vectors(model, arrays, int(window.query_at.min()))
+    if masked is None:
+        return ()
+    k = headline_k(len(arrays.items))
+    found, found_masked = (
+        found_among(case.trained.queries, items, relevant=case.relevant, seen=case.seen, k=k)
+        for items in (case.trained.items, items_as_products(masked, model.score))
+    )
+    return (probe_cold_items(found, found_masked, k=k),)
