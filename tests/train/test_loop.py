@@ -9,6 +9,7 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold import pipeline
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.errors import DataError, RunError
+from twofold.model.per_value import build_towers
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.training import Adversary, HardNegatives, InBatchSoftmax, Train, TwoTower
 from twofold.train import loop
@@ -25,12 +26,13 @@ def world(checkerboard, tmp_path_factory):
     return checkerboard, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
 
 
-def train(world, out, validate=lambda model: 0.0, **changes):
+def train(world, out, validate=lambda model: 0.0, per=None, **changes):
     recipe, dataset = world
+    asked = recipe.retriever.model_copy(update={"per": per})
     settings = recipe.train.model_copy(update={"epochs": 2, "batch_size": 512, **changes})
     out.mkdir(exist_ok=True)
     facts = fit(
-        lambda: build_two_tower(recipe.retriever, dataset.features, dataset.vectors),
+        lambda: build_towers(asked, dataset),
         dataset,
         settings,
         validate=validate,
@@ -54,7 +56,10 @@ DRAWING = {
 MINING = {"hard_negatives": HardNegatives(skip=2, top=20), "micro_batch_size": 200}
 
 
-@pytest.mark.parametrize("changes", [{}, DRAWING, MINING], ids=["shipped", "drawing", "mining"])
+APART = {"per": "creator", "batch_size": 256}
+
+
+@pytest.mark.parametrize("changes", [{}, DRAWING, MINING, APART], ids=["shipped", "drawing", "mining", "apart"])
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch, changes):
     whole_facts, whole = train(world, tmp_path / "whole", **changes)
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)  # a checkpoint at every step
