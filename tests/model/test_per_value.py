@@ -15,7 +15,7 @@ from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import epoch_batches, item_batches, query_batches
 from twofold.errors import DataError, RunError
 from twofold.evaluate.windows import judged_window
-from twofold.model.per_value import PerValue, build_towers, places_of
+from twofold.model.per_value import PerValue, build_towers, describe_unmade, places_of
 from twofold.model.retriever import describe_model, item_vectors, load_model, masked_item_vectors, user_vectors
 from twofold.model.two_tower import encode, export_user_tower
 from twofold.recipe.training import Cosine, Dot, FullSoftmax, InBatchSoftmax, SampledSoftmax, Train, TwoTower
@@ -93,6 +93,7 @@ def test_no_tower_shares_a_parameter_and_the_drawing_counts_each_once(dataset):
     assert sum(map(len, owned)) == len(set().union(*owned)) == sum(1 for _ in model.parameters())
     parts = describe_model(model)
     assert sum(part.parameters for part in parts) == sum(parameter.numel() for parameter in model.parameters())
+    assert describe_unmade(PER_LANGUAGE, dataset) == parts
     assert {part.tower for part in parts} == {f"{value}: {side}" for value in model.values for side in ("user", "item")}
 
 
