@@ -97,7 +97,7 @@ def over(world: Path, path: Path) -> Recipe:
     settings.append("prepare.filters.0.min_events=3")
     asked = load_recipe(STUDIES / path)
     train, is_apart = asked.train, asked.train.group_by or asked.retriever.per
-    if train.batch_size > 1024:
+    if train.batch_size >= 1024:  # more than a step or two an epoch
         settings.append(f"train.batch_size={32 if is_apart else 256}")
     if train.micro_batch_size is not None:
         settings.append("train.micro_batch_size=64")
