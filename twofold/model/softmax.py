@@ -41,7 +41,7 @@ def softmax_sum(
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Σ weight · loss of `losses.softmax`, `losses.collisions` masked; holds no (queries × columns) matrix.
+    """Σ weight · loss of `losses.in_batch_softmax`, `losses.collisions` masked; holds no (queries × columns) matrix.
 
     The gradient of both vectors is made in the forward pass while a block of logits is at hand, so the backward pass
     only scales it, and there is no second derivative. Where `has_fast_bfloat16` says so, float32 vectors are multiplied
