@@ -77,6 +77,7 @@ def test_cosine_has_vectors_of_length_one(dataset):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_exported_users_side_equals_the_trained_one_at_any_batch_size(dataset, tmp_path):
     model, rows = build(dataset), dataset.rows["train"]
     export_user_tower(model.user, tmp_path / "user_tower.onnx")

@@ -141,6 +141,7 @@ def walked(tmp_path_factory):
     return judged
 
 
+@pytest.mark.slow
 def test_order_is_learnt_from_all_positions_and_a_set_does_not_know_it(walked):
     _, by_mean = walked(kind="history", last=20)
     _, by_attention = walked(kind="history", last=20, pool="attention", table="shared")

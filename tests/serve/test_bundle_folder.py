@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, HOUR_MS, random_events, write_prepared
-from twofold import pipeline
 from twofold.bundle import MANIFEST, run_stage
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import item_batches, query_batches
@@ -16,6 +15,7 @@ from twofold.dataset.features import Queries, queries_at, user_inputs
 from twofold.errors import RunError
 from twofold.index.knn import build_index, save_index
 from twofold.model.two_tower import build_two_tower, encode, export_user_tower
+from twofold.questions import scores_of
 from twofold.recipe.training import Cosine, Dot, NegativeDistance, TwoTower
 from twofold.serve import load
 from twofold.serve.bundle_folder import USER_TOWER, save_context
@@ -89,7 +89,7 @@ def test_what_is_trained_judged_and_served_is_one_score(prepared, tmp_path, scor
     as_of = recommender.bundle.as_of
     users = np.arange(len(dataset.users))
     window = SimpleNamespace(user_rows=users, query_at=np.full(len(users), as_of))
-    judged = pipeline._scores(model, dataset, window)(slice(0, len(users)))
+    judged = scores_of(model, dataset, window)(slice(0, len(users)))
     u, v = (torch.from_numpy(encode(tower, inputs)) for tower, inputs in (
         (model.user, query_batches(dataset, users, window.query_at)), (model.item, item_batches(dataset, as_of)),
     ))  # fmt: skip

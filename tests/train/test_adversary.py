@@ -13,6 +13,7 @@ from twofold.dataset.batches import item_batches
 from twofold.errors import DataError
 from twofold.evaluate.windows import judged_window
 from twofold.model.two_tower import build_two_tower, encode
+from twofold.questions import scores_of
 from twofold.recipe.training import Adversary
 from twofold.train.loop import fit
 
@@ -88,7 +89,7 @@ def _explained_and_kinds(world, model):
         missed = probe.predict(vectors[~known]) - wanted[~known]
         explained.append(1 - (missed**2).mean() / wanted[~known].var())
     window = judged_window(dataset, "test")
-    scores = pipeline._scores(model, dataset, window)(slice(0, len(window.user_rows)))
+    scores = scores_of(model, dataset, window)(slice(0, len(window.user_rows)))
     users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)
     is_own = users[:, None] % 2 == items % 2
     return np.mean(explained), (scores[is_own].mean() - scores[~is_own].mean()) / scores.std()

@@ -13,6 +13,7 @@ from twofold.dataset.batches import epoch_batches
 from twofold.errors import DataError
 from twofold.evaluate.windows import judged_window
 from twofold.model.two_tower import build_two_tower
+from twofold.questions import scores_of
 from twofold.recipe.training import InBatchSoftmax, Train
 from twofold.train.groups import group_lines
 from twofold.train.loop import fit
@@ -140,7 +141,7 @@ def test_languages_that_never_meet_fold_and_uniform_negatives_heal_it(world, col
 def share_of_other_languages(model, dataset, *, k):
     """Of the first k recommendations of all users."""
     window = judged_window(dataset, "test")
-    scores = pipeline._scores(model, dataset, window)(slice(0, len(window.user_rows)))
+    scores = scores_of(model, dataset, window)(slice(0, len(window.user_rows)))
     best = np.argsort(-scores, axis=1)[:, :k]
     users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)
     return float((worlds.spoken(items[best]) != worlds.spoken(users)[:, None]).mean())

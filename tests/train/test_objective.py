@@ -16,6 +16,7 @@ from twofold.evaluate.protocols import judge_catalogue
 from twofold.evaluate.windows import judged_window
 from twofold.model import losses as losses_module
 from twofold.model.two_tower import build_two_tower
+from twofold.questions import scores_of
 from twofold.recipe.training import HardNegatives, Loss, Train, TwoTower
 from twofold.train.loop import fit
 from twofold.train.negatives import Mined
@@ -289,7 +290,7 @@ def test_the_checkerboard_is_solved(world, asked, score, changes, tmp_path):
     kept = []
 
     def validate(model):
-        scores = pipeline._scores(model, dataset, window)
+        scores = scores_of(model, dataset, window)
         kept.append(judge_catalogue(window, scores, ks=(1,)).mean("catalogue/hit_rate@1"))
         return kept[-1]
 
