@@ -80,6 +80,7 @@ def test_the_log_is_prepared_once_and_arrays_once_for_each_set_of_features(searc
     assert len({path.stat().st_ino for path in search.folder.rglob("dataset/manifest.json")}) == len(lasts)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_ends_as_one_that_was_not(search_of, monkeypatch):
     whole = [trial.changes for trial in tune(search_of(name="whole"))]
     cut, train, calls = search_of(name="cut"), pipeline.train, []
@@ -109,6 +110,7 @@ def test_the_best_trial_is_run_in_full_by_the_command(search_of):
     assert load_recipe(trial.folder / "recipe.yaml").train.seed == 1
 
 
+@pytest.mark.slow
 def test_a_choice_may_be_a_mapping_and_one_that_does_not_fit_the_others_ends_its_trial_alone(search_of):
     losses = [{"kind": "bpr", "negatives": 8}, {"kind": "in_batch_softmax"}]
     search = search_of({"train.loss": {"choices": losses}}, trials=2)

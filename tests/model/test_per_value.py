@@ -153,6 +153,7 @@ def solved(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_each_tower_solves_its_own_language_and_the_languages_mix_as_by_chance(solved):
     arrays, window, scores = judged(solved)
     users, items = np.asarray(arrays.users.ids)[window.user_rows], np.asarray(arrays.items.ids)

@@ -76,6 +76,7 @@ def test_one_layer_equals_a_loop_written_from_the_definition():
         torch.testing.assert_close(model(read[None])[0, position], expected)
 
 
+@pytest.mark.slow
 def test_eight_layers_still_learn_what_two_do():
     """The last event but one is the answer. Plain SASRec collapses at this depth."""
     generator = torch.Generator().manual_seed(0)
@@ -153,6 +154,7 @@ def test_order_is_learnt_from_all_positions_and_a_set_does_not_know_it(walked):
     assert (forwards["item_id"].to_pylist(), backwards["item_id"].to_pylist()) == ([29], [19])
 
 
+@pytest.mark.slow
 def test_items_of_the_batch_as_negatives_serve_it_too(walked):
     _, hit_rate = walked("in_batch_softmax", kind="sequence", last=20, dropout=0.1)
     assert hit_rate > 0.9

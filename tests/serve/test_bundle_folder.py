@@ -1,7 +1,6 @@
 """Train/serve parity over every kind of feature: a server reads what was trained on, byte by byte."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +13,9 @@ from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.features import Queries, queries_at, user_inputs
 from twofold.errors import RunError
 from twofold.index.knn import build_index, save_index
+from twofold.index.scores import items_as_products, queries_as_products
+from twofold.model.retriever import item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower, encode, export_user_tower
-from twofold.questions import scores_of
 from twofold.recipe.training import Cosine, Dot, NegativeDistance, TwoTower
 from twofold.serve import load
 from twofold.serve.bundle_folder import USER_TOWER, save_context
@@ -88,10 +88,11 @@ def test_what_is_trained_judged_and_served_is_one_score(prepared, tmp_path, scor
     recommender, dataset, model = serve(prepared, tmp_path, score=score, output=output)
     as_of = recommender.bundle.as_of
     users = np.arange(len(dataset.users))
-    window = SimpleNamespace(user_rows=users, query_at=np.full(len(users), as_of))
-    judged = scores_of(model, dataset, window)(slice(0, len(users)))
+    at = np.full(len(users), as_of)
+    queries = queries_as_products(user_vectors(model, dataset, users, at), model.score)
+    judged = queries @ items_as_products(item_vectors(model, dataset, as_of), model.score).T
     u, v = (torch.from_numpy(encode(tower, inputs)) for tower, inputs in (
-        (model.user, query_batches(dataset, users, window.query_at)), (model.item, item_batches(dataset, as_of)),
+        (model.user, query_batches(dataset, users, at)), (model.item, item_batches(dataset, as_of)),
     ))  # fmt: skip
     queries, factors = model.as_products(u, v)  # what losses read
     np.testing.assert_allclose(judged, (queries @ factors.T).numpy(), atol=1e-4)

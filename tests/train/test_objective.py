@@ -204,6 +204,7 @@ def naive_with_mined(asked, logits, line, facts, *, mined, of, is_alone):
     return log_sum([before + own_term, *(score[item] + math.log(weight) for item in mined)]) - own_term
 
 
+@pytest.mark.slow
 def test_over_many_draws_the_mined_ranks_count_twice(world):
     """exp(loss) · exp(own) sums up the exponentials of own, all others, and those of the user's ranks once more."""
     _, dataset = world
