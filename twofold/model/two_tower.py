@@ -97,10 +97,12 @@ def build_two_tower(
         batch_norm=recipe.output == "batch_norm",
         unit_length=recipe.output == "l2" or isinstance(recipe.score, training.Cosine),
     )
-    items = Encoder(item, layers)
     shared = [feature_name(feature) for feature in state.features.user if getattr(feature, "table", "own") == "shared"]
-    lent = {name: items.table_of(block) for block in item if block.name == "id" for name in shared}
-    return TwoTower(Encoder(user, layers, given=given, lent=lent), items, score=recipe.score)
+    # The user tower's weights are drawn first, before there is a table to lend: see docs/log.md on the adversary.
+    users = Encoder(user, layers, given=given, lent={name: nn.Embedding(1, 1) for name in shared})
+    items = Encoder(item, layers)
+    users.lent.update({name: items.table_of(block) for block in item if block.name == "id" for name in shared})
+    return TwoTower(users, items, score=recipe.score)
 
 
 def _block(
