@@ -1,12 +1,14 @@
 """What the tests of several packages use: the shipped data, and the tiny worlds, each written once a session."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import worlds
+from tests.browser import CHROMIUM, Browser
 from twofold.recipe.schema import Recipe
 
 # Speed is not judged here, on busy cores least of all. What lands is tried on fixed examples, your own run on new ones.
@@ -35,3 +37,12 @@ def leak(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="session")
 def popularity_only(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return worlds.popularity_only(tmp_path_factory.mktemp("popularity_only"))
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    opened = Browser(tmp_path / "profile")
+    yield opened
+    opened.close()

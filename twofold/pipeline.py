@@ -239,6 +239,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
     The card of the run is written beside the stages.
     """
     from twofold.dataset.arrays import item_attributes, load_dataset
+    from twofold.dataset.vocabulary import Vocabulary
     from twofold.evaluate.windows import judged_window
     from twofold.explain.atlas import Askers, map_run
     from twofold.explain.card import write_card
@@ -253,18 +254,18 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
         arrays, batch_size = load_dataset(dataset.folder), job.recipe.train.batch_size
         window = judged_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
-        case = gap_case(model, arrays, window, indexed.folder)
+        served, listed = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
+        case = gap_case(model, arrays, window, index=served, listed=listed)
         gap = measure_gap(case, batch_size=batch_size, k=min(10, batch_size - 1))
         write_json(out / "gap.json", asdict(gap))
         lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
         attributes = item_attributes(dataset.folder)
-        vectors = load_index(indexed.folder).vectors
-        probes = probe_run(arrays, vectors, lists, attributes=attributes)
+        probes = probe_run(arrays, served.vectors, lists, attributes=attributes)
         probes += probe_masked(model, arrays, window, case)
         lines = lines_of(probes)
         write_json(out / "probes.json", lines)
         askers = Askers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
-        drawn = map_run(out, vectors, attributes, askers=askers)
+        drawn = map_run(out, served.vectors, attributes, askers=askers)
         return {"probes": lines, "gap": asdict(gap), "map": drawn}
 
     inputs = {"index": indexed.digest, "recommend": recommended.digest}

@@ -1,7 +1,5 @@
 """What the judges are given of a model that they never see: its scores, its vectors, the answers of its index."""
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Float32, Int64
 
@@ -12,7 +10,7 @@ from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.ranking import Products
 from twofold.explain import gap
 from twofold.explain.probes import Probe, found_among, probe_cold_items
-from twofold.index.knn import HELD, load_index, search
+from twofold.index.knn import HELD, Index, search
 from twofold.index.scores import items_as_products, queries_as_products
 from twofold.model.retriever import Model, item_vectors, masked_item_vectors, user_vectors
 from twofold.topk import Ragged
@@ -32,10 +30,9 @@ def some_queries(model: Model, arrays: Dataset, at: int) -> Float32[np.ndarray, 
     return user_vectors(model, arrays, user_rows, np.full(len(user_rows), at))
 
 
-def gap_case(model: Model, arrays: Dataset, window: JudgedWindow, index_folder: Path) -> gap.GapCase:
-    """The window's question, put to the trained model and to the index as it is served."""
-    index = load_index(index_folder)
-    answered_as = arrays.items.rows_of(Vocabulary.load(index_folder / "items.parquet").ids)
+def gap_case(model: Model, arrays: Dataset, window: JudgedWindow, *, index: Index, listed: Vocabulary) -> gap.GapCase:
+    """The window's question, put to the trained model and to the index as it is served, whose items are `listed`."""
+    answered_as = arrays.items.rows_of(listed.ids)
     line_of = np.argsort(answered_as)
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))

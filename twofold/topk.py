@@ -50,11 +50,21 @@ def tie_order(items: int) -> tuple[Int64[np.ndarray, "items"], Int64[np.ndarray,
 
 def sortable_keys(scores: Float32[np.ndarray, "queries items"]) -> Int64[np.ndarray, "queries items"]:
     """Each score and its item's tie rank as one integer; a larger key is a better answer, and no two are equal."""
+    return packed_keys(scores, tie_order(scores.shape[1])[0])
+
+
+def packed_keys(scores: Float32[np.ndarray, "*shape"], ranks: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "*shape"]:
+    """The same for scores in any order, with the tie rank of each one's item."""
     bits = np.ascontiguousarray(scores + np.float32(0.0)).view(np.int32)  # + 0 turns -0.0 into 0.0
-    bits = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))  # negative floats fall as their bits rise: flip them
-    rank, _ = tie_order(scores.shape[1])
-    keys: Int64[np.ndarray, "queries items"] = (bits.astype(np.int64) << 32) | rank
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)  # negative floats fall as their bits rise: flip them
+    keys: Int64[np.ndarray, "*shape"] = (bits.astype(np.int64) << 32) | ranks
     return keys
+
+
+def packed_scores(keys: Int64[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """The scores that such keys were made of."""
+    bits = (keys >> 32).astype(np.int32)
+    return (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
 def top_k(
@@ -93,15 +103,10 @@ def top_k(
     item_rows = np.full((queries, k), -1, np.int64)
     item_rows[:, :kept] = row_of_rank[keys & 0xFFFFFFFF]
     best = np.full((queries, k), NOT_ALLOWED, np.float32)
-    best[:, :kept] = _scores_of(keys)
+    best[:, :kept] = packed_scores(keys)
     missing = np.isneginf(best)
     item_rows[missing] = -1
     return TopK(item_rows, best, (~missing).sum(axis=1))
-
-
-def _scores_of(keys: Int64[np.ndarray, "queries k"]) -> Float32[np.ndarray, "queries k"]:
-    bits = (keys >> 32).astype(np.int32)
-    return (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
 def blocks(length: int, size: int) -> list[slice]:

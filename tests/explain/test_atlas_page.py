@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.serve.test_page import CHROMIUM, Browser
+from tests.browser import Browser
 from twofold.explain.atlas import Askers, draw_atlas
 from twofold.explain.atlas_page import map_page, write_map
 
@@ -82,15 +81,6 @@ CLICK_THE_FIRST = """(() => {
   for (const name of ["pointermove", "mousemove", "pointerdown", "mousedown", "pointerup", "mouseup", "click"])
     canvas.dispatchEvent(new (name.startsWith("p") ? PointerEvent : MouseEvent)(name, { bubbles: true, ...at }));
 })()"""
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    opened = Browser(tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from twofold.errors import RequestError
-from twofold.topk import NOT_ALLOWED, Ragged, blocks, tie_order
+from twofold.topk import NOT_ALLOWED, Ragged, blocks, packed_keys, packed_scores, tie_order
 
 ScoreBlock = Callable[[slice], Float32[np.ndarray, "queries items"]]
 """Scores of a slice of the judged users against the whole catalogue; the caller may overwrite the array."""
@@ -102,26 +102,26 @@ def _running_top_k(
 
     best, scores = np.empty((queries, kept), np.int64), allowed_scores(slice(0, first))
     for part in blocks(queries, max(1, _CELLS // first)):
-        keys = _keys(scores[part], rank[:first])
+        keys = packed_keys(scores[part], rank[:first])
         keys.partition(first - kept, axis=1)
         best[part] = keys[:, first - kept :]
     waiting: _Waiting = []
     counts = np.zeros(queries, np.int64)
-    floor = _scores(best.min(axis=1))
+    floor = packed_scores(best.min(axis=1))
     for part in blocks(num_items - first, _ITEMS):
         items = slice(first + part.start, first + part.stop)
         scores = allowed_scores(items)
         found = np.flatnonzero(scores >= floor[:, None])
         line, column = np.divmod(found, items.stop - items.start)
-        waiting.append((line, _keys(scores.take(found), rank[items].take(column))))
+        waiting.append((line, packed_keys(scores.take(found), rank[items].take(column))))
         counts += np.bincount(line, minlength=queries)
         # Merging seldom is cheaper; one user whose scores rise with the row must not fill the memory meanwhile.
         if counts.sum() > queries * kept or counts.max() > max(kept, _ITEMS):
             best, waiting, counts[:] = _merged(best, waiting), [], 0
-            floor = _scores(best.min(axis=1))
+            floor = packed_scores(best.min(axis=1))
     best = np.sort(_merged(best, waiting), axis=1)[:, ::-1]
     answers = np.full((queries, k), -1)
-    answers[:, :kept] = np.where(np.isneginf(_scores(best)), -1, row_of_rank[best & 0xFFFFFFFF])
+    answers[:, :kept] = np.where(np.isneginf(packed_scores(best)), -1, row_of_rank[best & 0xFFFFFFFF])
     return answers
 
 
@@ -144,18 +144,3 @@ def _merged(best: Int64[np.ndarray, "queries kept"], waiting: _Waiting) -> Int64
     table[line[order], kept + place] = keys[order]
     table.partition(width, axis=1)
     return table[:, width:]
-
-
-# --- a score and its tie rank as one integer, as in `twofold/topk.py`, for any part of a row --------------------------
-
-
-def _keys(scores: Float32[np.ndarray, "*shape"], ranks: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "*shape"]:
-    bits = np.ascontiguousarray(scores + np.float32(0.0)).view(np.int32)
-    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
-    keys: Int64[np.ndarray, "*shape"] = (bits.astype(np.int64) << 32) | ranks
-    return keys
-
-
-def _scores(keys: Int64[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    bits = (keys >> 32).astype(np.int32)
-    return (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)

@@ -97,7 +97,11 @@ def build_two_tower(
         batch_norm=recipe.output == "batch_norm",
         unit_length=recipe.output == "l2" or isinstance(recipe.score, training.Cosine),
     )
-    shared = [feature_name(feature) for feature in state.features.user if getattr(feature, "table", "own") == "shared"]
+    shared = [
+        feature_name(feature)
+        for feature in state.features.user
+        if isinstance(feature, HistoryFeature | SequenceFeature) and feature.table == "shared"
+    ]
     # The user tower's weights are drawn first, before there is a table to lend: see docs/log.md on the adversary.
     users = Encoder(user, layers, given=given, lent={name: nn.Embedding(1, 1) for name in shared})
     items = Encoder(item, layers)

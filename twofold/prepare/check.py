@@ -48,9 +48,21 @@ def check_recipe(recipe: Recipe) -> Source:
             _check_feature(feature, own, field=f"features.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
     for column in recipe.train.group_by:
-        _check_group(column, {**source.user_columns, **source.item_columns})
+        _check_values(
+            column,
+            {**source.user_columns, **source.item_columns},
+            field="train.group_by",
+            lacking="neither the items nor the users have a",
+            use="rows are grouped by",
+        )
     if isinstance(recipe.retriever, TwoTower) and recipe.retriever.per is not None:
-        _check_per(recipe.retriever.per, source.item_columns)
+        _check_values(
+            recipe.retriever.per,
+            source.item_columns,
+            field="retriever.per",
+            lacking="the items have no",
+            use="towers are made for",
+        )
     return source
 
 
@@ -173,24 +185,15 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
         raise RecipeError(f"{where} reads {column} of {path}, which is {type_}; kind: {feature.kind} needs {wanted}.")
 
 
-def _check_group(column: str, columns: Mapping[str, str]) -> None:
+def _check_values(column: str, columns: Mapping[str, str], *, field: str, lacking: str, use: str) -> None:
+    """RecipeError if a column whose single values the recipe goes by is not there, or holds lists."""
     if column not in columns:
         raise RecipeError(
-            f"train.group_by: neither the items nor the users have a column {column} ({nearest(column, columns)}"
-            f"columns at hand: {', '.join(sorted(columns))})."
-        )
-    if not _is_plain(columns[column]):
-        raise RecipeError(f"train.group_by: {column} is {columns[column]}; rows are grouped by single values.")
-
-
-def _check_per(column: str, columns: Mapping[str, str]) -> None:
-    if column not in columns:
-        raise RecipeError(
-            f"retriever.per: the items have no column {column} ({nearest(column, columns)}columns at hand: "
+            f"{field}: {lacking} column {column} ({nearest(column, columns)}columns at hand: "
             f"{', '.join(sorted(columns))})."
         )
     if not _is_plain(columns[column]):
-        raise RecipeError(f"retriever.per: {column} is {columns[column]}; towers are made for single values.")
+        raise RecipeError(f"{field}: {column} is {columns[column]}; {use} single values.")
 
 
 def _is_plain(type_: str) -> bool:
