@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from twofold.index.candidates import first_allowed, settle
+from twofold.index.candidates import first_allowed, only_where, settle
 from twofold.topk import Ragged, tie_order
 
 
@@ -36,7 +36,17 @@ def test_the_best_come_first_and_equal_ones_in_the_fixed_order() -> None:
     vectors = np.float32([[1, 0], [2, 0], [1, 0], [1, 5]])
     rank, _ = tie_order(4)
     equal = sorted([0, 2, 3], key=lambda row: -rank[row])
-    best = settle(vectors, np.float32([[1, 0], [1, 0]]), np.array([[0, 1, 2, 3], [-1, 3, -1, 1]]), 5, score="dot")
-    assert best.item_rows.tolist() == [[1, *equal, -1], [1, 3, -1, -1, -1]]
-    assert best.scores[:, :2].tolist() == [[2, 1], [2, 1]]
-    assert best.counts.tolist() == [4, 2]
+    lines, rows = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 1, 2, 3, 3, 1])
+    best = settle(vectors, np.float32([[1, 0]] * 3), lines=lines, rows=rows, k=5, score="dot")
+    assert best.item_rows.tolist() == [[1, *equal, -1], [-1] * 5, [1, 3, -1, -1, -1]]
+    assert best.scores[:, :2].tolist() == [[2, 1], [-np.inf, -np.inf], [2, 1]]
+    assert best.counts.tolist() == [4, 0, 2]
+    assert settle(
+        vectors, np.float32([[1, 0]]), lines=lines[:4], rows=rows[:4], k=2, score="dot"
+    ).item_rows.tolist() == [[1, equal[0]]]
+
+
+def test_a_part_of_a_ragged_array_with_other_values() -> None:
+    ragged = Ragged(np.array([5, 6, 7]), np.array([0, 2, 2, 3]))
+    kept = only_where(ragged, np.array([50, 60, 70]), np.array([False, True, True]))
+    assert (kept.values.tolist(), kept.offsets.tolist()) == ([60, 70], [0, 1, 1, 2])

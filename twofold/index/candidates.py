@@ -3,15 +3,16 @@
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from twofold.index.eligible import Eligible
 from twofold.index.scores import Score, pair_scores
-from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, tie_order
+from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, packed_keys, packed_scores, tie_order
 
 SPARE: Final = 16  # candidates beyond k: without ties one would do
 LINES_MARKED: Final = 64  # lines whose excluded items are marked at once, one byte an item
 PAIRS: Final = 2**15  # of query and candidate, scored at once: their vectors stay in the cache
+NONE: Final = packed_keys(np.array([NOT_ALLOWED]), np.zeros(1, np.int64))
 
 
 def first_allowed(
@@ -48,24 +49,28 @@ def first_allowed(
 def settle(
     vectors: Float32[np.ndarray, "items dim"],
     queries: Float32[np.ndarray, "queries dim"],
-    rows: Int64[np.ndarray, "queries candidates"],
-    k: int,
     *,
+    lines: Int64[np.ndarray, "pairs"],
+    rows: Int64[np.ndarray, "pairs"],
+    k: int,
     score: Score,
 ) -> TopK:
-    """The k best candidates; row -1 is none."""
-    scores = np.empty(rows.shape, np.float32)
-    for part in blocks(len(rows), max(1, PAIRS // rows.shape[1])):
-        scores[part] = pair_scores(vectors[rows[part]], queries[part, None, :], score)
-    scores[rows < 0] = NOT_ALLOWED
-    rank, _ = tie_order(len(vectors))
-    order = np.lexsort((rank[rows], scores), axis=-1)[:, ::-1][:, :k]  # (queries, k)
-    best = np.take_along_axis(scores, order, axis=1)
-    item_rows = np.where(np.isneginf(best), -1, np.take_along_axis(rows, order, axis=1))
-    return TopK(_widened(item_rows, k, -1), _widened(best, k, float(NOT_ALLOWED)), (item_rows >= 0).sum(axis=1))
+    """The k best of each query's candidates: pair i is query `lines[i]`, which rises, and item row `rows[i]`."""
+    scores = np.empty(len(rows), np.float32)
+    for part in blocks(len(rows), PAIRS):
+        scores[part] = pair_scores(vectors[rows[part]], queries[lines[part]], score)
+    rank, row_of_rank = tie_order(max(1, len(vectors)))
+    sizes = np.bincount(lines, minlength=len(queries))
+    keys = np.repeat(NONE, len(queries) * max(k, int(sizes.max(initial=0)))).reshape(len(queries), -1)
+    keys[lines, np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)] = packed_keys(scores, rank[rows])
+    keys = np.sort(keys, axis=1)[:, : -k - 1 : -1]
+    counts = np.minimum(sizes, k)
+    item_rows = np.where(np.arange(k) < counts[:, None], row_of_rank[keys & 0xFFFFFFFF], -1)
+    return TopK(item_rows, packed_scores(keys), counts)
 
 
-def _widened(values: np.ndarray, k: int, filler: int | float) -> np.ndarray:
-    if values.shape[1] == k:
-        return values
-    return np.pad(values, ((0, 0), (0, k - values.shape[1])), constant_values=filler)
+def only_where(ragged: Ragged, values: Int64[np.ndarray, "length"], keep: Bool[np.ndarray, "length"]) -> Ragged:
+    """These values in the lines of `ragged`, where `keep` says so."""
+    if keep.all():
+        return Ragged(values, ragged.offsets)
+    return Ragged(values[keep], np.concatenate([[0], np.cumsum(keep)])[ragged.offsets])

@@ -1,16 +1,11 @@
 """The k best items of a query, whatever is filtered out or excluded.
 
-A plan (`plan.py`) finds candidates, a few more than asked for; their scores are then computed anew in one fixed order,
-and ties are decided as in `twofold/topk.py`. So an answer does not depend on whether it was asked for alone or in a
-batch (FAISS sums in another order there, and breaks ties by its own), and equal vectors do not answer in catalogue
-order. Where a tie may reach beyond the candidates, as in a collapsed model, all items are scored.
+A plan (`plan.py`) says what is scored; the scores of what can be among the k best are then computed anew in one fixed
+order, and ties are decided as in `twofold/topk.py`. So an answer does not depend on whether it was asked for alone or
+in a batch (sums are taken in another order there), and equal vectors do not answer in catalogue order.
 
-Up to `FLAT_MOST` items every search is exact. Above, one that needs few enough candidates looks into lists
-(`lists.py`), and `is_exact` says so.
-
-Measured (64 dimensions, 100 answers, two cores, one of them busy): one query 0.24 ms at 30,000 items and 5.7 ms at
-300,000 in FAISS, against 8 ms each in a NumPy product with `top_k`, whose threads wait for one another; 1,000 queries
-0.26 s against 0.87 s at 30,000 items. Settling the candidates adds 0.2 ms to a query and a tenth to a batch.
+Up to `FLAT_MOST` items every search is exact (`product.py`). Above, one that needs few enough candidates looks into
+lists (`lists.py`), and `is_exact` says so.
 """
 
 import json
@@ -18,26 +13,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Integer
+from jaxtyping import Bool, Float32, Int64
 
 from twofold.bundle import write_json
 from twofold.errors import RequestError, RunError
-from twofold.index.candidates import SPARE, first_allowed, settle
-from twofold.index.eligible import Eligible, everything, only_mask
+from twofold.index.candidates import SPARE, first_allowed, only_where, settle
+from twofold.index.eligible import Eligible, only_mask
 from twofold.index.lists import LISTS, Lists, Measured, build_lists, load_lists
-from twofold.index.plan import MANY, Plan, plan_search
-from twofold.index.scan import scan
-from twofold.index.scores import Score, pair_scores
-from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, top_k
+from twofold.index.plan import Plan, plan_search
+from twofold.index.product import CELLS, products, reaching
+from twofold.index.scores import Score
+from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, exclude
 
 FLAT_MOST: Final = 300_000  # items that are scanned whole: 5 ms on one busy core
 HELD: Final = 512  # items that lists are measured with, beside as many users
-BLOCK: Final = 2048  # queries at once: FAISS 1.15 takes a matrix product (twice as fast) from 128,000 numbers on
-MOST_EXCLUDED: Final = 256  # a line that excludes more is searched alone, with a bitmap, not through more candidates
+BLOCK: Final = 256  # queries a thread looks up in lists before the next
 VECTORS: Final = "item_vectors.npy"
 FACTS: Final = "index.json"
 
@@ -60,6 +55,11 @@ class Index:
     def dim(self) -> int:
         """Width of a vector."""
         return int(self.vectors.shape[1])
+
+    @cached_property
+    def squares(self) -> Float32[np.ndarray, "items"] | None:
+        """‖v‖² of each vector where the score is a distance."""
+        return np.vecdot(self.vectors, self.vectors) if self.score == "negative_distance" else None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -182,40 +182,87 @@ def search(
         return Neighbours(np.empty((0, k), np.int64), np.empty((0, k), np.float32), np.empty(0, np.int64), True)
     eligible = only_mask(allowed) if isinstance(allowed, np.ndarray) else allowed
     if excluded is None:
-        excluded = _nothing(len(queries))
-    if len(queries) == 1:
-        return _found([_search_part(index, queries, k, eligible=eligible, excluded=excluded)])
-    lengths = excluded.sizes
+        excluded = Ragged(np.empty(0, np.int64), np.zeros(len(queries) + 1, np.int64))
+    if index.lists is None:
+        best = _exactly(index, queries, k, eligible=eligible, excluded=excluded)
+        return Neighbours(best.item_rows, best.scores, best.counts, is_exact=True)
     # Lines that exclude more need more candidates; sorted, they do not cost the others.
-    order = np.argsort(lengths, kind="stable")
-    shared = int((lengths <= MOST_EXCLUDED).sum())
-    parts = [*blocks(shared, BLOCK), *(slice(line, line + 1) for line in range(shared, len(queries)))]
+    order = np.argsort(excluded.sizes, kind="stable")
+    parts = [order[part] for part in blocks(len(order), BLOCK)]
 
-    def answer(part: slice) -> tuple[TopK, bool]:
-        lines = order[part]
-        return _search_part(index, queries[lines], k, eligible=eligible, excluded=excluded.of(lines))
+    def answer(lines: Int64[np.ndarray, "lines"]) -> tuple[TopK, bool]:
+        with _one_thread():
+            return _nearly(index, queries[lines], k, eligible=eligible, excluded=excluded.of(lines))
 
+    answers = _mapped(answer, parts)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    return _found([*_mapped(answer, parts)], place)
+    best = _joined([best for best, _ in answers])
+    is_exact = all(is_exact for _, is_exact in answers)
+    return Neighbours(best.item_rows[place], best.scores[place], best.counts[place], is_exact)
 
 
-def _mapped(answer: Callable[[slice], tuple[TopK, bool]], parts: list[slice]) -> Iterator[tuple[TopK, bool]]:
+def _mapped(
+    answer: Callable[[Int64[np.ndarray, "_"]], tuple[TopK, bool]], parts: list[Int64[np.ndarray, "_"]]
+) -> list[tuple[TopK, bool]]:
     """On as many threads as OpenMP would take, each with one of its own.
 
     Two OpenMP threads wait for one another at every small product: where another process holds a core they took 4.9 s
-    for 200 single queries against 0.6 s, and answered 5,000 queries/s of a batch against 10,000 (30,000 items).
+    for 200 single queries against 0.6 s.
     """
     import faiss
 
-    if len(parts) <= 1:
-        yield from map(answer, parts)
-        return
+    if len(parts) == 1:
+        return [answer(parts[0])]
     with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
-        yield from threads.map(answer, parts)
+        return [*threads.map(answer, parts)]
 
 
-def _search_part(
+# --- exactly ----------------------------------------------------------------------------------------------------------
+
+
+def _exactly(
+    index: Index,
+    queries: Float32[np.ndarray, "queries dim"],
+    k: int,
+    *,
+    eligible: Eligible | None,
+    excluded: Ragged,
+) -> TopK:
+    """All that is eligible is scored, and of nothing else is anything known."""
+    vectors, rows, squares, mask = index.vectors, None, index.squares, None
+    if eligible is not None and eligible.pool is not None:
+        rows = eligible.pool.rows
+        vectors = index.vectors[rows] if eligible.pool.vectors is None else eligible.pool.vectors
+        squares = None if squares is None else squares[rows]
+        mask = None if len(rows) == eligible.count else eligible.holds(rows)
+        excluded = _in_pool(excluded, rows)
+    elif eligible is not None:
+        mask = eligible.mask
+    slack, found = _slack(index, queries), []
+    for part in blocks(len(queries), max(1, CELLS // max(1, len(vectors)))):
+        scores = products(vectors, queries[part], squares)
+        if mask is not None:
+            np.copyto(scores, NOT_ALLOWED, where=~mask)
+        exclude(scores, excluded.part(part))
+        lines, places = reaching(scores, k, slack[part])
+        pairs = places if rows is None else rows[places]
+        found.append(settle(index.vectors, queries[part], lines=lines, rows=pairs, k=k, score=index.score))
+    return _joined(found)
+
+
+def _in_pool(excluded: Ragged, rows: Int64[np.ndarray, "pool"]) -> Ragged:
+    """What is excluded, as places in the pool."""
+    if len(rows) == 0 or len(excluded.values) == 0:
+        return only_where(excluded, excluded.values, np.zeros(len(excluded.values), bool))
+    places = np.minimum(np.searchsorted(rows, excluded.values), len(rows) - 1)
+    return only_where(excluded, places, rows[places] == excluded.values)
+
+
+# --- nearly, by lists -------------------------------------------------------------------------------------------------
+
+
+def _nearly(
     index: Index,
     queries: Float32[np.ndarray, "queries dim"],
     k: int,
@@ -223,39 +270,20 @@ def _search_part(
     eligible: Eligible | None,
     excluded: Ragged,
 ) -> tuple[TopK, bool]:
-    """Lines that exclude little, or one that may exclude much; on one thread."""
-    with _one_thread():
-        if len(queries) == 1 and len(excluded.values) > MOST_EXCLUDED:
-            eligible, excluded = _without(eligible, excluded.values, items=len(index)), _nothing(1)
-        return _search_block(index, queries, k, eligible=eligible, excluded=excluded)
-
-
-def _search_block(
-    index: Index,
-    queries: Float32[np.ndarray, "queries dim"],
-    k: int,
-    *,
-    eligible: Eligible | None,
-    excluded: Ragged,
-) -> tuple[TopK, bool]:
-    """The answers, and whether all of them are exact."""
+    """The answers, and whether all of them are exact: they are where lists will not do."""
     wanted = k + SPARE + int(excluded.sizes.max(initial=0))
-    plan = plan_search(len(index), wanted, lines=len(queries), eligible=eligible, lists=index.lists)
-    best, doubtful = _carried_out(index, queries, k, plan=plan, eligible=eligible, excluded=excluded)
-    is_exact = plan.how != "lists" or bool(doubtful.all())
-    if plan.trusts and doubtful.any():
+    plan = plan_search(len(index), wanted, eligible=eligible, lists=index.lists)
+    if plan.how != "lists":
+        return _exactly(index, queries, k, eligible=eligible, excluded=excluded), True
+    best, doubtful = _by_lists(index, queries, k, plan=plan, eligible=eligible, excluded=excluded)
+    if doubtful.any():
         lines = np.flatnonzero(doubtful)
-        plan = plan_search(len(index), wanted, eligible=eligible, lists=None, careful=True)
-        again, tied = _carried_out(index, queries[lines], k, plan=plan, eligible=eligible, excluded=excluded.of(lines))
-        best.item_rows[lines], best.scores[lines], doubtful[lines] = again.item_rows, again.scores, tied
-    for line in np.flatnonzero(doubtful):
-        own = excluded.of(np.array([line])).values
-        again = _score_all(index, queries[[line]], k, _without(eligible, own, items=len(index)))
-        best.item_rows[line], best.scores[line] = again.item_rows[0], again.scores[0]
-    return best, is_exact
+        again = _exactly(index, queries[lines], k, eligible=eligible, excluded=excluded.of(lines))
+        best.item_rows[lines], best.scores[lines], best.counts[lines] = again.item_rows, again.scores, again.counts
+    return best, bool(doubtful.all())
 
 
-def _carried_out(
+def _by_lists(
     index: Index,
     queries: Float32[np.ndarray, "queries dim"],
     k: int,
@@ -264,81 +292,41 @@ def _carried_out(
     eligible: Eligible | None,
     excluded: Ragged,
 ) -> tuple[TopK, Bool[np.ndarray, "queries"]]:
-    """A plan's answers, and the lines that it may have answered wrongly: too few were found, or a tie goes on."""
-    if plan.depth == 0:
-        nothing = settle(index.vectors, queries, np.full((len(queries), 1), -1), k, score=index.score)
-        return nothing, np.zeros(len(queries), bool)
-    found, rows = _candidates(index, queries, plan, eligible)
-    # Nothing below this score has been looked at.
-    floor = found[:, -1] if plan.depth < plan.reach else np.full(len(queries), NOT_ALLOWED)
+    """The answers, and the lines that may be wrong: too few were found, or a tie goes on beyond what was looked at."""
+    assert index.lists is not None
+    found, rows = index.lists.search(queries, plan.depth, plan.probes)
+    floor = found[:, -1]  # nothing below this score has been looked at
     if eligible is not None or len(excluded.values):
         last, rows = first_allowed(
             found, rows, excluded, count=min(k + SPARE, plan.depth), items=len(index), eligible=eligible
         )
         floor = np.maximum(floor, last)
-    best = settle(index.vectors, queries, rows, k, score=index.score)
-    is_short = (best.counts < k) & (plan.depth < plan.reach)
-    return best, is_short | _tie_may_reach_beyond(index, queries, floor, best)
+    lines, places = np.nonzero(rows >= 0)
+    best = settle(index.vectors, queries, lines=lines, rows=rows[lines, places], k=k, score=index.score)
+    # An item that was scored at the floor or below could, but for rounding, belong to the k best.
+    is_tied = np.isfinite(floor) & (best.scores[:, -1] <= floor + _slack(index, queries))
+    return best, (best.counts < k) | is_tied
 
 
-def _candidates(
-    index: Index, queries: Float32[np.ndarray, "queries dim"], plan: Plan, eligible: Eligible | None
-) -> tuple[Float32[np.ndarray, "queries depth"], Int64[np.ndarray, "queries depth"]]:
-    """Scores up to rounding, best first, and their rows; what is not eligible may be among them."""
-    if plan.how == "lists":
-        assert index.lists is not None
-        return index.lists.search(queries, plan.depth, plan.probes)
-    if plan.how == "flat":
-        return scan(index.vectors, queries, plan.depth, score=index.score)
-    assert eligible is not None
-    rows, vectors = (None, None) if eligible.pool is None else (eligible.pool.rows, eligible.pool.vectors)
-    if vectors is None and len(queries) < MANY:
-        return scan(index.vectors, queries, plan.depth, score=index.score, only=eligible if rows is None else rows)
-    rows = np.flatnonzero(eligible.mask) if rows is None else rows
-    vectors = index.vectors[rows] if vectors is None else vectors
-    found, places = scan(vectors, queries, plan.depth, score=index.score)
-    return found, rows[places]
+def _slack(index: Index, queries: Float32[np.ndarray, "queries dim"]) -> Float32[np.ndarray, "queries"]:
+    """How far two ways of summing up a score can be apart, by query.
 
-
-def _tie_may_reach_beyond(
-    index: Index,
-    queries: Float32[np.ndarray, "queries dim"],
-    floor: Float32[np.ndarray, "queries"],
-    best: TopK,
-) -> Bool[np.ndarray, "queries"]:
-    """Whether an item that FAISS scored at `floor` or below could, but for rounding, belong to the k best.
-
-    Two sums of `dim` float32 products differ by at most dim · 2^-23 · |q| · |v| (Higham 2002, section 3.1). For a block
-    of queries FAISS sums ‖q‖² - 2 q · v + ‖v‖², whose parts are at most (|q| + |v|)² together.
+    Two sums of `dim` float32 products differ by at most dim · 2^-23 · |q| · |v| (Higham 2002, section 3.1). A distance
+    is summed as ‖q‖² - 2 q · v + ‖v‖², whose parts are at most (|q| + |v|)² together.
     """
     lengths = np.linalg.norm(queries, axis=1)
     size = (lengths + index.longest) ** 2 if index.score == "negative_distance" else lengths * index.longest
-    slack = (index.dim + 2) * 2.0**-23 * size
-    return np.asarray(np.isfinite(floor) & (best.scores[:, -1] <= floor + slack))
+    return np.asarray((index.dim + 2) * 2.0**-23 * size, np.float32)
 
 
-def _score_all(index: Index, query: Float32[np.ndarray, "1 dim"], k: int, eligible: Eligible | None) -> TopK:
-    allowed = None if eligible is None else eligible.mask[None]
-    return top_k(pair_scores(index.vectors, query, index.score)[None], k, allowed=allowed)
-
-
-def _nothing(lines: int) -> Ragged:
-    return Ragged(np.empty(0, np.int64), np.zeros(lines + 1, np.int64))
-
-
-def _without(eligible: Eligible | None, item_rows: Integer[np.ndarray, "excluded"], *, items: int) -> Eligible | None:
-    if len(item_rows) == 0:
-        return eligible
-    return (everything(items) if eligible is None else eligible).without(item_rows)
-
-
-def _found(answers: list[tuple[TopK, bool]], place: Int64[np.ndarray, "queries"] | None = None) -> Neighbours:
-    """The parts' answers in one piece, each query's line taken from its place."""
-    item_rows = np.concatenate([best.item_rows for best, _ in answers])
-    scores = np.concatenate([best.scores for best, _ in answers])
-    if place is not None:
-        item_rows, scores = item_rows[place], scores[place]
-    return Neighbours(item_rows, scores, (item_rows >= 0).sum(axis=1), all(is_exact for _, is_exact in answers))
+def _joined(parts: list[TopK]) -> TopK:
+    if len(parts) == 1:
+        return parts[0]
+    return TopK(
+        np.concatenate([part.item_rows for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.counts for part in parts]),
+    )
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
+from twofold.index.candidates import only_where
 from twofold.index.eligible import Eligible, Filters, everything, only_mask, only_rows
 from twofold.index.knn import Index, Neighbours, build_index, search
 from twofold.topk import Ragged, tie_order
@@ -104,7 +105,7 @@ class Snapshot:
             queries,
             k,
             allowed=None if is_whole else self.built.eligible(where, old_only),
-            excluded=_kept(excluded, excluded.values, own < 0),
+            excluded=only_where(excluded, excluded.values, own < 0),
         )
         if self.changed.present.count == 0:
             return old
@@ -113,7 +114,7 @@ class Snapshot:
             queries,
             k,
             allowed=self.changed.eligible(where, new_only),
-            excluded=_kept(excluded, own, own >= 0),
+            excluded=only_where(excluded, own, own >= 0),
         )
         return self._merged(old, new, k)
 
@@ -238,13 +239,6 @@ def _fitting(attributes: pa.Table, vectors: Float32[np.ndarray, "put dim"], buil
     if built.index.score == "cosine" and (np.abs(np.linalg.norm(vectors, axis=1) - 1) > 1e-3).any():
         raise RequestError("the index compares by cosine: the vectors of the new items must have length 1")
     return attributes
-
-
-def _kept(ragged: Ragged, values: Int64[np.ndarray, "length"], keep: Bool[np.ndarray, "length"]) -> Ragged:
-    """These values in the lines of `ragged`, where `keep` says so."""
-    if keep.all():
-        return Ragged(values, ragged.offsets)
-    return Ragged(values[keep], np.concatenate([[0], np.cumsum(keep)])[ragged.offsets])
 
 
 def _tie_rank(items: int) -> Int64[np.ndarray, "items"]:
