@@ -7,6 +7,7 @@ import yaml
 
 from tests import worlds
 from tests.evaluate.test_side_by_side import a_run
+from tests.serve.tiny import ITEMS, write_run
 from tests.test_runs import begun, judged
 from twofold import cli, cli_runs
 from twofold.recipe.load import dump_recipe
@@ -84,3 +85,27 @@ def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, tmp_path, 
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert "does not exist" in call("run", tmp_path / "no-recipe.yaml", "--runs", tmp_path)[2]
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+@pytest.mark.parametrize("database", ["qdrant", "lancedb"])
+def test_an_index_is_copied_into_a_database(call, tmp_path, database):
+    pytest.importorskip({"qdrant": "qdrant_client", "lancedb": "lancedb"}[database])
+    asked = ("export", write_run(tmp_path / "tiny"), "--to", database, "--at", tmp_path / "there", "--name", "tiny")
+    code, out, err = call(*asked)
+    assert (code, err) == (0, "")
+    assert out == f"{len(ITEMS)} items {database} {tmp_path}/there tiny"
+    code, _, err = call(*asked)
+    assert code == 2
+    assert "'tiny' already; nothing was written. Name another" in err
+    code, _, err = call(*asked[:4], "--at", "nonsense://there")
+    assert code == 2
+    assert "RequestError --at nonsense://there: nothing can be copied there:" in err
+    assert "If the copy had begun, delete what is there of it, or choose another --name." in err
+
+
+def test_a_database_whose_client_is_not_installed_is_said_before_anything_is_read(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_runs, "find_spec", lambda name: None)
+    code, _, err = call("export", tmp_path / "no run", "--to", "qdrant", "--at", "http://127.0.0.1:6333")
+    assert code == 2
+    assert "--to qdrant needs qdrant_client, which is not installed: pip install 'twofold[export]'" in err

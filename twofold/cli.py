@@ -22,7 +22,7 @@ import twofold
 from twofold import pipeline
 from twofold.bundle import Stage, locked
 from twofold.cli_input import RecipeFile, Settings, data, recipe_app
-from twofold.cli_runs import Runs, compare, list_all_runs, track, tracking_uri, tune
+from twofold.cli_runs import Runs, compare, export, list_all_runs, track, tracking_uri, tune
 from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.recipe.load import load_base, load_recipe
 
@@ -35,6 +35,7 @@ app.command()(data)
 app.command(name="runs")(list_all_runs)
 app.command()(compare)
 app.command()(tune)
+app.command()(export)
 app.add_typer(recipe_app, name="recipe")
 
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run folder; default: the recipe's name.")]

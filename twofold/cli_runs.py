@@ -1,10 +1,12 @@
-"""The part of the command line that is about many runs: their table, some side by side, and a search."""
+"""The part of the command line around runs: their table, some side by side, a search, and copies to other places."""
 
 import os
 import sys
+from contextlib import closing
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,6 +18,19 @@ from twofold.cli_input import RecipeFile, Settings
 from twofold.errors import RequestError
 from twofold.recipe.load import load_recipe
 from twofold.runs import RunSummary, list_runs, sort_runs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from twofold.index.knn import Index
+
+
+class Database(StrEnum):
+    """Where an index can be copied to."""
+
+    qdrant = "qdrant"
+    lancedb = "lancedb"
+
 
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
 
@@ -108,3 +123,60 @@ def tune(
         "The test window was not looked at, and the best of many looks better than it is. To judge it, run it in full:"
     )
     print(command_of(search, trials[0]))
+
+
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, as runs/kuairand: its index/ is copied.")],
+    to: Annotated[Database, typer.Option("--to", help="The vector database.")],
+    at: Annotated[str, typer.Option("--at", help="http://HOST:6333 of a Qdrant, or a folder.")],
+    name: Annotated[str, typer.Option("--name", help="Of the collection or table that is made.")] = "items",
+) -> None:
+    """Item vectors and attributes into a vector database: for a catalogue beyond one machine, or other programs."""
+    import pyarrow.parquet as pq
+
+    from twofold.bundle import open_stage
+    from twofold.index.knn import load_index
+
+    module = {Database.qdrant: "qdrant_client", Database.lancedb: "lancedb"}[to]
+    if find_spec(module) is None:
+        raise RequestError(f"--to {to.value} needs {module}, which is not installed: pip install 'twofold[export]'")
+    folder = open_stage(run_folder, "index", verify=True).folder
+    index, attributes = load_index(folder), pq.read_table(folder / "item_attributes.parquet")
+    match to:
+        case Database.qdrant:
+            _into_qdrant(index, attributes, at=at, collection=name)
+        case Database.lancedb:
+            _into_lancedb(index, attributes, at=at, table=name)
+    print(f"{len(index):,} items  {to.value} {at}  {name}")
+
+
+def _into_qdrant(index: "Index", attributes: "pa.Table", *, at: str, collection: str) -> None:
+    from qdrant_client import QdrantClient
+    from qdrant_client.http.exceptions import ApiException
+
+    from twofold.index.export import export_qdrant
+
+    try:
+        where: dict[str, Any] = {"url": at, "check_compatibility": False} if "://" in at else {"path": at}
+        with closing(QdrantClient(**where)) as client:
+            export_qdrant(index, attributes, client, collection=collection)
+    except (ApiException, OSError, ValueError, RuntimeError) as error:
+        raise _not_copied(at, error, right="http://HOST:6333, or a folder for its embedded mode") from error
+
+
+def _into_lancedb(index: "Index", attributes: "pa.Table", *, at: str, table: str) -> None:
+    import lancedb
+
+    from twofold.index.export import export_lancedb
+
+    try:
+        export_lancedb(index, attributes, lancedb.connect(at), table=table)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_copied(at, error, right="a folder, or s3://BUCKET/PATH") from error
+
+
+def _not_copied(at: str, error: Exception, *, right: str) -> RequestError:
+    return RequestError(
+        f"--at {at}: nothing can be copied there: {error}. Right is {right}. If the copy had begun, delete what is "
+        f"there of it, or choose another --name."
+    )
