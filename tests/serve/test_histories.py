@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from twofold.errors import RequestError
+from twofold.serve import histories
 from twofold.serve.histories import LiveHistories, Met, StoreError, open_histories
 
 KEPT = 5
@@ -118,6 +119,30 @@ def test_writers_at_once_lose_nothing(where: str, user: str) -> None:
     asyncio.run(write())
 
 
+def test_a_question_that_is_given_up_spoils_no_other(where: str, user: str) -> None:
+    """A reply left unread on a connection would be taken for that to the next question."""
+
+    async def given_up() -> None:
+        store = open_histories(where)
+        users = [f"{user} {number}" for number in range(10)]
+        for number, name in enumerate(users):
+            await store.append([(name, Met(str(number), number, "met"))])
+        for turn in range(40):
+            asked = asyncio.ensure_future(
+                store.of(users) if turn % 2 else store.append([(user, Met("a", turn, "met"))])
+            )
+            for _ in range(turn % 7):
+                await asyncio.sleep(0)
+            asked.cancel()
+            number = turn % len(users)
+            assert await kept(store, users[number]) == [Met(str(number), number, "met")]
+        await store.append([(user, Met("z", 100, "met"))])
+        assert (await kept(store, user))[-1] == Met("z", 100, "met")
+        await store.close()
+
+    asyncio.run(given_up())
+
+
 WRITER = """
 import asyncio, itertools, sys
 from twofold.serve.histories import Met, open_histories
@@ -173,6 +198,50 @@ def test_a_server_that_is_gone_says_so_and_can_be_asked_again(redis_url: str) ->
             await gone.append([("user", Met("a", 1, "met"))])
         await gone.close()
 
+    asyncio.run(ask())
+
+
+def test_a_server_that_hangs_is_waited_for_once_and_asked_again_later(
+    redis_url: str, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histories, "WAIT_S", 0.2)
+    monkeypatch.setattr(histories, "REST_S", 0.2)
+
+    async def ask() -> None:
+        store = open_histories(redis_url)
+        await store.append([(user, Met("a", 1, "met"))])
+        with redis.Redis.from_url(redis_url) as client:
+            client.client_pause(500)
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="Redis does not answer: TimeoutError"):
+            await kept(store, user)
+        waited = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(StoreError, match="Redis does not answer: it did not a moment ago"):
+                await kept(store, user)
+        assert time.monotonic() - waited < 0.2 <= waited - began
+        await asyncio.sleep(0.6)
+        assert await kept(store, user) == [Met("a", 1, "met")]
+        assert await kept(store, user) == [Met("a", 1, "met")]
+        await store.close()
+
+    redis = pytest.importorskip("redis")
+    asyncio.run(ask())
+
+
+def test_what_a_server_refuses_says_why_and_it_is_asked_on(redis_url: str, user: str) -> None:
+    async def ask() -> None:
+        store = open_histories(redis_url)
+        client = redis.Redis.from_url(redis_url)
+        client.set(f"twofold:history:{user}", "of another kind")
+        with pytest.raises(StoreError, match="Redis refuses: .*WRONGTYPE"):
+            await kept(store, user)
+        client.delete(f"twofold:history:{user}")
+        assert await kept(store, user) == []
+        client.close()
+        await store.close()
+
+    redis = pytest.importorskip("redis")
     asyncio.run(ask())
 
 

@@ -8,7 +8,9 @@ anew.
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -19,6 +21,7 @@ Kind = Literal["positive", "negative", "met"]
 
 KEPT: Final = 500
 WAIT_S: Final = 2.0  # for a lock, or for an answer from Redis
+REST_S: Final = 1.0  # that a Redis which is away is left alone: a service must not wait for it at every question
 
 
 class Met(NamedTuple):
@@ -78,13 +81,14 @@ class SqliteHistories:
     """One file beside the run, for the workers of one machine.
 
     Readers never wait for a writer (write-ahead log), and a commit is on the disk when it returns (synchronous FULL).
-    A read takes some 10 µs and is done on the spot; a write waits for the disk, on a thread.
+    A read takes some 10 µs and is done on the spot; a write waits for the disk, on a thread of its own that finishes
+    what it began, whether or not someone still waits for it.
     """
 
     def __init__(self, path: Path, *, kept: int = KEPT) -> None:
         """Opens or makes the file."""
         self._kept = kept
-        self._turn = asyncio.Lock()
+        self._writing = ThreadPoolExecutor(1, "histories")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer, self._reader = (self._connect(path) for _ in range(2))
@@ -105,8 +109,7 @@ class SqliteHistories:
     async def append(self, events: Iterable[tuple[str, Met]]) -> None:
         """See `LiveHistories`."""
         rows = [(user, met.at, met.item_id, met.kind) for user, met in events]
-        async with self._turn:
-            await asyncio.to_thread(self._write, rows)
+        await asyncio.get_running_loop().run_in_executor(self._writing, self._write, rows)
 
     def _write(self, rows: list[tuple[str, int, str, Kind]]) -> None:
         try:
@@ -131,9 +134,9 @@ class SqliteHistories:
 
     async def close(self) -> None:
         """See `LiveHistories`."""
-        async with self._turn:
-            self._reader.close()
-            self._writer.close()
+        await asyncio.to_thread(self._writing.shutdown)
+        self._reader.close()
+        self._writer.close()
 
 
 # --- Redis ------------------------------------------------------------------------------------------------------------
@@ -145,8 +148,9 @@ _KINDS: Final[tuple[Kind, ...]] = ("positive", "negative", "met")
 class RedisHistories:
     """Redis or Valkey, for workers of many machines: a sorted set a user, its scores the moments.
 
-    That a restart of the server loses nothing is the server's business: `appendonly yes`. Doubles hold milliseconds
-    exactly up to the year 287396.
+    That a restart of the server loses nothing is the server's business: `appendonly yes`, `appendfsync always`. Doubles
+    hold milliseconds exactly up to the year 287396. While it is away one question at a time finds out whether it is
+    back; the others are told at once.
     """
 
     def __init__(self, url: str, *, kept: int = KEPT) -> None:
@@ -154,6 +158,7 @@ class RedisHistories:
         from redis.asyncio import Redis
 
         self._kept = kept
+        self._away_until = 0.0  # on the monotonic clock; 0 while it answers
         try:
             self._redis: Any = Redis.from_url(
                 url, decode_responses=True, socket_timeout=WAIT_S, socket_connect_timeout=WAIT_S
@@ -169,27 +174,35 @@ class RedisHistories:
                 pipe.zrem(_key(user), *members.values())
                 pipe.zadd(_key(user), {members[met.kind]: met.at})
                 pipe.zremrangebyrank(_key(user), 0, -self._kept - 1)
-            await self._answer(pipe.execute())
+            await self._answer(pipe)
 
     async def of(self, users: Sequence[str]) -> list[list[Met]]:
         """See `LiveHistories`."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for user in users:
                 pipe.zrange(_key(user), 0, -1)
-            return [[_met(member) for member in members] for members in await self._answer(pipe.execute())]
+            return [[_met(member) for member in members] for members in await self._answer(pipe)]
 
     async def close(self) -> None:
         """See `LiveHistories`."""
         await self._redis.aclose()
 
-    @staticmethod
-    async def _answer(asked: Any) -> Any:
-        from redis.exceptions import RedisError
+    async def _answer(self, pipe: Any) -> Any:
+        from redis import exceptions
 
+        if self._away_until:
+            if (now := time.monotonic()) < self._away_until:
+                raise StoreError("Redis does not answer: it did not a moment ago")
+            self._away_until = now + WAIT_S + REST_S  # this question finds out; the next one waits for what it finds
         try:
-            return await asked
-        except (RedisError, OSError) as error:
+            answer = await pipe.execute()
+        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+            self._away_until = time.monotonic() + REST_S
             raise StoreError(f"Redis does not answer: {type(error).__name__}") from error
+        except exceptions.RedisError as error:
+            raise StoreError(f"Redis refuses: {error}") from error
+        self._away_until = 0.0
+        return answer
 
 
 def _key(user: str) -> str:
