@@ -12,14 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 import twofold
+from tests import worlds
 from twofold import pipeline
 from twofold.bundle import find_stage
 from twofold.dataset.arrays import load_dataset
-from twofold.errors import RunError
+from twofold.errors import RecipeError, RunError
 from twofold.evaluate.baselines import popularity
 from twofold.evaluate.protocols import judge_impressions
 from twofold.evaluate.windows import judged_window, positives_before
 from twofold.pipeline import report_of
+from twofold.recipe.indexing import Index
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.runs import list_runs
 
@@ -86,6 +88,44 @@ def test_where_all_share_one_taste_popularity_is_not_beaten_by_much(popularity_o
     rows = {row.name: row.metrics["impressions/auc"].value for row in report.impressions.rows}
     assert rows["popularity"] > 0.75
     assert rows["model"] < rows["popularity"] + 0.02
+
+
+def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_that_costs(popularity_only, tmp_path):
+    asked = {"counts": {"likes_2d": {"of": "positives", "days": 2}}, "where": "likes_2d >= 30"}
+    short = popularity_only.model_copy(update={"train": popularity_only.train.model_copy(update={"epochs": 2})})
+    job = twofold.run(short.model_copy(update={"index": Index.model_validate(asked)}), runs=tmp_path)
+    events = pq.read_table(popularity_only.data.events)
+    items, at, liked = (np.asarray(events[name]) for name in ("item_id", "at", "liked"))
+
+    def passing(end: int, likes: int = 30) -> set[int]:
+        recent = items[liked & (at >= end - 2 * worlds.DAY_MS) & (at < end)]
+        return set(np.flatnonzero(np.bincount(recent, minlength=60) >= likes).tolist())
+
+    served = passing(end := int(at.max()) + 1)
+    assert 0 < len(served) < 60
+    answers = pq.read_table(job.folder / "recommend" / "recommendations.parquet")
+    assert set(answers["item_id"].to_pylist()) <= served
+    recommender = twofold.load(job.folder)
+    for where, expected in ((None, served), ("likes_2d >= 20", served), ("likes_2d >= 40", passing(end, 40))):
+        found = recommender.recommend_for_history([0, 1], k=60, exclude_seen=False, where=where)
+        assert set(found["item_id"].to_pylist()) == expected
+
+    of_test = at >= worlds.FIRST_MS + worlds.TEST * worlds.DAY_MS
+    judged = passing(int(at[of_test].min()))
+    section = report_of(job.folder).passing
+    assert (section.where, section.items) == ("likes_2d >= 30", len(judged))
+    window = judged_window(load_dataset(job.folder / "dataset"), "test")
+    vocabulary = load_dataset(job.folder / "dataset").items
+    holds = np.isin(vocabulary.ids_of(window.relevant.values).to_numpy(), list(judged))
+    shares = np.bincount(window.relevant.lines, holds, len(window.user_rows)) / np.maximum(window.relevant.sizes, 1)
+    assert section.ceiling.value == pytest.approx(shares[window.relevant.sizes > 0].mean())
+    recall = report_of(job.folder).metrics_of("model")["catalogue_filtered/recall@50"]
+    assert 0 < recall <= section.ceiling.value
+    assert "index.where: likes_2d >= 30 leaves" in report_of(job.folder).verdict[-1]
+
+    refused = short.model_copy(update={"index": Index.model_validate(asked | {"where": "likes_2d > 9999"})})
+    with pytest.raises(RecipeError, match="likes_2d > 9999 holds of none of the 60 items, so nothing could be recomm"):
+        twofold.run(refused, runs=tmp_path, replace=True)
 
 
 def test_a_second_run_makes_nothing_again_and_a_change_only_what_depends_on_it(checkerboard, solved):

@@ -164,24 +164,29 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
     import pyarrow.parquet as pq
 
     from twofold.dataset.arrays import item_attributes, load_dataset
+    from twofold.dataset.recent import with_counts
     from twofold.evaluate.judge import judge
     from twofold.evaluate.report import write_report
     from twofold.evaluate.values import save_values
     from twofold.evaluate.windows import details_of, judged_window, positives_before
     from twofold.model.retriever import describe_model, load_model
-    from twofold.questions import scores_of
+    from twofold.questions import may_be_recommended, scores_of
 
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_dataset(dataset.folder)
         window = judged_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         bounds = job.recipe.prepare.bounds_ms("test")
+        items = with_counts(
+            item_attributes(dataset.folder), arrays, job.recipe.index.counts, as_of=int(window.query_at.min())
+        )
         details = details_of(
             arrays,
             window,
-            tables=(item_attributes(dataset.folder), pq.read_table(prepared.folder / "users.parquet")),
+            tables=(items, pq.read_table(prepared.folder / "users.parquet")),
             with_target=isinstance(job.recipe.train.loss, Regression),
             utc_offset_h=job.recipe.prepare.utc_offset_h,
+            only=may_be_recommended(items, job.recipe.index.where),
         )
         judged = judge(
             window,
@@ -196,29 +201,35 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         save_values(judged, window, out, users=arrays.users, items=arrays.items, slicings=details.slicings)
         return {"metrics": judged.report.metrics_of("model")}
 
-    return run_stage(job.folder, "evaluate", inputs={"dataset": dataset.digest, "train": trained.digest}, work=work)
+    inputs = {"dataset": dataset.digest, "train": trained.digest, **_who_may_be_recommended(job)}
+    return run_stage(job.folder, "evaluate", inputs=inputs, work=work)
 
 
 def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
     """The bundle: user tower, item vectors, attributes, histories; the only thing serving opens."""
-    from twofold.dataset.arrays import load_dataset
+    from twofold.dataset.arrays import item_attributes, load_dataset
+    from twofold.dataset.recent import with_counts
     from twofold.index.knn import build_index, save_index
     from twofold.model.retriever import item_vectors, load_model, save_user_side
-    from twofold.questions import some_queries
+    from twofold.questions import may_be_recommended, some_queries
     from twofold.serve.bundle_folder import save_context
 
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_dataset(dataset.folder)
         model = load_model(job.recipe.retriever, arrays, trained.folder)
-        as_of = dataset.facts["last_event_at"] + 1
+        as_of, asked = dataset.facts["last_event_at"] + 1, job.recipe.index
+        attributes = with_counts(item_attributes(dataset.folder), arrays, asked.counts, as_of=as_of)
+        only = may_be_recommended(attributes, asked.where)
         vectors = item_vectors(model, arrays, as_of)
         made = build_index(vectors, score=model.score, queries=some_queries(model, arrays, as_of))
         save_index(made, out)
         save_user_side(model, out)
-        save_context(dataset.folder, out, as_of=as_of)
-        return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **made.facts}
+        save_context(dataset.folder, out, as_of=as_of, attributes=attributes, where=asked.where)
+        passing = {} if only is None else {"passing": int(only.allowed.sum())}
+        return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **passing, **made.facts}
 
-    return run_stage(job.folder, "index", inputs={"dataset": dataset.digest, "train": trained.digest}, work=work)
+    inputs = {"dataset": dataset.digest, "train": trained.digest, **_who_may_be_recommended(job)}
+    return run_stage(job.folder, "index", inputs=inputs, work=work)
 
 
 def recommend(job: Job, indexed: Stage) -> Stage:
@@ -314,6 +325,12 @@ def report_of(folder: Path) -> "Report":
     from twofold.evaluate.verdict import load_report
 
     return load_report(open_stage(folder, "evaluate").folder / "report.json")
+
+
+def _who_may_be_recommended(job: Job) -> dict[str, Any]:
+    """What judging and serving depend on besides the model, where the recipe says so."""
+    asked = job.recipe.index.model_dump(mode="json", exclude_defaults=True)
+    return {"index": asked} if asked else {}
 
 
 def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:

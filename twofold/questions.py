@@ -1,15 +1,18 @@
 """What the judges are given of a model that they never see: its scores, its vectors, the answers of its index."""
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.evaluate.judge import headline_k
+from twofold.errors import RecipeError
+from twofold.evaluate.judge import Only, headline_k
 from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.ranking import Products
 from twofold.explain import gap
 from twofold.explain.probes import Probe, found_among, probe_cold_items
+from twofold.index.filters import compile_filter
 from twofold.index.knn import HELD, Index, search
 from twofold.index.scores import items_as_products, queries_as_products
 from twofold.model.retriever import Model, item_vectors, masked_item_vectors, user_vectors
@@ -28,6 +31,19 @@ def some_queries(model: Model, arrays: Dataset, at: int) -> Float32[np.ndarray, 
     users = len(arrays.users)
     user_rows = np.linspace(0, users - 1, min(users, HELD)).astype(np.int64)
     return user_vectors(model, arrays, user_rows, np.full(len(user_rows), at))
+
+
+def may_be_recommended(attributes: pa.Table, where: str | None) -> Only | None:
+    """The items that `index.where` leaves, in the order of the attributes; RecipeError if there are none."""
+    if where is None:
+        return None
+    allowed = compile_filter(where, attributes)
+    if not allowed.any():
+        raise RecipeError(
+            f"index.where: {where} holds of none of the {len(attributes):,} items, so nothing could be recommended. "
+            f"Ask for less."
+        )
+    return Only(where, allowed)
 
 
 def gap_case(model: Model, arrays: Dataset, window: JudgedWindow, *, index: Index, listed: Vocabulary) -> gap.GapCase:

@@ -12,6 +12,7 @@ from tests.prepare.tables import TRAIN, log_of
 from tests.worlds import world_recipe, write_world
 from twofold.errors import DataError, RecipeError, TwofoldError
 from twofold.prepare.check import check_recipe
+from twofold.recipe.indexing import Index
 from twofold.recipe.schema import Recipe
 
 ITEMS = pa.table({"item_id": [0, 1], "creator": [5, 6], "look": [[0.1, 0.2], [0.3, 0.4]], "tags": [["a"], ["b"]]})
@@ -28,6 +29,25 @@ def recipe_with(
     if features:
         parts["features"] = {"user": LIKES, "item": ID} | features
     return world_recipe(recipe.data.model_dump(), parts)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"where": "creatr = 5"}, r"index\.where reads `creatr`, which does not exist \(nearest: `creator`\)"),
+        ({"where": "likes > 5"}, r"index\.where reads `likes`, which does not exist.*Columns at hand: creator"),
+        ({"where": "tags = 'a'"}, r"index\.where reads tags, which is VARCHAR\[\]; a rule reads numbers"),
+        ({"counts": {"creator": {"days": 3}}}, r"index\.counts\.creator: the items have a column creator already"),
+    ],
+)
+def test_who_may_be_recommended_is_said_of_items_and_counts(
+    index: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    recipe = recipe_with(tmp_path)
+    counted = {"counts": {"likes": {"of": "positives", "days": 3}}, "where": "likes > 5 AND creator = 5"}
+    check_recipe(recipe.model_copy(update={"index": Index.model_validate(counted)}))
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe.model_copy(update={"index": Index.model_validate(index)}))
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     B.format(4): (set(), set(), {"train.hard_negatives"}),
     B.format(5): (set(), set(), {"train.batch_size", "train.micro_batch_size", "train.learning_rate"}),
     B.format(6): (set(), set(), {"train.group_by", "train.batch_size"}),
+    B.format(7): ({"index.counts.engagement_15d"}, set(), {"index.where"}),
     B.format(8): (set(), set(), {"retriever.score"}),
     B.format(9): (set(), set(), {"train.group_by", "train.batch_size", "train.loss.uniform_negatives"}),
     C.format(1): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),

@@ -1,5 +1,6 @@
 """Answers of a tiny bundle whose scores can be computed by hand, and bundles that are damaged or thrown together."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.serve.tiny import (
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.serve import Recommender, load
-from twofold.serve.bundle_folder import USER_TOWER
+from twofold.serve.bundle_folder import CONTEXT, USER_TOWER
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,18 @@ def test_filter_and_candidates_restrict_the_answers(recommender: Recommender) ->
     both = recommender.recommend([30], items=["b", "d", "none"], where="length_s > 15")
     assert of_user(both, 30) == ["d"]
     assert facts(both) == {"lists": 1, "short_lists": 1, "unknown_items": 1, "as_of": NOON}
+
+
+def test_what_a_bundle_lets_nobody_see_is_answered_to_no_request(tmp_path: Path) -> None:
+    context = {"as_of": NOON, "where": "colour = 'red'"}
+    write_run(tmp_path / "red")
+    replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
+    reds = load(tmp_path / "red")
+    scores = scores_of([], [])
+    assert of_user(reds.recommend([30]), 30) == best(scores, without="b c e")
+    assert of_user(reds.recommend([30], where="length_s > 15"), 30) == best(scores, without="a b c e")
+    assert of_user(reds.recommend([30], items=["b", "d"]), 30) == ["d"]
+    assert "b" not in of_user(reds.recommend_for_history(["d"]), None)
 
 
 def test_a_batch_answers_as_its_users_do_alone_in_the_order_asked(recommender: Recommender) -> None:

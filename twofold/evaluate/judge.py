@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from pydantic import TypeAdapter
 
 from twofold.evaluate.baselines import (
@@ -25,6 +25,7 @@ from twofold.evaluate.protocols import (
     bounds_of_impressions,
     catalogue_name,
     judge_catalogue,
+    judge_filtered,
     judge_impressions,
     judge_in_batch,
 )
@@ -39,6 +40,8 @@ from twofold.evaluate.verdict import (
     DaySection,
     Estimate,
     Facts,
+    FilterLine,
+    FilterSection,
     LengthPart,
     Question,
     Report,
@@ -48,6 +51,7 @@ from twofold.evaluate.verdict import (
     WatchSection,
     estimates,
     in_words,
+    passing_in_words,
 )
 from twofold.evaluate.watch_time import judge_watch_time, length_decile
 from twofold.evaluate.watched import Watched
@@ -59,15 +63,24 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
+class Only:
+    """The items that may be recommended, and the rule that says so."""
+
+    where: str
+    allowed: Bool[np.ndarray, "items"]
+
+
+@dataclass(frozen=True)
 class Details:
     """What a window is further asked: `others` are further rows, by name; `to_find` is the digest of the pairs to be
-    found; days begin at midnight of `utc_offset_h`.
+    found; days begin at midnight of `utc_offset_h`; `only` is who may be recommended, None: all.
     """
 
     slicings: tuple[Slicing, ...] = ()
     watched: Watched | None = None
     to_find: str = ""
     utc_offset_h: int = 0
+    only: Only | None = None
     others: Mapping[str, ScoreBlock] = field(default_factory=dict)
 
 
@@ -78,6 +91,8 @@ class Judged:
     report: Report
     catalogue: PerUser
     impressions: PerUser
+    passing: PerUser | None = None
+    """The catalogue ranking of those that may be recommended, where not all may."""
 
 
 def judge(
@@ -107,13 +122,18 @@ def judge(
     in_batch = _batch_section(judge_in_batch(window, scores, batch_size=batch_size, seed=_SEED))
     headline = f"catalogue/recall@{headline_k(window.num_items)}"
     is_cold = window.is_cold[window.relevant.values]
+    verdict = in_words(catalogue, impressions, in_batch, headline=headline)
+    passing = None if details.only is None else judge_filtered(window, scores, details.only.allowed)
+    section = None if passing is None else _filter_section(details, ranked[MODEL], passing)
+    if section is not None:
+        verdict = (*verdict, passing_in_words(section, window.num_items, headline=headline))
     report = Report(
         window=window.name,
         track=window.track,
         tie_rule=TIE_RULE,
         interval=f"95 %, bootstrap over users, {RESAMPLES:,} resamples, seed {_SEED}; differences are paired",
         headline=headline,
-        verdict=in_words(catalogue, impressions, in_batch, headline=headline),
+        verdict=verdict,
         beats_all=all((row.model_minus[headline].low or 0) > 0 for row in catalogue.rows[1:]),
         cold_items=int(window.is_cold.sum()),
         cold_relevant_share=float(is_cold.mean()),
@@ -125,8 +145,9 @@ def judge(
         slices=_slices(window, ranked, details, headline=headline),
         days=_days(window, ranked, details, headline=headline),
         watch_time=_watch_section(window, judged, details.watched),
+        passing=section,
     )
-    return Judged(report, ranked[MODEL], ordered[MODEL])
+    return Judged(report, ranked[MODEL], ordered[MODEL], passing)
 
 
 def _question(window: JudgedWindow, details: Details, *, users: int) -> Question:
@@ -235,6 +256,22 @@ def _impressions_section(window: JudgedWindow, judged: Mapping[str, PerUser]) ->
         rows=rows,
         bounds=bounds,
     )
+
+
+def _filter_section(details: Details, whole: PerUser, passing: PerUser) -> FilterSection:
+    """The same users with and without the rule, from the same draws."""
+    assert details.only is not None, "a rule says what passes"
+    columns = {("whole", name): values for name, values in whole.values.items()}
+    columns |= {("passing", name): values for name, values in passing.values.items()}
+    pairs = {name: name.replace("catalogue/", "catalogue_filtered/") for name in whole.values}
+    columns |= {("minus", name): passing.values[other] - whole.values[name] for name, other in pairs.items()}
+    drawn = _estimates(columns)
+    lines = tuple(
+        FilterLine(other, drawn["whole", name], drawn["passing", other], drawn["minus", name])
+        for name, other in pairs.items()
+    )
+    ceiling = drawn["passing", "catalogue_filtered/ceiling"]
+    return FilterSection(details.only.where, int(details.only.allowed.sum()), ceiling, lines)
 
 
 def _batch_section(judged: InBatch) -> BatchSection:

@@ -48,7 +48,8 @@ def save_values(
 ) -> None:
     """Writes users.parquet and pairs.parquet, sorted by the ids."""
     ids = users.ids.take(pa.array(window.user_rows))
-    table = pa.table({"user_id": ids, **judged.catalogue.values, **judged.impressions.values})
+    passing = {} if judged.passing is None else judged.passing.values
+    table = pa.table({"user_id": ids, **judged.catalogue.values, **judged.impressions.values, **passing})
     with atomic_file(folder / USERS) as partial:
         pq.write_table(table.sort_by("user_id"), partial, compression="zstd")
     columns = {

@@ -136,6 +136,28 @@ class DaySection:
 
 
 @dataclass(frozen=True)
+class FilterLine:
+    """One metric of the model: among all items, among those that pass, and the difference on the same users."""
+
+    metric: str
+    whole: Estimate
+    passing: Estimate
+    minus: Estimate
+
+
+@dataclass(frozen=True)
+class FilterSection:
+    """The model where only items that pass `where` may be recommended, held against all that was to be found."""
+
+    where: str
+    items: int
+    """How many pass, as of the window's first request."""
+    ceiling: Estimate
+    """Share of what a user was to find that passes: no order under this rule finds more."""
+    lines: tuple[FilterLine, ...]
+
+
+@dataclass(frozen=True)
 class LengthPart:
     """The model on the impressions of one tenth by length."""
 
@@ -229,6 +251,8 @@ class Report:
     """None where the window is one day."""
     watch_time: WatchSection | None = None
     """None where the log does not say how long was watched."""
+    passing: FilterSection | None = None
+    """None where the recipe lets every item be recommended."""
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """All values of one row, by metric; those that nobody could be judged on are left out."""
@@ -237,6 +261,7 @@ class Report:
         values = {metric: each.value for row in rows for metric, each in row.metrics.items()}
         if name == MODEL:
             values |= {f"in_batch/hit_rate@{line.k}": line.in_batch.value for line in self.in_batch.lines}
+            values |= {line.metric: line.passing.value for line in self.passing.lines} if self.passing else {}
         return {metric: value for metric, value in values.items() if value is not None}
 
 
@@ -275,6 +300,17 @@ def in_words(catalogue: Section, impressions: Section, in_batch: BatchSection, *
         f"catalogue rank {line.rank:,.0f}; there the same pairs reach {decimal(line.catalogue.value)}."
     )
     return tuple(sentences)
+
+
+def passing_in_words(section: FilterSection, num_items: int, *, headline: str) -> str:
+    """What the rule leaves, what could be found there, and what was."""
+    (line,) = (line for line in section.lines if line.metric.partition("/")[2] == headline.partition("/")[2])
+    return (
+        f"index.where: {section.where} leaves {section.items:,} of {counted(num_items, 'item')}, which hold "
+        f"{decimal(section.ceiling.value)} of what was to be found: {headline.replace('/', ' ')} is "
+        f"{spread(line.passing)} there, {'+' if (line.minus.value or 0) > 0 else ''}{spread(line.minus)} against all "
+        f"items."
+    )
 
 
 def against(row: Row, metric: str) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.judge import Details
+from twofold.evaluate.judge import Details, Only
 from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.slices import Slicing
 from twofold.evaluate.watched import Watched, fit_gain, gains
@@ -79,7 +79,13 @@ def positives_before(dataset: Dataset, window: JudgedWindow, *, first_at: int | 
 
 
 def details_of(
-    dataset: Dataset, window: JudgedWindow, *, tables: Sequence[pa.Table], with_target: bool, utc_offset_h: int
+    dataset: Dataset,
+    window: JudgedWindow,
+    *,
+    tables: Sequence[pa.Table],
+    with_target: bool,
+    utc_offset_h: int,
+    only: Only | None = None,
 ) -> Details:
     """What else to ask of a window: slices by what the features call a category, watch time, days.
 
@@ -92,6 +98,7 @@ def details_of(
         watched=watched_rows(dataset, window, with_target=with_target),
         to_find=digest_of_relevant(dataset, window),
         utc_offset_h=utc_offset_h,
+        only=only,
     )
 
 

@@ -22,6 +22,7 @@ from twofold.recipe.features import (
     UserFeature,
     VectorFeature,
 )
+from twofold.recipe.indexing import Index
 from twofold.recipe.preparation import BelowMean, ItemBuckets, LastEvents, Prepare, WatchTimeGain
 from twofold.recipe.problems import nearest
 from twofold.recipe.rules import check_columns, rule_columns
@@ -47,6 +48,7 @@ def check_recipe(recipe: Recipe) -> Source:
         for number, feature in enumerate(getattr(recipe.features, tower)):
             _check_feature(feature, own, field=f"features.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
+    _check_index(recipe.index, source.item_columns)
     for column in recipe.train.group_by:
         _check_values(
             column,
@@ -135,6 +137,19 @@ def _rules(prepare: Prepare, columns: Mapping[str, str]) -> Iterator[tuple[str, 
         for kind, rules in (("rates", counters.rates), ("means", counters.means)):
             for name, rule in rules.items():
                 yield f"prepare.counters.{key}.{kind}.{name}", rule, columns
+
+
+def _check_index(asked: Index, own: Mapping[str, str]) -> None:
+    """RecipeError where `where` reads what the items and `counts` do not have, or `counts` what the items have."""
+    for name in asked.counts:
+        if name in own:
+            raise RecipeError(
+                f"index.counts.{name}: the items have a column {name} already. Choose another name for yours."
+            )
+    if asked.where is not None:
+        columns = {**own, **dict.fromkeys(asked.counts, "BIGINT")}
+        check_columns(asked.where, columns, field="index.where")
+        _check_types(asked.where, columns, field="index.where")
 
 
 def _check_types(rule: str, columns: Mapping[str, str], *, field: str) -> None:

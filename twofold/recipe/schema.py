@@ -14,6 +14,7 @@ from typing import Literal, assert_never
 from pydantic import Field, model_validator
 
 from twofold.recipe.features import CounterFeature, Features
+from twofold.recipe.indexing import Index
 from twofold.recipe.part import Part
 from twofold.recipe.preparation import Prepare
 from twofold.recipe.search import Tune
@@ -60,6 +61,8 @@ class Recipe(Part):
     features: Features
     retriever: Retriever
     train: Train
+    index: Index = Index()
+    """Which items may be recommended."""
     recommend_k: int = Field(default=50, ge=1, le=1000)
     """Recommendations written for every user."""
     tune: Tune | None = None

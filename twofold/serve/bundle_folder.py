@@ -8,12 +8,12 @@ index/
 ├── item_lists.faiss          where items are many, the same vectors in lists; mapped
 ├── users.parquet             id ↔ row
 ├── items.parquet             id ↔ row
-├── item_attributes.parquet   what filters read, in the order of the item rows
+├── item_attributes.parquet   what filters read, in the order of the item rows; counts of the recipe's index too
 ├── features/                 the fitted features
 ├── user_arrays/              attributes of users; the cluster of each item
 ├── counters/user_id/         what users did, by the hour
 ├── events.*.npy              what each user met; positives.*.npy and negatives.*.npy are the parts the tower reads
-└── context.json              as_of: the moment the item vectors were made for
+└── context.json              as_of: the moment of the item vectors and counts; where: who may be recommended, or null
 ```
 """
 
@@ -21,6 +21,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from twofold.dataset.features import FeatureState, UserArrays, feature_names, lo
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RunError
-from twofold.index.eligible import Filters
+from twofold.index.eligible import Eligible, Filters
 from twofold.index.knn import Index, load_index
 from twofold.model.fold_in import FOLD_IN, FoldIn, load_fold_in
 
@@ -75,12 +76,22 @@ class Bundle:
     index: Index
     tower: UserTower | FoldIn
     as_of: int
+    where: str | None
+    """What holds of every item that may be recommended, whoever asks."""
+
+    def eligible(self, where: str | None) -> Eligible | None:
+        """The items that may answer a request with this filter; None: all."""
+        rules = [rule for rule in (self.where, where) if rule is not None]
+        return reduce(Eligible.both, map(self.filters.eligible, rules)) if rules else None
 
 
-def save_context(dataset: Path, out: Path, *, as_of: int) -> None:
+def save_context(
+    dataset: Path, out: Path, *, as_of: int, attributes: pa.Table | None = None, where: str | None = None
+) -> None:
     """Copies into `out` what serving needs of a dataset/ folder. The user tower and the index are written beside it.
 
     `as_of` (UTC milliseconds) is the moment that item ages were computed for, and that recommendations are made for.
+    `attributes` stand in the place of the dataset's, item row by item row; `where` is what must hold of all answers.
     """
     names = [*TABLES, *(path.name for name in HISTORIES for path in dataset.glob(f"{name}.*.npy"))]
     for name in names:
@@ -88,7 +99,9 @@ def save_context(dataset: Path, out: Path, *, as_of: int) -> None:
     for name in FOLDERS:
         if (dataset / name).is_dir():
             shutil.copytree(dataset / name, out / name, dirs_exist_ok=True)
-    write_json(out / CONTEXT, {"as_of": as_of})
+    if attributes is not None:
+        pq.write_table(attributes, out / "item_attributes.parquet", compression="zstd")
+    write_json(out / CONTEXT, {"as_of": as_of, "where": where})
 
 
 def open_bundle(run: Path) -> Bundle:
@@ -97,6 +110,7 @@ def open_bundle(run: Path) -> Bundle:
     try:
         features, index = load_features(folder / "features"), load_index(folder)
         attributes = pq.read_table(folder / "item_attributes.parquet")
+        context = json.loads((folder / CONTEXT).read_text())
         bundle = Bundle(
             users=Vocabulary.load(folder / "users.parquet"),
             items=Vocabulary.load(folder / "items.parquet"),
@@ -111,7 +125,8 @@ def open_bundle(run: Path) -> Bundle:
             tower=_load_tower(folder / USER_TOWER)
             if not (folder / FOLD_IN).exists()
             else load_fold_in(folder, index.vectors),
-            as_of=json.loads((folder / CONTEXT).read_text())["as_of"],
+            as_of=context["as_of"],
+            where=context.get("where"),  # older bundles have none
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise RunError(f"the bundle {folder} cannot be read: {error}. {_again(folder)}") from error

@@ -205,7 +205,7 @@ def _listed(what: str, ids: list[str]) -> str:
 
 
 def _allowed(bundle: Bundle, item_rows: Int64[np.ndarray, "chosen"] | None, where: str | None) -> Eligible | None:
-    passing = None if where is None else bundle.filters.eligible(where)
+    passing = bundle.eligible(where)
     if item_rows is None:
         return passing
     chosen = only_rows(item_rows, items=len(bundle.items))

@@ -147,7 +147,7 @@ class Service:
         without = given[given != UNKNOWN]
         unknown_items += len(given) - len(without)
         self.meters.unknown("item", unknown_items)
-        allowed = None if question.filter is None else opened.bundle.filters.eligible(question.filter)
+        allowed = opened.bundle.eligible(question.filter)
         return [
             Ask(opened, question, user_id, asker, allowed, without, unknown_items, remarks) for user_id, asker in askers
         ]
@@ -158,7 +158,7 @@ class Service:
         """The items most like one."""
         opened = self.current
         item_row = self._item_row(opened, question.item_id, status=422)
-        allowed = None if question.filter is None else opened.bundle.filters.eligible(question.filter)
+        allowed = opened.bundle.eligible(question.filter)
         (line,) = lines_of(similar(opened, item_row, min(question.k, len(opened.bundle.items)), allowed=allowed))
         items = items_of(opened, line, describe=question.describe)
         return SimilarItems(question.item_id, items, opened.digest[:12])
