@@ -1,5 +1,6 @@
 """A service of several processes: kills, swaps and stops, seen from outside."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -20,8 +21,12 @@ from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import ITEMS, replace_part, write_run, write_tower
 from twofold.bundle import MANIFEST
 from twofold.errors import RequestError
+from twofold.serve.answers import open_answers
 from twofold.serve.bundle_folder import USER_TOWER
-from twofold.serve.workers import Asked, serve
+from twofold.serve.histories import open_histories
+from twofold.serve.meters import Meters
+from twofold.serve.service import Service
+from twofold.serve.workers import CURRENT, LOOK_S, Asked, _following, serve
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +121,20 @@ def test_a_swap_reaches_all_workers_and_fails_no_request(start: Callable[..., Ru
     os.kill(service.workers()[0], signal.SIGKILL)
     service.until(lambda: len(service.logged("ready")) == 3)
     assert service.logged("ready")[-1]["run"] == other.name
+
+
+def test_a_swap_while_a_worker_opens_its_bundle_reaches_it(run: Path, tmp_path: Path) -> None:
+    other_run(run, "newer")
+    service = Service(open_answers(run), run.parent, open_histories(tmp_path / "histories.db"), Meters())
+    (tmp_path / CURRENT).write_text(json.dumps({"run": "newer", "bundle": "newer" * 8}))
+
+    async def begin() -> None:
+        async with _following(service, tmp_path, {}):
+            await asyncio.sleep(3 * LOOK_S)
+        await service.histories.close()
+
+    asyncio.run(begin())
+    assert service.current.name == "newer"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from twofold.serve.meters import SHARED_METERS, Meters
 from twofold.serve.service import Service, log
 
 TOKEN: Final = "TWOFOLD_TOKEN"
+MEMORY: Final = Path("/dev/shm")
 CURRENT: Final = "current.json"
 READY: Final = "ready"
 METERS: Final = "meters"
@@ -58,7 +59,12 @@ def serve(asked: Asked) -> None:
 
     A worker that dies is replaced. RunError or RequestError if the bundle, the histories or the port cannot be had.
     """
-    with tempfile.TemporaryDirectory(prefix="twofold-serve-") as folder, _bound(asked.host, asked.port) as listening:
+    # Meters are mapped files: on a full disk a worker that counts would be ended (SIGBUS), and a swap cut in half.
+    where = MEMORY if os.access(MEMORY, os.W_OK) else None
+    with (
+        tempfile.TemporaryDirectory(prefix="twofold-serve-", dir=where) as folder,
+        _bound(asked.host, asked.port) as listening,
+    ):
         (Path(folder) / METERS).mkdir()
         write_log_as_json(log_requests=asked.log_requests)
         os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", SHARED_METERS: f"{folder}/{METERS}"}
@@ -148,6 +154,7 @@ def _work(asked: Asked, folder: Path, listening: socket.socket) -> None:
     import uvicorn
 
     write_log_as_json(log_requests=asked.log_requests)
+    seen = _read(folder / CURRENT)
     try:
         service = open_service(asked, folder)
     except TwofoldError as error:
@@ -155,7 +162,7 @@ def _work(asked: Asked, folder: Path, listening: socket.socket) -> None:
         sys.exit(REFUSED)
     limits = Limits(token=os.environ.get(TOKEN) or None)
     config = uvicorn.Config(
-        build_app(service, limits, run_beside=lambda app: _following(service, folder)),
+        build_app(service, limits, run_beside=lambda app: _following(service, folder, seen)),
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -167,8 +174,11 @@ def _work(asked: Asked, folder: Path, listening: socket.socket) -> None:
 
 
 @asynccontextmanager
-async def _following(service: Service, folder: Path) -> AsyncIterator[None]:
-    """Does as other workers do, and as SIGHUP says, for as long as the application runs."""
+async def _following(service: Service, folder: Path, seen: dict[str, str]) -> AsyncIterator[None]:
+    """Does as other workers do, and as SIGHUP says, for as long as the application runs.
+
+    `seen` is what `current.json` said before the bundle was opened: a swap since then is followed too.
+    """
     loop, watching = asyncio.get_running_loop(), os.getppid()
     reopened: set[asyncio.Task[None]] = set()
 
@@ -184,7 +194,7 @@ async def _following(service: Service, folder: Path) -> AsyncIterator[None]:
         task.add_done_callback(reopened.discard)
 
     async def follow() -> None:
-        seen = _read(folder / CURRENT)
+        nonlocal seen
         while True:
             await asyncio.sleep(LOOK_S)
             service.meters.refresh()

@@ -1,0 +1,345 @@
+"""Does a service stay right while its workers are killed, its store goes away, its bundle changes and its disk is full?
+
+    python benchmarks/faults.py [seconds a store] [--to FILE]     (default: 600, faults.json beside this file)
+
+Claim: under load, with a worker killed every 20 s, a bundle swapped every 30 s (each third one damaged), Redis stopped,
+killed or frozen every 45 s and the disk filled every 60 s: no wrong answer, no acknowledged event lost, every failure a
+503 with Retry-After (409 for the damaged bundle), nothing that hangs. A request whose worker is killed while it answers
+ends with its connection: that is counted apart, and may happen near a kill alone.
+
+Twice: two workers with histories in a SQLite file, and with histories in Redis (`appendonly yes`, `appendfsync
+always`). The disk is a file system in memory of 48 MB that holds the histories and the service's temporary files; to
+mount it takes root. Shorter runs have the same faults closer together. `faults_truth.py` says what is right.
+"""
+
+import asyncio
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from faults_machine import TOKEN, WORKERS, Disk, RedisServer, Service
+from faults_truth import ITEMS, STRANGERS, USERS, K, Live, Truth, read_truth
+from serve_bundle import write_run
+
+from twofold.serve.histories import Met, open_histories
+
+HERE = Path(__file__).parent
+CLIENTS = 6
+MOST_LIVE = 400  # events posted of one user: the store keeps 500
+HANGS_S = 10.0  # the service gives up after 5
+SETTLED_S = 5.0  # after a swap was acknowledged, all workers answer from it
+NEAR_A_KILL_S = 3.0
+NO_STORE = "the live history cannot be read now"
+DAMAGED = "damaged"
+
+
+# --- who asks ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What came of it."""
+
+    replies: Counter[str] = field(default_factory=Counter)
+    ms: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    unclean: list[str] = field(default_factory=list)
+    hung: int = 0
+    cut: int = 0
+    cut_far_from_a_kill: int = 0
+    without_store: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    last_kill: float = -np.inf
+    swaps: list[tuple[float, str]] = field(default_factory=list)
+    """When a swap was acknowledged, and to which bundle."""
+    asked_for: str = ""
+    """The bundle of a swap that is not acknowledged yet: it may answer already."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A client's means: one connection, the truth about each bundle by digest, and the tally."""
+
+    http: httpx.AsyncClient
+    truths: dict[str, Truth]
+    tally: Tally
+
+    async def ask(self, route: str, body: Any) -> Any:
+        """The reply to a body, or None where there was a clean failure; all else is written down."""
+        tally, began = self.tally, time.monotonic()
+        try:
+            reply = await self.http.post(f"/v1/{route}", json=body)
+        except httpx.TimeoutException:
+            tally.hung += 1
+            return None
+        except httpx.TransportError:
+            tally.cut += 1
+            tally.cut_far_from_a_kill += time.monotonic() - tally.last_kill > NEAR_A_KILL_S
+            return None
+        tally.replies[f"{route} {reply.status_code}"] += 1
+        tally.ms.append(1e3 * (time.monotonic() - began))
+        if reply.status_code == 200:
+            return reply.json()
+        is_clean = reply.status_code == 503 and "retry-after" in reply.headers
+        if not is_clean and not (route == "admin/swap" and reply.status_code == 409):
+            tally.unclean.append(f"{route} {reply.status_code} {reply.text[:300]}")
+        return None
+
+    async def post_events(self, live: Live, draw: random.Random) -> None:
+        """New events, or again those of which it is not known whether they were kept."""
+        if not live.unsure:
+            last = live.kept[-1].at if live.kept else 0
+            first = max(last + 1, time.time_ns() // 1_000_000)
+            kinds = ["positive"] if not live.kept else ["positive", "negative", "met"]
+            live.unsure = [
+                Met(str(draw.randrange(ITEMS) + 1), first + place, draw.choice(kinds))
+                for place in range(draw.randint(1, 3))
+            ]
+        events = [{"user_id": live.user_id} | event._asdict() for event in live.unsure]
+        answer = await self.ask("events", {"events": events})
+        if answer is not None:
+            if answer["kept"] != len(events):
+                self.tally.wrong.append(f"events: {answer}")
+            live.kept, live.unsure = live.kept + live.unsure, []
+
+    async def recommend(self, live: Live) -> None:
+        """A list, held against what is right."""
+        began = time.monotonic()
+        answer = await self.ask("recommend", {"user_id": live.user_id, "k": K})
+        if answer is None:
+            return
+        is_blind = any(remark.startswith(NO_STORE) for remark in answer["remarks"])
+        self.tally.without_store += is_blind
+        known = [[]] if is_blind else [live.kept, live.kept + live.unsure]
+        truth = self.truth(answer, began)
+        if truth is not None and not any(truth.is_right(live.user_id, events, answer) for events in known):
+            self.tally.wrong.append(f"recommend {live} {json.dumps(answer)}")
+
+    async def similar(self, item_id: int) -> None:
+        """Likewise."""
+        began = time.monotonic()
+        answer = await self.ask("similar", {"item_id": item_id, "k": K})
+        truth = None if answer is None else self.truth(answer, began)
+        if truth is not None and not truth.is_similar(item_id, answer["items"]):
+            self.tally.wrong.append(f"similar {item_id} {json.dumps(answer)}")
+
+    def truth(self, answer: dict[str, Any], began: float) -> Truth | None:
+        """That of the bundle that answered; a bundle of before the last swap is wrong once all have followed."""
+        acknowledged, digest = self.tally.swaps[-1]
+        found = self.truths.get(answer["bundle"])
+        is_old = began > acknowledged + SETTLED_S and answer["bundle"] not in (digest, self.tally.asked_for)
+        if found is None or is_old:
+            self.tally.wrong.append(f"bundle {answer['bundle']}, not {digest}")
+        return found
+
+
+async def client(asking: Asking, lives: list[Live], until: float, seed: int) -> None:
+    """One after another, for users that nobody else asks about."""
+    draw = random.Random(seed)
+    while time.monotonic() < until:
+        live, chance = draw.choice(lives), draw.random()
+        if live.unsure or (chance < 0.3 and len(live.kept) < MOST_LIVE):
+            await asking.post_events(live, draw)
+        if chance < 0.9:
+            await asking.recommend(live)
+        else:
+            await asking.similar(draw.randrange(ITEMS) + 1)
+        await asyncio.sleep(draw.uniform(0, 0.08))
+
+
+# --- the trial --------------------------------------------------------------------------------------------------------
+
+
+async def every(seconds: float, until: float, act: Callable[[int], Awaitable[None]]) -> None:
+    """Acts again and again, the last time early enough for it to heal."""
+    turn = 0
+    while time.monotonic() + 2 * seconds < until:
+        await asyncio.sleep(seconds)
+        await act(turn)
+        turn += 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A service with its store, and what is done to it."""
+
+    service: Service
+    disk: Disk
+    redis: RedisServer | None
+    asking: Asking
+    seconds: float
+
+    async def kill(self, turn: int) -> None:
+        """A worker."""
+        if self.service.kill_one():
+            self.tally.last_kill = time.monotonic()
+            self.tally.faults["workers killed"] += 1
+
+    async def swap(self, turn: int) -> None:
+        """To the other bundle; each third time to a damaged one, which is refused."""
+        digest = self.tally.swaps[-1][1]
+        (other,) = (truth for truth in self.asking.truths.values() if truth.digest != digest)
+        name = DAMAGED if turn % 3 == 2 else other.name
+        self.tally.asked_for = digest if name == DAMAGED else other.digest
+        while (answer := await self.asking.ask("admin/swap", {"run": name})) is None and name != DAMAGED:
+            await asyncio.sleep(0.1)
+        self.tally.faults[f"swaps to {'a damaged' if name == DAMAGED else 'another'} bundle"] += 1
+        if answer is not None:
+            self.tally.swaps.append((time.monotonic(), answer["bundle"]))
+
+    async def break_redis(self, turn: int) -> None:
+        """Stopped, killed or frozen, and there again."""
+        assert self.redis is not None
+        number = (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP)[turn % 3]
+        self.redis.signal(number)
+        self.tally.faults[f"Redis {number.name}"] += 1
+        await asyncio.sleep(min(5, self.seconds / 10))
+        await asyncio.to_thread(self.redis.heal)
+
+    async def fill_disk(self, turn: int) -> None:
+        """For a while."""
+        await asyncio.to_thread(self.disk.fill)
+        self.tally.faults["disk filled"] += 1
+        await asyncio.sleep(min(8, self.seconds / 10))
+        self.disk.free()
+        if self.redis is not None:
+            await asyncio.to_thread(self.redis.heal)
+
+    @property
+    def tally(self) -> Tally:
+        """What came of it so far."""
+        return self.asking.tally
+
+    async def run(self, lives: list[Live]) -> None:
+        """Load and faults at once; then all is whole again and each user is asked about."""
+        until, seconds = time.monotonic() + self.seconds, self.seconds
+        clients = [client(self.asking, lives[number::CLIENTS], until, number) for number in range(CLIENTS)]
+        faults = [
+            every(min(20, seconds / 6), until, self.kill),
+            every(min(30, seconds / 5), until, self.swap),
+            every(min(60, seconds / 3), until, self.fill_disk),
+        ]
+        if self.redis is not None:
+            faults.append(every(min(45, seconds / 8), until, self.break_redis))
+        await asyncio.gather(*clients, *faults)
+        self.disk.free()
+        if self.redis is not None:
+            self.redis.heal()
+        await asyncio.sleep(2)
+        for live in lives:
+            await self.asking.recommend(live)
+
+
+async def lost_events(histories: str, lives: list[Live]) -> tuple[int, int]:
+    """(acknowledged events, those of them that the store does not hold as they were acknowledged)."""
+    store = open_histories(histories)
+    found = await store.of([str(live.user_id) for live in lives])
+    await store.close()
+    lost = sum(len(set(live.kept) - set(held)) for live, held in zip(lives, found, strict=True))
+    return sum(len(live.kept) for live in lives), lost
+
+
+@asynccontextmanager
+async def asking_of(service: Service, truths: list[Truth]) -> AsyncIterator[Asking]:
+    headers, limits = {"authorization": f"Bearer {TOKEN}"}, httpx.Limits(max_connections=CLIENTS + 1)
+    where = f"http://127.0.0.1:{service.port}"
+    async with httpx.AsyncClient(base_url=where, headers=headers, timeout=HANGS_S, limits=limits) as http:
+        tally = Tally(swaps=[(time.monotonic(), truths[0].digest)])
+        yield Asking(http, {truth.digest: truth for truth in truths}, tally)
+
+
+async def tried(name: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """One trial with a store, from the first worker to the last event found again."""
+    runs = [
+        write_run(folder / "runs" / run, items=ITEMS, users=USERS, seed=seed) for seed, run in enumerate(("a", "b"))
+    ]
+    shutil.copytree(runs[0], damaged := folder / "runs" / DAMAGED)
+    (damaged / "index" / "item_vectors.npy").write_bytes(b"cut")
+    lives = [Live(number + 1) for number in range(USERS + STRANGERS)]
+    with ExitStack() as opened:
+        disk = opened.enter_context(closing(Disk(folder / "disk")))
+        redis = opened.enter_context(closing(RedisServer(disk.folder))) if name == "redis" else None
+        histories = redis.url if redis is not None else str(disk.folder / "histories.db")
+        service = opened.enter_context(closing(Service(runs[0], histories, disk.folder)))
+        async with asking_of(service, [read_truth(run) for run in runs]) as asking:
+            await Trial(service, disk, redis, asking, seconds).run(lives)
+        exit_code = service.stop()
+        if redis is not None:  # what is not on its disk is gone now
+            redis.signal(signal.SIGKILL)
+            redis.heal()
+        acknowledged, lost = await lost_events(histories, lives)
+    after = {"events_acknowledged": acknowledged, "events_lost": lost, "exit_code": exit_code}
+    return figures(asking.tally, service) | after
+
+
+def figures(tally: Tally, service: Service) -> dict[str, Any]:
+    """The tally in JSON, with the first few of what is wrong."""
+    exits = Counter(str(line["exit"]) for line in service.logged("worker replaced"))
+    return {
+        "faults": dict(tally.faults),
+        "replies": dict(sorted(tally.replies.items())),
+        "lists_of_the_log_alone": tally.without_store,
+        "wrong": len(tally.wrong),
+        "unclean": len(tally.unclean),
+        "hung": tally.hung,
+        "cut_by_a_kill": tally.cut,
+        "cut_far_from_a_kill": tally.cut_far_from_a_kill,
+        "workers_replaced_by_exit": dict(exits),
+        "ms": {f"p{part}": round(float(np.percentile(tally.ms, part)), 1) for part in (50, 99, 100)},
+        "first_wrong": tally.wrong[:3],
+        "first_unclean": tally.unclean[:3],
+    }
+
+
+def main(seconds: float = 600, to: Path = HERE / "faults.json") -> None:
+    """Prints and writes what happened; exit code 1 if the claim does not hold."""
+    stores = {}
+    for name in ("sqlite", "redis"):
+        folder = Path(tempfile.mkdtemp(prefix="twofold-faults-"))
+        stores[name] = asyncio.run(tried(name, seconds, folder))
+        shutil.rmtree(folder)
+        print(name, json.dumps(stores[name], indent=1))
+    saved = {
+        "claim": "no wrong answer, no acknowledged event lost, every failure a clean status",
+        "seconds_a_store": seconds,
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True
+        ).stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_average": os.getloadavg(),
+        "versions": {name: version(name) for name in ("fastapi", "uvicorn", "redis")},
+        "workers": WORKERS,
+        "clients": CLIENTS,
+        "stores": stores,
+    }
+    to.write_text(json.dumps(saved, indent=1) + "\n")
+    bad = ("wrong", "unclean", "hung", "cut_far_from_a_kill", "events_lost", "exit_code")
+    sys.exit(any(found[name] for found in stores.values() for name in bad))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case []:
+            main()
+        case [seconds]:
+            main(float(seconds))
+        case [seconds, "--to", to]:
+            main(float(seconds), Path(to))
+        case _:
+            raise SystemExit(__doc__)

@@ -1,0 +1,35 @@
+"""The trial of `benchmarks/faults.py`, short: kills, swaps, a Redis that goes away, a full disk; every answer right."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+SECONDS = 20  # with each of the two stores
+
+
+def test_under_load_and_faults_every_answer_is_right_and_every_failure_clean(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a disk to fill is mounted by root alone")
+    if shutil.which("redis-server") is None and shutil.which("valkey-server") is None:
+        pytest.skip("no redis-server on this machine: apt-get install redis-server")
+    command = [sys.executable, str(SCRIPT), str(SECONDS), "--to", str(tmp_path / "faults.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    if "no disk to fill" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    for store, found in json.loads((tmp_path / "faults.json").read_text())["stores"].items():
+        assert found["wrong"] == found["unclean"] == found["hung"] == found["events_lost"] == 0
+        assert found["events_acknowledged"] > 100
+        assert found["replies"]["recommend 200"] > 200
+        assert found["replies"]["admin/swap 409"] == found["faults"]["swaps to a damaged bundle"] == 1
+        assert found["faults"]["workers killed"] >= 2
+        assert found["faults"]["disk filled"] == 1
+        assert {"Redis SIGTERM", "Redis SIGKILL", "Redis SIGSTOP"} <= found["faults"].keys() or store == "sqlite"

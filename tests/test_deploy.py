@@ -1,0 +1,154 @@
+"""docs/deploy.md, run: two services with shared histories behind nginx, and a database asked with a user's vector."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serve.running import TOKEN, Running
+from tests.serve.tiny import write_run
+from twofold.cli_runs import Database, export
+
+pytestmark = pytest.mark.slow
+
+PAGE = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return str(found)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[list[Running]]:
+    """Two, that share their histories."""
+    run, histories = write_run(tmp_path / "runs" / "tiny"), str(tmp_path / "histories.db")
+    both = [Running(run, "--histories", histories) for _ in range(2)]
+    yield both
+    for service in both:
+        if service.process.poll() is None:
+            service.stop()
+
+
+@pytest.fixture
+def front(services: list[Running], tmp_path: Path) -> Iterator[httpx.Client]:
+    """nginx with the configuration of the page, its addresses changed for those of this test."""
+    if NGINX is None:
+        pytest.skip("no nginx on this machine: apt-get install nginx-light")
+    port = free_port()
+    shown = block("nginx").replace("listen 80;", f"listen 127.0.0.1:{port};")
+    for number, service in enumerate(services, start=1):
+        assert f"10.0.0.{number}:8000" in shown
+        shown = shown.replace(f"10.0.0.{number}:8000", f"127.0.0.1:{service.port}")
+    temporary = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    as_root = "user root;" if os.geteuid() == 0 else ""
+    around = f"pid {tmp_path}/pid; error_log {tmp_path}/error.log; daemon off; {as_root} events {{}}\n"
+    inside = f"access_log off; client_body_temp_path {tmp_path}/body; {temporary}\n{shown}"
+    (tmp_path / "nginx.conf").write_text(f"{around}http {{ {inside} }}\n")
+    command = [NGINX, "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
+    said = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    nginx = subprocess.Popen(command)
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
+        until(lambda: is_up(client))
+        yield client
+    nginx.send_signal(signal.SIGQUIT)
+    assert nginx.wait(30) == 0
+
+
+def is_up(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def until(holds: Any) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_services_behind_nginx_answer_as_one(front: httpx.Client, services: list[Running]) -> None:
+    for place, item in enumerate("abc"):
+        event = {"user_id": "new", "item_id": item, "at": 1_000 + place}
+        assert front.post("/v1/events", json={"events": [event]}).json()["kept"] == 1
+        for _ in range(4):  # whichever service answers
+            answer = front.post("/v1/recommend", json={"user_id": "new", "explain": True}).json()
+            assert [known["item_id"] for known in answer["history"]] == list("cba")[-place - 1 :]
+    asked = [service.reply("/metrics").text for service in services]
+    assert all('twofold_requests_total{route="/v1/recommend",status="200"}' in page for page in asked)
+    assert front.get("/").text.startswith("<!doctype html>")
+    assert (front.get("/metrics").status_code, front.post("/v1/admin/swap", json={}).status_code) == (403, 403)
+
+
+def test_a_service_that_dies_fails_no_question_and_two_are_a_clean_503(
+    front: httpx.Client, services: list[Running]
+) -> None:
+    statuses: list[int] = []
+    is_over = threading.Event()
+
+    def load() -> None:
+        while not is_over.is_set():
+            statuses.append(front.post("/v1/recommend", json={"user_id": 10}).status_code)
+
+    asking = [threading.Thread(target=load) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    until(lambda: len(statuses) > 50)
+    kill(services[0])
+    answered = len(statuses)
+    until(lambda: len(statuses) > answered + 200)
+    is_over.set()
+    for thread in asking:
+        thread.join()
+    assert set(statuses) == {200}
+    kill(services[1])
+    for path in ("/v1/recommend", "/v1/events"):
+        gone = front.post(path, json={"user_id": 10})
+        assert (gone.status_code, gone.headers["retry-after"]) == (503, "1")
+        assert gone.json()["detail"] == "No service answers: try again in 1 s."
+
+
+def kill(service: Running) -> None:
+    """The process that watches and its worker, at once."""
+    for process in (service.process.pid, *service.workers()):
+        os.kill(process, signal.SIGKILL)
+    service.process.wait()
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+def test_a_database_answers_what_the_service_answers(
+    services: list[Running], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("qdrant_client", reason="pip install 'twofold[export]'")
+    run, there = tmp_path / "runs" / "tiny", tmp_path / "there"
+    export(run, Database.qdrant, str(there), "kuairand")
+    shown = block("python").replace("runs/kuairand", str(run)).replace("[3]", "[10]")
+    shown = shown.replace('"http://10.0.0.8:6333"', f"path={str(there)!r}")
+    capsys.readouterr()
+    exec(compile(shown, "docs/deploy.md", "exec"), {})  # noqa: S102 - our own file
+    found = json.loads(capsys.readouterr().out.replace("'", '"'))
+    at = {"at": 43_200_000}  # `as_of` of the run, which is the moment of that program
+    answer = services[0].ask("/v1/recommend", {"user_id": 10, "context": at})
+    assert found == [item["item_id"] for item in answer["items"]]
