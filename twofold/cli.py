@@ -15,7 +15,6 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from rich.tree import Tree
 
 import twofold
@@ -257,7 +256,7 @@ def train(
             job = dataclasses.replace(claimed, setup=setup)
             prepared = pipeline.prepare(job)
             arrays = pipeline.build_dataset(job, prepared)
-            _print_model(describe_towers(job.recipe.retriever, arrays.folder))
+            _print_model(describe_towers(job.recipe.retriever, job.recipe.features, arrays.folder))
             trained = pipeline.train(job, arrays)
             _say(prepared, arrays, trained)
     table = Table("epoch", "loss", "validation recall@100", "examples/s", title="training")
@@ -286,7 +285,7 @@ def _print_model(parts: "list[ModelPart]") -> None:
 def evaluate(
     run_folder: RunFolder,
     base: Annotated[
-        Path | None, typer.Option(help="Another run, judged already, to be compared with user by user.")
+        Path | None, typer.Option(help="Another run, judged already: says what `twofold compare BASE RUN` says.")
     ] = None,
 ) -> None:
     """The model and the baselines on the test window of a run; judges it if that was not done."""
@@ -297,29 +296,7 @@ def evaluate(
     if base is None:
         _print_report(job.folder)
     else:
-        _print_comparison(job, pipeline.reopen(base))
-
-
-def _print_comparison(job: pipeline.Job, base: pipeline.Job) -> None:
-    """What changed in the recipe, and what that did: metrics, and the groups where it is told apart from chance."""
-    from twofold.bundle import open_stage
-    from twofold.evaluate.compare import compare_runs
-    from twofold.evaluate.verdict import decimal, spread
-    from twofold.recipe.load import recipe_differences
-
-    found = compare_runs(*(open_stage(each.folder, "evaluate").folder for each in (job, base)))
-    for change in recipe_differences(base.recipe, job.recipe):
-        print(f"{change.field}: {change.old} → {change.new}")
-    shown = {found.headline, "catalogue/ndcg@10", "catalogue/mrr@10", "impressions/auc", "impressions/ndcg@10"}
-    table = Table("", found.run, found.base, "difference, paired", "p (Holm)", box=SIMPLE_HEAD)
-    for line in (line for line in found.metrics if line.metric in shown):
-        cells = (decimal(line.run.value), decimal(line.base.value), spread(line.minus), decimal(line.p_value))
-        table.add_row(line.metric, *(Text(cell) for cell in cells))
-    Console().print(table)
-    clear = [line for line in found.slices.lines if line.p_value is not None and line.p_value < 0.05]
-    print(f"{found.slices.metric} differs in {len(clear)} of {len(found.slices.lines)} groups (p < .05 after Holm)")
-    for group in clear:
-        print(f"  {group.by}: {group.name}: {spread(group.minus)} on {group.users:,} users")
+        compare([base, job.folder])
 
 
 @app.command()

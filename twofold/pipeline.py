@@ -8,13 +8,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from twofold.bundle import Stage, locked, open_stage, run_stage, write_json
+from twofold.digest import file_digest
 from twofold.errors import RunError
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.schema import Recipe
@@ -22,6 +23,7 @@ from twofold.recipe.training import Ials, Regression, TwoTower
 
 if TYPE_CHECKING:
     from twofold.evaluate.verdict import Report
+    from twofold.model.ranker import Ranker, Stages
     from twofold.prepare.engine import OpenEngine
     from twofold.train.loop import Setup
 
@@ -61,6 +63,8 @@ def run_job(job: Job, *, replace: bool = False, tell: Callable[[Stage], None] = 
         tell(prepared := prepare(job))
         tell(dataset := build_dataset(job, prepared))
         tell(trained := train(job, dataset))
+        if (ranked := train_ranker(job, dataset, trained)) is not None:
+            tell(ranked)
         tell(evaluate(job, prepared, dataset, trained))
         tell(indexed := index(job, dataset, trained))
         tell(recommended := recommend(job, indexed))
@@ -88,13 +92,14 @@ def build_dataset(job: Job, prepared: Stage) -> Stage:
     """Tables → arrays, with everything fitted on the training window."""
     from twofold.dataset.arrays import build_dataset as work
 
-    inputs = {"prepare": prepared.digest, "features": job.recipe.features.model_dump(mode="json")}
+    features = job.recipe.all_features
+    inputs = {"prepare": prepared.digest, "features": features.model_dump(mode="json")}
     offset = job.recipe.prepare.utc_offset_h
     return run_stage(
         job.folder,
         "dataset",
         inputs=inputs,
-        work=lambda out: work(prepared.folder, job.recipe.features, out, utc_offset_h=offset),
+        work=lambda out: work(prepared.folder, features, out, utc_offset_h=offset),
     )
 
 
@@ -139,7 +144,7 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     from twofold.questions import scores_of
     from twofold.train.loop import ALONE_ON_CPU, fit
 
-    arrays = load_dataset(dataset)
+    arrays = load_dataset(dataset, job.recipe.features)
     window = judged_window(arrays, "validation")
     k = headline_k(len(arrays.items))
 
@@ -159,63 +164,112 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
             assert_never(asked)
 
 
+def train_ranker(job: Job, dataset: Stage, trained: Stage) -> Stage | None:
+    """What the retriever finds → the weights of the ranker, of its best epoch on validation; None without a ranker.
+
+    It lies in the folder of the retriever that it was taught by, and goes with it.
+    """
+    from twofold.evaluate.judge import headline_of
+    from twofold.evaluate.protocols import judge_catalogue
+    from twofold.evaluate.windows import judged_window
+    from twofold.model.ranker import Ranker, load_stages
+    from twofold.model.retriever import load_model
+    from twofold.questions import two_stages
+    from twofold.train.rank import fit_ranker
+
+    asked = job.recipe.ranker
+    if asked is None:
+        return None
+
+    def work(out: Path) -> Mapping[str, Any]:
+        arrays = load_stages(dataset.folder, job.recipe.features, job.recipe.ranker_features)
+        model = load_model(job.recipe.retriever, arrays.retriever, trained.folder)
+        window = judged_window(arrays.retriever, "validation")
+        metric = headline_of(window.num_items, is_two_stages=True)
+
+        def validate(ranker: Ranker) -> float:
+            scores = two_stages(model, ranker, arrays, window)
+            return judge_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)
+
+        return fit_ranker(model, arrays, asked=asked, validate=validate, out=out)
+
+    inputs = {"train": trained.digest, "dataset": dataset.digest, "ranker": asked.model_dump(mode="json")}
+    return run_stage(job.folder, "train/ranker", inputs=inputs, work=work)
+
+
 def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage:
     """The model and the baselines on the test window → report.json, report.html, and the values of single users."""
     import pyarrow.parquet as pq
 
-    from twofold.dataset.arrays import item_attributes, load_dataset
+    from twofold.dataset.arrays import item_attributes
     from twofold.dataset.recent import with_counts
     from twofold.evaluate.judge import judge
     from twofold.evaluate.report import write_report
+    from twofold.evaluate.sampled import negatives_of
     from twofold.evaluate.values import save_values
+    from twofold.evaluate.verdict import MODEL
     from twofold.evaluate.windows import details_of, judged_window, positives_before
+    from twofold.model.ranker import describe_ranker, load_stages
     from twofold.model.retriever import describe_model, load_model
-    from twofold.questions import may_be_recommended, scores_of
+    from twofold.questions import may_be_recommended, rows_of
+
+    ranked = train_ranker(job, dataset, trained)
 
     def work(out: Path) -> Mapping[str, Any]:
-        arrays = load_dataset(dataset.folder)
+        stages = load_stages(dataset.folder, job.recipe.features, job.recipe.ranker_features)
+        arrays = stages.retriever
         window = judged_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
+        ranker = None if ranked is None else _load_ranker(job, stages, ranked)
         bounds = job.recipe.prepare.bounds_ms("test")
         items = with_counts(
             item_attributes(dataset.folder), arrays, job.recipe.index.counts, as_of=int(window.query_at.min())
         )
+        positives = positives_before(arrays, window, first_at=bounds[0] if bounds else None)
         details = details_of(
             arrays,
             window,
             tables=(items, pq.read_table(prepared.folder / "users.parquet")),
             with_target=isinstance(job.recipe.train.loss, Regression),
             utc_offset_h=job.recipe.prepare.utc_offset_h,
-            only=may_be_recommended(items, job.recipe.index.where),
+            columns=job.recipe.parted_by,
         )
+        only = may_be_recommended(items, job.recipe.index.where)
+        asked, published = job.recipe.judge.sampled, job.recipe.data.sampled_negatives
+        sampled = negatives_of(asked, window, arrays, positives=positives, published=published)
+        rows = rows_of(model, ranker, stages, window)
+        parts = describe_model(model) + ([] if ranker is None else describe_ranker(ranker))
         judged = judge(
             window,
-            scores_of(model, arrays, window),
-            positives_before(arrays, window, first_at=bounds[0] if bounds else None),
+            rows.pop(MODEL),
+            positives,
             batch_size=job.recipe.train.batch_size,
-            facts=_facts(job, (prepared, dataset, trained))
-            | {"model": [asdict(part) for part in describe_model(model)]},
-            details=details,
+            facts=_facts(job, (prepared, dataset, trained)) | {"model": [asdict(part) for part in parts]},
+            details=replace(details, only=only, sampled=sampled, others=rows),
         )
         write_report(judged.report, out)
         save_values(judged, window, out, users=arrays.users, items=arrays.items, slicings=details.slicings)
         return {"metrics": judged.report.metrics_of("model")}
 
-    inputs = {"dataset": dataset.digest, "train": trained.digest, **_who_may_be_recommended(job)}
+    inputs = {**_models(dataset, trained, ranked), **_who_may_be_recommended(job), **_sampled(job)}
     return run_stage(job.folder, "evaluate", inputs=inputs, work=work)
 
 
 def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
     """The bundle: user tower, item vectors, attributes, histories; the only thing serving opens."""
-    from twofold.dataset.arrays import item_attributes, load_dataset
+    from twofold.dataset.arrays import item_attributes
     from twofold.dataset.recent import with_counts
     from twofold.index.knn import build_index, save_index
-    from twofold.model.retriever import item_vectors, load_model, save_user_side
+    from twofold.model.ranker import load_stages, save_ranker
+    from twofold.model.retriever import as_products, item_vectors, load_model, save_user_side
     from twofold.questions import may_be_recommended, some_queries
     from twofold.serve.bundle_folder import save_context
 
+    ranked = train_ranker(job, dataset, trained)
+
     def work(out: Path) -> Mapping[str, Any]:
-        arrays = load_dataset(dataset.folder)
+        stages = load_stages(dataset.folder, job.recipe.features, job.recipe.ranker_features)
+        arrays = stages.retriever
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         as_of, asked = dataset.facts["last_event_at"] + 1, job.recipe.index
         attributes = with_counts(item_attributes(dataset.folder), arrays, asked.counts, as_of=as_of)
@@ -224,11 +278,14 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         made = build_index(vectors, score=model.score, queries=some_queries(model, arrays, as_of))
         save_index(made, out)
         save_user_side(model, out)
+        if ranked is not None:
+            factors = as_products(model, vectors[:0], vectors)[1]
+            save_ranker(_load_ranker(job, stages, ranked), stages, factors, at=as_of, folder=out)
         save_context(dataset.folder, out, as_of=as_of, attributes=attributes, where=asked.where)
         passing = {} if only is None else {"passing": int(only.allowed.sum())}
         return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **passing, **made.facts}
 
-    inputs = {"dataset": dataset.digest, "train": trained.digest, **_who_may_be_recommended(job)}
+    inputs = {**_models(dataset, trained, ranked), **_who_may_be_recommended(job)}
     return run_stage(job.folder, "index", inputs=inputs, work=work)
 
 
@@ -262,7 +319,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
 
     def work(out: Path) -> Mapping[str, Any]:
         dataset, trained = (open_stage(job.folder, name) for name in ("dataset", "train"))
-        arrays, batch_size = load_dataset(dataset.folder), job.recipe.train.batch_size
+        arrays, batch_size = load_dataset(dataset.folder, job.recipe.features), job.recipe.train.batch_size
         window = judged_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         served, listed = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
@@ -271,7 +328,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
         write_json(out / "gap.json", asdict(gap))
         lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
         attributes = item_attributes(dataset.folder)
-        probes = probe_run(arrays, served.vectors, lists, attributes=attributes)
+        probes = probe_run(arrays, served.vectors, lists, attributes=attributes, columns=job.recipe.parted_by)
         probes += probe_masked(model, arrays, window, case)
         lines = lines_of(probes)
         write_json(out / "probes.json", lines)
@@ -327,10 +384,30 @@ def report_of(folder: Path) -> "Report":
     return load_report(open_stage(folder, "evaluate").folder / "report.json")
 
 
+def _models(dataset: Stage, trained: Stage, ranked: Stage | None) -> dict[str, Any]:
+    """What judging and serving depend on."""
+    return {"dataset": dataset.digest, "train": trained.digest} | ({} if ranked is None else {"ranker": ranked.digest})
+
+
+def _load_ranker(job: Job, stages: "Stages", ranked: Stage) -> "Ranker":
+    from twofold.model.ranker import load_ranker
+
+    assert job.recipe.ranker is not None
+    return load_ranker(job.recipe.ranker, stages, ranked.folder, retrieved=ranked.facts["width"])
+
+
 def _who_may_be_recommended(job: Job) -> dict[str, Any]:
     """What judging and serving depend on besides the model, where the recipe says so."""
     asked = job.recipe.index.model_dump(mode="json", exclude_defaults=True)
     return {"index": asked} if asked else {}
+
+
+def _sampled(job: Job) -> dict[str, Any]:
+    """What a report depends on besides, where the recipe asks for sampled negatives."""
+    asked, published = job.recipe.judge.model_dump(mode="json"), job.recipe.data.sampled_negatives
+    if not asked["sampled"]:
+        return {}
+    return {"judge": asked, "sampled_negatives": None if published is None else file_digest(published)}
 
 
 def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:

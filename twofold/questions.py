@@ -5,17 +5,22 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.arrays import Dataset
+from twofold.dataset.batches import query_batches
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RecipeError
 from twofold.evaluate.judge import Only, headline_k
 from twofold.evaluate.protocols import JudgedWindow
-from twofold.evaluate.ranking import Products
+from twofold.evaluate.ranking import Products, ScoreBlock
+from twofold.evaluate.two_stages import FIRST_STAGE, TwoStages, rank_in_two_stages
+from twofold.evaluate.verdict import MODEL
 from twofold.explain import gap
 from twofold.explain.probes import Probe, found_among, probe_cold_items
 from twofold.index.filters import compile_filter
 from twofold.index.knn import HELD, Index, search
 from twofold.index.scores import items_as_products, queries_as_products
-from twofold.model.retriever import Model, item_vectors, masked_item_vectors, user_vectors
+from twofold.model.ranker import Ranker, Stages, encode_item_side, rank_scores
+from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
+from twofold.model.two_tower import encode
 from twofold.topk import Ragged
 
 
@@ -24,6 +29,45 @@ def scores_of(model: Model, arrays: Dataset, window: JudgedWindow) -> Products:
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
     return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
+
+
+def two_stages(
+    model: Model, ranker: Ranker, arrays: Stages, window: JudgedWindow, *, is_masked: bool = False
+) -> TwoStages:
+    """Both stages on the window's users: the ranker orders the retriever's best unseen items.
+
+    `is_masked`: as if no item's id were known, to either.
+    """
+    at = int(window.query_at.min())
+    given = masked_item_vectors(model, arrays.retriever, at) if is_masked else None
+    items = item_vectors(model, arrays.retriever, at) if given is None else given
+    users = user_vectors(model, arrays.retriever, window.user_rows, window.query_at)
+    queries, factors = as_products(model, users, items)
+    side = encode_item_side(ranker, arrays.ranker, factors, at, is_masked=is_masked)
+    asking = encode(ranker.user, query_batches(arrays.ranker, window.user_rows, window.query_at))
+
+    def score_pairs(
+        lines: Int64[np.ndarray, "queries"],
+        item_rows: Int64[np.ndarray, "queries length"],
+        places: Int64[np.ndarray, "queries length"],
+    ) -> Float32[np.ndarray, "queries length"]:
+        return rank_scores(ranker, side, asking[lines], queries[lines], item_rows, places)
+
+    return rank_in_two_stages(Products(queries, factors), score_pairs, seen=window.seen, top=ranker.top)
+
+
+def rows_of(model: Model, ranker: Ranker | None, arrays: Stages, window: JudgedWindow) -> dict[str, ScoreBlock]:
+    """What a report has rows of, the model first: the retriever; or both stages, the retriever alone, and both where no
+    item's id is known.
+    """
+    retrieved = scores_of(model, arrays.retriever, window)
+    if ranker is None:
+        return {MODEL: retrieved}
+    return {
+        MODEL: two_stages(model, ranker, arrays, window),
+        FIRST_STAGE: retrieved,
+        "both stages, ids masked": two_stages(model, ranker, arrays, window, is_masked=True),
+    }
 
 
 def some_queries(model: Model, arrays: Dataset, at: int) -> Float32[np.ndarray, "queries dim"]:

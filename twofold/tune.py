@@ -204,7 +204,7 @@ def _try(search: Search, trial: optuna.Trial) -> float | None:
 
 def _data_of(search: Search, recipe: Recipe) -> Path:
     """The folder that holds the prepared log and the arrays of these features."""
-    folder = search.folder / "data" / digest_of(recipe.features.model_dump(mode="json"))[:12]
+    folder = search.folder / "data" / digest_of(recipe.all_features.model_dump(mode="json"))[:12]
     job = pipeline.Job(recipe, folder)
     _link(search.folder / "prepare", folder / "prepare")
     pipeline.build_dataset(job, pipeline.prepare(job))

@@ -116,9 +116,10 @@ def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h
     }
 
 
-def load_dataset(folder: Path) -> Dataset:
-    """Maps what `build_dataset` wrote."""
+def load_dataset(folder: Path, features: Features | None = None) -> Dataset:
+    """Maps what `build_dataset` wrote; of its features those that are read, by default all."""
     state = load_features(folder / "features")
+    state = state if features is None else state.reading(features)
     vectors = {name: map_array(folder / "vectors" / f"{name}.npy") for name in state.features.vectors}
     counters = load_counters_of(state.features.item, folder)
     return Dataset(

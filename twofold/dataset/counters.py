@@ -47,7 +47,7 @@ class Counters:
         alpha: float,
     ) -> Float32[np.ndarray, "batch"]:
         """(sum + alpha · prior) / (events + alpha) over the `hours` completed hours before that of `at`; None: all
-        before.
+        before. Of `events`, log(1 + how many).
 
         `prior` is the rate or mean of the whole training window, 0 if it holds no event.
         """
@@ -55,9 +55,12 @@ class Counters:
         first, end = self.first[rows], self.end[rows]
         stop = search_slices(self.hours["hour"], first, end, now)
         start = first if hours is None else search_slices(self.hours["hour"], first, stop, now - hours)
+        events = self._up_to(stop, "events") - self._up_to(start, "events")
+        if of == "events":
+            return np.asarray(np.log1p(events), np.float32)
         name, unit = (f"rate_{of}", 1.0) if f"rate_{of}" in self.priors else (f"mean_{of}", 1e-3)
         prior = unit * self.priors[name] / max(self.priors["events"], 1)
-        total, events = (self._up_to(stop, column) - self._up_to(start, column) for column in (name, "events"))
+        total = self._up_to(stop, name) - self._up_to(start, name)
         smoothed: np.ndarray = (unit * total + alpha * prior) / (events + alpha)
         return smoothed.astype(np.float32)
 

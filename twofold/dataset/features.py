@@ -8,7 +8,7 @@ the last, which row -1 finds: nobody, for requests of users whom the log does no
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -68,6 +68,10 @@ class FeatureState:
         """How many events of this kind the user tower reads, in sequences or beside them; 0 if it does not."""
         kinds = HistoryFeature | ClusterFeature | SequenceFeature if sequences else HistoryFeature | ClusterFeature
         return max((f.last for f in self.features.user if isinstance(f, kinds) and f.of == of), default=0)
+
+    def reading(self, features: Features) -> "FeatureState":
+        """The same of some of the features."""
+        return replace(self, features=features)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ from twofold.evaluate.protocols import (
     judge_in_batch,
 )
 from twofold.evaluate.ranking import ScoreBlock
+from twofold.evaluate.sampled import Negatives, judge_sampled
 from twofold.evaluate.significance import RESAMPLES, bootstrap
 from twofold.evaluate.slices import Slicing, judge_days, judge_slices
+from twofold.evaluate.two_stages import FIRST_STAGE
 from twofold.evaluate.verdict import (
     MODEL,
     BatchLine,
@@ -46,6 +48,7 @@ from twofold.evaluate.verdict import (
     Question,
     Report,
     Row,
+    SampledSection,
     Section,
     SliceSection,
     WatchSection,
@@ -73,7 +76,8 @@ class Only:
 @dataclass(frozen=True)
 class Details:
     """What a window is further asked: `others` are further rows, by name; `to_find` is the digest of the pairs to be
-    found; days begin at midnight of `utc_offset_h`; `only` is who may be recommended, None: all.
+    found; days begin at midnight of `utc_offset_h`; `only` is who may be recommended, None: all;
+    every positive is also judged against each of `sampled`.
     """
 
     slicings: tuple[Slicing, ...] = ()
@@ -81,6 +85,7 @@ class Details:
     to_find: str = ""
     utc_offset_h: int = 0
     only: Only | None = None
+    sampled: tuple[Negatives, ...] = ()
     others: Mapping[str, ScoreBlock] = field(default_factory=dict)
 
 
@@ -119,8 +124,9 @@ def judge(
             ordered[name] = judge_impressions(window, each)
             advance(1, name)
     catalogue, impressions = _catalogue_section(window, ranked), _impressions_section(window, ordered)
-    in_batch = _batch_section(judge_in_batch(window, scores, batch_size=batch_size, seed=_SEED))
-    headline = f"catalogue/recall@{headline_k(window.num_items)}"
+    trained = details.others.get(FIRST_STAGE, scores)  # what batches were made for
+    in_batch = _batch_section(judge_in_batch(window, trained, batch_size=batch_size, seed=_SEED))
+    headline = headline_of(window.num_items, is_two_stages=FIRST_STAGE in details.others)
     is_cold = window.is_cold[window.relevant.values]
     verdict = in_words(catalogue, impressions, in_batch, headline=headline)
     passing = None if details.only is None else judge_filtered(window, scores, details.only.allowed)
@@ -146,6 +152,7 @@ def judge(
         days=_days(window, ranked, details, headline=headline),
         watch_time=_watch_section(window, judged, details.watched),
         passing=section,
+        sampled=tuple(_sampled_section(window, judged, negatives) for negatives in details.sampled),
     )
     return Judged(report, ranked[MODEL], ordered[MODEL], passing)
 
@@ -225,6 +232,16 @@ def headline_k(num_items: int) -> int:
     return max(k for k in (1, 5, 10, 20, 50, 100) if k == 1 or k * 10 <= num_items)
 
 
+def headline_of(num_items: int, *, is_two_stages: bool) -> str:
+    """The metric that decides: what a retriever finds; or, where a ranker orders that, NDCG at 10 of it.
+
+    >>> headline_of(7502, is_two_stages=False), headline_of(7502, is_two_stages=True)
+    ('catalogue/recall@100', 'catalogue/ndcg@10')
+    """
+    k = headline_k(num_items)
+    return f"catalogue/ndcg@{min(k, 10)}" if is_two_stages else f"catalogue/recall@{k}"
+
+
 def _catalogue_section(window: JudgedWindow, judged: Mapping[str, PerUser]) -> Section:
     return Section(
         protocol="catalogue",
@@ -272,6 +289,19 @@ def _filter_section(details: Details, whole: PerUser, passing: PerUser) -> Filte
     )
     ceiling = drawn["passing", "catalogue_filtered/ceiling"]
     return FilterSection(details.only.where, int(details.only.allowed.sum()), ceiling, lines)
+
+
+def _sampled_section(window: JudgedWindow, judged: Mapping[str, ScoreBlock], negatives: Negatives) -> SampledSection:
+    rows = {name: judge_sampled(window, scores, negatives.items) for name, scores in judged.items()}
+    return SampledSection(
+        draw=negatives.draw,
+        count=negatives.items.shape[1],
+        seed=negatives.seed,
+        candidates=negatives.in_words(),
+        users_judged=rows[MODEL].judged,
+        users_skipped=rows[MODEL].skipped,
+        rows=_rows(rows),
+    )
 
 
 def _batch_section(judged: InBatch) -> BatchSection:

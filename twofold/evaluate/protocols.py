@@ -24,6 +24,7 @@ from twofold.evaluate.metrics import (
     pooled_auc,
 )
 from twofold.evaluate.ranking import Products, ScoreBlock, rank_products, rank_rows, users_at_once
+from twofold.evaluate.two_stages import TwoStages
 from twofold.topk import NOT_ALLOWED, Ragged, blocks, sortable_keys, tie_order
 
 Track = Literal["time_free", "query_time"]
@@ -217,7 +218,7 @@ def bounds_of_impressions(window: JudgedWindow) -> tuple[PerUser, PerUser]:
 
 def scores_of_lists(window: JudgedWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
     """The score of every item of each user's list."""
-    if isinstance(score_block, Products):
+    if isinstance(score_block, Products | TwoStages):
         return score_block.pairs(lists.lines, lists.values)
     scores = []
     for users in _user_blocks(window):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeAlias, assert_never
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.arrays import Dataset, load_dataset
@@ -13,7 +14,7 @@ from twofold.model.fold_in import FoldIn, load_factors, save_fold_in
 from twofold.model.per_value import PerValue, Towers
 from twofold.model.two_tower import ModelPart, TwoTower
 from twofold.recipe import training
-from twofold.recipe.features import IdFeature
+from twofold.recipe.features import Features, IdFeature
 
 Model: TypeAlias = Towers | FoldIn
 
@@ -67,6 +68,16 @@ def user_vectors(
     return vectors[np.argsort(order)]
 
 
+def as_products(
+    model: Model, users: Float32[np.ndarray, "users dim"], items: Float32[np.ndarray, "items dim"]
+) -> tuple[Float32[np.ndarray, "users wide"], Float32[np.ndarray, "items wide"]]:
+    """Vectors whose inner products are the model's scores: see `TwoTower.as_products`."""
+    if not isinstance(model, TwoTower):
+        return users, items
+    queries, factors = model.as_products(torch.from_numpy(users), torch.from_numpy(items))
+    return queries.numpy(), factors.numpy()
+
+
 def save_user_side(model: Model, folder: Path) -> None:
     """Writes what a server makes users' vectors with, beside the index of the items' vectors."""
     match model:
@@ -78,9 +89,9 @@ def save_user_side(model: Model, folder: Path) -> None:
             assert_never(model)
 
 
-def describe_towers(asked: training.Retriever, dataset: Path) -> list[ModelPart]:
+def describe_towers(asked: training.Retriever, features: Features, dataset: Path) -> list[ModelPart]:
     """The same of towers that are not made yet, for a dataset/ folder; nothing for a retriever that is solved."""
-    arrays = load_dataset(dataset)
+    arrays = load_dataset(dataset, features)
     return per_value.describe_unmade(asked, arrays) if isinstance(asked, training.TwoTower) else []
 
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 import numpy as np
 import torch
@@ -181,22 +181,32 @@ class ModelPart:
 
 def describe_model(model: TwoTower) -> list[ModelPart]:
     """Every block and layer of both towers, read from the modules themselves."""
+    return [*describe_encoder("user", model.user), *describe_encoder("item", model.item)]
+
+
+def describe_encoder(name: str, tower: Encoder) -> list[ModelPart]:
+    """Every block and layer of one tower."""
     parts = []
-    for tower_name, tower in (("user", model.user), ("item", model.item)):
-        for block in tower.blocks:
-            modules = [held[block.name] for held in (tower.tables, tower.readers) if block.name in held]
-            count = sum(parameter.numel() for module in modules for parameter in module.parameters())
-            shape = f"{_shape(block)}, the item's table" if block.name in tower.lent else _shape(block)
-            parts.append(ModelPart(tower_name, block.name, shape, count))
-        for layer in tower.layers:
-            count = sum(parameter.numel() for parameter in layer.parameters())
-            match layer:
-                case nn.Linear():
-                    parts.append(ModelPart(tower_name, "linear", f"{layer.in_features} → {layer.out_features}", count))
-                case nn.LayerNorm():
-                    parts.append(ModelPart(tower_name, "layer norm", str(layer.normalized_shape[0]), count))
-                case nn.BatchNorm1d():
-                    parts.append(ModelPart(tower_name, "batch norm", str(layer.num_features), count))
+    for block in tower.blocks:
+        modules = [held[block.name] for held in (tower.tables, tower.readers) if block.name in held]
+        count = sum(parameter.numel() for module in modules for parameter in module.parameters())
+        shape = f"{_shape(block)}, the item's table" if block.name in tower.lent else _shape(block)
+        parts.append(ModelPart(name, block.name, shape, count))
+    return parts + describe_layers(name, tower.layers)
+
+
+def describe_layers(name: str, layers: nn.Sequential) -> list[ModelPart]:
+    """Those of the layers that hold parameters."""
+    parts = []
+    for layer in layers:
+        count = sum(parameter.numel() for parameter in layer.parameters())
+        match layer:
+            case nn.Linear():
+                parts.append(ModelPart(name, "linear", f"{layer.in_features} → {layer.out_features}", count))
+            case nn.LayerNorm():
+                parts.append(ModelPart(name, "layer norm", str(layer.normalized_shape[0]), count))
+            case nn.BatchNorm1d():
+                parts.append(ModelPart(name, "batch norm", str(layer.num_features), count))
     return parts
 
 
@@ -232,8 +242,18 @@ def export_user_tower(tower: Encoder | SideBySide, path: Path) -> None:
     """Writes a user tower as ONNX: inputs named as the user features, any batch size; output `vector`."""
     names = tuple(block.name for block in tower.blocks)
     # Two lines: a batch of one would be taken for a constant.
-    values = tuple(_nothing(block, lines=2) for block in tower.blocks)
+    values = {block.name: _nothing(block, lines=2) for block in tower.blocks}
     batch = torch.export.Dim("batch")
+    sizes = {"values": tuple({0: batch} for _ in names)}
+    export_graph(_Positional(tower, names), values, sizes=sizes, output="vector", path=path)
+
+
+def export_graph(
+    module: nn.Module, values: Mapping[str, Tensor], *, sizes: Mapping[str, Any], output: str, path: Path
+) -> None:
+    """Writes a module as ONNX. `values` are inputs by name, in the module's order; `sizes` are those of their
+    dimensions that may change, as `torch.export` wants them.
+    """
     registry_log = logging.getLogger("torch.onnx")
     level = registry_log.level
     registry_log.setLevel(logging.ERROR)  # it reports that torchvision, which nothing here uses, is not installed
@@ -241,12 +261,12 @@ def export_user_tower(tower: Encoder | SideBySide, path: Path) -> None:
         # The exporter warns of its own internals (deprecated pytree calls, axis names shared on purpose).
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Positional(tower, names).eval(),
-            values,
+            module.eval(),
+            tuple(values.values()),
             dynamo=True,
-            input_names=names,
-            output_names=["vector"],
-            dynamic_shapes={"values": tuple({0: batch} for _ in names)},
+            input_names=tuple(values),
+            output_names=[output],
+            dynamic_shapes=dict(sizes),
             verbose=False,
         )
     registry_log.setLevel(level)

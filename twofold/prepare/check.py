@@ -45,8 +45,9 @@ def check_recipe(recipe: Recipe) -> Source:
         ("user", source.user_columns, paths["users"]),
         ("item", source.item_columns, paths["items"]),
     ):
-        for number, feature in enumerate(getattr(recipe.features, tower)):
-            _check_feature(feature, own, field=f"features.{tower}.{number}", path=path)
+        for field, features in recipe.read_features():
+            for number, feature in enumerate(getattr(features, tower)):
+                _check_feature(feature, own, field=f"{field}.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
     _check_index(recipe.index, source.item_columns)
     for column in recipe.train.group_by:
@@ -183,7 +184,7 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
         case _:
             assert_never(feature)
     if column not in own:
-        tower = field.split(".")[1]
+        tower = field.split(".")[-2]
         raise RecipeError(
             f"{where} reads {column}, which the {tower}s of {path} do not have "
             f"({nearest(column, own)}columns at hand: {', '.join(sorted(own))})."

@@ -177,7 +177,7 @@ class CounterFeature(Part):
     by: str
     """The key: user_id, item_id, or another column of `prepare.counters`."""
     of: str
-    """The rate or mean."""
+    """The rate or mean; or `events`: log(1 + how many), which has no prior."""
     hours: int | None = Field(default=None, ge=1, le=24 * 3660)
     """Completed hours that count: 24, 72 (3 days), 168 (7), 360 (15). Default: all before."""
     alpha: float = Field(default=20.0, gt=0)
@@ -245,6 +245,21 @@ class Features(Part):
                             f"list (it lists: {', '.join(self.vectors) or 'none'})"
                         )
         return self
+
+
+def with_features(features: Features, user: tuple[UserFeature, ...], item: tuple[ItemFeature, ...]) -> Features:
+    """These and further ones, each once; ValueError where two of one name are not alike."""
+    sides: dict[str, tuple[UserFeature | ItemFeature, ...]] = {}
+    for tower, old, new in (("user", features.user, user), ("item", features.item, item)):
+        of_name = {feature_name(feature): feature for feature in old}
+        for feature in new:
+            if of_name.setdefault(feature_name(feature), feature) != feature:
+                raise ValueError(
+                    f"the {tower}'s {feature_name(feature)} is asked for twice, and not alike: write it in "
+                    f"ranker.features as it stands in features.{tower}"
+                )
+        sides[tower] = tuple(of_name.values())
+    return Features.model_validate({"vectors": features.vectors, **sides})
 
 
 def feature_name(feature: UserFeature | ItemFeature) -> str:

@@ -224,6 +224,8 @@ class Counters(Part):
     def _something(self) -> Counters:
         if not self.rates and not self.means:
             raise ValueError("counts nothing; write rates: {like: liked}")
+        for name in sorted({"events"} & {*self.rates, *self.means}):
+            raise ValueError(f"{name} is what is counted anyway; choose another name")
         for name in sorted(set(self.rates) & set(self.means)):
             raise ValueError(f"{name} is a rate and a mean; rename one")
         return self

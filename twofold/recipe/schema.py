@@ -13,10 +13,12 @@ from typing import Literal, assert_never
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.features import CounterFeature, Features
+from twofold.recipe.features import CounterFeature, Features, with_features
 from twofold.recipe.indexing import Index
+from twofold.recipe.judging import Judging, PublishedNegatives
 from twofold.recipe.part import Part
 from twofold.recipe.preparation import Prepare
+from twofold.recipe.ranking import Ranker
 from twofold.recipe.search import Tune
 from twofold.recipe.training import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
 
@@ -35,6 +37,8 @@ class Table(Part):
     """Column item_id, and whatever the item tower reads. Without it, the items are those of the events."""
     users: Path | None = None
     """Column user_id and attributes."""
+    sampled_negatives: Path | None = None
+    """Columns user_id and item_id, a list: the items that a paper judged each user's positives against."""
     vectors: Mapping[str, Path] = {}
     """Name: .npy file of vectors of items, a line for each row of the items file, in its order."""
     columns: Mapping[str, str] = {}
@@ -61,19 +65,35 @@ class Recipe(Part):
     features: Features
     retriever: Retriever
     train: Train
+    ranker: Ranker | None = None
+    """The second stage: orders the best of what the retriever finds. null: there is none."""
     index: Index = Index()
     """Which items may be recommended."""
     recommend_k: int = Field(default=50, ge=1, le=1000)
     """Recommendations written for every user."""
+    judge: Judging = Judging()
+    """What the report is asked besides."""
     tune: Tune | None = None
     """What `twofold tune` may change in search of something better."""
 
+    @property
+    def parted_by(self) -> tuple[str, ...]:
+        """Columns by whose values training keeps rows or towers apart: what may fold, and is to be seen apart."""
+        per = self.retriever.per if isinstance(self.retriever, TwoTower) else None
+        return (*self.train.group_by, *((per,) if per is not None else ()))
+
     @model_validator(mode="after")
     def _counted(self) -> Recipe:
-        for tower, features in (("user", self.features.user), ("item", self.features.item)):
-            for number, feature in enumerate(features):
-                if isinstance(feature, CounterFeature):
-                    _check_counter(feature, self.prepare, tower=tower, field=f"features.{tower}.{number}")
+        for field, features in self.read_features():
+            for tower in ("user", "item"):
+                for number, feature in enumerate(getattr(features, tower)):
+                    if isinstance(feature, CounterFeature):
+                        _check_counter(feature, self.prepare, tower=tower, field=f"{field}.{tower}.{number}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_of_each_name(self) -> Recipe:
+        assert self.all_features
         return self
 
     @model_validator(mode="after")
@@ -88,6 +108,36 @@ class Recipe(Part):
                 assert_never(self.retriever)
         return self
 
+    def read_features(self) -> tuple[tuple[str, Features], ...]:
+        """What the towers read, and what the ranker reads if it is told, by the field that says so."""
+        own = (
+            () if self.ranker is None or self.ranker.features is None else (("ranker.features", self.ranker_features),)
+        )
+        return (("features", self.features), *own)
+
+    @property
+    def ranker_features(self) -> Features:
+        """What the ranker reads: the towers' features, unless it has others."""
+        own = None if self.ranker is None else self.ranker.features
+        if own is None:
+            return self.features
+        return Features(vectors=self.features.vectors, user=own.user, item=own.item)
+
+    @property
+    def all_features(self) -> Features:
+        """What either stage reads, each once."""
+        return with_features(self.features, self.ranker_features.user, self.ranker_features.item)
+
+    @model_validator(mode="after")
+    def _published(self) -> Recipe:
+        asked = any(isinstance(negatives, PublishedNegatives) for negatives in self.judge.sampled)
+        if asked and self.data.sampled_negatives is None:
+            raise ValueError(
+                "judge.sampled asks for published negatives, but data.sampled_negatives names no file. Name it there, "
+                "or draw some: {kind: drawn, draw: popularity}"
+            )
+        return self
+
 
 def _check_counter(feature: CounterFeature, prepare: Prepare, *, tower: str, field: str) -> None:
     counters = prepare.counters.get(feature.by)
@@ -96,7 +146,7 @@ def _check_counter(feature: CounterFeature, prepare: Prepare, *, tower: str, fie
             f"{field} reads counters by {feature.by}, but prepare.counters counts by "
             f"{', '.join(prepare.counters) or 'nothing'}. Add it there."
         )
-    if feature.of not in (names := (*counters.rates, *counters.means)):
+    if feature.of not in (names := ("events", *counters.rates, *counters.means)):
         raise ValueError(f"{field}: prepare.counters.{feature.by} has no {feature.of}; it has {', '.join(names)}")
     if (feature.by == "user_id") != (tower == "user"):
         raise ValueError(

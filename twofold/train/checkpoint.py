@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from twofold.bundle import atomic_file
 from twofold.errors import RunError
-from twofold.recipe.training import Train
+from twofold.recipe.part import Part
 from twofold.train.optimise import Optimiser
 
 MARK = "twofold"
@@ -50,7 +50,7 @@ def save_checkpoint(
     *,
     best: Mapping[str, Tensor],
     position: Position,
-    settings: Train,
+    settings: Part,
 ) -> None:
     """Writes the file whole or not at all; the previous one stays until then."""
     weights = model.state_dict()
@@ -63,7 +63,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimiser: Optimiser, *, settings: Train
+    path: Path, model: nn.Module, optimiser: Optimiser, *, settings: Part
 ) -> tuple[Position, dict[str, Tensor]] | None:
     """Fills model and optimiser; returns the position and the best weights. None if there is no (whole)
     file; RunError if it is of other settings or of a model of other shapes.
@@ -81,7 +81,7 @@ def load_checkpoint(
     return Position(**saved, records=records), _part(tensors, "best.")
 
 
-def _made_for(settings: Train, weights: Mapping[str, Tensor]) -> dict[str, str]:
+def _made_for(settings: Part, weights: Mapping[str, Tensor]) -> dict[str, str]:
     """What must be equal for a training to go on: a line a field of the settings, and a line a tensor."""
     shapes = {f"weights {name}": " × ".join(map(str, tensor.shape)) for name, tensor in weights.items()}
     return dict(_fields("train", settings.model_dump(mode="json"))) | shapes

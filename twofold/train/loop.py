@@ -47,6 +47,7 @@ from twofold.train.optimise import (
     set_learning_rate,
 )
 
+CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_EVERY_S = 20.0
 """A kill costs at most this much; writing one takes milliseconds at the shipped size."""
 
@@ -62,6 +63,7 @@ class Setup:
 
 
 ALONE_ON_CPU = Setup()
+CPU = torch.device("cpu")
 
 
 def fit(
@@ -88,16 +90,20 @@ def fit(
     lines, rows_per_step = objective.lines, objective.items_per_step
     refuse_what_does_not_fit(sketch, device=ranks.device, rows_per_step=rows_per_step, copies=ranks.on_this_machine)
     refuse_what_cannot_be_shared(ranks, sketch, settings, lines=len(lines))
-    with _deterministic(settings.seed, ranks.device), kept_memory():
+    with deterministic(settings.seed, ranks.device), kept_memory():
         model = build()
         guess = _length_guess(settings, model, objective)
         learner = nn.ModuleList([model] if guess is None else [model, guess]).to(ranks.device)
         start_alike(ranks, learner)
         optimiser = build_optimiser(learner, learning_rate=settings.learning_rate, rows_per_step=rows_per_step)
-        checkpoint = out / "checkpoint.safetensors"
+        checkpoint = out / CHECKPOINT
+        remedy = (
+            f"Lower train.learning_rate (now {settings.learning_rate:g}), or set train.clip_norm (now "
+            f"{settings.clip_norm})"
+        )
         keep = partial(save_checkpoint, checkpoint, learner, optimiser, settings=settings)
         begun = load_checkpoint(checkpoint, learner, optimiser, settings=settings)
-        position, best = begun or (Position(), _copy(model))
+        position, best = begun or (Position(), weights_of(model))
         done = position.epoch * len(lines) + position.batch * settings.batch_size
         with _progress(ranks, total=settings.epochs * len(lines), done=done) as advance:
             while position.epoch < settings.epochs and not _is_settled(position, settings.patience):
@@ -112,7 +118,7 @@ def fit(
                     _seed_step(settings, position)
                     loss = _backward(objective, model, batch, optimiser=optimiser, guess=guess, strength=strength)
                     length = clip_gradients(optimiser, most=settings.clip_norm)
-                    _refuse_divergence(loss, length, position, settings)
+                    refuse_divergence(loss, length, position, remedy=remedy)
                     optimiser.step()
                     position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
                     advance(len(batch.weight) * ranks.size, f"loss {position.loss_sum / position.batch:.3f}")
@@ -121,9 +127,9 @@ def fit(
                         saved_at = time.monotonic()
                 examples = (position.batch - first) * settings.batch_size
                 speed = examples / (time.monotonic() - started)
-                position = _finish_epoch(position, told_by_first(ranks, lambda: validate(model)), speed)
+                position = finish_epoch(position, told_by_first(ranks, lambda: validate(model)), speed)
                 if position.best_epoch == position.epoch - 1:
-                    best = _copy(model)
+                    best = weights_of(model)
                 if ranks.is_first:
                     keep(best=best, position=position)
         model.load_state_dict(best)
@@ -195,7 +201,8 @@ def _step_number(settings: Train, position: Position, order: Order) -> tuple[int
     return position.epoch * len(order) + position.batch, settings.epochs * len(order)
 
 
-def _finish_epoch(position: Position, validation: float, examples_per_s: float) -> Position:
+def finish_epoch(position: Position, validation: float, examples_per_s: float) -> Position:
+    """Where training stands after an epoch, which is the best one if its validation says so."""
     record = EpochRecord(
         position.epoch, position.loss_sum / max(position.batch, 1), validation, float(round(examples_per_s))
     )
@@ -229,22 +236,23 @@ def _length_guess(settings: Train, model: Towers, objective: Objective) -> Lengt
         return LengthGuess(model.item.dim, mean=float(logs.mean()), std=float(logs.std()))
 
 
-def _refuse_divergence(loss: float, length: float, position: Position, settings: Train) -> None:
+def refuse_divergence(loss: float, length: float, position: Position, *, remedy: str) -> None:
+    """RunError if the loss or the length of its gradient is no number."""
     what = "loss" if not np.isfinite(loss) else "gradient"
     if not (np.isfinite(loss) and np.isfinite(length)):
         raise RunError(
             f"training diverged: the {what} of epoch {position.epoch}, batch {position.batch} is "
-            f"{loss if what == 'loss' else length}. Lower train.learning_rate (now {settings.learning_rate:g}), or set "
-            f"train.clip_norm (now {settings.clip_norm}), and run again."
+            f"{loss if what == 'loss' else length}. {remedy}, and run again."
         )
 
 
-def _copy(model: Towers) -> dict[str, Tensor]:
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of them as they stand, in ordinary memory."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
-def _deterministic(seed: int, device: torch.device) -> Iterator[None]:
+def deterministic(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """Seeds, and asks for deterministic kernels; leaves the process as it was. On a GPU, where some kernels have no
     deterministic form, PyTorch warns of those instead of refusing.
     """

@@ -1,0 +1,155 @@
+"""Requests as a naive search finds them, at their own moments and from the training window alone; and what is drawn."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, random_events, write_prepared
+from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.columns import DAY_MS
+from twofold.errors import DataError
+from twofold.model.retriever import as_products, item_vectors, masked_item_vectors, user_vectors
+from twofold.model.two_tower import build_two_tower
+from twofold.recipe.ranking import Candidates
+from twofold.recipe.training import TwoTower
+from twofold.train.candidates import draw_lists, mine_requests, places_in
+
+RETRIEVER = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "negative_distance"}})
+ASKED = Candidates(top=6, skip=1, retrieved=5, random=7, skipped=3)
+
+
+def built(folder, events):
+    write_prepared(folder / "prepare", events)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    return load_dataset(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return built(tmp_path_factory.mktemp("candidates"), random_events(0))
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    torch.manual_seed(0)
+    return build_two_tower(RETRIEVER, dataset.features, dataset.vectors)
+
+
+@pytest.fixture(scope="module")
+def requests(dataset, model, tmp_path_factory):
+    return mine_requests(model, dataset, ASKED, seed=0, out=tmp_path_factory.mktemp("mined"))
+
+
+def met_before(dataset, user, at):
+    events = slice(*dataset.events.offsets[user : user + 2])
+    pairs = zip(dataset.events.item_rows[events].tolist(), dataset.events.at[events].tolist(), strict=True)
+    return {item for item, moment in pairs if moment < at}
+
+
+def test_requests_are_the_positives_on_items_that_were_new(dataset, requests):
+    rows = dataset.rows["train"]
+    expected = [
+        line
+        for line in range(len(rows))
+        if rows.label[line] and rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], rows.at[line])
+    ]
+    assert 0 < len(expected) < int(rows.label.sum())  # some are on items met before: this log has both
+    assert sorted(requests.lines.tolist()) == expected
+
+
+def test_what_is_found_is_what_a_sort_finds_at_that_moment(dataset, model, requests):
+    rows = dataset.rows["train"]
+    for place in range(len(requests)):
+        line = requests.lines[place]
+        user, at, own = int(rows.user_rows[line]), int(rows.at[line]), int(rows.item_rows[line])
+        items = item_vectors(model, dataset, at // DAY_MS * DAY_MS)  # these towers read the age: a moment is a day
+        asking = user_vectors(model, dataset, np.array([user]), np.array([at]))
+        scores = -np.square(items[: dataset.items.num_known] - asking).sum(axis=1)
+        liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
+        left_out = (met_before(dataset, user, at) | liked) - {own}
+        order = [item for item in np.argsort(-scores, kind="stable").tolist() if item not in left_out]
+        expected = [*order[: ASKED.top], *[-1] * (ASKED.top - len(order))]
+        assert requests.best[place].tolist() == expected
+        queries, factors = as_products(model, asking, items)
+        np.testing.assert_allclose(requests.users[place], queries[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(requests.items[requests.moments[place]], factors, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_of_unknown_ids_lie_beside_those_of_known_ones(dataset, model, requests):
+    at = int(dataset.rows["train"].at[requests.lines[0]]) // DAY_MS * DAY_MS
+    masked = masked_item_vectors(model, dataset, at)
+    _, factors = as_products(model, masked[:0], masked)
+    np.testing.assert_allclose(requests.masked[requests.moments[0]], factors, rtol=1e-4, atol=1e-5)
+    assert np.abs(requests.masked - requests.items).max() > 0.01
+
+
+def test_nothing_after_the_training_window_matters(dataset, model, requests, tmp_path):
+    """The leak that flatters: items liked on the day of test left out of the negatives, or found by what came later."""
+    events = [
+        event if event.at < LAST_TRAIN_MS else type(event)(event.user, (event.item + 3) % 20, event.at, True, 1.0)
+        for event in random_events(0)
+    ]
+    other = built(tmp_path, events)
+    assert [len(dataset.rows[split]) for split in ("validation", "test")]
+    again = mine_requests(model, other, ASKED, seed=0, out=tmp_path / "mined")
+    for name in ("lines", "best", "users", "moments", "items", "masked"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(requests, name), err_msg=name)
+
+
+def test_fewer_requests_are_drawn_and_the_same_for_a_seed(dataset, model, tmp_path):
+    few = ASKED.model_copy(update={"requests": 20})
+    first, same, other = (
+        mine_requests(model, dataset, few, seed=seed, out=tmp_path / name).lines.tolist()
+        for name, seed in (("first", 0), ("same", 0), ("other", 1))
+    )
+    assert first == same != other
+    assert len(first) <= 20
+
+
+def test_what_was_mined_is_not_mined_again(dataset, model, tmp_path):
+    mined = mine_requests(model, dataset, ASKED, seed=0, out=tmp_path)
+    written = (tmp_path / "best.npy").stat().st_mtime_ns
+    again = mine_requests(model, dataset, ASKED, seed=0, out=tmp_path)
+    assert (tmp_path / "best.npy").stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again.best, mined.best)
+
+
+def test_lists_hold_the_positive_first_and_nothing_liked_competes(dataset, requests):
+    rows = dataset.rows["train"]
+    which = np.arange(len(requests))
+    lists = draw_lists(requests, dataset, which, ASKED, rng=np.random.default_rng(0))
+    assert lists.item_rows.shape == (len(which), 1 + 5 + 7 + 3)
+    np.testing.assert_array_equal(lists.item_rows[:, 0], rows.item_rows[requests.lines])
+    assert lists.competing[:, 0].all()
+    for place in which:
+        line = requests.lines[place]
+        user = rows.user_rows[line]
+        liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
+        competing = lists.item_rows[place, 1:][lists.competing[place, 1:]].tolist()
+        assert not liked & set(competing)
+        retrieved = lists.item_rows[place, 1:6][lists.competing[place, 1:6]]
+        assert set(retrieved.tolist()) <= set(requests.best[place, 1:].tolist())  # ranks [1, 6)
+        next_ = [i for i in range(line + 1, len(rows)) if not rows.label[i] and rows.user_rows[i] == user][:3]
+        passed = [item for item in rows.item_rows[next_].tolist() if item not in liked]
+        assert lists.item_rows[place, 13:][lists.competing[place, 13:]].tolist() == passed
+
+
+def test_random_negatives_are_of_the_training_window_and_each_as_likely(dataset, requests):
+    asked = Candidates(top=6, retrieved=0, random=400, skipped=0)
+    lists = draw_lists(requests, dataset, np.arange(len(requests)), asked, rng=np.random.default_rng(0))
+    counts = np.bincount(lists.item_rows[:, 1:].ravel(), minlength=len(dataset.items))
+    known = dataset.items.num_known
+    assert counts[known:].sum() == 0
+    drawn = lists.item_rows[:, 1:].size
+    assert np.abs(counts[:known] / drawn - 1 / known).max() < 4 * np.sqrt(1 / known / drawn)
+
+
+def test_places_are_those_of_the_retriever():
+    best = np.array([[4, 2, 9], [1, -1, -1]], np.int32)
+    assert places_in(best, np.array([[9, 4, 7], [1, 0, 2]])).tolist() == [[2, 0, 3], [0, 3, 3]]
+
+
+def test_a_window_without_requests_is_said(dataset, model, tmp_path):
+    nothing = built(tmp_path, [type(e)(e.user, e.item, e.at, e.at >= LAST_TRAIN_MS, 1.0) for e in random_events(0)])
+    with pytest.raises(DataError, match=r"no positive of the training window is on an item that was new to its user"):
+        mine_requests(model, nothing, ASKED, seed=0, out=tmp_path / "mined")

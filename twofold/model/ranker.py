@@ -1,0 +1,230 @@
+"""The ranker: a network over a user, an item and how they meet. It orders a hundred items, not a million."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, Int64
+from torch import Tensor, nn
+
+from twofold.bundle import write_json
+from twofold.dataset.arrays import Dataset, load_dataset
+from twofold.dataset.batches import item_batches
+from twofold.dataset.features import FeatureState
+from twofold.model.encoder import Encoder
+from twofold.model.two_tower import (
+    ModelPart,
+    build_two_tower,
+    describe_encoder,
+    describe_layers,
+    encode,
+    export_graph,
+    export_user_tower,
+    load_weights,
+)
+from twofold.recipe import training
+from twofold.recipe.features import Features
+from twofold.recipe.ranking import Ranker as Asked
+from twofold.topk import blocks
+
+USER_GRAPH: Final = "ranker_user.onnx"
+PAIR_GRAPH: Final = "ranker_pairs.onnx"
+ITEMS: Final = "ranker_items.npy"
+ABOUT: Final = "ranker.json"
+_CELLS: Final = 2**22  # numbers of items' vectors gathered at once: 16 MiB
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One dataset as either stage reads it."""
+
+    retriever: Dataset
+    ranker: Dataset
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Mean and standard deviation of the retriever's scores, and of log(1 + place), over the lists it was taught on."""
+
+    score_mean: float
+    score_std: float
+    place_mean: float
+    place_std: float
+
+
+class Crosses(nn.Module):
+    """x ← x₀ ⊙ (W x + b) + x, layer by layer: products of ever more of the inputs (Wang et al., *DCN V2*, WWW 2021,
+    equation 1).
+    """
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+
+    def forward(self, inputs: Float[Tensor, "*lines width"]) -> Float[Tensor, "*lines width"]:
+        """As wide as its inputs."""
+        crossed = inputs
+        for layer in self.layers:
+            crossed = inputs * layer(crossed) + crossed
+        return crossed
+
+
+class Ranker(nn.Module):
+    """Encoders of both sides, then one number a pair: higher is better.
+
+    A pair is what the two encoders say, their product, the retriever's two vectors, their product, its score and its
+    rank. The retriever's vectors are those whose inner product is its score.
+    """
+
+    score_mean: Tensor
+    score_std: Tensor
+    place_mean: Tensor
+    place_std: Tensor
+
+    def __init__(self, user: Encoder, item: Encoder, *, retrieved: int, asked: Asked) -> None:
+        """`retrieved` is the width of the retriever's vectors; `top`, how many of its best items are to be ranked."""
+        super().__init__()
+        self.user = user
+        self.item = item
+        self.retrieved = retrieved
+        self.top = asked.candidates.top
+        width = 3 * user.dim + 3 * retrieved + 2
+        layers: list[nn.Module] = [Crosses(width, asked.crosses)] if asked.crosses else []
+        for following in asked.hidden:
+            layers += [nn.Linear(width, following), nn.ReLU()]
+            layers += [nn.Dropout(asked.dropout)] if asked.dropout else []
+            width = following
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+        for name in ("score_mean", "score_std", "place_mean", "place_std"):
+            self.register_buffer(name, torch.tensor(float(name.endswith("std"))))
+
+    def fit_scales(self, scales: Scales) -> None:
+        """Sets what scores and places are standardised by."""
+        for name, value in vars(scales).items():
+            getattr(self, name).fill_(value)
+
+    def forward(
+        self,
+        users: Float[Tensor, "requests dim"],
+        items: Float[Tensor, "requests length dim"],
+        user_vectors: Float[Tensor, "requests retrieved"],
+        item_vectors: Float[Tensor, "requests length retrieved"],
+        places: Int[Tensor, "requests length"],
+    ) -> Float[Tensor, "requests length"]:
+        """Scores of each request's items, from what the encoders and the retriever say; places count from 0."""
+        met = user_vectors[:, None] * item_vectors
+        score = (met.sum(dim=2) - self.score_mean) / self.score_std
+        place = (torch.log1p(places.to(met.dtype)) - self.place_mean) / self.place_std
+        asking = torch.cat([users, user_vectors], dim=1)[:, None].expand(-1, items.shape[1], -1)
+        told = [asking, items, item_vectors, users[:, None] * items, met, score[:, :, None], place[:, :, None]]
+        found: Tensor = self.layers(torch.cat(told, dim=2))
+        return found.squeeze(2)
+
+
+def build_ranker(
+    asked: Asked, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]], *, retrieved: int
+) -> Ranker:
+    """The ranker a recipe asks for; `state` holds its features, `vectors` have a line an item row."""
+    sides = training.TwoTower(kind="two_tower", dim=asked.dim, score=training.Dot(kind="dot"))
+    encoders = build_two_tower(sides, state, vectors)
+    return Ranker(encoders.user, encoders.item, retrieved=retrieved, asked=asked)
+
+
+def load_stages(folder: Path, retriever: Features, ranker: Features) -> Stages:
+    """A dataset/ folder, with what either stage reads."""
+    return Stages(load_dataset(folder, retriever), load_dataset(folder, ranker))
+
+
+def load_ranker(asked: Asked, arrays: Stages, folder: Path, *, retrieved: int) -> Ranker:
+    """What a train/ranker/ folder holds."""
+    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=retrieved)
+    return load_weights(made, folder / "weights.safetensors")
+
+
+def describe_ranker(ranker: Ranker) -> list[ModelPart]:
+    """Every block and layer, read from the modules themselves."""
+    sides = describe_encoder("ranker, user", ranker.user) + describe_encoder("ranker, item", ranker.item)
+    return sides + describe_layers("ranker", ranker.layers)
+
+
+def save_ranker(
+    ranker: Ranker, arrays: Stages, vectors: Float32[np.ndarray, "items wide"], *, at: int, folder: Path
+) -> None:
+    """Writes what a server ranks with: the user encoder and the scores of pairs as graphs, and what the item encoder
+    says of the whole catalogue at one moment, whose vectors (of the inner product) are given.
+    """
+    export_user_tower(ranker.user, folder / USER_GRAPH)
+    _export_pairs(ranker, folder / PAIR_GRAPH)
+    np.save(folder / ITEMS, encode_item_side(ranker, arrays.ranker, vectors, at).encoded)
+    write_json(folder / ABOUT, {"top": ranker.top})
+
+
+def _export_pairs(ranker: Ranker, path: Path) -> None:
+    """Writes what scores pairs as ONNX: inputs as `forward` names them, any number of requests and items; output
+    `scores`. The encoders are not part of it.
+    """
+    dim, wide = ranker.user.dim, ranker.retrieved
+    values = {
+        "users": torch.zeros(2, dim),
+        "items": torch.zeros(2, 3, dim),
+        "user_vectors": torch.zeros(2, wide),
+        "item_vectors": torch.zeros(2, 3, wide),
+        "places": torch.zeros(2, 3, dtype=torch.int64),
+    }
+    requests, length = torch.export.Dim("requests"), torch.export.Dim("length")
+    sizes = {name: {0: requests, 1: length} if name in _OF_ITEMS else {0: requests} for name in values}
+    export_graph(ranker, values, sizes=sizes, output="scores", path=path)
+
+
+_OF_ITEMS = ("items", "item_vectors", "places")
+
+
+# --- many requests at one moment --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ItemSide:
+    """What is known of every item before anybody asks: the retriever's vectors and what the ranker makes of its own
+    features, a line an item row.
+    """
+
+    vectors: Float32[np.ndarray, "items wide"]
+    encoded: Float32[np.ndarray, "items dim"]
+
+
+def encode_item_side(
+    ranker: Ranker, dataset: Dataset, vectors: Float32[np.ndarray, "items wide"], at: int, *, is_masked: bool = False
+) -> ItemSide:
+    """Of the whole catalogue at one moment; `is_masked`: as if nobody knew an item's id, and `vectors` say so too."""
+    batches = item_batches(dataset, at)
+    if is_masked:
+        batches = ({**batch, "id": batch["id"] * 0} if "id" in batch else batch for batch in batches)
+    return ItemSide(vectors, encode(ranker.item, batches))
+
+
+@torch.inference_mode()
+def rank_scores(
+    ranker: Ranker,
+    items: ItemSide,
+    users: Float32[np.ndarray, "queries dim"],
+    user_vectors: Float32[np.ndarray, "queries wide"],
+    item_rows: Int64[np.ndarray, "queries length"],
+    places: Int64[np.ndarray, "queries length"],
+) -> Float32[np.ndarray, "queries length"]:
+    """The ranker's scores of each query's items, which stand at these `places` of the retriever's order, from 0.
+
+    `users` are what the ranker's user encoder says of those who ask.
+    """
+    was_training = ranker.training
+    ranker.eval()
+    queries, length = item_rows.shape
+    scores = np.empty((queries, length), np.float32)
+    for part in blocks(queries, max(_CELLS // (ranker.retrieved * max(length, 1)), 1)):
+        asked = item_rows[part]
+        given = users[part], items.encoded[asked], user_vectors[part], items.vectors[asked], places[part]
+        scores[part] = ranker(*map(torch.from_numpy, given)).numpy()
+    ranker.train(was_training)
+    return scores

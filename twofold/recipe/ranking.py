@@ -1,0 +1,104 @@
+"""Parts of a recipe: the second stage, which orders what the retriever finds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from twofold.recipe.features import ItemFeature, UserFeature
+from twofold.recipe.part import Part
+from twofold.recipe.training import Bce
+
+# --- what it is taught on ---------------------------------------------------------------------------------------------
+
+
+class Candidates(Part):
+    """What a request is: a positive of the training window on an item that was new to its user; and what it is ranked
+    against in training, all at the request's moment.
+    """
+
+    top: int = Field(default=100, ge=1, le=10_000)
+    """The retriever's best unseen items: what is ranked anew, in training, in the report and when served."""
+    skip: int = Field(default=0, ge=0, le=10_000)
+    """The best ranks that no negative is drawn from: they hold what the user would like and did not meet yet."""
+    retrieved: int = Field(default=20, ge=0, le=10_000)
+    """Negatives drawn from the retriever's ranks [skip, top), without the user's positives of the window."""
+    random: int = Field(default=10, ge=0, le=10_000)
+    """Negatives drawn from all items of the training window."""
+    skipped: int = Field(default=5, ge=0, le=1_000)
+    """The next impressions of the user that were not positive."""
+    requests: int = Field(default=100_000, ge=1)
+    """Requests to learn from: drawn at random, where the window has more."""
+
+    @model_validator(mode="after")
+    def _some_negatives(self) -> Candidates:
+        if self.retrieved and self.skip >= self.top:
+            raise ValueError(f"skip is {self.skip} and top is {self.top}: no rank is left. Write a top above skip")
+        if not (self.retrieved or self.random or self.skipped):
+            raise ValueError("nothing to rank a positive against: let retrieved, random or skipped be above 0")
+        return self
+
+    @property
+    def negatives(self) -> int:
+        """Beside each positive."""
+        return self.retrieved + self.random + self.skipped
+
+
+class Listwise(Part):
+    """The positive against all its negatives: softmax cross-entropy (Cao et al., *Learning to rank: from pairwise
+    approach to listwise approach*, ICML 2007, top-one probability).
+    """
+
+    kind: Literal["softmax"]
+
+
+class Pairwise(Part):
+    """The positive against each of its negatives (Rendle et al., *BPR*, UAI 2009)."""
+
+    kind: Literal["bpr"]
+
+
+RankerLoss = Annotated[Listwise | Bce | Pairwise, Field(discriminator="kind")]
+
+
+# --- what it is -------------------------------------------------------------------------------------------------------
+
+
+class RankerFeatures(Part):
+    """What the ranker reads of either side; it may be more than the towers read, or less."""
+
+    user: tuple[UserFeature, ...] = Field(min_length=1)
+    item: tuple[ItemFeature, ...] = Field(min_length=1)
+
+
+class Ranker(Part):
+    """A network over the user, one item, and how they meet: encoders of the ranker's own features, the retriever's two
+    vectors and the products of both pairs, the retrieval score and rank.
+    """
+
+    kind: Literal["mlp"]
+    features: RankerFeatures | None = None
+    """null: what the towers read."""
+    dim: int = Field(default=32, ge=1, le=1024)
+    """Width of its id embeddings and of what either side is encoded to."""
+    crosses: int = Field(default=0, ge=0, le=16)
+    """Cross layers before the hidden ones (Wang et al., *DCN V2*, WWW 2021, equation 1)."""
+    hidden: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = (128, 64)
+    """Widths of the hidden layers."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the hidden layers' outputs that a training step leaves out."""
+    id_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the candidates of a training step whose id nobody knows: neither the ranker, which reads the unknown
+    row, nor the retriever, whose vector is the one of an unknown id. What cold items are ranked by.
+    """
+    candidates: Candidates = Candidates()
+    loss: RankerLoss = Listwise(kind="softmax")
+    epochs: int = Field(default=3, ge=1, le=1000)
+    """Passes over the requests. The best one on validation is kept: NDCG@10 of both stages."""
+    batch_size: int = Field(default=256, ge=1, le=100_000)
+    """Requests a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """The peak, reached after 5 % of the steps."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of initial weights, of the negatives drawn, and of the order of the batches."""

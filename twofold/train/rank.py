@@ -1,0 +1,199 @@
+"""fit_ranker(): the second stage, taught on what the first one finds."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from twofold.dataset.arrays import Dataset
+from twofold.dataset.batches import TensorInputs, to_tensors
+from twofold.dataset.features import item_inputs, queries_at, user_inputs
+from twofold.dataset.memory import kept_memory
+from twofold.model.losses import bce, bpr, sampled_softmax
+from twofold.model.ranker import Ranker, Scales, Stages, build_ranker
+from twofold.model.retriever import Model
+from twofold.model.two_tower import save_weights
+from twofold.progress import progress_bar
+from twofold.recipe import ranking
+from twofold.recipe.training import Bce
+from twofold.topk import blocks
+from twofold.train.candidates import Requests, draw_lists, mine_requests, places_in
+from twofold.train.checkpoint import Position, load_checkpoint, save_checkpoint
+from twofold.train.loop import (
+    CHECKPOINT,
+    CHECKPOINT_EVERY_S,
+    deterministic,
+    finish_epoch,
+    refuse_divergence,
+    weights_of,
+)
+from twofold.train.optimise import build_optimiser, clip_gradients, learning_rate_at, set_learning_rate
+
+MINED = "requests"
+"""The folder of what was mined: lies beside the checkpoint, and goes with it."""
+SAMPLE = 4096
+"""Requests that scales are fitted on."""
+
+
+@dataclass(frozen=True)
+class ListBatch:
+    """Requests and their candidates, the positive first: what the ranker reads, line by line."""
+
+    user: TensorInputs
+    item: TensorInputs
+    """A line a candidate, request by request."""
+    user_vectors: Float[Tensor, "requests wide"]
+    item_vectors: Float[Tensor, "requests length wide"]
+    places: Int64[Tensor, "requests length"]
+    competing: Bool[Tensor, "requests length"]
+    weight: Float[Tensor, "requests"]
+
+
+def fit_ranker(
+    retriever: Model,
+    arrays: Stages,
+    *,
+    asked: ranking.Ranker,
+    validate: Callable[[Ranker], float],
+    out: Path,
+) -> dict[str, Any]:
+    """Mines, trains, and writes `weights.safetensors` of the best epoch and `training_log.parquet`; returns facts.
+
+    A killed training goes on from its checkpoint in `out`. `validate` judges both stages on the validation window;
+    higher is better.
+    """
+    mined, dataset = out / MINED, arrays.ranker
+    requests = mine_requests(retriever, arrays.retriever, asked.candidates, seed=asked.seed, out=mined)
+    chosen = np.arange(len(requests))
+    with deterministic(asked.seed), kept_memory():
+        ranker = build_ranker(asked, dataset.features, dataset.vectors, retrieved=requests.users.shape[1])
+        ranker.fit_scales(_fit_scales(requests, dataset, asked))
+        rows_per_step = asked.batch_size * (1 + asked.candidates.negatives)
+        optimiser = build_optimiser(ranker, learning_rate=asked.learning_rate, rows_per_step=rows_per_step)
+        keep = partial(save_checkpoint, out / CHECKPOINT, ranker, optimiser, settings=asked)
+        begun = load_checkpoint(out / CHECKPOINT, ranker, optimiser, settings=asked)
+        position, best = begun or (Position(), weights_of(ranker))
+        mean_weight = float(dataset.rows["train"].weight[requests.lines].mean()) or 1.0
+        parts = blocks(len(requests), asked.batch_size)
+        steps = asked.epochs * len(parts)
+        done = position.epoch * len(requests) + position.batch * asked.batch_size
+        with progress_bar("rank", total=asked.epochs * len(requests), unit="requests", done=done) as advance:
+            while position.epoch < asked.epochs:
+                saved_at = started = time.monotonic()
+                first = position.batch
+                order = np.random.default_rng((asked.seed, position.epoch)).permutation(chosen)
+                for part in parts[first:]:
+                    step = position.epoch * len(parts) + position.batch
+                    set_learning_rate(optimiser, learning_rate_at(step, steps=steps, peak=asked.learning_rate))
+                    batch = gather_lists(requests, dataset, order[part], asked, seed=(asked.seed, 1, step))
+                    torch.manual_seed(int(np.random.SeedSequence((asked.seed, step)).generate_state(1)[0]))
+                    loss = (list_losses(ranker, batch, asked.loss) * (batch.weight / mean_weight)).mean()
+                    optimiser.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    length = clip_gradients(optimiser, most=None)
+                    remedy = f"Lower ranker.learning_rate (now {asked.learning_rate:g})"
+                    refuse_divergence(float(loss), length, position, remedy=remedy)
+                    optimiser.step()
+                    position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + float(loss))
+                    advance(part.stop - part.start, f"loss {position.loss_sum / position.batch:.3f}")
+                    if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+                        keep(best=best, position=position)
+                        saved_at = time.monotonic()
+                speed = (position.batch - first) * asked.batch_size / (time.monotonic() - started)
+                position = finish_epoch(position, validate(ranker), speed)
+                if position.best_epoch == position.epoch - 1:
+                    best = weights_of(ranker)
+                keep(best=best, position=position)
+        ranker.load_state_dict(best)
+    save_weights(ranker, out / "weights.safetensors")
+    records = [asdict(record) for record in position.records]
+    pq.write_table(pa.Table.from_pylist(records), out / "training_log.parquet")
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    shutil.rmtree(mined)
+    return {
+        "requests": len(requests),
+        "retrieved_share": float((_own_places(requests, dataset) < asked.candidates.top).mean()),
+        "parameters": sum(parameter.numel() for parameter in ranker.parameters()),
+        "width": requests.users.shape[1],
+        "best_epoch": position.best_epoch,
+        "epochs": records,
+    }
+
+
+def gather_lists(
+    requests: Requests,
+    dataset: Dataset,
+    which: Int64[np.ndarray, "requests"],
+    asked: ranking.Ranker,
+    *,
+    seed: tuple[int, ...],
+) -> ListBatch:
+    """The batch of these requests, with negatives that `seed` draws; features as of each request's own moment."""
+    rng = np.random.default_rng(seed)
+    lists = draw_lists(requests, dataset, which, asked.candidates, rng=rng)
+    state, rows = dataset.features, dataset.rows["train"].take(requests.lines[which])
+    user_rows, at = np.ascontiguousarray(rows.user_rows), np.ascontiguousarray(rows.at)
+    queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows, at=at)
+    length, moments = lists.item_rows.shape[1], requests.moments[which][:, None]
+    item = dict(item_inputs(state, dataset.item_arrays, item_rows=lists.item_rows.ravel(), at=np.repeat(at, length)))
+    vectors = requests.items[moments, lists.item_rows]
+    unknown = rng.random(lists.item_rows.shape) < asked.id_dropout
+    if "id" in item:
+        item["id"] = item["id"] * ~unknown.ravel()
+    if requests.masked is not None:
+        vectors = np.where(unknown[:, :, None], requests.masked[moments, lists.item_rows], vectors)
+    return ListBatch(
+        user=to_tensors(user_inputs(state, dataset.user_arrays, queries)),
+        item=to_tensors(item),
+        user_vectors=torch.from_numpy(requests.users[which]),
+        item_vectors=torch.from_numpy(vectors),
+        places=torch.from_numpy(lists.places),
+        competing=torch.from_numpy(lists.competing),
+        weight=torch.from_numpy(np.ascontiguousarray(rows.weight)),
+    )
+
+
+def list_losses(ranker: Ranker, batch: ListBatch, loss: ranking.RankerLoss) -> Float[Tensor, "requests"]:
+    """What the ranker makes of each list, its positive first."""
+    requests, length = batch.places.shape
+    items = ranker.item(batch.item).reshape(requests, length, -1)
+    scores = ranker(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places)
+    negatives = scores[:, 1:].masked_fill(~batch.competing[:, 1:], -torch.inf)
+    match loss:
+        case ranking.Listwise():
+            return sampled_softmax(scores[:, 0], negatives)
+        case ranking.Pairwise():
+            return bpr(scores[:, 0], negatives)
+        case Bce(gamma=gamma):
+            labels = torch.zeros_like(batch.competing)
+            labels[:, 0] = True
+            each = bce(scores.flatten(), labels.flatten(), gamma=gamma).reshape(requests, length)
+            return (each * batch.competing).sum(dim=1) / batch.competing.sum(dim=1)
+        case _:
+            assert_never(loss)
+
+
+def _fit_scales(requests: Requests, dataset: Dataset, asked: ranking.Ranker) -> Scales:
+    """Of the candidates of some requests, drawn as in training."""
+    which = np.linspace(0, len(requests) - 1, min(len(requests), SAMPLE)).astype(np.int64)
+    lists = draw_lists(requests, dataset, which, asked.candidates, rng=np.random.default_rng(asked.seed))
+    vectors = requests.items[requests.moments[which][:, None], lists.item_rows]
+    scores = np.vecdot(requests.users[which][:, None], vectors)[lists.competing]
+    places = np.log1p(lists.places[lists.competing])
+    return Scales(float(scores.mean()), float(scores.std()) or 1.0, float(places.mean()), float(places.std()) or 1.0)
+
+
+def _own_places(requests: Requests, dataset: Dataset) -> Int64[np.ndarray, "requests"]:
+    own = dataset.rows["train"].item_rows[requests.lines]
+    parts = blocks(len(requests), SAMPLE)
+    return np.concatenate([places_in(requests.best[part], own[part, None])[:, 0] for part in parts])
