@@ -31,6 +31,13 @@ def test_what_cannot_be_an_id_is_unknown():
     assert Vocabulary(pa.array(["3"]), num_known=1).rows_of([3, None]).tolist() == [0, -1]
 
 
+@pytest.mark.parametrize("ids", [[3, 5, -7], ["3", "a", "é"], []])
+def test_one_id_is_looked_up_as_many_are(ids):
+    vocabulary = Vocabulary(pa.array(ids, pa.int64() if ids[:1] == [3] else pa.string()), num_known=len(ids))
+    for asked in (*ids, 3, "5", 3.0, 3.5, None, 10**30, -(2**63), "", "zz", "a" * 99, float("nan")):
+        assert vocabulary.row_of(asked) == vocabulary.rows_of([asked]).tolist()[0]
+
+
 def test_null_and_empty_are_unknown():
     vocabulary = Vocabulary(pa.array([0, 1]), num_known=2)
     assert vocabulary.rows_of(pa.array([None, 1], pa.int64())).tolist() == [-1, 1]

@@ -159,6 +159,10 @@ class Filters:
         dropped = self._known.pop(text, None)
         self._bytes -= 0 if dropped is None else dropped.nbytes
 
+    def __contains__(self, text: str) -> bool:
+        """Whether it is kept: then it is found at once."""
+        return text in self._known
+
     def __len__(self) -> int:
         """How many filters are kept."""
         return len(self._known)

@@ -4,9 +4,8 @@ What `recommender.py` does for tables, this does for a service: everything that 
 computed when the bundle is opened.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +25,6 @@ from twofold.serve.histories import Met
 from twofold.topk import Ragged, top_k
 
 RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)
-USERS_KEPT: Final = 2**16
 REASONS: Final = 3  # items of the history named for an answer
 READ_FOR_REASONS: Final = 100  # of the newest positives
 
@@ -39,8 +37,6 @@ class Open:
     name: str
     digest: str
     popularity: Float32[np.ndarray, "items"]
-    user_row: Callable[[str | int], int]
-    """-1 for nobody of the log. Who asks asks again: what was looked up lately is kept (80 µs a look)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,6 @@ def open_answers(run: Path) -> Open:
         name=run.resolve().name,
         digest=open_stage(run, "index").digest,
         popularity=_popularity(bundle),
-        user_row=lru_cache(USERS_KEPT)(lambda user_id: int(bundle.users.rows_of([user_id])[0])),
     )
     _ask_once(opened, run)
     return opened

@@ -1,7 +1,8 @@
 """Routes: bytes → a question, an answer → bytes. No logic here.
 
 FastAPI keeps the table of routes and their description; bodies are read and written by msgspec, and the schemas are
-those of `wire.py`: a body that goes through pydantic costs more than the rest of the frame together.
+those of `wire.py`: a body that goes through pydantic costs more than the rest of the frame together. The gate answers
+what is posted without asking FastAPI, which adds 150 µs to a request (measured on a shared core).
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -17,7 +18,7 @@ from fastapi.routing import APIRoute
 from msgspec import Struct
 
 from twofold.errors import RequestError, RunError
-from twofold.serve.gate import Gate, Limits
+from twofold.serve.gate import Answered, Gate, Limits
 from twofold.serve.histories import StoreError
 from twofold.serve.service import Service
 from twofold.serve.wire import (
@@ -37,12 +38,14 @@ from twofold.serve.wire import (
     Swapped,
     WireError,
     components,
+    failed,
     read_body,
     try_again,
 )
 
 ABOUT: Final = "Recommendations from a run of twofold. Ids are those of its log; moments are UTC milliseconds."
 JSON: Final = "application/json"
+IS_JSON: Final = {"content-type": JSON}
 TOKEN: Final = {"type": "http", "scheme": "bearer"}
 NO_TOKEN: Final = "This wants a token: start the service with TWOFOLD_TOKEN set. To swap without one, send it SIGHUP."
 PROBLEMS: Final[dict[int | str, str]] = {
@@ -82,12 +85,14 @@ def build_app(service: Service, limits: Limits, *, run_beside: Lifespan | None =
         await service.histories.close()
 
     app = FastAPI(title="twofold", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
-    for route in _routes(service):
-        _add(app, route, limits)
+    answers = [(route, _answering(route, limits)) for route in _routes(service)]
+    for route, answer in answers:
+        _add(app, route, answer)
     _add_pages(app, service)
     app.add_exception_handler(Exception, _failed)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
-    return Gate(app, limits, service.meters)
+    posted = {route.path: answer for route, answer in answers if route.asks is not None}
+    return Gate(app, limits, service.meters, posted=posted)
 
 
 @asynccontextmanager
@@ -126,19 +131,32 @@ class _Bytes(APIRoute):
         return endpoint
 
 
-def _add(app: FastAPI, route: Route, limits: Limits) -> None:
-    encoder = msgspec.json.Encoder(decimal_format="number")
+def _answering(route: Route, limits: Limits) -> Callable[..., Awaitable[Answered]]:
+    """Bytes → a question → its answer → bytes; where nothing is posted, what the path holds takes the question's place.
+
+    Whatever is wrong with the question is an answer too.
+    """
+    encode = msgspec.json.Encoder(decimal_format="number").encode
     decoder = None if route.asks is None else msgspec.json.Decoder(route.asks)
 
-    async def endpoint(request: Request) -> Response:
+    async def answer(*given: Any) -> Answered:
         try:
             if route.wants_token and limits.token is None:
                 raise WireError(Problem(NO_TOKEN), status=403)
-            asked = request.path_params.values() if decoder is None else [read_body(decoder, await request.body())]
-            return Response(encoder.encode(await route.answer(*asked)), media_type=JSON)
+            asked = given if decoder is None else (read_body(decoder, given[0]),)
+            return Answered(200, encode(await route.answer(*asked)), IS_JSON)
         except (WireError, RequestError, RunError, StoreError) as error:
             refused = _refusal(error)
-            return Response(encoder.encode(refused.problem), refused.status, refused.headers)
+            return Answered(refused.status, encode(refused.problem), refused.headers)
+
+    return answer
+
+
+def _add(app: FastAPI, route: Route, answer: Callable[..., Awaitable[Answered]]) -> None:
+    async def endpoint(request: Request) -> Response:
+        given = request.path_params.values() if route.asks is None else [await request.body()]
+        answered = await answer(*given)
+        return Response(answered.body, answered.status, answered.headers)
 
     possible: tuple[int | str, ...] = (401, 404, 503) if route.asks is None else (400, 401, 403, 409, 413, 422, 503)
     app.router.add_api_route(
@@ -180,7 +198,7 @@ def _refusal(error: WireError | RequestError | RunError | StoreError) -> WireErr
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return Response(msgspec.json.encode(Problem("The service failed; its log says how.")), 500, media_type=JSON)
+    return Response(msgspec.json.encode(failed().problem), 500, IS_JSON)
 
 
 def _description(app: FastAPI) -> dict[str, Any]:

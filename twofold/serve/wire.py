@@ -238,7 +238,7 @@ class WireError(Exception):
     """A request that cannot be answered as it stands: the problem to reply with, its status and headers."""
 
     def __init__(self, problem: Problem, *, status: int = 422, headers: Mapping[str, str] | None = None) -> None:
-        """`status` is 4xx, or 503 with the header Retry-After."""
+        """`status` is 4xx, 500, or 503 with the header Retry-After."""
         super().__init__(problem.detail)
         self.problem = problem
         self.status = status
@@ -249,6 +249,11 @@ def try_again(why: str) -> WireError:
     """Nothing is wrong with the request."""
     detail = f"The service is at its limit ({why}): try again in {RETRY_AFTER_S} s."
     return WireError(Problem(detail), status=503, headers={"retry-after": RETRY_AFTER_S})
+
+
+def failed() -> WireError:
+    """Our own mistake: what it was is not for clients."""
+    return WireError(Problem("The service failed; its log says how."), status=500)
 
 
 def mistake(detail: str, *, field: str, value: Any, status: int = 422) -> WireError:
