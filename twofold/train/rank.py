@@ -86,6 +86,7 @@ def fit_ranker(
         mean_weight = float(dataset.rows["train"].weight[requests.lines].mean()) or 1.0
         parts = blocks(len(requests), asked.batch_size)
         steps = asked.epochs * len(parts)
+        remedy = f"Lower ranker.learning_rate (now {asked.learning_rate:g})"
         done = position.epoch * len(requests) + position.batch * asked.batch_size
         with progress_bar("rank", total=asked.epochs * len(requests), unit="requests", done=done) as advance:
             while position.epoch < asked.epochs:
@@ -100,11 +101,10 @@ def fit_ranker(
                     loss = (list_losses(ranker, batch, asked.loss) * (batch.weight / mean_weight)).mean()
                     optimiser.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
-                    length = clip_gradients(optimiser, most=None)
-                    remedy = f"Lower ranker.learning_rate (now {asked.learning_rate:g})"
-                    refuse_divergence(float(loss), length, position, remedy=remedy)
+                    length, value = clip_gradients(optimiser, most=None), float(loss.detach())
+                    refuse_divergence(value, length, position, remedy=remedy)
                     optimiser.step()
-                    position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + float(loss))
+                    position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + value)
                     advance(part.stop - part.start, f"loss {position.loss_sum / position.batch:.3f}")
                     if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                         keep(best=best, position=position)
