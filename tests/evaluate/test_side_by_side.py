@@ -6,6 +6,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -14,7 +16,7 @@ from tests.evaluate.test_judge import world
 from tests.worlds import SPLIT, world_recipe
 from twofold.bundle import run_stage
 from twofold.errors import RequestError, RunError
-from twofold.evaluate.side_by_side import put_side_by_side, side, side_by_side_lines, write_page
+from twofold.evaluate.side_by_side import churn, put_side_by_side, side, side_by_side_lines, write_page
 from twofold.recipe.load import dump_recipe
 
 DATA = {"kind": "table", "events": "/events.parquet"}
@@ -82,6 +84,43 @@ def test_the_terminal_says_it_in_two_tables(three):
     assert re.search(r"train\.epochs +1 +2", text)
     assert "150 users, 60 items" in text
     assert "The recipes ask for the same." in in_words(put_side_by_side([three[0], three[0]]))
+
+
+def recommending(folder, lists, *, kind=None):
+    """A run folder that recommends so: user → item ids."""
+    pairs = [(user, item) for user, items in lists.items() for item in items]
+    table = pa.table({"user_id": pa.array([user for user, _ in pairs], kind), "item_id": [item for _, item in pairs]})
+    name = "recommendations.parquet"
+    run_stage(folder, "recommend", inputs=1, work=lambda out: pq.write_table(table, out / name) or {})
+    return folder
+
+
+def test_churn_is_what_another_run_no_longer_recommends(tmp_path):
+    before = recommending(tmp_path / "before", {10: [1, 2], 20: [3, 4], 30: [5], 40: []})
+    after = recommending(tmp_path / "after", {20: [3, 9, 8], 10: [2, 1], 50: [5]})
+    assert churn(before, after) == pytest.approx((0 + 1 / 2) / 2)
+    assert churn(after, before) == pytest.approx((0 + 2 / 3) / 2)
+    assert churn(before, recommending(tmp_path / "none", {50: [1]})) is None
+    assert churn(before, recommending(tmp_path / "text", {"10": [1]}, kind=pa.string())) is None
+    assert churn(before, tmp_path / "nowhere") is None
+
+
+def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
+    found = replace(put_side_by_side(three), churns=(0.25, None))
+    text = in_words(found)
+    assert "25% of what old recommends to a user is not recommended" in text
+    assert re.search(r"new: recall@5 differs in \d of \d groups? \(p < \.05 after Holm\)", text)
+    write_page(found, tmp_path / "page.html")
+    assert re.search(r"mean over the users of both:\s+new 25%, same –\.", (tmp_path / "page.html").read_text())
+
+
+def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path):
+    found = put_side_by_side(three)
+    write_page(found, tmp_path / "page.html")
+    page, text = (tmp_path / "page.html").read_text(), in_words(found)
+    assert page.index("<h2>Recipes</h2>") < page.index("<h2>Metrics</h2>") < page.index("<h2>Groups</h2>")
+    assert "Recommendations</h2>" not in page
+    assert text.index("train.epochs") < text.index("catalogue/recall@5")
 
 
 def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_path):

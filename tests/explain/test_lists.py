@@ -8,7 +8,6 @@ import pytest
 
 from twofold.explain.folding import Grouping
 from twofold.explain.lists import (
-    churn,
     intra_list_similarity,
     novelty,
     overlap,
@@ -49,11 +48,6 @@ def test_overlap_is_what_two_users_share():
     lists = [np.random.default_rng(user).choice(50, 10, replace=False) for user in range(20)]
     naive = np.mean([len(set(one) & set(other)) / 10 for one, other in combinations(lists, 2)])
     assert overlap(ragged(lists)) == pytest.approx(naive, abs=0.01)
-
-
-def test_churn_is_what_another_run_no_longer_serves():
-    assert churn(ragged([[1, 2], [3, 4], [5]]), ragged([[2, 1], [3, 9], []])) == pytest.approx((0 + 1 / 2) / 2)
-    assert churn(ragged([[1]]), ragged([[]])) is None
 
 
 @pytest.mark.parametrize("case", range(20))

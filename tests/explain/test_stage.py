@@ -72,3 +72,15 @@ def test_a_collapsed_model_rings(run):
     attributes = item_attributes(run.folder / "dataset")
     lines = lines_of(probe_run(arrays, point, lists, attributes=attributes))
     assert {"effective_rank", "mean_cosine"} <= {line["name"] for line in lines if line["is_alarming"]}
+
+
+@pytest.mark.slow  # two whole runs
+@pytest.mark.parametrize("uniform", [0, 128], ids=["batches of one language", "and negatives of all"])
+def test_languages_that_never_meet_in_training_ring_though_no_tower_reads_them(uniform, tmp_path):
+    plain = worlds.languages(tmp_path / "log")
+    loss = {"kind": "in_batch_softmax", "uniform_negatives": uniform}
+    train = plain.train.model_dump() | {"group_by": ["language"], "loss": loss}
+    job = pipeline.run(worlds.world_recipe(plain.data.model_dump(), {"train": train}), runs=tmp_path)
+    probes = {probe["name"]: probe for probe in json.loads((job.folder / "explain" / "probes.json").read_text())}
+    assert probes["language/folding"]["is_alarming"] == (uniform == 0)
+    assert probes["language/served_other"]["is_alarming"] is False

@@ -7,16 +7,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from twofold.bundle import atomic_file, open_stage
+from twofold.bundle import atomic_file, find_stage, open_stage
 from twofold.errors import RequestError
 from twofold.evaluate.compare import Compared, Comparison, check_comparable, compare_runs
 from twofold.evaluate.significance import LEVEL
-from twofold.evaluate.verdict import bracket, counted, decimal, spread
+from twofold.evaluate.verdict import bracket, counted, decimal, percent, spread
 from twofold.recipe.load import load_recipe, recipe_differences
 
 ABSENT: Final = "not there"
@@ -39,6 +42,8 @@ class SideBySide:
     names: tuple[str, ...]
     others: tuple[Comparison, ...]
     fields: tuple[FieldLine, ...]
+    churns: tuple[float | None, ...]
+    """Of each of the others: see `churn`."""
 
     @property
     def headline(self) -> str:
@@ -70,7 +75,29 @@ def put_side_by_side(folders: Sequence[Path]) -> SideBySide:
         names=tuple(folder.name if unique else str(folder) for folder in folders),
         others=tuple(compare_runs(each, judged[0]) for each in judged[1:]),
         fields=_fields(folders),
+        churns=tuple(churn(folders[0], each) for each in folders[1:]),
     )
+
+
+def churn(before: Path, after: Path) -> float | None:
+    """The share of a user's recommendations that another run no longer gives, mean over the users of both; None where
+    a run gives none, or nobody is in both.
+    """
+    given = []
+    for folder in (before, after):
+        if (stage := find_stage(folder, "recommend")) is None:
+            return None
+        given.append(pq.read_table(stage.folder / "recommendations.parquet", columns=["user_id", "item_id"]))
+    if given[0].schema != given[1].schema:
+        return None  # ids of another kind: nobody is in both
+    old = given[0].join(given[1].select(["user_id"]), "user_id", join_type="left semi")
+    gone = old.join(given[1], ["user_id", "item_id"], join_type="left anti")
+    if not len(old):
+        return None
+    sizes, lost = (each.group_by("user_id").aggregate([("item_id", "count")]) for each in (old, gone))
+    both = sizes.join(lost, "user_id", right_suffix="_lost")
+    share = pc.divide(pc.fill_null(both["item_id_count_lost"], 0).cast(pa.float64()), both["item_id_count"])
+    return float(pc.mean(share).as_py())
 
 
 def _fields(folders: Sequence[Path]) -> tuple[FieldLine, ...]:
@@ -103,7 +130,7 @@ def side(line: Compared) -> str:
 
 
 def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
-    """For the terminal: the main metrics, then the recipes."""
+    """For the terminal: what the recipes ask for differently, the main metrics, and the groups that differ."""
     question = found.others[0].question
     who = f"{question.window} window · {counted(question.users, 'user')}, {counted(question.num_items, 'item')}"
     metrics, recipes = Table("", title=Text(who), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
@@ -119,7 +146,21 @@ def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
         recipes.add_row(Text(field.field), *map(Text, field.cells))
     for table in (metrics, recipes):
         table.title_justify = table.caption_justify = "left"
-    return [metrics, recipes if found.fields else Text("The recipes ask for the same.")]
+    return [recipes if found.fields else Text("The recipes ask for the same."), metrics, Text(_in_words(found))]
+
+
+def _in_words(found: SideBySide) -> str:
+    """What of each of the others' lists and groups is told apart from the first run."""
+    lines = []
+    for other, gone in zip(found.others, found.churns, strict=True):
+        slices = other.slices
+        clear = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
+        groups = f"{len(clear)} of {counted(len(slices.lines), 'group')} (p < .05 after Holm)"
+        lines.append(f"{other.run}: {slices.metric} differs in {groups}")
+        lines += [f"  {line.by}: {line.name}: {spread(line.minus)} on {counted(line.users, 'user')}" for line in clear]
+        if gone is not None:
+            lines.append(f"  {percent(gone)} of what {other.base} recommends to a user is not recommended")
+    return "\n".join(lines)
 
 
 def _cell(line: Compared) -> Text:
@@ -130,7 +171,7 @@ def _cell(line: Compared) -> Text:
 def write_page(found: SideBySide, path: Path) -> None:
     """One page that needs nothing but a browser: no script, no request, all text escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"decimal": decimal, "bracket": bracket, "spread": spread, "side": side}
+    environment.filters |= {"decimal": decimal, "bracket": bracket, "spread": spread, "side": side, "percent": percent}
     source = (files("twofold.evaluate") / "side_by_side.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(found=found, question=found.others[0].question)
     path.parent.mkdir(parents=True, exist_ok=True)

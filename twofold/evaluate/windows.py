@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.judge import Details, Only
+from twofold.evaluate.judge import Details
 from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.slices import Slicing
 from twofold.evaluate.watched import Watched, fit_gain, gains
@@ -85,20 +85,19 @@ def details_of(
     tables: Sequence[pa.Table],
     with_target: bool,
     utc_offset_h: int,
-    only: Only | None = None,
+    columns: Sequence[str] = (),
 ) -> Details:
-    """What else to ask of a window: slices by what the features call a category, watch time, days.
+    """What else to ask of a window: slices by what the features call a category and by `columns`, watch time, days.
 
     See `slicings_of` for `tables`, `watched_rows` for `with_target`.
     """
     features = dataset.features.features
-    columns = [each.column for each in (*features.user, *features.item) if isinstance(each, CategoryFeature)]
+    read = [each.column for each in (*features.user, *features.item) if isinstance(each, CategoryFeature)]
     return Details(
-        slicings=slicings_of(dataset, window, tables=tables, columns=list(dict.fromkeys(columns))),
+        slicings=slicings_of(dataset, window, tables=tables, columns=list(dict.fromkeys([*read, *columns]))),
         watched=watched_rows(dataset, window, with_target=with_target),
         to_find=digest_of_relevant(dataset, window),
         utc_offset_h=utc_offset_h,
-        only=only,
     )
 
 

@@ -72,16 +72,6 @@ def overlap(lists: Ragged, *, seed: int = 0) -> float | None:
     return float(_shared(lists.of(users[one]), lists.of(users[other])).mean())
 
 
-def churn(before: Ragged, after: Ragged) -> float | None:
-    """The share of a user's list that the list of another run, line by line the same users, does not hold.
-
-    >>> churn(Ragged(np.array([1, 2]), np.array([0, 2])), Ragged(np.array([2, 3]), np.array([0, 2])))
-    0.5
-    """
-    both = np.flatnonzero((before.sizes > 0) & (after.sizes > 0))
-    return float(1 - _shared(before.of(both), after.of(both)).mean()) if len(both) else None
-
-
 def intra_list_similarity(lists: Ragged, vectors: Float32[np.ndarray, "items dim"]) -> float | None:
     """Mean cosine of two items of one list (Ziegler et al., WWW 2005), over lists of two items and more.
 
