@@ -1,0 +1,27 @@
+# A server of twofold's runs, without torch and without DuckDB. `docs/deploy.md` says how it is started.
+#
+#     docker build --tag twofold .
+#
+# Installed are the versions of the lock, `constraints.txt`; the extra `redis` is for histories that machines share.
+
+FROM python:3.11-slim-bookworm AS build
+ARG EXTRAS=serve,redis
+WORKDIR /source
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY twofold twofold
+RUN python -m venv /opt/twofold
+RUN /opt/twofold/bin/pip wheel --no-deps --wheel-dir /wheels .
+RUN /opt/twofold/bin/pip install --no-cache-dir -c constraints.txt "$(echo /wheels/twofold-*.whl)[$EXTRAS]"
+
+FROM python:3.11-slim-bookworm
+RUN useradd --system --uid 10001 twofold && install --directory --owner twofold /histories
+COPY --from=build /opt/twofold /opt/twofold
+ENV PATH=/opt/twofold/bin:$PATH PYTHONUNBUFFERED=1
+USER twofold
+EXPOSE 8000
+VOLUME /histories
+# While a bundle is opened the port is bound and a question waits, so a start needs its period.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as ask; ask.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+ENTRYPOINT ["twofold", "serve", "--host", "0.0.0.0", "--histories", "/histories/histories.db"]
+CMD ["/runs/current"]
