@@ -58,7 +58,7 @@ def settle(
     """The k best of each query's candidates: pair i is query `lines[i]`, which rises, and item row `rows[i]`."""
     scores = np.empty(len(rows), np.float32)
     for part in blocks(len(rows), PAIRS):
-        scores[part] = pair_scores(vectors[rows[part]], queries[lines[part]], score)
+        scores[part] = pair_scores(vectors.take(rows[part], axis=0), queries.take(lines[part], axis=0), score)
     rank, row_of_rank = tie_order(max(1, len(vectors)))
     sizes = np.bincount(lines, minlength=len(queries))
     keys = np.repeat(NONE, len(queries) * max(k, int(sizes.max(initial=0)))).reshape(len(queries), -1)

@@ -104,14 +104,14 @@ class Swap(Struct, forbid_unknown_fields=True, frozen=True):
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-class Reason(Struct, frozen=True):
+class Reason(Struct, frozen=True, gc=False):
     """An item of the history that is like the answer; `similarity` is the cosine of their vectors."""
 
     item_id: Id
     similarity: float
 
 
-class Item(Struct, frozen=True):
+class Item(Struct, frozen=True, gc=False):
     """One answer. The score compares answers of one list only."""
 
     item_id: Id
