@@ -44,11 +44,11 @@ bench: .venv/ready-dev
 	@touch $@
 
 .venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) '.[train,serve,explain,dev]'
+	$(PIP) '.[train,serve,explain,export,dev]'
 	@touch $@ .venv/ready-demo
 
 .venv/ready-slow: .venv/ready-dev
-	$(PIP) '.[train,serve,explain,spark,dev]'
+	$(PIP) '.[train,serve,explain,export,spark,dev]'
 	@touch $@
 
 $(BIN)/python:

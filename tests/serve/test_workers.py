@@ -83,7 +83,7 @@ def test_what_was_acknowledged_outlives_the_whole_service(start: Callable[..., R
     service.process.kill()
     service.process.wait()
     for worker in workers:  # nobody watches it any more: it stops by itself
-        for _ in range(200):
+        for _ in range(600):
             if not Path(f"/proc/{worker}").exists():
                 break
             time.sleep(0.05)
@@ -189,7 +189,8 @@ def test_what_was_begun_is_finished_when_it_is_stopped(start: Callable[..., Runn
         target=lambda: replies.append(httpx.post(url, json=body, headers={"authorization": f"Bearer {TOKEN}"}))
     )
     begun.start()
-    time.sleep(0.15)
+    history = 'twofold_stage_seconds_count{stage="history"} 1.0'
+    service.until(lambda: history in service.reply("/metrics").text)
     assert service.stop() == 0
     begun.join()
     assert [(reply.status_code, len(reply.json()["answers"])) for reply in replies] == [(200, 1000)]
@@ -200,12 +201,17 @@ def test_what_was_begun_is_finished_when_it_is_stopped(start: Callable[..., Runn
 def test_meters_of_all_workers_are_one_page(start: Callable[..., Running]) -> None:
     service = start("--workers", "2", "--log-requests")
     service.until(lambda: len(service.workers()) == 2)
-    for _ in range(40):
-        service.ask("/v1/recommend", {"user_id": 10})
+    asked = 0
+
+    def both_have_answered() -> bool:
+        nonlocal asked
+        asked += bool(service.ask("/v1/recommend", {"user_id": 10}))
+        logged = [line for line in service.logged("request") if line["route"] == "/v1/recommend"]
+        return len({line["process"] for line in logged}) == 2
+
+    service.until(both_have_answered)
     lines = service.reply("/metrics").text.splitlines()
-    assert 'twofold_requests_total{route="/v1/recommend",status="200"} 40.0' in lines
-    logged = [line for line in service.logged("request") if line["route"] == "/v1/recommend"]
-    assert len({line["process"] for line in logged}) == 2
+    assert f'twofold_requests_total{{route="/v1/recommend",status="200"}} {asked}.0' in lines
 
 
 def test_what_cannot_be_served_is_one_message_at_the_start(run: Path, tmp_path: Path) -> None:
