@@ -13,8 +13,9 @@ from rich.console import Console
 from tests.evaluate.test_judge import report_of, world
 from twofold.evaluate.judge import Details
 from twofold.evaluate.report import plot_of, report_lines, report_page, write_report
+from twofold.evaluate.sampled import Negatives, draw_negatives
 from twofold.evaluate.slices import Slicing
-from twofold.evaluate.verdict import spread
+from twofold.evaluate.verdict import load_report, spread
 from twofold.evaluate.watched import Watched
 
 
@@ -109,6 +110,31 @@ def test_the_terminal_shows_the_same_numbers(report):
         assert spread(row.metrics[report.headline]) in text
     assert "headroom gained" in text
     assert report.verdict[0] in text
+
+
+def test_sampled_judging_has_tables_of_its_own(tmp_path):
+    window, truth, before = world()
+    popular = np.bincount(before.item_rows, minlength=window.num_items).astype(np.float64)
+    drawn = tuple(
+        Negatives(draw, 0, draw_negatives(window, 20, seed=0, weights=weights))
+        for draw, weights in (("popularity", popular), ("uniform", None))
+    )
+    report = report_of(window, truth, before, details=Details(sampled=drawn))
+    assert [section.name for section in report.sampled] == ["popularity-20", "uniform-20"]
+    assert [row.name for row in report.sampled[0].rows] == [row.name for row in report.catalogue.rows]
+    metrics = report.metrics_of("popularity")
+    assert metrics["sampled/popularity-20/hit_rate@10"] < metrics["sampled/uniform-20/hit_rate@10"]
+    console = Console(file=StringIO(), width=200)
+    for table in report_lines(report):
+        console.print(table)
+    page, shown = Page(report_page(report)), " ".join(console.file.getvalue().split())
+    for section in report.sampled:
+        assert f"Sampled: {section.name}" in page.text
+        for text in (section.candidates, spread(section.rows[1].metrics["sampled/ndcg@10"])):
+            assert text in shown
+        assert section.candidates in page.text
+    write_report(report, tmp_path)
+    assert load_report(tmp_path / "report.json").sampled == report.sampled
 
 
 @pytest.mark.slow

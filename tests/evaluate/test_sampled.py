@@ -3,11 +3,13 @@
 from math import log2
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.evaluate.test_protocols import lines, random_scores, random_window, scorer, window
-from twofold.errors import RequestError
-from twofold.evaluate.sampled import draw_negatives, judge_sampled
+from twofold.dataset.vocabulary import build_vocabulary
+from twofold.errors import DataError, RequestError
+from twofold.evaluate.sampled import Negatives, draw_negatives, judge_sampled, published_negatives
 from twofold.topk import tie_order
 
 
@@ -17,6 +19,7 @@ def test_negatives_were_neither_seen_nor_liked_and_the_seed_decides():
     assert drawn.shape == (len(judged.relevant.values), 20)
     for user, own in zip(judged.relevant.lines, drawn, strict=True):
         assert not set(own) & (set(lines(judged.seen)[user]) | set(lines(judged.relevant)[user]))
+        assert len(set(own)) == 20
     assert (drawn == draw_negatives(judged, 20, seed=1)).all()
     assert (drawn != draw_negatives(judged, 20, seed=2)).any()
 
@@ -46,10 +49,91 @@ def test_a_positive_among_its_own_negatives_does_not_compete():
     assert judge_sampled(judged, best_first, np.array([[2, 3]])).values["sampled/hit_rate@1"].tolist() == [1]
 
 
-def test_who_has_met_everything_has_no_negative():
-    judged = window(seen=[[0, 1]], relevant=[[2]], num_items=3)
-    with pytest.raises(RequestError, match="user row 100 has seen or liked all 3 items: there is no negative to draw"):
-        draw_negatives(judged, 5, seed=0)
+def test_every_rank_counts_in_mrr_and_the_first_ten_in_mrr_at_10():
+    judged = window(seen=[[]], relevant=[[0]], num_items=21)
+    last_but_four = scorer(np.array([[4.5, *range(1, 21)]], np.float32))
+    ours = judge_sampled(judged, last_but_four, np.arange(1, 21)[None]).values
+    assert ours["sampled/mrr"].tolist() == [1 / 17]
+    assert ours["sampled/mrr@10"].tolist() == [0]
+
+
+def test_drawn_by_popularity_one_after_the_other():
+    """Of items that weigh 1, 2 and 5, two in turn: {a, b} comes as a then b, or as b then a."""
+    weights = np.array([0.0, 1, 2, 5, 0])
+    users = 40_000
+    judged = window(seen=[[]] * users, relevant=[[0]] * users, num_items=5)
+    drawn = draw_negatives(judged, 2, seed=0, weights=weights)
+    pairs = {
+        (1, 2): 1 / 8 * 2 / 7 + 2 / 8 * 1 / 6,
+        (1, 3): 1 / 8 * 5 / 7 + 5 / 8 * 1 / 3,
+        (2, 3): 2 / 8 * 5 / 6 + 5 / 8 * 2 / 3,
+    }
+    assert sum(pairs.values()) == pytest.approx(1)
+    for pair, chance in pairs.items():
+        deviation = (chance * (1 - chance) / users) ** 0.5
+        assert (drawn == pair).all(axis=1).mean() == pytest.approx(chance, abs=4 * deviation)
+
+
+def test_each_item_is_as_likely_without_weights():
+    judged = window(seen=[[1]] * 30_000, relevant=[[0]] * 30_000, num_items=6)
+    share = np.bincount(draw_negatives(judged, 1, seed=0)[:, 0], minlength=6) / 30_000
+    np.testing.assert_allclose(share, [0, 0, 1 / 4, 1 / 4, 1 / 4, 1 / 4], atol=4 * (3 / 16 / 30_000) ** 0.5)
+
+
+@pytest.mark.parametrize(("weights", "left"), [(None, 3), (np.array([9.0, 9, 9, 1, 1, 0]), 2)])
+def test_who_has_too_few_items_left_has_no_negatives(weights, left):
+    judged = window(seen=[[0, 1]], relevant=[[2]], num_items=6)
+    draw_negatives(judged, left, seed=0, weights=weights)
+    with pytest.raises(
+        RequestError, match=f"user row 100 has {left} items left to draw 4 negatives from: .*Ask for fewer in judge"
+    ):
+        draw_negatives(judged, 4, seed=0, weights=weights)
+
+
+def published(lists):
+    return pa.table({"user_id": list(lists), "item_id": pa.array(list(lists.values()), pa.list_(pa.string()))})
+
+
+VOCABULARIES = {
+    "users": build_vocabulary(pa.array(range(103)), pa.array(range(103))),
+    "items": build_vocabulary(pa.array(list("abcd")), pa.array(list("abcd"))),
+}
+
+
+def test_published_negatives_are_those_of_the_positives_user_in_any_order():
+    judged = window(seen=[[], [], []], relevant=[[0, 3], [], [2]], num_items=4)
+    table = published({102: ["b", "a"], 7: ["zz"], 101: ["a"], 100: ["c", "b"]})
+    assert published_negatives(judged, table, **VOCABULARIES).tolist() == [[2, 1], [2, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({100: ["a", "b"], 102: ["a"]}, "gives user 102 1 items and user 100 2: every judged user needs as"),
+        ({100: ["a"], 101: ["b"]}, "gives user 102 0 items and user 100 1: .* Are they of another split"),
+        ({100: ["zz"], 102: ["a"]}, r"item zz of data\.sampled_negatives is in no event and not in the items table"),
+    ],
+)
+def test_published_negatives_that_do_not_fit_are_refused(lists, message):
+    judged = window(seen=[[], [], []], relevant=[[0], [], [2]], num_items=4)
+    with pytest.raises(DataError, match=message):
+        published_negatives(judged, published(lists), **VOCABULARIES)
+
+
+@pytest.mark.parametrize("columns", [{"user_id": [100], "item_id": ["a"]}, {"user_id": [100], "item": [["a"]]}])
+def test_a_file_without_lists_of_items_is_no_file_of_negatives(columns):
+    judged = window(seen=[[]], relevant=[[0]], num_items=4)
+    with pytest.raises(DataError, match=r"data\.sampled_negatives needs a line for each user: user_id, and item_id, a"):
+        published_negatives(judged, pa.table(columns), **VOCABULARIES)
+
+
+def test_what_a_positive_is_judged_among_in_words():
+    items = np.zeros((1, 100), np.int64)
+    assert Negatives("popularity", 3, items).in_words() == (
+        "itself and 100 items its user neither met nor likes, drawn by popularity, none twice, seed 3"
+    )
+    assert "drawn each as likely" in Negatives("uniform", 0, items).in_words()
+    assert Negatives("published", None, items).in_words() == "itself and the 100 items published for its user"
 
 
 def test_negatives_of_another_split_are_refused():

@@ -19,7 +19,12 @@ HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("carded")
     recipe = worlds.checkerboard(folder / "log", num_users=48, num_items=32)
-    parts = {"about": HOSTILE, "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0}}
+    judge = {"sampled": [{"kind": "drawn", "draw": "uniform", "count": 3}]}
+    parts = {
+        "about": HOSTILE,
+        "judge": judge,
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0},
+    }
     return pipeline.run(worlds.world_recipe(recipe.data.model_dump(), parts), runs=folder / "runs")
 
 
@@ -42,6 +47,15 @@ def test_a_run_leaves_its_card(run):
     assert "default-src 'none'" in page
     train = next(part for part in read_card(run.folder).parts if part.name == "train")
     assert f"1 : {(1 - train.positive_share) / train.positive_share:.2f}" in text
+
+
+def test_sampled_judging_is_a_part_of_its_own(run):
+    (section,) = pipeline.report_of(run.folder).sampled
+    for words in pages(run.folder):
+        assert "Sampled" in words
+        assert "The papers' protocol, for comparing with papers alone: each positive among itself and 3 items" in words
+    assert (section.draw, section.count, section.seed) == ("uniform", 3, 0)
+    assert section.users_judged == pipeline.report_of(run.folder).catalogue.users_judged
 
 
 def test_text_is_text(run):

@@ -110,3 +110,13 @@ def test_feature_names(feature: Any, name: str) -> None:
 def test_a_name_is_a_safe_folder_name(name: str) -> None:
     with pytest.raises(ValidationError, match="name"):
         Recipe.model_validate(asked(name=name))
+
+
+def test_published_negatives_need_a_file() -> None:
+    published = {"sampled": [{"kind": "published"}]}
+    with pytest.raises(
+        ValidationError, match=r"data\.sampled_negatives names no file\. Name it there, or draw some: {k"
+    ):
+        Recipe.model_validate(asked(judge=published))
+    data = {"kind": "table", "events": "a.parquet", "sampled_negatives": "b.parquet"}
+    assert Recipe.model_validate(asked(judge=published, data=data)).judge.sampled[0].kind == "published"

@@ -78,6 +78,8 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
     own, score, b = items[line], logits[line], len(items)
     others = [j for j in range(b) if j != line and items[j] != own and users[j] != users[line]]
     uniform = [item for item in drawn if item != own]
+    if "prior" in asked:
+        score = [each + asked["prior"] * math.log(share) for each, share in zip(score, q, strict=True)]
     if asked.get("log_q", "classic") == "corrected" or asked["kind"] != "in_batch_softmax":
         popular = len(others) if asked["kind"] == "in_batch_softmax" else 0
         competing = ([items[j] for j in others] if popular else []) + uniform
@@ -103,6 +105,7 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
         ),
         {"kind": "sampled_softmax", "negatives": 30},
         {"kind": "full_softmax"},
+        {"kind": "full_softmax", "prior": 0.7},
         {"kind": "bpr", "negatives": 30},
     ],
     ids=lambda asked: "-".join(map(str, asked.values())),

@@ -15,6 +15,7 @@ from twofold.evaluate.verdict import (
     MODEL,
     Estimate,
     Report,
+    SampledSection,
     Section,
     bracket,
     counted,
@@ -25,6 +26,8 @@ from twofold.evaluate.verdict import (
 
 _WIDE: Final = 440  # the plot's own units: pixels at full width
 _LEFT: Final = 190
+SAMPLED_METRICS: Final = ("sampled/hit_rate@10", "sampled/ndcg@10", "sampled/mrr")
+SAMPLED_NOTE: Final = "for comparing with papers; what is said of the model is said of the whole catalogue"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def report_page(report: Report) -> str:
         plot=plot_of(report),
         MODEL=MODEL,
         shown=shown_metrics(report),
+        sampled_note=SAMPLED_NOTE,
         users=lambda n: counted(n, "user"),
     )
 
@@ -101,9 +105,10 @@ def shown_metrics(report: Report) -> list[str]:
 
 
 def report_lines(report: Report) -> list[Text | Table]:
-    """For the terminal: the verdict in words, then the catalogue, impressions and in-batch tables."""
+    """For the terminal: the verdict in words, then the catalogue, impressions, in-batch and sampled tables."""
     verdict = Text("\n".join(report.verdict))
-    return [verdict, Text(), _catalogue_table(report), _impressions_table(report), _batch_table(report)]
+    sampled = (_sampled_table(section) for section in report.sampled)
+    return [verdict, Text(), _catalogue_table(report), _impressions_table(report), _batch_table(report), *sampled]
 
 
 def _catalogue_table(report: Report) -> Table:
@@ -146,6 +151,18 @@ def _batch_table(report: Report) -> Table:
         table.add_column(heading, justify="right")
     for line in batch.lines:
         table.add_row(str(line.k), spread(line.in_batch), f"{line.rank:,.1f}", spread(line.catalogue))
+    return table
+
+
+def _sampled_table(section: SampledSection) -> Table:
+    users = counted(section.users_judged, "user")
+    table = _table(f"sampled · {users} · each positive among {section.candidates}", SAMPLED_NOTE)
+    table.add_column("")
+    for metric in SAMPLED_METRICS:
+        table.add_column(short_name(metric), justify="right")
+    for row in section.rows:
+        cells = [_cell(row.metrics[metric]) for metric in SAMPLED_METRICS]
+        table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
     return table
 
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from twofold.errors import RunError
 from twofold.evaluate.protocols import Track
+from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Intervals
 
 MODEL: Final = "model"
@@ -158,6 +159,28 @@ class FilterSection:
 
 
 @dataclass(frozen=True)
+class SampledSection:
+    """The papers' protocol: each positive among `count` sampled items. To be held beside a paper's figure of the same
+    draw and against no other table. The model's row is first.
+    """
+
+    draw: Draw
+    count: int
+    seed: int | None
+    """None where the negatives are published."""
+    candidates: str
+    """The same in words."""
+    users_judged: int
+    users_skipped: dict[str, int]
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """What tells its metrics from those of another draw: popularity-100."""
+        return f"{self.draw}-{self.count}" + (f"-seed{self.seed}" if self.seed else "")
+
+
+@dataclass(frozen=True)
 class LengthPart:
     """The model on the impressions of one tenth by length."""
 
@@ -253,6 +276,8 @@ class Report:
     """None where the log does not say how long was watched."""
     passing: FilterSection | None = None
     """None where the recipe lets every item be recommended."""
+    sampled: tuple[SampledSection, ...] = ()
+    """One for each draw that the recipe's `judge` asks for."""
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """All values of one row, by metric; those that nobody could be judged on are left out."""
@@ -262,6 +287,13 @@ class Report:
         if name == MODEL:
             values |= {f"in_batch/hit_rate@{line.k}": line.in_batch.value for line in self.in_batch.lines}
             values |= {line.metric: line.passing.value for line in self.passing.lines} if self.passing else {}
+        values |= {
+            metric.replace("sampled/", f"sampled/{section.name}/"): each.value
+            for section in self.sampled
+            for row in section.rows
+            if row.name == name
+            for metric, each in row.metrics.items()
+        }
         return {metric: value for metric, value in values.items() if value is not None}
 
 

@@ -54,6 +54,7 @@ class Card:
     curves: tuple[Curve, ...]
     report: Json | None
     metrics: tuple[str, ...]
+    sampled: tuple[Json, ...]
     gap: Json | None
     probes: tuple[Json, ...]
     map: Json | None
@@ -108,6 +109,7 @@ def read_card(run: Path) -> Card:
         curves=curves_of(pq.read_table(log)) if log.is_file() else (),
         report=report,
         metrics=_metrics(report) if report else (),
+        sampled=tuple(report["sampled"]) if report else (),
         gap=explained.get("gap"),
         probes=tuple(sorted(explained.get("probes", ()), key=lambda probe: not probe["is_alarming"])),
         map=explained.get("map"),

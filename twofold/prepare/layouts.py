@@ -307,13 +307,13 @@ _NCF_NEGATIVES_SQL: Final = r"""
 """
 
 
-def _ncf_sql(at: str, *, estimated: str = "") -> str:
-    """Train pairs and the test item of every user, which comes last; `place` is the line in the file."""
+def _ncf_sql(at: str, *, place: str = "ROW_NUMBER() OVER ()", estimated: str = "") -> str:
+    """Train pairs and the test item of every user, which comes last; `place` orders pairs of equal time."""
     flag = f", {estimated} AS at_is_estimated" if estimated else ""
     return f"""
         SELECT "user" AS user_id, item AS item_id, {at} AS "at", rating, is_test{flag}
         FROM (
-            SELECT "user", item, rating, "timestamp", FALSE AS is_test, ROW_NUMBER() OVER () AS place FROM train
+            SELECT "user", item, rating, "timestamp", FALSE AS is_test, {place} AS place FROM train
             UNION ALL SELECT "user", item, rating, "timestamp", TRUE, 0 FROM test
         )
     """
@@ -329,23 +329,38 @@ NCF: Final = Layout(
         "sampled_negatives": _NCF_NEGATIVES_SQL,
     },
 )
-# Rebuilt: the train pairs, in the order of the published file, without ratings and times. They stand a second apart
-# before the user's test item, marked as estimated: which of them came first is not known.
-NCF_PARQUET: Final = Layout(
-    {"pairs": Piece(("ncf-*.parquet",)), **_NCF_TEST},
-    {
-        "events": """
-            WITH train AS (
-                SELECT CAST("user" AS BIGINT) AS "user", CAST(ncf_item AS BIGINT) AS item,
-                    CAST(NULL AS DOUBLE) AS rating, CAST(NULL AS BIGINT) AS "timestamp"
-                FROM pairs WHERE NOT is_test
-            )
-        """
-        + _ncf_sql(
-            '1000 * (MAX("timestamp") OVER (PARTITION BY "user") + 1 - ROW_NUMBER() OVER '
-            '(PARTITION BY "user" ORDER BY is_test DESC, place DESC))',
-            estimated="NOT is_test",
-        ),
-        "sampled_negatives": _NCF_NEGATIVES_SQL,
-    },
+
+
+def _ncf_rebuilt(pieces: Mapping[str, Piece], pairs: str, *, order: str) -> Layout:
+    """Train pairs without ratings and times: a second apart before the user's test item, marked as estimated."""
+    return Layout(
+        {"pairs": Piece(("ncf-*.parquet",)), **pieces, **_NCF_TEST},
+        {
+            "events": f"""
+                WITH train AS (
+                    SELECT CAST(pairs."user" AS BIGINT) AS "user", CAST(ncf_item AS BIGINT) AS item,
+                        CAST(NULL AS DOUBLE) AS rating, CAST(NULL AS BIGINT) AS "timestamp",
+                        ROW_NUMBER() OVER (ORDER BY {order}) AS place
+                    FROM {pairs} WHERE NOT is_test
+                )
+            """
+            + _ncf_sql(
+                '1000 * (MAX("timestamp") OVER (PARTITION BY "user") + 1 - ROW_NUMBER() OVER '
+                '(PARTITION BY "user" ORDER BY is_test DESC, place DESC))',
+                place="place",
+                estimated="NOT is_test",
+            ),
+            "sampled_negatives": _NCF_NEGATIVES_SQL,
+        },
+    )
+
+
+_PLACED_PAIRS: Final = "(SELECT *, ROW_NUMBER() OVER () AS line FROM pairs) AS pairs"
+# The order of the published file says nothing of time.
+NCF_PARQUET: Final = _ncf_rebuilt({}, _PLACED_PAIRS, order="line")
+# The order of the sequence file, from the rebuilt ratings; those without a place in it first.
+NCF_PARQUET_IN_TIME: Final = _ncf_rebuilt(
+    {"ratings": Piece(("ml-1m.parquet",))},
+    f'{_PLACED_PAIRS} LEFT JOIN ratings ON ratings."user" = pairs."user" + 1 AND ratings.item = pairs.ml_item',
+    order="timestamp_est NULLS FIRST, pos NULLS FIRST, line",
 )

@@ -107,7 +107,7 @@ def data_block(data: Table) -> str:
 
 
 def _tables_in(folder: Path) -> Table:
-    found = {name: folder.resolve() / f"{name}.parquet" for name in ("events", "items", "users")}
+    found = {name: folder.resolve() / f"{name}.parquet" for name in ("events", "items", "users", "sampled_negatives")}
     return Table.model_validate({"kind": "table"} | {name: path for name, path in found.items() if path.exists()})
 
 
@@ -308,6 +308,6 @@ PUBLIC_SETS: Final = (
         "the NCF paper's leave-one-out files: train pairs, test item, 99 sampled negatives a user",
         "yours",
         _OWN_TERMS,
-        (layouts.NCF, layouts.NCF_PARQUET),
+        (layouts.NCF, layouts.NCF_PARQUET_IN_TIME, layouts.NCF_PARQUET),
     ),
 )

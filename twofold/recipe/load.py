@@ -122,7 +122,8 @@ def _with_paths(tree: dict[str, Json], change: Callable[[Json], Json]) -> dict[s
     data = tree.get("data")
     if not isinstance(data, dict):
         return tree
-    changed = {name: change(data[name]) for name in ("events", "items", "users") if name in data}
+    names = ("events", "items", "users", "sampled_negatives")
+    changed = {name: change(data[name]) for name in names if name in data}
     if isinstance(vectors := data.get("vectors"), dict):
         changed["vectors"] = {name: change(path) for name, path in vectors.items()}
     return tree | {"data": data | changed}

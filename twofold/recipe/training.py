@@ -146,6 +146,11 @@ class FullSoftmax(Part):
     """Each positive against all items of the training window: up to about 100,000 of them."""
 
     kind: Literal["full_softmax"]
+    prior: float = Field(default=0.0, ge=0, le=2)
+    """In training, so many times the log of an item's share of the positives is added to its score (logit adjustment,
+    Menon et al., ICLR 2021): what is popular needs no score of its own for it, so the score served leans to the tail.
+    1 orders as negatives drawn by popularity ask for; 0 as the catalogue does.
+    """
 
 
 class Bpr(Part):

@@ -274,7 +274,9 @@ def loss_of_vectors(
 
 
 def _log_q(objective: Objective, batch: Batch, columns: Columns) -> Float[Tensor, "shared"]:
-    """What the softmax subtracts: of its own columns and those drawn alike, or nothing."""
+    """What the softmax subtracts: of its own columns and those drawn alike, or nothing; of all items, their prior."""
+    if isinstance(objective.loss, FullSoftmax) and objective.loss.prior > 0:
+        return -objective.loss.prior * objective.in_batch.log(columns.item_rows, group=batch.group)
     if not (isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"):
         return torch.zeros(len(columns.item_rows), device=columns.item_rows.device)
     uniform = int((columns.owners < 0).sum())
