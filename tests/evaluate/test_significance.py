@@ -16,6 +16,32 @@ def test_the_interval_is_that_of_the_normal_approximation():
     assert drawn.high[0] == pytest.approx(values.mean() + half, abs=half / 8)
 
 
+def test_every_draw_equals_a_mean_over_poisson_counts_written_naively():
+    rng = np.random.default_rng(3)
+    values = rng.random((40, 2))
+    values[rng.random((40, 2)) < 0.3] = np.nan
+    places = np.random.default_rng(8).bit_generator.random_raw(10 * 50).view(np.uint16).reshape(50, 40)
+    drawn = bootstrap(values, seed=8, resamples=50)
+    for column in range(2):
+        means = []
+        for line in places:
+            counts = scipy.stats.poisson.ppf((line + 0.5) / 2**16, 1)
+            pairs = zip(counts, values[:, column], strict=True)
+            known = [(count, value) for count, value in pairs if not np.isnan(value)]
+            means.append(sum(count * value for count, value in known) / sum(count for count, _ in known))
+        assert (drawn.low[column], drawn.high[column]) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-6)
+
+
+@pytest.mark.parametrize("users", [30, 300])
+def test_the_interval_is_that_of_drawing_with_replacement(users):
+    rng = np.random.default_rng(users)
+    values = rng.beta(0.5, 2, (users, 1))
+    means = values[rng.integers(0, users, (20_000, users)), 0].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    drawn = bootstrap(values, resamples=20_000)
+    assert (drawn.low[0], drawn.high[0]) == pytest.approx((low, high), abs=(high - low) * 0.04)
+
+
 def test_skipped_users_count_for_nothing():
     values = np.random.default_rng(0).random((500, 2))
     with_skipped = np.full((800, 2), np.nan)
