@@ -197,9 +197,14 @@ class Trial:
         (other,) = (truth for truth in self.asking.truths.values() if truth.digest != digest)
         name = DAMAGED if turn % 3 == 2 else other.name
         self.tally.asked_for = digest if name == DAMAGED else other.digest
-        while (answer := await self.asking.ask("admin/swap", {"run": name})) is None and name != DAMAGED:
+        refused = self.tally.replies["admin/swap 409"]
+        while (answer := await self.asking.ask("admin/swap", {"run": name})) is None:
+            if self.tally.replies["admin/swap 409"] > refused:
+                break
             await asyncio.sleep(0.1)
         self.tally.faults[f"swaps to {'a damaged' if name == DAMAGED else 'another'} bundle"] += 1
+        if (answer is None) != (name == DAMAGED):
+            self.tally.wrong.append(f"swap to {name}: {answer}")
         if answer is not None:
             self.tally.swaps.append((time.monotonic(), answer["bundle"]))
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.serve.redis_server import DURABLE, redis_in
 from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import write_run
 from twofold.cli_runs import Database, export
@@ -39,13 +40,15 @@ def free_port() -> int:
 
 @pytest.fixture
 def services(tmp_path: Path) -> Iterator[list[Running]]:
-    """Two, that share their histories."""
-    run, histories = write_run(tmp_path / "runs" / "tiny"), str(tmp_path / "histories.db")
-    both = [Running(run, "--histories", histories) for _ in range(2)]
-    yield both
-    for service in both:
-        if service.process.poll() is None:
-            service.stop()
+    """Two, that share a Redis."""
+    run = write_run(tmp_path / "runs" / "tiny")
+    assert " ".join(DURABLE).replace("--save  ", '--save "" ') in PAGE
+    with redis_in(tmp_path) as url:
+        both = [Running(run, "--histories", url) for _ in range(2)]
+        yield both
+        for service in both:
+            if service.process.poll() is None:
+                service.stop()
 
 
 @pytest.fixture

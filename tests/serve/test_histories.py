@@ -1,8 +1,6 @@
 """One contract, two stores: SQLite, and Redis where the machine has a server."""
 
 import asyncio
-import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serve.redis_server import redis_in
 from twofold.errors import RequestError
 from twofold.serve import histories
 from twofold.serve.histories import LiveHistories, Met, StoreError, open_histories
@@ -21,29 +20,8 @@ KEPT = 5
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = shutil.which("redis-server") or shutil.which("valkey-server")
-    if server is None:
-        pytest.skip("no redis-server on this machine: apt-get install redis-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--port", str(port), "--dir", str(tmp_path_factory.mktemp("redis")), "--save", ""]
-    process = subprocess.Popen([server, *where], stdout=subprocess.DEVNULL)
-    try:
-        wait_for(port)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def wait_for(port: int) -> None:
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"nothing listens on port {port}")
+    with redis_in(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "redis"])

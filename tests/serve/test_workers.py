@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from twofold.errors import RequestError
 from twofold.serve.answers import open_answers
 from twofold.serve.bundle_folder import USER_TOWER
 from twofold.serve.histories import open_histories
-from twofold.serve.meters import Meters
+from twofold.serve.meters import SHARED_METERS, Meters
 from twofold.serve.service import Service
 from twofold.serve.workers import CURRENT, LOOK_S, Asked, _following, serve
 
@@ -80,6 +81,8 @@ def test_what_was_acknowledged_outlives_the_whole_service(start: Callable[..., R
     service = start()
     service.ask("/v1/events", {"events": [{"user_id": "new", "item_id": "a"}]})
     workers = service.workers()
+    (meters,) = re.findall(rf"{SHARED_METERS}=([^\0]+)", Path(f"/proc/{workers[0]}/environ").read_text())
+    assert Path(meters).is_dir()
     service.process.kill()
     service.process.wait()
     for worker in workers:  # nobody watches it any more: it stops by itself
@@ -88,6 +91,7 @@ def test_what_was_acknowledged_outlives_the_whole_service(start: Callable[..., R
                 break
             time.sleep(0.05)
         assert not Path(f"/proc/{worker}").exists()
+    assert not Path(meters).exists()
     again = start()
     assert again.ask("/v1/recommend", {"user_id": "new"})["source"] == "model"
 

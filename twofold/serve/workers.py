@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -198,8 +199,10 @@ async def _following(service: Service, folder: Path, seen: dict[str, str]) -> As
         while True:
             await asyncio.sleep(LOOK_S)
             service.meters.refresh()
-            if os.getppid() != watching:  # nobody would replace this worker, or stop it
+            if os.getppid() != watching:  # nobody would replace this worker, stop it, or clear away behind it
+                shutil.rmtree(folder, ignore_errors=True)
                 os.kill(os.getpid(), signal.SIGTERM)
+                return
             if (now := _read(folder / CURRENT)) != seen:
                 seen = now
                 if now["bundle"] != service.current.digest:
