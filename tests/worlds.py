@@ -221,6 +221,52 @@ def spoken(rows: Any, num_languages: int = 2) -> Any:
     return rows // 2 % num_languages
 
 
+# --- only the ranker sees what decides --------------------------------------------------------------------------------
+
+
+def polished(folder: Path, *, num_users: int = 120, num_items: int = 160) -> Recipe:
+    """A user likes the items of its own group that shine, one in four; the retriever is told the group alone.
+
+    There are four groups. Whoever sees no more than the group finds the right forty items in no order; who sees the
+    shine too knows which ten of them come first. Two of those ten are withheld for either day that is judged.
+    """
+    draw = np.random.default_rng(6)
+    rows = np.arange(num_items)
+    group, shine = rows % 4, np.where(rows // 4 % 4 == 0, 1.0, 0.0) + draw.normal(0, 0.1, num_items)
+    lines = []
+    for user in range(num_users):
+        own = draw.permutation(rows[group == user % 4])
+        bright, dull = own[shine[own] > 0.5], own[shine[own] < 0.5]
+        others = draw.permutation(rows[group != user % 4])[:6]
+        met = np.concatenate([bright[4:], dull[:10], others])
+        moments = draw.choice(len(TRAIN_DAYS) * DAY_MS, size=len(met), replace=False)
+        lines += [(user, item, moment, item in bright) for item, moment in zip(met, moments, strict=True)]
+        for day, wanted, unwanted in ((VALIDATION, bright[:2], dull[10:12]), (TEST, bright[2:4], dull[12:14])):
+            lines += [(user, item, day * DAY_MS + DAY_MS // 2, item in wanted) for item in (*wanted, *unwanted)]
+    items = _items(num_items).append_column("team", [[f"team {number}" for number in group]])
+    items = items.append_column("shine", [shine])
+    parts = {
+        "features": {
+            "user": [{"kind": "history", "of": "positives", "last": 50}],
+            "item": [{"kind": "category", "column": "team"}],
+        },
+        "ranker": {
+            "kind": "mlp",
+            "features": {
+                "user": [{"kind": "history", "of": "positives", "last": 50}],
+                "item": [{"kind": "number", "column": "shine", "scale": "standard"}],
+            },
+            "dim": 8,
+            "hidden": [16],
+            "candidates": {"top": 40, "retrieved": 10, "random": 5, "skipped": 2},
+            "epochs": 8,
+            "batch_size": 64,
+            "learning_rate": 0.01,
+        },
+    }
+    return world_recipe(write_world(folder, _events(lines, draw), items), parts)
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 

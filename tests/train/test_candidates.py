@@ -7,6 +7,7 @@ import torch
 from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, random_events, write_prepared
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.columns import DAY_MS
+from twofold.dataset.counters import HOUR_MS
 from twofold.errors import DataError
 from twofold.model.retriever import as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower
@@ -35,9 +36,23 @@ def model(dataset):
     return build_two_tower(RETRIEVER, dataset.features, dataset.vectors)
 
 
+@pytest.fixture(scope="module", params=["event", "day"])
+def asked(request):
+    return ASKED.model_copy(update={"asked_at": request.param})
+
+
 @pytest.fixture(scope="module")
-def requests(dataset, model, tmp_path_factory):
-    return mine_requests(model, dataset, ASKED, seed=0, out=tmp_path_factory.mktemp("mined"))
+def requests(dataset, model, asked, tmp_path_factory):
+    return mine_requests(model, dataset, asked, seed=0, out=tmp_path_factory.mktemp("mined"))
+
+
+def moment_of(dataset, line, asked):
+    """The row's own, or that of its user's first row on the same day, eight hours east of Greenwich."""
+    rows = dataset.rows["train"]
+    if asked.asked_at == "event":
+        return int(rows.at[line])
+    days = (rows.at + 8 * HOUR_MS) // DAY_MS
+    return int(rows.at[(rows.user_rows == rows.user_rows[line]) & (days == days[line])].min())
 
 
 def met_before(dataset, user, at):
@@ -46,22 +61,24 @@ def met_before(dataset, user, at):
     return {item for item, moment in pairs if moment < at}
 
 
-def test_requests_are_the_positives_on_items_that_were_new(dataset, requests):
+def test_requests_are_the_positives_on_items_that_were_new(dataset, requests, asked):
     rows = dataset.rows["train"]
+    moments = {line: moment_of(dataset, line, asked) for line in np.flatnonzero(rows.label).tolist()}
     expected = [
         line
-        for line in range(len(rows))
-        if rows.label[line] and rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], rows.at[line])
+        for line, at in moments.items()
+        if rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], at)
     ]
+    assert [moments[line] for line in requests.lines.tolist()] == requests.at.tolist()
     assert 0 < len(expected) < int(rows.label.sum())  # some are on items met before: this log has both
     assert sorted(requests.lines.tolist()) == expected
 
 
-def test_what_is_found_is_what_a_sort_finds_at_that_moment(dataset, model, requests):
+def test_what_is_found_is_what_a_sort_finds_at_that_moment(dataset, model, requests, asked):
     rows = dataset.rows["train"]
     for place in range(len(requests)):
         line = requests.lines[place]
-        user, at, own = int(rows.user_rows[line]), int(rows.at[line]), int(rows.item_rows[line])
+        user, at, own = int(rows.user_rows[line]), moment_of(dataset, line, asked), int(rows.item_rows[line])
         items = item_vectors(model, dataset, at // DAY_MS * DAY_MS)  # these towers read the age: a moment is a day
         asking = user_vectors(model, dataset, np.array([user]), np.array([at]))
         scores = -np.square(items[: dataset.items.num_known] - asking).sum(axis=1)
@@ -76,23 +93,23 @@ def test_what_is_found_is_what_a_sort_finds_at_that_moment(dataset, model, reque
 
 
 def test_vectors_of_unknown_ids_lie_beside_those_of_known_ones(dataset, model, requests):
-    at = int(dataset.rows["train"].at[requests.lines[0]]) // DAY_MS * DAY_MS
+    at = int(requests.at[0]) // DAY_MS * DAY_MS
     masked = masked_item_vectors(model, dataset, at)
     _, factors = as_products(model, masked[:0], masked)
     np.testing.assert_allclose(requests.masked[requests.moments[0]], factors, rtol=1e-4, atol=1e-5)
     assert np.abs(requests.masked - requests.items).max() > 0.01
 
 
-def test_nothing_after_the_training_window_matters(dataset, model, requests, tmp_path):
+def test_nothing_after_the_training_window_matters(dataset, asked, model, requests, tmp_path):
     """The leak that flatters: items liked on the day of test left out of the negatives, or found by what came later."""
     events = [
         event if event.at < LAST_TRAIN_MS else type(event)(event.user, (event.item + 3) % 20, event.at, True, 1.0)
         for event in random_events(0)
     ]
     other = built(tmp_path, events)
-    assert [len(dataset.rows[split]) for split in ("validation", "test")]
-    again = mine_requests(model, other, ASKED, seed=0, out=tmp_path / "mined")
-    for name in ("lines", "best", "users", "moments", "items", "masked"):
+    assert min(len(dataset.rows[split]) for split in ("validation", "test")) > 0
+    again = mine_requests(model, other, asked, seed=0, out=tmp_path / "mined")
+    for name in ("lines", "at", "best", "users", "moments", "items", "masked"):
         np.testing.assert_array_equal(getattr(again, name), getattr(requests, name), err_msg=name)
 
 
@@ -104,6 +121,13 @@ def test_fewer_requests_are_drawn_and_the_same_for_a_seed(dataset, model, tmp_pa
     )
     assert first == same != other
     assert len(first) <= 20
+
+
+def test_requests_are_of_the_last_days_alone(dataset, model, asked, tmp_path):
+    last = mine_requests(model, dataset, asked.model_copy(update={"days": 3}), seed=0, out=tmp_path)
+    rows = dataset.rows["train"]
+    assert 0 < len(last) < int(rows.label.sum())
+    assert rows.at[last.lines].min() > rows.at.max() - 3 * DAY_MS
 
 
 def test_what_was_mined_is_not_mined_again(dataset, model, tmp_path):

@@ -62,6 +62,7 @@ class Crosses(nn.Module):
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
+        self.width = width
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
 
     def forward(self, inputs: Float[Tensor, "*lines width"]) -> Float[Tensor, "*lines width"]:
@@ -75,7 +76,7 @@ class Crosses(nn.Module):
 class Ranker(nn.Module):
     """Encoders of both sides, then one number a pair: higher is better.
 
-    A pair is what the two encoders say, their product, the retriever's two vectors, their product, its score and its
+    It begins as the retriever's own order, scaled by `trust`, and learns what to change of it. A pair is what the two encoders say, their product, the retriever's two vectors, their product, its score and its
     rank. The retriever's vectors are those whose inner product is its score.
     """
 
@@ -97,7 +98,11 @@ class Ranker(nn.Module):
             layers += [nn.Linear(width, following), nn.ReLU()]
             layers += [nn.Dropout(asked.dropout)] if asked.dropout else []
             width = following
-        self.layers = nn.Sequential(*layers, nn.Linear(width, 1))
+        last = nn.Linear(width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*layers, last)
+        self.trust = nn.Parameter(torch.ones(()))
         for name in ("score_mean", "score_std", "place_mean", "place_std"):
             self.register_buffer(name, torch.tensor(float(name.endswith("std"))))
 
@@ -120,8 +125,8 @@ class Ranker(nn.Module):
         place = (torch.log1p(places.to(met.dtype)) - self.place_mean) / self.place_std
         asking = torch.cat([users, user_vectors], dim=1)[:, None].expand(-1, items.shape[1], -1)
         told = [asking, items, item_vectors, users[:, None] * items, met, score[:, :, None], place[:, :, None]]
-        found: Tensor = self.layers(torch.cat(told, dim=2))
-        return found.squeeze(2)
+        changed: Tensor = self.layers(torch.cat(told, dim=2))
+        return self.trust * score + changed.squeeze(2)
 
 
 def build_ranker(
@@ -147,7 +152,13 @@ def load_ranker(asked: Asked, arrays: Stages, folder: Path, *, retrieved: int) -
 def describe_ranker(ranker: Ranker) -> list[ModelPart]:
     """Every block and layer, read from the modules themselves."""
     sides = describe_encoder("ranker, user", ranker.user) + describe_encoder("ranker, item", ranker.item)
-    return sides + describe_layers("ranker", ranker.layers)
+    crosses = [layer for layer in ranker.layers if isinstance(layer, Crosses)]
+    counts = [sum(parameter.numel() for parameter in layer.parameters()) for layer in crosses]
+    drawn = [
+        ModelPart("ranker", "crosses", f"{len(layer.layers)} of {layer.width}", count)
+        for layer, count in zip(crosses, counts, strict=True)
+    ]
+    return sides + drawn + describe_layers("ranker", ranker.layers)
 
 
 def save_ranker(

@@ -15,7 +15,7 @@ from twofold.recipe.training import Bce
 
 class Candidates(Part):
     """What a request is: a positive of the training window on an item that was new to its user; and what it is ranked
-    against in training, all at the request's moment.
+    against in training, all at one moment.
     """
 
     top: int = Field(default=100, ge=1, le=10_000)
@@ -28,6 +28,14 @@ class Candidates(Part):
     """Negatives drawn from all items of the training window."""
     skipped: int = Field(default=5, ge=0, le=1_000)
     """The next impressions of the user that were not positive."""
+    asked_at: Literal["event", "day"] = "day"
+    """The moment of a request: that of its positive, when the item had been shown already; or, as reports ask, of the
+    user's first event on that day (of `prepare.utc_offset_h`).
+    """
+    days: int | None = Field(default=None, ge=1)
+    """Requests are of so many last days of the training window; null: of all. An older one is answered by other items
+    than those of today, and where its moment was estimated, by counters that are wrong.
+    """
     requests: int = Field(default=100_000, ge=1)
     """Requests to learn from: drawn at random, where the window has more."""
 

@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float32, Int32, Int64
 
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.columns import DAY_MS
+from twofold.dataset.counters import HOUR_MS
 from twofold.dataset.disk import append_array, map_array
+from twofold.dataset.histories import search_slices
 from twofold.errors import DataError
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.progress import progress_bar
@@ -34,6 +36,8 @@ class Requests:
 
     lines: Int64[np.ndarray, "requests"]
     """Of the training rows."""
+    at: Int64[np.ndarray, "requests"]
+    """The moments asked for."""
     best: Int32[np.ndarray, "requests top"]
     """Item rows by falling score, without what the user met before or likes otherwise; -1 where fewer are left."""
     users: Float32[np.ndarray, "requests dim"]
@@ -82,15 +86,17 @@ def mine_requests(model: Model, dataset: Dataset, asked: Candidates, *, seed: in
 
 
 _WHOLE: Final = "whole"
-_DTYPES: Final = {"lines": np.int64, "best": np.int32, "users": np.float32, "moments": np.int32}
+_DTYPES: Final = {"lines": np.int64, "at": np.int64, "best": np.int32, "users": np.float32, "moments": np.int32}
 
 
 def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: Path) -> None:
     rows = dataset.rows["train"]
-    chosen, liked = np.flatnonzero(rows.label), _liked(dataset)
+    first = 0 if asked.days is None else int(rows.at.max()) - asked.days * DAY_MS
+    chosen, liked = np.flatnonzero(rows.label & (rows.at > first)), _liked(dataset)
     chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[: asked.requests])
     reads_time = any(isinstance(each, AgeFeature | CounterFeature) for each in dataset.features.features.item)
-    day = rows.at[chosen] // DAY_MS if reads_time else np.full(len(chosen), int(rows.at.max()) // DAY_MS)
+    at = _asked_at(dataset, chosen) if asked.asked_at == "day" else np.ascontiguousarray(rows.at[chosen])
+    day = at // DAY_MS if reads_time else np.full(len(chosen), int(rows.at.max()) // DAY_MS)
     with ExitStack() as stack:
         append = {
             name: stack.enter_context(append_array(out / f"{name}.npy", dtype))
@@ -98,26 +104,29 @@ def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: 
         }
         advance = stack.enter_context(progress_bar("mine", total=len(chosen), unit="requests"))
         for number, today in enumerate(np.unique(day).tolist()):
-            lines, at = chosen[day == today], today * DAY_MS
-            items, masked = item_vectors(model, dataset, at), masked_item_vectors(model, dataset, at)
+            own = np.flatnonzero(day == today)
+            items, masked = (vectors(model, dataset, today * DAY_MS) for vectors in (item_vectors, masked_item_vectors))
+            assert items is not None
             append["items"](as_products(model, items[:0], items)[1].ravel())
             append["masked"]((items[:0] if masked is None else as_products(model, items[:0], masked)[1]).ravel())
-            for part in blocks(len(lines), max(CELLS // len(items), 1)):
-                new, best, users = _ask(model, dataset, lines[part], items=items, liked=liked, top=asked.top)
-                moments = np.full(len(new), number)
-                for name, values in zip(_DTYPES, (new, best, users, moments), strict=True):
+            for part in blocks(len(own), max(CELLS // len(items), 1)):
+                asking = chosen[own[part]], at[own[part]]
+                new, best, users = _ask(model, dataset, asking, items=items, liked=liked, top=asked.top)
+                found = (asking[0][new], asking[1][new], best, users, np.full(len(new), number))
+                for name, values in zip(_DTYPES, found, strict=True):
                     append[name](values.ravel())
                 advance(part.stop - part.start, "")
     (out / _WHOLE).touch()
 
 
 def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
-    lines, best, users, moments, items, masked = (
+    lines, at, best, users, moments, items, masked = (
         map_array(folder / f"{name}.npy") for name in (*_DTYPES, "items", "masked")
     )
     num_items, dim = len(dataset.items), len(users) // max(len(lines), 1) or 1
     return Requests(
         lines,
+        at,
         best.reshape(-1, top),
         users.reshape(-1, dim),
         moments,
@@ -138,23 +147,25 @@ def _liked(dataset: Dataset) -> Ragged:
 def _ask(
     model: Model,
     dataset: Dataset,
-    lines: Int64[np.ndarray, "lines"],
+    asking: tuple[Int64[np.ndarray, "lines"], Int64[np.ndarray, "lines"]],
     *,
     items: Float32[np.ndarray, "items dim"],
     liked: Ragged,
     top: int,
 ) -> tuple[Int64[np.ndarray, "new"], Int32[np.ndarray, "new top"], Float32[np.ndarray, "new wide"]]:
-    """Those lines whose item was new to the user, what the retriever found for them, and the vectors they asked with.
+    """Which of these rows, asked at these moments, are on items that were new to their users; what the retriever found
+    for them, and the vectors they asked with.
 
     Of what the user likes in the window the own positive alone may be found: the others are no negatives.
     """
+    lines, at = asking
     asked = dataset.rows["train"].take(lines)
-    met = Ragged(*dataset.events.slices(asked.user_rows, dataset.events.before(asked.user_rows, asked.at)))
+    met = Ragged(*dataset.events.slices(asked.user_rows, dataset.events.before(asked.user_rows, at)))
     known = np.bincount(met.lines, weights=met.values == asked.item_rows[met.lines], minlength=len(lines)) > 0
     new = np.flatnonzero(~known)
     met, own = met.of(new), asked.item_rows[new]
     user_rows = np.ascontiguousarray(asked.user_rows[new])
-    vectors = user_vectors(model, dataset, user_rows, np.ascontiguousarray(asked.at[new])) if len(new) else items[:0]
+    vectors = user_vectors(model, dataset, user_rows, at[new]) if len(new) else items[:0]
     queries, factors = as_products(model, vectors, items)
     scores = queries @ factors.T
     of_own = scores[np.arange(len(new)), own]
@@ -164,7 +175,16 @@ def _ask(
     scores[np.arange(len(new)), own] = of_own
     best = torch.from_numpy(scores).topk(min(top, scores.shape[1]))
     found = best.indices.masked_fill(best.values.isneginf(), -1).numpy().astype(np.int32)
-    return lines[new], np.pad(found, ((0, 0), (0, top - found.shape[1])), constant_values=-1), queries
+    return new, np.pad(found, ((0, 0), (0, top - found.shape[1])), constant_values=-1), queries
+
+
+def _asked_at(dataset: Dataset, lines: Int64[np.ndarray, "lines"]) -> Int64[np.ndarray, "lines"]:
+    """The first training event of each row's user on the row's day, in the time zone of the recipe."""
+    rows, shift = dataset.rows["train"], dataset.features.utc_offset_h * HOUR_MS
+    users = rows.user_rows[lines]
+    first, end = (np.searchsorted(rows.user_rows, users, side=side) for side in ("left", "right"))
+    midnight = (rows.at[lines] + shift) // DAY_MS * DAY_MS - shift
+    return np.ascontiguousarray(rows.at[search_slices(rows.at, first, end, midnight)])
 
 
 # --- drawn for every step ---------------------------------------------------------------------------------------------

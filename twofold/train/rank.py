@@ -142,7 +142,7 @@ def gather_lists(
     rng = np.random.default_rng(seed)
     lists = draw_lists(requests, dataset, which, asked.candidates, rng=rng)
     state, rows = dataset.features, dataset.rows["train"].take(requests.lines[which])
-    user_rows, at = np.ascontiguousarray(rows.user_rows), np.ascontiguousarray(rows.at)
+    user_rows, at = np.ascontiguousarray(rows.user_rows), requests.at[which]
     queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows, at=at)
     length, moments = lists.item_rows.shape[1], requests.moments[which][:, None]
     item = dict(item_inputs(state, dataset.item_arrays, item_rows=lists.item_rows.ravel(), at=np.repeat(at, length)))

@@ -1,0 +1,134 @@
+"""The ranker's network: crosses as their equation, batch equals single, the served graphs equal the module."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset.arrays import build_dataset
+from twofold.dataset.batches import query_batches
+from twofold.model.ranker import (
+    ABOUT,
+    ITEMS,
+    PAIR_GRAPH,
+    USER_GRAPH,
+    Crosses,
+    Scales,
+    build_ranker,
+    describe_ranker,
+    encode_item_side,
+    load_stages,
+    rank_scores,
+    save_ranker,
+)
+from twofold.model.two_tower import encode
+from twofold.recipe.ranking import Ranker
+
+WIDE = 5
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranker")
+    write_prepared(folder / "prepare", random_events(0))
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    return load_stages(folder / "dataset", FEATURES, FEATURES)
+
+
+@pytest.fixture(scope="module")
+def ranker(arrays):
+    torch.manual_seed(0)
+    asked = Ranker(kind="mlp", dim=8, hidden=(16, 4), crosses=2, dropout=0.3)
+    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=WIDE)
+    torch.nn.init.normal_(made.layers[-1].weight)
+    made.fit_scales(Scales(score_mean=0.5, score_std=2.0, place_mean=3.0, place_std=1.5))
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def asking(arrays, ranker):
+    """Users who ask late, their vectors, and candidates at places of their own."""
+    draw = np.random.default_rng(0)
+    users, items = len(arrays.ranker.users), len(arrays.ranker.items)
+    at = np.full(users, int(arrays.ranker.events.at.max()) + 1)
+    encoded = encode(ranker.user, query_batches(arrays.ranker, np.arange(users), at))
+    vectors, user_vectors = (draw.standard_normal((count, WIDE)).astype(np.float32) for count in (items, users))
+    side = encode_item_side(ranker, arrays.ranker, vectors, int(at[0]))
+    item_rows = np.stack([draw.permutation(items)[:7] for _ in range(users)])
+    places = np.tile(np.arange(7), (users, 1))
+    return encoded, user_vectors, side, item_rows, places
+
+
+def test_crosses_are_their_equation():
+    """x₁ = x₀ (W x₀ + b) + x₀ and x₂ = x₀ (V x₁ + c) + x₁, by hand: x₀ = (1, 2), W = 1s, b = 0, V = 2·1, c = (1, 0)."""
+    crosses = Crosses(2, 2)
+    first, second = crosses.layers
+    with torch.no_grad():
+        first.weight.fill_(1.0)
+        first.bias.zero_()
+        second.weight.copy_(2 * torch.eye(2))
+        second.bias.copy_(torch.tensor([1.0, 0.0]))
+    # x₁ = (1·3 + 1, 2·3 + 2) = (4, 8); x₂ = (1·(8 + 1) + 4, 2·16 + 8) = (13, 40)
+    assert crosses(torch.tensor([[1.0, 2.0]])).tolist() == [[13.0, 40.0]]
+
+
+def test_one_request_is_scored_as_in_a_batch(ranker, asking):
+    users, user_vectors, side, item_rows, places = asking
+    whole = rank_scores(ranker, side, users, user_vectors, item_rows, places)
+    for line in range(len(users)):
+        one = slice(line, line + 1)
+        alone = rank_scores(ranker, side, users[one], user_vectors[one], item_rows[one], places[one])
+        np.testing.assert_allclose(alone, whole[one], rtol=1e-4, atol=1e-5)
+    turned = (np.ascontiguousarray(each[:, ::-1]) for each in (item_rows, places))
+    last_first = rank_scores(ranker, side, users, user_vectors, *turned)
+    np.testing.assert_allclose(last_first[:, ::-1], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_read_score_and_place_as_they_were_standardised(ranker, asking):
+    users, user_vectors, side, item_rows, places = asking
+    further = rank_scores(ranker, side, users, user_vectors, item_rows, places + 50)
+    assert np.abs(further - rank_scores(ranker, side, users, user_vectors, item_rows, places)).max() > 1e-3
+
+
+def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_path):
+    users, user_vectors, side, item_rows, places = asking
+    at = int(arrays.ranker.events.at.max()) + 1
+    save_ranker(ranker, arrays, side.vectors, at=at, folder=tmp_path)
+    assert (tmp_path / ABOUT).read_text().split() == ["{", '"top":', "100", "}"]
+    tower, pairs = (onnxruntime.InferenceSession(tmp_path / name) for name in (USER_GRAPH, PAIR_GRAPH))
+    (batch,) = query_batches(arrays.ranker, np.arange(len(users)), np.full(len(users), at))
+    inputs = {given.name: batch[given.name].numpy() for given in tower.get_inputs()}
+    (encoded,) = tower.run(["vector"], inputs)
+    np.testing.assert_allclose(encoded, users, rtol=1e-4, atol=1e-5)
+    items = np.load(tmp_path / ITEMS)
+    np.testing.assert_array_equal(items, side.encoded)
+    for length in (1, 7):
+        asked = item_rows[:, :length]
+        given = {
+            "users": encoded,
+            "items": items[asked],
+            "user_vectors": user_vectors,
+            "item_vectors": side.vectors[asked],
+            "places": places[:, :length],
+        }
+        (scores,) = pairs.run(["scores"], given)
+        expected = rank_scores(ranker, side, users, user_vectors, asked, places[:, :length])
+        np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_unknown_ids_change_what_is_known_of_items(arrays, ranker, asking):
+    *_, side, _, _ = asking
+    at = int(arrays.ranker.events.at.max()) + 1
+    masked = encode_item_side(ranker, arrays.ranker, side.vectors, at, is_masked=True)
+    known = arrays.ranker.items.num_known
+    assert np.abs(masked.encoded[:known] - side.encoded[:known]).max(axis=1).min() > 1e-4
+    np.testing.assert_allclose(masked.encoded[known:], side.encoded[known:], rtol=1e-5)  # nobody knew theirs anyway
+
+
+def test_the_drawing_lists_every_parameter(ranker):
+    parts = describe_ranker(ranker)
+    drawn = sum(part.parameters for part in parts)
+    assert drawn == sum(parameter.numel() for parameter in ranker.parameters()) - 1  # trust is one number, not drawn
+    assert {part.tower for part in parts} == {"ranker, user", "ranker, item", "ranker"}
+    assert [part.name for part in parts if part.tower == "ranker"] == ["crosses", "linear", "linear", "linear"]
