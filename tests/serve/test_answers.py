@@ -19,6 +19,7 @@ from twofold.dataset.features import queries_at, user_inputs
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
 from twofold.serve.answers import (
+    Asker,
     Open,
     asker_of,
     asker_with,
@@ -26,12 +27,13 @@ from twofold.serve.answers import (
     nearest,
     open_answers,
     popular,
+    queries_of,
     reasons,
     similar,
-    vectors_of,
 )
-from twofold.serve.bundle_folder import USER_TOWER
+from twofold.serve.bundle_folder import USER_TOWER, Bundle
 from twofold.serve.histories import Met
+from twofold.serve.stages import asking
 
 USERS = list(EVENTS)
 
@@ -39,6 +41,10 @@ USERS = list(EVENTS)
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Open:
     return open_answers(write_run(tmp_path_factory.mktemp("runs") / "tiny"))
+
+
+def vectors_of(bundle: Bundle, askers: list[Asker]) -> np.ndarray:
+    return asking(bundle, queries_of(bundle, askers)).vectors
 
 
 def names(rows: np.ndarray) -> list[str]:

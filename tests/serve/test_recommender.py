@@ -205,12 +205,16 @@ def test_a_damaged_part_is_refused(copied: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        (USER_TOWER, lambda path: path.write_bytes(b"no graph"), "is no user tower that onnxruntime can run"),
+        (
+            USER_TOWER,
+            lambda path: path.write_bytes(b"no graph"),
+            "is no graph with one output that onnx",
+        ),
         (USER_TOWER, lambda path: write_tower(path, dim=3), "users have 3 dimensions, items 5"),
         (
             USER_TOWER,
             lambda path: write_tower(path, last_input="weekday"),
-            r"the tower reads .*'weekday'.*features are",
+            r"the graphs read .*'weekday'.*features are",
         ),
         (
             "item_vectors.npy",

@@ -14,14 +14,15 @@ from jaxtyping import Float32, Int64, Integer
 
 from twofold.bundle import open_stage
 from twofold.dataset.columns import DAY_MS
-from twofold.dataset.features import Queries, user_inputs
+from twofold.dataset.features import Queries
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import UNKNOWN, Ids
 from twofold.errors import RunError
 from twofold.index.eligible import Eligible
-from twofold.index.knn import Neighbours, search
+from twofold.index.knn import search
 from twofold.serve.bundle_folder import Bundle, open_bundle
 from twofold.serve.histories import Met
+from twofold.serve.stages import Found, answer, asking
 from twofold.topk import Ragged, top_k
 
 RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)
@@ -149,20 +150,20 @@ def nearest(
     *,
     allowed: Eligible | None = None,
     excluded: Ragged | None = None,
-) -> Neighbours:
+) -> Found:
     """The k best items of each asker by the model."""
-    return search(opened.bundle.index, vectors_of(opened.bundle, askers), k, allowed=allowed, excluded=excluded)
+    bundle = opened.bundle
+    return answer(bundle, asking(bundle, queries_of(bundle, askers)), k, allowed=allowed, excluded=excluded)
 
 
-def vectors_of(bundle: Bundle, askers: Sequence[Asker]) -> Float32[np.ndarray, "batch dim"]:
-    """What they ask with: the vectors that evaluation judges, for the same histories."""
-    queries = Queries(
+def queries_of(bundle: Bundle, askers: Sequence[Asker]) -> Queries:
+    """What they ask with."""
+    return Queries(
         user_rows=np.array([asker.user_row for asker in askers]),
         at=np.array([asker.at for asker in askers]),
         positives=_table_rows([asker.positives for asker in askers], bundle.features.history_length("positives")),
         negatives=_table_rows([asker.negatives for asker in askers], bundle.features.history_length("negatives")),
     )
-    return bundle.tower.vectors(user_inputs(bundle.features, bundle.user_arrays, queries))
 
 
 def _table_rows(histories: list[Integer[np.ndarray, "_"]], n: int) -> Integer[np.ndarray, "batch n"]:
@@ -180,19 +181,20 @@ def popular(
     *,
     allowed: Eligible | None = None,
     excluded: Integer[np.ndarray, "excluded"],
-) -> Neighbours:
+) -> Found:
     """The k items liked most in the log's last two days, for someone of whom nothing is known; the score is a count."""
     mask = np.ones((1, len(opened.popularity)), bool) if allowed is None else allowed.mask[None].copy()
     mask[0, excluded] = False
     best = top_k(opened.popularity[None], k, allowed=mask)
-    return Neighbours(best.item_rows, best.scores, best.counts, is_exact=True)
+    return Found(best.item_rows, best.scores, best.counts)
 
 
-def similar(opened: Open, item_row: int, k: int, *, allowed: Eligible | None = None) -> Neighbours:
+def similar(opened: Open, item_row: int, k: int, *, allowed: Eligible | None = None) -> Found:
     """The k items whose vectors score best with an item's own, in the index's score, that item left out."""
     index = opened.bundle.index
     itself = Ragged(np.array([item_row]), np.array([0, 1]))
-    return search(index, np.asarray(index.vectors[[item_row]]), k, allowed=allowed, excluded=itself)
+    found = search(index, np.asarray(index.vectors[[item_row]]), k, allowed=allowed, excluded=itself)
+    return Found(found.item_rows, found.scores, found.counts)
 
 
 def reasons(opened: Open, asker: Asker, item_rows: Int64[np.ndarray, "k"]) -> list[list[tuple[int, float]]]:

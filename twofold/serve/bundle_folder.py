@@ -4,6 +4,8 @@
 index/
 ├── user_tower.onnx           what a user asks with: inputs named as the user features, output `vector`; or
 ├── fold_in.json              how that is solved from a history and item_vectors.npy
+├── ranker.json               where there is a second stage: how many of the best it orders anew; with
+├── ranker_user.onnx          its user encoder, ranker_pairs.onnx its scores, ranker_items.npy what it makes of items
 ├── item_vectors.npy          what is searched, with index.json; mapped
 ├── item_lists.faiss          where items are many, the same vectors in lists; mapped
 ├── users.parquet             id ↔ row
@@ -19,16 +21,13 @@ index/
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32
 
 from twofold.bundle import open_stage, write_json
 from twofold.dataset.features import FeatureState, UserArrays, feature_names, load_features, load_user_arrays
@@ -38,26 +37,12 @@ from twofold.errors import DataError, RunError
 from twofold.index.eligible import Eligible, Filters
 from twofold.index.knn import Index, load_index
 from twofold.model.fold_in import FOLD_IN, FoldIn, load_fold_in
+from twofold.serve.graphs import USER_TOWER, Ranker, UserTower, load_ranker, load_user_tower
 
-USER_TOWER: Final = "user_tower.onnx"
 CONTEXT: Final = "context.json"
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
 HISTORIES: Final = ("events", "positives", "negatives")
 FOLDERS: Final = ("features", "user_arrays", "counters/user_id")
-
-
-@dataclass(frozen=True)
-class UserTower:
-    """The user tower as a graph: runs without torch."""
-
-    session: Any  # onnxruntime.InferenceSession
-    inputs: tuple[str, ...]
-    dim: int
-
-    def vectors(self, inputs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "batch dim"]:
-        """One vector a line, to be compared with those of items."""
-        (vectors,) = self.session.run(["vector"], {name: inputs[name] for name in self.inputs})
-        return np.asarray(vectors)
 
 
 @dataclass(frozen=True)
@@ -75,6 +60,7 @@ class Bundle:
     user_arrays: UserArrays
     index: Index
     tower: UserTower | FoldIn
+    ranker: Ranker | None
     as_of: int
     where: str | None
     """What holds of every item that may be recommended, whoever asks."""
@@ -122,9 +108,10 @@ def open_bundle(run: Path) -> Bundle:
             negatives=load_histories(folder, "negatives"),
             user_arrays=load_user_arrays(features.features, folder),
             index=index,
-            tower=_load_tower(folder / USER_TOWER)
+            tower=load_user_tower(folder / USER_TOWER)
             if not (folder / FOLD_IN).exists()
             else load_fold_in(folder, index.vectors),
+            ranker=load_ranker(folder),
             as_of=context["as_of"],
             where=context.get("where"),  # older bundles have none
         )
@@ -134,31 +121,21 @@ def open_bundle(run: Path) -> Bundle:
     return bundle
 
 
-def _load_tower(path: Path) -> UserTower:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # One row is too little work to share, and in a batch the search next to it wants the cores.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        (output,) = session.get_outputs()
-    except Exception as error:  # onnxruntime raises classes of its own, which share no other ancestor
-        raise RunError(f"{path} is no user tower that onnxruntime can run: {error}. {_again(path.parent)}") from error
-    return UserTower(session, tuple(given.name for given in session.get_inputs()), output.shape[-1])
-
-
 def _refuse_strangers(bundle: Bundle, folder: Path) -> None:
     """A part of another run answers with confidence and nonsense; counts and widths tell."""
     items, users = len(bundle.items), len(bundle.users)
     expected, _ = feature_names(bundle.features)
+    read = {*bundle.tower.inputs, *(() if bundle.ranker is None else bundle.ranker.user.inputs)}
     ids = bundle.attributes.column("item_id").combine_chunks() if "item_id" in bundle.attributes.column_names else None
     histories = {name: getattr(bundle, name) for name in HISTORIES}
     faults = [
         (len(bundle.index) != items, f"it holds {len(bundle.index)} item vectors for {items} items"),
         (bundle.tower.dim != bundle.index.dim, f"users have {bundle.tower.dim} dimensions, items {bundle.index.dim}"),
-        (set(bundle.tower.inputs) != set(expected), f"the tower reads {bundle.tower.inputs}, features are {expected}"),
+        (read != set(expected), f"the graphs read {sorted(read)}, features are {expected}"),
+        (
+            bundle.ranker is not None and len(bundle.ranker.items) != items,
+            f"ranker_items.npy is not of {items} items",
+        ),
         (
             ids is None or not ids.equals(bundle.items.ids),
             "item_attributes.parquet lists other items than items.parquet",

@@ -8,16 +8,16 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
 from twofold.bundle import atomic_file
-from twofold.dataset.features import Queries, queries_at, user_inputs
+from twofold.dataset.features import Queries, queries_at
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.eligible import Eligible, only_rows
-from twofold.index.knn import Neighbours, search
 from twofold.progress import progress_bar
 from twofold.serve.bundle_folder import Bundle, open_bundle
+from twofold.serve.stages import Asking, Found, answer, asking
 from twofold.tables import RECOMMENDATIONS
 from twofold.topk import Ragged, blocks
 
@@ -86,9 +86,9 @@ class Recommender:
             negatives=(disliked[None] + 1).astype(np.int32),
         )
         seen = np.concatenate([positives, disliked]) if exclude_seen else np.empty(0, np.int64)
-        found = search(
-            self.bundle.index,
-            _vectors(self.bundle, queries),
+        found = answer(
+            self.bundle,
+            asking(self.bundle, queries),
             _at_most_all(self.bundle, k),
             allowed=_allowed(self.bundle, None, where),
             excluded=Ragged(seen, np.array([0, len(seen)])),
@@ -131,9 +131,9 @@ def _answers(
         rows = user_rows[block]
         moment = np.full(len(rows), bundle.as_of if at is None else at)
         met = bundle.events.before(rows, moment) if exclude_seen else np.zeros(len(rows), np.int64)
-        found = search(
-            bundle.index,
-            _user_vectors(bundle, rows, moment),
+        found = answer(
+            bundle,
+            _asking(bundle, rows, moment),
             _at_most_all(bundle, k),
             allowed=allowed,
             excluded=Ragged(*bundle.events.slices(rows, met)),
@@ -141,21 +141,16 @@ def _answers(
         yield _table(bundle, bundle.users.ids_of(rows), found), _short(found, k)
 
 
-def _user_vectors(
-    bundle: Bundle, user_rows: Int64[np.ndarray, "users"], at: Int64[np.ndarray, "users"]
-) -> Float32[np.ndarray, "users dim"]:
+def _asking(bundle: Bundle, user_rows: Int64[np.ndarray, "users"], at: Int64[np.ndarray, "users"]) -> Asking:
     """What users of the log ask with, knowing their events strictly before `at`."""
     parts = []
     for block in blocks(len(user_rows), ENCODED):
         queries = queries_at(
             bundle.features, bundle.positives, bundle.negatives, user_rows=user_rows[block], at=at[block]
         )
-        parts.append(_vectors(bundle, queries))
-    return np.concatenate(parts)
-
-
-def _vectors(bundle: Bundle, queries: Queries) -> Float32[np.ndarray, "batch dim"]:
-    return bundle.tower.vectors(user_inputs(bundle.features, bundle.user_arrays, queries))
+        parts.append(asking(bundle, queries))
+    users = [part.users for part in parts if part.users is not None]
+    return Asking(np.concatenate([part.vectors for part in parts]), np.concatenate(users) if users else None)
 
 
 def _at_most_all(bundle: Bundle, k: int) -> int:
@@ -163,7 +158,7 @@ def _at_most_all(bundle: Bundle, k: int) -> int:
     return min(k, max(len(bundle.items), 1))
 
 
-def _short(found: Neighbours, k: int) -> int:
+def _short(found: Found, k: int) -> int:
     return int((found.counts < k).sum())
 
 
@@ -220,7 +215,7 @@ def _schema(bundle: Bundle) -> pa.Schema:
     return pa.schema(list(zip(RECOMMENDATIONS, kinds, strict=True)))
 
 
-def _table(bundle: Bundle, users: pa.Array, found: Neighbours) -> pa.Table:
+def _table(bundle: Bundle, users: pa.Array, found: Found) -> pa.Table:
     line, place = np.nonzero(found.item_rows >= 0)
     columns = [
         users.take(pa.array(line)),

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,10 @@ from jaxtyping import Float32, Integer
 from msgspec import UNSET, UnsetType
 
 from twofold.index.eligible import Eligible
-from twofold.index.knn import Neighbours, search
-from twofold.serve.answers import Asker, Open, attributes_of, popular, reasons, vectors_of
+from twofold.serve.answers import Asker, Open, attributes_of, popular, queries_of, reasons
 from twofold.serve.meters import Meters
-from twofold.serve.wire import Id, Item, ItemFacts, Known, Reason, Recommendations, Source, Wanted
+from twofold.serve.stages import Found, asking, rank, retrieve
+from twofold.serve.wire import Id, Item, ItemFacts, Known, Reason, Recommendations, Retrieved, Source, Wanted
 from twofold.topk import Ragged
 
 SHOWN: Final = 50  # of a history, in an explained answer
@@ -45,8 +45,12 @@ class Ask:
         return np.concatenate([self.asker.met, self.without]) if self.question.exclude_seen else self.without
 
 
-Line = tuple[Integer[np.ndarray, "k"], Float32[np.ndarray, "k"]]
-"""Item rows and scores of one list, best first, and no longer than it is."""
+class Line(NamedTuple):
+    """Item rows and scores of one list, best first and no longer than it is; and the retriever's, if it was ranked."""
+
+    item_rows: Integer[np.ndarray, "k"]
+    scores: Float32[np.ndarray, "k"]
+    retrieved: list[Retrieved] | None = None
 
 
 def make_lists(asks: Sequence[Ask], meters: Meters) -> list[Recommendations]:
@@ -65,24 +69,34 @@ def make_lists(asks: Sequence[Ask], meters: Meters) -> list[Recommendations]:
         return [_list(ask, lines[place], meters) for place, ask in enumerate(asks)]
 
 
-def lines_of(found: Neighbours) -> list[Line]:
+def lines_of(found: Found) -> list[Line]:
     """Each query's answers without the empty tail."""
-    lines = zip(found.item_rows, found.scores, found.counts.tolist(), strict=True)
-    return [(rows[:count], scores[:count]) for rows, scores, count in lines]
+    if found.retrieved is None:
+        lines = zip(found.item_rows, found.scores, found.counts.tolist(), strict=True)
+        return [Line(rows[:count], scores[:count]) for rows, scores, count in lines]
+    both = zip(found.item_rows, found.scores, *found.retrieved, found.counts.tolist(), strict=True)
+    return [
+        Line(rows[:count], scores[:count], [*map(Retrieved, before[:count].tolist(), ranks[:count].tolist())])
+        for rows, scores, before, ranks, count in both
+    ]
 
 
 def _by_model(asks: list[Ask], meters: Meters) -> list[Line]:
-    opened, k, allowed = asks[0].opened, asks[0].k, asks[0].allowed
+    bundle, k, allowed = asks[0].opened.bundle, asks[0].k, asks[0].allowed
     with meters.stage("encode"):
-        vectors = vectors_of(opened.bundle, [ask.asker for ask in asks])
+        asked = asking(bundle, queries_of(bundle, [ask.asker for ask in asks]))
     with meters.stage("search"):
         own = [ask.excluded for ask in asks]
         excluded = Ragged(np.concatenate(own), np.cumsum([0, *map(len, own)]))
-        return lines_of(search(opened.bundle.index, vectors, k, allowed=allowed, excluded=excluded))
+        found = retrieve(bundle, asked, k, allowed=allowed, excluded=excluded)
+    if bundle.ranker is None:
+        return lines_of(rank(bundle, asked, found, k))
+    with meters.stage("rank"):
+        return lines_of(rank(bundle, asked, found, k))
 
 
 def _list(ask: Ask, line: Line, meters: Meters) -> Recommendations:
-    question, asker, item_rows = ask.question, ask.asker, line[0]
+    question, asker, item_rows = ask.question, ask.asker, line.item_rows
     source: Source = "popularity" if asker.is_blank else "model"
     remarks = [*ask.remarks, NOTHING_KNOWN] if asker.is_blank else [*ask.remarks]
     meters.answered(item_rows, source, is_short=len(item_rows) < question.k)
@@ -104,16 +118,18 @@ def items_of(
     opened: Open, line: Line, *, because: list[list[tuple[int, float]]] | None = None, describe: bool = False
 ) -> list[Item]:
     """Items by id, ranked from 1, with reasons and attributes if they are asked for."""
-    item_rows, scores = line
+    item_rows = line.item_rows
     ids = _ids(opened, item_rows)
-    plain = list(map(Item, ids, scores.tolist(), range(1, len(ids) + 1)))
+    plain = list(map(Item, ids, line.scores.tolist(), range(1, len(ids) + 1)))
     if because is None and not describe:
         return plain
     why: list[list[Reason] | UnsetType] = [UNSET] * len(ids) if because is None else [_why(opened, p) for p in because]
     what = [attributes_of(opened, row) if describe else UNSET for row in item_rows.tolist()]
+    is_told = because is not None and line.retrieved is not None
+    found: Sequence[Retrieved | UnsetType] = line.retrieved or () if is_told else [UNSET] * len(ids)
     return [
-        Item(item.item_id, item.score, item.rank, reason, attributes)
-        for item, reason, attributes in zip(plain, why, what, strict=True)
+        Item(item.item_id, item.score, item.rank, reason, attributes, retrieved)
+        for item, reason, attributes, retrieved in zip(plain, why, what, found, strict=True)
     ]
 
 

@@ -111,14 +111,22 @@ class Reason(Struct, frozen=True, gc=False):
     similarity: float
 
 
+class Retrieved(Struct, frozen=True, gc=False):
+    """What the retriever said of an answer that the ranker then put in its place: its score and its rank, from 1."""
+
+    score: float
+    rank: int
+
+
 class Item(Struct, frozen=True, gc=False):
-    """One answer. The score compares answers of one list only."""
+    """One answer. The score, which is the ranker's where there is one, compares answers of one list only."""
 
     item_id: Id
     score: float
     rank: int
     because: list[Reason] | UnsetType = UNSET
     attributes: dict[str, Any] | UnsetType = UNSET
+    retrieved: Retrieved | UnsetType = UNSET
 
 
 class Known(Struct, frozen=True):
