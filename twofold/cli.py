@@ -258,17 +258,16 @@ def train(
             arrays = pipeline.build_dataset(job, prepared)
             _print_model(describe_towers(job.recipe.retriever, job.recipe.features, arrays.folder))
             trained = pipeline.train(job, arrays)
-            _say(prepared, arrays, trained)
-    table = Table("epoch", "loss", "validation recall@100", "examples/s", title="training")
-    for epoch in trained.facts["epochs"]:
-        mark = " ←" if epoch["epoch"] == trained.facts["best_epoch"] else ""
-        table.add_row(
-            str(epoch["epoch"]),
-            f"{epoch['loss']:.4f}",
-            f"{epoch['validation']:.4f}{mark}",
-            f"{epoch['examples_per_s']:,}",
-        )
-    Console().print(table)
+            ranked = pipeline.train_ranker(job, arrays, trained)
+            made = (trained,) if ranked is None else (trained, ranked)
+            _say(prepared, arrays, *made)
+    for stage in made:
+        table = Table("epoch", "loss", "validation", "examples/s", title=f"training of {stage.folder.name}")
+        for epoch in stage.facts["epochs"]:
+            mark = " ←" if epoch["epoch"] == stage.facts["best_epoch"] else ""
+            numbers = (f"{epoch['loss']:.4f}", f"{epoch['validation']:.4f}{mark}", f"{epoch['examples_per_s']:,}")
+            table.add_row(str(epoch["epoch"]), *numbers)
+        Console().print(table)
 
 
 def _print_model(parts: "list[ModelPart]") -> None:

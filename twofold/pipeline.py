@@ -4,9 +4,6 @@
 not made again, when nothing it depends on has changed (`bundle.run_stage`).
 """
 
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from twofold.bundle import Stage, locked, open_stage, run_stage, write_json
 from twofold.digest import file_digest
 from twofold.errors import RunError
+from twofold.provenance import commit, hardware
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.schema import Recipe
 from twofold.recipe.training import Ials, Regression, TwoTower
@@ -415,30 +413,9 @@ def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:
     return {
         "recipe": job.recipe.name,
         "recipe_digest": recipe_digest(job.recipe),
-        "commit": _commit(),
-        "hardware": f"{os.cpu_count()} × {_processor()}, {_memory_gib():.0f} GiB",
+        "commit": commit(),
+        "hardware": hardware(),
         "versions": {name: version(name) for name in ("twofold", "torch", "numpy", "duckdb")},
         "seconds": {stage.folder.name: round(stage.seconds, 1) for stage in stages},
         "funnel": stages[0].facts["funnel"],
     }
-
-
-def _commit() -> str:
-    """The commit of the code that runs, with + if it was changed since; "unknown" outside a checkout."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
-
-
-def _memory_gib() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30

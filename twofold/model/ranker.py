@@ -76,8 +76,9 @@ class Crosses(nn.Module):
 class Ranker(nn.Module):
     """Encoders of both sides, then one number a pair: higher is better.
 
-    It begins as the retriever's own order, scaled by `trust`, and learns what to change of it. A pair is what the two encoders say, their product, the retriever's two vectors, their product, its score and its
-    rank. The retriever's vectors are those whose inner product is its score.
+    It begins as the retriever's own order, scaled by `trust`, and learns what to change of it. A pair is what the two
+    encoders say, their product, the retriever's two vectors, their product, its score and its rank. The retriever's
+    vectors are those whose inner product is its score.
     """
 
     score_mean: Tensor
