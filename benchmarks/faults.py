@@ -167,10 +167,10 @@ async def client(asking: Asking, lives: list[Live], until: float, seed: int) -> 
 
 
 async def every(seconds: float, until: float, act: Callable[[int], Awaitable[None]]) -> None:
-    """Acts again and again, the last time early enough for it to heal."""
-    turn = 0
-    while time.monotonic() + 2 * seconds < until:
-        await asyncio.sleep(seconds)
+    """Acts again and again, at once where the last time took longer, and not at the end: it shall heal."""
+    began, turn = time.monotonic(), 0
+    while (due := began + (turn + 1) * seconds) + seconds < until:
+        await asyncio.sleep(due - time.monotonic())
         await act(turn)
         turn += 1
 
@@ -241,7 +241,7 @@ class Trial:
             every(min(60, seconds / 3), until, self.fill_disk),
         ]
         if self.redis is not None:
-            faults.append(every(min(45, seconds / 8), until, self.break_redis))
+            faults.append(every(min(45, seconds / 5), until, self.break_redis))
         await asyncio.gather(*clients, *faults)
         self.disk.free()
         if self.redis is not None:
