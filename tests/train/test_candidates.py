@@ -61,32 +61,34 @@ def met_before(dataset, user, at):
     return {item for item, moment in pairs if moment < at}
 
 
-def test_requests_are_the_positives_on_items_that_were_new(dataset, requests, asked):
+def found_by_a_sort(dataset, model, line, at):
+    """The item rows that a naive search gives the user of a row at this moment."""
+    rows = dataset.rows["train"]
+    user, own = int(rows.user_rows[line]), int(rows.item_rows[line])
+    items = item_vectors(model, dataset, at // DAY_MS * DAY_MS)  # these towers read the age: a moment is a day
+    asking = user_vectors(model, dataset, np.array([user]), np.array([at]))
+    scores = -np.square(items[: dataset.items.num_known] - asking).sum(axis=1)
+    liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
+    left_out = (met_before(dataset, user, at) | liked) - {own}
+    return [item for item in np.argsort(-scores, kind="stable").tolist() if item not in left_out][: ASKED.top]
+
+
+def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_moment(dataset, model, requests, asked):
     rows = dataset.rows["train"]
     moments = {line: moment_of(dataset, line, asked) for line in np.flatnonzero(rows.label).tolist()}
-    expected = [
-        line
-        for line, at in moments.items()
-        if rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], at)
+    new = [
+        line for line, at in moments.items() if rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], at)
     ]
-    assert [moments[line] for line in requests.lines.tolist()] == requests.at.tolist()
-    assert 0 < len(expected) < int(rows.label.sum())  # some are on items met before: this log has both
+    best = {line: found_by_a_sort(dataset, model, line, moments[line]) for line in new}
+    expected = [line for line in new if rows.item_rows[line] in best[line]]
+    assert 0 < len(expected) < len(new) < len(moments)  # this log has all kinds
     assert sorted(requests.lines.tolist()) == expected
-
-
-def test_what_is_found_is_what_a_sort_finds_at_that_moment(dataset, model, requests, asked):
-    rows = dataset.rows["train"]
-    for place in range(len(requests)):
-        line = requests.lines[place]
-        user, at, own = int(rows.user_rows[line]), moment_of(dataset, line, asked), int(rows.item_rows[line])
-        items = item_vectors(model, dataset, at // DAY_MS * DAY_MS)  # these towers read the age: a moment is a day
-        asking = user_vectors(model, dataset, np.array([user]), np.array([at]))
-        scores = -np.square(items[: dataset.items.num_known] - asking).sum(axis=1)
-        liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
-        left_out = (met_before(dataset, user, at) | liked) - {own}
-        order = [item for item in np.argsort(-scores, kind="stable").tolist() if item not in left_out]
-        expected = [*order[: ASKED.top], *[-1] * (ASKED.top - len(order))]
-        assert requests.best[place].tolist() == expected
+    assert requests.found_share == len(expected) / len(new)
+    for place, line in enumerate(requests.lines.tolist()):
+        assert requests.at[place] == moments[line]
+        assert requests.best[place].tolist() == [*best[line], *[-1] * (ASKED.top - len(best[line]))]
+        asking = user_vectors(model, dataset, rows.user_rows[[line]], requests.at[[place]])
+        items = item_vectors(model, dataset, moments[line] // DAY_MS * DAY_MS)
         queries, factors = as_products(model, asking, items)
         np.testing.assert_allclose(requests.users[place], queries[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(requests.items[requests.moments[place]], factors, rtol=1e-4, atol=1e-5)
@@ -175,5 +177,5 @@ def test_places_are_those_of_the_retriever():
 
 def test_a_window_without_requests_is_said(dataset, model, tmp_path):
     nothing = built(tmp_path, [type(e)(e.user, e.item, e.at, e.at >= LAST_TRAIN_MS, 1.0) for e in random_events(0)])
-    with pytest.raises(DataError, match=r"no positive of the training window is on an item that was new to its user"):
+    with pytest.raises(DataError, match=r"none on an item that was new to its user is among the 6 items that the retriever finds"):
         mine_requests(model, nothing, ASKED, seed=0, out=tmp_path / "mined")

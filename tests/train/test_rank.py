@@ -65,7 +65,7 @@ def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(
     parts = {part.tower for part in report.facts.model}
     assert parts == {"user", "item", "ranker, user", "ranker, item", "ranker"}
     manifest = json.loads((job.folder / "train" / "ranker" / "manifest.json").read_text())
-    assert manifest["facts"]["retrieved_share"] > 0.7  # a user's first requests are asked without a history
+    assert manifest["facts"]["found_share"] > 0.7  # a user's first requests are asked without a history
 
 
 def test_one_seed_gives_one_ranker_and_two_seeds_two(world, tmp_path):

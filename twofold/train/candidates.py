@@ -2,6 +2,7 @@
 user's own impressions; nothing from later windows.
 """
 
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int32, Int64
 
+from twofold.bundle import write_json
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.columns import DAY_MS
 from twofold.dataset.counters import HOUR_MS
@@ -29,9 +31,10 @@ CELLS: Final = 2**24
 
 @dataclass(frozen=True)
 class Requests:
-    """Positives of the training window on items that were new to their users, and what the retriever said then.
+    """Positives of the training window that the retriever found at that moment, on items that were new to their users.
 
-    The items' vectors are of moments: the days of the requests, where the item tower reads the time; else one.
+    Those it did not find are left out: no ranker is ever asked about them, and set against what was found they would
+    teach that the retriever's best are the worst. The items' vectors are of moments: the days of the requests, where the item tower reads the time; else one.
     """
 
     lines: Int64[np.ndarray, "requests"]
@@ -49,6 +52,8 @@ class Requests:
     """Item rows of each user's positives of the window, by user row."""
     passed: Int64[np.ndarray, "negatives"]
     """The training rows that are not positive."""
+    found_share: float
+    """Of the positives on new items, those that the retriever found."""
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -74,18 +79,20 @@ def mine_requests(model: Model, dataset: Dataset, asked: Candidates, *, seed: in
 
     Items outside the training window are found by nobody. DataError if no request is left.
     """
-    if not (out / _WHOLE).exists():
+    if not (out / _ASKED).exists():
         _mine(model, dataset, asked, seed=seed, out=out)
     requests = _load(out, dataset, asked.top)
     if len(requests) == 0:
         raise DataError(
-            "no positive of the training window is on an item that was new to its user, so there is nothing to teach a "
-            "ranker. Check prepare.positive, or delete ranker."
+            f"of the positives of the training window, none on an item that was new to its user is among the "
+            f"{asked.top} items that the retriever finds, so there is nothing to teach a ranker. Raise "
+            f"ranker.candidates.top, check prepare.positive, or delete ranker."
         )
     return requests
 
 
-_WHOLE: Final = "whole"
+_ASKED: Final = "asked.json"
+"""How many positives on new items the retriever was asked for; written last."""
 _DTYPES: Final = {"lines": np.int64, "at": np.int64, "best": np.int32, "users": np.float32, "moments": np.int32}
 
 
@@ -97,6 +104,7 @@ def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: 
     reads_time = any(isinstance(each, AgeFeature | CounterFeature) for each in dataset.features.features.item)
     at = _asked_at(dataset, chosen) if asked.asked_at == "day" else np.ascontiguousarray(rows.at[chosen])
     day = at // DAY_MS if reads_time else np.full(len(chosen), int(rows.at.max()) // DAY_MS)
+    new = 0
     with ExitStack() as stack:
         append = {
             name: stack.enter_context(append_array(out / f"{name}.npy", dtype))
@@ -111,12 +119,15 @@ def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: 
             append["masked"]((items[:0] if masked is None else as_products(model, items[:0], masked)[1]).ravel())
             for part in blocks(len(own), max(CELLS // len(items), 1)):
                 asking = chosen[own[part]], at[own[part]]
-                new, best, users = _ask(model, dataset, asking, items=items, liked=liked, top=asked.top)
-                found = (asking[0][new], asking[1][new], best, users, np.full(len(new), number))
-                for name, values in zip(_DTYPES, found, strict=True):
+                found = _ask(model, dataset, asking, items=items, liked=liked, top=asked.top)
+                there = found.own < asked.top
+                new += len(there)
+                kept = found.which[there]
+                parts = (asking[0][kept], asking[1][kept], found.best[there], found.users[there], kept * 0 + number)
+                for name, values in zip(_DTYPES, parts, strict=True):
                     append[name](values.ravel())
                 advance(part.stop - part.start, "")
-    (out / _WHOLE).touch()
+    write_json(out / _ASKED, new)
 
 
 def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
@@ -134,6 +145,7 @@ def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
         masked.reshape(-1, num_items, dim) if len(masked) else None,
         _liked(dataset),
         np.flatnonzero(~dataset.rows["train"].label),
+        len(lines) / max(json.loads((folder / _ASKED).read_text()), 1),
     )
 
 
@@ -144,6 +156,15 @@ def _liked(dataset: Dataset) -> Ragged:
     return Ragged(rows.item_rows[lines], offsets.astype(np.int64))
 
 
+@dataclass(frozen=True)
+class _Found:
+    which: Int64[np.ndarray, "new"]
+    own: Int64[np.ndarray, "new"]
+    """Where the own item stands; see `places_in`."""
+    best: Int32[np.ndarray, "new top"]
+    users: Float32[np.ndarray, "new wide"]
+
+
 def _ask(
     model: Model,
     dataset: Dataset,
@@ -152,9 +173,8 @@ def _ask(
     items: Float32[np.ndarray, "items dim"],
     liked: Ragged,
     top: int,
-) -> tuple[Int64[np.ndarray, "new"], Int32[np.ndarray, "new top"], Float32[np.ndarray, "new wide"]]:
-    """Which of these rows, asked at these moments, are on items that were new to their users; what the retriever found
-    for them, and the vectors they asked with.
+) -> _Found:
+    """What the retriever finds for those of these rows, asked at these moments, that are on items new to their users.
 
     Of what the user likes in the window the own positive alone may be found: the others are no negatives.
     """
@@ -175,7 +195,8 @@ def _ask(
     scores[np.arange(len(new)), own] = of_own
     best = torch.from_numpy(scores).topk(min(top, scores.shape[1]))
     found = best.indices.masked_fill(best.values.isneginf(), -1).numpy().astype(np.int32)
-    return new, np.pad(found, ((0, 0), (0, top - found.shape[1])), constant_values=-1), queries
+    best_rows = np.pad(found, ((0, 0), (0, top - found.shape[1])), constant_values=-1)
+    return _Found(new, places_in(best_rows, own[:, None].astype(np.int64))[:, 0], best_rows, queries)
 
 
 def _asked_at(dataset: Dataset, lines: Int64[np.ndarray, "lines"]) -> Int64[np.ndarray, "lines"]:

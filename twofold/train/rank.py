@@ -27,7 +27,7 @@ from twofold.progress import progress_bar
 from twofold.recipe import ranking
 from twofold.recipe.training import Bce
 from twofold.topk import blocks
-from twofold.train.candidates import Requests, draw_lists, mine_requests, places_in
+from twofold.train.candidates import Requests, draw_lists, mine_requests
 from twofold.train.checkpoint import Position, load_checkpoint, save_checkpoint
 from twofold.train.loop import (
     CHECKPOINT,
@@ -63,7 +63,7 @@ def fit_ranker(
     retriever: Model,
     arrays: Stages,
     *,
-    asked: ranking.Ranker,
+    asked: ranking.Mlp,
     validate: Callable[[Ranker], float],
     out: Path,
 ) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def fit_ranker(
     shutil.rmtree(mined)
     return {
         "requests": len(requests),
-        "retrieved_share": float((_own_places(requests, dataset) < asked.candidates.top).mean()),
+        "found_share": requests.found_share,
         "parameters": sum(parameter.numel() for parameter in ranker.parameters()),
         "width": requests.users.shape[1],
         "best_epoch": position.best_epoch,
@@ -134,7 +134,7 @@ def gather_lists(
     requests: Requests,
     dataset: Dataset,
     which: Int64[np.ndarray, "requests"],
-    asked: ranking.Ranker,
+    asked: ranking.Mlp,
     *,
     seed: tuple[int, ...],
 ) -> ListBatch:
@@ -183,7 +183,7 @@ def list_losses(ranker: Ranker, batch: ListBatch, loss: ranking.RankerLoss) -> F
             assert_never(loss)
 
 
-def _fit_scales(requests: Requests, dataset: Dataset, asked: ranking.Ranker) -> Scales:
+def _fit_scales(requests: Requests, dataset: Dataset, asked: ranking.Mlp) -> Scales:
     """Of the candidates of some requests, drawn as in training."""
     which = np.linspace(0, len(requests) - 1, min(len(requests), SAMPLE)).astype(np.int64)
     lists = draw_lists(requests, dataset, which, asked.candidates, rng=np.random.default_rng(asked.seed))
@@ -191,9 +191,3 @@ def _fit_scales(requests: Requests, dataset: Dataset, asked: ranking.Ranker) -> 
     scores = np.vecdot(requests.users[which][:, None], vectors)[lists.competing]
     places = np.log1p(lists.places[lists.competing])
     return Scales(float(scores.mean()), float(scores.std()) or 1.0, float(places.mean()), float(places.std()) or 1.0)
-
-
-def _own_places(requests: Requests, dataset: Dataset) -> Int64[np.ndarray, "requests"]:
-    own = dataset.rows["train"].item_rows[requests.lines]
-    parts = blocks(len(requests), SAMPLE)
-    return np.concatenate([places_in(requests.best[part], own[part, None])[:, 0] for part in parts])
