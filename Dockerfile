@@ -14,7 +14,7 @@ RUN /opt/twofold/bin/pip wheel --no-deps --wheel-dir /wheels .
 RUN /opt/twofold/bin/pip install --no-cache-dir -c constraints.txt "$(echo /wheels/twofold-*.whl)[$EXTRAS]"
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 twofold && install --directory --owner twofold /histories
+RUN useradd --uid 10001 twofold && install --directory --owner twofold /histories
 COPY --from=build /opt/twofold /opt/twofold
 ENV PATH=/opt/twofold/bin:$PATH PYTHONUNBUFFERED=1
 USER twofold
