@@ -123,7 +123,7 @@ def test_similar_items_leave_the_item_out_and_obey_the_filter(opened: Open) -> N
     alike = VECTORS @ VECTORS[0]
     expected = [ITEMS[row] for row in np.argsort(-alike) if row != 0]
     assert names(similar(opened, 0, 9).item_rows[0]) == expected
-    blue = similar(opened, 0, 9, allowed=opened.bundle.filters.eligible("colour = 'blue'"))
+    blue = similar(opened, 0, 9, where="colour = 'blue'")
     assert names(blue.item_rows[0]) == [item for item in expected if item in "be"]
 
 

@@ -232,8 +232,18 @@ def test_without_the_store_answers_are_marked_and_events_refused(service: Servic
     status, answer = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
     assert (status, answer["is_degraded"], answer["remarks"]) == (200, True, [NO_STORE])
     assert ids(answer) == best(scores_of(["a", "cold"], ["b"]), without="a b cold", k=3)
-    (reply,) = client.send(("POST", "/v1/events", {"events": [{"user_id": 1, "item_id": "a"}]}))
-    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+    for asked in (("POST", "/v1/events", {"events": [{"user_id": 1, "item_id": "a"}]}), ("GET", "/ready", b"")):
+        (reply,) = client.send(asked)
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+    assert client.get("/health")[0] == 200
+
+
+def test_it_is_ready_until_it_stops(client: Client, service: Service) -> None:
+    assert client.get("/ready") == client.get("/health")
+    service.is_stopping = True
+    status, problem = client.get("/ready")
+    assert (status, "it is stopping" in problem["detail"]) == (503, True)
+    assert client.get("/health")[0] == 200
 
 
 # --- questions without an answer --------------------------------------------------------------------------------------
@@ -360,6 +370,7 @@ def test_the_description_names_every_route_and_its_types(client: Client) -> None
         "/v1/items/{item_id}",
         "/v1/users",
         "/v1/admin/swap",
+        "/v1/admin/items",
         "/health",
         "/ready",
     }

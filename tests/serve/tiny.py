@@ -89,7 +89,8 @@ def write_dataset(folder: Path) -> None:
     everything.only(~is_positive).save(folder, "negatives")
 
 
-def write_run(run: Path) -> Path:
+def write_run(run: Path, *, again: int = 0) -> Path:
+    """The bundle; each number of `again` gives it another digest."""
     write_dataset(run / "dataset")
 
     def work(out: Path) -> Mapping[str, Any]:
@@ -98,7 +99,7 @@ def write_run(run: Path) -> Path:
         save_context(run / "dataset", out, as_of=NOON)
         return {"items": len(ITEMS)}
 
-    run_stage(run, "index", inputs={}, work=work)
+    run_stage(run, "index", inputs={"again": again}, work=work)
     shutil.rmtree(run / "dataset")  # serving opens index/ and nothing else
     return run
 

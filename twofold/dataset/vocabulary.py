@@ -56,7 +56,7 @@ class Vocabulary:
         >>> Vocabulary(pa.array([30, 10, 20]), num_known=3).rows_of([10, 99, 30]).tolist()
         [1, -1, 0]
         """
-        asked = self._cast(ids)
+        asked = self.typed(ids)
         if len(self) == 0 or len(asked) == 0:
             return np.full(len(asked), UNKNOWN, np.int64)
         missing = np.asarray(pc.is_null(asked))
@@ -84,7 +84,8 @@ class Vocabulary:
         """The id of each row."""
         return self.ids.take(pa.array(rows))
 
-    def _cast(self, ids: Ids) -> pa.Array:
+    def typed(self, ids: Ids) -> pa.Array:
+        """The ids in the vocabulary's own type; NULL for what cannot be one."""
         if isinstance(ids, np.ndarray):
             ids = pa.array(ids)
         elif isinstance(ids, pa.ChunkedArray):

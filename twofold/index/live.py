@@ -10,11 +10,11 @@ What this does not do: survive the process, or grow without bound. Build a bundl
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Integer
 
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
@@ -37,13 +37,16 @@ class Catalogue:
 
     def eligible(self, where: str | None, lines: Int64[np.ndarray, "chosen"] | None) -> Eligible:
         """The lines that are present, among `lines`, and for which the filter holds."""
-        found = self.present if where is None else self.filters.eligible(where).both(self.present)
+        found = self.present if where is None else self.filters.eligible(where)
+        if where is not None and self.present.count < len(self.index):
+            found = found.both(self.present)
         return found if lines is None else only_rows(lines, items=len(self.index)).both(found)
 
 
-def catalogue(index: Index, attributes: pa.Table) -> Catalogue:
-    """All items of an index, with what filters read."""
-    return Catalogue(index, attributes, Filters(attributes, index.vectors), everything(len(index)))
+def catalogue(index: Index, attributes: pa.Table, filters: Filters | None = None) -> Catalogue:
+    """All items of an index, with what filters read, and those that are kept already."""
+    kept = Filters(attributes, index.vectors) if filters is None else filters
+    return Catalogue(index, attributes, kept, everything(len(index)))
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,17 @@ class Snapshot:
         new = np.where(added != UNKNOWN, added + len(self.items), UNKNOWN)
         return np.asarray(np.where(built != UNKNOWN, built, new))
 
-    def ids_of(self, item_rows: Int64[np.ndarray, "asked"]) -> pa.Array:
+    def row_of(self, item_id: object) -> int:
+        """The item row of one id, as `rows_of`."""
+        row = self.items.row_of(item_id)
+        new = UNKNOWN if row != UNKNOWN or len(self.added) == 0 else self.added.row_of(item_id)
+        return row if new == UNKNOWN else new + len(self.items)
+
+    def ids_of(self, item_rows: Integer[np.ndarray, "asked"]) -> pa.Array:
         """The id of each item row."""
         return pa.chunked_array([self.items.ids, self.added.ids]).take(pa.array(item_rows)).combine_chunks()
 
-    def vectors_of(self, item_rows: Int64[np.ndarray, "asked"]) -> Float32[np.ndarray, "asked dim"]:
+    def vectors_of(self, item_rows: Integer[np.ndarray, "asked"]) -> Float32[np.ndarray, "asked dim"]:
         """The vector of each item row, as last updated."""
         lines = self._lines_of(item_rows)
         is_new = lines >= 0
@@ -81,6 +90,13 @@ class Snapshot:
         vectors[is_new] = self.changed.index.vectors[lines[is_new]]
         vectors[~is_new] = self.built.index.vectors[item_rows[~is_new]]
         return vectors
+
+    def attributes_of(self, item_row: int) -> dict[str, Any]:
+        """What the items table says of an item, as last updated; item_id among it."""
+        (line,) = self._lines_of(np.array([item_row])).tolist()
+        table, place = (self.built.attributes, item_row) if line < 0 else (self.changed.attributes, line)
+        (found,) = table.slice(place, 1).to_pylist()
+        return dict(found)
 
     def search(
         self,
@@ -118,7 +134,7 @@ class Snapshot:
         )
         return self._merged(old, new, k)
 
-    def _lines_of(self, item_rows: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
+    def _lines_of(self, item_rows: Integer[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
         """Their lines in `changed`; -1 for those that are not there."""
         if len(self.changed_rows) == 0:
             return np.full(len(item_rows), -1)
@@ -143,13 +159,15 @@ class Snapshot:
 class LiveIndex:
     """The items as they are now. `now` is read without waiting; changes come one after another."""
 
-    def __init__(self, index: Index, items: Vocabulary, attributes: pa.Table) -> None:
+    def __init__(
+        self, index: Index, items: Vocabulary, attributes: pa.Table, *, filters: Filters | None = None
+    ) -> None:
         """Begins with what the index was built of; `attributes` hold item_id, in the order of the item rows."""
         assert len(index) == len(items) == len(attributes)
         nothing = build_index(index.vectors[:0].copy(), score=index.score)
         self._now = Snapshot(
             items=items,
-            built=catalogue(index, attributes),
+            built=catalogue(index, attributes, filters),
             added=Vocabulary(items.ids[:0], 0),
             changed=catalogue(nothing, attributes.slice(0, 0)),
             changed_rows=np.empty(0, np.int64),

@@ -19,8 +19,9 @@ from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import UNKNOWN, Ids
 from twofold.errors import RunError
 from twofold.index.eligible import Eligible
-from twofold.index.knn import search
+from twofold.index.live import LiveIndex, Snapshot
 from twofold.serve.bundle_folder import Bundle, open_bundle
+from twofold.serve.changes import LiveItems
 from twofold.serve.histories import Met
 from twofold.serve.stages import Found, answer, asking
 from twofold.topk import Ragged, top_k
@@ -38,6 +39,13 @@ class Open:
     name: str
     digest: str
     popularity: Float32[np.ndarray, "items"]
+    items: LiveItems
+    """The bundle's items and what has become of them since. A row that it gives means the same item for good."""
+
+    def rule(self, where: str | None) -> str | None:
+        """What must hold of every answer: the bundle's own condition and a request's filter."""
+        rules = [f"({rule})" for rule in (self.bundle.where, where) if rule is not None]
+        return " AND ".join(rules) if rules else None
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,14 @@ class Asker:
 
 def open_answers(run: Path) -> Open:
     """Opens the bundle of a run folder and asks it once; RunError if it is damaged or answers nonsense."""
-    bundle = open_bundle(run)
+    bundle, digest = open_bundle(run), open_stage(run, "index").digest
+    live = LiveIndex(bundle.index, bundle.items, bundle.attributes, filters=bundle.filters)
     opened = Open(
         bundle=bundle,
         name=run.resolve().name,
-        digest=open_stage(run, "index").digest,
+        digest=digest,
         popularity=_popularity(bundle),
+        items=LiveItems(live, bundle=digest, has_ranker=bundle.ranker is not None),
     )
     _ask_once(opened, run)
     return opened
@@ -95,30 +105,43 @@ def _popularity(bundle: Bundle) -> Float32[np.ndarray, "items"]:
 # --- who asks ---------------------------------------------------------------------------------------------------------
 
 
-def asker_of(bundle: Bundle, user_row: int, live: Sequence[Met], *, at: int | None = None, now: int = 0) -> Asker:
+def asker_of(
+    bundle: Bundle,
+    user_row: int,
+    live: Sequence[Met],
+    *,
+    at: int | None = None,
+    now: int = 0,
+    items: Snapshot | None = None,
+) -> Asker:
     """A user by their events strictly before `at`, of the log and of the live history; an event in both counts once.
 
-    Without `at` all of them count, and the moment is `now`, or just after the last event if that is later.
+    Without `at` all of them count, and the moment is `now`, or just after the last event if that is later. `items` are
+    the bundle's as they are now: the tower reads nothing of those that are new, but they have been met.
     """
     if at is None:
         newest = live[-1].at + 1 if live else 0
         at = max(now, newest, bundle.as_of)
-    rows = bundle.items.rows_of([met.item_id for met in live]) if live else np.empty(0, np.int64)
+    rows = (items or bundle.items).rows_of([met.item_id for met in live]) if live else np.empty(0, np.int64)
     known = [(row, met) for row, met in zip(rows.tolist(), live, strict=True) if row != UNKNOWN and met.at < at]
+    read = [(row, met) for row, met in known if row < len(bundle.items)]
     positives, negatives = (
-        _joined(history, user_row, at, [(row, met.at) for row, met in known if met.kind == kind])
+        _joined(history, user_row, at, [(row, met.at) for row, met in read if met.kind == kind])
         for history, kind in ((bundle.positives, "positive"), (bundle.negatives, "negative"))
     )
     met = _joined(bundle.events, user_row, at, [(row, met.at) for row, met in known])
     return Asker(user_row, at, positives, negatives, met)
 
 
-def asker_with(bundle: Bundle, positives: Ids, negatives: Ids, *, at: int) -> tuple[Asker, int]:
+def asker_with(
+    bundle: Bundle, positives: Ids, negatives: Ids, *, at: int, items: Snapshot | None = None
+) -> tuple[Asker, int]:
     """Nobody of the log, with a history of their own (oldest first); and how many of its ids no item has."""
-    liked, disliked = bundle.items.rows_of(positives), bundle.items.rows_of(negatives)
+    liked, disliked = ((items or bundle.items).rows_of(ids) for ids in (positives, negatives))
     known, unliked = liked[liked != UNKNOWN], disliked[disliked != UNKNOWN]
-    asker = Asker(UNKNOWN, at, known, unliked, np.concatenate([known, unliked]))
-    return asker, len(liked) + len(disliked) - len(asker.met)
+    met, held = np.concatenate([known, unliked]), len(bundle.items)
+    asker = Asker(UNKNOWN, at, known[known < held], unliked[unliked < held], met)
+    return asker, len(liked) + len(disliked) - len(met)
 
 
 def _joined(history: Histories, user_row: int, at: int, live: list[tuple[int, int]]) -> Integer[np.ndarray, "history"]:
@@ -182,18 +205,21 @@ def popular(
     allowed: Eligible | None = None,
     excluded: Integer[np.ndarray, "excluded"],
 ) -> Found:
-    """The k items liked most in the log's last two days, for someone of whom nothing is known; the score is a count."""
+    """The k items liked most in the log's last two days, for someone of whom nothing is known; the score is a count.
+
+    Items that are new are not among them.
+    """
     mask = np.ones((1, len(opened.popularity)), bool) if allowed is None else allowed.mask[None].copy()
-    mask[0, excluded] = False
+    mask[0, excluded[excluded < len(opened.popularity)]] = False
     best = top_k(opened.popularity[None], k, allowed=mask)
     return Found(best.item_rows, best.scores, best.counts)
 
 
-def similar(opened: Open, item_row: int, k: int, *, allowed: Eligible | None = None) -> Found:
+def similar(opened: Open, item_row: int, k: int, *, where: str | None = None) -> Found:
     """The k items whose vectors score best with an item's own, in the index's score, that item left out."""
-    index = opened.bundle.index
+    now = opened.items.now
     itself = Ragged(np.array([item_row]), np.array([0, 1]))
-    found = search(index, np.asarray(index.vectors[[item_row]]), k, allowed=allowed, excluded=itself)
+    found = now.search(now.vectors_of(np.array([item_row])), k, where=where, excluded=itself)
     return Found(found.item_rows, found.scores, found.counts)
 
 
@@ -205,8 +231,8 @@ def reasons(opened: Open, asker: Asker, item_rows: Int64[np.ndarray, "k"]) -> li
     liked = np.unique(asker.positives[-READ_FOR_REASONS:])
     if len(liked) == 0:
         return [[] for _ in item_rows]
-    vectors = opened.bundle.index.vectors
-    alike = _unit(vectors[item_rows]) @ _unit(vectors[liked]).T  # (k, liked)
+    vectors_of = opened.items.now.vectors_of
+    alike = _unit(vectors_of(item_rows)) @ _unit(vectors_of(liked)).T  # (k, liked)
     order = np.argsort(-alike, axis=1, kind="stable")[:, :REASONS]
     return [
         [(int(liked[place]), float(cosines[place])) for place in places]
@@ -221,5 +247,5 @@ def _unit(vectors: Float32[np.ndarray, "lines dim"]) -> Float32[np.ndarray, "lin
 
 def attributes_of(opened: Open, item_row: int) -> dict[str, Any]:
     """What the items table says of an item."""
-    (line,) = opened.bundle.attributes.slice(item_row, 1).to_pylist()
+    line = opened.items.now.attributes_of(item_row)
     return {name: value for name, value in line.items() if name != "item_id"}

@@ -83,8 +83,8 @@ class Meters:
         self._lists[source].inc()
         if is_short:
             self._short_lists.inc()
-        if item_rows.max(initial=0) < len(self._shown):  # else a list of the bundle before, finished just now
-            self._shown[item_rows] += 1
+        # Others were put while serving, or are of the bundle before.
+        self._shown[item_rows[item_rows < len(self._shown)]] += 1
 
     def exposure(self) -> tuple[float, float]:
         """(share of the catalogue served at least once, part of the exposures that the top hundredth took)."""

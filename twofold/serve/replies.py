@@ -10,10 +10,10 @@ import pyarrow as pa
 from jaxtyping import Float32, Integer
 from msgspec import UNSET, UnsetType
 
-from twofold.index.eligible import Eligible
+from twofold.index.live import Snapshot
 from twofold.serve.answers import Asker, Open, attributes_of, popular, queries_of, reasons
 from twofold.serve.meters import Meters
-from twofold.serve.stages import Found, asking, rank, retrieve
+from twofold.serve.stages import Found, asking, rank, wanted_of
 from twofold.serve.wire import Id, Item, ItemFacts, Known, Reason, Recommendations, Retrieved, Source, Wanted
 from twofold.topk import Ragged
 
@@ -23,13 +23,17 @@ NOTHING_KNOWN: Final = "nothing is known of this user: these are the items liked
 
 @dataclass(frozen=True)
 class Ask:
-    """One list that is asked for, its filter and exclusions as rows, and what went wrong before it could be made."""
+    """One list that is asked for, of these items, and what went wrong before it could be made.
+
+    `where` is what must hold of its items, `without` rows that it must not have.
+    """
 
     opened: Open
     question: Wanted
     user_id: Id | None
     asker: Asker
-    allowed: Eligible | None
+    items: Snapshot
+    where: str | None
     without: Integer[np.ndarray, "excluded"]
     unknown_items: int = 0
     remarks: tuple[str, ...] = ()
@@ -37,7 +41,7 @@ class Ask:
     @property
     def k(self) -> int:
         """How many items the list may have: not more than there are."""
-        return min(self.question.k, max(len(self.opened.bundle.items), 1))
+        return min(self.question.k, max(len(self.items), 1))
 
     @property
     def excluded(self) -> Integer[np.ndarray, "excluded"]:
@@ -55,14 +59,15 @@ class Line(NamedTuple):
 
 def make_lists(asks: Sequence[Ask], meters: Meters) -> list[Recommendations]:
     """The lists, in their order. Those that go through the same search do so together, at half the price."""
-    alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    alike: dict[tuple[int, int, int, str | None], list[int]] = defaultdict(list)
     lines: dict[int, Line] = {}
     for place, ask in enumerate(asks):
         if ask.asker.is_blank:
-            found = popular(ask.opened, ask.k, allowed=ask.allowed, excluded=ask.excluded)
+            passing = ask.items.built.eligible(ask.where, None)
+            found = popular(ask.opened, ask.k, allowed=passing, excluded=ask.excluded)
             lines[place] = lines_of(found)[0]
         else:
-            alike[id(ask.opened), ask.k, id(ask.allowed)].append(place)
+            alike[id(ask.opened), id(ask.items), ask.k, ask.where].append(place)
     for places in alike.values():
         lines |= zip(places, _by_model([asks[place] for place in places], meters), strict=True)
     with meters.stage("reply"):
@@ -82,13 +87,13 @@ def lines_of(found: Found) -> list[Line]:
 
 
 def _by_model(asks: list[Ask], meters: Meters) -> list[Line]:
-    bundle, k, allowed = asks[0].opened.bundle, asks[0].k, asks[0].allowed
+    bundle, k, where = asks[0].opened.bundle, asks[0].k, asks[0].where
     with meters.stage("encode"):
         asked = asking(bundle, queries_of(bundle, [ask.asker for ask in asks]))
     with meters.stage("search"):
         own = [ask.excluded for ask in asks]
         excluded = Ragged(np.concatenate(own), np.cumsum([0, *map(len, own)]))
-        found = retrieve(bundle, asked, k, allowed=allowed, excluded=excluded)
+        found = asks[0].items.search(asked.vectors, wanted_of(bundle, k), where=where, excluded=excluded)
     if bundle.ranker is None:
         return lines_of(rank(bundle, asked, found, k))
     with meters.stage("rank"):
@@ -164,6 +169,8 @@ def _why(opened: Open, pairs: list[tuple[int, float]]) -> list[Reason]:
 
 def _ids(opened: Open, item_rows: Integer[np.ndarray, "rows"]) -> list[Id]:
     held = opened.bundle.items.ids
+    if item_rows.max(initial=0) >= len(held):
+        return list(opened.items.now.ids_of(item_rows).to_pylist())
     if pa.types.is_int64(held.type):  # seen as NumPy, without a copy: a tenth of the time
         return list(held.to_numpy()[item_rows].tolist())
     return list(held.take(pa.array(item_rows)).to_pylist())

@@ -16,12 +16,14 @@ import numpy as np
 from twofold.bundle import write_json
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
-from twofold.index.eligible import Eligible
+from twofold.index.live import Snapshot
 from twofold.serve.answers import Asker, Open, asker_of, asker_with, open_answers, similar
 from twofold.serve.histories import LiveHistories, Met, StoreError
 from twofold.serve.meters import Meters
 from twofold.serve.replies import Ask, item_facts, items_of, lines_of, make_lists
 from twofold.serve.wire import (
+    Changed,
+    Changes,
     Events,
     Health,
     Id,
@@ -40,11 +42,14 @@ from twofold.serve.wire import (
     Wanted,
     WireError,
     mistake,
+    try_again,
 )
 
 AHEAD_MS: Final = 60_000  # that a clock may be fast: an event of next year would be its user's last one for a year
 NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"
 SOME_USERS: Final = 20
+LOOK_S: Final = 0.5  # how long another worker may answer without a change of items
+PROBE: Final = "twofold:ready"  # a user whom nobody is
 AT_ONCE: Final = 32  # questions answered as one: more save nothing
 TURNS: Final = 3  # of the loop, from the bytes of a question to its being asked
 NO_ROWS: Final = np.empty(0, np.int64)
@@ -62,7 +67,8 @@ class Service:
     histories: LiveHistories
     meters: Meters
     swapped: Path | None = None
-    """Where the other workers read which run answers."""
+    """Where the other workers read which run answers; beside it, which items were put and withdrawn."""
+    is_stopping: bool = False
     _waiting: list[tuple["_Request", Id | None, "asyncio.Future[Recommendations]"]] = field(default_factory=list)
     _answering: set["asyncio.Task[None]"] = field(default_factory=set)
     _one_swap: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -71,6 +77,11 @@ class Service:
     def __post_init__(self) -> None:
         """Exposure is counted from here on."""
         self.meters.forget_exposure(len(self.current.bundle.items))
+        self._share_items(self.current)
+
+    def _share_items(self, opened: Open) -> None:
+        if self.swapped is not None:
+            opened.items.follow(self.swapped.with_name("items.jsonl"))
 
     # --- recommendations ----------------------------------------------------------------------------------------------
 
@@ -82,7 +93,7 @@ class Service:
         """
         if (question.user_id is None) == (question.history is None):
             raise WireError(Problem("For whom? Give user_id or history, one of the two.", "user_id"))
-        request = await _request(self.current, question)
+        request = await self._request(question)
         made: asyncio.Future[Recommendations] = asyncio.get_running_loop().create_future()
         if not self._waiting:
             self._answer_soon()
@@ -91,11 +102,16 @@ class Service:
 
     async def recommend_batch(self, question: RecommendBatch) -> RecommendationsBatch:
         """One list a user, on a thread and one batch at a time, so that single questions are not kept waiting."""
-        request = await _request(self.current, question)
+        request = await self._request(question)
         with self.meters.stage("history"):
             asks = await self._asks([(request, user_id) for user_id in question.user_ids])
         async with self._one_batch:
             return RecommendationsBatch(await asyncio.to_thread(make_lists, asks, self.meters))
+
+    async def _request(self, question: Wanted) -> "_Request":
+        opened = self.current
+        where = await _compiled(opened, question.filter)
+        return _Request(opened, question, opened.items.now, where)
 
     def _answer_soon(self) -> None:
         task = asyncio.get_running_loop().create_task(self._answer())
@@ -143,17 +159,17 @@ class Service:
         ]
 
     def _of_user(self, request: "_Request", user_id: Id, live: list[Met], *, now: int, remarks: tuple[str, ...]) -> Ask:
-        bundle = request.opened.bundle
+        bundle, items = request.opened.bundle, request.items
         row = bundle.users.row_of(user_id)
         self.meters.unknown("user", int(row == UNKNOWN))
-        asker = asker_of(bundle, row, live, at=request.question.context.at, now=now)
+        asker = asker_of(bundle, row, live, at=request.question.context.at, now=now, items=items)
         return self._ask(request, user_id, asker, remarks=remarks)
 
     def _of_history(self, request: "_Request", now: int) -> Ask:
         bundle, question = request.opened.bundle, request.question
         assert isinstance(question, Recommend)
         at = max(now, bundle.as_of) if question.context.at is None else question.context.at
-        asker, unknown = asker_with(bundle, question.history or [], question.negatives, at=at)
+        asker, unknown = asker_with(bundle, question.history or [], question.negatives, at=at, items=request.items)
         return self._ask(request, None, asker, unknown_items=unknown)
 
     def _ask(
@@ -165,12 +181,12 @@ class Service:
         unknown_items: int = 0,
         remarks: tuple[str, ...] = (),
     ) -> Ask:
-        opened, question = request.opened, request.question
-        given = opened.bundle.items.rows_of(question.exclude) if question.exclude else NO_ROWS
+        opened, question, items, where = request
+        given = items.rows_of(question.exclude) if question.exclude else NO_ROWS
         without = given[given != UNKNOWN]
         unknown_items += len(given) - len(without)
         self.meters.unknown("item", unknown_items)
-        return Ask(opened, question, user_id, asker, request.allowed, without, unknown_items, remarks)
+        return Ask(opened, question, user_id, asker, items, where, without, unknown_items, remarks)
 
     # --- items and events ---------------------------------------------------------------------------------------------
 
@@ -178,8 +194,8 @@ class Service:
         """The items most like one."""
         opened = self.current
         item_row = self._item_row(opened, question.item_id, status=422)
-        allowed = await _allowed(opened, question.filter)
-        (line,) = lines_of(similar(opened, item_row, min(question.k, len(opened.bundle.items)), allowed=allowed))
+        where = await _compiled(opened, question.filter)
+        (line,) = lines_of(similar(opened, item_row, min(question.k, max(len(opened.items.now), 1)), where=where))
         items = items_of(opened, line, describe=question.describe)
         return SimilarItems(question.item_id, items, opened.digest[:12])
 
@@ -189,7 +205,7 @@ class Service:
         return item_facts(opened, self._item_row(opened, item_id, status=404))
 
     def _item_row(self, opened: Open, item_id: Id, *, status: int) -> int:
-        row = opened.bundle.items.row_of(item_id)
+        row = opened.items.now.row_of(item_id)
         if row == UNKNOWN:
             self.meters.unknown("item", 1)
             looks = ", ".join(map(str, opened.bundle.items.ids[:3].to_pylist()))
@@ -208,7 +224,7 @@ class Service:
             (str(event.user_id), Met(str(event.item_id), now if event.at is None else event.at, event.kind))
             for event in events
         )
-        rows = self.current.bundle.items.rows_of([event.item_id for event in events])
+        rows = self.current.items.now.rows_of([event.item_id for event in events])
         unknown = int((rows == UNKNOWN).sum())
         self.meters.unknown("item", unknown)
         self.meters.events.inc(len(events))
@@ -223,9 +239,34 @@ class Service:
         return SomeUsers(ids)
 
     async def health(self) -> Health:
-        """What answers; WireError (503) once the service is stopping."""
+        """What answers."""
         bundle = self.current.bundle
         return Health(self.current.name, self.current.digest[:12], len(bundle.items), len(bundle.users))
+
+    async def ready(self) -> Health:
+        """What answers: a bundle that has been asked once; WireError (503) while it stops or the store is away."""
+        if self.is_stopping:
+            raise try_again("it is stopping")
+        await self.histories.of([PROBE])
+        return await self.health()
+
+    # --- other items --------------------------------------------------------------------------------------------------
+
+    async def change(self, question: Changes) -> Changed:
+        """Puts and withdraws items, for this worker at once and for the others within `LOOK_S`; all or nothing."""
+        items = self.current.items
+        put, withdrawn = await asyncio.to_thread(items.change, question)
+        log("items changed", {"put": put, "withdrawn": withdrawn})
+        return Changed(put, withdrawn, len(items.now))
+
+    async def follow_items(self) -> None:
+        """Learns of what other workers were told, until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await asyncio.to_thread(self.current.items.catch_up)
+            except Exception as error:  # a full disk, say; what is known goes on
+                log("changes of items cannot be read", {"error": repr(error)})
 
     # --- another bundle -----------------------------------------------------------------------------------------------
 
@@ -246,6 +287,7 @@ class Service:
         async with self._one_swap:
             try:
                 opened = await asyncio.to_thread(open_answers, run)
+                await asyncio.to_thread(self._share_items, opened)
             except RunError as error:
                 self.meters.swaps.labels("refused").inc()
                 log("swap refused", {"run": run.name, "error": str(error)})
@@ -258,22 +300,20 @@ class Service:
 
 
 class _Request(NamedTuple):
-    """A question, the bundle that answers it, and who may be among the answers."""
+    """A question, the bundle that answers it, its items as they are now, and what must hold of the answers."""
 
     opened: Open
     question: Wanted
-    allowed: Eligible | None
+    items: Snapshot
+    where: str | None
 
 
-async def _request(opened: Open, question: Wanted) -> _Request:
-    return _Request(opened, question, await _allowed(opened, question.filter))
-
-
-async def _allowed(opened: Open, text: str | None) -> Eligible | None:
-    """Who passes a filter; one that is not known yet is compiled on a thread, as others wait for this one."""
-    if text is None or text in opened.bundle.filters:
-        return opened.bundle.eligible(text)
-    return await asyncio.to_thread(opened.bundle.eligible, text)
+async def _compiled(opened: Open, text: str | None) -> str | None:
+    """What must hold of all answers. What is new is compiled on a thread: others would wait for it."""
+    where = opened.rule(text)
+    if where is not None and where not in opened.bundle.filters:
+        await asyncio.to_thread(opened.bundle.filters.eligible, where)
+    return where
 
 
 def log(message: str, facts: Mapping[str, object] = MappingProxyType({})) -> None:

@@ -56,15 +56,13 @@ def answer(
     bundle: Bundle, asked: Asking, k: int, *, allowed: Eligible | None = None, excluded: Ragged | None = None
 ) -> Found:
     """The k best allowed items of each request that it does not exclude."""
-    return rank(bundle, asked, retrieve(bundle, asked, k, allowed=allowed, excluded=excluded), k)
+    found = search(bundle.index, asked.vectors, wanted_of(bundle, k), allowed=allowed, excluded=excluded)
+    return rank(bundle, asked, found, k)
 
 
-def retrieve(
-    bundle: Bundle, asked: Asking, k: int, *, allowed: Eligible | None = None, excluded: Ragged | None = None
-) -> Neighbours:
-    """What the first stage finds: as many as are wanted, or as the second is to order."""
-    wanted = k if bundle.ranker is None else min(max(k, bundle.ranker.top), max(len(bundle.items), 1))
-    return search(bundle.index, asked.vectors, wanted, allowed=allowed, excluded=excluded)
+def wanted_of(bundle: Bundle, k: int) -> int:
+    """How many the first stage must find: as many as are wanted, or as the second is to order."""
+    return k if bundle.ranker is None else min(max(k, bundle.ranker.top), max(len(bundle.items), 1))
 
 
 def rank(bundle: Bundle, asked: Asking, found: Neighbours, k: int) -> Found:

@@ -17,6 +17,8 @@ MOST_HISTORY: Final = 1_000
 MOST_USERS: Final = 1_000
 MOST_EVENTS: Final = 1_000
 MOST_K: Final = 1_000
+MOST_PUT: Final = 200  # vectors of 256 numbers fill a body
+MOST_DIM: Final = 4_096
 RETRY_AFTER_S: Final = "1"
 
 Text = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -99,6 +101,23 @@ class Swap(Struct, forbid_unknown_fields=True, frozen=True):
     """The run to answer from, by the name of its folder beside today's. Default: today's folder, opened anew."""
 
     run: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=128)] | None = None
+
+
+class Put(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """An item to be answered from now on. Of an item that is known, what is not given stays as it is; a new one needs a
+    vector, made by the item tower of the bundle that answers, and attributes that are not given are null.
+    """
+
+    item_id: Id
+    vector: Annotated[list[float], Meta(min_length=1, max_length=MOST_DIM)] | None = None
+    attributes: dict[str, str | int | float | bool | None] = {}
+
+
+class Changes(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """All of it or nothing: items to put, then items that are not to be answered until they are put again."""
+
+    put: Annotated[list[Put], Meta(max_length=MOST_PUT)] = []
+    withdraw: Items = []
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -202,6 +221,18 @@ class Swapped(Struct, frozen=True):
     was_swapped: bool
 
 
+class Changed(Struct, frozen=True):
+    """How many were put, how many of those withdrawn had been answered before, and how many items may be answered now.
+
+    Other workers of this service follow within a second; one of another machine must be told itself. Until the service
+    stops, or another bundle is swapped in: that one leaves out what was withdrawn, and knows nothing of what was put.
+    """
+
+    put: int
+    withdrawn: int
+    items: int
+
+
 class SomeUsers(Struct, frozen=True):
     """Some users of the log, evenly picked."""
 
@@ -216,7 +247,7 @@ class Problem(Struct, frozen=True):
     value: Any = UNSET
 
 
-QUESTIONS: Final = (Recommend, RecommendBatch, Similar, Events, Swap)
+QUESTIONS: Final = (Recommend, RecommendBatch, Similar, Events, Swap, Changes)
 ANSWERS: Final = (
     Recommendations,
     RecommendationsBatch,
@@ -225,6 +256,7 @@ ANSWERS: Final = (
     ItemFacts,
     Health,
     Swapped,
+    Changed,
     SomeUsers,
     Problem,
 )
