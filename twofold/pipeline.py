@@ -334,7 +334,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
         drawn = map_run(out, served.vectors, attributes, askers=askers)
         return {"probes": lines, "gap": asdict(gap), "map": drawn}
 
-    inputs = {"index": indexed.digest, "recommend": recommended.digest}
+    inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.parted_by}
     explained = run_stage(job.folder, "explain", inputs=inputs, work=work)
     write_card(job.folder)
     return explained
@@ -401,10 +401,11 @@ def _who_may_be_recommended(job: Job) -> dict[str, Any]:
 
 
 def _sampled(job: Job) -> dict[str, Any]:
-    """What a report depends on besides, where the recipe asks for sampled negatives."""
-    asked, published = job.recipe.judge.model_dump(mode="json"), job.recipe.data.sampled_negatives
-    if not asked["sampled"]:
+    """What a report depends on besides, where the recipe asks for more."""
+    asked = job.recipe.judge.model_dump(mode="json", exclude_defaults=True)
+    if not asked:
         return {}
+    published = job.recipe.data.sampled_negatives
     return {"judge": asked, "sampled_negatives": None if published is None else file_digest(published)}
 
 

@@ -2,14 +2,19 @@
 
 import numpy as np
 import pytest
+from implicit.cpu.als import AlternatingLeastSquares
+from scipy.sparse import csr_matrix
 
 from twofold.errors import RequestError
+from twofold.evaluate import baselines
 from twofold.evaluate.baselines import (
     EASE_MAX_ITEMS,
     Interactions,
     ease,
+    ials,
     item_knn,
     popularity,
+    popularity_of_own,
     random_scores,
     recent_popularity,
 )
@@ -86,7 +91,7 @@ def test_item_knn_listens_to_the_nearest_only():
 
 def test_a_user_without_positives_gets_the_popular_items():
     log = positives([(0, 2), (1, 2), (1, 0)], num_users=3, num_items=4)
-    for scores in (item_knn(log, np.array([2])), ease(log, np.array([2]))):
+    for scores in (item_knn(log, np.array([2])), ease(log, np.array([2])), ials(log, np.array([2]))):
         assert np.argsort(-scores(slice(0, 1))[0])[:2].tolist() == [2, 0]
 
 
@@ -97,6 +102,50 @@ def test_ease_equals_its_closed_form():
     np.testing.assert_allclose(np.diag(weights), 0, atol=1e-12)
     users = np.array([7, 3])
     np.testing.assert_allclose(ease(log, users, l2=30.0)(slice(0, 2)), likes[users] @ weights, atol=5e-6)
+
+
+def test_ials_equals_alternating_ridge_regressions():
+    likes, log = random_positives(2)
+    users = np.array([7, 3, 0])
+    products = ials(log, users, seed=4)
+    start = AlternatingLeastSquares(factors=64, iterations=0, random_state=4)
+    start.fit(csr_matrix(likes), show_progress=False)
+    confidence = np.where(likes > 0, 41.0, 1.0)
+    asking, items = start.user_factors.astype(float), start.item_factors.astype(float)
+    for _ in range(15):
+        asking = solved(items, likes, confidence)
+        items = solved(asking, likes.T, confidence.T)
+    popular = 1e-6 * likes.sum(axis=0) / likes.sum(axis=0).max()
+    np.testing.assert_allclose(products(slice(0, 3)), asking[users] @ items.T + popular, atol=1e-6)
+
+
+def solved(other, likes, confidence):
+    """Each line's vector, by its own normal equations (Hu, Koren, Volinsky 2008, equation 4)."""
+    lines = []
+    for liked, sure in zip(likes, confidence, strict=True):
+        gram = other.T @ (sure[:, None] * other) + 300 * np.eye(other.shape[1])
+        lines.append(np.linalg.solve(gram, other.T @ (sure * liked)))
+    return np.array(lines)
+
+
+def test_ials_refuses_a_log_that_would_take_hours(monkeypatch):
+    monkeypatch.setattr(baselines, "IALS_MAX_POSITIVES", 1)
+    log = positives([(0, 0), (0, 1)], num_users=1, num_items=3)
+    with pytest.raises(
+        RequestError, match=r"2 positives are more than the 1 that iALS is meant for as a baseline. Ask"
+    ):
+        ials(log, np.array([0]))
+
+
+def test_what_is_popular_in_the_group_that_a_user_likes_most_comes_first():
+    # Items 0 and 1 are of group 0, items 2 and 3 of group 1, item 4 of none. Popularity: 1, 0, 3, 1, 2.
+    log = positives([(0, 0), (1, 2), (1, 2), (1, 4), (1, 4), (2, 2), (2, 3)], num_users=4, num_items=5)
+    scores = popularity_of_own(log, np.arange(4), np.array([0, 0, 1, 1, -1]))(slice(0, 4))
+    own, share = np.array([[1, 1, 0, 0, 0]]), np.array([1, 0, 3, 1, 2]) / 3
+    expected = [share + own[0], share + [0, 0, 1, 1, 0], share + [0, 0, 1, 1, 0], share]  # user 3 likes nothing
+    np.testing.assert_allclose(scores, np.array(expected), atol=1e-6)
+    alone = popularity_of_own(log, np.array([3, 0]), np.full(5, -1))
+    np.testing.assert_allclose(alone(slice(1, 2)), share[None], atol=1e-6)
 
 
 def test_ease_refuses_a_catalogue_it_cannot_invert():

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from twofold.errors import DataError, RunError
+from twofold.evaluate import judge as judge_module
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.judge import Details, headline_k, judge
+from twofold.evaluate.judge import Details, Only, headline_k, judge
 from twofold.evaluate.protocols import JudgedWindow
-from twofold.evaluate.report import write_report
-from twofold.evaluate.verdict import Estimate, Row, against, load_report
+from twofold.evaluate.report import report_page, write_report
+from twofold.evaluate.verdict import Estimate, Row, against, decimal, load_report
 from twofold.topk import Ragged
 
 FACTS = {
@@ -71,6 +72,7 @@ def test_a_model_that_knows_is_above_every_row(report):
         "popularity, last 2 days",
         "item-kNN",
         "EASE",
+        "iALS",
     ]
     assert report.headline == "catalogue/recall@5"
     assert report.metrics_of("model")["catalogue/recall@5"] == 1
@@ -134,6 +136,43 @@ def test_the_words_of_a_comparison():
     assert words(0.004, -0.01, 0.02) == not_clearly + "above it by .004, interval [−.010, .020] around 0"
     assert words(-0.004, -0.02, 0.01) == not_clearly + "short of it by .004, interval [−.020, .010] around 0"
     assert words(0.0, 0.0, 0.0) == not_clearly + "level with it, interval [.000, .000] around 0"
+
+
+def test_a_group_of_items_has_a_baseline_and_what_is_left_out_is_said(monkeypatch):
+    window, truth, before = world()
+    monkeypatch.setattr(judge_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(judge_module, "EASE_MAX_ITEMS", 59)
+    details = Details(groups={"language": np.arange(60) % 3})
+    report = report_of(window, truth, before, details=details)
+    names = [row.name for row in report.catalogue.rows]
+    assert names[3:] == ["popularity, last 2 days", "popularity, own language", "item-kNN"]
+    assert report.left_out == (
+        "EASE, which is cubic in the items: meant for up to 59",
+        "iALS: the library implicit is not installed, pip install 'twofold[ials]'",
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(judge_module, "IALS_MAX_POSITIVES", 3)
+    report = report_of(window, truth, before)
+    assert report.left_out == ("iALS: as a baseline meant for up to 3 positives",)
+    assert "Not among the rows: iALS: as a baseline meant for up to 3 positives." in report_page(report)
+
+
+def test_who_may_be_recommended_is_judged_on_the_same_users_beside_its_ceiling():
+    window, truth, before = world()
+    allowed = np.arange(60) < 30
+    report = report_of(window, truth, before, details=Details(only=Only("number < 30", allowed)))
+    section = report.passing
+    ceiling = np.array([allowed[own].mean() for own in window.relevant.values.reshape(-1, 2)]).mean()
+    assert (section.where, section.items, section.ceiling.value) == ("number < 30", 30, pytest.approx(ceiling))
+    line = next(line for line in section.lines if line.metric == "catalogue_filtered/recall@5")
+    # The truth finds all that may be found.
+    assert (line.whole.value, line.passing.value) == (1, pytest.approx(ceiling))
+    assert line.minus.value == pytest.approx(ceiling - 1)
+    assert report.metrics_of("model")["catalogue_filtered/recall@5"] == line.passing.value
+    words = f"index.where: number < 30 leaves 30 of 60 items, which hold {decimal(ceiling)} of what was to be found: "
+    assert report.verdict[-1].startswith(words + f"catalogue recall@5 is {decimal(ceiling)} [")
+    page = report_page(report)
+    assert "Only items where <code>number &lt; 30</code>: 30 of\n60 as of the window" in page
 
 
 def test_few_users_are_said_to_be_few():

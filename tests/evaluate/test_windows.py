@@ -10,6 +10,7 @@ import pyarrow as pa
 from tests.prepare.tables import JUDGED, TEST, TRAIN, log_of, prepared
 from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.evaluate.windows import (
+    details_of,
     digest_of_relevant,
     judged_window,
     positives_before,
@@ -96,6 +97,19 @@ def test_slices_of_users_and_items_are_those_of_the_log(tmp_path):
     items = [arrays.items.ids[int(row)].as_py() for row in window.relevant.values]
     known = {"100": None, "10": "hi", "11": "en"}
     assert groups(languages) == [known[str(item)] for item in items]
+
+
+def test_of_a_declared_column_with_many_values_the_commonest_are_told_apart(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    tables = [pa.table({"item_id": list(range(13)), "made": [f"in {each:02}" for each in range(13)]})]
+    (*_, last) = slicings_of(arrays, window, tables=tables, columns=[], declared=["made"])
+    assert last.names == ("in 10", "in 11", *(f"in {each:02}" for each in range(9)), "other values")
+    items = [arrays.items.ids[int(row)].as_py() for row in window.relevant.values]
+    assert groups(last) == [f"in {item}" if item in (10, 11) else None for item in items]
+    assert "made" not in {each.name for each in slicings_of(arrays, window, tables=tables, columns=["made"])}
+    details = details_of(arrays, window, tables=tables, with_target=False, utc_offset_h=0, columns=["made"])
+    known = [int(item) if int(item) < 13 else -1 for item in arrays.items.ids.to_pylist()]
+    assert details.groups["made"].tolist() == known
 
 
 def test_watched_rows_are_those_of_known_length_with_gains_of_training(tmp_path):

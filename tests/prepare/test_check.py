@@ -13,6 +13,7 @@ from tests.worlds import world_recipe, write_world
 from twofold.errors import DataError, RecipeError, TwofoldError
 from twofold.prepare.check import check_recipe
 from twofold.recipe.indexing import Index
+from twofold.recipe.judging import Judging
 from twofold.recipe.schema import Recipe
 
 ITEMS = pa.table({"item_id": [0, 1], "creator": [5, 6], "look": [[0.1, 0.2], [0.3, 0.4]], "tags": [["a"], ["b"]]})
@@ -29,6 +30,17 @@ def recipe_with(
     if features:
         parts["features"] = {"user": LIKES, "item": ID} | features
     return world_recipe(recipe.data.model_dump(), parts)
+
+
+def test_a_slice_is_a_column_of_single_values(tmp_path: Path) -> None:
+    recipe = recipe_with(tmp_path)
+    check_recipe(recipe.model_copy(update={"judge": Judging(slices=("creator",))}))
+    for column, message in (
+        ("creatr", r"judge\.slices: neither the items nor the users have a column creatr \(nearest: creator"),
+        ("tags", r"judge\.slices: tags is VARCHAR\[\]; groups are made of single values"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            check_recipe(recipe.model_copy(update={"judge": Judging(slices=(column,))}))
 
 
 @pytest.mark.parametrize(

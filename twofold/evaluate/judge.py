@@ -2,18 +2,22 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from pydantic import TypeAdapter
 
 from twofold.evaluate.baselines import (
     EASE_MAX_ITEMS,
+    IALS_MAX_POSITIVES,
     Interactions,
     ease,
+    ials,
     item_knn,
     popularity,
+    popularity_of_own,
     random_scores,
     recent_popularity,
 )
@@ -77,7 +81,7 @@ class Only:
 class Details:
     """What a window is further asked: `others` are further rows, by name; `to_find` is the digest of the pairs to be
     found; days begin at midnight of `utc_offset_h`; `only` is who may be recommended, None: all;
-    every positive is also judged against each of `sampled`.
+    every positive is also judged against each of `sampled`; `groups` of items have a baseline each.
     """
 
     slicings: tuple[Slicing, ...] = ()
@@ -86,6 +90,7 @@ class Details:
     utc_offset_h: int = 0
     only: Only | None = None
     sampled: tuple[Negatives, ...] = ()
+    groups: Mapping[str, Int64[np.ndarray, "items"]] = field(default_factory=dict)
     others: Mapping[str, ScoreBlock] = field(default_factory=dict)
 
 
@@ -115,7 +120,8 @@ def judge(
     DataError where nobody can be judged.
     """
     details = details or Details()
-    judged = {MODEL: scores, **baselines(window, positives), **details.others}
+    floor, left_out = baselines(window, positives, details.groups)
+    judged = {MODEL: scores, **floor, **details.others}
     ranked: dict[str, PerUser] = {}
     ordered: dict[str, PerUser] = {}
     with progress_bar("evaluate", total=len(judged), unit="rows") as advance:
@@ -152,6 +158,7 @@ def judge(
         days=_days(window, ranked, details, headline=headline),
         watch_time=_watch_section(window, judged, details.watched),
         passing=section,
+        left_out=left_out,
         sampled=tuple(_sampled_section(window, judged, negatives) for negatives in details.sampled),
     )
     return Judged(report, ranked[MODEL], ordered[MODEL], passing)
@@ -208,19 +215,32 @@ def _watch_section(
     return WatchSection(len(length), whole[MODEL].judged, _rows(whole), by_length)
 
 
-def baselines(window: JudgedWindow, positives: Interactions) -> dict[str, ScoreBlock]:
-    """The rows that stand in every report; EASE, cubic in the items, up to `EASE_MAX_ITEMS` of them."""
+def baselines(
+    window: JudgedWindow, positives: Interactions, groups: Mapping[str, Int64[np.ndarray, "items"]]
+) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
+    """The rows that stand in every report, with one for each of the items' `groups`; and what had to be left out, with
+    the reason.
+    """
+    recent = recent_popularity(positives, end=int(window.query_at.min()), days=_RECENT_DAYS)
     rows = {
         "random": random_scores(window.num_items, seed=_SEED),
         "popularity": popularity(positives),
-        f"popularity, last {_RECENT_DAYS} days": recent_popularity(
-            positives, end=int(window.query_at.min()), days=_RECENT_DAYS
-        ),
+        f"popularity, last {_RECENT_DAYS} days": recent,
+        **{f"popularity, own {by}": popularity_of_own(positives, window.user_rows, g) for by, g in groups.items()},
         "item-kNN": item_knn(positives, window.user_rows),
     }
-    if window.num_items <= EASE_MAX_ITEMS:
+    left_out = []
+    if window.num_items > EASE_MAX_ITEMS:
+        left_out.append(f"EASE, which is cubic in the items: meant for up to {EASE_MAX_ITEMS:,}")
+    else:
         rows["EASE"] = ease(positives, window.user_rows)
-    return rows
+    if find_spec("implicit") is None:
+        left_out.append("iALS: the library implicit is not installed, pip install 'twofold[ials]'")
+    elif len(positives.user_rows) > IALS_MAX_POSITIVES:
+        left_out.append(f"iALS: as a baseline meant for up to {IALS_MAX_POSITIVES:,} positives")
+    else:
+        rows["iALS"] = ials(positives, window.user_rows, seed=_SEED)
+    return rows, tuple(left_out)
 
 
 def headline_k(num_items: int) -> int:

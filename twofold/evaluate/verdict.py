@@ -276,6 +276,8 @@ class Report:
     """None where the log does not say how long was watched."""
     passing: FilterSection | None = None
     """None where the recipe lets every item be recommended."""
+    left_out: tuple[str, ...] = ()
+    """Baselines that could not be among the rows, and why."""
     sampled: tuple[SampledSection, ...] = ()
     """One for each draw that the recipe's `judge` asks for."""
 

@@ -1,7 +1,7 @@
 """A window of the log → the users to judge and what they did: the same for every retriever and every baseline."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -23,7 +23,7 @@ _DAY_MS: Final = 86_400_000
 _ACTIVITY: Final = (1, 10, 50, 200)  # items met before the request
 _AGES: Final = (1, 3, 7, 30)  # days since an item's first event
 _TENTHS: Final = 10
-_MOST_VALUES: Final = 12  # a column of more is no slicing: nobody reads a hundred lines
+_MOST_VALUES: Final = 12  # nobody reads a hundred lines
 
 
 def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
@@ -94,7 +94,8 @@ def details_of(
     features = dataset.features.features
     read = [each.column for each in (*features.user, *features.item) if isinstance(each, CategoryFeature)]
     return Details(
-        slicings=slicings_of(dataset, window, tables=tables, columns=list(dict.fromkeys([*read, *columns]))),
+        slicings=slicings_of(dataset, window, tables=tables, columns=read, declared=columns),
+        groups=dict(_item_groups(dataset, tables, columns)),
         watched=watched_rows(dataset, window, with_target=with_target),
         to_find=digest_of_relevant(dataset, window),
         utc_offset_h=utc_offset_h,
@@ -121,9 +122,15 @@ def watched_rows(dataset: Dataset, window: JudgedWindow, *, with_target: bool) -
 
 
 def slicings_of(
-    dataset: Dataset, window: JudgedWindow, *, tables: Sequence[pa.Table], columns: Sequence[str]
+    dataset: Dataset,
+    window: JudgedWindow,
+    *,
+    tables: Sequence[pa.Table],
+    columns: Sequence[str],
+    declared: Sequence[str] = (),
 ) -> tuple[Slicing, ...]:
-    """Groups by activity, popularity, age and length, and by those of the `columns` that have 2 to 12 values.
+    """Groups by activity, popularity, age and length; by those of the `columns` that have 2 to 12 values; and by what
+    is `declared`, the less common of more than 12 values as one group.
 
     `tables` hold user_id or item_id and the columns, lines in any order. Users without an event before the request
     and items without a training event are groups of their own: the cold ones.
@@ -141,11 +148,12 @@ def slicings_of(
         *_by_length(dataset, items),
     ]
     for table in tables:
-        for column in (name for name in columns if name in table.column_names):
+        for column in (name for name in dict.fromkeys([*columns, *declared]) if name in table.column_names):
             of_items = "item_id" in table.column_names
             ids, rows = (dataset.items, items) if of_items else (dataset.users, window.user_rows[users])
-            found += _by_column(table, column, ids, rows=rows, key="item_id" if of_items else "user_id")
-    return tuple(found)
+            of_pairs = _by_column(table, column, ids, rows=rows, key="item_id" if of_items else "user_id")
+            found += [each for each in of_pairs if len(each.names) <= _MOST_VALUES or column in declared]
+    return tuple(_fewer(each) for each in found)
 
 
 def digest_of_relevant(dataset: Dataset, window: JudgedWindow) -> str:
@@ -193,17 +201,45 @@ def _by_length(dataset: Dataset, items: Int64[np.ndarray, "pairs"]) -> list[Slic
 def _by_column(
     table: pa.Table, column: str, ids: Vocabulary, *, rows: Int64[np.ndarray, "pairs"], key: str
 ) -> list[Slicing]:
+    """The groups of a column; none where it has a single value."""
     if pa.types.is_nested(table.schema.field(column).type):
         return []
+    group, names = _values_of(table, column, ids, key=key)
+    return [Slicing(column, group[rows], names)] if len(names) > 1 else []
+
+
+def _fewer(slicing: Slicing) -> Slicing:
+    """The commonest groups, and the others as one, where there are more than anybody reads."""
+    group, names = slicing.group, slicing.names
+    if len(names) <= _MOST_VALUES:
+        return slicing
+    common = np.argsort(-np.bincount(group[group >= 0], minlength=len(names)), kind="stable")[: _MOST_VALUES - 1]
+    place = np.full(len(names) + 1, len(common))
+    place[common], place[-1] = np.arange(len(common)), -1  # the last is found by -1, which is not known
+    return Slicing(slicing.name, place[group], (*(names[each] for each in common), "other values"))
+
+
+def _item_groups(
+    dataset: Dataset, tables: Sequence[pa.Table], columns: Sequence[str]
+) -> Iterator[tuple[str, Int64[np.ndarray, "items"]]]:
+    """The columns that items have, with a number for the value of each item row, -1 where it is not known."""
+    for table in tables:
+        if "item_id" in table.column_names:
+            for column in dict.fromkeys(columns):
+                if column in table.column_names:
+                    yield column, _values_of(table, column, dataset.items, key="item_id")[0]
+
+
+def _values_of(
+    table: pa.Table, column: str, ids: Vocabulary, *, key: str
+) -> tuple[Int64[np.ndarray, "ids"], tuple[str, ...]]:
+    """The number of each row's value, -1 where it is not known, and the values."""
     coded = table[column].cast(pa.string()).combine_chunks().dictionary_encode()
-    names = tuple(coded.dictionary.to_pylist())
-    if not 2 <= len(names) <= _MOST_VALUES:
-        return []
     group = np.full(len(ids), -1, np.int64)
     line = ids.rows_of(table[key])
     there = line >= 0
     group[line[there]] = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)[there]
-    return [Slicing(column, group[rows], names)]
+    return group, tuple(coded.dictionary.to_pylist())
 
 
 def _ranges(unit: str, edges: np.ndarray, *, cold: str | None = None) -> tuple[str, ...]:

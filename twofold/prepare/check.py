@@ -50,14 +50,18 @@ def check_recipe(recipe: Recipe) -> Source:
                 _check_feature(feature, own, field=f"{field}.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
     _check_index(recipe.index, source.item_columns)
-    for column in recipe.train.group_by:
-        _check_values(
-            column,
-            {**source.user_columns, **source.item_columns},
-            field="train.group_by",
-            lacking="neither the items nor the users have a",
-            use="rows are grouped by",
-        )
+    for field, parting, use in (
+        ("train.group_by", recipe.train.group_by, "rows are grouped by"),
+        ("judge.slices", recipe.judge.slices, "groups are made of"),
+    ):
+        for column in parting:
+            _check_values(
+                column,
+                {**source.user_columns, **source.item_columns},
+                field=field,
+                lacking="neither the items nor the users have a",
+                use=use,
+            )
     if isinstance(recipe.retriever, TwoTower) and recipe.retriever.per is not None:
         _check_values(
             recipe.retriever.per,

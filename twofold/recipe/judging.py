@@ -35,6 +35,12 @@ Sampled = Annotated[DrawnNegatives | PublishedNegatives, Field(discriminator="ki
 class Judging(Part):
     """What the report holds besides; none of it decides anything."""
 
+    slices: tuple[str, ...] = ()
+    """Columns of the items or users whose values are judged apart, beside what the towers read as categories: the
+    twelve commonest at most. Of items, they are probed for folding too, and make a baseline: what is popular in the
+    value that a user likes most, a language say.
+    """
+
     sampled: tuple[Sampled, ...] = ()
     """The papers' protocol, each in a table of its own: a positive among a hundred sampled items. It may order two
     models otherwise than the catalogue does (Krichene & Rendle, KDD 2020): for comparing with papers alone.

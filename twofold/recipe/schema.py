@@ -78,9 +78,11 @@ class Recipe(Part):
 
     @property
     def parted_by(self) -> tuple[str, ...]:
-        """Columns by whose values training keeps rows or towers apart: what may fold, and is to be seen apart."""
+        """Columns whose values are to be seen apart: those that training keeps apart, which may fold, and those that
+        `judge.slices` names.
+        """
         per = self.retriever.per if isinstance(self.retriever, TwoTower) else None
-        return (*self.train.group_by, *((per,) if per is not None else ()))
+        return (*self.train.group_by, *((per,) if per is not None else ()), *self.judge.slices)
 
     @model_validator(mode="after")
     def _counted(self) -> Recipe:
