@@ -1,4 +1,5 @@
-"""How good is the shipped recipe? Three seeds on the test day, beside every baseline and EASE, with paired intervals.
+"""How good are the shipped recipes, the retriever and both stages? Three seeds on the test day, beside every baseline,
+with paired intervals.
 
     python benchmarks/quality.py [seeds]
 
@@ -13,58 +14,66 @@ from rich.console import Console
 from rich.table import Table
 
 import twofold
+from twofold.evaluate.verdict import Report
 from twofold.pipeline import report_of
 from twofold.recipe.load import load_recipe, recipe_digest
 
 HERE = Path(__file__).parent
-RECIPE = HERE.parent / "recipes" / "kuairand.yaml"
-METRICS = ("catalogue/recall@100", "catalogue/ndcg@10", "catalogue/hit_rate@10", "impressions/auc")
+RECIPES = {name: HERE.parent / "recipes" / f"{name}.yaml" for name in ("kuairand", "kuairand-ranked")}
+METRICS = (
+    *(f"catalogue/{metric}@{k}" for metric in ("recall", "ndcg", "hit_rate", "mrr") for k in (10, 20, 50, 100)),
+    "impressions/auc",
+)
 
 
 def main(seeds: int = 3) -> None:
     """Runs, collects, prints, saves."""
     lines = []
-    for seed in range(seeds):
-        job = twofold.run(
-            RECIPE, overrides=[f"train.seed={seed}"], runs="runs", name=f"quality-seed{seed}", replace=True
-        )
-        report = report_of(job.folder)
-        for section in (report.catalogue, report.impressions):
-            for row in section.rows:
-                for metric in METRICS:
-                    if metric in row.metrics:
-                        value, ahead = row.metrics[metric], row.model_minus.get(metric)
-                        lines.append(
-                            {
-                                "seed": seed,
-                                "row": row.name,
-                                "metric": metric,
-                                "value": value.value,
-                                "low": value.low,
-                                "high": value.high,
-                                "model_minus": ahead and [ahead.value, ahead.low, ahead.high],
-                            }
-                        )
-        facts = report.facts
-    saved = {
-        "recipe_digest": recipe_digest(load_recipe(RECIPE)),
-        "commit": facts.commit,
-        "hardware": facts.hardware,
-        "versions": facts.versions,
-        "window": report.window,
-        "users": report.catalogue.users_judged,
-        "items": report.catalogue.num_items,
-        "lines": lines,
-    }
-    (HERE / "quality.json").write_text(json.dumps(saved, indent=1) + "\n")
+    for name, recipe in RECIPES.items():
+        for seed in range(seeds):
+            settings = [f"train.seed={seed}"] + ([f"ranker.seed={seed}"] if name.endswith("ranked") else [])
+            job = twofold.run(recipe, overrides=settings, runs="runs", name=f"quality-{name}-seed{seed}", replace=True)
+            report = report_of(job.folder)
+            lines += _lines(report, recipe=name, seed=seed)
+            saved = {
+                "recipes": {each: recipe_digest(load_recipe(path)) for each, path in RECIPES.items()},
+                "commit": report.facts.commit,
+                "hardware": report.facts.hardware,
+                "versions": report.facts.versions,
+                "window": report.window,
+                "users": report.catalogue.users_judged,
+                "items": report.catalogue.num_items,
+                "lines": lines,
+            }
+            (HERE / "quality.json").write_text(json.dumps(saved, indent=1) + "\n")
     _print(lines)
 
 
+def _lines(report: Report, *, recipe: str, seed: int) -> list[dict]:
+    return [
+        {
+            "recipe": recipe,
+            "seed": seed,
+            "row": row.name,
+            "metric": metric,
+            "value": row.metrics[metric].value,
+            "low": row.metrics[metric].low,
+            "high": row.metrics[metric].high,
+            "model_minus": (ahead := row.model_minus.get(metric)) and [ahead.value, ahead.low, ahead.high],
+        }
+        for section in (report.catalogue, report.impressions)
+        for row in section.rows
+        for metric in METRICS
+        if metric in row.metrics
+    ]
+
+
 def _print(lines: list[dict]) -> None:
-    table = Table("seed", "row", "metric", "value [95 %]", "model − row [95 %]")
+    table = Table("recipe", "seed", "row", "metric", "value [95 %]", "model − row [95 %]")
     for line in lines:
         ahead = line["model_minus"]
         table.add_row(
+            line["recipe"],
             str(line["seed"]),
             line["row"],
             line["metric"],
