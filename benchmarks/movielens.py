@@ -1,0 +1,96 @@
+"""The papers' protocols on MovieLens: NCF's split and negatives, BERT4Rec's draw, last ratings in time; iALS beside.
+
+    python benchmarks/movielens.py [RECIPE ...]
+
+Reads the tables that the `command` lines of `recipes/movielens/` write below data/: MovieLens may not be passed on, so
+what is not there is left out, and said. What is trained is found again: stop it, and it goes on. Of RECIPEs that are
+named, only these are run again; `movielens.json` beside this file keeps the others.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from twofold import pipeline
+from twofold.evaluate.verdict import Estimate, Report, Row, spread
+from twofold.recipe.load import load_recipe, recipe_digest
+
+HERE = Path(__file__).parent
+RECIPES = HERE.parent / "recipes" / "movielens"
+SAVED = HERE / "movielens.json"
+SEEDS = {"ncf-ml-1m": 3, "ml-1m-by-popularity": 3, "ml-1m-temporal": 1, "ml-latest-small-temporal": 1}
+# Of alpha 10 and 40 with regularisation 100 and 300, the best on the validation window of the sequence file.
+IALS = (
+    "retriever={kind: ials, dim: 64, regularisation: 300, alpha: 40, iterations: 15}",
+    "features.user=[{kind: history, of: positives, last: 2000}]",
+    "features.item=[{kind: id}]",
+)
+CATALOGUE = ("catalogue/hit_rate@10", "catalogue/ndcg@10", "catalogue/recall@100")
+SAMPLED = ("sampled/hit_rate@10", "sampled/ndcg@10", "sampled/mrr")
+Line = dict[str, object]
+
+
+def main(names: list[str]) -> None:
+    """Runs, collects and saves recipe by recipe; prints at the end."""
+    saved = json.loads(SAVED.read_text()) if SAVED.exists() else {}
+    for name in names or list(SEEDS):
+        if not load_recipe(RECIPES / f"{name}.yaml").data.events.exists():
+            print(f"{name} is left out: data/ lacks its tables. Its opening lines say how they are made.")
+            continue
+        lines = [line for seed in range(SEEDS[name]) for line in judged(name, seed=seed)]
+        saved[name] = [*lines, *judged(name, seed=0, rival="iALS")]
+        SAVED.write_text(json.dumps(saved, indent=1) + "\n")
+    for name, found in saved.items():
+        show(name, found)
+
+
+def judged(name: str, *, seed: int, rival: str = "") -> list[Line]:
+    """A line for each row, protocol and metric of one run; of a rival's run, its own row alone, under its name."""
+    overrides = [f"train.seed={seed}", *(IALS if rival else ())]
+    recipe = load_recipe(RECIPES / f"{name}.yaml", overrides=overrides)
+    job = pipeline.Job(recipe, Path("runs") / f"movielens-{name}-{rival.lower() or f'seed{seed}'}")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    pipeline.claim_folder(job, replace=False)
+    prepared, arrays, trained = pipeline.up_to_training(job)
+    pipeline.evaluate(job, prepared, arrays, trained)
+    report = pipeline.report_of(job.folder)
+    stated = {"seed": seed, "recipe_digest": recipe_digest(recipe), "commit": report.facts.commit}
+    stated |= {"hardware": report.facts.hardware, "train_s": report.facts.seconds["train"]}
+    return [stated | line for line in rows_of(report, rival)]
+
+
+def rows_of(report: Report, rival: str) -> list[Line]:
+    """Of the catalogue, and of each sampled section."""
+    parts = [("catalogue", report.catalogue.rows, CATALOGUE)]
+    parts += [(f"sampled, {section.candidates}", section.rows, SAMPLED) for section in report.sampled]
+    return [
+        {"row": rival or row.name, "protocol": protocol, "users": report.catalogue.users_judged}
+        | {"items": report.catalogue.num_items, **values_of(row, metrics)}
+        for protocol, rows, metrics in parts
+        for row in (rows[:1] if rival else rows)
+    ]
+
+
+def values_of(row: Row, metrics: tuple[str, ...]) -> Line:
+    """Each with its interval."""
+    estimates = {metric: row.metrics[metric] for metric in metrics}
+    return {metric: [each.value, each.low, each.high] for metric, each in estimates.items()}
+
+
+def show(name: str, lines: list[Line]) -> None:
+    """A table for each protocol; baselines do not depend on the seed."""
+    for protocol in dict.fromkeys(str(line["protocol"]) for line in lines):
+        metrics = CATALOGUE if protocol == "catalogue" else SAMPLED
+        table = Table("row", "seed", *(metric.partition("/")[2] for metric in metrics), title=f"{name}: {protocol}")
+        for line in lines:
+            if line["protocol"] == protocol and (line["row"] == "model" or line["seed"] == 0):
+                values = (spread(Estimate(*line[metric])) for metric in metrics)  # type: ignore[misc]
+                table.add_row(str(line["row"]), str(line["seed"]), *values)
+        Console().print(table, markup=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
