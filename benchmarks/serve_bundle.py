@@ -1,12 +1,12 @@
-"""A bundle to load a server with: clustered item vectors, users with histories, a tower that takes their mean.
+"""A bundle to load a server with: clustered item vectors, users with histories, a tower that reads them.
 
-What a model would be trained for is not needed to time it: every vector is drawn, and the graph has the shape of the
-history-mean tower.
+What a model would be trained for is not needed to time it: every vector and every weight is drawn. The tower is the
+mean of the history's vectors, or a causal transformer; a ranker may order the best 100 anew.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -14,21 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-from twofold.bundle import run_stage
+from twofold.bundle import run_stage, write_json
 from twofold.dataset.features import FeatureState, save_features
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.index.knn import build_index, save_index
 from twofold.recipe.features import Features
-from twofold.serve.bundle_folder import USER_TOWER, save_context
+from twofold.serve.bundle_folder import save_context
+from twofold.serve.graphs import RANKER, RANKER_ITEMS, RANKER_PAIRS, RANKER_USER, USER_TOWER
 
 ITEMS, USERS, DIM, HISTORY, MET = 30_000, 20_000, 64, 50, 80
 LANGUAGES = ("hi", "ta", "te", "kn", "ml", "mr", "bn", "gu")
 AS_OF = 1_700_000_000_000
 
 
-def write_run(run: Path, *, items: int = ITEMS, users: int = USERS, seed: int = 0) -> Path:
-    """The run folder, with the index/ stage alone."""
+Kind = Literal["mean", "transformer", "ranked"]
+TOP = 100  # that the ranker orders
+
+
+def write_run(run: Path, kind: Kind = "mean", *, items: int = ITEMS, users: int = USERS, seed: int = 0) -> Path:
+    """The run folder, with the index/ stage alone; `ranked` is the mean with a second stage."""
     draw = np.random.default_rng(seed)
     centres = draw.standard_normal((200, DIM))
     cluster = draw.integers(len(centres), size=items)
@@ -46,15 +51,22 @@ def write_run(run: Path, *, items: int = ITEMS, users: int = USERS, seed: int = 
             "length_s": draw.integers(5, 60, size=items).astype(np.float64),
         }
         pq.write_table(pa.table(attributes), dataset / "item_attributes.parquet")
-        features = {"user": [{"kind": "history", "of": "positives", "last": HISTORY}], "item": [{"kind": "id"}]}
-        save_features(FeatureState(Features.model_validate(features), 0, items, {}, {}), dataset / "features")
+        reads = {"kind": "sequence" if kind == "transformer" else "history", "of": "positives", "last": HISTORY}
+        features = Features.model_validate({"user": [reads], "item": [{"kind": "id"}]})
+        state = FeatureState(features, 0, items, {}, {})
+        save_features(state, dataset / "features")
         _histories(draw, items, users, dataset)
         save_index(build_index(vectors), out)
-        _write_tower(out / USER_TOWER, vectors)
+        if kind == "transformer":
+            _write_transformer(out / USER_TOWER, state)
+        else:
+            _write_mean(out / USER_TOWER, vectors)
+        if kind == "ranked":
+            _write_ranker(out, state, draw)
         save_context(dataset, out, as_of=AS_OF)
         return {"items": items}
 
-    run_stage(run, "index", inputs={"items": items, "users": users, "seed": seed}, work=work)
+    run_stage(run, "index", inputs={"kind": kind, "items": items, "users": users, "seed": seed}, work=work)
     return run
 
 
@@ -69,7 +81,28 @@ def _histories(draw: np.random.Generator, items: int, users: int, folder: Path) 
     events.only(~is_liked).save(folder, "negatives")
 
 
-def _write_tower(path: Path, vectors: np.ndarray) -> None:
+def _write_transformer(path: Path, state: FeatureState) -> None:
+    """Two layers of two heads, as the recipe's defaults have it."""
+    from twofold.model.two_tower import build_two_tower, export_user_tower
+    from twofold.recipe.training import TwoTower
+
+    export_user_tower(build_two_tower(TwoTower(kind="two_tower", dim=DIM), state, {}).user.eval(), path)
+
+
+def _write_ranker(folder: Path, state: FeatureState, draw: np.random.Generator) -> None:
+    """The recipe's defaults, reading the same history."""
+    from twofold.model.ranker import _export_pairs, build_ranker
+    from twofold.model.two_tower import export_user_tower
+    from twofold.recipe.ranking import Mlp
+
+    ranker = build_ranker(Mlp(kind="mlp"), state, {}, retrieved=DIM).eval()
+    export_user_tower(ranker.user, folder / RANKER_USER)
+    _export_pairs(ranker, folder / RANKER_PAIRS)
+    np.save(folder / RANKER_ITEMS, draw.standard_normal((state.num_known_items, ranker.user.dim)).astype(np.float32))
+    write_json(folder / RANKER, {"top": TOP})
+
+
+def _write_mean(path: Path, vectors: np.ndarray) -> None:
     """vector = the mean of the history's vectors, of length 1."""
     table = np.concatenate([np.zeros((1, DIM), np.float32), vectors])
     nodes = [
