@@ -127,8 +127,8 @@ def wrk(script: Path, seconds: int) -> dict[str, Any]:
     return {
         "requests": int(found(r"(\d+) requests in", said)),
         "per_s": float(found(r"Requests/sec:\s+([\d.]+)", said)),
-        "p50_ms": as_ms(found(r"50%\s+(\S+)", said)),
-        "p99_ms": as_ms(found(r"99%\s+(\S+)", said)),
+        "p50_ms": as_ms(found(r"\n +50%\s+(\S+)", said)),
+        "p99_ms": as_ms(found(r"\n +99%\s+(\S+)", said)),
     }
 
 
