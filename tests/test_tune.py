@@ -5,6 +5,7 @@ import yaml
 
 from tests import worlds
 from twofold import pipeline
+from twofold.bundle import Stage
 from twofold.errors import RecipeError, RunError
 from twofold.evaluate import windows
 from twofold.recipe.load import dump_recipe, load_recipe
@@ -12,6 +13,7 @@ from twofold.runs import VALIDATION, list_runs
 
 pytest.importorskip("optuna")
 
+from twofold import tune as tune_module  # noqa: E402
 from twofold.tune import Search, command_of, tune  # noqa: E402
 
 RANGES = {
@@ -80,6 +82,25 @@ def test_the_log_is_prepared_once_and_arrays_once_for_each_set_of_features(searc
     assert len({path.stat().st_ino for path in search.folder.rglob("dataset/manifest.json")}) == len(lasts)
 
 
+def test_a_trial_below_the_median_is_pruned_and_its_number_counts_for_nothing(search_of, monkeypatch):
+    epochs = [[0.5, 0.5, 0.5], [0.6, 0.6, 0.6], [0.9, 0.1, 0.2], [0.1, 0.2, 0.7], [0.6, 0.7, 0.8]]
+
+    def train(job, dataset):
+        heard = epochs[int(job.folder.name.removeprefix("trial-"))]
+        for value in heard:
+            job.hear(value)
+        facts = {"epochs": [{"validation": value} for value in heard], "best_epoch": 2}
+        return Stage(job.folder / "train", "", facts, 0.0, was_reused=False)
+
+    monkeypatch.setattr(pipeline, "train", train)
+    monkeypatch.setattr(tune_module, "_TO_COMPARE", 2)
+    trials = {trial.number: trial for trial in tune(search_of({"retriever.dim": {"low": 2, "high": 9}}, trials=5))}
+    assert list(trials)[:3] == [4, 1, 0]  # the best first
+    # The median after the first two is .55: trial 2 was above it once, and trial 3 not by its second epoch.
+    assert {number: trial.value for number, trial in trials.items()} == {0: 0.5, 1: 0.6, 2: 0.2, 3: None, 4: 0.8}
+    assert trials[3].reason == "pruned after epoch 2, at 0.2000"
+
+
 @pytest.mark.slow
 def test_a_search_that_was_killed_ends_as_one_that_was_not(search_of, monkeypatch):
     whole = [trial.changes for trial in tune(search_of(name="whole"))]
@@ -120,7 +141,7 @@ def test_a_choice_may_be_a_mapping_and_one_that_does_not_fit_the_others_ends_its
     search = search_of(ranges, trials=8, name="unfit")
     failed = [trial for trial in tune(search) if trial.value is None]
     assert failed
-    assert all("hard_negatives compete beside drawn ones" in trial.failure for trial in failed)
+    assert all("hard_negatives compete beside drawn ones" in trial.reason for trial in failed)
 
 
 @pytest.mark.parametrize(
@@ -169,5 +190,5 @@ def test_a_recipe_without_ranges_and_a_folder_of_another_search_are_refused(sear
 
 def test_a_search_in_which_nothing_succeeds_says_why(search_of):
     search = search_of({"train.seed": {"low": 0, "high": 9}}, trials=2, train=TRAIN | {"learning_rate": 1e30})
-    with pytest.raises(RunError, match=r"none of 2 trials in .* succeeded; the last: training diverged"):
+    with pytest.raises(RunError, match=r"none of 2 trials in .* succeeded; the last failed: training diverged"):
         tune(search)

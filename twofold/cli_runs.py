@@ -107,7 +107,7 @@ def tune(
     search = Search(recipe, tuple(settings), runs / (name or f"{load_recipe(recipe, overrides=settings).name}.tune"))
 
     def say(trial: Trial) -> None:
-        found = f"failed: {trial.failure}" if trial.value is None else f"{trial.value:.4f}"
+        found = trial.reason if trial.value is None else f"{trial.value:.4f}"
         print(f"{trial.folder.name}  {found}  {' '.join(trial.changes)}", file=sys.stderr)
 
     trials = search_recipe(search, tell=say)
@@ -115,7 +115,7 @@ def tune(
     for trial in trials[:10]:
         table.add_row(
             trial.folder.name,
-            f"{trial.value:.4f}" if trial.value is not None else "failed",
+            f"{trial.value:.4f}" if trial.value is not None else trial.reason.partition(":")[0],
             Text("\n".join(trial.changes)),
         )
     Console().print(table)

@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe, the folder its run lives in; what prepares its log: DuckDB, unless something else is given; and what
-    its training runs on: this process alone, on the processor.
+    """A recipe, the folder its run lives in; what prepares its log: DuckDB, unless something else is given; what its
+    training runs on: this process alone, on the processor; and who hears of every validation, and may end it by raising.
     """
 
     recipe: Recipe
     folder: Path
     engine: "OpenEngine | None" = None
     setup: "Setup | None" = None
+    hear: Callable[[float], None] = lambda value: None
 
 
 def run(
@@ -147,7 +148,9 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     k = headline_k(len(arrays.items))
 
     def validate(model: Model) -> float:
-        return judge_catalogue(window, scores_of(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
+        found = judge_catalogue(window, scores_of(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
+        job.hear(found)
+        return found
 
     asked, settings = job.recipe.retriever, job.recipe.train
     match asked:

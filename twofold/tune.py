@@ -8,9 +8,11 @@ runs/kuairand.tune/
 └── trial-000/             a run folder: `twofold run` or `twofold evaluate` takes it from there
 ```
 
-Trials are judged on the validation window alone. Stages that trials share are hard links to one copy.
+Trials are judged on the validation window alone. One that after an epoch is below the median of the earlier ones there
+is pruned: it ends, and `twofold run` would continue it. Stages that trials share are hard links to one copy.
 """
 
+import itertools
 import json
 import math
 import os
@@ -39,7 +41,8 @@ from twofold.recipe.schema import Recipe
 from twofold.recipe.search import Range, Tune
 
 STUDY: Final = "study.db"
-ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL)
+ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
+_TO_COMPARE: Final = 5  # trials that ended, before one is pruned: optuna's own default
 _OTHER: Final = {"ranges": "other ranges", "log": "another log"}
 
 
@@ -47,14 +50,14 @@ _OTHER: Final = {"ranges": "other ranges", "log": "another log"}
 class Trial:
     """One trial that has ended: its changes as `field=value`, and the best epoch's recall@k on validation, or why not.
 
-    `value` is None where it failed.
+    `value` is None where it was pruned or failed, and `reason` says which.
     """
 
     number: int
     folder: Path
     changes: tuple[str, ...]
     value: float | None
-    failure: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,11 @@ def tune(search: Search, *, tell: Callable[[Trial], None] = lambda trial: None) 
         prepared = pipeline.prepare(base)
         study = _open_study(search.folder, recipe.tune, log=prepared.digest)
         for trial in _trials(study, recipe.tune):
-            value = _try(search, trial)
-            state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            state, value = _try(search, trial)
             tell(_ended(search, study.tell(trial, value, state)))
     trials = [_ended(search, trial) for trial in study.get_trials(states=ENDED)]
     if all(trial.value is None for trial in trials):
-        raise RunError(f"none of {len(trials)} trials in {search.folder} succeeded; the last: {trials[-1].failure}")
+        raise RunError(f"none of {len(trials)} trials in {search.folder} succeeded; the last {trials[-1].reason}")
     return sorted(trials, key=lambda trial: -math.inf if trial.value is None else trial.value, reverse=True)
 
 
@@ -136,6 +138,7 @@ def _open_study(folder: Path, asked: Tune, *, log: str) -> optuna.Study:
         study_name="tune",
         direction="maximize",
         load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=_TO_COMPARE, n_warmup_steps=1),
     )
     question = {"ranges": asked.model_dump(mode="json")["ranges"], "log": log}
     held = study.user_attrs.get("question", question)
@@ -184,22 +187,31 @@ def _samples(given: Range) -> list[str]:
 # --- a trial ----------------------------------------------------------------------------------------------------------
 
 
-def _try(search: Search, trial: optuna.Trial) -> float | None:
-    """The run of one trial up to training; None where something makes this trial impossible, which ends it alone."""
+def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]:
+    """The run of one trial up to training; it fails alone where something makes it impossible."""
+    epochs = itertools.count(len(trial.study.trials[trial.number].intermediate_values))
+
+    def hear(validation: float) -> None:
+        trial.report(validation, next(epochs))
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
     folder = search.trial_folder(trial.number)
     try:
         recipe = search.recipe(_changes(trial.params)).model_copy(update={"tune": None})
         data = _data_of(search, recipe)
         with locked(folder):
-            job = pipeline.Job(recipe, folder)
+            job = pipeline.Job(recipe, folder, hear=hear)
             pipeline.claim_folder(job, replace=False)
             for stage in ("prepare", "dataset"):
                 _link(data / stage, folder / stage)
             facts = pipeline.up_to_training(job)[-1].facts
+    except optuna.TrialPruned:
+        return TrialState.PRUNED, None
     except TwofoldError as error:
         trial.set_user_attr("failure", str(error))
-        return None
-    return float(facts["epochs"][facts["best_epoch"]]["validation"])
+        return TrialState.FAIL, None
+    return TrialState.COMPLETE, float(facts["epochs"][facts["best_epoch"]]["validation"])
 
 
 def _data_of(search: Search, recipe: Recipe) -> Path:
@@ -221,8 +233,13 @@ def _link(made: Path, wanted: Path) -> None:
 
 
 def _ended(search: Search, trial: FrozenTrial) -> Trial:
-    failure = str(trial.user_attrs.get("failure", ""))
-    return Trial(trial.number, search.trial_folder(trial.number), _changes(trial.params), trial.value, failure)
+    value, reason = trial.value, ""
+    if trial.state is TrialState.FAIL:
+        reason = f"failed: {trial.user_attrs.get('failure', '')}"
+    elif trial.state is TrialState.PRUNED:  # its value is that of its last epoch, at which no other trial ends
+        last, found = max(trial.intermediate_values.items())
+        value, reason = None, f"pruned after epoch {last + 1}, at {found:.4f}"
+    return Trial(trial.number, search.trial_folder(trial.number), _changes(trial.params), value, reason)
 
 
 def _changes(params: Mapping[str, Any]) -> tuple[str, ...]:

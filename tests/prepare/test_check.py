@@ -196,7 +196,7 @@ COUNTED = {"item_id": {"rates": {"like": "liked"}}, "user_id": {"rates": {"like"
         ),
         (
             {"item": [{"kind": "counter", "by": "item_id", "of": "share"}]},
-            r"features\.item\.0: prepare\.counters\.item_id has no share; it has like",
+            r"features\.item\.0: prepare\.counters\.item_id has no share; it has events, like",
         ),
         (
             {"user": [{"kind": "counter", "by": "item_id", "of": "like"}]},
