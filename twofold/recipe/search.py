@@ -52,7 +52,7 @@ class Tune(Part):
     `retriever` and `train`, written as for `--set`.
     """
     trials: int = Field(default=20, ge=1, le=100_000)
-    """How many, with those that fail or are pruned. Raise it later and give the same command again: the search goes on."""
+    """How many, failed and pruned ones too. Raise it later and give the same command again: the search goes on."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of what is tried. Trials train with `train.seed`."""
 
