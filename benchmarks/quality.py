@@ -13,10 +13,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-import twofold
+from twofold import pipeline
+from twofold.bundle import locked
 from twofold.evaluate.verdict import Report
-from twofold.pipeline import report_of
 from twofold.recipe.load import load_recipe, recipe_digest
+from twofold.recipe.schema import Recipe
 
 HERE = Path(__file__).parent
 RECIPES = {name: HERE.parent / "recipes" / f"{name}.yaml" for name in ("kuairand", "kuairand-ranked")}
@@ -32,8 +33,7 @@ def main(seeds: int = 3) -> None:
     for name, recipe in RECIPES.items():
         for seed in range(seeds):
             settings = [f"train.seed={seed}"] + ([f"ranker.seed={seed}"] if name.endswith("ranked") else [])
-            job = twofold.run(recipe, overrides=settings, runs="runs", name=f"quality-{name}-seed{seed}", replace=True)
-            report = report_of(job.folder)
+            report = _report(load_recipe(recipe, overrides=settings), Path("runs") / f"quality-{name}-seed{seed}")
             lines += _lines(report, recipe=name, seed=seed)
             saved = {
                 "recipes": {each: recipe_digest(load_recipe(path)) for each, path in RECIPES.items()},
@@ -47,6 +47,15 @@ def main(seeds: int = 3) -> None:
             }
             (HERE / "quality.json").write_text(json.dumps(saved, indent=1) + "\n")
     _print(lines)
+
+
+def _report(recipe: Recipe, folder: Path) -> Report:
+    """Up to the report: no index, no map."""
+    job = pipeline.Job(recipe, folder)
+    with locked(folder):
+        pipeline.claim_folder(job, replace=True)
+        pipeline.evaluate(job, *pipeline.up_to_training(job))
+    return pipeline.report_of(folder)
 
 
 def _lines(report: Report, *, recipe: str, seed: int) -> list[dict]:
