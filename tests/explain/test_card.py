@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -142,3 +143,28 @@ def test_a_recipe_alone_has_a_card(run, tmp_path):
     write_card(tmp_path)
     for words in pages(tmp_path):
         assert "This run has not been judged." in words
+
+
+@pytest.mark.slow  # a whole run
+def test_a_run_whose_vectors_are_solved_has_a_card_of_all_its_parts(tmp_path):
+    log = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32).data.model_dump()
+    features = {"user": [{"kind": "history", "of": "positives", "last": 500}], "item": [{"kind": "id"}]}
+    retriever = {"kind": "ials", "dim": 8, "regularisation": 10}
+    job = pipeline.run(worlds.world_recipe(log, {"features": features, "retriever": retriever}), runs=tmp_path)
+    for words in pages(job.folder):
+        assert "inner product, ials" in words
+        assert "iALS" in words  # the baseline
+        assert "explain/map.html" in words
+
+
+@pytest.mark.slow  # a whole run
+def test_two_items_and_one_user_to_judge_make_a_card(tmp_path):
+    """One item alone is refused: see tests/prepare/test_engine.py."""
+    lines = [(user, item, day * worlds.DAY_MS + user, True) for user in range(3) for item, day in ((0, 0), (1, 2))]
+    lines += [(user, 1, day * worlds.DAY_MS, True) for user, day in ((7, worlds.VALIDATION), (9, worlds.TEST))]
+    tables = worlds._events(lines, np.random.default_rng(0)), worlds._items(2)
+    data = worlds.write_world(tmp_path / "log", *tables)
+    job = pipeline.run(worlds.world_recipe(data, {"train": {"epochs": 1, "batch_size": 4}}), runs=tmp_path)
+    for words in pages(job.folder):
+        assert "Only 1 user could be judged" in words
+        assert "1 user" in words
