@@ -186,10 +186,12 @@ class Trial:
     seconds: float
 
     async def kill(self, turn: int) -> None:
-        """A worker."""
-        if self.service.kill_one():
-            self.tally.last_kill = time.monotonic()
-            self.tally.faults["workers killed"] += 1
+        """A worker, once the one that was killed before is replaced."""
+        async with asyncio.timeout(120):
+            while not self.service.kill_one():
+                await asyncio.sleep(0.1)
+        self.tally.last_kill = time.monotonic()
+        self.tally.faults["workers killed"] += 1
 
     async def swap(self, turn: int) -> None:
         """To the other bundle; each third time to a damaged one, which is refused."""

@@ -98,6 +98,7 @@ class Service:
             env=os.environ | {"TWOFOLD_TOKEN": TOKEN, "TMPDIR": str(disk)},
         )
         self.log: list[dict[str, Any]] = []
+        self._killed: set[int] = set()
         threading.Thread(target=self._read, daemon=True).start()
         while len(self.logged("ready")) < WORKERS:
             if self._process.poll() is not None:
@@ -114,12 +115,14 @@ class Service:
         return [line for line in self.log if line["message"] == message]
 
     def kill_one(self) -> bool:
-        """SIGKILL for a worker; False while none is there to be killed."""
-        there = [line["process"] for line in self.logged("ready") if Path(f"/proc/{line['process']}").exists()]
-        if not there:
+        """SIGKILL for a worker; False as long as not all of them are there: none would be left to answer."""
+        ready = {line["process"] for line in self.logged("ready")} - self._killed
+        there = [process for process in ready if Path(f"/proc/{process}").exists()]
+        if len(there) < WORKERS:
             return False
+        self._killed.add(chosen := random.choice(there))
         with suppress(ProcessLookupError):
-            os.kill(random.choice(there), signal.SIGKILL)
+            os.kill(chosen, signal.SIGKILL)
         return True
 
     def stop(self) -> int:
