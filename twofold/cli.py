@@ -67,6 +67,7 @@ _EXTRAS = {
     **dict.fromkeys(("onnxruntime", "fastapi", "uvicorn", "msgspec", "prometheus_client"), "serve"),
     "redis": "redis",
     "implicit": "ials",
+    "lightgbm": "lightgbm",
     "optuna": "tune",
     **dict.fromkeys(("pyspark", "py4j"), "spark"),
 }

@@ -21,7 +21,7 @@ from twofold.recipe.training import Ials, Regression, TwoTower
 
 if TYPE_CHECKING:
     from twofold.evaluate.verdict import Report
-    from twofold.model.ranker import Ranker, Stages
+    from twofold.model.second_stage import SecondStage
     from twofold.prepare.engine import OpenEngine
     from twofold.train.loop import Setup
 
@@ -173,10 +173,10 @@ def train_ranker(job: Job, dataset: Stage, trained: Stage) -> Stage | None:
     from twofold.evaluate.judge import headline_of
     from twofold.evaluate.protocols import judge_catalogue
     from twofold.evaluate.windows import judged_window
-    from twofold.model.ranker import Ranker, load_stages
+    from twofold.model.ranker import load_stages
     from twofold.model.retriever import load_model
     from twofold.questions import two_stages
-    from twofold.train.rank import fit_ranker
+    from twofold.train.rank import fit_second_stage
 
     asked = job.recipe.ranker
     if asked is None:
@@ -188,11 +188,11 @@ def train_ranker(job: Job, dataset: Stage, trained: Stage) -> Stage | None:
         window = judged_window(arrays.retriever, "validation")
         metric = headline_of(window.num_items, is_two_stages=True)
 
-        def validate(ranker: Ranker) -> float:
+        def validate(ranker: "SecondStage") -> float:
             scores = two_stages(model, ranker, arrays, window)
             return judge_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)
 
-        return fit_ranker(model, arrays, asked=asked, validate=validate, out=out)
+        return fit_second_stage(model, arrays, asked=asked, validate=validate, out=out)
 
     inputs = {"train": trained.digest, "dataset": dataset.digest, "ranker": asked.model_dump(mode="json")}
     return run_stage(job.folder, "train/ranker", inputs=inputs, work=work)
@@ -210,8 +210,9 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
     from twofold.evaluate.values import save_values
     from twofold.evaluate.verdict import MODEL
     from twofold.evaluate.windows import details_of, judged_window, positives_before
-    from twofold.model.ranker import describe_ranker, load_stages
+    from twofold.model.ranker import load_stages
     from twofold.model.retriever import describe_model, load_model
+    from twofold.model.second_stage import describe_second_stage, load_second_stage
     from twofold.questions import may_be_recommended, rows_of
 
     ranked = train_ranker(job, dataset, trained)
@@ -221,7 +222,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         arrays = stages.retriever
         window = judged_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
-        ranker = None if ranked is None else _load_ranker(job, stages, ranked)
+        ranker = load_second_stage(job.recipe.ranker, stages, ranked)
         bounds = job.recipe.prepare.bounds_ms("test")
         items = with_counts(
             item_attributes(dataset.folder), arrays, job.recipe.index.counts, as_of=int(window.query_at.min())
@@ -239,7 +240,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         asked, published = job.recipe.judge.sampled, job.recipe.data.sampled_negatives
         sampled = negatives_of(asked, window, arrays, positives=positives, published=published)
         rows = rows_of(model, ranker, stages, window)
-        parts = describe_model(model) + ([] if ranker is None else describe_ranker(ranker))
+        parts = describe_model(model) + ([] if ranker is None else describe_second_stage(ranker))
         judged = judge(
             window,
             rows.pop(MODEL),
@@ -261,8 +262,9 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
     from twofold.dataset.arrays import item_attributes
     from twofold.dataset.recent import with_counts
     from twofold.index.knn import build_index, save_index
-    from twofold.model.ranker import load_stages, save_ranker
+    from twofold.model.ranker import load_stages
     from twofold.model.retriever import as_products, item_vectors, load_model, save_user_side
+    from twofold.model.second_stage import load_second_stage, save_second_stage
     from twofold.questions import may_be_recommended, some_queries
     from twofold.serve.bundle_folder import save_context
 
@@ -279,9 +281,8 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         made = build_index(vectors, score=model.score, queries=some_queries(model, arrays, as_of))
         save_index(made, out)
         save_user_side(model, out)
-        if ranked is not None:
-            factors = as_products(model, vectors[:0], vectors)[1]
-            save_ranker(_load_ranker(job, stages, ranked), stages, factors, at=as_of, folder=out)
+        if (ranker := load_second_stage(job.recipe.ranker, stages, ranked)) is not None:
+            save_second_stage(ranker, stages, as_products(model, vectors[:0], vectors)[1], at=as_of, folder=out)
         save_context(dataset.folder, out, as_of=as_of, attributes=attributes, where=asked.where)
         passing = {} if only is None else {"passing": int(only.allowed.sum())}
         return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **passing, **made.facts}
@@ -388,13 +389,6 @@ def report_of(folder: Path) -> "Report":
 def _models(dataset: Stage, trained: Stage, ranked: Stage | None) -> dict[str, Any]:
     """What judging and serving depend on."""
     return {"dataset": dataset.digest, "train": trained.digest} | ({} if ranked is None else {"ranker": ranked.digest})
-
-
-def _load_ranker(job: Job, stages: "Stages", ranked: Stage) -> "Ranker":
-    from twofold.model.ranker import load_ranker
-
-    assert job.recipe.ranker is not None
-    return load_ranker(job.recipe.ranker, stages, ranked.folder, retrieved=ranked.facts["width"])
 
 
 def _who_may_be_recommended(job: Job) -> dict[str, Any]:

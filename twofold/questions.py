@@ -5,7 +5,6 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.arrays import Dataset
-from twofold.dataset.batches import query_batches
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RecipeError
 from twofold.evaluate.judge import Only, headline_k
@@ -18,9 +17,9 @@ from twofold.explain.probes import Probe, found_among, probe_cold_items
 from twofold.index.filters import compile_filter
 from twofold.index.knn import HELD, Index, search
 from twofold.index.scores import items_as_products, queries_as_products
-from twofold.model.ranker import Ranker, Stages, encode_item_side, rank_scores
+from twofold.model.ranker import Stages
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
-from twofold.model.two_tower import encode
+from twofold.model.second_stage import SecondStage, item_side, pair_scores, user_side
 from twofold.topk import Ragged
 
 
@@ -32,7 +31,7 @@ def scores_of(model: Model, arrays: Dataset, window: JudgedWindow) -> Products:
 
 
 def two_stages(
-    model: Model, ranker: Ranker, arrays: Stages, window: JudgedWindow, *, is_masked: bool = False
+    model: Model, ranker: SecondStage, arrays: Stages, window: JudgedWindow, *, is_masked: bool = False
 ) -> TwoStages:
     """Both stages on the window's users: the ranker orders the retriever's best unseen items.
 
@@ -43,20 +42,20 @@ def two_stages(
     items = item_vectors(model, arrays.retriever, at) if given is None else given
     users = user_vectors(model, arrays.retriever, window.user_rows, window.query_at)
     queries, factors = as_products(model, users, items)
-    side = encode_item_side(ranker, arrays.ranker, factors, at, is_masked=is_masked)
-    asking = encode(ranker.user, query_batches(arrays.ranker, window.user_rows, window.query_at))
+    side = item_side(ranker, arrays.ranker, factors, at, is_masked=is_masked)
+    asking = user_side(ranker, arrays.ranker, window.user_rows, window.query_at)
 
     def score_pairs(
         lines: Int64[np.ndarray, "queries"],
         item_rows: Int64[np.ndarray, "queries length"],
         places: Int64[np.ndarray, "queries length"],
     ) -> Float32[np.ndarray, "queries length"]:
-        return rank_scores(ranker, side, asking[lines], queries[lines], item_rows, places)
+        return pair_scores(ranker, side, asking[lines], queries[lines], item_rows, places)
 
     return rank_in_two_stages(Products(queries, factors), score_pairs, seen=window.seen, top=ranker.top)
 
 
-def rows_of(model: Model, ranker: Ranker | None, arrays: Stages, window: JudgedWindow) -> dict[str, ScoreBlock]:
+def rows_of(model: Model, ranker: SecondStage | None, arrays: Stages, window: JudgedWindow) -> dict[str, ScoreBlock]:
     """What a report has rows of, the model first: the retriever; or both stages, the retriever alone, and both where no
     item's id is known.
     """

@@ -23,7 +23,7 @@ from twofold.model.ranker import (
     save_ranker,
 )
 from twofold.model.two_tower import encode
-from twofold.recipe.ranking import Ranker
+from twofold.recipe.ranking import Mlp
 
 WIDE = 5
 
@@ -39,7 +39,7 @@ def arrays(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranker(arrays):
     torch.manual_seed(0)
-    asked = Ranker(kind="mlp", dim=8, hidden=(16, 4), crosses=2, dropout=0.3)
+    asked = Mlp(kind="mlp", dim=8, hidden=(16, 4), crosses=2, dropout=0.3)
     made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=WIDE)
     torch.nn.init.normal_(made.layers[-1].weight)
     made.fit_scales(Scales(score_mean=0.5, score_std=2.0, place_mean=3.0, place_std=1.5))

@@ -17,7 +17,7 @@ from twofold.model.ranker import build_ranker, encode_item_side, load_stages, ra
 from twofold.model.retriever import as_products, item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower, encode, export_user_tower
 from twofold.recipe.features import Features
-from twofold.recipe.ranking import Ranker
+from twofold.recipe.ranking import Mlp
 from twofold.recipe.training import NegativeDistance, TwoTower
 from twofold.serve import load
 from twofold.serve.answers import asker_of, nearest, open_answers
@@ -30,7 +30,7 @@ from twofold.serve.wire import Recommend
 from twofold.topk import tie_order
 
 TOP = 6
-ASKED = Ranker.model_validate({"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"top": TOP}})
+ASKED = Mlp.model_validate({"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"top": TOP}})
 # Either stage reads what the other does not.
 RETRIEVER = Features(vectors=FEATURES.vectors, user=FEATURES.user[:9], item=FEATURES.item)
 RANKER = Features(vectors=FEATURES.vectors, user=FEATURES.user[7:], item=FEATURES.item[:3])

@@ -9,14 +9,14 @@ from torch.nn import functional
 
 from tests import worlds
 from twofold import pipeline
-from twofold.errors import RecipeError, RunError
+from twofold.errors import RunError
 from twofold.model.ranker import build_ranker, load_ranker, load_stages
 from twofold.model.retriever import load_model
 from twofold.recipe.ranking import Listwise, Pairwise
 from twofold.recipe.schema import Recipe
 from twofold.recipe.training import Bce
 from twofold.train import rank
-from twofold.train.candidates import mine_requests
+from twofold.train.candidates import MINED, mine_requests
 from twofold.train.rank import fit_ranker, gather_lists, list_losses
 
 
@@ -72,7 +72,7 @@ def test_one_seed_gives_one_ranker_and_two_seeds_two(world, tmp_path):
     _, first = fitted(world, tmp_path / "a")
     assert fitted(world, tmp_path / "b")[1] == first
     assert fitted(world, tmp_path / "c", seed=1)[1] != first
-    assert not (tmp_path / "a" / rank.MINED).exists()
+    assert not (tmp_path / "a" / MINED).exists()
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "crosses": 1}], ids=["plain", "dropout"])

@@ -27,7 +27,7 @@ from twofold.model.two_tower import (
 )
 from twofold.recipe import training
 from twofold.recipe.features import Features
-from twofold.recipe.ranking import Ranker as Asked
+from twofold.recipe.ranking import Mlp as Asked
 from twofold.topk import blocks
 
 USER_GRAPH: Final = "ranker_user.onnx"

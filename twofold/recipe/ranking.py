@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.features import ItemFeature, UserFeature
+from twofold.recipe.features import (
+    AgeFeature,
+    CategoryFeature,
+    ClusterFeature,
+    CounterFeature,
+    Features,
+    ItemFeature,
+    NumberFeature,
+    ProfileFeature,
+    TimeFeature,
+    UserFeature,
+)
 from twofold.recipe.part import Part
 from twofold.recipe.training import Bce
 
@@ -80,7 +91,7 @@ class RankerFeatures(Part):
     item: tuple[ItemFeature, ...] = Field(min_length=1)
 
 
-class Ranker(Part):
+class Mlp(Part):
     """A network over the user, one item, and how they meet: encoders of the ranker's own features, the retriever's two
     vectors and the products of both pairs, the retrieval score and rank.
     """
@@ -110,3 +121,43 @@ class Ranker(Part):
     """The peak, reached after 5 % of the steps."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of initial weights, of the negatives drawn, and of the order of the batches."""
+
+
+class LambdaMart(Part):
+    """Boosted trees, each of which mends where a swap in a list would gain the most NDCG (Burges, *From RankNet to
+    LambdaRank to LambdaMART*, MSR-TR-2010-82), by the library LightGBM. They read the numbers, categories and clock of
+    their features, the retrieval score and rank; no ids, bags, histories or vectors. Judged, not served.
+    """
+
+    kind: Literal["lambdamart"]
+    features: RankerFeatures | None = None
+    """null: what the towers read. Either way, what trees cannot read is left out, and numbers are not expanded."""
+    candidates: Candidates = Candidates()
+    trees: int = Field(default=300, ge=1, le=10_000)
+    """How many are grown. So many tenths of them are kept as are best on validation: NDCG@10 of both stages."""
+    leaves: int = Field(default=31, ge=2, le=131_072)
+    """Of a tree, at most."""
+    min_in_leaf: int = Field(default=20, ge=1)
+    """Candidates that a leaf must hold."""
+    learning_rate: float = Field(default=0.05, gt=0)
+    """What is kept of each tree's correction."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of the negatives drawn."""
+
+
+Ranker = Annotated[Mlp | LambdaMart, Field(discriminator="kind")]
+
+
+def tree_features(features: Features) -> Features:
+    """What trees can read of these; ValueError where that is nothing of an item."""
+    user, item = (tuple(each for each in side if isinstance(each, _COLUMNS)) for side in (features.user, features.item))
+    if not item:
+        left_out = ", ".join(dict.fromkeys(each.kind for each in features.item))
+        raise ValueError(
+            f"a ranker of trees can read nothing of the items: of what it is told there is only {left_out}. Add a "
+            f"number, an age, a counter or a category to ranker.features.item, or write ranker.kind: mlp"
+        )
+    return features.model_copy(update={"user": user, "item": item})
+
+
+_COLUMNS = AgeFeature | CategoryFeature | ClusterFeature | CounterFeature | NumberFeature | ProfileFeature | TimeFeature

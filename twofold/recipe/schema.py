@@ -18,7 +18,7 @@ from twofold.recipe.indexing import Index
 from twofold.recipe.judging import Judging, PublishedNegatives
 from twofold.recipe.part import Part
 from twofold.recipe.preparation import Prepare
-from twofold.recipe.ranking import Ranker
+from twofold.recipe.ranking import LambdaMart, Ranker, tree_features
 from twofold.recipe.search import Tune
 from twofold.recipe.training import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
 
@@ -111,19 +111,20 @@ class Recipe(Part):
         return self
 
     def read_features(self) -> tuple[tuple[str, Features], ...]:
-        """What the towers read, and what the ranker reads if it is told, by the field that says so."""
-        own = (
-            () if self.ranker is None or self.ranker.features is None else (("ranker.features", self.ranker_features),)
-        )
+        """What the towers read, and what the ranker is told if it is, by the field that says so."""
+        own = () if self._ranker_told is None else (("ranker.features", self._ranker_told),)
         return (("features", self.features), *own)
 
     @property
     def ranker_features(self) -> Features:
-        """What the ranker reads: the towers' features, unless it has others."""
+        """What the ranker reads: the towers' features, unless it has others; of them, trees what they can."""
+        told = self.features if self._ranker_told is None else self._ranker_told
+        return tree_features(told) if isinstance(self.ranker, LambdaMart) else told
+
+    @property
+    def _ranker_told(self) -> Features | None:
         own = None if self.ranker is None else self.ranker.features
-        if own is None:
-            return self.features
-        return Features(vectors=self.features.vectors, user=own.user, item=own.item)
+        return None if own is None else Features(vectors=self.features.vectors, user=own.user, item=own.item)
 
     @property
     def all_features(self) -> Features:

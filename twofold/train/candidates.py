@@ -25,6 +25,8 @@ from twofold.recipe.features import AgeFeature, CounterFeature
 from twofold.recipe.ranking import Candidates
 from twofold.topk import NOT_ALLOWED, Ragged, blocks, exclude
 
+MINED: Final = "requests"
+"""The folder of what was mined: lies in that of the ranker while it learns, and goes then."""
 CELLS: Final = 2**24
 """Scores in memory at a time: 64 MB of float32."""
 

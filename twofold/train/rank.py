@@ -22,12 +22,13 @@ from twofold.dataset.memory import kept_memory
 from twofold.model.losses import bce, bpr, sampled_softmax
 from twofold.model.ranker import Ranker, Scales, Stages, build_ranker
 from twofold.model.retriever import Model
+from twofold.model.second_stage import SecondStage
 from twofold.model.two_tower import save_weights
 from twofold.progress import progress_bar
 from twofold.recipe import ranking
 from twofold.recipe.training import Bce
 from twofold.topk import blocks
-from twofold.train.candidates import Requests, draw_lists, mine_requests
+from twofold.train.candidates import MINED, Requests, draw_lists, mine_requests
 from twofold.train.checkpoint import Position, load_checkpoint, save_checkpoint
 from twofold.train.loop import (
     CHECKPOINT,
@@ -39,8 +40,6 @@ from twofold.train.loop import (
 )
 from twofold.train.optimise import build_optimiser, clip_gradients, learning_rate_at, set_learning_rate
 
-MINED = "requests"
-"""The folder of what was mined: lies beside the checkpoint, and goes with it."""
 SAMPLE = 4096
 """Requests that scales are fitted on."""
 
@@ -57,6 +56,26 @@ class ListBatch:
     places: Int64[Tensor, "requests length"]
     competing: Bool[Tensor, "requests length"]
     weight: Float[Tensor, "requests"]
+
+
+def fit_second_stage(
+    retriever: Model,
+    arrays: Stages,
+    *,
+    asked: ranking.Ranker,
+    validate: Callable[[SecondStage], float],
+    out: Path,
+) -> dict[str, Any]:
+    """The ranker that is asked for, whichever: see `fit_ranker` and `fit_trees`."""
+    match asked:
+        case ranking.Mlp():
+            return fit_ranker(retriever, arrays, asked=asked, validate=validate, out=out)
+        case ranking.LambdaMart():
+            from twofold.train.boost import fit_trees  # the library is an extra
+
+            return fit_trees(retriever, arrays, asked=asked, validate=validate, out=out)
+        case _:
+            assert_never(asked)
 
 
 def fit_ranker(

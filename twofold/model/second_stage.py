@@ -1,0 +1,125 @@
+"""The ranker of a run, whichever it is: the one place that asks which."""
+
+from pathlib import Path
+from typing import Final, TypeAlias, assert_never
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from twofold.bundle import Stage
+from twofold.dataset.arrays import Dataset
+from twofold.dataset.batches import query_batches
+from twofold.errors import RecipeError
+from twofold.model.ranker import (
+    ItemSide,
+    Ranker,
+    Stages,
+    describe_ranker,
+    encode_item_side,
+    load_ranker,
+    rank_scores,
+    save_ranker,
+)
+from twofold.model.trees import Trees, item_columns, load_trees, user_columns
+from twofold.model.two_tower import ModelPart, encode
+from twofold.recipe import ranking
+from twofold.topk import blocks
+
+SecondStage: TypeAlias = Ranker | Trees
+_CELLS: Final = 2**22  # numbers of items' vectors gathered at once: 16 MiB
+
+
+def load_second_stage(asked: ranking.Ranker | None, arrays: Stages, ranked: Stage | None) -> SecondStage | None:
+    """What the stage train/ranker/ made; None where none is asked for."""
+    if asked is None or ranked is None:
+        return None
+    match asked:
+        case ranking.Mlp():
+            return load_ranker(asked, arrays, ranked.folder, retrieved=ranked.facts["width"])
+        case ranking.LambdaMart():
+            return load_trees(asked, arrays.ranker.features.features, ranked.folder)
+        case _:
+            assert_never(asked)
+
+
+def save_second_stage(
+    ranker: SecondStage, arrays: Stages, vectors: Float32[np.ndarray, "items wide"], *, at: int, folder: Path
+) -> None:
+    """Writes what a server ranks with at one moment; RecipeError for trees, which none does."""
+    match ranker:
+        case Ranker():
+            save_ranker(ranker, arrays, vectors, at=at, folder=folder)
+        case Trees():
+            raise RecipeError(
+                "ranker.kind is lambdamart, which is judged and not served: `twofold train` and `twofold evaluate` "
+                "are as far as it goes. To serve two stages write ranker.kind: mlp; to serve the retriever alone, "
+                "delete ranker."
+            )
+        case _:
+            assert_never(ranker)
+
+
+def describe_second_stage(ranker: SecondStage) -> list[ModelPart]:
+    """Every block and layer; or, of trees, what each column is asked for: its part of the gain, and how often."""
+    match ranker:
+        case Ranker():
+            return describe_ranker(ranker)
+        case Trees(booster=booster, columns=columns, used=used):
+            gains, splits = (booster.feature_importance(kind, iteration=used) for kind in ("gain", "split"))
+            parts = [
+                ModelPart("ranker", name, f"{gain / max(gains.sum(), 1e-12):.0%} of the gain", int(count))
+                for name, gain, count in zip(columns, gains, splits, strict=True)
+            ]
+            return [*parts, ModelPart("ranker", "leaves", f"{used} trees", int(splits.sum()) + used)]
+        case _:
+            assert_never(ranker)
+
+
+def item_side(
+    ranker: SecondStage, dataset: Dataset, vectors: Float32[np.ndarray, "items wide"], at: int, *, is_masked: bool
+) -> ItemSide:
+    """Of the whole catalogue at one moment; `is_masked`: as if nobody knew an item's id, and `vectors` say so too."""
+    match ranker:
+        case Ranker():
+            return encode_item_side(ranker, dataset, vectors, at, is_masked=is_masked)
+        case Trees():
+            item_rows = np.arange(len(dataset.items))
+            return ItemSide(vectors, item_columns(dataset, item_rows, np.full(len(item_rows), at)))
+        case _:
+            assert_never(ranker)
+
+
+def user_side(
+    ranker: SecondStage, dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
+) -> Float32[np.ndarray, "queries _"]:
+    """What it makes of users who ask at these moments."""
+    match ranker:
+        case Ranker():
+            return encode(ranker.user, query_batches(dataset, user_rows, at))
+        case Trees():
+            return user_columns(dataset, user_rows, at)
+        case _:
+            assert_never(ranker)
+
+
+def pair_scores(
+    ranker: SecondStage,
+    items: ItemSide,
+    users: Float32[np.ndarray, "queries _"],
+    user_vectors: Float32[np.ndarray, "queries wide"],
+    item_rows: Int64[np.ndarray, "queries length"],
+    places: Int64[np.ndarray, "queries length"],
+) -> Float32[np.ndarray, "queries length"]:
+    """Scores of each query's items, which stand at these `places` of the retriever's order, from 0."""
+    match ranker:
+        case Ranker():
+            return rank_scores(ranker, items, users, user_vectors, item_rows, places)
+        case Trees():
+            scores = np.empty(item_rows.shape, np.float32)
+            for part in blocks(len(item_rows), max(_CELLS // max(items.vectors.shape[1] * item_rows.shape[1], 1), 1)):
+                rows = item_rows[part]
+                score = np.vecdot(user_vectors[part][:, None], items.vectors[rows])
+                scores[part] = ranker.scores(users[part], items.encoded[rows], score, places[part])
+            return scores
+        case _:
+            assert_never(ranker)
