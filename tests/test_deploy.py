@@ -20,6 +20,7 @@ from tests.serve.redis_server import DURABLE, redis_in
 from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import write_run
 from twofold.cli_runs import Database, export
+from twofold.serve.meters import SHARED_METERS
 
 pytestmark = pytest.mark.slow
 
@@ -134,10 +135,13 @@ def test_a_service_that_dies_fails_no_question_and_two_are_a_clean_503(
 
 
 def kill(service: Running) -> None:
-    """The process that watches and its worker, at once."""
-    for process in (service.process.pid, *service.workers()):
+    """The process that watches and its worker, at once: neither clears away."""
+    (worker,) = service.workers()
+    (meters,) = re.findall(rf"{SHARED_METERS}=([^\0]+)", Path(f"/proc/{worker}/environ").read_text())
+    for process in (service.process.pid, worker):
         os.kill(process, signal.SIGKILL)
     service.process.wait()
+    shutil.rmtree(Path(meters).parent)
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
