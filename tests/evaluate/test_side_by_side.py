@@ -78,6 +78,16 @@ def test_fields_that_differ_stand_side_by_side(three):
     assert turned["features.item.creator"][0] == "not there"
 
 
+def test_a_part_of_a_recipe_is_shown_as_its_file_has_it(three, tmp_path):
+    loss = {"kind": "bpr", "negatives": 5}
+    other = a_run(tmp_path / "other", train={"epochs": 1, "loss": loss})
+    fields = {line.field: line.cells for line in put_side_by_side([three[0], other]).fields}
+    shown = "\n".join(cell for cells in fields.values() for cell in cells)
+    assert "kind: bpr" in shown
+    assert "{" not in shown.replace("{kind", "")
+    assert not {"name", "about"} & set(fields)
+
+
 def test_the_terminal_says_it_in_two_tables(three):
     text = in_words(put_side_by_side(three))
     assert re.search(r"catalogue/recall@5 +\.\d{3} +\.\d{3} \[\.\d{3}, \.\d{3}\] \* +\.000 \[\.000, \.000\]", text)

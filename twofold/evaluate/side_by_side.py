@@ -10,6 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 from jinja2 import Environment, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -23,6 +24,7 @@ from twofold.evaluate.verdict import bracket, counted, decimal, percent, spread
 from twofold.recipe.load import load_recipe, recipe_differences
 
 ABSENT: Final = "not there"
+_SAID: Final = ("name", "about")  # of itself; the columns have the runs' names
 _SHOWN: Final = ("catalogue/recall@10", "catalogue/ndcg@10", "catalogue/mrr@10", "impressions/auc")
 """Metrics of the terminal's table, beside the headline; the page has all."""
 
@@ -104,7 +106,7 @@ def _fields(folders: Sequence[Path]) -> tuple[FieldLine, ...]:
     first, *rest = (load_recipe(folder / "recipe.yaml") for folder in folders)
     changes = [{change.field: change for change in recipe_differences(first, other)} for other in rest]
     lines = []
-    for field in dict.fromkeys(field for changed in changes for field in changed):
+    for field in dict.fromkeys(field for changed in changes for field in changed if field not in _SAID):
         old = next(changed[field] for changed in changes if field in changed)
         before = ABSENT if old.kind == "added" else _text(old.old)
         after = (_after(changed, field) for changed in changes)
@@ -119,7 +121,10 @@ def _after(changed: Mapping[str, Any], field: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """As a recipe's file would have it."""
+    if not isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return yaml.safe_dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=90).rstrip()
 
 
 def side(line: Compared) -> str:

@@ -196,7 +196,7 @@ def _figure(value: float | None) -> str:
     if value is None:
         return "–"
     text = f"{abs(value):,.3f}".removeprefix("0") if abs(value) < 1000 else f"{abs(value):,.0f}"
-    return f"−{text}" if value < 0 else text
+    return f"−{text}" if value < 0 and float(text.replace(",", "")) else text
 
 
 def _signed(value: float | None) -> str:
