@@ -3,7 +3,7 @@
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.index.eligible import Eligible
 from twofold.index.scores import Score, pair_scores
@@ -69,7 +69,7 @@ def settle(
     return TopK(item_rows, packed_scores(keys), counts)
 
 
-def only_where(ragged: Ragged, values: Int64[np.ndarray, "length"], keep: Bool[np.ndarray, "length"]) -> Ragged:
+def only_where(ragged: Ragged, values: Integer[np.ndarray, "length"], keep: Bool[np.ndarray, "length"]) -> Ragged:
     """These values in the lines of `ragged`, where `keep` says so."""
     if keep.all():
         return Ragged(values, ragged.offsets)
