@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Job:
     """A recipe, the folder its run lives in; what prepares its log: DuckDB, unless something else is given; what its
-    training runs on: this process alone, on the processor; and who hears of every validation, and may end it by raising.
+    training runs on: this process alone, on the processor; and who hears of validations, and may end it by raising.
     """
 
     recipe: Recipe
