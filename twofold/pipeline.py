@@ -278,11 +278,11 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         attributes = with_counts(item_attributes(dataset.folder), arrays, asked.counts, as_of=as_of)
         only = may_be_recommended(attributes, asked.where)
         vectors = item_vectors(model, arrays, as_of)
+        if (ranker := load_second_stage(job.recipe.ranker, stages, ranked)) is not None:
+            save_second_stage(ranker, stages, as_products(model, vectors[:0], vectors)[1], at=as_of, folder=out)
         made = build_index(vectors, score=model.score, queries=some_queries(model, arrays, as_of))
         save_index(made, out)
         save_user_side(model, out)
-        if (ranker := load_second_stage(job.recipe.ranker, stages, ranked)) is not None:
-            save_second_stage(ranker, stages, as_products(model, vectors[:0], vectors)[1], at=as_of, folder=out)
         save_context(dataset.folder, out, as_of=as_of, attributes=attributes, where=asked.where)
         passing = {} if only is None else {"passing": int(only.allowed.sum())}
         return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **passing, **made.facts}

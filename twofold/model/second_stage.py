@@ -51,9 +51,9 @@ def save_second_stage(
             save_ranker(ranker, arrays, vectors, at=at, folder=folder)
         case Trees():
             raise RecipeError(
-                "ranker.kind is lambdamart, which is judged and not served: `twofold train` and `twofold evaluate` "
-                "are as far as it goes. To serve two stages write ranker.kind: mlp; to serve the retriever alone, "
-                "delete ranker."
+                "ranker.kind is lambdamart, which is judged and not served: the run ends with its report, which "
+                "`twofold evaluate RUN` prints. To serve two stages write ranker.kind: mlp; to serve the retriever "
+                "alone, delete ranker."
             )
         case _:
             assert_never(ranker)
