@@ -1,4 +1,4 @@
-"""The papers' protocols on MovieLens: NCF's split and negatives, BERT4Rec's draw, last ratings in time; iALS beside.
+"""The papers' protocols on MovieLens: NCF's split and negatives, BERT4Rec's draw, last ratings in time.
 
     python benchmarks/movielens.py [RECIPE ...]
 
@@ -22,12 +22,6 @@ HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes" / "movielens"
 SAVED = HERE / "movielens.json"
 SEEDS = {"ncf-ml-1m": 3, "ml-1m-by-popularity": 3, "ml-1m-temporal": 1, "ml-latest-small-temporal": 1}
-# As chosen on the shipped short-video log, not on MovieLens.
-IALS = (
-    "retriever={kind: ials, dim: 64, regularisation: 300, alpha: 40, iterations: 15}",
-    "features.user=[{kind: history, of: positives, last: 2000}]",
-    "features.item=[{kind: id}]",
-)
 CATALOGUE = ("catalogue/hit_rate@10", "catalogue/ndcg@10", "catalogue/recall@100")
 SAMPLED = ("sampled/hit_rate@10", "sampled/ndcg@10", "sampled/mrr")
 Line = dict[str, object]
@@ -41,18 +35,17 @@ def main(names: list[str]) -> None:
             print(f"{name} is left out: data/ lacks its tables. Its opening lines say how they are made.")
             continue
         saved[name] = []
-        for seed, rival in (*((seed, "") for seed in range(SEEDS[name])), (0, "iALS")):
-            saved[name] += judged(name, seed=seed, rival=rival)
+        for seed in range(SEEDS[name]):
+            saved[name] += judged(name, seed=seed)
             SAVED.write_text(json.dumps(saved, indent=1) + "\n")
     for name, found in saved.items():
         show(name, found)
 
 
-def judged(name: str, *, seed: int, rival: str = "") -> list[Line]:
-    """A line for each row, protocol and metric of one run; of a rival's run, its own row alone, under its name."""
-    overrides = [f"train.seed={seed}", *(IALS if rival else ())]
-    recipe = load_recipe(RECIPES / f"{name}.yaml", overrides=overrides)
-    job = pipeline.Job(recipe, Path("runs") / f"movielens-{name}-{rival.lower() or f'seed{seed}'}")
+def judged(name: str, *, seed: int) -> list[Line]:
+    """A line for each row and protocol of one run."""
+    recipe = load_recipe(RECIPES / f"{name}.yaml", overrides=[f"train.seed={seed}"])
+    job = pipeline.Job(recipe, Path("runs") / f"movielens-{name}-seed{seed}")
     job.folder.mkdir(parents=True, exist_ok=True)
     pipeline.claim_folder(job, replace=False)
     prepared, arrays, trained = pipeline.up_to_training(job)
@@ -60,18 +53,18 @@ def judged(name: str, *, seed: int, rival: str = "") -> list[Line]:
     report = pipeline.report_of(job.folder)
     stated = {"seed": seed, "recipe_digest": recipe_digest(recipe), "commit": report.facts.commit}
     stated |= {"hardware": report.facts.hardware, "train_s": report.facts.seconds["train"]}
-    return [stated | line for line in rows_of(report, rival)]
+    return [stated | line for line in rows_of(report)]
 
 
-def rows_of(report: Report, rival: str) -> list[Line]:
+def rows_of(report: Report) -> list[Line]:
     """Of the catalogue, and of each sampled section."""
     parts = [("catalogue", report.catalogue.rows, CATALOGUE)]
     parts += [(f"sampled, {section.candidates}", section.rows, SAMPLED) for section in report.sampled]
     return [
-        {"row": rival or row.name, "protocol": protocol, "users": report.catalogue.users_judged}
+        {"row": row.name, "protocol": protocol, "users": report.catalogue.users_judged}
         | {"items": report.catalogue.num_items, **values_of(row, metrics)}
         for protocol, rows, metrics in parts
-        for row in (rows[:1] if rival else rows)
+        for row in rows
     ]
 
 
