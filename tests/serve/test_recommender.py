@@ -26,6 +26,7 @@ from tests.serve.tiny import (
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.serve import Recommender, load
+from twofold.serve.answers import open_answers
 from twofold.serve.bundle_folder import CONTEXT, USER_TOWER
 
 
@@ -99,6 +100,22 @@ def test_what_a_bundle_lets_nobody_see_is_answered_to_no_request(tmp_path: Path)
     assert of_user(reds.recommend([30], where="length_s > 15"), 30) == best(scores, without="a b c e")
     assert of_user(reds.recommend([30], items=["b", "d"]), 30) == ["d"]
     assert "b" not in of_user(reds.recommend_for_history(["d"]), None)
+
+
+def test_no_filter_undoes_what_a_bundle_lets_nobody_see(tmp_path: Path) -> None:
+    write_run(tmp_path / "red")
+    context = {"as_of": NOON, "where": "colour = 'red'"}
+    replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
+    opened, filters = open_answers(tmp_path / "red"), load(tmp_path / "red").bundle.filters
+    assert opened.rule(None) == "colour = 'red'"
+    joined = opened.rule("length_s > 15 OR TRUE")
+    assert joined is not None
+    assert filters.eligible(joined).count == filters.eligible("colour = 'red'").count
+    for evil in ("TRUE) OR (TRUE", "TRUE) OR TRUE OR (TRUE"):
+        with pytest.raises(RequestError, match="The filter cannot be used"):
+            opened.rule(evil)
+        with pytest.raises(RequestError, match="The filter cannot be used"):
+            load(tmp_path / "red").recommend([30], where=evil)
 
 
 def test_a_batch_answers_as_its_users_do_alone_in_the_order_asked(recommender: Recommender) -> None:

@@ -43,9 +43,16 @@ class Open:
     """The bundle's items and what has become of them since. A row that it gives means the same item for good."""
 
     def rule(self, where: str | None) -> str | None:
-        """What must hold of every answer: the bundle's own condition and a request's filter."""
-        rules = [f"({rule})" for rule in (self.bundle.where, where) if rule is not None]
-        return " AND ".join(rules) if rules else None
+        """What must hold of every answer: the bundle's own condition and a request's filter.
+
+        RequestError for a filter that is none by itself: TRUE) OR (TRUE would undo the condition it is put beside.
+        """
+        if self.bundle.where is None or where is None:
+            return where if self.bundle.where is None else self.bundle.where
+        both = f"({self.bundle.where}) AND ({where})"
+        if both not in self.bundle.filters:
+            self.bundle.filters.eligible(where)
+        return both
 
 
 @dataclass(frozen=True)
