@@ -160,7 +160,7 @@ def test_each_tower_solves_its_own_language_and_the_languages_mix(solved):
     own = worlds.spoken(items)[None] == worlds.spoken(users)[:, None]
     best = items[np.argsort(-np.where(own, scores, -np.inf), axis=1)[:, :10]]
     assert (best % 2 == users[:, None] % 2).mean() > 0.98
-    # What towers say of users who never met their language is of no meaning, and half of all items are of the other one:
+    # What towers say of users who never met their language is of no meaning, and half of all items are of the other:
     # .22 and .43 were found on two processors with one seed.
     found = items[np.argsort(-scores, axis=1)[:, :10]]
     assert 0.1 < (worlds.spoken(found) != worlds.spoken(users)[:, None]).mean() < 0.6

@@ -77,7 +77,9 @@ def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_momen
     rows = dataset.rows["train"]
     moments = {line: moment_of(dataset, line, asked) for line in np.flatnonzero(rows.label).tolist()}
     new = [
-        line for line, at in moments.items() if rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], at)
+        line
+        for line, at in moments.items()
+        if rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], at)
     ]
     best = {line: found_by_a_sort(dataset, model, line, moments[line]) for line in new}
     expected = [line for line in new if rows.item_rows[line] in best[line]]
@@ -177,5 +179,7 @@ def test_places_are_those_of_the_retriever():
 
 def test_a_window_without_requests_is_said(dataset, model, tmp_path):
     nothing = built(tmp_path, [type(e)(e.user, e.item, e.at, e.at >= LAST_TRAIN_MS, 1.0) for e in random_events(0)])
-    with pytest.raises(DataError, match=r"none on an item that was new to its user is among the 6 items that the retriever finds"):
+    with pytest.raises(
+        DataError, match=r"none on an item that was new to its user is among the 6 items that the retriever finds"
+    ):
         mine_requests(model, nothing, ASKED, seed=0, out=tmp_path / "mined")

@@ -33,12 +33,14 @@ class Candidates(Part):
     """The retriever's best unseen items: what is ranked anew, in training, in the report and when served."""
     skip: int = Field(default=0, ge=0, le=10_000)
     """The best ranks that no negative is drawn from: they hold what the user would like and did not meet yet."""
-    retrieved: int = Field(default=20, ge=0, le=10_000)
+    retrieved: int = Field(default=30, ge=0, le=10_000)
     """Negatives drawn from the retriever's ranks [skip, top), without the user's positives of the window."""
-    random: int = Field(default=10, ge=0, le=10_000)
-    """Negatives drawn from all items of the training window."""
-    skipped: int = Field(default=5, ge=0, le=1_000)
-    """The next impressions of the user that were not positive."""
+    random: int = Field(default=0, ge=0, le=10_000)
+    """Negatives drawn from all items of the training window: easy ones, which a served ranker never meets."""
+    skipped: int = Field(default=0, ge=0, le=1_000)
+    """The next impressions of the user that were not positive. They teach what is liked of what is shown, and not what
+    is shown: on the shipped log they lost what the ranker had gained in the catalogue.
+    """
     asked_at: Literal["event", "day"] = "day"
     """The moment of a request: that of its positive, when the item had been shown already; or, as reports ask, of the
     user's first event on that day (of `prepare.utc_offset_h`).

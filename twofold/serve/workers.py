@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
+from twofold.dataset.memory import kept_memory
 from twofold.errors import RequestError, RunError, TwofoldError
 from twofold.serve.answers import open_answers
 from twofold.serve.app import build_app
@@ -171,7 +172,8 @@ def _work(asked: Asked, folder: Path, listening: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=int(GRACE_S),
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    with kept_memory():  # scores of a batch are megabytes: a twentieth of a request's time
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 @asynccontextmanager

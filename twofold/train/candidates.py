@@ -36,7 +36,8 @@ class Requests:
     """Positives of the training window that the retriever found at that moment, on items that were new to their users.
 
     Those it did not find are left out: no ranker is ever asked about them, and set against what was found they would
-    teach that the retriever's best are the worst. The items' vectors are of moments: the days of the requests, where the item tower reads the time; else one.
+    teach that the retriever's best are the worst. The items' vectors are of moments: the days of the requests, where
+    the item tower reads the time; else one.
     """
 
     lines: Int64[np.ndarray, "requests"]

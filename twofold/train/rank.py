@@ -24,7 +24,7 @@ from twofold.model.ranker import Ranker, Scales, Stages, build_ranker
 from twofold.model.retriever import Model
 from twofold.model.second_stage import SecondStage
 from twofold.model.two_tower import save_weights
-from twofold.progress import progress_bar
+from twofold.progress import Advance, progress_bar
 from twofold.recipe import ranking
 from twofold.recipe.training import Bce
 from twofold.topk import blocks
@@ -38,7 +38,7 @@ from twofold.train.loop import (
     refuse_divergence,
     weights_of,
 )
-from twofold.train.optimise import build_optimiser, clip_gradients, learning_rate_at, set_learning_rate
+from twofold.train.optimise import Optimiser, build_optimiser, clip_gradients, learning_rate_at, set_learning_rate
 
 SAMPLE = 4096
 """Requests that scales are fitted on."""
@@ -91,54 +91,28 @@ def fit_ranker(
     A killed training goes on from its checkpoint in `out`. `validate` judges both stages on the validation window;
     higher is better.
     """
-    mined, dataset = out / MINED, arrays.ranker
-    requests = mine_requests(retriever, arrays.retriever, asked.candidates, seed=asked.seed, out=mined)
-    chosen = np.arange(len(requests))
+    requests = mine_requests(retriever, arrays.retriever, asked.candidates, seed=asked.seed, out=out / MINED)
     with deterministic(asked.seed), kept_memory():
-        ranker = build_ranker(asked, dataset.features, dataset.vectors, retrieved=requests.users.shape[1])
-        ranker.fit_scales(_fit_scales(requests, dataset, asked))
-        rows_per_step = asked.batch_size * (1 + asked.candidates.negatives)
-        optimiser = build_optimiser(ranker, learning_rate=asked.learning_rate, rows_per_step=rows_per_step)
-        keep = partial(save_checkpoint, out / CHECKPOINT, ranker, optimiser, settings=asked)
-        begun = load_checkpoint(out / CHECKPOINT, ranker, optimiser, settings=asked)
+        lesson = _prepare(requests, arrays.ranker, asked, checkpoint=out / CHECKPOINT)
+        ranker, total = lesson.ranker, asked.epochs * len(requests)
+        begun = load_checkpoint(out / CHECKPOINT, ranker, lesson.optimiser, settings=asked)
         position, best = begun or (Position(), weights_of(ranker))
-        mean_weight = float(dataset.rows["train"].weight[requests.lines].mean()) or 1.0
-        parts = blocks(len(requests), asked.batch_size)
-        steps = asked.epochs * len(parts)
-        remedy = f"Lower ranker.learning_rate (now {asked.learning_rate:g})"
         done = position.epoch * len(requests) + position.batch * asked.batch_size
-        with progress_bar("rank", total=asked.epochs * len(requests), unit="requests", done=done) as advance:
+        with progress_bar("rank", total=total, unit="requests", done=done) as advance:
             while position.epoch < asked.epochs:
-                saved_at = started = time.monotonic()
-                first = position.batch
-                order = np.random.default_rng((asked.seed, position.epoch)).permutation(chosen)
-                for part in parts[first:]:
-                    step = position.epoch * len(parts) + position.batch
-                    set_learning_rate(optimiser, learning_rate_at(step, steps=steps, peak=asked.learning_rate))
-                    batch = gather_lists(requests, dataset, order[part], asked, seed=(asked.seed, 1, step))
-                    torch.manual_seed(int(np.random.SeedSequence((asked.seed, step)).generate_state(1)[0]))
-                    loss = (list_losses(ranker, batch, asked.loss) * (batch.weight / mean_weight)).mean()
-                    optimiser.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    length, value = clip_gradients(optimiser, most=None), float(loss.detach())
-                    refuse_divergence(value, length, position, remedy=remedy)
-                    optimiser.step()
-                    position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + value)
-                    advance(part.stop - part.start, f"loss {position.loss_sum / position.batch:.3f}")
-                    if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-                        keep(best=best, position=position)
-                        saved_at = time.monotonic()
+                started, first = time.monotonic(), position.batch
+                position = _epoch(lesson, position, best, advance)
                 speed = (position.batch - first) * asked.batch_size / (time.monotonic() - started)
                 position = finish_epoch(position, validate(ranker), speed)
                 if position.best_epoch == position.epoch - 1:
                     best = weights_of(ranker)
-                keep(best=best, position=position)
+                lesson.keep(best=best, position=position)
         ranker.load_state_dict(best)
     save_weights(ranker, out / "weights.safetensors")
     records = [asdict(record) for record in position.records]
     pq.write_table(pa.Table.from_pylist(records), out / "training_log.parquet")
     (out / CHECKPOINT).unlink(missing_ok=True)
-    shutil.rmtree(mined)
+    shutil.rmtree(out / MINED)
     return {
         "requests": len(requests),
         "found_share": requests.found_share,
@@ -147,6 +121,62 @@ def fit_ranker(
         "best_epoch": position.best_epoch,
         "epochs": records,
     }
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """Who is taught, by what."""
+
+    ranker: Ranker
+    optimiser: Optimiser
+    requests: Requests
+    dataset: Dataset
+    asked: ranking.Mlp
+    mean_weight: float
+    keep: Callable[..., None]
+
+
+def _prepare(requests: Requests, dataset: Dataset, asked: ranking.Mlp, *, checkpoint: Path) -> _Lesson:
+    ranker = build_ranker(asked, dataset.features, dataset.vectors, retrieved=requests.users.shape[1])
+    ranker.fit_scales(_fit_scales(requests, dataset, asked))
+    rows_per_step = asked.batch_size * (1 + asked.candidates.negatives)
+    optimiser = build_optimiser(ranker, learning_rate=asked.learning_rate, rows_per_step=rows_per_step)
+    mean_weight = float(dataset.rows["train"].weight[requests.lines].mean()) or 1.0
+    keep = partial(save_checkpoint, checkpoint, ranker, optimiser, settings=asked)
+    return _Lesson(ranker, optimiser, requests, dataset, asked, mean_weight, keep)
+
+
+def _epoch(lesson: _Lesson, position: Position, best: dict[str, Tensor], advance: Advance) -> Position:
+    """What is left of it; a checkpoint every now and then."""
+    asked, saved_at = lesson.asked, time.monotonic()
+    parts = blocks(len(lesson.requests), asked.batch_size)
+    order = np.random.default_rng((asked.seed, position.epoch)).permutation(len(lesson.requests))
+    for part in parts[position.batch :]:
+        step = position.epoch * len(parts) + position.batch
+        rate = learning_rate_at(step, steps=asked.epochs * len(parts), peak=asked.learning_rate)
+        set_learning_rate(lesson.optimiser, rate)
+        loss = _step(lesson, order[part], step=step, position=position)
+        position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
+        advance(part.stop - part.start, f"loss {position.loss_sum / position.batch:.3f}")
+        if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+            lesson.keep(best=best, position=position)
+            saved_at = time.monotonic()
+    return position
+
+
+def _step(lesson: _Lesson, which: Int64[np.ndarray, "requests"], *, step: int, position: Position) -> float:
+    """One, on these requests; what it draws hangs on its number alone. Returns the loss."""
+    asked = lesson.asked
+    batch = gather_lists(lesson.requests, lesson.dataset, which, asked, seed=(asked.seed, 1, step))
+    torch.manual_seed(int(np.random.SeedSequence((asked.seed, step)).generate_state(1)[0]))
+    loss = (list_losses(lesson.ranker, batch, asked.loss) * (batch.weight / lesson.mean_weight)).mean()
+    lesson.optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    length, value = clip_gradients(lesson.optimiser, most=None), float(loss.detach())
+    remedy = f"Lower ranker.learning_rate (now {asked.learning_rate:g})"
+    refuse_divergence(value, length, position, remedy=remedy)
+    lesson.optimiser.step()
+    return value
 
 
 def gather_lists(
