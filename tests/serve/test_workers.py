@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from twofold.bundle import MANIFEST
 from twofold.errors import RequestError
 from twofold.serve.answers import open_answers
 from twofold.serve.bundle_folder import USER_TOWER
-from twofold.serve.histories import open_histories
+from twofold.serve.histories import Met, SqliteHistories, StoreError, open_histories
 from twofold.serve.meters import SHARED_METERS, Meters
 from twofold.serve.service import Service
+from twofold.serve.wire import Recommend, Swap, WireError
 from twofold.serve.workers import CURRENT, LOOK_S, Asked, _following, serve
 
 pytestmark = pytest.mark.slow
@@ -139,6 +140,40 @@ def test_a_swap_while_a_worker_opens_its_bundle_reaches_it(run: Path, tmp_path: 
 
     asyncio.run(begin())
     assert service.current.name == "newer"
+
+
+def test_a_swap_that_the_other_workers_cannot_be_told_of_is_taken_back(run: Path, tmp_path: Path) -> None:
+    other_run(run, "newer")
+    nowhere = tmp_path / "full" / CURRENT  # as on a full disk: what is written there fails
+    service = Service(open_answers(run), run.parent, open_histories(tmp_path / "histories.db"), Meters(), nowhere)
+
+    async def ask() -> None:
+        with pytest.raises(WireError, match="the other workers cannot be told of the swap") as refused:
+            await service.swap(Swap(run="newer"))
+        assert refused.value.status == 503
+        await service.histories.close()
+
+    asyncio.run(ask())
+    assert service.current.name == run.name
+
+
+def test_a_store_that_is_away_is_said_once_a_second(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Away(SqliteHistories):
+        async def of(self, users: Sequence[str]) -> list[list[Met]]:
+            raise StoreError("away")
+
+    service = Service(open_answers(run), run.parent, Away(tmp_path / "histories.db"), Meters())
+
+    async def ask() -> None:
+        for _ in range(5):
+            assert (await service.recommend(Recommend(user_id=10))).is_degraded
+        await service.histories.close()
+
+    with caplog.at_level("INFO", "twofold.serve"):
+        asyncio.run(ask())
+    assert [record.message for record in caplog.records].count("histories cannot be read") == 1
 
 
 @pytest.mark.parametrize(

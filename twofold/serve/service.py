@@ -48,6 +48,7 @@ from twofold.serve.wire import (
 AHEAD_MS: Final = 60_000  # that a clock may be fast: an event of next year would be its user's last one for a year
 NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"
 SOME_USERS: Final = 20
+SAY_S: Final = 1.0  # how often the log says that the store is away
 LOOK_S: Final = 0.5  # how long another worker may answer without a change of items
 PROBE: Final = "twofold:ready"  # a user whom nobody is
 AT_ONCE: Final = 32  # questions answered as one: more save nothing
@@ -73,6 +74,7 @@ class Service:
     _answering: set["asyncio.Task[None]"] = field(default_factory=set)
     _one_swap: asyncio.Lock = field(default_factory=asyncio.Lock)
     _one_batch: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _said_at: float = -SAY_S
 
     def __post_init__(self) -> None:
         """Exposure is counted from here on."""
@@ -148,7 +150,9 @@ class Service:
         try:
             live = iter(await self.histories.of(users) if users else [])
         except StoreError as error:
-            log("histories cannot be read", {"error": str(error)})
+            if (moment := time.monotonic()) > self._said_at + SAY_S:  # else a line a question
+                self._said_at = moment
+                log("histories cannot be read", {"error": str(error)})
             live, remarks = repeat([]), (NO_STORE,)
         now = _now()
         return [
@@ -273,13 +277,20 @@ class Service:
     async def swap(self, question: Swap) -> Swapped:
         """Answers from the bundle of a run beside today's, or from today's opened anew; the other workers follow.
 
-        RunError if it is damaged or does not answer: what answered before goes on then.
+        RunError if it is damaged or does not answer, WireError (503) if the others cannot be told: what answered before
+        goes on then.
         """
-        before = self.current.digest
+        before = self.current
         opened = await self.open_run(question.run)
         if self.swapped is not None:
-            write_json(self.swapped, {"run": opened.name, "bundle": opened.digest})
-        return Swapped(opened.name, opened.digest[:12], was_swapped=opened.digest != before)
+            try:
+                write_json(self.swapped, {"run": opened.name, "bundle": opened.digest})
+            except OSError as error:
+                self.current = before
+                self.meters.forget_exposure(len(before.bundle.items))
+                log("swap taken back", {"run": opened.name, "error": repr(error)})
+                raise try_again("the other workers cannot be told of the swap") from error
+        return Swapped(opened.name, opened.digest[:12], was_swapped=opened.digest != before.digest)
 
     async def open_run(self, name: str | None) -> Open:
         """Answers from that run from now on, or raises RunError and goes on as before."""
