@@ -86,11 +86,12 @@ def compare(
     from twofold.evaluate.side_by_side import put_side_by_side, side_by_side_lines, write_page
 
     found = put_side_by_side(runs)
+    if to is not None:
+        write_page(found, to)
     console = Console()
     for part in side_by_side_lines(found):
         console.print(part)
     if to is not None:
-        write_page(found, to)
         print(f"page  {to}")
 
 

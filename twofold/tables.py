@@ -36,6 +36,9 @@ ROWS: Final[dict[str, str]] = {
     "negatives_before": "INTEGER",
 }
 
+# Then, of type FLOAT, a column for each of `prepare.outcomes`, whose name follows.
+OUTCOME: Final = "outcome_"
+
 # events/shard=k.parquet, every kept event of all windows, sorted by (user_id, at, item_id). `is_positive` and
 # `is_negative` say which history the event belongs to; both may be false.
 HISTORY: Final[dict[str, str]] = {

@@ -26,7 +26,7 @@ FEATURES = Features.model_validate(
             {"kind": "history", "of": "positives", "last": 3, "pool": "concat", "over": "sound"},
             {"kind": "history", "of": "negatives", "last": 4, "over": "sound"},
             {"kind": "history", "of": "positives", "last": 6, "pool": "attention", "table": "shared"},
-            {"kind": "sequence", "of": "positives", "last": 7},
+            {"kind": "sequence", "of": "positives", "last": 7, "time_bias": True},
             {"kind": "id", "dropout": 0.1},
             {"kind": "clusters", "of": "positives", "over": "look", "last": 8, "k": 3},
             {"kind": "time", "of": "hour"},

@@ -133,11 +133,18 @@ def test_a_user_in_two_shards_is_refused(tmp_path):
 
 
 def test_what_preparation_writes_is_read(checkerboard, tmp_path):
-    prepared = pipeline.prepare(pipeline.Job(checkerboard, tmp_path / "run")).folder
+    asked = {"like": "liked", "half": "CASE WHEN liked THEN 0.5 WHEN user_id = 0 THEN 0 END"}
+    asked = checkerboard.prepare.model_copy(update={"outcomes": asked})
+    job = pipeline.Job(checkerboard.model_copy(update={"prepare": asked}), tmp_path / "run")
+    prepared = pipeline.prepare(job).folder
     build_dataset(prepared, checkerboard.features, tmp_path / "dataset", utc_offset_h=0)
-    found = load_dataset(tmp_path / "dataset").rows["train"]
+    whole = load_dataset(tmp_path / "dataset")
+    found, users = whole.rows["train"], whole.users.ids_of(whole.rows["train"].user_rows).to_numpy()
     shards = sorted((prepared / "rows" / "split=train").glob("*.parquet"))
     assert len(found) == sum(len(pq.read_table(path)) for path in shards)
+    np.testing.assert_array_equal(found.outcomes["like"], found.label)
+    expected = np.where(found.label, 0.5, np.where(users == 0, 0, np.nan))
+    np.testing.assert_array_equal(found.take(np.arange(len(found))).outcomes["half"], expected)
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

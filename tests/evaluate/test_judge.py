@@ -12,7 +12,8 @@ from twofold.evaluate.baselines import Interactions
 from twofold.evaluate.judge import Details, Only, headline_k, judge
 from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.report import report_page, write_report
-from twofold.evaluate.verdict import Estimate, Row, against, decimal, load_report
+from twofold.evaluate.verdict import Estimate, Row, against, load_report
+from twofold.figures import decimal
 from twofold.topk import Ragged
 
 FACTS = {

@@ -17,6 +17,7 @@ from tests.worlds import SPLIT, world_recipe
 from twofold.bundle import run_stage
 from twofold.errors import RequestError, RunError
 from twofold.evaluate.side_by_side import churn, put_side_by_side, side, side_by_side_lines, write_page
+from twofold.figures import in_full
 from twofold.recipe.load import dump_recipe
 
 DATA = {"kind": "table", "events": "/events.parquet"}
@@ -90,7 +91,7 @@ def test_a_part_of_a_recipe_is_shown_as_its_file_has_it(three, tmp_path):
 
 def test_the_terminal_says_it_in_two_tables(three):
     text = in_words(put_side_by_side(three))
-    assert re.search(r"catalogue/recall@5 +\.\d{3} +\.\d{3} \[\.\d{3}, \.\d{3}\] \* +\.000 \[\.000, \.000\]", text)
+    assert re.search(r"catalogue recall@5 +\.\d{3} +\+\.\d{3} \[\.\d{3}, \.\d{3}\] \* +\.000 \[\.000, \.000\]", text)
     assert re.search(r"train\.epochs +1 +2", text)
     assert "150 users, 60 items" in text
     assert "The recipes ask for the same." in in_words(put_side_by_side([three[0], three[0]]))
@@ -130,7 +131,7 @@ def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path)
     page, text = (tmp_path / "page.html").read_text(), in_words(found)
     assert page.index("<h2>Recipes</h2>") < page.index("<h2>Metrics</h2>") < page.index("<h2>Groups</h2>")
     assert "Recommendations</h2>" not in page
-    assert text.index("train.epochs") < text.index("catalogue/recall@5")
+    assert text.index("train.epochs") < text.index("catalogue recall@5")
 
 
 def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_path):
@@ -141,7 +142,7 @@ def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_p
     assert "default-src 'none'" in page
     assert not re.search(r"https?://|<script|<link|@import", page)
     for metric in found.metrics:
-        assert metric.replace("/", " ") in page
+        assert in_full(metric) in page
     assert "features.item.creator" in page
     assert 'class="better"' in page
     evil = replace(found, names=("<b>old</b>", "new", "same"))

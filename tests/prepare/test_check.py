@@ -73,6 +73,7 @@ def test_who_may_be_recommended_is_said_of_items_and_counts(
         ({"where": "wtg > 0", "labels": {"wtg": {"kind": "pcc"}}}, r"prepare\.where reads `wtg`, which does not exist"),
         ({"weight": "sqrt(wacth_s)"}, r"prepare\.weight reads `wacth_s`.*nearest: `watch_s`"),
         ({"target": "tags + 1"}, r"prepare\.target reads tags, which is VARCHAR\[\]; a rule reads numbers"),
+        ({"outcomes": {"like": "likd"}}, r"prepare\.outcomes\.like reads `likd`, .*nearest: `liked`"),
         (
             {"counters": {"item_id": {"rates": {"like": "likd"}}}},
             r"prepare\.counters\.item_id\.rates\.like reads `likd`, .*nearest: `liked`",
@@ -226,7 +227,7 @@ def test_rules_of_every_place_are_vetted(tmp_path: Path) -> None:
     attack = "(SELECT password FROM read_csv('secret.csv'))"
     places: list[dict[str, Any]] = [{name: attack} for name in ("where", "positive", "negative", "weight", "target")]
     places += [{"derive": {"x": attack}}, {"counters": {"item_id": {"rates": {"x": attack}}}}]
-    places += [{"counters": {"item_id": {"means": {"x": attack}}}}]
+    places += [{"counters": {"item_id": {"means": {"x": attack}}}}, {"outcomes": {"x": attack}}]
     for place in places:
         with pytest.raises(ValidationError, match="A query cannot be part of a rule"):
             recipe_with(tmp_path, **place)

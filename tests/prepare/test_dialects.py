@@ -27,6 +27,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "rules": {"positive": "liked OR watch_s > 3", "negative": "NOT liked", "weight": "LEAST(SQRT(watch_s), 8)"},
     "target": {"target": "CASE WHEN liked THEN 3 WHEN shared THEN NULLIF(watch_s, 0) ELSE ABS(FLOOR(-length_s)) END"},
     "last events": {"split": {"kind": "last_n", "test": 2, "ties": "watch_s"}},
+    "outcomes": {"labels": {"d2q": {"kind": "quantile"}}, "outcomes": {"liked": "liked OR shared", "watch": "d2q"}},
     "counters": {"counters": {"item_id": COUNTED, "user_id": COUNTED, "creator": COUNTED}},
     "filters": {
         "filters": [

@@ -25,6 +25,7 @@ from tests.prepare.tables import (
     rows_of,
 )
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
+from twofold.errors import DataError
 from twofold.prepare import stage
 from twofold.prepare.plan import HOUR_MS
 from twofold.prepare.stage import prepare
@@ -64,6 +65,27 @@ def test_a_length_of_zero_divides_to_null_and_is_counted(tmp_path: Path) -> None
     facts = prepare(recipe, tmp_path)
     assert column(rows_of(tmp_path), "label") == [False, True, True]
     assert facts["odd_rows"] == {"length of 0 or less": 1, "watched longer than long": 2}
+
+
+def test_outcomes_are_kept_of_every_row_and_null_is_not_known(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN, False), (2, 2, TRAIN, None), (2, 3, TRAIN, False)]
+    log = log_of(rows, share=[0.25, 0.375, 0.5, None])
+    asked = {"liking": "liked", "much": "share > 0.4 OR liked", "share": "share"}
+    out = prepared(tmp_path, log, outcomes=asked, positive="item_id IN (0, 100)")
+    names = [f"outcome_{name}" for name in asked]
+    assert column(rows_of(out), *names) == [(1, 1, 0.25), (0, 0, 0.375), (None, 1, 0.5), (0, None, None)]
+    assert column(rows_of(out, "test"), *names) == [(1, 1, None)] * 2  # whose share nobody wrote down
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [("share * 3", "is 0.75 to 3 in training rows"), ("CASE WHEN liked THEN 1 ELSE 1 END", "is 1 to 1 in training"),
+     ("share / 0", "is NULL in all training rows")],
+)  # fmt: skip
+def test_an_outcome_that_no_head_can_learn_is_refused(tmp_path: Path, rule: str, found: str) -> None:
+    rows = [(1, 0, TRAIN, True), (2, 1, TRAIN, False)]
+    with pytest.raises(DataError, match=rf"prepare.outcomes.odd, .*{found}.* a number from 0 to 1 that differs"):
+        prepared(tmp_path, log_of(rows, share=[0.25, 1.0]), outcomes={"odd": rule})
 
 
 # --- duplicates and NULLs ---------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h
     ├── item_attributes.parquet        in the order of the item rows
     ├── user_attributes.parquet        plain columns, in the order of the user rows
     ├── events.*.npy                   what each user met; positives.*.npy and negatives.*.npy are parts of it
-    ├── rows/                          a record a row and window, and an array a counter
+    ├── rows/                          a record a row and window, and an array a counter or outcome
     ├── features/                      what is fitted
     ├── vectors/                       of items, for towers that read them
     ├── counters/KEY/                  running totals by the hour

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Int32, Int64
 
+from twofold.dataset.counters import HOUR_MS
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError
 
-DAY_MS = 86_400_000
+DAY_MS = 24 * HOUR_MS
 _NEVER = np.int64(np.iinfo(np.int64).min)
 
 
@@ -94,3 +96,18 @@ def log_days(since: Int64[np.ndarray, "rows"], at: Int64[np.ndarray, "rows"]) ->
     """log(1 + days) from one moment to another; NaN where the first is not known."""
     days = np.maximum((at - since) / DAY_MS, 0)  # an item seen before its upload date is new, not negative
     return np.where(since == _NEVER, np.nan, np.log1p(days)).astype(np.float32)
+
+
+def shares(clusters: Int32[np.ndarray, "lines length"], k: int) -> Float32[np.ndarray, "lines k"]:
+    """How a line's clusters (1 to k, 0 = none) are shared out: sums to 1, or to 0 where there are none."""
+    first = np.arange(len(clusters))[:, None] * (k + 1)
+    counts = np.bincount((first + clusters).ravel(), minlength=len(clusters) * (k + 1)).reshape(-1, k + 1)[:, 1:]
+    shared: np.ndarray = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return shared.astype(np.float32)
+
+
+def clock_rows(of: Literal["hour", "weekday"], local: Int64[np.ndarray, "lines"]) -> Int32[np.ndarray, "lines"]:
+    """1 to 24, or 1 for Monday to 7 for Sunday, of moments in milliseconds of the local clock."""
+    # 1 January 1970 was a Thursday.
+    value = local // HOUR_MS % 24 if of == "hour" else (local // DAY_MS + 3) % 7
+    return (value + 1).astype(np.int32)

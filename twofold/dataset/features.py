@@ -15,12 +15,23 @@ from typing import Literal, assert_never
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float32, Int32, Int64, Shaped
+from jaxtyping import Bool, Float32, Int32, Int64, Integer, Shaped
 
-from twofold.dataset.columns import DAY_MS, Scale, bag_rows, fit_scale, log_days, moments, numbers, profiles, value_rows
+from twofold.dataset.columns import (
+    Scale,
+    bag_rows,
+    clock_rows,
+    fit_scale,
+    log_days,
+    moments,
+    numbers,
+    profiles,
+    shares,
+    value_rows,
+)
 from twofold.dataset.counters import HOUR_MS, Counters, load_counters
 from twofold.dataset.disk import map_array
-from twofold.dataset.histories import Histories
+from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.rows import BATCH_ROWS, Rows
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
 from twofold.recipe.features import (
@@ -69,6 +80,10 @@ class FeatureState:
         kinds = HistoryFeature | ClusterFeature | SequenceFeature if sequences else HistoryFeature | ClusterFeature
         return max((f.last for f in self.features.user if isinstance(f, kinds) and f.of == of), default=0)
 
+    def reads_times(self, of: Literal["positives", "negatives"]) -> bool:
+        """Whether the user tower reads when the events of this kind were."""
+        return any(isinstance(f, SequenceFeature) and f.of == of and f.time_bias for f in self.features.user)
+
     def reading(self, features: Features) -> "FeatureState":
         """The same of some of the features."""
         return replace(self, features=features)
@@ -109,6 +124,9 @@ class Queries:
     negatives: Int32[np.ndarray, "batch length2"]
     at_is_known: Bool[np.ndarray, "batch"] | None = None
     """Where false (estimated times), hour and weekday are *none*. Default: known."""
+    positives_at: Int64[np.ndarray, "batch length"] | None = None
+    negatives_at: Int64[np.ndarray, "batch length2"] | None = None
+    """When these events were, anything where there is none. Default: at the moment asked for."""
 
 
 # --- fitted -----------------------------------------------------------------------------------------------------------
@@ -237,11 +255,15 @@ def queries_at(
     at: Int64[np.ndarray, "batch"],
 ) -> Queries:
     """Users of the log who ask at these moments, knowing their events strictly before."""
+    liked, disliked = positives.before(user_rows, at), negatives.before(user_rows, at)
+    n, m = state.history_length("positives"), state.history_length("negatives")
     return Queries(
         user_rows=user_rows,
         at=at,
-        positives=positives.last(user_rows, positives.before(user_rows, at), n=state.history_length("positives")),
-        negatives=negatives.last(user_rows, negatives.before(user_rows, at), n=state.history_length("negatives")),
+        positives=positives.last(user_rows, liked, n=n),
+        negatives=negatives.last(user_rows, disliked, n=m),
+        positives_at=positives.last_at(user_rows, liked, n=n) if state.reads_times("positives") else None,
+        negatives_at=negatives.last_at(user_rows, disliked, n=m) if state.reads_times("negatives") else None,
     )
 
 
@@ -269,11 +291,13 @@ def user_inputs(
                 inputs[name] = id_rows(history, state.num_known_items) if over is None else history
             case SequenceFeature(of=of, last=last):
                 if sequences is None:
-                    inputs[name] = pushed_left(id_rows(_newest(queries, of, last), state.num_known_items))
+                    rows = id_rows(_newest(queries, of, last), state.num_known_items)
+                    inputs |= as_sequence(name, rows, _seconds_ago(queries, of, last) if feature.time_bias else None)
             case ClusterFeature(of=of, last=last, k=k):
-                inputs[name] = _shares(users.clusters[cluster_key(feature)].take(_newest(queries, of, last)), k)
+                inputs[name] = shares(users.clusters[cluster_key(feature)].take(_newest(queries, of, last)), k)
             case TimeFeature(of=of):
-                inputs[name] = _clock(of, queries, state.utc_offset_h)
+                hours = clock_rows(of, queries.at + state.utc_offset_h * HOUR_MS)
+                inputs[name] = hours if queries.at_is_known is None else hours * queries.at_is_known
             case IdFeature() | CategoryFeature() | NumberFeature() | ProfileFeature():
                 inputs[name] = users.attributes[name][queries.user_rows]
             case CounterFeature():
@@ -283,47 +307,25 @@ def user_inputs(
     return {**inputs, **(sequences or {})}
 
 
-def id_rows(table_rows: Int32[np.ndarray, "*shape"], num_known_items: int) -> Int32[np.ndarray, "*shape"]:
-    """Rows of a table of trained vectors, which cold items have none in.
-
-    >>> id_rows(np.array([0, 1, 5, 6], np.int32), num_known_items=5).tolist()
-    [0, 1, 5, 0]
-    """
-    return table_rows * (table_rows <= num_known_items)
-
-
 def cluster_key(feature: ClusterFeature) -> str:
     """The name of the clusters that a feature reads; two features may read the same."""
     return f"{feature.over}.{feature.k}"
 
 
 def _newest(queries: Queries, of: Literal["positives", "negatives"], last: int) -> Int32[np.ndarray, "batch last"]:
-    history = queries.positives if of == "positives" else queries.negatives
-    if history.shape[1] < last:
-        return np.pad(history, ((0, 0), (last - history.shape[1], 0)))
-    return history[:, history.shape[1] - last :]
+    return _last(queries.positives if of == "positives" else queries.negatives, last)
 
 
-def pushed_left(rows: Int32[np.ndarray, "batch length"]) -> Int32[np.ndarray, "batch length"]:
-    """Each line's rows that are not 0, in their order, and then zeros: a cold item leaves no hole."""
-    order = np.argsort(rows == 0, axis=1, kind="stable")
-    return np.take_along_axis(rows, order, axis=1)
+def _seconds_ago(queries: Queries, of: Literal["positives", "negatives"], last: int) -> Int64[np.ndarray, "batch last"]:
+    """Seconds from each of the newest until the request."""
+    at = queries.positives_at if of == "positives" else queries.negatives_at
+    return seconds_until(queries.at, np.repeat(queries.at[:, None], last, axis=1) if at is None else _last(at, last))
 
 
-def _shares(clusters: Int32[np.ndarray, "batch length"], k: int) -> Float32[np.ndarray, "batch k"]:
-    """How a line's clusters (1 to k, 0 = none) are shared out: sums to 1, or to 0 where there are none."""
-    first = np.arange(len(clusters))[:, None] * (k + 1)
-    counts = np.bincount((first + clusters).ravel(), minlength=len(clusters) * (k + 1)).reshape(-1, k + 1)[:, 1:]
-    shares: np.ndarray = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return shares.astype(np.float32)
-
-
-def _clock(of: Literal["hour", "weekday"], queries: Queries, utc_offset_h: int) -> Int32[np.ndarray, "batch"]:
-    local = queries.at + utc_offset_h * HOUR_MS
-    # 1 January 1970 was a Thursday; Monday is 0, as in Python.
-    value = local // HOUR_MS % 24 if of == "hour" else (local // DAY_MS + 3) % 7
-    row = (value + 1).astype(np.int32)
-    return row if queries.at_is_known is None else row * queries.at_is_known
+def _last(history: Integer[np.ndarray, "batch length"], n: int) -> Integer[np.ndarray, "batch n"]:
+    if history.shape[1] < n:
+        return np.pad(history, ((0, 0), (n - history.shape[1], 0)))
+    return history[:, history.shape[1] - n :]
 
 
 def _attribute(
@@ -411,4 +413,5 @@ def feature_names(state: FeatureState) -> tuple[tuple[str, ...], tuple[str, ...]
     user, item = (
         tuple(feature_name(feature) for feature in side) for side in (state.features.user, state.features.item)
     )
-    return user, item
+    timed = (f"{feature_name(f)}.ages" for f in state.features.user if isinstance(f, SequenceFeature) and f.time_bias)
+    return (*user, *timed), item

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer, Shaped
 
 from twofold.dataset.disk import map_array
+
+SECOND_MS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Histories:
         taken *= _windows(np.repeat([False, True], n), np.minimum(counts, n), n)
         return taken
 
+    def last_at(
+        self, user_rows: Int64[np.ndarray, "queries"], counts: Integer[np.ndarray, "queries"], *, n: int
+    ) -> Int64[np.ndarray, "queries n"]:
+        """When the events that `last` gives were; anything where it gives 0."""
+        return _ending_at(self.at, self.offsets[user_rows] + counts, n)
+
     def only(self, keep: Bool[np.ndarray, "events"]) -> "Histories":
         """The same users with the events where `keep` holds."""
         kept = np.concatenate([[0], np.cumsum(keep)])
@@ -66,6 +75,38 @@ def load_histories(folder: Path, name: str) -> Histories:
     return Histories(item_rows, at, np.asarray(offsets))
 
 
+def id_rows(table_rows: Int32[np.ndarray, "*shape"], num_known_items: int) -> Int32[np.ndarray, "*shape"]:
+    """Rows of a table of trained vectors, which cold items have none in.
+
+    >>> id_rows(np.array([0, 1, 5, 6], np.int32), num_known_items=5).tolist()
+    [0, 1, 5, 0]
+    """
+    return table_rows * (table_rows <= num_known_items)
+
+
+def as_sequence(
+    name: str, rows: Int32[np.ndarray, "batch length"], ages: Integer[np.ndarray, "batch length"] | None = None
+) -> dict[str, Int32[np.ndarray, "batch length"]]:
+    """What a sequence encoder reads: each line's rows that are not 0 in their order, and then zeros, so that a cold
+    item leaves no hole; their ages as `NAME.ages`.
+
+    >>> as_sequence("liked", np.array([[0, 7, 0, 5]], np.int32), np.array([[9, 60, 30, 1]]))
+    {'liked': array([[7, 5, 0, 0]], dtype=int32), 'liked.ages': array([[60,  1,  0,  0]], dtype=int32)}
+    """
+    order = np.argsort(rows == 0, axis=1, kind="stable")
+    parts = {name: rows} if ages is None else {name: rows, f"{name}.ages": (ages * (rows != 0)).astype(np.int32)}
+    return {part: np.take_along_axis(values, order, axis=1) for part, values in parts.items()}
+
+
+def seconds_until(
+    at: Int64[np.ndarray, "lines"], since: Int64[np.ndarray, "lines length"]
+) -> Int64[np.ndarray, "lines length"]:
+    """From each of a line's moments to the line's own (milliseconds), in whole seconds of the clock: differences of
+    them are those of any other moment's.
+    """
+    return np.asarray((at // SECOND_MS)[:, None] - since // SECOND_MS)
+
+
 def search_slices(
     values: Integer[np.ndarray, "values"],
     first: Int64[np.ndarray, "queries"],
@@ -87,15 +128,15 @@ def search_slices(
 
 
 def _ending_at(
-    values: Int32[np.ndarray, "events"], end: Int64[np.ndarray, "queries"], n: int
-) -> Int32[np.ndarray, "queries n"]:
+    values: Integer[np.ndarray, "events"], end: Int64[np.ndarray, "queries"], n: int
+) -> Integer[np.ndarray, "queries n"]:
     """`values[end - n : end]` a line; what lies before the first value may be anything."""
     if len(values) < n:
-        values, end = np.concatenate([np.zeros(n, np.int32), values]), end + n
+        values, end = np.concatenate([np.zeros(n, values.dtype), values]), end + n
     taken = _windows(values, np.maximum(end - n, 0), n)
     early = np.flatnonzero(end < n)  # lines of the first user, whose slice would begin before the array
     if len(early):
-        taken[early] = _windows(np.concatenate([np.zeros(n, np.int32), values[:n]]), end[early], n)
+        taken[early] = _windows(np.concatenate([np.zeros(n, values.dtype), values[:n]]), end[early], n)
     return taken
 
 

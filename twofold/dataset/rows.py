@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Int32, Int64, Shaped
 from twofold.dataset.disk import append_array, map_array
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
 from twofold.errors import DataError
-from twofold.tables import Split
+from twofold.tables import OUTCOME, Split
 
 BATCH_ROWS = 2**18
 """Rows held at once, whatever the log's size."""
@@ -50,11 +50,13 @@ _HISTORIES: Final[Mapping[str, str | None]] = {
 class Rows:
     """One window's rows, sorted by (user, at, item): what is trained on, or judged. Arrays may be memory-mapped.
 
-    `counted` are counters of the user and of the item up to the row's hour, by the name of the feature.
+    `counted` are counters of the user and of the item up to the row's hour, by the name of the feature; `outcomes`, what
+    came of it by the names of the recipe, from 0 to 1, NaN where it is not known.
     """
 
     records: Shaped[np.ndarray, "rows"]
     counted: Mapping[str, Float32[np.ndarray, "rows"]]
+    outcomes: Mapping[str, Float32[np.ndarray, "rows"]] = field(default_factory=dict)
     user_rows: Int64[np.ndarray, "rows"] = field(init=False)
     item_rows: Int64[np.ndarray, "rows"] = field(init=False)
     at: Int64[np.ndarray, "rows"] = field(init=False)
@@ -78,27 +80,41 @@ class Rows:
 
     def take(self, lines: Int64[np.ndarray, "lines"]) -> "Rows":
         """These rows, in this order."""
-        return Rows(self.records.take(lines), {name: values.take(lines) for name, values in self.counted.items()})
+        counted, outcomes = (
+            {name: values.take(lines) for name, values in part.items()} for part in (self.counted, self.outcomes)
+        )
+        return Rows(self.records.take(lines), counted, outcomes)
 
 
 def write_rows(prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path) -> None:
-    """Writes the records of one window."""
-    columns = ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
-    with append_array(out / f"{split}.npy", ROW) as append:
-        for user_rows, item_rows, batch in _in_order(prepared, f"rows/split={split}", users, items, columns=columns):
+    """Writes the records of one window, and an array for each outcome that the recipe asks for."""
+    part, columns = f"rows/split={split}", ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
+    named = pq.read_schema(shards[0]).names if (shards := _shards(prepared / part)) else []
+    with ExitStack() as stack:
+        append = stack.enter_context(append_array(out / f"{split}.npy", ROW))
+        outcomes = {
+            name: stack.enter_context(append_array(out / f"{split}.{name}.npy", np.float32))
+            for name in named
+            if name.startswith(OUTCOME)
+        }
+        for user_rows, item_rows, batch in _in_order(prepared, part, users, items, columns=[*columns, *outcomes]):
             records = np.zeros(len(batch), ROW)
             records["user_rows"], records["item_rows"] = user_rows, item_rows
             records["at_is_known"] = ~batch["at_is_estimated"].to_numpy(zero_copy_only=False)
             for name in _AS_PREPARED:
                 records[name] = batch[name].to_numpy(zero_copy_only=False)
             append(records)
+            for name, append_outcome in outcomes.items():
+                append_outcome(batch[name].to_numpy(zero_copy_only=False))
 
 
 def load_rows(folder: Path, split: Split, counted: tuple[str, ...]) -> Rows:
     """Maps what `write_rows` wrote, and what was counted for these features."""
+    outcomes = {path.stem.partition(f".{OUTCOME}")[2]: path for path in folder.glob(f"{split}.{OUTCOME}*.npy")}
     return Rows(
         map_array(folder / f"{split}.npy"),
         {name: map_array(folder / f"{split}.{name}.npy") for name in counted},
+        {name: map_array(path) for name, path in outcomes.items()},
     )
 
 

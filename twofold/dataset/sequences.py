@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int64, Integer
 
-from twofold.dataset.features import FeatureState, Inputs, id_rows, pushed_left
-from twofold.dataset.histories import Histories
+from twofold.dataset.features import FeatureState, Inputs
+from twofold.dataset.histories import SECOND_MS, Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.rows import Rows
 from twofold.recipe.features import SequenceFeature, feature_name
 
@@ -20,20 +20,26 @@ def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], ask
     `model.sequence.SequenceEncoder`: one place more than events a sequence).
 
     Rows of one user that follow one another, in the order of time, share a sequence of at most `last` events: the
-    newest sees all of it, older ones less. A row that stands alone sees all `last`.
+    newest sees all of it, older ones less. A row that stands alone sees all `last`. With `time_bias`, of the rows that
+    share a sequence all but the newest ask when their next event comes, as is the encoder's rule.
     """
     inputs: dict[str, np.ndarray] = {}
     for feature in state.features.user:
         if isinstance(feature, SequenceFeature):
             counts = {"positives": asked.positives_before, "negatives": asked.negatives_before}[feature.of]
             user_rows, counts = np.asarray(asked.user_rows), counts.astype(np.int64)
-            of, newest = _shared(user_rows, counts, most=feature.last)
+            history, known_items = histories[feature.of], state.num_known_items
+            is_last = ~_told(history, asked, counts, known_items) if feature.time_bias else np.zeros(len(counts), bool)
+            of, newest = _shared(user_rows, counts, is_last, most=feature.last)
             first = np.maximum(counts[newest] - feature.last, 0)
-            rows = _between(histories[feature.of], user_rows[newest], first, counts[newest])
-            rows = id_rows(rows, state.num_known_items)
+            ends = history.offsets[user_rows[newest]] + counts[newest]
+            begins = ends - (counts[newest] - first)
+            rows = id_rows(_between(history.item_rows, begins, ends, none=-1) + 1, known_items)
             known = np.cumsum(rows != 0, axis=1)[of, np.maximum(counts - first[of] - 1, 0)] * (counts > first[of])
-            name = feature_name(feature)
-            inputs[name] = pushed_left(rows)
+            name, ages = feature_name(feature), None
+            if feature.time_bias:
+                ages = seconds_until(asked.at[newest], _between(history.at, begins, ends, none=0))
+            inputs |= as_sequence(name, rows, ages)
             inputs[f"{name}.places"] = of * (rows.shape[1] + 1) + known
     return inputs
 
@@ -65,11 +71,27 @@ def sequence_order(
     return np.concatenate([batches[draw.permutation(whole)].ravel(), lines[whole * batch_size :]])
 
 
+def _told(
+    history: Histories, asked: Rows, counts: Int64[np.ndarray, "lines"], num_known_items: int
+) -> Bool[np.ndarray, "lines"]:
+    """Whether a line asks when the event comes that follows those it knows; cold events are none."""
+    places = history.offsets[asked.user_rows] + counts
+    told: np.ndarray = places < history.offsets[asked.user_rows + 1]
+    there = places[told]
+    is_then = history.at[there] // SECOND_MS == asked.at[told] // SECOND_MS
+    told[told] = is_then & (history.item_rows[there] < num_known_items)
+    return told
+
+
 def _shared(
-    user_rows: Int64[np.ndarray, "lines"], counts: Int64[np.ndarray, "lines"], *, most: int
+    user_rows: Int64[np.ndarray, "lines"],
+    counts: Int64[np.ndarray, "lines"],
+    is_last: Bool[np.ndarray, "lines"],
+    *,
+    most: int,
 ) -> tuple[Int64[np.ndarray, "lines"], Int64[np.ndarray, "sequences"]]:
-    """Which sequence each line reads, and the line that ends each sequence."""
-    falls = np.flatnonzero((np.diff(user_rows) != 0) | (np.diff(counts) < 0)) + 1
+    """Which sequence each line reads, and the line that ends each sequence; a line that `is_last` ends its own."""
+    falls = np.flatnonzero((np.diff(user_rows) != 0) | (np.diff(counts) < 0) | is_last[:-1]) + 1
     runs = np.concatenate([[0], falls, [len(user_rows)]])
     begins: list[int] = []
     for begin, end in zip(runs[:-1], runs[1:], strict=True):
@@ -81,16 +103,16 @@ def _shared(
 
 
 def _between(
-    histories: Histories,
-    user_rows: Int64[np.ndarray, "sequences"],
-    first: Int64[np.ndarray, "sequences"],
-    end: Int64[np.ndarray, "sequences"],
-) -> Int32[np.ndarray, "sequences length"]:
-    """Table rows of each user's events `[first, end)`, 0 after them; at least one column."""
-    lengths = end - first
-    longest = max(int(lengths.max(initial=0)), 1)
-    places = np.arange(longest)
-    rows = np.zeros((len(user_rows), longest), np.int32)
+    values: Integer[np.ndarray, "events"],
+    begins: Int64[np.ndarray, "sequences"],
+    ends: Int64[np.ndarray, "sequences"],
+    *,
+    none: int,
+) -> Integer[np.ndarray, "sequences length"]:
+    """`values[begin:end]` a line, `none` after them; at least one column."""
+    lengths = ends - begins
+    places = np.arange(max(int(lengths.max(initial=0)), 1))
+    taken = np.full((len(begins), len(places)), none, values.dtype)
     present = places < lengths[:, None]
-    rows[present] = histories.item_rows[((histories.offsets[user_rows] + first)[:, None] + places)[present]] + 1
-    return rows
+    taken[present] = values[(begins[:, None] + places)[present]]
+    return taken

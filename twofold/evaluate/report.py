@@ -1,28 +1,17 @@
 """A Report for people: one page that needs nothing but a browser, and tables for the terminal."""
 
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from jinja2 import Environment, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from twofold.bundle import atomic_file, write_json
-from twofold.evaluate.verdict import (
-    MODEL,
-    Estimate,
-    Report,
-    SampledSection,
-    Section,
-    bracket,
-    counted,
-    decimal,
-    percent,
-    spread,
-)
+from twofold.evaluate.verdict import MODEL, Estimate, Report, SampledSection, Section, gained, spread
+from twofold.figures import counted, decimal, in_short, percent
+from twofold.page import fill_page
 
 _WIDE: Final = 440  # the plot's own units: pixels at full width
 _LEFT: Final = 190
@@ -61,24 +50,16 @@ def write_report(report: Report, folder: Path) -> None:
 
 def report_page(report: Report) -> str:
     """The report as one HTML page."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "decimal": decimal,
-        "bracket": bracket,
-        "spread": spread,
-        "percent": percent,
-        "short": short_name,
+    values = {
+        "report": report,
+        "plot": plot_of(report),
+        "MODEL": MODEL,
+        "shown": shown_metrics(report),
+        "watched": watch_metrics(report),
+        "sampled_note": SAMPLED_NOTE,
         "skips": skips,
     }
-    source = (files("twofold.evaluate") / "report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
-        report=report,
-        plot=plot_of(report),
-        MODEL=MODEL,
-        shown=shown_metrics(report),
-        sampled_note=SAMPLED_NOTE,
-        users=lambda n: counted(n, "user"),
-    )
+    return fill_page("twofold.evaluate", "report.html.j2", values)
 
 
 def plot_of(report: Report) -> Plot:
@@ -104,6 +85,12 @@ def shown_metrics(report: Report) -> list[str]:
     return [name for name in wanted if name in report.catalogue.rows[0].metrics]
 
 
+def watch_metrics(report: Report) -> list[str]:
+    """The metrics of the main table of watch time; the page folds away the others."""
+    found = report.watch_time.rows[0].metrics if report.watch_time else {}
+    return [name for name in found if not name.endswith("@5") and "_ln@" not in name]
+
+
 def report_lines(report: Report) -> list[Text | Table]:
     """For the terminal: the verdict in words, then the catalogue, impressions, in-batch and sampled tables."""
     verdict = Text("\n".join(report.verdict))
@@ -117,12 +104,12 @@ def _catalogue_table(report: Report) -> Table:
     metrics = [metric for metric in shown_metrics(report) if metric in (report.headline, "catalogue/ndcg@10")]
     table.add_column("")
     for metric in metrics:
-        table.add_column(short_name(metric), justify="right")
+        table.add_column(in_short(metric), justify="right")
     table.add_column(f"model − row, @{report.headline.partition('@')[2]}", justify="right")
     for row in report.catalogue.rows:
         cells = [_cell(row.metrics[metric], with_interval=metric == report.headline) for metric in metrics]
         gap = row.model_minus.get(report.headline)
-        table.add_row(row.name, *cells, _cell(gap) if gap else "", style="bold" if row.name == MODEL else "")
+        table.add_row(row.name, *cells, Text(gained(gap)) if gap else "", style="bold" if row.name == MODEL else "")
     return table
 
 
@@ -132,7 +119,7 @@ def _impressions_table(report: Report) -> Table:
     metrics = list(section.bounds)
     table.add_column("")
     for metric in metrics:
-        table.add_column(short_name(metric), justify="right")
+        table.add_column(in_short(metric), justify="right")
     for row in section.rows:
         cells = [_cell(row.metrics[metric], with_interval=False) for metric in metrics]
         table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
@@ -159,7 +146,7 @@ def _sampled_table(section: SampledSection) -> Table:
     table = _table(f"sampled · {users} · each positive among {section.candidates}", SAMPLED_NOTE)
     table.add_column("")
     for metric in SAMPLED_METRICS:
-        table.add_column(short_name(metric), justify="right")
+        table.add_column(in_short(metric), justify="right")
     for row in section.rows:
         cells = [_cell(row.metrics[metric]) for metric in SAMPLED_METRICS]
         table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
@@ -179,11 +166,6 @@ def _cell(estimate: Estimate, *, with_interval: bool = True) -> Text:
 
 def _who(section: Section) -> str:
     return f"{counted(section.users_judged, 'user')}, {counted(section.num_items, 'item')}"
-
-
-def short_name(metric: str) -> str:
-    """`recall@100` of `catalogue/recall@100`, where the heading says the rest."""
-    return metric.partition("/")[2].replace("_", " ")
 
 
 def skips(skipped: dict[str, int]) -> str:

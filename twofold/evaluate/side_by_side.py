@@ -1,17 +1,13 @@
 """Several runs against the first of them: metrics with paired intervals, recipes side by side; a table and one page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
-from jinja2 import Environment, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -20,13 +16,17 @@ from twofold.bundle import atomic_file, find_stage, open_stage
 from twofold.errors import RequestError
 from twofold.evaluate.compare import Compared, Comparison, check_comparable, compare_runs
 from twofold.evaluate.significance import LEVEL
-from twofold.evaluate.verdict import bracket, counted, decimal, percent, spread
-from twofold.recipe.load import load_recipe, recipe_differences
+from twofold.evaluate.verdict import gained
+from twofold.figures import counted, decimal, in_full, percent
+from twofold.page import fill_page, setting
+from twofold.recipe.load import Difference, load_recipe, recipe_differences
+from twofold.recipe.schema import Recipe
 
 ABSENT: Final = "not there"
 _SAID: Final = ("name", "about")  # of itself; the columns have the runs' names
 _SHOWN: Final = ("catalogue/recall@10", "catalogue/ndcg@10", "catalogue/mrr@10", "impressions/auc")
 """Metrics of the terminal's table, beside the headline; the page has all."""
+_MOST_LINES: Final = 8  # of a recipe's part in the terminal
 
 
 @dataclass(frozen=True)
@@ -108,23 +108,16 @@ def _fields(folders: Sequence[Path]) -> tuple[FieldLine, ...]:
     lines = []
     for field in dict.fromkeys(field for changed in changes for field in changed if field not in _SAID):
         old = next(changed[field] for changed in changes if field in changed)
-        before = ABSENT if old.kind == "added" else _text(old.old)
-        after = (_after(changed, field) for changed in changes)
+        before = ABSENT if old.kind == "added" else setting(first, field, old.old)
+        after = (_after(recipe, changed, field) for recipe, changed in zip(rest, changes, strict=True))
         lines.append(FieldLine(field, (before, *after)))
     return tuple(lines)
 
 
-def _after(changed: Mapping[str, Any], field: str) -> str:
+def _after(recipe: Recipe, changed: Mapping[str, Difference], field: str) -> str:
     if field not in changed:
         return ""
-    return ABSENT if changed[field].kind == "removed" else _text(changed[field].new)
-
-
-def _text(value: Any) -> str:
-    """As a recipe's file would have it."""
-    if not isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
-    return yaml.safe_dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=90).rstrip()
+    return ABSENT if changed[field].kind == "removed" else setting(recipe, field, changed[field].new)
 
 
 def side(line: Compared) -> str:
@@ -139,19 +132,26 @@ def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
     question = found.others[0].question
     who = f"{question.window} window · {counted(question.users, 'user')}, {counted(question.num_items, 'item')}"
     metrics, recipes = Table("", title=Text(who), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
-    metrics.caption = f"{LEVEL:.0%} intervals of the difference, paired over users; * p < .05 after Holm"
+    metrics.caption = f"intervals of {LEVEL:.0%}, paired over users\n* p < .05 after Holm"
     for name in found.names:
         metrics.add_column(Text(name if name == found.names[0] else f"{name} − {found.names[0]}"))
         recipes.add_column(Text(name))
     for metric, lines in found.metrics.items():
         if metric == found.headline or metric in _SHOWN:
             style = "bold" if metric == found.headline else ""
-            metrics.add_row(metric, decimal(lines[0].base.value), *map(_cell, lines), style=style)
+            metrics.add_row(in_full(metric), decimal(lines[0].base.value), *map(_cell, lines), style=style)
     for field in found.fields:
-        recipes.add_row(Text(field.field), *map(Text, field.cells))
+        recipes.add_row(Text(field.field), *map(_cut, field.cells))
     for table in (metrics, recipes):
         table.title_justify = table.caption_justify = "left"
     return [recipes if found.fields else Text("The recipes ask for the same."), metrics, Text(_in_words(found))]
+
+
+def _cut(cell: str) -> Text:
+    """A part of a recipe may be long; the page has all of it."""
+    shown = cell.splitlines()
+    more = len(shown) - _MOST_LINES
+    return Text("\n".join([*shown[:_MOST_LINES], f"… {counted(more, 'line')} more: --to PAGE.html"]) if more > 1 else cell)
 
 
 def _in_words(found: SideBySide) -> str:
@@ -162,23 +162,22 @@ def _in_words(found: SideBySide) -> str:
         clear = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
         groups = f"{len(clear)} of {counted(len(slices.lines), 'group')} (p < .05 after Holm)"
         lines.append(f"{other.run}: {slices.metric} differs in {groups}")
-        lines += [f"  {line.by}: {line.name}: {spread(line.minus)} on {counted(line.users, 'user')}" for line in clear]
+        lines += [f"  {line.by}: {line.name}: {gained(line.minus)} on {counted(line.users, 'user')}" for line in clear]
         if gone is not None:
-            lines.append(f"  {percent(gone)} of what {other.base} recommends to a user is not recommended")
+            lines.append(f"  {percent(gone)} of what {other.base} recommends to a user is not recommended any more")
     return "\n".join(lines)
 
 
 def _cell(line: Compared) -> Text:
     colour = {"better": "green", "worse": "red", "": ""}[side(line)]
-    return Text(f"{spread(line.minus)} *" if colour else spread(line.minus), style=colour)
+    return Text(f"{gained(line.minus)} *" if colour else gained(line.minus), style=colour)
 
 
 def write_page(found: SideBySide, path: Path) -> None:
     """One page that needs nothing but a browser: no script, no request, all text escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"decimal": decimal, "bracket": bracket, "spread": spread, "side": side, "percent": percent}
-    source = (files("twofold.evaluate") / "side_by_side.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(found=found, question=found.others[0].question)
+    main = [name for name in found.metrics if name == found.headline or name in _SHOWN]
+    values = {"found": found, "question": found.others[0].question, "main": main, "side": side}
+    page = fill_page("twofold.evaluate", "side_by_side.html.j2", values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -11,6 +11,7 @@ from twofold.errors import RunError
 from twofold.evaluate.protocols import Track
 from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Intervals
+from twofold.figures import bracket, counted, decimal, percent, signed
 
 MODEL: Final = "model"
 FEW_USERS: Final = 100
@@ -342,8 +343,7 @@ def passing_in_words(section: FilterSection, num_items: int, *, headline: str) -
     return (
         f"index.where: {section.where} leaves {section.items:,} of {counted(num_items, 'item')}, which hold "
         f"{decimal(section.ceiling.value)} of what was to be found: {headline.replace('/', ' ')} is "
-        f"{spread(line.passing)} there, {'+' if (line.minus.value or 0) > 0 else ''}{spread(line.minus)} against all "
-        f"items."
+        f"{spread(line.passing)} there, {gained(line.minus)} against all items."
     )
 
 
@@ -358,7 +358,7 @@ def against(row: Row, metric: str) -> str:
         return f"short of {other} by {spread(Estimate(-gap.value, -gap.high, -gap.low))}"
     by = decimal(abs(gap.value))
     side = f"above it by {by}" if gap.value > 0 else f"short of it by {by}" if gap.value < 0 else "level with it"
-    return f"not clearly above {other}: {side}, interval {bracket(gap)} around 0"
+    return f"not clearly above {other}: {side}, interval {bracket(gap.low, gap.high)} around 0"
 
 
 def _on_impressions(impressions: Section) -> str:
@@ -373,39 +373,19 @@ def _on_impressions(impressions: Section) -> str:
     )
 
 
-def decimal(value: float | None) -> str:
-    """Three decimals, without a leading zero; a dash where there is no number.
-
-    >>> decimal(0.3864), decimal(-0.0126), decimal(1.0), decimal(None)
-    ('.386', '−.013', '1.000', '–')
-    """
-    if value is None:
-        return "–"
-    text = f"{abs(value):.3f}".removeprefix("0")
-    return f"−{text}" if value < 0 and float(text) else text
-
-
-def bracket(estimate: Estimate) -> str:
-    """The interval alone."""
-    return "" if estimate.low is None else f"[{decimal(estimate.low)}, {decimal(estimate.high)}]"
-
-
 def spread(estimate: Estimate) -> str:
     """The value and its interval.
 
     >>> spread(Estimate(0.3864, 0.37, 0.4011))
     '.386 [.370, .401]'
     """
-    return f"{decimal(estimate.value)} {bracket(estimate)}".rstrip()
+    return f"{decimal(estimate.value)} {bracket(estimate.low, estimate.high)}".rstrip()
 
 
-def percent(share: float | None) -> str:
-    """A share in percent, one decimal below ten percent."""
-    if share is None:
-        return "–"
-    return f"{share:.1%}" if abs(share) < 0.1 else f"{share:.0%}"
+def gained(difference: Estimate) -> str:
+    """The same of a difference, with its sign.
 
-
-def counted(number: int, noun: str) -> str:
-    """1 user, 2 users."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    >>> gained(Estimate(0.0364, 0.02, 0.0511))
+    '+.036 [.020, .051]'
+    """
+    return f"{signed(difference.value)} {bracket(difference.low, difference.high)}".rstrip()

@@ -15,7 +15,7 @@ from twofold.evaluate.judge import Details
 from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.slices import Slicing
 from twofold.evaluate.watched import Watched, fit_gain, gains
-from twofold.recipe.features import CategoryFeature
+from twofold.recipe.features import CategoryFeature, reads_time
 from twofold.tables import SPLITS, Split
 from twofold.topk import Ragged
 
@@ -43,7 +43,6 @@ def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
     labels = np.zeros(len(candidates), bool)
     labels[place[rows.label]] = True
     relevant = np.setdiff1d(candidates[labels], seen, assume_unique=True)
-    reads_time = any(feature.kind in ("time", "counter") for feature in dataset.features.features.user)
     return JudgedWindow(
         name=split,
         user_rows=users,
@@ -54,7 +53,7 @@ def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
         labels=labels,
         num_items=num_items,
         is_cold=np.arange(num_items) >= dataset.items.num_known,
-        track="query_time" if reads_time else "time_free",
+        track="query_time" if any(map(reads_time, dataset.features.features.user)) else "time_free",
     )
 
 
@@ -244,7 +243,7 @@ def _values_of(
 
 def _ranges(unit: str, edges: np.ndarray, *, cold: str | None = None) -> tuple[str, ...]:
     """Names of the ranges between edges, as `np.searchsorted(edges, value, side="right")` numbers them."""
-    shown = [f"{edge:g}" for edge in edges.tolist()]
+    shown = [f"{float(f'{edge:.4g}'):,g}" for edge in edges.tolist()]
     middle = (f"{first} to {end} {unit}" for first, end in zip(shown, shown[1:], strict=False))
     return (cold or f"below {shown[0]} {unit}", *middle, f"from {shown[-1]} {unit}")
 

@@ -76,7 +76,7 @@ class Sequence:
     `SequenceEncoder`: what it says after the last of them.
 
     Where `NAME.places` is given, the rows are those of whole sequences, and each place asks for one of the
-    encoder's outputs, counted through all sequences.
+    encoder's outputs, counted through all sequences. A timed one reads `NAME.ages` too: see `SequenceEncoder`.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Sequence:
     depth: int
     heads: int
     dropout: float
+    is_timed: bool = False
 
     @property
     def width(self) -> int:
@@ -168,12 +169,13 @@ class Encoder(nn.Module):
         return table
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
-        """`inputs` holds one tensor a block by its name; others are ignored."""
-        parts = [self._embed(block, inputs[block.name], inputs.get(f"{block.name}.places")) for block in self.blocks]
+        """`inputs` holds one tensor a block by its name, and for sequences what `Sequence` says; others are ignored."""
+        parts = [self._embed(block, inputs) for block in self.blocks]
         vectors: Tensor = self.layers(torch.cat(parts, dim=1))
         return functional.normalize(vectors, dim=1) if self.is_unit_length else vectors
 
-    def _embed(self, block: Block, values: Tensor, places: Tensor | None = None) -> Float[Tensor, "batch width"]:
+    def _embed(self, block: Block, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch width"]:
+        values = inputs[block.name]
         match block:
             case Lookup():
                 if self.training and block.dropout:
@@ -186,7 +188,9 @@ class Encoder(nn.Module):
                 weigh = self.readers[block.name] if block.name in self.readers else None  # noqa: SIM401 - it has no get
                 return _pooled(block, table, values, weigh)
             case Sequence():
-                return _read(self.readers[block.name], self.table_of(block), values, places)
+                ages = inputs[f"{block.name}.ages"] if block.is_timed else None
+                places = inputs.get(f"{block.name}.places")
+                return _read(self.readers[block.name], self.table_of(block), values, ages, places)
             case Number():
                 numbers = values.reshape(-1, block.dim)
                 expanded: Tensor = self.readers[block.name](numbers) if block.expand else numbers
@@ -224,7 +228,12 @@ def _reader(block: Block) -> nn.Module | None:
             return nn.Sequential(nn.Linear(block.dim, block.dim), nn.Tanh(), nn.Linear(block.dim, 1, bias=False))
         case Sequence():
             return SequenceEncoder(
-                block.dim, length=block.length, depth=block.depth, heads=block.heads, dropout=block.dropout
+                block.dim,
+                length=block.length,
+                depth=block.depth,
+                heads=block.heads,
+                dropout=block.dropout,
+                is_timed=block.is_timed,
             )
         case _:
             return None
@@ -250,15 +259,20 @@ def _attended(
 
 
 def _read(
-    encoder: nn.Module, table: nn.Embedding, rows: Int[Tensor, "sequences length"], places: Tensor | None
+    encoder: nn.Module,
+    table: nn.Embedding,
+    rows: Int[Tensor, "sequences length"],
+    ages: Int[Tensor, "sequences length"] | None,
+    places: Int[Tensor, "batch"] | None,
 ) -> Float[Tensor, "batch dim"]:
     """The encoder's outputs at these places; default: after the last row of each sequence."""
     if places is None:
         counts = (rows != 0).sum(dim=1)
         if not torch.compiler.is_exporting():  # no work on what is padding in every line
-            rows = rows[:, : max(int(counts.max()), 1)]
+            longest = max(int(counts.max()), 1)
+            rows, ages = rows[:, :longest], None if ages is None else ages[:, :longest]
         places = torch.arange(rows.shape[0], device=rows.device) * (rows.shape[1] + 1) + counts
-    read: Tensor = encoder(table(rows)).flatten(0, 1)
+    read: Tensor = encoder(table(rows), ages).flatten(0, 1)
     return read[places]
 
 

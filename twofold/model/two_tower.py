@@ -118,8 +118,17 @@ def _block(
             if over is None:
                 return Pool(name, 1 + state.num_known_items, dim, pool, last)
             return Pool(name, 0, widths[over], pool, last, over)
-        case SequenceFeature(last=last, depth=depth, heads=heads, dropout=dropout):
-            return Sequence(name, 1 + state.num_known_items, dim, last, depth=depth, heads=heads, dropout=dropout)
+        case SequenceFeature(last=last):
+            return Sequence(
+                name,
+                1 + state.num_known_items,
+                dim,
+                last,
+                depth=feature.depth,
+                heads=feature.heads,
+                dropout=feature.dropout,
+                is_timed=feature.time_bias,
+            )
         case ClusterFeature():
             return Number(name, feature.k)
         case ProfileFeature():
@@ -218,7 +227,8 @@ def _shape(block: Block) -> str:
             held = f"{block.rows:,} rows" if block.over is None else f"given {block.over}"
             return f"{held}, {block.pool} → {block.width}"
         case Sequence():
-            return f"{block.rows:,} rows, {block.depth} causal layers of {block.heads} heads → {block.width}"
+            timed = "timed " if block.is_timed else ""
+            return f"{block.rows:,} rows, {block.depth} {timed}causal layers of {block.heads} heads → {block.width}"
         case Number():
             return f"number{f' → {block.dim}' if block.expand else ''} → {block.width}"
         case _:
@@ -239,13 +249,16 @@ class _Positional(nn.Module):
 
 
 def export_user_tower(tower: Encoder | SideBySide, path: Path) -> None:
-    """Writes a user tower as ONNX: inputs named as the user features, any batch size; output `vector`."""
-    names = tuple(block.name for block in tower.blocks)
-    # Two lines: a batch of one would be taken for a constant.
-    values = {block.name: _nothing(block, lines=2) for block in tower.blocks}
+    """Writes a user tower as ONNX: inputs as `dataset.features.feature_names` says, any batch size; output `vector`."""
+    values: dict[str, Tensor] = {}
+    for block in tower.blocks:
+        # Two lines: a batch of one would be taken for a constant.
+        values[block.name] = _nothing(block, lines=2)
+        if isinstance(block, Sequence) and block.is_timed:
+            values[f"{block.name}.ages"] = _nothing(block, lines=2)
     batch = torch.export.Dim("batch")
-    sizes = {"values": tuple({0: batch} for _ in names)}
-    export_graph(_Positional(tower, names), values, sizes=sizes, output="vector", path=path)
+    sizes = {"values": tuple({0: batch} for _ in values)}
+    export_graph(_Positional(tower, tuple(values)), values, sizes=sizes, output="vector", path=path)
 
 
 def export_graph(

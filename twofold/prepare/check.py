@@ -138,6 +138,8 @@ def _rules(prepare: Prepare, columns: Mapping[str, str]) -> Iterator[tuple[str, 
     for name in ("positive", "negative", "weight", "target"):
         if (rule := getattr(prepare, name)) is not None:
             yield f"prepare.{name}", rule, columns
+    for name, rule in prepare.outcomes.items():
+        yield f"prepare.outcomes.{name}", rule, columns
     for key, counters in prepare.counters.items():
         for kind, rules in (("rates", counters.rates), ("means", counters.means)):
             for name, rule in rules.items():

@@ -20,7 +20,7 @@ from twofold.prepare.sources import Source, quoted
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
 from twofold.recipe.preparation import Counters, LastEvents, Prepare, TemporalSplit
 from twofold.recipe.rules import rule_columns, rule_sql
-from twofold.tables import SPLITS, Split
+from twofold.tables import OUTCOME, SPLITS, Split
 
 HOUR_MS: Final = 3_600_000
 
@@ -154,7 +154,7 @@ def _distinct_sql(source: Source, used: frozenset[str]) -> str:
 def used_columns(prepare: Prepare) -> frozenset[str]:
     """The columns that anything in the recipe's preparation reads, derived ones included."""
     rules: list[str | None] = [prepare.where, prepare.positive, prepare.negative, prepare.weight, prepare.target]
-    rules += prepare.derive.values()
+    rules += (*prepare.derive.values(), *prepare.outcomes.values())
     rules += (rule for each in prepare.counters.values() for rule in (*each.rates.values(), *each.means.values()))
     names = {"user_id", "item_id", "at", "at_is_estimated", "watch_s", "length_s", *prepare.counters}
     names |= {name for rule in rules if rule is not None for name in rule_columns(rule)}
@@ -242,6 +242,7 @@ def labelled_sql(prepare: Prepare, source: Source) -> str:
 def _numbers_sql(prepare: Prepare, source: Source) -> dict[str, str]:
     """The numbers that this log and recipe give every row, and how."""
     rules = {"weight": prepare.weight, "target": prepare.target}
+    rules |= {f"{OUTCOME}{name}": rule for name, rule in prepare.outcomes.items()}
     numbers = {name: rule_sql(rule, result="number") for name, rule in rules.items() if rule is not None}
     return numbers | {f"{name}_s": f'"{name}_s"' for name in _watched(prepare, source)}
 
@@ -282,11 +283,13 @@ def rows_sql(table: str, where: str, columns: frozenset[str]) -> str:
         **{name: f'"{name}"' if name in columns else "NULL" for name in ("watch_s", "length_s")},
     }
     numbers = ", ".join(f'CAST({sql} AS FLOAT) AS "{name}"' for name, sql in given.items())
+    outcomes = "".join(f', "{name}"' for name in sorted(columns) if name.startswith(OUTCOME))
     return f"""
         SELECT "user_id", "item_id", "at", "is_positive" AS "label", "is_estimated" AS "at_is_estimated", {numbers},
-            "positives_before", "negatives_before"
+            "positives_before", "negatives_before"{outcomes}
         FROM {table} WHERE {where}
-        ORDER BY "user_id", "at", "item_id", "label", "at_is_estimated", "weight", "target", "watch_s", "length_s"
+        ORDER BY "user_id", "at", "item_id", "label", "at_is_estimated", "weight", "target", "watch_s",
+            "length_s"{outcomes}
     """
 
 

@@ -21,7 +21,7 @@ from twofold.prepare.vectors import write_vectors
 from twofold.progress import progress_bar
 from twofold.recipe.preparation import TemporalSplit
 from twofold.recipe.schema import Recipe
-from twofold.tables import Split
+from twofold.tables import OUTCOME, Split
 
 # Users are cut into shards of about so many events: a sort of them fits in memory, so time grows as the log does.
 EVENTS_A_SHARD: Final = 8_000_000
@@ -80,6 +80,7 @@ def _run(plan: Plan, recipe: Recipe, engine: Engine, out: Path) -> tuple[dict[st
         facts = {"first_at": first_at, "last_at": last_at}
         if recipe.prepare.weight is not None:
             facts["mean_weight"] = _mean_weight(recipe, plan, engine)
+        _refuse_outcomes(recipe, plan, engine)
         for shard in plan.shards:
             engine.make(shard.events)
             advance(1, shard.events.name)
@@ -112,6 +113,19 @@ def _mean_weight(recipe: Recipe, plan: Plan, engine: Engine) -> float:
             f"average. A weight is 0 or more, and some must be more."
         )
     return float(mean)
+
+
+def _refuse_outcomes(recipe: Recipe, plan: Plan, engine: Engine) -> None:
+    """Of the training rows: what a head learns is a chance or a share, and differs."""
+    for name, rule in recipe.prepare.outcomes.items():
+        sql = f'SELECT MIN("{OUTCOME}{name}"), MAX("{OUTCOME}{name}") FROM "labelled" WHERE {plan.of_train}'
+        least, most = engine.ask(sql)[0]
+        if least is None or least < 0 or most > 1 or least == most:
+            found = "NULL in all training rows" if least is None else f"{least:g} to {most:g} in training rows"
+            raise DataError(
+                f"prepare.outcomes.{name}, {rule}, is {found}. An outcome is a number from 0 to 1 that differs: write "
+                f"a condition, such as liked, or a share, such as LEAST(watch_s / length_s, 1); or delete it."
+            )
 
 
 # --- refusals of a log ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.part import Part
+from twofold.recipe.part import Part, is_unasked
 
 Dim = Annotated[int, Field(ge=1, le=1024)]
 Expansion = Annotated[int, Field(ge=0, le=1024)]
@@ -67,6 +67,11 @@ class SequenceFeature(Part):
     """Of attention; retriever.dim must be a multiple of twice as many."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Share of what each layer adds, and of what it reads first, that a training step leaves out."""
+    time_bias: bool = Field(default=False, exclude_if=is_unasked)
+    """Attention reads how long ago each event was when the next one came, and when the request comes: a posted history,
+    which has no times, counts as met then. Rows that are learnt from and are no event of the sequence itself (those of
+    other kinds) cost a pass each.
+    """
 
 
 class ClusterFeature(Part):
@@ -260,6 +265,13 @@ def with_features(features: Features, user: tuple[UserFeature, ...], item: tuple
                 )
         sides[tower] = tuple(of_name.values())
     return Features.model_validate({"vectors": features.vectors, **sides})
+
+
+def reads_time(feature: UserFeature) -> bool:
+    """Whether the moment of the request changes what is read, beside which events are known by then."""
+    return isinstance(feature, TimeFeature | CounterFeature) or (
+        isinstance(feature, SequenceFeature) and feature.time_bias
+    )
 
 
 def feature_name(feature: UserFeature | ItemFeature) -> str:

@@ -17,6 +17,11 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def is_unasked(value: object) -> bool:
+    """True of nothing: a field that came later is written only where it is used, so that no older digest changes."""
+    return not value
+
+
 def _vetted(text: str, result: Kind) -> str:
     try:
         check_rule(text, result=result)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.part import Expression, Name, Part, Rule
+from twofold.recipe.part import Expression, Name, Part, Rule, is_unasked
 from twofold.tables import Split
 
 # --- filters ----------------------------------------------------------------------------------------------------------
@@ -256,6 +256,10 @@ class Prepare(Part):
     target: Expression | None = None
     """The number a regression learns: a label's name, as `LEAST(GREATEST(wtg, -3), 3)`. Default: 1 if positive, else
     0.
+    """
+    outcomes: Mapping[Name, Expression] = Field(default={}, exclude_if=is_unasked)
+    """Name: what else came of an event, from 0 to 1: `{long: long_view, like: liked, watch: a label of kind quantile}`.
+    NULL is not known. What the ranker's heads learn.
     """
     counters: Mapping[str, Counters] = {}
     """By column: user_id, item_id, or another. Counted on all events, whatever is filtered."""

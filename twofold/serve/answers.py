@@ -59,7 +59,8 @@ class Open:
 class Asker:
     """Someone at a moment, knowing what they met before it: item rows, oldest first. User row -1 is nobody of the log.
 
-    `met` holds everything, the positives and negatives among it.
+    `met` holds everything, the positives and negatives among it. A posted history, whose moments nobody knows, counts
+    as met at the moment itself.
     """
 
     user_row: int
@@ -67,6 +68,8 @@ class Asker:
     positives: Integer[np.ndarray, "positives"]
     negatives: Integer[np.ndarray, "negatives"]
     met: Integer[np.ndarray, "met"]
+    positives_at: Int64[np.ndarray, "positives"]
+    negatives_at: Int64[np.ndarray, "negatives"]
 
     @property
     def is_blank(self) -> bool:
@@ -132,12 +135,12 @@ def asker_of(
     rows = (items or bundle.items).rows_of([met.item_id for met in live]) if live else np.empty(0, np.int64)
     known = [(row, met) for row, met in zip(rows.tolist(), live, strict=True) if row != UNKNOWN and met.at < at]
     read = [(row, met) for row, met in known if row < len(bundle.items)]
-    positives, negatives = (
+    (positives, positives_at), (negatives, negatives_at) = (
         _joined(history, user_row, at, [(row, met.at) for row, met in read if met.kind == kind])
         for history, kind in ((bundle.positives, "positive"), (bundle.negatives, "negative"))
     )
-    met = _joined(bundle.events, user_row, at, [(row, met.at) for row, met in known])
-    return Asker(user_row, at, positives, negatives, met)
+    met, _ = _joined(bundle.events, user_row, at, [(row, met.at) for row, met in known])
+    return Asker(user_row, at, positives, negatives, met, positives_at, negatives_at)
 
 
 def asker_with(
@@ -147,22 +150,29 @@ def asker_with(
     liked, disliked = ((items or bundle.items).rows_of(ids) for ids in (positives, negatives))
     known, unliked = liked[liked != UNKNOWN], disliked[disliked != UNKNOWN]
     met, held = np.concatenate([known, unliked]), len(bundle.items)
-    asker = Asker(UNKNOWN, at, known[known < held], unliked[unliked < held], met)
+    positives, negatives = known[known < held], unliked[unliked < held]
+    positives_at, negatives_at = np.full(len(positives), at), np.full(len(negatives), at)
+    asker = Asker(UNKNOWN, at, positives, negatives, met, positives_at, negatives_at)
     return asker, len(liked) + len(disliked) - len(met)
 
 
-def _joined(history: Histories, user_row: int, at: int, live: list[tuple[int, int]]) -> Integer[np.ndarray, "history"]:
-    """Item rows of a user's log and of live (item row, moment) pairs, by moment; in the log, ties are by item row."""
-    if user_row == UNKNOWN:
-        return np.array([row for row, _ in sorted(live, key=_by_moment)], np.int32)
-    first, end = history.offsets[user_row : user_row + 2].tolist()
+def _joined(
+    history: Histories, user_row: int, at: int, live: list[tuple[int, int]]
+) -> tuple[Integer[np.ndarray, "history"], Int64[np.ndarray, "history"]]:
+    """Item rows of a user's log and of live (item row, moment) pairs, by moment, and the moments; in the log, ties are
+    by item row.
+    """
+    first, end = (0, 0) if user_row == UNKNOWN else history.offsets[user_row : user_row + 2].tolist()
     end = first + int(np.searchsorted(history.at[first:end], at))
     if not live:
-        return history.item_rows[first:end]
+        return history.item_rows[first:end], history.at[first:end]
     overlap = first + int(np.searchsorted(history.at[first:end], min(moment for _, moment in live)))
     late = zip(history.item_rows[overlap:end].tolist(), history.at[overlap:end].tolist(), strict=True)
-    tail = [row for row, _ in sorted({*late, *live}, key=_by_moment)]
-    return np.concatenate([history.item_rows[first:overlap], np.array(tail, np.int32)])
+    tail = np.array(sorted({*late, *live}, key=_by_moment), np.int64)
+    return (
+        np.concatenate([history.item_rows[first:overlap], tail[:, 0].astype(np.int32)]),
+        np.concatenate([history.at[first:overlap], tail[:, 1]]),
+    )
 
 
 def _by_moment(pair: tuple[int, int]) -> tuple[int, int]:
@@ -188,21 +198,29 @@ def nearest(
 
 def queries_of(bundle: Bundle, askers: Sequence[Asker]) -> Queries:
     """What they ask with."""
+    state = bundle.features
+    n, m = state.history_length("positives"), state.history_length("negatives")
+    liked_at = [asker.positives_at for asker in askers] if state.reads_times("positives") else None
+    disliked_at = [asker.negatives_at for asker in askers] if state.reads_times("negatives") else None
     return Queries(
         user_rows=np.array([asker.user_row for asker in askers]),
         at=np.array([asker.at for asker in askers]),
-        positives=_table_rows([asker.positives for asker in askers], bundle.features.history_length("positives")),
-        negatives=_table_rows([asker.negatives for asker in askers], bundle.features.history_length("negatives")),
+        positives=_newest([asker.positives + 1 for asker in askers], n, np.int32),
+        negatives=_newest([asker.negatives + 1 for asker in askers], m, np.int32),
+        positives_at=None if liked_at is None else _newest(liked_at, n, np.int64),
+        negatives_at=None if disliked_at is None else _newest(disliked_at, m, np.int64),
     )
 
 
-def _table_rows(histories: list[Integer[np.ndarray, "_"]], n: int) -> Integer[np.ndarray, "batch n"]:
+def _newest(
+    histories: list[Integer[np.ndarray, "_"]], n: int, dtype: type[np.integer]
+) -> Integer[np.ndarray, "batch n"]:
     """The newest n of each, padded on the left with 0."""
-    rows = np.zeros((len(histories), n), np.int32)
-    for line, history in zip(rows, histories, strict=True):
+    lines = np.zeros((len(histories), n), dtype)
+    for line, history in zip(lines, histories, strict=True):
         newest = history[max(len(history) - n, 0) :]
-        line[n - len(newest) :] = newest + 1
-    return rows
+        line[n - len(newest) :] = newest
+    return lines
 
 
 def popular(

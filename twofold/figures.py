@@ -1,0 +1,83 @@
+"""How numbers are written for people, in sentences, tables and pages alike."""
+
+
+def decimal(value: float | None) -> str:
+    """Three decimals, without a leading zero, or four digits where a number is larger; a dash where there is none.
+
+    >>> decimal(0.3864), decimal(-0.0126), decimal(1.0), decimal(None)
+    ('.386', '−.013', '1.000', '–')
+    >>> decimal(57.7512), decimal(18633.2)
+    ('57.75', '18,633')
+    """
+    if value is None:
+        return "–"
+    size = abs(value)
+    text = f"{size:,.{max(0, 3 - (size >= 10) - (size >= 100) - (size >= 1000))}f}".removeprefix("0")
+    return f"−{text}" if value < 0 and text.strip(".0") else text or "0"
+
+
+def signed(value: float | None) -> str:
+    """A difference, with its sign where it has one.
+
+    >>> signed(0.0214), signed(-0.0126), signed(0.0001)
+    ('+.021', '−.013', '.000')
+    """
+    text = decimal(value)
+    return f"+{text}" if value is not None and value > 0 and text.strip(".0") else text
+
+
+def bracket(low: float | None, high: float | None) -> str:
+    """An interval; nothing where there is none.
+
+    >>> bracket(0.37, 0.4011)
+    '[.370, .401]'
+    """
+    return "" if low is None else f"[{decimal(low)}, {decimal(high)}]"
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, one decimal below ten percent."""
+    if share is None:
+        return "–"
+    return f"{share:.1%}" if abs(share) < 0.1 else f"{share:.0%}"
+
+
+def probability(p: float | None) -> str:
+    """A p-value.
+
+    >>> probability(0.0314), probability(0.00002)
+    ('.031', '<.001')
+    """
+    return "<.001" if p is not None and p < 0.0005 else decimal(p)
+
+
+def ratio(positive_share: float) -> str:
+    """Positives to negatives.
+
+    >>> ratio(0.25)
+    '1 : 3.00'
+    """
+    return f"1 : {(1 - positive_share) / positive_share:,.2f}" if positive_share > 0 else "–"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 user, 2 users."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def in_full(metric: str) -> str:
+    """The name of a metric, and of whom it was judged on.
+
+    >>> in_full("catalogue/hit_rate@10")
+    'catalogue hit rate@10'
+    """
+    return metric.replace("/", " ").replace("_", " ")
+
+
+def in_short(metric: str) -> str:
+    """The same where a heading says whom it was judged on.
+
+    >>> in_short("catalogue/hit_rate@10")
+    'hit rate@10'
+    """
+    return in_full(metric.partition("/")[2])
