@@ -151,7 +151,9 @@ def _cut(cell: str) -> Text:
     """A part of a recipe may be long; the page has all of it."""
     shown = cell.splitlines()
     more = len(shown) - _MOST_LINES
-    return Text("\n".join([*shown[:_MOST_LINES], f"… {counted(more, 'line')} more: --to PAGE.html"]) if more > 1 else cell)
+    return Text(
+        "\n".join([*shown[:_MOST_LINES], f"… {counted(more, 'line')} more: --to PAGE.html"]) if more > 1 else cell
+    )
 
 
 def _in_words(found: SideBySide) -> str:
