@@ -15,6 +15,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 import twofold
@@ -23,6 +24,7 @@ from twofold.bundle import Stage, locked
 from twofold.cli_input import RecipeFile, Settings, data, recipe_app
 from twofold.cli_runs import Runs, compare, export, list_all_runs, track, tracking_uri, tune
 from twofold.errors import RecipeError, RequestError, TwofoldError
+from twofold.figures import decimal, signed
 from twofold.recipe.load import load_base, load_recipe
 
 if TYPE_CHECKING:
@@ -324,19 +326,19 @@ def explain(
         indexed = pipeline.index(job, arrays, trained)
         explained = pipeline.explain(job, indexed, pipeline.recommend(job, indexed))
         _say(prepared, arrays, trained, indexed, explained)
-    table = Table("probe", "value", "", "meaning")
-    for probe in explained.facts["probes"]:
+    table = Table("probe", "value", "", "meaning", box=SIMPLE_HEAD)
+    for probe in sorted(explained.facts["probes"], key=lambda probe: not probe["is_alarming"]):
         alarm = "[bold red]alarm[/]" if probe["is_alarming"] else ""
-        value = "–" if probe["value"] is None else f"{probe['value']:.3f}"
-        table.add_row(probe["name"], value, alarm, probe["meaning"])
+        table.add_row(probe["name"], decimal(probe["value"]), alarm, Text(probe["meaning"]))
     Console().print(table)
     gap = explained.facts["gap"]
-    steps = Table("from training to serving", "found", "change", title="the gap", box=SIMPLE_HEAD)
-    steps.add_row(f"in batches of {gap['batch_size']:,}, among {gap['k']}", f"{gap['in_batch']:.3f}", "")
+    steps = Table("what differs, from training to serving", "found", "change", title="the gap", box=SIMPLE_HEAD)
+    steps.add_row(f"in batches of {gap['batch_size']:,}, among {gap['k']}", decimal(gap["in_batch"]), "")
     for step in gap["steps"]:
-        steps.add_row(f"without: {step['cause']}", f"{step['share']:.3f}", f"{step['change']:+.3f}")
+        steps.add_row(step["cause"], decimal(step["share"]), signed(step["change"]))
     Console().print(steps)
     print(gap["verdict"])
+    print(f"\ncard  {job.folder}/card.html")
 
 
 @app.command()

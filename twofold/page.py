@@ -59,12 +59,13 @@ def setting(recipe: Recipe, field: str, value: Json) -> str:
     if isinstance(part, BaseModel):
         value = part.model_dump(mode="json", exclude_defaults=True)
     if not isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
+        return value if isinstance(value, str) else json.dumps(value)
     return yaml.safe_dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=90).rstrip()
 
 
 def as_markdown(value: Json) -> str:
     """Untrusted text on one line of Markdown that shows it and means nothing by it."""
-    escaped = "".join(f"\\{letter}" if letter in "\\`*[]#|~" else letter for letter in str(value))
+    escaped = re.sub(r"([\\`*#|~])", r"\\\1", str(value))
+    escaped = re.sub(r"\](?=[(\[:])", r"\\]", escaped)  # [.1, .2] is no link where nothing is called so
     escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)  # within a word it means nothing
     return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from tests import worlds
 from twofold import pipeline
 from twofold.cli import app
-from twofold.explain.card import _markdown, keep_base, read_card, write_card, write_comment
+from twofold.explain.card import keep_base, read_card, write_card, write_comment
+from twofold.page import as_markdown
 from twofold.recipe.load import dump_recipe, load_base
 
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
@@ -63,7 +64,7 @@ def test_text_is_text(run):
     page, text = pages(run.folder)
     assert "<script" not in page
     assert "<script" not in text
-    assert _markdown("a|b\n# <c> [d](e)") == r"a\|b \# &lt;c&gt; \[d\]\(e\)"
+    assert as_markdown("a|b_c\n# <c> [d](e) _f_") == r"a\|b_c \# &lt;c&gt; [d\](e) \_f\_"
 
 
 def test_it_says_what_was_added_removed_and_changed(run, tmp_path):
@@ -77,12 +78,12 @@ def test_it_says_what_was_added_removed_and_changed(run, tmp_path):
     base = worlds.world_recipe(recipe.data.model_dump(), {"name": "older", "features": features})
     keep_base(folder, base)
     page, text = pages(folder)
-    kinds = {each.field: each.kind for each in read_card(folder).differences}
+    kinds = {each.field: each.kind for each in read_card(folder).changes}
     assert kinds["features.item.id"] == "added"
     assert kinds["features.item.length_s"] == kinds["features.user.negatives"] == "removed"
     assert kinds["train.batch_size"] == "changed"
     assert "Against its base, older" in page
-    assert "| train.batch\\_size | changed | 128 | 16 |" in text
+    assert "| train.batch_size | changed | 128 | 16 |" in text
 
 
 def test_a_comment_is_kept_in_the_run_and_shown(run, tmp_path):

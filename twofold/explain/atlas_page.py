@@ -7,17 +7,16 @@ interpreter, and the page's own policy forbids every other script and every requ
 
 import base64
 import hashlib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
 import vl_convert
-from jinja2 import Environment, StrictUndefined
 
 from twofold.bundle import atomic_file
 from twofold.explain.atlas import Atlas, points_table
+from twofold.page import fill_page
 
 Json = Any
 _WIDTH: Final = 880
@@ -47,12 +46,10 @@ def write_map(atlas: Atlas, folder: Path) -> None:
 def map_page(atlas: Atlas) -> str:
     """The interactive map as one HTML page: search, colours, hover, the neighbours of a point."""
     script = vl_convert.javascript_bundle() + _DRAW  # type: ignore[call-arg]  # its stub forgets a default
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = (files("twofold.explain") / "map.html.j2").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.from_string(source).render(
-        atlas=atlas, drawing=_interactive(atlas), script=script, digest=digest, users=len(atlas.ids) - atlas.num_items
-    )
+    users = len(atlas.ids) - atlas.num_items
+    values = {"atlas": atlas, "drawing": _interactive(atlas), "script": script, "digest": digest, "users": users}
+    return fill_page("twofold.explain", "map.html.j2", values)
 
 
 def map_picture(atlas: Atlas) -> bytes:

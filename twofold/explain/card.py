@@ -7,16 +7,15 @@ beside the stages, not in one: it is written anew whenever something is added, a
 import base64
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow.parquet as pq
-from jinja2 import Environment, StrictUndefined
 
 from twofold.bundle import atomic_file, find_stage
 from twofold.explain.card_drawing import Curve, Drawing, curves_of, drawing_of
-from twofold.recipe.load import Difference, dump_recipe, load_recipe, recipe_differences, recipe_digest
+from twofold.page import fill_page, setting
+from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.preparation import TemporalSplit
 from twofold.recipe.schema import Recipe
 
@@ -40,6 +39,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Change:
+    """One field in which the recipe departs from its base: added, removed or changed, with what was and what is."""
+
+    field: str
+    kind: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
 class Card:
     """What a card states. None: the run does not have it."""
 
@@ -47,7 +56,7 @@ class Card:
     digest: str
     comment: str | None
     base: str | None
-    differences: tuple[Difference, ...]
+    changes: tuple[Change, ...]
     parts: tuple[Part, ...]
     funnel: tuple[Json, ...]
     model: Drawing | None
@@ -102,7 +111,7 @@ def read_card(run: Path) -> Card:
         digest=recipe_digest(recipe),
         comment=comment.read_text(encoding="utf-8").strip() if comment.is_file() else None,
         base=base.name if base else None,
-        differences=tuple(recipe_differences(base, recipe)) if base else (),
+        changes=_changes(base, recipe) if base else (),
         parts=_parts(recipe, prepared),
         funnel=tuple(prepared["funnel"]) if prepared else (),
         model=drawing_of(report["facts"].get("model", ()), _score(recipe)) if report else None,
@@ -133,13 +142,27 @@ def _metrics(report: Json) -> tuple[str, ...]:
     return (report["headline"], *(name for name in _METRICS if name in known and name != report["headline"]))
 
 
+def _changes(base: Recipe, recipe: Recipe) -> tuple[Change, ...]:
+    """All but the name, which stands above."""
+    return tuple(
+        Change(
+            each.field,
+            each.kind,
+            "–" if each.kind == "added" else setting(base, each.field, each.old),
+            "–" if each.kind == "removed" else setting(recipe, each.field, each.new),
+        )
+        for each in recipe_differences(base, recipe)
+        if each.field != "name"
+    )
+
+
 def _parts(recipe: Recipe, prepared: Json) -> tuple[Part, ...]:
     """The windows with their days; last events have none."""
     split = recipe.prepare.split
     parts = []
     for name, left in prepared.get("splits", {}).items():
         window = getattr(split, name) if isinstance(split, TemporalSplit) and name in _SPLITS else None
-        days = f"{window.first} to {window.end}, its end excluded" if window else "–"
+        days = f"{window.first} to {window.end}, end excluded" if window else "–"
         parts.append(Part(name, days, left["rows"], left["users"], left["items"], left["positive_share"]))
     return tuple(parts)
 
@@ -157,17 +180,9 @@ def _as_url(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
 def _render(name: str, card: Card) -> str:
-    environment = Environment(
-        autoescape=name.endswith(".html"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"short": _short, "ratio": _ratio, "md": _markdown, "said": _said}
-    environment.filters |= {"figure": _figure, "signed": _signed}
-    source = (files("twofold.explain") / f"{name}.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(card=card, rows=_rows(card), alarms=_alarms(card))
+    values = {"card": card, "rows": _rows(card), "alarms": _alarms(card)}
+    return fill_page("twofold.explain", f"{name}.j2", values)
 
 
 def _alarms(card: Card) -> list[str]:
@@ -189,43 +204,3 @@ def _rows(card: Card) -> list[tuple[str, list[Json], Json]]:
         known = {name: {"value": each["chance"], "low": None, "high": None} for name, each in bounds.items()}
         rows.append(("chance", [known.get(metric) for metric in card.metrics], None))
     return rows
-
-
-def _figure(value: float | None) -> str:
-    """Three decimals, without a leading zero; a dash where there is no number."""
-    if value is None:
-        return "–"
-    text = f"{abs(value):,.3f}".removeprefix("0") if abs(value) < 1000 else f"{abs(value):,.0f}"
-    return f"−{text}" if value < 0 and float(text.replace(",", "")) else text
-
-
-def _signed(value: float | None) -> str:
-    """A difference, with its sign."""
-    return f"+{_figure(value)}" if value is not None and value > 0 else _figure(value)
-
-
-def _short(estimate: Json) -> str:
-    """An interval in brackets, where there is one."""
-    if not estimate or estimate["low"] is None:
-        return ""
-    return f"[{_figure(estimate['low'])}, {_figure(estimate['high'])}]"
-
-
-def _ratio(positive_share: float) -> str:
-    """Positives to negatives.
-
-    >>> _ratio(0.25)
-    '1 : 3.00'
-    """
-    return f"1 : {(1 - positive_share) / positive_share:,.2f}" if positive_share > 0 else "no positive"
-
-
-def _said(value: Json) -> str:
-    """A setting as the recipe's file would have it, on one line."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _markdown(value: Json) -> str:
-    """Untrusted text as Markdown that shows it and means nothing by it."""
-    escaped = "".join(f"\\{letter}" if letter in "\\`*_{}[]()#+!|~" else letter for letter in str(value))
-    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())

@@ -13,6 +13,7 @@ import scipy.stats
 from jaxtyping import Float32, Int64
 
 from twofold.explain.probes import HUB_SHARE, Probe
+from twofold.figures import decimal
 from twofold.topk import NOT_ALLOWED, Ragged, blocks, top_k
 
 NEIGHBOURS: Final = 10
@@ -106,7 +107,9 @@ def probe_groups(
     accuracy, commonest = _linear_probe(near.vectors[own], group[own])
     probes = [
         Probe(
-            f"{grouping.name}/purity", 1 - leak, f"of an item's nearest are of its group; by chance {1 - chance:.3f}"
+            f"{grouping.name}/purity",
+            1 - leak,
+            f"of an item's nearest are of its group; by chance {decimal(1 - chance)}",
         ),
         Probe(
             f"{grouping.name}/folding",
@@ -117,7 +120,7 @@ def probe_groups(
         Probe(
             f"{grouping.name}/linear_probe",
             accuracy,
-            f"of held-out items get their group from a linear probe; the commonest group holds {commonest:.3f}",
+            f"of held-out items get their group from a linear probe; the commonest group holds {decimal(commonest)}",
             alarm_below=(1 + commonest) / 2 if apart else None,
         ),
     ]

@@ -15,16 +15,17 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.errors import RequestError
+from twofold.figures import bracket, counted, decimal, signed
 from twofold.topk import Ragged, blocks, sortable_keys
 
-BY_POPULARITY: Final = "negatives are drawn by popularity, not uniformly"
-CANDIDATES: Final = "the size of the candidate set"
-SEEN: Final = "items the user has seen are left in"
-OTHERS: Final = "the user's other positives do not compete"
+BY_POPULARITY: Final = "batches hold popular items more often than rare ones"
+CANDIDATES: Final = "the catalogue holds more candidates than a batch"
+SEEN: Final = "serving leaves out items the user has seen"
+OTHERS: Final = "the user's other positives compete in serving"
 SCORE: Final = "the index compares vectors by another score than training"
 STALE: Final = "the index holds other vectors than the model gives now"
-IDS: Final = "items are answered under other ids"
-APPROXIMATE: Final = "the index answers approximately"
+IDS: Final = "the index answers items under other ids"
+APPROXIMATE: Final = "the index searches approximately"
 
 _MOST_PAIRS: Final = 5000  # a share of .1 is then known within .008
 _MOST_CELLS: Final = 10**9  # of pairs × items: fewer pairs of a large catalogue, but never fewer than 500
@@ -62,7 +63,7 @@ class GapCase:
 
 @dataclass(frozen=True)
 class Step:
-    """One change on the way from training to serving: the share of pairs found after it, and by how much it changed.
+    """One difference on the way from training to serving: the share of pairs found with it, and by how much it changed.
 
     `low` and `high` bound the change at 95 %, users being the unit.
     """
@@ -226,15 +227,13 @@ def _step(
 
 def _in_words(gap: Gap, largest: Step | None) -> str:
     opening = (
-        f"In batches of {gap.batch_size:,} the share found among {gap.k} is {gap.in_batch:.3f}; what is served at the "
-        f"rank this stands for, K = {gap.k} · {gap.num_items:,} / {gap.batch_size:,} = {gap.rank:,.0f}, is "
-        f"{gap.served:.3f}."
+        f"In batches of {gap.batch_size:,} the share found among {gap.k} is {decimal(gap.in_batch)}, of "
+        f"{counted(gap.pairs, 'pair')} of a user and an item; what is served at the rank this stands for, "
+        f"K = {gap.k} · {gap.num_items:,} / {gap.batch_size:,} = {gap.rank:,.0f}, is {decimal(gap.served)}."
     )
     broken = gap.id_map_p > 0.05
     ids = " Shuffled ids find as much: look at the id map first." if broken else ""
     if largest is None:
         return f"{opening}{ids} No single cause is told apart from chance."
-    return (
-        f"{opening}{ids} The largest cause: {largest.cause} ({largest.change:+.3f} [{largest.low:+.3f}, "
-        f"{largest.high:+.3f}] when it is undone or applied on the way to serving)."
-    )
+    change = f"{signed(largest.change)} {bracket(largest.low, largest.high)}"
+    return f"{opening}{ids} The largest cause: {largest.cause} ({change})."

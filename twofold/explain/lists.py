@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.explain.folding import Grouping
 from twofold.explain.probes import Probe
+from twofold.figures import decimal
 from twofold.topk import Ragged
 
 TENTHS: Final = 10
@@ -26,7 +27,7 @@ def probe_served(
         Probe(
             "served_top_tenth",
             float(shares[-1]),
-            f"of places go to the most popular tenth of items, which had {usual[-1]:.3f} of the positives",
+            f"of places go to the most popular tenth of items, which had {decimal(float(usual[-1]))} of the positives",
             alarm_above=(1 + float(usual[-1])) / 2,
         ),
         Probe(
@@ -102,7 +103,7 @@ def probe_lists_of_groups(lists: Ragged, creators: Grouping) -> Probe:
     return Probe(
         f"{creators.name}/top_share",
         share,
-        f"of places go to the {top:,} commonest of {len(counts):,}",
+        f"of places go to the {f'{top:,} ' if top > 1 else ''}commonest of {len(counts):,}",
         alarm_above=0.5,
     )
 

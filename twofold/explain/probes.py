@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float32, Int64
 
+from twofold.figures import decimal
 from twofold.topk import Ragged, blocks, exclude, top_k
 
 _CELLS: Final = 2**21
@@ -92,7 +93,8 @@ def probe_cold_items(found: Bool[np.ndarray, "pairs"], found_masked: Bool[np.nda
     return Probe(
         "ids_masked",
         masked / with_ids,
-        f"of recall@{k} is left when item ids are masked ({masked:.3f} of {with_ids:.3f}): what a new item can reach",
+        f"of recall@{k} is left when item ids are masked ({decimal(masked)} of {decimal(with_ids)}): what a new item "
+        "can reach",
         alarm_below=0.2,
     )
 
