@@ -9,7 +9,8 @@ pydantic bodies around the same bundle's `recommend`, history-mean tower) behind
 
 The worker has core 0, the load generator (wrk, a Debian package) core 1. On shared cores the clock says who else was
 there: the processor time a request is beside it, the quietest round beside the median, and the ratio to the naive
-service, which is asked in the same rounds, in turn. `floor` is FAISS alone: `IndexFlatIP.search` of one query, 116 candidates, in a process of its own.
+service, which is asked in the same rounds, in turn. `floor` is FAISS alone: `IndexFlatIP.search` of one query, 116
+candidates, in a process of its own.
 Writes `serve.json` beside this file.
 """
 
