@@ -35,12 +35,23 @@ def test_the_table_of_runs_is_sorted_by_what_is_asked(call, tmp_path):
     code, out, _ = call("runs", "--runs", tmp_path)
     assert code == 0
     assert out.index("two") < out.index("one") < out.index("three")
-    assert "0.5000" in out
+    assert ".500" in out
     _, out, _ = call("runs", "--runs", tmp_path, "--by", "auc")
     assert out.index("one") < out.index("two") < out.index("three")
     code, _, err = call("runs", "--runs", tmp_path, "--by", "mrr")
     assert code == 2
     assert "no run has a metric mrr; choose from: auc, catalogue/recall@100" in err
+    assert "nowhere holds no run yet: `twofold run RECIPE` makes one" in call("runs", "--runs", tmp_path / "nowhere")[1]
+
+
+def test_on_a_narrow_terminal_names_fold_and_no_number_is_cut(monkeypatch, capsys, tmp_path):
+    judged(tmp_path / "a-run-of-a-long-name-that-says-all-it-tried", recall=0.25, auc=0.75)
+    monkeypatch.setenv("COLUMNS", "80")
+    cli_runs.list_all_runs(tmp_path)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for text in ("catalogue/", "recall@100", ".250", "recipe", "seconds"):
+        assert text in shown
 
 
 def test_runs_are_compared_and_written_to_a_page(call, tmp_path):

@@ -36,7 +36,7 @@ def test_a_run_that_has_done_nothing_yet_is_listed(tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text("name: begun")
     (line,) = list_runs(tmp_path)
-    assert (line.name, line.stage, line.seconds, line.metrics, line.recipe_digest) == ("begun", "—", 0.0, {}, "?")
+    assert (line.name, line.stage, line.seconds, line.metrics, line.recipe_digest) == ("begun", "–", 0.0, {}, "?")
     assert line.changed_at is None
 
 
@@ -66,7 +66,7 @@ def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path):
     assert metric == "catalogue/recall@100"
     assert [line.name for line in ordered] == ["better", "worse", "begun", "small"]
     assert [line.name for line in sort_runs(lines, by="auc")[1]] == ["worse", "better", "begun", "small"]
-    message = r"no run has a metric recall; choose from: auc, catalogue/recall@100, catalogue/recall@5"
+    message = r"no run has a metric recall; choose from: catalogue/recall@100, catalogue/recall@5$"
     with pytest.raises(RequestError, match=message):
         sort_runs(lines, by="recall")
 

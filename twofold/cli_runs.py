@@ -16,8 +16,9 @@ from rich.text import Text
 
 from twofold.cli_input import RecipeFile, Settings
 from twofold.errors import RequestError
+from twofold.figures import decimal
 from twofold.recipe.load import load_recipe
-from twofold.runs import RunSummary, list_runs, sort_runs
+from twofold.runs import STAGES, RunSummary, list_runs, sort_runs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,15 +44,28 @@ def list_all_runs(
 ) -> None:
     """The table of all runs, the best first."""
     metric, lines = sort_runs(list_runs(runs), by=by)
-    shown = list(dict.fromkeys((metric, "impressions/auc")))
-    headings = (name.replace("/", "/\n") for name in shown)  # two lines: a terminal of 80 columns holds them so
-    table = Table("run", "recipe", "base", "date", "last\nstage", *headings, "seconds", box=SIMPLE_HEAD)
-    table.pad_edge, table.collapse_padding = False, True
-    for line in lines:
-        metrics = (f"{line.metrics[name]:.4f}" if name in line.metrics else "—" for name in shown)
-        table.add_row(
-            line.name, line.recipe_digest[:8], line.base, _day(line), line.stage, *metrics, f"{line.seconds:.0f}"
-        )
+    if not lines:
+        print(f"{runs} holds no run yet: `twofold run RECIPE` makes one, and --runs names another folder.")
+        return
+    metrics = dict.fromkeys((metric, "impressions/auc"))
+    columns = {
+        "run": [line.name for line in lines],
+        "recipe": [line.recipe_digest[:8] for line in lines],
+        "base": [line.base for line in lines],
+        "date": [_day(line) for line in lines],
+        "last\nstage": [line.stage if line.stage != STAGES[-1] else "" for line in lines],
+        # Two lines: a terminal of 80 columns holds them so.
+        **{name.replace("/", "/\n"): [decimal(line.metrics.get(name)) for line in lines] for name in metrics},
+        "seconds": [f"{line.seconds:,.0f}" for line in lines],
+    }
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    told = {heading: cells for heading, cells in columns.items() if any(cells)}
+    for heading in told:  # names are folded where there is no room; a number or a date cut short would mislead
+        is_text = heading in ("run", "recipe", "base", "date", "last\nstage")
+        no_wrap = heading not in ("run", "base")
+        table.add_column(heading, overflow="fold", no_wrap=no_wrap, justify="left" if is_text else "right")
+    for cells in zip(*told.values(), strict=True):
+        table.add_row(*map(Text, cells))
     Console().print(table)
 
 
@@ -73,7 +87,7 @@ def track(folder: Path, *, uri: str) -> None:
 
 
 def _day(line: RunSummary) -> str:
-    return f"{line.changed_at.astimezone():%Y-%m-%d}" if line.changed_at else "—"
+    return f"{line.changed_at.astimezone():%Y-%m-%d}" if line.changed_at else "–"
 
 
 def compare(

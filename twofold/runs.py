@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +54,8 @@ def sort_runs(lines: Sequence[RunSummary], *, by: str | None = None) -> tuple[st
     """
     known = {name for line in lines for name in line.metrics}
     if by is not None and known and by not in known:
-        raise RequestError(f"no run has a metric {by}; choose from: {', '.join(sorted(known))}")
+        near = [name for name in known if by in name] or get_close_matches(by, known, n=10) or known
+        raise RequestError(f"no run has a metric {by}; choose from: {', '.join(sorted(near))}")
     headlines = Counter(line.headline for line in lines if line.headline)
     metric = by or (headlines.most_common(1)[0][0] if headlines else RECALL)
     return metric, sorted(lines, key=lambda line: (-line.metrics.get(metric, float("-inf")), line.name))
@@ -68,7 +70,7 @@ def _summary(folder: Path) -> RunSummary:
         folder=folder,
         recipe_digest=str(_read(folder / "run.json").get("recipe_digest", "?")),
         base=_base(folder / "base.yaml"),
-        stage=last or "—",
+        stage=last or "–",
         changed_at=_changed_at(folder / last / MANIFEST) if last else None,
         seconds=sum(_numbers({name: stage.seconds for name, stage in done.items()}).values(), start=0.0),
         headline=str(_read(judged.folder / "report.json").get("headline", "")) if judged else "",
