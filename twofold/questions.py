@@ -95,6 +95,7 @@ def gap_case(model: Model, arrays: Dataset, window: JudgedWindow, *, index: Inde
     line_of = np.argsort(answered_as)
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
+    compared = items if index.score == model.score else _as_long_as(items, index.vectors[line_of])
 
     def answers(asked: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:
         seen = window.seen.of(asked)
@@ -106,7 +107,7 @@ def gap_case(model: Model, arrays: Dataset, window: JudgedWindow, *, index: Inde
         relevant=window.relevant,
         seen=window.seen,
         trained=gap.Products(queries[model.score], items_as_products(items, model.score)),
-        rescored=gap.Products(queries[index.score], items_as_products(items, index.score)),
+        rescored=gap.Products(queries[index.score], items_as_products(compared, index.score)),
         stored=gap.Products(queries[index.score], items_as_products(index.vectors, index.score)),
         answered_as=answered_as,
         search=answers,
@@ -124,3 +125,11 @@ def probe_masked(model: Model, arrays: Dataset, window: JudgedWindow, case: gap.
         for items in (case.trained.items, items_as_products(masked, model.score))
     )
     return (probe_cold_items(found, found_masked, k=k),)
+
+
+def _as_long_as(
+    vectors: Float32[np.ndarray, "items dim"], others: Float32[np.ndarray, "items dim"]
+) -> Float32[np.ndarray, "items dim"]:
+    """The same directions with the lengths of others: what one score does not look at, and another does."""
+    own, wanted = (np.linalg.norm(each, axis=1, keepdims=True) for each in (vectors, others))
+    return np.asarray(vectors / np.maximum(own, np.finfo(np.float32).tiny) * wanted)

@@ -1,6 +1,8 @@
 """A run's arrays → groups, lists and probes, and what a whole run writes of them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +11,14 @@ import pytest
 
 from tests import worlds
 from twofold import pipeline
+from twofold.bundle import locked, open_stage
 from twofold.dataset.arrays import item_attributes, load_dataset
-from twofold.explain.gap import SCORE
+from twofold.evaluate.windows import judged_window
+from twofold.explain.gap import SCORE, STALE, measure_gap
 from twofold.explain.stage import groupings_of, lines_of, probe_run, read_lists
+from twofold.index.knn import build_index
+from twofold.model.retriever import item_vectors, load_model
+from twofold.questions import gap_case
 
 FEATURES = {
     "user": [{"kind": "history", "of": "positives", "last": 100}],
@@ -72,6 +79,36 @@ def test_a_collapsed_model_rings(run):
     attributes = item_attributes(run.folder / "dataset")
     lines = lines_of(probe_run(arrays, point, lists, attributes=attributes))
     assert {"effective_rank", "mean_cosine"} <= {line["name"] for line in lines if line["is_alarming"]}
+
+
+@pytest.mark.slow  # a training
+@pytest.mark.parametrize(("score", "named"), [("cosine", False), ("dot", True)])
+def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, named, tmp_path):
+    train = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0}
+    recipe = worlds.world_recipe(worlds.languages(tmp_path / "log").data.model_dump(), {"train": train})
+    job = pipeline.Job(recipe, tmp_path / "run")
+    with locked(job.folder):
+        _, dataset, trained = pipeline.up_to_training(job)
+    arrays = load_dataset(dataset.folder, recipe.features)
+    window, model = judged_window(arrays, "test"), load_model(recipe.retriever, arrays, trained.folder)
+    vectors = item_vectors(model, arrays, int(window.query_at.min()))
+    # Nothing in training holds the lengths, which a cosine does not look at.
+    lengths = np.random.default_rng(0).lognormal(sigma=1.5, size=(len(vectors), 1)).astype(np.float32)
+    index = build_index(vectors * lengths if named else vectors, score=score)
+    found = measure_gap(gap_case(model, arrays, window, index=index, listed=arrays.items), batch_size=16, k=2)
+    assert (found.largest == SCORE) == named
+    change = {step.cause: step.change for step in found.steps}
+    assert change[SCORE] < -0.2 if named else change[SCORE] == 0
+    assert change[STALE] == pytest.approx(0, abs=0.01)
+
+
+def test_what_is_explained_twice_is_explained_alike(run, tmp_path):
+    again = pipeline.Job(run.recipe, Path(shutil.copytree(run.folder, tmp_path / "again")))
+    shutil.rmtree(again.folder / "explain")
+    indexed = open_stage(again.folder, "index")
+    pipeline.explain(again, indexed, open_stage(again.folder, "recommend"))
+    for name in ("gap.json", "probes.json", "map.html", "map.parquet"):
+        assert (again.folder / "explain" / name).read_bytes() == (run.folder / "explain" / name).read_bytes()
 
 
 @pytest.mark.slow  # two whole runs
