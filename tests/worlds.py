@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from twofold.recipe.schema import Recipe
 
-DAY_MS = 24 * 3600 * 1000
+HOUR_MS = 3600 * 1000
+DAY_MS = 24 * HOUR_MS
 FIRST = date(2024, 1, 1)
 FIRST_MS = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 1000
 TRAIN_DAYS, VALIDATION, TEST, AFTER = range(4), 4, 5, 6
@@ -156,6 +157,29 @@ def walks(folder: Path, *, num_users: int = 240, num_items: int = 60) -> Recipe:
         moments = [day * DAY_MS + third * DAY_MS // 3 for day in TRAIN_DAYS for third in range(3)]
         moments += [VALIDATION * DAY_MS, TEST * DAY_MS]
         lines += list(zip([user] * 14, items, moments, [True] * 14, strict=True))
+    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
+
+
+# --- pauses: elapsed time alone tells what comes next -----------------------------------------------------------------
+
+
+def pauses(folder: Path, *, num_users: int = 240, num_items: int = 60) -> Recipe:
+    """Users walk round a circle of places, each with two items: one for who comes within the hour, one for who comes
+    after about a day. A user's first like of the day of test falls into its first half hour.
+
+    Those who know the order know the place, and choose between its two items.
+    """
+    draw = np.random.default_rng(7)
+    places = num_items // 2
+    lines = []
+    for user in range(num_users):
+        is_long = draw.random(14) < 0.5
+        pause = np.where(
+            is_long, draw.integers(20 * HOUR_MS, 23 * HOUR_MS, 14), draw.integers(HOUR_MS // 2, HOUR_MS, 14)
+        )
+        moments = TEST * DAY_MS + draw.integers(HOUR_MS // 2) - np.append(np.cumsum(pause[:0:-1])[::-1], 0)
+        items = (draw.integers(places) + np.arange(14)) % places + places * is_long
+        lines += [(user, item, at, True) for item, at in zip(items, moments, strict=True) if at >= 0]
     return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
 
 

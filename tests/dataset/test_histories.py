@@ -37,12 +37,15 @@ def test_last_equals_a_naive_slice(n):
     lengths = rng.integers(0, 9, size=6)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     items = rng.integers(0, 99, size=offsets[-1]).astype(np.int32)
-    histories = Histories(items, np.zeros(len(items), np.int64), offsets)
+    histories = Histories(items, rng.integers(0, 2**40, size=len(items)), offsets)
     users = rng.integers(0, 6, size=200)
     counts = rng.integers(0, lengths[users] + 1)
-    for user, count, taken in zip(users, counts, histories.last(users, counts, n=n), strict=True):
-        newest = (items[offsets[user] : offsets[user] + count] + 1).tolist()[max(count - n, 0) :]
+    both = histories.last(users, counts, n=n), histories.last_at(users, counts, n=n)
+    for user, count, taken, taken_at in zip(users, counts, *both, strict=True):
+        part = slice(offsets[user] + max(count - n, 0), offsets[user] + count)
+        newest = (items[part] + 1).tolist()
         assert taken.tolist() == [0] * (n - len(newest)) + newest
+        assert taken_at[n - len(newest) :].tolist() == histories.at[part].tolist()
 
 
 def test_slices_and_parts():

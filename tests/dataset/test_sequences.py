@@ -31,6 +31,17 @@ def dataset(tmp_path_factory):
     return load_dataset(folder / "dataset")
 
 
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("timed")
+    write_prepared(folder / "prepare", random_events(0))
+    tree = FEATURES.model_dump(mode="json")
+    tree["user"][0] |= {"time_bias": True, "last": 9}
+    tree["user"][1] |= {"time_bias": True}
+    build_dataset(folder / "prepare", Features.model_validate(tree), folder / "dataset", utc_offset_h=8)
+    return load_dataset(folder / "dataset")
+
+
 def read(inputs, name):
     """Per line, the events before its place."""
     rows, places = np.asarray(inputs[name]), np.asarray(inputs[f"{name}.places"])
@@ -72,6 +83,28 @@ def test_lines_of_one_user_share_a_sequence_and_read_its_newest_part(dataset):
         len(part) < len(whole) for part, whole in zip(cut, alone(dataset, asked, "positives_sequence"), strict=True)
     )
     assert len(inputs["positives_sequence"]) > len(np.unique(rows.user_rows))
+
+
+@pytest.mark.parametrize("name", ["positives_sequence", "negatives_sequence"])
+@pytest.mark.parametrize("labels", [{True}, {True, False}], ids=["likes", "all"])
+def test_lines_read_the_times_that_a_request_at_their_moment_reads(timed, name, labels):
+    rows = timed.rows["train"]
+    lines = np.flatnonzero(np.isin(rows.label, list(labels)))
+    asked, inputs = rows.take(lines), gather_batch(timed, rows, lines).user
+    (alone,) = query_batches(timed, np.asarray(asked.user_rows), np.asarray(asked.at))
+    taken, ages = (np.pad(inputs[part].numpy(), ((0, 0), (0, 1))) for part in (name, f"{name}.ages"))
+    shown = 0
+    for line, place in enumerate(inputs[f"{name}.places"].tolist()):
+        sequence, count = divmod(place, taken.shape[1])
+        known = int((alone[name][line] != 0).sum())
+        assert taken[sequence, :count].tolist() == alone[name][line, known - count : known].tolist()
+        asked_ages = ages[sequence, :count] - ages[sequence, count]  # until the next event came, or the request
+        assert asked_ages.tolist() == alone[f"{name}.ages"][line, known - count : known].tolist()
+        assert not alone[f"{name}.ages"][line, known:].any()
+        shown += len(np.unique(asked_ages)) > 2
+    assert shown > 20
+    if name == "positives_sequence" and labels == {True}:  # its own events: they tell one another's moments
+        assert len(taken) < len(lines) / 4
 
 
 def test_an_epoch_holds_every_line_once_and_a_users_lines_together_and_in_order(dataset):

@@ -1,22 +1,31 @@
 """A position knows what came before it and nothing else, however it is batched, padded or cut."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import twofold
-from tests.worlds import walks, world_recipe
+from tests.worlds import FIRST_MS, TEST, pauses, walks, world_recipe
 from twofold.model.encoder import Encoder, Layers, Sequence
-from twofold.model.sequence import SequenceEncoder
+from twofold.model.sequence import GAPS, SequenceEncoder
+from twofold.model.two_tower import export_user_tower
 from twofold.pipeline import report_of
+from twofold.serve.graphs import load_user_tower
 
+HOUR_S, DAY_S = 3600, 24 * 3600
 BLOCK = Sequence("seen", rows=9, dim=8, length=6, depth=2, heads=2, dropout=0.3)
 
 
-def encoder(dim=8, *, length=6, depth=2, heads=2):
+def encoder(dim=8, *, length=6, depth=2, heads=2, is_timed=False):
     torch.manual_seed(0)
-    return SequenceEncoder(dim, length=length, depth=depth, heads=heads, dropout=0.0).double()
+    made = SequenceEncoder(dim, length=length, depth=depth, heads=heads, dropout=0.0, is_timed=is_timed).double()
+    for name, parameter in made.named_parameters():
+        if name.endswith("by_gap"):
+            torch.nn.init.normal_(parameter)
+    return made
 
 
 def events(lines=3, length=6, dim=8):
@@ -49,9 +58,18 @@ def test_positions_are_distances():
     torch.testing.assert_close(first, later)
 
 
-def test_one_layer_equals_a_loop_written_from_the_definition():
-    model, read = encoder(dim=4, depth=1, heads=1), events(lines=1, length=3, dim=4)[0]
+@pytest.mark.parametrize("moments", [None, [5, 60, 60 + DAY_S, 61 + DAY_S]], ids=["order", "time"])
+def test_one_layer_equals_a_loop_written_from_the_definition(moments):
+    """`moments` are those of the three events and of the request, in seconds."""
+    model, read = encoder(dim=4, depth=1, heads=1, is_timed=bool(moments)), events(lines=1, length=3, dim=4)[0]
     layer = model.layers[0]
+
+    def of_time(position, place):
+        """Asked when the next event comes: so long ago was the event; nothing is known of the start's."""
+        if not moments:
+            return 0
+        passed = moments[position] - moments[place - 1]
+        return layer.by_gap[0, 1 + sum(gap <= passed for gap in GAPS) if place else 0]
 
     def scaled(vector, norm):
         return vector / (vector.square().mean() + torch.finfo(vector.dtype).eps).sqrt() * norm.weight
@@ -66,14 +84,50 @@ def test_one_layer_equals_a_loop_written_from_the_definition():
     for position, own in enumerate(parts):
         query = turned(own[0], position)
         scores = torch.stack(
-            [query @ turned(key, place) / 2 for place, (_, key, _, _) in enumerate(parts[: position + 1])]
+            [
+                query @ turned(key, place) / 2 + of_time(position, place)
+                for place, (_, key, _, _) in enumerate(parts[: position + 1])
+            ]
         )
         seen = sum(share * part[2] for share, part in zip(scores.softmax(0), parts, strict=False))
         inner = vectors[position] + layer.attended(seen * torch.nn.functional.silu(own[3]))
         gate, values = layer.feed(scaled(inner, layer.before_feed)).split(8)
         outer = inner + layer.fed(torch.nn.functional.silu(gate) * values)
         expected = scaled(outer, model.norm)
-        torch.testing.assert_close(model(read[None])[0, position], expected)
+        ages = torch.tensor([[moments[-1] - moment for moment in moments[:-1]]]) if moments else None
+        torch.testing.assert_close(model(read[None], ages)[0, position], expected)
+
+
+def test_two_buckets_to_a_doubling():
+    assert GAPS[:9] == (1, 2, 3, 4, 6, 8, 12, 16, 23)
+    assert GAPS.index(2**20) - GAPS.index(2**12) == 2 * 8
+    assert GAPS[-1] < 2**31
+
+
+def test_a_timed_encoder_begins_as_one_of_order_alone():
+    torch.manual_seed(0)
+    plain = SequenceEncoder(8, length=6, depth=2, heads=2, dropout=0.0)
+    torch.manual_seed(0)
+    timed = SequenceEncoder(8, length=6, depth=2, heads=2, dropout=0.0, is_timed=True)
+    ages = torch.arange(6, 0, -1).repeat(3, 1) * HOUR_S
+    torch.testing.assert_close(timed(events().float(), ages), plain(events().float()))
+    assert {name for name, _ in timed.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
+        f"layers.{layer}.by_gap" for layer in range(2)
+    }
+    timed(events().float(), ages).sum().backward()
+    assert all((layer.by_gap.grad != 0).sum() > 2 for layer in timed.layers)
+
+
+def test_the_future_and_the_time_of_day_change_nothing():
+    """Ages count from the last position; what was known earlier must not depend on when that is."""
+    model, read = encoder(is_timed=True), events()
+    ages = torch.tensor([[9 * DAY_S, 8 * DAY_S, 8 * DAY_S - 50, 3 * DAY_S, HOUR_S, 1]]).repeat(3, 1)
+    whole = model(read, ages)
+    torch.testing.assert_close(model(read, ages + 40 * DAY_S)[:, :6], whole[:, :6])
+    assert not torch.allclose(model(read, ages + 40 * DAY_S)[:, 6], whole[:, 6])
+    for count in range(6):
+        asked = torch.where(torch.arange(6) < count, ages - ages[:, count, None], 0)
+        torch.testing.assert_close(model(read, asked)[:, count], whole[:, count])
 
 
 @pytest.mark.slow
@@ -105,6 +159,55 @@ def test_whole_sequences_with_places_answer_as_each_history_alone():
         alone = torch.zeros(1, 6, dtype=torch.int64)
         alone[0, :count] = rows[line, :count]
         torch.testing.assert_close(tower({"seen": alone})[0], vector)
+
+
+def test_a_served_graph_reads_times_as_the_tower_does(tmp_path):
+    torch.manual_seed(0)
+    block = replace(BLOCK, is_timed=True)
+    tower = Encoder((block,), Layers(8)).eval()
+    for layer in tower.readers["seen"].layers:
+        torch.nn.init.normal_(layer.by_gap)
+    export_user_tower(tower, tmp_path / "tower.onnx")
+    served = load_user_tower(tmp_path / "tower.onnx")
+    assert served.inputs == ("seen", "seen.ages")
+    draw = np.random.default_rng(0)
+    counts = draw.integers(7, size=400)
+    held = np.arange(6) < counts[:, None]
+    ages = -np.sort(-draw.integers(2**31, size=(400, 6)) // 2 ** draw.integers(31, size=(400, 6)), axis=1) * held
+    ages[:60] = (-np.sort(-draw.choice([*GAPS, *(gap - 1 for gap in GAPS)], (60, 6)), axis=1) * held[:60]).astype(int)
+    inputs = {"seen": (draw.integers(1, 9, (400, 6)) * held).astype(np.int32), "seen.ages": ages.astype(np.int32)}
+    with torch.inference_mode():
+        judged = tower({name: torch.from_numpy(values) for name, values in inputs.items()}).numpy()
+    np.testing.assert_allclose(served.vectors(inputs), judged, atol=1e-5)
+    one = {name: values[5:6] for name, values in inputs.items()}
+    np.testing.assert_allclose(served.vectors(one), judged[5:6], atol=1e-5)
+    assert not np.allclose(served.vectors({**inputs, "seen.ages": inputs["seen.ages"] // 2}), judged, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_timed", [True, False])
+def test_what_only_the_time_since_the_last_event_tells(is_timed):
+    """The answer is the last event, or 8 more where it was a day ago and not an hour."""
+    draw = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    tower = Encoder((replace(BLOCK, dim=16, dropout=0.0, is_timed=is_timed),), Layers(17, unit_length=False))
+    optimiser = torch.optim.Adam(tower.parameters(), lr=1e-2)
+
+    def drawn(lines):
+        rows = torch.randint(1, 9, (lines, 6), generator=draw)
+        is_old = torch.randint(2, (lines, 7), generator=draw)
+        gaps = torch.where(is_old == 1, DAY_S, HOUR_S)[:, :6].flip(1).cumsum(1).flip(1)
+        return {"seen": rows, "seen.ages": gaps}, rows[:, -1] + 8 * is_old[:, 5]
+
+    for _ in range(120):
+        inputs, wanted = drawn(64)
+        loss = torch.nn.functional.cross_entropy(tower(inputs), wanted)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    inputs, wanted = drawn(400)
+    right = float((tower(inputs).argmax(dim=1) == wanted).float().mean())
+    assert right > 0.95 if is_timed else right < 0.6
 
 
 def test_an_empty_history_has_an_answer_of_its_own():
@@ -158,3 +261,40 @@ def test_order_is_learnt_from_all_positions_and_a_set_does_not_know_it(walked):
 def test_items_of_the_batch_as_negatives_serve_it_too(walked):
     _, hit_rate = walked("in_batch_softmax", kind="sequence", last=20, dropout=0.1)
     assert hit_rate > 0.9
+
+
+@pytest.fixture(scope="module")
+def paused(tmp_path_factory):
+    """The world of pauses, by a sequence tower."""
+    data = pauses(tmp_path_factory.mktemp("world")).data.model_dump()
+
+    def judged(**feature):
+        features = {
+            "user": [{"kind": "sequence", "of": "positives", "last": 20, "dropout": 0.1, **feature}],
+            "item": [{"kind": "id"}],
+        }
+        train = {"epochs": 40, "batch_size": 256, "learning_rate": 0.01, "loss": {"kind": "full_softmax"}}
+        recipe = world_recipe(data, {"features": features, "train": train})
+        return twofold.run(recipe, runs=tmp_path_factory.mktemp("runs"))
+
+    return judged
+
+
+@pytest.mark.slow
+def test_a_pause_is_learnt_by_its_length_and_order_alone_does_not_know_it(paused):
+    by_order = report_of(paused().folder)
+    assert by_order.metrics_of("model")["catalogue/hit_rate@1"] < 0.65
+    job = paused(time_bias=True)
+    by_time = report_of(job.folder)
+    assert by_time.metrics_of("model")["catalogue/hit_rate@1"] > 0.9
+    assert (by_order.catalogue.track, by_time.catalogue.track) == ("time_free", "query_time")
+    served = twofold.load(job.folder)
+    users = served.bundle.users.ids
+    last = served.bundle.positives.at[served.bundle.positives.offsets[1:] - 1].max()
+    assert last < FIRST_MS + TEST * DAY_S * 1000 + HOUR_S * 500
+    soon, later = (
+        served.recommend(users, k=1, at=int(last) + pause, exclude_seen=False)["item_id"].to_numpy()
+        for pause in (HOUR_S * 500, 22 * HOUR_S * 1000)
+    )
+    assert (soon < 30).mean() > 0.9  # places' first items are for who comes within the hour
+    assert (later >= 30).mean() > 0.9

@@ -1,5 +1,7 @@
 """Log and live history are one; a stranger gets what is popular; a served vector is the judged one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,9 +17,10 @@ from tests.serve.tiny import (
     write_run,
     write_tower,
 )
-from twofold.dataset.features import queries_at, user_inputs
+from twofold.dataset.features import feature_names, queries_at, user_inputs
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
+from twofold.recipe.features import Features
 from twofold.serve.answers import (
     Asker,
     Open,
@@ -79,6 +82,31 @@ def test_a_log_cut_anywhere_and_posted_from_there_gives_the_same_asker(opened: O
     posted, unknown = asker_with(bundle, ["a", "cold", "no item"], ["b"], at=whole.at)
     assert unknown == 1
     assert vectors_of(bundle, [posted]).tobytes() == vectors_of(bundle, [whole]).tobytes()
+
+
+def test_when_it_was_met_is_read_alike_of_the_log_and_of_what_was_posted(opened: Open) -> None:
+    user = [{"kind": "sequence", "of": of, "last": 3, "time_bias": True} for of in ("positives", "negatives")]
+    features = Features.model_validate({"user": user, "item": [{"kind": "id"}]})
+    bundle = replace(opened.bundle, features=opened.bundle.features.reading(features))
+    everything = [Met(item, at, "positive" if liked else "negative") for item, at, liked in EVENTS[10]]
+    rows, at = np.array([USERS.index(10)]), np.array([NOON])
+    judged = user_inputs(
+        bundle.features,
+        bundle.user_arrays,
+        queries_at(bundle.features, bundle.positives, bundle.negatives, user_rows=rows, at=at),
+    )
+    assert judged["positives_sequence.ages"].tolist() == [[11 * 3600, 0, 0]]  # the cold item is not read
+    assert judged["negatives_sequence.ages"].tolist() == [[10 * 3600, 0, 0]]
+    assert set(judged) == set(feature_names(bundle.features)[0])
+    for user_row, first in ((USERS.index(10), 3), (USERS.index(10), 1), (UNKNOWN, 0)):
+        asked = queries_of(bundle, [asker_of(bundle, user_row, everything[first:], at=NOON)])
+        served = user_inputs(bundle.features, bundle.user_arrays, asked)
+        assert {name: values.tolist() for name, values in served.items()} == {
+            name: values.tolist() for name, values in judged.items()
+        }
+    posted, _ = asker_with(bundle, ["a", "b"], [], at=NOON)
+    inputs = user_inputs(bundle.features, bundle.user_arrays, queries_of(bundle, [posted]))
+    assert inputs["positives_sequence.ages"].tolist() == [[0, 0, 0]]  # as if met now
 
 
 def test_live_events_join_the_log_by_their_moment(opened: Open) -> None:

@@ -36,8 +36,6 @@ class Histories:
         """The last n of each user's first `counts` events as table rows, item row + 1, newest last; 0 where there are
         fewer.
         """
-        if n == 0:
-            return np.zeros((len(user_rows), 0), np.int32)
         taken = _ending_at(self.item_rows, self.offsets[user_rows] + counts, n)
         taken += 1
         # What reaches into the neighbour before is multiplied away: choosing takes five times as long.
@@ -147,6 +145,8 @@ def _windows(
 
     NumPy is told that n values are one, and copies a line at once: eight times as fast as an index an element.
     """
+    if n == 0:
+        return np.zeros((len(first), 0), values.dtype)
     whole = np.ndarray(len(values) - n + 1, f"V{values.itemsize * n}", buffer=values, strides=values.strides)
     lines: np.ndarray = whole[first]
     return lines.view(values.dtype).reshape(-1, n)

@@ -93,7 +93,7 @@ class _Layer(nn.Module):
         vectors: Float[Tensor, "sequences length dim"],
         cosines: Float[Tensor, "length pairs"],
         sines: Float[Tensor, "length pairs"],
-        buckets: Int[Tensor, "sequences length length"] | None,
+        buckets: Int[Tensor, "sequences length length"] | None = None,
     ) -> Float[Tensor, "sequences length dim"]:
         *read, gate = self.attend(self.before_attention(vectors)).chunk(4, dim=-1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in read)
