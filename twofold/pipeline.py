@@ -213,7 +213,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
     from twofold.model.ranker import load_stages
     from twofold.model.retriever import describe_model, load_model
     from twofold.model.second_stage import describe_second_stage, load_second_stage
-    from twofold.questions import may_be_recommended, rows_of
+    from twofold.questions import judged_heads, may_be_recommended, rows_of
 
     ranked = train_ranker(job, dataset, trained)
 
@@ -239,7 +239,8 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         only = may_be_recommended(items, job.recipe.index.where)
         asked, published = job.recipe.judge.sampled, job.recipe.data.sampled_negatives
         sampled = negatives_of(asked, window, arrays, positives=positives, published=published)
-        rows = rows_of(model, ranker, stages, window)
+        rows, kept = rows_of(model, ranker, stages, window), prepared.folder / "fitted"
+        heads = judged_heads(model, ranker, stages, window, prepare=job.recipe.prepare, fitted=kept)
         parts = describe_model(model) + ([] if ranker is None else describe_second_stage(ranker))
         judged = judge(
             window,
@@ -247,7 +248,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
             positives,
             batch_size=job.recipe.train.batch_size,
             facts=_facts(job, (prepared, dataset, trained)) | {"model": [asdict(part) for part in parts]},
-            details=replace(details, only=only, sampled=sampled, others=rows),
+            details=replace(details, only=only, sampled=sampled, others=rows, heads=heads),
         )
         write_report(judged.report, out)
         save_values(judged, window, out, users=arrays.users, items=arrays.items, slicings=details.slicings)

@@ -1,25 +1,39 @@
 """What the judges are given of a model that they never see: its scores, its vectors, the answers of its index."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RecipeError
+from twofold.evaluate.calibration import Calibration, judge_head, judge_seconds
 from twofold.evaluate.judge import Only, headline_k
 from twofold.evaluate.protocols import JudgedWindow
 from twofold.evaluate.ranking import Products, ScoreBlock
-from twofold.evaluate.two_stages import FIRST_STAGE, TwoStages, rank_in_two_stages
+from twofold.evaluate.two_stages import (
+    FIRST_STAGE,
+    ScorePairs,
+    TwoStages,
+    find_best,
+    rank_in_two_stages,
+    score_impressions,
+)
 from twofold.evaluate.verdict import MODEL
 from twofold.explain import gap
 from twofold.explain.probes import Probe, found_among, probe_cold_items
 from twofold.index.filters import compile_filter
 from twofold.index.knn import HELD, Index, search
 from twofold.index.scores import items_as_products, queries_as_products
-from twofold.model.ranker import Stages
+from twofold.model.ranker import Ranker, Stages
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.model.second_stage import SecondStage, item_side, pair_scores, user_side
+from twofold.recipe.preparation import Prepare
 from twofold.topk import Ragged
 
 
@@ -37,6 +51,39 @@ def two_stages(
 
     `is_masked`: as if no item's id were known, to either.
     """
+    retrieved, scores_of_pairs = _asked(model, ranker, arrays, window, is_masked=is_masked)
+    return rank_in_two_stages(retrieved, scores_of_pairs(ranker), seen=window.seen, top=ranker.top)
+
+
+def judged_heads(
+    model: Model, ranker: SecondStage | None, arrays: Stages, window: JudgedWindow, *, prepare: Prepare, fitted: Path
+) -> tuple[Calibration, ...]:
+    """What every head of the ranker says of the window's impressions, users asking as in the report, against what came
+    of them; `fitted` is where preparation keeps the quantiles of watch time.
+    """
+    if not isinstance(ranker, Ranker) or not ranker.names:
+        return ()
+    retrieved, scores_of_pairs = _asked(model, ranker, arrays, window, is_masked=False)
+    found = find_best(retrieved, seen=window.seen, top=ranker.top)
+    (rows,) = (rows for split, rows in arrays.ranker.rows.items() if split == window.name)
+    lines, item_rows = np.searchsorted(window.user_rows, rows.user_rows), np.ascontiguousarray(rows.item_rows)
+    judged = []
+    for name in ranker.names:
+        said = score_impressions(found, scores_of_pairs(ranker.saying(f'"{name}"')), lines, item_rows)
+        head, label = judge_head(name, said, np.asarray(rows.outcomes[name])), prepare.quantile_of(name)
+        if head is not None and label is not None:
+            table = pq.read_table(fitted / f"{label}.quantile.parquet")
+            head = replace(head, seconds=judge_seconds(table, said, rows.watch_s, rows.length_s))
+        judged += [] if head is None else [head]
+    return tuple(judged)
+
+
+def _asked(
+    model: Model, ranker: SecondStage, arrays: Stages, window: JudgedWindow, *, is_masked: bool
+) -> tuple[Products, Callable[[SecondStage], ScorePairs]]:
+    """What the retriever makes of the window's users and of all items; and what a ranker does, whichever formula it has
+    over one network.
+    """
     at = int(window.query_at.min())
     given = masked_item_vectors(model, arrays.retriever, at) if is_masked else None
     items = item_vectors(model, arrays.retriever, at) if given is None else given
@@ -45,14 +92,12 @@ def two_stages(
     side = item_side(ranker, arrays.ranker, factors, at, is_masked=is_masked)
     asking = user_side(ranker, arrays.ranker, window.user_rows, window.query_at)
 
-    def score_pairs(
-        lines: Int64[np.ndarray, "queries"],
-        item_rows: Int64[np.ndarray, "queries length"],
-        places: Int64[np.ndarray, "queries length"],
-    ) -> Float32[np.ndarray, "queries length"]:
-        return pair_scores(ranker, side, asking[lines], queries[lines], item_rows, places)
+    def scores_of_pairs(ranker: SecondStage) -> ScorePairs:
+        return lambda lines, item_rows, places: pair_scores(
+            ranker, side, asking[lines], queries[lines], item_rows, places
+        )
 
-    return rank_in_two_stages(Products(queries, factors), score_pairs, seen=window.seen, top=ranker.top)
+    return Products(queries, factors), scores_of_pairs
 
 
 def rows_of(model: Model, ranker: SecondStage | None, arrays: Stages, window: JudgedWindow) -> dict[str, ScoreBlock]:

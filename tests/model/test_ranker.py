@@ -39,9 +39,14 @@ def arrays(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranker(arrays):
     torch.manual_seed(0)
-    asked = Mlp(kind="mlp", dim=8, hidden=(16, 4), crosses=2, dropout=0.3)
+    heads = ({"of": "long"}, {"of": "like"})
+    asked = Mlp.model_validate(
+        {"kind": "mlp", "dim": 8, "hidden": (16, 4), "crosses": 2, "dropout": 0.3, "heads": heads}
+    )
     made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=WIDE)
-    torch.nn.init.normal_(made.layers[-1].weight)
+    made.fit_heads([0.3, 0.02])
+    for last in (made.layers[-1], made.heads):
+        torch.nn.init.normal_(last.weight)
     made.fit_scales(Scales(score_mean=0.5, score_std=2.0, place_mean=3.0, place_std=1.5))
     return made.eval()
 
@@ -91,8 +96,13 @@ def test_scores_read_score_and_place_as_they_were_standardised(ranker, asking):
     assert np.abs(further - rank_scores(ranker, side, users, user_vectors, item_rows, places)).max() > 1e-3
 
 
-def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_path):
+FORMULA = 'GREATEST(relevance, -9) + POWER(long, 2) * LN("like" / (1 - "like")) - COALESCE(SQRT(relevance), long) / 3'
+
+
+@pytest.mark.parametrize("formula", [None, FORMULA], ids=["relevance", "a formula"])
+def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_path, formula):
     users, user_vectors, side, item_rows, places = asking
+    ranker = ranker if formula is None else ranker.saying(formula)
     at = int(arrays.ranker.events.at.max()) + 1
     save_ranker(ranker, arrays, side.vectors, at=at, folder=tmp_path)
     assert (tmp_path / ABOUT).read_text().split() == ["{", '"top":', "100", "}"]
@@ -131,4 +141,26 @@ def test_the_drawing_lists_every_parameter(ranker):
     drawn = sum(part.parameters for part in parts)
     assert drawn == sum(parameter.numel() for parameter in ranker.parameters()) - 1  # trust is one number, not drawn
     assert {part.tower for part in parts} == {"ranker, user", "ranker, item", "ranker"}
-    assert [part.name for part in parts if part.tower == "ranker"] == ["crosses", "linear", "linear", "linear"]
+    assert [part.name for part in parts if part.tower == "ranker"] == ["crosses", *["linear"] * 3, "long, like"]
+
+
+def test_a_formula_reads_what_the_heads_say(ranker, asking):
+    users, user_vectors, side, item_rows, places = asking
+
+    def said(formula):
+        return rank_scores(ranker.saying(formula), side, users, user_vectors, item_rows, places)
+
+    np.testing.assert_array_equal(said("relevance"), rank_scores(ranker, side, users, user_vectors, item_rows, places))
+    chance = said('"like"')
+    assert 0 < chance.min() < chance.max() < 1
+    np.testing.assert_allclose(said('relevance - 2 * "like"'), said("relevance") - 2 * chance, rtol=1e-5, atol=1e-6)
+    assert ranker.formula is None  # another's formula is its own
+
+
+def test_heads_begin_as_the_mean_of_what_they_are_to_learn(arrays, asking):
+    users, user_vectors, side, item_rows, places = asking
+    asked = Mlp.model_validate({"kind": "mlp", "dim": 8, "heads": [{"of": "long"}], "formula": "long"})
+    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=WIDE)
+    made.fit_heads([0.3])
+    scores = rank_scores(made, side, users, user_vectors, item_rows, places)
+    np.testing.assert_allclose(scores, 0.3, rtol=1e-5)

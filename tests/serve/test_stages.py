@@ -30,7 +30,10 @@ from twofold.serve.wire import Recommend
 from twofold.topk import tie_order
 
 TOP = 6
-ASKED = Mlp.model_validate({"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"top": TOP}})
+ASKED = Mlp.model_validate(
+    {"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"top": TOP}}
+    | {"heads": [{"of": "long"}], "formula": "relevance + LN(long / (1 - long))"}
+)
 # Either stage reads what the other does not.
 RETRIEVER = Features(vectors=FEATURES.vectors, user=FEATURES.user[:9], item=FEATURES.item)
 RANKER = Features(vectors=FEATURES.vectors, user=FEATURES.user[7:], item=FEATURES.item[:3])

@@ -50,8 +50,8 @@ _HISTORIES: Final[Mapping[str, str | None]] = {
 class Rows:
     """One window's rows, sorted by (user, at, item): what is trained on, or judged. Arrays may be memory-mapped.
 
-    `counted` are counters of the user and of the item up to the row's hour, by the name of the feature; `outcomes`, what
-    came of it by the names of the recipe, from 0 to 1, NaN where it is not known.
+    `counted` are counters of the user and of the item up to the row's hour, by the name of the feature; `outcomes` are
+    what else came of it, from 0 to 1, by their names in the recipe; NaN where that is not known.
     """
 
     records: Shaped[np.ndarray, "rows"]

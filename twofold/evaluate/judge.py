@@ -21,6 +21,7 @@ from twofold.evaluate.baselines import (
     random_scores,
     recent_popularity,
 )
+from twofold.evaluate.calibration import Calibration, head_in_words
 from twofold.evaluate.protocols import (
     TIE_RULE,
     InBatch,
@@ -81,7 +82,7 @@ class Only:
 class Details:
     """What a window is further asked: `others` are further rows, by name; `to_find` is the digest of the pairs to be
     found; days begin at midnight of `utc_offset_h`; `only` is who may be recommended, None: all;
-    every positive is also judged against each of `sampled`; `groups` of items have a baseline each.
+    every positive is also judged against each of `sampled`; `groups` of items have a baseline each; `heads` are judged.
     """
 
     slicings: tuple[Slicing, ...] = ()
@@ -92,6 +93,7 @@ class Details:
     sampled: tuple[Negatives, ...] = ()
     groups: Mapping[str, Int64[np.ndarray, "items"]] = field(default_factory=dict)
     others: Mapping[str, ScoreBlock] = field(default_factory=dict)
+    heads: tuple[Calibration, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def judge(
     section = None if passing is None else _filter_section(details, ranked[MODEL], passing)
     if section is not None:
         verdict = (*verdict, passing_in_words(section, window.num_items, headline=headline))
+    verdict = (*verdict, *map(head_in_words, details.heads))
     report = Report(
         window=window.name,
         track=window.track,
@@ -160,6 +163,7 @@ def judge(
         passing=section,
         left_out=left_out,
         sampled=tuple(_sampled_section(window, judged, negatives) for negatives in details.sampled),
+        heads=details.heads,
     )
     return Judged(report, ranked[MODEL], ordered[MODEL], passing)
 

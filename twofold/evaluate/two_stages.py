@@ -48,13 +48,32 @@ class TwoStages:
         self, lines: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
     ) -> Float32[np.ndarray, "pairs"]:
         """What the ranker says of pairs, found by the retriever or not: impressions are ordered by it alone."""
-        scores = np.empty(len(lines), np.float32)
-        for part in blocks(len(lines), _PAIRS):
-            asked = item_rows[part, None]
-            is_it = self.found[lines[part]] == asked
-            places = np.where(is_it.any(axis=1), is_it.argmax(axis=1), self.found.shape[1])
-            scores[part] = self.score_pairs(lines[part], asked, places[:, None])[:, 0]
-        return scores
+        return score_impressions(self.found, self.score_pairs, lines, item_rows)
+
+
+def score_impressions(
+    found: Int64[np.ndarray, "users top"],
+    score_pairs: ScorePairs,
+    lines: Int64[np.ndarray, "pairs"],
+    item_rows: Int64[np.ndarray, "pairs"],
+) -> Float32[np.ndarray, "pairs"]:
+    """What the second stage says of single pairs, whether the first has `found` the item or not."""
+    scores = np.empty(len(lines), np.float32)
+    for part in blocks(len(lines), _PAIRS):
+        asked = item_rows[part, None]
+        is_it = found[lines[part]] == asked
+        places = np.where(is_it.any(axis=1), is_it.argmax(axis=1), found.shape[1])
+        scores[part] = score_pairs(lines[part], asked, places[:, None])[:, 0]
+    return scores
+
+
+def find_best(retrieved: Products, *, seen: Ragged, top: int) -> Int64[np.ndarray, "users top"]:
+    """Every user's `top` best items that are not `seen`, exactly; -1 where fewer are left."""
+    users = len(retrieved.queries)
+    found = np.empty((users, min(top, len(retrieved.factors))), np.int64)
+    for part in users_at_once(users):
+        found[part] = rank_products(retrieved, part, found.shape[1], excluded=seen.part(part))
+    return found
 
 
 def rank_in_two_stages(retrieved: Products, score_pairs: ScorePairs, *, seen: Ragged, top: int) -> TwoStages:
@@ -62,13 +81,11 @@ def rank_in_two_stages(retrieved: Products, score_pairs: ScorePairs, *, seen: Ra
 
     Equal scores of the second stage keep the fixed order of ties.
     """
-    users, num_items = len(retrieved.queries), len(retrieved.factors)
-    top, (rank, _) = min(top, num_items), tie_order(num_items)
-    found, ranked = np.empty((users, top), np.int64), np.empty((users, top), np.int64)
-    for part in users_at_once(users):
-        found[part] = rank_products(retrieved, part, top, excluded=seen.part(part))
+    found, (rank, _) = find_best(retrieved, seen=seen, top=top), tie_order(len(retrieved.factors))
+    ranked = np.empty_like(found)
+    for part in users_at_once(len(found)):
         there = np.maximum(found[part], 0)
-        places = np.tile(np.arange(top), (len(there), 1))
+        places = np.tile(np.arange(there.shape[1]), (len(there), 1))
         scores = score_pairs(np.arange(part.start, part.stop), there, places)
         order = np.lexsort((-rank[there], np.where(found[part] >= 0, -scores, np.inf)))
         ranked[part] = np.take_along_axis(found[part], order, axis=1)

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from twofold.errors import RunError
+from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.protocols import Track
 from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Intervals
@@ -281,6 +282,8 @@ class Report:
     """Baselines that could not be among the rows, and why."""
     sampled: tuple[SampledSection, ...] = ()
     """One for each draw that the recipe's `judge` asks for."""
+    heads: tuple[Calibration, ...] = ()
+    """What the ranker says of impressions besides their order, against what came of them."""
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """All values of one row, by metric; those that nobody could be judged on are left out."""
@@ -290,6 +293,8 @@ class Report:
         if name == MODEL:
             values |= {f"in_batch/hit_rate@{line.k}": line.in_batch.value for line in self.in_batch.lines}
             values |= {line.metric: line.passing.value for line in self.passing.lines} if self.passing else {}
+            values |= {f"heads/{head.name}/ece": head.ece for head in self.heads}
+            values |= {f"heads/{head.name}/ratio": head.ratio for head in self.heads}
         values |= {
             metric.replace("sampled/", f"sampled/{section.name}/"): each.value
             for section in self.sampled

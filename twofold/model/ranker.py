@@ -1,7 +1,8 @@
 """The ranker: a network over a user, an item and how they meet. It orders a hundred items, not a million."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from twofold.dataset.arrays import Dataset, load_dataset
 from twofold.dataset.batches import item_batches
 from twofold.dataset.features import FeatureState
 from twofold.model.encoder import Encoder
+from twofold.model.formula import score_by
 from twofold.model.two_tower import (
     ModelPart,
     build_two_tower,
@@ -27,13 +29,16 @@ from twofold.model.two_tower import (
 )
 from twofold.recipe import training
 from twofold.recipe.features import Features
+from twofold.recipe.ranking import RELEVANCE
 from twofold.recipe.ranking import Mlp as Asked
+from twofold.recipe.rules import rule_tree
 from twofold.topk import blocks
 
 USER_GRAPH: Final = "ranker_user.onnx"
 PAIR_GRAPH: Final = "ranker_pairs.onnx"
 ITEMS: Final = "ranker_items.npy"
 ABOUT: Final = "ranker.json"
+_MOST: Final = 14.0  # log-odds in a formula: so no chance is nearer than 1e-6 to 0, which has no logarithm
 _CELLS: Final = 2**22  # numbers of items' vectors gathered at once: 16 MiB
 
 
@@ -79,6 +84,8 @@ class Ranker(nn.Module):
     It begins as the retriever's own order, scaled by `trust`, and learns what to change of it. A pair is what the two
     encoders say, their product, the retriever's two vectors, their product, its score and its rank. The retriever's
     vectors are those whose inner product is its score.
+
+    The last hidden layer also says what `heads` are asked for, as log-odds; `formula` makes one number of it all.
     """
 
     score_mean: Tensor
@@ -104,6 +111,9 @@ class Ranker(nn.Module):
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
         self.trust = nn.Parameter(torch.ones(()))
+        self.names = tuple(head.of for head in asked.heads)
+        self.heads = nn.Linear(width, len(self.names)) if self.names else None
+        self.formula = None if asked.formula is None else rule_tree(asked.formula, result="number")
         for name in ("score_mean", "score_std", "place_mean", "place_std"):
             self.register_buffer(name, torch.tensor(float(name.endswith("std"))))
 
@@ -111,6 +121,19 @@ class Ranker(nn.Module):
         """Sets what scores and places are standardised by."""
         for name, value in vars(scales).items():
             getattr(self, name).fill_(value)
+
+    def fit_heads(self, means: Sequence[float]) -> None:
+        """Lets every head begin as the mean of what it is to learn."""
+        assert self.heads is not None
+        nn.init.zeros_(self.heads.weight)
+        with torch.no_grad():
+            self.heads.bias.copy_(torch.tensor(means).logit().clamp(-_MOST, _MOST))
+
+    def saying(self, formula: str) -> "Ranker":
+        """The same ranker with another formula: the name of a head, in double quotes, gives what that says."""
+        other = copy(self)
+        other.formula = rule_tree(formula, result="number")
+        return other
 
     def forward(
         self,
@@ -120,14 +143,35 @@ class Ranker(nn.Module):
         item_vectors: Float[Tensor, "requests length retrieved"],
         places: Int[Tensor, "requests length"],
     ) -> Float[Tensor, "requests length"]:
-        """Scores of each request's items, from what the encoders and the retriever say; places count from 0."""
+        """What each request's items are ordered by, from what `outlook` reads."""
+        relevance, odds = self.outlook(users, items, user_vectors, item_vectors, places)
+        if self.formula is None:
+            return relevance
+        # Bounds on the chances would be floats in the graph, and 1 - 1e-6 is none.
+        chances = odds.clamp(-_MOST, _MOST).double().sigmoid().unbind(dim=2)
+        return score_by(self.formula, {RELEVANCE: relevance, **dict(zip(self.names, chances, strict=True))})
+
+    def outlook(
+        self,
+        users: Float[Tensor, "requests dim"],
+        items: Float[Tensor, "requests length dim"],
+        user_vectors: Float[Tensor, "requests retrieved"],
+        item_vectors: Float[Tensor, "requests length retrieved"],
+        places: Int[Tensor, "requests length"],
+    ) -> tuple[Float[Tensor, "requests length"], Float[Tensor, "requests length heads"]]:
+        """Relevance of each request's items and the log-odds of every head, from what the encoders and the retriever
+        say; places count from 0.
+        """
         met = user_vectors[:, None] * item_vectors
         score = (met.sum(dim=2) - self.score_mean) / self.score_std
         place = (torch.log1p(places.to(met.dtype)) - self.place_mean) / self.place_std
         asking = torch.cat([users, user_vectors], dim=1)[:, None].expand(-1, items.shape[1], -1)
         told = [asking, items, item_vectors, users[:, None] * items, met, score[:, :, None], place[:, :, None]]
-        changed: Tensor = self.layers(torch.cat(told, dim=2))
-        return self.trust * score + changed.squeeze(2)
+        inner, (*layers, last) = torch.cat(told, dim=2), self.layers
+        for layer in layers:
+            inner = layer(inner)
+        odds = inner[:, :, :0] if self.heads is None else self.heads(inner)
+        return self.trust * score + last(inner).squeeze(2), odds
 
 
 def build_ranker(
@@ -159,7 +203,9 @@ def describe_ranker(ranker: Ranker) -> list[ModelPart]:
         ModelPart("ranker", "crosses", f"{len(layer.layers)} of {layer.width}", count)
         for layer, count in zip(crosses, counts, strict=True)
     ]
-    return sides + drawn + describe_layers("ranker", ranker.layers)
+    heads = [] if ranker.heads is None else describe_layers("ranker", nn.Sequential(ranker.heads))
+    said = [replace(part, name=", ".join(ranker.names)) for part in heads]
+    return sides + drawn + describe_layers("ranker", ranker.layers) + said
 
 
 def save_ranker(

@@ -278,6 +278,11 @@ class Prepare(Part):
             raise ValueError(f"{name} is both in derive and in labels; rename one")
         return self
 
+    def quantile_of(self, outcome: str) -> str | None:
+        """The label of kind quantile that an outcome is; None where it is something else."""
+        name = self.outcomes[outcome].strip()
+        return name if isinstance(self.labels.get(name), WatchQuantile) else None
+
     def bounds_ms(self, split: Split) -> tuple[int, int] | None:
         """[first, end) of a window as UTC milliseconds; None where users have windows of their own."""
         if isinstance(self.split, LastEvents):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
+from sqlglot import exp
 
+from twofold.errors import RecipeError
 from twofold.recipe.features import (
     AgeFeature,
     CategoryFeature,
@@ -18,7 +21,8 @@ from twofold.recipe.features import (
     TimeFeature,
     UserFeature,
 )
-from twofold.recipe.part import Part
+from twofold.recipe.part import Expression, Name, Part, is_unasked
+from twofold.recipe.rules import check_columns, rule_tree
 from twofold.recipe.training import Bce
 
 # --- what it is taught on ---------------------------------------------------------------------------------------------
@@ -93,6 +97,23 @@ class RankerFeatures(Part):
     item: tuple[ItemFeature, ...] = Field(min_length=1)
 
 
+class Head(Part):
+    """What else the network says of a pair: how likely one of `prepare.outcomes` is where the item is shown. It learns,
+    by cross-entropy, from impressions of the requests' days. Each counts alike, so that a chance is one.
+    """
+
+    of: Name
+    """Of `prepare.outcomes`. Of a condition it is the chance; of a label of kind quantile, the share of views of items
+    as long that were shorter, which the report turns back into seconds.
+    """
+    weight: float = Field(default=1.0, gt=0)
+    """How much its loss counts beside that of the lists."""
+
+
+RELEVANCE: Final = "relevance"
+"""What a formula calls the score that is learned from the lists."""
+
+
 class Mlp(Part):
     """A network over the user, one item, and how they meet: encoders of the ranker's own features, the retriever's two
     vectors and the products of both pairs, the retrieval score and rank.
@@ -115,6 +136,15 @@ class Mlp(Part):
     """
     candidates: Candidates = Candidates()
     loss: RankerLoss = Listwise(kind="softmax")
+    heads: tuple[Head, ...] = Field(default=(), exclude_if=is_unasked)
+    """What it says besides, from the same layers; the report holds it against what came of the impressions. They learn
+    from up to `candidates.requests` impressions, drawn at random: an equal part of them beside the lists of each step.
+    """
+    formula: Expression | None = Field(default=None, exclude_if=is_unasked)
+    """What candidates are ordered by, over `relevance`, the score learned from the lists, and what the heads are of:
+    `relevance + 0.5 * LN(long / (1 - long))`. A name that is a word of SQL, as like, stands in double quotes. Where it
+    is NULL, an item comes last. null: `relevance`.
+    """
     epochs: int = Field(default=3, ge=1, le=1000)
     """Passes over the requests. The best one on validation is kept: NDCG@10 of both stages."""
     batch_size: int = Field(default=256, ge=1, le=100_000)
@@ -123,6 +153,17 @@ class Mlp(Part):
     """The peak, reached after 5 % of the steps."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of initial weights, of the negatives drawn, and of the order of the batches."""
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Mlp:
+        names = [head.of for head in self.heads]
+        for name in names:
+            if name == RELEVANCE or names.count(name) > 1:
+                why = "is what the lists teach" if name == RELEVANCE else "is asked for twice"
+                raise ValueError(f"heads: {name} {why}. Give each head an outcome, and a name, of its own")
+        if self.formula is not None:
+            _check_formula(self.formula, (RELEVANCE, *names))
+        return self
 
 
 class LambdaMart(Part):
@@ -145,6 +186,27 @@ class LambdaMart(Part):
     """What is kept of each tree's correction."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the negatives drawn."""
+
+
+def _check_formula(text: str, names: Collection[str]) -> None:
+    """ValueError where it reads what the ranker does not say, or does more than to calculate."""
+    try:
+        check_columns(text, names, field="formula")
+    except RecipeError as error:
+        raise ValueError(f"{error} Add what it lacks to heads") from None
+    for node in rule_tree(text, result="number").walk():
+        if not isinstance(node, _CALCULATES):
+            raise ValueError(
+                f"formula: {text} holds {type(node).__name__}, and a formula calculates. Write it with numbers, "
+                f"+ - * /, LN, EXP, SQRT, POWER, ABS, LEAST, GREATEST, COALESCE and NULLIF"
+            )
+
+
+_CALCULATES: Final = (
+    *(exp.Column, exp.Identifier, exp.Literal, exp.Paren, exp.Cast, exp.DataType),
+    *(exp.Neg, exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Pow, exp.Ln, exp.Exp, exp.Sqrt, exp.Abs),
+    *(exp.Least, exp.Greatest, exp.Coalesce, exp.Nullif),
+)
 
 
 Ranker = Annotated[Mlp | LambdaMart, Field(discriminator="kind")]

@@ -18,7 +18,7 @@ from twofold.recipe.indexing import Index
 from twofold.recipe.judging import Judging, PublishedNegatives
 from twofold.recipe.part import Part
 from twofold.recipe.preparation import Prepare
-from twofold.recipe.ranking import LambdaMart, Ranker, tree_features
+from twofold.recipe.ranking import LambdaMart, Mlp, Ranker, tree_features
 from twofold.recipe.search import Tune
 from twofold.recipe.training import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
 
@@ -108,6 +108,17 @@ class Recipe(Part):
                 check_reads(self.retriever, self.features)
             case _:
                 assert_never(self.retriever)
+        return self
+
+    @model_validator(mode="after")
+    def _heads_have_outcomes(self) -> Recipe:
+        outcomes = self.prepare.outcomes
+        for number, head in enumerate(self.ranker.heads if isinstance(self.ranker, Mlp) else ()):
+            if head.of not in outcomes:
+                raise ValueError(
+                    f"ranker.heads.{number} learns {head.of}, and prepare.outcomes has "
+                    f"{', '.join(outcomes) or 'nothing'}. Add it there, as in outcomes: {{{head.of}: liked}}"
+                )
         return self
 
     def read_features(self) -> tuple[tuple[str, Features], ...]:

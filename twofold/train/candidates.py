@@ -101,13 +101,10 @@ _DTYPES: Final = {"lines": np.int64, "at": np.int64, "best": np.int32, "users": 
 
 def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: Path) -> None:
     rows = dataset.rows["train"]
-    first = 0 if asked.days is None else int(rows.at.max()) - asked.days * DAY_MS
-    chosen, liked = np.flatnonzero(rows.label & (rows.at > first)), _liked(dataset)
+    chosen, liked = np.flatnonzero(rows.label & (rows.at > first_taught(dataset, asked))), _liked(dataset)
     chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[: asked.requests])
-    reads_time = any(isinstance(each, AgeFeature | CounterFeature) for each in dataset.features.features.item)
-    at = _asked_at(dataset, chosen) if asked.asked_at == "day" else np.ascontiguousarray(rows.at[chosen])
-    day = at // DAY_MS if reads_time else np.full(len(chosen), int(rows.at.max()) // DAY_MS)
-    new = 0
+    at = asked_at(dataset, chosen, asked)
+    day, new = days_of(dataset, at), 0
     with ExitStack() as stack:
         append = {
             name: stack.enter_context(append_array(out / f"{name}.npy", dtype))
@@ -202,13 +199,28 @@ def _ask(
     return _Found(new, places_in(best_rows, own[:, None].astype(np.int64))[:, 0], best_rows, queries)
 
 
-def _asked_at(dataset: Dataset, lines: Int64[np.ndarray, "lines"]) -> Int64[np.ndarray, "lines"]:
-    """The first training event of each row's user on the row's day, in the time zone of the recipe."""
+def first_taught(dataset: Dataset, asked: Candidates) -> int:
+    """The moment that what is taught is after."""
+    return 0 if asked.days is None else int(dataset.rows["train"].at.max()) - asked.days * DAY_MS
+
+
+def asked_at(dataset: Dataset, lines: Int64[np.ndarray, "lines"], asked: Candidates) -> Int64[np.ndarray, "lines"]:
+    """The moments that training rows ask at: their own; or the first training event of each row's user on the row's
+    day, in the time zone of the recipe.
+    """
     rows, shift = dataset.rows["train"], dataset.features.utc_offset_h * HOUR_MS
+    if asked.asked_at == "event":
+        return np.ascontiguousarray(rows.at[lines])
     users = rows.user_rows[lines]
     first, end = (np.searchsorted(rows.user_rows, users, side=side) for side in ("left", "right"))
     midnight = (rows.at[lines] + shift) // DAY_MS * DAY_MS - shift
     return np.ascontiguousarray(rows.at[search_slices(rows.at, first, end, midnight)])
+
+
+def days_of(dataset: Dataset, at: Int64[np.ndarray, "lines"]) -> Int64[np.ndarray, "lines"]:
+    """The days that items' vectors are made for: those of the moments; one, where the item tower reads no time."""
+    reads_time = any(isinstance(each, AgeFeature | CounterFeature) for each in dataset.features.features.item)
+    return at // DAY_MS if reads_time else np.full(len(at), int(dataset.rows["train"].at.max()) // DAY_MS)
 
 
 # --- drawn for every step ---------------------------------------------------------------------------------------------

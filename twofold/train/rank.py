@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
 from twofold.dataset.arrays import Dataset
 from twofold.dataset.batches import TensorInputs, to_tensors
@@ -28,7 +29,7 @@ from twofold.progress import Advance, progress_bar
 from twofold.recipe import ranking
 from twofold.recipe.training import Bce
 from twofold.topk import blocks
-from twofold.train.candidates import MINED, Requests, draw_lists, mine_requests
+from twofold.train.candidates import MINED, Lists, Requests, draw_lists, mine_requests
 from twofold.train.checkpoint import Position, load_checkpoint, save_checkpoint
 from twofold.train.loop import (
     CHECKPOINT,
@@ -39,6 +40,7 @@ from twofold.train.loop import (
     weights_of,
 )
 from twofold.train.optimise import Optimiser, build_optimiser, clip_gradients, learning_rate_at, set_learning_rate
+from twofold.train.shown import Shown, mine_shown, outcomes_of
 
 SAMPLE = 4096
 """Requests that scales are fitted on."""
@@ -92,8 +94,9 @@ def fit_ranker(
     higher is better.
     """
     requests = mine_requests(retriever, arrays.retriever, asked.candidates, seed=asked.seed, out=out / MINED)
+    shown = mine_shown(retriever, arrays.retriever, requests, asked, out=out / MINED) if asked.heads else None
     with deterministic(asked.seed), kept_memory():
-        lesson = _prepare(requests, arrays.ranker, asked, checkpoint=out / CHECKPOINT)
+        lesson = _prepare(requests, shown, arrays.ranker, asked, checkpoint=out / CHECKPOINT)
         ranker, total = lesson.ranker, asked.epochs * len(requests)
         begun = load_checkpoint(out / CHECKPOINT, ranker, lesson.optimiser, settings=asked)
         position, best = begun or (Position(), weights_of(ranker))
@@ -120,6 +123,7 @@ def fit_ranker(
         "width": requests.users.shape[1],
         "best_epoch": position.best_epoch,
         "epochs": records,
+        **({} if shown is None else {"impressions": len(shown)}),
     }
 
 
@@ -130,20 +134,25 @@ class _Lesson:
     ranker: Ranker
     optimiser: Optimiser
     requests: Requests
+    shown: Shown | None
     dataset: Dataset
     asked: ranking.Mlp
     mean_weight: float
     keep: Callable[..., None]
 
 
-def _prepare(requests: Requests, dataset: Dataset, asked: ranking.Mlp, *, checkpoint: Path) -> _Lesson:
+def _prepare(
+    requests: Requests, shown: Shown | None, dataset: Dataset, asked: ranking.Mlp, *, checkpoint: Path
+) -> _Lesson:
     ranker = build_ranker(asked, dataset.features, dataset.vectors, retrieved=requests.users.shape[1])
     ranker.fit_scales(_fit_scales(requests, dataset, asked))
+    if shown is not None:
+        ranker.fit_heads(np.nanmean(outcomes_of(dataset, shown.lines, asked), axis=0).tolist())
     rows_per_step = asked.batch_size * (1 + asked.candidates.negatives)
     optimiser = build_optimiser(ranker, learning_rate=asked.learning_rate, rows_per_step=rows_per_step)
     mean_weight = float(dataset.rows["train"].weight[requests.lines].mean()) or 1.0
     keep = partial(save_checkpoint, checkpoint, ranker, optimiser, settings=asked)
-    return _Lesson(ranker, optimiser, requests, dataset, asked, mean_weight, keep)
+    return _Lesson(ranker, optimiser, requests, shown, dataset, asked, mean_weight, keep)
 
 
 def _epoch(lesson: _Lesson, position: Position, best: dict[str, Tensor], advance: Advance) -> Position:
@@ -151,11 +160,13 @@ def _epoch(lesson: _Lesson, position: Position, best: dict[str, Tensor], advance
     asked, saved_at = lesson.asked, time.monotonic()
     parts = blocks(len(lesson.requests), asked.batch_size)
     order = np.random.default_rng((asked.seed, position.epoch)).permutation(len(lesson.requests))
+    beside = np.random.default_rng((asked.seed, 2, position.epoch)).permutation(len(lesson.shown or ()))
+    shown = np.array_split(beside, len(parts))
     for part in parts[position.batch :]:
         step = position.epoch * len(parts) + position.batch
         rate = learning_rate_at(step, steps=asked.epochs * len(parts), peak=asked.learning_rate)
         set_learning_rate(lesson.optimiser, rate)
-        loss = _step(lesson, order[part], step=step, position=position)
+        loss = _step(lesson, order[part], shown[position.batch], step=step, position=position)
         position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
         advance(part.stop - part.start, f"loss {position.loss_sum / position.batch:.3f}")
         if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
@@ -164,12 +175,24 @@ def _epoch(lesson: _Lesson, position: Position, best: dict[str, Tensor], advance
     return position
 
 
-def _step(lesson: _Lesson, which: Int64[np.ndarray, "requests"], *, step: int, position: Position) -> float:
-    """One, on these requests; what it draws hangs on its number alone. Returns the loss."""
+def _step(
+    lesson: _Lesson,
+    which: Int64[np.ndarray, "requests"],
+    beside: Int64[np.ndarray, "impressions"],
+    *,
+    step: int,
+    position: Position,
+) -> float:
+    """One, on these requests and impressions; what it draws hangs on its number alone. Returns the loss."""
     asked = lesson.asked
     batch = gather_lists(lesson.requests, lesson.dataset, which, asked, seed=(asked.seed, 1, step))
     torch.manual_seed(int(np.random.SeedSequence((asked.seed, step)).generate_state(1)[0]))
     loss = (list_losses(lesson.ranker, batch, asked.loss) * (batch.weight / lesson.mean_weight)).mean()
+    if lesson.shown is not None and len(beside):
+        batch = gather_shown(lesson.shown, lesson.dataset, beside, asked, seed=(asked.seed, 3, step))
+        outcomes = torch.from_numpy(outcomes_of(lesson.dataset, lesson.shown.lines[beside], asked))
+        weights = torch.tensor([head.weight for head in asked.heads])
+        loss = loss + (head_losses(lesson.ranker, batch, outcomes) * weights).sum()
     lesson.optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     length, value = clip_gradients(lesson.optimiser, most=None), float(loss.detach())
@@ -190,21 +213,48 @@ def gather_lists(
     """The batch of these requests, with negatives that `seed` draws; features as of each request's own moment."""
     rng = np.random.default_rng(seed)
     lists = draw_lists(requests, dataset, which, asked.candidates, rng=rng)
-    state, rows = dataset.features, dataset.rows["train"].take(requests.lines[which])
-    user_rows, at = np.ascontiguousarray(rows.user_rows), requests.at[which]
+    return _gather(requests, lists, dataset, which, id_dropout=asked.id_dropout, rng=rng)
+
+
+def gather_shown(
+    shown: Shown,
+    dataset: Dataset,
+    which: Int64[np.ndarray, "impressions"],
+    asked: ranking.Mlp,
+    *,
+    seed: tuple[int, ...],
+) -> ListBatch:
+    """The same of these impressions, each a list of its own item; `seed` draws whose ids nobody knows."""
+    item_rows = dataset.rows["train"].item_rows[shown.lines[which], None]
+    lists = Lists(item_rows, shown.places[which, None], np.ones_like(item_rows, bool))
+    rng = np.random.default_rng(seed)
+    return _gather(shown, lists, dataset, which, id_dropout=asked.id_dropout, rng=rng)
+
+
+def _gather(
+    asking: Requests | Shown,
+    lists: Lists,
+    dataset: Dataset,
+    which: Int64[np.ndarray, "requests"],
+    *,
+    id_dropout: float,
+    rng: np.random.Generator,
+) -> ListBatch:
+    state, rows = dataset.features, dataset.rows["train"].take(asking.lines[which])
+    user_rows, at = np.ascontiguousarray(rows.user_rows), asking.at[which]
     queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows, at=at)
-    length, moments = lists.item_rows.shape[1], requests.moments[which][:, None]
+    length, moments = lists.item_rows.shape[1], asking.moments[which][:, None]
     item = dict(item_inputs(state, dataset.item_arrays, item_rows=lists.item_rows.ravel(), at=np.repeat(at, length)))
-    vectors = requests.items[moments, lists.item_rows]
-    unknown = rng.random(lists.item_rows.shape) < asked.id_dropout
+    vectors = asking.items[moments, lists.item_rows]
+    unknown = rng.random(lists.item_rows.shape) < id_dropout
     if "id" in item:
         item["id"] = item["id"] * ~unknown.ravel()
-    if requests.masked is not None:
-        vectors = np.where(unknown[:, :, None], requests.masked[moments, lists.item_rows], vectors)
+    if asking.masked is not None:
+        vectors = np.where(unknown[:, :, None], asking.masked[moments, lists.item_rows], vectors)
     return ListBatch(
         user=to_tensors(user_inputs(state, dataset.user_arrays, queries)),
         item=to_tensors(item),
-        user_vectors=torch.from_numpy(requests.users[which]),
+        user_vectors=torch.from_numpy(asking.users[which]),
         item_vectors=torch.from_numpy(vectors),
         places=torch.from_numpy(lists.places),
         competing=torch.from_numpy(lists.competing),
@@ -216,7 +266,7 @@ def list_losses(ranker: Ranker, batch: ListBatch, loss: ranking.RankerLoss) -> F
     """What the ranker makes of each list, its positive first."""
     requests, length = batch.places.shape
     items = ranker.item(batch.item).reshape(requests, length, -1)
-    scores = ranker(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places)
+    scores, _ = ranker.outlook(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places)
     negatives = scores[:, 1:].masked_fill(~batch.competing[:, 1:], -torch.inf)
     match loss:
         case ranking.Listwise():
@@ -230,6 +280,15 @@ def list_losses(ranker: Ranker, batch: ListBatch, loss: ranking.RankerLoss) -> F
             return (each * batch.competing).sum(dim=1) / batch.competing.sum(dim=1)
         case _:
             assert_never(loss)
+
+
+def head_losses(ranker: Ranker, batch: ListBatch, outcomes: Float[Tensor, "requests heads"]) -> Float[Tensor, "heads"]:
+    """Cross-entropy of every head, the mean over the impressions whose outcome is known; 0 where there are none."""
+    items = ranker.item(batch.item)[:, None]
+    _, odds = ranker.outlook(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places)
+    known = ~outcomes.isnan()
+    each = functional.binary_cross_entropy_with_logits(odds[:, 0], outcomes.nan_to_num(), reduction="none")
+    return (each * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
 
 
 def _fit_scales(requests: Requests, dataset: Dataset, asked: ranking.Mlp) -> Scales:
