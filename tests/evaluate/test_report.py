@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.evaluate.test_judge import report_of, world
+from twofold.evaluate.calibration import Seconds, judge_head
 from twofold.evaluate.judge import Details
 from twofold.evaluate.report import plot_of, report_lines, report_page, write_report
 from twofold.evaluate.sampled import Negatives, draw_negatives
@@ -52,6 +53,26 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report():
     return report_of(*world())
+
+
+def test_heads_are_shown_where_there_are_any(report, tmp_path):
+    said, outcome = np.linspace(0.1, 0.7, 40, dtype=np.float32), np.tile(np.float32([0, 1, 0, 0]), 10)
+    seconds = Seconds(impressions=30, mae=3.25, xauc=0.612, mae_of_length=4.5, xauc_of_length=0.578)
+    heads = (judge_head("long", said, outcome), replace(judge_head("watch", said, said), seconds=seconds))
+    with_heads = report_of(*world(), details=Details(heads=heads))
+    page = Page(report_page(with_heads))
+    assert "What the ranker says of the window's impressions besides their order" in page.text
+    # .4 are said on average, and a quarter comes true
+    assert "long .400 .250 1.600 : 1" in page.text
+    assert "watch .400 .400 1.000 : 1 .000" in page.text
+    assert (
+        "off by 3.250 s on average, XAUC over all pairs .612; who knows the length alone is off by 4.500 s" in page.text
+    )
+    assert all(sentence in page.text for sentence in with_heads.verdict[-2:])
+    assert "<h2>Heads</h2>" not in report_page(report)
+    write_report(with_heads, tmp_path)
+    assert load_report(tmp_path / "report.json") == with_heads
+    assert with_heads.metrics_of("model")["heads/long/ratio"] == pytest.approx(1.6)
 
 
 def test_the_page_shows_verdict_rows_bounds_and_facts(report):

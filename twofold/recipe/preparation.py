@@ -258,8 +258,8 @@ class Prepare(Part):
     0.
     """
     outcomes: Mapping[Name, Expression] = Field(default={}, exclude_if=is_unasked)
-    """Name: what else came of an event, from 0 to 1: `{long: long_view, like: liked, watch: a label of kind quantile}`.
-    NULL is not known. What the ranker's heads learn.
+    """Name: what else came of an event, as a condition or a number from 0 to 1, for the ranker's heads to learn:
+    `{long: long_view, watch: d2q}`, where d2q is a label of kind quantile. NULL is not known.
     """
     counters: Mapping[str, Counters] = {}
     """By column: user_id, item_id, or another. Counted on all events, whatever is filtered."""
