@@ -1,9 +1,10 @@
 """Training logs and parts of models → places of lines and boxes."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from twofold.explain.card_drawing import curves_of, drawing_of
+from twofold.explain.card_drawing import curves_of, drawing_of, training_curves
 
 
 def test_a_curve_begins_at_the_left_and_has_its_highest_at_the_top():
@@ -17,6 +18,21 @@ def test_a_curve_begins_at_the_left_and_has_its_highest_at_the_top():
 @pytest.mark.parametrize("log", [{"loss": [1.0]}, {"epoch": [0], "note": ["text"]}, {"epoch": [0], "loss": [None]}])
 def test_a_log_without_numbers_over_time_has_no_curve(log):
     assert curves_of(pa.table(log)) == ()
+
+
+def test_steps_are_drawn_where_they_were_logged_and_epochs_where_nothing_else_was(tmp_path):
+    pq.write_table(
+        pa.table({"epoch": [0, 1], "loss": [3.0, 2.0], "validation": [0.1, 0.2]}), tmp_path / "training_log.parquet"
+    )
+    assert [(curve.name, curve.axis) for curve in training_curves(tmp_path)] == [
+        ("loss", "epoch"),
+        ("validation", "epoch"),
+    ]
+    steps = pa.table({"step": [1, 2, 3], "loss": [3.5, 2.5, 2.0], "gradient_norm": [1.0, 9.0, 1.0]})
+    pq.write_table(steps, tmp_path / "training_steps.parquet")
+    drawn = [("loss", "step"), ("validation", "epoch"), ("gradient_norm", "step")]
+    assert [(curve.name, curve.axis) for curve in training_curves(tmp_path)] == drawn
+    assert training_curves(tmp_path / "nowhere") == ()
 
 
 def part(tower, name, parameters):

@@ -1,6 +1,6 @@
 """Beyond accuracy, against loops and by hand."""
 
-from itertools import combinations
+from itertools import combinations, permutations
 from math import log2
 
 import numpy as np
@@ -50,7 +50,22 @@ def test_overlap_is_what_two_users_share():
     assert overlap(ragged(lists)) == pytest.approx(naive, abs=0.01)
 
 
-@pytest.mark.parametrize("case", range(20))
+@pytest.mark.parametrize("case", range(200))
+def test_what_is_served_is_measured_as_its_definitions_say(case):
+    rng = np.random.default_rng(case)
+    events = rng.poisson(3, 30)
+    lists = [rng.choice(30, rng.integers(1, 9), replace=False) for _ in range(int(rng.integers(2, 6)))]
+    places = [int(item) for each in lists for item in each]
+    surprise = [-log2((events[item] + 1) / (events.sum() + 30)) for item in places]
+    assert novelty(ragged(lists), events) == pytest.approx(np.mean(surprise))
+    tenths = sorted(range(30), key=lambda item: events[item])  # of equal ones the first stays first
+    shares = [sum(tenths.index(item) // 3 == tenth for item in places) / len(places) for tenth in range(10)]
+    assert served_shares(ragged(lists), events).tolist() == pytest.approx(shares)
+    shared = [len(set(one) & set(other)) / len(one) for one, other in permutations(lists, 2)]
+    assert overlap(ragged(lists)) == pytest.approx(np.mean(shared), abs=0.02)  # drawn couples
+
+
+@pytest.mark.parametrize("case", range(200))
 def test_similarity_within_lists_equals_a_loop(case):
     rng = np.random.default_rng(case)
     vectors = rng.normal(size=(30, 4)).astype(np.float32)

@@ -1,5 +1,8 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
+import scipy.stats
 
 from twofold.explain.probes import (
     effective_rank,
@@ -47,10 +50,16 @@ def test_numbers_by_hand():
     assert mean_cosine(vectors) == pytest.approx(3 / 6)  # 3 of the 6 pairs are equal, the others orthogonal
 
 
-def test_mean_cosine_equals_the_mean_over_all_pairs():
-    vectors = unit(np.random.default_rng(1).normal(size=(20, 5)))
-    cosines = vectors @ vectors.T
-    assert mean_cosine(vectors) == pytest.approx(cosines[np.triu_indices(20, 1)].mean(), abs=1e-6)
+@pytest.mark.parametrize("case", range(200))
+def test_vectors_are_measured_as_their_definitions_say(case):
+    rng = np.random.default_rng(case)
+    items = int(rng.integers(2, 40))
+    vectors = unit(rng.normal(size=(items, int(rng.integers(1, 12)))))
+    cosines = [float(one @ other) for one, other in combinations(vectors, 2)]
+    assert mean_cosine(vectors) == pytest.approx(np.mean(cosines), abs=1e-5)
+    singular = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
+    share = singular / singular.sum()
+    assert effective_rank(vectors) == pytest.approx(np.exp(scipy.stats.entropy(share)), rel=1e-3)
 
 
 def test_the_same_items_for_everyone():
@@ -66,10 +75,25 @@ def test_lists_of_their_own_raise_no_alarm():
     assert alarms(probe_lists(lists, num_items=1000, num_lists=1000)) == set()
 
 
-def test_gini_equals_the_mean_absolute_difference():
-    counts = np.random.default_rng(0).integers(0, 9, size=30)
-    naive = np.abs(counts[:, None] - counts).mean() / (2 * counts.mean())
-    assert gini(counts) == pytest.approx(naive)
+@pytest.mark.parametrize("case", range(200))
+def test_lists_are_measured_as_their_definitions_say(case):
+    rng = np.random.default_rng(case)
+    num_items, num_lists = int(rng.integers(1, 300)), int(rng.integers(1, 30))
+    lists = [
+        rng.choice(num_items, int(rng.integers(1, min(num_items, 10) + 1)), replace=False) for _ in range(num_lists)
+    ]
+    places = np.concatenate(lists)
+    counts = np.array([(places == item).sum() for item in range(num_items)])
+    assert gini(counts) == pytest.approx(np.abs(counts[:, None] - counts).mean() / (2 * counts.mean()))
+    hubs = max(round(num_items / 100), 1)
+    expected = {
+        "coverage": len(set(places.tolist())) / num_items,
+        "hub_share": sum(sorted(counts)[-hubs:]) / len(places),
+        "commonest_item": max(sum(item in each for each in lists) for item in range(num_items)) / num_lists,
+        "gini": gini(counts),
+    }
+    probes = probe_lists(places, num_items=num_items, num_lists=num_lists)
+    assert {probe.name: probe.value for probe in probes} == pytest.approx(expected)
 
 
 def test_no_lists_at_all():
