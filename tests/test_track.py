@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 import twofold
@@ -40,6 +41,10 @@ def test_what_was_logged_is_what_the_run_says(made, store, tmp_path):
     row = report["catalogue"]["rows"][0]["metrics"]
     assert found.data.metrics["catalogue/hit_rate_at_1"] == row["catalogue/hit_rate@1"]["value"]
     assert [point.step for point in client.get_metric_history(run, "train/validation")] == list(range(10))
+    log = pq.read_table(made / "train" / "training_steps.parquet").to_pydict()
+    for name in ("loss", "learning_rate", "gradient_norm", "examples_per_s"):
+        points = client.get_metric_history(run, f"train/step/{name}")
+        assert [(point.step, point.value) for point in points] == list(zip(log["step"], log[name], strict=True))
     rows = [point.value for point in client.get_metric_history(run, "funnel/rows")]
     assert rows == [line["rows"] for line in report["facts"]["funnel"]]
     assert found.data.tags["twofold.recipe_digest"] == report["facts"]["recipe_digest"]

@@ -163,7 +163,7 @@ def walks(folder: Path, *, num_users: int = 240, num_items: int = 60) -> Recipe:
 # --- pauses: elapsed time alone tells what comes next -----------------------------------------------------------------
 
 
-def pauses(folder: Path, *, num_users: int = 240, num_items: int = 60) -> Recipe:
+def pauses(folder: Path, *, num_users: int = 600, num_items: int = 60) -> Recipe:
     """Users walk round a circle of places, each with two items: one for who comes within the hour, one for who comes
     after about a day. A user's first like of the day of test falls into its first half hour.
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow.parquet as pq
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -26,6 +27,7 @@ DIGEST: Final = "twofold.stages"
 _PAGES: Final = (".html", ".md", ".json", ".png")
 _LONGEST: Final = 6000  # characters of a parameter that MLflow keeps
 _AT_ONCE: Final = 100  # parameters that it takes in one request
+_METRICS: Final = 1000  # metrics
 
 
 def log_run(folder: Path, *, uri: str) -> str:
@@ -69,7 +71,9 @@ def _log(client: MlflowClient, run: str, folder: Path) -> None:
     for first in range(0, len(params), _AT_ONCE):
         client.log_batch(run, params=params[first : first + _AT_ONCE])
     epochs = open_stage(folder, "train").facts["epochs"]
-    client.log_batch(run, metrics=list(_metrics(report, epochs)))
+    metrics = [*_metrics(report, epochs), *_steps(folder / "train" / "training_steps.parquet")]
+    for first in range(0, len(metrics), _METRICS):
+        client.log_batch(run, metrics=metrics[first : first + _METRICS])
     for tag in ("recipe_digest", "commit", "hardware"):
         client.set_tag(run, f"twofold.{tag}", getattr(report.facts, tag))
     client.log_dict(run, {"funnel": [asdict(line) for line in report.facts.funnel]}, "funnel.json")
@@ -99,6 +103,14 @@ def _metrics(report: Report, epochs: list[dict[str, Any]]) -> Iterator[Metric]:
                 yield Metric(f"train/{name}", epoch[name], now, epoch["epoch"])
     for step, line in enumerate(report.facts.funnel):
         yield Metric("funnel/rows", line.rows, now, step)
+
+
+def _steps(log: Path) -> Iterator[Metric]:
+    """What a training by steps logged of them: `train/step/loss` and its like."""
+    now = int(time.time() * 1000)
+    for line in pq.read_table(log).to_pylist() if log.is_file() else ():
+        step = line.pop("step")
+        yield from (Metric(f"train/step/{name}", value, now, step) for name, value in line.items())
 
 
 def _leaves(tree: Any, field: str = "") -> Iterator[tuple[str, Any]]:

@@ -270,10 +270,10 @@ def paused(tmp_path_factory):
 
     def judged(**feature):
         features = {
-            "user": [{"kind": "sequence", "of": "positives", "last": 20, "dropout": 0.1, **feature}],
+            "user": [{"kind": "sequence", "of": "positives", "last": 4, "depth": 1, "dropout": 0.0, **feature}],
             "item": [{"kind": "id"}],
         }
-        train = {"epochs": 40, "batch_size": 256, "learning_rate": 0.01, "loss": {"kind": "full_softmax"}}
+        train = {"epochs": 15, "batch_size": 128, "learning_rate": 0.01, "loss": {"kind": "full_softmax"}}
         recipe = world_recipe(data, {"features": features, "train": train})
         return twofold.run(recipe, runs=tmp_path_factory.mktemp("runs"))
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.recipe.training import Adversary, HardNegatives, InBatchSoftmax, Train, TwoTower
 from twofold.train import loop
 from twofold.train.loop import fit
+from twofold.train.optimise import learning_rate_at
 
 
 class Killed(BaseException):
@@ -78,7 +80,38 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path,
     assert resumed == whole
     losses = [[epoch["loss"] for epoch in facts["epochs"]] for facts in (whole_facts, resumed_facts)]
     assert losses[0] == losses[1]
+    logs = [
+        pq.read_table(tmp_path / name / "training_steps.parquet").drop("examples_per_s") for name in ("whole", "cut")
+    ]
+    assert logs[0].equals(logs[1])
     assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+
+
+def test_steps_are_logged_and_never_more_than_fit_into_a_curve(world, tmp_path, monkeypatch):
+    def logged(name):
+        facts, _ = train(world, tmp_path / name, clip_norm=0.5)
+        return facts, pq.read_table(tmp_path / name / "training_steps.parquet").to_pylist()
+
+    facts, every = logged("every")
+    steps = len(every)
+    assert steps > 7
+    assert [line["step"] for line in every] == list(range(1, steps + 1))
+    for number, epoch in enumerate(facts["epochs"]):
+        part = [line["loss"] for line in every[number * steps // 2 : (number + 1) * steps // 2]]
+        assert sum(part) / len(part) == pytest.approx(epoch["loss"])
+    rates = [learning_rate_at(step, steps=steps, peak=world[0].train.learning_rate) for step in range(steps)]
+    assert [line["learning_rate"] for line in every] == rates
+    assert max(line["gradient_norm"] for line in every) > 0.5  # as it was before it was clipped
+    assert all(line["examples_per_s"] > 0 for line in every)
+    monkeypatch.setattr(loop, "LOGGED", 3)
+    _, few = logged("few")
+    together = -(-steps // 3)
+    parts = [every[first : first + together] for first in range(0, steps, together)]
+    assert [line["step"] for line in few] == [part[-1]["step"] for part in parts]
+    for line, part in zip(few, parts, strict=True):
+        assert line["loss"] == pytest.approx(sum(step["loss"] for step in part) / len(part))
+        assert line["gradient_norm"] == max(step["gradient_norm"] for step in part)
+        assert line["learning_rate"] == part[-1]["learning_rate"]
 
 
 def test_a_damaged_checkpoint_is_a_fresh_start(world, tmp_path):

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow.parquet as pq
-
 from twofold.bundle import atomic_file, find_stage
-from twofold.explain.card_drawing import Curve, Drawing, curves_of, drawing_of
+from twofold.explain.card_drawing import Curve, Drawing, drawing_of, training_curves
 from twofold.page import fill_page, setting
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.preparation import TemporalSplit
@@ -104,7 +102,7 @@ def read_card(run: Path) -> Card:
     base = load_recipe(run / BASE) if (run / BASE).is_file() else None
     prepared, explained = _facts(run, "prepare"), _facts(run, "explain")
     report = _report(run)
-    picture, log = run / "explain" / "map.png", run / "train" / "training_log.parquet"
+    picture = run / "explain" / "map.png"
     comment = run / COMMENT
     return Card(
         recipe=recipe,
@@ -115,7 +113,7 @@ def read_card(run: Path) -> Card:
         parts=_parts(recipe, prepared),
         funnel=tuple(prepared["funnel"]) if prepared else (),
         model=drawing_of(report["facts"].get("model", ()), _score(recipe)) if report else None,
-        curves=curves_of(pq.read_table(log)) if log.is_file() else (),
+        curves=training_curves(run / "train"),
         report=report,
         metrics=_metrics(report) if report else (),
         sampled=tuple(report["sampled"]) if report else (),

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 Json = Any
 _CURVE: Final = (300.0, 110.0)
@@ -52,6 +54,16 @@ class Drawing:
     width: float
     height: float
     parameters: int
+
+
+def training_curves(folder: Path) -> tuple[Curve, ...]:
+    """What a train/ folder logged: by step where steps were logged, and by epoch what was measured once an epoch."""
+    curves: dict[str, Curve] = {}
+    for name in ("training_steps", "training_log"):
+        log = folder / f"{name}.parquet"
+        if log.is_file():
+            curves = {curve.name: curve for curve in curves_of(pq.read_table(log))} | curves
+    return tuple(curves.values())
 
 
 def curves_of(log: pa.Table) -> tuple[Curve, ...]:

@@ -4,8 +4,8 @@ What a step draws at random is a function of its number, so that there is no ran
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,19 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """What the steps up to number `step` did since the record before: their mean loss, the last learning rate, the
+    longest gradient before it was clipped.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    examples_per_s: float
+
+
+@dataclass(frozen=True)
 class Position:
     """Where training stands: the next batch to take, and what it has seen so far of this epoch."""
 
@@ -41,6 +54,36 @@ class Position:
     loss_sum: float = 0.0
     best_epoch: int = -1
     records: tuple[EpochRecord, ...] = field(default=())
+    steps: tuple[StepRecord, ...] = ()
+    loose: tuple[StepRecord, ...] = ()
+    """Of single steps, which are not joined to one of `steps` yet."""
+
+    def after(self, step: StepRecord, *, every: int) -> "Position":
+        """One batch on; the steps are joined when there are so many of them."""
+        loose = (*self.loose, step)
+        is_full = len(loose) == every
+        return replace(
+            self,
+            batch=self.batch + 1,
+            loss_sum=self.loss_sum + step.loss,
+            steps=(*self.steps, joined(loose)) if is_full else self.steps,
+            loose=() if is_full else loose,
+        )
+
+    def step_log(self) -> tuple[StepRecord, ...]:
+        """Those of all steps."""
+        return (*self.steps, joined(self.loose)) if self.loose else self.steps
+
+
+def joined(steps: Sequence[StepRecord]) -> StepRecord:
+    """One record of steps with equally many examples."""
+    return StepRecord(
+        step=steps[-1].step,
+        loss=sum(step.loss for step in steps) / len(steps),
+        learning_rate=steps[-1].learning_rate,
+        gradient_norm=max(step.gradient_norm for step in steps),
+        examples_per_s=float(round(len(steps) / sum(1 / step.examples_per_s for step in steps))),
+    )
 
 
 def save_checkpoint(
@@ -78,7 +121,8 @@ def load_checkpoint(
     model.load_state_dict(_part(tensors, "model."))
     optimiser.load_state(_part(tensors, "optimiser."))
     records = tuple(EpochRecord(**record) for record in saved.pop("records"))
-    return Position(**saved, records=records), _part(tensors, "best.")
+    steps, loose = (tuple(StepRecord(**step) for step in saved.pop(name, ())) for name in ("steps", "loose"))
+    return Position(**saved, records=records, steps=steps, loose=loose), _part(tensors, "best.")
 
 
 def _made_for(settings: Part, weights: Mapping[str, Tensor]) -> dict[str, str]:

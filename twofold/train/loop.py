@@ -1,5 +1,6 @@
 """fit(): steps, validation, the best epoch, resume."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +25,7 @@ from twofold.model.per_value import PerValue, Towers
 from twofold.model.two_tower import TwoTower, save_weights
 from twofold.progress import Advance, progress_bar
 from twofold.recipe.training import Train
-from twofold.train.checkpoint import EpochRecord, Position, load_checkpoint, save_checkpoint
+from twofold.train.checkpoint import EpochRecord, Position, StepRecord, load_checkpoint, save_checkpoint
 from twofold.train.device import batch_on
 from twofold.train.distributed import (
     ALONE,
@@ -50,6 +51,8 @@ from twofold.train.optimise import (
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_EVERY_S = 20.0
 """A kill costs at most this much; writing one takes milliseconds at the shipped size."""
+LOGGED = 1000
+"""Lines of `training_steps.parquet` at most: what a curve shows, and a checkpoint holds beside the weights."""
 
 Validate = Callable[[Towers], float]
 """A full-catalogue metric of the model as it stands; higher is better."""
@@ -75,7 +78,8 @@ def fit(
     out: Path,
     setup: Setup = ALONE_ON_CPU,
 ) -> dict[str, Any]:
-    """Trains and writes `weights.safetensors` of the best epoch, and `training_log.parquet`; returns facts.
+    """Trains and writes `weights.safetensors` of the best epoch, `training_log.parquet` with a line an epoch, and
+    `training_steps.parquet` with some hundreds over all steps; returns facts.
 
     If `out` holds a checkpoint of a killed attempt, training continues from it and ends where it would have ended.
     Equal seeds give equal weights on one machine with one number of threads. `build` is called twice: for a model
@@ -107,11 +111,13 @@ def fit(
         done = position.epoch * len(lines) + position.batch * settings.batch_size
         with _progress(ranks, total=settings.epochs * len(lines), done=done) as advance:
             while position.epoch < settings.epochs and not _is_settled(position, settings.patience):
-                saved_at, started, first = time.monotonic(), time.monotonic(), position.batch
+                saved_at = started = stepped = time.monotonic()
+                first = position.batch
                 objective = with_mined(objective, model, epoch=position.epoch, is_begun=first > 0, folder=out)
                 for batch in _batches(objective, settings, position):
                     step, steps = _step_number(settings, position, objective.order)
-                    set_learning_rate(optimiser, learning_rate_at(step, steps=steps, peak=settings.learning_rate))
+                    rate = learning_rate_at(step, steps=steps, peak=settings.learning_rate)
+                    set_learning_rate(optimiser, rate)
                     strength = (
                         strength_at(step / steps, most=settings.adversary.max_lambda) if settings.adversary else 0.0
                     )
@@ -120,7 +126,9 @@ def fit(
                     length = clip_gradients(optimiser, most=settings.clip_norm)
                     refuse_divergence(loss, length, position, remedy=remedy)
                     optimiser.step()
-                    position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
+                    before, stepped = stepped, time.monotonic()
+                    record = StepRecord(step + 1, loss, rate, length, settings.batch_size / (stepped - before))
+                    position = position.after(record, every=math.ceil(steps / LOGGED))
                     advance(len(batch.weight) * ranks.size, f"loss {position.loss_sum / position.batch:.3f}")
                     if ranks.is_first and time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                         keep(best=best, position=position)
@@ -137,6 +145,8 @@ def fit(
         save_weights(model, out / "weights.safetensors")
         records = [asdict(record) for record in position.records]
         pq.write_table(pa.Table.from_pylist(records), out / "training_log.parquet")
+        steps_taken = [asdict(record) for record in position.step_log()]
+        pq.write_table(pa.Table.from_pylist(steps_taken), out / "training_steps.parquet")
         for kept in (checkpoint, out / MINED):
             kept.unlink(missing_ok=True)
     return {
@@ -207,8 +217,11 @@ def finish_epoch(position: Position, validation: float, examples_per_s: float) -
         position.epoch, position.loss_sum / max(position.batch, 1), validation, float(round(examples_per_s))
     )
     best_so_far = max((earlier.validation for earlier in position.records), default=-np.inf)
-    return Position(
+    return replace(
+        position,
         epoch=position.epoch + 1,
+        batch=0,
+        loss_sum=0.0,
         best_epoch=position.epoch if validation > best_so_far else position.best_epoch,
         records=(*position.records, record),
     )
