@@ -12,7 +12,7 @@ from twofold.errors import RequestError
 from twofold.evaluate.significance import SeedClaim, across_seeds, bootstrap, holm, paired_p_values
 from twofold.evaluate.slices import judge_slices
 from twofold.evaluate.values import load_values
-from twofold.evaluate.verdict import Estimate, Question, SliceSection, estimates, load_report
+from twofold.evaluate.verdict import Estimate, Question, SliceSection, estimates, load_report, number
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def compare_runs(run: Path, base: Path) -> Comparison:
     if names[0] == names[1]:
         names = [str(folder.parent) for folder in (run, base)]
     lines = tuple(
-        Compared(name, own_value, other_value, minus, None if np.isnan(p) else float(p))
+        Compared(name, own_value, other_value, minus, number(p))
         for name, own_value, other_value, minus, p in zip(shared, *columns, p_values, strict=True)
     )
     slices = judge_slices(

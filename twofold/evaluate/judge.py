@@ -59,6 +59,7 @@ from twofold.evaluate.verdict import (
     WatchSection,
     estimates,
     in_words,
+    number,
     passing_in_words,
 )
 from twofold.evaluate.watch_time import judge_watch_time, length_decile
@@ -208,12 +209,12 @@ def _watch_section(
     decile, length = length_decile(watched.length_s), watched.length_s
     by_length = tuple(
         LengthPart(
-            first_s=float(length[decile == number].min()),
-            last_s=float(length[decile == number].max()),
+            first_s=float(length[decile == place].min()),
+            last_s=float(length[decile == place].max()),
             users=part.judged,
-            metrics=_means(part.values) | {name: _number(value) for name, value in part.pooled.items()},
+            metrics=_means(part.values) | {name: number(value) for name, value in part.pooled.items()},
         )
-        for number, part in enumerate(parts)
+        for place, part in enumerate(parts)
         if part.judged
     )
     return WatchSection(len(length), whole[MODEL].judged, _rows(whole), by_length)
@@ -351,7 +352,7 @@ def _rows(judged: Mapping[str, PerUser]) -> tuple[Row, ...]:
     rows = []
     for name, each in judged.items():
         metrics = {metric: estimates[name, metric] for metric in each.values}
-        metrics |= {metric: Estimate(_number(value), None, None) for metric, value in each.pooled.items()}
+        metrics |= {metric: Estimate(number(value), None, None) for metric, value in each.pooled.items()}
         minus = {} if name == MODEL else {metric: estimates[name, f"model - {metric}"] for metric in each.values}
         rows.append(Row(name, metrics, minus))
     return tuple(rows)
@@ -364,7 +365,3 @@ def _estimates(columns: Mapping[Name, Float64[np.ndarray, "users"]]) -> dict[Nam
 
 def _means(columns: Mapping[str, Float64[np.ndarray, "users"]]) -> dict[str, float | None]:
     return {name: None if np.isnan(each).all() else float(np.nanmean(each)) for name, each in columns.items()}
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -36,7 +36,8 @@ class Intervals:
 def bootstrap(values: Float64[np.ndarray, "users metrics"], *, seed: int = 0, resamples: int = RESAMPLES) -> Intervals:
     """The mean of each column and its 95 % interval; NaN entries are users that the metric skips.
 
-    The same seed and number of users give the same draws: columns of one call, and calls of one seed, are paired. A
+    The same seed and number of users give the same draws: columns of one call, and calls of one seed, are paired; of
+    a - b it answers whether a is better than b on the users that both have a value for. A
     draw in which no user has a value (possible with a handful of users) is left out of the percentiles.
     """
     users, metrics = values.shape
@@ -58,20 +59,6 @@ def bootstrap(values: Float64[np.ndarray, "users metrics"], *, seed: int = 0, re
     quantile = np.nanquantile if np.isnan(means[:, some]).any() else np.quantile  # the first goes column by column
     low[some], high[some] = quantile(means[:, some], [tail, 1 - tail], axis=0)
     return Intervals(value, low, high)
-
-
-def paired_difference(
-    a: Float64[np.ndarray, "users metrics"],
-    b: Float64[np.ndarray, "users metrics"],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Intervals:
-    """The mean of a - b over the users that both have a value for, and its interval:
-
-    is a better than b on the same users?
-    """
-    return bootstrap(a - b, seed=seed, resamples=resamples)
 
 
 def _weights(rng: np.random.Generator, draws: int, users: int) -> Float32[np.ndarray, "draws users"]:

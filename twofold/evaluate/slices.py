@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from twofold.evaluate.significance import bootstrap, holm, paired_p_values
-from twofold.evaluate.verdict import FEW_USERS, Day, DaySection, SliceLine, SliceSection, estimates
+from twofold.evaluate.verdict import FEW_USERS, Day, DaySection, SliceLine, SliceSection, estimates, number
 from twofold.topk import Ragged
 
 _DAY_MS = 86_400_000
@@ -76,7 +76,7 @@ def judge_slices(
             ours_e[at],
             theirs_e[at],
             gap[at],
-            _number(p_values[at]),
+            number(p_values[at]),
             bool(users[at] < FEW_USERS),
         )
         for at, (by, name) in enumerate(names)
@@ -109,10 +109,6 @@ def judge_days(
         metric=metric,
         days=tuple(days),
         mean=dict(zip(values, table.mean(axis=0).tolist() if len(days) else [], strict=False)),
-        std={name: _number(value) for name, value in zip(values, spread, strict=True)},
+        std={name: number(value) for name, value in zip(values, spread, strict=True)},
         order_changes=len(orders) > 1,
     )
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -33,7 +33,12 @@ class Estimate:
 def estimates(drawn: Intervals) -> list[Estimate]:
     """One for each column."""
     numbers = zip(drawn.value, drawn.low, drawn.high, strict=True)
-    return [Estimate(*(None if np.isnan(value) else float(value) for value in each)) for each in numbers]
+    return [Estimate(*map(number, each)) for each in numbers]
+
+
+def number(value: float) -> float | None:
+    """None for NaN, which JSON does not have."""
+    return None if np.isnan(value) else float(value)
 
 
 @dataclass(frozen=True)

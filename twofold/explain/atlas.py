@@ -16,7 +16,8 @@ from sklearn.cluster import KMeans
 from sklearn.manifold import trustworthiness
 
 from twofold.explain.facets import Facet, facets_of
-from twofold.topk import NOT_ALLOWED, blocks, top_k
+from twofold.explain.folding import nearest_by_cosine
+from twofold.topk import blocks, top_k
 
 MOST_ITEMS: Final = 8000  # a quarter of a minute on one core, and a page that a browser draws at once
 MOST_USERS: Final = 2000
@@ -97,7 +98,7 @@ def draw_atlas(
     items = np.sort(rng.permutation(np.flatnonzero(lengths > 0))[:MOST_ITEMS])
     users = np.sort(rng.permutation(len(askers.ids))[: MOST_USERS if len(items) else 0])
     unit = np.ascontiguousarray(vectors[items] / lengths[items, None])
-    nearest, apart = _nearest(unit)
+    nearest, apart = nearest_by_cosine(unit, max(min(_WIDTH, len(unit) - 1), 0))
     places = _places(unit, nearest, apart, seed=seed)
     table = attributes.take(pa.array(items))
     facets = facets_of(table.drop_columns([attributes.column_names[0]]))
@@ -125,20 +126,6 @@ def draw_atlas(
 def _in_words(items: tuple[int, int], users: tuple[int, int], seed: int) -> str:
     parts = [f"{shown:,} of {every:,} {noun}" for (shown, every), noun in ((items, "items"), (users, "users"))]
     return f"{' and '.join(parts)}, drawn by seed {seed}"
-
-
-def _nearest(
-    unit: Float32[np.ndarray, "items dim"],
-) -> tuple[Int64[np.ndarray, "items k"], Float32[np.ndarray, "items k"]]:
-    """The nearest of each by cosine, and their distances 1 - cosine."""
-    width = max(min(_WIDTH, len(unit) - 1), 0)
-    nearest, apart = np.zeros((len(unit), width), np.int64), np.zeros((len(unit), width), np.float32)
-    for part in blocks(len(unit), max(1, _CELLS // max(len(unit), 1))) if width else []:
-        cosine = unit[part] @ unit.T
-        cosine[np.arange(len(cosine)), np.arange(part.start, part.stop)] = NOT_ALLOWED
-        found = top_k(cosine, width)
-        nearest[part], apart[part] = found.item_rows, np.maximum(1 - found.scores, 0)
-    return nearest, apart
 
 
 def _places(

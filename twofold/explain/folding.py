@@ -47,12 +47,20 @@ def find_neighbours(vectors: Float32[np.ndarray, "items dim"], *, seed: int = 0)
     items = np.sort(np.random.default_rng(seed).permutation(known)[:_SAMPLE])
     unit = np.ascontiguousarray(vectors[items] / lengths[items, None])
     width = min(NEIGHBOURS, max(len(items) - 1, 1))
-    nearest = np.zeros((len(items), width), np.int64)
-    for part in blocks(len(items), max(1, _CELLS // max(len(items), 1))):
+    return Neighbourhood(items, unit, nearest_by_cosine(unit, width)[0])
+
+
+def nearest_by_cosine(
+    unit: Float32[np.ndarray, "items dim"], k: int
+) -> tuple[Int64[np.ndarray, "items k"], Float32[np.ndarray, "items k"]]:
+    """The k nearest of each line, itself left out, and their distances 1 - cosine; vectors are of length 1."""
+    nearest, apart = np.zeros((len(unit), k), np.int64), np.zeros((len(unit), k), np.float32)
+    for part in blocks(len(unit), max(1, _CELLS // max(len(unit), 1))) if k else []:
         cosine = unit[part] @ unit.T
         cosine[np.arange(len(cosine)), np.arange(part.start, part.stop)] = NOT_ALLOWED
-        nearest[part] = top_k(cosine, width).item_rows
-    return Neighbourhood(items, unit, nearest)
+        found = top_k(cosine, k)
+        nearest[part], apart[part] = found.item_rows, np.maximum(1 - found.scores, 0)
+    return nearest, apart
 
 
 def probe_hubs(near: Neighbourhood) -> tuple[Probe, ...]:
