@@ -96,13 +96,8 @@ def test_scores_read_score_and_place_as_they_were_standardised(ranker, asking):
     assert np.abs(further - rank_scores(ranker, side, users, user_vectors, item_rows, places)).max() > 1e-3
 
 
-FORMULA = 'GREATEST(relevance, -9) + POWER(long, 2) * LN("like" / (1 - "like")) - COALESCE(SQRT(relevance), long) / 3'
-
-
-@pytest.mark.parametrize("formula", [None, FORMULA], ids=["relevance", "a formula"])
-def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_path, formula):
+def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_path):
     users, user_vectors, side, item_rows, places = asking
-    ranker = ranker if formula is None else ranker.saying(formula)
     at = int(arrays.ranker.events.at.max()) + 1
     save_ranker(ranker, arrays, side.vectors, at=at, folder=tmp_path)
     assert (tmp_path / ABOUT).read_text().split() == ["{", '"top":', "100", "}"]

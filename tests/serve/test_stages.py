@@ -30,9 +30,10 @@ from twofold.serve.wire import Recommend
 from twofold.topk import tie_order
 
 TOP = 6
+FORMULA = 'GREATEST(relevance, -9999) + LN("like" / (1 - "like")) - COALESCE(SQRT(relevance), long) / POWER(3, long)'
 ASKED = Mlp.model_validate(
     {"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"top": TOP}}
-    | {"heads": [{"of": "long"}], "formula": "relevance + LN(long / (1 - long))"}
+    | {"heads": [{"of": "long"}, {"of": "like"}], "formula": FORMULA}
 )
 # Either stage reads what the other does not.
 RETRIEVER = Features(vectors=FEATURES.vectors, user=FEATURES.user[:9], item=FEATURES.item)
