@@ -78,10 +78,11 @@ def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     asked = ("tune", tmp_path / "recipe.yaml", "--set", "train.epochs=1", "--runs", tmp_path / "runs")
     code, out, err = call(*asked)
     assert code == 0
-    assert "the best of 2 trials" in out
+    assert "the best of 2 trials, by recall on the validation window" in out
     assert "The test window was not looked at" in out
     assert f"twofold run {tmp_path}/recipe.yaml --set train.epochs=1 --set retriever.dim=" in out
-    assert "trial-000 0." in err
+    assert "trial-000 ." in err
+    assert "no run yet" in call("runs", "--runs", tmp_path / "runs")[1]  # a search is none
     again = call(*asked)
     assert again[1:] == (out, "")
 

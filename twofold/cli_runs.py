@@ -1,6 +1,7 @@
 """The part of the command line around runs: their table, some side by side, a search, and copies to other places."""
 
 import os
+import re
 import sys
 from contextlib import closing
 from enum import StrEnum
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from twofold.cli_input import RecipeFile, Settings
 from twofold.errors import RequestError
-from twofold.figures import decimal
+from twofold.figures import counted, decimal
 from twofold.recipe.load import load_recipe
 from twofold.runs import STAGES, RunSummary, list_runs, sort_runs
 
@@ -122,22 +123,28 @@ def tune(
     search = Search(recipe, tuple(settings), runs / (name or f"{load_recipe(recipe, overrides=settings).name}.tune"))
 
     def say(trial: Trial) -> None:
-        found = trial.reason if trial.value is None else f"{trial.value:.4f}"
-        print(f"{trial.folder.name}  {found}  {' '.join(trial.changes)}", file=sys.stderr)
+        found = trial.reason if trial.value is None else decimal(trial.value)
+        print(f"{trial.folder.name}  {found}  {' '.join(map(_rounded, trial.changes))}", file=sys.stderr)
 
     trials = search_recipe(search, tell=say)
-    table = Table("trial", "validation recall", "changes", title=f"the best of {len(trials)} trials", box=SIMPLE_HEAD)
+    title = f"the best of {counted(len(trials), 'trial')}, by recall on the validation window"
+    table = Table("trial", "recall", "changes", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     for trial in trials[:10]:
         table.add_row(
             trial.folder.name,
-            f"{trial.value:.4f}" if trial.value is not None else trial.reason.partition(":")[0],
-            Text("\n".join(trial.changes)),
+            decimal(trial.value) if trial.value is not None else trial.reason.partition(":")[0],
+            Text("\n".join(map(_rounded, trial.changes))),
         )
     Console().print(table)
     print(
         "The test window was not looked at, and the best of many looks better than it is. To judge it, run it in full:"
     )
     print(command_of(search, trials[0]))
+
+
+def _rounded(change: str) -> str:
+    """A change as a person reads it; the command that is printed has all digits."""
+    return re.sub(r"\d+\.\d{4,}(e-?\d+)?", lambda found: f"{float(found[0]):.3g}", change)
 
 
 def export(

@@ -18,6 +18,8 @@ STAGES: Final = ("prepare", "dataset", "train", "evaluate", "index", "recommend"
 VALIDATION: Final = "validation"
 """What the best epoch was chosen by: recall@k on the validation window. Trials of a search have no other number."""
 RECALL: Final = "catalogue/recall@100"
+STUDY: Final = "study.db"
+"""What makes a folder that of a search."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class RunSummary:
 
 def list_runs(runs: Path) -> list[RunSummary]:
     """All run folders below `runs`, by name. Half-made and damaged ones are listed with what can be read of them; what
-    has no recipe.yaml is no run.
+    has no recipe.yaml is no run, nor is the folder of a search, which holds its trials.
     """
     folders = sorted(path.parent for path in runs.glob("*/recipe.yaml")) if runs.is_dir() else []
-    return [_summary(folder) for folder in folders]
+    return [_summary(folder) for folder in folders if not (folder / STUDY).exists()]
 
 
 def sort_runs(lines: Sequence[RunSummary], *, by: str | None = None) -> tuple[str, list[RunSummary]]:

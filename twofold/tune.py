@@ -39,8 +39,8 @@ from twofold.errors import RecipeError, RunError, TwofoldError
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.recipe.search import Range, Tune
+from twofold.runs import STUDY
 
-STUDY: Final = "study.db"
 ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 _TO_COMPARE: Final = 5  # trials that ended, before one is pruned: optuna's own default
 _OTHER: Final = {"ranges": "other ranges", "log": "another log"}

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float32, Int64
 
-from twofold.figures import decimal
+from twofold.figures import counted, decimal
 from twofold.topk import Ragged, blocks, exclude, top_k
 
 _CELLS: Final = 2**21
@@ -66,7 +66,7 @@ def probe_lists(item_rows: Int64[np.ndarray, "places"], *, num_items: int, num_l
     most = float(counts.max() / max(num_lists, 1))
     return (
         Probe("coverage", float((counts > 0).mean()), "of the catalogue is in some list", alarm_below=0.05),
-        Probe("hub_share", top_share, f"of all places go to the {hubs:,} commonest items", alarm_above=0.5),
+        Probe("hub_share", top_share, f"of all places go to the commonest {counted(hubs, 'item')}", alarm_above=0.5),
         Probe("commonest_item", most, "of all lists hold the commonest item", alarm_above=0.5),
         Probe("gini", gini(counts), "0: every item equally often, 1: one item only", alarm_above=0.98),
     )
