@@ -144,6 +144,8 @@ def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
         recipes.add_row(Text(field.field), *map(_cut, field.cells))
     for table in (metrics, recipes):
         table.title_justify = table.caption_justify = "left"
+        for column in table.columns:  # a name cut short may be another's
+            column.overflow = "fold"
     return [recipes if found.fields else Text("The recipes ask for the same."), metrics, Text(_in_words(found))]
 
 
@@ -162,7 +164,7 @@ def _in_words(found: SideBySide) -> str:
     for other, gone in zip(found.others, found.churns, strict=True):
         slices = other.slices
         clear = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
-        groups = f"{len(clear)} of {counted(len(slices.lines), 'group')} (p < .05 after Holm)"
+        groups = f"{len(clear) or 'none'} of {counted(len(slices.lines), 'group')} (p < .05 after Holm)"
         lines.append(f"{other.run}: {slices.metric} differs in {groups}")
         lines += [f"  {line.by}: {line.name}: {gained(line.minus)} on {counted(line.users, 'user')}" for line in clear]
         if gone is not None:
