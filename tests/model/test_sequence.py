@@ -10,12 +10,13 @@ import torch
 import twofold
 from tests.worlds import FIRST_MS, TEST, pauses, walks, world_recipe
 from twofold.model.encoder import Encoder, Layers, Sequence
-from twofold.model.sequence import GAPS, SequenceEncoder
+from twofold.model.sequence import TIMES, SequenceEncoder
 from twofold.model.two_tower import export_user_tower
 from twofold.pipeline import report_of
 from twofold.serve.graphs import load_user_tower
 
 HOUR_S, DAY_S = 3600, 24 * 3600
+EDGES = [math.exp(third / 3) - 0.5 for third in range(-2, 65)]  # of buckets, each at the nearest whole second
 BLOCK = Sequence("seen", rows=9, dim=8, length=6, depth=2, heads=2, dropout=0.3)
 
 
@@ -23,7 +24,7 @@ def encoder(dim=8, *, length=6, depth=2, heads=2, is_timed=False):
     torch.manual_seed(0)
     made = SequenceEncoder(dim, length=length, depth=depth, heads=heads, dropout=0.0, is_timed=is_timed).double()
     for name, parameter in made.named_parameters():
-        if name.endswith("by_gap"):
+        if name.endswith("by_time"):
             torch.nn.init.normal_(parameter)
     return made
 
@@ -69,7 +70,7 @@ def test_one_layer_equals_a_loop_written_from_the_definition(moments):
         if not moments:
             return 0
         passed = moments[position] - moments[place - 1]
-        return layer.by_gap[0, 1 + sum(gap <= passed for gap in GAPS) if place else 0]
+        return layer.by_time[0, 1 + sum(passed >= edge for edge in EDGES) if place else 0]
 
     def scaled(vector, norm):
         return vector / (vector.square().mean() + torch.finfo(vector.dtype).eps).sqrt() * norm.weight
@@ -98,10 +99,14 @@ def test_one_layer_equals_a_loop_written_from_the_definition(moments):
         torch.testing.assert_close(model(read[None], ages)[0, position], expected)
 
 
-def test_two_buckets_to_a_doubling():
-    assert GAPS[:9] == (1, 2, 3, 4, 6, 8, 12, 16, 23)
-    assert GAPS.index(2**20) - GAPS.index(2**12) == 2 * 8
-    assert GAPS[-1] < 2**31
+def test_buckets_of_times_are_three_to_a_factor_of_e():
+    model = SequenceEncoder(4, length=9, depth=1, heads=1, dropout=0.0, is_timed=True)
+    edges = [round(math.exp(third / 3)) for third in range(2, 64)]
+    seconds = torch.tensor([0, 1, 2**31 - 1, *edges, *(edge - 1 for edge in edges)], dtype=torch.int32)
+    buckets = model._buckets(seconds[:, None])
+    assert buckets[:, :, 0].unique().tolist() == [0]  # of the start nothing is known
+    assert buckets[:, 1, 1].tolist() == [1 + sum(second >= edge for edge in EDGES) for second in seconds.tolist()]
+    assert buckets[:3, 1, 1].tolist() == [1, 5, TIMES - 1]
 
 
 def test_a_timed_encoder_begins_as_one_of_order_alone():
@@ -112,10 +117,10 @@ def test_a_timed_encoder_begins_as_one_of_order_alone():
     ages = torch.arange(6, 0, -1).repeat(3, 1) * HOUR_S
     torch.testing.assert_close(timed(events().float(), ages), plain(events().float()))
     assert {name for name, _ in timed.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
-        f"layers.{layer}.by_gap" for layer in range(2)
+        f"layers.{layer}.by_time" for layer in range(2)
     }
     timed(events().float(), ages).sum().backward()
-    assert all((layer.by_gap.grad != 0).sum() > 2 for layer in timed.layers)
+    assert all((layer.by_time.grad != 0).sum() > 2 for layer in timed.layers)
 
 
 def test_the_future_and_the_time_of_day_change_nothing():
@@ -166,7 +171,7 @@ def test_a_served_graph_reads_times_as_the_tower_does(tmp_path):
     block = replace(BLOCK, is_timed=True)
     tower = Encoder((block,), Layers(8)).eval()
     for layer in tower.readers["seen"].layers:
-        torch.nn.init.normal_(layer.by_gap)
+        torch.nn.init.normal_(layer.by_time)
     export_user_tower(tower, tmp_path / "tower.onnx")
     served = load_user_tower(tmp_path / "tower.onnx")
     assert served.inputs == ("seen", "seen.ages")
@@ -174,7 +179,8 @@ def test_a_served_graph_reads_times_as_the_tower_does(tmp_path):
     counts = draw.integers(7, size=400)
     held = np.arange(6) < counts[:, None]
     ages = -np.sort(-draw.integers(2**31, size=(400, 6)) // 2 ** draw.integers(31, size=(400, 6)), axis=1) * held
-    ages[:60] = (-np.sort(-draw.choice([*GAPS, *(gap - 1 for gap in GAPS)], (60, 6)), axis=1) * held[:60]).astype(int)
+    edges = np.ceil(EDGES[2:-1])
+    ages[:60] = (-np.sort(-draw.choice([*edges, *(edges - 1)], (60, 6)), axis=1) * held[:60]).astype(int)
     inputs = {"seen": (draw.integers(1, 9, (400, 6)) * held).astype(np.int32), "seen.ages": ages.astype(np.int32)}
     with torch.inference_mode():
         judged = tower({name: torch.from_numpy(values) for name, values in inputs.items()}).numpy()

@@ -44,7 +44,7 @@ def serve(prepared, run, **asked):
     torch.manual_seed(0)
     model = build_two_tower(TwoTower(kind="two_tower", dim=8, **asked), dataset.features, dataset.vectors)
     for name, parameter in model.named_parameters():
-        if name.endswith("by_gap"):  # as if it had learnt something of time
+        if name.endswith("by_time"):  # as if it had learnt something of time
             torch.nn.init.normal_(parameter)
 
     def work(out):

@@ -18,6 +18,8 @@ from twofold.topk import blocks
 TensorInputs = Mapping[str, Tensor]
 QUERY_EVENTS = 2**16
 """Of histories at once, where users ask: a sequence encoder holds some kilobytes for each."""
+QUERY_PAIRS = 2**22
+"""Of events of one history at once, where times between them are read: some bytes a head and pair."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def query_batches(
     """What the user tower reads when these users ask at these moments, in blocks."""
     state, arrays = dataset.features, dataset.user_arrays
     longest = max(1, *(state.history_length(of) for of in ("positives", "negatives")))
-    for part in blocks(len(user_rows), max(QUERY_EVENTS // longest, 1)):
+    is_timed = state.reads_times("positives") or state.reads_times("negatives")
+    size = QUERY_EVENTS // longest if not is_timed else min(QUERY_EVENTS // longest, QUERY_PAIRS // longest**2)
+    for part in blocks(len(user_rows), max(size, 1)):
         queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows[part], at=at[part])
         yield to_tensors(user_inputs(state, arrays, queries))
 

@@ -143,10 +143,8 @@ def fit(
         model.load_state_dict(best)
     if ranks.is_first:
         save_weights(model, out / "weights.safetensors")
-        records = [asdict(record) for record in position.records]
-        pq.write_table(pa.Table.from_pylist(records), out / "training_log.parquet")
-        steps_taken = [asdict(record) for record in position.step_log()]
-        pq.write_table(pa.Table.from_pylist(steps_taken), out / "training_steps.parquet")
+        for name, log in (("training_log", position.records), ("training_steps", position.step_log())):
+            pq.write_table(pa.Table.from_pylist([asdict(line) for line in log]), out / f"{name}.parquet")
         for kept in (checkpoint, out / MINED):
             kept.unlink(missing_ok=True)
     return {
