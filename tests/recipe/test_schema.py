@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from twofold.recipe.features import AgeFeature, BagFeature, HistoryFeature, NumberFeature, TimeFeature, feature_name
+from twofold.recipe.features import (
+    AgeFeature,
+    BagFeature,
+    HistoryFeature,
+    NumberFeature,
+    SequenceFeature,
+    TimeFeature,
+    feature_name,
+    reads_time,
+)
 from twofold.recipe.preparation import Prepare, TemporalSplit, Window
 from twofold.recipe.schema import Recipe
 
@@ -104,6 +113,14 @@ def test_a_rule_is_vetted_when_the_recipe_is_read() -> None:
 )
 def test_feature_names(feature: Any, name: str) -> None:
     assert feature_name(feature) == name
+
+
+def test_a_sequence_without_times_is_written_as_before_there_were_any() -> None:
+    plain = SequenceFeature(kind="sequence", of="positives")
+    assert "time_bias" not in plain.model_dump(mode="json")  # no older digest changes
+    timed = SequenceFeature(kind="sequence", of="positives", time_bias=True)
+    assert SequenceFeature.model_validate(timed.model_dump(mode="json")) == timed
+    assert (reads_time(plain), reads_time(timed)) == (False, True)
 
 
 @pytest.mark.parametrize("name", ["", "A", "../up", "a b", "-a", "a/b", "x" * 101])

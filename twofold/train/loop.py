@@ -78,8 +78,7 @@ def fit(
     out: Path,
     setup: Setup = ALONE_ON_CPU,
 ) -> dict[str, Any]:
-    """Trains and writes `weights.safetensors` of the best epoch, `training_log.parquet` with a line an epoch, and
-    `training_steps.parquet` with some hundreds over all steps; returns facts.
+    """Trains and writes `weights.safetensors` of the best epoch, and two logs, of epochs and steps; returns facts.
 
     If `out` holds a checkpoint of a killed attempt, training continues from it and ends where it would have ended.
     Equal seeds give equal weights on one machine with one number of threads. `build` is called twice: for a model
@@ -118,23 +117,20 @@ def fit(
                     step, steps = _step_number(settings, position, objective.order)
                     rate = learning_rate_at(step, steps=steps, peak=settings.learning_rate)
                     set_learning_rate(optimiser, rate)
-                    strength = (
-                        strength_at(step / steps, most=settings.adversary.max_lambda) if settings.adversary else 0.0
-                    )
+                    strength = _strength(settings, step / steps)
                     _seed_step(settings, position)
                     loss = _backward(objective, model, batch, optimiser=optimiser, guess=guess, strength=strength)
                     length = clip_gradients(optimiser, most=settings.clip_norm)
                     refuse_divergence(loss, length, position, remedy=remedy)
                     optimiser.step()
                     before, stepped = stepped, time.monotonic()
-                    record = StepRecord(step + 1, loss, rate, length, settings.batch_size / (stepped - before))
-                    position = position.after(record, every=math.ceil(steps / LOGGED))
+                    taken = StepRecord(step + 1, loss, rate, length, settings.batch_size / (stepped - before))
+                    position = position.after(taken, every=math.ceil(steps / LOGGED))
                     advance(len(batch.weight) * ranks.size, f"loss {position.loss_sum / position.batch:.3f}")
                     if ranks.is_first and time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                         keep(best=best, position=position)
                         saved_at = time.monotonic()
-                examples = (position.batch - first) * settings.batch_size
-                speed = examples / (time.monotonic() - started)
+                speed = (position.batch - first) * settings.batch_size / (time.monotonic() - started)
                 position = finish_epoch(position, told_by_first(ranks, lambda: validate(model)), speed)
                 if position.best_epoch == position.epoch - 1:
                     best = weights_of(model)
@@ -143,8 +139,7 @@ def fit(
         model.load_state_dict(best)
     if ranks.is_first:
         save_weights(model, out / "weights.safetensors")
-        for name, log in (("training_log", position.records), ("training_steps", position.step_log())):
-            pq.write_table(pa.Table.from_pylist([asdict(line) for line in log]), out / f"{name}.parquet")
+        _write_logs(position, out)
         for kept in (checkpoint, out / MINED):
             kept.unlink(missing_ok=True)
     return {
@@ -153,6 +148,17 @@ def fit(
         "best_epoch": position.best_epoch,
         "epochs": [asdict(record) for record in position.records],
     }
+
+
+def _strength(settings: Train, progress: float) -> float:
+    """Of the reversal, at this share of the training."""
+    return strength_at(progress, most=settings.adversary.max_lambda) if settings.adversary else 0.0
+
+
+def _write_logs(position: Position, out: Path) -> None:
+    """`training_log.parquet`, a line an epoch, and `training_steps.parquet`, at most `LOGGED` lines over all steps."""
+    for name, log in (("training_log", position.records), ("training_steps", position.step_log())):
+        pq.write_table(pa.Table.from_pylist([asdict(line) for line in log]), out / f"{name}.parquet")
 
 
 def _backward(
