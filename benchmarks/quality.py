@@ -81,7 +81,7 @@ def _lines(report: Report, *, recipe: str, seed: int) -> list[dict[str, Any]]:
 
 Cells = dict[tuple[str, int, str, str], dict[str, Any]]
 """By recipe, seed, row and metric."""
-SEEDED = ("model", "retriever alone", "both stages, ids masked")
+SEEDED = ("model", "retriever alone", "both stages without ids")
 """Rows that a seed changes: a baseline has none."""
 OURS = {"kuairand": "model", "kuairand-ranked": "both stages"}
 """What is judged, by recipe."""

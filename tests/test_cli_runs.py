@@ -87,16 +87,21 @@ def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     assert again[1:] == (out, "")
 
 
-def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+@pytest.mark.parametrize("says", ["the environment", "the recipe"])
+def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, checkerboard, tmp_path, monkeypatch, says):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(checkerboard))
+    asked = ["run", tmp_path / "recipe.yaml", "--runs", tmp_path / "runs"]
+    if says == "the recipe":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+        asked += ["--set", "mlflow={}"]
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     monkeypatch.setattr(cli_runs, "find_spec", lambda name: None)
-    code, _, err = call("run", tmp_path / "no-recipe.yaml", "--runs", tmp_path)
+    code, _, err = call(*asked)
     assert code == 2
-    assert (
-        "MLFLOW_TRACKING_URI is sqlite:///mlflow.db, and mlflow is not installed: pip install 'twofold[mlflow]'" in err
-    )
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    assert "does not exist" in call("run", tmp_path / "no-recipe.yaml", "--runs", tmp_path)[2]
+    assert "the run is to be copied to sqlite:///mlflow.db, and mlflow is not installed" in err
+    assert "pip install 'twofold[mlflow]', or unset MLFLOW_TRACKING_URI and delete the recipe's mlflow" in err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")

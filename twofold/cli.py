@@ -151,8 +151,8 @@ def run(
     from twofold.train.distributed import joined_ranks
     from twofold.train.loop import Setup
 
-    tracker = tracking_uri()
     asked = dataclasses.replace(_job(recipe, settings, runs, name), engine=_open_engine(engine, memory, master))
+    tracker = tracking_uri(asked.recipe)
     with joined_ranks(device.value) as ranks:
         job = dataclasses.replace(asked, setup=Setup(ranks))
         if not ranks.is_first:

@@ -19,6 +19,7 @@ from twofold.cli_input import RecipeFile, Settings
 from twofold.errors import RequestError
 from twofold.figures import counted, decimal
 from twofold.recipe.load import load_recipe
+from twofold.recipe.schema import Recipe
 from twofold.runs import STAGES, RunSummary, list_runs, sort_runs
 
 if TYPE_CHECKING:
@@ -70,12 +71,13 @@ def list_all_runs(
     Console().print(table)
 
 
-def tracking_uri() -> str | None:
-    """MLFLOW_TRACKING_URI if it is set; RequestError, before hours of work, if what it needs is not installed."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or None
+def tracking_uri(recipe: Recipe) -> str | None:
+    """MLFLOW_TRACKING_URI, or what the recipe says; RequestError, before hours of work, if MLflow is not installed."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or (recipe.mlflow.uri if recipe.mlflow else None)
     if uri is not None and find_spec("mlflow") is None:
         raise RequestError(
-            f"MLFLOW_TRACKING_URI is {uri}, and mlflow is not installed: pip install 'twofold[mlflow]', or unset it."
+            f"the run is to be copied to {uri}, and mlflow is not installed: pip install 'twofold[mlflow]', or unset "
+            f"MLFLOW_TRACKING_URI and delete the recipe's mlflow."
         )
     return uri
 

@@ -110,7 +110,7 @@ def rows_of(model: Model, ranker: SecondStage | None, arrays: Stages, window: Ju
     return {
         MODEL: two_stages(model, ranker, arrays, window),
         FIRST_STAGE: retrieved,
-        "both stages, ids masked": two_stages(model, ranker, arrays, window, is_masked=True),
+        "both stages without ids": two_stages(model, ranker, arrays, window, is_masked=True),
     }
 
 

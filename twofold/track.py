@@ -58,7 +58,7 @@ def log_run(folder: Path, *, uri: str) -> str:
     except MlflowException as error:
         raise RunError(
             f"MLflow at {uri} did not take the run {folder}: {error}. The run itself is complete; give the same "
-            f"command again, or unset MLFLOW_TRACKING_URI."
+            f"command again, or unset MLFLOW_TRACKING_URI and delete the recipe's mlflow."
         ) from error
     return run
 
@@ -66,7 +66,7 @@ def log_run(folder: Path, *, uri: str) -> str:
 def _log(client: MlflowClient, run: str, folder: Path) -> None:
     """All but the bundle."""
     report = load_report(folder / "evaluate" / "report.json")
-    recipe = load_recipe(folder / "recipe.yaml").model_dump(mode="json", exclude={"tune"})
+    recipe = load_recipe(folder / "recipe.yaml").model_dump(mode="json", exclude={"tune", "mlflow"})
     params = [Param(_named(field), str(value)[:_LONGEST]) for field, value in _leaves(recipe)]
     for first in range(0, len(params), _AT_ONCE):
         client.log_batch(run, params=params[first : first + _AT_ONCE])

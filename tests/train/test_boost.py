@@ -45,7 +45,7 @@ def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(
     assert alone.metrics["catalogue/recall@5"].value < 0.5
     assert alone.model_minus["catalogue/ndcg@5"].low > 0.3
     assert both.metrics["catalogue/recall@50"].value == alone.metrics["catalogue/recall@50"].value
-    assert "both stages, ids masked" in [row.name for row in report.catalogue.rows]
+    assert "both stages without ids" in [row.name for row in report.catalogue.rows]
     parts = {part.name: part.parameters for part in report.facts.model if part.tower == "ranker"}
     assert list(parts) == ["item.shine", "score", "place", "leaves"]
     assert min(parts["item.shine"], parts["score"]) > 0

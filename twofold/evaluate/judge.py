@@ -176,15 +176,16 @@ def _question(window: JudgedWindow, details: Details, *, users: int) -> Question
 def _slices(
     window: JudgedWindow, ranked: Mapping[str, PerUser], details: Details, *, headline: str
 ) -> SliceSection | None:
-    """The model against the strongest other row, group by group."""
+    """Both stages against the first, or the model against the strongest other row, group by group."""
     if not details.slicings:
         return None
     strongest = max((name for name in ranked if name != MODEL), key=lambda name: ranked[name].mean(headline))
-    ranks, base_ranks = (ranked[name].ranks for name in (MODEL, strongest))
+    base = FIRST_STAGE if FIRST_STAGE in ranked else strongest
+    ranks, base_ranks = (ranked[name].ranks for name in (MODEL, base))
     assert ranks is not None, "a catalogue ranking has ranks"
     assert base_ranks is not None, "a catalogue ranking has ranks"
     k = int(headline.partition("@")[2])
-    return judge_slices(ranks, base_ranks, relevant=window.relevant, slicings=details.slicings, k=k, base=strongest)
+    return judge_slices(ranks, base_ranks, relevant=window.relevant, slicings=details.slicings, k=k, base=base)
 
 
 def _days(window: JudgedWindow, ranked: Mapping[str, PerUser], details: Details, *, headline: str) -> DaySection | None:

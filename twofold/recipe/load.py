@@ -222,14 +222,14 @@ def _yaml(text: str, label: str) -> Json:
 
 def recipe_digest(recipe: Recipe) -> str:
     """What the recipe asks for, as one number: not what it says of itself in `about`, what could be tried instead
-    (`tune`), nor where its data lie.
+    (`tune`), who keeps a copy (`mlflow`), nor where its data lie.
     """
     return digest_of(_essence(recipe))
 
 
 def _essence(recipe: Recipe) -> dict[str, Json]:
-    """As JSON, without `about` and `tune`; of a data path only its last name: the content has its own fingerprint."""
-    tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about", "tune"})
+    """As JSON, without what is no part of a run; of a data path only its last name: content has a fingerprint."""
+    tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about", "tune", "mlflow"})
     return _with_paths(tree, lambda path: path and Path(path).name)
 
 

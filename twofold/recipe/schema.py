@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from twofold.recipe.features import CounterFeature, Features, with_features
 from twofold.recipe.indexing import Index
 from twofold.recipe.judging import Judging, PublishedNegatives
-from twofold.recipe.part import Part
+from twofold.recipe.part import Part, is_unasked
 from twofold.recipe.preparation import Prepare
 from twofold.recipe.ranking import LambdaMart, Mlp, Ranker, tree_features
 from twofold.recipe.search import Tune
@@ -50,6 +50,15 @@ class Table(Part):
 Data = Table
 
 
+class Mlflow(Part):
+    """Copies finished runs of `twofold run` to MLflow (extra `mlflow`). No part of what a run is."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """A SQLite file, from the folder where the command is given, or the address of a server. The variable
+    MLFLOW_TRACKING_URI comes before it, and needs no recipe to say so.
+    """
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
@@ -75,6 +84,8 @@ class Recipe(Part):
     """What the report is asked besides."""
     tune: Tune | None = None
     """What `twofold tune` may change in search of something better."""
+    mlflow: Mlflow | None = Field(default=None, exclude_if=is_unasked)
+    """Where finished runs are copied to. null: nowhere, unless MLFLOW_TRACKING_URI is set."""
 
     @property
     def parted_by(self) -> tuple[str, ...]:
