@@ -293,7 +293,7 @@ def test_a_pause_is_learnt_by_its_length_and_order_alone_does_not_know_it(paused
     job = paused(time_bias=True)
     by_time = report_of(job.folder)
     assert by_time.metrics_of("model")["catalogue/hit_rate@1"] > 0.9
-    assert (by_order.catalogue.track, by_time.catalogue.track) == ("time_free", "query_time")
+    assert (by_order.track, by_time.track) == ("time_free", "query_time")
     served = twofold.load(job.folder)
     users = served.bundle.users.ids
     last = served.bundle.positives.at[served.bundle.positives.offsets[1:] - 1].max()
