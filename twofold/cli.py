@@ -262,10 +262,10 @@ def train(
             _print_model(describe_towers(job.recipe.retriever, job.recipe.features, arrays.folder))
             trained = pipeline.train(job, arrays)
             ranked = pipeline.train_ranker(job, arrays, trained)
-            made = (trained,) if ranked is None else (trained, ranked)
-            _say(prepared, arrays, *made)
-    for stage in made:
-        table = Table("epoch", "loss", "validation", "examples/s", title=f"training of {stage.folder.name}")
+            made = {"retriever": trained} if ranked is None else {"retriever": trained, "ranker": ranked}
+            _say(prepared, arrays, *made.values())
+    for who, stage in made.items():
+        table = Table("epoch", "loss", "validation", "examples/s", title=f"training of the {who}")
         for epoch in stage.facts["epochs"]:
             mark = " ←" if epoch["epoch"] == stage.facts["best_epoch"] else ""
             numbers = (f"{epoch['loss']:.4f}", f"{epoch['validation']:.4f}{mark}", f"{epoch['examples_per_s']:,}")

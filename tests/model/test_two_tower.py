@@ -92,7 +92,7 @@ def test_given_vectors_are_no_parameters_and_no_part_of_the_weights(every_kind, 
     assert shapes["user", "negatives_windows"] == "18 rows, windows → 24"  # the last, and the means of 3 and 10, of 8
     assert shapes["user", "positives_clusters_look"] == "number → 3"
     assert shapes["user", "positives_attention"] == "18 rows, attention → 8, the item's table"
-    assert shapes["user", "positives_sequence"] == "18 rows, 2 causal layers of 2 heads → 8, the item's table"
+    assert shapes["user", "positives_sequence"] == "18 rows, 2 timed causal layers of 2 heads → 8, the item's table"
     assert shapes["item", "age"] == "number → 1 → 3"
     save_weights(model, tmp_path / "weights.safetensors")
     torch.manual_seed(1)
