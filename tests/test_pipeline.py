@@ -84,6 +84,7 @@ def test_the_leak_gives_no_profit(leak, tmp_path):
     assert peeking.mean("impressions/auc") > 0.9
 
 
+@pytest.mark.slow
 def test_where_all_share_one_taste_popularity_is_not_beaten_by_much(popularity_only, tmp_path):
     report = report_of(twofold.run(popularity_only, runs=tmp_path).folder)
     rows = {row.name: row.metrics["impressions/auc"].value for row in report.impressions.rows}

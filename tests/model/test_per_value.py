@@ -166,6 +166,7 @@ def test_each_tower_solves_its_own_language_and_the_languages_mix(solved):
     assert 0.1 < (worlds.spoken(found) != worlds.spoken(users)[:, None]).mean() < 0.6
 
 
+@pytest.mark.slow
 def test_the_served_vector_answers_as_the_judged_one(solved):
     arrays = load_dataset(solved.folder / "dataset")
     model = load_model(solved.recipe.retriever, arrays, find_stage(solved.folder, "train").folder)

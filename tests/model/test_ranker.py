@@ -96,6 +96,7 @@ def test_scores_read_score_and_place_as_they_were_standardised(ranker, asking):
     assert np.abs(further - rank_scores(ranker, side, users, user_vectors, item_rows, places)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_path):
     users, user_vectors, side, item_rows, places = asking
     at = int(arrays.ranker.events.at.max()) + 1

@@ -166,6 +166,7 @@ def test_whole_sequences_with_places_answer_as_each_history_alone():
         torch.testing.assert_close(tower({"seen": alone})[0], vector)
 
 
+@pytest.mark.slow
 def test_a_served_graph_reads_times_as_the_tower_does(tmp_path):
     torch.manual_seed(0)
     block = replace(BLOCK, is_timed=True)

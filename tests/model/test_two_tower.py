@@ -73,6 +73,7 @@ def test_exported_user_tower_equals_the_trained_one_at_any_batch_size(tmp_path):
         np.testing.assert_allclose(served, encode(model.user, [tensors(inputs)]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_user_tower_of_every_kind_of_feature_is_exported_with_the_vectors_it_reads(every_kind, tmp_path):
     model, dataset = every_kind
     export_user_tower(model.user, tmp_path / "user_tower.onnx")

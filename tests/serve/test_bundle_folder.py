@@ -81,9 +81,9 @@ DOT = Dot(kind="dot")
     ("score", "output"),
     [
         (Cosine(kind="cosine"), "none"),
-        (DOT, "l2"),
-        (DOT, "batch_norm"),
-        (NegativeDistance(kind="negative_distance"), "none"),
+        pytest.param(DOT, "l2", marks=pytest.mark.slow),
+        pytest.param(DOT, "batch_norm", marks=pytest.mark.slow),
+        pytest.param(NegativeDistance(kind="negative_distance"), "none", marks=pytest.mark.slow),
     ],
     ids=lambda asked: getattr(asked, "kind", asked),
 )

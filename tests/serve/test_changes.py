@@ -146,6 +146,7 @@ def test_it_wants_a_token(services: list[Service]) -> None:
     assert Client(build_app(services[0], Limits(token=TOKEN))).post(ITEMS, {"withdraw": ["b"]})[0] == 401
 
 
+@pytest.mark.slow
 def test_processes_tell_one_another_and_stop_as_before(run: Path, tmp_path: Path) -> None:
     service = Running(run, "--workers", "2", "--histories", str(tmp_path / "h.db"))
     service.until(lambda: len(service.logged("ready")) == 2)

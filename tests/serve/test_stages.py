@@ -29,6 +29,8 @@ from twofold.serve.service import Service
 from twofold.serve.wire import Recommend
 from twofold.topk import tie_order
 
+pytestmark = pytest.mark.slow  # graphs are exported
+
 TOP = 6
 FORMULA = 'GREATEST(relevance, -9999) + LN("like" / (1 - "like")) - COALESCE(SQRT(relevance), long) / POWER(3, long)'
 ASKED = Mlp.model_validate(

@@ -130,6 +130,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_without_the_library_the_message_says_what_to_install(world, tmp_path):
     recipe, *_, job = world
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe.model_copy(update={"name": "other"})))

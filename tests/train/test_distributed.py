@@ -22,6 +22,8 @@ from twofold.recipe.load import dump_recipe
 from twofold.recipe.training import Train
 from twofold.train.distributed import ALONE, Ranks, refuse_what_cannot_be_shared
 
+pytestmark = pytest.mark.slow  # processes are started
+
 ROOT = Path(__file__).parents[2]
 DOT, COSINE = {"kind": "dot"}, {"kind": "cosine", "temperature": 0.2}
 SETTINGS = {"epochs": 1, "batch_size": 24, "learning_rate": 0.01, "seed": 3}
