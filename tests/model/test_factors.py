@@ -271,6 +271,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_without_the_library_the_message_says_what_to_install(solved_run, tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(solved_run.recipe))

@@ -6,6 +6,9 @@ import pytest
 import twofold
 
 
+pytestmark = pytest.mark.slow  # a whole run
+
+
 @pytest.fixture(scope="module")
 def recommender(checkerboard, tmp_path_factory):
     return twofold.load(twofold.run(checkerboard, runs=tmp_path_factory.mktemp("runs")).folder)

@@ -77,13 +77,14 @@ def test_a_server_reads_what_evaluation_reads(served, hours_ago):
 DOT = Dot(kind="dot")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("score", "output"),
     [
         (Cosine(kind="cosine"), "none"),
-        pytest.param(DOT, "l2", marks=pytest.mark.slow),
-        pytest.param(DOT, "batch_norm", marks=pytest.mark.slow),
-        pytest.param(NegativeDistance(kind="negative_distance"), "none", marks=pytest.mark.slow),
+        (DOT, "l2"),
+        (DOT, "batch_norm"),
+        (NegativeDistance(kind="negative_distance"), "none"),
     ],
     ids=lambda asked: getattr(asked, "kind", asked),
 )

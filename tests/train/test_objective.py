@@ -286,6 +286,7 @@ SOLVERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "score", "changes"), SOLVERS, ids=lambda value: str(value).replace(" ", ""))
 def test_the_checkerboard_is_solved(world, asked, score, changes, tmp_path):
     recipe, dataset = world
