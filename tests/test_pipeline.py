@@ -92,6 +92,7 @@ def test_where_all_share_one_taste_popularity_is_not_beaten_by_much(popularity_o
     assert rows["model"] < rows["popularity"] + 0.02
 
 
+@pytest.mark.slow
 def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_that_costs(popularity_only, tmp_path):
     asked = {"counts": {"likes_2d": {"of": "positives", "days": 2}}, "where": "likes_2d >= 30"}
     short = popularity_only.model_copy(update={"train": popularity_only.train.model_copy(update={"epochs": 2})})
@@ -166,6 +167,7 @@ def test_evaluating_a_folder_that_is_no_run_is_refused(tmp_path):
         twofold.load(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_give_identical_reports(checkerboard, solved, tmp_path):
     first, second = report_of(solved.folder), report_of(twofold.run(checkerboard, runs=tmp_path).folder)
     assert replace(first, facts=second.facts) == second  # they say when, where and of what commit

@@ -5,7 +5,6 @@ import pytest
 
 import twofold
 
-
 pytestmark = pytest.mark.slow  # a whole run
 
 

@@ -126,6 +126,7 @@ def world(tmp_path_factory):
     return recipe, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("easy", "is_collapsed"), [(100, False), (0, True)])
 def test_hard_negatives_alone_trip_the_alarm_of_collapse_and_mixed_ones_do_not(world, easy, is_collapsed, tmp_path):
     recipe, dataset = world
