@@ -22,7 +22,7 @@ test: .venv/ready-dev
 
 # With Spark, which needs Java 17 on the machine: without it, its tests say so and skip.
 test-slow: .venv/ready-slow
-	$(BIN)/python -m pytest -m slow --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile --durations 10
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
