@@ -227,6 +227,6 @@ def test_a_disk_that_is_really_full_is_one_message_and_nothing_counts_as_done(ku
         assert "free some space and give the same command again" in ended.stderr
         assert "Traceback" not in ended.stderr
         (line,) = list_runs(disk)
-        assert line.stage == "—"
+        assert line.stage == "–"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
