@@ -254,7 +254,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         save_values(judged, window, out, users=arrays.users, items=arrays.items, slicings=details.slicings)
         return {"metrics": judged.report.metrics_of("model")}
 
-    inputs = {**_models(dataset, trained, ranked), **_who_may_be_recommended(job), **_sampled(job)}
+    inputs = {**_models(dataset, trained, ranked), **_who_may_be_recommended(job), **_what_is_judged(job)}
     return run_stage(job.folder, "evaluate", inputs=inputs, work=work)
 
 
@@ -398,7 +398,7 @@ def _who_may_be_recommended(job: Job) -> dict[str, Any]:
     return {"index": asked} if asked else {}
 
 
-def _sampled(job: Job) -> dict[str, Any]:
+def _what_is_judged(job: Job) -> dict[str, Any]:
     """What a report depends on besides, where the recipe asks for more."""
     asked = job.recipe.judge.model_dump(mode="json", exclude_defaults=True)
     if not asked:

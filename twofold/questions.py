@@ -104,12 +104,12 @@ def rows_of(model: Model, ranker: SecondStage | None, arrays: Stages, window: Ju
     """What a report has rows of, the model first: the retriever; or both stages, the retriever alone, and both where no
     item's id is known.
     """
-    retrieved = scores_of(model, arrays.retriever, window)
     if ranker is None:
-        return {MODEL: retrieved}
+        return {MODEL: scores_of(model, arrays.retriever, window)}
+    both = two_stages(model, ranker, arrays, window)
     return {
-        MODEL: two_stages(model, ranker, arrays, window),
-        FIRST_STAGE: retrieved,
+        MODEL: both,
+        FIRST_STAGE: both.retrieved,
         "both stages without ids": two_stages(model, ranker, arrays, window, is_masked=True),
     }
 

@@ -262,7 +262,7 @@ def test_order_is_learnt_from_all_positions_and_a_set_does_not_know_it(walked):
     job, by_sequence = walked(kind="sequence", last=20, dropout=0.1)
     assert max(by_mean, by_attention) < 0.7
     assert by_sequence > 0.9
-    served = twofold.load(folder)
+    served = twofold.load(job.folder)
     forwards, backwards = (served.recommend_for_history(list(walk), k=1) for walk in (range(20, 29), range(28, 19, -1)))
     assert (forwards["item_id"].to_pylist(), backwards["item_id"].to_pylist()) == ([29], [19])
 

@@ -6,10 +6,11 @@ import pytest
 
 from tests.recipe.test_roles import integer, log, moment, text
 from twofold.errors import DataError
+from twofold.figures import counted
 from twofold.recipe.preparation import LastEvents, TemporalSplit
 from twofold.recipe.roles import Column, LookedAt, guess_roles
 from twofold.recipe.schema import Table
-from twofold.recipe.seen import Day, EventFacts, choose_split, counted, data_part
+from twofold.recipe.seen import Day, EventFacts, choose_split, data_part
 
 FIRST = (date(2024, 1, 1) - date(1970, 1, 1)).days
 

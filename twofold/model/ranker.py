@@ -32,14 +32,12 @@ from twofold.recipe.features import Features
 from twofold.recipe.ranking import RELEVANCE
 from twofold.recipe.ranking import Mlp as Asked
 from twofold.recipe.rules import rule_tree
-from twofold.topk import blocks
 
 USER_GRAPH: Final = "ranker_user.onnx"
 PAIR_GRAPH: Final = "ranker_pairs.onnx"
 ITEMS: Final = "ranker_items.npy"
 ABOUT: Final = "ranker.json"
 _MOST: Final = 14.0  # log-odds in a formula: so no chance is nearer than 1e-6 to 0, which has no logarithm
-_CELLS: Final = 2**22  # numbers of items' vectors gathered at once: 16 MiB
 
 
 @dataclass(frozen=True)
@@ -278,11 +276,7 @@ def rank_scores(
     """
     was_training = ranker.training
     ranker.eval()
-    queries, length = item_rows.shape
-    scores = np.empty((queries, length), np.float32)
-    for part in blocks(queries, max(_CELLS // (ranker.retrieved * max(length, 1)), 1)):
-        asked = item_rows[part]
-        given = users[part], items.encoded[asked], user_vectors[part], items.vectors[asked], places[part]
-        scores[part] = ranker(*map(torch.from_numpy, given)).numpy()
+    given = users, items.encoded[item_rows], user_vectors, items.vectors[item_rows], places
+    scores: np.ndarray = ranker(*map(torch.from_numpy, given)).numpy()
     ranker.train(was_training)
     return scores

@@ -111,15 +111,27 @@ def pair_scores(
     places: Int64[np.ndarray, "queries length"],
 ) -> Float32[np.ndarray, "queries length"]:
     """Scores of each query's items, which stand at these `places` of the retriever's order, from 0."""
+    queries, length = item_rows.shape
+    scores = np.empty((queries, length), np.float32)
+    for part in blocks(queries, max(_CELLS // max(items.vectors.shape[1] * length, 1), 1)):
+        given = users[part], user_vectors[part], item_rows[part], places[part]
+        scores[part] = _scores_at_once(ranker, items, *given)
+    return scores
+
+
+def _scores_at_once(
+    ranker: SecondStage,
+    items: ItemSide,
+    users: Float32[np.ndarray, "queries _"],
+    user_vectors: Float32[np.ndarray, "queries wide"],
+    item_rows: Int64[np.ndarray, "queries length"],
+    places: Int64[np.ndarray, "queries length"],
+) -> Float32[np.ndarray, "queries length"]:
     match ranker:
         case Ranker():
             return rank_scores(ranker, items, users, user_vectors, item_rows, places)
         case Trees():
-            scores = np.empty(item_rows.shape, np.float32)
-            for part in blocks(len(item_rows), max(_CELLS // max(items.vectors.shape[1] * item_rows.shape[1], 1), 1)):
-                rows = item_rows[part]
-                score = np.vecdot(user_vectors[part][:, None], items.vectors[rows])
-                scores[part] = ranker.scores(users[part], items.encoded[rows], score, places[part])
-            return scores
+            score = np.vecdot(user_vectors[:, None], items.vectors[item_rows])
+            return ranker.scores(users, items.encoded[item_rows], score, places)
         case _:
             assert_never(ranker)

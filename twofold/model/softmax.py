@@ -103,8 +103,9 @@ def _sum_and_gradients(users: Tensor, items: Tensor, lines: Lines, temperature: 
             flat.index_fill_(0, _equal_places(rows[block], ordered, order, width=len(items)), -torch.inf)
         flat[places] = own
         torch.softmax(logits, dim=1, out=logits)
-        losses = -flat[places].log()
-        if len(far := (flat[places] < _UNDERFLOW).nonzero()[:, 0]):
+        chance = flat[places]
+        losses = -chance.log()
+        if len(far := (chance < _UNDERFLOW).nonzero()[:, 0]):
             # There the normaliser comes from the line's largest probability, which never underflows.
             most, column = logits[far].max(dim=1)
             highest = (queries[far] / temperature * items[column]).sum(dim=1) - lines.log_q[column]

@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from twofold.figures import counted
 from twofold.recipe.preparation import LastEvents, Window
 from twofold.recipe.roles import Column, LookedAt, look_of, printable, shown_values
-from twofold.recipe.seen import EPOCH, EventFacts, Seen, choose_split, counted, events_within, names_of, our_name
+from twofold.recipe.seen import EPOCH, EventFacts, Seen, choose_split, events_within, names_of, our_name
 from twofold.recipe.spellings import COUNTS, GROUPS, words
 from twofold.recipe.training import Cosine, Train, TwoTower
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Final
 
 from twofold.errors import DataError
+from twofold.figures import counted
 from twofold.recipe.preparation import LastEvents, TemporalSplit, Window
 from twofold.recipe.roles import (
     Column,
@@ -88,11 +89,6 @@ def taken_as(seen: Seen, table: LookedAt, column: Column) -> str:
         return seen.roles.taken_as.get(column.name) or look_of(column)
     ours = {"item_id": "item", "user_id": "user", "uploaded_at": "upload time"}
     return ours.get(our_name(seen.data, column.name)) or look_of(column)
-
-
-def counted(number: int, noun: str) -> str:
-    """1 day, 2 days."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 # --- the data part ----------------------------------------------------------------------------------------------------

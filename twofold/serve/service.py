@@ -280,20 +280,14 @@ class Service:
         RunError if it is damaged or does not answer, WireError (503) if the others cannot be told: what answered before
         goes on then.
         """
-        before = self.current
-        opened = await self.open_run(question.run)
-        if self.swapped is not None:
-            try:
-                write_json(self.swapped, {"run": opened.name, "bundle": opened.digest})
-            except OSError as error:
-                self.current = before
-                self.meters.forget_exposure(len(before.bundle.items))
-                log("swap taken back", {"run": opened.name, "error": repr(error)})
-                raise try_again("the other workers cannot be told of the swap") from error
-        return Swapped(opened.name, opened.digest[:12], was_swapped=opened.digest != before.digest)
+        before = self.current.digest
+        opened = await self.open_run(question.run, tell=True)
+        return Swapped(opened.name, opened.digest[:12], was_swapped=opened.digest != before)
 
-    async def open_run(self, name: str | None) -> Open:
-        """Answers from that run from now on, or raises RunError and goes on as before."""
+    async def open_run(self, name: str | None, *, tell: bool = False) -> Open:
+        """Answers from that run from now on, or raises RunError and goes on as before; with `tell`, the other workers
+        are told first.
+        """
         run = self.runs / (name or self.current.name)
         async with self._one_swap:
             try:
@@ -303,11 +297,23 @@ class Service:
                 self.meters.swaps.labels("refused").inc()
                 log("swap refused", {"run": run.name, "error": str(error)})
                 raise RunError(str(error).replace(f"{self.runs}{os.sep}", "")) from error  # clients see no paths
+            if tell:
+                self._tell(opened)
             self.current = opened
             self.meters.forget_exposure(len(opened.bundle.items))
             self.meters.swaps.labels("done").inc()
             log("swapped", {"run": run.name, "bundle": opened.digest[:12]})
             return opened
+
+    def _tell(self, opened: Open) -> None:
+        if self.swapped is None:
+            return
+        try:
+            write_json(self.swapped, {"run": opened.name, "bundle": opened.digest})
+        except OSError as error:  # a full disk, say
+            self.meters.swaps.labels("refused").inc()
+            log("swap refused", {"run": opened.name, "error": repr(error)})
+            raise try_again("the other workers cannot be told of the swap") from error
 
 
 class _Request(NamedTuple):
