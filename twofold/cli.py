@@ -244,7 +244,8 @@ def train(
     """The retriever; a killed training of towers continues where it was.
 
     `torchrun --nproc-per-node 2 -m -- twofold train RECIPE` trains it with two processes. Without the two dashes,
-    torchrun would take --run for an option of its own.
+    torchrun would take --run for an option of its own. A large table of ids is then held by all together, so that one
+    larger than a GPU can be trained by several. Processes on several machines need the run folder on a disk they share.
     """
     from twofold.model.retriever import describe_towers
     from twofold.train.distributed import joined_ranks

@@ -1,9 +1,12 @@
 """Run by `torchrun` in test_distributed.py: every training of `cases.json` by two ranks, and by the first one alone."""
 
 import json
+import math
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +41,19 @@ def train(dataset, case, out, setup, die_at=None):
             lambda: build_two_tower(model, dataset.features, dataset.vectors),
             dataset,
             Train.model_validate(case["train"]),
-            validate=lambda model: 0.0,
+            validate=partial(counted_numbers, dataset),
             out=out,
             setup=setup,
         )
     finally:
         loop._backward = backward
+
+
+def counted_numbers(dataset, model):
+    """What judges an epoch finds every table whole, and rows that can be looked up by one process."""
+    known = torch.arange(1 + dataset.items.num_known)
+    assert model.item.tables["id"](known).shape == (len(known), model.item.tables["id"].embedding_dim)
+    return float(sum(parameter.numel() for parameter in model.parameters()))
 
 
 def with_lengths(dataset):
@@ -54,7 +64,7 @@ def with_lengths(dataset):
 
 
 def main(dataset_folder, folder):
-    dataset = with_lengths(load_dataset(Path(dataset_folder)))
+    dataset, paces = with_lengths(load_dataset(Path(dataset_folder))), (loop.CHECKPOINT_EVERY_S, loop.CHECKPOINT_SHARE)
     with joined_ranks("cpu") as ranks:
         torch.set_num_threads(1)
         for name, case in json.loads((Path(folder) / "cases.json").read_text()).items():
@@ -62,11 +72,16 @@ def main(dataset_folder, folder):
             if ranks.is_first:
                 train(dataset, case, Path(folder) / name / "alone", Setup())
             if case.get("is_killed"):
-                loop.CHECKPOINT_EVERY_S = -1.0  # a checkpoint at every step
+                loop.CHECKPOINT_EVERY_S, loop.CHECKPOINT_SHARE = -1.0, math.inf  # a checkpoint at every step
                 with suppress(Killed):
                     train(dataset, case, Path(folder) / name / "resumed", Setup(ranks), die_at=3)
+                if ranks.is_first:
+                    shutil.copytree(Path(folder) / name / "resumed", Path(folder) / name / "resumed-alone")
                 told_by_first(ranks, lambda: 0.0)  # whoever reads the checkpoint does so after it is written
                 train(dataset, case, Path(folder) / name / "resumed", Setup(ranks))
+                if ranks.is_first:
+                    train(dataset, case, Path(folder) / name / "resumed-alone", Setup())
+                loop.CHECKPOINT_EVERY_S, loop.CHECKPOINT_SHARE = paces
 
 
 if __name__ == "__main__":

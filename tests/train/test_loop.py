@@ -177,7 +177,7 @@ def die(*arguments):
 
 def test_a_training_that_ended_early_and_was_killed_does_not_go_on(world, tmp_path, monkeypatch):
     values = iter([0.3, 0.1, 0.1, 0.1])
-    monkeypatch.setattr(loop, "save_weights", die)
+    monkeypatch.setattr(loop, "save_file", die)
     with pytest.raises(Killed):
         train(world, tmp_path / "a", validate=lambda model: next(values), epochs=6, patience=1)
     monkeypatch.undo()
@@ -192,7 +192,7 @@ def test_short_gradients_are_not_clipped_and_long_ones_are(world, tmp_path):
 
 
 def test_a_checkpoint_of_another_training_is_refused_with_what_differs(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "save_weights", die)
+    monkeypatch.setattr(loop, "save_file", die)
     with pytest.raises(Killed):
         train(world, tmp_path / "a", learning_rate=0.01)
     refusal = (

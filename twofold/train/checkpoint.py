@@ -17,6 +17,7 @@ from twofold.bundle import atomic_file
 from twofold.errors import RunError
 from twofold.recipe.part import Part
 from twofold.train.optimise import Optimiser
+from twofold.train.sharded import sharded, whole_tables
 
 MARK = "twofold"
 MADE_FOR = "made for"
@@ -95,21 +96,28 @@ def save_checkpoint(
     position: Position,
     settings: Part,
 ) -> None:
-    """Writes the file whole or not at all; the previous one stays until then."""
-    weights = model.state_dict()
-    tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    tensors |= {f"optimiser.{name}": tensor for name, tensor in optimiser.state().items()}
-    about = {MARK: json.dumps(asdict(position)), MADE_FOR: json.dumps(_made_for(settings, weights))}
-    with atomic_file(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, about)
+    """Writes the file whole or not at all; the previous one stays until then. Of several ranks, all come here, and the
+    first one writes.
+    """
+    state = optimiser.state()
+    with whole_tables(model):
+        if not optimiser.ranks.is_first:
+            return
+        weights = model.state_dict()
+        tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in state.items()}
+        about = {MARK: json.dumps(asdict(position)), MADE_FOR: json.dumps(_made_for(settings, model))}
+        with atomic_file(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, about)
 
 
 def load_checkpoint(
     path: Path, model: nn.Module, optimiser: Optimiser, *, settings: Part
 ) -> tuple[Position, dict[str, Tensor]] | None:
     """Fills model and optimiser; returns the position and the best weights. None if there is no (whole)
-    file; RunError if it is of other settings or of a model of other shapes.
+    file; RunError if it is of other settings or of a model of other shapes. It may have been written by another number
+    of ranks.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -117,18 +125,21 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (FileNotFoundError, SafetensorError, KeyError, TypeError):
         return None
-    _refuse_another(path, made_for, _made_for(settings, model.state_dict()))
-    model.load_state_dict(_part(tensors, "model."))
+    _refuse_another(path, made_for, _made_for(settings, model))
+    weights = _part(tensors, "model.")
+    model.load_state_dict(weights | {name: table.cut(weights[name]) for name, table in sharded(model).items()})
     optimiser.load_state(_part(tensors, "optimiser."))
     records = tuple(EpochRecord(**record) for record in saved.pop("records"))
     steps, loose = (tuple(StepRecord(**step) for step in saved.pop(name, ())) for name in ("steps", "loose"))
     return Position(**saved, records=records, steps=steps, loose=loose), _part(tensors, "best.")
 
 
-def _made_for(settings: Part, weights: Mapping[str, Tensor]) -> dict[str, str]:
+def _made_for(settings: Part, model: nn.Module) -> dict[str, str]:
     """What must be equal for a training to go on: a line a field of the settings, and a line a tensor."""
-    shapes = {f"weights {name}": " × ".join(map(str, tensor.shape)) for name, tensor in weights.items()}
-    return dict(_fields("train", settings.model_dump(mode="json"))) | shapes
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes |= {name: (table.num_embeddings, table.whole_dim) for name, table in sharded(model).items()}
+    weights = {f"weights {name}": " × ".join(map(str, shape)) for name, shape in shapes.items()}
+    return dict(_fields("train", settings.model_dump(mode="json"))) | weights
 
 
 def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:

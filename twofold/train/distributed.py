@@ -198,32 +198,6 @@ def sum_gradients(ranks: Ranks, parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)  # another rank may have one
-        if parameter.grad.is_sparse:
-            parameter.grad = _sum_of_sparse(ranks, parameter.grad)
-        else:
-            waiting.append(dist.all_reduce(parameter.grad, async_op=True))
+        waiting.append(dist.all_reduce(parameter.grad, async_op=True))
     for work in waiting:
         work.wait()
-
-
-def _sum_of_sparse(ranks: Ranks, gradient: Tensor) -> Tensor:
-    """Rows that several ranks moved are added up when the gradient is coalesced.
-
-    Ranks look up as many rows, but those of padding have no gradient, so each sends its count first and fills up to the
-    longest. NCCL adds up no sparse tensors; this goes with both.
-    """
-    rows, values = gradient._indices()[0], gradient._values()
-    counts = gathered(ranks, torch.tensor([len(rows)], device=rows.device))
-    longest = int(counts.max())
-    filled_rows, filled_values = rows.new_zeros(longest), values.new_zeros(longest, values.shape[1])
-    filled_rows[: len(rows)], filled_values[: len(rows)] = rows, values
-    is_sent = (torch.arange(longest, device=rows.device) < counts[:, None]).flatten()
-    everyone = gathered(ranks, filled_rows)[is_sent], gathered(ranks, filled_values)[is_sent]
-    return torch.sparse_coo_tensor(everyone[0][None], everyone[1], gradient.shape, check_invariants=False)
-
-
-def start_alike(ranks: Ranks, module: nn.Module) -> None:
-    """Gives every rank the first one's weights: equal seeds give equal ones on equal machines alone."""
-    if ranks.size > 1:
-        for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.data, src=0)

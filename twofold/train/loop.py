@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twofold.dataset.arrays import Dataset
@@ -22,7 +23,7 @@ from twofold.dataset.order import Order
 from twofold.errors import DataError, RunError
 from twofold.model.adversary import LengthGuess, strength_at
 from twofold.model.per_value import PerValue, Towers
-from twofold.model.two_tower import TwoTower, save_weights
+from twofold.model.two_tower import TwoTower
 from twofold.progress import Advance, progress_bar
 from twofold.recipe.training import Train
 from twofold.train.checkpoint import EpochRecord, Position, StepRecord, load_checkpoint, save_checkpoint
@@ -32,7 +33,6 @@ from twofold.train.distributed import (
     Ranks,
     refuse_what_cannot_be_shared,
     share_of,
-    start_alike,
     sum_gradients,
     summed,
     told_by_first,
@@ -44,13 +44,17 @@ from twofold.train.optimise import (
     Optimiser,
     build_optimiser,
     clip_gradients,
+    lazy_tables,
     learning_rate_at,
     set_learning_rate,
 )
+from twofold.train.sharded import spread, whole_tables
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_EVERY_S = 20.0
 """A kill costs at most this much; writing one takes milliseconds at the shipped size."""
+CHECKPOINT_SHARE = 0.05
+"""Of the time that checkpoints may take: those of large tables come more seldom."""
 LOGGED = 1000
 """Lines of `training_steps.parquet` at most: what a curve shows, and a checkpoint holds beside the weights."""
 
@@ -83,7 +87,7 @@ def fit(
     If `out` holds a checkpoint of a killed attempt, training continues from it and ends where it would have ended.
     Equal seeds give equal weights on one machine with one number of threads. `build` is called twice: for a model
     without memory (device `meta`), whose size is checked, and after the seed is set for the one that is trained. Ranks
-    that share the training all call this, and the first one writes.
+    that share the training all call this; the first one builds and writes.
     """
     ranks = setup.ranks
     with torch.device("meta"):
@@ -91,14 +95,17 @@ def fit(
     per = sketch if isinstance(sketch, PerValue) else None
     objective = build_objective(settings, dataset, per=per, ranks=ranks)
     lines, rows_per_step = objective.lines, objective.items_per_step
-    refuse_what_does_not_fit(sketch, device=ranks.device, rows_per_step=rows_per_step, copies=ranks.on_this_machine)
+    refuse_what_does_not_fit(sketch, ranks, rows_per_step=rows_per_step)
     refuse_what_cannot_be_shared(ranks, sketch, settings, lines=len(lines))
+    parameters = sum(parameter.numel() for parameter in sketch.parameters())
     with deterministic(settings.seed, ranks.device), kept_memory():
-        model = build()
+        model = build() if ranks.is_first else sketch
         guess = _length_guess(settings, model, objective)
-        learner = nn.ModuleList([model] if guess is None else [model, guess]).to(ranks.device)
-        start_alike(ranks, learner)
-        optimiser = build_optimiser(learner, learning_rate=settings.learning_rate, rows_per_step=rows_per_step)
+        learner = nn.ModuleList([model] if guess is None else [model, guess])
+        spread(ranks, learner, in_columns=lazy_tables(learner, rows_per_step=rows_per_step), folder=out)
+        optimiser = build_optimiser(
+            learner, learning_rate=settings.learning_rate, rows_per_step=rows_per_step, ranks=ranks
+        )
         checkpoint = out / CHECKPOINT
         remedy = (
             f"Lower train.learning_rate (now {settings.learning_rate:g}), or set train.clip_norm (now "
@@ -106,12 +113,12 @@ def fit(
         )
         keep = partial(save_checkpoint, checkpoint, learner, optimiser, settings=settings)
         begun = load_checkpoint(checkpoint, learner, optimiser, settings=settings)
-        position, best = begun or (Position(), weights_of(model))
+        position, best = begun or (Position(), {})
         done = position.epoch * len(lines) + position.batch * settings.batch_size
         with _progress(ranks, total=settings.epochs * len(lines), done=done) as advance:
             while position.epoch < settings.epochs and not _is_settled(position, settings.patience):
-                saved_at = started = stepped = time.monotonic()
-                first = position.batch
+                started = stepped = time.monotonic()
+                due, first = started + CHECKPOINT_EVERY_S, position.batch
                 objective = with_mined(objective, model, epoch=position.epoch, is_begun=first > 0, folder=out)
                 for batch in _batches(objective, settings, position):
                     step, steps = _step_number(settings, position, objective.order)
@@ -127,27 +134,37 @@ def fit(
                     taken = StepRecord(step + 1, loss, rate, length, settings.batch_size / (stepped - before))
                     position = position.after(taken, every=math.ceil(steps / LOGGED))
                     advance(len(batch.weight) * ranks.size, f"loss {position.loss_sum / position.batch:.3f}")
-                    if ranks.is_first and time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-                        keep(best=best, position=position)
-                        saved_at = time.monotonic()
+                    if told_by_first(ranks, partial(_is_past, due)):
+                        due = _kept(partial(keep, best=best, position=position))
                 speed = (position.batch - first) * settings.batch_size / (time.monotonic() - started)
-                position = finish_epoch(position, told_by_first(ranks, lambda: validate(model)), speed)
-                if position.best_epoch == position.epoch - 1:
-                    best = weights_of(model)
-                if ranks.is_first:
-                    keep(best=best, position=position)
-        model.load_state_dict(best)
+                with whole_tables(model) as fresh:
+                    position = finish_epoch(position, told_by_first(ranks, lambda: validate(model)), speed)
+                    if ranks.is_first and position.best_epoch == position.epoch - 1:
+                        best = weights_of(model, fresh=fresh)
+                keep(best=best, position=position)
     if ranks.is_first:
-        save_weights(model, out / "weights.safetensors")
+        save_file(best, out / "weights.safetensors")
         _write_logs(position, out)
         for kept in (checkpoint, out / MINED):
             kept.unlink(missing_ok=True)
     return {
         "examples": len(lines),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
         "best_epoch": position.best_epoch,
         "epochs": [asdict(record) for record in position.records],
     }
+
+
+def _is_past(moment: float) -> float:
+    return float(time.monotonic() > moment)
+
+
+def _kept(keep: Callable[[], None]) -> float:
+    """Keeps a checkpoint; the moment when the next one is due."""
+    began = time.monotonic()
+    keep()
+    ended = time.monotonic()
+    return ended + max(CHECKPOINT_EVERY_S, (ended - began) / CHECKPOINT_SHARE)
 
 
 def _strength(settings: Train, progress: float) -> float:
@@ -179,7 +196,7 @@ def _backward(
         total = loss + share * guess(item_vectors, batch.length_s, strength=strength)
     optimiser.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]
-    sum_gradients(ranks, optimiser.parameters)
+    sum_gradients(ranks, optimiser.copied)
     return float(summed(ranks, loss.detach()))
 
 
@@ -226,7 +243,7 @@ def finish_epoch(position: Position, validation: float, examples_per_s: float) -
         epoch=position.epoch + 1,
         batch=0,
         loss_sum=0.0,
-        best_epoch=position.epoch if validation > best_so_far else position.best_epoch,
+        best_epoch=position.epoch if validation > best_so_far or not position.records else position.best_epoch,
         records=(*position.records, record),
     )
 
@@ -263,9 +280,9 @@ def refuse_divergence(loss: float, length: float, position: Position, *, remedy:
         )
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of them as they stand, in ordinary memory."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+def weights_of(model: nn.Module, *, fresh: Collection[str] = ()) -> dict[str, Tensor]:
+    """A copy of them as they stand, in ordinary memory; of the `fresh` ones, which nobody moves, themselves."""
+    return {name: tensor.detach().to("cpu", copy=name not in fresh) for name, tensor in model.state_dict().items()}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from twofold.errors import RunError
+from twofold.train.distributed import Ranks
 from twofold.train.optimise import lazy_tables
 
 NUMBER_BYTES = 4
@@ -15,32 +16,49 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def refuse_what_does_not_fit(sketch: nn.Module, *, device: torch.device, rows_per_step: int, copies: int = 1) -> None:
-    """RunError with the sum, if training the model needs more than is available; `sketch` is the model without memory
-    (on the device `meta`). `copies` of it are trained by as many processes in the same memory.
+def refuse_what_does_not_fit(sketch: nn.Module, ranks: Ranks, *, rows_per_step: int) -> None:
+    """RunError with the sum, if training the model needs more than is available to the rank's device; `sketch` is the
+    model without memory (on the device `meta`).
 
     A lower bound: activations and a step's own arrays come on top. The gradient of a table that gets a sparse one is
-    small and left out; the copy of the best epoch lies in ordinary memory.
+    small and left out.
     """
     lazy = {id(table.weight) for table in lazy_tables(sketch, rows_per_step=rows_per_step)}
-    kept = 1 + STATES + (device.type == "cpu")
     takes = {
-        name: parameter.numel() * NUMBER_BYTES * (kept + (id(parameter) not in lazy)) * copies
-        for name, parameter in sketch.named_parameters()
+        name: _taken(parameter, ranks, is_lazy=id(parameter) in lazy) for name, parameter in sketch.named_parameters()
     }
-    total, available = sum(takes.values()), available_bytes(device)
+    total, available = sum(bytes_ for bytes_, _ in takes.values()), available_bytes(ranks.device)
     if available is None or total <= available:
         return
-    name, parameter = max(sketch.named_parameters(), key=lambda each: takes[each[0]])
+    name, parameter = max(sketch.named_parameters(), key=lambda each: takes[each[0]][0])
+    most, why = takes[name]
     shape = " × ".join(f"{size:,}" for size in parameter.shape)
-    times = kept + (id(parameter) not in lazy)
-    processes = f" × {copies} processes" if copies > 1 else ""
+    more = ", or on several (torchrun), which hold such a table together" if id(parameter) in lazy else ""
     raise RunError(
-        f"training this model takes {_gib(total)} and {_gib(available)} are available on {device}. Most of it is "
-        f"{name}: {shape} numbers × {NUMBER_BYTES} bytes × {times} (itself, its gradient unless that is sparse, "
-        f"{STATES} states of Adam, the best epoch){processes} = {_gib(takes[name])}. Lower retriever.dim, or keep "
-        f"fewer items with prepare.filters (min_events), or train on a machine with more memory."
+        f"training this model takes {_gib(total)} and {_gib(available)} are available on {ranks.device}. Most of it is "
+        f"{name}: {shape} numbers × {NUMBER_BYTES} bytes × {why} = {_gib(most)}. Lower retriever.dim, or keep fewer "
+        f"items with prepare.filters (min_events), or train on a machine with more memory{more}."
     )
+
+
+def _taken(parameter: nn.Parameter, ranks: Ranks, *, is_lazy: bool) -> tuple[int, str]:
+    """Bytes on the rank's device, with what else lies there: the other ranks of the machine, if that is no GPU, and
+    what is kept in ordinary memory; and how they come about.
+    """
+    on_cpu = ranks.device.type == "cpu"
+    here = ranks.on_this_machine if on_cpu else 1
+    why, best = f"itself, {STATES} states of Adam", ", the best epoch" if on_cpu else ""
+    factor: float
+    if not is_lazy:
+        each = f", × {here} processes" if here > 1 else ""
+        factor, why = (2 + STATES) * here + on_cpu, f"{why}, its gradient{each}{best}"
+    elif ranks.size == 1:
+        factor, why = 1 + STATES + on_cpu, f"{why}{best}"
+    else:  # the best epoch's lies in a file
+        part = here / ranks.size
+        at_first = ", whole at the start" if on_cpu else ""
+        factor, why = max((1 + STATES) * part, part + on_cpu), f"{why}, held by {ranks.size} processes{at_first}"
+    return round(parameter.numel() * NUMBER_BYTES * factor), f"{factor:.3g} ({why})"
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from twofold.model.encoder import Encoder, Lookup
+from twofold.train.distributed import ALONE, Ranks, summed
+from twofold.train.sharded import ShardedTable
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises. Not measured: any value from .02 to .1 is usual."""
@@ -18,14 +20,23 @@ core, fused against lazy: 6.6 times 3.5 and 5.6; 17 times 33 and 15; 34 times 53
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Several of PyTorch's, each with its own parameters, used as one."""
+    """Two of PyTorch's, each with its own parameters, used as one. Of several ranks, all call what is here at once."""
 
-    parts: tuple[torch.optim.Optimizer, ...]
+    dense: torch.optim.Optimizer
+    lazy: torch.optim.Optimizer | None = None
+    tables: tuple[nn.Embedding, ...] = ()
+    """Those that the lazy one moves."""
+    ranks: Ranks = ALONE
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
-        """All that it moves, in an order that the model fixes."""
-        return [each for part in self.parts for group in part.param_groups for each in group["params"]]
+    def parts(self) -> tuple[torch.optim.Optimizer, ...]:
+        """Those there are."""
+        return (self.dense,) if self.lazy is None else (self.dense, self.lazy)
+
+    @property
+    def copied(self) -> list[nn.Parameter]:
+        """What every rank holds the same of, in an order that the model fixes; of one rank, all but large tables."""
+        return [each for group in self.dense.param_groups for each in group["params"]]
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
@@ -38,16 +49,16 @@ class Optimiser:
             part.step()
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on beside parameters, gradients and learning rate."""
+        """What the next step depends on beside parameters, gradients and learning rate; whole on the first rank."""
         return {
-            f"{number}.{parameter}.{name}": torch.as_tensor(value)
+            f"{number}.{parameter}.{name}": self._whole(number, int(parameter), torch.as_tensor(value))
             for number, part in enumerate(self.parts)
             for parameter, values in part.state_dict()["state"].items()
             for name, value in values.items()
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what `state` gave for the same model."""
+        """Puts back what `state` gave for the same model, on however many ranks."""
         for number, part in enumerate(self.parts):
             values: dict[int, dict[str, Tensor | int]] = {}
             for key, tensor in state.items():
@@ -55,11 +66,25 @@ class Optimiser:
                 if int(of) == number:
                     # Lazy Adam counts its steps in an int; as a tensor it would round the bias correction.
                     is_count = tensor.dtype == torch.int64
-                    values.setdefault(int(parameter), {})[name] = int(tensor) if is_count else tensor
+                    own = int(tensor) if is_count else self._own(number, int(parameter), tensor)
+                    values.setdefault(int(parameter), {})[name] = own
             part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
 
+    def _whole(self, part: int, parameter: int, state: Tensor) -> Tensor:
+        table = self._cut(part, parameter)
+        return state if table is None or state.ndim == 0 else table.put_together(state)
 
-def build_optimiser(model: nn.Module, *, learning_rate: float, rows_per_step: int) -> Optimiser:
+    def _own(self, part: int, parameter: int, state: Tensor) -> Tensor:
+        table = self._cut(part, parameter)
+        return state if table is None else table.cut(state)
+
+    def _cut(self, part: int, parameter: int) -> ShardedTable | None:
+        """The table, if it is cut, whose state that is."""
+        table = self.tables[parameter] if self.parts[part] is self.lazy else None
+        return table if isinstance(table, ShardedTable) else None
+
+
+def build_optimiser(model: nn.Module, *, learning_rate: float, rows_per_step: int, ranks: Ranks = ALONE) -> Optimiser:
     """Fused Adam; for large tables lazy Adam, where a row without a gradient stays as it is.
 
     `rows_per_step` is the most rows that a step looks up in a table. Only tables that nothing but lookups read can be
@@ -70,12 +95,13 @@ def build_optimiser(model: nn.Module, *, learning_rate: float, rows_per_step: in
     tables = lazy_tables(model, rows_per_step=rows_per_step)
     for table in tables:
         table.sparse = True
-    lazy = {id(table.weight): table.weight for table in tables}
-    dense = [parameter for parameter in model.parameters() if id(parameter) not in lazy]
-    parts: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, lr=learning_rate, fused=True)]
-    if lazy:
-        parts.append(torch.optim.SparseAdam(list(lazy.values()), lr=learning_rate))
-    return Optimiser(tuple(parts))
+    lazy = {id(table.weight) for table in tables}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in lazy]
+    dense = torch.optim.Adam(others, lr=learning_rate, fused=True)
+    if not tables:
+        return Optimiser(dense, ranks=ranks)
+    sparse = torch.optim.SparseAdam([table.weight for table in tables], lr=learning_rate)
+    return Optimiser(dense, sparse, tuple(tables), ranks)
 
 
 def lazy_tables(model: nn.Module, *, rows_per_step: int) -> list[nn.Embedding]:
@@ -84,7 +110,7 @@ def lazy_tables(model: nn.Module, *, rows_per_step: int) -> list[nn.Embedding]:
 
 
 def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
-    """Tables of encoders that nothing but lookups read."""
+    """Tables of encoders that nothing but lookups read, each once."""
     encoders = [module for module in model.modules() if isinstance(module, Encoder)]
     read = [
         (encoder.table_of(block), type(block))
@@ -93,7 +119,7 @@ def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
         if block.name in encoder.tables or block.name in encoder.lent
     ]
     others = {id(table.weight) for table, kind in read if kind is not Lookup}
-    yield from (table for table, _ in read if id(table.weight) not in others)
+    yield from {id(table.weight): table for table, _ in read if id(table.weight) not in others}.values()
 
 
 def clip_gradients(optimiser: Optimiser, *, most: float | None) -> float:
@@ -102,15 +128,19 @@ def clip_gradients(optimiser: Optimiser, *, most: float | None) -> float:
 
     PyTorch's own clipping refuses sparse gradients, whose repeated rows have to be added up first.
     """
-    held = []
-    for parameter in optimiser.parameters:
-        if parameter.grad is not None:
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-            held.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
-    length = float(nn.utils.get_total_norm(held))
+    held = [parameter.grad for parameter in optimiser.copied if parameter.grad is not None]
+    own = []
+    for table in optimiser.tables:
+        if table.weight.grad is not None:
+            table.weight.grad = table.weight.grad.coalesce()
+            own.append(table.weight.grad.values())
+    if optimiser.ranks.size == 1:
+        length = float(nn.utils.get_total_norm(held + own))
+    else:
+        of_tables = summed(optimiser.ranks, nn.utils.get_total_norm(own).square())
+        length = float((nn.utils.get_total_norm(held).square() + of_tables).sqrt())
     if most is not None and length > most:
-        torch._foreach_mul_(held, most / length)
+        torch._foreach_mul_(held + own, most / length)
     return length
 
 
