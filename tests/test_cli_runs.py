@@ -1,7 +1,9 @@
 """The verbs over many runs, as they are typed."""
 
+import re
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -10,6 +12,8 @@ from tests.evaluate.test_side_by_side import a_run
 from tests.serve.tiny import ITEMS, write_run
 from tests.test_runs import begun, judged
 from twofold import cli, cli_runs
+from twofold.evaluate.values import load_values
+from twofold.figures import signed
 from twofold.recipe.load import dump_recipe
 
 
@@ -67,6 +71,45 @@ def test_runs_are_compared_and_written_to_a_page(call, tmp_path):
     code, _, err = call("compare", tmp_path / "old")
     assert code == 2
     assert "1 run cannot be compared" in err
+
+
+def test_recipes_are_compared_over_seeds(call, tmp_path):
+    folders = {"old": [], "new": []}
+    for name, noises in (("old", (3.0, 4.0, 5.0)), ("new", (0.0, 0.5, 1.0))):
+        for seed, noise in enumerate(noises):
+            folders[name].append(a_run(tmp_path / f"{name}-{seed}", noise=noise, train={"seed": seed}))
+    code, out, _ = call("compare", *folders["old"], *folders["new"], "--seeds", 3)
+    assert code == 0
+    assert "new-0 − old-0, 3 seeds of each" in out
+    means = {
+        name: [np.nanmean(load_values(each / "evaluate").metrics["catalogue/recall@10"]) for each in runs]
+        for name, runs in folders.items()
+    }
+    by_seed = [new - old for old, new in zip(means["old"], means["new"], strict=True)]
+    said = f"{' '.join(map(signed, by_seed))} yes"
+    assert re.search(rf"recall@10 {re.escape(signed(sum(by_seed) / 3))} \[\S+ \S+\] {re.escape(said)}", out)
+    _, out, _ = call("compare", folders["old"][0], folders["new"][0], "--seeds", 1)
+    assert "nothing is claimed of fewer than 3 seeds" in out
+
+
+def test_what_are_no_seeds_of_one_recipe_is_refused(call, tmp_path):
+    one, two, other = (
+        a_run(tmp_path / name, train=train)
+        for name, train in (("one", {"seed": 1}), ("two", {"seed": 2}), ("other", {"seed": 3, "epochs": 99}))
+    )
+    for runs, seeds, message in (
+        ([one, two, one], 2, "3 runs cannot be compared by 2 seeds of each recipe: name 2 of the base recipe, then 2"),
+        ([one, two], 2, "2 runs cannot be compared by 2 seeds"),
+        ([one, one, one, two], 2, "one and one are no two seeds of one recipe, they ask for the same. Runs of one"),
+        ([one, two, two, other], 2, "two and other are no two seeds of one recipe, they differ in train.epochs. Runs"),
+    ):
+        code, _, err = call("compare", *runs, "--seeds", seeds)
+        assert code == 2
+        assert message in err
+    page = tmp_path / "page.html"
+    _, _, err = call("compare", one, two, "--seeds", 1, "--to", page)
+    assert "--to writes a page of single runs: leave out --seeds, or --to" in err
+    assert not page.exists()
 
 
 def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):

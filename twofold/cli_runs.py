@@ -98,10 +98,23 @@ def compare(
         list[Path], typer.Argument(help="Judged run folders; the first is what the others are held against.")
     ],
     to: Annotated[Path | None, typer.Option("--to", help="Also a page of it all, such as compared.html.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="So many runs of each recipe, by another train.seed each.")
+    ] = None,
 ) -> None:
-    """Runs of one question: metrics with intervals paired over users, and what their recipes ask for differently."""
-    from twofold.evaluate.side_by_side import put_side_by_side, side_by_side_lines, write_page
+    """Runs of one question: metrics with intervals paired over users, and what their recipes ask for differently.
 
+    With `--seeds 3`, `twofold compare A0 A1 A2 B0 B1 B2` says whether recipe B is better than A, whatever the seed.
+    """
+    from twofold.evaluate.compare import compare_seeds
+    from twofold.evaluate.side_by_side import put_side_by_side, seeds_table, side_by_side_lines, write_page
+
+    if seeds is not None:
+        if to is not None:
+            raise RequestError("--to writes a page of single runs: leave out --seeds, or --to.")
+        for claims in compare_seeds(runs, seeds=seeds):
+            Console().print(seeds_table(claims))
+        return
     found = put_side_by_side(runs)
     if to is not None:
         write_page(found, to)

@@ -16,7 +16,7 @@ from twofold.bundle import locked
 from twofold.cli import app
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
-from twofold.evaluate.compare import check_comparable, compare_runs, compare_seeds
+from twofold.evaluate.compare import check_comparable, compare_runs
 from twofold.evaluate.judge import Details, judge
 from twofold.evaluate.report import write_report
 from twofold.evaluate.slices import Slicing, slice_recall
@@ -100,18 +100,6 @@ def test_runs_judged_before_there_were_values_say_how_to_get_them(tmp_path):
     (run / "report.json").write_text(json.dumps(report | {"question": None}))
     with pytest.raises(RequestError, match=r"does not say what was asked.*`twofold evaluate` on its"):
         check_comparable(run, run)
-
-
-def test_seeds_are_paired_and_a_missing_metric_or_partner_is_named(tmp_path):
-    run, *_ = judged_run(tmp_path / "new")
-    base, *_ = judged_run(tmp_path / "old", noise=3.0)
-    claim = compare_seeds([run] * 3, [base] * 3, metric="catalogue/recall@5")
-    assert claim.holds
-    assert compare_seeds([run], [base], metric="catalogue/recall@5").holds is None
-    with pytest.raises(RequestError, match="2 runs cannot be paired with 1 base runs: give one for each seed"):
-        compare_seeds([run, run], [base], metric="catalogue/recall@5")
-    with pytest.raises(RequestError, match=r"has no recall@5; it has catalogue/recall@1, "):
-        compare_seeds([run], [base], metric="recall@5")
 
 
 @pytest.mark.slow  # two whole runs

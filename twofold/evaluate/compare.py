@@ -2,17 +2,21 @@
 something else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from twofold.bundle import open_stage
 from twofold.errors import RequestError
 from twofold.evaluate.significance import SeedClaim, across_seeds, bootstrap, holm, paired_p_values
 from twofold.evaluate.slices import judge_slices
 from twofold.evaluate.values import load_values
 from twofold.evaluate.verdict import Estimate, Question, SliceSection, estimates, load_report, number
+from twofold.figures import counted
+from twofold.recipe.load import load_recipe, recipe_differences
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,17 @@ class Comparison:
     headline: str
     metrics: tuple[Compared, ...]
     slices: SliceSection
+
+
+@dataclass(frozen=True)
+class SeedComparison:
+    """A recipe over several seeds against a base recipe over as many, each named by its first run."""
+
+    run: str
+    base: str
+    headline: str
+    claims: Mapping[str, SeedClaim]
+    """Of every metric that all have: the run's seeds, in their order, minus the base's."""
 
 
 def compare_runs(run: Path, base: Path) -> Comparison:
@@ -68,21 +83,48 @@ def compare_runs(run: Path, base: Path) -> Comparison:
     return Comparison(names[0], names[1], question, headline, lines, slices)
 
 
-def compare_seeds(runs: Sequence[Path], bases: Sequence[Path], *, metric: str) -> SeedClaim:
-    """One metric over seeds: the i-th run, an evaluate/ folder, is paired with the i-th base run.
+def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedComparison, ...]:
+    """Run folders of several recipes, those of one recipe's seeds after another; the first recipe is the base.
 
-    RequestError for lists of different lengths, runs of other questions, or a metric that was not judged.
+    RequestError where they are not so many, ask for more than another seed, or were asked something else.
     """
-    if len(runs) != len(bases) or not runs:
-        raise RequestError(f"{len(runs)} runs cannot be paired with {len(bases)} base runs: give one for each seed")
-    values: list[list[np.ndarray]] = [[], []]
-    for folder, into in [*((run, values[0]) for run in runs), *((base, values[1]) for base in bases)]:
-        check_comparable(folder, runs[0])
-        metrics = load_values(folder).metrics
-        if metric not in metrics:
-            raise RequestError(f"{folder} has no {metric}; it has {', '.join(metrics)}")
-        into.append(metrics[metric])
-    return across_seeds(np.stack(values[0]), np.stack(values[1]))
+    if len(folders) % seeds or len(folders) < 2 * seeds:
+        raise RequestError(
+            f"{counted(len(folders), 'run')} cannot be compared by {counted(seeds, 'seed')} of each recipe: name "
+            f"{seeds} of the base recipe, then {seeds} of each other."
+        )
+    judged = [open_stage(folder, "evaluate").folder for folder in folders]
+    for folder in judged[1:]:
+        check_comparable(folder, judged[0])
+    groups = [slice(first, first + seeds) for first in range(0, len(folders), seeds)]
+    for group in groups:
+        _check_seeds(folders[group])
+    values = [load_values(folder).metrics for folder in judged]
+    shared = [name for name in values[0] if all(name in each for each in values)]
+    base, *others = ([np.stack([each[name] for each in values[group]]) for name in shared] for group in groups)
+    return tuple(
+        SeedComparison(
+            folders[group.start].name,
+            folders[0].name,
+            load_report(judged[0] / "report.json").headline,
+            {name: across_seeds(*pair) for name, *pair in zip(shared, other, base, strict=True)},
+        )
+        for group, other in zip(groups[1:], others, strict=True)
+    )
+
+
+def _check_seeds(folders: Sequence[Path]) -> None:
+    """RequestError unless these runs' recipes differ in their seeds alone, and in them."""
+    recipes = [load_recipe(folder / "recipe.yaml") for folder in folders]
+    for one, other in combinations(range(len(folders)), 2):
+        fields = [difference.field for difference in recipe_differences(recipes[one], recipes[other])]
+        more = [field for field in fields if not field.endswith("seed")]
+        if more or not fields:
+            what = f"differ in {', '.join(more)}" if more else "ask for the same"
+            raise RequestError(
+                f"{folders[one].name} and {folders[other].name} are no two seeds of one recipe, they {what}. Runs of "
+                f"one recipe come one after another, each with a train.seed of its own."
+            )
 
 
 def check_comparable(run: Path, base: Path) -> Question:

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from twofold.bundle import atomic_file, find_stage, open_stage
 from twofold.errors import RequestError
-from twofold.evaluate.compare import Compared, Comparison, check_comparable, compare_runs
-from twofold.evaluate.significance import LEVEL
-from twofold.evaluate.verdict import gained
-from twofold.figures import counted, decimal, in_full, percent
+from twofold.evaluate.compare import Compared, Comparison, SeedComparison, check_comparable, compare_runs
+from twofold.evaluate.significance import LEVEL, MIN_SEEDS
+from twofold.evaluate.verdict import Estimate, gained
+from twofold.figures import counted, decimal, in_full, percent, signed
 from twofold.page import fill_page, setting
 from twofold.recipe.load import Difference, load_recipe, recipe_differences
 from twofold.recipe.schema import Recipe
@@ -147,6 +147,23 @@ def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
         for column in table.columns:  # a name cut short may be another's
             column.overflow = "fold"
     return [recipes if found.fields else Text("The recipes ask for the same."), metrics, Text(_in_words(found))]
+
+
+def seeds_table(found: SeedComparison) -> Table:
+    """For the terminal: the main metrics, over all seeds and by each."""
+    first = next(iter(found.claims.values()))
+    title = f"{found.run} − {found.base}, {counted(len(first.per_seed), 'seed')} of each"
+    table = Table("", "difference", "by seed", "holds", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    few = f"nothing is claimed of fewer than {MIN_SEEDS} seeds"
+    rule = f"it holds where the interval ({LEVEL:.0%}, over users) and every seed lie on one side of 0"
+    table.caption, table.caption_justify = few if first.holds is None else rule, "left"
+    for metric, claim in found.claims.items():
+        if metric == found.headline or metric in _SHOWN:
+            difference = gained(Estimate(claim.difference, claim.low, claim.high))
+            by_seed = "  ".join(map(signed, claim.per_seed))
+            said = "–" if claim.holds is None else "yes" if claim.holds else "no"
+            table.add_row(in_full(metric), difference, by_seed, said, style="bold" * (metric == found.headline))
+    return table
 
 
 def _cut(cell: str) -> Text:
