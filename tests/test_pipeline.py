@@ -178,16 +178,23 @@ def test_two_runs_of_one_seed_give_identical_reports(checkerboard, solved, tmp_p
 
 @pytest.mark.slow
 def test_a_run_killed_in_training_ends_with_the_metrics_of_an_uninterrupted_one(kuairand_folder, tmp_path):
-    """SIGKILL on the real log, in the middle of the second epoch; the same command again continues."""
+    """SIGKILL on the real log, in the middle of the second epoch; the same commands again continue."""
     shipped = load_recipe(kuairand_folder.parents[1] / "recipes" / "kuairand.yaml", overrides=["train.epochs=2"])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(shipped))
-    command = [sys.executable, "-m", "twofold", "run", str(recipe), "--runs"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=600)
 
-    cut = tmp_path / "cut"
+    def started(*arguments):
+        command = [sys.executable, "-m", "twofold", *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def judge(runs):
+        for verb in (("train", recipe, "--runs", runs), ("evaluate", runs / "kuairand")):
+            assert started(*verb).wait(timeout=600) == 0
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    judge(whole)
     checkpoint = cut / "kuairand" / "train.partial" / "checkpoint.safetensors"
-    process = subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = started("run", recipe, "--runs", cut)
     try:
         _wait_for(checkpoint, process)
         time.sleep(2.0)
@@ -197,9 +204,8 @@ def test_a_run_killed_in_training_ends_with_the_metrics_of_an_uninterrupted_one(
     assert not (cut / "kuairand" / "train").exists()
     with pytest.raises(RunError, match=r"no complete index/ stage"):
         twofold.load(cut / "kuairand")
-    subprocess.run([*command, str(cut)], check=True, capture_output=True, timeout=600)
-    whole, resumed = (report_of(folder / "kuairand") for folder in (tmp_path / "whole", cut))
-    assert resumed.metrics_of("model") == whole.metrics_of("model")
+    judge(cut)
+    assert report_of(cut / "kuairand").metrics_of("model") == report_of(whole / "kuairand").metrics_of("model")
 
 
 def _wait_for(path: Path, process: subprocess.Popen) -> None:
