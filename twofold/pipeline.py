@@ -222,7 +222,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         arrays = stages.retriever
         window = judged_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
-        ranker = load_second_stage(job.recipe.ranker, stages, ranked)
+        ranker = load_second_stage(job.recipe.ranker, stages, ranked, retriever=model)
         bounds = job.recipe.prepare.bounds_ms("test")
         items = with_counts(
             item_attributes(dataset.folder), arrays, job.recipe.index.counts, as_of=int(window.query_at.min())
@@ -279,7 +279,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         attributes = with_counts(item_attributes(dataset.folder), arrays, asked.counts, as_of=as_of)
         only = may_be_recommended(attributes, asked.where)
         vectors = item_vectors(model, arrays, as_of)
-        if (ranker := load_second_stage(job.recipe.ranker, stages, ranked)) is not None:
+        if (ranker := load_second_stage(job.recipe.ranker, stages, ranked, retriever=model)) is not None:
             save_second_stage(ranker, stages, as_products(model, vectors[:0], vectors)[1], at=as_of, folder=out)
         made = build_index(vectors, score=model.score, queries=some_queries(model, arrays, as_of))
         save_index(made, out)

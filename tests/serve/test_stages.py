@@ -16,8 +16,8 @@ from twofold.index.knn import build_index, save_index
 from twofold.model.ranker import build_ranker, encode_item_side, load_stages, rank_scores, save_ranker
 from twofold.model.retriever import as_products, item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower, encode, export_user_tower
-from twofold.recipe.features import Features
-from twofold.recipe.ranking import Mlp
+from twofold.recipe.features import Features, with_features
+from twofold.recipe.ranking import FineTune, Mlp, RankerFeatures
 from twofold.recipe.training import NegativeDistance, TwoTower
 from twofold.serve import load
 from twofold.serve.answers import asker_of, nearest, open_answers
@@ -40,19 +40,24 @@ ASKED = Mlp.model_validate(
 # Either stage reads what the other does not.
 RETRIEVER = Features(vectors=FEATURES.vectors, user=FEATURES.user[:9], item=FEATURES.item)
 RANKER = Features(vectors=FEATURES.vectors, user=FEATURES.user[7:], item=FEATURES.item[:3])
+TUNED = ASKED.model_copy(
+    update={"fine_tune": FineTune(), "features": RankerFeatures(user=RANKER.user, item=RANKER.item)}
+)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
+@pytest.fixture(scope="module", params=[ASKED, TUNED], ids=["plain", "with tuned towers"])
+def world(request, tmp_path_factory):
     """The bundle's run folder, and a line a user of both stages' scores as they are judged."""
+    asked = request.param
+    told = RANKER if asked is ASKED else with_features(RETRIEVER, RANKER.user, RANKER.item)
     folder = tmp_path_factory.mktemp("run")
     write_prepared(folder / "prepare", random_events(0))
     as_of = build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)["last_event_at"] + 1
-    dataset, arrays = load_dataset(folder / "dataset"), load_stages(folder / "dataset", RETRIEVER, RANKER)
+    dataset, arrays = load_dataset(folder / "dataset"), load_stages(folder / "dataset", RETRIEVER, told)
     torch.manual_seed(0)
     score = NegativeDistance(kind="negative_distance")
     model = build_two_tower(TwoTower(kind="two_tower", dim=8, score=score), arrays.retriever.features, dataset.vectors)
-    ranker = build_ranker(ASKED, arrays.ranker.features, dataset.vectors, retrieved=10).eval()
+    ranker = build_ranker(asked, arrays.ranker.features, dataset.vectors, retrieved=10, retriever=model).eval()
     with torch.no_grad():  # untrained, it would leave the order as it is
         for weights in ranker.parameters():
             weights.add_(torch.randn_like(weights))
@@ -86,7 +91,7 @@ def test_the_best_are_ordered_by_the_ranker_and_the_rest_follow_as_they_were_fou
     served = np.asarray(answers["score"]).reshape(rows.shape)
     order = np.argsort(-scores, axis=1)
     assert rows[:, :TOP].tolist() == np.take_along_axis(found[:, :TOP], order, axis=1).tolist()
-    np.testing.assert_allclose(served[:, :TOP], np.take_along_axis(scores, order, axis=1), atol=1e-4)
+    np.testing.assert_allclose(served[:, :TOP], np.take_along_axis(scores, order, axis=1), rtol=1e-4, atol=1e-4)
     assert rows[:, TOP:].tolist() == found[:, TOP:].tolist()
     assert (np.diff(served, axis=1) <= 1e-5).all()
     assert rows[:, :TOP].tolist() != found[:, :TOP].tolist()  # it does change something

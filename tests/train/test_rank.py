@@ -1,6 +1,7 @@
 """The ranker's training: a world that it alone can solve, exact resume, its losses, what unknown ids read."""
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from torch.nn import functional
 from tests import worlds
 from twofold import pipeline
 from twofold.errors import RunError
-from twofold.model.ranker import build_ranker, load_ranker, load_stages
+from twofold.model.ranker import build_ranker, describe_ranker, load_ranker, load_stages
 from twofold.model.retriever import load_model
-from twofold.recipe.ranking import Listwise, Pairwise
+from twofold.recipe.features import feature_name
+from twofold.recipe.ranking import FineTune, Listwise, Pairwise
 from twofold.recipe.schema import Recipe
 from twofold.recipe.training import Bce
 from twofold.train import rank
@@ -105,6 +107,28 @@ def test_the_best_epoch_on_validation_is_kept(world, tmp_path):
     recipe, arrays, _, _ = world
     made = load_ranker(recipe.ranker, arrays, tmp_path / "best", retrieved=facts["width"])
     assert not torch.equal(made.layers[-1].weight, torch.zeros_like(made.layers[-1].weight))
+
+
+def test_towers_are_tuned_at_a_rate_of_their_own_and_the_retriever_stays(world, tmp_path):
+    recipe, _, model, job = world
+    _, dataset, _ = pipeline.up_to_training(job)
+    before = deepcopy(model.state_dict())
+    moved = []
+    for rate in (1e-12, 0.01):
+        asked = recipe.ranker.model_copy(update={"epochs": 1, "fine_tune": FineTune(learning_rate=rate)})
+        told = recipe.model_copy(update={"ranker": asked}).ranker_features
+        assert [feature_name(feature) for feature in told.item] == ["team", "shine"]
+        arrays = load_stages(dataset.folder, recipe.features, told)
+        facts = fit_ranker(model, arrays, asked=asked, validate=lambda ranker: 0.0, out=tmp_path / f"{rate}")
+        made = load_ranker(asked, arrays, tmp_path / f"{rate}", retrieved=facts["width"], retriever=model)
+        own, tower = made.item.parts
+        assert [block.name for block in own.blocks] == ["shine"]
+        pairs = zip(tower.state_dict().values(), model.item.state_dict().values(), strict=True)
+        moved.append(max(float((new - old).abs().max()) for new, old in pairs))
+        parts = {part.tower for part in describe_ranker(made)}
+        assert parts == {"ranker, user", "tuned tower, user", "ranker, item", "tuned tower, item", "ranker"}
+    assert moved[0] < 1e-8 < 1e-3 < moved[1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_losses_are_those_of_the_lists_written_naively(lists):

@@ -200,19 +200,27 @@ class Encoder(nn.Module):
 
 
 class SideBySide(nn.Module):
-    """What several encoders of the same blocks say of the same lines, one after another, scaled alike."""
+    """What several encoders say of the same lines, one after another, scaled alike."""
 
-    def __init__(self, encoders: Iterable[Encoder], *, scale: float) -> None:
+    def __init__(self, encoders: Iterable[Encoder], *, scale: float = 1.0) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.scale = scale
 
     @property
+    def parts(self) -> tuple[Encoder, ...]:
+        """The encoders."""
+        return tuple(each for each in self.encoders if isinstance(each, Encoder))
+
+    @property
     def blocks(self) -> tuple[Block, ...]:
-        """What every one of them reads."""
-        first = self.encoders[0]
-        assert isinstance(first, Encoder)
-        return first.blocks
+        """What they read, each once."""
+        return tuple({block.name: block for part in self.parts for block in part.blocks}.values())
+
+    @property
+    def dim(self) -> int:
+        """Of all of them together."""
+        return sum(part.dim for part in self.parts)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch wide"]:
         """`inputs` as for each of the encoders."""

@@ -1,10 +1,10 @@
 """The ranker: a network over a user, an item and how they meet. It orders a hundred items, not a million."""
 
 from collections.abc import Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from twofold.bundle import write_json
 from twofold.dataset.arrays import Dataset, load_dataset
 from twofold.dataset.batches import item_batches
 from twofold.dataset.features import FeatureState
-from twofold.model.encoder import Encoder
+from twofold.model.encoder import Encoder, SideBySide
 from twofold.model.formula import score_by
+from twofold.model.retriever import Model
 from twofold.model.two_tower import (
     ModelPart,
+    TwoTower,
     build_two_tower,
     describe_encoder,
     describe_layers,
@@ -58,6 +60,10 @@ class Scales:
     place_std: float
 
 
+Side: TypeAlias = Encoder | SideBySide
+"""The ranker's own encoder of users or of items; and beside it a tower that is fine-tuned, if one is."""
+
+
 class Crosses(nn.Module):
     """x ← x₀ ⊙ (W x + b) + x, layer by layer: products of ever more of the inputs (Wang et al., *DCN V2*, WWW 2021,
     equation 1).
@@ -91,7 +97,7 @@ class Ranker(nn.Module):
     place_mean: Tensor
     place_std: Tensor
 
-    def __init__(self, user: Encoder, item: Encoder, *, retrieved: int, asked: Asked) -> None:
+    def __init__(self, user: Side, item: Side, *, retrieved: int, asked: Asked) -> None:
         """`retrieved` is the width of the retriever's vectors; `top`, how many of its best items are to be ranked."""
         super().__init__()
         self.user = user
@@ -173,12 +179,33 @@ class Ranker(nn.Module):
 
 
 def build_ranker(
-    asked: Asked, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]], *, retrieved: int
+    asked: Asked,
+    state: FeatureState,
+    vectors: Mapping[str, Float32[np.ndarray, "items _"]],
+    *,
+    retrieved: int,
+    retriever: Model | None = None,
 ) -> Ranker:
-    """The ranker a recipe asks for; `state` holds its features, `vectors` have a line an item row."""
+    """The ranker a recipe asks for; `state` holds its features, `vectors` have a line an item row. To fine-tune, it
+    begins with a copy of the towers of the `retriever` beside its own encoders.
+    """
     sides = training.TwoTower(kind="two_tower", dim=asked.dim, score=training.Dot(kind="dot"))
-    encoders = build_two_tower(sides, state, vectors)
-    return Ranker(encoders.user, encoders.item, retrieved=retrieved, asked=asked)
+    if asked.fine_tune is None:
+        own = build_two_tower(sides, state, vectors)
+        return Ranker(own.user, own.item, retrieved=retrieved, asked=asked)
+    assert isinstance(retriever, TwoTower), "the recipe was checked"
+    if asked.features is not None:
+        told = state.features.model_copy(update={"user": asked.features.user, "item": asked.features.item})
+        state = replace(state, features=told)
+    own, towers = build_two_tower(sides, state, vectors), deepcopy(retriever)
+    user, item = SideBySide((own.user, towers.user)), SideBySide((own.item, towers.item))
+    return Ranker(user, item, retrieved=retrieved, asked=asked)
+
+
+def tuned_parameters(ranker: Ranker) -> list[nn.Parameter]:
+    """Those of the towers that it goes on with."""
+    towers = [tower for side in (ranker.user, ranker.item) for tower in _encoders(side)[1:]]
+    return [parameter for tower in towers for parameter in tower.parameters()]
 
 
 def load_stages(folder: Path, retriever: Features, ranker: Features) -> Stages:
@@ -186,15 +213,22 @@ def load_stages(folder: Path, retriever: Features, ranker: Features) -> Stages:
     return Stages(load_dataset(folder, retriever), load_dataset(folder, ranker))
 
 
-def load_ranker(asked: Asked, arrays: Stages, folder: Path, *, retrieved: int) -> Ranker:
-    """What a train/ranker/ folder holds."""
-    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=retrieved)
+def load_ranker(
+    asked: Asked, arrays: Stages, folder: Path, *, retrieved: int, retriever: Model | None = None
+) -> Ranker:
+    """What a train/ranker/ folder holds, taught by that retriever."""
+    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=retrieved, retriever=retriever)
     return load_weights(made, folder / "weights.safetensors")
 
 
 def describe_ranker(ranker: Ranker) -> list[ModelPart]:
     """Every block and layer, read from the modules themselves."""
-    sides = describe_encoder("ranker, user", ranker.user) + describe_encoder("ranker, item", ranker.item)
+    sides = [
+        part
+        for name, side in (("user", ranker.user), ("item", ranker.item))
+        for what, encoder in zip(("ranker", "tuned tower"), _encoders(side), strict=False)
+        for part in describe_encoder(f"{what}, {name}", encoder)
+    ]
     crosses = [layer for layer in ranker.layers if isinstance(layer, Crosses)]
     counts = [sum(parameter.numel() for parameter in layer.parameters()) for layer in crosses]
     drawn = [
@@ -204,6 +238,10 @@ def describe_ranker(ranker: Ranker) -> list[ModelPart]:
     heads = [] if ranker.heads is None else describe_layers("ranker", nn.Sequential(ranker.heads))
     said = [replace(part, name=", ".join(ranker.names)) for part in heads]
     return sides + drawn + describe_layers("ranker", ranker.layers) + said
+
+
+def _encoders(side: Side) -> tuple[Encoder, ...]:
+    return side.parts if isinstance(side, SideBySide) else (side,)
 
 
 def save_ranker(

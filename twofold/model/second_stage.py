@@ -20,6 +20,7 @@ from twofold.model.ranker import (
     rank_scores,
     save_ranker,
 )
+from twofold.model.retriever import Model
 from twofold.model.trees import Trees, item_columns, load_trees, user_columns
 from twofold.model.two_tower import ModelPart, encode
 from twofold.recipe import ranking
@@ -29,13 +30,15 @@ SecondStage: TypeAlias = Ranker | Trees
 _CELLS: Final = 2**22  # numbers of items' vectors gathered at once: 16 MiB
 
 
-def load_second_stage(asked: ranking.Ranker | None, arrays: Stages, ranked: Stage | None) -> SecondStage | None:
-    """What the stage train/ranker/ made; None where none is asked for."""
+def load_second_stage(
+    asked: ranking.Ranker | None, arrays: Stages, ranked: Stage | None, *, retriever: Model
+) -> SecondStage | None:
+    """What the stage train/ranker/ made of what this retriever finds; None where none is asked for."""
     if asked is None or ranked is None:
         return None
     match asked:
         case ranking.Mlp():
-            return load_ranker(asked, arrays, ranked.folder, retrieved=ranked.facts["width"])
+            return load_ranker(asked, arrays, ranked.folder, retrieved=ranked.facts["width"], retriever=retriever)
         case ranking.LambdaMart():
             return load_trees(asked, arrays.ranker.features.features, ranked.folder)
         case _:

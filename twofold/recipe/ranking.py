@@ -114,6 +114,13 @@ RELEVANCE: Final = "relevance"
 """What a formula calls the score that is learned from the lists."""
 
 
+class FineTune(Part):
+    """A copy of the retriever's two towers, trained on as a part of the ranker."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Their peak; `ranker.learning_rate` is that of all else."""
+
+
 class Mlp(Part):
     """A network over the user, one item, and how they meet: encoders of the ranker's own features, the retriever's two
     vectors and the products of both pairs, the retrieval score and rank.
@@ -124,6 +131,10 @@ class Mlp(Part):
     """null: what the towers read."""
     dim: int = Field(default=32, ge=1, le=1024)
     """Width of its id embeddings and of what either side is encoded to."""
+    fine_tune: FineTune | None = Field(default=None, exclude_if=is_unasked)
+    """Copies of the retriever's towers learn on, at a rate of their own, beside the ranker's encoders; the retriever's
+    vectors, by which candidates are found, stay as they are. null: they are all that it reads of the towers.
+    """
     crosses: int = Field(default=0, ge=0, le=16)
     """Cross layers before the hidden ones (Wang et al., *DCN V2*, WWW 2021, equation 1)."""
     hidden: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = (128, 64)

@@ -122,6 +122,17 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _has_towers_to_tune(self) -> Recipe:
+        is_asked = isinstance(self.ranker, Mlp) and self.ranker.fine_tune is not None
+        if is_asked and not (isinstance(self.retriever, TwoTower) and self.retriever.per is None):
+            given = "towers per value" if isinstance(self.retriever, TwoTower) else f"{self.retriever.kind}, no towers"
+            raise ValueError(
+                f"ranker.fine_tune goes on with the retriever's two towers, and the retriever is {given}. Write "
+                f"retriever.kind: two_tower without per, or delete ranker.fine_tune"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _heads_have_outcomes(self) -> Recipe:
         outcomes = self.prepare.outcomes
         for number, head in enumerate(self.ranker.heads if isinstance(self.ranker, Mlp) else ()):
@@ -139,8 +150,12 @@ class Recipe(Part):
 
     @property
     def ranker_features(self) -> Features:
-        """What the ranker reads: the towers' features, unless it has others; of them, trees what they can."""
+        """What the ranker reads: the towers' features, unless it has others. Those besides, where it fine-tunes towers;
+        trees, what they can.
+        """
         told = self.features if self._ranker_told is None else self._ranker_told
+        if isinstance(self.ranker, Mlp) and self.ranker.fine_tune is not None:
+            return with_features(self.features, told.user, told.item)
         return tree_features(told) if isinstance(self.ranker, LambdaMart) else told
 
     @property

@@ -21,7 +21,7 @@ from twofold.dataset.batches import TensorInputs, to_tensors
 from twofold.dataset.features import item_inputs, queries_at, user_inputs
 from twofold.dataset.memory import kept_memory
 from twofold.model.losses import bce, bpr, sampled_softmax
-from twofold.model.ranker import Ranker, Scales, Stages, build_ranker
+from twofold.model.ranker import Ranker, Scales, Stages, build_ranker, tuned_parameters
 from twofold.model.retriever import Model
 from twofold.model.second_stage import SecondStage
 from twofold.model.two_tower import save_weights
@@ -96,8 +96,10 @@ def fit_ranker(
     requests = mine_requests(retriever, arrays.retriever, asked.candidates, seed=asked.seed, out=out / MINED)
     shown = mine_shown(retriever, arrays.retriever, requests, asked, out=out / MINED) if asked.heads else None
     with deterministic(asked.seed), kept_memory():
-        lesson = _prepare(requests, shown, arrays.ranker, asked, checkpoint=out / CHECKPOINT)
-        ranker, total = lesson.ranker, asked.epochs * len(requests)
+        state, vectors, wide = arrays.ranker.features, arrays.ranker.vectors, requests.users.shape[1]
+        ranker = build_ranker(asked, state, vectors, retrieved=wide, retriever=retriever)
+        lesson = _prepare(ranker, requests, shown, arrays.ranker, asked, checkpoint=out / CHECKPOINT)
+        total = asked.epochs * len(requests)
         begun = load_checkpoint(out / CHECKPOINT, ranker, lesson.optimiser, settings=asked)
         position, best = begun or (Position(), weights_of(ranker))
         done = position.epoch * len(requests) + position.batch * asked.batch_size
@@ -142,14 +144,26 @@ class _Lesson:
 
 
 def _prepare(
-    requests: Requests, shown: Shown | None, dataset: Dataset, asked: ranking.Mlp, *, checkpoint: Path
+    ranker: Ranker,
+    requests: Requests,
+    shown: Shown | None,
+    dataset: Dataset,
+    asked: ranking.Mlp,
+    *,
+    checkpoint: Path,
 ) -> _Lesson:
-    ranker = build_ranker(asked, dataset.features, dataset.vectors, retrieved=requests.users.shape[1])
     ranker.fit_scales(_fit_scales(requests, dataset, asked))
     if shown is not None:
         ranker.fit_heads(np.nanmean(outcomes_of(dataset, shown.lines, asked), axis=0).tolist())
     rows_per_step = asked.batch_size * (1 + asked.candidates.negatives)
-    optimiser = build_optimiser(ranker, learning_rate=asked.learning_rate, rows_per_step=rows_per_step)
+    tuned = asked.fine_tune
+    optimiser = build_optimiser(
+        ranker,
+        learning_rate=asked.learning_rate,
+        rows_per_step=rows_per_step,
+        slow=tuned_parameters(ranker),
+        share=1.0 if tuned is None else tuned.learning_rate / asked.learning_rate,
+    )
     mean_weight = float(dataset.rows["train"].weight[requests.lines].mean()) or 1.0
     keep = partial(save_checkpoint, checkpoint, ranker, optimiser, settings=asked)
     return _Lesson(ranker, optimiser, requests, shown, dataset, asked, mean_weight, keep)
