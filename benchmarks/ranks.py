@@ -4,9 +4,9 @@
 
 Claims: of two id tables of 2 M rows (width 64), each of N processes holds an Nth, with the states of Adam, where copies
 of them would cost each all; and a step over columns takes about as long as one over copies, whose gradients are
-gathered and added up. Batches of 4,096 in all, softmax over the batch, one thread a process; as many processes as there are
-cores at most. A time is the median step's of the slowest process, on the clock, for waiting is what processes cost one
-another; memory is what a process holds beyond what it held before. Writes `ranks.json` beside this file.
+gathered and added up. Batches of 4,096 in all, softmax over the batch, one thread a process; as many processes as there
+are cores at most. A time is the median step's of the slowest process, on the clock, for waiting is what processes cost
+one another; memory is what a process holds beyond what it held before. Writes `ranks.json` beside this file.
 """
 
 import json
