@@ -1,6 +1,8 @@
 """The command line as a newcomer meets it: what it prints, and that every mistake is one message and exit code 2."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -198,3 +200,26 @@ def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):
     assert "positives 65 rows, mean → 16 1,040" in out
     assert "linear 16 → 16 272" in out
     assert out.index("item tower") < out.index("training of the retriever") < out.index("validation")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({}, "GOMP_SPINCOUNT = '10000'"), ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT = '77'")],
+    ids=["by default", "as asked"],
+)
+def test_waiting_threads_do_not_spin_for_long(given, said):
+    """As OpenMP says it, once PyTorch has loaded it."""
+    program = (
+        "import sys; sys.argv = ['twofold', '--help']; from twofold import cli\ntry: cli.main()\nfinally: import torch"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"OMP_DISPLAY_ENV": "verbose"} | given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this PyTorch brings another OpenMP than GNU's")
+    assert said in done.stderr
