@@ -48,7 +48,7 @@ bench: .venv/ready-dev
 	@touch $@ .venv/ready-demo
 
 .venv/ready-slow: .venv/ready-dev
-	$(PIP) '.[train,serve,explain,export,spark,dev]'
+	$(PIP) '.[train,serve,explain,export,spark,mlflow,dev]'
 	@touch $@
 
 $(BIN)/python:

@@ -8,7 +8,8 @@ import pytest
 import twofold
 from twofold.errors import RunError
 
-pytest.importorskip("mlflow")
+pytest.importorskip("mlflow", reason="pip install 'twofold[mlflow]'")
+pytestmark = pytest.mark.slow  # its store is made anew, which takes ten seconds
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*:sqlalchemy.exc.SADeprecationWarning")
 
 from mlflow import MlflowClient  # noqa: E402
