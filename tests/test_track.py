@@ -9,8 +9,10 @@ import twofold
 from twofold.errors import RunError
 
 pytest.importorskip("mlflow", reason="pip install 'twofold[mlflow]'")
-pytestmark = pytest.mark.slow  # its store is made anew, which takes ten seconds
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*:sqlalchemy.exc.SADeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,  # a store is made, which takes ten seconds
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*:sqlalchemy.exc.SADeprecationWarning"),
+]
 
 from mlflow import MlflowClient  # noqa: E402
 
