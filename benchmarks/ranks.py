@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
+from train import held_mb
 
 from twofold.model.encoder import Encoder, Layers, Lookup
 from twofold.model.softmax import Lines, softmax_sum
@@ -36,14 +37,14 @@ def measured(kind: str, steps: int) -> None:
     """Of this process and those beside it; the first one prints."""
     torch.set_num_threads(1)
     with joined_ranks("cpu") as ranks, TemporaryDirectory() as folder:
-        before = held_mb()
+        before = held_mb("VmRSS")
         take_step = stepper(kind, ranks, Path(folder))
         times = []
         for number in range(steps):
             started = time.perf_counter()
             take_step(number)
             times.append((time.perf_counter() - started) * 1e3)
-        found = torch.tensor([[median(times), held_mb() - before]])
+        found = torch.tensor([[median(times), held_mb("VmRSS") - before]])
         slowest, most = gathered(ranks, found).max(dim=0).values.tolist()
         if ranks.is_first:
             print(json.dumps({"ms": round(slowest, 1), "mb": round(most)}))
@@ -86,12 +87,6 @@ def add_up_copies(ranks: Ranks, optimiser: Optimiser) -> None:
         assert gradient is not None
         rows, values = (gathered(ranks, part) for part in (gradient._indices()[0], gradient._values()))
         table.weight.grad = torch.sparse_coo_tensor(rows[None], values, gradient.shape, check_invariants=False)
-
-
-def held_mb() -> float:
-    """Memory of this process as Linux states it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmRSS"))
 
 
 def in_processes(kind: str, size: int, steps: int) -> dict[str, float]:

@@ -101,12 +101,13 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
         _check_seeds(folders[group])
     values = [load_values(folder).metrics for folder in judged]
     shared = [name for name in values[0] if all(name in each for each in values)]
+    headline = load_report(judged[0] / "report.json").headline
     base, *others = ([np.stack([each[name] for each in values[group]]) for name in shared] for group in groups)
     return tuple(
         SeedComparison(
             folders[group.start].name,
             folders[0].name,
-            load_report(judged[0] / "report.json").headline,
+            headline,
             {name: across_seeds(*pair) for name, *pair in zip(shared, other, base, strict=True)},
         )
         for group, other in zip(groups[1:], others, strict=True)

@@ -117,24 +117,13 @@ def pair_scores(
     queries, length = item_rows.shape
     scores = np.empty((queries, length), np.float32)
     for part in blocks(queries, max(_CELLS // max(items.vectors.shape[1] * length, 1), 1)):
-        given = users[part], user_vectors[part], item_rows[part], places[part]
-        scores[part] = _scores_at_once(ranker, items, *given)
+        asking, factors, rows, held = users[part], user_vectors[part], item_rows[part], places[part]
+        match ranker:
+            case Ranker():
+                scores[part] = rank_scores(ranker, items, asking, factors, rows, held)
+            case Trees():
+                met = np.vecdot(factors[:, None], items.vectors[rows])
+                scores[part] = ranker.scores(asking, items.encoded[rows], met, held)
+            case _:
+                assert_never(ranker)
     return scores
-
-
-def _scores_at_once(
-    ranker: SecondStage,
-    items: ItemSide,
-    users: Float32[np.ndarray, "queries _"],
-    user_vectors: Float32[np.ndarray, "queries wide"],
-    item_rows: Int64[np.ndarray, "queries length"],
-    places: Int64[np.ndarray, "queries length"],
-) -> Float32[np.ndarray, "queries length"]:
-    match ranker:
-        case Ranker():
-            return rank_scores(ranker, items, users, user_vectors, item_rows, places)
-        case Trees():
-            score = np.vecdot(user_vectors[:, None], items.vectors[item_rows])
-            return ranker.scores(users, items.encoded[item_rows], score, places)
-        case _:
-            assert_never(ranker)
