@@ -24,7 +24,7 @@ from torch import nn
 from train import held_mb
 
 from twofold.model.encoder import Encoder, Layers, Lookup
-from twofold.model.softmax import Lines, softmax_sum
+from twofold.model.softmax import Lines, product_dtype_of, softmax_sum
 from twofold.train.distributed import Ranks, gathered, gathered_vectors, joined_ranks, sum_gradients
 from twofold.train.optimise import Optimiser, build_optimiser, lazy_tables
 from twofold.train.sharded import spread
@@ -67,7 +67,8 @@ def stepper(kind: str, ranks: Ranks, folder: Path) -> Callable[[int], None]:
         weight = torch.full((len(own),), 1 / BATCH)
         lines = Lines(users[part], weight, own, items, users, torch.zeros(BATCH))
         vectors = gathered_vectors(ranks, item({"id": 1 + items[part]}))
-        loss = softmax_sum(user({"id": 1 + users[part]}), vectors, lines, temperature=TEMPERATURE)
+        queries, product = user({"id": 1 + users[part]}), product_dtype_of("auto", ranks.device)
+        loss = softmax_sum(queries, vectors, lines, temperature=TEMPERATURE, product_dtype=product)
         optimiser.zero_grad()
         loss.backward()
         sum_gradients(ranks, optimiser.copied)

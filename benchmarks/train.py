@@ -32,19 +32,20 @@ from twofold.dataset.memory import kept_memory
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool, Sequence
 from twofold.model.losses import collisions, in_batch_softmax
 from twofold.model.sequence import WIDER
-from twofold.model.softmax import Lines, softmax_sum
+from twofold.model.softmax import Lines, product_dtype_of, softmax_sum
 from twofold.train.optimise import Optimiser, build_optimiser
 
 HERE = Path(__file__).parent
 DIM, USERS, ITEMS, MANY, HISTORY, TEMPERATURE = 64, 140_000, 27_000, 1_000_000, 100, 0.05
 LENGTH, DEPTH, HEADS, KNOWN, TOGETHER = 200, 2, 2, 3_416, 4096
+PRODUCT = product_dtype_of("auto", torch.device("cpu"))
 Loss = Callable[[Tensor, Tensor, Lines], Tensor]
 Work = Callable[[], object]
 
 
 def fused(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
     """Ours."""
-    return softmax_sum(users, items, lines, temperature=TEMPERATURE)
+    return softmax_sum(users, items, lines, temperature=TEMPERATURE, product_dtype=PRODUCT)
 
 
 def plain(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
@@ -107,7 +108,9 @@ def sequence_pass(sequences: list[Tensor]) -> tuple[Work, int]:
 
     def one_pass() -> None:
         for inputs, lines in batches:
-            update(optimiser, softmax_sum(user(inputs), item(everything), lines, temperature=1.0))
+            update(
+                optimiser, softmax_sum(user(inputs), item(everything), lines, temperature=1.0, product_dtype=PRODUCT)
+            )
 
     return one_pass, sum(len(lines.weight) for _, lines in batches)
 

@@ -408,12 +408,13 @@ def _what_is_judged(job: Job) -> dict[str, Any]:
 
 
 def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:
-    """What a report states of where it comes from; the first stage is preparation, which has the funnel."""
+    """What a report states of where it comes from; the stages are preparation, dataset and training."""
     return {
         "recipe": job.recipe.name,
         "recipe_digest": recipe_digest(job.recipe),
         "commit": commit(),
         "hardware": hardware(),
+        "precision": stages[2].facts.get("precision", "float32"),
         "versions": {name: version(name) for name in ("twofold", "torch", "numpy", "duckdb")},
         "seconds": {stage.folder.name: round(stage.seconds, 1) for stage in stages},
         "funnel": stages[0].facts["funnel"],

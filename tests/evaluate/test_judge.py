@@ -21,6 +21,7 @@ FACTS = {
     "recipe_digest": "ab" * 32,
     "commit": "1234567",
     "hardware": "2 × a processor, 8 GiB",
+    "precision": "float32",
     "versions": {"twofold": "0.1.0"},
     "seconds": {"prepare": 1.0},
     "funnel": [{"name": "the log", "rows": 10, "users": 3, "items": 4, "positive_share": 0.25}],

@@ -1,6 +1,7 @@
 """The blocked softmax against the plain one: values and gradients, any batch, any block, any mask."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from twofold.model import softmax
 from twofold.model.losses import collisions, in_batch_softmax
-from twofold.model.softmax import Lines, has_fast_bfloat16, softmax_sum
+from twofold.model.softmax import Lines, has_fast_bfloat16, product_dtype_of, softmax_sum
 
 
 def draw(seed, *, queries, items, dim=5, users=3, catalogue=4, dtype=torch.float64):
@@ -114,11 +115,10 @@ def test_where_everything_collides_nothing_is_learnt():
         torch.testing.assert_close(part, torch.zeros_like(part))
 
 
-def test_products_in_bfloat16_give_nearly_the_same_gradients(monkeypatch):
+def test_products_in_bfloat16_give_nearly_the_same_gradients():
     drawn = draw(4, queries=256, items=256, dim=32, users=200, catalogue=200, dtype=torch.float32)
     exact = value_and_gradients(softmax_sum, *drawn, temperature=4.0)
-    monkeypatch.setattr(softmax, "has_fast_bfloat16", lambda device: True)
-    narrow = value_and_gradients(softmax_sum, *drawn, temperature=4.0)
+    narrow = value_and_gradients(partial(softmax_sum, product_dtype=torch.bfloat16), *drawn, temperature=4.0)
     assert float(narrow[0]) == pytest.approx(float(exact[0]), rel=0.01)
     for one, other in zip(narrow[1:], exact[1:], strict=True):
         assert one.dtype == torch.float32
@@ -127,11 +127,20 @@ def test_products_in_bfloat16_give_nearly_the_same_gradients(monkeypatch):
         assert not torch.equal(one, other)
 
 
-def test_float64_is_never_narrowed(monkeypatch):
+def test_float64_is_never_narrowed():
     drawn = draw(5, queries=8, items=8)
     exact = value_and_gradients(softmax_sum, *drawn, temperature=1.0)
-    monkeypatch.setattr(softmax, "has_fast_bfloat16", lambda device: True)
-    assert all(map(torch.equal, exact, value_and_gradients(softmax_sum, *drawn, temperature=1.0)))
+    narrow = value_and_gradients(partial(softmax_sum, product_dtype=torch.bfloat16), *drawn, temperature=1.0)
+    assert all(map(torch.equal, exact, narrow))
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_the_recipe_says_in_which_type_vectors_are_multiplied(monkeypatch, is_fast):
+    monkeypatch.setattr(softmax, "has_fast_bfloat16", lambda device: is_fast)
+    cpu = torch.device("cpu")
+    assert product_dtype_of("float32", cpu) == torch.float32
+    assert product_dtype_of("bfloat16", cpu) == torch.bfloat16
+    assert product_dtype_of("auto", cpu) == (torch.bfloat16 if is_fast else torch.float32)
 
 
 def test_a_device_that_is_not_known_has_no_fast_bfloat16():

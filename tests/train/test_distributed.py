@@ -31,6 +31,7 @@ CASES = {
     "in-batch": ({"kind": "in_batch_softmax"}, COSINE, {"is_killed": True}),
     "in-batch-lazy": ({"kind": "in_batch_softmax"}, COSINE, {"lazy_from": 0, "is_killed": True, "dim": 7}),
     "mixed-lazy": ({"kind": "in_batch_softmax", "uniform_negatives": 7}, COSINE, {"lazy_from": 0}),
+    "in-batch-bfloat16": ({"kind": "in_batch_softmax"}, COSINE, {"precision": "bfloat16"}),
     "full-lazy": ({"kind": "full_softmax"}, COSINE, {"lazy_from": 0}),
     "mixed": ({"kind": "in_batch_softmax", "log_q": "corrected", "uniform_negatives": 7}, COSINE, {}),
     "full": ({"kind": "full_softmax"}, COSINE, {}),
@@ -67,7 +68,13 @@ def trained(tmp_path_factory):
     build_dataset(folder / "prepare", of_lines_alone(FEATURES), folder / "dataset", utc_offset_h=8)
     cases = {
         name: {
-            "train": {**SETTINGS, "loss": loss, "clip_norm": 0.5, "adversary": ADVERSARY.get(name)},
+            "train": {
+                **SETTINGS,
+                "loss": loss,
+                "clip_norm": 0.5,
+                "adversary": ADVERSARY.get(name),
+                "precision": more.get("precision", "float32"),
+            },
             "model": {"kind": "two_tower", "dim": more.get("dim", 8), "hidden": [8], "score": score},
             "lazy_from": 10,
             **more,
@@ -84,10 +91,13 @@ def trained(tmp_path_factory):
 def test_two_ranks_learn_what_one_learns(trained, name):
     ranks, alone = (load_file(trained / name / who / "weights.safetensors") for who in ("ranks", "alone"))
     assert ranks.keys() == alone.keys()
+    exact, loss_rtol = ({"rtol": 1e-3, "atol": 1e-4}, 1e-5)
+    if name.endswith("bfloat16"):  # each rank rounds its part of a gradient before they are added
+        exact, loss_rtol = ({"rtol": 3e-2, "atol": 1e-2}, 1e-3)
     for part, weights in alone.items():
-        torch.testing.assert_close(ranks[part], weights, rtol=1e-3, atol=1e-4, msg=lambda text, part=part: part + text)
+        torch.testing.assert_close(ranks[part], weights, **exact, msg=lambda text, part=part: part + text)
     logs = [pq.read_table(trained / name / who / "training_log.parquet")["loss"] for who in ("ranks", "alone")]
-    np.testing.assert_allclose(*logs, rtol=1e-5)
+    np.testing.assert_allclose(*logs, rtol=loss_rtol)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, more) in CASES.items() if more.get("is_killed")])

@@ -249,6 +249,8 @@ class Facts:
     recipe_digest: str
     commit: str
     hardware: str
+    precision: str
+    """Type of the products of the training's fused softmax."""
     versions: dict[str, str]
     seconds: dict[str, float]
     funnel: tuple[FunnelLine, ...] = ()

@@ -1,7 +1,7 @@
 """The softmax at the machine's speed: loss and gradients in one pass, in the memory of one block of logits."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -43,15 +43,23 @@ def softmax_sum(
     lines: Lines,
     *,
     temperature: float,
+    product_dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
     """Σ weight · loss of `losses.in_batch_softmax`, `losses.collisions` masked; holds no (queries × columns) matrix.
 
     The gradient of both vectors is made in the forward pass while a block of logits is at hand, so the backward pass
-    only scales it, and there is no second derivative. Where `has_fast_bfloat16` says so, float32 vectors are multiplied
-    in bfloat16 (equal gradient norms measured) and everything else stays float32.
+    only scales it, and there is no second derivative. Float32 vectors are multiplied in `product_dtype` (with bfloat16
+    equal gradient norms were measured) and everything else stays float32; float64 vectors are multiplied in float64.
     """
-    total: Tensor = _SoftmaxSum.apply(user_vectors, item_vectors, lines, temperature)  # type: ignore[no-untyped-call]
+    total: Tensor = _SoftmaxSum.apply(user_vectors, item_vectors, lines, temperature, product_dtype)  # type: ignore[no-untyped-call]
     return total
+
+
+def product_dtype_of(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """Returns the type in which `softmax_sum` multiplies; `auto` is bfloat16 where the device has it in hardware."""
+    if precision == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return torch.float32 if precision == "float32" else torch.bfloat16
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -67,20 +75,24 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 class _SoftmaxSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, users: Tensor, items: Tensor, lines: Lines, temperature: float) -> Tensor:
-        total, of_users, of_items = _sum_and_gradients(users, items, lines, temperature)
+    def forward(
+        ctx: Any, users: Tensor, items: Tensor, lines: Lines, temperature: float, product: torch.dtype
+    ) -> Tensor:
+        total, of_users, of_items = _sum_and_gradients(users, items, lines, temperature, product_dtype=product)
         ctx.save_for_backward(of_users, of_items)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         of_users, of_items = ctx.saved_tensors
-        return gradient * of_users, gradient * of_items, None, None
+        return gradient * of_users, gradient * of_items, None, None, None
 
 
-def _sum_and_gradients(users: Tensor, items: Tensor, lines: Lines, temperature: float) -> tuple[Tensor, ...]:
-    narrow = torch.bfloat16 if users.dtype == torch.float32 and has_fast_bfloat16(users.device) else users.dtype
+def _sum_and_gradients(
+    users: Tensor, items: Tensor, lines: Lines, temperature: float, *, product_dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    narrow = product_dtype if users.dtype == torch.float32 else users.dtype
     factors = items.to(narrow)
     size = min(max(BLOCK // len(items), 1), len(users))
     # Where nothing is narrowed, product and logits are one buffer, and copying one to the other does nothing.

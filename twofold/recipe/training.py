@@ -249,6 +249,10 @@ class Train(Part):
     """The peak, reached after 5 % of the steps."""
     clip_norm: float | None = Field(default=None, gt=0)
     """The most that all gradients of a step may measure as one vector; longer ones are scaled down to it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type in which in_batch_softmax and full_softmax multiply vectors; everything else is float32. auto: bfloat16 where
+    the device multiplies it in hardware, so another processor may train other weights. The report states which it was.
+    """
     patience: int | None = Field(default=None, ge=1)
     """Epochs in a row without a better validation, after which training ends early; null: none does."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -150,6 +150,7 @@ def fit(
     return {
         "examples": len(lines),
         "parameters": parameters,
+        "precision": str(objective.product_dtype).removeprefix("torch."),
         "best_epoch": position.best_epoch,
         "epochs": [asdict(record) for record in position.records],
     }

@@ -15,7 +15,7 @@ from twofold.dataset.order import Order
 from twofold.errors import DataError
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
 from twofold.model.per_value import PerValue, Towers, towers_of
-from twofold.model.softmax import Lines, softmax_sum
+from twofold.model.softmax import Lines, product_dtype_of, softmax_sum
 from twofold.model.two_tower import TwoTower
 from twofold.recipe.features import SequenceFeature
 from twofold.recipe.training import (
@@ -57,6 +57,8 @@ class Objective:
     """Those that take a part of every batch each."""
     mined: Mined | None = None
     """What hard negatives are drawn from; see `mining`."""
+    product_dtype: torch.dtype = torch.float32
+    """Type of the products of the fused softmax: see `train.precision`."""
     pools: tuple[Int64[Tensor, "_"], ...] = ()
     """Of each group, the items that are drawn for its batches; none: all of the training window."""
 
@@ -138,7 +140,18 @@ def build_objective(
         at_once=settings.micro_batch_size,
     )
     there = in_batch.on(ranks.device)
-    return Objective(settings.loss, dataset, order, there, mean_weight, settings.hard_negatives, ranks, pools=pools)
+    product_dtype = product_dtype_of(settings.precision, ranks.device)
+    return Objective(
+        settings.loss,
+        dataset,
+        order,
+        there,
+        mean_weight,
+        settings.hard_negatives,
+        ranks,
+        product_dtype=product_dtype,
+        pools=pools,
+    )
 
 
 def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
@@ -263,7 +276,9 @@ def loss_of_vectors(
             queries, factors = model.as_products(users, items)
             if model.score == "negative_distance":  # a difference of large squares, which bfloat16 products would lose
                 queries, factors = queries.double(), factors.double()
-            return softmax_sum(queries, factors, lines, temperature=model.temperature)
+            return softmax_sum(
+                queries, factors, lines, temperature=model.temperature, product_dtype=objective.product_dtype
+            )
         case InBatchSoftmax() | SampledSoftmax() | Bpr():
             losses = _against_sample(objective, model, batch, columns, users=users, items=items)
         case FullSoftmax():
