@@ -250,7 +250,7 @@ class Train(Part):
     clip_norm: float | None = Field(default=None, gt=0)
     """The most that all gradients of a step may measure as one vector; longer ones are scaled down to it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type in which in_batch_softmax and full_softmax multiply vectors; everything else is float32. auto: bfloat16 where
+    """Type in which in_batch_softmax and full_softmax multiply vectors; everything else is float32. auto: bfloat16 if
     the device multiplies it in hardware, so another processor may train other weights. The report states which it was.
     """
     patience: int | None = Field(default=None, ge=1)
