@@ -36,8 +36,8 @@ PEER_METRICS = ("recall", "hit_rate", "ndcg", "mrr", "map")
 
 def build(users: int, items: int, seed: int = 0):
     """A window of users with 5 positives each and 50 seen items, and vectors."""
-    from twofold.evaluate.protocols import JudgedWindow
-    from twofold.evaluate.ranking import Products
+    from twofold.evaluate.catalogue import JudgedWindow
+    from twofold.evaluate.scores import Products
     from twofold.topk import Ragged
 
     rng = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def fastest_s(parts: dict[str, Callable[[], object]], rounds: int = 3) -> dict[s
 
 def ranked_lists(window, products) -> np.ndarray:
     """Our 500 best unseen items of the first users."""
-    from twofold.evaluate.ranking import rank_products, users_at_once
+    from twofold.evaluate.scores import rank_products, users_at_once
 
     parts = [
         rank_products(products, part, KS[-1], excluded=window.seen.part(part)) for part in users_at_once(PEER_USERS)
@@ -165,7 +165,7 @@ def version_of_rectools(python: str) -> str:
 
 def judge_many() -> dict[str, float]:
     """1 M items × 10 k users: seconds, the process's peak, and product and top k of 512 of the users in proportion."""
-    from twofold.evaluate.protocols import judge_catalogue
+    from twofold.evaluate.catalogue import judge_catalogue
 
     window, products = build(MANY_USERS, MANY_ITEMS)
     started = time.perf_counter()
@@ -181,7 +181,7 @@ def judge_many() -> dict[str, float]:
 
 def main(rectools: str | None = None) -> None:
     """Runs everything, prints the claims, saves the numbers."""
-    from twofold.evaluate.protocols import judge_catalogue
+    from twofold.evaluate.catalogue import judge_catalogue
     from twofold.evaluate.significance import bootstrap
 
     window, products = build(USERS, ITEMS)

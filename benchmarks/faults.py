@@ -37,7 +37,7 @@ from faults_machine import TOKEN, WORKERS, Disk, RedisServer, Service
 from faults_truth import ITEMS, STRANGERS, USERS, K, Live, Truth, read_truth
 from serve_bundle import write_run
 
-from twofold.serve.histories import Met, open_histories
+from twofold.serve.event_store import Met, open_histories
 
 HERE = Path(__file__).parent
 CLIENTS = 6

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from serve_bundle import AS_OF, HISTORY
 
-from twofold.bundle import open_stage
 from twofold.dataset.histories import Histories, load_histories
-from twofold.serve.histories import Met
+from twofold.run_folder import open_stage
+from twofold.serve.event_store import Met
 
 ITEMS, USERS, STRANGERS, K = 2_000, 80, 40, 20
 TWO_DAYS_MS = 2 * 24 * 3_600_000

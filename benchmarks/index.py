@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.index.eligible import Filters
-from twofold.index.knn import build_index, load_index, save_index, search
+from twofold.index.item_mask import Filters
 from twofold.index.live import LiveIndex
+from twofold.index.search import build_index, load_index, save_index, search
 
 HERE = Path(__file__).parent
 DIM, LANGUAGES, K, ASKED = 64, 20, 100, 200

@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from twofold import pipeline
-from twofold.evaluate.verdict import Estimate, Report, Row, spread
+from twofold.evaluate.results import Estimate, Report, Row, spread
+from twofold.pipeline import run as pipeline
 from twofold.recipe.load import load_recipe, recipe_digest
 
 HERE = Path(__file__).parent

@@ -62,7 +62,7 @@ def recipe(folder: Path) -> Any:
 
 def world(folder: Path, rows: int) -> dict[str, float]:
     """Writes the world."""
-    from twofold.prepare.world import World, write_world
+    from twofold.ingest.world_events import World, write_world
 
     return {"rows": rows} | timed(lambda: write_world(folder / "world", World(rows=rows)))
 
@@ -104,8 +104,8 @@ def pandas(folder: Path) -> dict[str, float]:
 
 def prepare(folder: Path, memory: str) -> dict[str, float]:
     """The stage, with DuckDB's memory limited."""
-    from twofold.prepare.engine import duckdb_engine
-    from twofold.prepare.stage import prepare as work
+    from twofold.prepare.duckdb_engine import duckdb_engine
+    from twofold.prepare.run_plan import prepare as work
 
     out = folder / "prepare"
     shutil.rmtree(out, ignore_errors=True)
@@ -115,7 +115,7 @@ def prepare(folder: Path, memory: str) -> dict[str, float]:
 
 def dataset(folder: Path) -> dict[str, float]:
     """The next stage: tables to arrays."""
-    from twofold.dataset.arrays import build_dataset
+    from twofold.dataset.dataset import build_dataset
 
     out = folder / "dataset"
     shutil.rmtree(out, ignore_errors=True)
@@ -128,9 +128,9 @@ def loader(folder: Path) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from twofold.dataset.arrays import load_dataset
     from twofold.dataset.batches import gather_batch
-    from twofold.dataset.memory import kept_memory
+    from twofold.dataset.dataset import load_dataset
+    from twofold.dataset.malloc import kept_memory
 
     torch.set_num_threads(1)
     arrays = load_dataset(folder / "dataset")

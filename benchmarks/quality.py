@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from twofold import pipeline
-from twofold.bundle import locked
-from twofold.evaluate.verdict import Report
+from twofold.evaluate.results import Report
+from twofold.pipeline import run as pipeline
 from twofold.recipe.load import load_recipe, recipe_digest
 from twofold.recipe.schema import Recipe
+from twofold.run_folder import locked
 
 HERE = Path(__file__).parent
 SAVED = HERE / "quality.json"

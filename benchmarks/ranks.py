@@ -24,10 +24,10 @@ from torch import nn
 from train import held_mb
 
 from twofold.model.encoder import Encoder, Layers, Lookup
-from twofold.model.softmax import Lines, product_dtype_of, softmax_sum
+from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
 from twofold.train.distributed import Ranks, gathered, gathered_vectors, joined_ranks, sum_gradients
-from twofold.train.optimise import Optimiser, build_optimiser, lazy_tables
-from twofold.train.sharded import spread
+from twofold.train.optimizer import Optimiser, build_optimiser, lazy_tables
+from twofold.train.sharded_embedding import spread
 
 HERE = Path(__file__).parent
 ROWS, DIM, BATCH, TEMPERATURE = 2_000_000, 64, 4096, 0.05

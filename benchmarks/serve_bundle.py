@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-from twofold.bundle import run_stage, write_json
 from twofold.dataset.features import FeatureState, save_features
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.index.knn import build_index, save_index
+from twofold.index.search import build_index, save_index
 from twofold.recipe.features import Features
-from twofold.serve.bundle_folder import save_context
-from twofold.serve.graphs import RANKER, RANKER_ITEMS, RANKER_PAIRS, RANKER_USER, USER_TOWER
+from twofold.run_folder import run_stage, write_json
+from twofold.serve.bundle import save_context
+from twofold.serve.onnx_models import RANKER, RANKER_ITEMS, RANKER_PAIRS, RANKER_USER, USER_TOWER
 
 ITEMS, USERS, DIM, HISTORY, MET = 30_000, 20_000, 64, 50, 80
 LANGUAGES = ("hi", "ta", "te", "kn", "ml", "mr", "bn", "gu")
@@ -84,7 +84,7 @@ def _histories(draw: np.random.Generator, items: int, users: int, folder: Path) 
 def _write_transformer(path: Path, state: FeatureState) -> None:
     """Two layers of two heads, as the recipe's defaults have it."""
     from twofold.model.two_tower import build_two_tower, export_user_tower
-    from twofold.recipe.training import TwoTower
+    from twofold.recipe.train import TwoTower
 
     export_user_tower(build_two_tower(TwoTower(kind="two_tower", dim=DIM), state, {}).user.eval(), path)
 
@@ -93,7 +93,7 @@ def _write_ranker(folder: Path, state: FeatureState, draw: np.random.Generator) 
     """The recipe's defaults, reading the same history."""
     from twofold.model.ranker import _export_pairs, build_ranker
     from twofold.model.two_tower import export_user_tower
-    from twofold.recipe.ranking import Mlp
+    from twofold.recipe.ranker import Mlp
 
     ranker = build_ranker(Mlp(kind="mlp"), state, {}, retrieved=DIM).eval()
     export_user_tower(ranker.user, folder / RANKER_USER)

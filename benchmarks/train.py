@@ -28,12 +28,12 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from twofold.dataset.memory import kept_memory
+from twofold.dataset.malloc import kept_memory
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool, Sequence
+from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
 from twofold.model.losses import collisions, in_batch_softmax
 from twofold.model.sequence import WIDER
-from twofold.model.softmax import Lines, product_dtype_of, softmax_sum
-from twofold.train.optimise import Optimiser, build_optimiser
+from twofold.train.optimizer import Optimiser, build_optimiser
 
 HERE = Path(__file__).parent
 DIM, USERS, ITEMS, MANY, HISTORY, TEMPERATURE = 64, 140_000, 27_000, 1_000_000, 100, 0.05

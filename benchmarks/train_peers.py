@@ -28,8 +28,8 @@ import torch
 from peers.turns import Work, take_turns
 from train import ITEMS, LENGTH, USERS, id_step, random_lines, random_sequences, sequence_pass
 
-from twofold.dataset.memory import kept_memory
-from twofold.model.softmax import Lines
+from twofold.dataset.malloc import kept_memory
+from twofold.model.fused_softmax import Lines
 
 HERE = Path(__file__).parent
 BATCHES, SEQUENCES, TAUGHT = 4, 6_040, 256

@@ -19,8 +19,8 @@ import pytest
 from tests.serve.redis_server import DURABLE, redis_in
 from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import write_run
-from twofold.cli_runs import Database, export
-from twofold.serve.meters import SHARED_METERS
+from twofold.cli.runs import Database, export
+from twofold.serve.prometheus import SHARED_METERS
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from twofold.bundle import run_stage
 from twofold.errors import RequestError
+from twofold.run_folder import run_stage
 from twofold.runs import list_runs, sort_runs
 
 

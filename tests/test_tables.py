@@ -2,7 +2,7 @@
 
 import pyarrow.parquet as pq
 
-from twofold import pipeline
+from twofold.pipeline import run as pipeline
 from twofold.tables import HISTORY, ROWS, SPLITS
 
 

@@ -4,11 +4,11 @@ import pytest
 import yaml
 
 from tests import worlds
-from twofold import pipeline
-from twofold.bundle import Stage
 from twofold.errors import RecipeError, RunError
-from twofold.evaluate import windows
+from twofold.evaluate import window as windows
+from twofold.pipeline import run as pipeline
 from twofold.recipe.load import dump_recipe, load_recipe
+from twofold.run_folder import Stage
 from twofold.runs import VALIDATION, list_runs
 
 pytest.importorskip("optuna")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from twofold.errors import DataError, RecipeError, RequestError, RunError, TwofoldError
 
 if TYPE_CHECKING:
-    from twofold.pipeline import Job
+    from twofold.pipeline.run import Job
     from twofold.recipe.schema import Recipe
     from twofold.serve.recommender import Recommender
 
@@ -33,7 +33,7 @@ def run(
 
     `overrides` are `field=value` texts, for a file only. Stages whose inputs are unchanged are not run again.
     """
-    from twofold import pipeline
+    from twofold.pipeline import run as pipeline
     from twofold.recipe.load import load_recipe
 
     loaded = load_recipe(Path(recipe), overrides=overrides) if isinstance(recipe, str | Path) else recipe

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import yaml
 
-from twofold.bundle import MANIFEST, Stage, find_stage
 from twofold.errors import RequestError
+from twofold.run_folder import MANIFEST, Stage, find_stage
 
 STAGES: Final = ("prepare", "dataset", "train", "evaluate", "index", "recommend", "explain")
 VALIDATION: Final = "validation"

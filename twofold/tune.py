@@ -32,13 +32,13 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from twofold import pipeline
-from twofold.bundle import locked
 from twofold.digest import digest_of
 from twofold.errors import RecipeError, RunError, TwofoldError
+from twofold.pipeline import run as pipeline
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.recipe.search import Range, Tune
+from twofold.recipe.tune import Range, Tune
+from twofold.run_folder import locked
 from twofold.runs import STUDY
 
 ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import epoch_batches, gather_batch, item_batches, query_batches
+from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.dataset.features import feature_names
-from twofold.dataset.order import Order
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.dataset.rows import rows_at
-from twofold.dataset.columns import DAY_MS, Scale, fit_scale
+from tests.dataset.examples import rows_at
+from twofold.dataset.column_encoders import DAY_MS, Scale, fit_scale
 from twofold.dataset.counters import HOUR_MS, Counters
 from twofold.dataset.features import (
     Queries,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.dataset.prepared import random_events, write_prepared
-from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import epoch_batches, gather_batch, query_batches
-from twofold.dataset.order import Order
+from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.dataset.sequences import sequence_inputs, sequence_order
 from twofold.recipe.features import Features
 

@@ -10,17 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import worlds
-from tests.evaluate.test_judge import FACTS, world
-from twofold import pipeline
-from twofold.bundle import locked
-from twofold.cli import app
+from tests.evaluate.test_evaluate_window import FACTS, world
+from twofold.cli.stages import app
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.evaluate.compare import check_comparable, compare_runs
-from twofold.evaluate.judge import Details, judge
-from twofold.evaluate.report import write_report
+from twofold.evaluate.evaluate_window import Details, judge
+from twofold.evaluate.per_user_values import load_values, save_values
+from twofold.evaluate.report_page import write_report
 from twofold.evaluate.slices import Slicing, slice_recall
-from twofold.evaluate.values import load_values, save_values
+from twofold.pipeline import run as pipeline
+from twofold.run_folder import locked
 
 
 def vocabulary(ids):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.evaluate.test_protocols import lines, random_scores, random_window, scorer, window
+from tests.evaluate.test_catalogue import lines, random_scores, random_window, scorer, window
 from twofold.dataset.vocabulary import build_vocabulary
 from twofold.errors import DataError, RequestError
 from twofold.evaluate.sampled import Negatives, draw_negatives, judge_sampled, published_negatives

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tests.evaluate.test_protocols import lines, random_scores, random_window, scorer
-from twofold.evaluate.protocols import judge_catalogue
+from tests.evaluate.test_catalogue import lines, random_scores, random_window, scorer
+from twofold.evaluate.catalogue import judge_catalogue
 from twofold.evaluate.significance import holm
 from twofold.evaluate.slices import Slicing, judge_days, judge_slices, slice_recall
 from twofold.topk import Ragged

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from twofold.evaluate.protocols import JudgedWindow, judge_catalogue, judge_impressions
-from twofold.evaluate.ranking import Products
+from twofold.evaluate.catalogue import JudgedWindow, judge_catalogue, judge_impressions
+from twofold.evaluate.scores import Products
 from twofold.evaluate.two_stages import rank_in_two_stages
 from twofold.topk import Ragged, top_k
 

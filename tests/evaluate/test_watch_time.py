@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mean_absolute_error, mean_squared_error, roc_auc_score
 
-from tests.evaluate.test_protocols import ragged, scorer, window
+from tests.evaluate.test_catalogue import ragged, scorer, window
 from twofold.evaluate import watch_time
 from twofold.evaluate.watch_time import (
     KS,

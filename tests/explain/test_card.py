@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import worlds
-from twofold import pipeline
-from twofold.cli import app
+from twofold.cli.stages import app
 from twofold.explain.card import keep_base, read_card, write_card, write_comment
-from twofold.page import as_markdown
+from twofold.pipeline import run as pipeline
 from twofold.recipe.load import dump_recipe, load_base
+from twofold.render.html import as_markdown
 
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
 
@@ -160,7 +160,7 @@ def test_a_run_whose_vectors_are_solved_has_a_card_of_all_its_parts(tmp_path):
 
 @pytest.mark.slow  # a whole run
 def test_two_items_and_one_user_to_judge_make_a_card(tmp_path):
-    """One item alone is refused: see tests/prepare/test_engine.py."""
+    """One item alone is refused: see tests/prepare/test_duckdb_engine.py."""
     lines = [(user, item, day * worlds.DAY_MS + user, True) for user in range(3) for item, day in ((0, 0), (1, 2))]
     lines += [(user, 1, day * worlds.DAY_MS, True) for user, day in ((7, worlds.VALIDATION), (9, worlds.TEST))]
     tables = worlds._events(lines, np.random.default_rng(0)), worlds._items(2)

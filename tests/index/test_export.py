@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from twofold.errors import RunError
-from twofold.index.eligible import Filters
 from twofold.index.export import METRICS, export_lancedb, export_qdrant
-from twofold.index.knn import Index, build_index, search
-from twofold.index.scores import Score
+from twofold.index.item_mask import Filters
+from twofold.index.score_kinds import Score
+from twofold.index.search import Index, build_index, search
 
 ITEMS, K = 300, 10
 SCORES: list[Score] = ["dot", "cosine", "negative_distance"]

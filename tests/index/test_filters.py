@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from twofold.errors import RecipeError, RequestError
 from twofold.index.filters import compile_filter
-from twofold.recipe.rules import rule_sql
+from twofold.sql.rules import rule_sql
 
 DAY = datetime.date(2024, 5, 1)
 NUMBERS = {

@@ -13,9 +13,9 @@ from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError
 from twofold.index import live as module
 from twofold.index.filters import compile_filter
-from twofold.index.knn import build_index
 from twofold.index.live import LiveIndex
-from twofold.index.scores import Score, pair_scores
+from twofold.index.score_kinds import Score, pair_scores
+from twofold.index.search import build_index
 from twofold.topk import Ragged, exclude, top_k
 
 ITEMS = 40

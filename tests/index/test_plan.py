@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from twofold.index.eligible import only_mask
-from twofold.index.lists import Lists, Measured
+from twofold.index.item_mask import only_mask
+from twofold.index.ivf import Lists, Measured
 from twofold.index.plan import DEEPER, Plan, plan_search
 
 ITEMS = 8000

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from twofold.index.scan import scan
-from twofold.index.scores import Score, pair_scores
+from twofold.index.score_kinds import Score, pair_scores
 
 draw = np.random.default_rng(0)
 VECTORS, QUERIES = draw.standard_normal((300, 6), np.float32), draw.standard_normal((3, 6), np.float32)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from twofold.model.formula import LAST, score_by
-from twofold.recipe.ranking import Mlp
-from twofold.recipe.rules import rule_tree
+from twofold.recipe.ranker import Mlp
+from twofold.sql.rules import rule_tree
 
 SAID = {"relevance": torch.tensor([[4.0, -1.0]]), "long": torch.tensor([[0.8, 0.5]], dtype=torch.float64)}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.arrays import build_dataset
 from twofold.dataset.batches import query_batches
+from twofold.dataset.dataset import build_dataset
 from twofold.model.ranker import (
     ABOUT,
     ITEMS,
@@ -23,7 +23,7 @@ from twofold.model.ranker import (
     save_ranker,
 )
 from twofold.model.two_tower import encode
-from twofold.recipe.ranking import Mlp
+from twofold.recipe.ranker import Mlp
 
 WIDE = 5
 

@@ -14,9 +14,9 @@ from tests.worlds import FIRST_MS, TEST, pauses, walks, world_recipe
 from twofold.model.encoder import Encoder, Layers, Sequence
 from twofold.model.sequence import TIMES, SequenceEncoder
 from twofold.model.two_tower import export_user_tower
-from twofold.pipeline import report_of
+from twofold.pipeline.run import report_of
 from twofold.recipe.load import dump_recipe
-from twofold.serve.graphs import load_user_tower
+from twofold.serve.onnx_models import load_user_tower
 
 HOUR_S, DAY_S = 3600, 24 * 3600
 EDGES = [math.exp(third / 3) - 0.5 for third in range(-2, 65)]  # of buckets, each at the nearest whole second

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import item_batches, query_batches
+from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.model.trees import category_columns, column_names, item_columns, pair_columns, user_columns
 from twofold.recipe.features import Features
-from twofold.recipe.ranking import tree_features
+from twofold.recipe.ranker import tree_features
 
 TOLD = Features.model_validate(
     {

@@ -5,8 +5,8 @@ import torch
 
 from tests.dataset.prepared import FEATURES as EVERY_KIND
 from tests.dataset.prepared import random_events, write_prepared
-from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import item_batches, query_batches
+from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.dataset.features import FeatureState
 from twofold.model.two_tower import (
     build_two_tower,
@@ -17,7 +17,7 @@ from twofold.model.two_tower import (
     save_weights,
 )
 from twofold.recipe.features import Features
-from twofold.recipe.training import TwoTower
+from twofold.recipe.train import TwoTower
 
 FEATURES = Features.model_validate(
     {

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
 from twofold.prepare.funnel import FunnelLine, funnel_lines
-from twofold.prepare.stage import prepare
+from twofold.prepare.run_plan import prepare
 
 TRAIN, VALIDATION, TEST = (FIRST_MS + day * DAY_MS for day in (0, 4, 5))
 # What every table below needs and no expected value speaks of: something to judge, by users 8 and 9.

@@ -12,8 +12,8 @@ from tests.prepare.tables import TRAIN, log_of
 from tests.worlds import world_recipe, write_world
 from twofold.errors import DataError, RecipeError, TwofoldError
 from twofold.prepare.check import check_recipe
-from twofold.recipe.indexing import Index
-from twofold.recipe.judging import Judging
+from twofold.recipe.evaluate import Judging
+from twofold.recipe.index import Index
 from twofold.recipe.schema import Recipe
 
 ITEMS = pa.table({"item_id": [0, 1], "creator": [5, 6], "look": [[0.1, 0.2], [0.3, 0.4]], "tags": [["a"], ["b"]]})

@@ -12,8 +12,8 @@ from sqlglot import ErrorLevel, exp
 from tests.worlds import SPLIT
 from twofold.prepare.plan import build_plan, oddities_sql, repeats_sql
 from twofold.prepare.sources import Source, SourceTable
-from twofold.prepare.spark import spark_sql
-from twofold.recipe.preparation import Prepare
+from twofold.prepare.spark_engine import spark_sql
+from twofold.recipe.prepare import Prepare
 
 WTG = {"kind": "wtg"}
 COUNTED = {"rates": {"like": "liked"}, "means": {"watched": "watch_s / length_s"}}

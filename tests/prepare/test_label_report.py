@@ -9,7 +9,7 @@ import pytest
 from tests.prepare.tables import TEST, TRAIN, VALIDATION
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
 from twofold.prepare.label_report import label_report
-from twofold.prepare.stage import prepare
+from twofold.prepare.run_plan import prepare
 
 
 def test_deciles_hold_rows_of_like_length(tmp_path: Path) -> None:

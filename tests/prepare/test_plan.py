@@ -26,9 +26,9 @@ from tests.prepare.tables import (
 )
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
 from twofold.errors import DataError
-from twofold.prepare import stage
+from twofold.prepare import run_plan as stage
 from twofold.prepare.plan import HOUR_MS
-from twofold.prepare.stage import prepare
+from twofold.prepare.run_plan import prepare
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from tests.prepare.tables import (
 )
 from tests.worlds import world_recipe, write_world
 from twofold.errors import DataError
-from twofold.prepare.stage import prepare
+from twofold.prepare.run_plan import prepare
 
 # --- vectors ----------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.prepare.tables import TEST, TRAIN, VALIDATION, events_of, log_of, prepared, rows_of
 from tests.worlds import DAY_MS, FIRST_MS
-from twofold.recipe.preparation import BelowMean, Completion, LongView, WatchQuantile, WatchTimeGain
-from twofold.recipe.preparation import Label as AnyLabel
+from twofold.recipe.prepare import BelowMean, Completion, LongView, WatchQuantile, WatchTimeGain
+from twofold.recipe.prepare import Label as AnyLabel
 
 SECONDS = {"kind": "width", "seconds": 5}
 

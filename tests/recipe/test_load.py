@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.recipe.asked import ASKED, changed, refusal, write
+from tests.recipe.drafted import ASKED, changed, refusal, write
 from twofold.errors import RecipeError
 from twofold.recipe.load import (
     Difference,

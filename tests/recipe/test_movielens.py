@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.prepare.packed import SECOND, write, zipped
-from twofold import pipeline
-from twofold.dataset.arrays import load_dataset
-from twofold.evaluate.windows import judged_window
-from twofold.prepare.public import find_set, make_tables
+from tests.ingest.packed import SECOND, write, zipped
+from twofold.dataset.dataset import load_dataset
+from twofold.evaluate.window import judged_window
+from twofold.ingest.public import find_set, make_tables
+from twofold.pipeline import run as pipeline
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 

@@ -15,7 +15,7 @@ from twofold.recipe.features import (
     feature_name,
     reads_time,
 )
-from twofold.recipe.preparation import Prepare, TemporalSplit, Window
+from twofold.recipe.prepare import Prepare, TemporalSplit, Window
 from twofold.recipe.schema import Recipe
 
 DAY_MS = 24 * 60 * 60 * 1000

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from twofold import pipeline
-from twofold.dataset.arrays import build_dataset, load_dataset
-from twofold.prepare.stage import prepare
-from twofold.prepare.world import World, write_world
+from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.ingest.world_events import World, write_world
+from twofold.pipeline import run as pipeline
+from twofold.prepare.run_plan import prepare
 from twofold.recipe.load import load_recipe, recipe_differences
 from twofold.recipe.schema import Recipe
 

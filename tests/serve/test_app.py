@@ -10,13 +10,13 @@ import httpx
 import pytest
 
 from tests.serve.tiny import EVENTS, NOON, best, scores_of, write_run
-from twofold.serve.answers import open_answers
 from twofold.serve.app import build_app
-from twofold.serve.gate import Limits
-from twofold.serve.histories import Met, StoreError, open_histories
-from twofold.serve.meters import Meters
-from twofold.serve.replies import NOTHING_KNOWN
+from twofold.serve.event_store import Met, StoreError, open_histories
+from twofold.serve.middleware import Limits
+from twofold.serve.prometheus import Meters
+from twofold.serve.responses import NOTHING_KNOWN
 from twofold.serve.service import NO_STORE, Service
+from twofold.serve.user_state import open_answers
 
 NOON_OF_DAY_0 = {"at": NOON}
 

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import write_run
-from twofold.serve.answers import open_answers
 from twofold.serve.app import build_app
-from twofold.serve.gate import Gate, Limits
-from twofold.serve.histories import open_histories
-from twofold.serve.meters import Meters
+from twofold.serve.event_store import open_histories
+from twofold.serve.middleware import Gate, Limits
+from twofold.serve.prometheus import Meters
 from twofold.serve.service import Service
+from twofold.serve.user_state import open_answers
 
 ROUTES = ["recommend", "recommend:batch", "similar", "events", "admin/swap"]
 FIELDS = (

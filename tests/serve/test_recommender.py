@@ -26,8 +26,8 @@ from tests.serve.tiny import (
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.serve import Recommender, load
-from twofold.serve.answers import open_answers
-from twofold.serve.bundle_folder import CONTEXT, USER_TOWER
+from twofold.serve.bundle import CONTEXT, USER_TOWER
+from twofold.serve.user_state import open_answers
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ import pytest
 
 from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import ITEMS, replace_part, write_run, write_tower
-from twofold.bundle import MANIFEST
 from twofold.errors import RequestError
-from twofold.serve.answers import open_answers
-from twofold.serve.bundle_folder import USER_TOWER
-from twofold.serve.histories import Met, SqliteHistories, StoreError, open_histories
-from twofold.serve.meters import SHARED_METERS, Meters
+from twofold.run_folder import MANIFEST
+from twofold.serve.bundle import USER_TOWER
+from twofold.serve.event_store import Met, SqliteHistories, StoreError, open_histories
+from twofold.serve.prometheus import SHARED_METERS, Meters
+from twofold.serve.schemas import Recommend, Swap, WireError
 from twofold.serve.service import Service
-from twofold.serve.wire import Recommend, Swap, WireError
+from twofold.serve.user_state import open_answers
 from twofold.serve.workers import CURRENT, LOOK_S, Asked, _following, serve
 
 pytestmark = pytest.mark.slow

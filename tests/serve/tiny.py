@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
-from twofold.bundle import MANIFEST, file_digest, run_stage
 from twofold.dataset.features import FeatureState, save_features
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.index.knn import build_index, save_index
+from twofold.index.search import build_index, save_index
 from twofold.recipe.features import Features
-from twofold.serve.bundle_folder import USER_TOWER, save_context
+from twofold.run_folder import MANIFEST, file_digest, run_stage
+from twofold.serve.bundle import USER_TOWER, save_context
 
 HOUR_MS = 3_600_000
 NOON = 12 * HOUR_MS

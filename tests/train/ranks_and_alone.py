@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from twofold.dataset.arrays import load_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.training import Train, TwoTower
-from twofold.train import loop, optimise
+from twofold.recipe.train import Train, TwoTower
+from twofold.train import loop
+from twofold.train import optimizer as optimise
 from twofold.train.distributed import joined_ranks, told_by_first
 from twofold.train.loop import Setup, fit
 

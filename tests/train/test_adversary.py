@@ -7,14 +7,14 @@ import pytest
 from sklearn.kernel_ridge import KernelRidge
 
 from tests import worlds
-from twofold import pipeline
-from twofold.dataset.arrays import item_attributes, load_dataset
 from twofold.dataset.batches import item_batches
+from twofold.dataset.dataset import item_attributes, load_dataset
 from twofold.errors import DataError
-from twofold.evaluate.windows import judged_window
+from twofold.evaluate.window import judged_window
 from twofold.model.two_tower import build_two_tower, encode
-from twofold.questions import scores_of
-from twofold.recipe.training import Adversary
+from twofold.pipeline import run as pipeline
+from twofold.pipeline.adapters import scores_of
+from twofold.recipe.train import Adversary
 from twofold.train.loop import fit
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from tests import worlds
-from twofold import pipeline
 from twofold.errors import RecipeError
 from twofold.model.ranker import load_stages
 from twofold.model.retriever import load_model
 from twofold.model.trees import load_trees
+from twofold.pipeline import run as pipeline
 from twofold.recipe.load import dump_recipe
 from twofold.recipe.schema import Recipe
 from twofold.train.boost import fit_trees, gather_table
-from twofold.train.candidates import draw_lists, mine_requests
+from twofold.train.ranker_examples import draw_lists, mine_requests
 
 pytest.importorskip("lightgbm")
 TREES = {"kind": "lambdamart", "trees": 40, "leaves": 8, "learning_rate": 0.1}
@@ -124,7 +124,7 @@ def test_features_that_leave_trees_nothing_of_items_are_refused(world, side):
 WITHOUT_THE_LIBRARY = """
 import sys
 sys.modules["lightgbm"] = None  # what an import finds when it is not installed
-from twofold.cli import main
+from twofold.cli.stages import main
 sys.argv = ["twofold", "train", sys.argv[1], "--runs", sys.argv[2], "--run", sys.argv[3]]
 main()
 """

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import gather_batch
+from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.errors import RunError
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.training import Train, TwoTower
+from twofold.recipe.train import Train, TwoTower
 from twofold.train.device import batch_on, open_device
 from twofold.train.distributed import Ranks, joined_ranks
 from twofold.train.loop import Setup, fit

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.arrays import build_dataset
+from twofold.dataset.dataset import build_dataset
 from twofold.errors import RunError
 from twofold.recipe.features import Features
 from twofold.recipe.load import dump_recipe
-from twofold.recipe.training import Train
+from twofold.recipe.train import Train
 from twofold.train.distributed import ALONE, Ranks, refuse_what_cannot_be_shared
 
 pytestmark = pytest.mark.slow  # processes are started

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold import pipeline
-from twofold.dataset.arrays import build_dataset, load_dataset
+from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.errors import DataError, RunError
-from twofold.model.per_value import build_towers
+from twofold.model.multi_tower import build_towers
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.training import Adversary, HardNegatives, InBatchSoftmax, Train, TwoTower
+from twofold.pipeline import run as pipeline
+from twofold.recipe.train import Adversary, HardNegatives, InBatchSoftmax, Train, TwoTower
 from twofold.train import loop
 from twofold.train.loop import fit
-from twofold.train.optimise import learning_rate_at
+from twofold.train.optimizer import learning_rate_at
 
 
 class Killed(BaseException):

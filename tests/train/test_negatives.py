@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import gather_batch, item_batches
+from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.train.negatives import count_in_batch, drawn_inputs, log_expected_counts, log_mixed_probability
 
 

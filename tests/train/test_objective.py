@@ -8,16 +8,16 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from twofold import pipeline
-from twofold.dataset.arrays import load_dataset
 from twofold.dataset.batches import gather_batch
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError
-from twofold.evaluate.protocols import judge_catalogue
-from twofold.evaluate.windows import judged_window
+from twofold.evaluate.catalogue import judge_catalogue
+from twofold.evaluate.window import judged_window
 from twofold.model import losses as losses_module
 from twofold.model.two_tower import build_two_tower
-from twofold.questions import scores_of
-from twofold.recipe.training import HardNegatives, Loss, Train, TwoTower
+from twofold.pipeline import run as pipeline
+from twofold.pipeline.adapters import scores_of
+from twofold.recipe.train import HardNegatives, Loss, Train, TwoTower
 from twofold.train.loop import fit
 from twofold.train.negatives import Mined
 from twofold.train.objective import build_objective, mean_loss

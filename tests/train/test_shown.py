@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from tests.worlds import DAY_MS, FIRST_MS, SPLIT, TEST, TRAIN_DAYS, VALIDATION, world_recipe, write_world
-from twofold import pipeline
 from twofold.errors import DataError
-from twofold.evaluate.windows import judged_window
+from twofold.evaluate.window import judged_window
 from twofold.model.ranker import build_ranker, load_ranker, load_stages
 from twofold.model.retriever import as_products, item_vectors, load_model, user_vectors
-from twofold.questions import two_stages
+from twofold.pipeline import run as pipeline
+from twofold.pipeline.adapters import two_stages
 from twofold.recipe.schema import Recipe
-from twofold.train import rank
-from twofold.train.candidates import mine_requests
-from twofold.train.rank import fit_ranker, gather_shown, head_losses
+from twofold.train import ranker as rank
+from twofold.train.ranker import fit_ranker, gather_shown, head_losses
+from twofold.train.ranker_examples import mine_requests
 from twofold.train.shown import mine_shown, outcomes_of
 
 ITEMS, USERS = 160, 150

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.arrays import build_dataset, load_dataset
 from twofold.dataset.batches import epoch_batches
+from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.model.encoder import Encoder, Layers, Lookup, Number
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.training import Train, TwoTower
+from twofold.recipe.train import Train, TwoTower
 from twofold.train import negatives
-from twofold.train.mining import with_mined
+from twofold.train.hard_negatives import with_mined
 from twofold.train.objective import build_objective, mean_loss
 from twofold.train.virtual import encode_parts
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from twofold.dataset.arrays import Dataset
+from twofold.dataset.batch_order import Order
+from twofold.dataset.dataset import Dataset
+from twofold.dataset.examples import Rows
 from twofold.dataset.features import Inputs, Queries, item_inputs, queries_at, user_inputs
-from twofold.dataset.order import Order
-from twofold.dataset.rows import Rows
 from twofold.dataset.sequences import sequence_inputs
 from twofold.topk import blocks
 

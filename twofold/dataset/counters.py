@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, Shaped
 
-from twofold.bundle import write_json
-from twofold.dataset.disk import append_array, map_array
 from twofold.dataset.histories import search_slices
+from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
+from twofold.run_folder import write_json
 
 HOUR_MS = 3_600_000
 

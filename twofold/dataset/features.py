@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64, Integer, Shaped
 
-from twofold.dataset.columns import (
+from twofold.dataset.column_encoders import (
     Scale,
     bag_rows,
     clock_rows,
@@ -30,9 +30,9 @@ from twofold.dataset.columns import (
     value_rows,
 )
 from twofold.dataset.counters import HOUR_MS, Counters, load_counters
-from twofold.dataset.disk import map_array
+from twofold.dataset.examples import BATCH_ROWS, Rows
 from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
-from twofold.dataset.rows import BATCH_ROWS, Rows
+from twofold.dataset.npy import map_array
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
 from twofold.recipe.features import (
     AgeFeature,

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer, Shaped
 
-from twofold.dataset.disk import map_array
+from twofold.dataset.npy import map_array
 
 SECOND_MS: Final = 1000
 

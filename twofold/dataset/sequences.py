@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
+from twofold.dataset.examples import Rows
 from twofold.dataset.features import FeatureState, Inputs
 from twofold.dataset.histories import SECOND_MS, Histories, as_sequence, id_rows, seconds_until
-from twofold.dataset.rows import Rows
 from twofold.recipe.features import SequenceFeature, feature_name
 
 WINDOW = 32

@@ -13,7 +13,7 @@ import scipy.sparse
 from jaxtyping import Float32, Int64
 
 from twofold.errors import RequestError
-from twofold.evaluate.ranking import Products, ScoreBlock
+from twofold.evaluate.scores import Products, ScoreBlock
 from twofold.topk import blocks, top_k
 
 EASE_MAX_ITEMS: Final = 20_000  # a matrix of 1.6 GB and minutes of 2 cores; 7,502 items take 8 s

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64
 
 from twofold.evaluate.metrics import pooled_auc
 from twofold.evaluate.watch_time import errors, pooled_xauc
-from twofold.figures import counted, decimal
+from twofold.render.numbers import counted, decimal
 
 BINS: Final = 15
 

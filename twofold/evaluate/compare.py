@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from twofold.bundle import open_stage
 from twofold.errors import RequestError
+from twofold.evaluate.per_user_values import load_values
+from twofold.evaluate.results import Estimate, Question, SliceSection, estimates, load_report, number
 from twofold.evaluate.significance import SeedClaim, across_seeds, bootstrap, holm, paired_p_values
 from twofold.evaluate.slices import judge_slices
-from twofold.evaluate.values import load_values
-from twofold.evaluate.verdict import Estimate, Question, SliceSection, estimates, load_report, number
-from twofold.figures import counted
 from twofold.recipe.load import load_recipe, recipe_differences
+from twofold.render.numbers import counted
+from twofold.run_folder import open_stage
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float64, Int64
 
-from twofold.dataset.arrays import Dataset
+from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RequestError
 from twofold.evaluate.baselines import Interactions
+from twofold.evaluate.catalogue import JudgedWindow, PerUser, scores_of_lists
 from twofold.evaluate.metrics import ranking_metrics
-from twofold.evaluate.protocols import JudgedWindow, PerUser, scores_of_lists
-from twofold.evaluate.ranking import ScoreBlock
-from twofold.recipe.judging import DrawnNegatives, PublishedNegatives, Sampled
+from twofold.evaluate.scores import ScoreBlock
+from twofold.recipe.evaluate import DrawnNegatives, PublishedNegatives, Sampled
 from twofold.topk import Ragged, blocks, tie_order
 
 Draw = Literal["popularity", "uniform", "published"]

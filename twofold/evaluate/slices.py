@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from twofold.evaluate.results import FEW_USERS, Day, DaySection, SliceLine, SliceSection, estimates, number
 from twofold.evaluate.significance import bootstrap, holm, paired_p_values
-from twofold.evaluate.verdict import FEW_USERS, Day, DaySection, SliceLine, SliceSection, estimates, number
 from twofold.topk import Ragged
 
 _DAY_MS = 86_400_000

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from twofold.evaluate.ranking import Products, rank_products, users_at_once
+from twofold.evaluate.scores import Products, rank_products, users_at_once
 from twofold.topk import Ragged, blocks, tie_order
 
 ScorePairs = Callable[

@@ -10,8 +10,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from twofold.evaluate.protocols import JudgedWindow, PerUser, scores_of_lists
-from twofold.evaluate.ranking import ScoreBlock
+from twofold.evaluate.catalogue import JudgedWindow, PerUser, scores_of_lists
+from twofold.evaluate.scores import ScoreBlock
 from twofold.evaluate.watched import Watched, is_long_view
 from twofold.topk import tie_order
 

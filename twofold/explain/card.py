@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from twofold.bundle import atomic_file, find_stage
-from twofold.explain.card_drawing import Curve, Drawing, drawing_of, training_curves
-from twofold.page import fill_page, setting
+from twofold.explain.card_charts import Curve, Drawing, drawing_of, training_curves
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
-from twofold.recipe.preparation import TemporalSplit
+from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
+from twofold.render.html import fill_page, setting
+from twofold.run_folder import atomic_file, find_stage
 
 Json = Any
 COMMENT: Final = "comment.md"

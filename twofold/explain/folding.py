@@ -13,7 +13,7 @@ import scipy.stats
 from jaxtyping import Float32, Int64
 
 from twofold.explain.probes import HUB_SHARE, Probe
-from twofold.figures import decimal
+from twofold.render.numbers import decimal
 from twofold.topk import NOT_ALLOWED, Ragged, blocks, top_k
 
 NEIGHBOURS: Final = 10

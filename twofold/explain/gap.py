@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.errors import RequestError
-from twofold.figures import bracket, counted, decimal, signed
+from twofold.render.numbers import bracket, counted, decimal, signed
 from twofold.topk import Ragged, blocks, sortable_keys
 
 BY_POPULARITY: Final = "batches hold popular items more often than rare ones"

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float32, Int64
 
-from twofold.figures import counted, decimal
+from twofold.render.numbers import counted, decimal
 from twofold.topk import Ragged, blocks, exclude, top_k
 
 _CELLS: Final = 2**21

@@ -5,8 +5,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer
 
-from twofold.index.eligible import Eligible
-from twofold.index.scores import Score, pair_scores
+from twofold.index.item_mask import Eligible
+from twofold.index.score_kinds import Score, pair_scores
 from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, packed_keys, packed_scores, tie_order
 
 SPARE: Final = 16  # candidates beyond k: without ties one would do

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twofold.errors import RunError
-from twofold.index.knn import Index
+from twofold.index.search import Index
 from twofold.topk import blocks
 
 if TYPE_CHECKING:

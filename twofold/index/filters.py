@@ -1,6 +1,6 @@
 """Predicate over item attributes → bitmask: which items a request may be answered with, decided before the search.
 
-A filter is a rule of the recipe's SQL subset (`twofold/recipe/rules.py`): `language = 'hi' AND age_days < 30`. What is
+A filter is a rule of the recipe's SQL subset (`twofold/sql/rules.py`): `language = 'hi' AND age_days < 30`. What is
 evaluated here is the same portable tree that preparation gives to its engine, with Arrow in the engine's place, so that
 a server needs no engine; the tests compare both row by row. An item is eligible where the filter is true: neither false
 nor NULL.
@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from sqlglot import exp
 
 from twofold.errors import RecipeError, RequestError
-from twofold.recipe.rules import check_columns, rule_tree
+from twofold.sql.rules import check_columns, rule_tree
 
 
 def compile_filter(text: str, attributes: pa.Table) -> Bool[np.ndarray, "items"]:

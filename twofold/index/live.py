@@ -19,8 +19,8 @@ from jaxtyping import Float32, Int64, Integer
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.candidates import only_where
-from twofold.index.eligible import Eligible, Filters, everything, only_mask, only_rows
-from twofold.index.knn import Index, Neighbours, build_index, search
+from twofold.index.item_mask import Eligible, Filters, everything, only_mask, only_rows
+from twofold.index.search import Index, Neighbours, build_index, search
 from twofold.topk import Ragged, tie_order
 
 MOST_CHANGED: Final = 10_000  # items: the side index is scanned by every query, 0.1 ms at this size

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final, Literal
 
-from twofold.index.eligible import Eligible
-from twofold.index.lists import Lists
+from twofold.index.item_mask import Eligible
+from twofold.index.ivf import Lists
 
 DEEPER: Final = 1.25  # times those to be passed over if the eligible were spread evenly: the nearest rarely are
 

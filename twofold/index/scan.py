@@ -7,7 +7,7 @@ the product of `product.py`, which passes over what a query may not have.
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from twofold.index.scores import Score
+from twofold.index.score_kinds import Score
 
 
 def scan(

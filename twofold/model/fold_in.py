@@ -17,8 +17,8 @@ from typing import ClassVar, Final, Literal
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
 
-from twofold.bundle import write_json
 from twofold.dataset.features import Inputs
+from twofold.run_folder import write_json
 from twofold.topk import blocks
 
 FOLD_IN: Final = "fold_in.json"

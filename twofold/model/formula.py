@@ -1,6 +1,6 @@
 """What candidates are ordered by, where a recipe writes a formula over what the ranker says of a pair.
 
-A formula is a rule of the recipe's SQL subset (`twofold/recipe/rules.py`) that calculates. What is evaluated here is
+A formula is a rule of the recipe's SQL subset (`twofold/sql/rules.py`) that calculates. What is evaluated here is
 the same portable tree that preparation gives to its engine, with torch in the engine's place and NaN for NULL. So it is
 part of the graph that is served, and no server need know of it.
 """

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
-from twofold.bundle import write_json
-from twofold.dataset.arrays import Dataset, load_dataset
 from twofold.dataset.batches import item_batches
+from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.dataset.features import FeatureState
 from twofold.model.encoder import Encoder, SideBySide
 from twofold.model.formula import score_by
@@ -29,11 +28,12 @@ from twofold.model.two_tower import (
     export_user_tower,
     load_weights,
 )
-from twofold.recipe import training
+from twofold.recipe import train as training
 from twofold.recipe.features import Features
-from twofold.recipe.ranking import RELEVANCE
-from twofold.recipe.ranking import Mlp as Asked
-from twofold.recipe.rules import rule_tree
+from twofold.recipe.ranker import RELEVANCE
+from twofold.recipe.ranker import Mlp as Asked
+from twofold.run_folder import write_json
+from twofold.sql.rules import rule_tree
 
 USER_GRAPH: Final = "ranker_user.onnx"
 PAIR_GRAPH: Final = "ranker_pairs.onnx"

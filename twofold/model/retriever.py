@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from twofold.dataset.arrays import Dataset, load_dataset
 from twofold.dataset.batches import item_batches, query_batches
-from twofold.model import per_value, two_tower
+from twofold.dataset.dataset import Dataset, load_dataset
+from twofold.model import multi_tower as per_value
+from twofold.model import two_tower
 from twofold.model.fold_in import FoldIn, load_factors, save_fold_in
-from twofold.model.per_value import PerValue, Towers
+from twofold.model.multi_tower import PerValue, Towers
 from twofold.model.two_tower import ModelPart, TwoTower
-from twofold.recipe import training
+from twofold.recipe import train as training
 from twofold.recipe.features import Features, IdFeature
 
 Model: TypeAlias = Towers | FoldIn

@@ -6,9 +6,8 @@ from typing import Final, TypeAlias, assert_never
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from twofold.bundle import Stage
-from twofold.dataset.arrays import Dataset
 from twofold.dataset.batches import query_batches
+from twofold.dataset.dataset import Dataset
 from twofold.errors import RecipeError
 from twofold.model.ranker import (
     ItemSide,
@@ -23,7 +22,8 @@ from twofold.model.ranker import (
 from twofold.model.retriever import Model
 from twofold.model.trees import Trees, item_columns, load_trees, user_columns
 from twofold.model.two_tower import ModelPart, encode
-from twofold.recipe import ranking
+from twofold.recipe import ranker as ranking
+from twofold.run_folder import Stage
 from twofold.topk import blocks
 
 SecondStage: TypeAlias = Ranker | Trees

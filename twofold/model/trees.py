@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from twofold.dataset.arrays import Dataset
+from twofold.dataset.dataset import Dataset
 from twofold.dataset.features import Inputs, item_inputs, queries_at, user_inputs
 from twofold.recipe.features import (
     CategoryFeature,
@@ -23,7 +23,7 @@ from twofold.recipe.features import (
     UserFeature,
     feature_name,
 )
-from twofold.recipe.ranking import LambdaMart
+from twofold.recipe.ranker import LambdaMart
 
 FILE: Final = "trees.txt"
 

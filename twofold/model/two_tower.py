@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from twofold.dataset.features import FeatureState
 from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool, Sequence, SideBySide
-from twofold.recipe import training
+from twofold.recipe import train as training
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,

@@ -22,12 +22,12 @@ from twofold.recipe.features import (
     UserFeature,
     VectorFeature,
 )
-from twofold.recipe.indexing import Index
-from twofold.recipe.preparation import BelowMean, ItemBuckets, LastEvents, Prepare, WatchTimeGain
-from twofold.recipe.problems import nearest
-from twofold.recipe.rules import check_columns, rule_columns
+from twofold.recipe.index import Index
+from twofold.recipe.messages import nearest
+from twofold.recipe.prepare import BelowMean, ItemBuckets, LastEvents, Prepare, WatchTimeGain
 from twofold.recipe.schema import Recipe
-from twofold.recipe.training import TwoTower
+from twofold.recipe.train import TwoTower
+from twofold.sql.rules import check_columns, rule_columns
 
 _FRACTIONS: Final = ("DOUBLE", "FLOAT", "DECIMAL")
 _NUMBER: Final = "DOUBLE"

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from twofold.bundle import Json
-from twofold.prepare.selection import Selection
+from twofold.prepare.event_filters import Selection
 from twofold.prepare.sources import Source
-from twofold.recipe.preparation import Prepare
+from twofold.recipe.prepare import Prepare
+from twofold.run_folder import Json
 from twofold.tables import SPLITS, Split
 
 Scope = Literal["log", "train", "windows", "sample"]

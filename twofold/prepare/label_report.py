@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.dataset as ds
 from jaxtyping import Float
 
-from twofold.bundle import Json
-from twofold.recipe.preparation import ItemBuckets, Prepare, WatchTimeGain
+from twofold.recipe.prepare import ItemBuckets, Prepare, WatchTimeGain
+from twofold.run_folder import Json
 
 # A rank correlation of a million rows is known to .002.
 MAX_ROWS: Final = 1_000_000

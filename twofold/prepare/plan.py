@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from twofold.prepare.event_filters import Selection, select_train
 from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts, has_estimates
 from twofold.prepare.hashing import shard_sql
-from twofold.prepare.selection import Selection, select_train
 from twofold.prepare.sources import Source, quoted
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
-from twofold.recipe.preparation import Counters, LastEvents, Prepare, TemporalSplit
-from twofold.recipe.rules import rule_columns, rule_sql
+from twofold.recipe.prepare import Counters, LastEvents, Prepare, TemporalSplit
+from twofold.sql.rules import rule_columns, rule_sql
 from twofold.tables import OUTCOME, SPLITS, Split
 
 HOUR_MS: Final = 3_600_000

@@ -14,7 +14,7 @@ import duckdb
 
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError, RecipeError
-from twofold.recipe.problems import nearest
+from twofold.recipe.messages import nearest
 from twofold.recipe.schema import Table
 from twofold.tables import EVENTS, ITEMS, USERS
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from twofold.prepare.sources import quoted
-from twofold.recipe.preparation import (
+from twofold.recipe.prepare import (
     BelowMean,
     Buckets,
     Completion,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.part import Part, is_unasked
+from twofold.recipe.section import Part, is_unasked
 
 Dim = Annotated[int, Field(ge=1, le=1024)]
 Expansion = Annotated[int, Field(ge=0, le=1024)]

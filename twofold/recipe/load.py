@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from twofold.digest import digest_of
 from twofold.errors import RecipeError
 from twofold.recipe.features import feature_name
-from twofold.recipe.problems import Problem, nearest, problems_of
+from twofold.recipe.messages import Problem, nearest, problems_of
 from twofold.recipe.schema import Recipe
 
 Json = Any

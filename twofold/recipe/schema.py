@@ -13,14 +13,14 @@ from typing import Literal, assert_never
 
 from pydantic import Field, model_validator
 
+from twofold.recipe.evaluate import Judging, PublishedNegatives
 from twofold.recipe.features import CounterFeature, Features, with_features
-from twofold.recipe.indexing import Index
-from twofold.recipe.judging import Judging, PublishedNegatives
-from twofold.recipe.part import Part, is_unasked
-from twofold.recipe.preparation import Prepare
-from twofold.recipe.ranking import LambdaMart, Mlp, Ranker, tree_features
-from twofold.recipe.search import Tune
-from twofold.recipe.training import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
+from twofold.recipe.index import Index
+from twofold.recipe.prepare import Prepare
+from twofold.recipe.ranker import LambdaMart, Mlp, Ranker, tree_features
+from twofold.recipe.section import Part, is_unasked
+from twofold.recipe.train import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
+from twofold.recipe.tune import Tune
 
 # --- data -------------------------------------------------------------------------------------------------------------
 

@@ -21,10 +21,9 @@ from fastapi.routing import APIRoute
 from msgspec import Struct
 
 from twofold.errors import RequestError, RunError
-from twofold.serve.gate import Answered, Gate, Limits
-from twofold.serve.histories import StoreError
-from twofold.serve.service import Service
-from twofold.serve.wire import (
+from twofold.serve.event_store import StoreError
+from twofold.serve.middleware import Answered, Gate, Limits
+from twofold.serve.schemas import (
     Changed,
     Changes,
     Events,
@@ -47,6 +46,7 @@ from twofold.serve.wire import (
     read_body,
     try_again,
 )
+from twofold.serve.service import Service
 
 ABOUT: Final = "Recommendations from a run of twofold. Ids are those of its log; moments are UTC milliseconds."
 JSON: Final = "application/json"

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from twofold.bundle import atomic_file
 from twofold.dataset.features import Queries, queries_at
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
-from twofold.index.eligible import Eligible, only_rows
+from twofold.index.item_mask import Eligible, only_rows
 from twofold.progress import progress_bar
-from twofold.serve.bundle_folder import Bundle, open_bundle
-from twofold.serve.stages import Asking, Found, answer, asking
+from twofold.run_folder import atomic_file
+from twofold.serve.bundle import Bundle, open_bundle
+from twofold.serve.two_stage import Asking, Found, answer, asking
 from twofold.tables import RECOMMENDATIONS
 from twofold.topk import Ragged, blocks
 

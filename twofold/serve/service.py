@@ -13,15 +13,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from twofold.bundle import write_json
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
 from twofold.index.live import Snapshot
-from twofold.serve.answers import Asker, Open, asker_of, asker_with, open_answers, similar
-from twofold.serve.histories import LiveHistories, Met, StoreError
-from twofold.serve.meters import Meters
-from twofold.serve.replies import Ask, item_facts, items_of, lines_of, make_lists
-from twofold.serve.wire import (
+from twofold.run_folder import write_json
+from twofold.serve.event_store import LiveHistories, Met, StoreError
+from twofold.serve.prometheus import Meters
+from twofold.serve.responses import Ask, item_facts, items_of, lines_of, make_lists
+from twofold.serve.schemas import (
     Changed,
     Changes,
     Events,
@@ -44,6 +43,7 @@ from twofold.serve.wire import (
     mistake,
     try_again,
 )
+from twofold.serve.user_state import Asker, Open, asker_of, asker_with, open_answers, similar
 
 AHEAD_MS: Final = 60_000  # that a clock may be fast: an event of next year would be its user's last one for a year
 NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"

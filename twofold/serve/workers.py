@@ -24,14 +24,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
-from twofold.dataset.memory import kept_memory
+from twofold.dataset.malloc import kept_memory
 from twofold.errors import RequestError, RunError, TwofoldError
-from twofold.serve.answers import open_answers
 from twofold.serve.app import build_app
-from twofold.serve.gate import REQUESTS, JsonLines, Limits
-from twofold.serve.histories import open_histories
-from twofold.serve.meters import SHARED_METERS, Meters
+from twofold.serve.event_store import open_histories
+from twofold.serve.middleware import REQUESTS, JsonLines, Limits
+from twofold.serve.prometheus import SHARED_METERS, Meters
 from twofold.serve.service import Service, log
+from twofold.serve.user_state import open_answers
 
 TOKEN: Final = "TWOFOLD_TOKEN"
 MEMORY: Final = Path("/dev/shm")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64
 
-from twofold.dataset.arrays import Dataset
+from twofold.dataset.dataset import Dataset
 from twofold.model.ranker import Stages
 from twofold.model.retriever import Model
 from twofold.model.trees import (
@@ -26,9 +26,9 @@ from twofold.model.trees import (
     user_columns,
 )
 from twofold.progress import progress_bar
-from twofold.recipe.ranking import Candidates, LambdaMart
+from twofold.recipe.ranker import Candidates, LambdaMart
 from twofold.topk import blocks
-from twofold.train.candidates import MINED, Requests, draw_lists, mine_requests
+from twofold.train.ranker_examples import MINED, Requests, draw_lists, mine_requests
 
 AT_ONCE: Final = 1024
 """Requests whose lists are gathered together."""

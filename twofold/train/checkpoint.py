@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from twofold.bundle import atomic_file
 from twofold.errors import RunError
-from twofold.recipe.part import Part
-from twofold.train.optimise import Optimiser
-from twofold.train.sharded import sharded, whole_tables
+from twofold.recipe.section import Part
+from twofold.run_folder import atomic_file
+from twofold.train.optimizer import Optimiser
+from twofold.train.sharded_embedding import sharded, whole_tables
 
 MARK = "twofold"
 MADE_FOR = "made for"

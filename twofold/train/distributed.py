@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from twofold.errors import RunError
-from twofold.model.per_value import PerValue
-from twofold.recipe.training import Train
+from twofold.model.multi_tower import PerValue
+from twofold.recipe.train import Train
 from twofold.train.device import DeviceName, open_device
 
 LONGEST_WAIT = timedelta(days=7)

@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from twofold.dataset.arrays import Dataset
+from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import Batch, epoch_batches
-from twofold.dataset.memory import kept_memory
-from twofold.dataset.order import Order
+from twofold.dataset.dataset import Dataset
+from twofold.dataset.malloc import kept_memory
 from twofold.errors import DataError, RunError
 from twofold.model.adversary import LengthGuess, strength_at
-from twofold.model.per_value import PerValue, Towers
+from twofold.model.multi_tower import PerValue, Towers
 from twofold.model.two_tower import TwoTower
 from twofold.progress import Advance, progress_bar
-from twofold.recipe.training import Train
+from twofold.recipe.train import Train
 from twofold.train.checkpoint import EpochRecord, Position, StepRecord, load_checkpoint, save_checkpoint
 from twofold.train.device import batch_on
 from twofold.train.distributed import (
@@ -37,10 +37,10 @@ from twofold.train.distributed import (
     summed,
     told_by_first,
 )
-from twofold.train.memory import refuse_what_does_not_fit
-from twofold.train.mining import MINED, with_mined
+from twofold.train.hard_negatives import MINED, with_mined
+from twofold.train.memory_check import refuse_what_does_not_fit
 from twofold.train.objective import Objective, build_objective, mean_loss
-from twofold.train.optimise import (
+from twofold.train.optimizer import (
     Optimiser,
     build_optimiser,
     clip_gradients,
@@ -48,7 +48,7 @@ from twofold.train.optimise import (
     learning_rate_at,
     set_learning_rate,
 )
-from twofold.train.sharded import spread, whole_tables
+from twofold.train.sharded_embedding import spread, whole_tables
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_EVERY_S = 20.0

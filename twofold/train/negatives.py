@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
-from twofold.dataset.arrays import Dataset
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
+from twofold.dataset.dataset import Dataset
 from twofold.dataset.features import item_inputs
 from twofold.train.distributed import ALONE, Ranks, gathered
 

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from twofold.dataset.arrays import Dataset
+from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import Batch, TensorInputs
-from twofold.dataset.order import Order
+from twofold.dataset.dataset import Dataset
 from twofold.errors import DataError
+from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
-from twofold.model.per_value import PerValue, Towers, towers_of
-from twofold.model.softmax import Lines, product_dtype_of, softmax_sum
+from twofold.model.multi_tower import PerValue, Towers, towers_of
 from twofold.model.two_tower import TwoTower
 from twofold.recipe.features import SequenceFeature
-from twofold.recipe.training import (
+from twofold.recipe.train import (
     Bce,
     Bpr,
     FullSoftmax,
@@ -30,8 +30,8 @@ from twofold.recipe.training import (
     Train,
 )
 from twofold.topk import blocks
+from twofold.train.batch_groups import group_lines, lines_per_tower
 from twofold.train.distributed import ALONE, Ranks, gathered, gathered_vectors
-from twofold.train.groups import group_lines, lines_per_tower
 from twofold.train.negatives import (
     InBatchProbability,
     Mined,

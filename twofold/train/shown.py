@@ -12,15 +12,15 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from twofold.bundle import write_json
-from twofold.dataset.arrays import Dataset
-from twofold.dataset.disk import append_array, map_array
+from twofold.dataset.dataset import Dataset
+from twofold.dataset.npy import append_array, map_array
 from twofold.errors import DataError
 from twofold.model.retriever import Model, as_products, user_vectors
 from twofold.progress import progress_bar
-from twofold.recipe.ranking import Mlp
+from twofold.recipe.ranker import Mlp
+from twofold.run_folder import write_json
 from twofold.topk import NOT_ALLOWED, Ragged, blocks, exclude
-from twofold.train.candidates import CELLS, Requests, asked_at, days_of, first_taught
+from twofold.train.ranker_examples import CELLS, Requests, asked_at, days_of, first_taught
 
 _DONE: Final = "shown.json"
 _DTYPES: Final = {"lines": np.int64, "at": np.int64, "moments": np.int32, "places": np.int64, "users": np.float32}

@@ -1,0 +1,172 @@
+"""The verbs over many runs, as they are typed."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from tests import worlds
+from tests.evaluate.test_compare_page import a_run
+from tests.serve.tiny import ITEMS, write_run
+from tests.test_runs import begun, judged
+from twofold.cli import runs as cli_runs
+from twofold.cli import stages as cli
+from twofold.evaluate.per_user_values import load_values
+from twofold.recipe.load import dump_recipe
+from twofold.render.numbers import signed
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs `twofold ARGUMENTS` in this process → (exit code, stdout, stderr), white space folded."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["twofold", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, " ".join(out.split()), " ".join(err.split())
+
+    return run
+
+
+def test_the_table_of_runs_is_sorted_by_what_is_asked(call, tmp_path):
+    judged(tmp_path / "one", recall=0.25, auc=0.75)
+    judged(tmp_path / "two", recall=0.5, auc=0.5)
+    begun(tmp_path / "three")
+    code, out, _ = call("runs", "--runs", tmp_path)
+    assert code == 0
+    assert out.index("two") < out.index("one") < out.index("three")
+    assert ".500" in out
+    _, out, _ = call("runs", "--runs", tmp_path, "--by", "auc")
+    assert out.index("one") < out.index("two") < out.index("three")
+    code, _, err = call("runs", "--runs", tmp_path, "--by", "mrr")
+    assert code == 2
+    assert "no run has a metric mrr; choose from: auc, catalogue/recall@100" in err
+    assert "nowhere holds no run yet: `twofold run RECIPE` makes one" in call("runs", "--runs", tmp_path / "nowhere")[1]
+
+
+def test_on_a_narrow_terminal_names_fold_and_no_number_is_cut(monkeypatch, capsys, tmp_path):
+    judged(tmp_path / "a-run-of-a-long-name-that-says-all-it-tried", recall=0.25, auc=0.75)
+    monkeypatch.setenv("COLUMNS", "80")
+    cli_runs.list_all_runs(tmp_path)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for text in ("catalogue/", "recall@100", ".250", "recipe", "seconds"):
+        assert text in shown
+
+
+def test_runs_are_compared_and_written_to_a_page(call, tmp_path):
+    for name, noise, epochs in (("old", 3.0, 1), ("new", 0.0, 4)):
+        a_run(tmp_path / name, noise=noise, train={"epochs": epochs})
+    page = tmp_path / "compared.html"
+    code, out, _ = call("compare", tmp_path / "old", tmp_path / "new", "--to", page)
+    assert code == 0
+    assert "new − old" in out
+    assert "train.epochs 1 4" in out
+    assert f"page {page}" in out
+    assert "new against old" in page.read_text()
+    code, _, err = call("compare", tmp_path / "old")
+    assert code == 2
+    assert "1 run cannot be compared" in err
+
+
+def test_recipes_are_compared_over_seeds(call, tmp_path):
+    folders = {"old": [], "new": []}
+    for name, noises in (("old", (3.0, 4.0, 5.0)), ("new", (0.0, 0.5, 1.0))):
+        for seed, noise in enumerate(noises):
+            folders[name].append(a_run(tmp_path / f"{name}-{seed}", noise=noise, train={"seed": seed}))
+    code, out, _ = call("compare", *folders["old"], *folders["new"], "--seeds", 3)
+    assert code == 0
+    assert "new-0 − old-0, 3 seeds of each" in out
+    means = {
+        name: [np.nanmean(load_values(each / "evaluate").metrics["catalogue/recall@10"]) for each in runs]
+        for name, runs in folders.items()
+    }
+    by_seed = [new - old for old, new in zip(means["old"], means["new"], strict=True)]
+    said = f"{' '.join(map(signed, by_seed))} yes"
+    assert re.search(rf"recall@10 {re.escape(signed(sum(by_seed) / 3))} \[\S+ \S+\] {re.escape(said)}", out)
+    _, out, _ = call("compare", folders["old"][0], folders["new"][0], "--seeds", 1)
+    assert "nothing is claimed of fewer than 3 seeds" in out
+
+
+def test_what_are_no_seeds_of_one_recipe_is_refused(call, tmp_path):
+    one, two, other = (
+        a_run(tmp_path / name, train=train)
+        for name, train in (("one", {"seed": 1}), ("two", {"seed": 2}), ("other", {"seed": 3, "epochs": 99}))
+    )
+    for runs, seeds, message in (
+        ([one, two, one], 2, "3 runs cannot be compared by 2 seeds of each recipe: name 2 of the base recipe, then 2"),
+        ([one, two], 2, "2 runs cannot be compared by 2 seeds"),
+        ([one, one, one, two], 2, "one and one are no two seeds of one recipe, they ask for the same. Runs of one"),
+        ([one, two, two, other], 2, "two and other are no two seeds of one recipe, they differ in train.epochs. Runs"),
+    ):
+        code, _, err = call("compare", *runs, "--seeds", seeds)
+        assert code == 2
+        assert message in err
+    page = tmp_path / "page.html"
+    _, _, err = call("compare", one, two, "--seeds", 1, "--to", page)
+    assert "--to writes a page of single runs: leave out --seeds, or --to" in err
+    assert not page.exists()
+
+
+def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
+    pytest.importorskip("optuna")
+    world = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32)
+    tree = yaml.safe_load(dump_recipe(world))
+    tree["tune"] = {"ranges": {"retriever.dim": {"choices": [2, 4]}}, "trials": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    asked = ("tune", tmp_path / "recipe.yaml", "--set", "train.epochs=1", "--runs", tmp_path / "runs")
+    code, out, err = call(*asked)
+    assert code == 0
+    assert "the best of 2 trials, by recall on the validation window" in out
+    assert "The test window was not looked at" in out
+    assert f"twofold run {tmp_path}/recipe.yaml --set train.epochs=1 --set retriever.dim=" in out
+    assert "trial-000 ." in err
+    assert "no run yet" in call("runs", "--runs", tmp_path / "runs")[1]  # a search is none
+    again = call(*asked)
+    assert again[1:] == (out, "")
+
+
+@pytest.mark.parametrize("says", ["the environment", "the recipe"])
+def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, checkerboard, tmp_path, monkeypatch, says):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(checkerboard))
+    asked = ["run", tmp_path / "recipe.yaml", "--runs", tmp_path / "runs"]
+    if says == "the recipe":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+        asked += ["--set", "mlflow={}"]
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.setattr(cli_runs, "find_spec", lambda name: None)
+    code, _, err = call(*asked)
+    assert code == 2
+    assert "the run is to be copied to sqlite:///mlflow.db, and mlflow is not installed" in err
+    assert "pip install 'twofold[mlflow]', or unset MLFLOW_TRACKING_URI and delete the recipe's mlflow" in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+@pytest.mark.parametrize("database", ["qdrant", "lancedb"])
+def test_an_index_is_copied_into_a_database(call, tmp_path, database):
+    pytest.importorskip({"qdrant": "qdrant_client", "lancedb": "lancedb"}[database])
+    asked = ("export", write_run(tmp_path / "tiny"), "--to", database, "--at", tmp_path / "there", "--name", "tiny")
+    code, out, err = call(*asked)
+    assert (code, err) == (0, "")
+    assert out == f"{len(ITEMS)} items {database} {tmp_path}/there tiny"
+    code, _, err = call(*asked)
+    assert code == 2
+    assert "'tiny' already; nothing was written. Name another" in err
+    code, _, err = call(*asked[:4], "--at", "nonsense://there")
+    assert code == 2
+    assert "RequestError --at nonsense://there: nothing can be copied there:" in err
+    assert "If the copy had begun, delete what is there of it, or choose another --name." in err
+
+
+def test_a_database_whose_client_is_not_installed_is_said_before_anything_is_read(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_runs, "find_spec", lambda name: None)
+    code, _, err = call("export", tmp_path / "no run", "--to", "qdrant", "--at", "http://127.0.0.1:6333")
+    assert code == 2
+    assert "--to qdrant needs qdrant_client, which is not installed: pip install 'twofold[export]'" in err

@@ -1,0 +1,225 @@
+"""The command line as a newcomer meets it: what it prints, and that every mistake is one message and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from twofold.cli import stages as cli
+from twofold.recipe.load import dump_recipe
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs `twofold ARGUMENTS` in this process → (exit code, stdout, stderr), white space folded."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["twofold", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, " ".join(out.split()), " ".join(err.split())
+
+    return run
+
+
+@pytest.fixture
+def shipped(kuairand_folder):
+    return kuairand_folder.parents[1] / "recipes" / "kuairand.yaml"
+
+
+@pytest.fixture
+def written(shipped, kuairand_folder, tmp_path):
+    """Writes the shipped recipe with one text replaced → its path."""
+
+    def write(old, new):
+        text = shipped.read_text().replace("../data/kuairand-pure", str(kuairand_folder))
+        assert old in text
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text.replace(old, new))
+        return path
+
+    return write
+
+
+def test_the_shipped_recipe_is_well(call, shipped):
+    code, out, _ = call("recipe", "check", shipped)
+    assert code == 0
+    assert "is well: recipe" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("recommend_k: 50", "recomend_k: 50", ("recomend_k", "recommend_k")),
+        ("kind: two_tower", "kind: three_tower", ("retriever", "three_tower", "two_tower")),
+        ("{first: 2022-05-08,", "{first: 2022-05-07,", ("overlap", "test.first is 2022-05-07", "2022-05-08")),
+        ("long_view OR liked", "long_vew OR liked", ("prepare.positive", "long_vew", "long_view")),
+        ("long_view OR liked", "(SELECT TRUE)", ("prepare.positive", "SELECT")),
+        ("long_view OR liked", "read_text('/etc/passwd') = ''", ("prepare.positive", "read_text")),
+        ("column: author_id", "column: autor_id", ("features.item.1.column", "autor_id", "author_id")),
+        ("temperature: 0.1", "temperature: 0", ("retriever.score.temperature", "is 0", "must be above 0")),
+        ("kind: temporal", "kind: tempral", ("prepare.split", "tempral", "temporal")),
+        ("positive: long_view OR liked", "positive: [", ("line", "column")),
+    ],
+)
+def test_recipe_check_refuses_and_says_why(call, written, old, new, says):
+    code, out, err = call("recipe", "check", written(old, new))
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    for part in says:
+        assert part in err
+
+
+def test_a_folder_without_the_log_is_named(call, written, kuairand_folder, tmp_path):
+    code, _, err = call("recipe", "check", written(str(kuairand_folder), str(tmp_path / "nothing")))
+    assert code == 2
+    assert str(tmp_path / "nothing") in err
+
+
+def test_settings_are_validated_again(call, shipped):
+    code, _, err = call("recipe", "check", shipped, "--set", "retriever.dimm=96")
+    assert code == 2
+    assert "retriever.dimm" in err
+    assert "dim" in err
+    assert call("recipe", "check", shipped, "--set", "retriever.dim=96")[0] == 0
+
+
+def test_the_schema_is_json_schema(call):
+    code, out, _ = call("recipe", "schema")
+    assert code == 0
+    assert json.loads(out)["title"] == "A twofold recipe"
+    assert "two_tower" in out
+
+
+def test_check_shows_files_and_columns_when_asked(call, shipped):
+    code, out, _ = call("recipe", "check", shipped, "--columns")
+    assert code == 0
+    assert "events.parquet" in out
+    assert "long_view" in out
+    assert "user_active_degree" in out
+
+
+def test_data_lists_the_sets_with_their_terms(call):
+    code, out, _ = call("data")
+    assert code == 0
+    for word in ("kuairand-27k", "9.9 GB", "CC BY-SA 4.0", "ml-20m", "no redistribution", "sequences", "ncf", "world"):
+        assert word in out
+
+
+def test_data_makes_tables_and_says_how_to_read_them(call, tmp_path):
+    (tmp_path / "mine.txt").write_text("1 7\n1 3\n")
+    code, out, _ = call("data", "sequences", "--from", tmp_path / "mine.txt", "--to", tmp_path / "out")
+    assert code == 0
+    assert "events 2 rows" in out
+    assert f"data: kind: table events: {tmp_path}/out/events.parquet" in out
+    assert "terms those of the data it was made from" in out
+    code, _, err = call("data", "sequences", "--from", tmp_path / "mine.txt", "--to", tmp_path / "out")
+    assert code == 2
+    assert "--replace" in err
+
+
+def test_data_makes_a_world(call, tmp_path):
+    code, out, _ = call("data", "world", "--rows", 2_000, "--seed", 1, "--to", tmp_path / "world")
+    assert code == 0
+    assert "events 2,000 rows" in out
+    assert f"items: {tmp_path}/world/items.parquet" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ml-20",), ("there is no data set ml-20", "nearest: ml-20m")),
+        (("recipes/kuairand.yaml",), ("twofold recipe check RECIPE --columns",)),
+        (("ml-20m", "--rows", "10"), ("ml-20m is as large as it is", "twofold data world")),
+        (("ncf",), ("ncf is not published as an archive", "--from PATH")),
+    ],
+)
+def test_data_refuses_and_says_why(call, arguments, says):
+    code, out, err = call("data", *arguments)
+    assert (code, out) == (2, "")
+    for part in says:
+        assert part in err
+
+
+def test_runs_of_an_empty_place_says_how_one_is_made(call, tmp_path):
+    code, out, _ = call("runs", "--runs", tmp_path)
+    assert code == 0
+    assert "holds no run yet: `twofold run RECIPE` makes one, and --runs names another folder" in out
+
+
+def test_recommend_wants_to_know_for_whom(call, tmp_path):
+    code, _, err = call("recommend", tmp_path)
+    assert code == 2
+    assert "either --user ID (may be repeated) or --history" in err
+
+
+def test_a_missing_extra_is_one_message(call, monkeypatch, shipped):
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    for name in [name for name in sys.modules if name.startswith("twofold.prepare.")]:
+        monkeypatch.delitem(sys.modules, name)
+    code, _, err = call("recipe", "check", shipped)
+    assert code == 2
+    assert "duckdb is not installed" in err
+    assert "pip install 'twofold[train]'" in err
+
+
+def test_spark_without_its_extra_is_one_message(call, monkeypatch, shipped, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    code, _, err = call("prepare", shipped, "--engine", "spark", "--runs", tmp_path)
+    assert code == 2
+    assert "pyspark is not installed" in err
+    assert "pip install 'twofold[spark]'" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--memory", "2 elephants"), "--memory 2 elephants cannot be read"),
+        (("--spark-master", "local[2]"), "--spark-master local[2] is of use to Spark alone: add --engine spark"),
+        (("--engine", "spark", "--memory", "2GB"), "--memory 2GB is DuckDB's; Spark's is set as spark.driver.memory"),
+        (("--engine", "dask"), "'dask' is not one of 'duckdb', 'spark'"),
+    ],
+)
+def test_options_of_the_engine_that_do_not_fit_are_refused(call, shipped, tmp_path, options, says):
+    code, _, err = call("prepare", shipped, "--runs", tmp_path, *options)
+    assert code == 2
+    assert says in err
+
+
+def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(checkerboard))
+    code, out, _ = call("train", recipe, "--runs", tmp_path, "--set", "train.epochs=1")
+    assert code == 0
+    assert "user tower 1,312 parameters" in out  # 65 rows of 16, and a layer of 16 by 16 and 16
+    assert "positives 65 rows, mean → 16 1,040" in out
+    assert "linear 16 → 16 272" in out
+    assert out.index("item tower") < out.index("training of the retriever") < out.index("validation")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({}, "GOMP_SPINCOUNT = '10000'"), ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT = '77'")],
+    ids=["by default", "as asked"],
+)
+def test_waiting_threads_do_not_spin_for_long(given, said):
+    """As OpenMP says it, once PyTorch has loaded it."""
+    program = (
+        "import sys; sys.argv = ['twofold', '--help']; from twofold import cli\ntry: cli.main()\nfinally: import torch"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"OMP_DISPLAY_ENV": "verbose"} | given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this PyTorch brings another OpenMP than GNU's")
+    assert said in done.stderr

@@ -1,0 +1,13 @@
+"""Rows of a window from what a test cares about."""
+
+import numpy as np
+
+from twofold.dataset.examples import ROW, Rows
+
+
+def rows_at(*, item_rows, at, counted):
+    """Positives of user 0, of weight 1."""
+    records = np.zeros(len(at), ROW)
+    for name, values in {"item_rows": item_rows, "at": at, "label": True, "at_is_known": True, "weight": 1}.items():
+        records[name] = values
+    return Rows(records, counted)

@@ -1,0 +1,170 @@
+"""Runs against the first of them: what the tables and the page say, and what is refused."""
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import StringIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from tests.evaluate.test_compare import judged_run
+from tests.evaluate.test_evaluate_window import world
+from tests.worlds import SPLIT, world_recipe
+from twofold.errors import RequestError, RunError
+from twofold.evaluate.compare_page import churn, put_side_by_side, side, side_by_side_lines, write_page
+from twofold.recipe.load import dump_recipe
+from twofold.render.numbers import in_full
+from twofold.run_folder import run_stage
+
+DATA = {"kind": "table", "events": "/events.parquet"}
+
+
+def a_run(folder, *, noise=0.0, window=None, **parts):
+    """A judged run folder whose recipe has `parts` of its own."""
+    made, *_ = judged_run(folder / "made", noise=noise, window=window)
+    run_stage(folder, "evaluate", inputs=1, work=lambda out: shutil.copytree(made, out, dirs_exist_ok=True) and {})
+    (folder / "recipe.yaml").write_text(dump_recipe(world_recipe(DATA, parts)))
+    return folder
+
+
+def in_words(found):
+    console = Console(width=160, record=True, file=StringIO())
+    for part in side_by_side_lines(found):
+        console.print(part)
+    return console.export_text()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    features = {"user": [{"kind": "history", "of": "positives", "last": 100}], "item": [{"kind": "id"}]}
+    more = features | {"item": [{"kind": "id"}, {"kind": "category", "column": "creator"}]}
+    return [
+        a_run(folder / "old", noise=3.0, train={"epochs": 1}, features=more),
+        a_run(folder / "new", train={"epochs": 2}, features=more),
+        a_run(
+            folder / "same",
+            noise=3.0,
+            train={"epochs": 1},
+            features=features,
+            retriever={"kind": "two_tower", "dim": 8},
+        ),
+    ]
+
+
+def test_the_first_run_is_the_one_that_all_are_compared_with(three):
+    found = put_side_by_side(three)
+    assert found.names == ("old", "new", "same")
+    assert [(other.run, other.base) for other in found.others] == [("new", "old"), ("same", "old")]
+    first, *_ = found.metrics
+    assert first == found.headline == "catalogue/recall@5"
+    better, level = found.metrics[first]
+    assert (side(better), side(level)) == ("better", "")
+    assert (level.minus.value, level.p_value) == (0.0, 1.0)
+    (worse,) = put_side_by_side([three[1], three[0]]).metrics[first]
+    assert side(worse) == "worse"
+    assert worse.minus.value == pytest.approx(-better.minus.value)
+
+
+def test_fields_that_differ_stand_side_by_side(three):
+    fields = {line.field: line.cells for line in put_side_by_side(three).fields}
+    assert fields["train.epochs"] == ("1", "2", "")
+    assert fields["retriever.dim"] == ("16", "", "8")
+    assert fields["features.item.creator"][2] == "not there"
+    turned = {line.field: line.cells for line in put_side_by_side([three[2], three[0]]).fields}
+    assert turned["features.item.creator"][0] == "not there"
+
+
+def test_a_part_of_a_recipe_is_shown_as_its_file_has_it(three, tmp_path):
+    loss = {"kind": "bpr", "negatives": 5}
+    other = a_run(tmp_path / "other", train={"epochs": 1, "loss": loss})
+    fields = {line.field: line.cells for line in put_side_by_side([three[0], other]).fields}
+    shown = "\n".join(cell for cells in fields.values() for cell in cells)
+    assert "kind: bpr" in shown
+    assert "{" not in shown.replace("{kind", "")
+    assert not {"name", "about"} & set(fields)
+
+
+def test_the_terminal_says_it_in_two_tables(three):
+    text = in_words(put_side_by_side(three))
+    assert re.search(r"catalogue recall@5 +\.\d{3} +\+\.\d{3} \[\.\d{3}, \.\d{3}\] \* +\.000 \[\.000, \.000\]", text)
+    assert re.search(r"train\.epochs +1 +2", text)
+    assert "150 users, 60 items" in text
+    narrow = Console(width=50, file=StringIO())
+    for part in side_by_side_lines(put_side_by_side(three)):
+        narrow.print(part)
+    assert "…" not in narrow.file.getvalue()
+    assert "The recipes ask for the same." in in_words(put_side_by_side([three[0], three[0]]))
+
+
+def recommending(folder, lists, *, kind=None):
+    """A run folder that recommends so: user → item ids."""
+    pairs = [(user, item) for user, items in lists.items() for item in items]
+    table = pa.table({"user_id": pa.array([user for user, _ in pairs], kind), "item_id": [item for _, item in pairs]})
+    name = "recommendations.parquet"
+    run_stage(folder, "recommend", inputs=1, work=lambda out: pq.write_table(table, out / name) or {})
+    return folder
+
+
+def test_churn_is_what_another_run_no_longer_recommends(tmp_path):
+    before = recommending(tmp_path / "before", {10: [1, 2], 20: [3, 4], 30: [5], 40: []})
+    after = recommending(tmp_path / "after", {20: [3, 9, 8], 10: [2, 1], 50: [5]})
+    assert churn(before, after) == pytest.approx((0 + 1 / 2) / 2)
+    assert churn(after, before) == pytest.approx((0 + 2 / 3) / 2)
+    assert churn(before, recommending(tmp_path / "none", {50: [1]})) is None
+    assert churn(before, recommending(tmp_path / "text", {"10": [1]}, kind=pa.string())) is None
+    assert churn(before, tmp_path / "nowhere") is None
+
+
+def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
+    found = replace(put_side_by_side(three), churns=(0.25, None))
+    text = in_words(found)
+    assert "25% of what old recommends to a user is not recommended" in text
+    assert re.search(r"new: recall@5 differs in (\d|none) of \d groups? \(p < \.05 after Holm\)", text)
+    write_page(found, tmp_path / "page.html")
+    assert re.search(r"mean over the users of both:\s+new 25%, same –\.", (tmp_path / "page.html").read_text())
+
+
+def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path):
+    found = put_side_by_side(three)
+    write_page(found, tmp_path / "page.html")
+    page, text = (tmp_path / "page.html").read_text(), in_words(found)
+    assert page.index("<h2>Recipes</h2>") < page.index("<h2>Metrics</h2>") < page.index("<h2>Groups</h2>")
+    assert "Recommendations</h2>" not in page
+    assert text.index("train.epochs") < text.index("catalogue recall@5")
+
+
+def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_path):
+    found = put_side_by_side(three)
+    write_page(found, tmp_path / "pages" / "compared.html")
+    page = (tmp_path / "pages" / "compared.html").read_text()
+    HTMLParser().feed(page)
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?://|<script|<link|@import", page)
+    for metric in found.metrics:
+        assert in_full(metric) in page
+    assert "features.item.creator" in page
+    assert 'class="better"' in page
+    evil = replace(found, names=("<b>old</b>", "new", "same"))
+    write_page(evil, tmp_path / "evil.html")
+    assert "<b>old" not in (tmp_path / "evil.html").read_text()
+
+
+def test_what_cannot_be_compared_is_refused(three, tmp_path):
+    with pytest.raises(RequestError, match=r"1 run cannot be compared: name two or more, the base run first"):
+        put_side_by_side(three[:1])
+    with pytest.raises(RunError, match="there is no run folder"):
+        put_side_by_side([three[0], tmp_path / "nowhere"])
+    window, *_ = world()
+    other = a_run(tmp_path / "other", window=replace(window, name="validation"))
+    with pytest.raises(RequestError, match=r"not comparable, .*window: validation there, test in the base run"):
+        put_side_by_side([*three, other])
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_folders(three, tmp_path):
+    again = a_run(tmp_path / "elsewhere" / "old", prepare={"positive": "liked", "split": SPLIT})
+    assert put_side_by_side([three[0], again]).names == (str(three[0]), str(again))

@@ -1,0 +1,239 @@
+"""The whole report of a small world: rows, bounds, words, and what a window must have."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from twofold.errors import DataError, RunError
+from twofold.evaluate import evaluate_window as judge_module
+from twofold.evaluate.baselines import Interactions
+from twofold.evaluate.catalogue import JudgedWindow
+from twofold.evaluate.evaluate_window import Details, Only, headline_k, judge
+from twofold.evaluate.report_page import report_page, write_report
+from twofold.evaluate.results import Estimate, Row, against, load_report
+from twofold.render.numbers import decimal
+from twofold.topk import Ragged
+
+FACTS = {
+    "recipe": "world",
+    "recipe_digest": "ab" * 32,
+    "commit": "1234567",
+    "hardware": "2 × a processor, 8 GiB",
+    "precision": "float32",
+    "versions": {"twofold": "0.1.0"},
+    "seconds": {"prepare": 1.0},
+    "funnel": [{"name": "the log", "rows": 10, "users": 3, "items": 4, "positive_share": 0.25}],
+    "not for the report": 1,
+}
+
+
+def world(*, users=150, num_items=60, seed=0):
+    """Users whose relevant item is known to `truth`; what they liked before is noise."""
+    rng = np.random.default_rng(seed)
+    items = np.argsort(rng.random((users, num_items)), axis=1)
+    seen, relevant, other = items[:, :5], items[:, 5:7], items[:, 7:9]
+    candidates = np.concatenate([relevant, other], axis=1)
+    window = JudgedWindow(
+        name="test",
+        user_rows=np.arange(users),
+        query_at=np.full(users, 10 * 86_400_000),
+        seen=Ragged(seen.reshape(-1), np.arange(users + 1) * 5),
+        relevant=Ragged(relevant.reshape(-1), np.arange(users + 1) * 2),
+        candidates=Ragged(candidates.reshape(-1), np.arange(users + 1) * 4),
+        labels=np.tile([True, True, False, False], users),
+        num_items=num_items,
+        is_cold=np.arange(num_items) < 6,
+        track="query_time",
+    )
+    truth = rng.random((users, num_items)).astype(np.float32)
+    np.put_along_axis(truth, relevant, 2 + truth[:, :2], axis=1)
+    before = Interactions(
+        np.repeat(np.arange(users), 5), seen.reshape(-1), np.full(users * 5, 9 * 86_400_000), users, num_items
+    )
+    return window, truth, before
+
+
+def report_of(window, scores, before, **kwargs):
+    judged = judge(window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, **kwargs)
+    return judged.report
+
+
+@pytest.fixture(scope="module")
+def report():
+    return report_of(*world())
+
+
+def test_a_model_that_knows_is_above_every_row(report):
+    assert report.beats_all
+    assert [row.name for row in report.catalogue.rows] == [
+        "model",
+        "random",
+        "popularity",
+        "popularity, last 2 days",
+        "item-kNN",
+        "EASE",
+        "iALS",
+    ]
+    assert report.headline == "catalogue/recall@5"
+    assert report.metrics_of("model")["catalogue/recall@5"] == 1
+    assert report.metrics_of("model")["impressions/auc"] == 1
+    assert "in_batch/hit_rate@10" in report.metrics_of("model")
+    assert report.verdict[0].startswith("catalogue recall@5: the model 1.000 [1.000, 1.000] is above ")
+
+
+def test_every_difference_is_model_minus_row_on_the_same_users(report):
+    model, *others = report.catalogue.rows
+    assert not model.model_minus
+    for row in others:
+        for metric, gap in row.model_minus.items():
+            assert gap.value == pytest.approx(model.metrics[metric].value - row.metrics[metric].value)
+            assert gap.low <= gap.value <= gap.high
+
+
+def test_bounds_and_headroom_stand_beside_the_impressions(report):
+    for bounds in report.impressions.bounds.values():
+        assert 0 < bounds.chance < bounds.best <= 1
+    ndcg = report.impressions.bounds["impressions/ndcg@5"]
+    value = report.metrics_of("model")["impressions/ndcg@5"]
+    assert ndcg.headroom == pytest.approx((value - ndcg.chance) / (1 - ndcg.chance))
+    assert not report.catalogue.bounds
+
+
+def test_what_was_judged_is_stated(report):
+    window, _, _ = world()
+    assert (report.catalogue.num_items, report.catalogue.users_judged, report.track) == (60, 150, "query_time")
+    assert report.cold_items == 6
+    assert report.cold_relevant_share == pytest.approx((window.relevant.values < 6).mean())
+    assert report.in_batch.batch_size == 32
+    assert [line.rank for line in report.in_batch.lines] == [line.k * 60 / 32 for line in report.in_batch.lines]
+
+
+def test_a_random_model_is_told_that_it_is_not_above():
+    window, truth, before = world()
+    noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
+    report = report_of(window, noise, before)
+    assert not report.beats_all
+    assert any("is not clearly above random" in sentence for sentence in report.verdict)
+
+
+def test_another_row_can_be_better_and_then_the_shortfall_is_said():
+    window, truth, before = world()
+    noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
+    report = report_of(window, noise, before, details=Details(others={"the truth": lambda users: truth[users].copy()}))
+    gap = report.catalogue.rows[-1].model_minus["catalogue/recall@5"]
+    assert gap.high < 0
+    assert f"is short of the truth 1.000 by {-gap.value:.3f}".replace("0.", ".") in report.verdict[0]
+
+
+def test_the_words_of_a_comparison():
+    def words(value, low, high):
+        row = Row("item-kNN", {"m": Estimate(0.353, 0.34, 0.37)}, {"m": Estimate(value, low, high)})
+        return against(row, "m")
+
+    assert words(0.033, 0.02, 0.05) == "above item-kNN .353 by .033 [.020, .050]"
+    assert words(-0.033, -0.05, -0.02) == "short of item-kNN .353 by .033 [.020, .050]"
+    not_clearly = "not clearly above item-kNN .353: "
+    assert words(0.004, -0.01, 0.02) == not_clearly + "above it by .004, interval [−.010, .020] around 0"
+    assert words(-0.004, -0.02, 0.01) == not_clearly + "short of it by .004, interval [−.020, .010] around 0"
+    assert words(0.0, 0.0, 0.0) == not_clearly + "level with it, interval [.000, .000] around 0"
+
+
+def test_a_group_of_items_has_a_baseline_and_what_is_left_out_is_said(monkeypatch):
+    window, truth, before = world()
+    monkeypatch.setattr(judge_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(judge_module, "EASE_MAX_ITEMS", 59)
+    details = Details(groups={"language": np.arange(60) % 3})
+    report = report_of(window, truth, before, details=details)
+    names = [row.name for row in report.catalogue.rows]
+    assert names[3:] == ["popularity, last 2 days", "popularity, own language", "item-kNN"]
+    assert report.left_out == (
+        "EASE, which is cubic in the items: meant for up to 59",
+        "iALS: the library implicit is not installed, pip install 'twofold[ials]'",
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(judge_module, "IALS_MAX_POSITIVES", 3)
+    report = report_of(window, truth, before)
+    assert report.left_out == ("iALS: as a baseline meant for up to 3 positives",)
+    assert "Not among the rows: iALS: as a baseline meant for up to 3 positives." in report_page(report)
+
+
+def test_who_may_be_recommended_is_judged_on_the_same_users_beside_its_ceiling():
+    window, truth, before = world()
+    allowed = np.arange(60) < 30
+    report = report_of(window, truth, before, details=Details(only=Only("number < 30", allowed)))
+    section = report.passing
+    ceiling = np.array([allowed[own].mean() for own in window.relevant.values.reshape(-1, 2)]).mean()
+    assert (section.where, section.items, section.ceiling.value) == ("number < 30", 30, pytest.approx(ceiling))
+    line = next(line for line in section.lines if line.metric == "catalogue_filtered/recall@5")
+    # The truth finds all that may be found.
+    assert (line.whole.value, line.passing.value) == (1, pytest.approx(ceiling))
+    assert line.minus.value == pytest.approx(ceiling - 1)
+    assert report.metrics_of("model")["catalogue_filtered/recall@5"] == line.passing.value
+    words = f"index.where: number < 30 leaves 30 of 60 items, which hold {decimal(ceiling)} of what was to be found: "
+    assert report.verdict[-1].startswith(words + f"catalogue recall@5 is {decimal(ceiling)} [")
+    page = report_page(report)
+    assert "Only items where <code>number &lt; 30</code>: 30 of\n60 as of the window" in page
+
+
+def test_few_users_are_said_to_be_few():
+    report = report_of(*world(users=7))
+    assert any(sentence.startswith("Only 7 users could be judged") for sentence in report.verdict)
+
+
+def test_one_user_one_item():
+    window = JudgedWindow(
+        name="test",
+        user_rows=np.array([0]),
+        query_at=np.array([5]),
+        seen=Ragged(np.zeros(0, np.int64), np.array([0, 0])),
+        relevant=Ragged(np.array([0]), np.array([0, 1])),
+        candidates=Ragged(np.array([0]), np.array([0, 1])),
+        labels=np.array([True]),
+        num_items=1,
+        is_cold=np.array([True]),
+        track="time_free",
+    )
+    nothing = Interactions(*(np.zeros(0, np.int64) for _ in range(3)), 1, 1)
+    report = report_of(window, np.zeros((1, 1), np.float32), nothing)
+    assert report.metrics_of("model")["catalogue/recall@1"] == 1
+    assert report.impressions.users_judged == 0
+    assert "impressions/auc" not in report.metrics_of("model")
+    assert any("no user has both a positive and another one" in sentence for sentence in report.verdict)
+
+
+def test_a_window_in_which_all_positives_were_seen_is_refused():
+    window, truth, before = world(users=3)
+    nothing = replace(window, relevant=Ragged(np.zeros(0, np.int64), np.zeros(4, np.int64)))
+    with pytest.raises(DataError, match="none of the 3 users"):
+        report_of(nothing, truth, before)
+
+
+def test_the_same_seed_gives_the_same_report(report):
+    assert report_of(*world()) == report
+
+
+def test_the_file_is_the_report(report, tmp_path):
+    write_report(report, tmp_path)
+    assert load_report(tmp_path / "report.json") == report
+
+
+def test_a_damaged_or_missing_report_is_named(report, tmp_path):
+    write_report(report, tmp_path)
+    path = tmp_path / "report.json"
+    content = json.loads(path.read_text())
+    del content["catalogue"]["num_items"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"report\.json is not a report: catalogue\.num_items: .*Delete its folder"):
+        load_report(path)
+    path.write_text("{")
+    with pytest.raises(RunError, match=r"report\.json is not a report: the file: .*again"):
+        load_report(path)
+    path.unlink()
+    with pytest.raises(RunError, match=r"there is no report .*report\.json.*`twofold run`"):
+        load_report(path)
+
+
+def test_the_headline_of_a_small_catalogue_is_no_free_gift():
+    assert [headline_k(items) for items in (1, 9, 50, 60, 300, 999, 1000, 10**6)] == [1, 1, 5, 5, 20, 50, 100, 100]

@@ -1,0 +1,146 @@
+"""Who is judged by what, where each user's last events are the window."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tests.prepare.tables import JUDGED, TEST, TRAIN, log_of, prepared
+from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.evaluate.window import (
+    details_of,
+    digest_of_relevant,
+    judged_window,
+    positives_before,
+    slicings_of,
+    watched_rows,
+)
+from twofold.recipe.features import Features
+from twofold.topk import Ragged
+
+FEATURES = Features.model_validate({"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]})
+
+
+def test_a_user_is_judged_by_the_last_event_and_knows_all_before_it(tmp_path: Path) -> None:
+    # User 1 meets items 0 to 4, user 2 items 4 to 1, later; users 8 and 9, who meet item 100 twice, only teach.
+    rows = [(1, item, TRAIN + item, True) for item in range(5)]
+    rows += [(2, 4 - place, TRAIN + 100 + place, True) for place in range(4)]
+    out = prepared(tmp_path, log_of(rows), split={"kind": "last_n"})
+    (tmp_path / "dataset").mkdir()
+    build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+    arrays = load_dataset(tmp_path / "dataset")
+    window = judged_window(arrays, "test")
+    users, items = arrays.users.ids, arrays.items.ids
+
+    def listed(ragged, line):
+        return {items[int(row)].as_py() for row in ragged.values[ragged.offsets[line] : ragged.offsets[line + 1]]}
+
+    assert [users[int(row)].as_py() for row in window.user_rows] == [1, 2]
+    assert [listed(window.relevant, line) for line in (0, 1)] == [{4}, {1}]
+    assert [listed(window.seen, line) for line in (0, 1)] == [{0, 1, 2, 3}, {4, 3, 2}]
+    assert window.track == "time_free"
+    # What the baselines may learn from: of a judged user what came before the question, of all others everything.
+    known = positives_before(arrays, window, first_at=None)
+    found = {
+        (users[int(user)].as_py(), items[int(item)].as_py())
+        for user, item in zip(known.user_rows, known.item_rows, strict=True)
+    }
+    assert found == {(1, item) for item in range(4)} | {(2, item) for item in (4, 3, 2)} | {
+        (user, 100) for user, *_ in JUDGED
+    }
+    everything = positives_before(arrays, window, first_at=np.iinfo(np.int64).max)
+    assert len(everything.at) == len(rows) + len(JUDGED)
+
+
+def three_kinds(tmp_path):
+    """User 1 meets items 0 to 9 in training, item i being i + 1 seconds long and watched by the half; 8 and 9 teach.
+
+    On the day of test users 1 and 2, who is new, like items 10 and 11, which are new.
+    """
+    seconds = [float(item + 1) for item in range(10)]
+    rows = [(1, item, TRAIN + item, True) for item in range(10)]
+    rows += [(user, item, TEST + item, True) for user in (1, 2) for item in (10, 11)]
+    rows += [(9, 0, TRAIN, True)]
+    length = seconds + [20.0, 40.0] * 2 + [1.0]
+    log = log_of(rows, watch_s=[each / 2 for each in length], length_s=length)
+    out = prepared(tmp_path, log)
+    (tmp_path / "dataset").mkdir()
+    build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+    arrays = load_dataset(tmp_path / "dataset")
+    return arrays, judged_window(arrays, "test")
+
+
+def groups(slicing):
+    return [slicing.names[group] if group >= 0 else None for group in slicing.group]
+
+
+def test_slices_of_users_and_items_are_those_of_the_log(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    users = [arrays.users.ids[int(row)].as_py() for row in window.user_rows[window.relevant.lines]]
+    tables = [
+        pa.table({"user_id": [9, 8, 2, 1], "city": ["b", "b", "b", "a"], "born": [1, 2, 3, 4]}),
+        pa.table({"item_id": [10, 11], "language": ["hi", "en"], "tags": [["x"], ["y"]]}),
+    ]
+    found = {
+        slicing.name: dict(zip(users, groups(slicing), strict=True))
+        for slicing in slicings_of(arrays, window, tables=tables, columns=["city", "born", "tags"])
+    }
+    assert found["user activity"][1] == "10 to 50 items met"
+    assert found["user activity"][2] == "cold: none met"
+    assert found["item age, days"][1] == "below 1 days"
+    assert found["item popularity"][1] == "cold: no training event"
+    assert (found["city"][1], found["city"][2]) == ("a", "b")
+    assert "tags" not in found
+    languages = slicings_of(arrays, window, tables=tables, columns=["language"])[-1]
+    items = [arrays.items.ids[int(row)].as_py() for row in window.relevant.values]
+    known = {"100": None, "10": "hi", "11": "en"}
+    assert groups(languages) == [known[str(item)] for item in items]
+
+
+def test_of_a_declared_column_with_many_values_the_commonest_are_told_apart(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    tables = [pa.table({"item_id": list(range(13)), "made": [f"in {each:02}" for each in range(13)]})]
+    (*_, last) = slicings_of(arrays, window, tables=tables, columns=[], declared=["made"])
+    assert last.names == ("in 10", "in 11", *(f"in {each:02}" for each in range(9)), "other values")
+    items = [arrays.items.ids[int(row)].as_py() for row in window.relevant.values]
+    assert groups(last) == [f"in {item}" if item in (10, 11) else None for item in items]
+    assert "made" not in {each.name for each in slicings_of(arrays, window, tables=tables, columns=["made"])}
+    details = details_of(arrays, window, tables=tables, with_target=False, utc_offset_h=0, columns=["made"])
+    known = [int(item) if int(item) < 13 else -1 for item in arrays.items.ids.to_pylist()]
+    assert details.groups["made"].tolist() == known
+
+
+def test_watched_rows_are_those_of_known_length_with_gains_of_training(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    watched = watched_rows(arrays, window, with_target=False)
+    assert watched.target is None
+    lists = [watched.length_s[first:end].tolist() for first, end in itertools.pairwise(watched.item_rows.offsets)]
+    ids = [arrays.users.ids[int(row)].as_py() for row in window.user_rows]
+    assert dict(zip(ids, lists, strict=True)) == {1: [20, 40], 2: [20, 40], 8: [], 9: []}
+    assert watched.watch_s.tolist() == [10, 20, 10, 20]
+
+
+def test_a_log_without_watch_times_has_nothing_watched(tmp_path):
+    out = prepared(tmp_path, log_of([(1, 0, TRAIN, True), (2, 1, TRAIN, True)]))
+    (tmp_path / "dataset").mkdir()
+    build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+    arrays = load_dataset(tmp_path / "dataset")
+    assert watched_rows(arrays, judged_window(arrays, "test"), with_target=False) is None
+
+
+def test_what_was_to_be_found_has_one_digest_however_rows_are_numbered(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    order = np.argsort(-np.arange(len(window.user_rows)))
+    turned = replace(
+        window,
+        user_rows=window.user_rows[order],
+        query_at=window.query_at[order],
+        relevant=window.relevant.of(order),
+        seen=window.seen.of(order),
+    )
+    digest = digest_of_relevant(arrays, window)
+    assert digest_of_relevant(arrays, turned) == digest
+    fewer = replace(window, relevant=Ragged(np.zeros(0, np.int64), np.zeros_like(window.relevant.offsets)))
+    assert digest_of_relevant(arrays, fewer) != digest

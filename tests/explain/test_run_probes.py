@@ -1,0 +1,123 @@
+"""A run's arrays → groups, lists and probes, and what a whole run writes of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests import worlds
+from twofold.dataset.dataset import item_attributes, load_dataset
+from twofold.evaluate.window import judged_window
+from twofold.explain.gap import SCORE, STALE, measure_gap
+from twofold.explain.run_probes import groupings_of, lines_of, probe_run, read_lists
+from twofold.index.search import build_index
+from twofold.model.retriever import item_vectors, load_model
+from twofold.pipeline import run as pipeline
+from twofold.pipeline.adapters import gap_case
+from twofold.run_folder import locked, open_stage
+
+FEATURES = {
+    "user": [{"kind": "history", "of": "positives", "last": 100}],
+    "item": [{"kind": "id"}, {"kind": "category", "column": "creator"}, {"kind": "bag", "column": "tags"}],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The checkerboard, with a category and tags that say nothing of who likes what."""
+    folder = tmp_path_factory.mktemp("explained")
+    recipe = worlds.checkerboard(folder / "log", num_users=48, num_items=32)
+    parts = {"features": FEATURES, "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0}}
+    return pipeline.run(worlds.world_recipe(recipe.data.model_dump(), parts), runs=folder / "runs")
+
+
+def test_groups_are_what_the_item_tower_calls_a_category_and_the_first_of_its_tags(run):
+    arrays = load_dataset(run.folder / "dataset")
+    creators, tags = groupings_of(arrays, item_attributes(run.folder / "dataset"))
+    assert (creators.name, tags.name) == ("creator", "tags")
+    ids = np.asarray(arrays.items.ids)
+    assert len(set(zip(creators.group.tolist(), (ids * 7 % 5).tolist(), strict=True))) == 5
+    assert ((tags.group == -1) == (ids % 3 == 0)).all()  # every third item has no tag
+    assert len(set(zip(tags.group.tolist(), (ids * 5 % 3).tolist(), strict=True)) - {(-1, 0)}) == 2
+
+
+def test_lists_are_read_best_first_a_line_for_every_user(run):
+    arrays = load_dataset(run.folder / "dataset")
+    path = run.folder / "recommend" / "recommendations.parquet"
+    lists = read_lists(path, arrays)
+    table = pq.read_table(path).filter(pa.compute.equal(pq.read_table(path)["user_id"], 5))
+    line = int(arrays.users.rows_of([5])[0])
+    own = lists.values[lists.offsets[line] : lists.offsets[line + 1]]
+    expected = table.sort_by("rank")["item_id"].to_pylist()
+    assert [arrays.items.ids[int(row)].as_py() for row in own] == expected
+
+
+def test_a_run_leaves_its_probes_and_its_gap(run):
+    probes = json.loads((run.folder / "explain" / "probes.json").read_text())
+    names = [probe["name"] for probe in probes]
+    assert len(set(names)) == len(names)
+    wanted = {"effective_rank", "hub_skew", "norm_popularity", "coverage", "novelty", "creator/folding", "tags/purity"}
+    assert wanted | {"ids_masked", "overlap", "served_top_tenth"} <= set(names)
+    assert all(probe["source"] and probe["meaning"] for probe in probes)
+    gap = json.loads((run.folder / "explain" / "gap.json").read_text())
+    assert gap["batch_size"] == 16
+    assert sum(step["change"] for step in gap["steps"]) == pytest.approx(gap["served"] - gap["in_batch"])
+    # The bundle answers with the model's own vectors under its own score.
+    assert {step["cause"]: step["change"] for step in gap["steps"]}[SCORE] == 0
+    assert gap["verdict"].startswith("In batches of 16 the share found among 10 is ")
+
+
+def test_a_collapsed_model_rings(run):
+    arrays = load_dataset(run.folder / "dataset")
+    lists = read_lists(run.folder / "recommend" / "recommendations.parquet", arrays)
+    point = np.ones((len(arrays.items), 16), np.float32)
+    point += np.random.default_rng(0).normal(scale=1e-3, size=point.shape).astype(np.float32)
+    attributes = item_attributes(run.folder / "dataset")
+    lines = lines_of(probe_run(arrays, point, lists, attributes=attributes))
+    assert {"effective_rank", "mean_cosine"} <= {line["name"] for line in lines if line["is_alarming"]}
+
+
+@pytest.mark.slow  # a training
+@pytest.mark.parametrize(("score", "named"), [("cosine", False), ("dot", True)])
+def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, named, tmp_path):
+    train = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0}
+    recipe = worlds.world_recipe(worlds.languages(tmp_path / "log").data.model_dump(), {"train": train})
+    job = pipeline.Job(recipe, tmp_path / "run")
+    with locked(job.folder):
+        _, dataset, trained = pipeline.up_to_training(job)
+    arrays = load_dataset(dataset.folder, recipe.features)
+    window, model = judged_window(arrays, "test"), load_model(recipe.retriever, arrays, trained.folder)
+    vectors = item_vectors(model, arrays, int(window.query_at.min()))
+    # Nothing in training holds the lengths, which a cosine does not look at.
+    lengths = np.random.default_rng(0).lognormal(sigma=1.5, size=(len(vectors), 1)).astype(np.float32)
+    index = build_index(vectors * lengths if named else vectors, score=score)
+    found = measure_gap(gap_case(model, arrays, window, index=index, listed=arrays.items), batch_size=16, k=2)
+    assert (found.largest == SCORE) == named
+    change = {step.cause: step.change for step in found.steps}
+    assert change[SCORE] < -0.2 if named else change[SCORE] == 0
+    assert change[STALE] == pytest.approx(0, abs=0.01)
+
+
+def test_what_is_explained_twice_is_explained_alike(run, tmp_path):
+    again = pipeline.Job(run.recipe, Path(shutil.copytree(run.folder, tmp_path / "again")))
+    shutil.rmtree(again.folder / "explain")
+    indexed = open_stage(again.folder, "index")
+    pipeline.explain(again, indexed, open_stage(again.folder, "recommend"))
+    for name in ("gap.json", "probes.json", "map.html", "map.parquet"):
+        assert (again.folder / "explain" / name).read_bytes() == (run.folder / "explain" / name).read_bytes()
+
+
+@pytest.mark.slow  # two whole runs
+@pytest.mark.parametrize("uniform", [0, 128], ids=["batches of one language", "and negatives of all"])
+def test_languages_that_never_meet_in_training_ring_though_no_tower_reads_them(uniform, tmp_path):
+    plain = worlds.languages(tmp_path / "log")
+    loss = {"kind": "in_batch_softmax", "uniform_negatives": uniform}
+    train = plain.train.model_dump() | {"group_by": ["language"], "loss": loss}
+    job = pipeline.run(worlds.world_recipe(plain.data.model_dump(), {"train": train}), runs=tmp_path)
+    probes = {probe["name"]: probe for probe in json.loads((job.folder / "explain" / "probes.json").read_text())}
+    assert probes["language/folding"]["is_alarming"] == (uniform == 0)
+    assert probes["language/served_other"]["is_alarming"] is False

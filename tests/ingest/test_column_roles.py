@@ -1,0 +1,267 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from twofold.errors import DataError
+from twofold.ingest.column_roles import (
+    Asked,
+    Column,
+    LookedAt,
+    Roles,
+    guess_key,
+    guess_roles,
+    look_of,
+    printable,
+    rule_name,
+)
+
+SECONDS = (1_700_000_000.0, 1_700_864_000.0)  # ten days of November 2023
+
+
+def integer(name: str, low: float = 0, high: float = 999, distinct: int = 500, nulls: float = 0.0) -> Column:
+    ends = (f"{low:g}", f"{high:g}")
+    return Column(name, "BIGINT", "integer", nulls, distinct, float(low), float(high), is_whole=True, range=ends)
+
+
+def fraction(name: str, low: float, high: float, distinct: int = 500) -> Column:
+    return Column(name, "DOUBLE", "fraction", 0.0, distinct, float(low), float(high))
+
+
+def flag(name: str) -> Column:
+    return integer(name, 0, 1, distinct=2)
+
+
+def text(name: str, *commonest: str, distinct: int = 500, dates: float = 0, lists: float = 0.0) -> Column:
+    return Column(name, "VARCHAR", "text", 0.0, distinct, dates=float(dates), lists=lists, commonest=commonest)
+
+
+def moment(name: str) -> Column:
+    return integer(name, *SECONDS, distinct=900)
+
+
+def log(*columns: Column) -> LookedAt:
+    return LookedAt(Path("log.csv"), 1000, columns)
+
+
+def roles(*columns: Column, asked: Asked | None = None) -> Roles:
+    """The roles of a log that has a user, an item, a time and these."""
+    return guess_roles(log(integer("user_id"), integer("item_id"), moment("ts"), *columns), asked or Asked())
+
+
+# --- what values look like --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "looks"),
+    [
+        (integer("x", *SECONDS), "moment (s)"),
+        (integer("x", *(value * 1e3 for value in SECONDS)), "moment (ms)"),
+        (integer("x", *(value * 1e6 for value in SECONDS)), "moment (us)"),
+        (integer("x", *(value * 1e9 for value in SECONDS)), "moment (ns)"),
+        (replace(integer("x"), kind="timestamp", type="TIMESTAMP"), "moment"),
+        (replace(integer("x"), kind="day", type="DATE"), "day"),
+        (text("x", "2024-01-01T10:00:00Z", dates=1), "moment as text"),
+        (integer("x", 20220425, 20220508), "day (yyyymmdd)"),
+        (integer("x", 0, 1, distinct=2), "flag"),
+        (integer("x", 1, 1, distinct=1), "constant"),
+        (integer("x", distinct=0), "empty"),
+        (fraction("x", 0, 1), "share 0..1"),
+        (fraction("x", 0.5, 5, distinct=10), "rating"),
+        (fraction("x", -3, 5), "number"),
+        (integer("x"), "whole number"),
+        (integer("author_id"), "id"),
+        (text("x", "a", distinct=20), "category"),
+        (text("x", "a", distinct=100_000), "text"),
+        (text("x", "a|b", lists=0.9), "list as text"),
+        (Column("x", "VARCHAR[]", "list", 0.0, 9), "list"),
+        (Column("x", "BLOB", "other", 0.0, 9), "other"),
+    ],
+)
+def test_values_look_like(column: Column, looks: str) -> None:
+    assert look_of(column) == looks
+
+
+# --- user, item, time -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["user_id", "uid", "userId", "user", "member", "reviewerID", "user_id:token"])
+def test_the_usual_names_of_users_are_known(name: str) -> None:
+    assert guess_roles(log(integer("x"), integer(name), integer("item_id"), moment("ts"))).user == name
+
+
+@pytest.mark.parametrize(
+    "name", ["item_id", "video_id", "movieId", "iid", "asin", "photo_id", "business_id", "Item", "track"]
+)
+def test_the_usual_names_of_items_are_known(name: str) -> None:
+    assert guess_roles(log(integer("x"), integer("user_id"), integer(name), moment("ts"))).item == name
+
+
+@pytest.mark.parametrize("name", ["timestamp", "time_ms", "ts", "at", "event_time", "date", "unixReviewTime"])
+def test_the_usual_names_of_times_are_known(name: str) -> None:
+    found = guess_roles(log(integer("user_id"), integer("item_id"), moment("expires"), moment(name)))
+    assert (found.time, found.at_unit) == (name, "s")
+
+
+def test_a_time_needs_values_that_are_moments() -> None:
+    found = guess_roles(log(integer("user_id"), integer("item_id"), integer("time", 0, 2, distinct=3), moment("zeit")))
+    assert found.time == "zeit"
+
+
+def test_a_column_that_is_mostly_null_is_no_time() -> None:
+    mostly = replace(moment("timestamp"), nulls=0.9)
+    found = guess_roles(log(integer("user_id"), integer("item_id"), mostly, moment("timestamp_est")))
+    assert found.time == "timestamp_est"
+
+
+def test_a_likelier_name_wins() -> None:
+    columns = integer("user"), integer("user_id"), integer("movie"), integer("item"), moment("date"), moment("ts")
+    found = guess_roles(log(*columns))
+    assert (found.user, found.item, found.time) == ("user_id", "item", "ts")
+
+
+def test_equally_likely_columns_are_asked_for() -> None:
+    columns = integer("user_id"), integer("userId"), integer("item_id"), moment("ts"), moment("timestamp")
+    with pytest.raises(
+        DataError,
+        match=r"(?s)which column is the user\? Equally likely are\n  user_id  BIGINT.*userId.*"
+        r"Say which: --user user_id",
+    ):
+        guess_roles(log(*columns))
+    with pytest.raises(DataError, match=r"which column is the time\?"):
+        guess_roles(log(*columns), Asked(user="userId"))
+    found = guess_roles(log(*columns), Asked(user="userId", time="ts"))
+    assert (found.user, found.time) == ("userId", "ts")
+
+
+def test_what_cannot_be_found_is_answered_with_what_is_left() -> None:
+    with pytest.raises(DataError, match=r"(?s)as the item of an event is\. Left are\n  thing  BIGINT.*--item COL"):
+        guess_roles(log(integer("user_id"), integer("thing"), moment("ts"), flag("liked")))
+    with pytest.raises(DataError, match=r"as the time of an event is\. A log without times needs a column of whole"):
+        guess_roles(log(integer("user_id"), integer("item_id"), flag("liked")))
+
+
+def test_a_column_that_is_asked_for_must_exist() -> None:
+    with pytest.raises(DataError, match=r"--user user: log\.csv has no such column \(nearest: user_id; its columns: "):
+        roles(asked=Asked(user="user"))
+
+
+def test_the_three_are_three_columns() -> None:
+    with pytest.raises(DataError, match=r"are user_id, user_id and ts; name three different columns"):
+        roles(asked=Asked(item="user_id"))
+
+
+def test_an_order_may_stand_for_the_time_if_asked_for() -> None:
+    found = roles(integer("pos"), asked=Asked(time="pos"))
+    assert (found.time, found.at_unit, found.has_clock) == ("pos", "ms", False)
+    assert found.taken_as["pos"] == "time (order only)"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            (integer("user_id"), integer("item_id"), text("when it's", dates=1)),
+            r'time, when it\'s, is VARCHAR; .* REPLACE \(CAST\("when it\'s" AS TIMESTAMP\) AS "when it\'s"\)',
+        ),
+        (
+            (integer("user_id"), integer("item_id"), Column("date", "DATE", "day", 0.0, 30)),
+            r"date, is DATE; .* AS TIMESTAMP",
+        ),
+        (
+            (integer("user_id"), integer("item_id"), fraction("ts", *SECONDS)),
+            r'ts, is DOUBLE; .*CAST\("ts" \* 1000 AS BIGINT\)',
+        ),
+        (
+            (replace(fraction("user_id", 0, 99), is_whole=True), integer("item_id"), moment("ts")),
+            r'user, user_id, is DOUBLE; a recipe reads it as whole numbers or as text.*CAST\("user_id" AS BIGINT\)',
+        ),
+    ],
+)
+def test_a_type_that_no_recipe_reads_is_answered_with_what_mends_it(columns: tuple[Column, ...], message: str) -> None:
+    with pytest.raises(DataError, match=f"(?s){message}.*then --log log-mended"):
+        guess_roles(log(*columns))
+
+
+def test_keys_of_side_tables() -> None:
+    items = log(integer("id"), integer("author_id"), text("title"))
+    assert guess_key(items, "item") == "id"
+    assert guess_key(log(integer("x")), "item") is None
+    assert guess_key(log(integer("video_id"), integer("movie_id")), "item") is None  # which, nobody knows
+    assert guess_key(log(text("member")), "user") == "member"
+
+
+# --- what was liked ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "positive"),
+    [
+        ((), "TRUE"),
+        ((flag("is_like"), flag("is_click"), flag("is_hate"), flag("long_view")), "is_like OR long_view"),
+        ((flag("like"), flag("is fav")), '"like" OR "is fav"'),
+        ((flag("is_click"),), "is_click"),
+        ((integer("rating", 1, 5, 5),), "rating >= 4"),
+        ((fraction("Stars", 0.5, 5, 10),), "Stars >= 4"),
+        ((integer("score", 1, 10, 10),), "score >= 8"),
+        ((text("event_type", "view", "purchase", "add_to_cart"),), "event_type IN ('purchase', 'add_to_cart')"),
+        ((text("event", "view", "'like'"),), "event IN ('''like''')"),
+        ((fraction("watch_ratio", 0, 12),), "watch_ratio >= 0.8"),
+        ((integer("played_ratio_pct", 0, 100),), "played_ratio_pct >= 80"),
+        ((integer("dwell"),), "watch_s >= 18"),
+        ((integer("watch_s"), integer("length_s")), "watch_s >= LEAST(length_s, 18) AND length_s > 0"),
+        ((flag("like\u202e"), integer("liked", 1, 1, 1)), "TRUE"),  # no rule can name it; a constant tells nothing
+    ],
+)
+def test_positive_is_what_the_log_says_of_liking(columns: tuple[Column, ...], positive: str) -> None:
+    assert roles(*columns).positive == positive
+
+
+@pytest.mark.parametrize(
+    ("watch", "length", "derive"),
+    [
+        (
+            integer("play_time_ms", 0, 9e5),
+            integer("duration_ms", 0, 9e5),
+            {"watch_s": "play_time_ms / 1000", "length_s": "duration_ms / 1000"},
+        ),
+        (
+            integer("watch time", 0, 900),
+            integer("runtime_min", 1, 200),
+            {"watch_s": '"watch time"', "length_s": "runtime_min * 60"},
+        ),
+        (
+            integer("play_duration", 0, 5e5),
+            integer("video_duration", 0, 5e5),
+            {"watch_s": "play_duration / 1000", "length_s": "video_duration / 1000"},
+        ),
+        (integer("watch_s"), integer("length_ms", 0, 9e5), {"length_s": "length_ms / 1000"}),
+    ],
+)
+def test_seconds_are_derived(watch: Column, length: Column, derive: dict[str, str]) -> None:
+    found = roles(watch, length)
+    assert found.derive == derive
+    assert found.taken_as[watch.name].startswith("watch time")
+    assert found.taken_as[length.name].startswith("length")
+
+
+def test_a_length_alone_and_a_flag_called_watched_derive_nothing() -> None:
+    assert roles(integer("duration")).derive == {}
+    assert roles(flag("watched"), integer("duration")).derive == {}
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_as_a_rule_writes_it() -> None:
+    assert [rule_name(name) for name in ("liked", "like", 'a "b"', "TRUE")] == [
+        "liked",
+        '"like"',
+        '"a ""b"""',
+        '"TRUE"',
+    ]
+    assert rule_name("a\u202eb") is None  # text that reads backwards is refused in rules
+
+
+def test_invisible_characters_are_shown() -> None:
+    assert printable("a\n\x1b[31mb\u2028") == "a··[31mb·"

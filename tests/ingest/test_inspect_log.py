@@ -1,0 +1,362 @@
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from twofold.cli import stages as cli
+from twofold.errors import DataError, RecipeError
+from twofold.ingest import inspect_log as looking
+from twofold.ingest.column_roles import Asked
+from twofold.ingest.draft_recipe import draft_recipe
+from twofold.ingest.inspect_log import check_draft, look, look_at_table
+from twofold.ingest.seen import EventFacts, Seen
+from twofold.prepare.run_plan import prepare
+from twofold.recipe.load import load_recipe
+from twofold.recipe.prepare import TemporalSplit
+from twofold.recipe.schema import Recipe
+
+FIRST_S = 1_704_067_200  # 1 January 2024, 00:00 UTC
+DAY_S = 86_400
+ROWS = 1200
+
+
+def keys(days: int = 10) -> dict[str, Any]:
+    """20 users, 30 items, and moments in seconds, evenly over the days."""
+    numbers = np.arange(ROWS)
+    return {
+        "user": numbers % 20,
+        "item": numbers * 7 % 30 + numbers // 600,
+        "seconds": FIRST_S + numbers * days * DAY_S // ROWS,
+    }
+
+
+def write(path: Path, columns: dict[str, Any]) -> Path:
+    table = pa.table(columns)
+    if path.suffix == ".csv":
+        pa_csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return path
+
+
+def drafted(seen: Seen, folder: Path) -> Recipe:
+    """The recipe that is drafted of what was seen, as it loads from a file."""
+    text = draft_recipe(seen, name="drafted", folder=folder)
+    check_draft(text, folder)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    return load_recipe(folder / "recipe.yaml")
+
+
+def prepared(seen: Seen, folder: Path) -> dict[str, Any]:
+    """What preparation makes of the drafted recipe: it runs."""
+    (folder / "run").mkdir()
+    return prepare(drafted(seen, folder), folder / "run")
+
+
+@pytest.fixture
+def short_video(tmp_path: Path) -> Path:
+    """A log as KuaiRand publishes it, with two rows written twice."""
+    key, numbers = keys(), np.arange(ROWS)
+    columns = {
+        "user_id": key["user"],
+        "video_id": key["item"],
+        "date": np.full(ROWS, 20240101),
+        "time_ms": key["seconds"] * 1000,
+        "is_click": numbers % 2,
+        "is_like": (numbers % 10 == 0).astype(int),
+        "is_hate": (numbers % 300 == 0).astype(int),
+        "play_time_ms": numbers * 10 % 200_000,
+        "duration_ms": 5_000 + numbers % 30 * 1000,
+        "tab": numbers % 5,
+    }
+    twice = {name: np.concatenate([values, values[:2]]) for name, values in columns.items()}
+    return write(tmp_path / "log.parquet", twice)
+
+
+# --- logs as they are found -------------------------------------------------------------------------------------------
+
+
+def test_a_short_video_log(tmp_path: Path, short_video: Path) -> None:
+    seen = look(short_video)
+    assert seen.roles.taken_as == {
+        "user_id": "user",
+        "video_id": "item",
+        "time_ms": "time (ms)",
+        "play_time_ms": "watch time (ms)",
+        "duration_ms": "length (ms)",
+        "is_like": "positive flag",
+    }
+    rule = "is_like OR watch_s >= LEAST(length_s, 18) AND length_s > 0"
+    assert seen.roles.positive == rule
+    liked = duckdb.execute(
+        f"SELECT SUM((is_like = 1 OR play_time_ms >= LEAST(duration_ms, 18000))::INT) FROM '{short_video}'"
+    ).fetchall()[0][0]
+    pairs = len({*zip(keys()["user"].tolist(), keys()["item"].tolist(), strict=True)})
+    assert (seen.events.rows, seen.events.positives) == (ROWS + 2, liked)
+    assert (seen.events.users, seen.events.items) == (20, 31)
+    assert (seen.events.duplicates, seen.events.repeats) == (2, ROWS - pairs)
+    assert (seen.events.median_events, seen.events.busiest_events) == (ROWS // 20, ROWS // 20 + 1)
+    assert [day.events for day in seen.events.days] == [122, *[120] * 9]
+    facts = prepared(seen, tmp_path)
+    assert [facts["splits"][split]["rows"] for split in ("validation", "test")] == [120, 120]
+
+
+def test_ratings_in_seconds_as_csv(tmp_path: Path) -> None:
+    key = keys(days=4000)
+    ratings = (np.arange(ROWS) % 10 + 1) / 2
+    columns = {"userId": key["user"], "movieId": key["item"], "rating": ratings, "timestamp": key["seconds"]}
+    movies = {"movieId": np.arange(31), "title": [f"Film {n}" for n in range(31)], "genres": ["a|b", *["c"] * 30]}
+    log = write(tmp_path / "ratings.csv", columns)
+    seen = look(log, items=write(tmp_path / "movies.csv", movies))
+    assert (seen.data.at_unit, seen.roles.positive) == ("s", "rating >= 4")
+    assert seen.events.positives == (ratings >= 4).sum()
+    split = drafted(seen, tmp_path).prepare.split
+    assert isinstance(split, TemporalSplit)
+    assert split.test.end - split.test.first == timedelta(days=91)  # 4 weeks hold .7 % of the events
+    assert prepared(seen, tmp_path)["splits"]["test"]["rows"] > 0
+
+
+def test_text_ids_and_iso_timestamps(tmp_path: Path) -> None:
+    key = keys()
+    columns = {
+        "member": [f"u{user}" for user in key["user"]],
+        "business_id": [f"b-{item}" for item in key["item"]],
+        "date": [str(np.datetime64(int(s), "s")) + "Z" for s in key["seconds"]],
+        "event_type": ["view", "view", "purchase"] * (ROWS // 3),
+    }
+    seen = look(write(tmp_path / "log.csv", columns))
+    assert seen.roles.at_unit is None
+    assert seen.events.positives == ROWS // 3
+    assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == ROWS // 10
+
+
+def test_a_log_of_hours_is_judged_by_last_events(tmp_path: Path) -> None:
+    key = keys(days=1)
+    columns = {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"]}
+    seen = look(write(tmp_path / "log.parquet", columns))
+    assert seen.roles.positive == "TRUE"
+    assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == 20
+
+
+def test_an_order_instead_of_a_time(tmp_path: Path) -> None:
+    columns = {"user_id": keys()["user"], "item_id": keys()["item"], "pos": np.arange(ROWS)}
+    log = write(tmp_path / "log.csv", columns)
+    with pytest.raises(DataError, match=r"(?s)the time of an event is\. Left are\n  pos  BIGINT.*--time COL"):
+        look(log)
+    seen = look(log, asked=Asked(time="pos"))
+    assert seen.events.days == ()
+    assert drafted(seen, tmp_path).prepare.split.kind == "last_n"
+    assert prepared(seen, tmp_path)["splits"]["test"]["users"] > 0
+
+
+def test_a_rule_that_holds_for_no_event_is_not_proposed(tmp_path: Path) -> None:
+    columns = {"user_id": keys()["user"], "item_id": keys()["item"], "ts": keys()["seconds"], "dwell": [9] * ROWS}
+    seen = look(write(tmp_path / "log.csv", columns))
+    assert (seen.roles.positive, seen.events.positives) == ("TRUE", ROWS)
+    assert seen.roles.reason == "every event, as watch_s >= 18 holds for none"
+
+
+def test_rows_without_keys_are_left_out_of_the_counts(tmp_path: Path) -> None:
+    users = pa.array([None, *keys()["user"][1:].tolist()])
+    seen = look(write(tmp_path / "log.parquet", {"user_id": users, "item_id": keys()["item"], "ts": keys()["seconds"]}))
+    assert (seen.log.rows, seen.events.rows) == (ROWS, ROWS - 1)
+
+
+def test_a_wide_log(tmp_path: Path) -> None:
+    noise = {f"f{number}": np.arange(ROWS) * number % 7 for number in range(150)}
+    seen = look(
+        write(
+            tmp_path / "log.parquet",
+            {"uid": keys()["user"], "iid": keys()["item"], **noise, "ts": keys()["seconds"]},
+        )
+    )
+    assert len(seen.log.columns) == 153
+    assert drafted(seen, tmp_path).data.columns == {"user_id": "uid", "item_id": "iid", "at": "ts"}
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_scan_says_of_columns(tmp_path: Path) -> None:
+    columns = {
+        "number": [1.5, 3.0, None, float("nan")],
+        "whole": [1.0, 3.0, None, float("inf")],
+        "flag": [True, False, None, True],
+        "text": ["a,b", "a,b", None, "2024-01-01 10:00"],
+        "nothing": pa.array([None] * 4, pa.int32()),
+        "list": [["a"], ["a"], None, ["b"]],
+        "nested": [{"a": 1}, {"a": 1}, None, {"a": 2}],
+        "bytes": [b"1", b"1", None, b"\xff"],
+    }
+    found = {column.name: column for column in look_at_table(write(tmp_path / "x.parquet", columns), field="x").columns}
+    assert {column.nulls for name, column in found.items() if name != "nothing"} == {1 / 4}
+    assert (found["number"].low, found["number"].high, found["number"].is_whole) == (1.5, 3.0, False)
+    assert (found["whole"].low, found["whole"].high) == (1.0, 3.0)
+    assert (found["flag"].low, found["flag"].high, found["flag"].is_whole) == (0, 1, True)
+    assert (found["text"].dates, found["text"].lists) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert found["text"].commonest[0] == "a,b"
+    assert (found["nothing"].nulls, found["nothing"].distinct, found["nothing"].low) == (1, 0, None)
+    assert {name: found[name].kind for name in ("list", "nested", "bytes")} == {
+        "list": "list",
+        "nested": "other",
+        "bytes": "other",
+    }
+
+
+def test_a_share_of_the_users_stands_for_a_large_log(short_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "_MAX_COMPARED", ROWS // 2)
+    events: EventFacts = look(short_video).events
+    assert 0 < events.compared < ROWS
+    assert events.compared % (ROWS // 20) in (0, 1, 2)  # whole users
+    assert events.rows == ROWS + 2
+
+
+# --- hostile names ----------------------------------------------------------------------------------------------------
+
+HOSTILE = ["u'; DROP TABLE x; --", "x\") FROM read_text('/etc/passwd') --", "a\nb: [c]", "😀 {}", "%s \\ $1", "[bold]x"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_is_a_name(tmp_path: Path, name: str) -> None:
+    key = keys()
+    names = [f"{name} user", f"{name} item", f"{name} ts", f"{name} x"]
+    values = [key["user"], key["item"], key["seconds"], np.arange(ROWS) % 2]
+    log = write(tmp_path / "log.parquet", dict(zip(names, values, strict=True)) | {"like": np.arange(ROWS) % 3 // 2})
+    seen = look(log, asked=Asked(*names[:3]))
+    assert (seen.events.users, seen.events.items, seen.roles.positive) == (20, 31, '"like"')
+    assert list(drafted(seen, tmp_path).data.columns.values()) == names[:3]
+
+
+def test_the_engine_reads_the_given_files_alone(tmp_path: Path, short_video: Path) -> None:
+    other = write(tmp_path / "secret.parquet", {"x": [1]})
+    with looking._engine((short_video,)) as ask:
+        assert ask(f"SELECT COUNT(*) FROM '{short_video}'") == [(ROWS + 2,)]
+        with pytest.raises(duckdb.PermissionException):
+            ask(f"SELECT * FROM '{other}'")
+        with pytest.raises(duckdb.InvalidInputException, match="lock"):
+            ask("SET memory_limit = '1TB'")
+
+
+# --- logs that cannot be used -----------------------------------------------------------------------------------------
+
+
+def header_only(folder: Path) -> Path:
+    (folder / "log.csv").write_text("user_id,item_id,ts\n")
+    return folder / "log.csv"
+
+
+def empty(folder: Path) -> Path:
+    (folder / "log.csv").touch()
+    return folder / "log.csv"
+
+
+def damaged(folder: Path) -> Path:
+    whole = write(folder / "whole.parquet", {"user_id": keys()["user"]}).read_bytes()
+    (folder / "log.parquet").write_bytes(whole[: len(whole) // 2])
+    return folder / "log.parquet"
+
+
+def late_surprise(folder: Path) -> Path:
+    """Numbers, as far as the first 20,480 lines tell."""
+    lines = [f"{n % 9},{n % 7},{FIRST_S + n}" for n in range(60_000)]
+    (folder / "log.csv").write_text("\n".join(["user_id,item_id,ts", *lines, "1,2,never"]) + "\n")
+    return folder / "log.csv"
+
+
+def one_user(folder: Path) -> Path:
+    return write(folder / "log.csv", {"user_id": [7] * ROWS, "item_id": keys()["item"], "ts": keys()["seconds"]})
+
+
+def no_keys(folder: Path) -> Path:
+    half = pa.array([1, None] * (ROWS // 2))
+    other = pa.array([None, 1] * (ROWS // 2))
+    return write(folder / "log.parquet", {"user_id": half, "item_id": other, "ts": keys()["seconds"]})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (header_only, r"--log: .*log\.csv holds no rows\. Check that the export"),
+        (empty, r"--log: .*log\.csv holds no rows"),
+        (damaged, r"log\.parquet cannot be read as parquet .* It is damaged, cut short or of another kind"),
+        (late_surprise, r"reading .*log\.csv failed: .*never.* or a value in it is not of its column's type"),
+        (one_user, r"user_id holds one user alone, and a model learns by telling users apart\. Name another column"),
+        (no_keys, r"in every row user_id, item_id or ts is NULL\. Fill them"),
+    ],
+)
+def test_a_log_that_cannot_be_used_is_refused(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        look(make(tmp_path))
+
+
+def test_a_draft_that_its_data_cannot_serve_is_refused(tmp_path: Path, short_video: Path) -> None:
+    text = draft_recipe(look(short_video), name="x", folder=tmp_path)
+    check_draft(text, tmp_path)
+    with pytest.raises(RecipeError, match="positive reads `loved`"):
+        check_draft(text.replace("is_like OR", "loved OR"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.parquet"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs `twofold recipe new ARGUMENTS` in this process → exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["twofold", "recipe", "new", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "120")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_shows_what_it_saw_and_what_to_do_next(
+    tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = tmp_path / "mine" / "recipe.yaml"
+    code, said, _ = call("--log", short_video, "--out", out)
+    assert code == 0
+    for words in ("play_time_ms", "watch time (ms)", "1,202 rows", "20; half have 60 events", f"twofold run {out}"):
+        assert words in said
+    assert load_recipe(out).name == "log"
+    code, _, error = call("--log", short_video, "--out", out)
+    assert (code, "exists. Overwrite it with --replace, or name another file with --out FILE" in error) == (2, True)
+    assert call("--log", short_video, "--out", out, "--replace")[0] == 0
+
+
+def test_a_recipe_can_be_printed_alone(
+    tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, printed, said = call("--log", short_video, "--out", "-")
+    assert (code, printed.startswith("# Drafted by"), "watch time (ms)" in said) == (0, True, True)
+    (tmp_path / "elsewhere.yaml").write_text(printed)
+    assert load_recipe(tmp_path / "elsewhere.yaml").data.events == short_video
+
+
+def test_names_of_a_log_are_no_markup(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    key = keys()
+    columns = {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"], "[/red]\x1b[31m": key["item"]}
+    code, said, _ = call("--log", write(tmp_path / "log.parquet", columns), "--out", tmp_path / "r.yaml")
+    assert (code, "[/red]·[31m" in said) == (0, True)
+
+
+def test_what_cannot_be_told_is_one_message(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    key = keys()
+    columns = {"user_id": key["user"], "userId": key["user"], "item_id": key["item"], "ts": key["seconds"]}
+    log = write(tmp_path / "log.csv", columns)
+    code, _, error = call("--log", log, "--out", tmp_path / "r.yaml")
+    assert (code, "Say which: --user user_id" in error) == (2, True)
+    assert call("--log", log, "--out", tmp_path / "r.yaml", "--user", "userId")[0] == 0
+    assert call("--log", tmp_path / "nosuch.csv")[0] == 2

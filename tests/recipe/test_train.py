@@ -1,0 +1,153 @@
+"""What cannot be taught is refused before any data is read, with what to write instead."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.recipe.drafted import ASKED
+from twofold.recipe.schema import Recipe
+
+
+def taught(train: dict[str, Any], retriever: dict[str, Any] | None = None) -> Recipe:
+    return Recipe.model_validate(ASKED | {"retriever": {"kind": "two_tower", **(retriever or {})}, "train": train})
+
+
+def recipe(retriever: dict[str, Any], loss: dict[str, Any], **prepare: Any) -> Recipe:
+    return Recipe.model_validate(
+        ASKED
+        | {"prepare": ASKED["prepare"] | prepare}
+        | {"retriever": {"kind": "two_tower", **retriever}, "train": {"loss": loss}}
+    )
+
+
+PER = {"per": "language"}
+DISTANCE = {"score": {"kind": "negative_distance"}}
+UNIT_DOT = {"score": {"kind": "dot"}, "output": "l2"}
+TARGET = {"target": "LEAST(watch_s, 3)"}
+
+
+@pytest.mark.parametrize(
+    ("retriever", "loss", "prepare", "message"),
+    [
+        ({}, {"kind": "regression"}, {}, r"prepare.target, which the recipe does not give.*or choose kind: bce"),
+        (DISTANCE, {"kind": "bce"}, {}, r"never above 0, so train.loss of kind bce cannot say yes.*kind: dot"),
+        (DISTANCE, {"kind": "regression"}, TARGET, r"never above 0, so train.loss of kind regression"),
+        # sigmoid(1) = 1 / (1 + exp(-1)) = .73
+        (UNIT_DOT, {"kind": "bce"}, {}, r"at most 1 in the loss.*probability of 0.73.*temperature: 0.1"),
+        (
+            {"score": {"kind": "cosine", "temperature": 2}},
+            {"kind": "bce"},
+            {},
+            r"at most 0.5 in the loss.*probability of 0.62",
+        ),
+        ({"dropout": 0.1}, {"kind": "bce"}, {}, r"dropout acts on hidden layers, and there are none: write hidden: "),
+        ({"norm": "layer"}, {"kind": "bce"}, {}, r"norm acts on hidden layers, and there are none"),
+        (DISTANCE | PER, {"kind": "bpr"}, {}, r"towers per language .*a negative distance is none\. Write score: "),
+        ({"kind": "ials"} | PER, {"kind": "bpr"}, {}, r"retriever\.ials\.per\s+Extra inputs"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(
+    retriever: dict[str, Any], loss: dict[str, Any], prepare: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe(retriever, loss, **prepare)
+
+
+@pytest.mark.parametrize(
+    ("retriever", "message"),
+    [
+        ({"kind": "ials"}, "fine_tune goes on with the retriever's two towers, and the retriever is ials, no towers"),
+        (
+            {"kind": "two_tower", **PER},
+            "the retriever is towers per value. Write retriever.kind: two_tower without",
+        ),
+    ],
+)
+def test_towers_that_are_not_there_are_not_tuned(retriever: dict[str, Any], message: str) -> None:
+    asked = ASKED | {"ranker": {"kind": "mlp", "fine_tune": {"learning_rate": 1e-3}}}
+    if retriever["kind"] == "ials":  # it reads nothing else
+        asked |= {"features": {"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]}}
+    Recipe.model_validate(asked)
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate(asked | {"retriever": retriever})
+
+
+@pytest.mark.parametrize(
+    ("retriever", "loss", "prepare"),
+    [
+        ({}, {"kind": "bce", "gamma": 2}, {}),
+        ({"score": {"kind": "dot"}, "output": "batch_norm"}, {"kind": "bce"}, {}),
+        ({"score": {"kind": "dot"}}, {"kind": "regression", "error": "mse"}, TARGET),
+        (DISTANCE, {"kind": "in_batch_softmax", "log_q": "corrected", "uniform_negatives": 100}, {}),
+        (DISTANCE, {"kind": "bpr"}, {}),
+        (UNIT_DOT, {"kind": "full_softmax"}, {}),
+        ({"hidden": [8], "dropout": 0.1, "norm": "layer"}, {"kind": "sampled_softmax"}, {}),
+    ],
+)
+def test_what_can_be_is_not(retriever: dict[str, Any], loss: dict[str, Any], prepare: dict[str, Any]) -> None:
+    assert recipe(retriever, loss, **prepare).train.loss.kind == loss["kind"]
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "message"),
+    [
+        ({"kind": "sequence", "heads": 3}, {"kind": "id"}, "3 heads of a sequence need a retriever.dim that is a mult"),
+        (
+            {"kind": "sequence"},
+            {"kind": "category", "column": "creator"},
+            "positives_sequence shares the table of the item tower's id, and that tower reads none: add {kind: id}",
+        ),
+        (
+            {"kind": "history", "table": "shared", "over": "look"},
+            {"kind": "id"},
+            "over: look is read, and not the table of ids: delete over, or table",
+        ),
+    ],
+)
+def test_a_history_that_cannot_be_read_so_is_refused(user: dict[str, Any], item: dict[str, Any], message: str) -> None:
+    features = {"user": [{"of": "positives", **user}], "item": [item], "vectors": {"look": {}}}
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate(ASKED | {"features": features, "retriever": {"kind": "two_tower", "dim": 64}})
+
+
+HARD: dict[str, Any] = {"skip": 100, "top": 500}
+
+
+@pytest.mark.parametrize(
+    ("train", "retriever", "message"),
+    [
+        ({"hard_negatives": {"skip": 500}}, {}, r"skip is 500 and top is 500: no rank is left. Write a top above skip"),
+        ({"hard_negatives": HARD, "loss": {"kind": "bce"}}, {}, r"a loss of kind bce has rows instead: choose kind: "),
+        (
+            {"hard_negatives": HARD, "loss": {"kind": "full_softmax"}},
+            {},
+            r"a loss of kind full_softmax has all items as negatives: choose .* or delete hard_negatives",
+        ),
+        ({"micro_batch_size": 1024}, {}, r"micro_batch_size is 1024 and batch_size is 1024: there are no parts"),
+        (
+            {"micro_batch_size": 64},
+            {"output": "batch_norm", "score": {"kind": "dot"}},
+            r"batch_norm standardises over what is encoded at once, so that train.micro_batch_size would change",
+        ),
+    ],
+)
+def test_what_cannot_be_mined_or_parted_is_refused(
+    train: dict[str, Any], retriever: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        taught(train, retriever)
+
+
+def test_what_can_be_mined_and_parted_is_not() -> None:
+    for loss in ({"kind": "in_batch_softmax"}, {"kind": "sampled_softmax"}, {"kind": "bpr"}):
+        assert taught({"hard_negatives": {}, "micro_batch_size": 64, "loss": loss}).train.hard_negatives is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("group_by", ["city"]), ("adversary", {}), ("hard_negatives", {"top": 20, "skip": 5})],
+)
+def test_towers_apart_are_not_taught_by_what_looks_at_all_rows(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=rf"per: language trains towers apart, and train\.{field} .*Delete one"):
+        taught({field: value}, PER)

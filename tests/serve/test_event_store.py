@@ -1,0 +1,240 @@
+"""One contract, two stores: SQLite, and Redis where the machine has a server."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serve.redis_server import redis_in
+from twofold.errors import RequestError
+from twofold.serve import event_store as histories
+from twofold.serve.event_store import LiveHistories, Met, StoreError, open_histories
+
+KEPT = 5
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_in(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Two openings of it are two workers; a prefix of its own keeps tests apart."""
+    return (
+        str(tmp_path / "serve" / "histories.db") if request.param == "sqlite" else request.getfixturevalue("redis_url")
+    )
+
+
+@pytest.fixture
+def user(request: pytest.FixtureRequest) -> str:
+    return request.node.name
+
+
+async def kept(store: LiveHistories, user: str) -> list[Met]:
+    (events,) = await store.of([user])
+    return events
+
+
+def test_what_one_worker_keeps_another_reads_oldest_first(where: str, user: str) -> None:
+    async def both() -> None:
+        one, other = open_histories(where), open_histories(where)
+        await one.append([(user, Met("b", 20, "negative")), (user, Met("a", 10, "positive"))])
+        await other.append([(user, Met("é\x1f\n", 20, "met")), (user + "'", Met("a", 1, "met"))])
+        expected = [Met("a", 10, "positive"), Met("b", 20, "negative"), Met("é\x1f\n", 20, "met")]
+        for store in (one, other):
+            assert await store.of([user, "nobody", user + "'"]) == [expected, [], [Met("a", 1, "met")]]
+            await store.close()
+
+    asyncio.run(both())
+
+
+def test_the_same_event_again_is_one_event_of_the_last_kind(where: str, user: str) -> None:
+    async def posted() -> None:
+        store = open_histories(where)
+        for kind in ("positive", "positive", "negative"):
+            await store.append([(user, Met("a", 10, kind))])
+        await store.append([(user, Met("a", 11, "met")), (user, Met("a", 11, "met"))])
+        assert await kept(store, user) == [Met("a", 10, "negative"), Met("a", 11, "met")]
+        await store.close()
+
+    asyncio.run(posted())
+
+
+def test_the_newest_are_kept_whatever_the_order_of_posting(where: str, user: str) -> None:
+    async def posted() -> None:
+        store = open_histories(where, kept=KEPT)
+        moments = [7, 3, 9, 1, 8, 8, 2, 6]
+        for place, at in enumerate(moments):
+            await store.append([(user, Met(f"item {place}", at, "met"))])
+        expected = sorted(zip(moments, range(8), strict=True))[-KEPT:]
+        assert [(met.at, met.item_id) for met in await kept(store, user)] == [(at, f"item {n}") for at, n in expected]
+        await store.close()
+
+    asyncio.run(posted())
+
+
+def test_writers_at_once_lose_nothing(where: str, user: str) -> None:
+    async def write() -> None:
+        stores = [open_histories(where) for _ in range(4)]
+        posts = [
+            store.append([(user, Met(f"{writer}", turn, "positive"))])
+            for turn in range(20)
+            for writer, store in enumerate(stores)
+        ]
+        await asyncio.gather(*posts)
+        expected = [Met(f"{writer}", turn, "positive") for turn in range(20) for writer in range(4)]
+        for store in stores:
+            assert await kept(store, user) == expected
+            await store.close()
+
+    asyncio.run(write())
+
+
+def test_a_question_that_is_given_up_spoils_no_other(where: str, user: str) -> None:
+    """A reply left unread on a connection would be taken for that to the next question."""
+
+    async def given_up() -> None:
+        store = open_histories(where)
+        users = [f"{user} {number}" for number in range(10)]
+        for number, name in enumerate(users):
+            await store.append([(name, Met(str(number), number, "met"))])
+        for turn in range(40):
+            asked = asyncio.ensure_future(
+                store.of(users) if turn % 2 else store.append([(user, Met("a", turn, "met"))])
+            )
+            for _ in range(turn % 7):
+                await asyncio.sleep(0)
+            asked.cancel()
+            number = turn % len(users)
+            assert await kept(store, users[number]) == [Met(str(number), number, "met")]
+        await store.append([(user, Met("z", 100, "met"))])
+        assert (await kept(store, user))[-1] == Met("z", 100, "met")
+        await store.close()
+
+    asyncio.run(given_up())
+
+
+WRITER = """
+import asyncio, itertools, sys
+from twofold.serve.event_store import Met, open_histories
+
+async def write():
+    store = open_histories(sys.argv[1], kept=10**6)
+    for turn in itertools.count():
+        await store.append([("user", Met(str(turn), turn, "positive"))])
+        print(turn, flush=True)
+
+asyncio.run(write())
+"""
+
+
+def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "histories.db"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    acknowledged = [next(writer.stdout) for _ in range(25)]
+    writer.kill()
+    acknowledged += writer.stdout.readlines()
+    writer.wait()
+    writer.stdout.close()
+
+    async def read() -> list[Met]:
+        store = open_histories(path)
+        events = await kept(store, "user")
+        await store.close()
+        return events
+
+    assert [met.at for met in asyncio.run(read())][: len(acknowledged)] == list(range(len(acknowledged)))
+
+
+# --- what cannot be opened, or does not answer ------------------------------------------------------------------------
+
+
+def test_a_store_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("this is no database, and longer than its header")
+    with pytest.raises(RequestError, match=r"histories in .*file cannot be opened: .*not a database.*--histories FILE"):
+        open_histories(tmp_path / "file")
+    with pytest.raises(RequestError, match=r"--histories mysql://x is neither a file nor redis://HOST:PORT/DB"):
+        open_histories("mysql://x")
+    with pytest.raises(RequestError, match=r"--histories redis://host:port/x cannot be read.*redis://HOST:PORT/DB"):
+        open_histories("redis://host:port/x")
+
+
+def test_a_server_that_is_gone_says_so_and_can_be_asked_again(redis_url: str) -> None:
+    async def ask() -> None:
+        gone = open_histories("redis://127.0.0.1:1/0")
+        with pytest.raises(StoreError, match="Redis does not answer"):
+            await gone.of(["user"])
+        with pytest.raises(StoreError, match="Redis does not answer"):
+            await gone.append([("user", Met("a", 1, "met"))])
+        await gone.close()
+
+    asyncio.run(ask())
+
+
+def test_a_server_that_hangs_is_waited_for_once_and_asked_again_later(
+    redis_url: str, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histories, "WAIT_S", 0.2)
+    monkeypatch.setattr(histories, "REST_S", 0.2)
+
+    async def ask() -> None:
+        store = open_histories(redis_url)
+        await store.append([(user, Met("a", 1, "met"))])
+        with redis.Redis.from_url(redis_url) as client:
+            client.client_pause(500)
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="Redis does not answer: TimeoutError"):
+            await kept(store, user)
+        waited = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(StoreError, match="Redis does not answer: it did not a moment ago"):
+                await kept(store, user)
+        assert time.monotonic() - waited < 0.2 <= waited - began
+        await asyncio.sleep(0.6)
+        assert await kept(store, user) == [Met("a", 1, "met")]
+        assert await kept(store, user) == [Met("a", 1, "met")]
+        await store.close()
+
+    redis = pytest.importorskip("redis")
+    asyncio.run(ask())
+
+
+def test_what_a_server_refuses_says_why_and_it_is_asked_on(redis_url: str, user: str) -> None:
+    async def ask() -> None:
+        store = open_histories(redis_url)
+        client = redis.Redis.from_url(redis_url)
+        client.set(f"twofold:history:{user}", "of another kind")
+        with pytest.raises(StoreError, match="Redis refuses: .*WRONGTYPE"):
+            await kept(store, user)
+        client.delete(f"twofold:history:{user}")
+        assert await kept(store, user) == []
+        client.close()
+        await store.close()
+
+    redis = pytest.importorskip("redis")
+    asyncio.run(ask())
+
+
+def test_a_full_or_locked_file_says_so_and_is_usable_after(tmp_path: Path) -> None:
+    async def ask() -> None:
+        store = open_histories(tmp_path / "histories.db")
+        blocker = sqlite3.connect(tmp_path / "histories.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="cannot be written: database is locked"):
+            await store.append([("user", Met("a", 1, "met"))])
+        assert await kept(store, "user") == []  # readers do not wait
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        await store.append([("user", Met("a", 1, "met"))])
+        assert await kept(store, "user") == [Met("a", 1, "met")]
+        await store.close()
+
+    asyncio.run(ask())

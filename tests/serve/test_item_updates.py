@@ -1,0 +1,160 @@
+"""Items put and withdrawn while serving: answered at once, filtered, met; learnt by every worker."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.serve.running import Running
+from tests.serve.test_app import Client, ids
+from tests.serve.tiny import DIM, NOON, VECTORS, write_run
+from twofold.serve.app import build_app
+from twofold.serve.event_store import open_histories
+from twofold.serve.middleware import Limits
+from twofold.serve.prometheus import Meters
+from twofold.serve.service import Service
+from twofold.serve.user_state import open_answers
+
+TOKEN = "secret"
+ASK = {"user_id": 30, "k": 9, "context": {"at": NOON}}  # met nothing
+ITEMS = "/v1/admin/items"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def services(run: Path, tmp_path: Path) -> list[Service]:
+    """Two workers of one service."""
+    return [worker(run, tmp_path) for _ in range(2)]
+
+
+def worker(run: Path, folder: Path) -> Service:
+    where = folder / "current.json"
+    return Service(open_answers(run), run.parent, open_histories(folder / "histories.db"), Meters(), where)
+
+
+def client(service: Service) -> Client:
+    return Client(build_app(service, Limits(token=TOKEN)), TOKEN)
+
+
+def best_vector(service: Service) -> list[float]:
+    """One that user 30 likes better than any item's: their own, of length 1."""
+    scores = {item["item_id"]: item["score"] for item in client(service).post("/v1/recommend", ASK)[1]["items"]}
+    query = np.linalg.lstsq(VECTORS.astype(float), [scores[name] for name in ["a", "b", "c", "d", "e", "f", "cold"]])[0]
+    return list((query / np.linalg.norm(query)).tolist())
+
+
+def test_what_is_put_is_answered_found_by_filters_and_described(services: list[Service]) -> None:
+    one = client(services[0])
+    new = {"item_id": "new", "vector": best_vector(services[0]), "attributes": {"colour": "blue"}}
+    assert one.post(ITEMS, {"put": [new]}) == (200, {"put": 1, "withdrawn": 0, "items": 8})
+    everything = one.post("/v1/recommend", ASK)[1]
+    assert ids(everything)[0] == "new"
+    assert len(everything["items"]) == 8
+    assert ids(one.post("/v1/recommend", ASK | {"filter": "colour = 'blue'"})[1])[0] == "new"
+    assert "new" not in ids(one.post("/v1/recommend", ASK | {"filter": "length_s > 0"})[1])  # it has none
+    assert "new" not in ids(one.post("/v1/recommend", ASK | {"exclude": ["new"]})[1])
+    status, facts = one.get("/v1/items/new")
+    assert (status, facts["attributes"], facts["is_cold"]) == (200, {"colour": "blue", "length_s": None}, True)
+    assert "new" in ids(one.post("/v1/similar", {"item_id": "a", "k": 9})[1])
+    assert one.post("/v1/similar", {"item_id": "new", "k": 1})[0] == 200
+    explained = one.post("/v1/recommend", ASK | {"user_id": 10, "explain": True, "describe": True})[1]
+    assert "new" in ids(explained)
+    assert "new" not in ids(one.post("/v1/recommend", {"user_id": "stranger"})[1])  # nobody has liked it yet
+
+
+def test_what_was_put_and_then_met_is_not_answered_again(services: list[Service]) -> None:
+    one = client(services[0])
+    one.post(ITEMS, {"put": [{"item_id": "new", "vector": best_vector(services[0])}]})
+    before = one.post("/v1/recommend", ASK)[1]
+    assert (
+        one.post("/v1/events", {"events": [{"user_id": 30, "item_id": "new", "at": NOON - 1}]})[1]["unknown_items"] == 0
+    )
+    after = one.post("/v1/recommend", ASK)[1]
+    assert ids(after) == ids(before)[1:]
+    assert [item["score"] for item in after["items"]] == [item["score"] for item in before["items"]][1:]
+    posted = {"history": ["new"], "k": 9, "context": {"at": NOON}}
+    assert one.post("/v1/recommend", posted)[1]["items"] == after["items"]
+
+
+def test_an_update_changes_what_is_given_and_nothing_else(services: list[Service]) -> None:
+    one = client(services[0])
+    before = one.post("/v1/recommend", ASK)[1]
+    assert one.post(ITEMS, {"put": [{"item_id": "a", "attributes": {"colour": "green"}}]})[1]["items"] == 7
+    assert one.get("/v1/items/a")[1]["attributes"] == {"colour": "green", "length_s": 5.0}
+    assert ids(one.post("/v1/recommend", ASK | {"filter": "colour = 'green'"})[1]) == ["a"]
+    assert one.post("/v1/recommend", ASK)[1]["items"] == before["items"]
+
+
+def test_every_worker_learns_of_it_and_so_does_one_started_anew(
+    services: list[Service], run: Path, tmp_path: Path
+) -> None:
+    one, other = map(client, services)
+    one.post(ITEMS, {"put": [{"item_id": "new", "vector": best_vector(services[0])}], "withdraw": ["b"]})
+    assert "b" in ids(other.post("/v1/recommend", ASK)[1])
+    services[1].current.items.catch_up()
+    expected = one.post("/v1/recommend", ASK)[1]["items"]
+    assert other.post("/v1/recommend", ASK)[1]["items"] == expected
+    # What another worker is told comes after what it has not heard of yet.
+    assert client(worker(run, tmp_path)).post(ITEMS, {"withdraw": ["new", "c"]})[1] == {
+        "put": 0,
+        "withdrawn": 2,
+        "items": 5,
+    }
+    services[0].current.items.catch_up()
+    assert sorted(ids(one.post("/v1/recommend", ASK)[1])) == ["a", "cold", "d", "e", "f"]
+
+
+def test_another_bundle_takes_over_what_was_withdrawn_only(services: list[Service], run: Path) -> None:
+    other = write_run(run.parent / "other", again=1)
+    one = client(services[0])
+    one.post(ITEMS, {"put": [{"item_id": "new", "vector": best_vector(services[0])}], "withdraw": ["b"]})
+    assert one.post("/v1/admin/swap", {"run": other.name})[1]["was_swapped"]
+    assert sorted(ids(one.post("/v1/recommend", ASK)[1])) == ["a", "c", "cold", "d", "e", "f"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"put": [{"item_id": "new"}]},
+            f"item new is new: give its vector, {DIM} numbers of",
+        ),
+        ({"put": [{"item_id": "a", "vector": [1.0]}]}, f"item a: the vector has 1 numbers; this bundle's have {DIM}."),
+        ({"put": [{"item_id": "a", "vector": [2.0] * DIM}]}, "must have length 1"),
+        ({"put": [{"item_id": "a", "attributes": {"color": "red"}}]}, "there is no attribute color; the catalogue has"),
+        ({"put": [{"item_id": "a", "attributes": {"length_s": "x"}}]}, "does not have the catalogue's type"),
+        ({"put": [{"item_id": "a"}, {"item_id": "a"}]}, "each must be there once"),
+    ],
+)
+def test_what_cannot_be_is_refused_whole(services: list[Service], change: dict[str, Any], says: str) -> None:
+    one = client(services[0])
+    status, problem = one.post(ITEMS, change | {"withdraw": ["b"]})
+    assert (status, says in problem["detail"]) == (422, True), problem
+    assert "b" in ids(one.post("/v1/recommend", ASK)[1])
+    services[1].current.items.catch_up()
+    assert "b" in ids(client(services[1]).post("/v1/recommend", ASK)[1])
+
+
+def test_it_wants_a_token(services: list[Service]) -> None:
+    assert Client(build_app(services[0], Limits())).post(ITEMS, {"withdraw": ["b"]})[0] == 403
+    assert Client(build_app(services[0], Limits(token=TOKEN))).post(ITEMS, {"withdraw": ["b"]})[0] == 401
+
+
+@pytest.mark.slow
+def test_processes_tell_one_another_and_stop_as_before(run: Path, tmp_path: Path) -> None:
+    service = Running(run, "--workers", "2", "--histories", str(tmp_path / "h.db"))
+    service.until(lambda: len(service.logged("ready")) == 2)
+    try:
+        assert service.ask(ITEMS, {"withdraw": ["b"]})["items"] == 6
+        time.sleep(2)  # within which the other has learnt of it
+        for _ in range(30):  # connections of their own: they fall to both
+            assert "b" not in ids(service.ask("/v1/recommend", ASK))
+        assert service.ask("/ready")["items"] == 7  # of the bundle
+    finally:
+        assert service.stop() == 0

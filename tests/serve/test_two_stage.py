@@ -1,0 +1,157 @@
+"""With a ranker: the served order and scores are those that are judged, whoever asks and however."""
+
+import asyncio
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset.batches import item_batches, query_batches
+from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.errors import RunError
+from twofold.index.search import build_index, save_index
+from twofold.model.ranker import build_ranker, encode_item_side, load_stages, rank_scores, save_ranker
+from twofold.model.retriever import as_products, item_vectors, user_vectors
+from twofold.model.two_tower import build_two_tower, encode, export_user_tower
+from twofold.recipe.features import Features, with_features
+from twofold.recipe.ranker import FineTune, Mlp, RankerFeatures
+from twofold.recipe.train import NegativeDistance, TwoTower
+from twofold.run_folder import MANIFEST, run_stage
+from twofold.serve import load
+from twofold.serve.bundle import save_context
+from twofold.serve.event_store import open_histories
+from twofold.serve.onnx_models import RANKER_ITEMS, USER_TOWER
+from twofold.serve.prometheus import Meters
+from twofold.serve.schemas import Recommend
+from twofold.serve.service import Service
+from twofold.serve.user_state import asker_of, nearest, open_answers
+from twofold.topk import tie_order
+
+pytestmark = pytest.mark.slow  # graphs are exported
+
+TOP = 6
+FORMULA = 'GREATEST(relevance, -9999) + LN("like" / (1 - "like")) - COALESCE(SQRT(relevance), long) / POWER(3, long)'
+ASKED = Mlp.model_validate(
+    {"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"top": TOP}}
+    | {"heads": [{"of": "long"}, {"of": "like"}], "formula": FORMULA}
+)
+# Either stage reads what the other does not.
+RETRIEVER = Features(vectors=FEATURES.vectors, user=FEATURES.user[:9], item=FEATURES.item)
+RANKER = Features(vectors=FEATURES.vectors, user=FEATURES.user[7:], item=FEATURES.item[:3])
+TUNED = ASKED.model_copy(
+    update={"fine_tune": FineTune(), "features": RankerFeatures(user=RANKER.user, item=RANKER.item)}
+)
+
+
+@pytest.fixture(scope="module", params=[ASKED, TUNED], ids=["plain", "with tuned towers"])
+def world(request, tmp_path_factory):
+    """The bundle's run folder, and a line a user of both stages' scores as they are judged."""
+    asked = request.param
+    told = RANKER if asked is ASKED else with_features(RETRIEVER, RANKER.user, RANKER.item)
+    folder = tmp_path_factory.mktemp("run")
+    write_prepared(folder / "prepare", random_events(0))
+    as_of = build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)["last_event_at"] + 1
+    dataset, arrays = load_dataset(folder / "dataset"), load_stages(folder / "dataset", RETRIEVER, told)
+    torch.manual_seed(0)
+    score = NegativeDistance(kind="negative_distance")
+    model = build_two_tower(TwoTower(kind="two_tower", dim=8, score=score), arrays.retriever.features, dataset.vectors)
+    ranker = build_ranker(asked, arrays.ranker.features, dataset.vectors, retrieved=10, retriever=model).eval()
+    with torch.no_grad():  # untrained, it would leave the order as it is
+        for weights in ranker.parameters():
+            weights.add_(torch.randn_like(weights))
+
+    def work(out):
+        vectors = encode(model.item, item_batches(arrays.retriever, as_of))
+        save_index(build_index(vectors, score=model.score), out)
+        export_user_tower(model.user, out / USER_TOWER)
+        _, factors = as_products(model, vectors[:1], vectors)
+        save_ranker(ranker, arrays, factors, at=as_of, folder=out)
+        save_context(folder / "dataset", out, as_of=as_of)
+        return {}
+
+    run_stage(folder, "index", inputs={}, work=work)
+    users = np.arange(len(dataset.users))
+    at = np.full(len(users), as_of)
+    asking = user_vectors(model, arrays.retriever, users, at)
+    queries, factors = as_products(model, asking, item_vectors(model, arrays.retriever, as_of))
+    found = np.argsort(-(queries @ factors.T), axis=1)  # of an untrained model: no ties
+    candidates, places = found[:, :TOP], np.tile(np.arange(TOP), (len(users), 1))
+    side = encode_item_side(ranker, arrays.ranker, factors, as_of)
+    of_ranker = encode(ranker.user, query_batches(arrays.ranker, users, at))
+    return folder, dataset, found, rank_scores(ranker, side, of_ranker, queries, candidates, places)
+
+
+def test_the_best_are_ordered_by_the_ranker_and_the_rest_follow_as_they_were_found(world) -> None:
+    folder, dataset, found, scores = world
+    items = len(dataset.items)
+    answers = load(folder).recommend(dataset.users.ids, k=items, exclude_seen=False)
+    rows = dataset.items.rows_of(answers["item_id"]).reshape(-1, items)
+    served = np.asarray(answers["score"]).reshape(rows.shape)
+    order = np.argsort(-scores, axis=1)
+    assert rows[:, :TOP].tolist() == np.take_along_axis(found[:, :TOP], order, axis=1).tolist()
+    np.testing.assert_allclose(served[:, :TOP], np.take_along_axis(scores, order, axis=1), rtol=1e-4, atol=1e-4)
+    assert rows[:, TOP:].tolist() == found[:, TOP:].tolist()
+    assert (np.diff(served, axis=1) <= 1e-5).all()
+    assert rows[:, :TOP].tolist() != found[:, :TOP].tolist()  # it does change something
+
+
+def test_fewer_than_it_ranks_are_the_best_of_all_it_ranked(world) -> None:
+    folder, dataset, found, scores = world
+    answers = load(folder).recommend(dataset.users.ids, k=2, exclude_seen=False)
+    rows = dataset.items.rows_of(answers["item_id"]).reshape(-1, 2)
+    order = np.argsort(-scores, axis=1)[:, :2]
+    assert rows.tolist() == np.take_along_axis(found[:, :TOP], order, axis=1).tolist()
+
+
+def test_equal_scores_keep_the_fixed_order_and_fewer_candidates_are_no_trouble(world, monkeypatch) -> None:
+    folder, dataset, found, _ = world
+    opened = open_answers(folder)
+    monkeypatch.setattr(
+        type(opened.bundle.ranker), "scores", lambda ranker, users, item_rows, *_: np.zeros(item_rows.shape, np.float32)
+    )
+    few = opened.bundle.filters.eligible("length_s >= 0").without(found[0, :-3])
+    askers = [asker_of(opened.bundle, row, ()) for row in range(3)]
+    rank, _ = tie_order(len(dataset.items))
+    expected = sorted(found[0, -3:].tolist(), key=lambda row: -rank[row])
+    answer = nearest(opened, askers, 5, allowed=few)
+    assert answer.item_rows.tolist() == [[*expected, -1, -1]] * 3
+    assert answer.counts.tolist() == [3] * 3
+    assert np.isneginf(answer.scores[:, 3:]).all()
+
+
+def test_an_explained_answer_says_where_the_retriever_had_it(world, tmp_path) -> None:
+    folder, dataset, found, _ = world
+    user = dataset.users.ids[3].as_py()
+    asked = Recommend(user_id=user, k=4, exclude_seen=False, explain=True)
+
+    async def answered():
+        service = Service(open_answers(folder), folder.parent, open_histories(tmp_path / "h.db"), Meters())
+        try:
+            return await service.recommend(asked)
+        finally:
+            await service.histories.close()
+
+    answer = asyncio.run(answered())
+    place_of = {item: place + 1 for place, item in enumerate(found[3].tolist())}
+    assert [item.retrieved.rank for item in answer.items] == [
+        place_of[dataset.items.row_of(item.item_id)] for item in answer.items
+    ]
+    best_first = sorted(answer.items, key=lambda item: item.retrieved.rank)
+    assert [item.retrieved.score for item in best_first] == sorted(
+        (i.retrieved.score for i in best_first), reverse=True
+    )
+
+
+def test_a_ranker_of_another_catalogue_is_refused(world, tmp_path) -> None:
+    folder, *_ = world
+
+    def work(out):
+        shutil.copytree(folder / "index", out, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+        np.save(out / RANKER_ITEMS, np.load(out / RANKER_ITEMS)[1:])
+        return {}
+
+    run_stage(tmp_path, "index", inputs={}, work=work)
+    with pytest.raises(RunError, match=r"ranker_items.npy is not of \d+ items. Delete .*/index and run"):
+        load(tmp_path)

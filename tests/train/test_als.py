@@ -1,0 +1,281 @@
+"""Weighted alternating least squares: against the dense closed form, the library, the worlds, and what is served."""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse
+from implicit.cpu.als import AlternatingLeastSquares
+from threadpoolctl import threadpool_limits
+
+import twofold
+from tests.worlds import world_recipe
+from twofold.dataset.dataset import load_dataset
+from twofold.errors import DataError, RecipeError, RunError
+from twofold.model.fold_in import FOLD_IN, FoldIn, load_factors, save_factors
+from twofold.model.retriever import describe_model, item_vectors, load_model, user_vectors
+from twofold.pipeline.run import report_of
+from twofold.recipe.load import dump_recipe, load_recipe
+from twofold.recipe.train import Ials
+from twofold.run_folder import find_stage
+from twofold.train.als import solve, train_likes
+
+IALS = {
+    "features": {"user": [{"kind": "history", "of": "positives", "last": 100}], "item": [{"kind": "id"}]},
+    "retriever": {"kind": "ials", "dim": 8, "regularisation": 1.0, "alpha": 10.0, "iterations": 10},
+}
+# Five users, five items: how often they liked which. One user and one item like nothing.
+LIKES = np.array(
+    [
+        [1, 1, 0, 0, 0],
+        [2, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0],
+        [0, 0, 0, 3, 0],
+    ],
+    np.float32,
+)
+ALPHA, PENALTY, DIM = 3.0, 0.5, 2
+
+
+def solved_after(iterations, likes=LIKES, seed=0):
+    asked = Ials(kind="ials", dim=DIM, regularisation=PENALTY, alpha=ALPHA, iterations=iterations)
+    return solve(scipy.sparse.csr_matrix(likes), asked, seed=seed)
+
+
+def half_step(likes, fixed):
+    """Hu, Koren, Volinsky, eq. 4, a line at a time, nothing left out."""
+    lines = []
+    for liked in likes:
+        confidence = np.diag(1 + ALPHA * liked)
+        left = fixed.T @ confidence @ fixed + PENALTY * np.eye(DIM)
+        lines.append(np.linalg.solve(left, fixed.T @ confidence @ (liked > 0)))
+    return np.array(lines)
+
+
+def loss(users, items):
+    """Eq. 3."""
+    squared = (1 + ALPHA * LIKES) * ((LIKES > 0) - users @ items.T) ** 2
+    return squared.sum() + PENALTY * ((users**2).sum() + (items**2).sum())
+
+
+def histories(likes, length=6):
+    """Lines of table rows, none first, as the user's side reads them."""
+    lines = [np.repeat(np.arange(1, len(liked) + 1), liked.astype(int)) for liked in likes]
+    return {"positives": np.array([np.pad(line, (length - len(line), 0)) for line in lines], np.int32)}
+
+
+# --- the solver -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 7])
+def test_each_half_step_is_the_dense_closed_form(iterations):
+    before, after = (solved_after(n).item_vectors.astype(np.float64) for n in (iterations, iterations + 1))
+    users = half_step(LIKES, before)
+    np.testing.assert_allclose(after, half_step(LIKES.T, users), atol=1e-5)
+
+
+def test_the_loss_falls_at_every_half_step():
+    losses, users = [], None
+    for iterations in range(1, 8):
+        items = solved_after(iterations).item_vectors.astype(np.float64)
+        if users is not None:
+            losses.append(loss(users, items))  # the items' half-step, of the users before
+        users = half_step(LIKES, items)
+        losses.append(loss(users, items))
+    assert all(later < earlier for earlier, later in pairwise(losses))
+
+
+def test_what_nobody_likes_is_the_zero_vector_and_nobody_asks_with_the_mean():
+    solved = solved_after(5)
+    assert not solved.item_vectors[4].any()
+    (nobody,) = solved.vectors({"positives": np.zeros((1, 3), np.int32)})
+    np.testing.assert_array_equal(nobody, solved.nobody)
+    np.testing.assert_array_equal(solved.vectors({"positives": np.array([[0, 5]], np.int32)})[0], solved.nobody)
+    assert solved.nobody.any()
+
+
+def test_equal_seeds_give_equal_bytes_however_many_threads_there_are():
+    draw = np.random.default_rng(0)
+    likes = (draw.random((300, 80)) < 0.1).astype(np.float32)
+    first = solved_after(4, likes).item_vectors.tobytes()
+    with threadpool_limits(limits=1):
+        assert solved_after(4, likes).item_vectors.tobytes() == first
+    assert solved_after(4, likes, seed=1).item_vectors.tobytes() != first
+
+
+# --- users folded in --------------------------------------------------------------------------------------------------
+
+
+def test_a_user_folded_in_is_the_dense_closed_form_of_their_line():
+    solved = solved_after(5)
+    expected = half_step(LIKES, solved.item_vectors.astype(np.float64))
+    expected[2] = solved.nobody
+    np.testing.assert_allclose(solved.vectors(histories(LIKES)), expected, atol=1e-6)
+
+
+def test_a_user_folded_in_is_what_the_library_solves_for_them():
+    draw = np.random.default_rng(1)
+    likes = (draw.random((60, 40)) < 0.15).astype(np.float32)
+    likes[:, 0] = 1  # nobody without a history
+    solved = solved_after(6, likes)
+    with threadpool_limits(limits=1, user_api="blas"):
+        library = AlternatingLeastSquares(factors=DIM, regularization=PENALTY, alpha=1.0)
+        library.item_factors = solved.item_vectors
+        confidence = scipy.sparse.csr_matrix(likes)
+        confidence.data += ALPHA * confidence.data
+        expected = library.recalculate_user(np.arange(len(likes)), confidence)
+    np.testing.assert_allclose(solved.vectors(histories(likes, length=40)), expected, atol=1e-4)
+
+
+def test_a_batch_is_its_lines_and_the_order_of_a_history_does_not_matter():
+    solved = solved_after(5)
+    rows = histories(LIKES)["positives"]
+    whole = solved.vectors({"positives": rows})
+    for line, vector in zip(rows, whole, strict=True):
+        liked = line[line > 0]
+        np.testing.assert_allclose(solved.vectors({"positives": liked[None]})[0], vector, atol=1e-6)
+        np.testing.assert_array_equal(solved.vectors({"positives": line[None, ::-1]})[0], vector)
+    assert solved.vectors({"positives": rows[:0]}).shape == (0, DIM)
+
+
+def test_saved_and_loaded_are_equal(tmp_path):
+    solved = solved_after(5)
+    save_factors(solved, tmp_path)
+    loaded = load_factors(tmp_path)
+    rows = histories(LIKES)
+    assert loaded.item_vectors.tobytes() == solved.item_vectors.tobytes()
+    assert loaded.vectors(rows).tobytes() == solved.vectors(rows).tobytes()
+    save_factors(FoldIn(solved.item_vectors[:, :1], solved.nobody[:1], ALPHA, PENALTY), tmp_path / "..")
+    (tmp_path / FOLD_IN).write_bytes((tmp_path / ".." / FOLD_IN).read_bytes())
+    with pytest.raises(ValueError, match=r"fold_in.json is of 1 dimensions, the item vectors of 2"):
+        load_factors(tmp_path)
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def solved_run(checkerboard, tmp_path_factory):
+    recipe = world_recipe(checkerboard.data.model_dump(), IALS)
+    return twofold.run(recipe, runs=tmp_path_factory.mktemp("runs"))
+
+
+def test_checkerboard_the_withheld_item_is_each_users_first_recommendation(solved_run):
+    report = report_of(solved_run.folder)
+    assert report.metrics_of("model")["catalogue/hit_rate@1"] == 1.0
+    assert report.track == "time_free"
+
+
+def test_what_is_served_is_what_was_judged(solved_run):
+    arrays = load_dataset(solved_run.folder / "dataset")
+    model = load_model(solved_run.recipe.retriever, arrays, find_stage(solved_run.folder, "train").folder)
+    recommender = twofold.load(solved_run.folder)
+    user_rows = np.arange(len(arrays.users))
+    for at in (int(arrays.events.at.max()) + 1, int(np.median(arrays.events.at))):
+        scores = user_vectors(model, arrays, user_rows, np.full(len(user_rows), at)) @ item_vectors(model, arrays, at).T
+        answers = recommender.recommend(arrays.users.ids, k=5, at=at, exclude_seen=False)
+        rows = arrays.users.rows_of(answers["user_id"]), arrays.items.rows_of(answers["item_id"])
+        np.testing.assert_allclose(np.asarray(answers["score"]), scores[rows], atol=1e-5)
+
+
+def test_an_unseen_user_with_the_history_of_a_known_one_gets_the_same_scores(solved_run):
+    recommender = twofold.load(solved_run.folder)
+    bundle = recommender.bundle
+    first, end = bundle.positives.offsets[:2]
+    history = bundle.items.ids_of(bundle.positives.item_rows[first:end])
+    posted = recommender.recommend_for_history(history, k=64, exclude_seen=False)
+    known = recommender.recommend(bundle.users.ids[:1], k=64, exclude_seen=False)
+    assert posted.drop_columns("user_id").equals(known.drop_columns("user_id"))
+
+
+def test_the_log_of_training_and_the_drawing_of_the_model(solved_run):
+    facts = find_stage(solved_run.folder, "train").facts
+    losses = [epoch["loss"] for epoch in facts["epochs"]]
+    assert len(losses) == 10
+    assert all(later < earlier for earlier, later in pairwise(losses))
+    assert pq.read_table(solved_run.folder / "train" / "training_log.parquet").num_rows == 10
+    arrays = load_dataset(solved_run.folder / "dataset")
+    model = load_model(solved_run.recipe.retriever, arrays, solved_run.folder / "train")
+    assert [part.shape for part in describe_model(model)] == ["solved from their items' vectors → 8", "64 rows → 8"]
+    assert facts["parameters"] == 64 * 8
+
+
+def test_equal_runs_give_equal_vectors(solved_run, tmp_path):
+    again = twofold.run(solved_run.recipe, runs=tmp_path)
+    first, second = (np.load(run.folder / "index" / "item_vectors.npy") for run in (solved_run, again))
+    assert first.tobytes() == second.tobytes()
+
+
+# --- what a user can get wrong ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("retriever.dim=0", r"retriever.dim: is 0 — must be at least 1"),
+        ("retriever.regularisation=0", r"retriever.regularisation: is 0 — must be above 0"),
+        ("retriever.alpha=-1", r"retriever.alpha: is -1 — must be above 0"),
+        (
+            "features.item=[{kind: id}, {kind: age}]",
+            r"retriever of kind ials reads who liked what, and no other feature: write features: \{user: \[\{kind: "
+            r"history, of: positives, last: 500\}\], item: \[\{kind: id\}\]\}, or choose kind: two_tower",
+        ),
+        ("features.user.0.pool=windows", r"retriever of kind ials reads who liked what"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(solved_run, change, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(solved_run.folder / "recipe.yaml", overrides=[change])
+
+
+def test_a_training_window_without_positives_is_refused(checkerboard, tmp_path):
+    prepare = checkerboard.prepare.model_dump() | {"weight": "CASE WHEN liked THEN 0 ELSE 1 END"}
+    recipe = world_recipe(checkerboard.data.model_dump(), {**IALS, "prepare": prepare})
+    with pytest.raises(DataError, match=r"no positive event of a weight above 0; .* Check prepare.positive"):
+        twofold.run(recipe, runs=tmp_path)
+
+
+def test_weights_are_summed_over_a_pair_and_of_mean_1(solved_run):
+    likes = train_likes(load_dataset(solved_run.folder / "dataset"))
+    assert likes.shape == (128, 64)
+    assert (likes.data == 1).all()
+
+
+def test_a_bundle_whose_parts_are_of_two_runs_is_refused(solved_run, tmp_path):
+    import json
+    import shutil
+
+    from twofold.run_folder import MANIFEST
+
+    shutil.copytree(solved_run.folder / "index", tmp_path / "index")
+    manifest = json.loads((tmp_path / "index" / MANIFEST).read_text())
+    held = json.loads((tmp_path / "index" / FOLD_IN).read_text())
+    (tmp_path / "index" / FOLD_IN).write_text(json.dumps(held | {"nobody": [0.0]}))
+    del manifest["files"][FOLD_IN]
+    (tmp_path / "index" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=r"fold_in.json is of 1 dimensions, the item vectors of 8"):
+        twofold.load(tmp_path)
+
+
+WITHOUT_THE_LIBRARY = """
+import sys
+sys.modules["implicit"] = None  # what an import finds when it is not installed
+from twofold.cli.stages import main
+sys.argv = ["twofold", "train", sys.argv[1], "--runs", sys.argv[2]]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_without_the_library_the_message_says_what_to_install(solved_run, tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(solved_run.recipe))
+    command = [sys.executable, "-c", WITHOUT_THE_LIBRARY, str(recipe), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "implicit is not installed, and this verb needs it: pip install 'twofold[ials]'" in done.stderr

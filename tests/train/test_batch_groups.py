@@ -1,0 +1,147 @@
+"""Batches of one language: what they hold, what negatives are counted by, what folds, what is refused."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests import worlds
+from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset.batches import epoch_batches
+from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.errors import DataError
+from twofold.evaluate.window import judged_window
+from twofold.model.two_tower import build_two_tower
+from twofold.pipeline import run as pipeline
+from twofold.pipeline.adapters import scores_of
+from twofold.recipe.train import InBatchSoftmax, Train
+from twofold.train.batch_groups import group_lines
+from twofold.train.loop import fit
+from twofold.train.objective import build_objective, draw_columns
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grouped")
+    write_prepared(folder / "prepare", random_events(0))
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    return load_dataset(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def values(dataset):
+    """Column → the value of each training row, read naively from the prepared tables."""
+    prepared, rows = dataset.folder.parent / "prepare", dataset.rows["train"]
+    items = {line["item_id"]: line for line in pq.read_table(prepared / "items.parquet").to_pylist()}
+    users = {line["user_id"]: line for line in pq.read_table(prepared / "users.parquet").to_pylist()}
+    of_items = [items[dataset.items.ids[int(row)].as_py()] for row in rows.item_rows]
+    of_users = [users[dataset.users.ids[int(row)].as_py()] for row in rows.user_rows]
+    return {
+        "language": [line["language"] for line in of_items],
+        "creator": [line["creator"] for line in of_items],
+        "years": [line["years"] for line in of_users],
+    }
+
+
+def everything(dataset):
+    return np.arange(len(dataset.rows["train"]))
+
+
+@pytest.mark.parametrize("columns", [("language",), ("years",), ("language", "creator")])
+def test_a_group_is_the_rows_of_one_value_of_each_column(dataset, values, columns):
+    groups = group_lines(dataset, columns, everything(dataset), batch_size=2)
+    wanted = list(zip(*(values[column] for column in columns), strict=True))
+    assert len(set(wanted)) == groups.max() + 1 > 3  # None is one of them, and no group is too small for 2
+    assert len(set(zip(wanted, groups.tolist(), strict=True))) == len(set(wanted))
+
+
+def test_items_come_before_users_where_both_have_the_column(dataset, values):
+    groups = group_lines(dataset, ("language",), everything(dataset), batch_size=2)
+    assert groups.max() + 1 == len(set(values["language"])) == 4  # users speak four, none of them unknown
+    assert group_lines(dataset, (), everything(dataset), batch_size=2) is None
+
+
+def test_groups_under_a_batch_stand_together_or_join_the_smallest_that_fills_one(dataset, values):
+    counts = sorted(values["years"].count(value) for value in set(values["years"]))
+    middle = len(counts) // 2
+    assert counts[middle] > counts[middle - 1]
+    groups = group_lines(dataset, ("years",), everything(dataset), batch_size=counts[middle])
+    found = sorted(np.bincount(groups))
+    assert found == sorted([sum(counts[:middle]), *counts[middle:]])
+    # The smallest group alone does not fill a batch that the next one fills.
+    assert counts[1] > counts[0]
+    groups = group_lines(dataset, ("years",), everything(dataset), batch_size=counts[1])
+    assert sorted(np.bincount(groups)) == sorted([counts[0] + counts[1], *counts[2:]])
+
+
+def test_a_batch_holds_one_language_and_is_corrected_by_its_share_of_it(dataset, values):
+    settings = Train(
+        loss=InBatchSoftmax(kind="in_batch_softmax", uniform_negatives=30), batch_size=8, group_by=("language",)
+    )
+    objective = build_objective(settings, dataset)
+    rows = dataset.rows["train"]
+    language = dict(zip(rows.item_rows.tolist(), values["language"], strict=True))
+    seen, crossing = set(), 0
+    for batch in epoch_batches(dataset, rows, objective.order, seed=(0, 0), first=0):
+        (own,) = {language[row] for row in batch.item_rows.tolist()}
+        seen.add(own)
+        positives = [row for row in rows.item_rows[objective.lines].tolist() if language[row] == own]
+        expected = [np.log(positives.count(row) / len(positives)) for row in batch.item_rows.tolist()]
+        found = objective.in_batch.log(batch.item_rows, group=batch.group)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+        drawn = draw_columns(objective, batch).item_rows[8:].tolist()
+        crossing += sum(language[row] != own for row in drawn)
+    assert seen == set(values["language"])
+    assert crossing > 100  # what is drawn uniformly is of any language
+
+
+def test_what_leaves_nothing_to_group_is_refused(dataset, values):
+    lines = np.flatnonzero(np.array([value == "language 1" for value in values["language"]]))
+    with pytest.raises(DataError, match=rf"group_by: language has one value alone in the {len(lines)} rows to learn"):
+        group_lines(dataset, ("language",), lines, batch_size=2)
+    refusal = r"of the 4 groups of language, fewer than two fill a batch of 1,000 rows.*Lower train.batch_size"
+    with pytest.raises(DataError, match=refusal):
+        group_lines(dataset, ("language",), everything(dataset), batch_size=1000)
+
+
+# --- folding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("languages")
+    recipe = worlds.languages(folder / "log")
+    job = pipeline.Job(recipe, folder / "run")
+    return recipe, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
+
+
+@pytest.mark.parametrize(
+    ("columns", "uniform", "folds"),
+    [(("language",), 0, True), (("language",), 128, False), ((), 0, False)],
+    ids=["grouped", "grouped and mixed", "shuffled"],
+)
+def test_languages_that_never_meet_fold_and_uniform_negatives_heal_it(world, columns, uniform, folds, tmp_path):
+    recipe, dataset = world
+    loss = InBatchSoftmax(kind="in_batch_softmax", uniform_negatives=uniform)
+    settings = recipe.train.model_copy(update={"loss": loss, "group_by": columns})
+    shares, epochs = [], iter(range(100))
+
+    def validate(model):
+        shares.append(share_of_other_languages(model, dataset, k=10))
+        return float(next(epochs))
+
+    def build():
+        return build_two_tower(recipe.retriever, dataset.features, dataset.vectors)
+
+    fit(build, dataset, settings, validate=validate, out=tmp_path)
+    # Of the items that a user has not met, half or more are of the other language: that is chance.
+    assert 0.25 < shares[-1] < 0.6 if folds else shares[-1] < 0.02
+
+
+def share_of_other_languages(model, dataset, *, k):
+    """Of the first k recommendations of all users."""
+    window = judged_window(dataset, "test")
+    scores = scores_of(model, dataset, window)(slice(0, len(window.user_rows)))
+    best = np.argsort(-scores, axis=1)[:, :k]
+    users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)
+    return float((worlds.spoken(items[best]) != worlds.spoken(users)[:, None]).mean())

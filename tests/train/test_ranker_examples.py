@@ -1,0 +1,185 @@
+"""Requests as a naive search finds them, at their own moments and from the training window alone; and what is drawn."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, random_events, write_prepared
+from twofold.dataset.column_encoders import DAY_MS
+from twofold.dataset.counters import HOUR_MS
+from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.errors import DataError
+from twofold.model.retriever import as_products, item_vectors, masked_item_vectors, user_vectors
+from twofold.model.two_tower import build_two_tower
+from twofold.recipe.ranker import Candidates
+from twofold.recipe.train import TwoTower
+from twofold.train.ranker_examples import draw_lists, mine_requests, places_in
+
+RETRIEVER = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "negative_distance"}})
+ASKED = Candidates(top=6, skip=1, retrieved=5, random=7, skipped=3)
+
+
+def built(folder, events):
+    write_prepared(folder / "prepare", events)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    return load_dataset(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return built(tmp_path_factory.mktemp("candidates"), random_events(0))
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    torch.manual_seed(0)
+    return build_two_tower(RETRIEVER, dataset.features, dataset.vectors)
+
+
+@pytest.fixture(scope="module", params=["event", "day"])
+def asked(request):
+    return ASKED.model_copy(update={"asked_at": request.param})
+
+
+@pytest.fixture(scope="module")
+def requests(dataset, model, asked, tmp_path_factory):
+    return mine_requests(model, dataset, asked, seed=0, out=tmp_path_factory.mktemp("mined"))
+
+
+def moment_of(dataset, line, asked):
+    """The row's own, or that of its user's first row on the same day, eight hours east of Greenwich."""
+    rows = dataset.rows["train"]
+    if asked.asked_at == "event":
+        return int(rows.at[line])
+    days = (rows.at + 8 * HOUR_MS) // DAY_MS
+    return int(rows.at[(rows.user_rows == rows.user_rows[line]) & (days == days[line])].min())
+
+
+def met_before(dataset, user, at):
+    events = slice(*dataset.events.offsets[user : user + 2])
+    pairs = zip(dataset.events.item_rows[events].tolist(), dataset.events.at[events].tolist(), strict=True)
+    return {item for item, moment in pairs if moment < at}
+
+
+def found_by_a_sort(dataset, model, line, at):
+    """The item rows that a naive search gives the user of a row at this moment."""
+    rows = dataset.rows["train"]
+    user, own = int(rows.user_rows[line]), int(rows.item_rows[line])
+    items = item_vectors(model, dataset, at // DAY_MS * DAY_MS)  # these towers read the age: a moment is a day
+    asking = user_vectors(model, dataset, np.array([user]), np.array([at]))
+    scores = -np.square(items[: dataset.items.num_known] - asking).sum(axis=1)
+    liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
+    left_out = (met_before(dataset, user, at) | liked) - {own}
+    return [item for item in np.argsort(-scores, kind="stable").tolist() if item not in left_out][: ASKED.top]
+
+
+def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_moment(dataset, model, requests, asked):
+    rows = dataset.rows["train"]
+    moments = {line: moment_of(dataset, line, asked) for line in np.flatnonzero(rows.label).tolist()}
+    new = [
+        line
+        for line, at in moments.items()
+        if rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], at)
+    ]
+    best = {line: found_by_a_sort(dataset, model, line, moments[line]) for line in new}
+    expected = [line for line in new if rows.item_rows[line] in best[line]]
+    assert 0 < len(expected) < len(new) < len(moments)  # this log has all kinds
+    assert sorted(requests.lines.tolist()) == expected
+    assert requests.found_share == len(expected) / len(new)
+    for place, line in enumerate(requests.lines.tolist()):
+        assert requests.at[place] == moments[line]
+        assert requests.best[place].tolist() == [*best[line], *[-1] * (ASKED.top - len(best[line]))]
+        asking = user_vectors(model, dataset, rows.user_rows[[line]], requests.at[[place]])
+        items = item_vectors(model, dataset, moments[line] // DAY_MS * DAY_MS)
+        queries, factors = as_products(model, asking, items)
+        np.testing.assert_allclose(requests.users[place], queries[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(requests.items[requests.moments[place]], factors, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_of_unknown_ids_lie_beside_those_of_known_ones(dataset, model, requests):
+    at = int(requests.at[0]) // DAY_MS * DAY_MS
+    masked = masked_item_vectors(model, dataset, at)
+    _, factors = as_products(model, masked[:0], masked)
+    np.testing.assert_allclose(requests.masked[requests.moments[0]], factors, rtol=1e-4, atol=1e-5)
+    assert np.abs(requests.masked - requests.items).max() > 0.01
+
+
+def test_nothing_after_the_training_window_matters(dataset, asked, model, requests, tmp_path):
+    """The leak that flatters: items liked on the day of test left out of the negatives, or found by what came later."""
+    events = [
+        event if event.at < LAST_TRAIN_MS else type(event)(event.user, (event.item + 3) % 20, event.at, True, 1.0)
+        for event in random_events(0)
+    ]
+    other = built(tmp_path, events)
+    assert min(len(dataset.rows[split]) for split in ("validation", "test")) > 0
+    again = mine_requests(model, other, asked, seed=0, out=tmp_path / "mined")
+    for name in ("lines", "at", "best", "users", "moments", "items", "masked"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(requests, name), err_msg=name)
+
+
+def test_fewer_requests_are_drawn_and_the_same_for_a_seed(dataset, model, tmp_path):
+    few = ASKED.model_copy(update={"requests": 20})
+    first, same, other = (
+        mine_requests(model, dataset, few, seed=seed, out=tmp_path / name).lines.tolist()
+        for name, seed in (("first", 0), ("same", 0), ("other", 1))
+    )
+    assert first == same != other
+    assert len(first) <= 20
+
+
+def test_requests_are_of_the_last_days_alone(dataset, model, asked, tmp_path):
+    last = mine_requests(model, dataset, asked.model_copy(update={"days": 3}), seed=0, out=tmp_path)
+    rows = dataset.rows["train"]
+    assert 0 < len(last) < int(rows.label.sum())
+    assert rows.at[last.lines].min() > rows.at.max() - 3 * DAY_MS
+
+
+def test_what_was_mined_is_not_mined_again(dataset, model, tmp_path):
+    mined = mine_requests(model, dataset, ASKED, seed=0, out=tmp_path)
+    written = (tmp_path / "best.npy").stat().st_mtime_ns
+    again = mine_requests(model, dataset, ASKED, seed=0, out=tmp_path)
+    assert (tmp_path / "best.npy").stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again.best, mined.best)
+
+
+def test_lists_hold_the_positive_first_and_nothing_liked_competes(dataset, requests):
+    rows = dataset.rows["train"]
+    which = np.arange(len(requests))
+    lists = draw_lists(requests, dataset, which, ASKED, rng=np.random.default_rng(0))
+    assert lists.item_rows.shape == (len(which), 1 + 5 + 7 + 3)
+    np.testing.assert_array_equal(lists.item_rows[:, 0], rows.item_rows[requests.lines])
+    assert lists.competing[:, 0].all()
+    for place in which:
+        line = requests.lines[place]
+        user = rows.user_rows[line]
+        liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
+        competing = lists.item_rows[place, 1:][lists.competing[place, 1:]].tolist()
+        assert not liked & set(competing)
+        retrieved = lists.item_rows[place, 1:6][lists.competing[place, 1:6]]
+        assert set(retrieved.tolist()) <= set(requests.best[place, 1:].tolist())  # ranks [1, 6)
+        next_ = [i for i in range(line + 1, len(rows)) if not rows.label[i] and rows.user_rows[i] == user][:3]
+        passed = [item for item in rows.item_rows[next_].tolist() if item not in liked]
+        assert lists.item_rows[place, 13:][lists.competing[place, 13:]].tolist() == passed
+
+
+def test_random_negatives_are_of_the_training_window_and_each_as_likely(dataset, requests):
+    asked = Candidates(top=6, retrieved=0, random=400, skipped=0)
+    lists = draw_lists(requests, dataset, np.arange(len(requests)), asked, rng=np.random.default_rng(0))
+    counts = np.bincount(lists.item_rows[:, 1:].ravel(), minlength=len(dataset.items))
+    known = dataset.items.num_known
+    assert counts[known:].sum() == 0
+    drawn = lists.item_rows[:, 1:].size
+    assert np.abs(counts[:known] / drawn - 1 / known).max() < 4 * np.sqrt(1 / known / drawn)
+
+
+def test_places_are_those_of_the_retriever():
+    best = np.array([[4, 2, 9], [1, -1, -1]], np.int32)
+    assert places_in(best, np.array([[9, 4, 7], [1, 0, 2]])).tolist() == [[2, 0, 3], [0, 3, 3]]
+
+
+def test_a_window_without_requests_is_said(dataset, model, tmp_path):
+    nothing = built(tmp_path, [type(e)(e.user, e.item, e.at, e.at >= LAST_TRAIN_MS, 1.0) for e in random_events(0)])
+    with pytest.raises(
+        DataError, match=r"none on an item that was new to its user is among the 6 items that the retriever finds"
+    ):
+        mine_requests(model, nothing, ASKED, seed=0, out=tmp_path / "mined")

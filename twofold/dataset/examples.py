@@ -1,0 +1,200 @@
+"""Prepared files → rows and histories on disk: shard by shard, ids as rows, in an order that is checked."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float32, Int32, Int64, Shaped
+
+from twofold.dataset.npy import append_array, map_array
+from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
+from twofold.errors import DataError
+from twofold.tables import OUTCOME, Split
+
+BATCH_ROWS = 2**18
+"""Rows held at once, whatever the log's size."""
+
+
+ROW: Final = np.dtype(
+    [
+        ("user_rows", np.int64),
+        ("item_rows", np.int64),
+        ("at", np.int64),
+        ("weight", np.float32),
+        ("target", np.float32),
+        ("watch_s", np.float32),
+        ("length_s", np.float32),
+        ("positives_before", np.int32),
+        ("negatives_before", np.int32),
+        ("label", np.bool_),
+        ("at_is_known", np.bool_),
+    ],
+    align=True,
+)
+"""One record a row: a shuffled epoch then touches one place of the file a row, not eleven."""
+_AS_PREPARED: Final = tuple(name for name in ROW.names or () if not name.endswith(("_rows", "_known")))
+_HISTORIES: Final[Mapping[str, str | None]] = {
+    "events": None,
+    "positives": "is_positive",
+    "negatives": "is_negative",
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One window's rows, sorted by (user, at, item): what is trained on, or judged. Arrays may be memory-mapped.
+
+    `counted` are counters of the user and of the item up to the row's hour, by the name of the feature; `outcomes` are
+    what else came of it, from 0 to 1, by their names in the recipe; NaN where that is not known.
+    """
+
+    records: Shaped[np.ndarray, "rows"]
+    counted: Mapping[str, Float32[np.ndarray, "rows"]]
+    outcomes: Mapping[str, Float32[np.ndarray, "rows"]] = field(default_factory=dict)
+    user_rows: Int64[np.ndarray, "rows"] = field(init=False)
+    item_rows: Int64[np.ndarray, "rows"] = field(init=False)
+    at: Int64[np.ndarray, "rows"] = field(init=False)
+    weight: Float32[np.ndarray, "rows"] = field(init=False)
+    target: Float32[np.ndarray, "rows"] = field(init=False)
+    watch_s: Float32[np.ndarray, "rows"] = field(init=False)
+    length_s: Float32[np.ndarray, "rows"] = field(init=False)
+    positives_before: Int32[np.ndarray, "rows"] = field(init=False)
+    negatives_before: Int32[np.ndarray, "rows"] = field(init=False)
+    label: Bool[np.ndarray, "rows"] = field(init=False)
+    at_is_known: Bool[np.ndarray, "rows"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The columns are views of the records."""
+        for name in ROW.names or ():
+            object.__setattr__(self, name, self.records[name])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.records)
+
+    def take(self, lines: Int64[np.ndarray, "lines"]) -> "Rows":
+        """These rows, in this order."""
+        counted, outcomes = (
+            {name: values.take(lines) for name, values in part.items()} for part in (self.counted, self.outcomes)
+        )
+        return Rows(self.records.take(lines), counted, outcomes)
+
+
+def write_rows(prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path) -> None:
+    """Writes the records of one window, and an array for each outcome that the recipe asks for."""
+    part, columns = f"rows/split={split}", ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
+    named = pq.read_schema(shards[0]).names if (shards := _shards(prepared / part)) else []
+    with ExitStack() as stack:
+        append = stack.enter_context(append_array(out / f"{split}.npy", ROW))
+        outcomes = {
+            name: stack.enter_context(append_array(out / f"{split}.{name}.npy", np.float32))
+            for name in named
+            if name.startswith(OUTCOME)
+        }
+        for user_rows, item_rows, batch in _in_order(prepared, part, users, items, columns=[*columns, *outcomes]):
+            records = np.zeros(len(batch), ROW)
+            records["user_rows"], records["item_rows"] = user_rows, item_rows
+            records["at_is_known"] = ~batch["at_is_estimated"].to_numpy(zero_copy_only=False)
+            for name in _AS_PREPARED:
+                records[name] = batch[name].to_numpy(zero_copy_only=False)
+            append(records)
+            for name, append_outcome in outcomes.items():
+                append_outcome(batch[name].to_numpy(zero_copy_only=False))
+
+
+def load_rows(folder: Path, split: Split, counted: tuple[str, ...]) -> Rows:
+    """Maps what `write_rows` wrote, and what was counted for these features."""
+    outcomes = {path.stem.partition(f".{OUTCOME}")[2]: path for path in folder.glob(f"{split}.{OUTCOME}*.npy")}
+    return Rows(
+        map_array(folder / f"{split}.npy"),
+        {name: map_array(folder / f"{split}.{name}.npy") for name in counted},
+        {name: map_array(path) for name, path in outcomes.items()},
+    )
+
+
+def write_histories(prepared: Path, users: Vocabulary, items: Vocabulary, *, out: Path) -> int:
+    """Writes `events`, and the parts of it that are `positives` and `negatives`; returns the last moment of the log."""
+    counts = {name: np.zeros(len(users) + 1, np.int64) for name in _HISTORIES}
+    flags = [flag for flag in _HISTORIES.values() if flag]
+    last_at = 0
+    with ExitStack() as stack:
+        item_rows_of, at_of = (
+            {name: stack.enter_context(append_array(out / f"{name}.{part}.npy", dtype)) for name in _HISTORIES}
+            for part, dtype in (("item_rows", np.int32), ("at", np.int64))
+        )
+        for user_rows, item_rows, batch in _in_order(prepared, "events", users, items, columns=flags):
+            at = np.asarray(batch["at"])
+            last_at = max(last_at, int(at.max()))
+            for name, flag in _HISTORIES.items():
+                keep = batch[flag].to_numpy(zero_copy_only=False) if flag else np.ones(len(at), bool)
+                item_rows_of[name](item_rows[keep])
+                at_of[name](at[keep])
+                _count(counts[name], user_rows[keep])
+    for name, per_user in counts.items():
+        np.save(out / f"{name}.offsets.npy", np.cumsum(per_user))
+    return last_at
+
+
+def distinct_ids(prepared: Path, part: str, column: str, kind: pa.DataType) -> pa.Array:
+    """Every id of a column of a part of the prepared files once, in the order of the shards and of their lines."""
+    shards = [pa.array([], kind)]
+    for path in _shards(prepared / part):
+        ids = pa.array([], kind)
+        for batch in _batches(path, [column]):
+            ids = pc.unique(pa.concat_arrays([ids, pc.unique(batch[column]).cast(kind)]))
+        shards.append(ids)
+    return pc.unique(pa.concat_arrays(shards))
+
+
+def _in_order(
+    prepared: Path, part: str, users: Vocabulary, items: Vocabulary, *, columns: list[str]
+) -> Iterator[tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"], pa.RecordBatch]]:
+    """User rows, item rows and the lines themselves, piece by piece; DataError where they do not rise by user and time.
+
+    A partitioned writer can lose the order in silence (DuckDB's did), and every history would be wrong.
+    """
+    last_user, last_at = -1, 0
+    for path in _shards(prepared / part):
+        lines = 0
+        for batch in _batches(path, ["user_id", "item_id", "at", *columns]):
+            user_rows, at = _rows_of(users, batch["user_id"]), np.asarray(batch["at"])
+            steps = np.diff(user_rows, prepend=last_user)
+            falls = np.flatnonzero((steps < 0) | ((steps == 0) & (np.diff(at, prepend=last_at) < 0)))
+            if len(falls):
+                raise DataError(
+                    f"{path} is not sorted by user and time: line {lines + falls[0] + 1} (at {at[falls[0]]}) belongs "
+                    f"before the one above it. It was changed after preparation; delete {prepared} and run "
+                    f"`twofold run` again."
+                )
+            yield user_rows, _rows_of(items, batch["item_id"]), batch
+            last_user, last_at, lines = int(user_rows[-1]), int(at[-1]), lines + len(batch)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard=*.parquet"), key=lambda path: int(path.stem.removeprefix("shard=")))
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        yield from (batch for batch in file.iter_batches(BATCH_ROWS, columns=columns) if len(batch))
+
+
+def _rows_of(vocabulary: Vocabulary, ids: pa.Array) -> Int64[np.ndarray, "rows"]:
+    encoded = ids.dictionary_encode()  # each id is looked up once
+    rows = vocabulary.rows_of(encoded.dictionary)
+    assert not (rows == UNKNOWN).any(), "preparation lists every user and item of the log"
+    return np.asarray(rows[np.asarray(encoded.indices)])
+
+
+def _count(counts: Int64[np.ndarray, "offsets"], user_rows: Int64[np.ndarray, "rows"]) -> None:
+    """Adds to each user's count, which stands behind those before it: their running sum is where the next begins."""
+    if len(user_rows):
+        first = int(user_rows[0]) + 1
+        found = np.bincount(user_rows - user_rows[0])
+        counts[first : first + len(found)] += found

@@ -1,0 +1,174 @@
+"""A Report for people: one page that needs nothing but a browser, and tables for the terminal."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from twofold.evaluate.results import MODEL, Estimate, Report, SampledSection, Section, gained, spread
+from twofold.render.html import fill_page
+from twofold.render.numbers import counted, decimal, in_short, percent
+from twofold.run_folder import atomic_file, write_json
+
+_WIDE: Final = 440  # the plot's own units: pixels at full width
+_LEFT: Final = 190
+SAMPLED_METRICS: Final = ("sampled/hit_rate@10", "sampled/ndcg@10", "sampled/mrr")
+SAMPLED_NOTE: Final = "for comparing with papers; what is said of the model is said of the whole catalogue"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One row of the plot: places on the horizontal axis."""
+
+    name: str
+    label: str
+    x: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The headline metric of all rows, with intervals; `ticks` are (place, text)."""
+
+    dots: tuple[Dot, ...]
+    ticks: tuple[tuple[float, str], ...]
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes report.json and report.html into a folder.
+
+    The page is self-contained: no script, no request, all text escaped.
+    """
+    write_json(folder / "report.json", asdict(report))
+    with atomic_file(folder / "report.html") as partial:
+        partial.write_text(report_page(report), encoding="utf-8")
+
+
+def report_page(report: Report) -> str:
+    """The report as one HTML page."""
+    values = {
+        "report": report,
+        "plot": plot_of(report),
+        "MODEL": MODEL,
+        "shown": shown_metrics(report),
+        "watched": watch_metrics(report),
+        "sampled_note": SAMPLED_NOTE,
+        "skips": skips,
+    }
+    return fill_page("twofold.evaluate", "report_page.html.j2", values)
+
+
+def plot_of(report: Report) -> Plot:
+    """Dots with intervals for every row of the catalogue table, on an axis that begins at 0."""
+    rows = [(row.name, row.metrics[report.headline]) for row in report.catalogue.rows]
+    highest = max([each.high or each.value or 0.0 for _, each in rows] + [1e-9])
+    step = next((step for step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25) if highest / step <= 6), 0.25)
+    end = step * (int(highest / step) + 1)
+
+    def place(value: float | None) -> float:
+        return round(_LEFT + _WIDE * (value or 0.0) / end, 1)
+
+    dots = tuple(Dot(name, spread(each), place(each.value), place(each.low), place(each.high)) for name, each in rows)
+    ticks = tuple((place(number * step), decimal(number * step)) for number in range(round(end / step) + 1))
+    return Plot(dots, ticks)
+
+
+def shown_metrics(report: Report) -> list[str]:
+    """The catalogue metrics of the main table; the page folds away the others."""
+    k = report.headline.partition("@")[2]
+    wanted = ["recall@10", f"recall@{k}", f"hit_rate@{k}", "ndcg@10", "mrr@10", "map@10"]
+    wanted = list(dict.fromkeys(f"catalogue/{name}" for name in wanted))
+    return [name for name in wanted if name in report.catalogue.rows[0].metrics]
+
+
+def watch_metrics(report: Report) -> list[str]:
+    """The metrics of the main table of watch time; the page folds away the others."""
+    found = report.watch_time.rows[0].metrics if report.watch_time else {}
+    return [name for name in found if not name.endswith("@5") and "_ln@" not in name]
+
+
+def report_lines(report: Report) -> list[Text | Table]:
+    """For the terminal: the verdict in words, then the catalogue, impressions, in-batch and sampled tables."""
+    verdict = Text("\n".join(report.verdict))
+    sampled = (_sampled_table(section) for section in report.sampled)
+    return [verdict, Text(), _catalogue_table(report), _impressions_table(report), _batch_table(report), *sampled]
+
+
+def _catalogue_table(report: Report) -> Table:
+    table = _table(f"catalogue · {report.window} window · {_who(report.catalogue)}", "")
+    # Two metrics: a terminal of 80 columns holds no more; the page has them all.
+    metrics = [metric for metric in shown_metrics(report) if metric in (report.headline, "catalogue/ndcg@10")]
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(in_short(metric), justify="right")
+    table.add_column(f"model − row, @{report.headline.partition('@')[2]}", justify="right")
+    for row in report.catalogue.rows:
+        cells = [_cell(row.metrics[metric], with_interval=metric == report.headline) for metric in metrics]
+        gap = row.model_minus.get(report.headline)
+        table.add_row(row.name, *cells, Text(gained(gap)) if gap else "", style="bold" if row.name == MODEL else "")
+    return table
+
+
+def _impressions_table(report: Report) -> Table:
+    section = report.impressions
+    table = _table(f"impressions · {_who(section)}", "headroom: (model − chance) / (1 − chance)")
+    metrics = list(section.bounds)
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(in_short(metric), justify="right")
+    for row in section.rows:
+        cells = [_cell(row.metrics[metric], with_interval=False) for metric in metrics]
+        table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
+    table.add_section()
+    table.add_row("chance", *(decimal(section.bounds[metric].chance) for metric in metrics), style="dim")
+    table.add_row("perfect order", *(decimal(section.bounds[metric].best) for metric in metrics), style="dim")
+    table.add_row("headroom gained", *(percent(section.bounds[metric].headroom) for metric in metrics))
+    return table
+
+
+def _batch_table(report: Report) -> Table:
+    batch = report.in_batch
+    title = f"in-batch · batch {batch.batch_size:,} · {counted(batch.pairs, 'pair')}"
+    table = _table(title, f"K = k · {report.catalogue.num_items:,} / {batch.batch_size:,}: the rank a batch stands for")
+    for heading in ("k", "in-batch hit rate@k", "K in the catalogue", "same pairs, catalogue hit rate@K"):
+        table.add_column(heading, justify="right")
+    for line in batch.lines:
+        table.add_row(str(line.k), spread(line.in_batch), f"{line.rank:,.1f}", spread(line.catalogue))
+    return table
+
+
+def _sampled_table(section: SampledSection) -> Table:
+    users = counted(section.users_judged, "user")
+    table = _table(f"sampled · {users} · each positive among {section.candidates}", SAMPLED_NOTE)
+    table.add_column("")
+    for metric in SAMPLED_METRICS:
+        table.add_column(in_short(metric), justify="right")
+    for row in section.rows:
+        cells = [_cell(row.metrics[metric]) for metric in SAMPLED_METRICS]
+        table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
+    return table
+
+
+def _table(title: str, caption: str) -> Table:
+    # Text, not str: rich reads [.370, .401] in a str as markup.
+    table = Table(title=Text(title), caption=Text(caption) if caption else None, box=SIMPLE_HEAD)
+    table.title_justify = table.caption_justify = "left"
+    return table
+
+
+def _cell(estimate: Estimate, *, with_interval: bool = True) -> Text:
+    return Text(spread(estimate) if with_interval else decimal(estimate.value))
+
+
+def _who(section: Section) -> str:
+    return f"{counted(section.users_judged, 'user')}, {counted(section.num_items, 'item')}"
+
+
+def skips(skipped: dict[str, int]) -> str:
+    """Who was not judged and why."""
+    reasons = [f"{counted(number, 'user')} with {why}" for why, number in skipped.items() if number]
+    return "; ".join(reasons) or "nobody"

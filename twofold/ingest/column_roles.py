@@ -1,0 +1,369 @@
+"""What the columns of a log hold → the part each plays in a recipe. Pure: the facts come from `prepare/look.py`.
+
+A role needs both: a name that the field gives to such columns, and values that can be it. A column called `time` whose
+values are 0, 1 and 2 is no time. What cannot be told apart is asked, never guessed.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from twofold.errors import DataError, RecipeError
+from twofold.ingest.spellings import (
+    EVENT,
+    ITEM,
+    LENGTH,
+    LIKED,
+    MET,
+    RATING,
+    SHARE,
+    TIME,
+    TO_SECONDS,
+    USER,
+    WATCH,
+    spelling,
+    words,
+)
+from twofold.recipe.messages import nearest
+from twofold.sql.rules import rule_columns
+
+Kind = Literal["integer", "fraction", "text", "boolean", "timestamp", "day", "list", "other"]
+Unit = Literal["s", "ms", "us", "ns"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one scan says of a column."""
+
+    name: str
+    type: str
+    """As DuckDB spells it."""
+    kind: Kind
+    nulls: float
+    """Share of the rows."""
+    distinct: int
+    """About how many values, NULL left out."""
+    low: float | None = None
+    """Of numbers, and of booleans as 0 and 1."""
+    high: float | None = None
+    is_whole: bool = False
+    """A number that never has a fraction."""
+    dates: float = 0.0
+    """Share of the texts that read as a moment."""
+    lists: float = 0.0
+    """Share of the texts that hold a comma or a bar."""
+    range: tuple[str, ...] = ()
+    """Smallest and largest, as text."""
+    commonest: tuple[str, ...] = ()
+    """Of texts: the commonest, cut at 60 characters."""
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """A table: where it lies, and what its columns hold."""
+
+    path: Path
+    rows: int
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which column is what, and what follows from it."""
+
+    user: str
+    item: str
+    time: str
+    at_unit: Unit | None
+    """Of whole numbers; None for timestamps."""
+    has_clock: bool
+    """False: `time` orders events, and says nothing of days and hours."""
+    derive: Mapping[str, str]
+    positive: str
+    reason: str
+    """Why that is positive, for whoever reads the recipe."""
+    taken_as: Mapping[str, str]
+    """Column → the part it plays, for those that play one."""
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """Text of a log that a terminal and a comment can hold: what is invisible, or ends a line, becomes ·."""
+    return "".join(character if character.isprintable() else "·" for character in text)
+
+
+def rule_name(name: str) -> str | None:
+    """How a rule writes a column's name; None if no rule can."""
+    quoted = '"' + name.replace('"', '""') + '"'
+    for written in (name, quoted):
+        try:
+            if rule_columns(written) == {name}:
+                return written
+        except RecipeError:
+            continue
+    return None
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+# 1995 and 2100 in seconds. No log is older; ids and days as 20220425 lie below in every unit.
+_FIRST_S, _END_S = 788_918_400, 4_102_444_800
+_PER_S: Final[Mapping[Unit, int]] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def moment_unit(column: Column) -> Unit | None:
+    """The unit in which all numbers of a column are moments between 1995 and 2100, if there is one."""
+    if column.low is None or column.high is None:
+        return None
+    inside = (u for u, per_s in _PER_S.items() if _FIRST_S * per_s <= column.low and column.high < _END_S * per_s)
+    return next(inside, None)
+
+
+def is_flag(column: Column) -> bool:
+    """True and false, or 0 and 1: both do occur."""
+    return column.is_whole and (column.low, column.high) == (0, 1)
+
+
+def look_of(column: Column) -> str:
+    """What the values alone look like, in two or three words."""
+    if column.distinct == 0:
+        return "empty"
+    if column.kind in ("timestamp", "day", "list"):
+        return {"timestamp": "moment", "day": "day", "list": "list"}[column.kind]
+    if is_flag(column):
+        return "flag"
+    if column.distinct == 1:
+        return "constant"
+    if column.kind == "text":
+        return _look_of_text(column)
+    if unit := moment_unit(column):
+        return f"moment ({unit})"
+    if column.low is None or column.high is None:
+        return "other"
+    if column.is_whole and column.low >= 19_000_101 and column.high <= 21_001_231:
+        return "day (yyyymmdd)"
+    if not column.is_whole and column.low >= 0 and column.high <= 1:
+        return "share 0..1"
+    if not column.is_whole and column.low >= 0.5 and column.high <= 5 and column.distinct <= 10:
+        return "rating"
+    return ("id" if words(column.name)[-1:] == ["id"] else "whole number") if column.is_whole else "number"
+
+
+def _look_of_text(column: Column) -> str:
+    if column.dates >= 0.99:
+        return "moment as text"
+    if column.lists >= 0.2:
+        return "list as text"
+    return "category" if column.distinct <= 1000 else "text"
+
+
+# --- roles ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The columns the user names, where nothing is to be guessed."""
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+
+
+def guess_roles(log: LookedAt, asked: Asked = Asked()) -> Roles:  # noqa: B008 - frozen
+    """Which column is the user, the item, the time, and what else is known of an event.
+
+    DataError if one of the three is not there, could be two columns, or is of a type that no recipe reads.
+    """
+    user = _needed(log, "user", asked.user, USER, _could_be_id)
+    item = _needed(log, "item", asked.item, ITEM, _could_be_id, taken=(user.name,))
+    time = _needed(log, "time", asked.time, TIME, _could_be_time, taken=(user.name, item.name))
+    if len({user.name, item.name, time.name}) < 3:
+        raise DataError(
+            f"{log.path}: user, item and time are {user.name}, {item.name} and {time.name}; "
+            f"name three different columns: --user COL --item COL --time COL"
+        )
+    for column, role in ((user, "user"), (item, "item")):
+        if column.kind not in ("integer", "text"):
+            raise _refused(log, column, role, "as whole numbers or as text", "BIGINT")
+    unit = moment_unit(time) if time.kind == "integer" else None
+    if time.kind not in ("integer", "timestamp"):
+        wanted = "BIGINT" if time.kind == "fraction" else "TIMESTAMP"
+        raise _refused(log, time, "time", "as timestamps or as whole numbers", wanted)
+    has_clock = time.kind == "timestamp" or unit is not None
+    time_as = f"time ({unit})" if unit else "time" if has_clock else "time (order only)"
+    others = [column for column in log.columns if column.name not in (user.name, item.name, time.name)]
+    seconds, watched = _watched(others)
+    positive, reason, liked = _positive(others, seconds)
+    return Roles(
+        user=user.name,
+        item=item.name,
+        time=time.name,
+        at_unit=None if time.kind == "timestamp" else unit or "ms",
+        has_clock=has_clock,
+        derive={ours: rule for ours, rule in seconds.items() if ours != rule},
+        positive=positive,
+        reason=reason,
+        taken_as={user.name: "user", item.name: "item", time.name: time_as} | watched | liked,
+    )
+
+
+def guess_key(table: LookedAt, role: Literal["user", "item"]) -> str | None:
+    """The column of an items or users file that names the row's item or user, whatever the log calls it."""
+    tiers = (*(ITEM if role == "item" else USER), frozenset({"id"}))
+    found = _likeliest([column for column in table.columns if _could_be_id(column)], tiers)
+    return found[0].name if len(found) == 1 else None
+
+
+def _likeliest(columns: Sequence[Column], tiers: Sequence[frozenset[str]]) -> list[Column]:
+    """The columns whose name is the likeliest there is; none if no name is in the sets."""
+    found = (
+        [column for column in columns if tier & {spelling(column.name), "".join(words(column.name))}] for tier in tiers
+    )
+    return next((some for some in found if some), [])
+
+
+def _needed(
+    log: LookedAt,
+    role: str,
+    asked: str | None,
+    tiers: Sequence[frozenset[str]],
+    could_be: Callable[[Column], bool],
+    *,
+    taken: tuple[str, ...] = (),
+) -> Column:
+    named = {column.name: column for column in log.columns}
+    if asked is not None:
+        if asked not in named:
+            raise DataError(
+                f"--{role} {asked}: {log.path} has no such column ({nearest(asked, named)}its columns: "
+                f"{', '.join(map(printable, named))})"
+            )
+        return named[asked]
+    free = [column for column in log.columns if column.name not in taken and not is_flag(column)]
+    able = [column for column in log.columns if column.name not in taken and could_be(column)]
+    found = _likeliest(able, tiers) or (able if role == "time" and len(able) == 1 else [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"{log.path}: which column is the {role}? Equally likely are\n{_listed(found)}\n"
+            f"Say which: --{role} {_shell(found[0].name)}"
+        )
+    left = f"Left are\n{_listed(free)}\nSay which: --{role} COL. " if free else ""
+    orders = "A log without times needs a column of whole numbers that grow, event by event. " if role == "time" else ""
+    raise DataError(
+        f"{log.path}: no column is both called and filled as the {role} of an event is. {left}{orders}"
+        "A recipe needs a user, an item and a time."
+    )
+
+
+def _could_be_id(column: Column) -> bool:
+    is_id = column.kind in ("integer", "text") or column.kind == "fraction" and column.is_whole
+    return is_id and column.nulls <= 0.5 and column.distinct > 0
+
+
+def _could_be_time(column: Column) -> bool:
+    if column.nulls > 0.5 or column.distinct == 0:
+        return False
+    return column.kind in ("timestamp", "day") or column.dates >= 0.99 or moment_unit(column) is not None
+
+
+def _refused(log: LookedAt, column: Column, role: str, wanted: str, type_: str) -> DataError:
+    # Moments with a fraction are kept to the millisecond; the whole number that results names its unit itself.
+    quoted = '"' + printable(column.name).replace('"', '""') + '"'
+    scale = 1000 if role == "time" and moment_unit(column) == "s" else 1
+    value = f"{quoted} * {scale}" if scale > 1 else quoted
+    return DataError(
+        f"{log.path}: the {role}, {printable(column.name)}, is {column.type}; a recipe reads it {wanted}. "
+        f"In DuckDB:\n  COPY (SELECT * REPLACE (CAST({value} AS {type_}) AS {quoted}) "
+        f"FROM '{log.path}') TO '{log.path.stem}-mended.parquet';\nthen --log {log.path.stem}-mended.parquet"
+    )
+
+
+def _listed(columns: Sequence[Column], most: int = 12) -> str:
+    shown = [
+        f"  {printable(c.name)}  {c.type}, about {c.distinct:,} values, {look_of(c)}, {shown_values(c)}"
+        for c in columns[:most]
+    ]
+    return "\n".join(shown + [f"  and {len(columns) - most} more"] * (len(columns) > most))
+
+
+def shown_values(column: Column) -> str:
+    """The range of a column, or its commonest values, short enough for a table."""
+    joint, values = (" … ", column.range) if column.range else (", ", column.commonest[:3])
+    return printable(joint.join(value if len(value) <= 24 else value[:23] + "…" for value in values)) or "—"
+
+
+def _shell(name: str) -> str:
+    return printable(name) if re.fullmatch(r"[\w.-]+", name) else "'" + printable(name).replace("'", "'\\''") + "'"
+
+
+# --- what else is known of an event -----------------------------------------------------------------------------------
+
+
+def _watched(columns: Sequence[Column]) -> tuple[dict[str, str], dict[str, str]]:
+    """Watch time and length as rules that give seconds, and the columns these read with what they are taken as."""
+    seconds: dict[str, str] = {}
+    taken_as: dict[str, str] = {}
+    for name, called, ours in (("watch time", WATCH, "watch_s"), ("length", LENGTH, "length_s")):
+        # The name we would give comes first: nothing need be derived then.
+        for column in sorted(columns, key=lambda column: column.name != ours):
+            written = rule_name(column.name)
+            is_number = column.kind in ("integer", "fraction") and column.high is not None and column.high > 1
+            if written and is_number and (spelling(column.name) in called) and (seconds or ours == "watch_s"):
+                named = [TO_SECONDS[word] for word in words(column.name) if word in TO_SECONDS]
+                # Nobody watches for 28 hours: larger numbers are milliseconds.
+                scale = named[-1] if named else " / 1000" if (column.high or 0) > 100_000 else ""
+                seconds[ours] = f"{written}{scale}"
+                unit = {"": "s", " / 1000": "ms", " / 1000000": "us", " * 60": "min"}[scale]
+                taken_as[column.name] = f"{name} ({unit})"
+                break
+    return seconds, taken_as
+
+
+def _positive(columns: Sequence[Column], seconds: Mapping[str, str]) -> tuple[str, str, dict[str, str]]:
+    """The rule of what a user wanted, why, and the columns it reads with what they are taken as."""
+    usable = [(column, written) for column in columns if (written := rule_name(column.name)) is not None]
+    rules: list[tuple[str, str]] = []
+    taken_as: dict[str, str] = {}
+    for column, written in usable:
+        name, high = spelling(column.name), column.high or 0
+        if is_flag(column) and name in LIKED:
+            rules.append((written, ""))
+            taken_as[column.name] = "positive flag"
+        elif name in RATING and column.kind in ("integer", "fraction") and high > 1:
+            rules.append((f"{written} >= {0.8 * high:g}", f"ratings go up to {high:g}: four fifths of it count"))
+            taken_as[column.name] = "rating"
+        elif name in EVENT and (wanted := [v for v in column.commonest if v.isprintable() and spelling(v) in LIKED]):
+            listed = ", ".join("'" + value.replace("'", "''") + "'" for value in wanted)
+            rules.append((f"{written} IN ({listed})", "kinds of event that say more than a look"))
+            taken_as[column.name] = "kind of event"
+    has_long_view = any(spelling(column.name) == "longview" for column in columns)
+    rules += [] if has_long_view else _long_view(seconds)
+    if not rules:
+        rules, taken_as = _weaker(usable)
+    if not rules:
+        return "TRUE", "nothing tells liked from met, so that an event happened is all there is", {}
+    reasons = dict.fromkeys(reason for _, reason in rules if reason)
+    return " OR ".join(rule for rule, _ in rules), "; ".join(reasons) or "what users do with what they like", taken_as
+
+
+def _long_view(seconds: Mapping[str, str]) -> list[tuple[str, str]]:
+    if "length_s" in seconds:
+        return [("watch_s >= LEAST(length_s, 18) AND length_s > 0", "long view: to the end, or 18 s of what is longer")]
+    return [("watch_s >= 18", "watched for 18 s: lengths are not known")] if seconds else []
+
+
+def _weaker(usable: Sequence[tuple[Column, str]]) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """What is taken where nothing better is known: the share watched, or that an item was opened at all."""
+    for column, written in usable:
+        if spelling(column.name) in SHARE and column.kind in ("integer", "fraction") and (column.low or 0) >= 0:
+            enough = 80 if (column.high or 0) > 20 else 0.8
+            return [(f"{written} >= {enough}", "four fifths were watched")], {column.name: "share watched"}
+    flags = [(column, written) for column, written in usable if is_flag(column) and spelling(column.name) in MET]
+    rules = [(written, "the only sign of interest") for _, written in flags]
+    return rules, {column.name: "positive flag" for column, _ in flags}

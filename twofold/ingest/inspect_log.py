@@ -1,0 +1,244 @@
+"""Looks at a log of which nothing is known but its path, in scans of bounded memory; reads nothing else.
+
+What was seen becomes a recipe in `recipe/draft.py`. Whatever a column is called, its name reaches the engine as a
+quoted name, never as SQL.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+
+from twofold.errors import DataError
+from twofold.ingest.column_roles import Asked, Column, Kind, LookedAt, Roles, guess_roles
+from twofold.ingest.seen import Day, EventFacts, Seen, data_part
+from twofold.prepare.check import check_recipe
+from twofold.prepare.sources import (
+    INTEGERS,
+    Source,
+    columns_of,
+    files_at,
+    first_line,
+    open_source,
+    quoted,
+    scan_sql,
+)
+from twofold.recipe.load import load_recipe
+from twofold.sql.rules import rule_sql
+
+Ask = Callable[[str], list[Any]]
+
+MEMORY_LIMIT: Final = "50%"  # of the machine's; above it DuckDB spills
+# Duplicates and repeats are counted on so many rows at most: those of a share of the users, chosen by hash.
+_MAX_COMPARED: Final = 20_000_000
+# DuckDB's time grows with the square of what one statement asks: 400 columns at once took 11 s of 4,000 rows.
+_COLUMNS_A_SCAN: Final = 64
+_SHOWN: Final = 60
+_DAY_MS: Final = 86_400_000
+
+
+def look(log: Path, *, items: Path | None = None, users: Path | None = None, asked: Asked = Asked()) -> Seen:  # noqa: B008
+    """All that a recipe is drafted from: the columns of every table, their roles, and what the events say.
+
+    `asked` names the columns that are not to be guessed. DataError if a file is missing, damaged or empty, if user,
+    item or time cannot be told, or if there is nothing to learn: one user, one item.
+    """
+    tables = {"--log": log} | {name: path for name, path in (("--items", items), ("--users", users)) if path}
+    looked = {name: look_at_table(path, field=name) for name, path in tables.items()}
+    roles = guess_roles(looked["--log"], asked)
+    sides = looked.get("--items"), looked.get("--users")
+    data = data_part(looked["--log"], *sides, roles)
+    events = look_at_events(open_source(data), roles)
+    if events.positives == 0:
+        roles = replace(roles, positive="TRUE", reason=f"every event, as {roles.positive} holds for none")
+        events = look_at_events(open_source(data), roles)
+    return Seen(looked["--log"], *sides, roles, data, events)
+
+
+def check_draft(text: str, folder: Path) -> None:
+    """Accepts the text of a recipe that loads from a file in `folder` and that its data can serve."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, prefix=".draft-", suffix=".yaml") as draft:
+        draft.write(text)
+        draft.flush()
+        check_recipe(load_recipe(Path(draft.name)))
+
+
+def look_at_table(path: Path, *, field: str) -> LookedAt:
+    """What every column of a table holds. `field` is what the user called the path."""
+    files = files_at(path, field)
+    types = columns_of(files, field=field)
+    names = list(types)
+    rows, columns = 0, []
+    with _engine(files) as ask:
+        for first in range(0, len(names), _COLUMNS_A_SCAN):
+            some = names[first : first + _COLUMNS_A_SCAN]
+            listed = ", ".join(_column_sql(name, types[name]) for name in some)
+            rows, *facts = ask(f"SELECT COUNT(*), {listed} FROM {scan_sql(files)}")[0]
+            columns += [_column(name, types[name], rows, fact) for name, fact in zip(some, facts, strict=True)]
+    return LookedAt(path, rows, tuple(columns))
+
+
+def look_at_events(source: Source, roles: Roles) -> EventFacts:
+    """How many users, items, days and repeats the events have; DataError if there is nothing to learn from them."""
+    with _engine(source.files) as ask:
+        events = _events_sql(source, roles)
+        rows, positives, hours = ask(
+            f"""SELECT COUNT(*), COALESCE(SUM("is_positive"), 0), COUNT(DISTINCT "at" // 3600000 % 24) FROM {events}"""
+        )[0]
+        users, median, busiest = ask(_groups_sql(events, "user_id", "QUANTILE_DISC(n, 0.5), QUANTILE_DISC(n, 0.999)"))[
+            0
+        ]
+        items, lone_items = ask(_groups_sql(events, "item_id", "COUNT(CASE WHEN n = 1 THEN 1 END)"))[0]
+        _refuse_unlearnable(source, roles, rows=rows, users=users, items=items)
+        share = min(1.0, _MAX_COMPARED / rows)
+        compared, different, pairs = ask(_compared_sql(source, share))[0]
+        by_day = (
+            f"""SELECT "at" // {_DAY_MS} AS "day", COUNT(*), SUM("is_positive") FROM {events} GROUP BY 1 ORDER BY 1"""
+        )
+        days = ask(by_day) if roles.has_clock else []
+    return EventFacts(
+        rows=rows,
+        positives=positives,
+        users=users,
+        items=items,
+        lone_items=lone_items,
+        median_events=median,
+        busiest_events=busiest,
+        compared=compared,
+        duplicates=compared - different,
+        repeats=different - pairs,
+        days=tuple(Day(*day) for day in days),
+        hours=hours,
+    )
+
+
+def _refuse_unlearnable(source: Source, roles: Roles, *, rows: int, users: int, items: int) -> None:
+    log = source.events.files[0]
+    if rows == 0:
+        raise DataError(f"{log}: in every row {roles.user}, {roles.item} or {roles.time} is NULL. Fill them.")
+    for role, count, column in (("user", users, roles.user), ("item", items, roles.item)):
+        if count < 2:
+            raise DataError(
+                f"{log}: {column} holds one {role} alone, and a model learns by telling {role}s apart. Name another "
+                f"column with --{role} COL, or take a log of more {role}s."
+            )
+
+
+# --- SQL --------------------------------------------------------------------------------------------------------------
+
+
+def _kind(type_: str) -> Kind:
+    if type_ in INTEGERS:
+        return "integer"
+    if type_.endswith("]"):
+        return "list"
+    if type_ in ("DATE", "BOOLEAN"):
+        return "day" if type_ == "DATE" else "boolean"
+    starts: dict[Kind, tuple[str, ...]] = {
+        "fraction": ("DOUBLE", "FLOAT", "DECIMAL"),
+        "text": ("VARCHAR", "UUID", "ENUM"),
+        "timestamp": ("TIMESTAMP",),
+    }
+    return next((kind for kind, names in starts.items() if type_.startswith(names)), "other")
+
+
+def _column_sql(name: str, type_: str) -> str:
+    """A struct of what is asked of a column; which fields it has depends on its type."""
+    column, kind = quoted(name), _kind(type_)
+    text = f"CAST({column} AS VARCHAR)"
+    facts = {"filled": f"COUNT({column})", "distinct": f"APPROX_COUNT_DISTINCT({column})"}
+    finite = f"CASE WHEN ISFINITE({column}) THEN {column} END" if type_ in ("FLOAT", "DOUBLE") else column
+    low, high = f"MIN({finite})", f"MAX({finite})"
+    if kind in ("integer", "fraction", "boolean"):
+        facts |= {"low": f"CAST({low} AS DOUBLE)", "high": f"CAST({high} AS DOUBLE)"}
+    if kind == "fraction":
+        facts["fractions"] = f"COUNT(CASE WHEN {column} <> FLOOR({column}) THEN 1 END)"
+    if kind in ("integer", "fraction", "boolean", "timestamp", "day"):
+        facts |= {"first": f"CAST({low} AS VARCHAR)", "last": f"CAST({high} AS VARCHAR)"}
+    if kind == "text":
+        facts["commonest"] = f"APPROX_TOP_K(LEFT({text}, {_SHOWN}), 5)"
+        facts["dates"] = f"COUNT(TRY_CAST({text} AS TIMESTAMP))"
+        facts["lists"] = f"COUNT(CASE WHEN CONTAINS({text}, ',') OR CONTAINS({text}, '|') THEN 1 END)"
+    listed = ", ".join(f"'{field}': {sql}" for field, sql in facts.items())
+    return f"{{{listed}}}"
+
+
+def _column(name: str, type_: str, rows: int, fact: dict[str, Any]) -> Column:
+    filled = fact["filled"]
+    return Column(
+        name=name,
+        type=type_,
+        kind=_kind(type_),
+        nulls=1 - filled / rows,
+        distinct=min(fact["distinct"], filled),
+        low=fact.get("low"),
+        high=fact.get("high"),
+        is_whole=fact.get("low") is not None and fact.get("fractions", 0) == 0,
+        dates=fact.get("dates", 0) / max(filled, 1),
+        lists=fact.get("lists", 0) / max(filled, 1),
+        range=tuple(fact[end] for end in ("first", "last") if fact.get(end) is not None),
+        commonest=tuple(fact.get("commonest") or ()),
+    )
+
+
+def _events_sql(source: Source, roles: Roles) -> str:
+    """The events that have all three keys, under our names, with what is derived and whether they are positive."""
+    sql = f'({source.events_sql}) AS "log"'
+    for name, rule in roles.derive.items():
+        sql = f'(SELECT *, {rule_sql(rule, result="number")} AS {quoted(name)} FROM {sql}) AS "derived"'
+    positive = rule_sql(roles.positive, result="condition")
+    return f"""(
+        SELECT "user_id", "item_id", "at", CAST(COALESCE({positive}, FALSE) AS INTEGER) AS "is_positive" FROM {sql}
+        WHERE "user_id" IS NOT NULL AND "item_id" IS NOT NULL AND "at" IS NOT NULL
+    ) AS "events" """
+
+
+def _groups_sql(events: str, key: str, facts: str) -> str:
+    return f"SELECT COUNT(*), {facts} FROM (SELECT COUNT(*) AS n FROM {events} GROUP BY {quoted(key)})"
+
+
+def _compared_sql(source: Source, share: float) -> str:
+    """Rows, different rows and different pairs of a share of the users. Rows are compared by 64-bit hash."""
+    whole = ", ".join(quoted(name) for name in source.event_columns)
+    return f"""
+        SELECT COUNT(*), COUNT(DISTINCT HASH({whole})), COUNT(DISTINCT HASH("user_id", "item_id"))
+        FROM ({source.events_sql}) AS "log"
+        WHERE "user_id" IS NOT NULL AND HASH("user_id") % 1000000 < {round(share * 1_000_000)}
+    """
+
+
+# --- the engine -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _engine(files: Sequence[Path]) -> Iterator[Ask]:
+    """Runs statements on a DuckDB that may read the given files, spill, and do nothing else."""
+    with tempfile.TemporaryDirectory(prefix="twofold-look-") as spill, duckdb.connect() as connection:
+        settings = {
+            "memory_limit": f"'{MEMORY_LIMIT}'",
+            "temp_directory": _text(spill),
+            "TimeZone": "'UTC'",
+            "allowed_paths": f"[{', '.join(_text(str(path)) for path in files)}]",
+            "allowed_directories": f"[{_text(spill)}]",
+            "enable_progress_bar": "false",  # it would stand in the middle of a recipe that is printed
+            "enable_external_access": "false",
+            "lock_configuration": "true",  # last: nothing can be set after it
+        }
+        for name, value in settings.items():
+            connection.execute(f"SET {name} = {value}")
+        try:
+            yield lambda sql: connection.execute(sql).fetchall()
+        except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException) as error:
+            listed = ", ".join(map(str, files))
+            raise DataError(
+                f"reading {listed} failed: {first_line(error)}. The file is damaged (copy or export it again), or a "
+                f"value in it is not of its column's type."
+            ) from error
+
+
+def _text(path: str) -> str:
+    return "'" + path.replace("'", "''") + "'"

@@ -1,0 +1,158 @@
+"""What pydantic finds wrong with a recipe → what the user reads: the field, what is wrong, what would be right.
+
+pydantic speaks of tuples, tags and inputs; a recipe has lists, kinds and values. Where a field is a choice of kinds,
+pydantic's location names the kind (`features.user.0.history.last`); the path shown is the one that stands in the file.
+"""
+
+import types
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from twofold.sql.rules import nearest_names
+
+Place = tuple[str | int, ...]
+
+_TYPES: Final[Mapping[str, str]] = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "string": "must be text; put it in quotation marks",
+    "date": "must be a day such as 2022-05-08",
+    "datetime": "must be a day such as 2022-05-08",
+    "bool": "must be true or false",
+    "path": "must be a path",
+    "tuple": "must be a list",
+    "model": "must be a mapping",
+    "finite": "must be a finite number",
+}
+_LIMITS: Final[Mapping[str, tuple[str, str]]] = {
+    "greater_than_equal": ("must be at least", "ge"),
+    "greater_than": ("must be above", "gt"),
+    "less_than_equal": ("must be at most", "le"),
+    "less_than": ("must be below", "lt"),
+    "too_short": ("must hold at least", "min_length"),
+    "too_long": ("must hold at most", "max_length"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a recipe: where, what is wrong, what would be right."""
+
+    path: Place
+    wrong: str
+    right: str
+
+    def __str__(self) -> str:
+        field = ".".join(map(str, self.path))
+        return ": ".join(filter(None, (field, self.wrong))) + (f" — {self.right}" if self.right else "")
+
+
+def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    """Every mistake once, in the order of the fields. A list that is short because its elements are bad is left out."""
+    found = error.errors(include_url=False)
+    blamed = {fault["loc"][:length] for fault in found for length in range(len(fault["loc"]))}
+    return [_problem(fault, root) for fault in found if not (fault["type"] == "too_short" and fault["loc"] in blamed)]
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The types a field may hold: alternatives taken apart, None and annotations left out."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(member for part in get_args(annotation) for member in members(part))
+    return () if annotation is type(None) else (annotation,)
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """The names most like one that does not exist, as a phrase; empty if none is near."""
+    near = nearest_names(name, names)
+    return f"nearest: {', '.join(near)}; " if near else ""
+
+
+def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
+    path, parent, here = _place(fault["loc"], root)
+    value, facts = _shown(fault["input"]), fault.get("ctx", {})
+    last = str(path[-1]) if path else ""
+    match fault["type"]:
+        case "value_error":
+            return Problem(path, str(facts["error"]), "")
+        case "extra_forbidden":
+            keys = [name for part in _parts(parent) for name in part.model_fields]
+            return Problem(path, "does not exist", f"{nearest(last, keys)}what may stand here: {', '.join(keys)}")
+        case "missing":
+            return Problem(path, "is missing", _wanted(parent, last))
+        case "union_tag_not_found":
+            return Problem((*path, "kind"), "is missing", f"kinds: {', '.join(_kinds(here))}")
+        case "union_tag_invalid":
+            return Problem((*path, "kind"), f"{facts['tag']} does not exist", _choice(facts["tag"], _kinds(here)))
+        case "literal_error":
+            choices = [str(choice) for member in members(here) for choice in get_args(member)]
+            return Problem(path, f"{value} does not exist", _choice(str(fault["input"]), choices))
+        case "string_pattern_mismatch":
+            return Problem(path, f"is {value}", _wanted(parent, last))
+        case kind if kind in _LIMITS:
+            words, limit = _LIMITS[kind]
+            return Problem(path, f"is {value}", f"{words} {facts[limit]}")
+        case kind:
+            return Problem(path, f"is {value}", _TYPES.get(kind.partition("_")[0], fault["msg"]))
+
+
+def _choice(given: str, choices: Sequence[str]) -> str:
+    return f"{nearest(given, choices)}choose from: {', '.join(choices)}"
+
+
+def _wanted(parent: Any, field: str) -> str:
+    """What a field is for, in the words of the schema."""
+    for part in _parts(parent):
+        if field in part.model_fields:
+            about = part.model_fields[field]
+            choices = [*_kinds(about.annotation), *_literals(about.annotation)]
+            chosen_from = f"choose from: {', '.join(choices)}" if choices else ""
+            return ". ".join(filter(None, (chosen_from, about.description))) or f"write {field}: …"
+    return ""
+
+
+def _place(location: Place, root: type[BaseModel]) -> tuple[Place, Any, Any]:
+    """The path as it stands in the file, the type of what holds its last step, and the type at its end."""
+    path: Place = ()
+    parent, here = None, root
+    for step in location:
+        parts = _parts(here)
+        chosen = (
+            [part for part in parts if step in _literals(part.model_fields["kind"].annotation)]
+            if len(parts) > 1
+            else []
+        )
+        if chosen:
+            here = chosen[0]
+        else:
+            path, parent, here = (*path, step), here, _inside(here, step)
+    return path, parent, here
+
+
+def _inside(annotation: Any, step: str | int) -> Any:
+    if isinstance(step, int):
+        return next((get_args(member)[0] for member in members(annotation) if get_args(member)), None)
+    fields = (part.model_fields.get(step) for part in _parts(annotation))
+    return next((field.annotation for field in fields if field is not None), None)
+
+
+def _parts(annotation: Any) -> list[type[BaseModel]]:
+    return [member for member in members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
+
+
+def _kinds(annotation: Any) -> list[str]:
+    parts = [part for part in _parts(annotation) if "kind" in part.model_fields]
+    return [kind for part in parts for kind in _literals(part.model_fields["kind"].annotation)]
+
+
+def _literals(annotation: Any) -> list[str]:
+    return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

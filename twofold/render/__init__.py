@@ -1,0 +1,1 @@
+"""Rendering shared by reports, cards and maps: numbers, HTML pages and their style."""

@@ -1,0 +1,1 @@
+"""The SQL expressions that a recipe may contain, and the same expression for every engine."""

@@ -1,0 +1,82 @@
+"""Said before it is allocated: what a model takes in training, against what there is."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from twofold.errors import RunError
+from twofold.train.distributed import Ranks
+from twofold.train.optimizer import lazy_tables
+
+NUMBER_BYTES = 4
+STATES = 2
+"""Of Adam, a number each: the mean of the gradients and of their squares."""
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def refuse_what_does_not_fit(sketch: nn.Module, ranks: Ranks, *, rows_per_step: int) -> None:
+    """RunError with the sum, if training the model needs more than is available to the rank's device; `sketch` is the
+    model without memory (on the device `meta`).
+
+    A lower bound: activations and a step's own arrays come on top. The gradient of a table that gets a sparse one is
+    small and left out.
+    """
+    lazy = {id(table.weight) for table in lazy_tables(sketch, rows_per_step=rows_per_step)}
+    takes = {
+        name: _taken(parameter, ranks, is_lazy=id(parameter) in lazy) for name, parameter in sketch.named_parameters()
+    }
+    total, available = sum(bytes_ for bytes_, _ in takes.values()), available_bytes(ranks.device)
+    if available is None or total <= available:
+        return
+    name, parameter = max(sketch.named_parameters(), key=lambda each: takes[each[0]][0])
+    most, why = takes[name]
+    shape = " × ".join(f"{size:,}" for size in parameter.shape)
+    more = ", or on several (torchrun), which hold such a table together" if id(parameter) in lazy else ""
+    raise RunError(
+        f"training this model takes {_gib(total)} and {_gib(available)} are available on {ranks.device}. Most of it is "
+        f"{name}: {shape} numbers × {NUMBER_BYTES} bytes × {why} = {_gib(most)}. Lower retriever.dim, or keep fewer "
+        f"items with prepare.filters (min_events), or train on a machine with more memory{more}."
+    )
+
+
+def _taken(parameter: nn.Parameter, ranks: Ranks, *, is_lazy: bool) -> tuple[int, str]:
+    """Bytes on the rank's device, with what else lies there: the other ranks of the machine, if that is no GPU, and
+    what is kept in ordinary memory; and how they come about.
+    """
+    on_cpu = ranks.device.type == "cpu"
+    here = ranks.on_this_machine if on_cpu else 1
+    why, best = f"itself, {STATES} states of Adam", ", the best epoch" if on_cpu else ""
+    factor: float
+    if not is_lazy:
+        each = f", × {here} processes" if here > 1 else ""
+        factor, why = (2 + STATES) * here + on_cpu, f"{why}, its gradient{each}{best}"
+    elif ranks.size == 1:
+        factor, why = 1 + STATES + on_cpu, f"{why}{best}"
+    else:  # the best epoch's lies in a file
+        part = here / ranks.size
+        at_first = ", whole at the start" if on_cpu else ""
+        factor, why = max((1 + STATES) * part, part + on_cpu), f"{why}, held by {ranks.size} processes{at_first}"
+    return round(parameter.numel() * NUMBER_BYTES * factor), f"{factor:.3g} ({why})"
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that can be had without swapping: the least of what the system and the container's limit leave. None where
+    neither says (not Linux).
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if not _MEMINFO.exists():
+        return None
+    free = int(_MEMINFO.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.stat").read_text().partition("anon ")[2].split()[0])
+    except (OSError, ValueError, IndexError):  # no such container, or "max": no limit
+        return free
+    return min(free, limit - used)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
