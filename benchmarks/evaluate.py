@@ -36,9 +36,9 @@ PEER_METRICS = ("recall", "hit_rate", "ndcg", "mrr", "map")
 
 def build(users: int, items: int, seed: int = 0):
     """A window of users with 5 positives each and 50 seen items, and vectors."""
-    from twofold.evaluate.catalogue import JudgedWindow
+    from twofold.evaluate.catalogue import EvaluationWindow
     from twofold.evaluate.scores import Products
-    from twofold.topk import Ragged
+    from twofold.ragged import Ragged
 
     rng = np.random.default_rng(seed)
     rows = np.stack([rng.choice(items, RELEVANT + SEEN, replace=False) for _ in range(users)])
@@ -47,7 +47,7 @@ def build(users: int, items: int, seed: int = 0):
         name: Ragged(part.reshape(-1), np.arange(users + 1) * part.shape[1])
         for name, part in (("relevant", relevant), ("seen", seen), ("candidates", relevant))
     }
-    window = JudgedWindow(
+    window = EvaluationWindow(
         name="test",
         user_rows=np.arange(users),
         query_at=np.zeros(users, np.int64),
@@ -165,11 +165,11 @@ def version_of_rectools(python: str) -> str:
 
 def judge_many() -> dict[str, float]:
     """1 M items × 10 k users: seconds, the process's peak, and product and top k of 512 of the users in proportion."""
-    from twofold.evaluate.catalogue import judge_catalogue
+    from twofold.evaluate.catalogue import evaluate_catalogue
 
     window, products = build(MANY_USERS, MANY_ITEMS)
     started = time.perf_counter()
-    judge_catalogue(window, products, ks=KS)
+    evaluate_catalogue(window, products, ks=KS)
     seconds = time.perf_counter() - started
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
@@ -181,7 +181,7 @@ def judge_many() -> dict[str, float]:
 
 def main(rectools: str | None = None) -> None:
     """Runs everything, prints the claims, saves the numbers."""
-    from twofold.evaluate.catalogue import judge_catalogue
+    from twofold.evaluate.catalogue import evaluate_catalogue
     from twofold.evaluate.significance import bootstrap
 
     window, products = build(USERS, ITEMS)
@@ -192,7 +192,7 @@ def main(rectools: str | None = None) -> None:
     judge_with_ranx(lists[:10], relevant[:10])  # compiles
     seconds = fastest_s(
         {
-            "all metrics": lambda: judge_catalogue(window, products, ks=KS),
+            "all metrics": lambda: evaluate_catalogue(window, products, ks=KS),
             "product and top k": lambda: machine(products, KS[-1]),
             "ranking of the peers' users": lambda: ranked_lists(window, products),
             "ranx, lists": lambda: judge_with_ranx(lists, relevant),

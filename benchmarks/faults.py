@@ -37,7 +37,7 @@ from faults_machine import TOKEN, WORKERS, Disk, RedisServer, Service
 from faults_truth import ITEMS, STRANGERS, USERS, K, Live, Truth, read_truth
 from serve_bundle import write_run
 
-from twofold.serve.event_store import Met, open_histories
+from twofold.serve.event_store import LiveEvent, open_histories
 
 HERE = Path(__file__).parent
 CLIENTS = 6
@@ -108,7 +108,7 @@ class Asking:
             first = max(last + 1, time.time_ns() // 1_000_000)
             kinds = ["positive"] if not live.kept else ["positive", "negative", "met"]
             live.unsure = [
-                Met(str(draw.randrange(ITEMS) + 1), first + place, draw.choice(kinds))
+                LiveEvent(str(draw.randrange(ITEMS) + 1), first + place, draw.choice(kinds))
                 for place in range(draw.randint(1, 3))
             ]
         events = [{"user_id": live.user_id} | event._asdict() for event in live.unsure]

@@ -9,7 +9,7 @@ from serve_bundle import AS_OF, HISTORY
 
 from twofold.dataset.histories import Histories, load_histories
 from twofold.run_folder import open_stage
-from twofold.serve.event_store import Met
+from twofold.serve.event_store import LiveEvent
 
 ITEMS, USERS, STRANGERS, K = 2_000, 80, 40, 20
 TWO_DAYS_MS = 2 * 24 * 3_600_000
@@ -24,8 +24,8 @@ class Live:
     """
 
     user_id: int
-    kept: list[Met] = field(default_factory=list)
-    unsure: list[Met] = field(default_factory=list)
+    kept: list[LiveEvent] = field(default_factory=list)
+    unsure: list[LiveEvent] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Truth:
     liked: Histories
     popularity: np.ndarray
 
-    def is_right(self, user_id: int, live: list[Met], answer: dict[str, Any]) -> bool:
+    def is_right(self, user_id: int, live: list[LiveEvent], answer: dict[str, Any]) -> bool:
         """Whether a list is the best K of what the user has not met: by the mean of their likes, or by popularity."""
         met = [*self._log(self.met, user_id), *(int(event.item_id) - 1 for event in live)]
         likes = [event for event in live if event.kind == "positive"]

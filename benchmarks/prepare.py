@@ -130,7 +130,7 @@ def loader(folder: Path) -> dict[str, float]:
 
     from twofold.dataset.batches import gather_batch
     from twofold.dataset.dataset import load_dataset
-    from twofold.dataset.malloc import kept_memory
+    from twofold.dataset.malloc import keep_freed_memory
 
     torch.set_num_threads(1)
     arrays = load_dataset(folder / "dataset")
@@ -138,7 +138,7 @@ def loader(folder: Path) -> dict[str, float]:
     lines = np.random.default_rng(0).permutation(len(rows))[: BATCH * 500]
 
     def work() -> None:
-        with kept_memory():  # as training does
+        with keep_freed_memory():  # as training does
             for first in range(0, len(lines), BATCH):
                 gather_batch(arrays, rows, lines[first : first + BATCH])
 

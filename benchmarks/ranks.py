@@ -25,9 +25,9 @@ from train import held_mb
 
 from twofold.model.encoder import Encoder, Layers, Lookup
 from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
-from twofold.train.distributed import Ranks, gathered, gathered_vectors, joined_ranks, sum_gradients
-from twofold.train.optimizer import Optimiser, build_optimiser, lazy_tables
-from twofold.train.sharded_embedding import spread
+from twofold.train.distributed import ProcessGroup, all_gather, all_gather_vectors, distributed_context, sum_gradients
+from twofold.train.optimizer import Optimizer, build_optimizer, lazy_tables
+from twofold.train.sharded_embedding import distribute_model
 
 HERE = Path(__file__).parent
 ROWS, DIM, BATCH, TEMPERATURE = 2_000_000, 64, 4096, 0.05
@@ -36,7 +36,7 @@ ROWS, DIM, BATCH, TEMPERATURE = 2_000_000, 64, 4096, 0.05
 def measured(kind: str, steps: int) -> None:
     """Of this process and those beside it; the first one prints."""
     torch.set_num_threads(1)
-    with joined_ranks("cpu") as ranks, TemporaryDirectory() as folder:
+    with distributed_context("cpu") as ranks, TemporaryDirectory() as folder:
         before = held_mb("VmRSS")
         take_step = stepper(kind, ranks, Path(folder))
         times = []
@@ -45,19 +45,19 @@ def measured(kind: str, steps: int) -> None:
             take_step(number)
             times.append((time.perf_counter() - started) * 1e3)
         found = torch.tensor([[median(times), held_mb("VmRSS") - before]])
-        slowest, most = gathered(ranks, found).max(dim=0).values.tolist()
+        slowest, most = all_gather(ranks, found).max(dim=0).values.tolist()
         if ranks.is_first:
             print(json.dumps({"ms": round(slowest, 1), "mb": round(most)}))
 
 
-def stepper(kind: str, ranks: Ranks, folder: Path) -> Callable[[int], None]:
+def stepper(kind: str, ranks: ProcessGroup, folder: Path) -> Callable[[int], None]:
     """One step of this process's part of a batch, by its number."""
     torch.manual_seed(0)
     user, item = (Encoder((Lookup("id", 1 + ROWS, DIM),), Layers(DIM)) for _ in range(2))
     towers = nn.ModuleList([user, item])
     cut = lazy_tables(towers, rows_per_step=BATCH) if kind == "columns" else []
-    spread(ranks, towers, in_columns=cut, folder=folder)
-    optimiser = build_optimiser(towers, learning_rate=1e-3, rows_per_step=BATCH, ranks=ranks)
+    distribute_model(ranks, towers, in_columns=cut, folder=folder)
+    optimizer = build_optimizer(towers, learning_rate=1e-3, rows_per_step=BATCH, ranks=ranks)
     part = ranks.part(BATCH)
 
     def take_step(number: int) -> None:
@@ -66,27 +66,27 @@ def stepper(kind: str, ranks: Ranks, folder: Path) -> Callable[[int], None]:
         own = torch.arange(BATCH)[part]
         weight = torch.full((len(own),), 1 / BATCH)
         lines = Lines(users[part], weight, own, items, users, torch.zeros(BATCH))
-        vectors = gathered_vectors(ranks, item({"id": 1 + items[part]}))
+        vectors = all_gather_vectors(ranks, item({"id": 1 + items[part]}))
         queries, product = user({"id": 1 + users[part]}), product_dtype_of("auto", ranks.device)
         loss = softmax_sum(queries, vectors, lines, temperature=TEMPERATURE, product_dtype=product)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        sum_gradients(ranks, optimiser.copied)
+        sum_gradients(ranks, optimizer.copied)
         if kind == "copies":
-            add_up_copies(ranks, optimiser)
-        optimiser.step()
+            add_up_copies(ranks, optimizer)
+        optimizer.step()
 
     return take_step
 
 
-def add_up_copies(ranks: Ranks, optimiser: Optimiser) -> None:
+def add_up_copies(ranks: ProcessGroup, optimizer: Optimizer) -> None:
     """What a table costs that every process holds: the rows and gradients of all, to each."""
     if ranks.size == 1:
         return
-    for table in optimiser.tables:
+    for table in optimizer.tables:
         gradient = table.weight.grad
         assert gradient is not None
-        rows, values = (gathered(ranks, part) for part in (gradient._indices()[0], gradient._values()))
+        rows, values = (all_gather(ranks, part) for part in (gradient._indices()[0], gradient._values()))
         table.weight.grad = torch.sparse_coo_tensor(rows[None], values, gradient.shape, check_invariants=False)
 
 

@@ -28,12 +28,12 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from twofold.dataset.malloc import kept_memory
+from twofold.dataset.malloc import keep_freed_memory
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool, Sequence
 from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
 from twofold.model.losses import collisions, in_batch_softmax
 from twofold.model.sequence import WIDER
-from twofold.train.optimizer import Optimiser, build_optimiser
+from twofold.train.optimizer import Optimizer, build_optimizer
 
 HERE = Path(__file__).parent
 DIM, USERS, ITEMS, MANY, HISTORY, TEMPERATURE = 64, 140_000, 27_000, 1_000_000, 100, 0.05
@@ -72,13 +72,13 @@ def id_step(
     """One step of two towers that look ids up; the batches in turn."""
     user, item = (Encoder((Lookup("id", 1 + rows, DIM),), Layers(DIM)) for rows in (users, items))
     towers = nn.ModuleList([user, item])
-    optimiser = build_optimiser(towers, learning_rate=1e-3, rows_per_step=len(batches[0].weight) if lazy else users)
+    optimizer = build_optimizer(towers, learning_rate=1e-3, rows_per_step=len(batches[0].weight) if lazy else users)
     steps = 0
 
     def step() -> None:
         nonlocal steps
         lines, steps = batches[steps % len(batches)], steps + 1
-        update(optimiser, loss(user({"id": 1 + lines.user_rows}), item({"id": 1 + lines.item_rows}), lines))
+        update(optimizer, loss(user({"id": 1 + lines.user_rows}), item({"id": 1 + lines.item_rows}), lines))
 
     return step
 
@@ -87,12 +87,12 @@ def history_step(batch: int, *, loss: Loss) -> Work:
     """One step where the user is the mean of 100 ids."""
     user = Encoder((Pool("history", 1 + ITEMS, DIM, length=HISTORY),), Layers(DIM))
     item = Encoder((Lookup("id", 1 + ITEMS, DIM),), Layers(DIM))
-    optimiser = build_optimiser(nn.ModuleList([user, item]), learning_rate=1e-3, rows_per_step=batch)
+    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=1e-3, rows_per_step=batch)
     lines = random_lines(batch, USERS, ITEMS)
     history = 1 + (torch.rand(batch, HISTORY) ** 2 * ITEMS).int()
 
     def step() -> None:
-        update(optimiser, loss(user({"history": history}), item({"id": 1 + lines.item_rows}), lines))
+        update(optimizer, loss(user({"history": history}), item({"id": 1 + lines.item_rows}), lines))
 
     return step
 
@@ -103,13 +103,13 @@ def sequence_pass(sequences: list[Tensor]) -> tuple[Work, int]:
         (Sequence("events", 1 + KNOWN, DIM, LENGTH, DEPTH, HEADS, dropout=0.2),), Layers(DIM, unit_length=False)
     )
     item = Encoder((Lookup("id", 1 + KNOWN, DIM),), Layers(DIM, unit_length=False))
-    optimiser = build_optimiser(nn.ModuleList([user, item]), learning_rate=1e-3, rows_per_step=KNOWN)
+    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=1e-3, rows_per_step=KNOWN)
     batches, everything = sequence_batches(sequences), {"id": torch.arange(1, 1 + KNOWN)}
 
     def one_pass() -> None:
         for inputs, lines in batches:
             update(
-                optimiser, softmax_sum(user(inputs), item(everything), lines, temperature=1.0, product_dtype=PRODUCT)
+                optimizer, softmax_sum(user(inputs), item(everything), lines, temperature=1.0, product_dtype=PRODUCT)
             )
 
     return one_pass, sum(len(lines.weight) for _, lines in batches)
@@ -148,11 +148,11 @@ def sequence_operations(sequences: list[Tensor]) -> float:
     return 6 * float((DEPTH * (layer + attention) + DIM * DIM + DIM * KNOWN).sum())
 
 
-def update(optimiser: Optimiser, loss: Tensor) -> None:
+def update(optimizer: Optimizer, loss: Tensor) -> None:
     """What follows every loss."""
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def main(rounds: int = 7) -> None:
         "history, 4096, plain": history_step(4096, loss=plain),
         "sequences of 200": one_pass,
     }
-    with kept_memory():  # as training does
+    with keep_freed_memory():  # as training does
         ms = medians_ms(parts, rounds)
     memory = {name: in_process(name) for name in LOSSES}
     floor, lowest = floors_ms(ms)

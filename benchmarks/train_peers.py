@@ -28,7 +28,7 @@ import torch
 from peers.turns import Work, take_turns
 from train import ITEMS, LENGTH, USERS, id_step, random_lines, random_sequences, sequence_pass
 
-from twofold.dataset.malloc import kept_memory
+from twofold.dataset.malloc import keep_freed_memory
 from twofold.model.fused_softmax import Lines
 
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def take_our_turns(folder: Path, threads: int) -> None:
 
     parts: dict[str, tuple[Work, int]] = {"pairs": (steps, pairs["users"].size)}
     parts |= {str(length): sequence_pass([each[-1 - length :] for each in sequences]) for length in (50, LENGTH)}
-    with kept_memory():  # as training does
+    with keep_freed_memory():  # as training does
         take_turns(parts, ["torch", "numpy"])
 
 

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from twofold.errors import RequestError
-from twofold.topk import Ragged, blocks, exclude, tie_order, top_k
+from twofold.ragged import Ragged, chunks
+from twofold.topk import exclude, tie_order, top_k
 
 SCORES = hnp.arrays(
     np.float32,
@@ -55,5 +56,5 @@ def test_nan_and_k_of_nothing_are_refused():
 
 
 def test_blocks_cover_everything_once():
-    assert [number for part in blocks(10, 3) for number in range(10)[part]] == list(range(10))
-    assert blocks(0, 3) == []
+    assert [number for part in chunks(10, 3) for number in range(10)[part]] == list(range(10))
+    assert chunks(0, 3) == []

@@ -63,9 +63,9 @@ def test_each_trial_is_a_run_and_the_best_is_first(search_of):
 
 
 def test_the_test_window_is_not_looked_at(search_of, monkeypatch):
-    looked, judged_window = [], windows.judged_window
+    looked, evaluation_window = [], windows.evaluation_window
     monkeypatch.setattr(
-        windows, "judged_window", lambda arrays, name: looked.append(name) or judged_window(arrays, name)
+        windows, "evaluation_window", lambda arrays, name: looked.append(name) or evaluation_window(arrays, name)
     )
     search = search_of({"retriever.dim": {"choices": [2, 4]}}, trials=2)
     tune(search)

@@ -46,14 +46,14 @@ def steps(name: str, folder: Path, *, batch: int, count: int, settings: dict[str
     config = Config(model=name, dataset=folder.name, config_dict=given)
     train, _, _ = data_preparation(config, create_dataset(config))
     model = get_model(name)(config, train.dataset).train()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     batches = list(islice(train, count))
 
     def work() -> None:
         for each in batches:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             model.calculate_loss(each).backward()
-            optimiser.step()
+            optimizer.step()
 
     return work, sum(len(each) for each in batches)
 

@@ -1,4 +1,4 @@
-"""RecTools' SASRec, softmax over all items: its module, its loader of batches, its optimiser, no Trainer around them.
+"""RecTools' SASRec, softmax over all items: its module, its loader of batches, its optimizer, no Trainer around them.
 
     python rectools_sasrec.py SEQUENCES.npz THREADS
 
@@ -32,15 +32,15 @@ def steps(events: pd.DataFrame, *, length: int) -> tuple[Work, int]:
     model = SASRecModel(**size, loss="softmax", dropout_rate=0.2, get_trainer_func=one_step)
     model.fit(Dataset.construct(events))
     module = model.lightning_model.train()
-    optimiser = module.configure_optimizers()
+    optimizer = module.configure_optimizers()
     batches = list(islice(model.data_preparator.get_dataloader_train(), STEPS))
 
     def work() -> None:
         for batch in batches:
             loss = module.loss_calculator(module.get_batch_logits(batch), batch["y"], batch["yw"])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
 
     return work, sum(int((batch["y"] != 0).sum()) for batch in batches)
 

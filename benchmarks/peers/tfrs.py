@@ -58,7 +58,7 @@ def steps(data: dict, optimizer: tf.keras.optimizers.Optimizer) -> tuple[Work, i
 
 
 def main(pairs: str, threads: str) -> None:
-    """One part an optimiser: ours, and its guide's."""
+    """One part an optimizer: ours, and its guide's."""
     tf.config.threading.set_intra_op_parallelism_threads(int(threads))
     tf.config.threading.set_inter_op_parallelism_threads(int(threads))
     data = dict(np.load(pairs))

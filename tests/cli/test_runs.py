@@ -15,7 +15,7 @@ from twofold.cli import runs as cli_runs
 from twofold.cli import stages as cli
 from twofold.evaluate.per_user_values import load_values
 from twofold.recipe.load import dump_recipe
-from twofold.render.numbers import signed
+from twofold.render.numbers import format_signed
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_recipes_are_compared_over_seeds(call, tmp_path):
         for name, runs in folders.items()
     }
     by_seed = [new - old for old, new in zip(means["old"], means["new"], strict=True)]
-    said = f"{' '.join(map(signed, by_seed))} yes"
-    assert re.search(rf"recall@10 {re.escape(signed(sum(by_seed) / 3))} \[\S+ \S+\] {re.escape(said)}", out)
+    said = f"{' '.join(map(format_signed, by_seed))} yes"
+    assert re.search(rf"recall@10 {re.escape(format_signed(sum(by_seed) / 3))} \[\S+ \S+\] {re.escape(said)}", out)
     _, out, _ = call("compare", folders["old"][0], folders["new"][0], "--seeds", 1)
     assert "nothing is claimed of fewer than 3 seeds" in out
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from twofold.dataset.examples import ROW, Rows
+from twofold.dataset.examples import ROW, Examples
 
 
 def rows_at(*, item_rows, at, counted):
@@ -10,4 +10,4 @@ def rows_at(*, item_rows, at, counted):
     records = np.zeros(len(at), ROW)
     for name, values in {"item_rows": item_rows, "at": at, "label": True, "at_is_known": True, "weight": 1}.items():
         records[name] = values
-    return Rows(records, counted)
+    return Examples(records, counted)

@@ -9,7 +9,7 @@ import pytest
 COUNT = """
 import json, resource
 import numpy as np
-from twofold.dataset.malloc import kept_memory
+from twofold.dataset.malloc import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,7 +18,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 usual = faults()
-with kept_memory():
+with keep_freed_memory():
     faults()
     kept = faults()
 print(json.dumps([usual, kept]))

@@ -25,7 +25,12 @@ def test_text_that_is_a_number_finds_the_number():
 
 def test_what_cannot_be_an_id_is_unknown():
     numbers = Vocabulary(pa.array([3, 5]), num_known=2)
-    assert numbers.rows_of([3.7, 3.0, 10**30, None, "5", "five", b"5", float("nan")]).tolist()[:4] == [-1, 0, -1, -1]
+    assert numbers.rows_of([3.7, 3.0, 10**30, None, "5", "five", b"5", float("nan")]).tolist()[:4] == [
+        -1,
+        0,
+        -1,
+        -1,
+    ]
     assert numbers.rows_of(pa.array(["5", "x"])).tolist() == [1, -1]
     assert numbers.rows_of(pa.array([5, 3], pa.int32())).tolist() == [1, 0]
     assert Vocabulary(pa.array(["3"]), num_known=1).rows_of([3, None]).tolist() == [0, -1]

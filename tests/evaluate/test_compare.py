@@ -15,7 +15,7 @@ from twofold.cli.stages import app
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.evaluate.compare import check_comparable, compare_runs
-from twofold.evaluate.evaluate_window import Details, judge
+from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window
 from twofold.evaluate.per_user_values import load_values, save_values
 from twofold.evaluate.report_page import write_report
 from twofold.evaluate.slices import Slicing, slice_recall
@@ -33,8 +33,10 @@ def judged_run(folder, *, noise=0.0, to_find="a" * 64, shuffled=False, window=No
     window = window or given
     scores = truth + noise * np.random.default_rng(5).random(truth.shape).astype(np.float32)
     halves = Slicing("half", window.relevant.lines % 2, ("even", "odd"))
-    details = Details(slicings=(halves,), to_find=to_find)
-    judged = judge(window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, details=details)
+    details = EvaluationOptions(slicings=(halves,), to_find=to_find)
+    judged = evaluate_window(
+        window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, details=details
+    )
     out = folder / "evaluate"
     out.mkdir(parents=True)
     write_report(judged.report, out)

@@ -9,12 +9,12 @@ import pytest
 from twofold.errors import DataError, RunError
 from twofold.evaluate import evaluate_window as judge_module
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.catalogue import JudgedWindow
-from twofold.evaluate.evaluate_window import Details, Only, headline_k, judge
+from twofold.evaluate.catalogue import EvaluationWindow
+from twofold.evaluate.evaluate_window import AllowedItems, EvaluationOptions, evaluate_window, primary_k
 from twofold.evaluate.report_page import report_page, write_report
 from twofold.evaluate.results import Estimate, Row, against, load_report
-from twofold.render.numbers import decimal
-from twofold.topk import Ragged
+from twofold.ragged import Ragged
+from twofold.render.numbers import format_decimal
 
 FACTS = {
     "recipe": "world",
@@ -35,7 +35,7 @@ def world(*, users=150, num_items=60, seed=0):
     items = np.argsort(rng.random((users, num_items)), axis=1)
     seen, relevant, other = items[:, :5], items[:, 5:7], items[:, 7:9]
     candidates = np.concatenate([relevant, other], axis=1)
-    window = JudgedWindow(
+    window = EvaluationWindow(
         name="test",
         user_rows=np.arange(users),
         query_at=np.full(users, 10 * 86_400_000),
@@ -56,7 +56,7 @@ def world(*, users=150, num_items=60, seed=0):
 
 
 def report_of(window, scores, before, **kwargs):
-    judged = judge(window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, **kwargs)
+    judged = evaluate_window(window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, **kwargs)
     return judged.report
 
 
@@ -121,7 +121,9 @@ def test_a_random_model_is_told_that_it_is_not_above():
 def test_another_row_can_be_better_and_then_the_shortfall_is_said():
     window, truth, before = world()
     noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
-    report = report_of(window, noise, before, details=Details(others={"the truth": lambda users: truth[users].copy()}))
+    report = report_of(
+        window, noise, before, details=EvaluationOptions(others={"the truth": lambda users: truth[users].copy()})
+    )
     gap = report.catalogue.rows[-1].model_minus["catalogue/recall@5"]
     assert gap.high < 0
     assert f"is short of the truth 1.000 by {-gap.value:.3f}".replace("0.", ".") in report.verdict[0]
@@ -144,7 +146,7 @@ def test_a_group_of_items_has_a_baseline_and_what_is_left_out_is_said(monkeypatc
     window, truth, before = world()
     monkeypatch.setattr(judge_module, "find_spec", lambda name: None)
     monkeypatch.setattr(judge_module, "EASE_MAX_ITEMS", 59)
-    details = Details(groups={"language": np.arange(60) % 3})
+    details = EvaluationOptions(groups={"language": np.arange(60) % 3})
     report = report_of(window, truth, before, details=details)
     names = [row.name for row in report.catalogue.rows]
     assert names[3:] == ["popularity, last 2 days", "popularity, own language", "item-kNN"]
@@ -162,7 +164,7 @@ def test_a_group_of_items_has_a_baseline_and_what_is_left_out_is_said(monkeypatc
 def test_who_may_be_recommended_is_judged_on_the_same_users_beside_its_ceiling():
     window, truth, before = world()
     allowed = np.arange(60) < 30
-    report = report_of(window, truth, before, details=Details(only=Only("number < 30", allowed)))
+    report = report_of(window, truth, before, details=EvaluationOptions(only=AllowedItems("number < 30", allowed)))
     section = report.passing
     ceiling = np.array([allowed[own].mean() for own in window.relevant.values.reshape(-1, 2)]).mean()
     assert (section.where, section.items, section.ceiling.value) == ("number < 30", 30, pytest.approx(ceiling))
@@ -171,8 +173,9 @@ def test_who_may_be_recommended_is_judged_on_the_same_users_beside_its_ceiling()
     assert (line.whole.value, line.passing.value) == (1, pytest.approx(ceiling))
     assert line.minus.value == pytest.approx(ceiling - 1)
     assert report.metrics_of("model")["catalogue_filtered/recall@5"] == line.passing.value
-    words = f"index.where: number < 30 leaves 30 of 60 items, which hold {decimal(ceiling)} of what was to be found: "
-    assert report.verdict[-1].startswith(words + f"catalogue recall@5 is {decimal(ceiling)} [")
+    held = f"which hold {format_decimal(ceiling)} of what was to be found: "
+    words = f"index.where: number < 30 leaves 30 of 60 items, {held}"
+    assert report.verdict[-1].startswith(words + f"catalogue recall@5 is {format_decimal(ceiling)} [")
     page = report_page(report)
     assert "Only items where <code>number &lt; 30</code>: 30 of\n60 as of the window" in page
 
@@ -183,7 +186,7 @@ def test_few_users_are_said_to_be_few():
 
 
 def test_one_user_one_item():
-    window = JudgedWindow(
+    window = EvaluationWindow(
         name="test",
         user_rows=np.array([0]),
         query_at=np.array([5]),
@@ -236,4 +239,4 @@ def test_a_damaged_or_missing_report_is_named(report, tmp_path):
 
 
 def test_the_headline_of_a_small_catalogue_is_no_free_gift():
-    assert [headline_k(items) for items in (1, 9, 50, 60, 300, 999, 1000, 10**6)] == [1, 1, 5, 5, 20, 50, 100, 100]
+    assert [primary_k(items) for items in (1, 9, 50, 60, 300, 999, 1000, 10**6)] == [1, 1, 5, 5, 20, 50, 100, 100]

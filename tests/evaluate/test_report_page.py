@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from tests.evaluate.test_evaluate_window import report_of, world
-from twofold.evaluate.calibration import Seconds, judge_head
-from twofold.evaluate.evaluate_window import Details
+from twofold.evaluate.calibration import Seconds, evaluate_head
+from twofold.evaluate.evaluate_window import EvaluationOptions
 from twofold.evaluate.report_page import plot_of, report_lines, report_page, write_report
 from twofold.evaluate.results import load_report, spread
 from twofold.evaluate.sampled import Negatives, draw_negatives
@@ -58,8 +58,8 @@ def report():
 def test_heads_are_shown_where_there_are_any(report, tmp_path):
     said, outcome = np.linspace(0.1, 0.7, 40, dtype=np.float32), np.tile(np.float32([0, 1, 0, 0]), 10)
     seconds = Seconds(impressions=30, mae=3.25, xauc=0.612, mae_of_length=4.5, xauc_of_length=0.578)
-    heads = (judge_head("long", said, outcome), replace(judge_head("watch", said, said), seconds=seconds))
-    with_heads = report_of(*world(), details=Details(heads=heads))
+    heads = (evaluate_head("long", said, outcome), replace(evaluate_head("watch", said, said), seconds=seconds))
+    with_heads = report_of(*world(), details=EvaluationOptions(heads=heads))
     page = Page(report_page(with_heads))
     assert "What the ranker says of the window's impressions besides their order" in page.text
     # .4 are said on average, and a quarter comes true
@@ -140,7 +140,7 @@ def test_sampled_judging_has_tables_of_its_own(tmp_path):
         Negatives(draw, 0, draw_negatives(window, 20, seed=0, weights=weights))
         for draw, weights in (("popularity", popular), ("uniform", None))
     )
-    report = report_of(window, truth, before, details=Details(sampled=drawn))
+    report = report_of(window, truth, before, details=EvaluationOptions(sampled=drawn))
     assert [section.name for section in report.sampled] == ["popularity-20", "uniform-20"]
     assert [row.name for row in report.sampled[0].rows] == [row.name for row in report.catalogue.rows]
     metrics = report.metrics_of("popularity")
@@ -187,7 +187,7 @@ def test_the_page_shows_slices_days_and_watch_time():
     seconds = np.tile(np.arange(1, 61, dtype=np.float32), 10)
     watched = Watched(rows, watch_s=seconds / 2, length_s=seconds[::-1].copy(), gain=seconds.astype(float))
     halves = Slicing("half", window.relevant.lines % 2, ("even users", "<odd users>"))
-    report = report_of(asked, truth, before, details=Details(slicings=(halves,), watched=watched))
+    report = report_of(asked, truth, before, details=EvaluationOptions(slicings=(halves,), watched=watched))
     text = Page(report_page(report)).text
     for shown in ("half: even users", "half: <odd users>", "under 100", "1970-01-11", "mean of days", "xauc", "wtg@5"):
         assert shown in text

@@ -9,7 +9,7 @@ import pytest
 from tests.evaluate.test_catalogue import lines, random_scores, random_window, scorer, window
 from twofold.dataset.vocabulary import build_vocabulary
 from twofold.errors import DataError, RequestError
-from twofold.evaluate.sampled import Negatives, draw_negatives, judge_sampled, published_negatives
+from twofold.evaluate.sampled import Negatives, draw_negatives, evaluate_sampled, published_negatives
 from twofold.topk import tie_order
 
 
@@ -29,7 +29,7 @@ def test_a_positive_is_judged_among_its_own_negatives(ties):
     judged = random_window(1)
     scores = random_scores(judged, ties=ties)
     negatives = draw_negatives(judged, 15, seed=0)
-    ours = judge_sampled(judged, scorer(scores), negatives)
+    ours = evaluate_sampled(judged, scorer(scores), negatives)
     order = tie_order(judged.num_items)[0]
     expected = {name: [[] for _ in judged.user_rows] for name in ("hit_rate@5", "ndcg@10", "mrr@10")}
     for user, item, own in zip(judged.relevant.lines, judged.relevant.values, negatives, strict=True):
@@ -46,13 +46,13 @@ def test_a_positive_is_judged_among_its_own_negatives(ties):
 def test_a_positive_among_its_own_negatives_does_not_compete():
     judged = window(seen=[[]], relevant=[[2]], num_items=4)
     best_first = scorer(np.array([[4, 3, 2, 1]], np.float32))
-    assert judge_sampled(judged, best_first, np.array([[2, 3]])).values["sampled/hit_rate@1"].tolist() == [1]
+    assert evaluate_sampled(judged, best_first, np.array([[2, 3]])).values["sampled/hit_rate@1"].tolist() == [1]
 
 
 def test_every_rank_counts_in_mrr_and_the_first_ten_in_mrr_at_10():
     judged = window(seen=[[]], relevant=[[0]], num_items=21)
     last_but_four = scorer(np.array([[4.5, *range(1, 21)]], np.float32))
-    ours = judge_sampled(judged, last_but_four, np.arange(1, 21)[None]).values
+    ours = evaluate_sampled(judged, last_but_four, np.arange(1, 21)[None]).values
     assert ours["sampled/mrr"].tolist() == [1 / 17]
     assert ours["sampled/mrr@10"].tolist() == [0]
 
@@ -139,4 +139,4 @@ def test_what_a_positive_is_judged_among_in_words():
 def test_negatives_of_another_split_are_refused():
     judged = window(seen=[[]], relevant=[[2]], num_items=4)
     with pytest.raises(RequestError, match=r"negatives of 2 positives were given, but window 'test' has 1: one line"):
-        judge_sampled(judged, scorer(np.ones((1, 4), np.float32)), np.zeros((2, 3), np.int64))
+        evaluate_sampled(judged, scorer(np.ones((1, 4), np.float32)), np.zeros((2, 3), np.int64))

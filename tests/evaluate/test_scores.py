@@ -8,7 +8,8 @@ import pytest
 from twofold.errors import RequestError
 from twofold.evaluate import scores as ranking
 from twofold.evaluate.scores import Products, rank_products, rank_rows, users_at_once
-from twofold.topk import Ragged, exclude, tie_order, top_k
+from twofold.ragged import Ragged
+from twofold.topk import exclude, tie_order, top_k
 
 
 def whole_numbers(seed, *, users, items, dim=3):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from twofold.evaluate.catalogue import JudgedWindow, judge_catalogue, judge_impressions
+from twofold.evaluate.catalogue import EvaluationWindow, evaluate_catalogue, evaluate_impressions
 from twofold.evaluate.scores import Products
 from twofold.evaluate.two_stages import rank_in_two_stages
-from twofold.topk import Ragged, top_k
+from twofold.ragged import Ragged
+from twofold.topk import top_k
 
 USERS, ITEMS, DIM, TOP = 40, 90, 6, 12
 
@@ -24,7 +25,7 @@ def window():
     candidates = [sorted(row[5:20].tolist()) for row in rows]
     relevant = [sorted(row[5:8].tolist()) for row in rows]
     labels = [item in liked for own, liked in zip(candidates, relevant, strict=True) for item in own]
-    return JudgedWindow(
+    return EvaluationWindow(
         name="test",
         user_rows=np.arange(USERS),
         query_at=np.zeros(USERS, np.int64),
@@ -57,8 +58,8 @@ def stages(window, retrieved, score_pairs, top=TOP):
 
 
 def test_a_ranker_that_repeats_the_retriever_changes_nothing(window, retrieved):
-    alone = judge_catalogue(window, retrieved)
-    both = judge_catalogue(window, stages(window, retrieved, by_place))
+    alone = evaluate_catalogue(window, retrieved)
+    both = evaluate_catalogue(window, stages(window, retrieved, by_place))
     np.testing.assert_array_equal(both.ranks, alone.ranks)
 
 
@@ -79,8 +80,8 @@ def test_recall_at_the_number_of_candidates_is_the_retrievers_whatever_the_ranke
     def at_random(lines, item_rows, places):
         return noise.standard_normal(item_rows.shape).astype(np.float32)
 
-    alone = judge_catalogue(window, retrieved, ks=(TOP,))
-    both = judge_catalogue(window, stages(window, retrieved, at_random), ks=(TOP,))
+    alone = evaluate_catalogue(window, retrieved, ks=(TOP,))
+    both = evaluate_catalogue(window, stages(window, retrieved, at_random), ks=(TOP,))
     np.testing.assert_array_equal(both.values[f"catalogue/recall@{TOP}"], alone.values[f"catalogue/recall@{TOP}"])
 
 
@@ -104,8 +105,10 @@ def test_impressions_are_ordered_by_the_ranker_which_is_told_where_the_retriever
         return item_rows.astype(np.float32)
 
     both = stages(window, retrieved, noted)
-    judged = judge_impressions(window, both)
-    expected = judge_impressions(window, lambda users: np.tile(np.arange(ITEMS, dtype=np.float32), (USERS, 1))[users])
+    judged = evaluate_impressions(window, both)
+    expected = evaluate_impressions(
+        window, lambda users: np.tile(np.arange(ITEMS, dtype=np.float32), (USERS, 1))[users]
+    )
     np.testing.assert_array_equal(judged.values["impressions/auc"], expected.values["impressions/auc"])
     assert len(asked) == len(window.candidates.values)
     for line, item, place in asked:

@@ -12,7 +12,7 @@ from twofold.evaluate import watch_time
 from twofold.evaluate.watch_time import (
     KS,
     errors,
-    judge_watch_time,
+    evaluate_watch_time,
     length_decile,
     list_metrics,
     pooled_xauc,
@@ -115,7 +115,7 @@ def test_a_window_is_judged_by_watch_time_and_by_length():
         target=np.array([4, 3, 2, 3, 1], np.float32),
     )
     scores = np.tile(np.array([4, 3, 2, 1], np.float32), (3, 1))
-    whole, deciles = judge_watch_time(judged, scorer(scores), watched)
+    whole, deciles = evaluate_watch_time(judged, scorer(scores), watched)
     assert whole.values["watch_time/xauc"].tolist()[:2] == [1, 0]
     assert np.isnan(whole.values["watch_time/xauc"][2])
     assert whole.values["watch_time/wtg@5"].tolist()[:2] == [0, 2]  # an unknown gain takes no place

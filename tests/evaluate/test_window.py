@@ -12,13 +12,13 @@ from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.evaluate.window import (
     details_of,
     digest_of_relevant,
-    judged_window,
+    evaluation_window,
     positives_before,
     slicings_of,
     watched_rows,
 )
+from twofold.ragged import Ragged
 from twofold.recipe.features import Features
-from twofold.topk import Ragged
 
 FEATURES = Features.model_validate({"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]})
 
@@ -31,7 +31,7 @@ def test_a_user_is_judged_by_the_last_event_and_knows_all_before_it(tmp_path: Pa
     (tmp_path / "dataset").mkdir()
     build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
     arrays = load_dataset(tmp_path / "dataset")
-    window = judged_window(arrays, "test")
+    window = evaluation_window(arrays, "test")
     users, items = arrays.users.ids, arrays.items.ids
 
     def listed(ragged, line):
@@ -69,7 +69,7 @@ def three_kinds(tmp_path):
     (tmp_path / "dataset").mkdir()
     build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
     arrays = load_dataset(tmp_path / "dataset")
-    return arrays, judged_window(arrays, "test")
+    return arrays, evaluation_window(arrays, "test")
 
 
 def groups(slicing):
@@ -127,7 +127,7 @@ def test_a_log_without_watch_times_has_nothing_watched(tmp_path):
     (tmp_path / "dataset").mkdir()
     build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
     arrays = load_dataset(tmp_path / "dataset")
-    assert watched_rows(arrays, judged_window(arrays, "test"), with_target=False) is None
+    assert watched_rows(arrays, evaluation_window(arrays, "test"), with_target=False) is None
 
 
 def test_what_was_to_be_found_has_one_digest_however_rows_are_numbered(tmp_path):

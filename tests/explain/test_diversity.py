@@ -16,7 +16,7 @@ from twofold.explain.diversity import (
     served_shares,
 )
 from twofold.explain.folding import Grouping
-from twofold.topk import Ragged
+from twofold.ragged import Ragged
 
 
 def ragged(lists):

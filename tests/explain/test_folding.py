@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from twofold.explain.folding import Grouping, find_neighbours, probe_groups, probe_hubs
-from twofold.topk import Ragged
+from twofold.ragged import Ragged
 
 ITEMS, DIM = 600, 16
 LANGUAGE = Grouping("language", np.arange(ITEMS) % 3)

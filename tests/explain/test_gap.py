@@ -19,7 +19,8 @@ from twofold.explain.gap import (
     Products,
     measure_gap,
 )
-from twofold.topk import Ragged, top_k
+from twofold.ragged import Ragged
+from twofold.topk import top_k
 
 USERS, ITEMS, DIM, BATCH = 400, 600, 16, 60
 

@@ -14,7 +14,7 @@ from twofold.explain.probes import (
     probe_norms,
     probe_vectors,
 )
-from twofold.topk import Ragged
+from twofold.ragged import Ragged
 
 
 def unit(vectors):

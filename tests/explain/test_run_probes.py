@@ -11,7 +11,7 @@ import pytest
 
 from tests import worlds
 from twofold.dataset.dataset import item_attributes, load_dataset
-from twofold.evaluate.window import judged_window
+from twofold.evaluate.window import evaluation_window
 from twofold.explain.gap import SCORE, STALE, measure_gap
 from twofold.explain.run_probes import groupings_of, lines_of, probe_run, read_lists
 from twofold.index.search import build_index
@@ -90,7 +90,7 @@ def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, 
     with locked(job.folder):
         _, dataset, trained = pipeline.up_to_training(job)
     arrays = load_dataset(dataset.folder, recipe.features)
-    window, model = judged_window(arrays, "test"), load_model(recipe.retriever, arrays, trained.folder)
+    window, model = evaluation_window(arrays, "test"), load_model(recipe.retriever, arrays, trained.folder)
     vectors = item_vectors(model, arrays, int(window.query_at.min()))
     # Nothing in training holds the lengths, which a cosine does not look at.
     lengths = np.random.default_rng(0).lognormal(sigma=1.5, size=(len(vectors), 1)).astype(np.float32)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from twofold.index.candidates import first_allowed, only_where, settle
-from twofold.topk import Ragged, tie_order
+from twofold.index.candidates import first_allowed, only_where, rescore_and_sort
+from twofold.ragged import Ragged
+from twofold.topk import tie_order
 
 
 def test_lines_of_a_ragged_array_in_any_order_and_twice() -> None:
@@ -37,11 +38,11 @@ def test_the_best_come_first_and_equal_ones_in_the_fixed_order() -> None:
     rank, _ = tie_order(4)
     equal = sorted([0, 2, 3], key=lambda row: -rank[row])
     lines, rows = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 1, 2, 3, 3, 1])
-    best = settle(vectors, np.float32([[1, 0]] * 3), lines=lines, rows=rows, k=5, score="dot")
+    best = rescore_and_sort(vectors, np.float32([[1, 0]] * 3), lines=lines, rows=rows, k=5, score="dot")
     assert best.item_rows.tolist() == [[1, *equal, -1], [-1] * 5, [1, 3, -1, -1, -1]]
     assert best.scores[:, :2].tolist() == [[2, 1], [-np.inf, -np.inf], [2, 1]]
     assert best.counts.tolist() == [4, 0, 2]
-    assert settle(
+    assert rescore_and_sort(
         vectors, np.float32([[1, 0]]), lines=lines[:4], rows=rows[:4], k=2, score="dot"
     ).item_rows.tolist() == [[1, equal[0]]]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from twofold.index.exact import products, reaching
+from twofold.index.exact import candidates_above_threshold, products
 from twofold.index.score_kinds import Score, pair_scores
 
 draw = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def test_products_are_the_scores_up_to_rounding(score: Score) -> None:
 @pytest.mark.parametrize("k", [1, 10, 100, 4999, 5000, 9000])
 def test_the_best_are_among_those_that_reach_the_bound_and_few_others_are(k: int) -> None:
     scores = products(VECTORS, QUERIES, None)
-    lines, items = reaching(scores, k, EXACT)
+    lines, items = candidates_above_threshold(scores, k, EXACT)
     for line in range(4):
         reached = items[lines == line]
         assert set(np.argsort(-scores[line])[:k]) <= set(reached)
@@ -30,13 +30,13 @@ def test_the_best_are_among_those_that_reach_the_bound_and_few_others_are(k: int
 
 def test_what_rounding_could_lift_among_the_best_is_looked_at() -> None:
     scores = np.float32([[5.0, 4.9, 4.0, 4.79]])
-    _, items = reaching(scores, 1, np.float32([0.1]))
+    _, items = candidates_above_threshold(scores, 1, np.float32([0.1]))
     assert items.tolist() == [0, 1]  # 5.0 may be 4.9, 4.9 may be 5.0; 4.79 is less than 4.9, whatever it is
 
 
 def test_what_is_not_allowed_is_never_looked_at() -> None:
     scores = np.full((2, 100), -np.inf, np.float32)
     scores[1, 7] = -3e38
-    lines, items = reaching(scores, 5, EXACT[:2])
+    lines, items = candidates_above_threshold(scores, 5, EXACT[:2])
     assert (lines.tolist(), items.tolist()) == ([1], [7])
-    assert [part.tolist() for part in reaching(scores[:, :0], 5, EXACT[:2])] == [[], []]
+    assert [part.tolist() for part in candidates_above_threshold(scores[:, :0], 5, EXACT[:2])] == [[], []]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twofold.errors import RequestError
 from twofold.index import item_mask as module
-from twofold.index.item_mask import FEW, MOST_SPARE, Eligible, Filters, everything, only_mask, only_rows
+from twofold.index.item_mask import FEW, MOST_SPARE, Filters, ItemMask, from_mask, from_rows, full_mask
 
 LANGUAGES = np.array(["hi", "ta", "te", "bn"])
 ITEMS = 2000
@@ -18,7 +18,7 @@ ATTRIBUTES = pa.table({"language": LANGUAGES[np.arange(ITEMS) % 4], "age_days": 
 VECTORS = np.random.default_rng(0).standard_normal((ITEMS, 3), np.float32)
 
 
-def rows_of(eligible: Eligible) -> list[int]:
+def rows_of(eligible: ItemMask) -> list[int]:
     return [int(row) for row in np.flatnonzero(eligible.mask)]
 
 
@@ -26,14 +26,14 @@ def rows_of(eligible: Eligible) -> list[int]:
 def test_bits_and_counts_are_those_of_the_sets_they_stand_for(seed: int, items: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     one, other = (rng.random(items) < share for _ in range(2))
-    left, right = only_mask(one), only_mask(other)
+    left, right = from_mask(one), from_mask(other)
     for found, expected in (
         (left, one),
         (left.both(right), one & other),
         (left.minus(right), one & ~other),
         (left.without(np.flatnonzero(other)), one & ~other),
-        (only_rows(np.flatnonzero(one), items=items), one),
-        (everything(items), np.ones(items, bool)),
+        (from_rows(np.flatnonzero(one), items=items), one),
+        (full_mask(items), np.ones(items, bool)),
     ):
         assert found.mask.tolist() == expected.tolist()
         assert found.count == expected.sum()
@@ -46,20 +46,20 @@ def test_bits_and_counts_are_those_of_the_sets_they_stand_for(seed: int, items: 
 
 
 def test_few_rows_are_listed_and_keep_their_list_until_too_many_of_them_are_gone() -> None:
-    few = only_rows(np.arange(0, ITEMS, 10), items=ITEMS * 2)
+    few = from_rows(np.arange(0, ITEMS, 10), items=ITEMS * 2)
     assert few.pool is not None
     assert few.pool.rows.tolist() == list(range(0, ITEMS, 10))
     assert few.without(np.array([10])).pool is few.pool
-    many = only_rows(np.arange(2 * MOST_SPARE), items=20 * MOST_SPARE)
+    many = from_rows(np.arange(2 * MOST_SPARE), items=20 * MOST_SPARE)
     fewer = many.without(np.arange(MOST_SPARE + 1))
     assert fewer.pool is not None
     assert fewer.pool.rows.tolist() == list(range(MOST_SPARE + 1, 2 * MOST_SPARE))
 
 
 def test_both_of_a_block_and_others_keeps_the_smaller_list() -> None:
-    small, large = only_rows(np.arange(3), items=100), only_rows(np.arange(10), items=100)
+    small, large = from_rows(np.arange(3), items=100), from_rows(np.arange(10), items=100)
     assert small.both(large).pool is small.pool
-    assert large.both(everything(100)).pool is large.pool
+    assert large.both(full_mask(100)).pool is large.pool
 
 
 def test_a_filter_is_compiled_once_and_its_vectors_stand_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from twofold.errors import RunError
 from twofold.index import ivf as module
-from twofold.index.ivf import LISTS, WANTED, Lists, Measured, build_lists, load_lists
+from twofold.index.ivf import LISTS, WANTED, IvfIndex, Measured, build_ivf, load_ivf
 from twofold.index.scan import scan
 from twofold.index.score_kinds import Score
 
@@ -23,11 +23,11 @@ VECTORS, HELD, QUERIES = clusters(6000), clusters(128, seed=1), clusters(64, see
 
 
 @pytest.fixture(scope="module", params=["dot", "negative_distance"])
-def built(request: pytest.FixtureRequest) -> tuple[Score, Lists]:
-    return request.param, build_lists(VECTORS, [HELD], score=request.param)
+def built(request: pytest.FixtureRequest) -> tuple[Score, IvfIndex]:
+    return request.param, build_ivf(VECTORS, [HELD], score=request.param)
 
 
-def test_recall_measured_on_some_queries_holds_for_others(built: tuple[Score, Lists]) -> None:
+def test_recall_measured_on_some_queries_holds_for_others(built: tuple[Score, IvfIndex]) -> None:
     score, lists = built
     assert len(lists.measured) >= 3
     assert lists.num_queries == len(HELD)
@@ -39,7 +39,7 @@ def test_recall_measured_on_some_queries_holds_for_others(built: tuple[Score, Li
         assert recall >= WANTED - 0.01  # 64 other queries
 
 
-def test_deeper_answers_need_more_lists(built: tuple[Score, Lists]) -> None:
+def test_deeper_answers_need_more_lists(built: tuple[Score, IvfIndex]) -> None:
     _, lists = built
     depths, probes = [each.depth for each in lists.measured], [each.probes for each in lists.measured]
     assert depths == sorted(depths)
@@ -50,7 +50,7 @@ def test_deeper_answers_need_more_lists(built: tuple[Score, Lists]) -> None:
     assert max(probes) <= lists.ivf.nlist / 4
 
 
-def test_scores_are_those_of_a_scan_best_first_and_nobody_comes_twice(built: tuple[Score, Lists]) -> None:
+def test_scores_are_those_of_a_scan_best_first_and_nobody_comes_twice(built: tuple[Score, IvfIndex]) -> None:
     score, lists = built
     found, rows = lists.search(QUERIES, 5, lists.ivf.nlist)  # all lists: an exact scan
     expected, expected_rows = scan(VECTORS, QUERIES, 5, score=score)
@@ -59,7 +59,7 @@ def test_scores_are_those_of_a_scan_best_first_and_nobody_comes_twice(built: tup
     assert all(len(set(line)) == 5 for line in rows.tolist())
 
 
-def test_an_answer_does_not_depend_on_who_asks_beside(built: tuple[Score, Lists]) -> None:
+def test_an_answer_does_not_depend_on_who_asks_beside(built: tuple[Score, IvfIndex]) -> None:
     _, lists = built
     together = lists.search(QUERIES, 20, 4)
     for line in range(0, 64, 9):
@@ -68,14 +68,14 @@ def test_an_answer_does_not_depend_on_who_asks_beside(built: tuple[Score, Lists]
         assert alone[0].tolist() == together[0][[line]].tolist()
 
 
-def test_where_the_lists_hold_fewer_the_rest_is_nobody(built: tuple[Score, Lists]) -> None:
+def test_where_the_lists_hold_fewer_the_rest_is_nobody(built: tuple[Score, IvfIndex]) -> None:
     _, lists = built
     found, rows = lists.search(QUERIES, 1000, 1)
     assert (rows[:, -1] == -1).all()
     assert np.isneginf(found[rows < 0]).all()
 
 
-def test_every_item_is_in_one_list(built: tuple[Score, Lists]) -> None:
+def test_every_item_is_in_one_list(built: tuple[Score, IvfIndex]) -> None:
     _, lists = built
     _, rows = lists.search(QUERIES[:1], len(VECTORS), lists.ivf.nlist)
     assert sorted(rows[0].tolist()) == list(range(len(VECTORS)))
@@ -83,7 +83,7 @@ def test_every_item_is_in_one_list(built: tuple[Score, Lists]) -> None:
 
 def test_what_is_said_of_all_is_said_of_the_worst_group() -> None:
     lost = np.random.default_rng(3).standard_normal((64, 16), np.float32)  # who asks from nowhere near the items
-    easy, hard = (build_lists(VECTORS, held, score="dot") for held in ([HELD], [HELD, lost]))
+    easy, hard = (build_ivf(VECTORS, held, score="dot") for held in ([HELD], [HELD, lost]))
     depth = easy.measured[0].depth
     needed = hard.probes(depth)
     assert needed is None or needed > (easy.probes(depth) or 0)
@@ -93,20 +93,20 @@ def test_what_is_said_of_all_is_said_of_the_worst_group() -> None:
 def test_a_depth_that_many_lists_miss_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_PROBED", 0.0)
     noise = np.random.default_rng(0).standard_normal((3000, 32), np.float32)
-    lists = build_lists(noise, [noise[:50]], score="dot")
+    lists = build_ivf(noise, [noise[:50]], score="dot")
     assert lists.measured == ()
     assert lists.probes(1) is None
 
 
-def test_what_was_saved_is_mapped_and_what_is_no_index_is_refused(built: tuple[Score, Lists], tmp_path) -> None:
+def test_what_was_saved_is_mapped_and_what_is_no_index_is_refused(built: tuple[Score, IvfIndex], tmp_path) -> None:
     _, lists = built
     lists.save(tmp_path / LISTS)
     measured = [Measured(128, 2, 1.0)]
-    loaded = load_lists(tmp_path / LISTS, measured, 3)
+    loaded = load_ivf(tmp_path / LISTS, measured, 3)
     assert loaded.measured == tuple(measured)
     assert loaded.search(QUERIES, 9, 3)[1].tolist() == lists.search(QUERIES, 9, 3)[1].tolist()
     (tmp_path / LISTS).write_bytes(b"no index of FAISS at all")
     with pytest.raises(RunError, match=r"item_lists.faiss cannot be read as lists.*Delete .* run `twofold run` again"):
-        load_lists(tmp_path / LISTS, measured, 3)
+        load_ivf(tmp_path / LISTS, measured, 3)
     with pytest.raises(RunError, match="cannot be read as lists"):
-        load_lists(tmp_path / "missing.faiss", measured, 3)
+        load_ivf(tmp_path / "missing.faiss", measured, 3)

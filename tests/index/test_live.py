@@ -16,7 +16,8 @@ from twofold.index.filters import compile_filter
 from twofold.index.live import LiveIndex
 from twofold.index.score_kinds import Score, pair_scores
 from twofold.index.search import build_index
-from twofold.topk import Ragged, exclude, top_k
+from twofold.ragged import Ragged
+from twofold.topk import exclude, top_k
 
 ITEMS = 40
 QUERIES = np.float32([[1, 0], [0, 1], [1, 1]])

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from twofold.index.item_mask import only_mask
-from twofold.index.ivf import Lists, Measured
+from twofold.index.item_mask import from_mask
+from twofold.index.ivf import IvfIndex, Measured
 from twofold.index.plan import DEEPER, Plan, plan_search
 
 ITEMS = 8000
-LISTS = Lists(ivf=None, measured=(Measured(128, 3, 0.995), Measured(512, 9, 0.991)), num_queries=1)
+LISTS = IvfIndex(ivf=None, measured=(Measured(128, 3, 0.995), Measured(512, 9, 0.991)), num_queries=1)
 
 
 def of_share(share: float):
-    return only_mask(np.arange(ITEMS) < share * ITEMS)
+    return from_mask(np.arange(ITEMS) < share * ITEMS)
 
 
 def test_without_a_filter_everything_is_scored_or_as_many_lists_as_were_measured() -> None:

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.errors import RequestError, RunError
-from twofold.index.item_mask import Filters, only_mask
+from twofold.index.item_mask import Filters, from_mask
 from twofold.index.ivf import LISTS
 from twofold.index.score_kinds import Score, pair_scores
 from twofold.index.search import FACTS, VECTORS, Index, build_index, load_index, save_index, search
-from twofold.topk import Ragged, TopK, exclude, tie_order, top_k
+from twofold.ragged import Ragged
+from twofold.topk import TopK, exclude, tie_order, top_k
 
 
 def unit_vectors(lines: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -323,5 +324,5 @@ def test_a_filter_that_is_kept_answers_as_its_mask_does(listed: Index, lines: in
         fewer = filters.eligible(text).without(kept.item_rows[0, :10])
         mask = mask & ~np.isin(np.arange(ITEMS), kept.item_rows[0, :10])
         assert search(listed, ASKED[:lines], 20, allowed=fewer).item_rows.tolist() == (
-            search(listed, ASKED[:lines], 20, allowed=only_mask(mask)).item_rows.tolist()
+            search(listed, ASKED[:lines], 20, allowed=from_mask(mask)).item_rows.tolist()
         )

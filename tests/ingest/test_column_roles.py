@@ -5,10 +5,10 @@ import pytest
 
 from twofold.errors import DataError
 from twofold.ingest.column_roles import (
-    Asked,
     Column,
-    LookedAt,
+    GivenColumns,
     Roles,
+    TableProfile,
     guess_key,
     guess_roles,
     look_of,
@@ -40,13 +40,13 @@ def moment(name: str) -> Column:
     return integer(name, *SECONDS, distinct=900)
 
 
-def log(*columns: Column) -> LookedAt:
-    return LookedAt(Path("log.csv"), 1000, columns)
+def log(*columns: Column) -> TableProfile:
+    return TableProfile(Path("log.csv"), 1000, columns)
 
 
-def roles(*columns: Column, asked: Asked | None = None) -> Roles:
+def roles(*columns: Column, asked: GivenColumns | None = None) -> Roles:
     """The roles of a log that has a user, an item, a time and these."""
-    return guess_roles(log(integer("user_id"), integer("item_id"), moment("ts"), *columns), asked or Asked())
+    return guess_roles(log(integer("user_id"), integer("item_id"), moment("ts"), *columns), asked or GivenColumns())
 
 
 # --- what values look like --------------------------------------------------------------------------------------------
@@ -129,8 +129,8 @@ def test_equally_likely_columns_are_asked_for() -> None:
     ):
         guess_roles(log(*columns))
     with pytest.raises(DataError, match=r"which column is the time\?"):
-        guess_roles(log(*columns), Asked(user="userId"))
-    found = guess_roles(log(*columns), Asked(user="userId", time="ts"))
+        guess_roles(log(*columns), GivenColumns(user="userId"))
+    found = guess_roles(log(*columns), GivenColumns(user="userId", time="ts"))
     assert (found.user, found.time) == ("userId", "ts")
 
 
@@ -143,16 +143,16 @@ def test_what_cannot_be_found_is_answered_with_what_is_left() -> None:
 
 def test_a_column_that_is_asked_for_must_exist() -> None:
     with pytest.raises(DataError, match=r"--user user: log\.csv has no such column \(nearest: user_id; its columns: "):
-        roles(asked=Asked(user="user"))
+        roles(asked=GivenColumns(user="user"))
 
 
 def test_the_three_are_three_columns() -> None:
     with pytest.raises(DataError, match=r"are user_id, user_id and ts; name three different columns"):
-        roles(asked=Asked(item="user_id"))
+        roles(asked=GivenColumns(item="user_id"))
 
 
 def test_an_order_may_stand_for_the_time_if_asked_for() -> None:
-    found = roles(integer("pos"), asked=Asked(time="pos"))
+    found = roles(integer("pos"), asked=GivenColumns(time="pos"))
     assert (found.time, found.at_unit, found.has_clock) == ("pos", "ms", False)
     assert found.taken_as["pos"] == "time (order only)"
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.ingest.test_column_roles import flag, fraction, integer, log, moment, text
 from tests.ingest.test_seen import events, side
-from twofold.ingest.column_roles import Asked, Column, LookedAt, guess_roles
+from twofold.ingest.column_roles import Column, GivenColumns, TableProfile, guess_roles
 from twofold.ingest.draft_recipe import draft_recipe, facts_of, recipe_name, scalar
-from twofold.ingest.seen import EventFacts, Seen, data_part
+from twofold.ingest.seen import EventFacts, LogProfile, data_part
 from twofold.recipe.load import load_recipe
 from twofold.recipe.prepare import LastEvents, TemporalSplit
 from twofold.recipe.schema import Recipe
@@ -21,18 +21,18 @@ KEYS = integer("user_id"), integer("item_id"), moment("ts")
 def seen(
     *columns: Column,
     facts: EventFacts | None = None,
-    items: LookedAt | None = None,
-    users: LookedAt | None = None,
-    asked: Asked | None = None,
-) -> Seen:
+    items: TableProfile | None = None,
+    users: TableProfile | None = None,
+    asked: GivenColumns | None = None,
+) -> LogProfile:
     """A log with a user, an item, a time and these columns, of ten days of 100 events."""
     facts = facts or events([100] * 10)
     looked = replace(log(*KEYS, *columns), rows=facts.rows)
-    roles = guess_roles(looked, asked or Asked())
-    return Seen(looked, items, users, roles, data_part(looked, items, users, roles), facts)
+    roles = guess_roles(looked, asked or GivenColumns())
+    return LogProfile(looked, items, users, roles, data_part(looked, items, users, roles), facts)
 
 
-def loaded(folder: Path, what: Seen) -> tuple[Recipe, str]:
+def loaded(folder: Path, what: LogProfile) -> tuple[Recipe, str]:
     """The recipe as it loads from a file, and its text."""
     drafted = draft_recipe(what, name="drafted", folder=folder)
     (folder / "recipe.yaml").write_text(drafted, encoding="utf-8")
@@ -67,7 +67,7 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_not_asked_for(tmp_path: Path) -> None:
     facts = replace(events([]), positives=1, lone_items=60, median_events=2)
-    recipe, drafted = loaded(tmp_path, seen(integer("pos"), facts=facts, asked=Asked(time="pos")))
+    recipe, drafted = loaded(tmp_path, seen(integer("pos"), facts=facts, asked=GivenColumns(time="pos")))
     assert isinstance(recipe.prepare.split, LastEvents)
     assert "looks into the future" in drafted
     assert "utc_offset_h" not in drafted
@@ -92,7 +92,7 @@ def test_hours_and_days_are_features_where_they_are_known(tmp_path: Path, facts:
 # --- items and users --------------------------------------------------------------------------------------------------
 
 
-def items_table() -> LookedAt:
+def items_table() -> TableProfile:
     return side(
         integer("item_id", distinct=80),
         Column("genres", "VARCHAR[]", "list", 0.0, 40),
@@ -212,9 +212,9 @@ def test_any_text_reads_back(name: str) -> None:
 def test_a_recipe_over_hostile_names_loads(tmp_path: Path, name: str) -> None:
     odd = integer(name), integer(f"{name} item"), moment(f"{name} time")
     looked = log(*odd, flag(f"{name} like"), flag("like"))
-    roles = guess_roles(looked, Asked(*(column.name for column in odd)))
+    roles = guess_roles(looked, GivenColumns(*(column.name for column in odd)))
     items = side(integer(f"{name} item"), text(f"{name} kind", name, f"{name}\n", distinct=9), fraction(name, 0, 9))
-    what = Seen(looked, items, None, roles, data_part(looked, items, None, roles), events([100] * 10))
+    what = LogProfile(looked, items, None, roles, data_part(looked, items, None, roles), events([100] * 10))
     recipe, _ = loaded(tmp_path, what)
     assert recipe.data.columns == {"user_id": name, "item_id": f"{name} item", "at": f"{name} time"}
     assert [f.column for f in recipe.features.item if f.kind == "category"] == [f"{name} kind"]

@@ -14,10 +14,10 @@ import pytest
 from twofold.cli import stages as cli
 from twofold.errors import DataError, RecipeError
 from twofold.ingest import inspect_log as looking
-from twofold.ingest.column_roles import Asked
+from twofold.ingest.column_roles import GivenColumns
 from twofold.ingest.draft_recipe import draft_recipe
-from twofold.ingest.inspect_log import check_draft, look, look_at_table
-from twofold.ingest.seen import EventFacts, Seen
+from twofold.ingest.inspect_log import check_draft, look_at_table, profile_log
+from twofold.ingest.seen import EventFacts, LogProfile
 from twofold.prepare.run_plan import prepare
 from twofold.recipe.load import load_recipe
 from twofold.recipe.prepare import TemporalSplit
@@ -47,7 +47,7 @@ def write(path: Path, columns: dict[str, Any]) -> Path:
     return path
 
 
-def drafted(seen: Seen, folder: Path) -> Recipe:
+def drafted(seen: LogProfile, folder: Path) -> Recipe:
     """The recipe that is drafted of what was seen, as it loads from a file."""
     text = draft_recipe(seen, name="drafted", folder=folder)
     check_draft(text, folder)
@@ -55,7 +55,7 @@ def drafted(seen: Seen, folder: Path) -> Recipe:
     return load_recipe(folder / "recipe.yaml")
 
 
-def prepared(seen: Seen, folder: Path) -> dict[str, Any]:
+def prepared(seen: LogProfile, folder: Path) -> dict[str, Any]:
     """What preparation makes of the drafted recipe: it runs."""
     (folder / "run").mkdir()
     return prepare(drafted(seen, folder), folder / "run")
@@ -85,7 +85,7 @@ def short_video(tmp_path: Path) -> Path:
 
 
 def test_a_short_video_log(tmp_path: Path, short_video: Path) -> None:
-    seen = look(short_video)
+    seen = profile_log(short_video)
     assert seen.roles.taken_as == {
         "user_id": "user",
         "video_id": "item",
@@ -115,7 +115,7 @@ def test_ratings_in_seconds_as_csv(tmp_path: Path) -> None:
     columns = {"userId": key["user"], "movieId": key["item"], "rating": ratings, "timestamp": key["seconds"]}
     movies = {"movieId": np.arange(31), "title": [f"Film {n}" for n in range(31)], "genres": ["a|b", *["c"] * 30]}
     log = write(tmp_path / "ratings.csv", columns)
-    seen = look(log, items=write(tmp_path / "movies.csv", movies))
+    seen = profile_log(log, items=write(tmp_path / "movies.csv", movies))
     assert (seen.data.at_unit, seen.roles.positive) == ("s", "rating >= 4")
     assert seen.events.positives == (ratings >= 4).sum()
     split = drafted(seen, tmp_path).prepare.split
@@ -132,7 +132,7 @@ def test_text_ids_and_iso_timestamps(tmp_path: Path) -> None:
         "date": [str(np.datetime64(int(s), "s")) + "Z" for s in key["seconds"]],
         "event_type": ["view", "view", "purchase"] * (ROWS // 3),
     }
-    seen = look(write(tmp_path / "log.csv", columns))
+    seen = profile_log(write(tmp_path / "log.csv", columns))
     assert seen.roles.at_unit is None
     assert seen.events.positives == ROWS // 3
     assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == ROWS // 10
@@ -141,7 +141,7 @@ def test_text_ids_and_iso_timestamps(tmp_path: Path) -> None:
 def test_a_log_of_hours_is_judged_by_last_events(tmp_path: Path) -> None:
     key = keys(days=1)
     columns = {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"]}
-    seen = look(write(tmp_path / "log.parquet", columns))
+    seen = profile_log(write(tmp_path / "log.parquet", columns))
     assert seen.roles.positive == "TRUE"
     assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == 20
 
@@ -150,8 +150,8 @@ def test_an_order_instead_of_a_time(tmp_path: Path) -> None:
     columns = {"user_id": keys()["user"], "item_id": keys()["item"], "pos": np.arange(ROWS)}
     log = write(tmp_path / "log.csv", columns)
     with pytest.raises(DataError, match=r"(?s)the time of an event is\. Left are\n  pos  BIGINT.*--time COL"):
-        look(log)
-    seen = look(log, asked=Asked(time="pos"))
+        profile_log(log)
+    seen = profile_log(log, asked=GivenColumns(time="pos"))
     assert seen.events.days == ()
     assert drafted(seen, tmp_path).prepare.split.kind == "last_n"
     assert prepared(seen, tmp_path)["splits"]["test"]["users"] > 0
@@ -159,20 +159,22 @@ def test_an_order_instead_of_a_time(tmp_path: Path) -> None:
 
 def test_a_rule_that_holds_for_no_event_is_not_proposed(tmp_path: Path) -> None:
     columns = {"user_id": keys()["user"], "item_id": keys()["item"], "ts": keys()["seconds"], "dwell": [9] * ROWS}
-    seen = look(write(tmp_path / "log.csv", columns))
+    seen = profile_log(write(tmp_path / "log.csv", columns))
     assert (seen.roles.positive, seen.events.positives) == ("TRUE", ROWS)
     assert seen.roles.reason == "every event, as watch_s >= 18 holds for none"
 
 
 def test_rows_without_keys_are_left_out_of_the_counts(tmp_path: Path) -> None:
     users = pa.array([None, *keys()["user"][1:].tolist()])
-    seen = look(write(tmp_path / "log.parquet", {"user_id": users, "item_id": keys()["item"], "ts": keys()["seconds"]}))
+    seen = profile_log(
+        write(tmp_path / "log.parquet", {"user_id": users, "item_id": keys()["item"], "ts": keys()["seconds"]})
+    )
     assert (seen.log.rows, seen.events.rows) == (ROWS, ROWS - 1)
 
 
 def test_a_wide_log(tmp_path: Path) -> None:
     noise = {f"f{number}": np.arange(ROWS) * number % 7 for number in range(150)}
-    seen = look(
+    seen = profile_log(
         write(
             tmp_path / "log.parquet",
             {"uid": keys()["user"], "iid": keys()["item"], **noise, "ts": keys()["seconds"]},
@@ -213,7 +215,7 @@ def test_what_a_scan_says_of_columns(tmp_path: Path) -> None:
 
 def test_a_share_of_the_users_stands_for_a_large_log(short_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looking, "_MAX_COMPARED", ROWS // 2)
-    events: EventFacts = look(short_video).events
+    events: EventFacts = profile_log(short_video).events
     assert 0 < events.compared < ROWS
     assert events.compared % (ROWS // 20) in (0, 1, 2)  # whole users
     assert events.rows == ROWS + 2
@@ -230,7 +232,7 @@ def test_a_hostile_name_is_a_name(tmp_path: Path, name: str) -> None:
     names = [f"{name} user", f"{name} item", f"{name} ts", f"{name} x"]
     values = [key["user"], key["item"], key["seconds"], np.arange(ROWS) % 2]
     log = write(tmp_path / "log.parquet", dict(zip(names, values, strict=True)) | {"like": np.arange(ROWS) % 3 // 2})
-    seen = look(log, asked=Asked(*names[:3]))
+    seen = profile_log(log, asked=GivenColumns(*names[:3]))
     assert (seen.events.users, seen.events.items, seen.roles.positive) == (20, 31, '"like"')
     assert list(drafted(seen, tmp_path).data.columns.values()) == names[:3]
 
@@ -294,11 +296,11 @@ def no_keys(folder: Path) -> Path:
 )
 def test_a_log_that_cannot_be_used_is_refused(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(DataError, match=f"(?s){message}"):
-        look(make(tmp_path))
+        profile_log(make(tmp_path))
 
 
 def test_a_draft_that_its_data_cannot_serve_is_refused(tmp_path: Path, short_video: Path) -> None:
-    text = draft_recipe(look(short_video), name="x", folder=tmp_path)
+    text = draft_recipe(profile_log(short_video), name="x", folder=tmp_path)
     check_draft(text, tmp_path)
     with pytest.raises(RecipeError, match="positive reads `loved`"):
         check_draft(text.replace("is_like OR", "loved OR"), tmp_path)

@@ -6,11 +6,11 @@ import pytest
 
 from tests.ingest.test_column_roles import integer, log, moment, text
 from twofold.errors import DataError
-from twofold.ingest.column_roles import Column, LookedAt, guess_roles
+from twofold.ingest.column_roles import Column, TableProfile, guess_roles
 from twofold.ingest.seen import Day, EventFacts, choose_split, data_part
 from twofold.recipe.prepare import LastEvents, TemporalSplit
 from twofold.recipe.schema import Table
-from twofold.render.numbers import counted
+from twofold.render.numbers import plural
 
 FIRST = (date(2024, 1, 1) - date(1970, 1, 1)).days
 
@@ -101,18 +101,18 @@ def test_where_days_do_not_serve_the_last_events_are_judged(
 def test_days_are_utc() -> None:
     assert Day(FIRST, 1, 0).date == date(2024, 1, 1)
     assert Day(FIRST + 366, 1, 0).date == date(2024, 1, 1) + timedelta(days=366)
-    assert [counted(number, "day") for number in (0, 1, 2000)] == ["0 days", "1 day", "2,000 days"]
+    assert [plural(number, "day") for number in (0, 1, 2000)] == ["0 days", "1 day", "2,000 days"]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def data(events: LookedAt, *, items: LookedAt | None = None, users: LookedAt | None = None) -> Table:
+def data(events: TableProfile, *, items: TableProfile | None = None, users: TableProfile | None = None) -> Table:
     return data_part(events, items, users, guess_roles(events))
 
 
-def side(*columns: Column) -> LookedAt:
-    return LookedAt(Path("side.csv"), 80, columns)
+def side(*columns: Column) -> TableProfile:
+    return TableProfile(Path("side.csv"), 80, columns)
 
 
 def test_only_what_is_called_otherwise_is_mapped() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from twofold.ingest.spellings import spelling, words
+from twofold.ingest.spellings import normalized_name, words
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_words_of_a_name(name: str, expected: list[str]) -> None:
     ],
 )
 def test_a_spelling_has_no_unit_and_no_is(name: str, expected: str) -> None:
-    assert spelling(name) == expected
+    assert normalized_name(name) == expected

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from twofold.model.adversary import LengthGuess, reverse_gradient, strength_at
+from twofold.model.adversary import LengthPredictor, reverse_gradient, strength_at
 
 LENGTHS = torch.tensor([5.0, 20.0, math.nan, 0.0, 60.0])
 
@@ -13,7 +13,7 @@ LENGTHS = torch.tensor([5.0, 20.0, math.nan, 0.0, 60.0])
 @pytest.fixture
 def guess():
     torch.manual_seed(0)
-    return LengthGuess(3, mean=2.0, std=0.5)
+    return LengthPredictor(3, mean=2.0, std=0.5)
 
 
 def test_values_pass_unchanged_and_the_gradient_comes_back_reversed():

@@ -82,14 +82,14 @@ def test_normalised_hidden_layers_and_outputs_are_what_torch_makes_of_them(unit_
 def test_dropped_ids_are_read_as_the_unknown_which_is_trained_then():
     torch.manual_seed(0)
     encoder = Encoder((Lookup("id", 5, 3, dropout=0.4),), Layers(2))
-    optimiser = torch.optim.Adam(encoder.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.1)
     ids = torch.arange(1, 5, dtype=torch.int32).repeat(2000)
     found = encoder._embed(encoder.blocks[0], {"id": ids})
     is_unknown = (found == encoder.tables["id"].weight[0]).all(dim=1)
     assert abs(is_unknown.float().mean() - 0.4) < 4 * (0.4 * 0.6 / 8000) ** 0.5
     assert torch.equal(found[~is_unknown], encoder.tables["id"](ids)[~is_unknown])
     encoder({"id": ids}).sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert encoder.tables["id"].weight[0].abs().min() > 0
     encoder.eval()
     assert torch.equal(encoder._embed(encoder.blocks[0], {"id": ids}), encoder.tables["id"](ids))
@@ -98,8 +98,8 @@ def test_dropped_ids_are_read_as_the_unknown_which_is_trained_then():
 def test_row_zero_is_zero_and_is_not_trained():
     torch.manual_seed(0)
     encoder = Encoder(BLOCKS, Layers(3))
-    optimiser = torch.optim.Adam(encoder.parameters(), lr=0.1, fused=True)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.1, fused=True)
     encoder(INPUTS).sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert encoder.tables["history"].weight[0].tolist() == [0.0] * 4
     assert encoder.tables["maker"].weight[0].tolist() == [0.0] * 2

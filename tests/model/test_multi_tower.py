@@ -13,15 +13,15 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import epoch_batches, item_batches, query_batches
 from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.errors import DataError, RunError
-from twofold.evaluate.window import judged_window
-from twofold.model.multi_tower import PerValue, build_towers, describe_unmade, places_of
+from twofold.evaluate.window import evaluation_window
+from twofold.model.multi_tower import MultiTower, build_towers, describe_unmade, places_of
 from twofold.model.retriever import describe_model, item_vectors, load_model, masked_item_vectors, user_vectors
 from twofold.model.two_tower import encode, export_user_tower
 from twofold.recipe.train import Cosine, Dot, FullSoftmax, InBatchSoftmax, SampledSoftmax, Train, TwoTower
 from twofold.run_folder import find_stage
-from twofold.train.distributed import Ranks, refuse_what_cannot_be_shared
+from twofold.train.distributed import ProcessGroup, check_shareable
 from twofold.train.objective import build_objective, draw_columns, mean_loss
-from twofold.train.optimizer import build_optimiser
+from twofold.train.optimizer import build_optimizer
 
 PER_LANGUAGE = TwoTower(kind="two_tower", dim=8, per="language")
 COSINE, DOT = Cosine(kind="cosine"), Dot(kind="dot")
@@ -46,7 +46,7 @@ def languages(dataset):
 def build(dataset, seed=0, **changes):
     torch.manual_seed(seed)
     model = build_towers(PER_LANGUAGE.model_copy(update=changes), dataset)
-    assert isinstance(model, PerValue)
+    assert isinstance(model, MultiTower)
     return model
 
 
@@ -101,9 +101,9 @@ def test_no_tower_shares_a_parameter_and_the_drawing_counts_each_once(dataset):
 def test_an_item_of_a_value_that_training_did_not_hold_lies_with_the_value_of_the_most():
     #                      known ──────────────────────────────┐  later
     given = pa.array(["hi", "ta", "ta", None, "bn", None, "ta", "te", "hi", "te"])
-    values, place_of = places_of(given, num_known=7, column="language")
+    values, tower_of_item = places_of(given, num_known=7, column="language")
     assert values == ("hi", "ta", "none", "bn")
-    assert place_of.tolist() == [0, 1, 1, 2, 3, 2, 1, 1, 0, 1]
+    assert tower_of_item.tolist() == [0, 1, 1, 2, 3, 2, 1, 1, 0, 1]
 
 
 # --- taught apart -----------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_an_item_of_a_value_that_training_did_not_hold_lies_with_the_value_of_th
 def test_a_step_on_one_value_moves_its_towers_alone_and_draws_its_items_alone(dataset, languages, loss):
     model = build(dataset)
     objective = build_objective(Train(loss=loss, batch_size=8), dataset, per=model)
-    optimiser = build_optimiser(model, learning_rate=0.01, rows_per_step=objective.items_per_step)
+    optimizer = build_optimizer(model, learning_rate=0.01, rows_per_step=objective.items_per_step)
     seen = set()
     for batch in epoch_batches(dataset, dataset.rows["train"], objective.order, seed=(0, 0), first=0):
         language = model.values[batch.group]
@@ -132,9 +132,9 @@ def test_a_step_on_one_value_moves_its_towers_alone_and_draws_its_items_alone(da
         assert (columns.item_rows[columns.own] == batch.item_rows).all()
         before = [torch.cat([each.detach().flatten() for each in towers.parameters()]) for towers in model.towers]
         total, _ = mean_loss(objective, model, batch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total.backward()
-        optimiser.step()
+        optimizer.step()
         after = [torch.cat([each.detach().flatten() for each in towers.parameters()]) for towers in model.towers]
         moved = [place for place, pair in enumerate(zip(before, after, strict=True)) if not torch.equal(*pair)]
         assert moved == [batch.group]
@@ -180,7 +180,7 @@ def test_the_served_vector_answers_as_the_judged_one(solved):
 
 def judged(job):
     arrays = load_dataset(job.folder / "dataset")
-    window = judged_window(arrays, "test")
+    window = evaluation_window(arrays, "test")
     model = load_model(job.recipe.retriever, arrays, find_stage(job.folder, "train").folder)
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     return arrays, window, users @ item_vectors(model, arrays, int(window.query_at.min())).T
@@ -204,4 +204,4 @@ def test_a_value_that_does_not_fill_a_batch_is_refused_by_name(dataset):
 
 def test_several_processes_are_refused(dataset):
     with pytest.raises(RunError, match=r"retriever\.per .* 3 processes add up .* with one process, or delete"):
-        refuse_what_cannot_be_shared(Ranks(size=3), build(dataset), Train(batch_size=12), lines=99)
+        check_shareable(ProcessGroup(size=3), build(dataset), Train(batch_size=12), lines=99)

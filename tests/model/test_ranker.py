@@ -13,7 +13,7 @@ from twofold.model.ranker import (
     ITEMS,
     PAIR_GRAPH,
     USER_GRAPH,
-    Crosses,
+    CrossNetwork,
     Scales,
     build_ranker,
     describe_ranker,
@@ -67,7 +67,7 @@ def asking(arrays, ranker):
 
 def test_crosses_are_their_equation():
     """x₁ = x₀ (W x₀ + b) + x₀ and x₂ = x₀ (V x₁ + c) + x₁, by hand: x₀ = (1, 2), W = 1s, b = 0, V = 2·1, c = (1, 0)."""
-    crosses = Crosses(2, 2)
+    crosses = CrossNetwork(2, 2)
     first, second = crosses.layers
     with torch.no_grad():
         first.weight.fill_(1.0)
@@ -144,7 +144,7 @@ def test_a_formula_reads_what_the_heads_say(ranker, asking):
     users, user_vectors, side, item_rows, places = asking
 
     def said(formula):
-        return rank_scores(ranker.saying(formula), side, users, user_vectors, item_rows, places)
+        return rank_scores(ranker.with_formula(formula), side, users, user_vectors, item_rows, places)
 
     np.testing.assert_array_equal(said("relevance"), rank_scores(ranker, side, users, user_vectors, item_rows, places))
     chance = said('"like"')

@@ -145,13 +145,13 @@ def test_eight_layers_still_learn_what_two_do():
     torch.manual_seed(0)
     block = Sequence("seen", rows=9, dim=16, length=6, depth=8, heads=2, dropout=0.0)
     tower = Encoder((block,), Layers(9, unit_length=False))
-    optimiser = torch.optim.Adam(tower.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(tower.parameters(), lr=3e-3)
     for _ in range(150):
         rows = torch.randint(1, 9, (64, 6), generator=generator)
         loss = torch.nn.functional.cross_entropy(tower({"seen": rows}), rows[:, -2])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     rows = torch.randint(1, 9, (200, 6), generator=generator)
     assert (tower({"seen": rows}).argmax(dim=1) == rows[:, -2]).float().mean() > 0.95
 
@@ -201,7 +201,7 @@ def test_what_only_the_time_since_the_last_event_tells(is_timed):
     draw = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     tower = Encoder((replace(BLOCK, dim=16, dropout=0.0, is_timed=is_timed),), Layers(17, unit_length=False))
-    optimiser = torch.optim.Adam(tower.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(tower.parameters(), lr=1e-2)
 
     def drawn(lines):
         rows = torch.randint(1, 9, (lines, 6), generator=draw)
@@ -212,9 +212,9 @@ def test_what_only_the_time_since_the_last_event_tells(is_timed):
     for _ in range(120):
         inputs, wanted = drawn(64)
         loss = torch.nn.functional.cross_entropy(tower(inputs), wanted)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     inputs, wanted = drawn(400)
     right = float((tower(inputs).argmax(dim=1) == wanted).float().mean())
     assert right > 0.95 if is_timed else right < 0.6

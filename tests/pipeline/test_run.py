@@ -17,8 +17,8 @@ from tests import worlds
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RecipeError, RunError
 from twofold.evaluate.baselines import popularity
-from twofold.evaluate.catalogue import judge_impressions
-from twofold.evaluate.window import judged_window, positives_before
+from twofold.evaluate.catalogue import evaluate_impressions
+from twofold.evaluate.window import evaluation_window, positives_before
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.run import report_of
 from twofold.recipe.index import Index
@@ -78,9 +78,9 @@ def test_the_leak_gives_no_profit(leak, tmp_path):
         assert abs(row.metrics["impressions/auc"].value - 0.5) < 3 * spread, row.name
     # And whoever peeks would be seen: popularity of the whole log, the day of test included.
     arrays = load_dataset(job.folder / "dataset")
-    window = judged_window(arrays, "test")
+    window = evaluation_window(arrays, "test")
     everything = positives_before(arrays, window, first_at=int(arrays.events.at.max()) + 1)
-    peeking = judge_impressions(window, popularity(everything))
+    peeking = evaluate_impressions(window, popularity(everything))
     assert peeking.mean("impressions/auc") > 0.9
 
 
@@ -117,7 +117,7 @@ def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_
     judged = passing(int(at[of_test].min()))
     section = report_of(job.folder).passing
     assert (section.where, section.items) == ("likes_2d >= 30", len(judged))
-    window = judged_window(load_dataset(job.folder / "dataset"), "test")
+    window = evaluation_window(load_dataset(job.folder / "dataset"), "test")
     vocabulary = load_dataset(job.folder / "dataset").items
     holds = np.isin(vocabulary.ids_of(window.relevant.values).to_numpy(), list(judged))
     shares = np.bincount(window.relevant.lines, holds, len(window.user_rows)) / np.maximum(window.relevant.sizes, 1)

@@ -12,7 +12,7 @@ from tests.prepare.tables import TRAIN, log_of
 from tests.worlds import world_recipe, write_world
 from twofold.errors import DataError, RecipeError, TwofoldError
 from twofold.prepare.check import check_recipe
-from twofold.recipe.evaluate import Judging
+from twofold.recipe.evaluate import Evaluate
 from twofold.recipe.index import Index
 from twofold.recipe.schema import Recipe
 
@@ -34,13 +34,13 @@ def recipe_with(
 
 def test_a_slice_is_a_column_of_single_values(tmp_path: Path) -> None:
     recipe = recipe_with(tmp_path)
-    check_recipe(recipe.model_copy(update={"judge": Judging(slices=("creator",))}))
+    check_recipe(recipe.model_copy(update={"judge": Evaluate(slices=("creator",))}))
     for column, message in (
         ("creatr", r"judge\.slices: neither the items nor the users have a column creatr \(nearest: creator"),
         ("tags", r"judge\.slices: tags is VARCHAR\[\]; groups are made of single values"),
     ):
         with pytest.raises(RecipeError, match=message):
-            check_recipe(recipe.model_copy(update={"judge": Judging(slices=(column,))}))
+            check_recipe(recipe.model_copy(update={"judge": Evaluate(slices=(column,))}))
 
 
 @pytest.mark.parametrize(

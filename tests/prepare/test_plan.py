@@ -279,7 +279,11 @@ def test_derived_columns_read_those_above_them_and_rules_read_them(tmp_path: Pat
     log = log_of(rows, play_time_ms=[1000, 9000, 4000], duration_ms=[10_000, 10_000, 0])
     derive = {"watched": "play_time_ms / 1000", "length": "duration_ms / 1000", "fraction": "watched / length"}
     out = prepared(tmp_path, log, derive=derive, positive="fraction > 0.8 OR item_id = 100", weight="watched")
-    assert column(rows_of(out), "item_id", "label", "weight") == [(0, False, 1.0), (1, True, 9.0), (2, False, 4.0)]
+    assert column(rows_of(out), "item_id", "label", "weight") == [
+        (0, False, 1.0),
+        (1, True, 9.0),
+        (2, False, 4.0),
+    ]
 
 
 def test_a_rule_may_read_the_item_and_the_user(tmp_path: Path) -> None:

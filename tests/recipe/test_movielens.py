@@ -7,7 +7,7 @@ import pytest
 
 from tests.ingest.packed import SECOND, write, zipped
 from twofold.dataset.dataset import load_dataset
-from twofold.evaluate.window import judged_window
+from twofold.evaluate.window import evaluation_window
 from twofold.ingest.public import find_set, make_tables
 from twofold.pipeline import run as pipeline
 from twofold.recipe.load import load_recipe
@@ -92,7 +92,7 @@ def test_in_time_the_last_five_test_and_who_likes_none_of_them_is_not_judged(
         "validation": 5 * USERS,
         "test": 5 * USERS,
     }
-    window = judged_window(arrays, "test")
+    window = evaluation_window(arrays, "test")
     liked = {
         user: {item for u, item, stars, at in ratings() if u == user and at >= SECOND + 60 * 11 and stars >= 3.5}
         for user in range(1, USERS + 1)

@@ -11,12 +11,12 @@ import pytest
 
 from tests.serve.tiny import EVENTS, NOON, best, scores_of, write_run
 from twofold.serve.app import build_app
-from twofold.serve.event_store import Met, StoreError, open_histories
+from twofold.serve.event_store import LiveEvent, StoreError, open_histories
 from twofold.serve.middleware import Limits
-from twofold.serve.prometheus import Meters
+from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.responses import NOTHING_KNOWN
 from twofold.serve.service import NO_STORE, Service
-from twofold.serve.user_state import open_answers
+from twofold.serve.user_state import open_live_bundle
 
 NOON_OF_DAY_0 = {"at": NOON}
 
@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def service(run: Path, tmp_path: Path) -> Service:
-    return Service(open_answers(run), run.parent, open_histories(tmp_path / "histories.db"), Meters())
+    return Service(open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics())
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ class Gone:
     async def append(self, events: Any) -> None:
         raise StoreError("gone")
 
-    async def of(self, users: Any) -> list[list[Met]]:
+    async def of(self, users: Any) -> list[list[LiveEvent]]:
         raise StoreError("gone")
 
     async def close(self) -> None:
@@ -333,7 +333,7 @@ def test_more_at_once_than_it_takes_are_told_to_come_again(service: Service) -> 
 
 
 def test_what_takes_too_long_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def slow(users: Any) -> list[list[Met]]:
+    async def slow(users: Any) -> list[list[LiveEvent]]:
         await asyncio.sleep(60)
         return []
 

@@ -13,7 +13,7 @@ import pytest
 from tests.serve.redis_server import redis_in
 from twofold.errors import RequestError
 from twofold.serve import event_store as histories
-from twofold.serve.event_store import LiveHistories, Met, StoreError, open_histories
+from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError, open_histories
 
 KEPT = 5
 
@@ -37,7 +37,7 @@ def user(request: pytest.FixtureRequest) -> str:
     return request.node.name
 
 
-async def kept(store: LiveHistories, user: str) -> list[Met]:
+async def kept(store: LiveHistories, user: str) -> list[LiveEvent]:
     (events,) = await store.of([user])
     return events
 
@@ -45,11 +45,11 @@ async def kept(store: LiveHistories, user: str) -> list[Met]:
 def test_what_one_worker_keeps_another_reads_oldest_first(where: str, user: str) -> None:
     async def both() -> None:
         one, other = open_histories(where), open_histories(where)
-        await one.append([(user, Met("b", 20, "negative")), (user, Met("a", 10, "positive"))])
-        await other.append([(user, Met("é\x1f\n", 20, "met")), (user + "'", Met("a", 1, "met"))])
-        expected = [Met("a", 10, "positive"), Met("b", 20, "negative"), Met("é\x1f\n", 20, "met")]
+        await one.append([(user, LiveEvent("b", 20, "negative")), (user, LiveEvent("a", 10, "positive"))])
+        await other.append([(user, LiveEvent("é\x1f\n", 20, "met")), (user + "'", LiveEvent("a", 1, "met"))])
+        expected = [LiveEvent("a", 10, "positive"), LiveEvent("b", 20, "negative"), LiveEvent("é\x1f\n", 20, "met")]
         for store in (one, other):
-            assert await store.of([user, "nobody", user + "'"]) == [expected, [], [Met("a", 1, "met")]]
+            assert await store.of([user, "nobody", user + "'"]) == [expected, [], [LiveEvent("a", 1, "met")]]
             await store.close()
 
     asyncio.run(both())
@@ -59,9 +59,9 @@ def test_the_same_event_again_is_one_event_of_the_last_kind(where: str, user: st
     async def posted() -> None:
         store = open_histories(where)
         for kind in ("positive", "positive", "negative"):
-            await store.append([(user, Met("a", 10, kind))])
-        await store.append([(user, Met("a", 11, "met")), (user, Met("a", 11, "met"))])
-        assert await kept(store, user) == [Met("a", 10, "negative"), Met("a", 11, "met")]
+            await store.append([(user, LiveEvent("a", 10, kind))])
+        await store.append([(user, LiveEvent("a", 11, "met")), (user, LiveEvent("a", 11, "met"))])
+        assert await kept(store, user) == [LiveEvent("a", 10, "negative"), LiveEvent("a", 11, "met")]
         await store.close()
 
     asyncio.run(posted())
@@ -72,7 +72,7 @@ def test_the_newest_are_kept_whatever_the_order_of_posting(where: str, user: str
         store = open_histories(where, kept=KEPT)
         moments = [7, 3, 9, 1, 8, 8, 2, 6]
         for place, at in enumerate(moments):
-            await store.append([(user, Met(f"item {place}", at, "met"))])
+            await store.append([(user, LiveEvent(f"item {place}", at, "met"))])
         expected = sorted(zip(moments, range(8), strict=True))[-KEPT:]
         assert [(met.at, met.item_id) for met in await kept(store, user)] == [(at, f"item {n}") for at, n in expected]
         await store.close()
@@ -84,12 +84,12 @@ def test_writers_at_once_lose_nothing(where: str, user: str) -> None:
     async def write() -> None:
         stores = [open_histories(where) for _ in range(4)]
         posts = [
-            store.append([(user, Met(f"{writer}", turn, "positive"))])
+            store.append([(user, LiveEvent(f"{writer}", turn, "positive"))])
             for turn in range(20)
             for writer, store in enumerate(stores)
         ]
         await asyncio.gather(*posts)
-        expected = [Met(f"{writer}", turn, "positive") for turn in range(20) for writer in range(4)]
+        expected = [LiveEvent(f"{writer}", turn, "positive") for turn in range(20) for writer in range(4)]
         for store in stores:
             assert await kept(store, user) == expected
             await store.close()
@@ -104,18 +104,18 @@ def test_a_question_that_is_given_up_spoils_no_other(where: str, user: str) -> N
         store = open_histories(where)
         users = [f"{user} {number}" for number in range(10)]
         for number, name in enumerate(users):
-            await store.append([(name, Met(str(number), number, "met"))])
+            await store.append([(name, LiveEvent(str(number), number, "met"))])
         for turn in range(40):
             asked = asyncio.ensure_future(
-                store.of(users) if turn % 2 else store.append([(user, Met("a", turn, "met"))])
+                store.of(users) if turn % 2 else store.append([(user, LiveEvent("a", turn, "met"))])
             )
             for _ in range(turn % 7):
                 await asyncio.sleep(0)
             asked.cancel()
             number = turn % len(users)
-            assert await kept(store, users[number]) == [Met(str(number), number, "met")]
-        await store.append([(user, Met("z", 100, "met"))])
-        assert (await kept(store, user))[-1] == Met("z", 100, "met")
+            assert await kept(store, users[number]) == [LiveEvent(str(number), number, "met")]
+        await store.append([(user, LiveEvent("z", 100, "met"))])
+        assert (await kept(store, user))[-1] == LiveEvent("z", 100, "met")
         await store.close()
 
     asyncio.run(given_up())
@@ -145,7 +145,7 @@ def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path) -> None:
     writer.wait()
     writer.stdout.close()
 
-    async def read() -> list[Met]:
+    async def read() -> list[LiveEvent]:
         store = open_histories(path)
         events = await kept(store, "user")
         await store.close()
@@ -173,7 +173,7 @@ def test_a_server_that_is_gone_says_so_and_can_be_asked_again(redis_url: str) ->
         with pytest.raises(StoreError, match="Redis does not answer"):
             await gone.of(["user"])
         with pytest.raises(StoreError, match="Redis does not answer"):
-            await gone.append([("user", Met("a", 1, "met"))])
+            await gone.append([("user", LiveEvent("a", 1, "met"))])
         await gone.close()
 
     asyncio.run(ask())
@@ -187,7 +187,7 @@ def test_a_server_that_hangs_is_waited_for_once_and_asked_again_later(
 
     async def ask() -> None:
         store = open_histories(redis_url)
-        await store.append([(user, Met("a", 1, "met"))])
+        await store.append([(user, LiveEvent("a", 1, "met"))])
         with redis.Redis.from_url(redis_url) as client:
             client.client_pause(500)
         began = time.monotonic()
@@ -199,8 +199,8 @@ def test_a_server_that_hangs_is_waited_for_once_and_asked_again_later(
                 await kept(store, user)
         assert time.monotonic() - waited < 0.2 <= waited - began
         await asyncio.sleep(0.6)
-        assert await kept(store, user) == [Met("a", 1, "met")]
-        assert await kept(store, user) == [Met("a", 1, "met")]
+        assert await kept(store, user) == [LiveEvent("a", 1, "met")]
+        assert await kept(store, user) == [LiveEvent("a", 1, "met")]
         await store.close()
 
     redis = pytest.importorskip("redis")
@@ -229,12 +229,12 @@ def test_a_full_or_locked_file_says_so_and_is_usable_after(tmp_path: Path) -> No
         blocker = sqlite3.connect(tmp_path / "histories.db", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="cannot be written: database is locked"):
-            await store.append([("user", Met("a", 1, "met"))])
+            await store.append([("user", LiveEvent("a", 1, "met"))])
         assert await kept(store, "user") == []  # readers do not wait
         blocker.execute("ROLLBACK")
         blocker.close()
-        await store.append([("user", Met("a", 1, "met"))])
-        assert await kept(store, "user") == [Met("a", 1, "met")]
+        await store.append([("user", LiveEvent("a", 1, "met"))])
+        assert await kept(store, "user") == [LiveEvent("a", 1, "met")]
         await store.close()
 
     asyncio.run(ask())

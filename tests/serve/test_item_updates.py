@@ -13,9 +13,9 @@ from tests.serve.tiny import DIM, NOON, VECTORS, write_run
 from twofold.serve.app import build_app
 from twofold.serve.event_store import open_histories
 from twofold.serve.middleware import Limits
-from twofold.serve.prometheus import Meters
+from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.service import Service
-from twofold.serve.user_state import open_answers
+from twofold.serve.user_state import open_live_bundle
 
 TOKEN = "secret"
 ASK = {"user_id": 30, "k": 9, "context": {"at": NOON}}  # met nothing
@@ -35,7 +35,7 @@ def services(run: Path, tmp_path: Path) -> list[Service]:
 
 def worker(run: Path, folder: Path) -> Service:
     where = folder / "current.json"
-    return Service(open_answers(run), run.parent, open_histories(folder / "histories.db"), Meters(), where)
+    return Service(open_live_bundle(run), run.parent, open_histories(folder / "histories.db"), ServiceMetrics(), where)
 
 
 def client(service: Service) -> Client:

@@ -18,10 +18,10 @@ from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import write_run
 from twofold.serve.app import build_app
 from twofold.serve.event_store import open_histories
-from twofold.serve.middleware import Gate, Limits
-from twofold.serve.prometheus import Meters
+from twofold.serve.middleware import Limits, RequestGuard
+from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.service import Service
-from twofold.serve.user_state import open_answers
+from twofold.serve.user_state import open_live_bundle
 
 ROUTES = ["recommend", "recommend:batch", "similar", "events", "admin/swap"]
 FIELDS = (
@@ -51,13 +51,13 @@ def malformed(number: int) -> tuple[str, bytes]:
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Gate:
+def app(tmp_path: Path) -> RequestGuard:
     run = write_run(tmp_path / "tiny")
-    service = Service(open_answers(run), run.parent, open_histories(tmp_path / "histories.db"), Meters())
+    service = Service(open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics())
     return build_app(service, Limits())
 
 
-async def send_all(app: Gate, numbers: range) -> Counter[int]:
+async def send_all(app: RequestGuard, numbers: range) -> Counter[int]:
     """How often each status came back; every refusal must say what is wrong."""
     statuses: Counter[int] = Counter()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://twofold") as client:
@@ -73,7 +73,7 @@ async def send_all(app: Gate, numbers: range) -> Counter[int]:
     return statuses
 
 
-def test_thousands_of_malformed_bodies_get_clean_replies(app: Gate) -> None:
+def test_thousands_of_malformed_bodies_get_clean_replies(app: RequestGuard) -> None:
     statuses = asyncio.run(send_all(app, range(2_000)))
     assert set(statuses) <= {200, 400, 403, 422}
     assert statuses[422] > 700

@@ -27,7 +27,7 @@ from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.serve import Recommender, load
 from twofold.serve.bundle import CONTEXT, USER_TOWER
-from twofold.serve.user_state import open_answers
+from twofold.serve.user_state import open_live_bundle
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_no_filter_undoes_what_a_bundle_lets_nobody_see(tmp_path: Path) -> None:
     write_run(tmp_path / "red")
     context = {"as_of": NOON, "where": "colour = 'red'"}
     replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
-    opened, filters = open_answers(tmp_path / "red"), load(tmp_path / "red").bundle.filters
+    opened, filters = open_live_bundle(tmp_path / "red"), load(tmp_path / "red").bundle.filters
     assert opened.rule(None) == "colour = 'red'"
     joined = opened.rule("length_s > 15 OR TRUE")
     assert joined is not None

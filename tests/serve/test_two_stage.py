@@ -23,10 +23,10 @@ from twofold.serve import load
 from twofold.serve.bundle import save_context
 from twofold.serve.event_store import open_histories
 from twofold.serve.onnx_models import RANKER_ITEMS, USER_TOWER
-from twofold.serve.prometheus import Meters
+from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.schemas import Recommend
 from twofold.serve.service import Service
-from twofold.serve.user_state import asker_of, nearest, open_answers
+from twofold.serve.user_state import nearest, open_live_bundle, user_state_of
 from twofold.topk import tie_order
 
 pytestmark = pytest.mark.slow  # graphs are exported
@@ -107,12 +107,12 @@ def test_fewer_than_it_ranks_are_the_best_of_all_it_ranked(world) -> None:
 
 def test_equal_scores_keep_the_fixed_order_and_fewer_candidates_are_no_trouble(world, monkeypatch) -> None:
     folder, dataset, found, _ = world
-    opened = open_answers(folder)
+    opened = open_live_bundle(folder)
     monkeypatch.setattr(
         type(opened.bundle.ranker), "scores", lambda ranker, users, item_rows, *_: np.zeros(item_rows.shape, np.float32)
     )
     few = opened.bundle.filters.eligible("length_s >= 0").without(found[0, :-3])
-    askers = [asker_of(opened.bundle, row, ()) for row in range(3)]
+    askers = [user_state_of(opened.bundle, row, ()) for row in range(3)]
     rank, _ = tie_order(len(dataset.items))
     expected = sorted(found[0, -3:].tolist(), key=lambda row: -rank[row])
     answer = nearest(opened, askers, 5, allowed=few)
@@ -127,16 +127,16 @@ def test_an_explained_answer_says_where_the_retriever_had_it(world, tmp_path) ->
     asked = Recommend(user_id=user, k=4, exclude_seen=False, explain=True)
 
     async def answered():
-        service = Service(open_answers(folder), folder.parent, open_histories(tmp_path / "h.db"), Meters())
+        service = Service(open_live_bundle(folder), folder.parent, open_histories(tmp_path / "h.db"), ServiceMetrics())
         try:
             return await service.recommend(asked)
         finally:
             await service.histories.close()
 
     answer = asyncio.run(answered())
-    place_of = {item: place + 1 for place, item in enumerate(found[3].tolist())}
+    tower_of_item = {item: place + 1 for place, item in enumerate(found[3].tolist())}
     assert [item.retrieved.rank for item in answer.items] == [
-        place_of[dataset.items.row_of(item.item_id)] for item in answer.items
+        tower_of_item[dataset.items.row_of(item.item_id)] for item in answer.items
     ]
     best_first = sorted(answer.items, key=lambda item: item.retrieved.rank)
     assert [item.retrieved.score for item in best_first] == sorted(

@@ -23,12 +23,12 @@ from tests.serve.tiny import ITEMS, replace_part, write_run, write_tower
 from twofold.errors import RequestError
 from twofold.run_folder import MANIFEST
 from twofold.serve.bundle import USER_TOWER
-from twofold.serve.event_store import Met, SqliteHistories, StoreError, open_histories
-from twofold.serve.prometheus import SHARED_METERS, Meters
+from twofold.serve.event_store import LiveEvent, SqliteHistories, StoreError, open_histories
+from twofold.serve.prometheus import SHARED_METERS, ServiceMetrics
 from twofold.serve.schemas import Recommend, Swap, WireError
 from twofold.serve.service import Service
-from twofold.serve.user_state import open_answers
-from twofold.serve.workers import CURRENT, LOOK_S, Asked, _following, serve
+from twofold.serve.user_state import open_live_bundle
+from twofold.serve.workers import CURRENT, LOOK_S, ServeOptions, _following, serve
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_a_swap_reaches_all_workers_and_fails_no_request(start: Callable[..., Ru
 
 def test_a_swap_while_a_worker_opens_its_bundle_reaches_it(run: Path, tmp_path: Path) -> None:
     other_run(run, "newer")
-    service = Service(open_answers(run), run.parent, open_histories(tmp_path / "histories.db"), Meters())
+    service = Service(open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics())
     (tmp_path / CURRENT).write_text(json.dumps({"run": "newer", "bundle": "newer" * 8}))
 
     async def begin() -> None:
@@ -145,7 +145,9 @@ def test_a_swap_while_a_worker_opens_its_bundle_reaches_it(run: Path, tmp_path: 
 def test_a_swap_that_the_other_workers_cannot_be_told_of_is_taken_back(run: Path, tmp_path: Path) -> None:
     other_run(run, "newer")
     nowhere = tmp_path / "full" / CURRENT  # as on a full disk: what is written there fails
-    service = Service(open_answers(run), run.parent, open_histories(tmp_path / "histories.db"), Meters(), nowhere)
+    service = Service(
+        open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics(), nowhere
+    )
 
     async def ask() -> None:
         with pytest.raises(WireError, match="the other workers cannot be told of the swap") as refused:
@@ -161,10 +163,10 @@ def test_a_store_that_is_away_is_said_once_a_second(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away(SqliteHistories):
-        async def of(self, users: Sequence[str]) -> list[list[Met]]:
+        async def of(self, users: Sequence[str]) -> list[list[LiveEvent]]:
             raise StoreError("away")
 
-    service = Service(open_answers(run), run.parent, Away(tmp_path / "histories.db"), Meters())
+    service = Service(open_live_bundle(run), run.parent, Away(tmp_path / "histories.db"), ServiceMetrics())
 
     async def ask() -> None:
         for _ in range(5):
@@ -259,7 +261,7 @@ def test_what_cannot_be_served_is_one_message_at_the_start(run: Path, tmp_path: 
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(RequestError, match=rf"cannot listen on 127.0.0.1:{port}: .*in use.*--host and --port"):
-            serve(Asked(run, str(tmp_path / "histories.db"), port=port))
+            serve(ServeOptions(run, str(tmp_path / "histories.db"), port=port))
     command = [sys.executable, "-m", "twofold", "serve", "--port", "0"]
     for folder, says in ((tmp_path / "nowhere", "there is no run folder"), (tmp_path, "no complete index/ stage")):
         done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False, timeout=120)

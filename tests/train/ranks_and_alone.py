@@ -18,7 +18,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.recipe.train import Train, TwoTower
 from twofold.train import loop
 from twofold.train import optimizer as optimise
-from twofold.train.distributed import joined_ranks, told_by_first
+from twofold.train.distributed import broadcast_from_rank0, distributed_context
 from twofold.train.loop import Setup, fit
 
 
@@ -66,7 +66,7 @@ def with_lengths(dataset):
 
 def main(dataset_folder, folder):
     dataset, paces = with_lengths(load_dataset(Path(dataset_folder))), (loop.CHECKPOINT_EVERY_S, loop.CHECKPOINT_SHARE)
-    with joined_ranks("cpu") as ranks:
+    with distributed_context("cpu") as ranks:
         torch.set_num_threads(1)
         for name, case in json.loads((Path(folder) / "cases.json").read_text()).items():
             train(dataset, case, Path(folder) / name / "ranks", Setup(ranks))
@@ -78,7 +78,7 @@ def main(dataset_folder, folder):
                     train(dataset, case, Path(folder) / name / "resumed", Setup(ranks), die_at=3)
                 if ranks.is_first:
                     shutil.copytree(Path(folder) / name / "resumed", Path(folder) / name / "resumed-alone")
-                told_by_first(ranks, lambda: 0.0)  # whoever reads the checkpoint does so after it is written
+                broadcast_from_rank0(ranks, lambda: 0.0)  # whoever reads the checkpoint does so after it is written
                 train(dataset, case, Path(folder) / name / "resumed", Setup(ranks))
                 if ranks.is_first:
                     train(dataset, case, Path(folder) / name / "resumed-alone", Setup())

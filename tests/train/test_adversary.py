@@ -10,7 +10,7 @@ from tests import worlds
 from twofold.dataset.batches import item_batches
 from twofold.dataset.dataset import item_attributes, load_dataset
 from twofold.errors import DataError
-from twofold.evaluate.window import judged_window
+from twofold.evaluate.window import evaluation_window
 from twofold.model.two_tower import build_two_tower, encode
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import scores_of
@@ -88,7 +88,7 @@ def _explained_and_kinds(world, model):
         probe = KernelRidge(kernel="rbf", alpha=0.3, gamma=1 / 16).fit(vectors[known], wanted[known])
         missed = probe.predict(vectors[~known]) - wanted[~known]
         explained.append(1 - (missed**2).mean() / wanted[~known].var())
-    window = judged_window(dataset, "test")
+    window = evaluation_window(dataset, "test")
     scores = scores_of(model, dataset, window)(slice(0, len(window.user_rows)))
     users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)
     is_own = users[:, None] % 2 == items % 2

@@ -10,7 +10,7 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import epoch_batches
 from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.errors import DataError
-from twofold.evaluate.window import judged_window
+from twofold.evaluate.window import evaluation_window
 from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import scores_of
@@ -140,7 +140,7 @@ def test_languages_that_never_meet_fold_and_uniform_negatives_heal_it(world, col
 
 def share_of_other_languages(model, dataset, *, k):
     """Of the first k recommendations of all users."""
-    window = judged_window(dataset, "test")
+    window = evaluation_window(dataset, "test")
     scores = scores_of(model, dataset, window)(slice(0, len(window.user_rows)))
     best = np.argsort(-scores, axis=1)[:, :k]
     users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)

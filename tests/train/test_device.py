@@ -13,7 +13,7 @@ from twofold.errors import RunError
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.train import Train, TwoTower
 from twofold.train.device import batch_on, open_device
-from twofold.train.distributed import Ranks, joined_ranks
+from twofold.train.distributed import ProcessGroup, distributed_context
 from twofold.train.loop import Setup, fit
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -30,7 +30,7 @@ def dataset(tmp_path_factory):
 def test_a_gpu_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refusal = r"--device cuda asks for a GPU, and PyTorch .* finds none. .*nvidia-smi.* train with --device cpu"
-    with pytest.raises(RunError, match=refusal), joined_ranks("cuda"):
+    with pytest.raises(RunError, match=refusal), distributed_context("cuda"):
         pass
 
 
@@ -64,7 +64,7 @@ def test_a_gpu_learns_what_the_processor_learns(dataset, tmp_path, loss):
             settings,
             validate=lambda model: 0.0,
             out=tmp_path / name,
-            setup=Setup(Ranks(open_device(name))),
+            setup=Setup(ProcessGroup(open_device(name))),
         )
         losses.append([epoch["loss"] for epoch in facts["epochs"]])
     np.testing.assert_allclose(*losses, rtol=1e-2)

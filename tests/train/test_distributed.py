@@ -20,7 +20,7 @@ from twofold.errors import RunError
 from twofold.recipe.features import Features
 from twofold.recipe.load import dump_recipe
 from twofold.recipe.train import Train
-from twofold.train.distributed import ALONE, Ranks, refuse_what_cannot_be_shared
+from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, check_shareable
 
 pytestmark = pytest.mark.slow  # processes are started
 
@@ -111,13 +111,13 @@ def test_two_ranks_that_were_killed_end_where_they_would_have_ended(trained, nam
 
 
 def test_a_rank_alone_has_everything():
-    assert ALONE.part(7) == slice(0, 7)
-    assert ALONE.share(5).tolist() == [0, 1, 2, 3, 4]
-    assert ALONE.places(own=2, drawn=3).tolist() == [0, 1, 2, 3, 4]
+    assert SINGLE_PROCESS.part(7) == slice(0, 7)
+    assert SINGLE_PROCESS.share(5).tolist() == [0, 1, 2, 3, 4]
+    assert SINGLE_PROCESS.places(own=2, drawn=3).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_shares_cover_what_was_drawn_once():
-    ranks = [Ranks(rank=rank, size=3) for rank in range(3)]
+    ranks = [ProcessGroup(rank=rank, size=3) for rank in range(3)]
     assert [each.part(6) for each in ranks] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     shares = [each.share(7).tolist() for each in ranks]
     assert shares == [[0, 1, 2], [3, 4, 5], [6, 0, 1]]  # as many each; the last two are there to fill up
@@ -127,17 +127,17 @@ def test_shares_cover_what_was_drawn_once():
 
 
 def test_what_cannot_be_shared_is_refused():
-    three = replace(ALONE, size=3)
+    three = replace(SINGLE_PROCESS, size=3)
     twelve, thousand = Train(batch_size=12), Train(batch_size=1000)
-    refuse_what_cannot_be_shared(three, nn.Linear(1, 1), twelve, lines=99)
-    refuse_what_cannot_be_shared(ALONE, nn.BatchNorm1d(1), thousand, lines=1)
+    check_shareable(three, nn.Linear(1, 1), twelve, lines=99)
+    check_shareable(SINGLE_PROCESS, nn.BatchNorm1d(1), thousand, lines=1)
     with pytest.raises(RunError, match="batches of 1,000 rows cannot be shared by 3 processes. .* such as 999, or"):
-        refuse_what_cannot_be_shared(three, nn.Linear(1, 1), thousand, lines=5000)
+        check_shareable(three, nn.Linear(1, 1), thousand, lines=5000)
     with pytest.raises(RunError, match="batch_norm standardises over a batch, of which each of 3 processes sees a"):
-        refuse_what_cannot_be_shared(three, nn.Sequential(nn.BatchNorm1d(1)), twelve, lines=99)
+        check_shareable(three, nn.Sequential(nn.BatchNorm1d(1)), twelve, lines=99)
     mining = Train.model_validate({"hard_negatives": {}})
     with pytest.raises(RunError, match="hard_negatives are mined for the lines of one process, and 3 were started"):
-        refuse_what_cannot_be_shared(three, nn.Linear(1, 1), mining, lines=99)
+        check_shareable(three, nn.Linear(1, 1), mining, lines=99)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from twofold.pipeline import run as pipeline
 from twofold.recipe.train import HardNegatives, SampledSoftmax, Train, TwoTower
 from twofold.train.hard_negatives import MINED, with_mined
 from twofold.train.loop import fit
-from twofold.train.negatives import Mined
+from twofold.train.negatives import HardNegativePool
 from twofold.train.objective import build_objective
 
 ASKED = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "negative_distance"}})
@@ -83,7 +83,9 @@ def test_nothing_of_validation_is_looked_at(dataset, tmp_path):
 
 
 def test_a_line_draws_from_its_own_users_ranks_each_as_likely():
-    mined = Mined(np.array([3, 5, 9]), np.array([[7, 8, -1], [-1, -1, -1], [1, 2, 3]], np.int32), np.array([2, 0, 3]))
+    mined = HardNegativePool(
+        np.array([3, 5, 9]), np.array([[7, 8, -1], [-1, -1, -1], [1, 2, 3]], np.int32), np.array([2, 0, 3])
+    )
     torch.manual_seed(0)
     drawn, counts = mined.draw(torch.tensor([9, 3, 5, 9]), 3000)
     assert counts.tolist() == [3, 2, 0, 3]

@@ -11,15 +11,15 @@ from pydantic import TypeAdapter
 from twofold.dataset.batches import gather_batch
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError
-from twofold.evaluate.catalogue import judge_catalogue
-from twofold.evaluate.window import judged_window
+from twofold.evaluate.catalogue import evaluate_catalogue
+from twofold.evaluate.window import evaluation_window
 from twofold.model import losses as losses_module
 from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import scores_of
 from twofold.recipe.train import HardNegatives, Loss, Train, TwoTower
 from twofold.train.loop import fit
-from twofold.train.negatives import Mined
+from twofold.train.negatives import HardNegativePool
 from twofold.train.objective import build_objective, mean_loss
 
 SCORES = {
@@ -150,7 +150,7 @@ def mined_for(dataset, batch):
     item_rows = (users[:, None] * 7 + np.array([1, 2, 3])) % dataset.items.num_known
     counts = np.array([3, 2, 0])[np.arange(len(users)) % 3]
     item_rows[np.arange(3) >= counts[:, None]] = -1
-    return Mined(users, item_rows.astype(np.int32), counts)
+    return HardNegativePool(users, item_rows.astype(np.int32), counts)
 
 
 @pytest.mark.parametrize("easy", [8, 0])
@@ -290,13 +290,13 @@ SOLVERS = [
 @pytest.mark.parametrize(("asked", "score", "changes"), SOLVERS, ids=lambda value: str(value).replace(" ", ""))
 def test_the_checkerboard_is_solved(world, asked, score, changes, tmp_path):
     recipe, dataset = world
-    window = judged_window(dataset, "test")
+    window = evaluation_window(dataset, "test")
     asked_model = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": SCORES[score], **changes})
     kept = []
 
     def validate(model):
         scores = scores_of(model, dataset, window)
-        kept.append(judge_catalogue(window, scores, ks=(1,)).mean("catalogue/hit_rate@1"))
+        kept.append(evaluate_catalogue(window, scores, ks=(1,)).mean("catalogue/hit_rate@1"))
         return kept[-1]
 
     settings = recipe.train.model_copy(update={"loss": loss_of(asked), "epochs": 6})

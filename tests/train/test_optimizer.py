@@ -1,4 +1,4 @@
-"""Which table takes which optimiser, that both agree where they should, and that their state survives."""
+"""Which table takes which optimizer, that both agree where they should, and that their state survives."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from torch import nn
 
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool
 from twofold.recipe.train import Train
-from twofold.train.checkpoint import Position, load_checkpoint, save_checkpoint
-from twofold.train.optimizer import LAZY_FROM, build_optimiser, clip_gradients, learning_rate_at, set_learning_rate
+from twofold.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from twofold.train.optimizer import LAZY_FROM, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
 
 ROWS = 40
 
@@ -17,14 +17,14 @@ def encoder(*blocks, seed=0):
     return Encoder(blocks or (Lookup("id", ROWS, 4),), Layers(3))
 
 
-def train(model, optimiser, steps, *, rows=ROWS):
+def train(model, optimizer, steps, *, rows=ROWS):
     """Steps over a few rows each, at random but repeatable."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         ids = torch.randint(rows, (3,), generator=generator)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (model({"id": ids}) * torch.randn(3, 3, generator=generator)).sum().backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def test_rises_to_the_peak_and_falls_to_nothing():
@@ -40,9 +40,9 @@ def test_one_step_is_possible():
 
 
 def test_the_rate_reaches_every_part():
-    optimiser = build_optimiser(encoder(), learning_rate=1.0, rows_per_step=1)
-    set_learning_rate(optimiser, 0.25)
-    assert [group["lr"] for part in optimiser.parts for group in part.param_groups] == [0.25, 0.25]
+    optimizer = build_optimizer(encoder(), learning_rate=1.0, rows_per_step=1)
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [0.25, 0.25]
 
 
 @pytest.mark.parametrize("rows_per_step", [1, ROWS], ids=["lazy", "dense"])
@@ -52,7 +52,7 @@ def test_slow_parameters_move_by_their_share_and_go_on_from_a_checkpoint(rows_pe
     def both():
         slow, fast = encoder(), encoder()
         towers = nn.ModuleList([slow, fast])
-        made = build_optimiser(
+        made = build_optimizer(
             towers, learning_rate=0.1, rows_per_step=rows_per_step, slow=slow.parameters(), share=0.01
         )
         set_learning_rate(made, 0.1)
@@ -69,7 +69,7 @@ def test_slow_parameters_move_by_their_share_and_go_on_from_a_checkpoint(rows_pe
     for tower, length in zip(towers, (0.001, 0.1), strict=True):
         moved = (tower.tables["id"].weight.detach() - before).abs()
         torch.testing.assert_close(moved[[3, 5]], torch.full((2, 4), length), rtol=1e-3, atol=0)
-    save_checkpoint(tmp_path / "it", towers, made, best={}, position=Position(), settings=Train())
+    save_checkpoint(tmp_path / "it", towers, made, best={}, position=TrainingState(), settings=Train())
     again, other = both()
     load_checkpoint(tmp_path / "it", again, other, settings=Train())
     for pair in ((towers, made), (again, other)):
@@ -80,31 +80,31 @@ def test_slow_parameters_move_by_their_share_and_go_on_from_a_checkpoint(rows_pe
 @pytest.mark.parametrize(("rows_per_step", "kinds"), [(ROWS // LAZY_FROM, 2), (ROWS // LAZY_FROM + 1, 1)])
 def test_a_table_is_lazy_from_ten_rows_a_row_looked_up(rows_per_step, kinds):
     model = encoder()
-    optimiser = build_optimiser(model, learning_rate=0.1, rows_per_step=rows_per_step)
-    assert len(optimiser.parts) == kinds
-    train(model, optimiser, 1)
-    held = sum(len(group["params"]) for part in optimiser.parts for group in part.param_groups)
+    optimizer = build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step)
+    assert len(optimizer.parts) == kinds
+    train(model, optimizer, 1)
+    held = sum(len(group["params"]) for part in optimizer.parts for group in part.param_groups)
     assert held == len(list(model.parameters()))
 
 
 def test_a_table_that_a_history_reads_is_never_lazy():
     user, item = encoder(Pool("history", ROWS, 4)), encoder()
     user.tables["history"].weight = item.tables["id"].weight  # one table, looked up and pooled
-    assert len(build_optimiser(nn.ModuleList([user, item]), learning_rate=0.1, rows_per_step=1).parts) == 1
+    assert len(build_optimizer(nn.ModuleList([user, item]), learning_rate=0.1, rows_per_step=1).parts) == 1
 
 
 def test_a_table_that_two_towers_look_up_is_held_once():
     user, item = encoder(), encoder()
     user.tables["id"] = item.tables["id"]
-    optimiser = build_optimiser(nn.ModuleList([user, item]), learning_rate=0.1, rows_per_step=1)
-    assert [len(group["params"]) for group in optimiser.parts[1].param_groups] == [1]
-    train(user, optimiser, 2)
+    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=0.1, rows_per_step=1)
+    assert [len(group["params"]) for group in optimizer.parts[1].param_groups] == [1]
+    train(user, optimizer, 2)
 
 
 def test_a_row_without_a_gradient_stays_as_it_is_and_padding_does_too():
     model = encoder()
     before = model.tables["id"].weight.detach().clone()
-    train(model, build_optimiser(model, learning_rate=0.1, rows_per_step=1), 20, rows=10)
+    train(model, build_optimizer(model, learning_rate=0.1, rows_per_step=1), 20, rows=10)
     moved = (model.tables["id"].weight.detach() != before).any(dim=1)
     assert moved[1:10].all()
     assert not moved[10:].any()
@@ -116,11 +116,11 @@ def test_lazy_adam_is_adam_where_every_step_moves_every_row():
     tables = []
     for rows_per_step in (1, ROWS):  # lazy, fused
         model = encoder()
-        optimiser = build_optimiser(model, learning_rate=0.1, rows_per_step=rows_per_step)
+        optimizer = build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step)
         for step in range(5):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (model.tables["id"](ids) * wanted * (1 + step)).sum().backward()
-            optimiser.step()
+            optimizer.step()
         tables.append(model.tables["id"].weight.detach())
     torch.testing.assert_close(tables[0], tables[1], rtol=1e-5, atol=1e-6)
     moved = encoder().tables["id"].weight - tables[0]  # 5 steps of the learning rate
@@ -133,15 +133,17 @@ def test_lazy_adam_is_adam_where_every_step_moves_every_row():
 def test_a_checkpoint_goes_on_exactly(rows_per_step, tmp_path):
     def fresh():
         model = encoder()
-        return model, build_optimiser(model, learning_rate=0.1, rows_per_step=rows_per_step)
+        return model, build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step)
 
-    whole, optimiser = fresh()
-    train(whole, optimiser, 7)
-    save_checkpoint(tmp_path / "checkpoint", whole, optimiser, best={}, position=Position(batch=7), settings=Train())
-    train(whole, optimiser, 5)
+    whole, optimizer = fresh()
+    train(whole, optimizer, 7)
+    save_checkpoint(
+        tmp_path / "checkpoint", whole, optimizer, best={}, position=TrainingState(batch=7), settings=Train()
+    )
+    train(whole, optimizer, 5)
     resumed, other = fresh()
     position, _ = load_checkpoint(tmp_path / "checkpoint", resumed, other, settings=Train())
-    assert position == Position(batch=7)
+    assert position == TrainingState(batch=7)
     train(resumed, other, 5)
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
@@ -151,7 +153,7 @@ def test_lazy_adam_repeats_itself_with_deterministic_kernels():
     for _ in range(2):
         model = encoder()
         torch.use_deterministic_algorithms(True)
-        train(model, build_optimiser(model, learning_rate=0.1, rows_per_step=1), 5)
+        train(model, build_optimizer(model, learning_rate=0.1, rows_per_step=1), 5)
         torch.use_deterministic_algorithms(False)
         weights.append(model.tables["id"].weight.detach())
     assert torch.equal(*weights)
@@ -160,18 +162,18 @@ def test_lazy_adam_repeats_itself_with_deterministic_kernels():
 @pytest.mark.parametrize("rows_per_step", [1, ROWS], ids=["sparse", "dense"])
 def test_gradients_are_clipped_as_one_vector_the_rows_of_a_sparse_one_added_up(rows_per_step):
     model = encoder()
-    optimiser = build_optimiser(model, learning_rate=0.1, rows_per_step=rows_per_step)
+    optimizer = build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step)
 
     def backward():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model({"id": torch.tensor([3, 3, 5])}).sum().backward()
         return {name: parameter.grad.to_dense().clone() for name, parameter in model.named_parameters()}
 
     whole = backward()
     length = sum(gradient.square().sum() for gradient in whole.values()).sqrt().item()
-    assert clip_gradients(optimiser, most=None) == pytest.approx(length)
+    assert clip_gradients(optimizer, most=None) == pytest.approx(length)
     for most, left in ((2 * length, 1.0), (length / 4, 1 / 4)):
         backward()
-        assert clip_gradients(optimiser, most=most) == pytest.approx(length)
+        assert clip_gradients(optimizer, most=most) == pytest.approx(length)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad.to_dense(), whole[name] * left)

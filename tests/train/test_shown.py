@@ -13,7 +13,7 @@ import torch
 
 from tests.worlds import DAY_MS, FIRST_MS, SPLIT, TEST, TRAIN_DAYS, VALIDATION, world_recipe, write_world
 from twofold.errors import DataError
-from twofold.evaluate.window import judged_window
+from twofold.evaluate.window import evaluation_window
 from twofold.model.ranker import build_ranker, load_ranker, load_stages
 from twofold.model.retriever import as_products, item_vectors, load_model, user_vectors
 from twofold.pipeline import run as pipeline
@@ -136,16 +136,20 @@ def test_a_head_says_the_chance_that_is_known(world, judged):
 def test_a_formula_orders_by_what_a_head_says(world, judged):
     """Relevance has the shallow items of a team first, the chance of a long view the deep ones."""
     _, arrays, model, job = world
-    ranker, window = taught(world, job), judged_window(arrays.retriever, "test")
+    ranker, window = taught(world, job), evaluation_window(arrays.retriever, "test")
     depth = depth_of(arrays.retriever.items.ids.to_numpy())
 
     def first(ranker):
         return float(depth[two_stages(model, ranker, arrays, window).ranked[:, :5]].mean())
 
     relevance = first(ranker)
-    assert first(ranker.saying("relevance")) == relevance
-    assert relevance < -0.5 < 0.5 < first(ranker.saying("long"))
-    assert relevance < first(ranker.saying("relevance + 2 * LN(long / (1 - long))")) <= first(ranker.saying("long"))
+    assert first(ranker.with_formula("relevance")) == relevance
+    assert relevance < -0.5 < 0.5 < first(ranker.with_formula("long"))
+    assert (
+        relevance
+        < first(ranker.with_formula("relevance + 2 * LN(long / (1 - long))"))
+        <= first(ranker.with_formula("long"))
+    )
 
 
 def test_a_formula_is_what_validation_judges(world, tmp_path):

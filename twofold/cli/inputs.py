@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twofold.errors import RecipeError, RequestError
-from twofold.ingest.seen import Seen, taken_as
+from twofold.ingest.seen import LogProfile, taken_as
 from twofold.recipe.load import load_recipe, recipe_differences, recipe_digest, recipe_schema
 
 recipe_app = typer.Typer(help="Recipes: draft one from a log, check one, compare two.", no_args_is_help=True)
@@ -99,16 +99,16 @@ def new(
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a recipe.")] = False,
 ) -> None:
     """Looks at a log, guesses what its columns are, and writes a commented recipe that runs."""
-    from twofold.ingest.column_roles import Asked
+    from twofold.ingest.column_roles import GivenColumns
     from twofold.ingest.draft_recipe import draft_recipe, recipe_name
-    from twofold.ingest.inspect_log import check_draft, look
+    from twofold.ingest.inspect_log import check_draft, profile_log
 
     folder = None if str(out) == "-" else out.parent
     if folder and out.exists() and not replace:
         raise RecipeError(f"{out} exists. Overwrite it with --replace, or name another file with --out FILE.")
     console = Console(stderr=folder is None, highlight=False, soft_wrap=True)
     with Console(stderr=True).status("looking at every row …"):
-        seen = look(log, items=items, users=users, asked=Asked(user, item, time))
+        seen = profile_log(log, items=items, users=users, asked=GivenColumns(user, item, time))
     _print_seen(console, seen)
     text = draft_recipe(seen, name=recipe_name(log), folder=folder)
     if folder is None:
@@ -121,7 +121,7 @@ def new(
     print(f"\nrecipe  {out}\nnext    twofold run {out}")
 
 
-def _print_seen(console: Console, seen: Seen) -> None:
+def _print_seen(console: Console, seen: LogProfile) -> None:
     """The columns of every table with the parts they play, and what was counted. Names are text here, never markup."""
     from twofold.ingest.column_roles import printable, shown_values
     from twofold.ingest.draft_recipe import facts_of

@@ -19,7 +19,7 @@ from twofold.cli.inputs import RecipeFile, Settings
 from twofold.errors import RequestError
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.render.numbers import counted, decimal
+from twofold.render.numbers import format_decimal, plural
 from twofold.runs import STAGES, RunSummary, list_runs, sort_runs
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def list_all_runs(
         "date": [_day(line) for line in lines],
         "last\nstage": [line.stage if line.stage != STAGES[-1] else "" for line in lines],
         # Two lines: a terminal of 80 columns holds them so.
-        **{name.replace("/", "/\n"): [decimal(line.metrics.get(name)) for line in lines] for name in metrics},
+        **{name.replace("/", "/\n"): [format_decimal(line.metrics.get(name)) for line in lines] for name in metrics},
         "seconds": [f"{line.seconds:,.0f}" for line in lines],
     }
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -138,16 +138,16 @@ def tune(
     search = Search(recipe, tuple(settings), runs / (name or f"{load_recipe(recipe, overrides=settings).name}.tune"))
 
     def say(trial: Trial) -> None:
-        found = trial.reason if trial.value is None else decimal(trial.value)
+        found = trial.reason if trial.value is None else format_decimal(trial.value)
         print(f"{trial.folder.name}  {found}  {' '.join(map(_rounded, trial.changes))}", file=sys.stderr)
 
     trials = search_recipe(search, tell=say)
-    title = f"the best of {counted(len(trials), 'trial')}, by recall on the validation window"
+    title = f"the best of {plural(len(trials), 'trial')}, by recall on the validation window"
     table = Table("trial", "recall", "changes", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     for trial in trials[:10]:
         table.add_row(
             trial.folder.name,
-            decimal(trial.value) if trial.value is not None else trial.reason.partition(":")[0],
+            format_decimal(trial.value) if trial.value is not None else trial.reason.partition(":")[0],
             Text("\n".join(map(_rounded, trial.changes))),
         )
     Console().print(table)

@@ -25,7 +25,7 @@ from twofold.cli.runs import Runs, compare, export, list_all_runs, track, tracki
 from twofold.errors import RecipeError, RequestError, TwofoldError
 from twofold.pipeline import run as pipeline
 from twofold.recipe.load import load_base, load_recipe
-from twofold.render.numbers import decimal, signed
+from twofold.render.numbers import format_decimal, format_signed
 from twofold.run_folder import Stage, locked
 
 if TYPE_CHECKING:
@@ -158,15 +158,15 @@ def run(
 ) -> None:
     """Every stage: a log to a judged retriever, an index and a file of recommendations."""
     from twofold.explain.card import keep_base
-    from twofold.train.distributed import joined_ranks
+    from twofold.train.distributed import distributed_context
     from twofold.train.loop import Setup
 
     asked = dataclasses.replace(_job(recipe, settings, runs, name), engine=_open_engine(engine, memory, master))
     tracker = tracking_uri(asked.recipe)
-    with joined_ranks(device.value) as ranks:
+    with distributed_context(device.value) as ranks:
         job = dataclasses.replace(asked, setup=Setup(ranks))
         if not ranks.is_first:
-            pipeline.assist(job)
+            pipeline.run_worker_rank(job)
             return
         pipeline.run_job(job, replace=replace, tell=_say)
     keep_base(job.folder, load_base(recipe, overrides=settings))
@@ -258,13 +258,13 @@ def train(
     larger than a GPU can be trained by several. Processes on several machines need the run folder on a disk they share.
     """
     from twofold.model.retriever import describe_towers
-    from twofold.train.distributed import joined_ranks
+    from twofold.train.distributed import distributed_context
     from twofold.train.loop import Setup
 
-    with joined_ranks(device.value) as ranks:
+    with distributed_context(device.value) as ranks:
         setup = Setup(ranks)
         if not ranks.is_first:
-            pipeline.assist(dataclasses.replace(_job(recipe, settings, runs, name), setup=setup))
+            pipeline.run_worker_rank(dataclasses.replace(_job(recipe, settings, runs, name), setup=setup))
             return
         with _claimed(recipe, settings, runs, name, replace=replace) as claimed:
             job = dataclasses.replace(claimed, setup=setup)
@@ -340,13 +340,13 @@ def explain(
     table = Table("probe", "value", "", "meaning", box=SIMPLE_HEAD)
     for probe in sorted(explained.facts["probes"], key=lambda probe: not probe["is_alarming"]):
         alarm = "[bold red]alarm[/]" if probe["is_alarming"] else ""
-        table.add_row(probe["name"], decimal(probe["value"]), alarm, Text(probe["meaning"]))
+        table.add_row(probe["name"], format_decimal(probe["value"]), alarm, Text(probe["meaning"]))
     Console().print(table)
     gap = explained.facts["gap"]
     steps = Table("what differs, from training to serving", "found", "change", title="the gap", box=SIMPLE_HEAD)
-    steps.add_row(f"in batches of {gap['batch_size']:,}, among {gap['k']}", decimal(gap["in_batch"]), "")
+    steps.add_row(f"in batches of {gap['batch_size']:,}, among {gap['k']}", format_decimal(gap["in_batch"]), "")
     for step in gap["steps"]:
-        steps.add_row(step["cause"], decimal(step["share"]), signed(step["change"]))
+        steps.add_row(step["cause"], format_decimal(step["share"]), format_signed(step["change"]))
     Console().print(steps)
     print(gap["verdict"])
     print(f"\ncard  {job.folder}/card.html")
@@ -393,12 +393,14 @@ def serve(
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line of log for every request.")] = False,
 ) -> None:
     """Answers over HTTP, with a page to try it; the environment variable TWOFOLD_TOKEN makes it ask for a token."""
-    from twofold.serve.workers import Asked
+    from twofold.serve.workers import ServeOptions
     from twofold.serve.workers import serve as serve_run
 
     print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
     serve_run(
-        Asked(run_folder, histories or str(run_folder / "serve" / "histories.db"), host, port, workers, log_requests)
+        ServeOptions(
+            run_folder, histories or str(run_folder / "serve" / "histories.db"), host, port, workers, log_requests
+        )
     )
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from twofold.dataset.batch_order import Order
 from twofold.dataset.dataset import Dataset
-from twofold.dataset.examples import Rows
+from twofold.dataset.examples import Examples
 from twofold.dataset.features import Inputs, Queries, item_inputs, queries_at, user_inputs
 from twofold.dataset.sequences import sequence_inputs
-from twofold.topk import blocks
+from twofold.ragged import chunks
 
 TensorInputs = Mapping[str, Tensor]
 QUERY_EVENTS = 2**16
@@ -46,7 +46,7 @@ def to_tensors(inputs: Inputs) -> TensorInputs:
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in inputs.items()}
 
 
-def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]) -> Batch:
+def gather_batch(dataset: Dataset, rows: Examples, lines: Int64[np.ndarray, "batch"]) -> Batch:
     """The batch of these lines: histories strictly before each line's own moment, item features at that moment."""
     state, asked = dataset.features, rows.take(lines)
     user_rows, item_rows, at = (np.ascontiguousarray(part) for part in (asked.user_rows, asked.item_rows, asked.at))
@@ -72,13 +72,13 @@ def gather_batch(dataset: Dataset, rows: Rows, lines: Int64[np.ndarray, "batch"]
 
 
 def epoch_batches(
-    dataset: Dataset, rows: Rows, order: Order, *, seed: tuple[int, int], first: int, share: slice = slice(None)
+    dataset: Dataset, rows: Examples, order: Order, *, seed: tuple[int, int], first: int, share: slice = slice(None)
 ) -> Iterator[Batch]:
     """Batches of the epoch that `seed` = (run, epoch) names, from batch number `first` on; of each, this share."""
     for places in order.batches(seed)[first:, share]:
         parts = [
             gather_batch(dataset, rows, order.lines[places[part]])
-            for part in blocks(len(places), order.at_once or len(places))
+            for part in chunks(len(places), order.at_once or len(places))
         ]
         batch = parts[0] if len(parts) == 1 else _joined(parts)
         yield batch if order.groups is None else replace(batch, group=int(order.groups[places[0]]))
@@ -112,7 +112,7 @@ def query_batches(
     longest = max(1, *(state.history_length(of) for of in ("positives", "negatives")))
     is_timed = state.reads_times("positives") or state.reads_times("negatives")
     size = QUERY_EVENTS // longest if not is_timed else min(QUERY_EVENTS // longest, QUERY_PAIRS // longest**2)
-    for part in blocks(len(user_rows), max(size, 1)):
+    for part in chunks(len(user_rows), max(size, 1)):
         queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows[part], at=at[part])
         yield to_tensors(user_inputs(state, arrays, queries))
 
@@ -120,7 +120,7 @@ def query_batches(
 def item_batches(dataset: Dataset, at: int, *, size: int = 65_536) -> Iterator[TensorInputs]:
     """What the item tower reads of the whole catalogue at one moment, in blocks."""
     state, arrays = dataset.features, dataset.item_arrays
-    for part in blocks(len(dataset.items), size):
+    for part in chunks(len(dataset.items), size):
         item_rows = np.arange(part.start, part.stop)
         moments = np.full(len(item_rows), at, np.int64)
         yield to_tensors(item_inputs(state, arrays, item_rows=item_rows, at=moments))

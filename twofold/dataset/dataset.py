@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.counters import write_counters
-from twofold.dataset.examples import BATCH_ROWS, Rows, distinct_ids, load_rows, write_histories, write_rows
+from twofold.dataset.examples import BATCH_ROWS, Examples, distinct_ids, load_examples, write_examples, write_histories
 from twofold.dataset.features import (
     ATTRIBUTES,
     FeatureState,
     ItemArrays,
     UserArrays,
     cluster_key,
-    counted,
+    counter_values,
     fit_features,
     item_arrays,
     load_counters_of,
@@ -35,6 +35,7 @@ from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.item_vectors import cluster_rows, fit_clusters, read_vectors, write_vectors
 from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
+from twofold.ragged import chunks
 from twofold.recipe.features import (
     ClusterFeature,
     CounterFeature,
@@ -44,7 +45,6 @@ from twofold.recipe.features import (
     feature_name,
 )
 from twofold.tables import SPLITS, Split
-from twofold.topk import blocks
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Dataset:
     folder: Path
     users: Vocabulary
     items: Vocabulary
-    rows: Mapping[Split, Rows]
+    rows: Mapping[Split, Examples]
     events: Histories
     positives: Histories
     negatives: Histories
@@ -89,7 +89,7 @@ def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h
     items.save(out / "items.parquet")
     last_event_at = write_histories(prepared, users, items, out=out)
     for split in SPLITS:
-        write_rows(prepared, split, users, items, out=out / "rows")
+        write_examples(prepared, split, users, items, out=out / "rows")
     vector_facts = _write_vectors(prepared, features, items, out=out)
     pq.write_table(items_table, out / "item_attributes.parquet", compression="zstd")
     pq.write_table(_plain(users_table), out / "user_attributes.parquet", compression="zstd")
@@ -220,14 +220,14 @@ def _write_counters(prepared: Path, features: Features, users: pa.Table, items: 
             write_counters(prepared, by, table[by], out=out / "counters" / by)
         counters = load_counters_of(side, out)
         for split in SPLITS if counters else ():
-            rows = load_rows(out / "rows", split, ())
+            rows = load_examples(out / "rows", split, ())
             with ExitStack() as stack:
                 append = {
                     name: stack.enter_context(append_array(out / "rows" / f"{split}.{name}.npy", np.float32))
                     for name in _counted_names(side)
                 }
-                for block in blocks(len(rows), BATCH_ROWS):
-                    values = counted(side, counters, rows=getattr(rows, who)[block], at=rows.at[block])
+                for block in chunks(len(rows), BATCH_ROWS):
+                    values = counter_values(side, counters, rows=getattr(rows, who)[block], at=rows.at[block])
                     for name, piece in values.items():
                         append[name](piece)
 
@@ -236,6 +236,6 @@ def _counted_names(side: tuple[UserFeature | ItemFeature, ...]) -> tuple[str, ..
     return tuple(feature_name(feature) for feature in side if isinstance(feature, CounterFeature))
 
 
-def _load_rows(folder: Path, features: Features) -> dict[Split, Rows]:
+def _load_rows(folder: Path, features: Features) -> dict[Split, Examples]:
     names = _counted_names(features.user) + _counted_names(features.item)
-    return {split: load_rows(folder / "rows", split, names) for split in SPLITS}
+    return {split: load_examples(folder / "rows", split, names) for split in SPLITS}

@@ -47,7 +47,7 @@ _HISTORIES: Final[Mapping[str, str | None]] = {
 
 
 @dataclass(frozen=True)
-class Rows:
+class Examples:
     """One window's rows, sorted by (user, at, item): what is trained on, or judged. Arrays may be memory-mapped.
 
     `counted` are counters of the user and of the item up to the row's hour, by the name of the feature; `outcomes` are
@@ -78,15 +78,15 @@ class Rows:
         """Number of rows."""
         return len(self.records)
 
-    def take(self, lines: Int64[np.ndarray, "lines"]) -> "Rows":
+    def take(self, lines: Int64[np.ndarray, "lines"]) -> "Examples":
         """These rows, in this order."""
         counted, outcomes = (
             {name: values.take(lines) for name, values in part.items()} for part in (self.counted, self.outcomes)
         )
-        return Rows(self.records.take(lines), counted, outcomes)
+        return Examples(self.records.take(lines), counted, outcomes)
 
 
-def write_rows(prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path) -> None:
+def write_examples(prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path) -> None:
     """Writes the records of one window, and an array for each outcome that the recipe asks for."""
     part, columns = f"rows/split={split}", ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
     named = pq.read_schema(shards[0]).names if (shards := _shards(prepared / part)) else []
@@ -108,10 +108,10 @@ def write_rows(prepared: Path, split: Split, users: Vocabulary, items: Vocabular
                 append_outcome(batch[name].to_numpy(zero_copy_only=False))
 
 
-def load_rows(folder: Path, split: Split, counted: tuple[str, ...]) -> Rows:
-    """Maps what `write_rows` wrote, and what was counted for these features."""
+def load_examples(folder: Path, split: Split, counted: tuple[str, ...]) -> Examples:
+    """Maps what `write_examples` wrote, and what was counted for these features."""
     outcomes = {path.stem.partition(f".{OUTCOME}")[2]: path for path in folder.glob(f"{split}.{OUTCOME}*.npy")}
-    return Rows(
+    return Examples(
         map_array(folder / f"{split}.npy"),
         {name: map_array(folder / f"{split}.{name}.npy") for name in counted},
         {name: map_array(path) for name, path in outcomes.items()},

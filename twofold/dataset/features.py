@@ -30,10 +30,11 @@ from twofold.dataset.column_encoders import (
     value_rows,
 )
 from twofold.dataset.counters import HOUR_MS, Counters, load_counters
-from twofold.dataset.examples import BATCH_ROWS, Rows
+from twofold.dataset.examples import BATCH_ROWS, Examples
 from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.npy import map_array
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
+from twofold.ragged import chunks
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
@@ -52,7 +53,6 @@ from twofold.recipe.features import (
     VectorFeature,
     feature_name,
 )
-from twofold.topk import blocks
 
 ATTRIBUTES = (CategoryFeature, NumberFeature, ProfileFeature)
 """What reads a column of the users table that the recipe names."""
@@ -133,7 +133,7 @@ class Queries:
 
 
 def fit_features(
-    features: Features, *, items: pa.Table, users: pa.Table, train: Rows, num_known_items: int, utc_offset_h: int
+    features: Features, *, items: pa.Table, users: pa.Table, train: Examples, num_known_items: int, utc_offset_h: int
 ) -> FeatureState:
     """Fits vocabularies and scales on the training window: its items and users, and its rows for what time changes.
 
@@ -161,7 +161,7 @@ def fit_features(
                     scales[key] = fit_scale(_ages(moments(items["uploaded_at"]), train))
                 case CounterFeature():
                     values = train.counted[feature_name(feature)]
-                    scales[key] = fit_scale(values[block] for block in blocks(len(values), BATCH_ROWS))
+                    scales[key] = fit_scale(values[block] for block in chunks(len(values), BATCH_ROWS))
                 case HistoryFeature() | SequenceFeature() | ClusterFeature() | TimeFeature() | ProfileFeature():
                     pass
                 case IdFeature() if tower == "user":
@@ -173,7 +173,7 @@ def fit_features(
     return FeatureState(features, utc_offset_h, num_known_items, vocabularies, scales)
 
 
-def counted(
+def counter_values(
     side: tuple[UserFeature | ItemFeature, ...],
     counters: Mapping[str, Counters],
     *,
@@ -235,7 +235,7 @@ def item_inputs(
     if items.uploaded_at is not None:
         inputs["age"] = state.scales["item.age"].apply(log_days(items.uploaded_at[item_rows], at))
     if counts is None:
-        counts = counted(state.features.item, items.counters, rows=item_rows, at=at)
+        counts = counter_values(state.features.item, items.counters, rows=item_rows, at=at)
     for feature in state.features.item:
         if isinstance(feature, CounterFeature):
             name = feature_name(feature)
@@ -281,7 +281,7 @@ def user_inputs(
     requests of one user, where they are known already.
     """
     if counts is None:
-        counts = counted(state.features.user, users.counters, rows=queries.user_rows, at=queries.at)
+        counts = counter_values(state.features.user, users.counters, rows=queries.user_rows, at=queries.at)
     inputs: dict[str, np.ndarray] = {}
     for feature in state.features.user:
         name = feature_name(feature)
@@ -347,8 +347,8 @@ def _attribute(
             return profiles(table[column], length, name=column)
 
 
-def _ages(uploaded_at: Int64[np.ndarray, "items"], rows: Rows) -> Iterator[Float32[np.ndarray, "_"]]:
-    for block in blocks(len(rows), BATCH_ROWS):
+def _ages(uploaded_at: Int64[np.ndarray, "items"], rows: Examples) -> Iterator[Float32[np.ndarray, "_"]]:
+    for block in chunks(len(rows), BATCH_ROWS):
         yield log_days(uploaded_at[rows.item_rows[block]], rows.at[block])
 
 

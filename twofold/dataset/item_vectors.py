@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
 
 from twofold.dataset.npy import map_array
 from twofold.errors import DataError
-from twofold.topk import blocks
+from twofold.ragged import chunks
 
 SAMPLE_FLOATS = 2**28
 """At most 1 GiB of vectors is fitted on: 4 M items of 64 dimensions, 500 k of 512. More would not move a covariance."""
@@ -85,7 +85,7 @@ def write_vectors(
     (out / "vectors").mkdir(exist_ok=True)
     written = np.lib.format.open_memmap(out / "vectors" / f"{name}.npy", "w+", np.float32, (len(order), width))
     without = 0
-    for block in blocks(len(order), BLOCK):
+    for block in chunks(len(order), BLOCK):
         raw = np.asarray(vectors[order[block]], np.float32)
         is_there = _is_there(raw)
         written[block] = 0
@@ -149,7 +149,7 @@ def nearest_centroid(
     """The cluster of each vector: Euclidean; of equally near ones the first."""
     half_norms = (centroids**2).sum(axis=1) / 2
     found = np.empty(len(vectors), np.int32)
-    for block in blocks(len(vectors), BLOCK):
+    for block in chunks(len(vectors), BLOCK):
         found[block] = (half_norms - vectors[block] @ centroids.T).argmin(axis=1)
     return found
 

@@ -11,7 +11,7 @@ _MMAP_THRESHOLD: Final = (-3, 32 * 2**20, 128 * 1024)
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """While it lasts, freed memory stays with the process instead of going back to the system; nothing else changes.
 
     A batch of histories is a few arrays of megabytes. Given back and asked for again, each page of them is a fault and

@@ -10,8 +10,8 @@ from jaxtyping import Int64
 from twofold.dataset.column_encoders import DAY_MS
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.histories import Histories
+from twofold.ragged import chunks
 from twofold.recipe.index import Recent
-from twofold.topk import blocks
 
 _EVENTS: Final = 2**22  # looked at once: 48 MiB of a mapped log
 
@@ -29,7 +29,7 @@ def with_counts(attributes: pa.Table, dataset: Dataset, counts: Mapping[str, Rec
 def count_events(history: Histories, items: int, *, first: int, end: int) -> Int64[np.ndarray, "items"]:
     """Events of each item row at or after `first` and strictly before `end`, by whomever."""
     counts = np.zeros(items, np.int64)
-    for part in blocks(len(history.at), _EVENTS):
+    for part in chunks(len(history.at), _EVENTS):
         at = history.at[part]
         counts += np.bincount(history.item_rows[part][(at >= first) & (at < end)], minlength=items)
     return counts

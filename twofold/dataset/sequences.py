@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
-from twofold.dataset.examples import Rows
+from twofold.dataset.examples import Examples
 from twofold.dataset.features import FeatureState, Inputs
 from twofold.dataset.histories import SECOND_MS, Histories, as_sequence, id_rows, seconds_until
 from twofold.recipe.features import SequenceFeature, feature_name
@@ -14,7 +14,7 @@ WINDOW = 32
 """Batches whose sequences are sorted by length together: their padding is then a few per cent. Not measured."""
 
 
-def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], asked: Rows) -> Inputs:
+def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], asked: Examples) -> Inputs:
     """For each sequence feature its sequences, as table rows, oldest first, padded on the right with 0; and under
     `NAME.places`, for each row asked, the place after its last event in the flattened outputs (see
     `model.sequence.SequenceEncoder`: one place more than events a sequence).
@@ -72,7 +72,7 @@ def sequence_order(
 
 
 def _told(
-    history: Histories, asked: Rows, counts: Int64[np.ndarray, "lines"], num_known_items: int
+    history: Histories, asked: Examples, counts: Int64[np.ndarray, "lines"], num_known_items: int
 ) -> Bool[np.ndarray, "lines"]:
     """Whether a line asks when the event comes that follows those it knows; cold events are none."""
     places = history.offsets[asked.user_rows] + counts

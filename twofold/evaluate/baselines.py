@@ -14,7 +14,8 @@ from jaxtyping import Float32, Int64
 
 from twofold.errors import RequestError
 from twofold.evaluate.scores import Products, ScoreBlock
-from twofold.topk import blocks, top_k
+from twofold.ragged import chunks
+from twofold.topk import top_k
 
 EASE_MAX_ITEMS: Final = 20_000  # a matrix of 1.6 GB and minutes of 2 cores; 7,502 items take 8 s
 IALS_MAX_POSITIVES: Final = 20_000_000  # minutes of 2 cores
@@ -76,7 +77,7 @@ def item_knn(
     transposed = likes.T.tocsr()
     width = min(neighbours, positives.num_items)
     parts = []
-    for items in blocks(positives.num_items, max(1, _CELLS // positives.num_items)):
+    for items in chunks(positives.num_items, max(1, _CELLS // positives.num_items)):
         both = (transposed[items] @ likes).toarray()  # (block, items)
         cosine = both / (np.sqrt(count[items, None] * count) + np.float32(shrink) + np.float32(1e-9))
         cosine[np.arange(len(cosine)), np.arange(items.start, items.stop)] = 0

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64
 
 from twofold.evaluate.metrics import pooled_auc
 from twofold.evaluate.watch_time import errors, pooled_xauc
-from twofold.render.numbers import counted, decimal
+from twofold.render.numbers import format_decimal, plural
 
 BINS: Final = 15
 
@@ -61,7 +61,7 @@ class Calibration:
         return self.predicted / self.observed if self.observed else None
 
 
-def judge_head(
+def evaluate_head(
     name: str, said: Float32[np.ndarray, "impressions"], outcome: Float32[np.ndarray, "impressions"]
 ) -> Calibration | None:
     """What is said against outcomes from 0 to 1, where they are known; None if none is.
@@ -91,7 +91,7 @@ def judge_head(
     )
 
 
-def judge_seconds(
+def evaluate_seconds(
     table: pa.Table,
     said: Float32[np.ndarray, "impressions"],
     watch_s: Float32[np.ndarray, "impressions"],
@@ -132,13 +132,13 @@ def seconds_at(
 def head_in_words(head: Calibration) -> str:
     """One sentence on how far a head can be believed."""
     text = (
-        f"{head.name}, on {counted(head.impressions, 'impression')}: {decimal(head.predicted)} predicted, "
-        f"{decimal(head.observed)} observed ({decimal(head.ratio)} : 1); calibration error {decimal(head.ece)}, where "
-        f"{decimal(head.noise)} is expected of chances that are right"
+        f"{head.name}, on {plural(head.impressions, 'impression')}: {format_decimal(head.predicted)} predicted, "
+        f"{format_decimal(head.observed)} observed ({format_decimal(head.ratio)} : 1); calibration error "
+        f"{format_decimal(head.ece)}, where {format_decimal(head.noise)} is expected of chances that are right"
     )
     if head.auc is not None:
-        text += f"; auc {decimal(head.auc)}"
+        text += f"; auc {format_decimal(head.auc)}"
     if head.seconds is not None:
-        own, of_length = decimal(head.seconds.mae), decimal(head.seconds.mae_of_length)
+        own, of_length = format_decimal(head.seconds.mae), format_decimal(head.seconds.mae_of_length)
         text += f"; as watch time off by {own} s, where who knows the length alone is off by {of_length} s"
     return f"{text}."

@@ -25,9 +25,10 @@ from twofold.evaluate.metrics import (
 )
 from twofold.evaluate.scores import Products, ScoreBlock, rank_products, rank_rows, users_at_once
 from twofold.evaluate.two_stages import TwoStages
-from twofold.topk import NOT_ALLOWED, Ragged, blocks, sortable_keys, tie_order
+from twofold.ragged import Ragged, chunks
+from twofold.topk import NOT_ALLOWED, sortable_keys, tie_order
 
-Track = Literal["time_free", "query_time"]
+Protocol = Literal["time_free", "query_time"]
 
 TIE_RULE: Final = "equal scores are ordered by a fixed hash of the item row, never by the model"
 IN_BATCH_KS: Final = (1, 5, 10, 50)
@@ -35,7 +36,7 @@ _CELLS: Final = 2**22  # scores held at once: about 100 MiB with their sort keys
 
 
 @dataclass(frozen=True)
-class JudgedWindow:
+class EvaluationWindow:
     """The users of one evaluated window, asked once each, and what they did then.
 
     Lists hold distinct item rows. An item met before the window is in `seen`, and then never in `relevant`: the
@@ -54,7 +55,7 @@ class JudgedWindow:
     num_items: int
     is_cold: Bool[np.ndarray, "items"]
     """The item has no event in training."""
-    track: Track
+    track: Protocol
 
     def __post_init__(self) -> None:
         users = len(self.user_rows)
@@ -106,7 +107,9 @@ class InBatch:
     seed: int
 
 
-def judge_catalogue(window: JudgedWindow, score_block: ScoreBlock, *, ks: Sequence[int] | None = None) -> PerUser:
+def evaluate_catalogue(
+    window: EvaluationWindow, score_block: ScoreBlock, *, ks: Sequence[int] | None = None
+) -> PerUser:
     """Full ranking, exact: every item that the user had not seen before the window, cold ones included.
 
     `ks` defaults to `metrics.KS` as far as the catalogue reaches. Users without a relevant item are skipped and
@@ -128,7 +131,7 @@ def judge_catalogue(window: JudgedWindow, score_block: ScoreBlock, *, ks: Sequen
     for users, answers in _answers(window, score_block, depth):
         wanted = window.relevant.of(users)
         first = np.repeat(window.relevant.offsets[users] - wanted.offsets[:-1], wanted.sizes)
-        for part in blocks(len(wanted.values), max(1, _CELLS // depth)):
+        for part in chunks(len(wanted.values), max(1, _CELLS // depth)):
             pair, place = np.nonzero(answers[wanted.lines[part]] == wanted.values[part, None])
             pair += part.start
             ranks[first[pair] + pair] = place + 1
@@ -145,8 +148,8 @@ def judge_catalogue(window: JudgedWindow, score_block: ScoreBlock, *, ks: Sequen
     )
 
 
-def judge_filtered(
-    window: JudgedWindow,
+def evaluate_filtered(
+    window: EvaluationWindow,
     score_block: ScoreBlock,
     allowed: Bool[np.ndarray, "items"],
     *,
@@ -163,7 +166,7 @@ def judge_filtered(
         scores[:, ~allowed] = NOT_ALLOWED
         return scores
 
-    judged = judge_catalogue(window, passing, ks=ks)
+    judged = evaluate_catalogue(window, passing, ks=ks)
     values = {name.replace("catalogue/", "catalogue_filtered/"): value for name, value in judged.values.items()}
     eligible = np.bincount(window.relevant.lines, allowed[window.relevant.values], minlength=len(window.user_rows))
     wanted = np.where(window.relevant.sizes > 0, window.relevant.sizes, np.nan)
@@ -171,7 +174,7 @@ def judge_filtered(
 
 
 def _answers(
-    window: JudgedWindow, score_block: ScoreBlock, k: int
+    window: EvaluationWindow, score_block: ScoreBlock, k: int
 ) -> Iterator[tuple[Int64[np.ndarray, "queries"], Int64[np.ndarray, "queries k"]]]:
     """Users who have something to find, block by block, and their k best unseen items, -1 where fewer were left."""
     if isinstance(score_block, Products):
@@ -187,7 +190,7 @@ def _answers(
             yield asked, rank_rows(scores, k, excluded=window.seen.of(asked))
 
 
-def judge_impressions(window: JudgedWindow, score_block: ScoreBlock) -> PerUser:
+def evaluate_impressions(window: EvaluationWindow, score_block: ScoreBlock) -> PerUser:
     """The order of each user's own impressions in the window. Users with a single class are skipped and counted."""
     flat = scores_of_lists(window, score_block, window.candidates)
     ties = tie_order(window.num_items)[0][window.candidates.values]
@@ -205,7 +208,7 @@ def judge_impressions(window: JudgedWindow, score_block: ScoreBlock) -> PerUser:
     )
 
 
-def bounds_of_impressions(window: JudgedWindow) -> tuple[PerUser, PerUser]:
+def bounds_of_impressions(window: EvaluationWindow) -> tuple[PerUser, PerUser]:
     """What a random and a perfect order of the impressions reach, exactly, on the users that have both classes."""
     positives, sizes = _positives(window), window.candidates.sizes
     judged = int(((positives > 0) & (positives < sizes)).sum())
@@ -216,7 +219,7 @@ def bounds_of_impressions(window: JudgedWindow) -> tuple[PerUser, PerUser]:
     )
 
 
-def scores_of_lists(window: JudgedWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
+def scores_of_lists(window: EvaluationWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
     """The score of every item of each user's list."""
     if isinstance(score_block, Products | TwoStages):
         return score_block.pairs(lists.lines, lists.values)
@@ -227,7 +230,7 @@ def scores_of_lists(window: JudgedWindow, score_block: ScoreBlock, lists: Ragged
     return np.concatenate(scores)
 
 
-def judge_in_batch(window: JudgedWindow, score_block: ScoreBlock, *, batch_size: int, seed: int) -> InBatch:
+def evaluate_in_batch(window: EvaluationWindow, score_block: ScoreBlock, *, batch_size: int, seed: int) -> InBatch:
     """Every relevant pair of the window against the items of a batch of such pairs, drawn at random.
 
     Columns are as in training: an item stands there as often as it was drawn, seen items stay; masked are the
@@ -281,7 +284,7 @@ def _pair_ranks(
     columns: Int64[np.ndarray, "batches batch"],
     *,
     batch: Int64[np.ndarray, "length"],
-    window: JudgedWindow,
+    window: EvaluationWindow,
     users: slice,
 ) -> tuple[Int64[np.ndarray, "length"], Int64[np.ndarray, "length"]]:
     """Rank of each relevant pair of a user block: among its batch's items, and in the catalogue without seen items.
@@ -293,7 +296,7 @@ def _pair_ranks(
     may_compete = np.ones(keys.shape, bool)
     may_compete[line, relevant.values] = False
     in_batch, in_catalogue = np.empty(len(own), np.int64), np.empty(len(own), np.int64)
-    steps = blocks(len(own), max(1, _CELLS // max(keys.shape[1], columns.shape[1])))
+    steps = chunks(len(own), max(1, _CELLS // max(keys.shape[1], columns.shape[1])))
     for part in steps:
         at = (line[part, None], columns[batch[part]])
         in_batch[part] = 1 + ((keys[at] > own[part, None]) & may_compete[at]).sum(axis=1)
@@ -303,11 +306,11 @@ def _pair_ranks(
     return in_batch, in_catalogue
 
 
-def _user_blocks(window: JudgedWindow) -> list[slice]:
-    return blocks(len(window.user_rows), max(1, _CELLS // window.num_items))
+def _user_blocks(window: EvaluationWindow) -> list[slice]:
+    return chunks(len(window.user_rows), max(1, _CELLS // window.num_items))
 
 
-def _scores(window: JudgedWindow, score_block: ScoreBlock, users: slice) -> Float32[np.ndarray, "queries items"]:
+def _scores(window: EvaluationWindow, score_block: ScoreBlock, users: slice) -> Float32[np.ndarray, "queries items"]:
     """The scores of a block of users, with the two mistakes a model can make told apart from a bad model."""
     scores = score_block(users)
     expected = (users.stop - users.start, window.num_items)
@@ -321,5 +324,5 @@ def _scores(window: JudgedWindow, score_block: ScoreBlock, users: slice) -> Floa
     return scores
 
 
-def _positives(window: JudgedWindow) -> Int64[np.ndarray, "users"]:
+def _positives(window: EvaluationWindow) -> Int64[np.ndarray, "users"]:
     return np.bincount(window.candidates.lines, weights=window.labels, minlength=len(window.user_rows)).astype(np.int64)

@@ -11,11 +11,11 @@ import numpy as np
 
 from twofold.errors import RequestError
 from twofold.evaluate.per_user_values import load_values
-from twofold.evaluate.results import Estimate, Question, SliceSection, estimates, load_report, number
+from twofold.evaluate.results import Estimate, EvaluationSetup, SliceSection, estimates, load_report, number
 from twofold.evaluate.significance import SeedClaim, across_seeds, bootstrap, holm, paired_p_values
-from twofold.evaluate.slices import judge_slices
+from twofold.evaluate.slices import evaluate_slices
 from twofold.recipe.load import load_recipe, recipe_differences
-from twofold.render.numbers import counted
+from twofold.render.numbers import plural
 from twofold.run_folder import open_stage
 
 
@@ -36,7 +36,7 @@ class Comparison:
 
     run: str
     base: str
-    question: Question
+    question: EvaluationSetup
     headline: str
     metrics: tuple[Compared, ...]
     slices: SliceSection
@@ -72,7 +72,7 @@ def compare_runs(run: Path, base: Path) -> Comparison:
         Compared(name, own_value, other_value, minus, number(p))
         for name, own_value, other_value, minus, p in zip(shared, *columns, p_values, strict=True)
     )
-    slices = judge_slices(
+    slices = evaluate_slices(
         ours.ranks,
         theirs.ranks,
         relevant=ours.relevant,
@@ -90,7 +90,7 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
     """
     if len(folders) % seeds or len(folders) < 2 * seeds:
         raise RequestError(
-            f"{counted(len(folders), 'run')} cannot be compared by {counted(seeds, 'seed')} of each recipe: name "
+            f"{plural(len(folders), 'run')} cannot be compared by {plural(seeds, 'seed')} of each recipe: name "
             f"{seeds} of the base recipe, then {seeds} of each other."
         )
     judged = [open_stage(folder, "evaluate").folder for folder in folders]
@@ -128,7 +128,7 @@ def _check_seeds(folders: Sequence[Path]) -> None:
             )
 
 
-def check_comparable(run: Path, base: Path) -> Question:
+def check_comparable(run: Path, base: Path) -> EvaluationSetup:
     """What both evaluate/ folders were asked; RequestError with the fields that differ if that is not the same."""
     asked = []
     for folder in (run, base):

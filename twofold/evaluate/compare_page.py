@@ -19,7 +19,7 @@ from twofold.evaluate.significance import LEVEL, MIN_SEEDS
 from twofold.recipe.load import Difference, load_recipe, recipe_differences
 from twofold.recipe.schema import Recipe
 from twofold.render.html import fill_page, setting
-from twofold.render.numbers import counted, decimal, in_full, percent, signed
+from twofold.render.numbers import format_decimal, format_signed, in_full, percent, plural
 from twofold.run_folder import atomic_file, find_stage, open_stage
 
 ABSENT: Final = "not there"
@@ -38,7 +38,7 @@ class FieldLine:
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class RunComparison:
     """Runs of one question. `others` are all but the first, each compared with it."""
 
     names: tuple[str, ...]
@@ -61,19 +61,19 @@ class SideBySide:
         return {name: tuple(lines[name] for lines in found) for name in names}
 
 
-def put_side_by_side(folders: Sequence[Path]) -> SideBySide:
+def put_side_by_side(folders: Sequence[Path]) -> RunComparison:
     """Judged run folders, the first of which the others are compared with.
 
     RequestError for fewer than two, or if one was asked something else, with the fields that differ; RunError for a
     folder that is no judged run.
     """
     if len(folders) < 2:
-        raise RequestError(f"{counted(len(folders), 'run')} cannot be compared: name two or more, the base run first.")
+        raise RequestError(f"{plural(len(folders), 'run')} cannot be compared: name two or more, the base run first.")
     judged = [open_stage(folder, "evaluate").folder for folder in folders]
     for each in judged[1:]:
         check_comparable(each, judged[0])
     unique = len({folder.name for folder in folders}) == len(folders)
-    return SideBySide(
+    return RunComparison(
         names=tuple(folder.name if unique else str(folder) for folder in folders),
         others=tuple(compare_runs(each, judged[0]) for each in judged[1:]),
         fields=_fields(folders),
@@ -127,10 +127,10 @@ def side(line: Compared) -> str:
     return "better" if line.minus.value > 0 else "worse"
 
 
-def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
+def side_by_side_lines(found: RunComparison) -> list[Text | Table]:
     """For the terminal: what the recipes ask for differently, the main metrics, and the groups that differ."""
     question = found.others[0].question
-    who = f"{question.window} window · {counted(question.users, 'user')}, {counted(question.num_items, 'item')}"
+    who = f"{question.window} window · {plural(question.users, 'user')}, {plural(question.num_items, 'item')}"
     metrics, recipes = Table("", title=Text(who), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
     metrics.caption = f"intervals of {LEVEL:.0%}, paired over users\n* p < .05 after Holm"
     for name in found.names:
@@ -139,7 +139,7 @@ def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
     for metric, lines in found.metrics.items():
         if metric == found.headline or metric in _SHOWN:
             style = "bold" if metric == found.headline else ""
-            metrics.add_row(in_full(metric), decimal(lines[0].base.value), *map(_cell, lines), style=style)
+            metrics.add_row(in_full(metric), format_decimal(lines[0].base.value), *map(_cell, lines), style=style)
     for field in found.fields:
         recipes.add_row(Text(field.field), *map(_cut, field.cells))
     for table in (metrics, recipes):
@@ -152,7 +152,7 @@ def side_by_side_lines(found: SideBySide) -> list[Text | Table]:
 def seeds_table(found: SeedComparison) -> Table:
     """For the terminal: the main metrics, over all seeds and by each."""
     first = next(iter(found.claims.values()))
-    title = f"{found.run} − {found.base}, {counted(len(first.per_seed), 'seed')} of each"
+    title = f"{found.run} − {found.base}, {plural(len(first.per_seed), 'seed')} of each"
     table = Table("", "difference", "by seed", "holds", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     few = f"nothing is claimed of fewer than {MIN_SEEDS} seeds"
     rule = f"it holds where the interval ({LEVEL:.0%}, over users) and every seed lie on one side of 0"
@@ -160,7 +160,7 @@ def seeds_table(found: SeedComparison) -> Table:
     for metric, claim in found.claims.items():
         if metric == found.headline or metric in _SHOWN:
             difference = gained(Estimate(claim.difference, claim.low, claim.high))
-            by_seed = "  ".join(map(signed, claim.per_seed))
+            by_seed = "  ".join(map(format_signed, claim.per_seed))
             said = "–" if claim.holds is None else "yes" if claim.holds else "no"
             table.add_row(in_full(metric), difference, by_seed, said, style="bold" * (metric == found.headline))
     return table
@@ -171,19 +171,19 @@ def _cut(cell: str) -> Text:
     shown = cell.splitlines()
     more = len(shown) - _MOST_LINES
     return Text(
-        "\n".join([*shown[:_MOST_LINES], f"… {counted(more, 'line')} more: --to PAGE.html"]) if more > 1 else cell
+        "\n".join([*shown[:_MOST_LINES], f"… {plural(more, 'line')} more: --to PAGE.html"]) if more > 1 else cell
     )
 
 
-def _in_words(found: SideBySide) -> str:
+def _in_words(found: RunComparison) -> str:
     """What of each of the others' lists and groups is told apart from the first run."""
     lines = []
     for other, gone in zip(found.others, found.churns, strict=True):
         slices = other.slices
         clear = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
-        groups = f"{len(clear) or 'none'} of {counted(len(slices.lines), 'group')} (p < .05 after Holm)"
+        groups = f"{len(clear) or 'none'} of {plural(len(slices.lines), 'group')} (p < .05 after Holm)"
         lines.append(f"{other.run}: {slices.metric} differs in {groups}")
-        lines += [f"  {line.by}: {line.name}: {gained(line.minus)} on {counted(line.users, 'user')}" for line in clear]
+        lines += [f"  {line.by}: {line.name}: {gained(line.minus)} on {plural(line.users, 'user')}" for line in clear]
         if gone is not None:
             lines.append(f"  {percent(gone)} of what {other.base} recommends to a user is not recommended any more")
     return "\n".join(lines)
@@ -194,7 +194,7 @@ def _cell(line: Compared) -> Text:
     return Text(f"{gained(line.minus)} *" if colour else gained(line.minus), style=colour)
 
 
-def write_page(found: SideBySide, path: Path) -> None:
+def write_page(found: RunComparison, path: Path) -> None:
     """One page that needs nothing but a browser: no script, no request, all text escaped."""
     main = [name for name in found.metrics if name == found.headline or name in _SHOWN]
     values = {"found": found, "question": found.others[0].question, "main": main, "side": side}

@@ -24,15 +24,15 @@ from twofold.evaluate.baselines import (
 from twofold.evaluate.calibration import Calibration, head_in_words
 from twofold.evaluate.catalogue import (
     TIE_RULE,
+    EvaluationWindow,
     InBatch,
-    JudgedWindow,
     PerUser,
     bounds_of_impressions,
     catalogue_name,
-    judge_catalogue,
-    judge_filtered,
-    judge_impressions,
-    judge_in_batch,
+    evaluate_catalogue,
+    evaluate_filtered,
+    evaluate_impressions,
+    evaluate_in_batch,
 )
 from twofold.evaluate.results import (
     MODEL,
@@ -41,11 +41,11 @@ from twofold.evaluate.results import (
     Bounds,
     DaySection,
     Estimate,
+    EvaluationSetup,
     Facts,
     FilterLine,
     FilterSection,
     LengthPart,
-    Question,
     Report,
     Row,
     SampledSection,
@@ -53,16 +53,16 @@ from twofold.evaluate.results import (
     SliceSection,
     WatchSection,
     estimates,
-    in_words,
+    filter_sentences,
     number,
-    passing_in_words,
+    summary_sentences,
 )
-from twofold.evaluate.sampled import Negatives, judge_sampled
+from twofold.evaluate.sampled import Negatives, evaluate_sampled
 from twofold.evaluate.scores import ScoreBlock
 from twofold.evaluate.significance import RESAMPLES, bootstrap
-from twofold.evaluate.slices import Slicing, judge_days, judge_slices
+from twofold.evaluate.slices import Slicing, evaluate_days, evaluate_slices
 from twofold.evaluate.two_stages import FIRST_STAGE
-from twofold.evaluate.watch_time import judge_watch_time, length_decile
+from twofold.evaluate.watch_time import evaluate_watch_time, length_decile
 from twofold.evaluate.watched import Watched
 from twofold.progress import progress_bar
 
@@ -72,7 +72,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Only:
+class AllowedItems:
     """The items that may be recommended, and the rule that says so."""
 
     where: str
@@ -80,7 +80,7 @@ class Only:
 
 
 @dataclass(frozen=True)
-class Details:
+class EvaluationOptions:
     """What a window is further asked: `others` are further rows, by name; `to_find` is the digest of the pairs to be
     found; days begin at midnight of `utc_offset_h`; `only` is who may be recommended, None: all;
     every positive is also judged against each of `sampled`; `groups` of items have a baseline each; `heads` are judged.
@@ -90,7 +90,7 @@ class Details:
     watched: Watched | None = None
     to_find: str = ""
     utc_offset_h: int = 0
-    only: Only | None = None
+    only: AllowedItems | None = None
     sampled: tuple[Negatives, ...] = ()
     groups: Mapping[str, Int64[np.ndarray, "items"]] = field(default_factory=dict)
     others: Mapping[str, ScoreBlock] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationResult:
     """The report, and what the model's numbers in it are means of."""
 
     report: Report
@@ -108,40 +108,40 @@ class Judged:
     """The catalogue ranking of those that may be recommended, where not all may."""
 
 
-def judge(
-    window: JudgedWindow,
+def evaluate_window(
+    window: EvaluationWindow,
     scores: ScoreBlock,
     positives: Interactions,
     *,
     batch_size: int,
     facts: Mapping[str, Any],
-    details: Details | None = None,
-) -> Judged:
+    details: EvaluationOptions | None = None,
+) -> EvaluationResult:
     """The model and the baselines on one window, by every protocol.
 
     `positives` are those before the window, which baselines learn from; `facts` are the fields of `Facts`, as JSON.
     DataError where nobody can be judged.
     """
-    details = details or Details()
+    details = details or EvaluationOptions()
     floor, left_out = baselines(window, positives, details.groups)
     judged = {MODEL: scores, **floor, **details.others}
     ranked: dict[str, PerUser] = {}
     ordered: dict[str, PerUser] = {}
     with progress_bar("evaluate", total=len(judged), unit="rows") as advance:
         for name, each in judged.items():
-            ranked[name] = judge_catalogue(window, each)
-            ordered[name] = judge_impressions(window, each)
+            ranked[name] = evaluate_catalogue(window, each)
+            ordered[name] = evaluate_impressions(window, each)
             advance(1, name)
     catalogue, impressions = _catalogue_section(window, ranked), _impressions_section(window, ordered)
     trained = details.others.get(FIRST_STAGE, scores)  # what batches were made for
-    in_batch = _batch_section(judge_in_batch(window, trained, batch_size=batch_size, seed=_SEED))
-    headline = headline_of(window.num_items, is_two_stages=FIRST_STAGE in details.others)
+    in_batch = _batch_section(evaluate_in_batch(window, trained, batch_size=batch_size, seed=_SEED))
+    headline = primary_metric_of(window.num_items, is_two_stages=FIRST_STAGE in details.others)
     is_cold = window.is_cold[window.relevant.values]
-    verdict = in_words(catalogue, impressions, in_batch, headline=headline)
-    passing = None if details.only is None else judge_filtered(window, scores, details.only.allowed)
+    verdict = summary_sentences(catalogue, impressions, in_batch, headline=headline)
+    passing = None if details.only is None else evaluate_filtered(window, scores, details.only.allowed)
     section = None if passing is None else _filter_section(details, ranked[MODEL], passing)
     if section is not None:
-        verdict = (*verdict, passing_in_words(section, window.num_items, headline=headline))
+        verdict = (*verdict, filter_sentences(section, window.num_items, headline=headline))
     verdict = (*verdict, *map(head_in_words, details.heads))
     report = Report(
         window=window.name,
@@ -166,15 +166,15 @@ def judge(
         sampled=tuple(_sampled_section(window, judged, negatives) for negatives in details.sampled),
         heads=details.heads,
     )
-    return Judged(report, ranked[MODEL], ordered[MODEL], passing)
+    return EvaluationResult(report, ranked[MODEL], ordered[MODEL], passing)
 
 
-def _question(window: JudgedWindow, details: Details, *, users: int) -> Question:
-    return Question(window.name, window.track, TIE_RULE, window.num_items, users, details.to_find)
+def _question(window: EvaluationWindow, details: EvaluationOptions, *, users: int) -> EvaluationSetup:
+    return EvaluationSetup(window.name, window.track, TIE_RULE, window.num_items, users, details.to_find)
 
 
 def _slices(
-    window: JudgedWindow, ranked: Mapping[str, PerUser], details: Details, *, headline: str
+    window: EvaluationWindow, ranked: Mapping[str, PerUser], details: EvaluationOptions, *, headline: str
 ) -> SliceSection | None:
     """Both stages against the first, or the model against the strongest other row, group by group."""
     if not details.slicings:
@@ -185,17 +185,19 @@ def _slices(
     assert ranks is not None, "a catalogue ranking has ranks"
     assert base_ranks is not None, "a catalogue ranking has ranks"
     k = int(headline.partition("@")[2])
-    return judge_slices(ranks, base_ranks, relevant=window.relevant, slicings=details.slicings, k=k, base=base)
+    return evaluate_slices(ranks, base_ranks, relevant=window.relevant, slicings=details.slicings, k=k, base=base)
 
 
-def _days(window: JudgedWindow, ranked: Mapping[str, PerUser], details: Details, *, headline: str) -> DaySection | None:
+def _days(
+    window: EvaluationWindow, ranked: Mapping[str, PerUser], details: EvaluationOptions, *, headline: str
+) -> DaySection | None:
     values = {name: each.values[headline] for name, each in ranked.items()}
-    days = judge_days(values, window.query_at, metric=headline, utc_offset_h=details.utc_offset_h)
+    days = evaluate_days(values, window.query_at, metric=headline, utc_offset_h=details.utc_offset_h)
     return days if len(days.days) > 1 else None
 
 
 def _watch_section(
-    window: JudgedWindow, judged: Mapping[str, ScoreBlock], watched: Watched | None
+    window: EvaluationWindow, judged: Mapping[str, ScoreBlock], watched: Watched | None
 ) -> WatchSection | None:
     """All rows on all impressions; the model alone by length, where a baseline's values would say nothing of it."""
     if watched is None:
@@ -205,7 +207,7 @@ def _watch_section(
     for name, scores in judged.items():
         # Only the model's score may be a number that was taught; all others order.
         own = watched if name == MODEL else replace(watched, target=None)
-        whole[name], of_lengths = judge_watch_time(window, scores, own)
+        whole[name], of_lengths = evaluate_watch_time(window, scores, own)
         parts = of_lengths if name == MODEL else parts
     decile, length = length_decile(watched.length_s), watched.length_s
     by_length = tuple(
@@ -222,7 +224,7 @@ def _watch_section(
 
 
 def baselines(
-    window: JudgedWindow, positives: Interactions, groups: Mapping[str, Int64[np.ndarray, "items"]]
+    window: EvaluationWindow, positives: Interactions, groups: Mapping[str, Int64[np.ndarray, "items"]]
 ) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
     """The rows that stand in every report, with one for each of the items' `groups`; and what had to be left out, with
     the reason.
@@ -249,26 +251,26 @@ def baselines(
     return rows, tuple(left_out)
 
 
-def headline_k(num_items: int) -> int:
+def primary_k(num_items: int) -> int:
     """The k that decides: 100, but at most a tenth of a small catalogue, where a hit among 100 would say nothing.
 
-    >>> [headline_k(items) for items in (1, 60, 300, 7502)]
+    >>> [primary_k(items) for items in (1, 60, 300, 7502)]
     [1, 5, 20, 100]
     """
     return max(k for k in (1, 5, 10, 20, 50, 100) if k == 1 or k * 10 <= num_items)
 
 
-def headline_of(num_items: int, *, is_two_stages: bool) -> str:
+def primary_metric_of(num_items: int, *, is_two_stages: bool) -> str:
     """The metric that decides: what a retriever finds; or, where a ranker orders that, NDCG at 10 of it.
 
-    >>> headline_of(7502, is_two_stages=False), headline_of(7502, is_two_stages=True)
+    >>> primary_metric_of(7502, is_two_stages=False), primary_metric_of(7502, is_two_stages=True)
     ('catalogue/recall@100', 'catalogue/ndcg@10')
     """
-    k = headline_k(num_items)
+    k = primary_k(num_items)
     return f"catalogue/ndcg@{min(k, 10)}" if is_two_stages else f"catalogue/recall@{k}"
 
 
-def _catalogue_section(window: JudgedWindow, judged: Mapping[str, PerUser]) -> Section:
+def _catalogue_section(window: EvaluationWindow, judged: Mapping[str, PerUser]) -> Section:
     return Section(
         protocol="catalogue",
         candidates="every item of the catalogue, cold ones included, ranked in full and exactly",
@@ -281,7 +283,7 @@ def _catalogue_section(window: JudgedWindow, judged: Mapping[str, PerUser]) -> S
     )
 
 
-def _impressions_section(window: JudgedWindow, judged: Mapping[str, PerUser]) -> Section:
+def _impressions_section(window: EvaluationWindow, judged: Mapping[str, PerUser]) -> Section:
     rows = _rows(judged)
     chance, best = (_means(bound.values) for bound in bounds_of_impressions(window))
     bounds = {}
@@ -301,7 +303,7 @@ def _impressions_section(window: JudgedWindow, judged: Mapping[str, PerUser]) ->
     )
 
 
-def _filter_section(details: Details, whole: PerUser, passing: PerUser) -> FilterSection:
+def _filter_section(details: EvaluationOptions, whole: PerUser, passing: PerUser) -> FilterSection:
     """The same users with and without the rule, from the same draws."""
     assert details.only is not None, "a rule says what passes"
     columns = {("whole", name): values for name, values in whole.values.items()}
@@ -317,8 +319,10 @@ def _filter_section(details: Details, whole: PerUser, passing: PerUser) -> Filte
     return FilterSection(details.only.where, int(details.only.allowed.sum()), ceiling, lines)
 
 
-def _sampled_section(window: JudgedWindow, judged: Mapping[str, ScoreBlock], negatives: Negatives) -> SampledSection:
-    rows = {name: judge_sampled(window, scores, negatives.items) for name, scores in judged.items()}
+def _sampled_section(
+    window: EvaluationWindow, judged: Mapping[str, ScoreBlock], negatives: Negatives
+) -> SampledSection:
+    rows = {name: evaluate_sampled(window, scores, negatives.items) for name, scores in judged.items()}
     return SampledSection(
         draw=negatives.draw,
         count=negatives.items.shape[1],

@@ -15,11 +15,11 @@ from jaxtyping import Float64, Int64
 
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RunError
-from twofold.evaluate.catalogue import JudgedWindow
-from twofold.evaluate.evaluate_window import Judged
+from twofold.evaluate.catalogue import EvaluationWindow
+from twofold.evaluate.evaluate_window import EvaluationResult
 from twofold.evaluate.slices import Slicing
+from twofold.ragged import Ragged
 from twofold.run_folder import atomic_file
-from twofold.topk import Ragged
 
 USERS: Final = "users.parquet"
 PAIRS: Final = "pairs.parquet"
@@ -38,8 +38,8 @@ class Values:
 
 
 def save_values(
-    judged: Judged,
-    window: JudgedWindow,
+    judged: EvaluationResult,
+    window: EvaluationWindow,
     folder: Path,
     *,
     users: Vocabulary,

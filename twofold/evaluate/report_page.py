@@ -10,7 +10,7 @@ from rich.text import Text
 
 from twofold.evaluate.results import MODEL, Estimate, Report, SampledSection, Section, gained, spread
 from twofold.render.html import fill_page
-from twofold.render.numbers import counted, decimal, in_short, percent
+from twofold.render.numbers import format_decimal, in_short, percent, plural
 from twofold.run_folder import atomic_file, write_json
 
 _WIDE: Final = 440  # the plot's own units: pixels at full width
@@ -73,7 +73,7 @@ def plot_of(report: Report) -> Plot:
         return round(_LEFT + _WIDE * (value or 0.0) / end, 1)
 
     dots = tuple(Dot(name, spread(each), place(each.value), place(each.low), place(each.high)) for name, each in rows)
-    ticks = tuple((place(number * step), decimal(number * step)) for number in range(round(end / step) + 1))
+    ticks = tuple((place(number * step), format_decimal(number * step)) for number in range(round(end / step) + 1))
     return Plot(dots, ticks)
 
 
@@ -124,15 +124,15 @@ def _impressions_table(report: Report) -> Table:
         cells = [_cell(row.metrics[metric], with_interval=False) for metric in metrics]
         table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
     table.add_section()
-    table.add_row("chance", *(decimal(section.bounds[metric].chance) for metric in metrics), style="dim")
-    table.add_row("perfect order", *(decimal(section.bounds[metric].best) for metric in metrics), style="dim")
+    table.add_row("chance", *(format_decimal(section.bounds[metric].chance) for metric in metrics), style="dim")
+    table.add_row("perfect order", *(format_decimal(section.bounds[metric].best) for metric in metrics), style="dim")
     table.add_row("headroom gained", *(percent(section.bounds[metric].headroom) for metric in metrics))
     return table
 
 
 def _batch_table(report: Report) -> Table:
     batch = report.in_batch
-    title = f"in-batch · batch {batch.batch_size:,} · {counted(batch.pairs, 'pair')}"
+    title = f"in-batch · batch {batch.batch_size:,} · {plural(batch.pairs, 'pair')}"
     table = _table(title, f"K = k · {report.catalogue.num_items:,} / {batch.batch_size:,}: the rank a batch stands for")
     for heading in ("k", "in-batch hit rate@k", "K in the catalogue", "same pairs, catalogue hit rate@K"):
         table.add_column(heading, justify="right")
@@ -142,7 +142,7 @@ def _batch_table(report: Report) -> Table:
 
 
 def _sampled_table(section: SampledSection) -> Table:
-    users = counted(section.users_judged, "user")
+    users = plural(section.users_judged, "user")
     table = _table(f"sampled · {users} · each positive among {section.candidates}", SAMPLED_NOTE)
     table.add_column("")
     for metric in SAMPLED_METRICS:
@@ -161,14 +161,14 @@ def _table(title: str, caption: str) -> Table:
 
 
 def _cell(estimate: Estimate, *, with_interval: bool = True) -> Text:
-    return Text(spread(estimate) if with_interval else decimal(estimate.value))
+    return Text(spread(estimate) if with_interval else format_decimal(estimate.value))
 
 
 def _who(section: Section) -> str:
-    return f"{counted(section.users_judged, 'user')}, {counted(section.num_items, 'item')}"
+    return f"{plural(section.users_judged, 'user')}, {plural(section.num_items, 'item')}"
 
 
 def skips(skipped: dict[str, int]) -> str:
     """Who was not judged and why."""
-    reasons = [f"{counted(number, 'user')} with {why}" for why, number in skipped.items() if number]
+    reasons = [f"{plural(number, 'user')} with {why}" for why, number in skipped.items() if number]
     return "; ".join(reasons) or "nobody"

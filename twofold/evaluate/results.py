@@ -9,10 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from twofold.errors import RunError
 from twofold.evaluate.calibration import Calibration
-from twofold.evaluate.catalogue import Track
+from twofold.evaluate.catalogue import Protocol
 from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Intervals
-from twofold.render.numbers import bracket, counted, decimal, percent, signed
+from twofold.render.numbers import format_decimal, format_interval, format_signed, percent, plural
 
 MODEL: Final = "model"
 FEW_USERS: Final = 100
@@ -208,11 +208,11 @@ class WatchSection:
 
 
 @dataclass(frozen=True)
-class Question:
+class EvaluationSetup:
     """What was asked: two runs may be compared only where all of it is equal."""
 
     window: str
-    track: Track
+    track: Protocol
     tie_rule: str
     num_items: int
     users: int
@@ -262,7 +262,7 @@ class Report:
     """How good one run is on one window, with everything that is needed not to misread it."""
 
     window: str
-    track: Track
+    track: Protocol
     tie_rule: str
     interval: str
     headline: str
@@ -277,7 +277,7 @@ class Report:
     impressions: Section
     in_batch: BatchSection
     facts: Facts
-    question: Question | None = None
+    question: EvaluationSetup | None = None
     slices: SliceSection | None = None
     days: DaySection | None = None
     """None where the window is one day."""
@@ -327,7 +327,9 @@ def load_report(path: Path) -> Report:
         ) from None
 
 
-def in_words(catalogue: Section, impressions: Section, in_batch: BatchSection, *, headline: str) -> tuple[str, ...]:
+def summary_sentences(
+    catalogue: Section, impressions: Section, in_batch: BatchSection, *, headline: str
+) -> tuple[str, ...]:
     """The verdict:
 
     the model against every baseline on the headline metric, strongest first, then what the rest says.
@@ -338,39 +340,39 @@ def in_words(catalogue: Section, impressions: Section, in_batch: BatchSection, *
         f"{model if row is strongest_first[0] else 'It'} is {against(row, headline)}." for row in strongest_first
     ]
     if catalogue.users_judged < FEW_USERS:
-        judged = counted(catalogue.users_judged, "user")
+        judged = plural(catalogue.users_judged, "user")
         sentences.append(f"Only {judged} could be judged: read the intervals, not the values.")
     sentences.append(_on_impressions(impressions))
     line = [line for line in in_batch.lines if line.k <= 10][-1]
     sentences.append(
-        f"in-batch hit rate@{line.k}: {decimal(line.in_batch.value)} at batch {in_batch.batch_size:,}, standing for "
-        f"catalogue rank {line.rank:,.0f}; there the same pairs reach {decimal(line.catalogue.value)}."
+        f"in-batch hit rate@{line.k}: {format_decimal(line.in_batch.value)} at batch {in_batch.batch_size:,}, standing "
+        f"for catalogue rank {line.rank:,.0f}; there the same pairs reach {format_decimal(line.catalogue.value)}."
     )
     return tuple(sentences)
 
 
-def passing_in_words(section: FilterSection, num_items: int, *, headline: str) -> str:
+def filter_sentences(section: FilterSection, num_items: int, *, headline: str) -> str:
     """What the rule leaves, what could be found there, and what was."""
     (line,) = (line for line in section.lines if line.metric.partition("/")[2] == headline.partition("/")[2])
     return (
-        f"index.where: {section.where} leaves {section.items:,} of {counted(num_items, 'item')}, which hold "
-        f"{decimal(section.ceiling.value)} of what was to be found: {headline.replace('/', ' ')} is "
+        f"index.where: {section.where} leaves {section.items:,} of {plural(num_items, 'item')}, which hold "
+        f"{format_decimal(section.ceiling.value)} of what was to be found: {headline.replace('/', ' ')} is "
         f"{spread(line.passing)} there, {gained(line.minus)} against all items."
     )
 
 
 def against(row: Row, metric: str) -> str:
     """How the model stands to a baseline on a metric: above, short of, or not told apart, and by how much."""
-    other, gap = f"{row.name} {decimal(row.metrics[metric].value)}", row.model_minus[metric]
+    other, gap = f"{row.name} {format_decimal(row.metrics[metric].value)}", row.model_minus[metric]
     if gap.value is None or gap.low is None or gap.high is None:
         raise AssertionError(f"nobody is judged on {metric}, so there is nothing to compare")
     if gap.low > 0:
         return f"above {other} by {spread(gap)}"
     if gap.high < 0:
         return f"short of {other} by {spread(Estimate(-gap.value, -gap.high, -gap.low))}"
-    by = decimal(abs(gap.value))
+    by = format_decimal(abs(gap.value))
     side = f"above it by {by}" if gap.value > 0 else f"short of it by {by}" if gap.value < 0 else "level with it"
-    return f"not clearly above {other}: {side}, interval {bracket(gap.low, gap.high)} around 0"
+    return f"not clearly above {other}: {side}, interval {format_interval(gap.low, gap.high)} around 0"
 
 
 def _on_impressions(impressions: Section) -> str:
@@ -380,7 +382,7 @@ def _on_impressions(impressions: Section) -> str:
         return "impressions: no user has both a positive and another one in the window: their order cannot be judged."
     strongest = max(impressions.rows[1:], key=lambda row: row.metrics[metric].value or 0)
     return (
-        f"impressions auc: the model {spread(auc)} on {counted(impressions.users_judged, 'user')} is "
+        f"impressions auc: the model {spread(auc)} on {plural(impressions.users_judged, 'user')} is "
         f"{percent(bounds.headroom)} of the way from chance .500 to a perfect order, and {against(strongest, metric)}."
     )
 
@@ -391,7 +393,7 @@ def spread(estimate: Estimate) -> str:
     >>> spread(Estimate(0.3864, 0.37, 0.4011))
     '.386 [.370, .401]'
     """
-    return f"{decimal(estimate.value)} {bracket(estimate.low, estimate.high)}".rstrip()
+    return f"{format_decimal(estimate.value)} {format_interval(estimate.low, estimate.high)}".rstrip()
 
 
 def gained(difference: Estimate) -> str:
@@ -400,4 +402,4 @@ def gained(difference: Estimate) -> str:
     >>> gained(Estimate(0.0364, 0.02, 0.0511))
     '+.036 [.020, .051]'
     """
-    return f"{signed(difference.value)} {bracket(difference.low, difference.high)}".rstrip()
+    return f"{format_signed(difference.value)} {format_interval(difference.low, difference.high)}".rstrip()

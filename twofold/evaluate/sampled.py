@@ -18,11 +18,12 @@ from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RequestError
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.catalogue import JudgedWindow, PerUser, scores_of_lists
+from twofold.evaluate.catalogue import EvaluationWindow, PerUser, scores_of_lists
 from twofold.evaluate.metrics import ranking_metrics
 from twofold.evaluate.scores import ScoreBlock
+from twofold.ragged import Ragged, chunks
 from twofold.recipe.evaluate import DrawnNegatives, PublishedNegatives, Sampled
-from twofold.topk import Ragged, blocks, tie_order
+from twofold.topk import tie_order
 
 Draw = Literal["popularity", "uniform", "published"]
 KS: Final = (1, 5, 10)
@@ -49,7 +50,7 @@ class Negatives:
 
 def negatives_of(
     asked: tuple[Sampled, ...],
-    window: JudgedWindow,
+    window: EvaluationWindow,
     dataset: Dataset,
     *,
     positives: Interactions,
@@ -74,7 +75,7 @@ def negatives_of(
 
 
 def draw_negatives(
-    window: JudgedWindow, count: int, *, seed: int, weights: Float64[np.ndarray, "items"] | None = None
+    window: EvaluationWindow, count: int, *, seed: int, weights: Float64[np.ndarray, "items"] | None = None
 ) -> Int64[np.ndarray, "pairs count"]:
     """For every pair of `window.relevant`, `count` items that its user neither saw nor liked, none twice.
 
@@ -88,7 +89,7 @@ def draw_negatives(
     rate = np.where(never, 1, weights).astype(np.float32)
     owner, drawn = window.relevant.lines, np.empty((len(window.relevant.values), count), np.int64)
     rng = np.random.default_rng(seed)
-    for part in blocks(len(owner), max(1, _CELLS // window.num_items)):
+    for part in chunks(len(owner), max(1, _CELLS // window.num_items)):
         users, line = np.unique(owner[part], return_inverse=True)
         left_out = np.repeat(never[None], len(users), axis=0)
         for lists in (window.seen.of(users), window.relevant.of(users)):
@@ -101,7 +102,11 @@ def draw_negatives(
 
 
 def _check_enough(
-    window: JudgedWindow, users: Int64[np.ndarray, "users"], left_out: Bool[np.ndarray, "users items"], *, count: int
+    window: EvaluationWindow,
+    users: Int64[np.ndarray, "users"],
+    left_out: Bool[np.ndarray, "users items"],
+    *,
+    count: int,
 ) -> None:
     left = window.num_items - left_out.sum(axis=1)
     if (left < count).any():
@@ -114,7 +119,7 @@ def _check_enough(
 
 
 def published_negatives(
-    window: JudgedWindow, table: pa.Table, *, users: Vocabulary, items: Vocabulary
+    window: EvaluationWindow, table: pa.Table, *, users: Vocabulary, items: Vocabulary
 ) -> Int64[np.ndarray, "pairs count"]:
     """The items that `table` (user_id; item_id, a list) gives the user of each pair of `window.relevant`.
 
@@ -152,8 +157,8 @@ def published_negatives(
     return given
 
 
-def judge_sampled(
-    window: JudgedWindow, score_block: ScoreBlock, negatives: Int64[np.ndarray, "pairs count"]
+def evaluate_sampled(
+    window: EvaluationWindow, score_block: ScoreBlock, negatives: Int64[np.ndarray, "pairs count"]
 ) -> PerUser:
     """Hit rate, NDCG and MRR of each positive among itself and its line of negatives; a user's value is the mean.
 

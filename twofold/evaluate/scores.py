@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from twofold.errors import RequestError
-from twofold.topk import NOT_ALLOWED, Ragged, blocks, packed_keys, packed_scores, tie_order
+from twofold.ragged import Ragged, chunks
+from twofold.topk import NOT_ALLOWED, packed_keys, packed_scores, tie_order
 
 ScoreBlock = Callable[[slice], Float32[np.ndarray, "queries items"]]
 """Scores of a slice of the judged users against the whole catalogue; the caller may overwrite the array."""
@@ -56,7 +57,7 @@ class Products:
     ) -> Float32[np.ndarray, "pairs"]:
         """Scores pair by pair."""
         scores = np.empty(len(lines), np.float32)
-        for part in blocks(len(lines), _PAIRS):
+        for part in chunks(len(lines), _PAIRS):
             scores[part] = np.vecdot(self.queries[lines[part]], self.factors[item_rows[part]])
         return scores
 
@@ -84,7 +85,7 @@ def rank_rows(
 
 def users_at_once(num_users: int) -> list[slice]:
     """Blocks of users for `rank_products`."""
-    return blocks(num_users, _USERS)
+    return chunks(num_users, _USERS)
 
 
 def _running_top_k(
@@ -101,14 +102,14 @@ def _running_top_k(
         return scores
 
     best, scores = np.empty((queries, kept), np.int64), allowed_scores(slice(0, first))
-    for part in blocks(queries, max(1, _CELLS // first)):
+    for part in chunks(queries, max(1, _CELLS // first)):
         keys = packed_keys(scores[part], rank[:first])
         keys.partition(first - kept, axis=1)
         best[part] = keys[:, first - kept :]
     waiting: _Waiting = []
     counts = np.zeros(queries, np.int64)
     floor = packed_scores(best.min(axis=1))
-    for part in blocks(num_items - first, _ITEMS):
+    for part in chunks(num_items - first, _ITEMS):
         items = slice(first + part.start, first + part.stop)
         scores = allowed_scores(items)
         found = np.flatnonzero(scores >= floor[:, None])

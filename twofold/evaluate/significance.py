@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float32, Float64, Shaped
 
-from twofold.topk import blocks
+from twofold.ragged import chunks
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 1000
@@ -50,7 +50,7 @@ def bootstrap(values: Float64[np.ndarray, "users metrics"], *, seed: int = 0, re
     columns = np.concatenate([deviations, known[:, first].astype(np.float32)], axis=1)
     rng = np.random.default_rng(seed)
     means = np.empty((resamples, metrics))
-    for part in blocks(resamples, max(1, _WEIGHTS_AT_ONCE // max(users, 1))):
+    for part in chunks(resamples, max(1, _WEIGHTS_AT_ONCE // max(users, 1))):
         sums = _weights(rng, part.stop - part.start, users) @ columns
         means[part] = value + _divide(sums[:, :metrics], sums[:, metrics:][:, pattern_of])
     low, high = np.full(metrics, np.nan), np.full(metrics, np.nan)

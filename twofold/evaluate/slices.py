@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int64
 
 from twofold.evaluate.results import FEW_USERS, Day, DaySection, SliceLine, SliceSection, estimates, number
 from twofold.evaluate.significance import bootstrap, holm, paired_p_values
-from twofold.topk import Ragged
+from twofold.ragged import Ragged
 
 _DAY_MS = 86_400_000
 
@@ -44,7 +44,7 @@ def slice_recall(
     return recall
 
 
-def judge_slices(
+def evaluate_slices(
     ranks: Int64[np.ndarray, "pairs"],
     base_ranks: Int64[np.ndarray, "pairs"],
     *,
@@ -85,7 +85,7 @@ def judge_slices(
     return SliceSection(f"recall@{k}", base, lines)
 
 
-def judge_days(
+def evaluate_days(
     values: Mapping[str, Float64[np.ndarray, "users"]],
     query_at: Int64[np.ndarray, "users"],
     *,

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from twofold.evaluate.scores import Products, rank_products, users_at_once
-from twofold.topk import Ragged, blocks, tie_order
+from twofold.ragged import Ragged, chunks
+from twofold.topk import tie_order
 
 ScorePairs = Callable[
     [Int64[np.ndarray, "queries"], Int64[np.ndarray, "queries length"], Int64[np.ndarray, "queries length"]],
@@ -59,7 +60,7 @@ def score_impressions(
 ) -> Float32[np.ndarray, "pairs"]:
     """What the second stage says of single pairs, whether the first has `found` the item or not."""
     scores = np.empty(len(lines), np.float32)
-    for part in blocks(len(lines), _PAIRS):
+    for part in chunks(len(lines), _PAIRS):
         asked = item_rows[part, None]
         is_it = found[lines[part]] == asked
         places = np.where(is_it.any(axis=1), is_it.argmax(axis=1), found.shape[1])

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from twofold.evaluate.catalogue import JudgedWindow, PerUser, scores_of_lists
+from twofold.evaluate.catalogue import EvaluationWindow, PerUser, scores_of_lists
 from twofold.evaluate.scores import ScoreBlock
 from twofold.evaluate.watched import Watched, is_long_view
 from twofold.topk import tie_order
@@ -115,8 +115,8 @@ def errors(predicted: Float32[np.ndarray, "rows"], truth: Float32[np.ndarray, "r
     return {"mae": float(np.abs(off).mean()), "rmse": float(np.sqrt((off**2).mean()))}
 
 
-def judge_watch_time(
-    window: JudgedWindow, score_block: ScoreBlock, watched: Watched
+def evaluate_watch_time(
+    window: EvaluationWindow, score_block: ScoreBlock, watched: Watched
 ) -> tuple[PerUser, tuple[PerUser, ...]]:
     """Every metric of this file on all impressions, and on those of each tenth of them by length, shortest first.
 
@@ -136,7 +136,7 @@ def length_decile(length_s: Float32[np.ndarray, "length"]) -> Int64[np.ndarray, 
     return np.searchsorted(edges, length_s, side="left").astype(np.int64)
 
 
-def _judge(window: JudgedWindow, scores: Float32[np.ndarray, "length"], watched: Watched) -> PerUser:
+def _judge(window: EvaluationWindow, scores: Float32[np.ndarray, "length"], watched: Watched) -> PerUser:
     lists, watch = watched.item_rows, watched.watch_s.astype(np.float64)
     known = np.isfinite(watched.gain)
     kept = np.concatenate([[0], np.cumsum(known)])

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from twofold.topk import Ragged
+from twofold.ragged import Ragged
 
 _LONG_S: Final = 18.0  # a long view: 18 s of a longer item, all of a shorter one
 _BUCKETS: Final = 30  # of equal frequency, as D2Q cuts lengths (Zhan et al., KDD 2022)

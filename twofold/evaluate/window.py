@@ -11,13 +11,13 @@ from jaxtyping import Int64
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.catalogue import JudgedWindow
-from twofold.evaluate.evaluate_window import Details
+from twofold.evaluate.catalogue import EvaluationWindow
+from twofold.evaluate.evaluate_window import EvaluationOptions
 from twofold.evaluate.slices import Slicing
 from twofold.evaluate.watched import Watched, fit_gain, gains
+from twofold.ragged import Ragged
 from twofold.recipe.features import CategoryFeature, reads_time
 from twofold.tables import SPLITS, Split
-from twofold.topk import Ragged
 
 _DAY_MS: Final = 86_400_000
 _ACTIVITY: Final = (1, 10, 50, 200)  # items met before the request
@@ -26,7 +26,7 @@ _TENTHS: Final = 10
 _MOST_VALUES: Final = 12  # nobody reads a hundred lines
 
 
-def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
+def evaluation_window(dataset: Dataset, split: Split) -> EvaluationWindow:
     """Every user of the window, asked once, at their first impression in it.
 
     What is *seen* are all events strictly before that moment, of every kind and window, so the ranking is of items
@@ -43,7 +43,7 @@ def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
     labels = np.zeros(len(candidates), bool)
     labels[place[rows.label]] = True
     relevant = np.setdiff1d(candidates[labels], seen, assume_unique=True)
-    return JudgedWindow(
+    return EvaluationWindow(
         name=split,
         user_rows=users,
         query_at=query_at,
@@ -57,7 +57,7 @@ def judged_window(dataset: Dataset, split: Split) -> JudgedWindow:
     )
 
 
-def positives_before(dataset: Dataset, window: JudgedWindow, *, first_at: int | None) -> Interactions:
+def positives_before(dataset: Dataset, window: EvaluationWindow, *, first_at: int | None) -> Interactions:
     """All positive events that the log held when the judged window began, at `first_at`: the baselines may learn them.
 
     Where users have windows of their own (None), it is what each judged user did before, and all that others did.
@@ -79,20 +79,20 @@ def positives_before(dataset: Dataset, window: JudgedWindow, *, first_at: int | 
 
 def details_of(
     dataset: Dataset,
-    window: JudgedWindow,
+    window: EvaluationWindow,
     *,
     tables: Sequence[pa.Table],
     with_target: bool,
     utc_offset_h: int,
     columns: Sequence[str] = (),
-) -> Details:
+) -> EvaluationOptions:
     """What else to ask of a window: slices by what the features call a category and by `columns`, watch time, days.
 
     See `slicings_of` for `tables`, `watched_rows` for `with_target`.
     """
     features = dataset.features.features
     read = [each.column for each in (*features.user, *features.item) if isinstance(each, CategoryFeature)]
-    return Details(
+    return EvaluationOptions(
         slicings=slicings_of(dataset, window, tables=tables, columns=read, declared=columns),
         groups=dict(_item_groups(dataset, tables, columns)),
         watched=watched_rows(dataset, window, with_target=with_target),
@@ -101,7 +101,7 @@ def details_of(
     )
 
 
-def watched_rows(dataset: Dataset, window: JudgedWindow, *, with_target: bool) -> Watched | None:
+def watched_rows(dataset: Dataset, window: EvaluationWindow, *, with_target: bool) -> Watched | None:
     """The window's impressions of known watch time and length, their gain fitted on training; None if there are none.
 
     `with_target`: the model's score is a number that it was taught, the rows' `target`.
@@ -122,7 +122,7 @@ def watched_rows(dataset: Dataset, window: JudgedWindow, *, with_target: bool) -
 
 def slicings_of(
     dataset: Dataset,
-    window: JudgedWindow,
+    window: EvaluationWindow,
     *,
     tables: Sequence[pa.Table],
     columns: Sequence[str],
@@ -155,7 +155,7 @@ def slicings_of(
     return tuple(_fewer(each) for each in found)
 
 
-def digest_of_relevant(dataset: Dataset, window: JudgedWindow) -> str:
+def digest_of_relevant(dataset: Dataset, window: EvaluationWindow) -> str:
     """SHA-256 of the pairs to be found, by ids: equal for runs that ask the same, however they number their rows."""
     pairs = pa.table(
         {
@@ -169,11 +169,11 @@ def digest_of_relevant(dataset: Dataset, window: JudgedWindow) -> str:
     return digest.hexdigest()
 
 
-def _split_of(window: JudgedWindow) -> Split:
+def _split_of(window: EvaluationWindow) -> Split:
     return next(split for split in SPLITS if split == window.name)
 
 
-def _by_popularity(dataset: Dataset, window: JudgedWindow) -> Slicing:
+def _by_popularity(dataset: Dataset, window: EvaluationWindow) -> Slicing:
     """Tenths of the known items, by training events: the first holds the least popular."""
     events = np.bincount(dataset.rows["train"].item_rows, minlength=window.num_items)
     known = np.flatnonzero(~window.is_cold)

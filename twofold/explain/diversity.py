@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.explain.folding import Grouping
 from twofold.explain.probes import Probe
-from twofold.render.numbers import decimal
-from twofold.topk import Ragged
+from twofold.ragged import Ragged
+from twofold.render.numbers import format_decimal
 
 TENTHS: Final = 10
 _COUPLES: Final = 10_000  # of users drawn for the overlap: known within .005
@@ -27,7 +27,8 @@ def probe_served(
         Probe(
             "served_top_tenth",
             float(shares[-1]),
-            f"of places go to the most popular tenth of items, which had {decimal(float(usual[-1]))} of the positives",
+            "of places go to the most popular tenth of items, which had "
+            f"{format_decimal(float(usual[-1]))} of the positives",
             alarm_above=(1 + float(usual[-1])) / 2,
         ),
         Probe(

@@ -13,8 +13,9 @@ import scipy.stats
 from jaxtyping import Float32, Int64
 
 from twofold.explain.probes import HUB_SHARE, Probe
-from twofold.render.numbers import decimal
-from twofold.topk import NOT_ALLOWED, Ragged, blocks, top_k
+from twofold.ragged import Ragged, chunks
+from twofold.render.numbers import format_decimal
+from twofold.topk import NOT_ALLOWED, top_k
 
 NEIGHBOURS: Final = 10
 _SAMPLE: Final = 10_000  # items, as queries and as neighbours: 1e8 cosines
@@ -55,7 +56,7 @@ def nearest_by_cosine(
 ) -> tuple[Int64[np.ndarray, "items k"], Float32[np.ndarray, "items k"]]:
     """The k nearest of each line, itself left out, and their distances 1 - cosine; vectors are of length 1."""
     nearest, apart = np.zeros((len(unit), k), np.int64), np.zeros((len(unit), k), np.float32)
-    for part in blocks(len(unit), max(1, _CELLS // max(len(unit), 1))) if k else []:
+    for part in chunks(len(unit), max(1, _CELLS // max(len(unit), 1))) if k else []:
         cosine = unit[part] @ unit.T
         cosine[np.arange(len(cosine)), np.arange(part.start, part.stop)] = NOT_ALLOWED
         found = top_k(cosine, k)
@@ -117,7 +118,7 @@ def probe_groups(
         Probe(
             f"{grouping.name}/purity",
             1 - leak,
-            f"of an item's nearest are of its group; by chance {decimal(1 - chance)}",
+            f"of an item's nearest are of its group; by chance {format_decimal(1 - chance)}",
         ),
         Probe(
             f"{grouping.name}/folding",
@@ -128,7 +129,8 @@ def probe_groups(
         Probe(
             f"{grouping.name}/linear_probe",
             accuracy,
-            f"of held-out items get their group from a linear probe; the commonest group holds {decimal(commonest)}",
+            "of held-out items get their group from a linear probe; the commonest group holds "
+            f"{format_decimal(commonest)}",
             alarm_below=(1 + commonest) / 2 if apart else None,
         ),
     ]

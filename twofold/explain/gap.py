@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.errors import RequestError
-from twofold.render.numbers import bracket, counted, decimal, signed
-from twofold.topk import Ragged, blocks, sortable_keys
+from twofold.ragged import Ragged, chunks
+from twofold.render.numbers import format_decimal, format_interval, format_signed, plural
+from twofold.topk import sortable_keys
 
 BY_POPULARITY: Final = "batches hold popular items more often than rare ones"
 CANDIDATES: Final = "the catalogue holds more candidates than a batch"
@@ -200,7 +201,7 @@ class _Walk:
         """Pairs whose users' rows fit into memory at once: the pairs, their users, the place of each pair's user."""
         asked, line = np.unique(self.users, return_inverse=True)
         parts = []
-        for users in blocks(len(asked), max(1, _BLOCK // len(self.case.trained.items))):
+        for users in chunks(len(asked), max(1, _BLOCK // len(self.case.trained.items))):
             first, end = np.searchsorted(line, (users.start, users.stop))
             parts.append((slice(int(first), int(end)), asked[users], line[first:end] - users.start))
         return parts
@@ -227,13 +228,13 @@ def _step(
 
 def _in_words(gap: Gap, largest: Step | None) -> str:
     opening = (
-        f"In batches of {gap.batch_size:,} the share found among {gap.k} is {decimal(gap.in_batch)}, of "
-        f"{counted(gap.pairs, 'pair')} of a user and an item; what is served at the rank this stands for, "
-        f"K = {gap.k} · {gap.num_items:,} / {gap.batch_size:,} = {gap.rank:,.0f}, is {decimal(gap.served)}."
+        f"In batches of {gap.batch_size:,} the share found among {gap.k} is {format_decimal(gap.in_batch)}, of "
+        f"{plural(gap.pairs, 'pair')} of a user and an item; what is served at the rank this stands for, "
+        f"K = {gap.k} · {gap.num_items:,} / {gap.batch_size:,} = {gap.rank:,.0f}, is {format_decimal(gap.served)}."
     )
     broken = gap.id_map_p > 0.05
     ids = " Shuffled ids find as much: look at the id map first." if broken else ""
     if largest is None:
         return f"{opening}{ids} No single cause is told apart from chance."
-    change = f"{signed(largest.change)} {bracket(largest.low, largest.high)}"
+    change = f"{format_signed(largest.change)} {format_interval(largest.low, largest.high)}"
     return f"{opening}{ids} The largest cause: {largest.cause} ({change})."

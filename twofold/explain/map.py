@@ -17,7 +17,8 @@ from sklearn.manifold import trustworthiness
 
 from twofold.explain.facets import Facet, facets_of
 from twofold.explain.folding import nearest_by_cosine
-from twofold.topk import blocks, top_k
+from twofold.ragged import chunks
+from twofold.topk import top_k
 
 MOST_ITEMS: Final = 8000  # a quarter of a minute on one core, and a page that a browser draws at once
 MOST_USERS: Final = 2000
@@ -187,7 +188,7 @@ def _stand(
     if len(users) == 0:
         return np.zeros((0, 0), np.int64), np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
     table, width = np.ascontiguousarray(askers.items[items]), min(NEIGHBOURS, len(items))
-    parts = blocks(len(users), max(1, _CELLS // len(items)))
+    parts = chunks(len(users), max(1, _CELLS // len(items)))
     best = np.concatenate([top_k(askers.queries[users[part]] @ table.T, width).item_rows for part in parts])
     return best, np.median(places[best], axis=1).astype(np.float32), group[best[:, 0]]
 

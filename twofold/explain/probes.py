@@ -11,8 +11,9 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float32, Int64
 
-from twofold.render.numbers import counted, decimal
-from twofold.topk import Ragged, blocks, exclude, top_k
+from twofold.ragged import Ragged, chunks
+from twofold.render.numbers import format_decimal, plural
+from twofold.topk import exclude, top_k
 
 _CELLS: Final = 2**21
 HUB_SHARE: Final = 0.01  # the items that occur most, as a share of the catalogue
@@ -66,7 +67,7 @@ def probe_lists(item_rows: Int64[np.ndarray, "places"], *, num_items: int, num_l
     most = float(counts.max() / max(num_lists, 1))
     return (
         Probe("coverage", float((counts > 0).mean()), "of the catalogue is in some list", alarm_below=0.05),
-        Probe("hub_share", top_share, f"of all places go to the commonest {counted(hubs, 'item')}", alarm_above=0.5),
+        Probe("hub_share", top_share, f"of all places go to the commonest {plural(hubs, 'item')}", alarm_above=0.5),
         Probe("commonest_item", most, "of all lists hold the commonest item", alarm_above=0.5),
         Probe("gini", gini(counts), "0: every item equally often, 1: one item only", alarm_above=0.98),
     )
@@ -93,8 +94,8 @@ def probe_cold_items(found: Bool[np.ndarray, "pairs"], found_masked: Bool[np.nda
     return Probe(
         "ids_masked",
         masked / with_ids,
-        f"of recall@{k} is left when item ids are masked ({decimal(masked)} of {decimal(with_ids)}): what a new item "
-        "can reach",
+        f"of recall@{k} is left when item ids are masked ({format_decimal(masked)} of {format_decimal(with_ids)}): "
+        "what a new item can reach",
         alarm_below=0.2,
     )
 
@@ -109,7 +110,7 @@ def found_among(
 ) -> Bool[np.ndarray, "pairs"]:
     """Whether each relevant item stands among a user's k best by inner product, seen items left out."""
     found = np.zeros(len(relevant.values), bool)
-    for users in blocks(len(queries), max(1, _CELLS // len(items))):
+    for users in chunks(len(queries), max(1, _CELLS // len(items))):
         scores = queries[users] @ items.T
         exclude(scores, seen.part(users))
         answers, wanted = top_k(scores, k).item_rows, relevant.part(users)

@@ -15,8 +15,8 @@ from twofold.dataset.dataset import Dataset
 from twofold.explain.diversity import probe_content, probe_lists_of_groups, probe_served
 from twofold.explain.folding import Grouping, find_neighbours, probe_groups, probe_hubs
 from twofold.explain.probes import Probe, probe_lists, probe_norms, probe_vectors
+from twofold.ragged import Ragged
 from twofold.recipe.features import BagFeature, CategoryFeature
-from twofold.topk import Ragged
 
 
 def probe_run(

@@ -5,9 +5,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer
 
-from twofold.index.item_mask import Eligible
+from twofold.index.item_mask import ItemMask
 from twofold.index.score_kinds import Score, pair_scores
-from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, packed_keys, packed_scores, tie_order
+from twofold.ragged import Ragged, chunks
+from twofold.topk import NOT_ALLOWED, TopK, packed_keys, packed_scores, tie_order
 
 SPARE: Final = 16  # candidates beyond k: without ties one would do
 LINES_MARKED: Final = 64  # lines whose excluded items are marked at once, one byte an item
@@ -22,7 +23,7 @@ def first_allowed(
     *,
     count: int,
     items: int,
-    eligible: Eligible | None = None,
+    eligible: ItemMask | None = None,
 ) -> tuple[Float32[np.ndarray, "queries"], Int64[np.ndarray, "queries kept"]]:
     """The best `count` candidates of each line that are eligible and that it does not exclude, and the last's score.
 
@@ -30,7 +31,7 @@ def first_allowed(
     """
     kept = np.full((len(candidates), count), -1, np.int64)
     floor = np.full(len(candidates), NOT_ALLOWED)
-    for part in blocks(len(candidates), LINES_MARKED):
+    for part in chunks(len(candidates), LINES_MARKED):
         stays = candidates[part] >= 0 if eligible is None else eligible.holds(candidates[part])
         own = excluded.part(part)
         if len(own.values):
@@ -46,7 +47,7 @@ def first_allowed(
     return floor, kept
 
 
-def settle(
+def rescore_and_sort(
     vectors: Float32[np.ndarray, "items dim"],
     queries: Float32[np.ndarray, "queries dim"],
     *,
@@ -57,7 +58,7 @@ def settle(
 ) -> TopK:
     """The k best of each query's candidates: pair i is query `lines[i]`, which rises, and item row `rows[i]`."""
     scores = np.empty(len(rows), np.float32)
-    for part in blocks(len(rows), PAIRS):
+    for part in chunks(len(rows), PAIRS):
         scores[part] = pair_scores(vectors.take(rows[part], axis=0), queries.take(lines[part], axis=0), score)
     rank, row_of_rank = tie_order(max(1, len(vectors)))
     sizes = np.bincount(lines, minlength=len(queries))

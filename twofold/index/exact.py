@@ -33,7 +33,7 @@ def products(
     return scores
 
 
-def reaching(
+def candidates_above_threshold(
     scores: Float32[np.ndarray, "queries items"], k: int, slack: Float32[np.ndarray, "queries"]
 ) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
     """The (query, item) pairs among which are each query's k best, by query; never a pair whose score is -inf.

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from twofold.errors import RunError
 from twofold.index.search import Index
-from twofold.topk import blocks
+from twofold.ragged import chunks
 
 if TYPE_CHECKING:
     from lancedb import DBConnection
@@ -47,7 +47,7 @@ def export_qdrant(index: Index, attributes: pa.Table, client: "QdrantClient", *,
     for name, kind in zip(attributes.column_names, attributes.schema.types, strict=True):
         # A server filters before it searches only where a field has an index of its own.
         client.create_payload_index(collection, name, field_schema=_payload_schema(kind))
-    for part in blocks(len(index), BLOCK):
+    for part in chunks(len(index), BLOCK):
         points = models.Batch(
             ids=list(range(part.start, part.stop)),
             vectors=index.vectors[part].tolist(),
@@ -69,7 +69,7 @@ def export_lancedb(index: Index, attributes: pa.Table, database: "DBConnection",
 
 
 def _record_batches(index: Index, attributes: pa.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for part in blocks(len(index), BLOCK):
+    for part in chunks(len(index), BLOCK):
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(index.vectors[part].ravel()), index.dim)
         held = attributes.slice(part.start, part.stop - part.start).combine_chunks()
         columns = [*(column.combine_chunks() for column in held.columns), pa.array(np.arange(part.start, part.stop))]

@@ -35,7 +35,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Eligible:
+class ItemMask:
     """The items that may be answered: `bits`, eight items a byte, the lowest first; `count` of `items` are set.
 
     `pool` lists them where they are few. It may hold up to `MOST_SPARE` others too: `bits` decide.
@@ -49,7 +49,7 @@ class Eligible:
     def holds(self, item_rows: Int64[np.ndarray, "*rows"]) -> Bool[np.ndarray, "*rows"]:
         """Whether each item may be answered; row -1, which is none, may not.
 
-        >>> only_rows(np.array([1, 8]), items=9).holds(np.array([[8, 0], [-1, 1]])).tolist()
+        >>> from_rows(np.array([1, 8]), items=9).holds(np.array([[8, 0], [-1, 1]])).tolist()
         [[True, False], [False, True]]
         """
         if self.items == 0:
@@ -62,24 +62,24 @@ class Eligible:
         """One truth value an item."""
         return np.unpackbits(self.bits, count=self.items, bitorder="little").view(bool)
 
-    def without(self, item_rows: Integer[np.ndarray, "gone"]) -> "Eligible":
+    def without(self, item_rows: Integer[np.ndarray, "gone"]) -> "ItemMask":
         """Those but these rows."""
-        return self.minus(only_rows(item_rows, items=self.items))
+        return self.minus(from_rows(item_rows, items=self.items))
 
-    def minus(self, gone: "Eligible") -> "Eligible":
+    def minus(self, gone: "ItemMask") -> "ItemMask":
         """Those that are not among `gone`."""
         return _counted(self.bits & ~gone.bits, self.items, self.pool)
 
-    def both(self, other: "Eligible") -> "Eligible":
+    def both(self, other: "ItemMask") -> "ItemMask":
         """Those that are eligible in both."""
         pools = [each.pool for each in (self, other) if each.pool is not None]
         return _counted(self.bits & other.bits, self.items, min(pools, key=len, default=None))
 
-    def with_vectors(self, vectors: Float32[np.ndarray, "items dim"]) -> "Eligible":
+    def with_vectors(self, vectors: Float32[np.ndarray, "items dim"]) -> "ItemMask":
         """The same, with its pool's vectors copied end to end; the same as it is where they are not few."""
         if self.pool is None:
             return self
-        return Eligible(self.bits, self.items, self.count, Pool(self.pool.rows, vectors[self.pool.rows]))
+        return ItemMask(self.bits, self.items, self.count, Pool(self.pool.rows, vectors[self.pool.rows]))
 
     @property
     def nbytes(self) -> int:
@@ -90,30 +90,30 @@ class Eligible:
         return self.bits.nbytes + self.pool.rows.nbytes + kept
 
 
-def only_mask(mask: Bool[np.ndarray, "items"]) -> Eligible:
+def from_mask(mask: Bool[np.ndarray, "items"]) -> ItemMask:
     """The items whose truth value is true."""
     return _counted(np.packbits(mask, bitorder="little"), len(mask), None)
 
 
-def only_rows(item_rows: Integer[np.ndarray, "chosen"], *, items: int) -> Eligible:
+def from_rows(item_rows: Integer[np.ndarray, "chosen"], *, items: int) -> ItemMask:
     """These rows of `items`, each once."""
     mask = np.zeros(items, bool)
     mask[item_rows] = True
-    return only_mask(mask)
+    return from_mask(mask)
 
 
-def everything(items: int) -> Eligible:
+def full_mask(items: int) -> ItemMask:
     """All of them."""
-    return only_mask(np.ones(items, bool))
+    return from_mask(np.ones(items, bool))
 
 
-def _counted(bits: UInt8[np.ndarray, "bytes"], items: int, pool: Pool | None) -> Eligible:
+def _counted(bits: UInt8[np.ndarray, "bytes"], items: int, pool: Pool | None) -> ItemMask:
     count = int(np.bitwise_count(bits).sum(dtype=np.int64))
     if pool is not None and len(pool) - count > MOST_SPARE:
         pool = None
     if pool is None and count <= items * FEW:
         pool = Pool(np.flatnonzero(np.unpackbits(bits, count=items, bitorder="little")))
-    return Eligible(bits, items, count, pool)
+    return ItemMask(bits, items, count, pool)
 
 
 class Filters:
@@ -133,18 +133,18 @@ class Filters:
         """Compiles nothing yet."""
         assert vectors is None or len(vectors) == len(attributes)
         self._attributes, self._vectors, self._most_bytes = attributes, vectors, most_bytes
-        self._known: OrderedDict[str, Eligible] = OrderedDict()
+        self._known: OrderedDict[str, ItemMask] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
-    def eligible(self, text: str) -> Eligible:
+    def eligible(self, text: str) -> ItemMask:
         """The items where a condition in SQL holds; RequestError as of `compile_filter`."""
         with self._lock:
             if text in self._known:
                 self._known.move_to_end(text)
                 return self._known[text]
         # Not under the lock: others need not wait for it, and two who compile the same find the same.
-        found = only_mask(compile_filter(text, self._attributes))
+        found = from_mask(compile_filter(text, self._attributes))
         if self._vectors is not None:
             found = found.with_vectors(self._vectors)
         with self._lock:

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Float64, Int64
 from twofold.errors import RunError
 from twofold.index.scan import scan
 from twofold.index.score_kinds import Score
-from twofold.topk import blocks
+from twofold.ragged import chunks
 
 LISTS: Final = "item_lists.faiss"
 WANTED: Final = 0.99
@@ -42,7 +42,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Lists:
+class IvfIndex:
     """An IVF-Flat index of FAISS and what was measured with it; on disk it is mapped, so that processes share it."""
 
     ivf: Any  # faiss.IndexIVFFlat
@@ -65,7 +65,7 @@ class Lists:
         found = np.empty((len(queries), depth), np.float32)
         rows = np.empty((len(queries), depth), np.int64)
         how = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]  # stubs know only C++'s form
-        for part in blocks(len(queries), ALIKE):
+        for part in chunks(len(queries), ALIKE):
             self.ivf.search(queries[part], depth, params=how, D=found[part], I=rows[part])
         if self.ivf.metric_type == faiss.METRIC_L2:
             np.negative(found, out=found)
@@ -79,7 +79,7 @@ class Lists:
         faiss.write_index(self.ivf, str(path))
 
 
-def load_lists(path: Path, measured: Sequence[Measured], num_queries: int) -> Lists:
+def load_ivf(path: Path, measured: Sequence[Measured], num_queries: int) -> IvfIndex:
     """Maps what `save` wrote; RunError if it is no such file."""
     import faiss
 
@@ -90,22 +90,22 @@ def load_lists(path: Path, measured: Sequence[Measured], num_queries: int) -> Li
             f"{path} cannot be read as lists of vectors: {str(error).splitlines()[0]}. Delete {path.parent} and run "
             f"`twofold run` again."
         ) from error
-    return Lists(ivf, tuple(measured), num_queries)
+    return IvfIndex(ivf, tuple(measured), num_queries)
 
 
-def build_lists(
+def build_ivf(
     vectors: Float32[np.ndarray, "items dim"],
     held: Sequence[np.ndarray],
     *,
     score: Score,
     seed: int = 0,
-) -> Lists:
+) -> IvfIndex:
     """Sorts the vectors into about 2 √items lists and measures on held queries, (queries, dim), group by group.
 
     Users and items ask differently, so each is a group, and what is said of all is said of the worst.
     """
     centres = _centres(vectors, seed)
-    unmeasured = Lists(_filled(vectors, centres, score), (), sum(map(len, held)))
+    unmeasured = IvfIndex(_filled(vectors, centres, score), (), sum(map(len, held)))
     return replace(unmeasured, measured=_measure(unmeasured, vectors, held, score))
 
 
@@ -132,7 +132,7 @@ def _filled(vectors: Float32[np.ndarray, "items dim"], centres: Float32[np.ndarr
     coarse.add(centres)
     ivf = faiss.IndexIVFFlat(coarse, dim, len(centres), metric)
     half_squares = np.vecdot(centres, centres) / 2
-    for part in blocks(items, BLOCK):
+    for part in chunks(items, BLOCK):
         held, rows = np.ascontiguousarray(vectors[part]), np.arange(part.start, part.stop)
         own = (held @ centres.T - half_squares).argmax(axis=1)  # the nearest: ‖v‖² is the same for all
         ivf.add_core(len(held), *map(faiss.swig_ptr, (held, rows, own)))
@@ -140,7 +140,7 @@ def _filled(vectors: Float32[np.ndarray, "items dim"], centres: Float32[np.ndarr
 
 
 def _measure(
-    lists: Lists, vectors: Float32[np.ndarray, "items dim"], held: Sequence[np.ndarray], score: Score
+    lists: IvfIndex, vectors: Float32[np.ndarray, "items dim"], held: Sequence[np.ndarray], score: Score
 ) -> tuple[Measured, ...]:
     """The fewest lists for each depth, more and more of them tried; a depth that a quarter of them misses is left out.
 

@@ -19,9 +19,10 @@ from jaxtyping import Float32, Int64, Integer
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.candidates import only_where
-from twofold.index.item_mask import Eligible, Filters, everything, only_mask, only_rows
+from twofold.index.item_mask import Filters, ItemMask, from_mask, from_rows, full_mask
 from twofold.index.search import Index, Neighbours, build_index, search
-from twofold.topk import Ragged, tie_order
+from twofold.ragged import Ragged
+from twofold.topk import tie_order
 
 MOST_CHANGED: Final = 10_000  # items: the side index is scanned by every query, 0.1 ms at this size
 
@@ -33,20 +34,20 @@ class Catalogue:
     index: Index
     attributes: pa.Table
     filters: Filters
-    present: Eligible
+    present: ItemMask
 
-    def eligible(self, where: str | None, lines: Int64[np.ndarray, "chosen"] | None) -> Eligible:
+    def eligible(self, where: str | None, lines: Int64[np.ndarray, "chosen"] | None) -> ItemMask:
         """The lines that are present, among `lines`, and for which the filter holds."""
         found = self.present if where is None else self.filters.eligible(where)
         if where is not None and self.present.count < len(self.index):
             found = found.both(self.present)
-        return found if lines is None else only_rows(lines, items=len(self.index)).both(found)
+        return found if lines is None else from_rows(lines, items=len(self.index)).both(found)
 
 
 def catalogue(index: Index, attributes: pa.Table, filters: Filters | None = None) -> Catalogue:
     """All items of an index, with what filters read, and those that are kept already."""
     kept = Filters(attributes, index.vectors) if filters is None else filters
-    return Catalogue(index, attributes, kept, everything(len(index)))
+    return Catalogue(index, attributes, kept, full_mask(len(index)))
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def _with_changes(now: Snapshot, attributes: pa.Table, vectors: Float32[np.ndarr
         items=now.items,
         built=replace(now.built, present=now.built.present.without(rows[rows < len(now.items)])),
         added=Vocabulary(pa.concat_arrays([now.added.ids, new_ids]), 0),
-        changed=replace(catalogue(index, held), present=only_mask(present)),
+        changed=replace(catalogue(index, held), present=from_mask(present)),
         changed_rows=all_rows[order],
     )
 

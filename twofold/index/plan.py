@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final, Literal
 
-from twofold.index.item_mask import Eligible
-from twofold.index.ivf import Lists
+from twofold.index.item_mask import ItemMask
+from twofold.index.ivf import IvfIndex
 
 DEEPER: Final = 1.25  # times those to be passed over if the eligible were spread evenly: the nearest rarely are
 
@@ -30,7 +30,7 @@ class Plan:
     probes: int = 0
 
 
-def plan_search(items: int, wanted: int, *, eligible: Eligible | None = None, lists: Lists | None = None) -> Plan:
+def plan_search(items: int, wanted: int, *, eligible: ItemMask | None = None, lists: IvfIndex | None = None) -> Plan:
     """The plan for lines that need `wanted` candidates each; without lists it is an exact one."""
     if eligible is not None and eligible.pool is not None:
         return Plan("pool")

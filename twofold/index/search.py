@@ -21,17 +21,18 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from twofold.errors import RequestError, RunError
-from twofold.index.candidates import SPARE, first_allowed, only_where, settle
-from twofold.index.exact import CELLS, products, reaching
-from twofold.index.item_mask import Eligible, only_mask
-from twofold.index.ivf import LISTS, Lists, Measured, build_lists, load_lists
+from twofold.index.candidates import SPARE, first_allowed, only_where, rescore_and_sort
+from twofold.index.exact import CELLS, candidates_above_threshold, products
+from twofold.index.item_mask import ItemMask, from_mask
+from twofold.index.ivf import LISTS, IvfIndex, Measured, build_ivf, load_ivf
 from twofold.index.plan import Plan, plan_search
 from twofold.index.score_kinds import Score
+from twofold.ragged import Ragged, chunks
 from twofold.run_folder import write_json
-from twofold.topk import NOT_ALLOWED, Ragged, TopK, blocks, exclude
+from twofold.topk import NOT_ALLOWED, TopK, exclude
 
 FLAT_MOST: Final = 300_000  # items that are scanned whole: 5 ms on one busy core
-HELD: Final = 512  # items that lists are measured with, beside as many users
+CALIBRATION_QUERIES: Final = 512  # items that lists are measured with, beside as many users
 BLOCK: Final = 256  # queries a thread looks up in lists before the next
 VECTORS: Final = "item_vectors.npy"
 FACTS: Final = "index.json"
@@ -45,7 +46,7 @@ class Index:
     score: Score
     longest: float
     """The largest length of a vector: bounds the rounding error of a score."""
-    lists: Lists | None = None
+    lists: IvfIndex | None = None
 
     def __len__(self) -> int:
         """Number of items."""
@@ -116,9 +117,9 @@ def build_index(
         )
     lists = None
     if len(vectors) > flat_most:
-        chosen = np.random.default_rng(0).choice(len(vectors), min(HELD, len(vectors)), replace=False)
-        held = [vectors[chosen], *([] if queries is None else [queries[:HELD]])]
-        lists = build_lists(vectors, held, score=score)
+        chosen = np.random.default_rng(0).choice(len(vectors), min(CALIBRATION_QUERIES, len(vectors)), replace=False)
+        held = [vectors[chosen], *([] if queries is None else [queries[:CALIBRATION_QUERIES]])]
+        lists = build_ivf(vectors, held, score=score)
     return Index(vectors, score, float(lengths.max(initial=0.0)), lists)
 
 
@@ -149,11 +150,11 @@ def load_index(folder: Path) -> Index:
     return Index(np.asarray(vectors), score, longest, _load_lists(folder, facts))
 
 
-def _load_lists(folder: Path, facts: dict[str, Any]) -> Lists | None:
+def _load_lists(folder: Path, facts: dict[str, Any]) -> IvfIndex | None:
     said = facts.get("lists")
     if said is None:
         return None
-    lists = load_lists(folder / LISTS, [Measured(**each) for each in said["measured"]], said["queries"])
+    lists = load_ivf(folder / LISTS, [Measured(**each) for each in said["measured"]], said["queries"])
     held = (lists.ivf.ntotal, lists.ivf.d, lists.ivf.nlist)
     if held != (facts["items"], facts["dim"], said["number"]):
         raise RunError(
@@ -169,7 +170,7 @@ def search(
     queries: Float32[np.ndarray, "queries dim"],
     k: int,
     *,
-    allowed: Eligible | Bool[np.ndarray, "items"] | None = None,
+    allowed: ItemMask | Bool[np.ndarray, "items"] | None = None,
     excluded: Ragged | None = None,
 ) -> Neighbours:
     """The k best items of each query among the `allowed` ones that the query does not exclude.
@@ -180,7 +181,7 @@ def search(
     _check(index, queries, k)
     if len(queries) == 0:
         return Neighbours(np.empty((0, k), np.int64), np.empty((0, k), np.float32), np.empty(0, np.int64), True)
-    eligible = only_mask(allowed) if isinstance(allowed, np.ndarray) else allowed
+    eligible = from_mask(allowed) if isinstance(allowed, np.ndarray) else allowed
     if excluded is None:
         excluded = Ragged(np.empty(0, np.int64), np.zeros(len(queries) + 1, np.int64))
     if index.lists is None:
@@ -188,7 +189,7 @@ def search(
         return Neighbours(best.item_rows, best.scores, best.counts, is_exact=True)
     # Lines that exclude more need more candidates; sorted, they do not cost the others.
     order = np.argsort(excluded.sizes, kind="stable")
-    parts = [order[part] for part in blocks(len(order), BLOCK)]
+    parts = [order[part] for part in chunks(len(order), BLOCK)]
 
     def answer(lines: Int64[np.ndarray, "lines"]) -> tuple[TopK, bool]:
         with _one_thread():
@@ -226,7 +227,7 @@ def _exactly(
     queries: Float32[np.ndarray, "queries dim"],
     k: int,
     *,
-    eligible: Eligible | None,
+    eligible: ItemMask | None,
     excluded: Ragged,
 ) -> TopK:
     """All that is eligible is scored, and of nothing else is anything known."""
@@ -240,14 +241,14 @@ def _exactly(
     elif eligible is not None:
         mask = eligible.mask
     slack, found = _slack(index, queries), []
-    for part in blocks(len(queries), max(1, CELLS // max(1, len(vectors)))):
+    for part in chunks(len(queries), max(1, CELLS // max(1, len(vectors)))):
         scores = products(vectors, queries[part], squares)
         if mask is not None:
             np.copyto(scores, NOT_ALLOWED, where=~mask)
         exclude(scores, excluded.part(part))
-        lines, places = reaching(scores, k, slack[part])
+        lines, places = candidates_above_threshold(scores, k, slack[part])
         pairs = places if rows is None else rows[places]
-        found.append(settle(index.vectors, queries[part], lines=lines, rows=pairs, k=k, score=index.score))
+        found.append(rescore_and_sort(index.vectors, queries[part], lines=lines, rows=pairs, k=k, score=index.score))
     return _joined(found)
 
 
@@ -267,7 +268,7 @@ def _nearly(
     queries: Float32[np.ndarray, "queries dim"],
     k: int,
     *,
-    eligible: Eligible | None,
+    eligible: ItemMask | None,
     excluded: Ragged,
 ) -> tuple[TopK, bool]:
     """The answers, and whether all of them are exact: they are where lists will not do."""
@@ -289,7 +290,7 @@ def _by_lists(
     k: int,
     *,
     plan: Plan,
-    eligible: Eligible | None,
+    eligible: ItemMask | None,
     excluded: Ragged,
 ) -> tuple[TopK, Bool[np.ndarray, "queries"]]:
     """The answers, and the lines that may be wrong: too few were found, or a tie goes on beyond what was looked at."""
@@ -302,7 +303,7 @@ def _by_lists(
         )
         floor = np.maximum(floor, last)
     lines, places = np.nonzero(rows >= 0)
-    best = settle(index.vectors, queries, lines=lines, rows=rows[lines, places], k=k, score=index.score)
+    best = rescore_and_sort(index.vectors, queries, lines=lines, rows=rows[lines, places], k=k, score=index.score)
     # An item that was scored at the floor or below could, but for rounding, belong to the k best.
     is_tied = np.isfinite(floor) & (best.scores[:, -1] <= floor + _slack(index, queries))
     return best, (best.counts < k) | is_tied

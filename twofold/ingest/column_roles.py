@@ -23,10 +23,10 @@ from twofold.ingest.spellings import (
     TO_SECONDS,
     USER,
     WATCH,
-    spelling,
+    normalized_name,
     words,
 )
-from twofold.recipe.messages import nearest
+from twofold.recipe.messages import did_you_mean
 from twofold.sql.rules import rule_columns
 
 Kind = Literal["integer", "fraction", "text", "boolean", "timestamp", "day", "list", "other"]
@@ -61,7 +61,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class LookedAt:
+class TableProfile:
     """A table: where it lies, and what its columns hold."""
 
     path: Path
@@ -165,7 +165,7 @@ def _look_of_text(column: Column) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class GivenColumns:
     """The columns the user names, where nothing is to be guessed."""
 
     user: str | None = None
@@ -173,7 +173,7 @@ class Asked:
     time: str | None = None
 
 
-def guess_roles(log: LookedAt, asked: Asked = Asked()) -> Roles:  # noqa: B008 - frozen
+def guess_roles(log: TableProfile, asked: GivenColumns = GivenColumns()) -> Roles:  # noqa: B008 - frozen
     """Which column is the user, the item, the time, and what else is known of an event.
 
     DataError if one of the three is not there, could be two columns, or is of a type that no recipe reads.
@@ -211,7 +211,7 @@ def guess_roles(log: LookedAt, asked: Asked = Asked()) -> Roles:  # noqa: B008 -
     )
 
 
-def guess_key(table: LookedAt, role: Literal["user", "item"]) -> str | None:
+def guess_key(table: TableProfile, role: Literal["user", "item"]) -> str | None:
     """The column of an items or users file that names the row's item or user, whatever the log calls it."""
     tiers = (*(ITEM if role == "item" else USER), frozenset({"id"}))
     found = _likeliest([column for column in table.columns if _could_be_id(column)], tiers)
@@ -221,13 +221,14 @@ def guess_key(table: LookedAt, role: Literal["user", "item"]) -> str | None:
 def _likeliest(columns: Sequence[Column], tiers: Sequence[frozenset[str]]) -> list[Column]:
     """The columns whose name is the likeliest there is; none if no name is in the sets."""
     found = (
-        [column for column in columns if tier & {spelling(column.name), "".join(words(column.name))}] for tier in tiers
+        [column for column in columns if tier & {normalized_name(column.name), "".join(words(column.name))}]
+        for tier in tiers
     )
     return next((some for some in found if some), [])
 
 
 def _needed(
-    log: LookedAt,
+    log: TableProfile,
     role: str,
     asked: str | None,
     tiers: Sequence[frozenset[str]],
@@ -239,7 +240,7 @@ def _needed(
     if asked is not None:
         if asked not in named:
             raise DataError(
-                f"--{role} {asked}: {log.path} has no such column ({nearest(asked, named)}its columns: "
+                f"--{role} {asked}: {log.path} has no such column ({did_you_mean(asked, named)}its columns: "
                 f"{', '.join(map(printable, named))})"
             )
         return named[asked]
@@ -272,7 +273,7 @@ def _could_be_time(column: Column) -> bool:
     return column.kind in ("timestamp", "day") or column.dates >= 0.99 or moment_unit(column) is not None
 
 
-def _refused(log: LookedAt, column: Column, role: str, wanted: str, type_: str) -> DataError:
+def _refused(log: TableProfile, column: Column, role: str, wanted: str, type_: str) -> DataError:
     # Moments with a fraction are kept to the millisecond; the whole number that results names its unit itself.
     quoted = '"' + printable(column.name).replace('"', '""') + '"'
     scale = 1000 if role == "time" and moment_unit(column) == "s" else 1
@@ -314,7 +315,7 @@ def _watched(columns: Sequence[Column]) -> tuple[dict[str, str], dict[str, str]]
         for column in sorted(columns, key=lambda column: column.name != ours):
             written = rule_name(column.name)
             is_number = column.kind in ("integer", "fraction") and column.high is not None and column.high > 1
-            if written and is_number and (spelling(column.name) in called) and (seconds or ours == "watch_s"):
+            if written and is_number and (normalized_name(column.name) in called) and (seconds or ours == "watch_s"):
                 named = [TO_SECONDS[word] for word in words(column.name) if word in TO_SECONDS]
                 # Nobody watches for 28 hours: larger numbers are milliseconds.
                 scale = named[-1] if named else " / 1000" if (column.high or 0) > 100_000 else ""
@@ -331,18 +332,20 @@ def _positive(columns: Sequence[Column], seconds: Mapping[str, str]) -> tuple[st
     rules: list[tuple[str, str]] = []
     taken_as: dict[str, str] = {}
     for column, written in usable:
-        name, high = spelling(column.name), column.high or 0
+        name, high = normalized_name(column.name), column.high or 0
         if is_flag(column) and name in LIKED:
             rules.append((written, ""))
             taken_as[column.name] = "positive flag"
         elif name in RATING and column.kind in ("integer", "fraction") and high > 1:
             rules.append((f"{written} >= {0.8 * high:g}", f"ratings go up to {high:g}: four fifths of it count"))
             taken_as[column.name] = "rating"
-        elif name in EVENT and (wanted := [v for v in column.commonest if v.isprintable() and spelling(v) in LIKED]):
+        elif name in EVENT and (
+            wanted := [v for v in column.commonest if v.isprintable() and normalized_name(v) in LIKED]
+        ):
             listed = ", ".join("'" + value.replace("'", "''") + "'" for value in wanted)
             rules.append((f"{written} IN ({listed})", "kinds of event that say more than a look"))
             taken_as[column.name] = "kind of event"
-    has_long_view = any(spelling(column.name) == "longview" for column in columns)
+    has_long_view = any(normalized_name(column.name) == "longview" for column in columns)
     rules += [] if has_long_view else _long_view(seconds)
     if not rules:
         rules, taken_as = _weaker(usable)
@@ -361,9 +364,9 @@ def _long_view(seconds: Mapping[str, str]) -> list[tuple[str, str]]:
 def _weaker(usable: Sequence[tuple[Column, str]]) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """What is taken where nothing better is known: the share watched, or that an item was opened at all."""
     for column, written in usable:
-        if spelling(column.name) in SHARE and column.kind in ("integer", "fraction") and (column.low or 0) >= 0:
+        if normalized_name(column.name) in SHARE and column.kind in ("integer", "fraction") and (column.low or 0) >= 0:
             enough = 80 if (column.high or 0) > 20 else 0.8
             return [(f"{written} >= {enough}", "four fifths were watched")], {column.name: "share watched"}
-    flags = [(column, written) for column, written in usable if is_flag(column) and spelling(column.name) in MET]
+    flags = [(column, written) for column, written in usable if is_flag(column) and normalized_name(column.name) in MET]
     rules = [(written, "the only sign of interest") for _, written in flags]
     return rules, {column.name: "positive flag" for column, _ in flags}

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from twofold.ingest.column_roles import Column, LookedAt, look_of, printable, shown_values
-from twofold.ingest.seen import EPOCH, EventFacts, Seen, choose_split, events_within, names_of, our_name
+from twofold.ingest.column_roles import Column, TableProfile, look_of, printable, shown_values
+from twofold.ingest.seen import EPOCH, EventFacts, LogProfile, choose_split, events_within, names_of, our_name
 from twofold.ingest.spellings import COUNTS, GROUPS, words
 from twofold.recipe.prepare import LastEvents, Window
 from twofold.recipe.train import Cosine, Train, TwoTower
-from twofold.render.numbers import counted
+from twofold.render.numbers import plural
 
 _WIDTH: Final = 118
 _MOST_FEATURES: Final = 12
@@ -24,7 +24,7 @@ _MOST_FEATURES: Final = 12
 # --- the text ---------------------------------------------------------------------------------------------------------
 
 
-def draft_recipe(seen: Seen, *, name: str, folder: Path | None) -> str:
+def draft_recipe(seen: LogProfile, *, name: str, folder: Path | None) -> str:
     """A recipe as YAML. Paths are relative to the `folder` it will lie in, or absolute without one."""
     lines = [
         *_header(seen, name),
@@ -44,7 +44,7 @@ def recipe_name(log: Path) -> str:
     return re.sub(r"[^a-z0-9_.=,-]+", "-", log.stem.lower()).strip("-_.=,")[:100] or "log"
 
 
-def facts_of(seen: Seen) -> list[tuple[str, str]]:
+def facts_of(seen: LogProfile) -> list[tuple[str, str]]:
     """What was counted, as a heading and a sentence each."""
     events, about = seen.events, "" if seen.events.compared >= seen.events.rows else "about "
     scale = events.rows / events.compared
@@ -56,7 +56,7 @@ def facts_of(seen: Seen) -> list[tuple[str, str]]:
         ("repeats", f"{about}{repeats:,} rows are of a user and an item that met before"),
         (
             "users",
-            f"{events.users:,}; half have {counted(events.median_events, 'event')} or fewer, 99.9 % at most "
+            f"{events.users:,}; half have {plural(events.median_events, 'event')} or fewer, 99.9 % at most "
             f"{events.busiest_events:,}",
         ),
         ("items", f"{events.items:,}; {events.lone_items:,} were met once"),
@@ -64,13 +64,13 @@ def facts_of(seen: Seen) -> list[tuple[str, str]]:
     if events.days:
         first, last = events.days[0], events.days[-1]
         daily = round(median(day.events for day in events.days))
-        days = f"{first.date} to {last.date} (UTC), {counted(last.number - first.number + 1, 'day')}"
+        days = f"{first.date} to {last.date} (UTC), {plural(last.number - first.number + 1, 'day')}"
         facts.append(("days", f"{days}; {daily:,} rows on a usual one"))
     share = events.positives / events.rows
     return [*facts, ("positive", f"{share:.1%} of the rows: {printable(seen.roles.positive)}")]
 
 
-def _header(seen: Seen, name: str) -> list[str]:
+def _header(seen: LogProfile, name: str) -> list[str]:
     said = [f"#   {heading:<11}{sentence}" for heading, sentence in facts_of(seen)]
     about = f"Drafted by `twofold recipe new` from {printable(seen.log.path.name)}."
     return [
@@ -83,7 +83,7 @@ def _header(seen: Seen, name: str) -> list[str]:
     ]
 
 
-def _data(seen: Seen, folder: Path | None) -> list[str]:
+def _data(seen: LogProfile, folder: Path | None) -> list[str]:
     lines = ["data:", "  kind: table"]
     for table, field in ((seen.log, "events"), (seen.items, "items"), (seen.users, "users")):
         if table is not None:
@@ -98,7 +98,7 @@ def _data(seen: Seen, folder: Path | None) -> list[str]:
     return lines
 
 
-def _prepare(seen: Seen) -> list[str]:
+def _prepare(seen: LogProfile) -> list[str]:
     roles, events = seen.roles, seen.events
     lines = ["prepare:"]
     if roles.has_clock:
@@ -126,7 +126,7 @@ def _filters(events: EventFacts) -> list[str]:
         ),
         *_said(
             f"    - {{kind: users, min_events: {user_events}, min_positives: 1, max_percentile: 99.9}}",
-            f"half of the users have {counted(events.median_events, 'event')} or fewer, one in 1,000 more than "
+            f"half of the users have {plural(events.median_events, 'event')} or fewer, one in 1,000 more than "
             f"{events.busiest_events:,}",
         ),
     ]
@@ -148,7 +148,7 @@ def _split(events: EventFacts) -> list[str]:
     return lines
 
 
-def _features(seen: Seen) -> list[str]:
+def _features(seen: LogProfile) -> list[str]:
     events = seen.events
     lines = ["features:", *_said("  user:", "no id of users: it serves those it never saw, by what they did")]
     lines += _said("    - {kind: history, of: positives, last: 100}", "the mean of the last so many")
@@ -193,7 +193,7 @@ def _model() -> list[str]:
 # --- features of items and users --------------------------------------------------------------------------------------
 
 
-def _columns_as_features(seen: Seen, table: LookedAt | None, *, names: set[str]) -> list[str]:
+def _columns_as_features(seen: LogProfile, table: TableProfile | None, *, names: set[str]) -> list[str]:
     """A line a usable column of a side table, and one for those left out and why. `names` are taken."""
     if table is None:
         return []
@@ -219,7 +219,7 @@ def _columns_as_features(seen: Seen, table: LookedAt | None, *, names: set[str])
 
 def _feature_kind(column: Column, rows: int) -> tuple[str | None, str]:
     """bag, category, number, or None, and why."""
-    about = f"about {counted(column.distinct, 'value')}"
+    about = f"about {plural(column.distinct, 'value')}"
     named = words(column.name)
     if column.kind == "list":
         is_vector = column.type.startswith(("FLOAT[", "DOUBLE["))

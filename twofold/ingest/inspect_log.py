@@ -14,8 +14,8 @@ from typing import Any, Final
 import duckdb
 
 from twofold.errors import DataError
-from twofold.ingest.column_roles import Asked, Column, Kind, LookedAt, Roles, guess_roles
-from twofold.ingest.seen import Day, EventFacts, Seen, data_part
+from twofold.ingest.column_roles import Column, GivenColumns, Kind, Roles, TableProfile, guess_roles
+from twofold.ingest.seen import Day, EventFacts, LogProfile, data_part
 from twofold.prepare.check import check_recipe
 from twofold.prepare.sources import (
     INTEGERS,
@@ -41,7 +41,13 @@ _SHOWN: Final = 60
 _DAY_MS: Final = 86_400_000
 
 
-def look(log: Path, *, items: Path | None = None, users: Path | None = None, asked: Asked = Asked()) -> Seen:  # noqa: B008
+def profile_log(
+    log: Path,
+    *,
+    items: Path | None = None,
+    users: Path | None = None,
+    asked: GivenColumns = GivenColumns(),  # noqa: B008
+) -> LogProfile:
     """All that a recipe is drafted from: the columns of every table, their roles, and what the events say.
 
     `asked` names the columns that are not to be guessed. DataError if a file is missing, damaged or empty, if user,
@@ -56,7 +62,7 @@ def look(log: Path, *, items: Path | None = None, users: Path | None = None, ask
     if events.positives == 0:
         roles = replace(roles, positive="TRUE", reason=f"every event, as {roles.positive} holds for none")
         events = look_at_events(open_source(data), roles)
-    return Seen(looked["--log"], *sides, roles, data, events)
+    return LogProfile(looked["--log"], *sides, roles, data, events)
 
 
 def check_draft(text: str, folder: Path) -> None:
@@ -67,7 +73,7 @@ def check_draft(text: str, folder: Path) -> None:
         check_recipe(load_recipe(Path(draft.name)))
 
 
-def look_at_table(path: Path, *, field: str) -> LookedAt:
+def look_at_table(path: Path, *, field: str) -> TableProfile:
     """What every column of a table holds. `field` is what the user called the path."""
     files = files_at(path, field)
     types = columns_of(files, field=field)
@@ -79,7 +85,7 @@ def look_at_table(path: Path, *, field: str) -> LookedAt:
             listed = ", ".join(_column_sql(name, types[name]) for name in some)
             rows, *facts = ask(f"SELECT COUNT(*), {listed} FROM {scan_sql(files)}")[0]
             columns += [_column(name, types[name], rows, fact) for name, fact in zip(some, facts, strict=True)]
-    return LookedAt(path, rows, tuple(columns))
+    return TableProfile(path, rows, tuple(columns))
 
 
 def look_at_events(source: Source, roles: Roles) -> EventFacts:
@@ -93,7 +99,7 @@ def look_at_events(source: Source, roles: Roles) -> EventFacts:
             0
         ]
         items, lone_items = ask(_groups_sql(events, "item_id", "COUNT(CASE WHEN n = 1 THEN 1 END)"))[0]
-        _refuse_unlearnable(source, roles, rows=rows, users=users, items=items)
+        _check_learnable(source, roles, rows=rows, users=users, items=items)
         share = min(1.0, _MAX_COMPARED / rows)
         compared, different, pairs = ask(_compared_sql(source, share))[0]
         by_day = (
@@ -116,7 +122,7 @@ def look_at_events(source: Source, roles: Roles) -> EventFacts:
     )
 
 
-def _refuse_unlearnable(source: Source, roles: Roles, *, rows: int, users: int, items: int) -> None:
+def _check_learnable(source: Source, roles: Roles, *, rows: int, users: int, items: int) -> None:
     log = source.events.files[0]
     if rows == 0:
         raise DataError(f"{log}: in every row {roles.user}, {roles.item} or {roles.time} is NULL. Fill them.")

@@ -11,7 +11,7 @@ from typing import Final
 
 
 @dataclass(frozen=True)
-class Piece:
+class SourceFiles:
     """Files with the same columns, read as one table: `*` in a name stands for what the publisher may have written.
 
     `reading` is the options of DuckDB's read_csv; Parquet needs none.
@@ -29,7 +29,7 @@ class Piece:
 class Layout:
     """One way in which a data set lies in a folder: its pieces, all in that folder; and table → SELECT over them."""
 
-    pieces: Mapping[str, Piece]
+    pieces: Mapping[str, SourceFiles]
     tables: Mapping[str, str]
 
 
@@ -120,11 +120,13 @@ def kuairand(suffix: str, *parts: str) -> tuple[Layout, ...]:
     logs = tuple(f"log_standard_{span}_{suffix}{part}.csv" for span in days for part in parts)
     reading = f"{_HEADED}, types={_columns(dict.fromkeys(_KUAIRAND_LOG.split(), 'BIGINT'))}"
     pieces = {
-        "standard": Piece(logs, reading),
-        "videos": Piece((f"video_features_basic_{suffix}.csv",), f"{_HEADED}, types={_columns(_KUAIRAND_ITEM_TYPES)}"),
-        "people": Piece((f"user_features_{suffix}.csv",), f"{_HEADED}, sample_size=-1"),
+        "standard": SourceFiles(logs, reading),
+        "videos": SourceFiles(
+            (f"video_features_basic_{suffix}.csv",), f"{_HEADED}, types={_columns(_KUAIRAND_ITEM_TYPES)}"
+        ),
+        "people": SourceFiles((f"user_features_{suffix}.csv",), f"{_HEADED}, sample_size=-1"),
     }
-    random = {"random": Piece((f"log_random_4_22_to_5_08_{suffix}.csv",), reading)}
+    random = {"random": SourceFiles((f"log_random_4_22_to_5_08_{suffix}.csv",), reading)}
     tables = {"events": _kuairand_log_sql("standard", without="at_is_estimated"), **_KUAIRAND_SIDES}
     random_events = {"random_events": _kuairand_log_sql("random", without="at_is_estimated")}
     return Layout(pieces | random, tables | random_events), Layout(pieces, tables)
@@ -133,11 +135,11 @@ def kuairand(suffix: str, *parts: str) -> tuple[Layout, ...]:
 # What the repository ships: 14 days of the standard log, and of the days before only each user's last 50 impressions.
 KUAIRAND_TAILS: Final = Layout(
     {
-        "standard": Piece(("kuairand-pure-log-0425-0508.parquet",)),
-        "tails": Piece(("kuairand-pure-train-tail50-0409-0424.parquet",)),
-        "tail_users": Piece(("kuairand-pure-train-users.parquet",)),
-        "videos": Piece(("kuairand-pure-items.parquet",)),
-        "people": Piece(("kuairand-pure-users.parquet",)),
+        "standard": SourceFiles(("kuairand-pure-log-0425-0508.parquet",)),
+        "tails": SourceFiles(("kuairand-pure-train-tail50-0409-0424.parquet",)),
+        "tail_users": SourceFiles(("kuairand-pure-train-users.parquet",)),
+        "videos": SourceFiles(("kuairand-pure-items.parquet",)),
+        "people": SourceFiles(("kuairand-pure-users.parquet",)),
     },
     {
         "events": _kuairand_log_sql("standard", without="")
@@ -187,26 +189,28 @@ def _movies_sql(item: str) -> str:
     """
 
 
-_MOVIES_CSV: Final = Piece(("movies.csv",), f"{_HEADED}, types={_columns({'title': 'VARCHAR', 'genres': 'VARCHAR'})}")
+_MOVIES_CSV: Final = SourceFiles(
+    ("movies.csv",), f"{_HEADED}, types={_columns({'title': 'VARCHAR', 'genres': 'VARCHAR'})}"
+)
 _MOVIES_CSV_SQL: Final = _movies_sql('"movieId"')
 MOVIELENS_CSV: Final = Layout(
-    {"ratings": Piece(("ratings.csv",), _HEADED), "movies": _MOVIES_CSV},
+    {"ratings": SourceFiles(("ratings.csv",), _HEADED), "movies": _MOVIES_CSV},
     {"events": _ratings_sql('"userId"', '"movieId"', '"timestamp"'), "items": _MOVIES_CSV_SQL},
 )
 MOVIELENS_PARQUET: Final = Layout(
-    {"ratings": Piece(("ml-latest-small.parquet",)), "movies": _MOVIES_CSV}, MOVIELENS_CSV.tables
+    {"ratings": SourceFiles(("ml-latest-small.parquet",)), "movies": _MOVIES_CSV}, MOVIELENS_CSV.tables
 )
 
 _RATING: Final = {"user": "BIGINT", "item": "BIGINT", "rating": "DOUBLE", "timestamp": "BIGINT"}
 _TABS: Final = rf"delim='\t', header=false, columns={_columns(_RATING)}"
 MOVIELENS_1M: Final = Layout(
     {
-        "ratings": Piece(("ratings.dat",), f"{_DAT}, columns={_columns(_RATING)}"),
-        "movies": Piece(
+        "ratings": SourceFiles(("ratings.dat",), f"{_DAT}, columns={_columns(_RATING)}"),
+        "movies": SourceFiles(
             ("movies.dat",),
             f"{_DAT}, columns={_columns({'item': 'BIGINT', 'title': 'VARCHAR', 'genres': 'VARCHAR'})}",
         ),
-        "people": Piece(
+        "people": SourceFiles(
             ("users.dat",),
             f"{_DAT}, columns="
             + _columns(
@@ -228,9 +232,9 @@ MOVIELENS_1M: Final = Layout(
 # time either: their `at` is NULL, which preparation counts out.
 MOVIELENS_1M_PARQUET: Final = Layout(
     {
-        "ratings": Piece(("ml-1m.parquet",)),
-        "movies": Piece(("ml-1m-movies.parquet",)),
-        "people": Piece(("ml-1m-users.parquet",)),
+        "ratings": SourceFiles(("ml-1m.parquet",)),
+        "movies": SourceFiles(("ml-1m-movies.parquet",)),
+        "people": SourceFiles(("ml-1m-users.parquet",)),
     },
     {
         **MOVIELENS_1M.tables,
@@ -240,10 +244,10 @@ MOVIELENS_1M_PARQUET: Final = Layout(
     },
 )
 
-MOVIELENS_100K_RATINGS: Final = Piece(("u.data",), _TABS)
+MOVIELENS_100K_RATINGS: Final = SourceFiles(("u.data",), _TABS)
 
 
-def movielens_100k(ratings: Piece) -> Layout:
+def movielens_100k(ratings: SourceFiles) -> Layout:
     """Films whose genres are columns, and ratings of either kind."""
     flags = ", ".join(f"CASE WHEN {_identifier(genre)} THEN {_text(genre)} END" for genre in _100K_GENRES.split())
     films = {"item": "BIGINT", "title": "VARCHAR", "released": "VARCHAR", "on_video": "VARCHAR", "page": "VARCHAR"}
@@ -253,8 +257,8 @@ def movielens_100k(ratings: Piece) -> Layout:
     return Layout(
         {
             "ratings": ratings,
-            "movies": Piece(("u.item",), f"{_BARS}, columns={{{films_sql}, {genres_sql}}}"),
-            "people": Piece(("u.user",), f"{_BARS}, columns={_columns(people)}"),
+            "movies": SourceFiles(("u.item",), f"{_BARS}, columns={{{films_sql}, {genres_sql}}}"),
+            "people": SourceFiles(("u.user",), f"{_BARS}, columns={_columns(people)}"),
         },
         {
             "events": _ratings_sql('"user"', "item", '"timestamp"'),
@@ -280,7 +284,7 @@ def _text(value: str) -> str:
 # 1 January 2000, 00:00 UTC, and a second an event: order is all such a file knows, so it is all that `at` can mean.
 SEQUENCES: Final = Layout(
     {
-        "sequences": Piece(
+        "sequences": SourceFiles(
             ("*.txt",), f"delim=' ', header=false, columns={_columns({'user': 'BIGINT', 'item': 'BIGINT'})}"
         )
     },
@@ -294,9 +298,9 @@ SEQUENCES: Final = Layout(
 )
 
 _NCF_TEST: Final = {
-    "test": Piece(("*.test.rating",), _TABS),
+    "test": SourceFiles(("*.test.rating",), _TABS),
     # (user,item) and 99 items, in one column: neither a bar nor a quotation mark occurs.
-    "negatives": Piece(
+    "negatives": SourceFiles(
         ("*.test.negative",), f"delim='|', quote='', header=false, columns={_columns({'line': 'VARCHAR'})}"
     ),
 }
@@ -320,7 +324,7 @@ def _ncf_sql(at: str, *, place: str = "ROW_NUMBER() OVER ()", estimated: str = "
 
 
 NCF: Final = Layout(
-    {"train": Piece(("*.train.rating",), _TABS), **_NCF_TEST},
+    {"train": SourceFiles(("*.train.rating",), _TABS), **_NCF_TEST},
     {
         "events": _ncf_sql(
             '"timestamp" * 1000 + LEAST(999, ROW_NUMBER() OVER '
@@ -331,10 +335,10 @@ NCF: Final = Layout(
 )
 
 
-def _ncf_rebuilt(pieces: Mapping[str, Piece], pairs: str, *, order: str) -> Layout:
+def _ncf_rebuilt(pieces: Mapping[str, SourceFiles], pairs: str, *, order: str) -> Layout:
     """Train pairs without ratings and times: a second apart before the user's test item, marked as estimated."""
     return Layout(
-        {"pairs": Piece(("ncf-*.parquet",)), **pieces, **_NCF_TEST},
+        {"pairs": SourceFiles(("ncf-*.parquet",)), **pieces, **_NCF_TEST},
         {
             "events": f"""
                 WITH train AS (
@@ -360,7 +364,7 @@ _PLACED_PAIRS: Final = "(SELECT *, ROW_NUMBER() OVER () AS line FROM pairs) AS p
 NCF_PARQUET: Final = _ncf_rebuilt({}, _PLACED_PAIRS, order="line")
 # The order of the sequence file, from the rebuilt ratings; those without a place in it first.
 NCF_PARQUET_IN_TIME: Final = _ncf_rebuilt(
-    {"ratings": Piece(("ml-1m.parquet",))},
+    {"ratings": SourceFiles(("ml-1m.parquet",))},
     f'{_PLACED_PAIRS} LEFT JOIN ratings ON ratings."user" = pairs."user" + 1 AND ratings.item = pairs.ml_item',
     order="timestamp_est NULLS FIRST, pos NULLS FIRST, line",
 )

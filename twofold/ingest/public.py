@@ -16,10 +16,10 @@ import yaml
 from twofold.errors import DataError
 from twofold.ingest import layout as layouts
 from twofold.ingest.download import Archive, download, is_archive, is_named, unpack
-from twofold.ingest.layout import Layout, Piece
+from twofold.ingest.layout import Layout, SourceFiles
 from twofold.prepare.sources import first_line
 from twofold.progress import progress_bar
-from twofold.recipe.messages import nearest
+from twofold.recipe.messages import did_you_mean
 from twofold.recipe.schema import Table
 
 
@@ -40,7 +40,7 @@ class PublicSet:
 
 
 @dataclass(frozen=True)
-class Made:
+class ConvertedTables:
     """The rows of each table written, the part of a recipe that reads them, and the archive, if one was downloaded."""
 
     rows: Mapping[str, int]
@@ -59,13 +59,13 @@ def find_set(name: str) -> PublicSet:
     known = {public.name: public for public in PUBLIC_SETS}
     if name not in known:
         raise DataError(
-            f"there is no data set {name} ({nearest(name, known)}data sets: {', '.join(known)}). The columns of a "
+            f"there is no data set {name} ({did_you_mean(name, known)}data sets: {', '.join(known)}). The columns of a "
             f"recipe's log: twofold recipe check RECIPE --columns."
         )
     return known[name]
 
 
-def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bool = False) -> Made:
+def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bool = False) -> ConvertedTables:
     """Writes a set's tables into a folder as Parquet: events by time, the others by id.
 
     `origin` is a folder, an archive (.zip, .tar.gz) or, for a set of one file, that file; without it the published
@@ -98,7 +98,7 @@ def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bo
         shutil.rmtree(partial, ignore_errors=True)
         if not any(to.iterdir()):
             to.rmdir()
-    return Made(rows, _tables_in(to), archive)
+    return ConvertedTables(rows, _tables_in(to), archive)
 
 
 def data_block(data: Table) -> str:
@@ -203,7 +203,7 @@ def _order_sql(table: str) -> str:
     return '"at", COLUMNS(*)' if table.endswith("events") else "COLUMNS(*)"
 
 
-def _scan_sql(piece: Piece, files: list[Path]) -> str:
+def _scan_sql(piece: SourceFiles, files: list[Path]) -> str:
     listed = ", ".join(_text(path.resolve()) for path in files)
     # A folder called `part=1` on the way would otherwise add a column of that name.
     if piece.is_parquet:
@@ -256,7 +256,10 @@ PUBLIC_SETS: Final = (
         "MovieLens: 100,000 ratings",
         "5 MB",
         _MOVIELENS_TERMS,
-        (layouts.movielens_100k(layouts.MOVIELENS_100K_RATINGS), layouts.movielens_100k(Piece(("ml-100k.parquet",)))),
+        (
+            layouts.movielens_100k(layouts.MOVIELENS_100K_RATINGS),
+            layouts.movielens_100k(SourceFiles(("ml-100k.parquet",))),
+        ),
         f"{_GROUPLENS}/ml-100k.zip",
         "0e33842e24a9c977be4e0107933c0723",
     ),

@@ -12,17 +12,17 @@ from typing import Final
 from twofold.errors import DataError
 from twofold.ingest.column_roles import (
     Column,
-    LookedAt,
     Roles,
+    TableProfile,
     guess_key,
     look_of,
     moment_unit,
     printable,
 )
-from twofold.ingest.spellings import UPLOADED, spelling
+from twofold.ingest.spellings import UPLOADED, normalized_name
 from twofold.recipe.prepare import LastEvents, TemporalSplit, Window
 from twofold.recipe.schema import Table
-from twofold.render.numbers import counted
+from twofold.render.numbers import plural
 
 EPOCH: Final = date(1970, 1, 1)
 
@@ -68,22 +68,22 @@ class EventFacts:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LogProfile:
     """All that a recipe is drafted from."""
 
-    log: LookedAt
-    items: LookedAt | None
-    users: LookedAt | None
+    log: TableProfile
+    items: TableProfile | None
+    users: TableProfile | None
     roles: Roles
     data: Table
     events: EventFacts
 
     @property
-    def tables(self) -> tuple[LookedAt, ...]:
+    def tables(self) -> tuple[TableProfile, ...]:
         return tuple(table for table in (self.log, self.items, self.users) if table is not None)
 
 
-def taken_as(seen: Seen, table: LookedAt, column: Column) -> str:
+def taken_as(seen: LogProfile, table: TableProfile, column: Column) -> str:
     """The part a column plays, or what it looks like."""
     if table is seen.log:
         return seen.roles.taken_as.get(column.name) or look_of(column)
@@ -94,7 +94,7 @@ def taken_as(seen: Seen, table: LookedAt, column: Column) -> str:
 # --- the data part ----------------------------------------------------------------------------------------------------
 
 
-def data_part(log: LookedAt, items: LookedAt | None, users: LookedAt | None, roles: Roles) -> Table:
+def data_part(log: TableProfile, items: TableProfile | None, users: TableProfile | None, roles: Roles) -> Table:
     """The tables and what our names are called in them. DataError if items or users have no key the log shares."""
     own = {"user_id": roles.user, "item_id": roles.item, "at": roles.time}
     columns = {ours: theirs for ours, theirs in own.items() if ours != theirs}
@@ -120,7 +120,7 @@ def data_part(log: LookedAt, items: LookedAt | None, users: LookedAt | None, rol
     )
 
 
-def _shared_key(log: LookedAt, table: LookedAt, theirs: str, guessed: str | None, ours: str) -> str:
+def _shared_key(log: TableProfile, table: TableProfile, theirs: str, guessed: str | None, ours: str) -> str:
     """What the side table calls the key, where one entry of `columns` can say so."""
     if theirs == ours and guessed is not None and guessed not in names_of(log):
         return guessed
@@ -131,7 +131,7 @@ def _shared_key(log: LookedAt, table: LookedAt, theirs: str, guessed: str | None
     )
 
 
-def _freed(table: LookedAt | None, taken: set[str], barred: set[str], columns: Mapping[str, str]) -> dict[str, str]:
+def _freed(table: TableProfile | None, taken: set[str], barred: set[str], columns: Mapping[str, str]) -> dict[str, str]:
     """Other names for columns whose own name is barred, or taken by one beside them. `At` is `at` to engines."""
     freed = {}
     for name in names_of(table):
@@ -142,14 +142,14 @@ def _freed(table: LookedAt | None, taken: set[str], barred: set[str], columns: M
     return freed
 
 
-def _uploaded(items: LookedAt | None, unit: str) -> str | None:
+def _uploaded(items: TableProfile | None, unit: str) -> str | None:
     """The column of the items file that says since when an item exists, if a recipe can read it."""
     able = [c for c in items.columns if c.kind == "timestamp" or moment_unit(c) == unit] if items else []
-    named = [column.name for column in able if spelling(column.name) in UPLOADED]
+    named = [column.name for column in able if normalized_name(column.name) in UPLOADED]
     return "uploaded_at" if "uploaded_at" in named else named[0] if named else None
 
 
-def names_of(table: LookedAt | None) -> set[str]:
+def names_of(table: TableProfile | None) -> set[str]:
     return {column.name for column in table.columns} if table else set()
 
 
@@ -167,7 +167,7 @@ def choose_split(events: EventFacts) -> tuple[TemporalSplit | LastEvents, str]:
         return last, "the order of events is known, their days are not"
     first, end = days[0].number, days[-1].number + 1
     if end - first < 3:
-        return last, f"the log covers {counted(end - first, 'day')}: too few to train, validate and test on days apart"
+        return last, f"the log covers {plural(end - first, 'day')}: too few to train, validate and test on days apart"
     for width, called in ((1, "day"), (7, "week"), (28, "4 weeks"), (91, "quarter"), (364, "year")):
         whole = end - 1 if width == 1 and _is_cut_short(days) else end
         bounds = (first, whole - 2 * width, whole - width, whole)

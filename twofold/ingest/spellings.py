@@ -76,7 +76,7 @@ def words(name: str) -> list[str]:
     return re.findall(r"[^\W_]+", spaced.casefold())
 
 
-def spelling(name: str) -> str:
+def normalized_name(name: str) -> str:
     """The words in one, without the `is` of a flag and the unit of a number, as the sets above hold them."""
     kept = [word for word in words(name) if word not in TO_SECONDS]
     return "".join(kept[1:] if kept[:1] == ["is"] else kept)

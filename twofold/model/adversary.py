@@ -13,7 +13,7 @@ HIDDEN = 64
 """Width of the guess's hidden layer: enough to find what is not linear. Not measured."""
 
 
-class LengthGuess(nn.Module):
+class LengthPredictor(nn.Module):
     """Guesses log(length), standardised, of items from their vectors: one hidden layer with ReLU."""
 
     def __init__(self, dim: int, *, mean: float, std: float) -> None:

@@ -199,7 +199,7 @@ class Encoder(nn.Module):
                 assert_never(block)
 
 
-class SideBySide(nn.Module):
+class ConcatEncoder(nn.Module):
     """What several encoders say of the same lines, one after another, scaled alike."""
 
     def __init__(self, encoders: Iterable[Encoder], *, scale: float = 1.0) -> None:

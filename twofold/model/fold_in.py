@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32
 
 from twofold.dataset.features import Inputs
+from twofold.ragged import chunks
 from twofold.run_folder import write_json
-from twofold.topk import blocks
 
 FOLD_IN: Final = "fold_in.json"
 VECTORS: Final = "item_vectors.npy"
@@ -47,7 +47,7 @@ class FoldIn:
     def __post_init__(self) -> None:
         """YᵀY + λI, which every user shares."""
         gram = self.regularisation * np.eye(self.dim)
-        for part in blocks(len(self.item_vectors), _CELLS // self.dim):
+        for part in chunks(len(self.item_vectors), _CELLS // self.dim):
             held = self.item_vectors[part].astype(np.float64)
             gram += held.T @ held
         object.__setattr__(self, "_everywhere", gram)
@@ -61,7 +61,7 @@ class FoldIn:
         """One vector a line. The order of a history does not matter; an item liked twice weighs twice."""
         history = np.sort(inputs["positives"], axis=1)  # none first; a repeated item beside itself
         size = max(1, _CELLS // (self.dim * max(history.shape[1], self.dim)))
-        parts = [self._solved(history[part]) for part in blocks(len(history), size)]
+        parts = [self._solved(history[part]) for part in chunks(len(history), size)]
         return np.concatenate([np.empty((0, self.dim), np.float32), *parts])
 
     def _solved(self, history: Int32[np.ndarray, "batch length"]) -> Float32[np.ndarray, "batch dim"]:

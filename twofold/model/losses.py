@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from twofold.topk import blocks
+from twofold.ragged import chunks
 
 CELLS: Final = 2**21
 """Logits that `by_chunks` holds at once: 8 MiB. A guess, not measured."""
@@ -64,7 +64,7 @@ def by_chunks(losses: Callable[[slice], Tensor], *, lines: int, columns: int) ->
     """The losses of all lines, so many lines at a time that about `CELLS` logits are in memory; the backward pass makes
     them again (Chen et al., *Training deep nets with sublinear memory cost*, 2016).
     """
-    parts = blocks(lines, max(1, CELLS // max(columns, 1)))
+    parts = chunks(lines, max(1, CELLS // max(columns, 1)))
     if len(parts) == 1:
         return losses(parts[0])
     return torch.cat([checkpoint(losses, part, use_reentrant=False, preserve_rng_state=False) for part in parts])

@@ -13,7 +13,7 @@ from torch import nn
 from twofold.dataset.batches import TensorInputs
 from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.errors import DataError
-from twofold.model.encoder import SideBySide
+from twofold.model.encoder import ConcatEncoder
 from twofold.model.two_tower import ModelPart, TwoTower, build_two_tower, describe_model, encode
 from twofold.recipe import train as training
 
@@ -21,7 +21,7 @@ MOST_VALUES = 64
 """Vectors are as many times as wide; a column of more values is one for a feature."""
 
 
-class PerValue(nn.Module):
+class MultiTower(nn.Module):
     """A two-tower a value, which share no parameter.
 
     An item's vector is what the item tower of its own value says, in that value's block of a wide vector of zeros; a
@@ -30,19 +30,19 @@ class PerValue(nn.Module):
     Scores of different towers have never been compared in training: how well they mix is for the report to say.
     """
 
-    def __init__(self, towers: Sequence[TwoTower], values: tuple[str, ...], place_of: Int64[np.ndarray, "items"]):
-        """Both in the order of the `values`; `place_of` says for each item row which tower is its own."""
+    def __init__(self, towers: Sequence[TwoTower], values: tuple[str, ...], tower_of_item: Int64[np.ndarray, "items"]):
+        """Both in the order of the `values`; `tower_of_item` says for each item row which tower is its own."""
         super().__init__()
         self.towers = nn.ModuleList(towers)
         self.values = values
-        self.place_of = place_of
+        self.tower_of_item = tower_of_item
         self.score = towers[0].score
 
     @property
-    def user(self) -> SideBySide:
+    def user(self) -> ConcatEncoder:
         """All user towers as one."""
         scale = 1 / math.sqrt(len(self.values)) if self.score == "cosine" else 1.0
-        return SideBySide((self.of(place).user for place in range(len(self.values))), scale=scale)
+        return ConcatEncoder((self.of(place).user for place in range(len(self.values))), scale=scale)
 
     def of(self, place: int) -> TwoTower:
         """The towers of one value."""
@@ -51,12 +51,12 @@ class PerValue(nn.Module):
         return towers
 
 
-Towers: TypeAlias = TwoTower | PerValue
+Towers: TypeAlias = TwoTower | MultiTower
 
 
 def towers_of(model: Towers, group: int) -> TwoTower:
     """Those that a batch of this group is for."""
-    return model.of(group) if isinstance(model, PerValue) else model
+    return model.of(group) if isinstance(model, MultiTower) else model
 
 
 def encode_items(model: Towers, batches: Iterable[TensorInputs]) -> Float32[np.ndarray, "items wide"]:
@@ -65,7 +65,7 @@ def encode_items(model: Towers, batches: Iterable[TensorInputs]) -> Float32[np.n
         return encode(model.item, batches)
     parts, first = [], 0
     for inputs in batches:
-        places = model.place_of[first : first + len(next(iter(inputs.values())))]
+        places = model.tower_of_item[first : first + len(next(iter(inputs.values())))]
         wide = np.zeros((len(places), len(model.values), model.of(0).item.dim), np.float32)
         for place in np.unique(places).tolist():
             own = np.flatnonzero(places == place)
@@ -80,8 +80,10 @@ def build_towers(recipe: training.TwoTower, dataset: Dataset) -> Towers:
     if recipe.per is None:
         return build_two_tower(recipe, dataset.features, dataset.vectors)
     given = attribute_column(dataset.folder, recipe.per)[1].combine_chunks()
-    values, place_of = places_of(given, num_known=dataset.items.num_known, column=recipe.per)
-    return PerValue([build_two_tower(recipe, dataset.features, dataset.vectors) for _ in values], values, place_of)
+    values, tower_of_item = places_of(given, num_known=dataset.items.num_known, column=recipe.per)
+    return MultiTower(
+        [build_two_tower(recipe, dataset.features, dataset.vectors) for _ in values], values, tower_of_item
+    )
 
 
 def describe_towers(model: Towers) -> list[ModelPart]:
@@ -123,7 +125,7 @@ def places_of(given: pa.Array, *, num_known: int, column: str) -> tuple[tuple[st
             f"retriever.per: the items of the training window have {len(known):,} value{'s' * (len(known) != 1)} of "
             f"{column}, {why}."
         )
-    place_of = np.full(len(counts), np.argmax(counts[known]))
-    place_of[known] = np.arange(len(known))
+    tower_of_item = np.full(len(counts), np.argmax(counts[known]))
+    tower_of_item[known] = np.arange(len(known))
     names = ("none" if value is None else str(value) for value in encoded.dictionary.take(known).to_pylist())
-    return tuple(names), place_of[codes]
+    return tuple(names), tower_of_item[codes]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from twofold.dataset.batches import item_batches
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.dataset.features import FeatureState
-from twofold.model.encoder import Encoder, SideBySide
+from twofold.model.encoder import ConcatEncoder, Encoder
 from twofold.model.formula import score_by
 from twofold.model.retriever import Model
 from twofold.model.two_tower import (
@@ -43,7 +43,7 @@ _MOST: Final = 14.0  # log-odds in a formula: so no chance is nearer than 1e-6 t
 
 
 @dataclass(frozen=True)
-class Stages:
+class RetrieverAndRankerData:
     """One dataset as either stage reads it."""
 
     retriever: Dataset
@@ -60,11 +60,11 @@ class Scales:
     place_std: float
 
 
-Side: TypeAlias = Encoder | SideBySide
+Side: TypeAlias = Encoder | ConcatEncoder
 """The ranker's own encoder of users or of items; and beside it a tower that is fine-tuned, if one is."""
 
 
-class Crosses(nn.Module):
+class CrossNetwork(nn.Module):
     """x ← x₀ ⊙ (W x + b) + x, layer by layer: products of ever more of the inputs (Wang et al., *DCN V2*, WWW 2021,
     equation 1).
     """
@@ -105,7 +105,7 @@ class Ranker(nn.Module):
         self.retrieved = retrieved
         self.top = asked.candidates.top
         width = 3 * user.dim + 3 * retrieved + 2
-        layers: list[nn.Module] = [Crosses(width, asked.crosses)] if asked.crosses else []
+        layers: list[nn.Module] = [CrossNetwork(width, asked.crosses)] if asked.crosses else []
         for following in asked.hidden:
             layers += [nn.Linear(width, following), nn.ReLU()]
             layers += [nn.Dropout(asked.dropout)] if asked.dropout else []
@@ -133,7 +133,7 @@ class Ranker(nn.Module):
         with torch.no_grad():
             self.heads.bias.copy_(torch.tensor(means).logit().clamp(-_MOST, _MOST))
 
-    def saying(self, formula: str) -> "Ranker":
+    def with_formula(self, formula: str) -> "Ranker":
         """The same ranker with another formula: the name of a head, in double quotes, gives what that says."""
         other = copy(self)
         other.formula = rule_tree(formula, result="number")
@@ -147,15 +147,15 @@ class Ranker(nn.Module):
         item_vectors: Float[Tensor, "requests length retrieved"],
         places: Int[Tensor, "requests length"],
     ) -> Float[Tensor, "requests length"]:
-        """What each request's items are ordered by, from what `outlook` reads."""
-        relevance, odds = self.outlook(users, items, user_vectors, item_vectors, places)
+        """What each request's items are ordered by, from what `relevance_and_logits` reads."""
+        relevance, odds = self.relevance_and_logits(users, items, user_vectors, item_vectors, places)
         if self.formula is None:
             return relevance
         # Bounds on the chances would be floats in the graph, and 1 - 1e-6 is none.
         chances = odds.clamp(-_MOST, _MOST).double().sigmoid().unbind(dim=2)
         return score_by(self.formula, {RELEVANCE: relevance, **dict(zip(self.names, chances, strict=True))})
 
-    def outlook(
+    def relevance_and_logits(
         self,
         users: Float[Tensor, "requests dim"],
         items: Float[Tensor, "requests length dim"],
@@ -198,7 +198,7 @@ def build_ranker(
         told = state.features.model_copy(update={"user": asked.features.user, "item": asked.features.item})
         state = replace(state, features=told)
     own, towers = build_two_tower(sides, state, vectors), deepcopy(retriever)
-    user, item = SideBySide((own.user, towers.user)), SideBySide((own.item, towers.item))
+    user, item = ConcatEncoder((own.user, towers.user)), ConcatEncoder((own.item, towers.item))
     return Ranker(user, item, retrieved=retrieved, asked=asked)
 
 
@@ -208,13 +208,13 @@ def tuned_parameters(ranker: Ranker) -> list[nn.Parameter]:
     return [parameter for tower in towers for parameter in tower.parameters()]
 
 
-def load_stages(folder: Path, retriever: Features, ranker: Features) -> Stages:
+def load_stages(folder: Path, retriever: Features, ranker: Features) -> RetrieverAndRankerData:
     """A dataset/ folder, with what either stage reads."""
-    return Stages(load_dataset(folder, retriever), load_dataset(folder, ranker))
+    return RetrieverAndRankerData(load_dataset(folder, retriever), load_dataset(folder, ranker))
 
 
 def load_ranker(
-    asked: Asked, arrays: Stages, folder: Path, *, retrieved: int, retriever: Model | None = None
+    asked: Asked, arrays: RetrieverAndRankerData, folder: Path, *, retrieved: int, retriever: Model | None = None
 ) -> Ranker:
     """What a train/ranker/ folder holds, taught by that retriever."""
     made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=retrieved, retriever=retriever)
@@ -229,7 +229,7 @@ def describe_ranker(ranker: Ranker) -> list[ModelPart]:
         for what, encoder in zip(("ranker", "tuned tower"), _encoders(side), strict=False)
         for part in describe_encoder(f"{what}, {name}", encoder)
     ]
-    crosses = [layer for layer in ranker.layers if isinstance(layer, Crosses)]
+    crosses = [layer for layer in ranker.layers if isinstance(layer, CrossNetwork)]
     counts = [sum(parameter.numel() for parameter in layer.parameters()) for layer in crosses]
     drawn = [
         ModelPart("ranker", "crosses", f"{len(layer.layers)} of {layer.width}", count)
@@ -241,11 +241,11 @@ def describe_ranker(ranker: Ranker) -> list[ModelPart]:
 
 
 def _encoders(side: Side) -> tuple[Encoder, ...]:
-    return side.parts if isinstance(side, SideBySide) else (side,)
+    return side.parts if isinstance(side, ConcatEncoder) else (side,)
 
 
 def save_ranker(
-    ranker: Ranker, arrays: Stages, vectors: Float32[np.ndarray, "items wide"], *, at: int, folder: Path
+    ranker: Ranker, arrays: RetrieverAndRankerData, vectors: Float32[np.ndarray, "items wide"], *, at: int, folder: Path
 ) -> None:
     """Writes what a server ranks with: the user encoder and the scores of pairs as graphs, and what the item encoder
     says of the whole catalogue at one moment, whose vectors (of the inner product) are given.

@@ -12,7 +12,7 @@ from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.model import multi_tower as per_value
 from twofold.model import two_tower
 from twofold.model.fold_in import FoldIn, load_factors, save_fold_in
-from twofold.model.multi_tower import PerValue, Towers
+from twofold.model.multi_tower import MultiTower, Towers
 from twofold.model.two_tower import ModelPart, TwoTower
 from twofold.recipe import train as training
 from twofold.recipe.features import Features, IdFeature
@@ -34,7 +34,7 @@ def load_model(asked: training.Retriever, dataset: Dataset, folder: Path) -> Mod
 def item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray, "items dim"]:
     """Vectors of the whole catalogue at one moment (UTC milliseconds)."""
     match model:
-        case TwoTower() | PerValue():
+        case TwoTower() | MultiTower():
             return per_value.encode_items(model, item_batches(dataset, at))
         case FoldIn():
             return model.item_vectors
@@ -59,7 +59,7 @@ def user_vectors(
     order = np.argsort(dataset.positives.before(user_rows, at), kind="stable")
     batches = query_batches(dataset, user_rows[order], at[order])
     match model:
-        case TwoTower() | PerValue():
+        case TwoTower() | MultiTower():
             vectors = two_tower.encode(model.user, batches)
         case FoldIn():
             asked = ({name: values.numpy() for name, values in inputs.items()} for inputs in batches)
@@ -82,7 +82,7 @@ def as_products(
 def save_user_side(model: Model, folder: Path) -> None:
     """Writes what a server makes users' vectors with, beside the index of the items' vectors."""
     match model:
-        case TwoTower() | PerValue():
+        case TwoTower() | MultiTower():
             two_tower.export_user_tower(model.user, folder / "user_tower.onnx")
         case FoldIn():
             save_fold_in(model, folder)
@@ -99,7 +99,7 @@ def describe_towers(asked: training.Retriever, features: Features, dataset: Path
 def describe_model(model: Model) -> list[ModelPart]:
     """Every part of it as the drawing of the model shows it."""
     match model:
-        case TwoTower() | PerValue():
+        case TwoTower() | MultiTower():
             return per_value.describe_towers(model)
         case FoldIn():
             items, dim = model.item_vectors.shape

@@ -12,7 +12,7 @@ from twofold.errors import RecipeError
 from twofold.model.ranker import (
     ItemSide,
     Ranker,
-    Stages,
+    RetrieverAndRankerData,
     describe_ranker,
     encode_item_side,
     load_ranker,
@@ -22,16 +22,16 @@ from twofold.model.ranker import (
 from twofold.model.retriever import Model
 from twofold.model.trees import Trees, item_columns, load_trees, user_columns
 from twofold.model.two_tower import ModelPart, encode
+from twofold.ragged import chunks
 from twofold.recipe import ranker as ranking
 from twofold.run_folder import Stage
-from twofold.topk import blocks
 
 SecondStage: TypeAlias = Ranker | Trees
 _CELLS: Final = 2**22  # numbers of items' vectors gathered at once: 16 MiB
 
 
 def load_second_stage(
-    asked: ranking.Ranker | None, arrays: Stages, ranked: Stage | None, *, retriever: Model
+    asked: ranking.Ranker | None, arrays: RetrieverAndRankerData, ranked: Stage | None, *, retriever: Model
 ) -> SecondStage | None:
     """What the stage train/ranker/ made of what this retriever finds; None where none is asked for."""
     if asked is None or ranked is None:
@@ -46,7 +46,12 @@ def load_second_stage(
 
 
 def save_second_stage(
-    ranker: SecondStage, arrays: Stages, vectors: Float32[np.ndarray, "items wide"], *, at: int, folder: Path
+    ranker: SecondStage,
+    arrays: RetrieverAndRankerData,
+    vectors: Float32[np.ndarray, "items wide"],
+    *,
+    at: int,
+    folder: Path,
 ) -> None:
     """Writes what a server ranks with at one moment; RecipeError for trees, which none does."""
     match ranker:
@@ -116,7 +121,7 @@ def pair_scores(
     """Scores of each query's items, which stand at these `places` of the retriever's order, from 0."""
     queries, length = item_rows.shape
     scores = np.empty((queries, length), np.float32)
-    for part in blocks(queries, max(_CELLS // max(items.vectors.shape[1] * length, 1), 1)):
+    for part in chunks(queries, max(_CELLS // max(items.vectors.shape[1] * length, 1), 1)):
         asking, factors, rows, held = users[part], user_vectors[part], item_rows[part], places[part]
         match ranker:
             case Ranker():

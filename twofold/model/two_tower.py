@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from twofold.dataset.features import FeatureState
-from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool, Sequence, SideBySide
+from twofold.model.encoder import Block, ConcatEncoder, Encoder, Layers, Lookup, Number, Pool, Sequence
 from twofold.recipe import train as training
 from twofold.recipe.features import (
     AgeFeature,
@@ -248,7 +248,7 @@ class _Positional(nn.Module):
         return vector
 
 
-def export_user_tower(tower: Encoder | SideBySide, path: Path) -> None:
+def export_user_tower(tower: Encoder | ConcatEncoder, path: Path) -> None:
     """Writes a user tower as ONNX: inputs as `dataset.features.feature_names` says, any batch size; output `vector`."""
     values: dict[str, Tensor] = {}
     for block in tower.blocks:

@@ -12,9 +12,9 @@ from jaxtyping import Float32, Int64
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RecipeError
-from twofold.evaluate.calibration import Calibration, judge_head, judge_seconds
-from twofold.evaluate.catalogue import JudgedWindow
-from twofold.evaluate.evaluate_window import Only, headline_k
+from twofold.evaluate.calibration import Calibration, evaluate_head, evaluate_seconds
+from twofold.evaluate.catalogue import EvaluationWindow
+from twofold.evaluate.evaluate_window import AllowedItems, primary_k
 from twofold.evaluate.results import MODEL
 from twofold.evaluate.scores import Products, ScoreBlock
 from twofold.evaluate.two_stages import (
@@ -29,15 +29,15 @@ from twofold.explain import gap
 from twofold.explain.probes import Probe, found_among, probe_cold_items
 from twofold.index.filters import compile_filter
 from twofold.index.score_kinds import items_as_products, queries_as_products
-from twofold.index.search import HELD, Index, search
-from twofold.model.ranker import Ranker, Stages
+from twofold.index.search import CALIBRATION_QUERIES, Index, search
+from twofold.model.ranker import Ranker, RetrieverAndRankerData
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.model.second_stage import SecondStage, item_side, pair_scores, user_side
+from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
-from twofold.topk import Ragged
 
 
-def scores_of(model: Model, arrays: Dataset, window: JudgedWindow) -> Products:
+def scores_of(model: Model, arrays: Dataset, window: EvaluationWindow) -> Products:
     """Scores of the window's users against the whole catalogue; item features as of the window's first request."""
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
@@ -45,7 +45,12 @@ def scores_of(model: Model, arrays: Dataset, window: JudgedWindow) -> Products:
 
 
 def two_stages(
-    model: Model, ranker: SecondStage, arrays: Stages, window: JudgedWindow, *, is_masked: bool = False
+    model: Model,
+    ranker: SecondStage,
+    arrays: RetrieverAndRankerData,
+    window: EvaluationWindow,
+    *,
+    is_masked: bool = False,
 ) -> TwoStages:
     """Both stages on the window's users: the ranker orders the retriever's best unseen items.
 
@@ -56,7 +61,13 @@ def two_stages(
 
 
 def judged_heads(
-    model: Model, ranker: SecondStage | None, arrays: Stages, window: JudgedWindow, *, prepare: Prepare, fitted: Path
+    model: Model,
+    ranker: SecondStage | None,
+    arrays: RetrieverAndRankerData,
+    window: EvaluationWindow,
+    *,
+    prepare: Prepare,
+    fitted: Path,
 ) -> tuple[Calibration, ...]:
     """What every head of the ranker says of the window's impressions, users asking as in the report, against what came
     of them; `fitted` is where preparation keeps the quantiles of watch time.
@@ -69,17 +80,17 @@ def judged_heads(
     lines, item_rows = np.searchsorted(window.user_rows, rows.user_rows), np.ascontiguousarray(rows.item_rows)
     judged = []
     for name in ranker.names:
-        said = score_impressions(found, scores_of_pairs(ranker.saying(f'"{name}"')), lines, item_rows)
-        head, label = judge_head(name, said, np.asarray(rows.outcomes[name])), prepare.quantile_of(name)
+        said = score_impressions(found, scores_of_pairs(ranker.with_formula(f'"{name}"')), lines, item_rows)
+        head, label = evaluate_head(name, said, np.asarray(rows.outcomes[name])), prepare.quantile_of(name)
         if head is not None and label is not None:
             table = pq.read_table(fitted / f"{label}.quantile.parquet")
-            head = replace(head, seconds=judge_seconds(table, said, rows.watch_s, rows.length_s))
+            head = replace(head, seconds=evaluate_seconds(table, said, rows.watch_s, rows.length_s))
         judged += [] if head is None else [head]
     return tuple(judged)
 
 
 def _asked(
-    model: Model, ranker: SecondStage, arrays: Stages, window: JudgedWindow, *, is_masked: bool
+    model: Model, ranker: SecondStage, arrays: RetrieverAndRankerData, window: EvaluationWindow, *, is_masked: bool
 ) -> tuple[Products, Callable[[SecondStage], ScorePairs]]:
     """What the retriever makes of the window's users and of all items; and what a ranker does, whichever formula it has
     over one network.
@@ -100,7 +111,9 @@ def _asked(
     return Products(queries, factors), scores_of_pairs
 
 
-def rows_of(model: Model, ranker: SecondStage | None, arrays: Stages, window: JudgedWindow) -> dict[str, ScoreBlock]:
+def score_sources(
+    model: Model, ranker: SecondStage | None, arrays: RetrieverAndRankerData, window: EvaluationWindow
+) -> dict[str, ScoreBlock]:
     """What a report has rows of, the model first: the retriever; or both stages, the retriever alone, and both where no
     item's id is known.
     """
@@ -117,11 +130,11 @@ def rows_of(model: Model, ranker: SecondStage | None, arrays: Stages, window: Ju
 def some_queries(model: Model, arrays: Dataset, at: int) -> Float32[np.ndarray, "queries dim"]:
     """Vectors of users from all over the log who ask at this moment: what an index is measured with."""
     users = len(arrays.users)
-    user_rows = np.linspace(0, users - 1, min(users, HELD)).astype(np.int64)
+    user_rows = np.linspace(0, users - 1, min(users, CALIBRATION_QUERIES)).astype(np.int64)
     return user_vectors(model, arrays, user_rows, np.full(len(user_rows), at))
 
 
-def may_be_recommended(attributes: pa.Table, where: str | None) -> Only | None:
+def allowed_items(attributes: pa.Table, where: str | None) -> AllowedItems | None:
     """The items that `index.where` leaves, in the order of the attributes; RecipeError if there are none."""
     if where is None:
         return None
@@ -131,10 +144,12 @@ def may_be_recommended(attributes: pa.Table, where: str | None) -> Only | None:
             f"index.where: {where} holds of none of the {len(attributes):,} items, so nothing could be recommended. "
             f"Ask for less."
         )
-    return Only(where, allowed)
+    return AllowedItems(where, allowed)
 
 
-def gap_case(model: Model, arrays: Dataset, window: JudgedWindow, *, index: Index, listed: Vocabulary) -> gap.GapCase:
+def gap_case(
+    model: Model, arrays: Dataset, window: EvaluationWindow, *, index: Index, listed: Vocabulary
+) -> gap.GapCase:
     """The window's question, put to the trained model and to the index as it is served, whose items are `listed`."""
     answered_as = arrays.items.rows_of(listed.ids)
     line_of = np.argsort(answered_as)
@@ -159,12 +174,12 @@ def gap_case(model: Model, arrays: Dataset, window: JudgedWindow, *, index: Inde
     )
 
 
-def probe_masked(model: Model, arrays: Dataset, window: JudgedWindow, case: gap.GapCase) -> tuple[Probe, ...]:
+def probe_masked(model: Model, arrays: Dataset, window: EvaluationWindow, case: gap.GapCase) -> tuple[Probe, ...]:
     """What is found when no item's id is known; nothing where the item tower reads none."""
     masked = masked_item_vectors(model, arrays, int(window.query_at.min()))
     if masked is None:
         return ()
-    k = headline_k(len(arrays.items))
+    k = primary_k(len(arrays.items))
     found, found_masked = (
         found_among(case.trained.queries, items, relevant=case.relevant, seen=case.seen, k=k)
         for items in (case.trained.items, items_as_products(masked, model.score))

@@ -106,49 +106,49 @@ def train(job: Job, dataset: Stage) -> Stage:
     """Arrays → the weights of the best epoch on the validation window."""
 
     def work(out: Path) -> Mapping[str, Any]:
-        _call_ranks(job, isinstance(job.recipe.retriever, TwoTower))
+        _signal_ranks(job, isinstance(job.recipe.retriever, TwoTower))
         return _train(job, dataset.folder, out)
 
     parts = job.recipe.model_dump(mode="json", include={"retriever", "train"})
     trained = run_stage(job.folder, "train", inputs={"dataset": dataset.digest, **parts}, work=work)
     if trained.was_reused:
-        _call_ranks(job, False)
+        _signal_ranks(job, False)
     return trained
 
 
-def assist(job: Job) -> None:
+def run_worker_rank(job: Job) -> None:
     """What the ranks of a training do that are not the first: wait until it has the arrays, then take their part of
     every batch. It alone prepares, writes and judges.
     """
-    if _call_ranks(job, False):
+    if _signal_ranks(job, False):
         _train(job, job.folder / "dataset", job.folder / "train.partial")
 
 
-def _call_ranks(job: Job, to_work: bool) -> bool:
+def _signal_ranks(job: Job, to_work: bool) -> bool:
     """What the first rank says: whether there is work for all."""
     if job.setup is None:
         return to_work
-    from twofold.train.distributed import told_by_first
+    from twofold.train.distributed import broadcast_from_rank0
 
-    return bool(told_by_first(job.setup.ranks, lambda: float(to_work)))
+    return bool(broadcast_from_rank0(job.setup.ranks, lambda: float(to_work)))
 
 
 def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     from twofold.dataset.dataset import load_dataset
-    from twofold.evaluate.catalogue import judge_catalogue
-    from twofold.evaluate.evaluate_window import headline_k
-    from twofold.evaluate.window import judged_window
+    from twofold.evaluate.catalogue import evaluate_catalogue
+    from twofold.evaluate.evaluate_window import primary_k
+    from twofold.evaluate.window import evaluation_window
     from twofold.model.multi_tower import build_towers
     from twofold.model.retriever import Model
     from twofold.pipeline.adapters import scores_of
-    from twofold.train.loop import ALONE_ON_CPU, fit
+    from twofold.train.loop import SINGLE_PROCESS_CPU, fit
 
     arrays = load_dataset(dataset, job.recipe.features)
-    window = judged_window(arrays, "validation")
-    k = headline_k(len(arrays.items))
+    window = evaluation_window(arrays, "validation")
+    k = primary_k(len(arrays.items))
 
     def validate(model: Model) -> float:
-        found = judge_catalogue(window, scores_of(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
+        found = evaluate_catalogue(window, scores_of(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
         job.hear(found)
         return found
 
@@ -156,7 +156,7 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     match asked:
         case TwoTower():
             towers = partial(build_towers, asked, arrays)
-            return fit(towers, arrays, settings, validate=validate, out=out, setup=job.setup or ALONE_ON_CPU)
+            return fit(towers, arrays, settings, validate=validate, out=out, setup=job.setup or SINGLE_PROCESS_CPU)
         case Ials():
             from twofold.train.als import fit_factors
 
@@ -170,9 +170,9 @@ def train_ranker(job: Job, dataset: Stage, trained: Stage) -> Stage | None:
 
     It lies in the folder of the retriever that it was taught by, and goes with it.
     """
-    from twofold.evaluate.catalogue import judge_catalogue
-    from twofold.evaluate.evaluate_window import headline_of
-    from twofold.evaluate.window import judged_window
+    from twofold.evaluate.catalogue import evaluate_catalogue
+    from twofold.evaluate.evaluate_window import primary_metric_of
+    from twofold.evaluate.window import evaluation_window
     from twofold.model.ranker import load_stages
     from twofold.model.retriever import load_model
     from twofold.pipeline.adapters import two_stages
@@ -185,12 +185,12 @@ def train_ranker(job: Job, dataset: Stage, trained: Stage) -> Stage | None:
     def work(out: Path) -> Mapping[str, Any]:
         arrays = load_stages(dataset.folder, job.recipe.features, job.recipe.ranker_features)
         model = load_model(job.recipe.retriever, arrays.retriever, trained.folder)
-        window = judged_window(arrays.retriever, "validation")
-        metric = headline_of(window.num_items, is_two_stages=True)
+        window = evaluation_window(arrays.retriever, "validation")
+        metric = primary_metric_of(window.num_items, is_two_stages=True)
 
         def validate(ranker: "SecondStage") -> float:
             scores = two_stages(model, ranker, arrays, window)
-            return judge_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)
+            return evaluate_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)
 
         return fit_second_stage(model, arrays, asked=asked, validate=validate, out=out)
 
@@ -204,23 +204,23 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
 
     from twofold.dataset.dataset import item_attributes
     from twofold.dataset.recent_counts import with_counts
-    from twofold.evaluate.evaluate_window import judge
+    from twofold.evaluate.evaluate_window import evaluate_window
     from twofold.evaluate.per_user_values import save_values
     from twofold.evaluate.report_page import write_report
     from twofold.evaluate.results import MODEL
     from twofold.evaluate.sampled import negatives_of
-    from twofold.evaluate.window import details_of, judged_window, positives_before
+    from twofold.evaluate.window import details_of, evaluation_window, positives_before
     from twofold.model.ranker import load_stages
     from twofold.model.retriever import describe_model, load_model
     from twofold.model.second_stage import describe_second_stage, load_second_stage
-    from twofold.pipeline.adapters import judged_heads, may_be_recommended, rows_of
+    from twofold.pipeline.adapters import allowed_items, judged_heads, score_sources
 
     ranked = train_ranker(job, dataset, trained)
 
     def work(out: Path) -> Mapping[str, Any]:
         stages = load_stages(dataset.folder, job.recipe.features, job.recipe.ranker_features)
         arrays = stages.retriever
-        window = judged_window(arrays, "test")
+        window = evaluation_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         ranker = load_second_stage(job.recipe.ranker, stages, ranked, retriever=model)
         bounds = job.recipe.prepare.bounds_ms("test")
@@ -234,15 +234,15 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
             tables=(items, pq.read_table(prepared.folder / "users.parquet")),
             with_target=isinstance(job.recipe.train.loss, Regression),
             utc_offset_h=job.recipe.prepare.utc_offset_h,
-            columns=job.recipe.parted_by,
+            columns=job.recipe.slice_columns,
         )
-        only = may_be_recommended(items, job.recipe.index.where)
+        only = allowed_items(items, job.recipe.index.where)
         asked, published = job.recipe.judge.sampled, job.recipe.data.sampled_negatives
         sampled = negatives_of(asked, window, arrays, positives=positives, published=published)
-        rows, kept = rows_of(model, ranker, stages, window), prepared.folder / "fitted"
+        rows, kept = score_sources(model, ranker, stages, window), prepared.folder / "fitted"
         heads = judged_heads(model, ranker, stages, window, prepare=job.recipe.prepare, fitted=kept)
         parts = describe_model(model) + ([] if ranker is None else describe_second_stage(ranker))
-        judged = judge(
+        judged = evaluate_window(
             window,
             rows.pop(MODEL),
             positives,
@@ -254,7 +254,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         save_values(judged, window, out, users=arrays.users, items=arrays.items, slicings=details.slicings)
         return {"metrics": judged.report.metrics_of("model")}
 
-    inputs = {**_models(dataset, trained, ranked), **_who_may_be_recommended(job), **_what_is_judged(job)}
+    inputs = {**_models(dataset, trained, ranked), **_allowed_items(job), **_evaluation_inputs(job)}
     return run_stage(job.folder, "evaluate", inputs=inputs, work=work)
 
 
@@ -266,7 +266,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
     from twofold.model.ranker import load_stages
     from twofold.model.retriever import as_products, item_vectors, load_model, save_user_side
     from twofold.model.second_stage import load_second_stage, save_second_stage
-    from twofold.pipeline.adapters import may_be_recommended, some_queries
+    from twofold.pipeline.adapters import allowed_items, some_queries
     from twofold.serve.bundle import save_context
 
     ranked = train_ranker(job, dataset, trained)
@@ -277,7 +277,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         as_of, asked = dataset.facts["last_event_at"] + 1, job.recipe.index
         attributes = with_counts(item_attributes(dataset.folder), arrays, asked.counts, as_of=as_of)
-        only = may_be_recommended(attributes, asked.where)
+        only = allowed_items(attributes, asked.where)
         vectors = item_vectors(model, arrays, as_of)
         if (ranker := load_second_stage(job.recipe.ranker, stages, ranked, retriever=model)) is not None:
             save_second_stage(ranker, stages, as_products(model, vectors[:0], vectors)[1], at=as_of, folder=out)
@@ -288,7 +288,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         passing = {} if only is None else {"passing": int(only.allowed.sum())}
         return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **passing, **made.facts}
 
-    inputs = {**_models(dataset, trained, ranked), **_who_may_be_recommended(job)}
+    inputs = {**_models(dataset, trained, ranked), **_allowed_items(job)}
     return run_stage(job.folder, "index", inputs=inputs, work=work)
 
 
@@ -311,7 +311,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
     """
     from twofold.dataset.dataset import item_attributes, load_dataset
     from twofold.dataset.vocabulary import Vocabulary
-    from twofold.evaluate.window import judged_window
+    from twofold.evaluate.window import evaluation_window
     from twofold.explain.card import write_card
     from twofold.explain.gap import measure_gap
     from twofold.explain.map import Askers, map_run
@@ -323,7 +323,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
     def work(out: Path) -> Mapping[str, Any]:
         dataset, trained = (open_stage(job.folder, name) for name in ("dataset", "train"))
         arrays, batch_size = load_dataset(dataset.folder, job.recipe.features), job.recipe.train.batch_size
-        window = judged_window(arrays, "test")
+        window = evaluation_window(arrays, "test")
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         served, listed = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
         case = gap_case(model, arrays, window, index=served, listed=listed)
@@ -331,7 +331,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
         write_json(out / "gap.json", asdict(gap))
         lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
         attributes = item_attributes(dataset.folder)
-        probes = probe_run(arrays, served.vectors, lists, attributes=attributes, columns=job.recipe.parted_by)
+        probes = probe_run(arrays, served.vectors, lists, attributes=attributes, columns=job.recipe.slice_columns)
         probes += probe_masked(model, arrays, window, case)
         lines = lines_of(probes)
         write_json(out / "probes.json", lines)
@@ -339,7 +339,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
         drawn = map_run(out, served.vectors, attributes, askers=askers)
         return {"probes": lines, "gap": asdict(gap), "map": drawn}
 
-    inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.parted_by}
+    inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.slice_columns}
     explained = run_stage(job.folder, "explain", inputs=inputs, work=work)
     write_card(job.folder)
     return explained
@@ -392,13 +392,13 @@ def _models(dataset: Stage, trained: Stage, ranked: Stage | None) -> dict[str, A
     return {"dataset": dataset.digest, "train": trained.digest} | ({} if ranked is None else {"ranker": ranked.digest})
 
 
-def _who_may_be_recommended(job: Job) -> dict[str, Any]:
+def _allowed_items(job: Job) -> dict[str, Any]:
     """What judging and serving depend on besides the model, where the recipe says so."""
     asked = job.recipe.index.model_dump(mode="json", exclude_defaults=True)
     return {"index": asked} if asked else {}
 
 
-def _what_is_judged(job: Job) -> dict[str, Any]:
+def _evaluation_inputs(job: Job) -> dict[str, Any]:
     """What a report depends on besides, where the recipe asks for more."""
     asked = job.recipe.judge.model_dump(mode="json", exclude_defaults=True)
     if not asked:

@@ -23,7 +23,7 @@ from twofold.recipe.features import (
     VectorFeature,
 )
 from twofold.recipe.index import Index
-from twofold.recipe.messages import nearest
+from twofold.recipe.messages import did_you_mean
 from twofold.recipe.prepare import BelowMean, ItemBuckets, LastEvents, Prepare, WatchTimeGain
 from twofold.recipe.schema import Recipe
 from twofold.recipe.train import TwoTower
@@ -119,7 +119,7 @@ def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
 def _need(name: str, columns: Mapping[str, str], *, field: str, why: str, numeric: bool = False) -> None:
     if name not in columns:
         raise RecipeError(
-            f"{field}: there is no column {name}, which {why} ({nearest(name, columns)}columns at hand: "
+            f"{field}: there is no column {name}, which {why} ({did_you_mean(name, columns)}columns at hand: "
             f"{', '.join(sorted(columns))}). Name one, or make it in prepare.derive."
         )
     if numeric and not _is_number(columns[name]):
@@ -193,7 +193,7 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
         tower = field.split(".")[-2]
         raise RecipeError(
             f"{where} reads {column}, which the {tower}s of {path} do not have "
-            f"({nearest(column, own)}columns at hand: {', '.join(sorted(own))})."
+            f"({did_you_mean(column, own)}columns at hand: {', '.join(sorted(own))})."
         )
     type_ = own[column]
     is_right, wanted = {
@@ -211,7 +211,7 @@ def _check_values(column: str, columns: Mapping[str, str], *, field: str, lackin
     """RecipeError if a column whose single values the recipe goes by is not there, or holds lists."""
     if column not in columns:
         raise RecipeError(
-            f"{field}: {lacking} column {column} ({nearest(column, columns)}columns at hand: "
+            f"{field}: {lacking} column {column} ({did_you_mean(column, columns)}columns at hand: "
             f"{', '.join(sorted(columns))})."
         )
     if not _is_plain(columns[column]):

@@ -14,7 +14,7 @@ import duckdb
 
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError, RecipeError
-from twofold.recipe.messages import nearest
+from twofold.recipe.messages import did_you_mean
 from twofold.recipe.schema import Table
 from twofold.tables import EVENTS, ITEMS, USERS
 
@@ -166,7 +166,7 @@ def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed:
     for name in needed:
         if name not in named:
             raise DataError(
-                f"{_named(files)} has no column {name} ({nearest(name, own)}its columns: {', '.join(own)}). "
+                f"{_named(files)} has no column {name} ({did_you_mean(name, own)}its columns: {', '.join(own)}). "
                 f"Say which one is meant, as data.columns: {{{name}: …}}."
             )
     for name, (type_, column) in projection.items():
@@ -202,7 +202,8 @@ def _check_renaming(renaming: Mapping[str, str], own: Mapping[str, Mapping[str, 
         if column not in columns:
             at_hand = "; ".join(f"{table}: {', '.join(names)}" for table, names in own.items())
             raise RecipeError(
-                f"data.columns.{name}: no table has a column {column} ({nearest(column, columns)}columns of {at_hand})."
+                f"data.columns.{name}: no table has a column {column} "
+                f"({did_you_mean(column, columns)}columns of {at_hand})."
             )
 
 
@@ -281,7 +282,8 @@ def _require(path: Path, field: str) -> None:
     if not path.is_file():
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(
-            f"{field}: there is no file {path} ({nearest(path.name, beside)}a path is relative to the recipe file)."
+            f"{field}: there is no file {path} "
+            f"({did_you_mean(path.name, beside)}a path is relative to the recipe file)."
         )
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from twofold.recipe.section import Part
+from twofold.recipe.section import Section
 
 
-class DrawnNegatives(Part):
+class DrawnNegatives(Section):
     """Each positive among items drawn for it that its user neither met nor likes, no item twice."""
 
     kind: Literal["drawn"]
@@ -23,7 +23,7 @@ class DrawnNegatives(Part):
     """Of the draw: runs of one log and seed are judged against the same items."""
 
 
-class PublishedNegatives(Part):
+class PublishedNegatives(Section):
     """Each positive among the items that `data.sampled_negatives` gives its user."""
 
     kind: Literal["published"]
@@ -32,7 +32,7 @@ class PublishedNegatives(Part):
 Sampled = Annotated[DrawnNegatives | PublishedNegatives, Field(discriminator="kind")]
 
 
-class Judging(Part):
+class Evaluate(Section):
     """What the report holds besides; none of it decides anything."""
 
     slices: tuple[str, ...] = ()

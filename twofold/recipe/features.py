@@ -7,13 +7,13 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.section import Part, is_unasked
+from twofold.recipe.section import Section, is_unasked
 
 Dim = Annotated[int, Field(ge=1, le=1024)]
 Expansion = Annotated[int, Field(ge=0, le=1024)]
 
 
-class Vectors(Part):
+class Vectors(Section):
     """Vectors of items that were made elsewhere, of their pictures or sounds: a list column, or a file of
     `data.vectors`.
     """
@@ -25,7 +25,7 @@ class Vectors(Part):
 # --- the user's -------------------------------------------------------------------------------------------------------
 
 
-class HistoryFeature(Part):
+class HistoryFeature(Section):
     """The user's last events of one kind, strictly before the moment asked for, as vectors of their items."""
 
     kind: Literal["history"]
@@ -49,7 +49,7 @@ class HistoryFeature(Part):
         return self
 
 
-class SequenceFeature(Part):
+class SequenceFeature(Section):
     """The user's last events of one kind, strictly before the moment asked for, read in their order by a causal
     transformer; all of a user's moments are learnt from in one pass.
     """
@@ -74,7 +74,7 @@ class SequenceFeature(Part):
     """
 
 
-class ClusterFeature(Part):
+class ClusterFeature(Section):
     """Which share of the user's last events fell into each of k clusters of items (k-means on items of the training
     window).
     """
@@ -90,7 +90,7 @@ class ClusterFeature(Part):
     """Clusters."""
 
 
-class TimeFeature(Part):
+class TimeFeature(Section):
     """Hour of day or day of week of the request, in the time zone of `prepare.utc_offset_h`, as an embedding."""
 
     kind: Literal["time"]
@@ -99,7 +99,7 @@ class TimeFeature(Part):
     dim: Dim = 8
 
 
-class ProfileFeature(Part):
+class ProfileFeature(Section):
     """A list of numbers that the users table holds of every user, as it is; NULL is zeros."""
 
     kind: Literal["profile"]
@@ -111,7 +111,7 @@ class ProfileFeature(Part):
 # --- the item's -------------------------------------------------------------------------------------------------------
 
 
-class BagFeature(Part):
+class BagFeature(Section):
     """The mean of the trained vectors of a list column's values: tags, genres."""
 
     kind: Literal["bag"]
@@ -119,7 +119,7 @@ class BagFeature(Part):
     dim: Dim = 16
 
 
-class AgeFeature(Part):
+class AgeFeature(Section):
     """log(1 + days) between `uploaded_at` of the item and the moment asked for, standardised on the training rows."""
 
     kind: Literal["age"]
@@ -127,7 +127,7 @@ class AgeFeature(Part):
     """Width of a layer with ReLU of its own in between; 0: the number as it is."""
 
 
-class VectorFeature(Part):
+class VectorFeature(Section):
     """The item's own vector, one of `features.vectors`, as it is."""
 
     kind: Literal["vector"]
@@ -137,7 +137,7 @@ class VectorFeature(Part):
 # --- either's ---------------------------------------------------------------------------------------------------------
 
 
-class IdFeature(Part):
+class IdFeature(Section):
     """One trained vector an item, or a user. Those that the training window does not hold share one `unknown` row. A
     user tower with it answers a posted history as it answers for an unknown user.
     """
@@ -149,7 +149,7 @@ class IdFeature(Part):
     """
 
 
-class CategoryFeature(Part):
+class CategoryFeature(Section):
     """One trained vector a value of a column of the users or items table. Values the training window does not hold
     share one.
     """
@@ -159,7 +159,7 @@ class CategoryFeature(Part):
     dim: Dim = 16
 
 
-class NumberFeature(Part):
+class NumberFeature(Section):
     """A column of the users or items table, standardised on the training window (`log`: after log(1 + x)); NULL becomes
     the mean.
     """
@@ -172,7 +172,7 @@ class NumberFeature(Part):
     """Width of a layer with ReLU of its own in between; 0: the number as it is."""
 
 
-class CounterFeature(Part):
+class CounterFeature(Section):
     """A rate or mean of `prepare.counters` over the hours before the current one, smoothed, standardised.
 
     (sum + alpha · prior) / (events + alpha), prior being the rate of the whole training window.
@@ -209,7 +209,7 @@ ItemFeature = Annotated[
 ]
 
 
-class Features(Part):
+class Features(Section):
     """What each tower reads."""
 
     vectors: Mapping[str, Vectors] = {}

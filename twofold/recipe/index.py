@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from twofold.recipe.section import Name, Part, Rule
+from twofold.recipe.section import Name, Rule, Section
 
 
-class Recent(Part):
+class Recent(Section):
     """How many events an item had in the days up to the moment asked for; in the report that is the window's first
     request, in what is served the end of the log. Events count of users that `prepare.sample` keeps.
     """
@@ -21,7 +21,7 @@ class Recent(Part):
     """Days of 24 hours before the moment."""
 
 
-class Index(Part):
+class Index(Section):
     """Which items may be recommended."""
 
     counts: Mapping[Name, Recent] = {}

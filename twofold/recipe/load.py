@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from twofold.digest import digest_of
 from twofold.errors import RecipeError
 from twofold.recipe.features import feature_name
-from twofold.recipe.messages import Problem, nearest, problems_of
+from twofold.recipe.messages import Problem, did_you_mean, problems_of
 from twofold.recipe.schema import Recipe
 
 Json = Any
@@ -199,7 +199,7 @@ def _not_there(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     beside = sorted(file.stem for file in folder.glob("*.yaml"))
     listed = ", ".join(f"{stem}.yaml" for stem in beside)
-    found = f"{nearest(path.stem, beside)}recipes there: {listed}" if beside else "no *.yaml file is there"
+    found = f"{did_you_mean(path.stem, beside)}recipes there: {listed}" if beside else "no *.yaml file is there"
     what = "is a folder, not a recipe" if path.is_dir() else "does not exist"
     return f"{path} {what}. Looked in {folder.absolute()} — {found}"
 

@@ -66,7 +66,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
     return () if annotation is type(None) else (annotation,)
 
 
-def nearest(name: str, names: Collection[str]) -> str:
+def did_you_mean(name: str, names: Collection[str]) -> str:
     """The names most like one that does not exist, as a phrase; empty if none is near."""
     near = nearest_names(name, names)
     return f"nearest: {', '.join(near)}; " if near else ""
@@ -81,7 +81,7 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
             return Problem(path, str(facts["error"]), "")
         case "extra_forbidden":
             keys = [name for part in _parts(parent) for name in part.model_fields]
-            return Problem(path, "does not exist", f"{nearest(last, keys)}what may stand here: {', '.join(keys)}")
+            return Problem(path, "does not exist", f"{did_you_mean(last, keys)}what may stand here: {', '.join(keys)}")
         case "missing":
             return Problem(path, "is missing", _wanted(parent, last))
         case "union_tag_not_found":
@@ -101,7 +101,7 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
 
 
 def _choice(given: str, choices: Sequence[str]) -> str:
-    return f"{nearest(given, choices)}choose from: {', '.join(choices)}"
+    return f"{did_you_mean(given, choices)}choose from: {', '.join(choices)}"
 
 
 def _wanted(parent: Any, field: str) -> str:

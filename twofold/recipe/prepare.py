@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.section import Expression, Name, Part, Rule, is_unasked
+from twofold.recipe.section import Expression, Name, Rule, Section, is_unasked
 from twofold.tables import Split
 
 # --- filters ----------------------------------------------------------------------------------------------------------
 
 
-class UserFilter(Part):
+class UserFilter(Section):
     """Keeps, for training, the users whose training window holds this much."""
 
     kind: Literal["users"]
@@ -42,7 +42,7 @@ class UserFilter(Part):
         return self
 
 
-class ItemFilter(Part):
+class ItemFilter(Section):
     """Keeps, for training, the items with at least this many events in the training window."""
 
     kind: Literal["items"]
@@ -56,7 +56,7 @@ Filter = Annotated[UserFilter | ItemFilter, Field(discriminator="kind")]
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
-class Window(Part):
+class Window(Section):
     """The days `first` (included) to `end` (excluded), in the recipe's own time zone."""
 
     first: date
@@ -73,7 +73,7 @@ class Window(Part):
         return self
 
 
-class TemporalSplit(Part):
+class TemporalSplit(Section):
     """One global cut in time: what happened later never teaches what happened before. Days between windows are a
     gap.
     """
@@ -98,7 +98,7 @@ class TemporalSplit(Part):
         return self
 
 
-class LastEvents(Part):
+class LastEvents(Section):
     """Each user's last events are judged. It looks into the future: others' later events teach what came before.
 
     Users with no event left over for training are trained on whole, and not judged.
@@ -117,7 +117,7 @@ class LastEvents(Part):
 SplitRule = Annotated[TemporalSplit | LastEvents, Field(discriminator="kind")]
 
 
-class Sample(Part):
+class Sample(Section):
     """A share of the users with all they did, chosen by a hash of their id, so that it is the same on every engine."""
 
     users: float = Field(gt=0, le=1)
@@ -129,21 +129,21 @@ class Sample(Part):
 # --- watch-time labels ------------------------------------------------------------------------------------------------
 
 
-class WidthBuckets(Part):
+class WidthBuckets(Section):
     """Lengths in buckets of equal width."""
 
     kind: Literal["width"]
     seconds: float = Field(gt=0)
 
 
-class EqualFrequencyBuckets(Part):
+class EqualFrequencyBuckets(Section):
     """Lengths in buckets of about equally many training events; equal lengths are never parted, so ties merge edges."""
 
     kind: Literal["equal_frequency"]
     n: int = Field(default=30, ge=1, le=10_000)
 
 
-class ItemBuckets(Part):
+class ItemBuckets(Section):
     """Each item against itself. Few views: drawn towards its creator's, those towards its length's, those to all.
 
     Every item's mean label is then near 0: the label says nothing of how good an item is.
@@ -159,7 +159,7 @@ class ItemBuckets(Part):
 Buckets = Annotated[WidthBuckets | EqualFrequencyBuckets | ItemBuckets, Field(discriminator="kind")]
 
 
-class WatchTimeGain(Part):
+class WatchTimeGain(Section):
     """(watch_s - mean) / std of the events of one bucket of the training window."""
 
     kind: Literal["wtg"]
@@ -168,7 +168,7 @@ class WatchTimeGain(Part):
     """Events of the wider group that are mixed into a bucket's mean and variance. A guess, not measured."""
 
 
-class Completion(Part):
+class Completion(Section):
     """min(watch_s, length_s) / length_s, the share that was watched (PCC)."""
 
     kind: Literal["pcc"]
@@ -176,7 +176,7 @@ class Completion(Part):
     """Replays count in full: 2.0 is watched twice."""
 
 
-class WatchQuantile(Part):
+class WatchQuantile(Section):
     """Share of training events of like length that were watched less (ties half): D2Q, Zhan et al., KDD 2022."""
 
     kind: Literal["quantile"]
@@ -184,13 +184,13 @@ class WatchQuantile(Part):
     """Equal-frequency length buckets."""
 
 
-class LongView(Part):
+class LongView(Section):
     """The field's long view: watched to the end, or, of what is longer than 18 s, at least 18 s."""
 
     kind: Literal["long_view"]
 
 
-class BelowMean(Part):
+class BelowMean(Section):
     """TRUE where a value is below its average over the training events of the same item: skipped sooner than others do.
 
     Values are compared in whole thousandths, exactly.
@@ -212,7 +212,7 @@ Label = Annotated[
 # --- counters ---------------------------------------------------------------------------------------------------------
 
 
-class Counters(Part):
+class Counters(Section):
     """What is counted by the hour of everything that shares a key, for `features` of kind counter."""
 
     rates: Mapping[Name, Rule] = {}
@@ -234,7 +234,7 @@ class Counters(Part):
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
-class Prepare(Part):
+class Prepare(Section):
     """Logs to labelled rows, in this order: columns, windows, labels, filters, samples."""
 
     where: Rule | None = None

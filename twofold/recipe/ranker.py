@@ -21,14 +21,14 @@ from twofold.recipe.features import (
     TimeFeature,
     UserFeature,
 )
-from twofold.recipe.section import Expression, Name, Part, is_unasked
+from twofold.recipe.section import Expression, Name, Section, is_unasked
 from twofold.recipe.train import Bce
 from twofold.sql.rules import check_columns, rule_tree
 
 # --- what it is taught on ---------------------------------------------------------------------------------------------
 
 
-class Candidates(Part):
+class Candidates(Section):
     """What a request is: a positive of the training window on an item that was new to its user; and what it is ranked
     against in training, all at one moment.
     """
@@ -70,7 +70,7 @@ class Candidates(Part):
         return self.retrieved + self.random + self.skipped
 
 
-class Listwise(Part):
+class Listwise(Section):
     """The positive against all its negatives: softmax cross-entropy (Cao et al., *Learning to rank: from pairwise
     approach to listwise approach*, ICML 2007, top-one probability).
     """
@@ -78,7 +78,7 @@ class Listwise(Part):
     kind: Literal["softmax"]
 
 
-class Pairwise(Part):
+class Pairwise(Section):
     """The positive against each of its negatives (Rendle et al., *BPR*, UAI 2009)."""
 
     kind: Literal["bpr"]
@@ -90,14 +90,14 @@ RankerLoss = Annotated[Listwise | Bce | Pairwise, Field(discriminator="kind")]
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 
-class RankerFeatures(Part):
+class RankerFeatures(Section):
     """What the ranker reads of either side; it may be more than the towers read, or less."""
 
     user: tuple[UserFeature, ...] = Field(min_length=1)
     item: tuple[ItemFeature, ...] = Field(min_length=1)
 
 
-class Head(Part):
+class Head(Section):
     """What else the network says of a pair: how likely one of `prepare.outcomes` is where the item is shown. It learns,
     by cross-entropy, from impressions of the requests' days. Each counts alike, so that a chance is one.
     """
@@ -114,14 +114,14 @@ RELEVANCE: Final = "relevance"
 """What a formula calls the score that is learned from the lists."""
 
 
-class FineTune(Part):
+class FineTune(Section):
     """A copy of the retriever's two towers, trained on as a part of the ranker."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Their peak; `ranker.learning_rate` is that of all else."""
 
 
-class Mlp(Part):
+class Mlp(Section):
     """A network over the user, one item, and how they meet: encoders of the ranker's own features, the retriever's two
     vectors and the products of both pairs, the retrieval score and rank.
     """
@@ -177,7 +177,7 @@ class Mlp(Part):
         return self
 
 
-class LambdaMart(Part):
+class LambdaMart(Section):
     """Boosted trees, each of which mends where a swap in a list would gain the most NDCG (Burges, *From RankNet to
     LambdaRank to LambdaMART*, MSR-TR-2010-82), by the library LightGBM. They read the numbers, categories and clock of
     their features, the retrieval score and rank; no ids, bags, histories or vectors. Judged, not served.

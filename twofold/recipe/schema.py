@@ -13,19 +13,19 @@ from typing import Literal, assert_never
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.evaluate import Judging, PublishedNegatives
+from twofold.recipe.evaluate import Evaluate, PublishedNegatives
 from twofold.recipe.features import CounterFeature, Features, with_features
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.ranker import LambdaMart, Mlp, Ranker, tree_features
-from twofold.recipe.section import Part, is_unasked
+from twofold.recipe.section import Section, is_unasked
 from twofold.recipe.train import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
 from twofold.recipe.tune import Tune
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class Table(Part):
+class Table(Section):
     """A log as tables: Parquet or CSV. `twofold data` makes them of public data sets, `twofold recipe new` looks at
     yours.
     """
@@ -50,7 +50,7 @@ class Table(Part):
 Data = Table
 
 
-class Mlflow(Part):
+class Mlflow(Section):
     """Copies finished runs of `twofold run` to MLflow (extra `mlflow`). No part of what a run is."""
 
     uri: str = "sqlite:///mlflow.db"
@@ -62,7 +62,7 @@ class Mlflow(Part):
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
-class Recipe(Part):
+class Recipe(Section):
     """One experiment, whole: `twofold run` needs nothing else."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.=,-]{0,99}$")
@@ -80,7 +80,7 @@ class Recipe(Part):
     """Which items may be recommended."""
     recommend_k: int = Field(default=50, ge=1, le=1000)
     """Recommendations written for every user."""
-    judge: Judging = Judging()
+    judge: Evaluate = Evaluate()
     """What the report is asked besides."""
     tune: Tune | None = None
     """What `twofold tune` may change in search of something better."""
@@ -88,7 +88,7 @@ class Recipe(Part):
     """Where finished runs are copied to. null: nowhere, unless MLFLOW_TRACKING_URI is set."""
 
     @property
-    def parted_by(self) -> tuple[str, ...]:
+    def slice_columns(self) -> tuple[str, ...]:
         """Columns whose values are to be seen apart: those that training keeps apart, which may fold, and those that
         `judge.slices` names.
         """

@@ -11,7 +11,7 @@ from twofold.sql.portable import Kind
 from twofold.sql.rules import check_rule
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, and nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)

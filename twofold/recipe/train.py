@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from twofold.recipe.features import Features, HistoryFeature, IdFeature, SequenceFeature
-from twofold.recipe.section import Part
+from twofold.recipe.section import Section
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-class Cosine(Part):
+class Cosine(Section):
     """The cosine of the two vectors, which are made of length 1. It is also the served score."""
 
     kind: Literal["cosine"]
@@ -23,13 +23,13 @@ class Cosine(Part):
     """
 
 
-class Dot(Part):
+class Dot(Section):
     """The inner product: a long item vector is a bonus, whoever asks."""
 
     kind: Literal["dot"]
 
 
-class NegativeDistance(Part):
+class NegativeDistance(Section):
     """-‖user - item‖²: a long item vector is a penalty."""
 
     kind: Literal["negative_distance"]
@@ -41,7 +41,7 @@ Score = Annotated[Cosine | Dot | NegativeDistance, Field(discriminator="kind")]
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-class TwoTower(Part):
+class TwoTower(Section):
     """Two encoders that never see one another's features; their outputs are compared."""
 
     kind: Literal["two_tower"]
@@ -91,7 +91,7 @@ class TwoTower(Part):
                 return 1.0 if self.output == "l2" else math.inf
 
 
-class Ials(Part):
+class Ials(Section):
     """Weighted alternating least squares (Hu, Koren, Volinsky, ICDM 2008): a vector an item, solved from who liked
     what; a user asks with the vector solved from the positives so far, and items without training positives score 0.
 
@@ -118,7 +118,7 @@ Retriever = Annotated[TwoTower | Ials, Field(discriminator="kind")]
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-class InBatchSoftmax(Part):
+class InBatchSoftmax(Section):
     """Each positive against the items of the other positives of its batch; the same item, and the same user's other
     positives, do not compete.
     """
@@ -132,7 +132,7 @@ class InBatchSoftmax(Part):
     """Items of the training window, each as likely, that compete in every batch beside its own: mixed negatives."""
 
 
-class SampledSoftmax(Part):
+class SampledSoftmax(Section):
     """Each positive against items drawn at random from those of the training window, the same ones for a whole
     batch.
     """
@@ -142,7 +142,7 @@ class SampledSoftmax(Part):
     """How many."""
 
 
-class FullSoftmax(Part):
+class FullSoftmax(Section):
     """Each positive against all items of the training window: up to about 100,000 of them."""
 
     kind: Literal["full_softmax"]
@@ -153,7 +153,7 @@ class FullSoftmax(Part):
     """
 
 
-class Bpr(Part):
+class Bpr(Section):
     """Each positive is to score higher than items drawn at random from those of the training window (Rendle et al.,
     UAI 2009).
     """
@@ -163,7 +163,7 @@ class Bpr(Part):
     """How many, the same ones for a whole batch."""
 
 
-class Bce(Part):
+class Bce(Section):
     """Every row by itself: is it positive? Binary cross-entropy on positives and negatives as they were logged."""
 
     kind: Literal["bce"]
@@ -171,7 +171,7 @@ class Bce(Part):
     """Focal loss (Lin et al., ICCV 2017): how much less a row counts that is nearly right. 0: plain cross-entropy."""
 
 
-class Regression(Part):
+class Regression(Section):
     """Every row by itself: the score is to be `prepare.target`. Rows where that is NULL are left out."""
 
     kind: Literal["regression"]
@@ -185,7 +185,7 @@ Loss = Annotated[
 ]
 
 
-class Adversary(Part):
+class Adversary(Section):
     """A small network that guesses log length_s from the item's vector, behind a reversed gradient: what it finds, the
     item tower unlearns (Ganin & Lempitsky, ICML 2015).
     """
@@ -197,7 +197,7 @@ class Adversary(Part):
     """
 
 
-class HardNegatives(Part):
+class HardNegatives(Section):
     """Items that the model itself ranks high for a user who did not like them, drawn at every step for each row by
     itself; the retriever's user asks at the moment of its newest training row (Huang et al., KDD 2020, section 6.1).
 
@@ -223,7 +223,7 @@ class HardNegatives(Part):
         return self
 
 
-class Train(Part):
+class Train(Section):
     """The loss; Adam; warm-up and cosine; the best epoch on validation is kept."""
 
     loss: Loss = InBatchSoftmax(kind="in_batch_softmax")

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.section import Part
+from twofold.recipe.section import Section
 
 SEARCHED: Final = ("features", "retriever", "train")
 """The parts that may be searched over. All else says what is to be found: trials would answer different questions."""
 
 
-class Range(Part):
+class Range(Section):
     """What a field may become: a number from low to high, or one of some values. Nothing else is tried."""
 
     low: int | float | None = None
@@ -42,7 +42,7 @@ class Range(Part):
         return self
 
 
-class Tune(Part):
+class Tune(Section):
     """A search for better values, by `twofold tune`: trials are compared by recall@k on the validation window; nobody
     looks at the test window. No part of what a run is: `twofold run` does not read it.
     """

@@ -13,7 +13,17 @@ from pydantic import BaseModel
 
 from twofold.recipe.features import feature_name
 from twofold.recipe.schema import Recipe
-from twofold.render.numbers import bracket, counted, decimal, in_full, in_short, percent, probability, ratio, signed
+from twofold.render.numbers import (
+    format_decimal,
+    format_interval,
+    format_signed,
+    in_full,
+    in_short,
+    percent,
+    plural,
+    probability,
+    ratio,
+)
 
 Json = Any
 
@@ -27,16 +37,16 @@ def fill_page(package: str, template: str, values: Mapping[str, Any]) -> str:
         autoescape="html" in template, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "bracket": bracket,
-        "counted": counted,
-        "decimal": decimal,
+        "bracket": format_interval,
+        "counted": plural,
+        "decimal": format_decimal,
         "md": as_markdown,
         "in_full": in_full,
         "in_short": in_short,
         "percent": percent,
         "probability": probability,
         "ratio": ratio,
-        "signed": signed,
+        "signed": format_signed,
     }
     style = Markup((files("twofold.render") / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
     source = (files(package) / template).read_text(encoding="utf-8")

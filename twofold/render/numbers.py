@@ -1,7 +1,7 @@
 """How numbers are written for people, in sentences, tables and pages alike."""
 
 
-def decimal(value: float | None) -> str:
+def format_decimal(value: float | None) -> str:
     """Three decimals, without a leading zero, or four digits where a number is larger; a dash where there is none.
 
     >>> decimal(0.3864), decimal(-0.0126), decimal(1.0), decimal(None)
@@ -16,23 +16,23 @@ def decimal(value: float | None) -> str:
     return f"−{text}" if value < 0 and text.strip(".0") else text or "0"
 
 
-def signed(value: float | None) -> str:
+def format_signed(value: float | None) -> str:
     """A difference, with its sign where it has one.
 
     >>> signed(0.0214), signed(-0.0126), signed(0.0001)
     ('+.021', '−.013', '.000')
     """
-    text = decimal(value)
+    text = format_decimal(value)
     return f"+{text}" if value is not None and value > 0 and text.strip(".0") else text
 
 
-def bracket(low: float | None, high: float | None) -> str:
+def format_interval(low: float | None, high: float | None) -> str:
     """An interval; nothing where there is none.
 
     >>> bracket(0.37, 0.4011)
     '[.370, .401]'
     """
-    return "" if low is None else f"[{decimal(low)}, {decimal(high)}]"
+    return "" if low is None else f"[{format_decimal(low)}, {format_decimal(high)}]"
 
 
 def percent(share: float | None) -> str:
@@ -48,7 +48,7 @@ def probability(p: float | None) -> str:
     >>> probability(0.0314), probability(0.00002)
     ('.031', '<.001')
     """
-    return "<.001" if p is not None and p < 0.0005 else decimal(p)
+    return "<.001" if p is not None and p < 0.0005 else format_decimal(p)
 
 
 def ratio(positive_share: float) -> str:
@@ -60,7 +60,7 @@ def ratio(positive_share: float) -> str:
     return f"1 : {(1 - positive_share) / positive_share:,.2f}" if positive_share > 0 else "–"
 
 
-def counted(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """1 user, 2 users."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 

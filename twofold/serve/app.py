@@ -22,14 +22,14 @@ from msgspec import Struct
 
 from twofold.errors import RequestError, RunError
 from twofold.serve.event_store import StoreError
-from twofold.serve.middleware import Answered, Gate, Limits
+from twofold.serve.middleware import Answered, Limits, RequestGuard
 from twofold.serve.schemas import (
     Changed,
     Changes,
     Events,
+    EventsAccepted,
     Health,
     ItemFacts,
-    Kept,
     Problem,
     Recommend,
     Recommendations,
@@ -42,9 +42,9 @@ from twofold.serve.schemas import (
     Swapped,
     WireError,
     components,
-    failed,
+    internal_error,
     read_body,
-    try_again,
+    unavailable,
 )
 from twofold.serve.service import Service
 
@@ -80,12 +80,12 @@ class Route:
     wants_token: bool = False
 
 
-def build_app(service: Service, limits: Limits, *, run_beside: Lifespan | None = None) -> Gate:
+def build_app(service: Service, limits: Limits, *, run_beside: Lifespan | None = None) -> RequestGuard:
     """The application, behind its gate; `run_beside` is entered when it starts and left when it stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        _notice_the_end(service)
+        mark_stopping_on_sigterm(service)
         following = asyncio.get_running_loop().create_task(service.follow_items())
         async with run_beside(app) if run_beside is not None else _nothing():
             yield
@@ -93,17 +93,17 @@ def build_app(service: Service, limits: Limits, *, run_beside: Lifespan | None =
         await service.histories.close()
 
     app = FastAPI(title="twofold", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
-    answers = [(route, _answering(route, limits)) for route in _routes(service)]
+    answers = [(route, _json_route(route, limits)) for route in _routes(service)]
     for route, answer in answers:
         _add(app, route, answer)
     _add_pages(app, service)
     app.add_exception_handler(Exception, _failed)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     posted = {route.path: answer for route, answer in answers if route.asks is not None}
-    return Gate(app, limits, service.meters, posted=posted)
+    return RequestGuard(app, limits, service.meters, posted=posted)
 
 
-def _notice_the_end(service: Service) -> None:
+def mark_stopping_on_sigterm(service: Service) -> None:
     """From SIGTERM on, which uvicorn stops at, /ready says so."""
     stop = signal.getsignal(signal.SIGTERM)
 
@@ -134,7 +134,14 @@ def _routes(service: Service) -> list[Route]:
         Route("/v1/recommend", "The best items for one.", service.recommend, Recommendations, Recommend, of_user),
         Route("/v1/recommend:batch", about_batch, service.recommend_batch, RecommendationsBatch, RecommendBatch, batch),
         Route("/v1/similar", "The items most like one.", service.similar, SimilarItems, Similar, of_item),
-        Route("/v1/events", "What users just met: the next answer reflects it.", service.keep, Kept, Events, events),
+        Route(
+            "/v1/events",
+            "What users just met: the next answer reflects it.",
+            service.keep,
+            EventsAccepted,
+            Events,
+            events,
+        ),
         Route("/v1/items/{item_id}", "What is known of an item.", service.item, ItemFacts),
         Route("/v1/users", "Some users of the log.", service.some_users, SomeUsers),
         Route("/v1/admin/swap", about_swap, service.swap, Swapped, Swap, {}, wants_token=True),
@@ -152,7 +159,7 @@ class _Bytes(APIRoute):
         return endpoint
 
 
-def _answering(route: Route, limits: Limits) -> Callable[..., Awaitable[Answered]]:
+def _json_route(route: Route, limits: Limits) -> Callable[..., Awaitable[Answered]]:
     """Bytes → a question → its answer → bytes; where nothing is posted, what the path holds takes the question's place.
 
     Whatever is wrong with the question is an answer too.
@@ -211,7 +218,7 @@ def _refusal(error: WireError | RequestError | RunError | StoreError) -> WireErr
         case WireError():
             return error
         case StoreError():
-            return try_again("the live histories cannot be reached")
+            return unavailable("the live histories cannot be reached")
         case RunError():
             return WireError(Problem(str(error)), status=409)
         case _:
@@ -219,7 +226,7 @@ def _refusal(error: WireError | RequestError | RunError | StoreError) -> WireErr
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return Response(msgspec.json.encode(failed().problem), 500, IS_JSON)
+    return Response(msgspec.json.encode(internal_error().problem), 500, IS_JSON)
 
 
 def _description(app: FastAPI) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from twofold.dataset.features import FeatureState, UserArrays, feature_names, lo
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RunError
-from twofold.index.item_mask import Eligible, Filters
+from twofold.index.item_mask import Filters, ItemMask
 from twofold.index.search import Index, load_index
 from twofold.model.fold_in import FOLD_IN, FoldIn, load_fold_in
 from twofold.run_folder import open_stage, write_json
@@ -65,10 +65,10 @@ class Bundle:
     where: str | None
     """What holds of every item that may be recommended, whoever asks."""
 
-    def eligible(self, where: str | None) -> Eligible | None:
+    def eligible(self, where: str | None) -> ItemMask | None:
         """The items that may answer a request with this filter; None: all."""
         rules = [rule for rule in (self.where, where) if rule is not None]
-        return reduce(Eligible.both, map(self.filters.eligible, rules)) if rules else None
+        return reduce(ItemMask.both, map(self.filters.eligible, rules)) if rules else None
 
 
 def save_context(
@@ -117,11 +117,11 @@ def open_bundle(run: Path) -> Bundle:
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise RunError(f"the bundle {folder} cannot be read: {error}. {_again(folder)}") from error
-    _refuse_strangers(bundle, folder)
+    _check_features(bundle, folder)
     return bundle
 
 
-def _refuse_strangers(bundle: Bundle, folder: Path) -> None:
+def _check_features(bundle: Bundle, folder: Path) -> None:
     """A part of another run answers with confidence and nonsense; counts and widths tell."""
     items, users = len(bundle.items), len(bundle.users)
     expected, _ = feature_names(bundle.features)

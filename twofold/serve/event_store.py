@@ -24,7 +24,7 @@ WAIT_S: Final = 2.0  # for a lock, or for an answer from Redis
 REST_S: Final = 1.0  # that a Redis which is away is left alone: a service must not wait for it at every question
 
 
-class Met(NamedTuple):
+class LiveEvent(NamedTuple):
     """One event of a user: the item, the moment (UTC milliseconds), and what they made of it."""
 
     item_id: str
@@ -40,10 +40,10 @@ class StoreError(Exception):
 class LiveHistories(Protocol):
     """What a store does."""
 
-    async def append(self, events: Iterable[tuple[str, Met]]) -> None:
+    async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
         """Keeps events of users, all or none; StoreError if it cannot. When it returns they are safe."""
 
-    async def of(self, users: Sequence[str]) -> list[list[Met]]:
+    async def of(self, users: Sequence[str]) -> list[list[LiveEvent]]:
         """The kept events of each user, oldest first; those of one moment by item id. Empty for a stranger."""
 
     async def close(self) -> None:
@@ -106,7 +106,7 @@ class SqliteHistories:
         connection.execute(_SCHEMA)
         return connection
 
-    async def append(self, events: Iterable[tuple[str, Met]]) -> None:
+    async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
         """See `LiveHistories`."""
         rows = [(user, met.at, met.item_id, met.kind) for user, met in events]
         await asyncio.get_running_loop().run_in_executor(self._writing, self._write, rows)
@@ -125,10 +125,10 @@ class SqliteHistories:
         except sqlite3.Error as error:
             raise StoreError(f"events cannot be written: {error}") from error
 
-    async def of(self, users: Sequence[str]) -> list[list[Met]]:
+    async def of(self, users: Sequence[str]) -> list[list[LiveEvent]]:
         """See `LiveHistories`."""
         try:
-            return [[Met._make(row) for row in self._reader.execute(_READ, (user,))] for user in users]
+            return [[LiveEvent._make(row) for row in self._reader.execute(_READ, (user,))] for user in users]
         except sqlite3.Error as error:
             raise StoreError(f"events cannot be read: {error}") from error
 
@@ -166,7 +166,7 @@ class RedisHistories:
         except ValueError as error:
             raise RequestError(f"--histories {url} cannot be read: {error}. Write redis://HOST:PORT/DB.") from error
 
-    async def append(self, events: Iterable[tuple[str, Met]]) -> None:
+    async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
         """See `LiveHistories`."""
         async with self._redis.pipeline(transaction=True) as pipe:
             for user, met in events:
@@ -176,7 +176,7 @@ class RedisHistories:
                 pipe.zremrangebyrank(_key(user), 0, -self._kept - 1)
             await self._answer(pipe)
 
-    async def of(self, users: Sequence[str]) -> list[list[Met]]:
+    async def of(self, users: Sequence[str]) -> list[list[LiveEvent]]:
         """See `LiveHistories`."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for user in users:
@@ -209,7 +209,7 @@ def _key(user: str) -> str:
     return f"twofold:history:{user}"
 
 
-def _met(member: str) -> Met:
+def _met(member: str) -> LiveEvent:
     at, _, rest = member.partition(_BETWEEN)
     item_id, _, kind = rest.rpartition(_BETWEEN)
-    return Met(item_id, int(at), kind)  # type: ignore[arg-type]
+    return LiveEvent(item_id, int(at), kind)  # type: ignore[arg-type]

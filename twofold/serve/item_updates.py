@@ -24,7 +24,7 @@ from msgspec import Struct
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RequestError
 from twofold.index.live import LiveIndex, Snapshot
-from twofold.serve.schemas import Changes, Put
+from twofold.serve.schemas import Changes, ItemUpsert
 
 
 class Line(Struct, frozen=True):
@@ -102,7 +102,7 @@ class LiveItems:
         return self._live.withdraw(changes.withdraw) if changes.withdraw else 0
 
 
-def _as_arrays(now: Snapshot, puts: Sequence[Put]) -> tuple[pa.Table, Float32[np.ndarray, "puts dim"]]:
+def _as_arrays(now: Snapshot, puts: Sequence[ItemUpsert]) -> tuple[pa.Table, Float32[np.ndarray, "puts dim"]]:
     """Attributes and vectors, what is not given taken from the item as it is; RequestError names what does not fit."""
     schema, dim = now.built.attributes.schema, now.built.index.dim
     ids = now.items.typed([put.item_id for put in puts])

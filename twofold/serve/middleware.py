@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from twofold.serve.prometheus import Meters
-from twofold.serve.schemas import MOST_BODY, Problem, WireError, failed, try_again
+from twofold.serve.prometheus import ServiceMetrics
+from twofold.serve.schemas import MOST_BODY, Problem, WireError, internal_error, unavailable
 
 OPEN: Final = frozenset(("/", "/docs", "/openapi.json", "/health", "/ready", "/metrics"))
 REQUESTS: Final = "twofold.serve.requests"
@@ -47,10 +47,10 @@ Posted = Callable[[bytes], Awaitable[Answered]]
 """Answers the body of a POST."""
 
 
-class Gate:
+class RequestGuard:
     """Wraps an application; what is posted to a path of `posted` does not reach it."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, meters: Meters, *, posted: Mapping[str, Posted]) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, meters: ServiceMetrics, *, posted: Mapping[str, Posted]) -> None:
         """Lets requests through."""
         self._app = app
         self._limits = limits
@@ -76,7 +76,7 @@ class Gate:
             await reply.refuse(error)
         except Exception:  # what it was is for the log alone
             logging.getLogger("twofold.serve").exception("failed", extra={"facts": {"path": path}})
-            await reply.refuse(failed())
+            await reply.refuse(internal_error())
         route = path if answer is not None else getattr(scope.get("route"), "path", "none")
         self._meters.replied(route, reply.status)
         requests = logging.getLogger(REQUESTS)
@@ -90,7 +90,7 @@ class Gate:
         headers = dict(scope["headers"])
         self._check_token(headers)
         if len(self._deadlines) >= self._limits.most_waiting:
-            raise try_again(f"{len(self._deadlines)} requests are waiting already")
+            raise unavailable(f"{len(self._deadlines)} requests are waiting already")
         task = self._deadlines.begin()
         try:
             body = await self._body(headers, receive)
@@ -104,7 +104,7 @@ class Gate:
         except asyncio.CancelledError:
             if not self._deadlines.has_ended(task):
                 raise
-            raise try_again(f"no answer within {self._limits.timeout_s:g} s") from None
+            raise unavailable(f"no answer within {self._limits.timeout_s:g} s") from None
         finally:
             self._deadlines.forget(task)
 

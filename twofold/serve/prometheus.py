@@ -22,7 +22,7 @@ BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 TOP_SHARE: Final = 0.01  # of the catalogue: the items whose part of all exposures is the concentration
 
 
-class Meters:
+class ServiceMetrics:
     """The counters of one worker."""
 
     def __init__(self) -> None:

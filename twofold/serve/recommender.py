@@ -13,13 +13,13 @@ from jaxtyping import Int64
 from twofold.dataset.features import Queries, queries_at
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
-from twofold.index.item_mask import Eligible, only_rows
+from twofold.index.item_mask import ItemMask, from_rows
 from twofold.progress import progress_bar
+from twofold.ragged import Ragged, chunks
 from twofold.run_folder import atomic_file
 from twofold.serve.bundle import Bundle, open_bundle
-from twofold.serve.two_stage import Asking, Found, answer, asking
+from twofold.serve.two_stage import EncodedUsers, RankedItems, answer, encode_users
 from twofold.tables import RECOMMENDATIONS
-from twofold.topk import Ragged, blocks
 
 BLOCK: Final = 8192  # users answered at once: four blocks of the search, sorted by how much they exclude
 ENCODED: Final = 256  # users encoded at once: what the tower gathers for them stays in the cache
@@ -88,7 +88,7 @@ class Recommender:
         seen = np.concatenate([positives, disliked]) if exclude_seen else np.empty(0, np.int64)
         found = answer(
             self.bundle,
-            asking(self.bundle, queries),
+            encode_users(self.bundle, queries),
             _at_most_all(self.bundle, k),
             allowed=_allowed(self.bundle, None, where),
             excluded=Ragged(seen, np.array([0, len(seen)])),
@@ -107,7 +107,7 @@ class Recommender:
             progress_bar("recommend", total=len(user_rows), unit="users") as advance,
         ):
             answers = _answers(self.bundle, user_rows, k, exclude_seen=exclude_seen, allowed=allowed, at=None)
-            for block, (table, _) in zip(blocks(len(user_rows), BLOCK), answers, strict=True):
+            for block, (table, _) in zip(chunks(len(user_rows), BLOCK), answers, strict=True):
                 writer.write_table(table)
                 rows += len(table)
                 advance(block.stop - block.start, "")
@@ -123,11 +123,11 @@ def _answers(
     k: int,
     *,
     exclude_seen: bool,
-    allowed: Eligible | None,
+    allowed: ItemMask | None,
     at: int | None,
 ) -> Iterator[tuple[pa.Table, int]]:
     """Block by block: the answers, and how many lists are short."""
-    for block in blocks(len(user_rows), BLOCK):
+    for block in chunks(len(user_rows), BLOCK):
         rows = user_rows[block]
         moment = np.full(len(rows), bundle.as_of if at is None else at)
         met = bundle.events.before(rows, moment) if exclude_seen else np.zeros(len(rows), np.int64)
@@ -141,16 +141,16 @@ def _answers(
         yield _table(bundle, bundle.users.ids_of(rows), found), _short(found, k)
 
 
-def _asking(bundle: Bundle, user_rows: Int64[np.ndarray, "users"], at: Int64[np.ndarray, "users"]) -> Asking:
+def _asking(bundle: Bundle, user_rows: Int64[np.ndarray, "users"], at: Int64[np.ndarray, "users"]) -> EncodedUsers:
     """What users of the log ask with, knowing their events strictly before `at`."""
     parts = []
-    for block in blocks(len(user_rows), ENCODED):
+    for block in chunks(len(user_rows), ENCODED):
         queries = queries_at(
             bundle.features, bundle.positives, bundle.negatives, user_rows=user_rows[block], at=at[block]
         )
-        parts.append(asking(bundle, queries))
+        parts.append(encode_users(bundle, queries))
     users = [part.users for part in parts if part.users is not None]
-    return Asking(np.concatenate([part.vectors for part in parts]), np.concatenate(users) if users else None)
+    return EncodedUsers(np.concatenate([part.vectors for part in parts]), np.concatenate(users) if users else None)
 
 
 def _at_most_all(bundle: Bundle, k: int) -> int:
@@ -158,7 +158,7 @@ def _at_most_all(bundle: Bundle, k: int) -> int:
     return min(k, max(len(bundle.items), 1))
 
 
-def _short(found: Found, k: int) -> int:
+def _short(found: RankedItems, k: int) -> int:
     return int((found.counts < k).sum())
 
 
@@ -199,11 +199,11 @@ def _listed(what: str, ids: list[str]) -> str:
     return f"{what} {shown} is" if len(ids) == 1 else f"{what}s {shown} are"
 
 
-def _allowed(bundle: Bundle, item_rows: Int64[np.ndarray, "chosen"] | None, where: str | None) -> Eligible | None:
+def _allowed(bundle: Bundle, item_rows: Int64[np.ndarray, "chosen"] | None, where: str | None) -> ItemMask | None:
     passing = bundle.eligible(where)
     if item_rows is None:
         return passing
-    chosen = only_rows(item_rows, items=len(bundle.items))
+    chosen = from_rows(item_rows, items=len(bundle.items))
     return chosen if passing is None else passing.both(chosen)
 
 
@@ -215,7 +215,7 @@ def _schema(bundle: Bundle) -> pa.Schema:
     return pa.schema(list(zip(RECOMMENDATIONS, kinds, strict=True)))
 
 
-def _table(bundle: Bundle, users: pa.Array, found: Found) -> pa.Table:
+def _table(bundle: Bundle, users: pa.Array, found: RankedItems) -> pa.Table:
     line, place = np.nonzero(found.item_rows >= 0)
     columns = [
         users.take(pa.array(line)),

@@ -11,27 +11,37 @@ from jaxtyping import Float32, Integer
 from msgspec import UNSET, UnsetType
 
 from twofold.index.live import Snapshot
-from twofold.serve.prometheus import Meters
-from twofold.serve.schemas import Id, Item, ItemFacts, Known, Reason, Recommendations, Retrieved, Source, Wanted
-from twofold.serve.two_stage import Found, asking, rank, wanted_of
-from twofold.serve.user_state import Asker, Open, attributes_of, popular, queries_of, reasons
-from twofold.topk import Ragged
+from twofold.ragged import Ragged
+from twofold.serve.prometheus import ServiceMetrics
+from twofold.serve.schemas import (
+    HistoryItem,
+    Id,
+    Item,
+    ItemFacts,
+    Reason,
+    Recommendations,
+    RecommendOptions,
+    Retrieved,
+    Source,
+)
+from twofold.serve.two_stage import RankedItems, encode_users, rank, wanted_of
+from twofold.serve.user_state import LiveBundle, UserState, attributes_of, popular, queries_of, reasons
 
 SHOWN: Final = 50  # of a history, in an explained answer
 NOTHING_KNOWN: Final = "nothing is known of this user: these are the items liked most lately"
 
 
 @dataclass(frozen=True)
-class Ask:
+class ListRequest:
     """One list that is asked for, of these items, and what went wrong before it could be made.
 
     `where` is what must hold of its items, `without` rows that it must not have.
     """
 
-    opened: Open
-    question: Wanted
+    opened: LiveBundle
+    question: RecommendOptions
     user_id: Id | None
-    asker: Asker
+    asker: UserState
     items: Snapshot
     where: str | None
     without: Integer[np.ndarray, "excluded"]
@@ -49,7 +59,7 @@ class Ask:
         return np.concatenate([self.asker.met, self.without]) if self.question.exclude_seen else self.without
 
 
-class Line(NamedTuple):
+class RankedList(NamedTuple):
     """Item rows and scores of one list, best first and no longer than it is; and the retriever's, if it was ranked."""
 
     item_rows: Integer[np.ndarray, "k"]
@@ -57,10 +67,10 @@ class Line(NamedTuple):
     retrieved: list[Retrieved] | None = None
 
 
-def make_lists(asks: Sequence[Ask], meters: Meters) -> list[Recommendations]:
+def make_lists(asks: Sequence[ListRequest], meters: ServiceMetrics) -> list[Recommendations]:
     """The lists, in their order. Those that go through the same search do so together, at half the price."""
     alike: dict[tuple[int, int, int, str | None], list[int]] = defaultdict(list)
-    lines: dict[int, Line] = {}
+    lines: dict[int, RankedList] = {}
     for place, ask in enumerate(asks):
         if ask.asker.is_blank:
             passing = ask.items.built.eligible(ask.where, None)
@@ -74,22 +84,22 @@ def make_lists(asks: Sequence[Ask], meters: Meters) -> list[Recommendations]:
         return [_list(ask, lines[place], meters) for place, ask in enumerate(asks)]
 
 
-def lines_of(found: Found) -> list[Line]:
+def lines_of(found: RankedItems) -> list[RankedList]:
     """Each query's answers without the empty tail."""
     if found.retrieved is None:
         lines = zip(found.item_rows, found.scores, found.counts.tolist(), strict=True)
-        return [Line(rows[:count], scores[:count]) for rows, scores, count in lines]
+        return [RankedList(rows[:count], scores[:count]) for rows, scores, count in lines]
     both = zip(found.item_rows, found.scores, *found.retrieved, found.counts.tolist(), strict=True)
     return [
-        Line(rows[:count], scores[:count], [*map(Retrieved, before[:count].tolist(), ranks[:count].tolist())])
+        RankedList(rows[:count], scores[:count], [*map(Retrieved, before[:count].tolist(), ranks[:count].tolist())])
         for rows, scores, before, ranks, count in both
     ]
 
 
-def _by_model(asks: list[Ask], meters: Meters) -> list[Line]:
+def _by_model(asks: list[ListRequest], meters: ServiceMetrics) -> list[RankedList]:
     bundle, k, where = asks[0].opened.bundle, asks[0].k, asks[0].where
     with meters.stage("encode"):
-        asked = asking(bundle, queries_of(bundle, [ask.asker for ask in asks]))
+        asked = encode_users(bundle, queries_of(bundle, [ask.asker for ask in asks]))
     with meters.stage("search"):
         own = [ask.excluded for ask in asks]
         excluded = Ragged(np.concatenate(own), np.cumsum([0, *map(len, own)]))
@@ -100,7 +110,7 @@ def _by_model(asks: list[Ask], meters: Meters) -> list[Line]:
         return lines_of(rank(bundle, asked, found, k))
 
 
-def _list(ask: Ask, line: Line, meters: Meters) -> Recommendations:
+def _list(ask: ListRequest, line: RankedList, meters: ServiceMetrics) -> Recommendations:
     question, asker, item_rows = ask.question, ask.asker, line.item_rows
     source: Source = "popularity" if asker.is_blank else "model"
     remarks = [*ask.remarks, NOTHING_KNOWN] if asker.is_blank else [*ask.remarks]
@@ -120,7 +130,11 @@ def _list(ask: Ask, line: Line, meters: Meters) -> Recommendations:
 
 
 def items_of(
-    opened: Open, line: Line, *, because: list[list[tuple[int, float]]] | None = None, describe: bool = False
+    opened: LiveBundle,
+    line: RankedList,
+    *,
+    because: list[list[tuple[int, float]]] | None = None,
+    describe: bool = False,
 ) -> list[Item]:
     """Items by id, ranked from 1, with reasons and attributes if they are asked for."""
     item_rows = line.item_rows
@@ -138,7 +152,7 @@ def items_of(
     ]
 
 
-def item_facts(opened: Open, item_row: int) -> ItemFacts:
+def item_facts(opened: LiveBundle, item_row: int) -> ItemFacts:
     """What is known of one item."""
     bundle = opened.bundle
     return ItemFacts(
@@ -150,24 +164,24 @@ def item_facts(opened: Open, item_row: int) -> ItemFacts:
     )
 
 
-def _history(ask: Ask) -> list[Known]:
+def _history(ask: ListRequest) -> list[HistoryItem]:
     """The newest of what the answer took into account, newest first."""
     asker = ask.asker
     kinds = dict.fromkeys(asker.negatives.tolist(), "negative") | dict.fromkeys(asker.positives.tolist(), "positive")
     rows = asker.met[: -SHOWN - 1 : -1]
     what = [attributes_of(ask.opened, row) if ask.question.describe else UNSET for row in rows.tolist()]
     return [
-        Known(item_id, kinds.get(row, "met"), attributes)  # type: ignore[arg-type]
+        HistoryItem(item_id, kinds.get(row, "met"), attributes)  # type: ignore[arg-type]
         for item_id, row, attributes in zip(_ids(ask.opened, rows), rows.tolist(), what, strict=True)
     ]
 
 
-def _why(opened: Open, pairs: list[tuple[int, float]]) -> list[Reason]:
+def _why(opened: LiveBundle, pairs: list[tuple[int, float]]) -> list[Reason]:
     ids = _ids(opened, np.array([row for row, _ in pairs], np.int64))
     return [Reason(item_id, cosine) for item_id, (_, cosine) in zip(ids, pairs, strict=True)]
 
 
-def _ids(opened: Open, item_rows: Integer[np.ndarray, "rows"]) -> list[Id]:
+def _ids(opened: LiveBundle, item_rows: Integer[np.ndarray, "rows"]) -> list[Id]:
     held = opened.bundle.items.ids
     if item_rows.max(initial=0) >= len(held):
         return list(opened.items.now.ids_of(item_rows).to_pylist())

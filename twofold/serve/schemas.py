@@ -47,7 +47,7 @@ class Context(Struct, forbid_unknown_fields=True, frozen=True):
 NO_CONTEXT: Final = Context()
 
 
-class Wanted(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class RecommendOptions(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """What every question for recommendations may say."""
 
     k: K = 20
@@ -59,7 +59,7 @@ class Wanted(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     describe: bool = False
 
 
-class Recommend(Wanted, frozen=True, kw_only=True):
+class Recommend(RecommendOptions, frozen=True, kw_only=True):
     """For whom: a user by id, or someone unnamed by the items they liked, oldest first (and those they did not)."""
 
     user_id: Id | None = None
@@ -67,7 +67,7 @@ class Recommend(Wanted, frozen=True, kw_only=True):
     negatives: Items = []
 
 
-class RecommendBatch(Wanted, frozen=True, kw_only=True):
+class RecommendBatch(RecommendOptions, frozen=True, kw_only=True):
     """The same question for many users."""
 
     user_ids: Users
@@ -103,7 +103,7 @@ class Swap(Struct, forbid_unknown_fields=True, frozen=True):
     run: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=128)] | None = None
 
 
-class Put(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class ItemUpsert(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """An item to be answered from now on. Of an item that is known, what is not given stays as it is; a new one needs a
     vector, made by the item tower of the bundle that answers, and attributes that are not given are null.
     """
@@ -116,7 +116,7 @@ class Put(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
 class Changes(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """All of it or nothing: items to put, then items that are not to be answered until they are put again."""
 
-    put: Annotated[list[Put], Meta(max_length=MOST_PUT)] = []
+    put: Annotated[list[ItemUpsert], Meta(max_length=MOST_PUT)] = []
     withdraw: Items = []
 
 
@@ -148,7 +148,7 @@ class Item(Struct, frozen=True, gc=False):
     retrieved: Retrieved | UnsetType = UNSET
 
 
-class Known(Struct, frozen=True):
+class HistoryItem(Struct, frozen=True):
     """One item of a history that was taken into account."""
 
     item_id: Id
@@ -170,7 +170,7 @@ class Recommendations(Struct, frozen=True):
     unknown_items: int
     at: int
     bundle: str
-    history: list[Known] | UnsetType = UNSET
+    history: list[HistoryItem] | UnsetType = UNSET
 
 
 class RecommendationsBatch(Struct, frozen=True):
@@ -187,7 +187,7 @@ class SimilarItems(Struct, frozen=True):
     bundle: str
 
 
-class Kept(Struct, frozen=True):
+class EventsAccepted(Struct, frozen=True):
     """How many events are safe now; `unknown_items` of them are of items that the catalogue does not hold."""
 
     kept: int
@@ -252,7 +252,7 @@ ANSWERS: Final = (
     Recommendations,
     RecommendationsBatch,
     SimilarItems,
-    Kept,
+    EventsAccepted,
     ItemFacts,
     Health,
     Swapped,
@@ -285,18 +285,18 @@ class WireError(Exception):
         self.headers = {"content-type": "application/json", **(headers or {})}
 
 
-def try_again(why: str) -> WireError:
+def unavailable(why: str) -> WireError:
     """Nothing is wrong with the request."""
     detail = f"The service is at its limit ({why}): try again in {RETRY_AFTER_S} s."
     return WireError(Problem(detail), status=503, headers={"retry-after": RETRY_AFTER_S})
 
 
-def failed() -> WireError:
+def internal_error() -> WireError:
     """Our own mistake: what it was is not for clients."""
     return WireError(Problem("The service failed; its log says how."), status=500)
 
 
-def mistake(detail: str, *, field: str, value: Any, status: int = 422) -> WireError:
+def invalid_field(detail: str, *, field: str, value: Any, status: int = 422) -> WireError:
     """A field that holds what cannot be."""
     return WireError(Problem(detail, field, value if len(repr(value)) <= 200 else UNSET), status=status)
 
@@ -311,7 +311,7 @@ def read_body(decoder: msgspec.json.Decoder[Question], body: bytes) -> Question:
         value = _value_at(body, field)
         shown = "" if value is UNSET or isinstance(value, list | dict) else f" is {str(value)[:80]!r}"
         detail = f"{field or 'The body'}{shown}: {text[0].lower()}{text[1:]}. What is right is listed in /docs."
-        raise mistake(detail, field=field, value=value) from None
+        raise invalid_field(detail, field=field, value=value) from None
     except UNREADABLE as error:
         raise WireError(Problem(f"The body is not JSON: {error}. Send a JSON object."), status=400) from None
 

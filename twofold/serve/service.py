@@ -17,33 +17,33 @@ from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
 from twofold.index.live import Snapshot
 from twofold.run_folder import write_json
-from twofold.serve.event_store import LiveHistories, Met, StoreError
-from twofold.serve.prometheus import Meters
-from twofold.serve.responses import Ask, item_facts, items_of, lines_of, make_lists
+from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError
+from twofold.serve.prometheus import ServiceMetrics
+from twofold.serve.responses import ListRequest, item_facts, items_of, lines_of, make_lists
 from twofold.serve.schemas import (
     Changed,
     Changes,
     Events,
+    EventsAccepted,
     Health,
     Id,
     ItemFacts,
-    Kept,
     Problem,
     Recommend,
     Recommendations,
     RecommendationsBatch,
     RecommendBatch,
+    RecommendOptions,
     Similar,
     SimilarItems,
     SomeUsers,
     Swap,
     Swapped,
-    Wanted,
     WireError,
-    mistake,
-    try_again,
+    invalid_field,
+    unavailable,
 )
-from twofold.serve.user_state import Asker, Open, asker_of, asker_with, open_answers, similar
+from twofold.serve.user_state import LiveBundle, UserState, open_live_bundle, similar, user_state_of, user_state_with
 
 AHEAD_MS: Final = 60_000  # that a clock may be fast: an event of next year would be its user's last one for a year
 NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"
@@ -63,15 +63,15 @@ class Service:
     Every question reads `current` once: what it began with answers it.
     """
 
-    current: Open
+    current: LiveBundle
     runs: Path
     histories: LiveHistories
-    meters: Meters
+    meters: ServiceMetrics
     swapped: Path | None = None
     """Where the other workers read which run answers; beside it, which items were put and withdrawn."""
     is_stopping: bool = False
     _waiting: list[tuple["_Request", Id | None, "asyncio.Future[Recommendations]"]] = field(default_factory=list)
-    _answering: set["asyncio.Task[None]"] = field(default_factory=set)
+    _json_route: set["asyncio.Task[None]"] = field(default_factory=set)
     _one_swap: asyncio.Lock = field(default_factory=asyncio.Lock)
     _one_batch: asyncio.Lock = field(default_factory=asyncio.Lock)
     _said_at: float = -SAY_S
@@ -81,7 +81,7 @@ class Service:
         self.meters.forget_exposure(len(self.current.bundle.items))
         self._share_items(self.current)
 
-    def _share_items(self, opened: Open) -> None:
+    def _share_items(self, opened: LiveBundle) -> None:
         if self.swapped is not None:
             opened.items.follow(self.swapped.with_name("items.jsonl"))
 
@@ -98,7 +98,7 @@ class Service:
         request = await self._request(question)
         made: asyncio.Future[Recommendations] = asyncio.get_running_loop().create_future()
         if not self._waiting:
-            self._answer_soon()
+            self._enqueue()
         self._waiting.append((request, question.user_id, made))
         return await made
 
@@ -110,15 +110,15 @@ class Service:
         async with self._one_batch:
             return RecommendationsBatch(await asyncio.to_thread(make_lists, asks, self.meters))
 
-    async def _request(self, question: Wanted) -> "_Request":
+    async def _request(self, question: RecommendOptions) -> "_Request":
         opened = self.current
         where = await _compiled(opened, question.filter)
         return _Request(opened, question, opened.items.now, where)
 
-    def _answer_soon(self) -> None:
+    def _enqueue(self) -> None:
         task = asyncio.get_running_loop().create_task(self._answer())
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        self._json_route.add(task)
+        task.add_done_callback(self._json_route.discard)
 
     async def _answer(self) -> None:
         before = 0
@@ -128,7 +128,7 @@ class Service:
                 await asyncio.sleep(0)
         now, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
         if self._waiting:
-            self._answer_soon()
+            self._enqueue()
         asked = [each for each in now if not each[2].done()]  # the rest have given up
         try:
             with self.meters.stage("history"):
@@ -143,7 +143,7 @@ class Service:
             if not made.done():
                 made.set_result(answer)
 
-    async def _asks(self, requests: Sequence[tuple["_Request", Id | None]]) -> list[Ask]:
+    async def _asks(self, requests: Sequence[tuple["_Request", Id | None]]) -> list[ListRequest]:
         """What is asked for, for users with all that is known of them: their live histories are read at once."""
         users = [str(user_id) for _, user_id in requests if user_id is not None]
         remarks: tuple[str, ...] = ()
@@ -162,35 +162,37 @@ class Service:
             for request, user_id in requests
         ]
 
-    def _of_user(self, request: "_Request", user_id: Id, live: list[Met], *, now: int, remarks: tuple[str, ...]) -> Ask:
+    def _of_user(
+        self, request: "_Request", user_id: Id, live: list[LiveEvent], *, now: int, remarks: tuple[str, ...]
+    ) -> ListRequest:
         bundle, items = request.opened.bundle, request.items
         row = bundle.users.row_of(user_id)
         self.meters.unknown("user", int(row == UNKNOWN))
-        asker = asker_of(bundle, row, live, at=request.question.context.at, now=now, items=items)
+        asker = user_state_of(bundle, row, live, at=request.question.context.at, now=now, items=items)
         return self._ask(request, user_id, asker, remarks=remarks)
 
-    def _of_history(self, request: "_Request", now: int) -> Ask:
+    def _of_history(self, request: "_Request", now: int) -> ListRequest:
         bundle, question = request.opened.bundle, request.question
         assert isinstance(question, Recommend)
         at = max(now, bundle.as_of) if question.context.at is None else question.context.at
-        asker, unknown = asker_with(bundle, question.history or [], question.negatives, at=at, items=request.items)
+        asker, unknown = user_state_with(bundle, question.history or [], question.negatives, at=at, items=request.items)
         return self._ask(request, None, asker, unknown_items=unknown)
 
     def _ask(
         self,
         request: "_Request",
         user_id: Id | None,
-        asker: Asker,
+        asker: UserState,
         *,
         unknown_items: int = 0,
         remarks: tuple[str, ...] = (),
-    ) -> Ask:
+    ) -> ListRequest:
         opened, question, items, where = request
         given = items.rows_of(question.exclude) if question.exclude else NO_ROWS
         without = given[given != UNKNOWN]
         unknown_items += len(given) - len(without)
         self.meters.unknown("item", unknown_items)
-        return Ask(opened, question, user_id, asker, items, where, without, unknown_items, remarks)
+        return ListRequest(opened, question, user_id, asker, items, where, without, unknown_items, remarks)
 
     # --- items and events ---------------------------------------------------------------------------------------------
 
@@ -208,31 +210,31 @@ class Service:
         opened = self.current
         return item_facts(opened, self._item_row(opened, item_id, status=404))
 
-    def _item_row(self, opened: Open, item_id: Id, *, status: int) -> int:
+    def _item_row(self, opened: LiveBundle, item_id: Id, *, status: int) -> int:
         row = opened.items.now.row_of(item_id)
         if row == UNKNOWN:
             self.meters.unknown("item", 1)
             looks = ", ".join(map(str, opened.bundle.items.ids[:3].to_pylist()))
             detail = f"item_id is {str(item_id)[:80]!r}: no item of the catalogue has it. Its ids look like {looks}."
-            raise mistake(detail, field="item_id", value=item_id, status=status)
+            raise invalid_field(detail, field="item_id", value=item_id, status=status)
         return row
 
-    async def keep(self, question: Events) -> Kept:
+    async def keep(self, question: Events) -> EventsAccepted:
         """Keeps what users just met; when it returns, the next answer reflects it, whichever worker gives it."""
         now, events = _now(), question.events
         for place, event in enumerate(events):
             if event.at is not None and event.at > now + AHEAD_MS:
                 detail = f"events[{place}].at is {event.at}: that is after now, which is {now} (UTC milliseconds)."
-                raise mistake(detail, field=f"events[{place}].at", value=event.at)
+                raise invalid_field(detail, field=f"events[{place}].at", value=event.at)
         await self.histories.append(
-            (str(event.user_id), Met(str(event.item_id), now if event.at is None else event.at, event.kind))
+            (str(event.user_id), LiveEvent(str(event.item_id), now if event.at is None else event.at, event.kind))
             for event in events
         )
         rows = self.current.items.now.rows_of([event.item_id for event in events])
         unknown = int((rows == UNKNOWN).sum())
         self.meters.unknown("item", unknown)
         self.meters.events.inc(len(events))
-        return Kept(len(events), unknown)
+        return EventsAccepted(len(events), unknown)
 
     async def some_users(self) -> SomeUsers:
         """Users of the log, evenly picked."""
@@ -250,7 +252,7 @@ class Service:
     async def ready(self) -> Health:
         """What answers: a bundle that has been asked once; WireError (503) while it stops or the store is away."""
         if self.is_stopping:
-            raise try_again("it is stopping")
+            raise unavailable("it is stopping")
         await self.histories.of([PROBE])
         return await self.health()
 
@@ -284,14 +286,14 @@ class Service:
         opened = await self.open_run(question.run, tell=True)
         return Swapped(opened.name, opened.digest[:12], was_swapped=opened.digest != before)
 
-    async def open_run(self, name: str | None, *, tell: bool = False) -> Open:
+    async def open_run(self, name: str | None, *, tell: bool = False) -> LiveBundle:
         """Answers from that run from now on, or raises RunError and goes on as before; with `tell`, the other workers
         are told first.
         """
         run = self.runs / (name or self.current.name)
         async with self._one_swap:
             try:
-                opened = await asyncio.to_thread(open_answers, run)
+                opened = await asyncio.to_thread(open_live_bundle, run)
                 await asyncio.to_thread(self._share_items, opened)
             except RunError as error:
                 self.meters.swaps.labels("refused").inc()
@@ -305,7 +307,7 @@ class Service:
             log("swapped", {"run": run.name, "bundle": opened.digest[:12]})
             return opened
 
-    def _tell(self, opened: Open) -> None:
+    def _tell(self, opened: LiveBundle) -> None:
         if self.swapped is None:
             return
         try:
@@ -313,19 +315,19 @@ class Service:
         except OSError as error:  # a full disk, say
             self.meters.swaps.labels("refused").inc()
             log("swap refused", {"run": opened.name, "error": repr(error)})
-            raise try_again("the other workers cannot be told of the swap") from error
+            raise unavailable("the other workers cannot be told of the swap") from error
 
 
 class _Request(NamedTuple):
     """A question, the bundle that answers it, its items as they are now, and what must hold of the answers."""
 
-    opened: Open
-    question: Wanted
+    opened: LiveBundle
+    question: RecommendOptions
     items: Snapshot
     where: str | None
 
 
-async def _compiled(opened: Open, text: str | None) -> str | None:
+async def _compiled(opened: LiveBundle, text: str | None) -> str | None:
     """What must hold of all answers. What is new is compiled on a thread: others would wait for it."""
     where = opened.rule(text)
     if where is not None and where not in opened.bundle.filters:

@@ -17,14 +17,15 @@ from twofold.dataset.features import Queries
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import UNKNOWN, Ids
 from twofold.errors import RunError
-from twofold.index.item_mask import Eligible
+from twofold.index.item_mask import ItemMask
 from twofold.index.live import LiveIndex, Snapshot
+from twofold.ragged import Ragged
 from twofold.run_folder import open_stage
 from twofold.serve.bundle import Bundle, open_bundle
-from twofold.serve.event_store import Met
+from twofold.serve.event_store import LiveEvent
 from twofold.serve.item_updates import LiveItems
-from twofold.serve.two_stage import Found, answer, asking
-from twofold.topk import Ragged, top_k
+from twofold.serve.two_stage import RankedItems, answer, encode_users
+from twofold.topk import top_k
 
 RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)
 REASONS: Final = 3  # items of the history named for an answer
@@ -32,7 +33,7 @@ READ_FOR_REASONS: Final = 100  # of the newest positives
 
 
 @dataclass(frozen=True)
-class Open:
+class LiveBundle:
     """A bundle that answers, and what is computed of it once."""
 
     bundle: Bundle
@@ -56,7 +57,7 @@ class Open:
 
 
 @dataclass(frozen=True)
-class Asker:
+class UserState:
     """Someone at a moment, knowing what they met before it: item rows, oldest first. User row -1 is nobody of the log.
 
     `met` holds everything, the positives and negatives among it. A posted history, whose moments nobody knows, counts
@@ -77,11 +78,11 @@ class Asker:
         return self.user_row == UNKNOWN and len(self.met) == 0
 
 
-def open_answers(run: Path) -> Open:
+def open_live_bundle(run: Path) -> LiveBundle:
     """Opens the bundle of a run folder and asks it once; RunError if it is damaged or answers nonsense."""
     bundle, digest = open_bundle(run), open_stage(run, "index").digest
     live = LiveIndex(bundle.index, bundle.items, bundle.attributes, filters=bundle.filters)
-    opened = Open(
+    opened = LiveBundle(
         bundle=bundle,
         name=run.resolve().name,
         digest=digest,
@@ -92,10 +93,10 @@ def open_answers(run: Path) -> Open:
     return opened
 
 
-def _ask_once(opened: Open, run: Path) -> None:
+def _ask_once(opened: LiveBundle, run: Path) -> None:
     """The canary: the first user and nobody, each asked for five items. Loading alone does not run the graph."""
     bundle = opened.bundle
-    askers = [asker_of(bundle, user_row, ()) for user_row in ([0, UNKNOWN] if len(bundle.users) else [UNKNOWN])]
+    askers = [user_state_of(bundle, user_row, ()) for user_row in ([0, UNKNOWN] if len(bundle.users) else [UNKNOWN])]
     try:
         found = nearest(opened, askers, min(5, max(len(bundle.items), 1)))
     except Exception as error:  # onnxruntime raises classes of its own, which share no other ancestor
@@ -115,15 +116,15 @@ def _popularity(bundle: Bundle) -> Float32[np.ndarray, "items"]:
 # --- who asks ---------------------------------------------------------------------------------------------------------
 
 
-def asker_of(
+def user_state_of(
     bundle: Bundle,
     user_row: int,
-    live: Sequence[Met],
+    live: Sequence[LiveEvent],
     *,
     at: int | None = None,
     now: int = 0,
     items: Snapshot | None = None,
-) -> Asker:
+) -> UserState:
     """A user by their events strictly before `at`, of the log and of the live history; an event in both counts once.
 
     Without `at` all of them count, and the moment is `now`, or just after the last event if that is later. `items` are
@@ -140,19 +141,19 @@ def asker_of(
         for history, kind in ((bundle.positives, "positive"), (bundle.negatives, "negative"))
     )
     met, _ = _joined(bundle.events, user_row, at, [(row, met.at) for row, met in known])
-    return Asker(user_row, at, positives, negatives, met, positives_at, negatives_at)
+    return UserState(user_row, at, positives, negatives, met, positives_at, negatives_at)
 
 
-def asker_with(
+def user_state_with(
     bundle: Bundle, positives: Ids, negatives: Ids, *, at: int, items: Snapshot | None = None
-) -> tuple[Asker, int]:
+) -> tuple[UserState, int]:
     """Nobody of the log, with a history of their own (oldest first); and how many of its ids no item has."""
     liked, disliked = ((items or bundle.items).rows_of(ids) for ids in (positives, negatives))
     known, unliked = liked[liked != UNKNOWN], disliked[disliked != UNKNOWN]
     met, held = np.concatenate([known, unliked]), len(bundle.items)
     positives, negatives = known[known < held], unliked[unliked < held]
     positives_at, negatives_at = np.full(len(positives), at), np.full(len(negatives), at)
-    asker = Asker(UNKNOWN, at, positives, negatives, met, positives_at, negatives_at)
+    asker = UserState(UNKNOWN, at, positives, negatives, met, positives_at, negatives_at)
     return asker, len(liked) + len(disliked) - len(met)
 
 
@@ -184,19 +185,19 @@ def _by_moment(pair: tuple[int, int]) -> tuple[int, int]:
 
 
 def nearest(
-    opened: Open,
-    askers: Sequence[Asker],
+    opened: LiveBundle,
+    askers: Sequence[UserState],
     k: int,
     *,
-    allowed: Eligible | None = None,
+    allowed: ItemMask | None = None,
     excluded: Ragged | None = None,
-) -> Found:
+) -> RankedItems:
     """The k best items of each asker by the model."""
     bundle = opened.bundle
-    return answer(bundle, asking(bundle, queries_of(bundle, askers)), k, allowed=allowed, excluded=excluded)
+    return answer(bundle, encode_users(bundle, queries_of(bundle, askers)), k, allowed=allowed, excluded=excluded)
 
 
-def queries_of(bundle: Bundle, askers: Sequence[Asker]) -> Queries:
+def queries_of(bundle: Bundle, askers: Sequence[UserState]) -> Queries:
     """What they ask with."""
     state = bundle.features
     n, m = state.history_length("positives"), state.history_length("negatives")
@@ -224,12 +225,12 @@ def _newest(
 
 
 def popular(
-    opened: Open,
+    opened: LiveBundle,
     k: int,
     *,
-    allowed: Eligible | None = None,
+    allowed: ItemMask | None = None,
     excluded: Integer[np.ndarray, "excluded"],
-) -> Found:
+) -> RankedItems:
     """The k items liked most in the log's last two days, for someone of whom nothing is known; the score is a count.
 
     Items that are new are not among them.
@@ -237,18 +238,18 @@ def popular(
     mask = np.ones((1, len(opened.popularity)), bool) if allowed is None else allowed.mask[None].copy()
     mask[0, excluded[excluded < len(opened.popularity)]] = False
     best = top_k(opened.popularity[None], k, allowed=mask)
-    return Found(best.item_rows, best.scores, best.counts)
+    return RankedItems(best.item_rows, best.scores, best.counts)
 
 
-def similar(opened: Open, item_row: int, k: int, *, where: str | None = None) -> Found:
+def similar(opened: LiveBundle, item_row: int, k: int, *, where: str | None = None) -> RankedItems:
     """The k items whose vectors score best with an item's own, in the index's score, that item left out."""
     now = opened.items.now
     itself = Ragged(np.array([item_row]), np.array([0, 1]))
     found = now.search(now.vectors_of(np.array([item_row])), k, where=where, excluded=itself)
-    return Found(found.item_rows, found.scores, found.counts)
+    return RankedItems(found.item_rows, found.scores, found.counts)
 
 
-def reasons(opened: Open, asker: Asker, item_rows: Int64[np.ndarray, "k"]) -> list[list[tuple[int, float]]]:
+def reasons(opened: LiveBundle, asker: UserState, item_rows: Int64[np.ndarray, "k"]) -> list[list[tuple[int, float]]]:
     """For each item, the liked items most like it: (item row, cosine of the vectors), the most alike first.
 
     A likeness of vectors and no cause: what the tower made of the history is one vector.
@@ -270,7 +271,7 @@ def _unit(vectors: Float32[np.ndarray, "lines dim"]) -> Float32[np.ndarray, "lin
     return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
 
 
-def attributes_of(opened: Open, item_row: int) -> dict[str, Any]:
+def attributes_of(opened: LiveBundle, item_row: int) -> dict[str, Any]:
     """What the items table says of an item."""
     line = opened.items.now.attributes_of(item_row)
     return {name: value for name, value in line.items() if name != "item_id"}

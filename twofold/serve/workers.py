@@ -24,14 +24,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
-from twofold.dataset.malloc import kept_memory
+from twofold.dataset.malloc import keep_freed_memory
 from twofold.errors import RequestError, RunError, TwofoldError
 from twofold.serve.app import build_app
 from twofold.serve.event_store import open_histories
 from twofold.serve.middleware import REQUESTS, JsonLines, Limits
-from twofold.serve.prometheus import SHARED_METERS, Meters
+from twofold.serve.prometheus import SHARED_METERS, ServiceMetrics
 from twofold.serve.service import Service, log
-from twofold.serve.user_state import open_answers
+from twofold.serve.user_state import open_live_bundle
 
 TOKEN: Final = "TWOFOLD_TOKEN"
 MEMORY: Final = Path("/dev/shm")
@@ -45,7 +45,7 @@ BACKLOG: Final = 2048
 
 
 @dataclass(frozen=True)
-class Asked:
+class ServeOptions:
     """What a service is started with."""
 
     run: Path
@@ -56,7 +56,7 @@ class Asked:
     log_requests: bool = False
 
 
-def serve(asked: Asked) -> None:
+def serve(asked: ServeOptions) -> None:
     """Answers until SIGTERM or SIGINT, then finishes what it has begun. SIGHUP opens the bundle anew.
 
     A worker that dies is replaced. RunError or RequestError if the bundle, the histories or the port cannot be had.
@@ -76,7 +76,7 @@ def serve(asked: Asked) -> None:
 class _Watch:
     """The process that watches: it starts workers, replaces them, and passes signals on."""
 
-    def __init__(self, asked: Asked, folder: Path, listening: socket.socket) -> None:
+    def __init__(self, asked: ServeOptions, folder: Path, listening: socket.socket) -> None:
         self._asked = asked
         self._folder = folder
         self._listening = listening
@@ -144,15 +144,17 @@ def _bound(host: str, port: int) -> socket.socket:
 # --- one worker -------------------------------------------------------------------------------------------------------
 
 
-def open_service(asked: Asked, folder: Path) -> Service:
+def open_service(asked: ServeOptions, folder: Path) -> Service:
     """The bundle that answers since the last swap, the histories, and fresh meters."""
     run = asked.run.resolve()
     swapped = folder / CURRENT
     name = json.loads(swapped.read_text())["run"] if swapped.exists() else run.name
-    return Service(open_answers(run.parent / name), run.parent, open_histories(asked.histories), Meters(), swapped)
+    return Service(
+        open_live_bundle(run.parent / name), run.parent, open_histories(asked.histories), ServiceMetrics(), swapped
+    )
 
 
-def _work(asked: Asked, folder: Path, listening: socket.socket) -> None:
+def _work(asked: ServeOptions, folder: Path, listening: socket.socket) -> None:
     import uvicorn
 
     write_log_as_json(log_requests=asked.log_requests)
@@ -172,7 +174,7 @@ def _work(asked: Asked, folder: Path, listening: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=int(GRACE_S),
     )
-    with kept_memory():  # scores of a batch are megabytes: a twentieth of a request's time
+    with keep_freed_memory():  # scores of a batch are megabytes: a twentieth of a request's time
         uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -1,1 +1,1 @@
-"""The only place with an optimiser."""
+"""The only place with an optimizer."""

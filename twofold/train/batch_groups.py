@@ -7,7 +7,7 @@ from jaxtyping import Int32, Int64
 
 from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.errors import DataError
-from twofold.model.multi_tower import PerValue
+from twofold.model.multi_tower import MultiTower
 
 
 def group_lines(
@@ -40,10 +40,10 @@ def group_lines(
 
 
 def lines_per_tower(
-    dataset: Dataset, model: PerValue, lines: Int64[np.ndarray, "lines"], *, batch_size: int
+    dataset: Dataset, model: MultiTower, lines: Int64[np.ndarray, "lines"], *, batch_size: int
 ) -> Int32[np.ndarray, "lines"]:
     """The place of the towers that each training line is for; DataError where some would never see a batch."""
-    groups: Int32[np.ndarray, "lines"] = model.place_of[dataset.rows["train"].item_rows[lines]].astype(np.int32)
+    groups: Int32[np.ndarray, "lines"] = model.tower_of_item[dataset.rows["train"].item_rows[lines]].astype(np.int32)
     counts = np.bincount(groups, minlength=len(model.values))
     short = sorted(np.flatnonzero(counts < batch_size), key=lambda place: counts[place])
     if short:

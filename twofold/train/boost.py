@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64
 
 from twofold.dataset.dataset import Dataset
-from twofold.model.ranker import Stages
+from twofold.model.ranker import RetrieverAndRankerData
 from twofold.model.retriever import Model
 from twofold.model.trees import (
     Trees,
@@ -26,8 +26,8 @@ from twofold.model.trees import (
     user_columns,
 )
 from twofold.progress import progress_bar
+from twofold.ragged import chunks
 from twofold.recipe.ranker import Candidates, LambdaMart
-from twofold.topk import blocks
 from twofold.train.ranker_examples import MINED, Requests, draw_lists, mine_requests
 
 AT_ONCE: Final = 1024
@@ -48,7 +48,12 @@ class Table:
 
 
 def fit_trees(
-    retriever: Model, arrays: Stages, *, asked: LambdaMart, validate: Callable[[Trees], float], out: Path
+    retriever: Model,
+    arrays: RetrieverAndRankerData,
+    *,
+    asked: LambdaMart,
+    validate: Callable[[Trees], float],
+    out: Path,
 ) -> dict[str, Any]:
     """Mines, grows, and writes `trees.txt`, as many of them as are best on validation, and `training_log.parquet`;
     returns facts. A killed training mines no second time, and grows anew.
@@ -89,7 +94,7 @@ def gather_table(requests: Requests, dataset: Dataset, asked: Candidates, *, see
     positive first there would be nothing to mend.
     """
     parts = []
-    for part in blocks(len(requests), AT_ONCE):
+    for part in chunks(len(requests), AT_ONCE):
         which = np.arange(part.start, part.stop)
         parts.append(_gather(requests, dataset, which, asked, rng=np.random.default_rng((seed, 1, part.start))))
     return Table(*(np.concatenate([getattr(part, name) for part in parts]) for name in Table.__annotations__))

@@ -1,4 +1,4 @@
-"""One file that a killed training continues from: weights, optimiser, best weights so far, position in the data.
+"""One file that a killed training continues from: weights, optimizer, best weights so far, position in the data.
 
 What a step draws at random is a function of its number, so that there is no random state to keep.
 """
@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twofold.errors import RunError
-from twofold.recipe.section import Part
+from twofold.recipe.section import Section
 from twofold.run_folder import atomic_file
-from twofold.train.optimizer import Optimiser
+from twofold.train.optimizer import Optimizer
 from twofold.train.sharded_embedding import sharded, whole_tables
 
 MARK = "twofold"
@@ -47,7 +47,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class Position:
+class TrainingState:
     """Where training stands: the next batch to take, and what it has seen so far of this epoch."""
 
     epoch: int = 0
@@ -59,7 +59,7 @@ class Position:
     loose: tuple[StepRecord, ...] = ()
     """Of single steps, which are not joined to one of `steps` yet."""
 
-    def after(self, step: StepRecord, *, every: int) -> "Position":
+    def after(self, step: StepRecord, *, every: int) -> "TrainingState":
         """One batch on; the steps are joined when there are so many of them."""
         loose = (*self.loose, step)
         is_full = len(loose) == every
@@ -90,32 +90,32 @@ def joined(steps: Sequence[StepRecord]) -> StepRecord:
 def save_checkpoint(
     path: Path,
     model: nn.Module,
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     *,
     best: Mapping[str, Tensor],
-    position: Position,
-    settings: Part,
+    position: TrainingState,
+    settings: Section,
 ) -> None:
     """Writes the file whole or not at all; the previous one stays until then. Of several ranks, all come here, and the
     first one writes.
     """
-    state = optimiser.state()
+    state = optimizer.state()
     with whole_tables(model):
-        if not optimiser.ranks.is_first:
+        if not optimizer.ranks.is_first:
             return
         weights = model.state_dict()
         tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-        tensors |= {f"optimiser.{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
         about = {MARK: json.dumps(asdict(position)), MADE_FOR: json.dumps(_made_for(settings, model))}
         with atomic_file(path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, about)
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimiser: Optimiser, *, settings: Part
-) -> tuple[Position, dict[str, Tensor]] | None:
-    """Fills model and optimiser; returns the position and the best weights. None if there is no (whole)
+    path: Path, model: nn.Module, optimizer: Optimizer, *, settings: Section
+) -> tuple[TrainingState, dict[str, Tensor]] | None:
+    """Fills model and optimizer; returns the position and the best weights. None if there is no (whole)
     file; RunError if it is of other settings or of a model of other shapes. It may have been written by another number
     of ranks.
     """
@@ -125,16 +125,16 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (FileNotFoundError, SafetensorError, KeyError, TypeError):
         return None
-    _refuse_another(path, made_for, _made_for(settings, model))
+    _check_same_training(path, made_for, _made_for(settings, model))
     weights = _part(tensors, "model.")
     model.load_state_dict(weights | {name: table.cut(weights[name]) for name, table in sharded(model).items()})
-    optimiser.load_state(_part(tensors, "optimiser."))
+    optimizer.load_state(_part(tensors, "optimizer."))
     records = tuple(EpochRecord(**record) for record in saved.pop("records"))
     steps, loose = (tuple(StepRecord(**step) for step in saved.pop(name, ())) for name in ("steps", "loose"))
-    return Position(**saved, records=records, steps=steps, loose=loose), _part(tensors, "best.")
+    return TrainingState(**saved, records=records, steps=steps, loose=loose), _part(tensors, "best.")
 
 
-def _made_for(settings: Part, model: nn.Module) -> dict[str, str]:
+def _made_for(settings: Section, model: nn.Module) -> dict[str, str]:
     """What must be equal for a training to go on: a line a field of the settings, and a line a tensor."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes |= {name: (table.num_embeddings, table.whole_dim) for name, table in sharded(model).items()}
@@ -150,7 +150,7 @@ def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
         yield name, json.dumps(value)
 
 
-def _refuse_another(path: Path, old: dict[str, str], new: dict[str, str]) -> None:
+def _check_same_training(path: Path, old: dict[str, str], new: dict[str, str]) -> None:
     names = [name for name in old | new if old.get(name) != new.get(name)]
     if names:
         shown = "; ".join(f"{name}: {old.get(name, 'none')} → {new.get(name, 'none')}" for name in names[:5])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from twofold.errors import RunError
-from twofold.model.multi_tower import PerValue
+from twofold.model.multi_tower import MultiTower
 from twofold.recipe.train import Train
 from twofold.train.device import DeviceName, open_device
 
@@ -30,7 +30,7 @@ _FAILED = "twofold/failed"
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """The processes that share a training, the place of this one among them, and its device."""
 
     device: torch.device = torch.device("cpu")
@@ -62,11 +62,11 @@ class Ranks:
         return torch.cat([places[:, :own].flatten(), places[:, own:].flatten()[:drawn]])
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def joined_ranks(device: DeviceName) -> Iterator[Ranks]:
+def distributed_context(device: DeviceName) -> Iterator[ProcessGroup]:
     """The processes that `torchrun` started together with this one; this one alone where it did not.
 
     The first that fails says why, and the others end in silence.
@@ -77,11 +77,11 @@ def joined_ranks(device: DeviceName) -> Iterator[Ranks]:
     )
     opened = open_device(device, local_rank=local_rank, local_size=local_size)
     if size == 1:
-        yield Ranks(opened)
+        yield ProcessGroup(opened)
         return
     dist.init_process_group("nccl" if opened.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
-        yield Ranks(opened, rank, size, local_size)
+        yield ProcessGroup(opened, rank, size, local_size)
     except BaseException as error:
         if not _speaks(rank):
             raise SystemExit(2) from error
@@ -95,7 +95,7 @@ def joined_ranks(device: DeviceName) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def refuse_what_cannot_be_shared(ranks: Ranks, sketch: nn.Module, settings: Train, *, lines: int) -> None:
+def check_shareable(ranks: ProcessGroup, sketch: nn.Module, settings: Train, *, lines: int) -> None:
     """RunError where N ranks could not do what one would."""
     if ranks.size == 1:
         return
@@ -111,7 +111,7 @@ def refuse_what_cannot_be_shared(ranks: Ranks, sketch: nn.Module, settings: Trai
             f"batches of {batch_size:,} rows cannot be shared by {ranks.size} processes. Set train.batch_size to a "
             f"multiple of {ranks.size}, such as {near:,}, or start another number of processes."
         )
-    if isinstance(sketch, PerValue):
+    if isinstance(sketch, MultiTower):
         raise RunError(
             f"retriever.per trains the towers of one value in a step, and {ranks.size} processes add up gradients of "
             f"all. Train it with one process, or delete retriever.per."
@@ -134,7 +134,7 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
-def told_by_first(ranks: Ranks, number: Callable[[], float]) -> float:
+def broadcast_from_rank0(ranks: ProcessGroup, number: Callable[[], float]) -> float:
     """What the first rank finds, for all; the others wait here until it has."""
     if ranks.size == 1:
         return number()
@@ -143,7 +143,7 @@ def told_by_first(ranks: Ranks, number: Callable[[], float]) -> float:
     return float(said)
 
 
-def gathered(ranks: Ranks, rows: Shaped[Tensor, "rows *shape"]) -> Shaped[Tensor, "all_rows *shape"]:
+def all_gather(ranks: ProcessGroup, rows: Shaped[Tensor, "rows *shape"]) -> Shaped[Tensor, "all_rows *shape"]:
     """The rows of all ranks, as many of each, in the order of the ranks; no gradient."""
     if ranks.size == 1:
         return rows
@@ -152,7 +152,7 @@ def gathered(ranks: Ranks, rows: Shaped[Tensor, "rows *shape"]) -> Shaped[Tensor
     return everyone
 
 
-def gathered_vectors(ranks: Ranks, vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "all_rows dim"]:
+def all_gather_vectors(ranks: ProcessGroup, vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "all_rows dim"]:
     """The same with a gradient: each rank's is what the losses of all ranks want of its vectors, added up."""
     if ranks.size == 1:
         return vectors
@@ -162,9 +162,9 @@ def gathered_vectors(ranks: Ranks, vectors: Float[Tensor, "rows dim"]) -> Float[
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ranks: Ranks, vectors: Tensor) -> Tensor:
+    def forward(ctx: Any, ranks: ProcessGroup, vectors: Tensor) -> Tensor:
         ctx.ranks = ranks
-        return gathered(ranks, vectors)
+        return all_gather(ranks, vectors)
 
     @staticmethod
     @once_differentiable
@@ -174,7 +174,7 @@ class _Gathered(torch.autograd.Function):
         return None, total[ctx.ranks.part(len(total))]
 
 
-def summed(ranks: Ranks, number: Shaped[Tensor, ""]) -> Shaped[Tensor, ""]:
+def all_reduce_sum(ranks: ProcessGroup, number: Shaped[Tensor, ""]) -> Shaped[Tensor, ""]:
     """The sum over all ranks; no gradient."""
     if ranks.size == 1:
         return number
@@ -183,14 +183,14 @@ def summed(ranks: Ranks, number: Shaped[Tensor, ""]) -> Shaped[Tensor, ""]:
     return total
 
 
-def share_of(ranks: Ranks, count: Int[Tensor, ""]) -> float:
+def share_of(ranks: ProcessGroup, count: Int[Tensor, ""]) -> float:
     """What part of a count over all ranks is this one's."""
     if ranks.size == 1:
         return 1.0
-    return float(count / summed(ranks, count).clamp(min=1))
+    return float(count / all_reduce_sum(ranks, count).clamp(min=1))
 
 
-def sum_gradients(ranks: Ranks, parameters: Iterable[nn.Parameter]) -> None:
+def sum_gradients(ranks: ProcessGroup, parameters: Iterable[nn.Parameter]) -> None:
     """Gives every rank the sum of the gradients of all; the same bits, so that equal models stay equal."""
     if ranks.size == 1:
         return

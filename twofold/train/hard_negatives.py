@@ -12,9 +12,10 @@ from twofold.errors import RunError
 from twofold.model.multi_tower import Towers
 from twofold.model.retriever import item_vectors, user_vectors
 from twofold.model.two_tower import TwoTower
+from twofold.ragged import Ragged, chunks
 from twofold.run_folder import atomic_file
-from twofold.topk import NOT_ALLOWED, Ragged, blocks, exclude
-from twofold.train.negatives import Mined
+from twofold.topk import NOT_ALLOWED, exclude
+from twofold.train.negatives import HardNegativePool
 from twofold.train.objective import Objective
 
 MINED = "hard_negatives.npy"
@@ -41,7 +42,7 @@ def with_mined(objective: Objective, model: Towers, *, epoch: int, is_begun: boo
     if not path.exists():
         raise RunError(f"{path} is gone, which the killed training drew from. Delete {folder} and run again.")
     item_rows = map_array(path).reshape(len(users), -1)
-    return replace(objective, mined=Mined(users, item_rows, (item_rows >= 0).sum(axis=1)))
+    return replace(objective, mined=HardNegativePool(users, item_rows, (item_rows >= 0).sum(axis=1)))
 
 
 def mine(
@@ -59,7 +60,7 @@ def mine(
     items = torch.from_numpy(item_vectors(model, dataset, int(at.max())))
     of_window = rows.user_rows[objective.lines], rows.item_rows[objective.lines]
     with append_array(path, np.int32) as append:
-        for part in blocks(len(users), max(CELLS // len(items), 1)):
+        for part in chunks(len(users), max(CELLS // len(items), 1)):
             asking, moments = users[part], at[part]
             vectors = torch.from_numpy(user_vectors(model, dataset, asking, moments))
             queries, factors = model.as_products(vectors, items)

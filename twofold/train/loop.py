@@ -19,36 +19,36 @@ from torch import Tensor, nn
 from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import Batch, epoch_batches
 from twofold.dataset.dataset import Dataset
-from twofold.dataset.malloc import kept_memory
+from twofold.dataset.malloc import keep_freed_memory
 from twofold.errors import DataError, RunError
-from twofold.model.adversary import LengthGuess, strength_at
-from twofold.model.multi_tower import PerValue, Towers
+from twofold.model.adversary import LengthPredictor, strength_at
+from twofold.model.multi_tower import MultiTower, Towers
 from twofold.model.two_tower import TwoTower
 from twofold.progress import Advance, progress_bar
 from twofold.recipe.train import Train
-from twofold.train.checkpoint import EpochRecord, Position, StepRecord, load_checkpoint, save_checkpoint
+from twofold.train.checkpoint import EpochRecord, StepRecord, TrainingState, load_checkpoint, save_checkpoint
 from twofold.train.device import batch_on
 from twofold.train.distributed import (
-    ALONE,
-    Ranks,
-    refuse_what_cannot_be_shared,
+    SINGLE_PROCESS,
+    ProcessGroup,
+    all_reduce_sum,
+    broadcast_from_rank0,
+    check_shareable,
     share_of,
     sum_gradients,
-    summed,
-    told_by_first,
 )
 from twofold.train.hard_negatives import MINED, with_mined
-from twofold.train.memory_check import refuse_what_does_not_fit
+from twofold.train.memory_check import check_memory
 from twofold.train.objective import Objective, build_objective, mean_loss
 from twofold.train.optimizer import (
-    Optimiser,
-    build_optimiser,
+    Optimizer,
+    build_optimizer,
     clip_gradients,
     lazy_tables,
     learning_rate_at,
     set_learning_rate,
 )
-from twofold.train.sharded_embedding import spread, whole_tables
+from twofold.train.sharded_embedding import distribute_model, whole_tables
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_EVERY_S = 20.0
@@ -66,10 +66,10 @@ Validate = Callable[[Towers], float]
 class Setup:
     """What a training runs on; no part of a recipe, for it changes no result."""
 
-    ranks: Ranks = ALONE
+    ranks: ProcessGroup = SINGLE_PROCESS
 
 
-ALONE_ON_CPU = Setup()
+SINGLE_PROCESS_CPU = Setup()
 CPU = torch.device("cpu")
 
 
@@ -80,7 +80,7 @@ def fit(
     *,
     validate: Validate,
     out: Path,
-    setup: Setup = ALONE_ON_CPU,
+    setup: Setup = SINGLE_PROCESS_CPU,
 ) -> dict[str, Any]:
     """Trains and writes `weights.safetensors` of the best epoch, and two logs, of epochs and steps; returns facts.
 
@@ -92,18 +92,18 @@ def fit(
     ranks = setup.ranks
     with torch.device("meta"):
         sketch = build()
-    per = sketch if isinstance(sketch, PerValue) else None
+    per = sketch if isinstance(sketch, MultiTower) else None
     objective = build_objective(settings, dataset, per=per, ranks=ranks)
     lines, rows_per_step = objective.lines, objective.items_per_step
-    refuse_what_does_not_fit(sketch, ranks, rows_per_step=rows_per_step)
-    refuse_what_cannot_be_shared(ranks, sketch, settings, lines=len(lines))
+    check_memory(sketch, ranks, rows_per_step=rows_per_step)
+    check_shareable(ranks, sketch, settings, lines=len(lines))
     parameters = sum(parameter.numel() for parameter in sketch.parameters())
-    with deterministic(settings.seed, ranks.device), kept_memory():
+    with deterministic(settings.seed, ranks.device), keep_freed_memory():
         model = build() if ranks.is_first else sketch
         guess = _length_guess(settings, model, objective)
         learner = nn.ModuleList([model] if guess is None else [model, guess])
-        spread(ranks, learner, in_columns=lazy_tables(learner, rows_per_step=rows_per_step), folder=out)
-        optimiser = build_optimiser(
+        distribute_model(ranks, learner, in_columns=lazy_tables(learner, rows_per_step=rows_per_step), folder=out)
+        optimizer = build_optimizer(
             learner, learning_rate=settings.learning_rate, rows_per_step=rows_per_step, ranks=ranks
         )
         checkpoint = out / CHECKPOINT
@@ -111,9 +111,9 @@ def fit(
             f"Lower train.learning_rate (now {settings.learning_rate:g}), or set train.clip_norm (now "
             f"{settings.clip_norm})"
         )
-        keep = partial(save_checkpoint, checkpoint, learner, optimiser, settings=settings)
-        begun = load_checkpoint(checkpoint, learner, optimiser, settings=settings)
-        position, best = begun or (Position(), {})
+        keep = partial(save_checkpoint, checkpoint, learner, optimizer, settings=settings)
+        begun = load_checkpoint(checkpoint, learner, optimizer, settings=settings)
+        position, best = begun or (TrainingState(), {})
         done = position.epoch * len(lines) + position.batch * settings.batch_size
         with _progress(ranks, total=settings.epochs * len(lines), done=done) as advance:
             while position.epoch < settings.epochs and not _is_settled(position, settings.patience):
@@ -123,22 +123,22 @@ def fit(
                 for batch in _batches(objective, settings, position):
                     step, steps = _step_number(settings, position, objective.order)
                     rate = learning_rate_at(step, steps=steps, peak=settings.learning_rate)
-                    set_learning_rate(optimiser, rate)
+                    set_learning_rate(optimizer, rate)
                     strength = _strength(settings, step / steps)
                     _seed_step(settings, position)
-                    loss = _backward(objective, model, batch, optimiser=optimiser, guess=guess, strength=strength)
-                    length = clip_gradients(optimiser, most=settings.clip_norm)
-                    refuse_divergence(loss, length, position, remedy=remedy)
-                    optimiser.step()
+                    loss = _backward(objective, model, batch, optimizer=optimizer, guess=guess, strength=strength)
+                    length = clip_gradients(optimizer, most=settings.clip_norm)
+                    check_divergence(loss, length, position, remedy=remedy)
+                    optimizer.step()
                     before, stepped = stepped, time.monotonic()
                     taken = StepRecord(step + 1, loss, rate, length, settings.batch_size / (stepped - before))
                     position = position.after(taken, every=math.ceil(steps / LOGGED))
                     advance(len(batch.weight) * ranks.size, f"loss {position.loss_sum / position.batch:.3f}")
-                    if told_by_first(ranks, partial(_is_past, due)):
+                    if broadcast_from_rank0(ranks, partial(_is_past, due)):
                         due = _kept(partial(keep, best=best, position=position))
                 speed = (position.batch - first) * settings.batch_size / (time.monotonic() - started)
                 with whole_tables(model) as fresh:
-                    position = finish_epoch(position, told_by_first(ranks, lambda: validate(model)), speed)
+                    position = finish_epoch(position, broadcast_from_rank0(ranks, lambda: validate(model)), speed)
                     if ranks.is_first and position.best_epoch == position.epoch - 1:
                         best = weights_of(model, fresh=fresh)
                 keep(best=best, position=position)
@@ -150,7 +150,7 @@ def fit(
     return {
         "examples": len(lines),
         "parameters": parameters,
-        "precision": str(objective.product_dtype).removeprefix("torch."),
+        "precision": objective.precision,
         "best_epoch": position.best_epoch,
         "epochs": [asdict(record) for record in position.records],
     }
@@ -173,7 +173,7 @@ def _strength(settings: Train, progress: float) -> float:
     return strength_at(progress, most=settings.adversary.max_lambda) if settings.adversary else 0.0
 
 
-def _write_logs(position: Position, out: Path) -> None:
+def _write_logs(position: TrainingState, out: Path) -> None:
     """`training_log.parquet`, a line an epoch, and `training_steps.parquet`, at most `LOGGED` lines over all steps."""
     for name, log in (("training_log", position.records), ("training_steps", position.step_log())):
         pq.write_table(pa.Table.from_pylist([asdict(line) for line in log]), out / f"{name}.parquet")
@@ -184,8 +184,8 @@ def _backward(
     model: Towers,
     batch: Batch,
     *,
-    optimiser: Optimiser,
-    guess: LengthGuess | None,
+    optimizer: Optimizer,
+    guess: LengthPredictor | None,
     strength: float,
 ) -> float:
     """Leaves the gradients of the loss of the whole batch, which it returns."""
@@ -195,13 +195,13 @@ def _backward(
     if guess is not None:
         share = share_of(ranks, (batch.length_s > 0).sum())
         total = loss + share * guess(item_vectors, batch.length_s, strength=strength)
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]
-    sum_gradients(ranks, optimiser.copied)
-    return float(summed(ranks, loss.detach()))
+    sum_gradients(ranks, optimizer.copied)
+    return float(all_reduce_sum(ranks, loss.detach()))
 
 
-def _batches(objective: Objective, settings: Train, position: Position) -> Iterator[Batch]:
+def _batches(objective: Objective, settings: Train, position: TrainingState) -> Iterator[Batch]:
     """What is left of an epoch; of each batch, this rank's part."""
     ranks, dataset = objective.ranks, objective.dataset
     for batch in epoch_batches(
@@ -215,25 +215,25 @@ def _batches(objective: Objective, settings: Train, position: Position) -> Itera
         yield batch_on(ranks.device, batch)
 
 
-def _seed_step(settings: Train, position: Position) -> None:
+def _seed_step(settings: Train, position: TrainingState) -> None:
     """What a step draws depends on its number alone: a resumed training draws the same, and so do all ranks."""
     number = np.random.SeedSequence((settings.seed, position.epoch, position.batch))
     torch.manual_seed(int(number.generate_state(1)[0]))
 
 
-def _progress(ranks: Ranks, *, total: int, done: int) -> AbstractContextManager[Advance]:
+def _progress(ranks: ProcessGroup, *, total: int, done: int) -> AbstractContextManager[Advance]:
     """The first rank's; the others are not seen."""
     if ranks.is_first:
         return progress_bar("train", total=total, unit="examples", done=done)
     return nullcontext(lambda units, remark: None)
 
 
-def _step_number(settings: Train, position: Position, order: Order) -> tuple[int, int]:
+def _step_number(settings: Train, position: TrainingState, order: Order) -> tuple[int, int]:
     """The number of the step to take, and of all."""
     return position.epoch * len(order) + position.batch, settings.epochs * len(order)
 
 
-def finish_epoch(position: Position, validation: float, examples_per_s: float) -> Position:
+def finish_epoch(position: TrainingState, validation: float, examples_per_s: float) -> TrainingState:
     """Where training stands after an epoch, which is the best one if its validation says so."""
     record = EpochRecord(
         position.epoch, position.loss_sum / max(position.batch, 1), validation, float(round(examples_per_s))
@@ -249,12 +249,12 @@ def finish_epoch(position: Position, validation: float, examples_per_s: float) -
     )
 
 
-def _is_settled(position: Position, patience: int | None) -> bool:
+def _is_settled(position: TrainingState, patience: int | None) -> bool:
     """Whether as many epochs have passed without a better one."""
     return patience is not None and position.epoch - 1 - position.best_epoch >= patience
 
 
-def _length_guess(settings: Train, model: Towers, objective: Objective) -> LengthGuess | None:
+def _length_guess(settings: Train, model: Towers, objective: Objective) -> LengthPredictor | None:
     """What `train.adversary` asks for; its weights are drawn apart, so that it changes nothing else that is drawn."""
     if settings.adversary is None:
         return None
@@ -268,10 +268,10 @@ def _length_guess(settings: Train, model: Towers, objective: Objective) -> Lengt
         )
     assert isinstance(model, TwoTower), "no adversary is asked of towers per value"
     with torch.random.fork_rng(devices=[]):
-        return LengthGuess(model.item.dim, mean=float(logs.mean()), std=float(logs.std()))
+        return LengthPredictor(model.item.dim, mean=float(logs.mean()), std=float(logs.std()))
 
 
-def refuse_divergence(loss: float, length: float, position: Position, *, remedy: str) -> None:
+def check_divergence(loss: float, length: float, position: TrainingState, *, remedy: str) -> None:
     """RunError if the loss or the length of its gradient is no number."""
     what = "loss" if not np.isfinite(loss) else "gradient"
     if not (np.isfinite(loss) and np.isfinite(length)):

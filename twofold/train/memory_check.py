@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from twofold.errors import RunError
-from twofold.train.distributed import Ranks
+from twofold.train.distributed import ProcessGroup
 from twofold.train.optimizer import lazy_tables
 
 NUMBER_BYTES = 4
@@ -16,7 +16,7 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def refuse_what_does_not_fit(sketch: nn.Module, ranks: Ranks, *, rows_per_step: int) -> None:
+def check_memory(sketch: nn.Module, ranks: ProcessGroup, *, rows_per_step: int) -> None:
     """RunError with the sum, if training the model needs more than is available to the rank's device; `sketch` is the
     model without memory (on the device `meta`).
 
@@ -41,7 +41,7 @@ def refuse_what_does_not_fit(sketch: nn.Module, ranks: Ranks, *, rows_per_step: 
     )
 
 
-def _taken(parameter: nn.Parameter, ranks: Ranks, *, is_lazy: bool) -> tuple[int, str]:
+def _taken(parameter: nn.Parameter, ranks: ProcessGroup, *, is_lazy: bool) -> tuple[int, str]:
     """Bytes on the rank's device, with what else lies there: the other ranks of the machine, if that is no GPU, and
     what is kept in ordinary memory; and how they come about.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.features import item_inputs
-from twofold.train.distributed import ALONE, Ranks, gathered
+from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_gather
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def log_expected_counts(
 
 
 @dataclass(frozen=True)
-class Mined:
+class HardNegativePool:
     """Items that the model ranks high for each user that is learned from, -1 behind the last; see `mining`."""
 
     user_rows: Int64[np.ndarray, "users"]
@@ -105,12 +105,12 @@ class Mined:
 
 
 def drawn_inputs(
-    dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "drawn"], *, ranks: Ranks = ALONE
+    dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "drawn"], *, ranks: ProcessGroup = SINGLE_PROCESS
 ) -> TensorInputs:
     """What the item tower reads of items that are drawn for a batch, each at the moment of some line; the share of this
     rank, where each draws the same.
     """
-    at = gathered(ranks, batch.at).cpu()
+    at = all_gather(ranks, batch.at).cpu()
     moments, share = at[torch.randint(len(at), drawn.shape)], ranks.share(len(drawn))
     state, arrays = dataset.features, dataset.item_arrays
     inputs = item_inputs(state, arrays, item_rows=drawn[share].numpy(), at=moments[share].numpy())

@@ -15,8 +15,9 @@ from twofold.dataset.dataset import Dataset
 from twofold.errors import DataError
 from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
-from twofold.model.multi_tower import PerValue, Towers, towers_of
+from twofold.model.multi_tower import MultiTower, Towers, towers_of
 from twofold.model.two_tower import TwoTower
+from twofold.ragged import chunks
 from twofold.recipe.features import SequenceFeature
 from twofold.recipe.train import (
     Bce,
@@ -29,12 +30,11 @@ from twofold.recipe.train import (
     SampledSoftmax,
     Train,
 )
-from twofold.topk import blocks
 from twofold.train.batch_groups import group_lines, lines_per_tower
-from twofold.train.distributed import ALONE, Ranks, gathered, gathered_vectors
+from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_gather, all_gather_vectors
 from twofold.train.negatives import (
+    HardNegativePool,
     InBatchProbability,
-    Mined,
     count_in_batch,
     drawn_inputs,
     log_expected_counts,
@@ -53,9 +53,9 @@ class Objective:
     in_batch: InBatchProbability
     mean_weight: float
     hard: HardNegatives | None = None
-    ranks: Ranks = ALONE
+    ranks: ProcessGroup = SINGLE_PROCESS
     """Those that take a part of every batch each."""
-    mined: Mined | None = None
+    mined: HardNegativePool | None = None
     """What hard negatives are drawn from; see `mining`."""
     product_dtype: torch.dtype = torch.float32
     """Type of the products of the fused softmax: see `train.precision`."""
@@ -66,6 +66,11 @@ class Objective:
     def lines(self) -> Int64[np.ndarray, "lines"]:
         """Of the training window, those that it learns from."""
         return self.order.lines
+
+    @property
+    def precision(self) -> str:
+        """Name of `product_dtype`."""
+        return str(self.product_dtype).removeprefix("torch.")
 
     @property
     def num_items(self) -> int:
@@ -105,7 +110,7 @@ class Objective:
 
 
 def build_objective(
-    settings: Train, dataset: Dataset, *, per: PerValue | None = None, ranks: Ranks = ALONE
+    settings: Train, dataset: Dataset, *, per: MultiTower | None = None, ranks: ProcessGroup = SINGLE_PROCESS
 ) -> Objective:
     """Chooses the lines, groups them (by the towers of `per` where there are several) and counts on them; DataError
     where there is nothing to learn.
@@ -117,7 +122,7 @@ def build_objective(
         groups = group_lines(dataset, settings.group_by, lines, batch_size=settings.batch_size)
     else:
         groups = lines_per_tower(dataset, per, lines, batch_size=settings.batch_size)
-        known = torch.from_numpy(per.place_of[: dataset.items.num_known])
+        known = torch.from_numpy(per.tower_of_item[: dataset.items.num_known])
         pools = tuple(torch.nonzero(known == place).flatten() for place in range(len(per.values)))
     in_batch = count_in_batch(rows.item_rows[lines], groups, num_items=len(dataset.items))
     mean_weight = float(rows.weight[lines].mean(dtype=np.float64))
@@ -190,10 +195,10 @@ class Columns:
     """The column of each line's own item."""
     hard: Int64[Tensor, "batch each"]
     """The columns that were mined for each line; -1: none."""
-    hard_of: Int64[Tensor, "batch"]
+    hard_pool_size: Int64[Tensor, "batch"]
     """Of how many items a line's were drawn."""
     places: Int64[Tensor, "columns"]
-    """Of the columns among the vectors that `gathered_vectors` gives."""
+    """Of the columns among the vectors that `all_gather_vectors` gives."""
 
 
 def draw_columns(objective: Objective, batch: Batch) -> Columns:
@@ -201,23 +206,23 @@ def draw_columns(objective: Objective, batch: Batch) -> Columns:
     full softmax.
     """
     ranks, lines, pool = objective.ranks, len(batch.item_rows), objective.drawn_from(batch.group)
-    hard, hard_of = torch.empty((lines, 0), dtype=torch.int64), torch.zeros(lines, dtype=torch.int64)
+    hard, hard_pool_size = torch.empty((lines, 0), dtype=torch.int64), torch.zeros(lines, dtype=torch.int64)
     if isinstance(objective.loss, FullSoftmax):
         inputs, everything = _inputs(objective, batch, [], pool), pool.to(ranks.device)
         nobody, places = torch.full_like(everything, -1), ranks.places(own=0, drawn=len(everything))
         own = torch.searchsorted(everything, batch.item_rows.long())
-        return Columns(inputs, everything, nobody, own, hard, hard_of, places)
+        return Columns(inputs, everything, nobody, own, hard, hard_pool_size, places)
     drawn = pool[torch.randint(len(pool), (objective.num_drawn,))]
     if objective.mined is not None:
-        hard, hard_of = objective.mined.draw(batch.user_rows.cpu(), objective.hard_each)
+        hard, hard_pool_size = objective.mined.draw(batch.user_rows.cpu(), objective.hard_each)
     mined, of_mined = torch.unique(hard.clamp(min=0), return_inverse=True)
     return Columns(
         _inputs(objective, batch, [part.item for part in batch.parts or (batch,)], torch.cat([drawn, mined])),
-        torch.cat([gathered(ranks, batch.item_rows), drawn.to(ranks.device)]),
-        torch.cat([gathered(ranks, batch.user_rows), torch.full_like(drawn, -1, device=ranks.device)]),
+        torch.cat([all_gather(ranks, batch.item_rows), drawn.to(ranks.device)]),
+        torch.cat([all_gather(ranks, batch.user_rows), torch.full_like(drawn, -1, device=ranks.device)]),
         torch.arange(lines, device=ranks.device) + ranks.rank * lines,
         (lines + len(drawn) + of_mined).masked_fill(hard < 0, -1).to(ranks.device),
-        hard_of.to(ranks.device),
+        hard_pool_size.to(ranks.device),
         ranks.places(own=lines, drawn=len(drawn) + len(mined)),
     )
 
@@ -232,7 +237,7 @@ def _inputs(
     if not batch.parts:
         return ({name: torch.cat([*(inputs[name] for inputs in own), values]) for name, values in others.items()},)
     assert objective.order.at_once is not None
-    parts = blocks(len(objective.ranks.share(len(more))), objective.order.at_once)
+    parts = chunks(len(objective.ranks.share(len(more))), objective.order.at_once)
     return (*own, *({name: values[part] for name, values in others.items()} for part in parts))
 
 
@@ -244,7 +249,7 @@ def mean_loss(
     users = encode_parts(towers.user, [part.user for part in batch.parts or (batch,)])
     items = encode_parts(towers.item, columns.inputs)
     if objective.ranks.size > 1:
-        items = gathered_vectors(objective.ranks, items)[columns.places]
+        items = all_gather_vectors(objective.ranks, items)[columns.places]
     return loss_of_vectors(objective, towers, batch, columns, users=users, items=items), items[columns.own]
 
 
@@ -364,7 +369,7 @@ def _log_counts(objective: Objective, batch: Batch, columns: Columns) -> _LogCou
     items in which those of the mined ranks count twice.
     """
     zero = torch.zeros(len(batch.item_rows))
-    mined = torch.log(columns.hard.shape[1] / columns.hard_of.clamp(min=1).float())
+    mined = torch.log(columns.hard.shape[1] / columns.hard_pool_size.clamp(min=1).float())
     match objective.loss:
         case Bpr() | InBatchSoftmax(log_q="none"):
             return _LogCounts(zero, zero, torch.zeros(len(columns.item_rows)))

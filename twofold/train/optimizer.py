@@ -1,4 +1,4 @@
-"""Optimisers and schedules."""
+"""Optimizers and schedules."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from twofold.model.encoder import Encoder, Lookup
-from twofold.train.distributed import ALONE, Ranks, summed
+from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 from twofold.train.sharded_embedding import ShardedTable
 
 WARM_UP = 0.05
@@ -20,14 +20,14 @@ core, fused against lazy: 6.6 times 3.5 and 5.6; 17 times 33 and 15; 34 times 53
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class Optimizer:
     """Two of PyTorch's, each with its own parameters, used as one. Of several ranks, all call what is here at once."""
 
     dense: torch.optim.Optimizer
     lazy: torch.optim.Optimizer | None = None
     tables: tuple[nn.Embedding, ...] = ()
     """Those that the lazy one moves."""
-    ranks: Ranks = ALONE
+    ranks: ProcessGroup = SINGLE_PROCESS
 
     @property
     def parts(self) -> tuple[torch.optim.Optimizer, ...]:
@@ -85,15 +85,15 @@ class Optimiser:
         return table if isinstance(table, ShardedTable) else None
 
 
-def build_optimiser(
+def build_optimizer(
     model: nn.Module,
     *,
     learning_rate: float,
     rows_per_step: int,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = SINGLE_PROCESS,
     slow: Iterable[nn.Parameter] = (),
     share: float = 1.0,
-) -> Optimiser:
+) -> Optimizer:
     """Fused Adam; for large tables lazy Adam, where a row without a gradient stays as it is.
 
     `rows_per_step` is the most rows that a step looks up in a table. Only tables that nothing but lookups read can be
@@ -116,9 +116,9 @@ def build_optimiser(
 
     dense = torch.optim.Adam(groups(others), lr=learning_rate, fused=True)
     if not tables:
-        return Optimiser(dense, ranks=ranks)
+        return Optimizer(dense, ranks=ranks)
     sparse = torch.optim.SparseAdam(groups([table.weight for table in tables]), lr=learning_rate)
-    return Optimiser(dense, sparse, tuple(tables), ranks)
+    return Optimizer(dense, sparse, tuple(tables), ranks)
 
 
 def lazy_tables(model: nn.Module, *, rows_per_step: int) -> list[nn.Embedding]:
@@ -139,22 +139,22 @@ def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
     yield from {id(table.weight): table for table, _ in read if id(table.weight) not in others}.values()
 
 
-def clip_gradients(optimiser: Optimiser, *, most: float | None) -> float:
+def clip_gradients(optimizer: Optimizer, *, most: float | None) -> float:
     """The length of all gradients as one vector; where it exceeds `most`, they are scaled down to that (Pascanu et al.,
     ICML 2013, section 3.2).
 
     PyTorch's own clipping refuses sparse gradients, whose repeated rows have to be added up first.
     """
-    held = [parameter.grad for parameter in optimiser.copied if parameter.grad is not None]
+    held = [parameter.grad for parameter in optimizer.copied if parameter.grad is not None]
     own = []
-    for table in optimiser.tables:
+    for table in optimizer.tables:
         if table.weight.grad is not None:
             table.weight.grad = table.weight.grad.coalesce()
             own.append(table.weight.grad.values())
-    if optimiser.ranks.size == 1:
+    if optimizer.ranks.size == 1:
         length = float(nn.utils.get_total_norm(held + own))
     else:
-        of_tables = summed(optimiser.ranks, nn.utils.get_total_norm(own).square())
+        of_tables = all_reduce_sum(optimizer.ranks, nn.utils.get_total_norm(own).square())
         length = float((nn.utils.get_total_norm(held).square() + of_tables).sqrt())
     if most is not None and length > most:
         torch._foreach_mul_(held + own, most / length)
@@ -173,8 +173,8 @@ def learning_rate_at(step: int, *, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
 
 
-def set_learning_rate(optimiser: Optimiser, learning_rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Gives every parameter this rate, or its share of it."""
-    for part in optimiser.parts:
+    for part in optimizer.parts:
         for group in part.param_groups:
             group["lr"] = learning_rate * group["share"]

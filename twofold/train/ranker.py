@@ -19,28 +19,28 @@ from torch.nn import functional
 from twofold.dataset.batches import TensorInputs, to_tensors
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.features import item_inputs, queries_at, user_inputs
-from twofold.dataset.malloc import kept_memory
+from twofold.dataset.malloc import keep_freed_memory
 from twofold.model.losses import bce, bpr, sampled_softmax
-from twofold.model.ranker import Ranker, Scales, Stages, build_ranker, tuned_parameters
+from twofold.model.ranker import Ranker, RetrieverAndRankerData, Scales, build_ranker, tuned_parameters
 from twofold.model.retriever import Model
 from twofold.model.second_stage import SecondStage
 from twofold.model.two_tower import save_weights
 from twofold.progress import Advance, progress_bar
+from twofold.ragged import chunks
 from twofold.recipe import ranker as ranking
 from twofold.recipe.train import Bce
-from twofold.topk import blocks
-from twofold.train.checkpoint import Position, load_checkpoint, save_checkpoint
+from twofold.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from twofold.train.loop import (
     CHECKPOINT,
     CHECKPOINT_EVERY_S,
+    check_divergence,
     deterministic,
     finish_epoch,
-    refuse_divergence,
     weights_of,
 )
-from twofold.train.optimizer import Optimiser, build_optimiser, clip_gradients, learning_rate_at, set_learning_rate
-from twofold.train.ranker_examples import MINED, Lists, Requests, draw_lists, mine_requests
-from twofold.train.shown import Shown, mine_shown, outcomes_of
+from twofold.train.optimizer import Optimizer, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
+from twofold.train.ranker_examples import MINED, CandidateLists, Requests, draw_lists, mine_requests
+from twofold.train.shown import Impressions, mine_shown, outcomes_of
 
 SAMPLE = 4096
 """Requests that scales are fitted on."""
@@ -62,7 +62,7 @@ class ListBatch:
 
 def fit_second_stage(
     retriever: Model,
-    arrays: Stages,
+    arrays: RetrieverAndRankerData,
     *,
     asked: ranking.Ranker,
     validate: Callable[[SecondStage], float],
@@ -82,7 +82,7 @@ def fit_second_stage(
 
 def fit_ranker(
     retriever: Model,
-    arrays: Stages,
+    arrays: RetrieverAndRankerData,
     *,
     asked: ranking.Mlp,
     validate: Callable[[Ranker], float],
@@ -95,13 +95,13 @@ def fit_ranker(
     """
     requests = mine_requests(retriever, arrays.retriever, asked.candidates, seed=asked.seed, out=out / MINED)
     shown = mine_shown(retriever, arrays.retriever, requests, asked, out=out / MINED) if asked.heads else None
-    with deterministic(asked.seed), kept_memory():
+    with deterministic(asked.seed), keep_freed_memory():
         state, vectors, wide = arrays.ranker.features, arrays.ranker.vectors, requests.users.shape[1]
         ranker = build_ranker(asked, state, vectors, retrieved=wide, retriever=retriever)
         lesson = _prepare(ranker, requests, shown, arrays.ranker, asked, checkpoint=out / CHECKPOINT)
         total = asked.epochs * len(requests)
-        begun = load_checkpoint(out / CHECKPOINT, ranker, lesson.optimiser, settings=asked)
-        position, best = begun or (Position(), weights_of(ranker))
+        begun = load_checkpoint(out / CHECKPOINT, ranker, lesson.optimizer, settings=asked)
+        position, best = begun or (TrainingState(), weights_of(ranker))
         done = position.epoch * len(requests) + position.batch * asked.batch_size
         with progress_bar("rank", total=total, unit="requests", done=done) as advance:
             while position.epoch < asked.epochs:
@@ -130,13 +130,13 @@ def fit_ranker(
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class RankerTraining:
     """Who is taught, by what."""
 
     ranker: Ranker
-    optimiser: Optimiser
+    optimizer: Optimizer
     requests: Requests
-    shown: Shown | None
+    shown: Impressions | None
     dataset: Dataset
     asked: ranking.Mlp
     mean_weight: float
@@ -146,18 +146,18 @@ class _Lesson:
 def _prepare(
     ranker: Ranker,
     requests: Requests,
-    shown: Shown | None,
+    shown: Impressions | None,
     dataset: Dataset,
     asked: ranking.Mlp,
     *,
     checkpoint: Path,
-) -> _Lesson:
+) -> RankerTraining:
     ranker.fit_scales(_fit_scales(requests, dataset, asked))
     if shown is not None:
         ranker.fit_heads(np.nanmean(outcomes_of(dataset, shown.lines, asked), axis=0).tolist())
     rows_per_step = asked.batch_size * (1 + asked.candidates.negatives)
     tuned = asked.fine_tune
-    optimiser = build_optimiser(
+    optimizer = build_optimizer(
         ranker,
         learning_rate=asked.learning_rate,
         rows_per_step=rows_per_step,
@@ -165,21 +165,21 @@ def _prepare(
         share=1.0 if tuned is None else tuned.learning_rate / asked.learning_rate,
     )
     mean_weight = float(dataset.rows["train"].weight[requests.lines].mean()) or 1.0
-    keep = partial(save_checkpoint, checkpoint, ranker, optimiser, settings=asked)
-    return _Lesson(ranker, optimiser, requests, shown, dataset, asked, mean_weight, keep)
+    keep = partial(save_checkpoint, checkpoint, ranker, optimizer, settings=asked)
+    return RankerTraining(ranker, optimizer, requests, shown, dataset, asked, mean_weight, keep)
 
 
-def _epoch(lesson: _Lesson, position: Position, best: dict[str, Tensor], advance: Advance) -> Position:
+def _epoch(lesson: RankerTraining, position: TrainingState, best: dict[str, Tensor], advance: Advance) -> TrainingState:
     """What is left of it; a checkpoint every now and then."""
     asked, saved_at = lesson.asked, time.monotonic()
-    parts = blocks(len(lesson.requests), asked.batch_size)
+    parts = chunks(len(lesson.requests), asked.batch_size)
     order = np.random.default_rng((asked.seed, position.epoch)).permutation(len(lesson.requests))
     beside = np.random.default_rng((asked.seed, 2, position.epoch)).permutation(len(lesson.shown or ()))
     shown = np.array_split(beside, len(parts))
     for part in parts[position.batch :]:
         step = position.epoch * len(parts) + position.batch
         rate = learning_rate_at(step, steps=asked.epochs * len(parts), peak=asked.learning_rate)
-        set_learning_rate(lesson.optimiser, rate)
+        set_learning_rate(lesson.optimizer, rate)
         loss = _step(lesson, order[part], shown[position.batch], step=step, position=position)
         position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
         advance(part.stop - part.start, f"loss {position.loss_sum / position.batch:.3f}")
@@ -190,12 +190,12 @@ def _epoch(lesson: _Lesson, position: Position, best: dict[str, Tensor], advance
 
 
 def _step(
-    lesson: _Lesson,
+    lesson: RankerTraining,
     which: Int64[np.ndarray, "requests"],
     beside: Int64[np.ndarray, "impressions"],
     *,
     step: int,
-    position: Position,
+    position: TrainingState,
 ) -> float:
     """One, on these requests and impressions; what it draws hangs on its number alone. Returns the loss."""
     asked = lesson.asked
@@ -207,12 +207,12 @@ def _step(
         outcomes = torch.from_numpy(outcomes_of(lesson.dataset, lesson.shown.lines[beside], asked))
         weights = torch.tensor([head.weight for head in asked.heads])
         loss = loss + (head_losses(lesson.ranker, batch, outcomes) * weights).sum()
-    lesson.optimiser.zero_grad()
+    lesson.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    length, value = clip_gradients(lesson.optimiser, most=None), float(loss.detach())
+    length, value = clip_gradients(lesson.optimizer, most=None), float(loss.detach())
     remedy = f"Lower ranker.learning_rate (now {asked.learning_rate:g})"
-    refuse_divergence(value, length, position, remedy=remedy)
-    lesson.optimiser.step()
+    check_divergence(value, length, position, remedy=remedy)
+    lesson.optimizer.step()
     return value
 
 
@@ -231,7 +231,7 @@ def gather_lists(
 
 
 def gather_shown(
-    shown: Shown,
+    shown: Impressions,
     dataset: Dataset,
     which: Int64[np.ndarray, "impressions"],
     asked: ranking.Mlp,
@@ -240,14 +240,14 @@ def gather_shown(
 ) -> ListBatch:
     """The same of these impressions, each a list of its own item; `seed` draws whose ids nobody knows."""
     item_rows = dataset.rows["train"].item_rows[shown.lines[which], None]
-    lists = Lists(item_rows, shown.places[which, None], np.ones_like(item_rows, bool))
+    lists = CandidateLists(item_rows, shown.places[which, None], np.ones_like(item_rows, bool))
     rng = np.random.default_rng(seed)
     return _gather(shown, lists, dataset, which, id_dropout=asked.id_dropout, rng=rng)
 
 
 def _gather(
-    asking: Requests | Shown,
-    lists: Lists,
+    asking: Requests | Impressions,
+    lists: CandidateLists,
     dataset: Dataset,
     which: Int64[np.ndarray, "requests"],
     *,
@@ -280,7 +280,9 @@ def list_losses(ranker: Ranker, batch: ListBatch, loss: ranking.RankerLoss) -> F
     """What the ranker makes of each list, its positive first."""
     requests, length = batch.places.shape
     items = ranker.item(batch.item).reshape(requests, length, -1)
-    scores, _ = ranker.outlook(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places)
+    scores, _ = ranker.relevance_and_logits(
+        ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places
+    )
     negatives = scores[:, 1:].masked_fill(~batch.competing[:, 1:], -torch.inf)
     match loss:
         case ranking.Listwise():
@@ -299,7 +301,9 @@ def list_losses(ranker: Ranker, batch: ListBatch, loss: ranking.RankerLoss) -> F
 def head_losses(ranker: Ranker, batch: ListBatch, outcomes: Float[Tensor, "requests heads"]) -> Float[Tensor, "heads"]:
     """Cross-entropy of every head, the mean over the impressions whose outcome is known; 0 where there are none."""
     items = ranker.item(batch.item)[:, None]
-    _, odds = ranker.outlook(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places)
+    _, odds = ranker.relevance_and_logits(
+        ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places
+    )
     known = ~outcomes.isnan()
     each = functional.binary_cross_entropy_with_logits(odds[:, 0], outcomes.nan_to_num(), reduction="none")
     return (each * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)

@@ -20,10 +20,11 @@ from twofold.dataset.npy import append_array, map_array
 from twofold.errors import DataError
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.progress import progress_bar
+from twofold.ragged import Ragged, chunks
 from twofold.recipe.features import AgeFeature, CounterFeature
 from twofold.recipe.ranker import Candidates
 from twofold.run_folder import write_json
-from twofold.topk import NOT_ALLOWED, Ragged, blocks, exclude
+from twofold.topk import NOT_ALLOWED, exclude
 
 MINED: Final = "requests"
 """The folder of what was mined: lies in that of the ranker while it learns, and goes then."""
@@ -64,7 +65,7 @@ class Requests:
 
 
 @dataclass(frozen=True)
-class Lists:
+class CandidateLists:
     """The candidates of some requests, a line each, the positive first."""
 
     item_rows: Int64[np.ndarray, "requests length"]
@@ -117,7 +118,7 @@ def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: 
             assert items is not None
             append["items"](as_products(model, items[:0], items)[1].ravel())
             append["masked"]((items[:0] if masked is None else as_products(model, items[:0], masked)[1]).ravel())
-            for part in blocks(len(own), max(CELLS // len(items), 1)):
+            for part in chunks(len(own), max(CELLS // len(items), 1)):
                 asking = chosen[own[part]], at[own[part]]
                 found = _ask(model, dataset, asking, items=items, liked=liked, top=asked.top)
                 there = found.own < asked.top
@@ -233,7 +234,7 @@ def draw_lists(
     asked: Candidates,
     *,
     rng: np.random.Generator,
-) -> Lists:
+) -> CandidateLists:
     """The candidates of these requests: the positive, then retrieved, random and skipped ones, as many as are asked
     for.
 
@@ -256,7 +257,7 @@ def draw_lists(
     competing = (drawn >= 0) & ~np.isin(keys, liked.lines * num_items + liked.values)
     competing[:, 0] = True
     item_rows = np.maximum(drawn, 0)
-    return Lists(item_rows, places_in(best, item_rows), competing)
+    return CandidateLists(item_rows, places_in(best, item_rows), competing)
 
 
 def places_in(

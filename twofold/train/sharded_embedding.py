@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from twofold.model.encoder import Encoder
-from twofold.topk import blocks
-from twofold.train.distributed import Ranks, gathered
+from twofold.ragged import chunks
+from twofold.train.distributed import ProcessGroup, all_gather
 
 _ROWS_AT_ONCE = 65_536
 """Of a table that is cut or put together: what is in flight stays small."""
@@ -36,7 +36,7 @@ class ShardedTable(nn.Embedding):
     The gradient of its weight is that of all ranks' lines: there is nothing left to add up.
     """
 
-    def __init__(self, ranks: Ranks, whole: nn.Embedding, folder: Path) -> None:
+    def __init__(self, ranks: ProcessGroup, whole: nn.Embedding, folder: Path) -> None:
         """Of a table of that size, not yet of its numbers. Whole ones are put down in `folder`."""
         rows, own = whole.num_embeddings, _columns(ranks, whole.embedding_dim)[ranks.rank]
         weight = torch.empty((rows, own.stop - own.start), device=ranks.device)
@@ -48,7 +48,7 @@ class ShardedTable(nn.Embedding):
 
     def forward(self, input: Int[Tensor, "lines"]) -> Float[Tensor, "lines dim"]:
         """The vectors of this rank's lines, with all their columns."""
-        of_all = functional.embedding(gathered(self.ranks, input), self.weight, self.padding_idx, sparse=self.sparse)
+        of_all = functional.embedding(all_gather(self.ranks, input), self.weight, self.padding_idx, sparse=self.sparse)
         vectors: Tensor = _Exchanged.apply(self.ranks, self.whole_dim, of_all)  # type: ignore[no-untyped-call]
         return vectors
 
@@ -58,7 +58,7 @@ class ShardedTable(nn.Embedding):
 
     def fill(self, whole: Float[Tensor, "rows dim"]) -> None:
         """Gives every rank its columns of the first one's table; others may hand in one without memory."""
-        for part in blocks(self.num_embeddings, _ROWS_AT_ONCE):
+        for part in chunks(self.num_embeddings, _ROWS_AT_ONCE):
             rows = torch.empty((part.stop - part.start, self.whole_dim), device=self.ranks.device)
             if self.ranks.is_first:
                 rows.copy_(whole[part])
@@ -74,7 +74,7 @@ class ShardedTable(nn.Embedding):
     def put_together(self, own: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
         """For the first rank, on the disk and mapped, what all ranks hand in; the others get back what they gave."""
         whole = _mapped(self.folder, len(own), self.whole_dim) if self.ranks.is_first else own
-        for part in blocks(len(own), _ROWS_AT_ONCE):
+        for part in chunks(len(own), _ROWS_AT_ONCE):
             rows = torch.zeros((part.stop - part.start, self.whole_dim), device=self.ranks.device)
             rows[:, self.columns] = own[part]
             dist.reduce(rows, dst=0)  # no rank holds a column of another: the sum is the table
@@ -94,7 +94,7 @@ class _Exchanged(torch.autograd.Function):
     """From some columns of all ranks' lines to all columns of this rank's."""
 
     @staticmethod
-    def forward(ctx: Any, ranks: Ranks, dim: int, columns: Tensor) -> Tensor:
+    def forward(ctx: Any, ranks: ProcessGroup, dim: int, columns: Tensor) -> Tensor:
         ctx.ranks, ctx.dim = ranks, dim
         lines, widths = len(columns) // ranks.size, _widths(ranks, dim)
         sizes = [lines * width for width in widths]
@@ -115,7 +115,9 @@ class _Exchanged(torch.autograd.Function):
         return None, None, arrived
 
 
-def spread(ranks: Ranks, model: nn.Module, *, in_columns: Collection[nn.Embedding], folder: Path) -> None:
+def distribute_model(
+    ranks: ProcessGroup, model: nn.Module, *, in_columns: Collection[nn.Embedding], folder: Path
+) -> None:
     """Moves the model to the rank's device, of several ranks with the weights of the first one's: equal seeds give
     equal ones on equal machines alone. The others may hand in a model without memory. These tables are cut; in
     `folder` there is room for whole ones.
@@ -178,11 +180,11 @@ def _tables(model: nn.Module) -> Iterator[tuple[nn.ModuleDict | dict[str, nn.Emb
                     yield held, name, table
 
 
-def _columns(ranks: Ranks, dim: int) -> list[slice]:
+def _columns(ranks: ProcessGroup, dim: int) -> list[slice]:
     """Of each rank; where they do not divide, some have one more."""
     edges = [dim * rank // ranks.size for rank in range(ranks.size + 1)]
     return [slice(first, end) for first, end in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _widths(ranks: Ranks, dim: int) -> list[int]:
+def _widths(ranks: ProcessGroup, dim: int) -> list[int]:
     return [part.stop - part.start for part in _columns(ranks, dim)]

@@ -17,9 +17,10 @@ from twofold.dataset.npy import append_array, map_array
 from twofold.errors import DataError
 from twofold.model.retriever import Model, as_products, user_vectors
 from twofold.progress import progress_bar
+from twofold.ragged import Ragged, chunks
 from twofold.recipe.ranker import Mlp
 from twofold.run_folder import write_json
-from twofold.topk import NOT_ALLOWED, Ragged, blocks, exclude
+from twofold.topk import NOT_ALLOWED, exclude
 from twofold.train.ranker_examples import CELLS, Requests, asked_at, days_of, first_taught
 
 _DONE: Final = "shown.json"
@@ -27,7 +28,7 @@ _DTYPES: Final = {"lines": np.int64, "at": np.int64, "moments": np.int32, "place
 
 
 @dataclass(frozen=True)
-class Shown:
+class Impressions:
     """Impressions of the training window of which some head's outcome is known; all else as in `Requests`."""
 
     lines: Int64[np.ndarray, "impressions"]
@@ -44,7 +45,7 @@ class Shown:
         return len(self.lines)
 
 
-def mine_shown(model: Model, dataset: Dataset, requests: Requests, asked: Mlp, *, out: Path) -> Shown:
+def mine_shown(model: Model, dataset: Dataset, requests: Requests, asked: Mlp, *, out: Path) -> Impressions:
     """Asks the retriever for as many impressions as there may be requests, of the same days; writes to `out`, maps what
     it wrote. DataError where the outcome of a head is known of none.
     """
@@ -52,7 +53,7 @@ def mine_shown(model: Model, dataset: Dataset, requests: Requests, asked: Mlp, *
         _mine(model, dataset, requests, asked, out=out)
     lines, at, moments, places, users = (map_array(out / f"shown.{name}.npy") for name in _DTYPES)
     wide = requests.items.shape[2]
-    shown = Shown(lines, at, moments, places, users.reshape(-1, wide), requests.items, requests.masked)
+    shown = Impressions(lines, at, moments, places, users.reshape(-1, wide), requests.items, requests.masked)
     for number, known in enumerate((~np.isnan(outcomes_of(dataset, lines, asked))).sum(axis=0)):
         if known == 0:
             raise DataError(
@@ -84,7 +85,7 @@ def _mine(model: Model, dataset: Dataset, requests: Requests, asked: Mlp, *, out
         for today, moment in zip(days, requests.moments[first], strict=True):
             own = np.flatnonzero(day == today)
             items = requests.items[moment]
-            for part in blocks(len(own), max(CELLS // len(items), 1)):
+            for part in chunks(len(own), max(CELLS // len(items), 1)):
                 these = own[part]
                 users, places = _ask(model, dataset, lines[these], at[these], items=items, top=asked.candidates.top)
                 found = (lines[these], at[these], np.full(len(these), moment), places, users)

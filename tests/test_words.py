@@ -1,0 +1,127 @@
+"""Rules for names and docstrings, so that a competent stranger reads each once: CONTRIBUTING.md states them."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "twofold").rglob("*.py"))
+
+FRAGMENT = re.compile(r"(Of|What|Those|Who|Whose|Whether|The same|How many|How|None[:;]|Where|As|In|With|One,)\b")
+FIELD_FRAGMENT = re.compile(r"(Of|What|Those|Who|Whose|The same|How many|None\b(?! means))")
+# fmt: off
+DIMENSIONS = {
+    "batch", "users", "items", "queries", "dim", "k", "length", "events", "examples", "pairs", "features", "bins",
+}
+"""Each is defined in docs/semantics.md; a size that no other array shares is `_`."""
+ARRAY_KINDS = {name for name in dir(jaxtyping) if name[0].isupper()}
+NAMED_BY_STAGE = {"recipe", "pipeline", "cli"}
+"""Packages whose modules bear the name of a section of the recipe or of a stage, as modules of other packages may."""
+RETIRED = {
+    "asked", "tell", "hear", "told", "nobody", "given", "lent", "told_by_first", "gathered", "summed", "assist",
+    "joined_ranks", "ALONE", "Ranks", "sketch", "learner", "headline", "in_words", "judge_catalogue",
+    "judge_impressions", "judge_filtered", "judge_in_batch", "JudgedWindow", "Judged", "Details",
+    "may_be_recommended", "passing", "to_find", "parted_by", "said", "saying", "outlook", "trust", "place_of",
+    "hard_of", "Eligible", "settle", "reaching", "HELD", "Asker", "Ask", "Asking", "Wanted", "Met", "Kept", "Put",
+    "Gate", "Meters", "mistake", "try_again", "LookedAt", "spelling", "Piece", "Made", "decimal", "signed",
+    "bracket", "kept_memory", "twins", "spoilt", "dirt", "moment", "moments", "at_once", "CELLS", "PAIRS",
+    "AT_ONCE", "is_unasked", "Optimiser", "optimiser", "regularisation", "PerValue", "SideBySide", "Crosses",
+    "LengthGuess", "blocks", "wide", "only_mask", "only_rows",
+}
+# fmt: on
+VERB = re.compile(r"[A-Z][a-z-]*s$")
+NOT_A_VERB = {"This", "Its", "Items", "Users", "Rows", "Events", "Vectors", "Scores", "Examples", "Ids", "Values"}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+every_module = pytest.mark.parametrize("path", MODULES, ids=relative)
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(each).split(".")[-1] in ("property", "cached_property") for each in function.decorator_list)
+
+
+def field_docs(path: Path) -> Iterator[tuple[int, str]]:
+    """Texts that follow an assignment: what sphinx calls attribute docstrings."""
+    for node in nodes(path):
+        body = getattr(node, "body", None)
+        for before, after in zip(body, body[1:], strict=False) if isinstance(body, list) else ():
+            if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
+                text = getattr(after.value, "value", None)
+                if isinstance(text, str):
+                    yield after.lineno, text
+
+
+@every_module
+def test_a_docstring_is_no_fragment(path: Path) -> None:
+    found = []
+    for node in nodes(path):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+            text = ast.get_docstring(node) or ""
+            if FRAGMENT.match(text):
+                found.append(f"line {getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
+    found += [f"line {line}: {text.splitlines()[0]}" for line, text in field_docs(path) if FIELD_FRAGMENT.match(text)]
+    assert not found, "\n".join(found)
+
+
+@every_module
+def test_the_docstring_of_a_function_begins_with_a_verb(path: Path) -> None:
+    """In the third person; on the command line, where it is the help text, in the imperative too."""
+    found = []
+    for node in nodes(path):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property(node):
+            first = ((ast.get_docstring(node) or "").split() or ["Returns"])[0].rstrip(",;:.")
+            is_verb = VERB.match(first) is not None and first not in NOT_A_VERB
+            if not is_verb and path.parent.name != "cli":
+                found.append(f"line {node.lineno}: {node.name}: {(ast.get_docstring(node) or '').splitlines()[0]}")
+    assert not found, "\n".join(found)
+
+
+@every_module
+def test_no_identifier_is_a_retired_word(path: Path) -> None:
+    found = Counter()
+    for node in nodes(path):
+        for field in ("id", "arg", "attr", "name", "asname"):
+            if isinstance(name := getattr(node, field, None), str) and name in RETIRED:
+                found[name] += 1
+    assert not found
+
+
+@every_module
+def test_dimensions_have_one_of_the_defined_names(path: Path) -> None:
+    found = Counter()
+    for node in nodes(path):
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 2:
+            shape = node.slice.elts[1]
+            kind = ast.unparse(node.value).split(".")[-1]
+            text = getattr(shape, "value", None)
+            if isinstance(text, str) and kind in ARRAY_KINDS:
+                found.update(word for word in text.split() if not is_dimension(word))
+    assert not found
+
+
+def is_dimension(word: str) -> bool:
+    word = word.removeprefix("*").removeprefix("#")
+    return word in ("...", "_") or re.fullmatch(r"\d+", word) is not None or word.removesuffix("+1") in DIMENSIONS
+
+
+def test_every_dimension_is_defined() -> None:
+    page = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
+    assert not {word for word in DIMENSIONS if f"`{word}`" not in page}
+
+
+def test_the_name_of_a_module_is_unique() -> None:
+    names = Counter(path.stem for path in MODULES if path.stem != "__init__" and path.parent.name not in NAMED_BY_STAGE)
+    assert not {name: count for name, count in names.items() if count > 1}
