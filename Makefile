@@ -1,16 +1,18 @@
 # make demo    a fresh clone to judged recommendations: environment, run, table, next command
 # make test    the fast tests (the slow ones: make test-slow)
 # make check   format, lint, types, layers, spelling, generated docs
-# make docs    writes what is generated in docs/
+# make docs    writes the generated pages of docs/
+# make docs-site  builds the documentation as a site in build/site
 # make bench   every script of benchmarks/
 
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt -e
+SITE := $(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow check docs bench
+.PHONY: demo test test-slow check docs docs-site bench
 
 demo: .venv/ready-demo
 	$(BIN)/twofold run recipes/kuairand.yaml
@@ -31,9 +33,16 @@ check: .venv/ready-dev
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python docs/make_recipe.py --check
+	$(BIN)/python docs/make_results.py --check
+	$(SITE)
 
 docs: .venv/ready-demo
 	$(BIN)/python docs/make_recipe.py
+	$(BIN)/python docs/make_results.py
+
+# A link or reference that leads nowhere is an error.
+docs-site: .venv/ready-dev
+	$(SITE)
 
 bench: .venv/ready-dev
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -1,5 +1,6 @@
-"""Docs are tests: what is generated is up to date, and every field and every verb is written about."""
+"""The pages hold: what is generated is up to date, every field and command is described, links and widths are right."""
 
+import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from twofold.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 
 
 def verbs(group: Any, prefix: str = "twofold") -> Iterator[str]:
@@ -40,10 +42,30 @@ def test_every_field_of_a_recipe_is_on_its_page(field: str) -> None:
     assert f"`{field}`" in page or f"`{field}:" in page
 
 
+def test_the_page_of_results_is_what_the_benchmarks_say() -> None:
+    results_page = runpy.run_path(str(ROOT / "docs" / "make_results.py"))["results_page"]
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results_page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_lines_are_at_most_120_wide(page: Path) -> None:
+    """Tables and quoted output aside."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    wide = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "<!--"))]
+    assert not wide
+
+
 @pytest.mark.parametrize("verb", list(verbs(typer.main.get_command(app))))
 def test_every_verb_is_written_about(verb: str) -> None:
     assert any(verb in path.read_text(encoding="utf-8") for path in DOCS if path.exists()), (
-        f"write what `{verb}` does in README.md"
+        f"describe `{verb}` in README.md or docs/"
     )
 
 
