@@ -1,6 +1,6 @@
 """Writes the pictures of README.md: the report, the map and the live page of a finished run, by headless Chromium.
 
-    python docs/make_images.py runs/kuairand
+python docs/make_images.py runs/kuairand
 """
 
 import shutil
@@ -35,7 +35,13 @@ def picture(url: str, name: str, *, size: str) -> None:
     """Writes docs/images/NAME.png: the first screen of the page."""
     assert CHROMIUM is not None, "install Chromium (Debian: apt-get install chromium)"
     with tempfile.TemporaryDirectory() as profile:
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", f"--window-size={size}", "--virtual-time-budget=8000"]
+        command = [
+            CHROMIUM,
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            f"--window-size={size}",
+            "--virtual-time-budget=8000",
+        ]
         subprocess.run([*command, f"--screenshot={IMAGES / name}.png", url], check=True, capture_output=True)
 
 
