@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twofold.recipe.schema import Recipe
+from twofold.tables import DAY_MS, HOUR_MS
 
-HOUR_MS = 3600 * 1000
-DAY_MS = 24 * HOUR_MS
 FIRST = date(2024, 1, 1)
 FIRST_MS = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * 1000
 TRAIN_DAYS, VALIDATION, TEST, AFTER = range(4), 4, 5, 6

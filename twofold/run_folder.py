@@ -28,12 +28,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from twofold.digest import digest_of, file_digest
 from twofold.errors import RunError
+from twofold.tables import Json
 
-Json = Any
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 2
 """Part of every stage's digest: raised when a stage writes something else for the same inputs."""

@@ -5,7 +5,15 @@ the names a rule or a feature of the recipe calls them by. Preparation turns the
 judged) and `HISTORY` (every event, sorted, so that a history is a slice).
 """
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+Json = Any
+"""A value that `json` reads or writes."""
+
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+LONG_VIEW_MS: Final = 18_000
+"""A long view: 18 s of a longer item, all of a shorter one."""
 
 Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")

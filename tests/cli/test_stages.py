@@ -209,8 +209,8 @@ def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):
 )
 def test_waiting_threads_do_not_spin_for_long(given, said):
     """As OpenMP says it, once PyTorch has loaded it."""
-    program = "import sys; sys.argv = ['twofold', '--help']; from twofold.cli import stages\n"
-        "try: stages.main()\nfinally: import torch"
+    program = "import sys; sys.argv = ['twofold', '--help']\n"
+    program += "from twofold.cli.stages import main\ntry: main()\nfinally: import torch"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twofold.recipe.features import Features
+from twofold.tables import DAY_MS, HOUR_MS
 
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
 WINDOWS = {"train": (0, 10 * DAY_MS), "validation": (10 * DAY_MS, 12 * DAY_MS), "test": (12 * DAY_MS, 14 * DAY_MS)}
 LAST_TRAIN_MS = WINDOWS["train"][1]
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.dataset.counters import HOUR_MS, load_counters, write_counters
+from twofold.dataset.counters import load_counters, write_counters
+from twofold.tables import HOUR_MS
 
 # key, hour, was liked, seconds watched; one event a line
 EVENTS = [

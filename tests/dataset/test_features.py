@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from tests.dataset.examples import rows_at
-from twofold.dataset.column_encoders import DAY_MS, Scale, fit_scale
-from twofold.dataset.counters import HOUR_MS, Counters
+from twofold.dataset.column_encoders import Scale, fit_scale
+from twofold.dataset.counters import Counters
 from twofold.dataset.features import (
     Queries,
     UserArrays,
@@ -19,6 +19,7 @@ from twofold.dataset.features import (
     user_inputs,
 )
 from twofold.recipe.features import Features
+from twofold.tables import DAY_MS, HOUR_MS
 
 FEATURES = Features.model_validate(
     {

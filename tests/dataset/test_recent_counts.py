@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from twofold.dataset import recent_counts as recent
-from twofold.dataset.column_encoders import DAY_MS
 from twofold.dataset.histories import Histories
 from twofold.dataset.recent_counts import count_events
+from twofold.tables import DAY_MS
 
 # Two users; items 0 to 2. Item 1 is met on days 1, 2 and 3, item 0 on day 2, item 2 never.
 HISTORY = Histories(np.array([1, 0, 1, 1], np.int32), np.array([1, 2, 2, 3]) * DAY_MS, np.array([0, 2, 4], np.int64))

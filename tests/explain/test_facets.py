@@ -4,8 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from twofold.explain.facets import facets_of
-
-DAY_MS = 24 * 3600 * 1000
+from twofold.tables import DAY_MS
 
 
 def test_every_type_of_column_has_its_values():

@@ -15,9 +15,10 @@ from scipy.stats import spearmanr
 
 from twofold.errors import RequestError
 from twofold.ingest import world_events as writer
-from twofold.ingest.world import DAY_MS, FIRST_ITEM_ID, FIRST_USER_ID, plant_items
+from twofold.ingest.world import FIRST_ITEM_ID, FIRST_USER_ID, plant_items
 from twofold.ingest.world_events import World, true_interest, write_world
 from twofold.prepare.sources import open_source
+from twofold.tables import DAY_MS
 
 ROWS = 100_000
 SMALL = World(rows=20_000, days=5)

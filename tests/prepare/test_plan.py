@@ -27,8 +27,8 @@ from tests.prepare.tables import (
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
 from twofold.errors import DataError
 from twofold.prepare import run_plan as stage
-from twofold.prepare.plan import HOUR_MS
 from twofold.prepare.run_plan import prepare
+from twofold.tables import HOUR_MS
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 

@@ -17,8 +17,7 @@ from twofold.recipe.features import (
 )
 from twofold.recipe.prepare import Prepare, TemporalSplit, Window
 from twofold.recipe.schema import Recipe
-
-DAY_MS = 24 * 60 * 60 * 1000
+from twofold.tables import DAY_MS
 
 
 def asked(**changes: Any) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from twofold.index.search import build_index, save_index
 from twofold.recipe.features import Features
 from twofold.run_folder import MANIFEST, file_digest, run_stage
 from twofold.serve.bundle import USER_TOWER, save_context
+from twofold.tables import HOUR_MS
 
-HOUR_MS = 3_600_000
 NOON = 12 * HOUR_MS
 LENGTH = 4  # of the histories the tower reads
 ITEMS = ["a", "b", "c", "d", "e", "f", "cold"]

@@ -5,14 +5,13 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, random_events, write_prepared
-from twofold.dataset.column_encoders import DAY_MS
-from twofold.dataset.counters import HOUR_MS
 from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.errors import DataError
 from twofold.model.retriever import as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.ranker import Candidates
 from twofold.recipe.train import TwoTower
+from twofold.tables import DAY_MS, HOUR_MS
 from twofold.train.ranker_examples import draw_lists, mine_requests, places_in
 
 RETRIEVER = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "negative_distance"}})

@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Int32, Int64
 
-from twofold.dataset.counters import HOUR_MS
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError
+from twofold.tables import DAY_MS, HOUR_MS
 
-DAY_MS = 24 * HOUR_MS
 _NEVER = np.int64(np.iinfo(np.int64).min)
 
 

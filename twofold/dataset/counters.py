@@ -19,8 +19,7 @@ from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
 from twofold.run_folder import write_json
-
-HOUR_MS = 3_600_000
+from twofold.tables import HOUR_MS
 
 
 @dataclass(frozen=True)

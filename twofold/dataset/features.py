@@ -29,7 +29,7 @@ from twofold.dataset.column_encoders import (
     shares,
     value_rows,
 )
-from twofold.dataset.counters import HOUR_MS, Counters, load_counters
+from twofold.dataset.counters import Counters, load_counters
 from twofold.dataset.examples import BATCH_ROWS, Examples
 from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.npy import map_array
@@ -53,6 +53,7 @@ from twofold.recipe.features import (
     VectorFeature,
     feature_name,
 )
+from twofold.tables import HOUR_MS
 
 ATTRIBUTES = (CategoryFeature, NumberFeature, ProfileFeature)
 """What reads a column of the users table that the recipe names."""

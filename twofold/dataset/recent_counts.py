@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from twofold.dataset.column_encoders import DAY_MS
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.histories import Histories
 from twofold.ragged import chunks
 from twofold.recipe.index import Recent
+from twofold.tables import DAY_MS
 
 _EVENTS: Final = 2**22  # looked at once: 48 MiB of a mapped log
 

@@ -15,11 +15,11 @@ from jaxtyping import Float32, Int64
 from twofold.errors import RequestError
 from twofold.evaluate.scores import Products, ScoreBlock
 from twofold.ragged import chunks
+from twofold.tables import DAY_MS
 from twofold.topk import top_k
 
 EASE_MAX_ITEMS: Final = 20_000  # a matrix of 1.6 GB and minutes of 2 cores; 7,502 items take 8 s
 IALS_MAX_POSITIVES: Final = 20_000_000  # minutes of 2 cores
-_DAY_MS: Final = 86_400_000
 _CELLS: Final = 2**23
 
 
@@ -59,7 +59,7 @@ def popularity(positives: Interactions) -> ScoreBlock:
 
 def recent_popularity(positives: Interactions, *, end: int, days: int) -> ScoreBlock:
     """The number of positives of each item in the last `days` days before `end`, the window's first moment (UTC ms)."""
-    recent = (positives.at >= end - days * _DAY_MS) & (positives.at < end)
+    recent = (positives.at >= end - days * DAY_MS) & (positives.at < end)
     return _same_for_all(_counts(positives.item_rows[recent], positives.num_items))
 
 

@@ -9,8 +9,7 @@ from jaxtyping import Float64, Int64
 from twofold.evaluate.results import FEW_USERS, Day, DaySection, SliceLine, SliceSection, estimates, number
 from twofold.evaluate.significance import bootstrap, holm, paired_p_values
 from twofold.ragged import Ragged
-
-_DAY_MS = 86_400_000
+from twofold.tables import DAY_MS, HOUR_MS
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def evaluate_days(
     """Rows on each day of the window, a user counting on the day it is asked; mean and spread over days, and whether
     the order of the rows is another on some day. Days on which nobody is judged are left out.
     """
-    day = (query_at + utc_offset_h * 3_600_000) // _DAY_MS
+    day = (query_at + utc_offset_h * HOUR_MS) // DAY_MS
     judged = ~np.isnan(np.stack(list(values.values()))).any(axis=0)
     days = []
     for each in np.unique(day[judged]):

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
 from twofold.ragged import Ragged
+from twofold.tables import LONG_VIEW_MS
 
-_LONG_S: Final = 18.0  # a long view: 18 s of a longer item, all of a shorter one
+_LONG_S: Final = LONG_VIEW_MS / 1000
 _BUCKETS: Final = 30  # of equal frequency, as D2Q cuts lengths (Zhan et al., KDD 2022)
 
 

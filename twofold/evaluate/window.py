@@ -17,9 +17,8 @@ from twofold.evaluate.slices import Slicing
 from twofold.evaluate.watched import Watched, fit_gain, gains
 from twofold.ragged import Ragged
 from twofold.recipe.features import CategoryFeature, reads_time
-from twofold.tables import SPLITS, Split
+from twofold.tables import DAY_MS, SPLITS, Split
 
-_DAY_MS: Final = 86_400_000
 _ACTIVITY: Final = (1, 10, 50, 200)  # items met before the request
 _AGES: Final = (1, 3, 7, 30)  # days since an item's first event
 _TENTHS: Final = 10
@@ -139,7 +138,7 @@ def slicings_of(
     activity = _ranges("items met", np.array(_ACTIVITY), cold="cold: none met")
     first_at = np.full(window.num_items, np.iinfo(np.int64).max)
     np.minimum.at(first_at, dataset.events.item_rows, dataset.events.at)
-    age = (window.query_at[users] - first_at[items]) // _DAY_MS
+    age = (window.query_at[users] - first_at[items]) // DAY_MS
     found = [
         Slicing("user activity", np.searchsorted(_ACTIVITY, met, side="right"), activity),
         Slicing("item age, days", np.searchsorted(_AGES, age, side="right"), _ranges("days", np.array(_AGES))),

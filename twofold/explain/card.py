@@ -8,7 +8,7 @@ import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from twofold.explain.card_charts import Curve, Drawing, drawing_of, training_curves
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
@@ -16,8 +16,8 @@ from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
 from twofold.render.html import fill_page, setting
 from twofold.run_folder import atomic_file, find_stage
+from twofold.tables import Json
 
-Json = Any
 COMMENT: Final = "comment.md"
 BASE: Final = "base.yaml"
 _SPLITS: Final = ("train", "validation", "test")

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Json = Any
+from twofold.tables import Json
+
 _CURVE: Final = (300.0, 110.0)
 _LAYERS: Final = ("linear", "layer norm", "batch norm")
 _TOWER: Final = 420.0

@@ -8,7 +8,7 @@ interpreter, and the page's own policy forbids every other script and every requ
 import base64
 import hashlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,8 +17,8 @@ import vl_convert
 from twofold.explain.map import Atlas, points_table
 from twofold.render.html import fill_page
 from twofold.run_folder import atomic_file
+from twofold.tables import Json
 
-Json = Any
 _WIDTH: Final = 880
 _HEIGHT: Final = 620
 _COLOURS: Final = 9  # the commonest values of an attribute have their own; the others share one

@@ -28,6 +28,7 @@ from twofold.ingest.spellings import (
 )
 from twofold.recipe.messages import did_you_mean
 from twofold.sql.rules import rule_columns
+from twofold.tables import LONG_VIEW_MS
 
 Kind = Literal["integer", "fraction", "text", "boolean", "timestamp", "day", "list", "other"]
 Unit = Literal["s", "ms", "us", "ns"]
@@ -112,6 +113,7 @@ def rule_name(name: str) -> str | None:
 
 # 1995 and 2100 in seconds. No log is older; ids and days as 20220425 lie below in every unit.
 _FIRST_S, _END_S = 788_918_400, 4_102_444_800
+_LONG_S: Final = LONG_VIEW_MS // 1000
 _PER_S: Final[Mapping[Unit, int]] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -357,8 +359,9 @@ def _positive(columns: Sequence[Column], seconds: Mapping[str, str]) -> tuple[st
 
 def _long_view(seconds: Mapping[str, str]) -> list[tuple[str, str]]:
     if "length_s" in seconds:
-        return [("watch_s >= LEAST(length_s, 18) AND length_s > 0", "long view: to the end, or 18 s of what is longer")]
-    return [("watch_s >= 18", "watched for 18 s: lengths are not known")] if seconds else []
+        rule = f"watch_s >= LEAST(length_s, {_LONG_S}) AND length_s > 0"
+        return [(rule, f"long view: to the end, or {_LONG_S} s of what is longer")]
+    return [(f"watch_s >= {_LONG_S}", f"watched for {_LONG_S} s: lengths are not known")] if seconds else []
 
 
 def _weaker(usable: Sequence[tuple[Column, str]]) -> tuple[list[tuple[str, str]], dict[str, str]]:

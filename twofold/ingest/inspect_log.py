@@ -29,6 +29,7 @@ from twofold.prepare.sources import (
 )
 from twofold.recipe.load import load_recipe
 from twofold.sql.rules import rule_sql
+from twofold.tables import DAY_MS, HOUR_MS
 
 Ask = Callable[[str], list[Any]]
 
@@ -38,7 +39,6 @@ _MAX_COMPARED: Final = 20_000_000
 # DuckDB's time grows with the square of what one statement asks: 400 columns at once took 11 s of 4,000 rows.
 _COLUMNS_A_SCAN: Final = 64
 _SHOWN: Final = 60
-_DAY_MS: Final = 86_400_000
 
 
 def profile_log(
@@ -92,9 +92,8 @@ def look_at_events(source: Source, roles: Roles) -> EventFacts:
     """How many users, items, days and repeats the events have; DataError if there is nothing to learn from them."""
     with _engine(source.files) as ask:
         events = _events_sql(source, roles)
-        rows, positives, hours = ask(
-            f"""SELECT COUNT(*), COALESCE(SUM("is_positive"), 0), COUNT(DISTINCT "at" // 3600000 % 24) FROM {events}"""
-        )[0]
+        counts = f"""COUNT(*), COALESCE(SUM("is_positive"), 0), COUNT(DISTINCT "at" // {HOUR_MS} % 24)"""
+        rows, positives, hours = ask(f"SELECT {counts} FROM {events}")[0]
         users, median, busiest = ask(_groups_sql(events, "user_id", "QUANTILE_DISC(n, 0.5), QUANTILE_DISC(n, 0.999)"))[
             0
         ]
@@ -103,7 +102,7 @@ def look_at_events(source: Source, roles: Roles) -> EventFacts:
         share = min(1.0, _MAX_COMPARED / rows)
         compared, different, pairs = ask(_compared_sql(source, share))[0]
         by_day = (
-            f"""SELECT "at" // {_DAY_MS} AS "day", COUNT(*), SUM("is_positive") FROM {events} GROUP BY 1 ORDER BY 1"""
+            f"""SELECT "at" // {DAY_MS} AS "day", COUNT(*), SUM("is_positive") FROM {events} GROUP BY 1 ORDER BY 1"""
         )
         days = ask(by_day) if roles.has_clock else []
     return EventFacts(

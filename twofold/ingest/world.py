@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from twofold.errors import RequestError
+from twofold.tables import DAY_MS
 
-DAY_MS: Final = 24 * 3_600_000
 FIRST_USER_ID: Final = 1_001
 FIRST_ITEM_ID: Final = 5_000_000_001  # above 2^32: whoever narrows an id finds out here
 MOST_EVENTS_A_DAY: Final = 200  # of a mean user; ten times that, the most active ones, still fit into a day

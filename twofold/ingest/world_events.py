@@ -21,7 +21,6 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from twofold.errors import RequestError
 from twofold.ingest.world import (
-    DAY_MS,
     EVENTS,
     FIRST_ITEM_ID,
     FIRST_USER_ID,
@@ -42,13 +41,13 @@ from twofold.ingest.world import (
     true_interest,
 )
 from twofold.recipe.schema import Table
+from twofold.tables import DAY_MS, HOUR_MS
 
 __all__ = ["World", "true_interest", "write_world"]
 
 # Rows drawn at once: the temporaries, a megabyte each, stay in the cache and in memory that is used again.
 _PIECE: Final = 2**18
 _USER_BITS: Final = 30  # a user's day in ms, and eleven more should it run over
-_HOUR_MS: Final = 3_600_000
 _EVENTS: Final = pa.schema(
     dict.fromkeys(("user_id", "item_id", "at"), pa.int64())
     | dict.fromkeys(("watch_s", "length_s"), pa.float64())
@@ -178,7 +177,7 @@ def _sessions(users: Users, draw: np.random.Generator, chosen: range, rows: int)
     who = np.searchsorted(reach, np.sort(draw.uniform(before, reach[-1], size=len(ends))), side="right")
     user = chosen.start + np.minimum(who, len(reach) - 1)
     hour = users.peak_hour[user] + np.searchsorted(daily_rhythm().cumsum()[:-1], draw.random(len(ends)), side="right")
-    start_ms = hour % 24 * _HOUR_MS + draw.integers(_HOUR_MS, size=len(ends))
+    start_ms = hour % 24 * HOUR_MS + draw.integers(HOUR_MS, size=len(ends))
     key = np.sort(user << _USER_BITS | start_ms)
     return _Sessions(key >> _USER_BITS, key & (2**_USER_BITS - 1), ends)
 

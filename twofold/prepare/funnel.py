@@ -7,8 +7,7 @@ from typing import Any, Final, Literal
 from twofold.prepare.event_filters import Selection
 from twofold.prepare.sources import Source
 from twofold.recipe.prepare import Prepare
-from twofold.run_folder import Json
-from twofold.tables import SPLITS, Split
+from twofold.tables import SPLITS, Json, Split
 
 Scope = Literal["log", "train", "windows", "sample"]
 HAS_KEYS: Final = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL AND "at" IS NOT NULL'

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from jaxtyping import Float
 
 from twofold.recipe.prepare import ItemBuckets, Prepare, WatchTimeGain
-from twofold.run_folder import Json
+from twofold.tables import Json
 
 # A rank correlation of a million rows is known to .002.
 MAX_ROWS: Final = 1_000_000

@@ -11,7 +11,7 @@ makes of the log. Names with blanks in them are ours: no log has them.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import assert_never
 
 from twofold.prepare.event_filters import Selection, select_train
 from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts, has_estimates
@@ -20,9 +20,7 @@ from twofold.prepare.sources import Source, quoted
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
 from twofold.recipe.prepare import Counters, LastEvents, Prepare, TemporalSplit
 from twofold.sql.rules import rule_columns, rule_sql
-from twofold.tables import OUTCOME, SPLITS, Split
-
-HOUR_MS: Final = 3_600_000
+from twofold.tables import HOUR_MS, OUTCOME, SPLITS, Split
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from twofold.prepare.vectors import write_vectors
 from twofold.progress import progress_bar
 from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
-from twofold.run_folder import Json, write_json
-from twofold.tables import OUTCOME, Split
+from twofold.run_folder import write_json
+from twofold.tables import OUTCOME, Json, Split
 
 # Users are cut into shards of about so many events: a sort of them fits in memory, so time grows as the log does.
 EVENTS_A_SHARD: Final = 8_000_000

@@ -22,6 +22,7 @@ from twofold.recipe.prepare import (
     WatchTimeGain,
     WidthBuckets,
 )
+from twofold.tables import LONG_VIEW_MS
 
 # The view that is fitted on and joined to: the log's columns, watch_ms, length_ms, "split" (0 for train), "is kept".
 ROWS: Final = '"log" AS "rows"'
@@ -56,8 +57,8 @@ def fit_label(name: str, label: Label) -> FittedLabel:
     """The SQL of one label; every table's name begins with the label's."""
     match label:
         case LongView():
-            long_, whole = f"{_WATCH} >= 18", f"{_WATCH} >= {_LENGTH}"
-            value = f"CASE WHEN {_LENGTH} > 18 THEN {long_} WHEN {_LENGTH} > 0 THEN {whole} END"
+            long_, whole = f"{_WATCH} >= {LONG_VIEW_MS // 1000}", f"{_WATCH} >= {_LENGTH}"
+            value = f"CASE WHEN {_LENGTH} > {LONG_VIEW_MS // 1000} THEN {long_} WHEN {_LENGTH} > 0 THEN {whole} END"
             return FittedLabel({}, (), "", value)
         case Completion():
             watched = _WATCH if label.uncapped else f"LEAST({_WATCH}, {_LENGTH})"

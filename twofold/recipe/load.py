@@ -19,8 +19,8 @@ from twofold.errors import RecipeError
 from twofold.recipe.features import feature_name
 from twofold.recipe.messages import Problem, did_you_mean, problems_of
 from twofold.recipe.schema import Recipe
+from twofold.tables import Json
 
-Json = Any
 MAX_BYTES: Final = 1_000_000
 _ABSENT: Final = object()
 

@@ -24,8 +24,7 @@ from twofold.render.numbers import (
     probability,
     ratio,
 )
-
-Json = Any
+from twofold.tables import Json
 
 
 def fill_page(package: str, template: str, values: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Int64, Integer
 
-from twofold.dataset.column_encoders import DAY_MS
 from twofold.dataset.features import Queries
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import UNKNOWN, Ids
@@ -25,6 +24,7 @@ from twofold.serve.bundle import Bundle, open_bundle
 from twofold.serve.event_store import LiveEvent
 from twofold.serve.item_updates import LiveItems
 from twofold.serve.two_stage import RankedItems, answer, encode_users
+from twofold.tables import DAY_MS
 from twofold.topk import top_k
 
 RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)

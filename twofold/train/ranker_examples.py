@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from twofold.dataset.column_encoders import DAY_MS
-from twofold.dataset.counters import HOUR_MS
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
@@ -24,6 +22,7 @@ from twofold.ragged import Ragged, chunks
 from twofold.recipe.features import AgeFeature, CounterFeature
 from twofold.recipe.ranker import Candidates
 from twofold.run_folder import write_json
+from twofold.tables import DAY_MS, HOUR_MS
 from twofold.topk import NOT_ALLOWED, exclude
 
 MINED: Final = "requests"
