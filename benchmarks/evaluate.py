@@ -36,9 +36,9 @@ PEER_METRICS = ("recall", "hit_rate", "ndcg", "mrr", "map")
 
 def build(users: int, items: int, seed: int = 0):
     """A window of users with 5 positives each and 50 seen items, and vectors."""
-    from twofold.evaluate.catalogue import EvaluationWindow
-    from twofold.evaluate.scores import Products
+    from twofold.evaluate.window import EvaluationWindow
     from twofold.ragged import Ragged
+    from twofold.topk import Products
 
     rng = np.random.default_rng(seed)
     rows = np.stack([rng.choice(items, RELEVANT + SEEN, replace=False) for _ in range(users)])
@@ -65,7 +65,7 @@ def machine(products, k: int) -> None:
     """What the machine does anyway: product and torch's top k, in blocks that suit it."""
     import torch
 
-    items = torch.from_numpy(products.factors)
+    items = torch.from_numpy(products.items)
     for first in range(0, len(products.queries), 512):
         torch.topk(torch.from_numpy(products.queries[first : first + 512]) @ items.T, k)
 
@@ -86,11 +86,9 @@ def fastest_s(parts: dict[str, Callable[[], object]], rounds: int = 3) -> dict[s
 
 def ranked_lists(window, products) -> np.ndarray:
     """Our 500 best unseen items of the first users."""
-    from twofold.evaluate.scores import rank_products, users_at_once
+    from twofold.evaluate.scores import rank_products, user_chunks
 
-    parts = [
-        rank_products(products, part, KS[-1], excluded=window.seen.part(part)) for part in users_at_once(PEER_USERS)
-    ]
+    parts = [rank_products(products, part, KS[-1], excluded=window.seen.part(part)) for part in user_chunks(PEER_USERS)]
     return np.concatenate(parts)
 
 
@@ -174,7 +172,7 @@ def judge_many() -> dict[str, float]:
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
     started = time.perf_counter()
-    machine(type(products)(products.queries[:512], products.factors), KS[-1])
+    machine(type(products)(products.queries[:512], products.items), KS[-1])
     bare = (time.perf_counter() - started) * MANY_USERS / 512
     return {"seconds": round(seconds, 1), "peak_gb": round(peak, 2), "bare_seconds": round(bare, 1)}
 

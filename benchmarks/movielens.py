@@ -14,7 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from twofold.evaluate.results import Estimate, Report, Row, spread
+from twofold.evaluate.results import Report, Row
+from twofold.evaluate.significance import Estimate
+from twofold.evaluate.summary_text import format_estimate
 from twofold.pipeline import run as pipeline
 from twofold.recipe.load import load_recipe, recipe_digest
 
@@ -81,7 +83,7 @@ def show(name: str, lines: list[Line]) -> None:
         table = Table("row", "seed", *(metric.partition("/")[2] for metric in metrics), title=f"{name}: {protocol}")
         for line in lines:
             if line["protocol"] == protocol and (line["row"] == "model" or line["seed"] == 0):
-                values = (spread(Estimate(*line[metric])) for metric in metrics)  # type: ignore[misc]
+                values = (format_estimate(Estimate(*line[metric])) for metric in metrics)  # type: ignore[misc]
                 table.add_row(str(line["row"]), str(line["seed"]), *values)
         Console().print(table, markup=False)
 

@@ -27,7 +27,22 @@ RENAMED = {
     "told_apart": "significant",
 }
 LEFT_OUT = {"commit", "hardware", "versions", "seconds", "recipe_digest", "digest", "epochs", "made_at", "alarm_words"}
-SENTENCES = {"verdict", "sentence", "remark", "words", "text", "about", "told", "what", "name", "summary", "label"}
+SENTENCES = {
+    "verdict",
+    "sentence",
+    "remark",
+    "words",
+    "text",
+    "about",
+    "told",
+    "what",
+    "name",
+    "summary",
+    "label",
+    "candidates",
+    "excluded",
+    "left_out",
+}
 RUNS = ("kuairand", "world", "kuairand-ranked")
 AT = 1652000000000
 REQUESTS = (
@@ -46,7 +61,9 @@ def main() -> int:
     asked = parser.parse_args()
     differences: list[str] = []
     for name in asked.only.split(","):
-        runs = [make_run(checkout, asked.folder / side, name) for side, checkout in vars(asked).items() if side in SIDES]
+        runs = [
+            make_run(checkout, asked.folder / side, name) for side, checkout in vars(asked).items() if side in SIDES
+        ]
         differences += [f"{name}: {line}" for line in compare_runs(*runs)]
         replies = [replies_of(checkout, run) for checkout, run in zip((asked.base, asked.new), runs, strict=True)]
         differences += [f"{name}: reply {line}" for line in compare(*replies, at="")]

@@ -16,12 +16,12 @@ def begun(folder, digest="abc"):
     return folder
 
 
-def judged(folder, *, headline="catalogue/recall@100", **metrics):
-    """A run with a report; `recall=.5` is its headline's value."""
-    named = {headline if name == "recall" else name: value for name, value in metrics.items()}
+def judged(folder, *, primary_metric="catalogue/recall@100", **metrics):
+    """A run with a report; `recall=.5` is its primary metric's value."""
+    named = {primary_metric if name == "recall" else name: value for name, value in metrics.items()}
 
     def work(out):
-        (out / "report.json").write_text(json.dumps({"headline": headline}))
+        (out / "report.json").write_text(json.dumps({"primary_metric": primary_metric}))
         return {"metrics": named}
 
     run_stage(begun(folder), "evaluate", inputs=1, work=work)
@@ -45,10 +45,10 @@ def test_a_run_shows_its_last_stage_and_its_metrics(tmp_path):
     run_stage(tmp_path / "run", "train", inputs=1, work=lambda out: {"best_epoch": 1, "epochs": epochs})
     begun(tmp_path / "run")
     (line,) = list_runs(tmp_path)
-    assert (line.stage, line.headline, line.metrics) == ("train", "", {"validation": 0.75})
+    assert (line.stage, line.primary_metric, line.metrics) == ("train", "", {"validation": 0.75})
     judged(tmp_path / "run", recall=0.5)
     (line,) = list_runs(tmp_path)
-    assert (line.stage, line.recipe_digest, line.headline) == ("evaluate", "abc", "catalogue/recall@100")
+    assert (line.stage, line.recipe_digest, line.primary_metric) == ("evaluate", "abc", "catalogue/recall@100")
     assert line.metrics == {"validation": 0.75, "catalogue/recall@100": 0.5}
     assert line.changed_at is not None
     assert line.base == ""
@@ -59,7 +59,7 @@ def test_a_run_shows_its_last_stage_and_its_metrics(tmp_path):
 def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path):
     for name, value in (("worse", 0.1), ("better", 0.3)):
         judged(tmp_path / name, recall=value, auc=1 - value)
-    judged(tmp_path / "small", headline="catalogue/recall@5", recall=0.9)
+    judged(tmp_path / "small", primary_metric="catalogue/recall@5", recall=0.9)
     begun(tmp_path / "begun")
     lines = list_runs(tmp_path)
     metric, ordered = sort_runs(lines)

@@ -27,7 +27,7 @@ class RunSummary:
     """One line of the table. `metrics` are the model's own on the test window, beside `VALIDATION`; empty until then.
 
     `stage` is the last complete one and `changed_at` when it was; `base` names the recipe that its own departs from;
-    `headline` is the metric that the report's verdict is about. Both are empty where there is none.
+    `primary_metric` is the metric that the report's verdict is about. Both are empty where there is none.
     """
 
     name: str
@@ -37,7 +37,7 @@ class RunSummary:
     stage: str
     changed_at: datetime | None
     seconds: float
-    headline: str
+    primary_metric: str
     metrics: dict[str, float]
 
 
@@ -52,14 +52,14 @@ def list_runs(runs: Path) -> list[RunSummary]:
 def sort_runs(lines: Sequence[RunSummary], *, by: str | None = None) -> tuple[str, list[RunSummary]]:
     """The metric, and the runs with the best in it first; those without it last, by name.
 
-    Default: the headline of most runs. RequestError for a metric that no judged run has.
+    Default: the primary_metric of most runs. RequestError for a metric that no judged run has.
     """
     known = {name for line in lines for name in line.metrics}
     if by is not None and known and by not in known:
         near = [name for name in known if by in name] or get_close_matches(by, known, n=10) or known
         raise RequestError(f"no run has a metric {by}; choose from: {', '.join(sorted(near))}")
-    headlines = Counter(line.headline for line in lines if line.headline)
-    metric = by or (headlines.most_common(1)[0][0] if headlines else RECALL)
+    primary_metrics = Counter(line.primary_metric for line in lines if line.primary_metric)
+    metric = by or (primary_metrics.most_common(1)[0][0] if primary_metrics else RECALL)
     return metric, sorted(lines, key=lambda line: (-line.metrics.get(metric, float("-inf")), line.name))
 
 
@@ -75,7 +75,7 @@ def _summary(folder: Path) -> RunSummary:
         stage=last or "–",
         changed_at=_changed_at(folder / last / MANIFEST) if last else None,
         seconds=sum(_numbers({name: stage.seconds for name, stage in done.items()}).values(), start=0.0),
-        headline=str(_read(judged.folder / "report.json").get("headline", "")) if judged else "",
+        primary_metric=str(_read(judged.folder / "report.json").get("primary_metric", "")) if judged else "",
         metrics=(_validation(trained) if trained else {}) | (_metrics(judged) if judged else {}),
     )
 

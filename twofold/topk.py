@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from twofold.errors import RequestError
-from twofold.ragged import Ragged
+from twofold.ragged import Ragged, chunks
 
 NOT_ALLOWED = np.float32(-np.inf)
 """Give this score to an item that must not be answered: it is left out, and the list counts as short."""
+
+_CHUNK_PAIRS = 2**16  # vectors gathered at once
 
 
 @dataclass(frozen=True)
@@ -113,3 +115,38 @@ def top_k(
 def exclude(scores: Float32[np.ndarray, "queries items"], excluded: Ragged) -> None:
     """Writes -inf, in place, at each line's own excluded item rows: items already seen."""
     scores[excluded.lines, excluded.values] = NOT_ALLOWED
+
+
+@dataclass(frozen=True)
+class Products:
+    """Scores that are inner products of users' and items' vectors: a ScoreBlock that can also be asked by item blocks.
+
+    RequestError where a vector holds NaN or infinity.
+    """
+
+    queries: Float32[np.ndarray, "users dim"]
+    items: Float32[np.ndarray, "items dim"]
+
+    def __post_init__(self) -> None:
+        for name, vectors in (("user", self.queries), ("item", self.items)):
+            sums = vectors.sum(axis=1)
+            if not np.isfinite(sums).all():
+                row = int(np.argmin(np.isfinite(sums)))
+                raise RequestError(
+                    f"the {name} vector of line {row} holds NaN or infinity: the model has diverged. Lower "
+                    f"train.learning_rate, or look for NaN in the {name}s' features."
+                )
+
+    def __call__(self, users: slice) -> Float32[np.ndarray, "queries items"]:
+        """Scores of these users against everything."""
+        scores: Float32[np.ndarray, "queries items"] = self.queries[users] @ self.items.T
+        return scores
+
+    def pairs(
+        self, lines: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
+    ) -> Float32[np.ndarray, "pairs"]:
+        """Scores pair by pair."""
+        scores = np.empty(len(lines), np.float32)
+        for part in chunks(len(lines), _CHUNK_PAIRS):
+            scores[part] = np.vecdot(self.queries[lines[part]], self.items[item_rows[part]])
+        return scores

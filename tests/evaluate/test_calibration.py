@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from twofold.evaluate.calibration import BINS, evaluate_head, evaluate_seconds, head_in_words, seconds_at
+from twofold.evaluate.calibration import BINS, evaluate_head, evaluate_seconds, head_sentence, seconds_at
 
 # Two lengths: up to 20 s (5 and 15 s were watched), and above (40 s, four times as often as 10 s).
 TABLE = pa.table(
@@ -52,7 +52,7 @@ def test_only_known_outcomes_are_judged():
     assert evaluate_head("it", said, floats(*[np.nan] * 5)) is None
     nothing = evaluate_head("it", said, floats(0, 0, 0, 0, 0))
     assert (nothing.ratio, nothing.auc) == (None, None)
-    assert head_in_words(nothing).startswith("it, on 5 impressions: .500 predicted, .000 observed (– : 1)")
+    assert head_sentence(nothing).startswith("it, on 5 impressions: .500 predicted, .000 observed (– : 1)")
 
 
 def test_a_quantile_is_a_watch_time_of_items_as_long():

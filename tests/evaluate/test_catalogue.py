@@ -1,89 +1,25 @@
-"""Who is judged, against what, and what is left out; each protocol against a loop that does it the slow way."""
+"""The catalogue ranking equals a sorted list; who is skipped, and which windows are refused."""
 
 import numpy as np
 import pytest
 
 from tests.evaluate.test_metrics import naive_top_k
+from tests.evaluate.windows import lines, random_scores, random_window, ranked_items, scorer, window
 from twofold.errors import DataError, RequestError
-from twofold.evaluate import catalogue as protocols
-from twofold.evaluate.catalogue import (
-    EvaluationWindow,
-    bounds_of_impressions,
-    catalogue_name,
-    evaluate_catalogue,
-    evaluate_filtered,
-    evaluate_impressions,
-    evaluate_in_batch,
-)
-from twofold.evaluate.metrics import impression_metrics
-from twofold.evaluate.scores import Products
-from twofold.ragged import Ragged
-from twofold.topk import tie_order
-
-
-def ragged(lists):
-    offsets = np.cumsum([0] + [len(each) for each in lists])
-    return Ragged(np.concatenate([np.asarray(each, np.int64) for each in [*lists, []]]), offsets)
-
-
-def window(*, seen, relevant, candidates=None, positives=None, num_items, name="test"):
-    """A window in which user u has the given lists; candidates default to the relevant items."""
-    candidates = relevant if candidates is None else candidates
-    positives = relevant if positives is None else positives
-    labels = [np.isin(shown, liked) for shown, liked in zip(candidates, positives, strict=True)]
-    return EvaluationWindow(
-        name=name,
-        user_rows=np.arange(len(seen)) + 100,
-        query_at=np.zeros(len(seen), np.int64),
-        seen=ragged(seen),
-        relevant=ragged(relevant),
-        candidates=ragged(candidates),
-        labels=np.concatenate([*labels, np.zeros(0, bool)]),
-        num_items=num_items,
-        is_cold=np.zeros(num_items, bool),
-        track="time_free",
-    )
-
-
-def random_window(seed, *, users=40, num_items=30):
-    """Users with some, one or no relevant items, and impressions of one or both classes."""
-    rng = np.random.default_rng(seed)
-    orders = [rng.permutation(num_items) for _ in range(users)]
-    cuts = rng.integers(0, 6, users)
-    return window(
-        seen=[order[:5] for order in orders],
-        relevant=[order[5 : 5 + cut] for order, cut in zip(orders, cuts, strict=True)],
-        candidates=[order[3 : 5 + cut + 4] for order, cut in zip(orders, cuts, strict=True)],
-        num_items=num_items,
-    )
-
-
-def scorer(scores):
-    """A model whose answers are written down; every call hands out a copy, which may be overwritten."""
-    return lambda users: scores[users].copy()
-
-
-def random_scores(judged, seed=0, *, ties=False):
-    scores = np.random.default_rng(seed).random((len(judged.user_rows), judged.num_items)).astype(np.float32)
-    return np.round(scores, 1) if ties else scores
-
-
-def ranked_items(scores, excluded):
-    """Item rows, best first; equal scores by the tie rule."""
-    rank, _ = tie_order(len(scores))
-    allowed = np.setdiff1d(np.arange(len(scores)), excluded)
-    return sorted(allowed.tolist(), key=lambda item: (-scores[item], -rank[item]))
-
-
-def lines(lists):
-    return np.split(lists.values, lists.offsets[1:-1])
+from twofold.evaluate import catalogue as catalogue_module
+from twofold.evaluate import window as window_module
+from twofold.evaluate.catalogue import evaluate_catalogue, evaluate_filtered
+from twofold.evaluate.impressions import evaluate_impressions
+from twofold.evaluate.in_batch import evaluate_in_batch
+from twofold.topk import Products
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_catalogue_ranking_equals_a_sorted_list(ties, monkeypatch):
     judged = random_window(0, users=200)
     scores = random_scores(judged, ties=ties)
-    monkeypatch.setattr(protocols, "_CELLS", 7 * judged.num_items)  # users in blocks of 7
+    for module in (window_module, catalogue_module):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 7 * judged.num_items)  # users in chunks of 7
     values = evaluate_catalogue(judged, scorer(scores), ks=(1, 5, 20)).values
     for user, (seen, relevant) in enumerate(zip(lines(judged.seen), lines(judged.relevant), strict=True)):
         ranking = ranked_items(scores[user], seen)
@@ -164,100 +100,6 @@ def test_a_window_without_positives_is_refused_for_the_catalogue():
         DataError, match=r"needs a batch of at least 2 and some positives.* 0 positives in window 'test'"
     ):
         evaluate_in_batch(judged, scorer(np.ones((2, 3), np.float32)), batch_size=4, seed=0)
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_impressions_are_judged_on_the_users_own_list(ties, monkeypatch):
-    judged = random_window(1)
-    scores = random_scores(judged, ties=ties)
-    monkeypatch.setattr(protocols, "_CELLS", 7 * judged.num_items)
-    per_user = evaluate_impressions(judged, scorer(scores))
-    labels = np.split(judged.labels, judged.candidates.offsets[1:-1])
-    rank, _ = tie_order(judged.num_items)
-    for user, (shown, label) in enumerate(zip(lines(judged.candidates), labels, strict=True)):
-        alone = impression_metrics(scores[user, shown], label, ties=rank[shown], offsets=np.array([0, len(shown)]))
-        for name, value in alone.items():
-            np.testing.assert_allclose(per_user.values[f"impressions/{name}"][user], value[0], err_msg=name)
-
-
-def test_single_class_users_are_skipped_and_counted_by_kind():
-    judged = window(
-        seen=[[], [], []],
-        relevant=[[0], [], [0, 1]],
-        candidates=[[0, 1], [0, 1], [0, 1]],
-        num_items=2,
-    )
-    per_user = evaluate_impressions(judged, scorer(np.array([[1, 0]] * 3, np.float32)))
-    assert per_user.judged == 1
-    assert per_user.skipped == {"no positive impression": 1, "no negative impression": 1}
-    assert per_user.mean("impressions/auc") == 1
-    # Positives score 1, 1, 0 and the other impressions 0, 1, 0: single-class users count in the pool.
-    assert per_user.pooled["impressions/auc_pooled"] == pytest.approx(2 * (1 + 0.5 + 1) / 9 + (0.5 + 0 + 0.5) / 9)
-    chance, best = bounds_of_impressions(judged)
-    assert (chance.judged, chance.mean("impressions/auc"), best.mean("impressions/mrr")) == (1, 0.5, 1)
-
-
-def naive_in_batch(judged, scores, batch_size, seed):
-    """Rank of every relevant pair in its batch, one comparison at a time."""
-    rank, _ = tie_order(judged.num_items)
-    pairs = [(user, item) for user, items in enumerate(lines(judged.relevant)) for item in items.tolist()]
-    order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
-    size = min(batch_size, len(pairs))
-    ranks = {}
-    for first in range(0, len(pairs), size):
-        start = min(first, len(pairs) - size)
-        columns = [pairs[place][1] for place in order[start : start + size]]
-        for place in order[first : first + size]:
-            user, own = pairs[place]
-            others = [item for item in columns if item not in judged.relevant.part(slice(user, user + 1)).values]
-            key = (scores[user, own], rank[own])
-            ranks[user, own] = 1 + sum((scores[user, item], rank[item]) > key for item in others)
-    return ranks
-
-
-@pytest.mark.parametrize("batch_size", [8, 10_000])
-def test_in_batch_ranks_equal_a_loop(batch_size, monkeypatch):
-    judged = random_window(2)
-    scores = random_scores(judged, ties=True)
-    monkeypatch.setattr(protocols, "_CELLS", 3 * judged.num_items)
-    result = evaluate_in_batch(judged, scorer(scores), batch_size=batch_size, seed=4)
-    ranks = naive_in_batch(judged, scores, batch_size, seed=4)
-    assert (result.pairs, result.batch_size) == (len(ranks), min(batch_size, len(ranks)))
-    for k in result.ranks:
-        for user in range(len(judged.user_rows)):
-            own = [rank <= k for (whose, _), rank in ranks.items() if whose == user]
-            value = result.per_user.values[f"in_batch/hit_rate@{k}"][user]
-            assert value == pytest.approx(np.mean(own)) if own else np.isnan(value)
-
-
-def test_the_catalogue_hit_rate_of_the_pairs_is_recall_at_the_rank_the_batch_stands_for():
-    judged = random_window(3)
-    model = scorer(random_scores(judged, ties=True))
-    result = evaluate_in_batch(judged, model, batch_size=16, seed=0)
-    for k, rank in result.ranks.items():
-        assert rank == k * judged.num_items / 16
-        if round(rank) <= judged.num_items:
-            recall = evaluate_catalogue(judged, model, ks=(round(rank),)).mean(f"catalogue/recall@{round(rank)}")
-            assert result.per_user.mean(catalogue_name(rank)) == pytest.approx(recall)
-
-
-def test_a_random_model_hits_alike_in_the_batch_and_at_the_rank_it_stands_for():
-    rng = np.random.default_rng(5)
-    users, num_items, batch_size = 4000, 400, 100
-    judged = window(seen=[[]] * users, relevant=rng.integers(0, num_items, (users, 1)).tolist(), num_items=num_items)
-    result = evaluate_in_batch(judged, scorer(random_scores(judged)), batch_size=batch_size, seed=0)
-    for k, rank in result.ranks.items():
-        share = k / batch_size
-        error = (share * (1 - share) / users) ** 0.5
-        assert result.per_user.mean(f"in_batch/hit_rate@{k}") == pytest.approx(share, abs=4 * error + 0.01 * share)
-        assert result.per_user.mean(catalogue_name(rank)) == pytest.approx(share, abs=4 * error)
-
-
-def test_the_users_other_positives_and_the_own_item_elsewhere_do_not_compete():
-    judged = window(seen=[[], []], relevant=[[0, 1], [0]], num_items=2)
-    all_in_one = evaluate_in_batch(judged, scorer(np.array([[1, 2], [1, 2]], np.float32)), batch_size=3, seed=0)
-    # User 0 likes both columns, so nothing competes; for user 1 item 1 does, and wins.
-    assert all_in_one.per_user.values["in_batch/hit_rate@1"].tolist() == [1, 0]
 
 
 def test_products_are_judged_as_the_rows_they_stand_for(monkeypatch):

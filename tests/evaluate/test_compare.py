@@ -27,15 +27,15 @@ def vocabulary(ids):
     return Vocabulary(pa.array(ids), num_known=len(ids))
 
 
-def judged_run(folder, *, noise=0.0, to_find="a" * 64, shuffled=False, window=None):
+def judged_run(folder, *, noise=0.0, relevant_digest="a" * 64, shuffled=False, window=None):
     """The evaluate/ folder of a run on one world; `shuffled` numbers its users and items anew."""
     given, truth, before = world()
     window = window or given
     scores = truth + noise * np.random.default_rng(5).random(truth.shape).astype(np.float32)
     halves = Slicing("half", window.relevant.lines % 2, ("even", "odd"))
-    details = EvaluationOptions(slicings=(halves,), to_find=to_find)
+    options = EvaluationOptions(slicings=(halves,), relevant_digest=relevant_digest)
     judged = evaluate_window(
-        window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, details=details
+        window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, options=options
     )
     out = folder / "evaluate"
     out.mkdir(parents=True)
@@ -63,9 +63,9 @@ def test_a_run_is_compared_with_its_base_on_the_same_users(tmp_path):
     run, judged, _, _ = judged_run(tmp_path / "new")
     base, worse, _, _ = judged_run(tmp_path / "old", noise=3.0, shuffled=False)
     found = compare_runs(run, base)
-    assert (found.run, found.base, found.headline) == ("new", "old", "catalogue/recall@5")
-    line = next(line for line in found.metrics if line.metric == found.headline)
-    difference = judged.catalogue.values[found.headline] - worse.catalogue.values[found.headline]
+    assert (found.run, found.base, found.primary_metric) == ("new", "old", "catalogue/recall@5")
+    line = next(line for line in found.metrics if line.metric == found.primary_metric)
+    difference = judged.catalogue.values[found.primary_metric] - worse.catalogue.values[found.primary_metric]
     assert line.minus.value == pytest.approx(difference.mean())
     assert 0 < line.minus.low < line.minus.high
     assert line.p_value < 1e-6
@@ -84,10 +84,10 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path):
 def test_a_base_run_of_another_split_is_refused_with_the_fields_that_differ(tmp_path):
     window, *_ = world()
     run, *_ = judged_run(tmp_path / "new")
-    other, *_ = judged_run(tmp_path / "other", to_find="b" * 64, window=replace(window, name="validation"))
+    other, *_ = judged_run(tmp_path / "other", relevant_digest="b" * 64, window=replace(window, name="validation"))
     message = (
         r"new and .*other are not comparable, .*: window: test there, validation in the base run; "
-        r"to_find: aaaaaaaaaaaa… there, bbbbbbbbbbbb… in the base run\. Give both the same data, prepare\.split"
+        r"relevant_digest: aaaaaaaaaaaa… there, bbbbbbbbbbbb… in the base run\. Give both the same data, prepare\.split"
     )
     with pytest.raises(RequestError, match=message):
         compare_runs(run, other)

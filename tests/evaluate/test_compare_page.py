@@ -15,7 +15,7 @@ from tests.evaluate.test_compare import judged_run
 from tests.evaluate.test_evaluate_window import world
 from tests.worlds import SPLIT, world_recipe
 from twofold.errors import RequestError, RunError
-from twofold.evaluate.compare_page import churn, put_side_by_side, side, side_by_side_lines, write_page
+from twofold.evaluate.compare_page import churn, compare_run_folders, comparison_tables, side, write_page
 from twofold.recipe.load import dump_recipe
 from twofold.render.numbers import in_full
 from twofold.run_folder import run_stage
@@ -33,7 +33,7 @@ def a_run(folder, *, noise=0.0, window=None, **parts):
 
 def in_words(found):
     console = Console(width=160, record=True, file=StringIO())
-    for part in side_by_side_lines(found):
+    for part in comparison_tables(found):
         console.print(part)
     return console.export_text()
 
@@ -57,32 +57,32 @@ def three(tmp_path_factory):
 
 
 def test_the_first_run_is_the_one_that_all_are_compared_with(three):
-    found = put_side_by_side(three)
+    found = compare_run_folders(three)
     assert found.names == ("old", "new", "same")
     assert [(other.run, other.base) for other in found.others] == [("new", "old"), ("same", "old")]
     first, *_ = found.metrics
-    assert first == found.headline == "catalogue/recall@5"
+    assert first == found.primary_metric == "catalogue/recall@5"
     better, level = found.metrics[first]
     assert (side(better), side(level)) == ("better", "")
     assert (level.minus.value, level.p_value) == (0.0, 1.0)
-    (worse,) = put_side_by_side([three[1], three[0]]).metrics[first]
+    (worse,) = compare_run_folders([three[1], three[0]]).metrics[first]
     assert side(worse) == "worse"
     assert worse.minus.value == pytest.approx(-better.minus.value)
 
 
 def test_fields_that_differ_stand_side_by_side(three):
-    fields = {line.field: line.cells for line in put_side_by_side(three).fields}
+    fields = {line.field: line.cells for line in compare_run_folders(three).fields}
     assert fields["train.epochs"] == ("1", "2", "")
     assert fields["retriever.dim"] == ("16", "", "8")
     assert fields["features.item.creator"][2] == "not there"
-    turned = {line.field: line.cells for line in put_side_by_side([three[2], three[0]]).fields}
+    turned = {line.field: line.cells for line in compare_run_folders([three[2], three[0]]).fields}
     assert turned["features.item.creator"][0] == "not there"
 
 
 def test_a_part_of_a_recipe_is_shown_as_its_file_has_it(three, tmp_path):
     loss = {"kind": "bpr", "negatives": 5}
     other = a_run(tmp_path / "other", train={"epochs": 1, "loss": loss})
-    fields = {line.field: line.cells for line in put_side_by_side([three[0], other]).fields}
+    fields = {line.field: line.cells for line in compare_run_folders([three[0], other]).fields}
     shown = "\n".join(cell for cells in fields.values() for cell in cells)
     assert "kind: bpr" in shown
     assert "{" not in shown.replace("{kind", "")
@@ -90,15 +90,15 @@ def test_a_part_of_a_recipe_is_shown_as_its_file_has_it(three, tmp_path):
 
 
 def test_the_terminal_says_it_in_two_tables(three):
-    text = in_words(put_side_by_side(three))
+    text = in_words(compare_run_folders(three))
     assert re.search(r"catalogue recall@5 +\.\d{3} +\+\.\d{3} \[\.\d{3}, \.\d{3}\] \* +\.000 \[\.000, \.000\]", text)
     assert re.search(r"train\.epochs +1 +2", text)
     assert "150 users, 60 items" in text
     narrow = Console(width=50, file=StringIO())
-    for part in side_by_side_lines(put_side_by_side(three)):
+    for part in comparison_tables(compare_run_folders(three)):
         narrow.print(part)
     assert "…" not in narrow.file.getvalue()
-    assert "The recipes ask for the same." in in_words(put_side_by_side([three[0], three[0]]))
+    assert "The recipes ask for the same." in in_words(compare_run_folders([three[0], three[0]]))
 
 
 def recommending(folder, lists, *, kind=None):
@@ -121,7 +121,7 @@ def test_churn_is_what_another_run_no_longer_recommends(tmp_path):
 
 
 def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
-    found = replace(put_side_by_side(three), churns=(0.25, None))
+    found = replace(compare_run_folders(three), churns=(0.25, None))
     text = in_words(found)
     assert "25% of what old recommends to a user is not recommended" in text
     assert re.search(r"new: recall@5 differs in (\d|none) of \d groups? \(p < \.05 after Holm\)", text)
@@ -130,7 +130,7 @@ def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
 
 
 def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path):
-    found = put_side_by_side(three)
+    found = compare_run_folders(three)
     write_page(found, tmp_path / "page.html")
     page, text = (tmp_path / "page.html").read_text(), in_words(found)
     assert page.index("<h2>Recipes</h2>") < page.index("<h2>Metrics</h2>") < page.index("<h2>Groups</h2>")
@@ -139,7 +139,7 @@ def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path)
 
 
 def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_path):
-    found = put_side_by_side(three)
+    found = compare_run_folders(three)
     write_page(found, tmp_path / "pages" / "compared.html")
     page = (tmp_path / "pages" / "compared.html").read_text()
     HTMLParser().feed(page)
@@ -156,15 +156,15 @@ def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_p
 
 def test_what_cannot_be_compared_is_refused(three, tmp_path):
     with pytest.raises(RequestError, match=r"1 run cannot be compared: name two or more, the base run first"):
-        put_side_by_side(three[:1])
+        compare_run_folders(three[:1])
     with pytest.raises(RunError, match="there is no run folder"):
-        put_side_by_side([three[0], tmp_path / "nowhere"])
+        compare_run_folders([three[0], tmp_path / "nowhere"])
     window, *_ = world()
     other = a_run(tmp_path / "other", window=replace(window, name="validation"))
     with pytest.raises(RequestError, match=r"not comparable, .*window: validation there, test in the base run"):
-        put_side_by_side([*three, other])
+        compare_run_folders([*three, other])
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_folders(three, tmp_path):
     again = a_run(tmp_path / "elsewhere" / "old", prepare={"positive": "liked", "split": SPLIT})
-    assert put_side_by_side([three[0], again]).names == (str(three[0]), str(again))
+    assert compare_run_folders([three[0], again]).names == (str(three[0]), str(again))

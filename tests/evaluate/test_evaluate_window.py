@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from twofold.errors import DataError, RunError
-from twofold.evaluate import evaluate_window as judge_module
+from twofold.evaluate import baselines as baselines_module
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.catalogue import EvaluationWindow
 from twofold.evaluate.evaluate_window import AllowedItems, EvaluationOptions, evaluate_window, primary_k
 from twofold.evaluate.report_page import report_page, write_report
-from twofold.evaluate.results import Estimate, Row, against, load_report
+from twofold.evaluate.results import Row, load_report
+from twofold.evaluate.significance import Estimate
+from twofold.evaluate.summary_text import compared_with
+from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import Ragged
-from twofold.render.numbers import format_decimal
+from twofold.render.numbers import format_decimal, format_signed
 
 FACTS = {
     "recipe": "world",
@@ -76,11 +78,13 @@ def test_a_model_that_knows_is_above_every_row(report):
         "EASE",
         "iALS",
     ]
-    assert report.headline == "catalogue/recall@5"
+    assert report.primary_metric == "catalogue/recall@5"
     assert report.metrics_of("model")["catalogue/recall@5"] == 1
     assert report.metrics_of("model")["impressions/auc"] == 1
     assert "in_batch/hit_rate@10" in report.metrics_of("model")
-    assert report.verdict[0].startswith("catalogue recall@5: the model 1.000 [1.000, 1.000] is above ")
+    assert report.verdict[0].startswith(
+        "catalogue recall@5: the model reaches 1.000 [1.000, 1.000] and is significantly better than "
+    )
 
 
 def test_every_difference_is_model_minus_row_on_the_same_users(report):
@@ -110,79 +114,84 @@ def test_what_was_judged_is_stated(report):
     assert [line.rank for line in report.in_batch.lines] == [line.k * 60 / 32 for line in report.in_batch.lines]
 
 
-def test_a_random_model_is_told_that_it_is_not_above():
+def test_a_random_model_is_not_significantly_different():
     window, truth, before = world()
     noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
     report = report_of(window, noise, before)
     assert not report.beats_all
-    assert any("is not clearly above random" in sentence for sentence in report.verdict)
+    assert any("is not significantly different from random" in sentence for sentence in report.verdict)
 
 
-def test_another_row_can_be_better_and_then_the_shortfall_is_said():
+def test_another_row_can_be_better_and_then_the_difference_is_stated():
     window, truth, before = world()
     noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
     report = report_of(
-        window, noise, before, details=EvaluationOptions(others={"the truth": lambda users: truth[users].copy()})
+        window, noise, before, options=EvaluationOptions(others={"the truth": lambda users: truth[users].copy()})
     )
     gap = report.catalogue.rows[-1].model_minus["catalogue/recall@5"]
     assert gap.high < 0
-    assert f"is short of the truth 1.000 by {-gap.value:.3f}".replace("0.", ".") in report.verdict[0]
+    expected = f"is significantly worse than the truth 1.000 (difference {format_signed(gap.value)}, "
+    assert expected in report.verdict[0]
 
 
 def test_the_words_of_a_comparison():
     def words(value, low, high):
         row = Row("item-kNN", {"m": Estimate(0.353, 0.34, 0.37)}, {"m": Estimate(value, low, high)})
-        return against(row, "m")
+        return compared_with(row, "m")
 
-    assert words(0.033, 0.02, 0.05) == "above item-kNN .353 by .033 [.020, .050]"
-    assert words(-0.033, -0.05, -0.02) == "short of item-kNN .353 by .033 [.020, .050]"
-    not_clearly = "not clearly above item-kNN .353: "
-    assert words(0.004, -0.01, 0.02) == not_clearly + "above it by .004, interval [−.010, .020] around 0"
-    assert words(-0.004, -0.02, 0.01) == not_clearly + "short of it by .004, interval [−.020, .010] around 0"
-    assert words(0.0, 0.0, 0.0) == not_clearly + "level with it, interval [.000, .000] around 0"
+    better = "significantly better than item-kNN .353 (difference +.033, 95 % interval [.020, .050])"
+    worse = "significantly worse than item-kNN .353 (difference −.033, 95 % interval [−.050, −.020])"
+    same = "not significantly different from item-kNN .353 (difference {}, 95 % interval {})"
+    assert words(0.033, 0.02, 0.05) == better
+    assert words(-0.033, -0.05, -0.02) == worse
+    assert words(0.004, -0.01, 0.02) == same.format("+.004", "[−.010, .020]")
+    assert words(-0.004, -0.02, 0.01) == same.format("−.004", "[−.020, .010]")
+    assert words(0.0, 0.0, 0.0) == same.format(".000", "[.000, .000]")
 
 
-def test_a_group_of_items_has_a_baseline_and_what_is_left_out_is_said(monkeypatch):
+def test_a_group_of_items_has_a_baseline_and_left_out_ones_are_named(monkeypatch):
     window, truth, before = world()
-    monkeypatch.setattr(judge_module, "find_spec", lambda name: None)
-    monkeypatch.setattr(judge_module, "EASE_MAX_ITEMS", 59)
-    details = EvaluationOptions(groups={"language": np.arange(60) % 3})
-    report = report_of(window, truth, before, details=details)
+    monkeypatch.setattr(baselines_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(baselines_module, "EASE_MAX_ITEMS", 59)
+    options = EvaluationOptions(groups={"language": np.arange(60) % 3})
+    report = report_of(window, truth, before, options=options)
     names = [row.name for row in report.catalogue.rows]
     assert names[3:] == ["popularity, last 2 days", "popularity, own language", "item-kNN"]
     assert report.left_out == (
-        "EASE, which is cubic in the items: meant for up to 59",
+        "EASE: its cost is cubic in the number of items, so it is limited to 59 items",
         "iALS: the library implicit is not installed, pip install 'twofold[ials]'",
     )
     monkeypatch.undo()
-    monkeypatch.setattr(judge_module, "IALS_MAX_POSITIVES", 3)
+    monkeypatch.setattr(baselines_module, "IALS_MAX_POSITIVES", 3)
     report = report_of(window, truth, before)
-    assert report.left_out == ("iALS: as a baseline meant for up to 3 positives",)
-    assert "Not among the rows: iALS: as a baseline meant for up to 3 positives." in report_page(report)
+    assert report.left_out == ("iALS: as a baseline it is limited to 3 positives",)
+    assert "Not among the rows: iALS: as a baseline it is limited to 3 positives." in report_page(report)
 
 
-def test_who_may_be_recommended_is_judged_on_the_same_users_beside_its_ceiling():
+def test_allowed_items_are_evaluated_on_the_same_users_beside_their_ceiling():
     window, truth, before = world()
     allowed = np.arange(60) < 30
-    report = report_of(window, truth, before, details=EvaluationOptions(only=AllowedItems("number < 30", allowed)))
-    section = report.passing
+    report = report_of(
+        window, truth, before, options=EvaluationOptions(allowed_items=AllowedItems("number < 30", allowed))
+    )
+    section = report.filtered
     ceiling = np.array([allowed[own].mean() for own in window.relevant.values.reshape(-1, 2)]).mean()
     assert (section.where, section.items, section.ceiling.value) == ("number < 30", 30, pytest.approx(ceiling))
     line = next(line for line in section.lines if line.metric == "catalogue_filtered/recall@5")
     # The truth finds all that may be found.
-    assert (line.whole.value, line.passing.value) == (1, pytest.approx(ceiling))
+    assert (line.whole.value, line.filtered.value) == (1, pytest.approx(ceiling))
     assert line.minus.value == pytest.approx(ceiling - 1)
-    assert report.metrics_of("model")["catalogue_filtered/recall@5"] == line.passing.value
-    held = f"which hold {format_decimal(ceiling)} of what was to be found: "
-    words = f"index.where: number < 30 leaves 30 of 60 items, {held}"
+    assert report.metrics_of("model")["catalogue_filtered/recall@5"] == line.filtered.value
+    held = f"which contain {format_decimal(ceiling)} of the relevant items: "
+    words = f"index.where: number < 30 allows 30 of 60 items, {held}"
     assert report.verdict[-1].startswith(words + f"catalogue recall@5 is {format_decimal(ceiling)} [")
     page = report_page(report)
     assert "Only items where <code>number &lt; 30</code>: 30 of\n60 as of the window" in page
 
 
-def test_few_users_are_said_to_be_few():
+def test_a_window_of_few_users_says_so():
     report = report_of(*world(users=7))
-    assert any(sentence.startswith("Only 7 users could be judged") for sentence in report.verdict)
+    assert any(sentence.startswith("Only 7 users could be evaluated") for sentence in report.verdict)
 
 
 def test_one_user_one_item():
@@ -203,7 +212,7 @@ def test_one_user_one_item():
     assert report.metrics_of("model")["catalogue/recall@1"] == 1
     assert report.impressions.users_judged == 0
     assert "impressions/auc" not in report.metrics_of("model")
-    assert any("no user has both a positive and another one" in sentence for sentence in report.verdict)
+    assert any("no user has both a positive and another impression" in sentence for sentence in report.verdict)
 
 
 def test_a_window_in_which_all_positives_were_seen_is_refused():

@@ -14,10 +14,11 @@ from tests.evaluate.test_evaluate_window import report_of, world
 from twofold.evaluate.calibration import Seconds, evaluate_head
 from twofold.evaluate.evaluate_window import EvaluationOptions
 from twofold.evaluate.report_page import plot_of, report_lines, report_page, write_report
-from twofold.evaluate.results import load_report, spread
+from twofold.evaluate.results import load_report
 from twofold.evaluate.sampled import Negatives, draw_negatives
 from twofold.evaluate.slices import Slicing
-from twofold.evaluate.watched import Watched
+from twofold.evaluate.summary_text import format_estimate
+from twofold.evaluate.watch_time import Watched
 
 
 class Page(HTMLParser):
@@ -59,7 +60,7 @@ def test_heads_are_shown_where_there_are_any(report, tmp_path):
     said, outcome = np.linspace(0.1, 0.7, 40, dtype=np.float32), np.tile(np.float32([0, 1, 0, 0]), 10)
     seconds = Seconds(impressions=30, mae=3.25, xauc=0.612, mae_of_length=4.5, xauc_of_length=0.578)
     heads = (evaluate_head("long", said, outcome), replace(evaluate_head("watch", said, said), seconds=seconds))
-    with_heads = report_of(*world(), details=EvaluationOptions(heads=heads))
+    with_heads = report_of(*world(), options=EvaluationOptions(heads=heads))
     page = Page(report_page(with_heads))
     assert "What the ranker says of the window's impressions besides their order" in page.text
     # .4 are said on average, and a quarter comes true
@@ -80,7 +81,7 @@ def test_the_page_shows_verdict_rows_bounds_and_facts(report):
     for sentence in report.verdict:
         assert sentence in page.text
     for row in report.catalogue.rows:
-        assert spread(row.metrics[report.headline]) in page.text
+        assert format_estimate(row.metrics[report.primary_metric]) in page.text
     for text in (
         "headroom gained",
         "perfect order",
@@ -117,7 +118,7 @@ def test_a_model_below_a_baseline_is_not_shown_as_good(report):
 def test_the_plot_keeps_order_and_holds_every_interval(report):
     plot = plot_of(report)
     by_value = sorted(plot.dots, key=lambda dot: dot.x)
-    names = sorted(report.catalogue.rows, key=lambda row: row.metrics[report.headline].value)
+    names = sorted(report.catalogue.rows, key=lambda row: row.metrics[report.primary_metric].value)
     assert [dot.name for dot in by_value] == [row.name for row in names]
     assert all(plot.ticks[0][0] <= dot.low <= dot.x <= dot.high <= plot.ticks[-1][0] for dot in plot.dots)
 
@@ -128,7 +129,7 @@ def test_the_terminal_shows_the_same_numbers(report):
         console.print(table)
     text = console.file.getvalue()
     for row in report.catalogue.rows:
-        assert spread(row.metrics[report.headline]) in text
+        assert format_estimate(row.metrics[report.primary_metric]) in text
     assert "headroom gained" in text
     assert report.verdict[0] in text
 
@@ -140,7 +141,7 @@ def test_sampled_judging_has_tables_of_its_own(tmp_path):
         Negatives(draw, 0, draw_negatives(window, 20, seed=0, weights=weights))
         for draw, weights in (("popularity", popular), ("uniform", None))
     )
-    report = report_of(window, truth, before, details=EvaluationOptions(sampled=drawn))
+    report = report_of(window, truth, before, options=EvaluationOptions(sampled=drawn))
     assert [section.name for section in report.sampled] == ["popularity-20", "uniform-20"]
     assert [row.name for row in report.sampled[0].rows] == [row.name for row in report.catalogue.rows]
     metrics = report.metrics_of("popularity")
@@ -151,7 +152,7 @@ def test_sampled_judging_has_tables_of_its_own(tmp_path):
     page, shown = Page(report_page(report)), " ".join(console.file.getvalue().split())
     for section in report.sampled:
         assert f"Sampled: {section.name}" in page.text
-        for text in (section.candidates, spread(section.rows[1].metrics["sampled/ndcg@10"])):
+        for text in (section.candidates, format_estimate(section.rows[1].metrics["sampled/ndcg@10"])):
             assert text in shown
         assert section.candidates in page.text
     write_report(report, tmp_path)
@@ -187,7 +188,7 @@ def test_the_page_shows_slices_days_and_watch_time():
     seconds = np.tile(np.arange(1, 61, dtype=np.float32), 10)
     watched = Watched(rows, watch_s=seconds / 2, length_s=seconds[::-1].copy(), gain=seconds.astype(float))
     halves = Slicing("half", window.relevant.lines % 2, ("even users", "<odd users>"))
-    report = report_of(asked, truth, before, details=EvaluationOptions(slicings=(halves,), watched=watched))
+    report = report_of(asked, truth, before, options=EvaluationOptions(slicings=(halves,), watched=watched))
     text = Page(report_page(report)).text
     for shown in ("half: even users", "half: <odd users>", "under 100", "1970-01-11", "mean of days", "xauc", "wtg@5"):
         assert shown in text

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.evaluate.test_catalogue import lines, random_scores, random_window, scorer, window
+from tests.evaluate.windows import lines, random_scores, random_window, scorer, window
 from twofold.dataset.vocabulary import build_vocabulary
 from twofold.errors import DataError, RequestError
 from twofold.evaluate.sampled import Negatives, draw_negatives, evaluate_sampled, published_negatives
@@ -129,11 +129,11 @@ def test_a_file_without_lists_of_items_is_no_file_of_negatives(columns):
 
 def test_what_a_positive_is_judged_among_in_words():
     items = np.zeros((1, 100), np.int64)
-    assert Negatives("popularity", 3, items).in_words() == (
+    assert Negatives("popularity", 3, items).description() == (
         "itself and 100 items its user neither met nor likes, drawn by popularity, none twice, seed 3"
     )
-    assert "drawn each as likely" in Negatives("uniform", 0, items).in_words()
-    assert Negatives("published", None, items).in_words() == "itself and the 100 items published for its user"
+    assert "drawn each as likely" in Negatives("uniform", 0, items).description()
+    assert Negatives("published", None, items).description() == "itself and the 100 items published for its user"
 
 
 def test_negatives_of_another_split_are_refused():

@@ -1,4 +1,4 @@
-"""The running top k against the whole row, sorted; and what it holds in memory."""
+"""The running top k against the whole row, sorted, and its memory; what a ranker may change in two stages."""
 
 import tracemalloc
 
@@ -7,9 +7,12 @@ import pytest
 
 from twofold.errors import RequestError
 from twofold.evaluate import scores as ranking
-from twofold.evaluate.scores import Products, rank_products, rank_rows, users_at_once
+from twofold.evaluate.catalogue import evaluate_catalogue
+from twofold.evaluate.impressions import evaluate_impressions
+from twofold.evaluate.scores import rank_in_two_stages, rank_products, rank_rows, user_chunks
+from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import Ragged
-from twofold.topk import exclude, tie_order, top_k
+from twofold.topk import Products, exclude, tie_order, top_k
 
 
 def whole_numbers(seed, *, users, items, dim=3):
@@ -31,7 +34,7 @@ def test_blocks_of_items_give_what_the_whole_row_gives(case, monkeypatch):
     users, items, k = int(rng.integers(1, 9)), int(rng.integers(1, 60)), int(rng.integers(1, 12))
     monkeypatch.setattr(ranking, "_ITEMS", int(rng.integers(1, 9)))
     monkeypatch.setattr(ranking, "_first_items", lambda k: k + case % 3)
-    monkeypatch.setattr(ranking, "_CELLS", int(rng.integers(1, 30)))
+    monkeypatch.setattr(ranking, "CHUNK_ELEMENTS", int(rng.integers(1, 30)))
     products = whole_numbers(case, users=users, items=items)
     excluded = random_lists(case, users=users, items=items, longest=min(items, 5))
     scores = products(slice(0, users))
@@ -67,7 +70,7 @@ def peak_bytes(items):
     excluded = random_lists(1, users=256, items=items, longest=20)
     tie_order(items)  # kept for all callers
     tracemalloc.start()
-    for users in users_at_once(256):
+    for users in user_chunks(256):
         rank_products(products, users, 50, excluded=excluded.part(users))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -90,3 +93,118 @@ def test_scores_of_pairs_are_those_of_the_rows():
     products = whole_numbers(2, users=4, items=9)
     lines, item_rows = np.array([3, 0, 0]), np.array([8, 8, 1])
     assert (products.pairs(lines, item_rows) == products(slice(0, 4))[lines, item_rows]).all()
+
+
+USERS, ITEMS, DIM, TOP = 40, 90, 6, 12
+
+
+def lists(lines):
+    sizes = [len(line) for line in lines]
+    values = np.concatenate([np.asarray(line, np.int64) for line in lines])
+    return Ragged(values, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+
+@pytest.fixture
+def window():
+    draw = np.random.default_rng(0)
+    rows = [draw.permutation(ITEMS) for _ in range(USERS)]
+    candidates = [sorted(row[5:20].tolist()) for row in rows]
+    relevant = [sorted(row[5:8].tolist()) for row in rows]
+    labels = [item in liked for own, liked in zip(candidates, relevant, strict=True) for item in own]
+    return EvaluationWindow(
+        name="test",
+        user_rows=np.arange(USERS),
+        query_at=np.zeros(USERS, np.int64),
+        seen=lists([sorted(row[:5].tolist()) for row in rows]),
+        relevant=lists(relevant),
+        candidates=lists(candidates),
+        labels=np.array(labels),
+        num_items=ITEMS,
+        is_cold=np.zeros(ITEMS, bool),
+        track="time_free",
+    )
+
+
+@pytest.fixture
+def retrieved():
+    draw = np.random.default_rng(1)
+    return Products(*(draw.standard_normal((count, DIM)).astype(np.float32) for count in (USERS, ITEMS)))
+
+
+def by_place(lines, item_rows, places):
+    return -places.astype(np.float32)
+
+
+def by_item(lines, item_rows, places):
+    return item_rows.astype(np.float32)
+
+
+def stages(window, retrieved, score_pairs, top=TOP):
+    return rank_in_two_stages(retrieved, score_pairs, seen=window.seen, top=top)
+
+
+def test_a_ranker_that_repeats_the_retriever_changes_nothing(window, retrieved):
+    alone = evaluate_catalogue(window, retrieved)
+    both = evaluate_catalogue(window, stages(window, retrieved, by_place))
+    np.testing.assert_array_equal(both.ranks, alone.ranks)
+
+
+def test_the_candidates_stand_first_in_the_rankers_order_and_the_others_behind_in_the_retrievers(window, retrieved):
+    both = stages(window, retrieved, by_item)
+    allowed = np.ones((USERS, ITEMS), bool)
+    allowed[window.seen.lines, window.seen.values] = False
+    order = top_k(retrieved(slice(0, USERS)), ITEMS, allowed=allowed).item_rows
+    found = top_k(both(slice(0, USERS)), ITEMS, allowed=allowed).item_rows
+    for line in range(USERS):
+        candidates = order[line, :TOP].tolist()
+        assert found[line].tolist() == [*sorted(candidates, reverse=True), *order[line, TOP:].tolist()]
+
+
+def test_recall_at_the_number_of_candidates_is_the_retrievers_whatever_the_ranker_says(window, retrieved):
+    noise = np.random.default_rng(2)
+
+    def at_random(lines, item_rows, places):
+        return noise.standard_normal(item_rows.shape).astype(np.float32)
+
+    alone = evaluate_catalogue(window, retrieved, ks=(TOP,))
+    both = evaluate_catalogue(window, stages(window, retrieved, at_random), ks=(TOP,))
+    np.testing.assert_array_equal(both.values[f"catalogue/recall@{TOP}"], alone.values[f"catalogue/recall@{TOP}"])
+
+
+def test_equal_scores_are_ordered_by_the_hash_of_the_item_and_not_by_the_retriever(window, retrieved):
+    def undecided(lines, item_rows, places):
+        return np.zeros(item_rows.shape, np.float32)
+
+    all_items = stages(window, retrieved, undecided, top=ITEMS)
+    allowed = np.ones((USERS, ITEMS), bool)
+    allowed[window.seen.lines, window.seen.values] = False
+    expected = top_k(np.zeros((USERS, ITEMS), np.float32), ITEMS, allowed=allowed).item_rows
+    np.testing.assert_array_equal(all_items.ranked, expected)
+
+
+def test_impressions_are_ordered_by_the_ranker_which_is_told_where_the_retriever_placed_them(window, retrieved):
+    asked = []
+
+    def noted(lines, item_rows, places):
+        if item_rows.shape[1] == 1:
+            asked.extend(zip(lines.tolist(), item_rows[:, 0].tolist(), places[:, 0].tolist(), strict=True))
+        return item_rows.astype(np.float32)
+
+    both = stages(window, retrieved, noted)
+    judged = evaluate_impressions(window, both)
+    expected = evaluate_impressions(
+        window, lambda users: np.tile(np.arange(ITEMS, dtype=np.float32), (USERS, 1))[users]
+    )
+    np.testing.assert_array_equal(judged.values["impressions/auc"], expected.values["impressions/auc"])
+    assert len(asked) == len(window.candidates.values)
+    for line, item, place in asked:
+        found = both.found[line].tolist()
+        assert place == (found.index(item) if item in found else TOP)
+
+
+def test_fewer_candidates_than_are_asked_for(window, retrieved):
+    """All but three items are seen: three are ranked, and no more are made up."""
+    seen = lists([np.setdiff1d(np.arange(ITEMS), [line, line + 1, line + 2]) for line in range(USERS)])
+    both = rank_in_two_stages(retrieved, by_item, seen=seen, top=TOP)
+    for line in range(USERS):
+        assert both.ranked[line].tolist() == [line + 2, line + 1, line, *[-1] * (TOP - 3)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tests.evaluate.test_catalogue import lines, random_scores, random_window, scorer
+from tests.evaluate.windows import lines, random_scores, random_window, scorer
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.significance import holm
 from twofold.evaluate.slices import Slicing, evaluate_days, evaluate_slices, slice_recall

@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 from sklearn.metrics import mean_absolute_error, mean_squared_error, roc_auc_score
 
-from tests.evaluate.test_catalogue import ragged, scorer, window
+from tests.evaluate.windows import ragged, scorer, window
 from twofold.evaluate import watch_time
 from twofold.evaluate.watch_time import (
     KS,
+    Watched,
     errors,
     evaluate_watch_time,
+    fit_gain,
+    gains,
+    is_long_view,
     length_decile,
     list_metrics,
     pooled_xauc,
     xauc,
 )
-from twofold.evaluate.watched import Watched
 
 CASES = 200
 
@@ -125,3 +128,23 @@ def test_a_window_is_judged_by_watch_time_and_by_length():
     assert sum(part.judged for part in deciles) == 4  # user 0 in two of them, user 1 in two
     shortest = deciles[length_decile(watched.length_s)[0]]
     assert shortest.values["watch_time/xauc"].tolist()[:1] == [1]
+
+
+def test_a_gain_is_how_far_from_the_mean_of_items_as_long():
+    watch = np.array([1, 3, 10, 30], np.float32)
+    length = np.array([5, 5, 60, 60], np.float32)
+    scale = fit_gain(watch, length)
+    assert gains(scale, watch, length) == pytest.approx([-1, 1, -1, 1])
+    assert gains(scale, np.array([4], np.float32), np.array([5], np.float32)) == pytest.approx([(4 - 2) / 1])
+
+
+def test_a_length_that_is_always_watched_alike_or_once_has_no_gain():
+    watch, length = np.array([2, 2, 7], np.float32), np.array([5, 5, 60], np.float32)
+    assert np.isnan(gains(fit_gain(watch, length), watch, length)).all()
+    nothing = np.zeros(0, np.float32)
+    assert np.isnan(gains(fit_gain(nothing, nothing), watch, length)).all()
+
+
+def test_a_long_view_is_all_of_a_short_item_or_18_s():
+    watch, length = np.array([9.9, 10, 17.9, 18], np.float32), np.array([10, 10, 300, 300], np.float32)
+    assert is_long_view(watch, length).tolist() == [False, True, False, True]

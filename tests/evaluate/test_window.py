@@ -9,14 +9,11 @@ import pyarrow as pa
 
 from tests.prepare.tables import JUDGED, TEST, TRAIN, log_of, prepared
 from twofold.dataset.dataset import build_dataset, load_dataset
-from twofold.evaluate.window import (
-    details_of,
-    digest_of_relevant,
-    evaluation_window,
-    positives_before,
-    slicings_of,
-    watched_rows,
-)
+from twofold.evaluate.baselines import positives_before
+from twofold.evaluate.evaluate_window import evaluation_options
+from twofold.evaluate.slices import slicings_of
+from twofold.evaluate.watch_time import watched_rows
+from twofold.evaluate.window import digest_of_relevant, evaluation_window
 from twofold.ragged import Ragged
 from twofold.recipe.features import Features
 
@@ -107,9 +104,9 @@ def test_of_a_declared_column_with_many_values_the_commonest_are_told_apart(tmp_
     items = [arrays.items.ids[int(row)].as_py() for row in window.relevant.values]
     assert groups(last) == [f"in {item}" if item in (10, 11) else None for item in items]
     assert "made" not in {each.name for each in slicings_of(arrays, window, tables=tables, columns=["made"])}
-    details = details_of(arrays, window, tables=tables, with_target=False, utc_offset_h=0, columns=["made"])
+    options = evaluation_options(arrays, window, tables=tables, with_target=False, utc_offset_h=0, columns=["made"])
     known = [int(item) if int(item) < 13 else -1 for item in arrays.items.ids.to_pylist()]
-    assert details.groups["made"].tolist() == known
+    assert options.groups["made"].tolist() == known
 
 
 def test_watched_rows_are_those_of_known_length_with_gains_of_training(tmp_path):

@@ -16,9 +16,9 @@ import twofold
 from tests import worlds
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RecipeError, RunError
-from twofold.evaluate.baselines import popularity
-from twofold.evaluate.catalogue import evaluate_impressions
-from twofold.evaluate.window import evaluation_window, positives_before
+from twofold.evaluate.baselines import popularity, positives_before
+from twofold.evaluate.impressions import evaluate_impressions
+from twofold.evaluate.window import evaluation_window
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.run import report_of
 from twofold.recipe.index import Index
@@ -115,7 +115,7 @@ def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_
 
     of_test = at >= worlds.FIRST_MS + worlds.TEST * worlds.DAY_MS
     judged = passing(int(at[of_test].min()))
-    section = report_of(job.folder).passing
+    section = report_of(job.folder).filtered
     assert (section.where, section.items) == ("likes_2d >= 30", len(judged))
     window = evaluation_window(load_dataset(job.folder / "dataset"), "test")
     vocabulary = load_dataset(job.folder / "dataset").items
@@ -124,7 +124,7 @@ def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_
     assert section.ceiling.value == pytest.approx(shares[window.relevant.sizes > 0].mean())
     recall = report_of(job.folder).metrics_of("model")["catalogue_filtered/recall@50"]
     assert 0 < recall <= section.ceiling.value
-    assert "index.where: likes_2d >= 30 leaves" in report_of(job.folder).verdict[-1]
+    assert "index.where: likes_2d >= 30 allows" in report_of(job.folder).verdict[-1]
 
     refused = short.model_copy(update={"index": Index.model_validate(asked | {"where": "likes_2d > 9999"})})
     with pytest.raises(RecipeError, match="likes_2d > 9999 holds of none of the 60 items, so nothing could be recomm"):

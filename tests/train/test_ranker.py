@@ -58,7 +58,7 @@ def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(
     pipeline.evaluate(job, prepared, dataset, trained)
     report = pipeline.report_of(job.folder)
     both, alone = (row for row in report.catalogue.rows if row.name in ("model", "retriever alone"))
-    assert report.headline == "catalogue/ndcg@10"
+    assert report.primary_metric == "catalogue/ndcg@10"
     assert both.metrics["catalogue/recall@5"].value > 0.95
     assert alone.metrics["catalogue/recall@5"].value < 0.5
     assert alone.model_minus["catalogue/ndcg@5"].low > 0.3

@@ -41,7 +41,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the ru
 def list_all_runs(
     runs: Runs = Path("runs"),
     by: Annotated[
-        str | None, typer.Option("--by", help="The metric to sort by; default: the reports' headline.")
+        str | None, typer.Option("--by", help="The metric to sort by; default: the reports' primary metric.")
     ] = None,
 ) -> None:
     """The table of all runs, the best first."""
@@ -107,7 +107,7 @@ def compare(
     With `--seeds 3`, `twofold compare A0 A1 A2 B0 B1 B2` says whether recipe B is better than A, whatever the seed.
     """
     from twofold.evaluate.compare import compare_seeds
-    from twofold.evaluate.compare_page import put_side_by_side, seeds_table, side_by_side_lines, write_page
+    from twofold.evaluate.compare_page import compare_run_folders, comparison_tables, seeds_table, write_page
 
     if seeds is not None:
         if to is not None:
@@ -115,11 +115,11 @@ def compare(
         for claims in compare_seeds(runs, seeds=seeds):
             Console().print(seeds_table(claims))
         return
-    found = put_side_by_side(runs)
+    found = compare_run_folders(runs)
     if to is not None:
         write_page(found, to)
     console = Console()
-    for part in side_by_side_lines(found):
+    for part in comparison_tables(found):
         console.print(part)
     if to is not None:
         print(f"page  {to}")

@@ -4,7 +4,9 @@ Each returns the `ScoreBlock` of a window's judged users. The list of an item-kN
 positive is empty of evidence: there, as among all items that score nothing, popularity decides.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
@@ -12,15 +14,19 @@ import scipy.linalg
 import scipy.sparse
 from jaxtyping import Float32, Int64
 
+from twofold.dataset.dataset import Dataset
 from twofold.errors import RequestError
-from twofold.evaluate.scores import Products, ScoreBlock
+from twofold.evaluate.scores import ScoreBlock
+from twofold.evaluate.significance import SEED
+from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import chunks
 from twofold.tables import DAY_MS
-from twofold.topk import top_k
+from twofold.topk import Products, top_k
 
 EASE_MAX_ITEMS: Final = 20_000  # a matrix of 1.6 GB and minutes of 2 cores; 7,502 items take 8 s
 IALS_MAX_POSITIVES: Final = 20_000_000  # minutes of 2 cores
-_CELLS: Final = 2**23
+CHUNK_ELEMENTS: Final = 2**23  # pairs of items that item-kNN compares at once
+_RECENT_DAYS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def item_knn(
     transposed = likes.T.tocsr()
     width = min(neighbours, positives.num_items)
     parts = []
-    for items in chunks(positives.num_items, max(1, _CELLS // positives.num_items)):
+    for items in chunks(positives.num_items, max(1, CHUNK_ELEMENTS // positives.num_items)):
         both = (transposed[items] @ likes).toarray()  # (block, items)
         cosine = both / (np.sqrt(count[items, None] * count) + np.float32(shrink) + np.float32(1e-9))
         cosine[np.arange(len(cosine)), np.arange(items.start, items.stop)] = 0
@@ -199,3 +205,51 @@ def _counts(item_rows: Int64[np.ndarray, "length"], num_items: int) -> Float32[n
 
 def _same_for_all(scores: Float32[np.ndarray, "items"]) -> ScoreBlock:
     return lambda users: np.tile(scores, (users.stop - users.start, 1))
+
+
+def baseline_scores(
+    window: EvaluationWindow, positives: Interactions, groups: Mapping[str, Int64[np.ndarray, "items"]]
+) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
+    """The rows that stand in every report, with one for each of the items' `groups`; and what had to be left out, with
+    the reason.
+    """
+    recent = recent_popularity(positives, end=int(window.query_at.min()), days=_RECENT_DAYS)
+    rows = {
+        "random": random_scores(window.num_items, seed=SEED),
+        "popularity": popularity(positives),
+        f"popularity, last {_RECENT_DAYS} days": recent,
+        **{f"popularity, own {by}": popularity_of_own(positives, window.user_rows, g) for by, g in groups.items()},
+        "item-kNN": item_knn(positives, window.user_rows),
+    }
+    left_out = []
+    if window.num_items > EASE_MAX_ITEMS:
+        left_out.append(f"EASE: its cost is cubic in the number of items, so it is limited to {EASE_MAX_ITEMS:,} items")
+    else:
+        rows["EASE"] = ease(positives, window.user_rows)
+    if find_spec("implicit") is None:
+        left_out.append("iALS: the library implicit is not installed, pip install 'twofold[ials]'")
+    elif len(positives.user_rows) > IALS_MAX_POSITIVES:
+        left_out.append(f"iALS: as a baseline it is limited to {IALS_MAX_POSITIVES:,} positives")
+    else:
+        rows["iALS"] = ials(positives, window.user_rows, seed=SEED)
+    return rows, tuple(left_out)
+
+
+def positives_before(dataset: Dataset, window: EvaluationWindow, *, first_at: int | None) -> Interactions:
+    """All positive events that the log held when the judged window began, at `first_at`: the baselines may learn them.
+
+    Where users have windows of their own (None), it is what each judged user did before, and all that others did.
+    """
+    positives = dataset.positives
+    until = np.full(len(dataset.users), np.iinfo(np.int64).max if first_at is None else first_at)
+    if first_at is None:
+        until[window.user_rows] = window.query_at
+    owner = np.repeat(np.arange(len(dataset.users)), np.diff(positives.offsets))
+    keep = np.flatnonzero(np.asarray(positives.at) < until[owner])
+    return Interactions(
+        user_rows=owner[keep],
+        item_rows=np.asarray(positives.item_rows)[keep].astype(np.int64),
+        at=np.asarray(positives.at)[keep],
+        num_users=len(dataset.users),
+        num_items=len(dataset.items),
+    )

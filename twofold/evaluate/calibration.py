@@ -129,7 +129,7 @@ def seconds_at(
     return seconds
 
 
-def head_in_words(head: Calibration) -> str:
+def head_sentence(head: Calibration) -> str:
     """One sentence on how far a head can be believed."""
     text = (
         f"{head.name}, on {plural(head.impressions, 'impression')}: {format_decimal(head.predicted)} predicted, "

@@ -11,8 +11,17 @@ import numpy as np
 
 from twofold.errors import RequestError
 from twofold.evaluate.per_user_values import load_values
-from twofold.evaluate.results import Estimate, EvaluationSetup, SliceSection, estimates, load_report, number
-from twofold.evaluate.significance import SeedClaim, across_seeds, bootstrap, holm, paired_p_values
+from twofold.evaluate.results import EvaluationSetup, SliceSection, load_report
+from twofold.evaluate.significance import (
+    Estimate,
+    SeedClaim,
+    across_seeds,
+    bootstrap,
+    estimates,
+    holm,
+    json_number,
+    paired_p_values,
+)
 from twofold.evaluate.slices import evaluate_slices
 from twofold.recipe.load import load_recipe, recipe_differences
 from twofold.render.numbers import plural
@@ -37,7 +46,7 @@ class Comparison:
     run: str
     base: str
     question: EvaluationSetup
-    headline: str
+    primary_metric: str
     metrics: tuple[Compared, ...]
     slices: SliceSection
 
@@ -48,7 +57,7 @@ class SeedComparison:
 
     run: str
     base: str
-    headline: str
+    primary_metric: str
     claims: Mapping[str, SeedClaim]
     """Of every metric that all have: the run's seeds, in their order, minus the base's."""
 
@@ -64,12 +73,12 @@ def compare_runs(run: Path, base: Path) -> Comparison:
     own, other = (np.stack([each.metrics[name] for name in shared], axis=1) for each in (ours, theirs))
     columns = (estimates(bootstrap(values)) for values in (own, other, own - other))
     p_values = holm(paired_p_values(own - other))
-    headline = load_report(run / "report.json").headline
+    primary_metric = load_report(run / "report.json").primary_metric
     names = [folder.parent.name for folder in (run, base)]
     if names[0] == names[1]:
         names = [str(folder.parent) for folder in (run, base)]
     lines = tuple(
-        Compared(name, own_value, other_value, minus, number(p))
+        Compared(name, own_value, other_value, minus, json_number(p))
         for name, own_value, other_value, minus, p in zip(shared, *columns, p_values, strict=True)
     )
     slices = evaluate_slices(
@@ -77,10 +86,10 @@ def compare_runs(run: Path, base: Path) -> Comparison:
         theirs.ranks,
         relevant=ours.relevant,
         slicings=ours.slicings,
-        k=int(headline.partition("@")[2]),
+        k=int(primary_metric.partition("@")[2]),
         base=names[1],
     )
-    return Comparison(names[0], names[1], question, headline, lines, slices)
+    return Comparison(names[0], names[1], question, primary_metric, lines, slices)
 
 
 def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedComparison, ...]:
@@ -101,13 +110,13 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
         _check_seeds(folders[group])
     values = [load_values(folder).metrics for folder in judged]
     shared = [name for name in values[0] if all(name in each for each in values)]
-    headline = load_report(judged[0] / "report.json").headline
+    primary_metric = load_report(judged[0] / "report.json").primary_metric
     base, *others = ([np.stack([each[name] for each in values[group]]) for name in shared] for group in groups)
     return tuple(
         SeedComparison(
             folders[group.start].name,
             folders[0].name,
-            headline,
+            primary_metric,
             {name: across_seeds(*pair) for name, *pair in zip(shared, other, base, strict=True)},
         )
         for group, other in zip(groups[1:], others, strict=True)

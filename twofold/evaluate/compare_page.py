@@ -14,8 +14,8 @@ from rich.text import Text
 
 from twofold.errors import RequestError
 from twofold.evaluate.compare import Compared, Comparison, SeedComparison, check_comparable, compare_runs
-from twofold.evaluate.results import Estimate, gained
-from twofold.evaluate.significance import LEVEL, MIN_SEEDS
+from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate
+from twofold.evaluate.summary_text import format_difference
 from twofold.recipe.load import Difference, load_recipe, recipe_differences
 from twofold.recipe.schema import Recipe
 from twofold.render.html import fill_page, setting
@@ -25,7 +25,7 @@ from twofold.run_folder import atomic_file, find_stage, open_stage
 ABSENT: Final = "not there"
 _SAID: Final = ("name", "about")  # of itself; the columns have the runs' names
 _SHOWN: Final = ("catalogue/recall@10", "catalogue/ndcg@10", "catalogue/mrr@10", "impressions/auc")
-"""Metrics of the terminal's table, beside the headline; the page has all."""
+"""Metrics of the terminal's table, beside the primary metric; the page has all."""
 _MOST_LINES: Final = 8  # of a recipe's part in the terminal
 
 
@@ -48,20 +48,20 @@ class RunComparison:
     """Of each of the others: see `churn`."""
 
     @property
-    def headline(self) -> str:
+    def primary_metric(self) -> str:
         """The metric that the verdict of a report is about."""
-        return self.others[0].headline
+        return self.others[0].primary_metric
 
     @property
     def metrics(self) -> dict[str, tuple[Compared, ...]]:
-        """What all runs have: metric → a line for each of the others, the headline first."""
+        """What all runs have: metric → a line for each of the others, the primary metric first."""
         found = [{line.metric: line for line in other.metrics} for other in self.others]
         names = [name for name in found[0] if all(name in lines for lines in found)]
-        names.sort(key=lambda name: name != self.headline)
+        names.sort(key=lambda name: name != self.primary_metric)
         return {name: tuple(lines[name] for lines in found) for name in names}
 
 
-def put_side_by_side(folders: Sequence[Path]) -> RunComparison:
+def compare_run_folders(folders: Sequence[Path]) -> RunComparison:
     """Judged run folders, the first of which the others are compared with.
 
     RequestError for fewer than two, or if one was asked something else, with the fields that differ; RunError for a
@@ -127,7 +127,7 @@ def side(line: Compared) -> str:
     return "better" if line.minus.value > 0 else "worse"
 
 
-def side_by_side_lines(found: RunComparison) -> list[Text | Table]:
+def comparison_tables(found: RunComparison) -> list[Text | Table]:
     """For the terminal: what the recipes ask for differently, the main metrics, and the groups that differ."""
     question = found.others[0].question
     who = f"{question.window} window · {plural(question.users, 'user')}, {plural(question.num_items, 'item')}"
@@ -137,8 +137,8 @@ def side_by_side_lines(found: RunComparison) -> list[Text | Table]:
         metrics.add_column(Text(name if name == found.names[0] else f"{name} − {found.names[0]}"))
         recipes.add_column(Text(name))
     for metric, lines in found.metrics.items():
-        if metric == found.headline or metric in _SHOWN:
-            style = "bold" if metric == found.headline else ""
+        if metric == found.primary_metric or metric in _SHOWN:
+            style = "bold" if metric == found.primary_metric else ""
             metrics.add_row(in_full(metric), format_decimal(lines[0].base.value), *map(_cell, lines), style=style)
     for field in found.fields:
         recipes.add_row(Text(field.field), *map(_cut, field.cells))
@@ -158,11 +158,11 @@ def seeds_table(found: SeedComparison) -> Table:
     rule = f"it holds where the interval ({LEVEL:.0%}, over users) and every seed lie on one side of 0"
     table.caption, table.caption_justify = few if first.holds is None else rule, "left"
     for metric, claim in found.claims.items():
-        if metric == found.headline or metric in _SHOWN:
-            difference = gained(Estimate(claim.difference, claim.low, claim.high))
+        if metric == found.primary_metric or metric in _SHOWN:
+            difference = format_difference(Estimate(claim.difference, claim.low, claim.high))
             by_seed = "  ".join(map(format_signed, claim.per_seed))
             said = "–" if claim.holds is None else "yes" if claim.holds else "no"
-            table.add_row(in_full(metric), difference, by_seed, said, style="bold" * (metric == found.headline))
+            table.add_row(in_full(metric), difference, by_seed, said, style="bold" * (metric == found.primary_metric))
     return table
 
 
@@ -183,7 +183,10 @@ def _in_words(found: RunComparison) -> str:
         clear = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
         groups = f"{len(clear) or 'none'} of {plural(len(slices.lines), 'group')} (p < .05 after Holm)"
         lines.append(f"{other.run}: {slices.metric} differs in {groups}")
-        lines += [f"  {line.by}: {line.name}: {gained(line.minus)} on {plural(line.users, 'user')}" for line in clear]
+        lines += [
+            f"  {line.by}: {line.name}: {format_difference(line.minus)} on {plural(line.users, 'user')}"
+            for line in clear
+        ]
         if gone is not None:
             lines.append(f"  {percent(gone)} of what {other.base} recommends to a user is not recommended any more")
     return "\n".join(lines)
@@ -191,12 +194,12 @@ def _in_words(found: RunComparison) -> str:
 
 def _cell(line: Compared) -> Text:
     colour = {"better": "green", "worse": "red", "": ""}[side(line)]
-    return Text(f"{gained(line.minus)} *" if colour else gained(line.minus), style=colour)
+    return Text(f"{format_difference(line.minus)} *" if colour else format_difference(line.minus), style=colour)
 
 
 def write_page(found: RunComparison, path: Path) -> None:
     """One page that needs nothing but a browser: no script, no request, all text escaped."""
-    main = [name for name in found.metrics if name == found.headline or name in _SHOWN]
+    main = [name for name in found.metrics if name == found.primary_metric or name in _SHOWN]
     values = {"found": found, "question": found.others[0].question, "main": main, "side": side}
     page = fill_page("twofold.evaluate", "compare_page.html.j2", values)
     path.parent.mkdir(parents=True, exist_ok=True)

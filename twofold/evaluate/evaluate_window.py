@@ -1,79 +1,52 @@
-"""One window, one model, every protocol, beside the baselines and with intervals: the Report."""
+"""Evaluation of one window: every protocol and report section, for the model and the baselines, with intervals."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+import pyarrow as pa
+from jaxtyping import Bool, Int64
 from pydantic import TypeAdapter
 
-from twofold.evaluate.baselines import (
-    EASE_MAX_ITEMS,
-    IALS_MAX_POSITIVES,
-    Interactions,
-    ease,
-    ials,
-    item_knn,
-    popularity,
-    popularity_of_own,
-    random_scores,
-    recent_popularity,
-)
-from twofold.evaluate.calibration import Calibration, head_in_words
-from twofold.evaluate.catalogue import (
-    TIE_RULE,
-    EvaluationWindow,
-    InBatch,
-    PerUser,
-    bounds_of_impressions,
-    catalogue_name,
-    evaluate_catalogue,
-    evaluate_filtered,
-    evaluate_impressions,
-    evaluate_in_batch,
-)
+from twofold.dataset.dataset import Dataset
+from twofold.evaluate.baselines import Interactions, baseline_scores
+from twofold.evaluate.calibration import Calibration, head_sentence
+from twofold.evaluate.catalogue import TIE_RULE, evaluate_catalogue, evaluate_filtered
+from twofold.evaluate.impressions import bounds_of_impressions, evaluate_impressions
+from twofold.evaluate.in_batch import InBatch, catalogue_name, evaluate_in_batch
 from twofold.evaluate.results import (
     MODEL,
     BatchLine,
     BatchSection,
     Bounds,
     DaySection,
-    Estimate,
     EvaluationSetup,
     Facts,
     FilterLine,
     FilterSection,
     LengthPart,
     Report,
-    Row,
     SampledSection,
     Section,
     SliceSection,
     WatchSection,
-    estimates,
-    filter_sentences,
-    number,
-    summary_sentences,
+    rows_of,
 )
 from twofold.evaluate.sampled import Negatives, evaluate_sampled
-from twofold.evaluate.scores import ScoreBlock
-from twofold.evaluate.significance import RESAMPLES, bootstrap
-from twofold.evaluate.slices import Slicing, evaluate_days, evaluate_slices
-from twofold.evaluate.two_stages import FIRST_STAGE
-from twofold.evaluate.watch_time import evaluate_watch_time, length_decile
-from twofold.evaluate.watched import Watched
+from twofold.evaluate.scores import FIRST_STAGE, ScoreBlock
+from twofold.evaluate.significance import RESAMPLES, SEED, estimates_of, json_number, means_of
+from twofold.evaluate.slices import Slicing, evaluate_days, evaluate_slices, item_groups, slicings_of
+from twofold.evaluate.summary_text import filter_sentences, summary_sentences
+from twofold.evaluate.watch_time import Watched, evaluate_watch_time, length_decile, watched_rows
+from twofold.evaluate.window import EvaluationWindow, PerUser, digest_of_relevant
 from twofold.progress import progress_bar
-
-_RECENT_DAYS: Final = 2
-_SEED: Final = 0
-Name = TypeVar("Name", bound=Hashable)
+from twofold.recipe.features import CategoryFeature
 
 
 @dataclass(frozen=True)
 class AllowedItems:
-    """The items that may be recommended, and the rule that says so."""
+    """The items that may be recommended, and the rule that selects them."""
 
     where: str
     allowed: Bool[np.ndarray, "items"]
@@ -81,31 +54,47 @@ class AllowedItems:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What a window is further asked: `others` are further rows, by name; `to_find` is the digest of the pairs to be
-    found; days begin at midnight of `utc_offset_h`; `only` is who may be recommended, None: all;
-    every positive is also judged against each of `sampled`; `groups` of items have a baseline each; `heads` are judged.
-    """
+    """Optional parts of an evaluation."""
 
     slicings: tuple[Slicing, ...] = ()
     watched: Watched | None = None
-    to_find: str = ""
+    relevant_digest: str = ""
+    """Digest of the pairs to be found, see `digest_of_relevant`."""
     utc_offset_h: int = 0
-    only: AllowedItems | None = None
+    """Hours from UTC at whose midnight a day begins."""
+    allowed_items: AllowedItems | None = None
+    """`None` means every item may be recommended."""
     sampled: tuple[Negatives, ...] = ()
+    """Sets of negatives; every positive is also ranked among each of them."""
     groups: Mapping[str, Int64[np.ndarray, "items"]] = field(default_factory=dict)
+    """Groupings of items by name; each adds the baseline `popularity_of_own`."""
     others: Mapping[str, ScoreBlock] = field(default_factory=dict)
+    """Scores of further rows of the report, by name."""
     heads: tuple[Calibration, ...] = ()
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The report, and what the model's numbers in it are means of."""
+    """A report and the values per user whose means its numbers are."""
 
     report: Report
     catalogue: PerUser
     impressions: PerUser
-    passing: PerUser | None = None
-    """The catalogue ranking of those that may be recommended, where not all may."""
+    filtered: PerUser | None = None
+    """The catalogue ranking of the allowed items; `None` means every item is allowed."""
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """An evaluation in progress: its inputs and the values per user of every row, the model first."""
+
+    window: EvaluationWindow
+    options: EvaluationOptions
+    sources: Mapping[str, ScoreBlock]
+    catalogue: Mapping[str, PerUser]
+    impressions: Mapping[str, PerUser]
+    filtered: PerUser | None
+    primary_metric: str
 
 
 def evaluate_window(
@@ -115,144 +104,122 @@ def evaluate_window(
     *,
     batch_size: int,
     facts: Mapping[str, Any],
-    details: EvaluationOptions | None = None,
+    options: EvaluationOptions | None = None,
 ) -> EvaluationResult:
-    """The model and the baselines on one window, by every protocol.
+    """Evaluates the model and the baselines on one window, by every protocol.
 
     `positives` are those before the window, which baselines learn from; `facts` are the fields of `Facts`, as JSON.
-    DataError where nobody can be judged.
+    DataError if no user can be evaluated.
     """
-    details = details or EvaluationOptions()
-    floor, left_out = baselines(window, positives, details.groups)
-    judged = {MODEL: scores, **floor, **details.others}
-    ranked: dict[str, PerUser] = {}
-    ordered: dict[str, PerUser] = {}
-    with progress_bar("evaluate", total=len(judged), unit="rows") as advance:
-        for name, each in judged.items():
-            ranked[name] = evaluate_catalogue(window, each)
-            ordered[name] = evaluate_impressions(window, each)
+    options = options or EvaluationOptions()
+    baselines, left_out = baseline_scores(window, positives, options.groups)
+    sources = {MODEL: scores, **baselines, **options.others}
+    catalogue: dict[str, PerUser] = {}
+    impressions: dict[str, PerUser] = {}
+    with progress_bar("evaluate", total=len(sources), unit="rows") as advance:
+        for name, source in sources.items():
+            catalogue[name] = evaluate_catalogue(window, source)
+            impressions[name] = evaluate_impressions(window, source)
             advance(1, name)
-    catalogue, impressions = _catalogue_section(window, ranked), _impressions_section(window, ordered)
-    trained = details.others.get(FIRST_STAGE, scores)  # what batches were made for
-    in_batch = _batch_section(evaluate_in_batch(window, trained, batch_size=batch_size, seed=_SEED))
-    headline = primary_metric_of(window.num_items, is_two_stages=FIRST_STAGE in details.others)
+    rule = options.allowed_items
+    filtered = None if rule is None else evaluate_filtered(window, scores, rule.allowed)
+    primary_metric = primary_metric_of(window.num_items, is_two_stages=FIRST_STAGE in options.others)
+    evaluation = _Evaluation(window, options, sources, catalogue, impressions, filtered, primary_metric)
+    report = _report(evaluation, batch_size=batch_size, facts=facts, left_out=left_out)
+    return EvaluationResult(report, catalogue[MODEL], impressions[MODEL], filtered)
+
+
+def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any], left_out: tuple[str, ...]) -> Report:
+    window, options, metric = evaluation.window, evaluation.options, evaluation.primary_metric
+    catalogue, impressions = _catalogue_section(evaluation), _impressions_section(evaluation)
+    first_stage = options.others.get(FIRST_STAGE, evaluation.sources[MODEL])  # the stage that is trained in batches
+    in_batch = _batch_section(evaluate_in_batch(window, first_stage, batch_size=batch_size, seed=SEED))
+    filtered = _filter_section(evaluation)
+    verdict = summary_sentences(catalogue, impressions, in_batch, primary_metric=metric)
+    if filtered is not None:
+        verdict = (*verdict, filter_sentences(filtered, window.num_items, primary_metric=metric))
     is_cold = window.is_cold[window.relevant.values]
-    verdict = summary_sentences(catalogue, impressions, in_batch, headline=headline)
-    passing = None if details.only is None else evaluate_filtered(window, scores, details.only.allowed)
-    section = None if passing is None else _filter_section(details, ranked[MODEL], passing)
-    if section is not None:
-        verdict = (*verdict, filter_sentences(section, window.num_items, headline=headline))
-    verdict = (*verdict, *map(head_in_words, details.heads))
-    report = Report(
+    return Report(
         window=window.name,
         track=window.track,
         tie_rule=TIE_RULE,
-        interval=f"95 %, bootstrap over users, {RESAMPLES:,} resamples, seed {_SEED}; differences are paired",
-        headline=headline,
-        verdict=verdict,
-        beats_all=all((row.model_minus[headline].low or 0) > 0 for row in catalogue.rows[1:]),
+        interval=f"95 %, bootstrap over users, {RESAMPLES:,} resamples, seed {SEED}; differences are paired",
+        primary_metric=metric,
+        verdict=(*verdict, *map(head_sentence, options.heads)),
+        beats_all=all((row.model_minus[metric].low or 0) > 0 for row in catalogue.rows[1:]),
         cold_items=int(window.is_cold.sum()),
         cold_relevant_share=float(is_cold.mean()),
         catalogue=catalogue,
         impressions=impressions,
         in_batch=in_batch,
         facts=TypeAdapter(Facts).validate_python(dict(facts)),
-        question=_question(window, details, users=catalogue.users_judged),
-        slices=_slices(window, ranked, details, headline=headline),
-        days=_days(window, ranked, details, headline=headline),
-        watch_time=_watch_section(window, judged, details.watched),
-        passing=section,
+        question=_setup(evaluation, users=catalogue.users_judged),
+        slices=_slice_section(evaluation),
+        days=_day_section(evaluation),
+        watch_time=_watch_section(evaluation),
+        filtered=filtered,
         left_out=left_out,
-        sampled=tuple(_sampled_section(window, judged, negatives) for negatives in details.sampled),
-        heads=details.heads,
+        sampled=tuple(_sampled_section(evaluation, negatives) for negatives in options.sampled),
+        heads=options.heads,
     )
-    return EvaluationResult(report, ranked[MODEL], ordered[MODEL], passing)
 
 
-def _question(window: EvaluationWindow, details: EvaluationOptions, *, users: int) -> EvaluationSetup:
-    return EvaluationSetup(window.name, window.track, TIE_RULE, window.num_items, users, details.to_find)
+def _setup(evaluation: _Evaluation, *, users: int) -> EvaluationSetup:
+    window = evaluation.window
+    digest = evaluation.options.relevant_digest
+    return EvaluationSetup(window.name, window.track, TIE_RULE, window.num_items, users, digest)
 
 
-def _slices(
-    window: EvaluationWindow, ranked: Mapping[str, PerUser], details: EvaluationOptions, *, headline: str
-) -> SliceSection | None:
-    """Both stages against the first, or the model against the strongest other row, group by group."""
-    if not details.slicings:
+def _slice_section(evaluation: _Evaluation) -> SliceSection | None:
+    """Compares both stages with the first, or the model with the strongest other row, group by group."""
+    catalogue, metric = evaluation.catalogue, evaluation.primary_metric
+    if not evaluation.options.slicings:
         return None
-    strongest = max((name for name in ranked if name != MODEL), key=lambda name: ranked[name].mean(headline))
-    base = FIRST_STAGE if FIRST_STAGE in ranked else strongest
-    ranks, base_ranks = (ranked[name].ranks for name in (MODEL, base))
+    strongest = max((name for name in catalogue if name != MODEL), key=lambda name: catalogue[name].mean(metric))
+    base = FIRST_STAGE if FIRST_STAGE in catalogue else strongest
+    ranks, base_ranks = (catalogue[name].ranks for name in (MODEL, base))
     assert ranks is not None, "a catalogue ranking has ranks"
     assert base_ranks is not None, "a catalogue ranking has ranks"
-    k = int(headline.partition("@")[2])
-    return evaluate_slices(ranks, base_ranks, relevant=window.relevant, slicings=details.slicings, k=k, base=base)
+    relevant, slicings = evaluation.window.relevant, evaluation.options.slicings
+    k = int(metric.partition("@")[2])
+    return evaluate_slices(ranks, base_ranks, relevant=relevant, slicings=slicings, k=k, base=base)
 
 
-def _days(
-    window: EvaluationWindow, ranked: Mapping[str, PerUser], details: EvaluationOptions, *, headline: str
-) -> DaySection | None:
-    values = {name: each.values[headline] for name, each in ranked.items()}
-    days = evaluate_days(values, window.query_at, metric=headline, utc_offset_h=details.utc_offset_h)
+def _day_section(evaluation: _Evaluation) -> DaySection | None:
+    metric, offset = evaluation.primary_metric, evaluation.options.utc_offset_h
+    values = {name: each.values[metric] for name, each in evaluation.catalogue.items()}
+    days = evaluate_days(values, evaluation.window.query_at, metric=metric, utc_offset_h=offset)
     return days if len(days.days) > 1 else None
 
 
-def _watch_section(
-    window: EvaluationWindow, judged: Mapping[str, ScoreBlock], watched: Watched | None
-) -> WatchSection | None:
-    """All rows on all impressions; the model alone by length, where a baseline's values would say nothing of it."""
+def _watch_section(evaluation: _Evaluation) -> WatchSection | None:
+    """Evaluates all rows on all impressions, and the model also by item length."""
+    watched = evaluation.options.watched
     if watched is None:
         return None
-    whole: dict[str, PerUser] = {}
-    parts: tuple[PerUser, ...] = ()
-    for name, scores in judged.items():
-        # Only the model's score may be a number that was taught; all others order.
+    all_lengths: dict[str, PerUser] = {}
+    deciles: tuple[PerUser, ...] = ()
+    for name, scores in evaluation.sources.items():
+        # Only the model's score can be a prediction of the target; the scores of all other rows are for ordering.
         own = watched if name == MODEL else replace(watched, target=None)
-        whole[name], of_lengths = evaluate_watch_time(window, scores, own)
-        parts = of_lengths if name == MODEL else parts
+        all_lengths[name], parts = evaluate_watch_time(evaluation.window, scores, own)
+        deciles = parts if name == MODEL else deciles
     decile, length = length_decile(watched.length_s), watched.length_s
     by_length = tuple(
         LengthPart(
-            first_s=float(length[decile == place].min()),
-            last_s=float(length[decile == place].max()),
+            first_s=float(length[decile == number].min()),
+            last_s=float(length[decile == number].max()),
             users=part.judged,
-            metrics=_means(part.values) | {name: number(value) for name, value in part.pooled.items()},
+            metrics=means_of(part.values) | {name: json_number(value) for name, value in part.pooled.items()},
         )
-        for place, part in enumerate(parts)
+        for number, part in enumerate(deciles)
         if part.judged
     )
-    return WatchSection(len(length), whole[MODEL].judged, _rows(whole), by_length)
-
-
-def baselines(
-    window: EvaluationWindow, positives: Interactions, groups: Mapping[str, Int64[np.ndarray, "items"]]
-) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
-    """The rows that stand in every report, with one for each of the items' `groups`; and what had to be left out, with
-    the reason.
-    """
-    recent = recent_popularity(positives, end=int(window.query_at.min()), days=_RECENT_DAYS)
-    rows = {
-        "random": random_scores(window.num_items, seed=_SEED),
-        "popularity": popularity(positives),
-        f"popularity, last {_RECENT_DAYS} days": recent,
-        **{f"popularity, own {by}": popularity_of_own(positives, window.user_rows, g) for by, g in groups.items()},
-        "item-kNN": item_knn(positives, window.user_rows),
-    }
-    left_out = []
-    if window.num_items > EASE_MAX_ITEMS:
-        left_out.append(f"EASE, which is cubic in the items: meant for up to {EASE_MAX_ITEMS:,}")
-    else:
-        rows["EASE"] = ease(positives, window.user_rows)
-    if find_spec("implicit") is None:
-        left_out.append("iALS: the library implicit is not installed, pip install 'twofold[ials]'")
-    elif len(positives.user_rows) > IALS_MAX_POSITIVES:
-        left_out.append(f"iALS: as a baseline meant for up to {IALS_MAX_POSITIVES:,} positives")
-    else:
-        rows["iALS"] = ials(positives, window.user_rows, seed=_SEED)
-    return rows, tuple(left_out)
+    return WatchSection(len(length), all_lengths[MODEL].judged, rows_of(all_lengths), by_length)
 
 
 def primary_k(num_items: int) -> int:
-    """The k that decides: 100, but at most a tenth of a small catalogue, where a hit among 100 would say nothing.
+    """Returns the k of the primary metric: 100, but at most a tenth of a small catalogue, where hits would mean little.
 
     >>> [primary_k(items) for items in (1, 60, 300, 7502)]
     [1, 5, 20, 100]
@@ -261,7 +228,7 @@ def primary_k(num_items: int) -> int:
 
 
 def primary_metric_of(num_items: int, *, is_two_stages: bool) -> str:
-    """The metric that decides: what a retriever finds; or, where a ranker orders that, NDCG at 10 of it.
+    """Returns the primary metric: recall for a retriever alone, NDCG at 10 where a ranker orders what it found.
 
     >>> primary_metric_of(7502, is_two_stages=False), primary_metric_of(7502, is_two_stages=True)
     ('catalogue/recall@100', 'catalogue/ndcg@10')
@@ -270,103 +237,101 @@ def primary_metric_of(num_items: int, *, is_two_stages: bool) -> str:
     return f"catalogue/ndcg@{min(k, 10)}" if is_two_stages else f"catalogue/recall@{k}"
 
 
-def _catalogue_section(window: EvaluationWindow, judged: Mapping[str, PerUser]) -> Section:
+def evaluation_options(
+    dataset: Dataset,
+    window: EvaluationWindow,
+    *,
+    tables: Sequence[pa.Table],
+    with_target: bool,
+    utc_offset_h: int,
+    columns: Sequence[str] = (),
+) -> EvaluationOptions:
+    """Returns the options that follow from a data set: slices by category features and by `columns`, watch time, days.
+
+    See `slicings_of` for `tables`, `watched_rows` for `with_target`.
+    """
+    features = dataset.features.features
+    categories = [each.column for each in (*features.user, *features.item) if isinstance(each, CategoryFeature)]
+    return EvaluationOptions(
+        slicings=slicings_of(dataset, window, tables=tables, columns=categories, declared=columns),
+        groups=item_groups(dataset, tables, columns),
+        watched=watched_rows(dataset, window, with_target=with_target),
+        relevant_digest=digest_of_relevant(dataset, window),
+        utc_offset_h=utc_offset_h,
+    )
+
+
+def _catalogue_section(evaluation: _Evaluation) -> Section:
     return Section(
         protocol="catalogue",
         candidates="every item of the catalogue, cold ones included, ranked in full and exactly",
-        excluded="items the user met in any event before the request",
-        num_items=window.num_items,
-        users_judged=judged[MODEL].judged,
-        users_skipped=judged[MODEL].skipped,
-        rows=_rows(judged),
+        excluded="items that the user saw in any event before the request",
+        num_items=evaluation.window.num_items,
+        users_judged=evaluation.catalogue[MODEL].judged,
+        users_skipped=evaluation.catalogue[MODEL].skipped,
+        rows=rows_of(evaluation.catalogue),
         bounds={},
     )
 
 
-def _impressions_section(window: EvaluationWindow, judged: Mapping[str, PerUser]) -> Section:
-    rows = _rows(judged)
-    chance, best = (_means(bound.values) for bound in bounds_of_impressions(window))
+def _impressions_section(evaluation: _Evaluation) -> Section:
+    rows = rows_of(evaluation.impressions)
+    chance, best = (means_of(bound.values) for bound in bounds_of_impressions(evaluation.window))
     bounds = {}
     for metric in chance:
         value, floor = rows[0].metrics[metric].value, chance[metric]
-        gained = None if value is None or floor is None or floor >= 1 else (value - floor) / (1 - floor)
-        bounds[metric] = Bounds(floor, best[metric], gained)
+        headroom = None if value is None or floor is None or floor >= 1 else (value - floor) / (1 - floor)
+        bounds[metric] = Bounds(floor, best[metric], headroom)
     return Section(
         protocol="impressions",
-        candidates="the distinct items that the log shows the user in the window",
-        excluded="nothing: items met before stay",
-        num_items=window.num_items,
-        users_judged=judged[MODEL].judged,
-        users_skipped=judged[MODEL].skipped,
+        candidates="the distinct items that the log shows to the user in the window",
+        excluded="nothing; items seen before stay",
+        num_items=evaluation.window.num_items,
+        users_judged=evaluation.impressions[MODEL].judged,
+        users_skipped=evaluation.impressions[MODEL].skipped,
         rows=rows,
         bounds=bounds,
     )
 
 
-def _filter_section(details: EvaluationOptions, whole: PerUser, passing: PerUser) -> FilterSection:
-    """The same users with and without the rule, from the same draws."""
-    assert details.only is not None, "a rule says what passes"
+def _filter_section(evaluation: _Evaluation) -> FilterSection | None:
+    """Compares the same users with and without the rule, on the same bootstrap draws."""
+    rule, filtered, whole = evaluation.options.allowed_items, evaluation.filtered, evaluation.catalogue[MODEL]
+    if rule is None or filtered is None:
+        return None
     columns = {("whole", name): values for name, values in whole.values.items()}
-    columns |= {("passing", name): values for name, values in passing.values.items()}
+    columns |= {("filtered", name): values for name, values in filtered.values.items()}
     pairs = {name: name.replace("catalogue/", "catalogue_filtered/") for name in whole.values}
-    columns |= {("minus", name): passing.values[other] - whole.values[name] for name, other in pairs.items()}
-    drawn = _estimates(columns)
+    columns |= {("minus", name): filtered.values[other] - whole.values[name] for name, other in pairs.items()}
+    drawn = estimates_of(columns)
     lines = tuple(
-        FilterLine(other, drawn["whole", name], drawn["passing", other], drawn["minus", name])
+        FilterLine(other, drawn["whole", name], drawn["filtered", other], drawn["minus", name])
         for name, other in pairs.items()
     )
-    ceiling = drawn["passing", "catalogue_filtered/ceiling"]
-    return FilterSection(details.only.where, int(details.only.allowed.sum()), ceiling, lines)
+    ceiling = drawn["filtered", "catalogue_filtered/ceiling"]
+    return FilterSection(rule.where, int(rule.allowed.sum()), ceiling, lines)
 
 
-def _sampled_section(
-    window: EvaluationWindow, judged: Mapping[str, ScoreBlock], negatives: Negatives
-) -> SampledSection:
-    rows = {name: evaluate_sampled(window, scores, negatives.items) for name, scores in judged.items()}
+def _sampled_section(evaluation: _Evaluation, negatives: Negatives) -> SampledSection:
+    rows = {
+        name: evaluate_sampled(evaluation.window, scores, negatives.items)
+        for name, scores in evaluation.sources.items()
+    }
     return SampledSection(
         draw=negatives.draw,
         count=negatives.items.shape[1],
         seed=negatives.seed,
-        candidates=negatives.in_words(),
+        candidates=negatives.description(),
         users_judged=rows[MODEL].judged,
         users_skipped=rows[MODEL].skipped,
-        rows=_rows(rows),
+        rows=rows_of(rows),
     )
 
 
-def _batch_section(judged: InBatch) -> BatchSection:
-    estimates = _estimates(judged.per_user.values)
+def _batch_section(in_batch: InBatch) -> BatchSection:
+    estimates = estimates_of(in_batch.per_user.values)
     lines = tuple(
         BatchLine(k, rank, estimates[f"in_batch/hit_rate@{k}"], estimates[catalogue_name(rank)])
-        for k, rank in judged.ranks.items()
+        for k, rank in in_batch.ranks.items()
     )
-    return BatchSection(judged.batch_size, judged.pairs, judged.per_user.judged, judged.seed, lines)
-
-
-def _rows(judged: Mapping[str, PerUser]) -> tuple[Row, ...]:
-    """One row each, model first; all intervals and differences from the same draws of users."""
-    model = judged[MODEL].values
-    columns = {(name, metric): values for name, each in judged.items() for metric, values in each.values.items()}
-    columns |= {
-        (name, f"model - {metric}"): model[metric] - values
-        for name, each in judged.items()
-        if name != MODEL
-        for metric, values in each.values.items()
-    }
-    estimates = _estimates(columns)
-    rows = []
-    for name, each in judged.items():
-        metrics = {metric: estimates[name, metric] for metric in each.values}
-        metrics |= {metric: Estimate(number(value), None, None) for metric, value in each.pooled.items()}
-        minus = {} if name == MODEL else {metric: estimates[name, f"model - {metric}"] for metric in each.values}
-        rows.append(Row(name, metrics, minus))
-    return tuple(rows)
-
-
-def _estimates(columns: Mapping[Name, Float64[np.ndarray, "users"]]) -> dict[Name, Estimate]:
-    drawn = bootstrap(np.stack(list(columns.values()), axis=1), seed=_SEED)
-    return dict(zip(columns, estimates(drawn), strict=True))
-
-
-def _means(columns: Mapping[str, Float64[np.ndarray, "users"]]) -> dict[str, float | None]:
-    return {name: None if np.isnan(each).all() else float(np.nanmean(each)) for name, each in columns.items()}
+    return BatchSection(in_batch.batch_size, in_batch.pairs, in_batch.per_user.judged, in_batch.seed, lines)

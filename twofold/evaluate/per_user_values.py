@@ -15,9 +15,9 @@ from jaxtyping import Float64, Int64
 
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RunError
-from twofold.evaluate.catalogue import EvaluationWindow
 from twofold.evaluate.evaluate_window import EvaluationResult
 from twofold.evaluate.slices import Slicing
+from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import Ragged
 from twofold.run_folder import atomic_file
 
@@ -48,8 +48,8 @@ def save_values(
 ) -> None:
     """Writes users.parquet and pairs.parquet, sorted by the ids."""
     ids = users.ids.take(pa.array(window.user_rows))
-    passing = {} if judged.passing is None else judged.passing.values
-    table = pa.table({"user_id": ids, **judged.catalogue.values, **judged.impressions.values, **passing})
+    filtered = {} if judged.filtered is None else judged.filtered.values
+    table = pa.table({"user_id": ids, **judged.catalogue.values, **judged.impressions.values, **filtered})
     with atomic_file(folder / USERS) as partial:
         pq.write_table(table.sort_by("user_id"), partial, compression="zstd")
     columns = {

@@ -8,7 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from twofold.evaluate.results import MODEL, Estimate, Report, SampledSection, Section, gained, spread
+from twofold.evaluate.results import MODEL, Report, SampledSection, Section
+from twofold.evaluate.significance import Estimate
+from twofold.evaluate.summary_text import format_difference, format_estimate
 from twofold.render.html import fill_page
 from twofold.render.numbers import format_decimal, in_short, percent, plural
 from twofold.run_folder import atomic_file, write_json
@@ -32,7 +34,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """The headline metric of all rows, with intervals; `ticks` are (place, text)."""
+    """The primary metric of all rows, with intervals; `ticks` are (place, text)."""
 
     dots: tuple[Dot, ...]
     ticks: tuple[tuple[float, str], ...]
@@ -57,14 +59,14 @@ def report_page(report: Report) -> str:
         "shown": shown_metrics(report),
         "watched": watch_metrics(report),
         "sampled_note": SAMPLED_NOTE,
-        "skips": skips,
+        "skipped_text": skipped_text,
     }
     return fill_page("twofold.evaluate", "report_page.html.j2", values)
 
 
 def plot_of(report: Report) -> Plot:
     """Dots with intervals for every row of the catalogue table, on an axis that begins at 0."""
-    rows = [(row.name, row.metrics[report.headline]) for row in report.catalogue.rows]
+    rows = [(row.name, row.metrics[report.primary_metric]) for row in report.catalogue.rows]
     highest = max([each.high or each.value or 0.0 for _, each in rows] + [1e-9])
     step = next((step for step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25) if highest / step <= 6), 0.25)
     end = step * (int(highest / step) + 1)
@@ -72,14 +74,16 @@ def plot_of(report: Report) -> Plot:
     def place(value: float | None) -> float:
         return round(_LEFT + _WIDE * (value or 0.0) / end, 1)
 
-    dots = tuple(Dot(name, spread(each), place(each.value), place(each.low), place(each.high)) for name, each in rows)
+    dots = tuple(
+        Dot(name, format_estimate(each), place(each.value), place(each.low), place(each.high)) for name, each in rows
+    )
     ticks = tuple((place(number * step), format_decimal(number * step)) for number in range(round(end / step) + 1))
     return Plot(dots, ticks)
 
 
 def shown_metrics(report: Report) -> list[str]:
     """The catalogue metrics of the main table; the page folds away the others."""
-    k = report.headline.partition("@")[2]
+    k = report.primary_metric.partition("@")[2]
     wanted = ["recall@10", f"recall@{k}", f"hit_rate@{k}", "ndcg@10", "mrr@10", "map@10"]
     wanted = list(dict.fromkeys(f"catalogue/{name}" for name in wanted))
     return [name for name in wanted if name in report.catalogue.rows[0].metrics]
@@ -101,15 +105,17 @@ def report_lines(report: Report) -> list[Text | Table]:
 def _catalogue_table(report: Report) -> Table:
     table = _table(f"catalogue · {report.window} window · {_who(report.catalogue)}", "")
     # Two metrics: a terminal of 80 columns holds no more; the page has them all.
-    metrics = [metric for metric in shown_metrics(report) if metric in (report.headline, "catalogue/ndcg@10")]
+    metrics = [metric for metric in shown_metrics(report) if metric in (report.primary_metric, "catalogue/ndcg@10")]
     table.add_column("")
     for metric in metrics:
         table.add_column(in_short(metric), justify="right")
-    table.add_column(f"model − row, @{report.headline.partition('@')[2]}", justify="right")
+    table.add_column(f"model − row, @{report.primary_metric.partition('@')[2]}", justify="right")
     for row in report.catalogue.rows:
-        cells = [_cell(row.metrics[metric], with_interval=metric == report.headline) for metric in metrics]
-        gap = row.model_minus.get(report.headline)
-        table.add_row(row.name, *cells, Text(gained(gap)) if gap else "", style="bold" if row.name == MODEL else "")
+        cells = [_cell(row.metrics[metric], with_interval=metric == report.primary_metric) for metric in metrics]
+        gap = row.model_minus.get(report.primary_metric)
+        table.add_row(
+            row.name, *cells, Text(format_difference(gap)) if gap else "", style="bold" if row.name == MODEL else ""
+        )
     return table
 
 
@@ -137,7 +143,7 @@ def _batch_table(report: Report) -> Table:
     for heading in ("k", "in-batch hit rate@k", "K in the catalogue", "same pairs, catalogue hit rate@K"):
         table.add_column(heading, justify="right")
     for line in batch.lines:
-        table.add_row(str(line.k), spread(line.in_batch), f"{line.rank:,.1f}", spread(line.catalogue))
+        table.add_row(str(line.k), format_estimate(line.in_batch), f"{line.rank:,.1f}", format_estimate(line.catalogue))
     return table
 
 
@@ -161,14 +167,14 @@ def _table(title: str, caption: str) -> Table:
 
 
 def _cell(estimate: Estimate, *, with_interval: bool = True) -> Text:
-    return Text(spread(estimate) if with_interval else format_decimal(estimate.value))
+    return Text(format_estimate(estimate) if with_interval else format_decimal(estimate.value))
 
 
 def _who(section: Section) -> str:
     return f"{plural(section.users_judged, 'user')}, {plural(section.num_items, 'item')}"
 
 
-def skips(skipped: dict[str, int]) -> str:
+def skipped_text(skipped: dict[str, int]) -> str:
     """Who was not judged and why."""
     reasons = [f"{plural(number, 'user')} with {why}" for why, number in skipped.items() if number]
     return "; ".join(reasons) or "nobody"

@@ -1,44 +1,20 @@
-"""What a judged run states, as data and in words: `report.json` is this, and `report.py` draws it."""
+"""Types of an evaluation report. `report.json` stores them; `report_page.py` renders them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from twofold.errors import RunError
 from twofold.evaluate.calibration import Calibration
-from twofold.evaluate.catalogue import Protocol
 from twofold.evaluate.sampled import Draw
-from twofold.evaluate.significance import Intervals
-from twofold.render.numbers import format_decimal, format_interval, format_signed, percent, plural
+from twofold.evaluate.significance import Estimate, estimates_of, json_number
+from twofold.evaluate.window import PerUser, Protocol
 
 MODEL: Final = "model"
 FEW_USERS: Final = 100
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over users and its 95 % bootstrap interval.
-
-    None: no user has one, or (bounds) it is no mean over users.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-def estimates(drawn: Intervals) -> list[Estimate]:
-    """One for each column."""
-    numbers = zip(drawn.value, drawn.low, drawn.high, strict=True)
-    return [Estimate(*map(number, each)) for each in numbers]
-
-
-def number(value: float) -> float | None:
-    """None for NaN, which JSON does not have."""
-    return None if np.isnan(value) else float(value)
 
 
 @dataclass(frozen=True)
@@ -48,6 +24,26 @@ class Row:
     name: str
     metrics: dict[str, Estimate]
     model_minus: dict[str, Estimate]
+
+
+def rows_of(values: Mapping[str, PerUser]) -> tuple[Row, ...]:
+    """Returns one row per name, the model first; all intervals and differences come from the same draws of users."""
+    model = values[MODEL].values
+    columns = {(name, metric): column for name, each in values.items() for metric, column in each.values.items()}
+    columns |= {
+        (name, f"model - {metric}"): model[metric] - column
+        for name, each in values.items()
+        if name != MODEL
+        for metric, column in each.values.items()
+    }
+    estimates = estimates_of(columns)
+    rows = []
+    for name, each in values.items():
+        metrics = {metric: estimates[name, metric] for metric in each.values}
+        metrics |= {metric: Estimate(json_number(value), None, None) for metric, value in each.pooled.items()}
+        minus = {} if name == MODEL else {metric: estimates[name, f"model - {metric}"] for metric in each.values}
+        rows.append(Row(name, metrics, minus))
+    return tuple(rows)
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ class FilterLine:
 
     metric: str
     whole: Estimate
-    passing: Estimate
+    filtered: Estimate
     minus: Estimate
 
 
@@ -216,7 +212,7 @@ class EvaluationSetup:
     tie_rule: str
     num_items: int
     users: int
-    to_find: str
+    relevant_digest: str
     """SHA-256 of the pairs of user and item that were to be found, by their ids."""
 
 
@@ -265,11 +261,11 @@ class Report:
     track: Protocol
     tie_rule: str
     interval: str
-    headline: str
+    primary_metric: str
     """The metric that the verdict is about."""
     verdict: tuple[str, ...]
     beats_all: bool
-    """The headline's paired interval lies above 0 for every baseline."""
+    """The primary metric's paired interval lies above 0 for every baseline."""
     cold_items: int
     cold_relevant_share: float
     """Share of what there was to find that consists of items without a training event."""
@@ -283,7 +279,7 @@ class Report:
     """None where the window is one day."""
     watch_time: WatchSection | None = None
     """None where the log does not say how long was watched."""
-    passing: FilterSection | None = None
+    filtered: FilterSection | None = None
     """None where the recipe lets every item be recommended."""
     left_out: tuple[str, ...] = ()
     """Baselines that could not be among the rows, and why."""
@@ -299,7 +295,7 @@ class Report:
         values = {metric: each.value for row in rows for metric, each in row.metrics.items()}
         if name == MODEL:
             values |= {f"in_batch/hit_rate@{line.k}": line.in_batch.value for line in self.in_batch.lines}
-            values |= {line.metric: line.passing.value for line in self.passing.lines} if self.passing else {}
+            values |= {line.metric: line.filtered.value for line in self.filtered.lines} if self.filtered else {}
             values |= {f"heads/{head.name}/ece": head.ece for head in self.heads}
             values |= {f"heads/{head.name}/ratio": head.ratio for head in self.heads}
         values |= {
@@ -325,81 +321,3 @@ def load_report(path: Path) -> Report:
             f"{path} is not a report: {place}: {first['msg']}. Delete its folder {path.parent} and give `twofold run` "
             "again."
         ) from None
-
-
-def summary_sentences(
-    catalogue: Section, impressions: Section, in_batch: BatchSection, *, headline: str
-) -> tuple[str, ...]:
-    """The verdict:
-
-    the model against every baseline on the headline metric, strongest first, then what the rest says.
-    """
-    strongest_first = sorted(catalogue.rows[1:], key=lambda row: -(row.metrics[headline].value or 0))
-    model = f"{headline.replace('/', ' ')}: the model {spread(catalogue.rows[0].metrics[headline])}"
-    sentences = [
-        f"{model if row is strongest_first[0] else 'It'} is {against(row, headline)}." for row in strongest_first
-    ]
-    if catalogue.users_judged < FEW_USERS:
-        judged = plural(catalogue.users_judged, "user")
-        sentences.append(f"Only {judged} could be judged: read the intervals, not the values.")
-    sentences.append(_on_impressions(impressions))
-    line = [line for line in in_batch.lines if line.k <= 10][-1]
-    sentences.append(
-        f"in-batch hit rate@{line.k}: {format_decimal(line.in_batch.value)} at batch {in_batch.batch_size:,}, standing "
-        f"for catalogue rank {line.rank:,.0f}; there the same pairs reach {format_decimal(line.catalogue.value)}."
-    )
-    return tuple(sentences)
-
-
-def filter_sentences(section: FilterSection, num_items: int, *, headline: str) -> str:
-    """What the rule leaves, what could be found there, and what was."""
-    (line,) = (line for line in section.lines if line.metric.partition("/")[2] == headline.partition("/")[2])
-    return (
-        f"index.where: {section.where} leaves {section.items:,} of {plural(num_items, 'item')}, which hold "
-        f"{format_decimal(section.ceiling.value)} of what was to be found: {headline.replace('/', ' ')} is "
-        f"{spread(line.passing)} there, {gained(line.minus)} against all items."
-    )
-
-
-def against(row: Row, metric: str) -> str:
-    """How the model stands to a baseline on a metric: above, short of, or not told apart, and by how much."""
-    other, gap = f"{row.name} {format_decimal(row.metrics[metric].value)}", row.model_minus[metric]
-    if gap.value is None or gap.low is None or gap.high is None:
-        raise AssertionError(f"nobody is judged on {metric}, so there is nothing to compare")
-    if gap.low > 0:
-        return f"above {other} by {spread(gap)}"
-    if gap.high < 0:
-        return f"short of {other} by {spread(Estimate(-gap.value, -gap.high, -gap.low))}"
-    by = format_decimal(abs(gap.value))
-    side = f"above it by {by}" if gap.value > 0 else f"short of it by {by}" if gap.value < 0 else "level with it"
-    return f"not clearly above {other}: {side}, interval {format_interval(gap.low, gap.high)} around 0"
-
-
-def _on_impressions(impressions: Section) -> str:
-    metric = "impressions/auc"
-    auc, bounds = impressions.rows[0].metrics[metric], impressions.bounds[metric]
-    if auc.value is None or bounds.headroom is None:
-        return "impressions: no user has both a positive and another one in the window: their order cannot be judged."
-    strongest = max(impressions.rows[1:], key=lambda row: row.metrics[metric].value or 0)
-    return (
-        f"impressions auc: the model {spread(auc)} on {plural(impressions.users_judged, 'user')} is "
-        f"{percent(bounds.headroom)} of the way from chance .500 to a perfect order, and {against(strongest, metric)}."
-    )
-
-
-def spread(estimate: Estimate) -> str:
-    """The value and its interval.
-
-    >>> spread(Estimate(0.3864, 0.37, 0.4011))
-    '.386 [.370, .401]'
-    """
-    return f"{format_decimal(estimate.value)} {format_interval(estimate.low, estimate.high)}".rstrip()
-
-
-def gained(difference: Estimate) -> str:
-    """The same of a difference, with its sign.
-
-    >>> gained(Estimate(0.0364, 0.02, 0.0511))
-    '+.036 [.020, .051]'
-    """
-    return f"{format_signed(difference.value)} {format_interval(difference.low, difference.high)}".rstrip()

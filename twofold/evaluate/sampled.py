@@ -18,9 +18,9 @@ from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RequestError
 from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.catalogue import EvaluationWindow, PerUser, scores_of_lists
 from twofold.evaluate.metrics import ranking_metrics
 from twofold.evaluate.scores import ScoreBlock
+from twofold.evaluate.window import EvaluationWindow, PerUser, scores_of_lists
 from twofold.ragged import Ragged, chunks
 from twofold.recipe.evaluate import DrawnNegatives, PublishedNegatives, Sampled
 from twofold.topk import tie_order
@@ -39,7 +39,7 @@ class Negatives:
     """None where they were not drawn by us."""
     items: Int64[np.ndarray, "pairs count"]
 
-    def in_words(self) -> str:
+    def description(self) -> str:
         """What a positive is judged among."""
         count = self.items.shape[1]
         if self.draw == "published":

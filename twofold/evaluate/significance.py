@@ -6,8 +6,9 @@ the mean being over what was drawn (Chamandy et al., 2012), at a quarter of the 
 matrix, hence all intervals of a report are one matrix product on the *same* draws.
 """
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import scipy.stats
@@ -17,8 +18,10 @@ from twofold.ragged import chunks
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 1000
+SEED: Final = 0
 MIN_SEEDS: Final = 3  # for a claim
 _WEIGHTS_AT_ONCE: Final = 2**24  # floats: 64 MiB of weights, however many users
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Intervals:
 
 
 def bootstrap(values: Float64[np.ndarray, "users metrics"], *, seed: int = 0, resamples: int = RESAMPLES) -> Intervals:
-    """The mean of each column and its 95 % interval; NaN entries are users that the metric skips.
+    """The mean of each column and its 95 % interval; NaN entries are users that the metric skipped_text.
 
     The same seed and number of users give the same draws: columns of one call, and calls of one seed, are paired; of
     a - b it answers whether a is better than b on the users that both have a value for. A
@@ -148,3 +151,37 @@ def across_seeds(
 def _mean_of_known(values: Float64[np.ndarray, "users"]) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over users and its 95 % bootstrap interval.
+
+    `None` means that no user has a value, or that the number is no mean over users and has no interval.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def estimates(drawn: Intervals) -> list[Estimate]:
+    """Returns one estimate per column."""
+    numbers = zip(drawn.value, drawn.low, drawn.high, strict=True)
+    return [Estimate(*map(json_number, each)) for each in numbers]
+
+
+def estimates_of(columns: Mapping[Name, Float64[np.ndarray, "users"]]) -> dict[Name, Estimate]:
+    """Returns an estimate per name, all from the same draws of users."""
+    drawn = bootstrap(np.stack(list(columns.values()), axis=1), seed=SEED)
+    return dict(zip(columns, estimates(drawn), strict=True))
+
+
+def means_of(columns: Mapping[str, Float64[np.ndarray, "users"]]) -> dict[str, float | None]:
+    """Returns the mean per name over the users that have a value."""
+    return {name: None if np.isnan(each).all() else float(np.nanmean(each)) for name, each in columns.items()}
+
+
+def json_number(value: float) -> float | None:
+    """Returns `None` for NaN, which JSON does not have."""
+    return None if np.isnan(value) else float(value)

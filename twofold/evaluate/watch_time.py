@@ -4,20 +4,107 @@ The lists are users' own impressions, one list a user, cut by `offsets`. A ranki
 one that was taught a number has an error in it.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from twofold.evaluate.catalogue import EvaluationWindow, PerUser, scores_of_lists
+from twofold.dataset.dataset import Dataset
 from twofold.evaluate.scores import ScoreBlock
-from twofold.evaluate.watched import Watched, is_long_view
+from twofold.evaluate.window import EvaluationWindow, PerUser, scores_of_lists, split_of
+from twofold.ragged import Ragged
+from twofold.tables import LONG_VIEW_MS
 from twofold.topk import tie_order
 
 KS: Final = (5, 10)
 DECILES: Final = 10
 _PAIRS: Final = 2**22
+_BUCKETS: Final = 30  # of equal frequency, as D2Q cuts lengths (Zhan et al., KDD 2022)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Impressions of judged users whose watch time and length are known: entry i of `item_rows.values` was watched so.
+
+    `target` is what the model was taught to predict, None where its score only orders.
+    """
+
+    item_rows: Ragged
+    watch_s: Float32[np.ndarray, "length"]
+    length_s: Float32[np.ndarray, "length"]
+    gain: Float64[np.ndarray, "length"]
+    target: Float32[np.ndarray, "length"] | None = None
+
+    def where(self, keep: Bool[np.ndarray, "length"]) -> "Watched":
+        """The same users with some of their impressions."""
+        kept = np.concatenate([[0], np.cumsum(keep)])
+        return Watched(
+            Ragged(self.item_rows.values[keep], kept[self.item_rows.offsets]),
+            self.watch_s[keep],
+            self.length_s[keep],
+            self.gain[keep],
+            None if self.target is None else self.target[keep],
+        )
+
+
+@dataclass(frozen=True)
+class GainScale:
+    """Mean and deviation of the watch time of items of one length, fitted on training rows; NaN: unknown."""
+
+    edges: Float64[np.ndarray, "edges"]
+    mean: Float64[np.ndarray, "buckets"]
+    std: Float64[np.ndarray, "buckets"]
+
+
+def fit_gain(watch_s: Float32[np.ndarray, "rows"], length_s: Float32[np.ndarray, "rows"]) -> GainScale:
+    """Fits `gains` on rows whose watch time and length are known; 30 buckets of equal frequency, equal edges merged."""
+    if len(length_s) == 0:
+        return GainScale(np.zeros(0), np.full(1, np.nan), np.full(1, np.nan))
+    edges = np.unique(np.quantile(length_s.astype(np.float64), np.arange(1, _BUCKETS) / _BUCKETS))
+    bucket = np.searchsorted(edges, length_s, side="right")
+    count = np.bincount(bucket, minlength=len(edges) + 1)
+    watch = watch_s.astype(np.float64)
+    many = np.where(count > 1, count, np.nan)
+    mean = np.bincount(bucket, watch, minlength=len(count)) / many
+    std = np.sqrt(np.bincount(bucket, (watch - mean[bucket]) ** 2, minlength=len(count)) / many)
+    return GainScale(edges, mean, np.where(std > 0, std, np.nan))
+
+
+def gains(
+    scale: GainScale, watch_s: Float32[np.ndarray, "rows"], length_s: Float32[np.ndarray, "rows"]
+) -> Float64[np.ndarray, "rows"]:
+    """Watch-time gain (watch - mean) / std among items as long (DVR; Zheng et al., MM 2022)."""
+    bucket = np.searchsorted(scale.edges, length_s, side="right")
+    gain: Float64[np.ndarray, " rows"] = (watch_s - scale.mean[bucket]) / scale.std[bucket]
+    return gain
+
+
+def is_long_view(
+    watch_s: Float32[np.ndarray, "rows"], length_s: Float32[np.ndarray, "rows"]
+) -> Bool[np.ndarray, "rows"]:
+    """Up to 18 s watched whole, or 18 s of something longer."""
+    return np.asarray(watch_s >= np.minimum(length_s, LONG_VIEW_MS / 1000))
+
+
+def watched_rows(dataset: Dataset, window: EvaluationWindow, *, with_target: bool) -> Watched | None:
+    """The window's impressions of known watch time and length, their gain fitted on training; None if there are none.
+
+    `with_target`: the model's score is a number that it was taught, the rows' `target`.
+    """
+    rows, train = dataset.rows[split_of(window)], dataset.rows["train"]
+    known, learned = (
+        np.isfinite(part.watch_s) & np.isfinite(part.length_s) & (part.length_s > 0) for part in (rows, train)
+    )
+    if not known.any():
+        return None
+    line = np.searchsorted(window.user_rows, rows.user_rows[known])  # rows are sorted by user
+    offsets = np.searchsorted(line, np.arange(len(window.user_rows) + 1)).astype(np.int64)
+    watch, length = np.asarray(rows.watch_s[known]), np.asarray(rows.length_s[known])
+    scale = fit_gain(np.asarray(train.watch_s[learned]), np.asarray(train.length_s[learned]))
+    target = np.asarray(rows.target[known]) if with_target else None
+    return Watched(Ragged(rows.item_rows[known], offsets), watch, length, gains(scale, watch, length), target)
 
 
 def xauc(

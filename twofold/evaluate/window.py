@@ -1,28 +1,82 @@
-"""A window of the log → the users to judge and what they did: the same for every retriever and every baseline."""
+"""The evaluated window: its users, what each had seen, and what each was to find."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.dataset.dataset import Dataset
-from twofold.dataset.vocabulary import Vocabulary
-from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.catalogue import EvaluationWindow
-from twofold.evaluate.evaluate_window import EvaluationOptions
-from twofold.evaluate.slices import Slicing
-from twofold.evaluate.watched import Watched, fit_gain, gains
-from twofold.ragged import Ragged
-from twofold.recipe.features import CategoryFeature, reads_time
-from twofold.tables import DAY_MS, SPLITS, Split
+from twofold.errors import DataError, RequestError
+from twofold.evaluate.scores import ScoreBlock, TwoStages
+from twofold.ragged import Ragged, chunks
+from twofold.recipe.features import reads_time
+from twofold.tables import SPLITS, Split
+from twofold.topk import Products
 
-_ACTIVITY: Final = (1, 10, 50, 200)  # items met before the request
-_AGES: Final = (1, 3, 7, 30)  # days since an item's first event
-_TENTHS: Final = 10
-_MOST_VALUES: Final = 12  # nobody reads a hundred lines
+Protocol = Literal["time_free", "query_time"]
+
+
+CHUNK_ELEMENTS: Final = 2**22  # scores held at once: about 100 MiB with their sort keys; larger blocks were slower
+
+
+@dataclass(frozen=True)
+class EvaluationWindow:
+    """The users of one evaluated window, asked once each, and what they did then.
+
+    Lists hold distinct item rows. An item met before the window is in `seen`, and then never in `relevant`: the
+    catalogue ranking excludes it. `candidates` are the user's own impressions in the window, seen before or not.
+    """
+
+    name: str
+    user_rows: Int64[np.ndarray, "users"]
+    query_at: Int64[np.ndarray, "users"]
+    """Moment of the request, UTC ms."""
+    seen: Ragged
+    relevant: Ragged
+    candidates: Ragged
+    labels: Bool[np.ndarray, "length"]
+    """Aligned with `candidates.values`: the pair has a positive event in the window."""
+    num_items: int
+    is_cold: Bool[np.ndarray, "items"]
+    """The item has no event in training."""
+    track: Protocol
+
+    def __post_init__(self) -> None:
+        users = len(self.user_rows)
+        if users == 0:
+            raise DataError(
+                f"window {self.name!r} holds no event, so nobody can be judged in it. Check its dates in prepare.split "
+                "against the days that the log covers."
+            )
+        for name in ("seen", "relevant", "candidates"):
+            lists: Ragged = getattr(self, name)
+            assert len(lists.offsets) == users + 1, f"{name} has {len(lists.offsets) - 1} lists for {users} users"
+            assert lists.offsets[0] == 0, f"{name}: offsets begin at 0"
+            assert lists.offsets[-1] == len(lists.values), f"{name}: offsets end at the last value"
+        assert len(self.labels) == len(self.candidates.values), "a label for every candidate"
+        assert len(self.is_cold) == self.num_items, "is_cold has an entry for every item"
+
+
+@dataclass(frozen=True)
+class PerUser:
+    """Numbers of one model under one protocol: name → value of each judged user, NaN where the user is skipped."""
+
+    values: dict[str, Float64[np.ndarray, "users"]]
+    judged: int
+    skipped: dict[str, int]
+    """Why users were skipped → how many."""
+    pooled: dict[str, float] = field(default_factory=dict)
+    """Numbers over all pairs at once, which no user has alone."""
+    ranks: Int64[np.ndarray, "pairs"] | None = None
+    """Catalogue: the rank at which each pair of `window.relevant` was found, 0 where it was not."""
+
+    def mean(self, name: str) -> float:
+        """The mean over the users that have a value; NaN if nobody has."""
+        known = self.values[name][~np.isnan(self.values[name])]
+        return float(known.mean()) if len(known) else float("nan")
 
 
 def evaluation_window(dataset: Dataset, split: Split) -> EvaluationWindow:
@@ -56,104 +110,6 @@ def evaluation_window(dataset: Dataset, split: Split) -> EvaluationWindow:
     )
 
 
-def positives_before(dataset: Dataset, window: EvaluationWindow, *, first_at: int | None) -> Interactions:
-    """All positive events that the log held when the judged window began, at `first_at`: the baselines may learn them.
-
-    Where users have windows of their own (None), it is what each judged user did before, and all that others did.
-    """
-    positives = dataset.positives
-    until = np.full(len(dataset.users), np.iinfo(np.int64).max if first_at is None else first_at)
-    if first_at is None:
-        until[window.user_rows] = window.query_at
-    owner = np.repeat(np.arange(len(dataset.users)), np.diff(positives.offsets))
-    keep = np.flatnonzero(np.asarray(positives.at) < until[owner])
-    return Interactions(
-        user_rows=owner[keep],
-        item_rows=np.asarray(positives.item_rows)[keep].astype(np.int64),
-        at=np.asarray(positives.at)[keep],
-        num_users=len(dataset.users),
-        num_items=len(dataset.items),
-    )
-
-
-def details_of(
-    dataset: Dataset,
-    window: EvaluationWindow,
-    *,
-    tables: Sequence[pa.Table],
-    with_target: bool,
-    utc_offset_h: int,
-    columns: Sequence[str] = (),
-) -> EvaluationOptions:
-    """What else to ask of a window: slices by what the features call a category and by `columns`, watch time, days.
-
-    See `slicings_of` for `tables`, `watched_rows` for `with_target`.
-    """
-    features = dataset.features.features
-    read = [each.column for each in (*features.user, *features.item) if isinstance(each, CategoryFeature)]
-    return EvaluationOptions(
-        slicings=slicings_of(dataset, window, tables=tables, columns=read, declared=columns),
-        groups=dict(_item_groups(dataset, tables, columns)),
-        watched=watched_rows(dataset, window, with_target=with_target),
-        to_find=digest_of_relevant(dataset, window),
-        utc_offset_h=utc_offset_h,
-    )
-
-
-def watched_rows(dataset: Dataset, window: EvaluationWindow, *, with_target: bool) -> Watched | None:
-    """The window's impressions of known watch time and length, their gain fitted on training; None if there are none.
-
-    `with_target`: the model's score is a number that it was taught, the rows' `target`.
-    """
-    rows, train = dataset.rows[_split_of(window)], dataset.rows["train"]
-    known, learned = (
-        np.isfinite(part.watch_s) & np.isfinite(part.length_s) & (part.length_s > 0) for part in (rows, train)
-    )
-    if not known.any():
-        return None
-    line = np.searchsorted(window.user_rows, rows.user_rows[known])  # rows are sorted by user
-    offsets = np.searchsorted(line, np.arange(len(window.user_rows) + 1)).astype(np.int64)
-    watch, length = np.asarray(rows.watch_s[known]), np.asarray(rows.length_s[known])
-    scale = fit_gain(np.asarray(train.watch_s[learned]), np.asarray(train.length_s[learned]))
-    target = np.asarray(rows.target[known]) if with_target else None
-    return Watched(Ragged(rows.item_rows[known], offsets), watch, length, gains(scale, watch, length), target)
-
-
-def slicings_of(
-    dataset: Dataset,
-    window: EvaluationWindow,
-    *,
-    tables: Sequence[pa.Table],
-    columns: Sequence[str],
-    declared: Sequence[str] = (),
-) -> tuple[Slicing, ...]:
-    """Groups by activity, popularity, age and length; by those of the `columns` that have 2 to 12 values; and by what
-    is `declared`, the less common of more than 12 values as one group.
-
-    `tables` hold user_id or item_id and the columns, lines in any order. Users without an event before the request
-    and items without a training event are groups of their own: the cold ones.
-    """
-    items, users = window.relevant.values, window.relevant.lines
-    met = window.seen.sizes[users]
-    activity = _ranges("items met", np.array(_ACTIVITY), cold="cold: none met")
-    first_at = np.full(window.num_items, np.iinfo(np.int64).max)
-    np.minimum.at(first_at, dataset.events.item_rows, dataset.events.at)
-    age = (window.query_at[users] - first_at[items]) // DAY_MS
-    found = [
-        Slicing("user activity", np.searchsorted(_ACTIVITY, met, side="right"), activity),
-        Slicing("item age, days", np.searchsorted(_AGES, age, side="right"), _ranges("days", np.array(_AGES))),
-        _by_popularity(dataset, window),
-        *_by_length(dataset, items),
-    ]
-    for table in tables:
-        for column in (name for name in dict.fromkeys([*columns, *declared]) if name in table.column_names):
-            of_items = "item_id" in table.column_names
-            ids, rows = (dataset.items, items) if of_items else (dataset.users, window.user_rows[users])
-            of_pairs = _by_column(table, column, ids, rows=rows, key="item_id" if of_items else "user_id")
-            found += [each for each in of_pairs if len(each.names) <= _MOST_VALUES or column in declared]
-    return tuple(_fewer(each) for each in found)
-
-
 def digest_of_relevant(dataset: Dataset, window: EvaluationWindow) -> str:
     """SHA-256 of the pairs to be found, by ids: equal for runs that ask the same, however they number their rows."""
     pairs = pa.table(
@@ -168,85 +124,41 @@ def digest_of_relevant(dataset: Dataset, window: EvaluationWindow) -> str:
     return digest.hexdigest()
 
 
-def _split_of(window: EvaluationWindow) -> Split:
+def split_of(window: EvaluationWindow) -> Split:
     return next(split for split in SPLITS if split == window.name)
-
-
-def _by_popularity(dataset: Dataset, window: EvaluationWindow) -> Slicing:
-    """Tenths of the known items, by training events: the first holds the least popular."""
-    events = np.bincount(dataset.rows["train"].item_rows, minlength=window.num_items)
-    known = np.flatnonzero(~window.is_cold)
-    tenth = np.full(window.num_items, _TENTHS)
-    tenth[known[np.argsort(events[known], kind="stable")]] = np.arange(len(known)) * _TENTHS // max(len(known), 1)
-    names = (*(f"tenth {number + 1} of items" for number in range(_TENTHS)), "cold: no training event")
-    return Slicing("item popularity", tenth[window.relevant.values], names)
-
-
-def _by_length(dataset: Dataset, items: Int64[np.ndarray, "pairs"]) -> list[Slicing]:
-    length = np.full(len(dataset.items), np.nan, np.float32)
-    for rows in dataset.rows.values():
-        known = np.isfinite(rows.length_s)
-        length[rows.item_rows[known]] = rows.length_s[known]
-    of_pairs = length[items]
-    known_pairs = np.isfinite(of_pairs)
-    if not known_pairs.any():
-        return []
-    edges = np.unique(np.quantile(of_pairs[known_pairs], np.arange(1, _TENTHS) / _TENTHS))
-    group = np.where(known_pairs, np.searchsorted(edges, of_pairs, side="right"), -1)
-    return [Slicing("item length, s", group, _ranges("s", edges))]
-
-
-def _by_column(
-    table: pa.Table, column: str, ids: Vocabulary, *, rows: Int64[np.ndarray, "pairs"], key: str
-) -> list[Slicing]:
-    """The groups of a column; none where it has a single value."""
-    if pa.types.is_nested(table.schema.field(column).type):
-        return []
-    group, names = _values_of(table, column, ids, key=key)
-    return [Slicing(column, group[rows], names)] if len(names) > 1 else []
-
-
-def _fewer(slicing: Slicing) -> Slicing:
-    """The commonest groups, and the others as one, where there are more than anybody reads."""
-    group, names = slicing.group, slicing.names
-    if len(names) <= _MOST_VALUES:
-        return slicing
-    common = np.argsort(-np.bincount(group[group >= 0], minlength=len(names)), kind="stable")[: _MOST_VALUES - 1]
-    place = np.full(len(names) + 1, len(common))
-    place[common], place[-1] = np.arange(len(common)), -1  # the last is found by -1, which is not known
-    return Slicing(slicing.name, place[group], (*(names[each] for each in common), "other values"))
-
-
-def _item_groups(
-    dataset: Dataset, tables: Sequence[pa.Table], columns: Sequence[str]
-) -> Iterator[tuple[str, Int64[np.ndarray, "items"]]]:
-    """The columns that items have, with a number for the value of each item row, -1 where it is not known."""
-    for table in tables:
-        if "item_id" in table.column_names:
-            for column in dict.fromkeys(columns):
-                if column in table.column_names:
-                    yield column, _values_of(table, column, dataset.items, key="item_id")[0]
-
-
-def _values_of(
-    table: pa.Table, column: str, ids: Vocabulary, *, key: str
-) -> tuple[Int64[np.ndarray, "ids"], tuple[str, ...]]:
-    """The number of each row's value, -1 where it is not known, and the values."""
-    coded = table[column].cast(pa.string()).combine_chunks().dictionary_encode()
-    group = np.full(len(ids), -1, np.int64)
-    line = ids.rows_of(table[key])
-    there = line >= 0
-    group[line[there]] = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)[there]
-    return group, tuple(coded.dictionary.to_pylist())
-
-
-def _ranges(unit: str, edges: np.ndarray, *, cold: str | None = None) -> tuple[str, ...]:
-    """Names of the ranges between edges, as `np.searchsorted(edges, value, side="right")` numbers them."""
-    shown = [f"{float(f'{edge:.4g}'):,g}" for edge in edges.tolist()]
-    middle = (f"{first} to {end} {unit}" for first, end in zip(shown, shown[1:], strict=False))
-    return (cold or f"below {shown[0]} {unit}", *middle, f"from {shown[-1]} {unit}")
 
 
 def _ragged(keys: Int64[np.ndarray, "pairs"], users: int, num_items: int) -> Ragged:
     """Sorted keys user · N + item → one list a user."""
     return Ragged(keys % num_items, np.searchsorted(keys // num_items, np.arange(users + 1)).astype(np.int64))
+
+
+def scores_of_lists(window: EvaluationWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
+    """The score of every item of each user's list."""
+    if isinstance(score_block, Products | TwoStages):
+        return score_block.pairs(lists.lines, lists.values)
+    scores = []
+    for users in window_chunks(window):
+        part = lists.part(users)
+        scores.append(checked_scores(window, score_block, users)[part.lines, part.values])
+    return np.concatenate(scores)
+
+
+def window_chunks(window: EvaluationWindow) -> list[slice]:
+    return chunks(len(window.user_rows), max(1, CHUNK_ELEMENTS // window.num_items))
+
+
+def checked_scores(
+    window: EvaluationWindow, score_block: ScoreBlock, users: slice
+) -> Float32[np.ndarray, "queries items"]:
+    """The scores of a block of users, with the two mistakes a model can make told apart from a bad model."""
+    scores = score_block(users)
+    expected = (users.stop - users.start, window.num_items)
+    assert scores.shape == expected, f"scores of shape {scores.shape} where {expected} were asked for"
+    if np.isnan(scores.min()):
+        line, item_row = np.argwhere(np.isnan(scores))[0]
+        raise RequestError(
+            f"a score is NaN for user row {window.user_rows[users.start + line]} and item row {item_row} (window "
+            f"{window.name!r}): the model has diverged. Lower train.learning_rate, or look for NaN in the items."
+        )
+    return scores

@@ -135,9 +135,12 @@ def _report(run: Path) -> Json | None:
 
 
 def _metrics(report: Json) -> tuple[str, ...]:
-    """The headline, and two more where the run has them."""
+    """The primary metric, and two more where the run has them."""
     known = report["catalogue"]["rows"][0]["metrics"] | report["impressions"]["rows"][0]["metrics"]
-    return (report["headline"], *(name for name in _METRICS if name in known and name != report["headline"]))
+    return (
+        report["primary_metric"],
+        *(name for name in _METRICS if name in known and name != report["primary_metric"]),
+    )
 
 
 def _changes(base: Recipe, recipe: Recipe) -> tuple[Change, ...]:
@@ -188,14 +191,14 @@ def _alarms(card: Card) -> list[str]:
 
 
 def _rows(card: Card) -> list[tuple[str, list[Json], Json]]:
-    """(name, an estimate a metric, the model minus this row on the headline); the model first, chance last."""
+    """(name, an estimate a metric, the model minus this row on the primary metric); the model first, chance last."""
     if card.report is None:
         return []
     impressions = {row["name"]: row for row in card.report["impressions"]["rows"]}
     rows: list[tuple[str, list[Json], Json]] = []
     for row in card.report["catalogue"]["rows"]:
         known = row["metrics"] | impressions.get(row["name"], {}).get("metrics", {})
-        minus = row["model_minus"].get(card.report["headline"])
+        minus = row["model_minus"].get(card.report["primary_metric"])
         rows.append((row["name"], [known.get(metric) for metric in card.metrics], minus))
     bounds = card.report["impressions"]["bounds"]
     if any(metric in bounds for metric in card.metrics):

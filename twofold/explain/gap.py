@@ -12,12 +12,12 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from twofold.errors import RequestError
 from twofold.ragged import Ragged, chunks
 from twofold.render.numbers import format_decimal, format_interval, format_signed, plural
-from twofold.topk import sortable_keys
+from twofold.topk import Products, sortable_keys
 
 BY_POPULARITY: Final = "batches hold popular items more often than rare ones"
 CANDIDATES: Final = "the catalogue holds more candidates than a batch"
@@ -33,14 +33,6 @@ _MOST_CELLS: Final = 10**9  # of pairs × items: fewer pairs of a large catalogu
 _BLOCK: Final = 2**21  # keys at once
 _PERMUTATIONS: Final = 99
 _NEVER: Final = np.iinfo(np.int64).min
-
-
-@dataclass(frozen=True)
-class Products:
-    """Vectors whose inner products are scores; line i of `queries` is user i of the case, of `items` item row i."""
-
-    queries: Float32[np.ndarray, "users _"]
-    items: Float32[np.ndarray, "items _"]
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RecipeError
 from twofold.evaluate.calibration import Calibration, evaluate_head, evaluate_seconds
-from twofold.evaluate.catalogue import EvaluationWindow
 from twofold.evaluate.evaluate_window import AllowedItems, primary_k
 from twofold.evaluate.results import MODEL
-from twofold.evaluate.scores import Products, ScoreBlock
-from twofold.evaluate.two_stages import (
+from twofold.evaluate.scores import (
     FIRST_STAGE,
+    ScoreBlock,
     ScorePairs,
     TwoStages,
     find_best,
     rank_in_two_stages,
     score_impressions,
 )
+from twofold.evaluate.window import EvaluationWindow
 from twofold.explain import gap
 from twofold.explain.probes import Probe, found_among, probe_cold_items
 from twofold.index.filters import compile_filter
@@ -35,6 +35,7 @@ from twofold.model.retriever import Model, as_products, item_vectors, masked_ite
 from twofold.model.second_stage import SecondStage, item_side, pair_scores, user_side
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
+from twofold.topk import Products
 
 
 def scores_of(model: Model, arrays: Dataset, window: EvaluationWindow) -> Products:
@@ -166,9 +167,9 @@ def gap_case(
     return gap.GapCase(
         relevant=window.relevant,
         seen=window.seen,
-        trained=gap.Products(queries[model.score], items_as_products(items, model.score)),
-        rescored=gap.Products(queries[index.score], items_as_products(compared, index.score)),
-        stored=gap.Products(queries[index.score], items_as_products(index.vectors, index.score)),
+        trained=Products(queries[model.score], items_as_products(items, model.score)),
+        rescored=Products(queries[index.score], items_as_products(compared, index.score)),
+        stored=Products(queries[index.score], items_as_products(index.vectors, index.score)),
         answered_as=answered_as,
         search=answers,
     )

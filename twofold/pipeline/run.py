@@ -204,12 +204,13 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
 
     from twofold.dataset.dataset import item_attributes
     from twofold.dataset.recent_counts import with_counts
-    from twofold.evaluate.evaluate_window import evaluate_window
+    from twofold.evaluate.baselines import positives_before
+    from twofold.evaluate.evaluate_window import evaluate_window, evaluation_options
     from twofold.evaluate.per_user_values import save_values
     from twofold.evaluate.report_page import write_report
     from twofold.evaluate.results import MODEL
     from twofold.evaluate.sampled import negatives_of
-    from twofold.evaluate.window import details_of, evaluation_window, positives_before
+    from twofold.evaluate.window import evaluation_window
     from twofold.model.ranker import load_stages
     from twofold.model.retriever import describe_model, load_model
     from twofold.model.second_stage import describe_second_stage, load_second_stage
@@ -228,7 +229,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
             item_attributes(dataset.folder), arrays, job.recipe.index.counts, as_of=int(window.query_at.min())
         )
         positives = positives_before(arrays, window, first_at=bounds[0] if bounds else None)
-        details = details_of(
+        options = evaluation_options(
             arrays,
             window,
             tables=(items, pq.read_table(prepared.folder / "users.parquet")),
@@ -248,10 +249,10 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
             positives,
             batch_size=job.recipe.train.batch_size,
             facts=_facts(job, (prepared, dataset, trained)) | {"model": [asdict(part) for part in parts]},
-            details=replace(details, only=only, sampled=sampled, others=rows, heads=heads),
+            options=replace(options, allowed_items=only, sampled=sampled, others=rows, heads=heads),
         )
         write_report(judged.report, out)
-        save_values(judged, window, out, users=arrays.users, items=arrays.items, slicings=details.slicings)
+        save_values(judged, window, out, users=arrays.users, items=arrays.items, slicings=options.slicings)
         return {"metrics": judged.report.metrics_of("model")}
 
     inputs = {**_models(dataset, trained, ranked), **_allowed_items(job), **_evaluation_inputs(job)}

@@ -1,0 +1,42 @@
+"""The impressions protocol: the order of what each user was shown in the window."""
+
+import numpy as np
+from jaxtyping import Int64
+
+from twofold.evaluate.metrics import best_metrics, chance_metrics, impression_metrics, pooled_auc
+from twofold.evaluate.scores import ScoreBlock
+from twofold.evaluate.window import EvaluationWindow, PerUser, scores_of_lists
+from twofold.topk import tie_order
+
+
+def evaluate_impressions(window: EvaluationWindow, score_block: ScoreBlock) -> PerUser:
+    """The order of each user's own impressions in the window. Users with a single class are skipped and counted."""
+    flat = scores_of_lists(window, score_block, window.candidates)
+    ties = tie_order(window.num_items)[0][window.candidates.values]
+    values = impression_metrics(flat, window.labels, ties=ties, offsets=window.candidates.offsets)
+    positives, sizes = _positives(window), window.candidates.sizes
+    skipped = {
+        "no positive impression": int((positives == 0).sum()),
+        "no negative impression": int(((positives == sizes) & (positives > 0)).sum()),
+    }
+    return PerUser(
+        {f"impressions/{name}": value for name, value in values.items()},
+        judged=len(sizes) - sum(skipped.values()),
+        skipped=skipped,
+        pooled={"impressions/auc_pooled": pooled_auc(flat, window.labels)},
+    )
+
+
+def bounds_of_impressions(window: EvaluationWindow) -> tuple[PerUser, PerUser]:
+    """What a random and a perfect order of the impressions reach, exactly, on the users that have both classes."""
+    positives, sizes = _positives(window), window.candidates.sizes
+    judged = int(((positives > 0) & (positives < sizes)).sum())
+    chance, best = chance_metrics(sizes, positives), best_metrics(sizes, positives)
+    return (
+        PerUser({f"impressions/{name}": value for name, value in chance.items()}, judged, {}),
+        PerUser({f"impressions/{name}": value for name, value in best.items()}, judged, {}),
+    )
+
+
+def _positives(window: EvaluationWindow) -> Int64[np.ndarray, "users"]:
+    return np.bincount(window.candidates.lines, weights=window.labels, minlength=len(window.user_rows)).astype(np.int64)
