@@ -114,7 +114,7 @@ class Asking:
         events = [{"user_id": live.user_id} | event._asdict() for event in live.unsure]
         answer = await self.ask("events", {"events": events})
         if answer is not None:
-            if answer["kept"] != len(events):
+            if answer["accepted"] != len(events):
                 self.tally.wrong.append(f"events: {answer}")
             live.kept, live.unsure = live.kept + live.unsure, []
 
@@ -124,7 +124,7 @@ class Asking:
         answer = await self.ask("recommend", {"user_id": live.user_id, "k": K})
         if answer is None:
             return
-        is_blind = any(remark.startswith(NO_STORE) for remark in answer["remarks"])
+        is_blind = any(remark.startswith(NO_STORE) for remark in answer["warnings"])
         self.tally.without_store += is_blind
         known = [[]] if is_blind else [live.kept, live.kept + live.unsure]
         truth = self.truth(answer, began)
@@ -256,7 +256,7 @@ class Trial:
 async def lost_events(histories: str, lives: list[Live]) -> tuple[int, int]:
     """(acknowledged events, those of them that the store does not hold as they were acknowledged)."""
     store = open_histories(histories)
-    found = await store.of([str(live.user_id) for live in lives])
+    found = await store.read([str(live.user_id) for live in lives])
     await store.close()
     lost = sum(len(set(live.kept) - set(held)) for live, held in zip(lives, found, strict=True))
     return sum(len(live.kept) for live in lives), lost

@@ -20,7 +20,7 @@ from tests.serve.redis_server import DURABLE, redis_in
 from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import write_run
 from twofold.cli.runs import Database, export
-from twofold.serve.prometheus import SHARED_METERS
+from twofold.serve.prometheus import SHARED_METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +96,7 @@ def until(holds: Any) -> None:
 def test_services_behind_nginx_answer_as_one(front: httpx.Client, services: list[Running]) -> None:
     for place, item in enumerate("abc"):
         event = {"user_id": "new", "item_id": item, "at": 1_000 + place}
-        assert front.post("/v1/events", json={"events": [event]}).json()["kept"] == 1
+        assert front.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
         for _ in range(4):  # whichever service answers
             answer = front.post("/v1/recommend", json={"user_id": "new", "explain": True}).json()
             assert [known["item_id"] for known in answer["history"]] == list("cba")[-place - 1 :]
@@ -137,7 +137,7 @@ def test_a_service_that_dies_fails_no_question_and_two_are_a_clean_503(
 def kill(service: Running) -> None:
     """The process that watches and its worker, at once: neither clears away."""
     (worker,) = service.workers()
-    (meters,) = re.findall(rf"{SHARED_METERS}=([^\0]+)", Path(f"/proc/{worker}/environ").read_text())
+    (meters,) = re.findall(rf"{SHARED_METRICS}=([^\0]+)", Path(f"/proc/{worker}/environ").read_text())
     for process in (service.process.pid, worker):
         os.kill(process, signal.SIGKILL)
     service.process.wait()

@@ -12,11 +12,11 @@ import pytest
 from tests.serve.tiny import EVENTS, NOON, best, scores_of, write_run
 from twofold.serve.app import build_app
 from twofold.serve.event_store import LiveEvent, StoreError, open_histories
+from twofold.serve.live_bundle import open_live_bundle
 from twofold.serve.middleware import Limits
 from twofold.serve.prometheus import ServiceMetrics
-from twofold.serve.responses import NOTHING_KNOWN
+from twofold.serve.responses import UNKNOWN_USER
 from twofold.serve.service import NO_STORE, Service
-from twofold.serve.user_state import open_live_bundle
 
 NOON_OF_DAY_0 = {"at": NOON}
 
@@ -89,7 +89,7 @@ def test_the_best_unseen_items_of_a_user(client: Client, service: Service) -> No
         "user_id": 10,
         "source": "model",
         "is_degraded": False,
-        "remarks": [],
+        "warnings": [],
         "unknown_items": 0,
         "at": NOON,
         "bundle": service.current.digest[:12],
@@ -118,15 +118,15 @@ def test_who_is_unknown_gets_what_is_popular_and_it_says_so(client: Client) -> N
     for ask in ({"user_id": "stranger"}, {"history": []}, {"history": ["gone"]}):
         status, answer = client.post("/v1/recommend", ask | {"k": 2, "filter": "length_s < 32"})
         assert (status, answer["source"], answer["is_degraded"]) == (200, "popularity", True)
-        assert answer["remarks"] == [NOTHING_KNOWN]
+        assert answer["warnings"] == [UNKNOWN_USER]
         assert len(answer["items"]) == 2
 
 
 def test_an_explained_answer_names_history_reasons_and_attributes(client: Client) -> None:
     _, answer = client.post("/v1/recommend", {"user_id": 10, "k": 1, "explain": True, "describe": True})
     (item,) = answer["items"]
-    assert [reason["item_id"] for reason in item["because"]] == sorted(
-        ["a", "cold"], key=lambda other: -next(r["similarity"] for r in item["because"] if r["item_id"] == other)
+    assert [reason["item_id"] for reason in item["reasons"]] == sorted(
+        ["a", "cold"], key=lambda other: -next(r["similarity"] for r in item["reasons"] if r["item_id"] == other)
     )
     assert set(item["attributes"]) == {"colour", "length_s"}
     assert [(known["item_id"], known["kind"]) for known in answer["history"]] == [
@@ -182,7 +182,7 @@ def test_an_event_posted_is_in_the_next_answer_and_counts_as_seen(client: Client
     first = ids(before)[0]
     assert client.post("/v1/events", {"events": [{"user_id": 10, "item_id": first}]}) == (
         200,
-        {"kept": 1, "unknown_items": 0},
+        {"accepted": 1, "unknown_items": 0},
     )
     after = client.post("/v1/recommend", {"user_id": 10, "k": 7, "explain": True})[1]
     assert first not in ids(after)
@@ -195,7 +195,7 @@ def test_an_event_posted_is_in_the_next_answer_and_counts_as_seen(client: Client
 def test_events_of_a_stranger_make_them_known(client: Client) -> None:
     events = [{"user_id": "new", "item_id": "a"}, {"user_id": "new", "item_id": "b", "kind": "negative"}]
     assert client.post("/v1/events", {"events": [*events, {"user_id": "new", "item_id": "gone"}]})[1] == {
-        "kept": 3,
+        "accepted": 3,
         "unknown_items": 1,
     }
     _, answer = client.post("/v1/recommend", {"user_id": "new", "context": {"at": int(time.time() * 1000) + 1000}})
@@ -219,7 +219,7 @@ class Gone:
     async def append(self, events: Any) -> None:
         raise StoreError("gone")
 
-    async def of(self, users: Any) -> list[list[LiveEvent]]:
+    async def read(self, users: Any) -> list[list[LiveEvent]]:
         raise StoreError("gone")
 
     async def close(self) -> None:
@@ -230,7 +230,7 @@ def test_without_the_store_answers_are_marked_and_events_refused(service: Servic
     service.histories = Gone()
     client = Client(build_app(service, Limits()))
     status, answer = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
-    assert (status, answer["is_degraded"], answer["remarks"]) == (200, True, [NO_STORE])
+    assert (status, answer["is_degraded"], answer["warnings"]) == (200, True, [NO_STORE])
     assert ids(answer) == best(scores_of(["a", "cold"], ["b"]), without="a b cold", k=3)
     for asked in (("POST", "/v1/events", {"events": [{"user_id": 1, "item_id": "a"}]}), ("GET", "/ready", b"")):
         (reply,) = client.send(asked)
@@ -252,8 +252,8 @@ def test_it_is_ready_until_it_stops(client: Client, service: Service) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "field", "says"),
     [
-        ("recommend", {}, 422, "user_id", "For whom? Give user_id or history, one of the two."),
-        ("recommend", {"user_id": 1, "history": []}, 422, "user_id", "For whom?"),
+        ("recommend", {}, 422, "user_id", "Exactly one of user_id and history is required."),
+        ("recommend", {"user_id": 1, "history": []}, 422, "user_id", "Exactly one of"),
         ("recommend", {"user_id": 10, "k": 0}, 422, "k", "k is '0': expected `int` >= 1."),
         ("recommend", b"{", 400, None, "The body is not JSON"),
         ("recommend", {"user_id": 10, "filter": "color = 'red'"}, 422, None, "nearest: `colour`"),
@@ -286,7 +286,7 @@ def test_a_failure_of_ours_shows_nothing_of_itself(service: Service, monkeypatch
     monkeypatch.setattr("twofold.serve.service.make_lists", fail)
     assert Client(build_app(service, Limits())).post("/v1/recommend", {"user_id": 10}) == (
         500,
-        {"detail": "The service failed; its log says how."},
+        {"detail": "The service failed; its log has the details."},
     )
 
 
@@ -297,14 +297,14 @@ def test_a_token_is_asked_for_where_one_is_set(service: Service) -> None:
     app = build_app(service, Limits(token="secret"))
     for wrong in (None, "other", "secre", "secrets"):
         status, problem = Client(app, wrong).post("/v1/recommend", {"user_id": 10})
-        assert (status, problem["detail"][:27]) == (401, "This service wants a token:")
+        assert (status, problem["detail"][:30]) == (401, "This service requires a token:")
     assert Client(app, "secret").post("/v1/recommend", {"user_id": 10})[0] == 200
     for path in ("/health", "/ready", "/openapi.json"):
         assert Client(app).get(path)[0] == 200
 
 
 def test_a_body_too_large_is_refused_whether_it_says_so_or_not(service: Service) -> None:
-    client = Client(build_app(service, Limits(most_body=1000)))
+    client = Client(build_app(service, Limits(max_body_bytes=1000)))
     assert client.post("/v1/recommend", {"history": ["a"] * 500})[0] == 413
 
     async def parts() -> Any:
@@ -323,7 +323,7 @@ def test_a_body_too_large_is_refused_whether_it_says_so_or_not(service: Service)
 
 
 def test_more_at_once_than_it_takes_are_told_to_come_again(service: Service) -> None:
-    client = Client(build_app(service, Limits(most_waiting=4)))
+    client = Client(build_app(service, Limits(max_waiting=4)))
     replies = client.send(*[("POST", "/v1/recommend", {"user_id": 10})] * 10, ("GET", "/health", b""))
     assert [reply.status_code for reply in replies] == [200] * 4 + [503] * 6 + [200]
     refused = replies[5]
@@ -337,7 +337,7 @@ def test_what_takes_too_long_is_ended(service: Service, monkeypatch: pytest.Monk
         await asyncio.sleep(60)
         return []
 
-    monkeypatch.setattr(service.histories, "of", slow)
+    monkeypatch.setattr(service.histories, "read", slow)
     client = Client(build_app(service, Limits(timeout_s=0.05)))
     status, problem = client.post("/v1/recommend", {"user_id": 10})
     assert (status, "no answer within 0.05 s" in problem["detail"]) == (503, True)

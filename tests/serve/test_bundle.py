@@ -153,6 +153,6 @@ def test_arrays_of_other_users_or_items_are_refused(served, folder, tmp_path, na
 
     run_stage(tmp_path, "index", inputs={}, work=work)
     with pytest.raises(
-        RunError, match=r"user_arrays/ or counters/ are of other users or items. Delete .*/index and run"
+        RunError, match=r"user_arrays/ or counters/ belong to other users or items. Delete .*/index and run"
     ):
         load(tmp_path)

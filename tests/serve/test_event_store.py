@@ -12,10 +12,10 @@ import pytest
 
 from tests.serve.redis_server import redis_in
 from twofold.errors import RequestError
-from twofold.serve import event_store as histories
+from twofold.serve import event_store
 from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError, open_histories
 
-KEPT = 5
+MAX_EVENTS = 5
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def user(request: pytest.FixtureRequest) -> str:
 
 
 async def kept(store: LiveHistories, user: str) -> list[LiveEvent]:
-    (events,) = await store.of([user])
+    (events,) = await store.read([user])
     return events
 
 
@@ -49,7 +49,7 @@ def test_what_one_worker_keeps_another_reads_oldest_first(where: str, user: str)
         await other.append([(user, LiveEvent("é\x1f\n", 20, "met")), (user + "'", LiveEvent("a", 1, "met"))])
         expected = [LiveEvent("a", 10, "positive"), LiveEvent("b", 20, "negative"), LiveEvent("é\x1f\n", 20, "met")]
         for store in (one, other):
-            assert await store.of([user, "nobody", user + "'"]) == [expected, [], [LiveEvent("a", 1, "met")]]
+            assert await store.read([user, "nobody", user + "'"]) == [expected, [], [LiveEvent("a", 1, "met")]]
             await store.close()
 
     asyncio.run(both())
@@ -69,11 +69,11 @@ def test_the_same_event_again_is_one_event_of_the_last_kind(where: str, user: st
 
 def test_the_newest_are_kept_whatever_the_order_of_posting(where: str, user: str) -> None:
     async def posted() -> None:
-        store = open_histories(where, kept=KEPT)
+        store = open_histories(where, max_events=MAX_EVENTS)
         moments = [7, 3, 9, 1, 8, 8, 2, 6]
         for place, at in enumerate(moments):
             await store.append([(user, LiveEvent(f"item {place}", at, "met"))])
-        expected = sorted(zip(moments, range(8), strict=True))[-KEPT:]
+        expected = sorted(zip(moments, range(8), strict=True))[-MAX_EVENTS:]
         assert [(met.at, met.item_id) for met in await kept(store, user)] == [(at, f"item {n}") for at, n in expected]
         await store.close()
 
@@ -107,7 +107,7 @@ def test_a_question_that_is_given_up_spoils_no_other(where: str, user: str) -> N
             await store.append([(name, LiveEvent(str(number), number, "met"))])
         for turn in range(40):
             asked = asyncio.ensure_future(
-                store.of(users) if turn % 2 else store.append([(user, LiveEvent("a", turn, "met"))])
+                store.read(users) if turn % 2 else store.append([(user, LiveEvent("a", turn, "met"))])
             )
             for _ in range(turn % 7):
                 await asyncio.sleep(0)
@@ -123,12 +123,12 @@ def test_a_question_that_is_given_up_spoils_no_other(where: str, user: str) -> N
 
 WRITER = """
 import asyncio, itertools, sys
-from twofold.serve.event_store import Met, open_histories
+from twofold.serve.event_store import LiveEvent, open_histories
 
 async def write():
-    store = open_histories(sys.argv[1], kept=10**6)
+    store = open_histories(sys.argv[1], max_events=10**6)
     for turn in itertools.count():
-        await store.append([("user", Met(str(turn), turn, "positive"))])
+        await store.append([("user", LiveEvent(str(turn), turn, "positive"))])
         print(turn, flush=True)
 
 asyncio.run(write())
@@ -170,9 +170,9 @@ def test_a_store_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
 def test_a_server_that_is_gone_says_so_and_can_be_asked_again(redis_url: str) -> None:
     async def ask() -> None:
         gone = open_histories("redis://127.0.0.1:1/0")
-        with pytest.raises(StoreError, match="Redis does not answer"):
-            await gone.of(["user"])
-        with pytest.raises(StoreError, match="Redis does not answer"):
+        with pytest.raises(StoreError, match="Redis does not respond"):
+            await gone.read(["user"])
+        with pytest.raises(StoreError, match="Redis does not respond"):
             await gone.append([("user", LiveEvent("a", 1, "met"))])
         await gone.close()
 
@@ -182,8 +182,8 @@ def test_a_server_that_is_gone_says_so_and_can_be_asked_again(redis_url: str) ->
 def test_a_server_that_hangs_is_waited_for_once_and_asked_again_later(
     redis_url: str, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(histories, "WAIT_S", 0.2)
-    monkeypatch.setattr(histories, "REST_S", 0.2)
+    monkeypatch.setattr(event_store, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(event_store, "PAUSE_S", 0.2)
 
     async def ask() -> None:
         store = open_histories(redis_url)
@@ -191,11 +191,11 @@ def test_a_server_that_hangs_is_waited_for_once_and_asked_again_later(
         with redis.Redis.from_url(redis_url) as client:
             client.client_pause(500)
         began = time.monotonic()
-        with pytest.raises(StoreError, match="Redis does not answer: TimeoutError"):
+        with pytest.raises(StoreError, match="Redis does not respond: TimeoutError"):
             await kept(store, user)
         waited = time.monotonic()
         for _ in range(100):
-            with pytest.raises(StoreError, match="Redis does not answer: it did not a moment ago"):
+            with pytest.raises(StoreError, match="Redis does not respond: the last attempt failed"):
                 await kept(store, user)
         assert time.monotonic() - waited < 0.2 <= waited - began
         await asyncio.sleep(0.6)
@@ -212,7 +212,7 @@ def test_what_a_server_refuses_says_why_and_it_is_asked_on(redis_url: str, user:
         store = open_histories(redis_url)
         client = redis.Redis.from_url(redis_url)
         client.set(f"twofold:history:{user}", "of another kind")
-        with pytest.raises(StoreError, match="Redis refuses: .*WRONGTYPE"):
+        with pytest.raises(StoreError, match="Redis refuses the command: .*WRONGTYPE"):
             await kept(store, user)
         client.delete(f"twofold:history:{user}")
         assert await kept(store, user) == []

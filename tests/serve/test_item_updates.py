@@ -12,10 +12,10 @@ from tests.serve.test_app import Client, ids
 from tests.serve.tiny import DIM, NOON, VECTORS, write_run
 from twofold.serve.app import build_app
 from twofold.serve.event_store import open_histories
+from twofold.serve.live_bundle import open_live_bundle
 from twofold.serve.middleware import Limits
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.service import Service
-from twofold.serve.user_state import open_live_bundle
 
 TOKEN = "secret"
 ASK = {"user_id": 30, "k": 9, "context": {"at": NOON}}  # met nothing
@@ -52,7 +52,7 @@ def best_vector(service: Service) -> list[float]:
 def test_what_is_put_is_answered_found_by_filters_and_described(services: list[Service]) -> None:
     one = client(services[0])
     new = {"item_id": "new", "vector": best_vector(services[0]), "attributes": {"colour": "blue"}}
-    assert one.post(ITEMS, {"put": [new]}) == (200, {"put": 1, "withdrawn": 0, "items": 8})
+    assert one.post(ITEMS, {"upsert": [new]}) == (200, {"upserted": 1, "removed": 0, "items": 8})
     everything = one.post("/v1/recommend", ASK)[1]
     assert ids(everything)[0] == "new"
     assert len(everything["items"]) == 8
@@ -70,7 +70,7 @@ def test_what_is_put_is_answered_found_by_filters_and_described(services: list[S
 
 def test_what_was_put_and_then_met_is_not_answered_again(services: list[Service]) -> None:
     one = client(services[0])
-    one.post(ITEMS, {"put": [{"item_id": "new", "vector": best_vector(services[0])}]})
+    one.post(ITEMS, {"upsert": [{"item_id": "new", "vector": best_vector(services[0])}]})
     before = one.post("/v1/recommend", ASK)[1]
     assert (
         one.post("/v1/events", {"events": [{"user_id": 30, "item_id": "new", "at": NOON - 1}]})[1]["unknown_items"] == 0
@@ -85,7 +85,7 @@ def test_what_was_put_and_then_met_is_not_answered_again(services: list[Service]
 def test_an_update_changes_what_is_given_and_nothing_else(services: list[Service]) -> None:
     one = client(services[0])
     before = one.post("/v1/recommend", ASK)[1]
-    assert one.post(ITEMS, {"put": [{"item_id": "a", "attributes": {"colour": "green"}}]})[1]["items"] == 7
+    assert one.post(ITEMS, {"upsert": [{"item_id": "a", "attributes": {"colour": "green"}}]})[1]["items"] == 7
     assert one.get("/v1/items/a")[1]["attributes"] == {"colour": "green", "length_s": 5.0}
     assert ids(one.post("/v1/recommend", ASK | {"filter": "colour = 'green'"})[1]) == ["a"]
     assert one.post("/v1/recommend", ASK)[1]["items"] == before["items"]
@@ -95,15 +95,15 @@ def test_every_worker_learns_of_it_and_so_does_one_started_anew(
     services: list[Service], run: Path, tmp_path: Path
 ) -> None:
     one, other = map(client, services)
-    one.post(ITEMS, {"put": [{"item_id": "new", "vector": best_vector(services[0])}], "withdraw": ["b"]})
+    one.post(ITEMS, {"upsert": [{"item_id": "new", "vector": best_vector(services[0])}], "remove": ["b"]})
     assert "b" in ids(other.post("/v1/recommend", ASK)[1])
     services[1].current.items.catch_up()
     expected = one.post("/v1/recommend", ASK)[1]["items"]
     assert other.post("/v1/recommend", ASK)[1]["items"] == expected
     # What another worker is told comes after what it has not heard of yet.
-    assert client(worker(run, tmp_path)).post(ITEMS, {"withdraw": ["new", "c"]})[1] == {
-        "put": 0,
-        "withdrawn": 2,
+    assert client(worker(run, tmp_path)).post(ITEMS, {"remove": ["new", "c"]})[1] == {
+        "upserted": 0,
+        "removed": 2,
         "items": 5,
     }
     services[0].current.items.catch_up()
@@ -113,7 +113,7 @@ def test_every_worker_learns_of_it_and_so_does_one_started_anew(
 def test_another_bundle_takes_over_what_was_withdrawn_only(services: list[Service], run: Path) -> None:
     other = write_run(run.parent / "other", again=1)
     one = client(services[0])
-    one.post(ITEMS, {"put": [{"item_id": "new", "vector": best_vector(services[0])}], "withdraw": ["b"]})
+    one.post(ITEMS, {"upsert": [{"item_id": "new", "vector": best_vector(services[0])}], "remove": ["b"]})
     assert one.post("/v1/admin/swap", {"run": other.name})[1]["was_swapped"]
     assert sorted(ids(one.post("/v1/recommend", ASK)[1])) == ["a", "c", "cold", "d", "e", "f"]
 
@@ -122,19 +122,25 @@ def test_another_bundle_takes_over_what_was_withdrawn_only(services: list[Servic
     ("change", "says"),
     [
         (
-            {"put": [{"item_id": "new"}]},
-            f"item new is new: give its vector, {DIM} numbers of",
+            {"upsert": [{"item_id": "new"}]},
+            f"item new is new: give its vector, {DIM} numbers from",
         ),
-        ({"put": [{"item_id": "a", "vector": [1.0]}]}, f"item a: the vector has 1 numbers; this bundle's have {DIM}."),
-        ({"put": [{"item_id": "a", "vector": [2.0] * DIM}]}, "must have length 1"),
-        ({"put": [{"item_id": "a", "attributes": {"color": "red"}}]}, "there is no attribute color; the catalogue has"),
-        ({"put": [{"item_id": "a", "attributes": {"length_s": "x"}}]}, "does not have the catalogue's type"),
-        ({"put": [{"item_id": "a"}, {"item_id": "a"}]}, "each must be there once"),
+        (
+            {"upsert": [{"item_id": "a", "vector": [1.0]}]},
+            f"item a: the vector has 1 numbers; vectors of this bundle have {DIM}.",
+        ),
+        ({"upsert": [{"item_id": "a", "vector": [2.0] * DIM}]}, "must have length 1"),
+        (
+            {"upsert": [{"item_id": "a", "attributes": {"color": "red"}}]},
+            "there is no attribute color; the catalogue has",
+        ),
+        ({"upsert": [{"item_id": "a", "attributes": {"length_s": "x"}}]}, "does not have the catalogue's type"),
+        ({"upsert": [{"item_id": "a"}, {"item_id": "a"}]}, "each must be there once"),
     ],
 )
 def test_what_cannot_be_is_refused_whole(services: list[Service], change: dict[str, Any], says: str) -> None:
     one = client(services[0])
-    status, problem = one.post(ITEMS, change | {"withdraw": ["b"]})
+    status, problem = one.post(ITEMS, change | {"remove": ["b"]})
     assert (status, says in problem["detail"]) == (422, True), problem
     assert "b" in ids(one.post("/v1/recommend", ASK)[1])
     services[1].current.items.catch_up()
@@ -142,8 +148,8 @@ def test_what_cannot_be_is_refused_whole(services: list[Service], change: dict[s
 
 
 def test_it_wants_a_token(services: list[Service]) -> None:
-    assert Client(build_app(services[0], Limits())).post(ITEMS, {"withdraw": ["b"]})[0] == 403
-    assert Client(build_app(services[0], Limits(token=TOKEN))).post(ITEMS, {"withdraw": ["b"]})[0] == 401
+    assert Client(build_app(services[0], Limits())).post(ITEMS, {"remove": ["b"]})[0] == 403
+    assert Client(build_app(services[0], Limits(token=TOKEN))).post(ITEMS, {"remove": ["b"]})[0] == 401
 
 
 @pytest.mark.slow
@@ -151,7 +157,7 @@ def test_processes_tell_one_another_and_stop_as_before(run: Path, tmp_path: Path
     service = Running(run, "--workers", "2", "--histories", str(tmp_path / "h.db"))
     service.until(lambda: len(service.logged("ready")) == 2)
     try:
-        assert service.ask(ITEMS, {"withdraw": ["b"]})["items"] == 6
+        assert service.ask(ITEMS, {"remove": ["b"]})["items"] == 6
         time.sleep(2)  # within which the other has learnt of it
         for _ in range(30):  # connections of their own: they fall to both
             assert "b" not in ids(service.ask("/v1/recommend", ASK))

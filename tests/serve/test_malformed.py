@@ -18,10 +18,10 @@ from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import write_run
 from twofold.serve.app import build_app
 from twofold.serve.event_store import open_histories
+from twofold.serve.live_bundle import open_live_bundle
 from twofold.serve.middleware import Limits, RequestGuard
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.service import Service
-from twofold.serve.user_state import open_live_bundle
 
 ROUTES = ["recommend", "recommend:batch", "similar", "events", "admin/swap"]
 FIELDS = (

@@ -27,7 +27,7 @@ from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.serve import Recommender, load
 from twofold.serve.bundle import CONTEXT, USER_TOWER
-from twofold.serve.user_state import open_live_bundle
+from twofold.serve.live_bundle import open_live_bundle
 
 
 @pytest.fixture(scope="module")
@@ -225,13 +225,13 @@ def test_a_damaged_part_is_refused(copied: Path, name: str) -> None:
         (
             USER_TOWER,
             lambda path: path.write_bytes(b"no graph"),
-            "is no graph with one output that onnx",
+            "is not a graph with one output that onnx",
         ),
-        (USER_TOWER, lambda path: write_tower(path, dim=3), "users have 3 dimensions, items 5"),
+        (USER_TOWER, lambda path: write_tower(path, dim=3), "user vectors have 3 dimensions, item vectors 5"),
         (
             USER_TOWER,
             lambda path: write_tower(path, last_input="weekday"),
-            r"the graphs read .*'weekday'.*features are",
+            r"the graphs read .*'weekday'.*the features are",
         ),
         (
             "item_vectors.npy",
@@ -239,7 +239,7 @@ def test_a_damaged_part_is_refused(copied: Path, name: str) -> None:
             r"shape \(6, 5\), but index.json speaks of 7 x 5",
         ),
         ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[:6]), 6).save(path), "7 item vectors for 6 items"),
-        ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[::-1]), 6).save(path), "lists other items than"),
+        ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[::-1]), 6).save(path), "list different items"),
         ("users.parquet", lambda path: Vocabulary(pa.array([1]), 1).save(path), "histories of other users or items"),
         ("users.parquet", lambda path: path.write_bytes(b"PAR1"), "cannot be read: .*Delete .*run `twofold run` again"),
         ("context.json", lambda path: path.write_text("{}"), "cannot be read: .*as_of"),

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 from hypothesis import given, strategies
 
-from twofold.serve.schemas import Events, Recommend, WireError, components, read_body
+from twofold.serve.schemas import Events, HttpError, Recommend, components, read_body
 
 RECOMMEND, EVENTS = msgspec.json.Decoder(Recommend), msgspec.json.Decoder(Events)
 
 
 def refused(decoder, body):
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(HttpError) as caught:
         read_body(decoder, body)
     return caught.value
 
@@ -42,7 +42,7 @@ def refused(decoder, body):
             EVENTS,
             {"events": [{"user_id": 1, "item_id": 2}, {"user_id": 1, "item_id": 2, "kind": "liked"}]},
             "events[1].kind",
-            "events[1].kind is 'liked': invalid enum value 'liked'. What is right is listed in /docs.",
+            "events[1].kind is 'liked': invalid enum value 'liked'. The page /docs lists the valid values.",
         ),
     ],
 )
@@ -63,7 +63,7 @@ def answered(body):
     """The status of the reply, which must be one that can be written."""
     try:
         read_body(RECOMMEND, body)
-    except WireError as error:
+    except HttpError as error:
         return error.status if msgspec.json.encode(error.problem) else None
     return 200
 

@@ -22,11 +22,12 @@ from twofold.run_folder import MANIFEST, run_stage
 from twofold.serve import load
 from twofold.serve.bundle import save_context
 from twofold.serve.event_store import open_histories
+from twofold.serve.live_bundle import nearest, open_live_bundle
 from twofold.serve.onnx_models import RANKER_ITEMS, USER_TOWER
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.schemas import Recommend
 from twofold.serve.service import Service
-from twofold.serve.user_state import nearest, open_live_bundle, user_state_of
+from twofold.serve.user_state import user_state_of
 from twofold.topk import tie_order
 
 pytestmark = pytest.mark.slow  # graphs are exported
@@ -153,5 +154,5 @@ def test_a_ranker_of_another_catalogue_is_refused(world, tmp_path) -> None:
         return {}
 
     run_stage(tmp_path, "index", inputs={}, work=work)
-    with pytest.raises(RunError, match=r"ranker_items.npy is not of \d+ items. Delete .*/index and run"):
+    with pytest.raises(RunError, match=r"ranker_items.npy does not have \d+ items. Delete .*/index and run"):
         load(tmp_path)

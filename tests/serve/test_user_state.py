@@ -23,20 +23,10 @@ from twofold.errors import RunError
 from twofold.recipe.features import Features
 from twofold.serve.bundle import USER_TOWER, Bundle
 from twofold.serve.event_store import LiveEvent
+from twofold.serve.live_bundle import LiveBundle, nearest, open_live_bundle
+from twofold.serve.responses import attributes_of, popular, reasons, similar
 from twofold.serve.two_stage import encode_users
-from twofold.serve.user_state import (
-    LiveBundle,
-    UserState,
-    attributes_of,
-    nearest,
-    open_live_bundle,
-    popular,
-    queries_of,
-    reasons,
-    similar,
-    user_state_of,
-    user_state_with,
-)
+from twofold.serve.user_state import UserState, queries_of, user_state_from_history, user_state_of
 
 USERS = list(EVENTS)
 
@@ -77,11 +67,11 @@ def test_a_log_cut_anywhere_and_posted_from_there_gives_the_same_asker(opened: L
         again = user_state_of(
             bundle, USERS.index(10), everything[first:]
         )  # these are in the log as well: they count once
-        for part in ("positives", "negatives", "met"):
+        for part in ("positives", "negatives", "seen"):
             assert getattr(again, part).tolist() == getattr(whole, part).tolist()
     nobody = user_state_of(bundle, UNKNOWN, everything, at=whole.at)
     assert vectors_of(bundle, [nobody]).tobytes() == vectors_of(bundle, [whole]).tobytes()
-    posted, unknown = user_state_with(bundle, ["a", "cold", "no item"], ["b"], at=whole.at)
+    posted, unknown = user_state_from_history(bundle, ["a", "cold", "no item"], ["b"], at=whole.at)
     assert unknown == 1
     assert vectors_of(bundle, [posted]).tobytes() == vectors_of(bundle, [whole]).tobytes()
 
@@ -106,7 +96,7 @@ def test_when_it_was_met_is_read_alike_of_the_log_and_of_what_was_posted(opened:
         assert {name: values.tolist() for name, values in served.items()} == {
             name: values.tolist() for name, values in judged.items()
         }
-    posted, _ = user_state_with(bundle, ["a", "b"], [], at=NOON)
+    posted, _ = user_state_from_history(bundle, ["a", "b"], [], at=NOON)
     inputs = user_inputs(bundle.features, bundle.user_arrays, queries_of(bundle, [posted]))
     assert inputs["positives_sequence.ages"].tolist() == [[0, 0, 0]]  # as if met now
 
@@ -120,10 +110,10 @@ def test_live_events_join_the_log_by_their_moment(opened: LiveBundle) -> None:
     asker = user_state_of(opened.bundle, USERS.index(10), live, now=NOON)
     assert names(asker.positives) == ["a", "d", "cold"]
     assert names(asker.negatives) == ["b"]
-    assert names(asker.met) == ["a", "d", "b", "cold", "e"]
+    assert names(asker.seen) == ["a", "d", "b", "cold", "e"]
     assert asker.at == NOON + 4  # just after the last
     early = user_state_of(opened.bundle, USERS.index(10), live, at=2 * HOUR_MS)
-    assert names(early.met) == ["a", "d"]
+    assert names(early.seen) == ["a", "d"]
     assert user_state_of(opened.bundle, UNKNOWN, ()).is_blank
     assert not user_state_of(opened.bundle, UNKNOWN, live).is_blank
     assert not user_state_of(opened.bundle, USERS.index(30), ()).is_blank
@@ -179,5 +169,5 @@ def test_a_bundle_that_opens_but_does_not_answer_is_refused(tmp_path) -> None:
     """A graph whose table has too few lines loads, and fails at the first history that reaches beyond."""
     run = write_run(tmp_path / "tiny")
     replace_part(run, USER_TOWER, lambda path: write_tower(path, hours=3))
-    with pytest.raises(RunError, match=r"the bundle of .*tiny opens, but does not answer: .*Gather"):
+    with pytest.raises(RunError, match=r"the bundle of .*tiny can be opened, but a trial request fails: .*Gather"):
         open_live_bundle(run)

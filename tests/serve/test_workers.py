@@ -24,11 +24,11 @@ from twofold.errors import RequestError
 from twofold.run_folder import MANIFEST
 from twofold.serve.bundle import USER_TOWER
 from twofold.serve.event_store import LiveEvent, SqliteHistories, StoreError, open_histories
-from twofold.serve.prometheus import SHARED_METERS, ServiceMetrics
-from twofold.serve.schemas import Recommend, Swap, WireError
+from twofold.serve.live_bundle import open_live_bundle
+from twofold.serve.prometheus import SHARED_METRICS, ServiceMetrics
+from twofold.serve.schemas import HttpError, Recommend, Swap
 from twofold.serve.service import Service
-from twofold.serve.user_state import open_live_bundle
-from twofold.serve.workers import CURRENT, LOOK_S, ServeOptions, _following, serve
+from twofold.serve.workers import CURRENT, POLL_S, ServeOptions, _follow_swaps, serve
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(start: Cal
     kept = 0
     for turn in range(3):
         events = [{"user_id": "new", "item_id": item, "at": 1_000 * turn + place} for place, item in enumerate("abc")]
-        kept += service.ask("/v1/events", {"events": events})["kept"]
+        kept += service.ask("/v1/events", {"events": events})["accepted"]
         os.kill(service.workers()[0], signal.SIGKILL)
         service.until(lambda turn=turn: len(service.logged("worker replaced")) == turn + 1)
         service.until(lambda turn=turn: len(service.logged("ready")) == turn + 3)
@@ -82,7 +82,7 @@ def test_what_was_acknowledged_outlives_the_whole_service(start: Callable[..., R
     service = start()
     service.ask("/v1/events", {"events": [{"user_id": "new", "item_id": "a"}]})
     workers = service.workers()
-    (meters,) = re.findall(rf"{SHARED_METERS}=([^\0]+)", Path(f"/proc/{workers[0]}/environ").read_text())
+    (meters,) = re.findall(rf"{SHARED_METRICS}=([^\0]+)", Path(f"/proc/{workers[0]}/environ").read_text())
     assert Path(meters).is_dir()
     service.process.kill()
     service.process.wait()
@@ -134,8 +134,8 @@ def test_a_swap_while_a_worker_opens_its_bundle_reaches_it(run: Path, tmp_path: 
     (tmp_path / CURRENT).write_text(json.dumps({"run": "newer", "bundle": "newer" * 8}))
 
     async def begin() -> None:
-        async with _following(service, tmp_path, {}):
-            await asyncio.sleep(3 * LOOK_S)
+        async with _follow_swaps(service, tmp_path, {}):
+            await asyncio.sleep(3 * POLL_S)
         await service.histories.close()
 
     asyncio.run(begin())
@@ -150,7 +150,7 @@ def test_a_swap_that_the_other_workers_cannot_be_told_of_is_taken_back(run: Path
     )
 
     async def ask() -> None:
-        with pytest.raises(WireError, match="the other workers cannot be told of the swap") as refused:
+        with pytest.raises(HttpError, match="the other workers cannot be notified of the swap") as refused:
             await service.swap(Swap(run="newer"))
         assert refused.value.status == 503
         await service.histories.close()
@@ -163,7 +163,7 @@ def test_a_store_that_is_away_is_said_once_a_second(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away(SqliteHistories):
-        async def of(self, users: Sequence[str]) -> list[list[LiveEvent]]:
+        async def read(self, users: Sequence[str]) -> list[list[LiveEvent]]:
             raise StoreError("away")
 
     service = Service(open_live_bundle(run), run.parent, Away(tmp_path / "histories.db"), ServiceMetrics())
@@ -183,7 +183,7 @@ def test_a_store_that_is_away_is_said_once_a_second(
     [
         (lambda run: (run / "index" / "item_vectors.npy").write_bytes(b"cut"), "item_vectors.npy is damaged"),
         (lambda run: shutil.rmtree(run / "index"), "has no complete index/ stage"),
-        (lambda run: replace_part(run, USER_TOWER, lambda path: write_tower(path, hours=3)), "does not answer"),
+        (lambda run: replace_part(run, USER_TOWER, lambda path: write_tower(path, hours=3)), "a trial request fails"),
         (lambda run: replace_part(run, USER_TOWER, lambda path: write_tower(path, dim=3)), "do not belong together"),
     ],
     ids=["damaged", "missing", "failing", "foreign"],

@@ -1,21 +1,21 @@
-"""The folder that serving opens, and nothing else: written by the index stage, checked when it is opened.
+"""The bundle: the folder that a service reads, and nothing else; written by the index stage, checked when opened.
 
 ```
 index/
-├── user_tower.onnx           what a user asks with: inputs named as the user features, output `vector`; or
-├── fold_in.json              how that is solved from a history and item_vectors.npy
-├── ranker.json               where there is a second stage: how many of the best it orders anew; with
-├── ranker_user.onnx          its user encoder, ranker_pairs.onnx its scores, ranker_items.npy what it makes of items
-├── item_vectors.npy          what is searched, with index.json; mapped
-├── item_lists.faiss          where items are many, the same vectors in lists; mapped
+├── user_tower.onnx           the user tower: inputs named as the user features, output `vector`; or
+├── fold_in.json              how a user's vector is solved from a history and item_vectors.npy
+├── ranker.json               if there is a second stage: how many of the best items the ranker reorders; with
+├── ranker_user.onnx          its user encoder, ranker_pairs.onnx its scores, ranker_items.npy its item encodings
+├── item_vectors.npy          the vectors that are searched, with index.json; memory-mapped
+├── item_lists.faiss          if there are many items, the same vectors as an inverted file; memory-mapped
 ├── users.parquet             id ↔ row
 ├── items.parquet             id ↔ row
-├── item_attributes.parquet   what filters read, in the order of the item rows; counts of the recipe's index too
+├── item_attributes.parquet   columns that filters read, in the order of the item rows, with the recipe's recent counts
 ├── features/                 the fitted features
 ├── user_arrays/              attributes of users; the cluster of each item
-├── counters/user_id/         what users did, by the hour
-├── events.*.npy              what each user met; positives.*.npy and negatives.*.npy are the parts the tower reads
-└── context.json              as_of: the moment of the item vectors and counts; where: who may be recommended, or null
+├── counters/user_id/         event counts of each user, by the hour
+├── events.*.npy              items seen by each user; positives.*.npy and negatives.*.npy are the parts the tower reads
+└── context.json              as_of: time of the item vectors and counts; where: rule for all recommended items, or null
 ```
 """
 
@@ -47,7 +47,7 @@ FOLDERS: Final = ("features", "user_arrays", "counters/user_id")
 
 @dataclass(frozen=True)
 class Bundle:
-    """Everything an answer needs, each part checked to belong to the others."""
+    """The parts of a bundle, checked to belong together."""
 
     users: Vocabulary
     items: Vocabulary
@@ -63,10 +63,10 @@ class Bundle:
     ranker: Ranker | None
     as_of: int
     where: str | None
-    """What holds of every item that may be recommended, whoever asks."""
+    """The rule (`index.where`) that every recommended item satisfies, for all users."""
 
     def eligible(self, where: str | None) -> ItemMask | None:
-        """The items that may answer a request with this filter; None: all."""
+        """Returns the items that a request with this filter may return; `None` means all."""
         rules = [rule for rule in (self.where, where) if rule is not None]
         return reduce(ItemMask.both, map(self.filters.eligible, rules)) if rules else None
 
@@ -74,10 +74,10 @@ class Bundle:
 def save_context(
     dataset: Path, out: Path, *, as_of: int, attributes: pa.Table | None = None, where: str | None = None
 ) -> None:
-    """Copies into `out` what serving needs of a dataset/ folder. The user tower and the index are written beside it.
+    """Copies the parts of a dataset/ folder that serving needs to `out`, beside the user tower and the index.
 
-    `as_of` (UTC milliseconds) is the moment that item ages were computed for, and that recommendations are made for.
-    `attributes` stand in the place of the dataset's, item row by item row; `where` is what must hold of all answers.
+    `as_of` (UTC milliseconds) is the time for which item ages were computed and recommendations are made. `attributes`
+    replace the dataset's, in the order of the item rows; every recommended item must satisfy the SQL condition `where`.
     """
     names = [*TABLES, *(path.name for name in HISTORIES for path in dataset.glob(f"{name}.*.npy"))]
     for name in names:
@@ -91,7 +91,7 @@ def save_context(
 
 
 def open_bundle(run: Path) -> Bundle:
-    """Opens `run/index/`; RunError says what is missing, damaged, or of another run."""
+    """Opens `run/index/`; RunError names what is missing, damaged, or from another run."""
     folder = open_stage(run, "index", verify=True).folder
     try:
         features, index = load_features(folder / "features"), load_index(folder)
@@ -113,53 +113,55 @@ def open_bundle(run: Path) -> Bundle:
             else load_fold_in(folder, index.vectors),
             ranker=load_ranker(folder),
             as_of=context["as_of"],
-            where=context.get("where"),  # older bundles have none
+            where=context["where"],
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
-        raise RunError(f"the bundle {folder} cannot be read: {error}. {_again(folder)}") from error
-    _check_features(bundle, folder)
+        raise RunError(f"the bundle {folder} cannot be read: {error}. {_rebuild_hint(folder)}") from error
+    _check_parts(bundle, folder)
     return bundle
 
 
-def _check_features(bundle: Bundle, folder: Path) -> None:
-    """A part of another run answers with confidence and nonsense; counts and widths tell."""
+def _check_parts(bundle: Bundle, folder: Path) -> None:
+    """Compares counts and widths of the parts: with a part of another run the service would return nonsense."""
     items, users = len(bundle.items), len(bundle.users)
     expected, _ = feature_names(bundle.features)
-    read = {*bundle.tower.inputs, *(() if bundle.ranker is None else bundle.ranker.user.inputs)}
+    inputs = {*bundle.tower.inputs, *(() if bundle.ranker is None else bundle.ranker.user.inputs)}
     ids = bundle.attributes.column("item_id").combine_chunks() if "item_id" in bundle.attributes.column_names else None
-    histories = {name: getattr(bundle, name) for name in HISTORIES}
     faults = [
-        (len(bundle.index) != items, f"it holds {len(bundle.index)} item vectors for {items} items"),
-        (bundle.tower.dim != bundle.index.dim, f"users have {bundle.tower.dim} dimensions, items {bundle.index.dim}"),
-        (read != set(expected), f"the graphs read {sorted(read)}, features are {expected}"),
+        (len(bundle.index) != items, f"there are {len(bundle.index)} item vectors for {items} items"),
+        (
+            bundle.tower.dim != bundle.index.dim,
+            f"user vectors have {bundle.tower.dim} dimensions, item vectors {bundle.index.dim}",
+        ),
+        (inputs != set(expected), f"the graphs read {sorted(inputs)}, but the features are {expected}"),
         (
             bundle.ranker is not None and len(bundle.ranker.items) != items,
-            f"ranker_items.npy is not of {items} items",
+            f"ranker_items.npy does not have {items} items",
         ),
         (
             ids is None or not ids.equals(bundle.items.ids),
-            "item_attributes.parquet lists other items than items.parquet",
+            "item_attributes.parquet and items.parquet list different items",
         ),
         *(
-            (
-                len(history.offsets) != users + 1
-                or history.offsets[-1] != len(history.item_rows)
-                or history.item_rows.max(initial=0) >= max(items, 1),
-                f"{name}.*.npy are histories of other users or items",
-            )
-            for name, history in histories.items()
+            (not _fits(getattr(bundle, name), users, items), f"{name}.*.npy have histories of other users or items")
+            for name in HISTORIES
         ),
         (
             any(len(values) != users + 1 for values in bundle.user_arrays.attributes.values())
             or any(len(counters.first) != users + 1 for counters in bundle.user_arrays.counters.values())
             or any(len(clusters) != items + 1 for clusters in bundle.user_arrays.clusters.values()),
-            "user_arrays/ or counters/ are of other users or items",
+            "user_arrays/ or counters/ belong to other users or items",
         ),
     ]
-    found = [text for is_wrong, text in faults if is_wrong]
-    if found:
-        raise RunError(f"the parts of {folder} do not belong together: {'; '.join(found)}. {_again(folder)}")
+    messages = [message for is_wrong, message in faults if is_wrong]
+    if messages:
+        raise RunError(f"the parts of {folder} do not belong together: {'; '.join(messages)}. {_rebuild_hint(folder)}")
 
 
-def _again(folder: Path) -> str:
+def _fits(history: Histories, users: int, items: int) -> bool:
+    is_whole = len(history.offsets) == users + 1 and history.offsets[-1] == len(history.item_rows)
+    return bool(is_whole and history.item_rows.max(initial=0) < max(items, 1))
+
+
+def _rebuild_hint(folder: Path) -> str:
     return f"Delete {folder} and run `twofold run` again."

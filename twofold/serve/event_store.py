@@ -1,9 +1,9 @@
-"""What users met since the log ended: posted one by one, read before every answer.
+"""Store of live events: what users did after the log ended, posted one by one and read for every request.
 
-Two stores keep one contract. An event is known to every worker when `append` returns, and outlives a killed process.
-The same (user, item, moment) posted again is one event, whose kind is that of the last post. Of each user the newest
-`kept` are held: what is older is in the log by then, or forgotten. Ids are text, as the next bundle numbers its rows
-anew.
+Two stores follow one contract. When `append` returns, every worker can read the event, and the event outlives a killed
+process. The same (user, item, timestamp) posted again is one event with the kind of the last post. The newest
+`max_events` of each user are stored: older ones are in the log by then, or lost. Ids are stored as text, because the
+next bundle numbers its rows differently.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 from twofold.errors import RequestError
 
 Kind = Literal["positive", "negative", "met"]
-"""Liked; not liked; or neither, so that it only counts as seen."""
+"""Liked; not liked; or neither: then the item only counts as seen."""
 
-KEPT: Final = 500
-WAIT_S: Final = 2.0  # for a lock, or for an answer from Redis
-REST_S: Final = 1.0  # that a Redis which is away is left alone: a service must not wait for it at every question
+MAX_EVENTS_PER_USER: Final = 500
+TIMEOUT_S: Final = 2.0  # for a lock, or for a reply from Redis
+PAUSE_S: Final = 1.0  # after a failure of Redis, so that not every request waits for Redis
 
 
 class LiveEvent(NamedTuple):
-    """One event of a user: the item, the moment (UTC milliseconds), and what they made of it."""
+    """One event of a user: the item, the timestamp (UTC milliseconds), and the outcome."""
 
     item_id: str
     at: int
@@ -33,31 +33,31 @@ class LiveEvent(NamedTuple):
 
 
 class StoreError(Exception):
-    """The store does not answer, or cannot write. Nobody's mistake in a request: it may be tried again."""
+    """The store does not respond or cannot write. The request is valid and may be sent again."""
 
 
 @runtime_checkable
 class LiveHistories(Protocol):
-    """What a store does."""
+    """Interface of a store."""
 
     async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
-        """Keeps events of users, all or none; StoreError if it cannot. When it returns they are safe."""
+        """Stores events of users durably, all or none; StoreError if that fails."""
 
-    async def of(self, users: Sequence[str]) -> list[list[LiveEvent]]:
-        """The kept events of each user, oldest first; those of one moment by item id. Empty for a stranger."""
+    async def read(self, users: Sequence[str]) -> list[list[LiveEvent]]:
+        """Returns the stored events of each user by timestamp, then item id; empty for an unknown user."""
 
     async def close(self) -> None:
-        """Lets go of files and connections."""
+        """Closes files and connections."""
 
 
-def open_histories(where: str | Path, *, kept: int = KEPT) -> LiveHistories:
-    """A SQLite file, made if it is not there, or Redis: `redis://HOST:PORT/DB`; RequestError if it cannot be opened."""
+def open_histories(where: str | Path, *, max_events: int = MAX_EVENTS_PER_USER) -> LiveHistories:
+    """Opens a SQLite file, created if missing, or Redis: `redis://HOST:PORT/DB`; RequestError if that fails."""
     text = str(where)
     if text.startswith(("redis://", "rediss://", "unix://")):
-        return RedisHistories(text, kept=kept)
+        return RedisHistories(text, max_events=max_events)
     if "://" in text:
-        raise RequestError(f"--histories {text} is neither a file nor redis://HOST:PORT/DB, the two stores there are.")
-    return SqliteHistories(Path(where), kept=kept)
+        raise RequestError(f"--histories {text} is neither a file nor redis://HOST:PORT/DB: these are the two stores.")
+    return SqliteHistories(Path(where), max_events=max_events)
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------------------
@@ -68,55 +68,57 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (user_id, at, item_id)
 ) WITHOUT ROWID
 """
-_KEEP: Final = "INSERT INTO events VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = excluded.kind"
-_FORGET: Final = """
+_UPSERT: Final = "INSERT INTO events VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = excluded.kind"
+_DELETE_OLDEST: Final = """
 DELETE FROM events WHERE user_id = ?1 AND (at, item_id) <= (
     SELECT at, item_id FROM events WHERE user_id = ?1 ORDER BY at DESC, item_id DESC LIMIT 1 OFFSET ?2
 )
 """
-_READ: Final = "SELECT item_id, at, kind FROM events WHERE user_id = ? ORDER BY at, item_id"
+_SELECT: Final = "SELECT item_id, at, kind FROM events WHERE user_id = ? ORDER BY at, item_id"
 
 
 class SqliteHistories:
-    """One file beside the run, for the workers of one machine.
+    """A SQLite file beside the run, shared by the workers of one machine.
 
     Readers never wait for a writer (write-ahead log), and a commit is on the disk when it returns (synchronous FULL).
-    A read takes some 10 µs and is done on the spot; a write waits for the disk, on a thread of its own that finishes
-    what it began, whether or not someone still waits for it.
+    A read takes about 10 µs and runs on the event loop; a write waits for the disk on a thread of its own, which
+    finishes the write even if the request has been canceled.
     """
 
-    def __init__(self, path: Path, *, kept: int = KEPT) -> None:
-        """Opens or makes the file."""
-        self._kept = kept
-        self._writing = ThreadPoolExecutor(1, "histories")
+    def __init__(self, path: Path, *, max_events: int = MAX_EVENTS_PER_USER) -> None:
+        """Opens or creates the file."""
+        self._max_events = max_events
+        self._write_thread = ThreadPoolExecutor(1, "histories")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer, self._reader = (self._connect(path) for _ in range(2))
         except (sqlite3.Error, OSError) as error:
             raise RequestError(
-                f"the histories in {path} cannot be opened: {error}. Give another file with --histories FILE, or "
-                f"delete this one to forget what was posted."
+                f"the histories in {path} cannot be opened: {error}. Name another file with --histories FILE, or "
+                f"delete this one with all posted events."
             ) from error
 
     @staticmethod
     def _connect(path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(path, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(_SCHEMA)
         return connection
 
     async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
-        """See `LiveHistories`."""
-        rows = [(user, met.at, met.item_id, met.kind) for user, met in events]
-        await asyncio.get_running_loop().run_in_executor(self._writing, self._write, rows)
+        """Implements `LiveHistories`."""
+        rows = [(user, event.at, event.item_id, event.kind) for user, event in events]
+        await asyncio.get_running_loop().run_in_executor(self._write_thread, self._write, rows)
 
     def _write(self, rows: list[tuple[str, int, str, Kind]]) -> None:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                self._writer.executemany(_KEEP, rows)
-                self._writer.executemany(_FORGET, [(user, self._kept) for user in {row[0] for row in rows}])
+                self._writer.executemany(_UPSERT, rows)
+                self._writer.executemany(
+                    _DELETE_OLDEST, [(user, self._max_events) for user in {row[0] for row in rows}]
+                )
                 self._writer.execute("COMMIT")
             except sqlite3.Error:
                 if self._writer.in_transaction:
@@ -125,91 +127,90 @@ class SqliteHistories:
         except sqlite3.Error as error:
             raise StoreError(f"events cannot be written: {error}") from error
 
-    async def of(self, users: Sequence[str]) -> list[list[LiveEvent]]:
-        """See `LiveHistories`."""
+    async def read(self, users: Sequence[str]) -> list[list[LiveEvent]]:
+        """Implements `LiveHistories`."""
         try:
-            return [[LiveEvent._make(row) for row in self._reader.execute(_READ, (user,))] for user in users]
+            return [[LiveEvent._make(row) for row in self._reader.execute(_SELECT, (user,))] for user in users]
         except sqlite3.Error as error:
             raise StoreError(f"events cannot be read: {error}") from error
 
     async def close(self) -> None:
-        """See `LiveHistories`."""
-        await asyncio.to_thread(self._writing.shutdown)
+        """Implements `LiveHistories`."""
+        await asyncio.to_thread(self._write_thread.shutdown)
         self._reader.close()
         self._writer.close()
 
 
 # --- Redis ------------------------------------------------------------------------------------------------------------
 
-_BETWEEN: Final = "\x1f"  # the unit separator of ASCII
+_SEPARATOR: Final = "\x1f"  # the unit separator of ASCII
 _KINDS: Final[tuple[Kind, ...]] = ("positive", "negative", "met")
 
 
 class RedisHistories:
-    """Redis or Valkey, for workers of many machines: a sorted set a user, its scores the moments.
+    """Redis or Valkey, for workers on many machines: one sorted set per user, scored by timestamp.
 
-    That a restart of the server loses nothing is the server's business: `appendonly yes`, `appendfsync always`. Doubles
-    hold milliseconds exactly up to the year 287396. While it is away one question at a time finds out whether it is
-    back; the others are told at once.
+    With `appendonly yes` and `appendfsync always`, a restart of the server loses nothing. Doubles are exact for
+    milliseconds up to the year 287396. While Redis is down, one request at a time tries it again; others fail at once.
     """
 
-    def __init__(self, url: str, *, kept: int = KEPT) -> None:
-        """Connects at the first question."""
+    def __init__(self, url: str, *, max_events: int = MAX_EVENTS_PER_USER) -> None:
+        """Connects with the first request."""
         from redis.asyncio import Redis
 
-        self._kept = kept
-        self._away_until = 0.0  # on the monotonic clock; 0 while it answers
+        self._max_events = max_events
+        self._down_until = 0.0  # on the monotonic clock; 0 while Redis responds
         try:
             self._redis: Any = Redis.from_url(
-                url, decode_responses=True, socket_timeout=WAIT_S, socket_connect_timeout=WAIT_S
+                url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
             )
         except ValueError as error:
             raise RequestError(f"--histories {url} cannot be read: {error}. Write redis://HOST:PORT/DB.") from error
 
     async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
-        """See `LiveHistories`."""
+        """Implements `LiveHistories`."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            for user, met in events:
-                members = {kind: _BETWEEN.join((str(met.at), met.item_id, kind)) for kind in _KINDS}
+            for user, event in events:
+                members = {kind: _SEPARATOR.join((str(event.at), event.item_id, kind)) for kind in _KINDS}
                 pipe.zrem(_key(user), *members.values())
-                pipe.zadd(_key(user), {members[met.kind]: met.at})
-                pipe.zremrangebyrank(_key(user), 0, -self._kept - 1)
-            await self._answer(pipe)
+                pipe.zadd(_key(user), {members[event.kind]: event.at})
+                pipe.zremrangebyrank(_key(user), 0, -self._max_events - 1)
+            await self._execute(pipe)
 
-    async def of(self, users: Sequence[str]) -> list[list[LiveEvent]]:
-        """See `LiveHistories`."""
+    async def read(self, users: Sequence[str]) -> list[list[LiveEvent]]:
+        """Implements `LiveHistories`."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for user in users:
                 pipe.zrange(_key(user), 0, -1)
-            return [[_met(member) for member in members] for members in await self._answer(pipe)]
+            return [[_event_of(member) for member in members] for members in await self._execute(pipe)]
 
     async def close(self) -> None:
-        """See `LiveHistories`."""
+        """Implements `LiveHistories`."""
         await self._redis.aclose()
 
-    async def _answer(self, pipe: Any) -> Any:
+    async def _execute(self, pipe: Any) -> Any:
         from redis import exceptions
 
-        if self._away_until:
-            if (now := time.monotonic()) < self._away_until:
-                raise StoreError("Redis does not answer: it did not a moment ago")
-            self._away_until = now + WAIT_S + REST_S  # this question finds out; the next one waits for what it finds
+        if self._down_until:
+            if (now := time.monotonic()) < self._down_until:
+                raise StoreError("Redis does not respond: the last attempt failed a moment ago")
+            self._down_until = now + TIMEOUT_S + PAUSE_S  # only this request tries
         try:
-            answer = await pipe.execute()
+            replies = await pipe.execute()
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-            self._away_until = time.monotonic() + REST_S
-            raise StoreError(f"Redis does not answer: {type(error).__name__}") from error
+            self._down_until = time.monotonic() + PAUSE_S
+            raise StoreError(f"Redis does not respond: {type(error).__name__}") from error
         except exceptions.RedisError as error:
-            raise StoreError(f"Redis refuses: {error}") from error
-        self._away_until = 0.0
-        return answer
+            raise StoreError(f"Redis refuses the command: {error}") from error
+        self._down_until = 0.0
+        return replies
 
 
 def _key(user: str) -> str:
     return f"twofold:history:{user}"
 
 
-def _met(member: str) -> LiveEvent:
-    at, _, rest = member.partition(_BETWEEN)
-    item_id, _, kind = rest.rpartition(_BETWEEN)
+def _event_of(member: str) -> LiveEvent:
+    at, _, rest = member.partition(_SEPARATOR)
+    item_id, _, kind = rest.rpartition(_SEPARATOR)
     return LiveEvent(item_id, int(at), kind)  # type: ignore[arg-type]

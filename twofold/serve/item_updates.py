@@ -1,11 +1,11 @@
-"""Items added, updated and withdrawn while serving: posted to one worker, learnt by all through one file.
+"""Live item updates: items upserted and removed while serving, posted to one worker, read by all from a shared file.
 
-A change is a line of a file that the workers of one service share. Each worker reads on from where it stopped, so all
-apply the same changes in the same order, and so does one that is started anew. Vectors belong to the bundle they were
-made for: another bundle takes over what was withdrawn, and nothing else, since it was built of newer items.
+A change is a line of an append-only file that the workers of one service share. Each worker reads on from its last
+position, so all of them, restarted ones included, apply the same changes in the same order. Vectors belong to the
+bundle that they were made for: another bundle takes over the removals only, because it was built from newer items.
 
-What this does not do: outlive the service, or reach another machine. Build a bundle of the catalogue as it is, and
-swap to it.
+Changes are lost when the service stops, and do not reach other machines. To make them permanent, build a bundle of the
+current catalogue and swap to it.
 """
 
 import fcntl
@@ -24,106 +24,118 @@ from msgspec import Struct
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RequestError
 from twofold.index.live import LiveIndex, Snapshot
-from twofold.serve.schemas import Changes, ItemUpsert
+from twofold.serve.schemas import ItemChanges, ItemUpsert
 
 
-class Line(Struct, frozen=True):
-    """What stands in the file: the digest of the bundle that was changed, and how."""
+class ChangeRecord(Struct, frozen=True):
+    """A line of the file: the digest of the changed bundle, and the changes."""
 
     bundle: str
-    changes: Changes
+    changes: ItemChanges
 
 
 class LiveItems:
-    """The items of one bundle as they are now, kept in step with a file. Threads may share it."""
+    """The current items of one bundle, kept in step with a file. Threads may share it."""
 
-    def __init__(self, live: LiveIndex, *, bundle: str, has_ranker: bool) -> None:
-        """Tells nobody else, until it follows a file. `bundle` is its digest."""
-        self._live, self._bundle, self._has_ranker = live, bundle, has_ranker
+    def __init__(self, live_index: LiveIndex, *, bundle: str, has_ranker: bool) -> None:
+        """Keeps changes in this process until `follow` names a file. `bundle` is the bundle's digest."""
+        self._live_index, self._bundle, self._has_ranker = live_index, bundle, has_ranker
         self._path: Path | None = None
-        self._read = 0  # bytes of the file
+        self._bytes_read = 0
         self._lock = Lock()
 
     def follow(self, path: Path) -> None:
-        """Does as the file says, and writes its own changes there."""
+        """Applies the changes in a file, and writes its own changes there."""
         self._path = path
         self.catch_up()
 
     @property
     def now(self) -> Snapshot:
         """The last complete state."""
-        return self._live.now
+        return self._live_index.now
 
-    def change(self, changes: Changes) -> tuple[int, int]:
-        """How many were put, and how many are no longer answered; RequestError, and nothing done, if it cannot be."""
-        with self._lock, self._shared() as file:
-            self._apply_rest(file)
-            withdrawn = self._apply(changes)
+    def change(self, changes: ItemChanges) -> tuple[int, int]:
+        """Applies changes, all or none; returns the numbers of items upserted and removed. RequestError if a change is
+        invalid.
+        """
+        with self._lock, self._locked_file() as file:
+            self._apply_new_lines(file)
+            removed = self._apply(changes)
             if file is not None:
-                file.seek(0, 2)
-                file.write(msgspec.json.encode(Line(self._bundle, changes)) + b"\n")
-                self._read = file.tell()
-        return len(changes.put), withdrawn
+                self._bytes_read += file.write(msgspec.json.encode(ChangeRecord(self._bundle, changes)) + b"\n")
+        return len(changes.upsert), removed
 
     def catch_up(self) -> None:
-        """Applies what others were told since."""
-        if self._path is None or not self._path.exists() or self._path.stat().st_size == self._read:
+        """Applies the changes that other workers have written since."""
+        if self._path is None or not self._path.exists() or self._path.stat().st_size == self._bytes_read:
             return
-        with self._lock, self._shared() as file:
-            self._apply_rest(file)
+        with self._lock, self._locked_file() as file:
+            self._apply_new_lines(file)
 
     @contextmanager
-    def _shared(self) -> Iterator[Any]:
+    def _locked_file(self) -> Iterator[Any]:
         if self._path is None:
             yield None
             return
         with self._path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
             yield file
 
-    def _apply_rest(self, file: Any) -> None:
+    def _apply_new_lines(self, file: Any) -> None:
         if file is None:
             return
-        file.seek(self._read)
-        for text in file:
-            line = msgspec.json.decode(text, type=Line)
-            is_own = line.bundle == self._bundle
-            self._apply(line.changes if is_own else Changes(withdraw=line.changes.withdraw))
-        self._read = file.tell()
+        file.seek(self._bytes_read)
+        for line in file:
+            record = msgspec.json.decode(line, type=ChangeRecord)
+            is_own = record.bundle == self._bundle
+            self._apply(record.changes if is_own else ItemChanges(remove=record.changes.remove))
+            self._bytes_read += len(line)
 
-    def _apply(self, changes: Changes) -> int:
-        if changes.put:
+    def _apply(self, changes: ItemChanges) -> int:
+        if changes.upsert:
             if self._has_ranker:
                 raise RequestError(
-                    "this bundle has a ranker, which knows nothing of items that are added or changed while it serves. "
-                    "Withdraw items, or build a bundle of the catalogue as it is and swap to it."
+                    "this bundle has a ranker, which cannot score items that are added or changed while it serves. "
+                    "Remove items only, or build a bundle of the current catalogue and swap to it."
                 )
-            self._live.put(*_as_arrays(self._live.now, changes.put))
-        return self._live.withdraw(changes.withdraw) if changes.withdraw else 0
+            self._live_index.put(*_as_arrays(self._live_index.now, changes.upsert))
+        return self._live_index.withdraw(changes.remove) if changes.remove else 0
 
 
-def _as_arrays(now: Snapshot, puts: Sequence[ItemUpsert]) -> tuple[pa.Table, Float32[np.ndarray, "puts dim"]]:
-    """Attributes and vectors, what is not given taken from the item as it is; RequestError names what does not fit."""
-    schema, dim = now.built.attributes.schema, now.built.index.dim
-    ids = now.items.typed([put.item_id for put in puts])
-    rows, lines, vectors = now.rows_of(ids).tolist(), [], []
-    for put, item_id, row in zip(puts, ids.to_pylist(), rows, strict=True):
+def _as_arrays(items: Snapshot, upserts: Sequence[ItemUpsert]) -> tuple[pa.Table, Float32[np.ndarray, "items dim"]]:
+    """Returns attributes and vectors, with missing values taken from the current item; RequestError names an invalid
+    value.
+    """
+    schema = items.built.attributes.schema
+    ids = items.items.typed([upsert.item_id for upsert in upserts])
+    item_rows, attributes, vectors = items.rows_of(ids).tolist(), [], []
+    for upsert, item_id, row in zip(upserts, ids.to_pylist(), item_rows, strict=True):
         if item_id is None:
-            raise RequestError(f"item_id {put.item_id!r} is not of the catalogue's type, {now.items.ids.type}.")
-        strange = sorted(put.attributes.keys() - set(schema.names) - {"item_id"})
-        if strange:
             raise RequestError(
-                f"item {item_id}: there is no attribute {', '.join(strange)}; the catalogue has "
-                f"{', '.join(name for name in schema.names if name != 'item_id')}."
+                f"item_id {upsert.item_id!r} does not have the catalogue's type, {items.items.ids.type}."
             )
-        if put.vector is None and row == UNKNOWN:
-            raise RequestError(f"item {item_id} is new: give its vector, {dim} numbers of this bundle's item tower.")
-        if put.vector is not None and len(put.vector) != dim:
-            raise RequestError(f"item {item_id}: the vector has {len(put.vector)} numbers; this bundle's have {dim}.")
-        known = {} if row == UNKNOWN else now.attributes_of(row)
-        lines.append(known | put.attributes | {"item_id": item_id})
-        vectors.append(now.vectors_of(np.array([row]))[0] if put.vector is None else np.array(put.vector, np.float32))
+        _check_upsert(upsert, item_id, items, is_new=row == UNKNOWN)
+        current = {} if row == UNKNOWN else items.attributes_of(row)
+        attributes.append(current | upsert.attributes | {"item_id": item_id})
+        is_kept = upsert.vector is None
+        vectors.append(items.vectors_of(np.array([row]))[0] if is_kept else np.array(upsert.vector, np.float32))
     try:
-        return pa.Table.from_pylist(lines, schema=schema), np.stack(vectors)
+        return pa.Table.from_pylist(attributes, schema=schema), np.stack(vectors)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise RequestError(f"an attribute does not have the catalogue's type ({schema.to_string()}): {error}") from None
+
+
+def _check_upsert(upsert: ItemUpsert, item_id: Any, items: Snapshot, *, is_new: bool) -> None:
+    names, dim = items.built.attributes.schema.names, items.built.index.dim
+    unknown = sorted(upsert.attributes.keys() - set(names) - {"item_id"})
+    if unknown:
+        raise RequestError(
+            f"item {item_id}: there is no attribute {', '.join(unknown)}; the catalogue has "
+            f"{', '.join(name for name in names if name != 'item_id')}."
+        )
+    if upsert.vector is None and is_new:
+        raise RequestError(f"item {item_id} is new: give its vector, {dim} numbers from this bundle's item tower.")
+    if upsert.vector is not None and len(upsert.vector) != dim:
+        raise RequestError(
+            f"item {item_id}: the vector has {len(upsert.vector)} numbers; vectors of this bundle have {dim}."
+        )

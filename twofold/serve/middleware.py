@@ -1,8 +1,8 @@
-"""What every request passes before its route: who it is, how large, how many at once, how long; and one line of log.
+"""Middleware: authentication, body size, concurrency, time limit, and one log line per request.
 
-A refusal is a status and one sentence. Routes for people and for machines that watch (`OPEN`) pass without a token and
-without waiting. Questions that are posted are answered from here, bytes for bytes: on their way through an application
-they would spend half as long again as in ours.
+An error reply is a status and one sentence. The pages and the monitoring routes (`OPEN_PATHS`) need no token and never
+wait. POST requests are answered here directly, because the way through the application would make them half as slow
+again.
 """
 
 import asyncio
@@ -18,194 +18,194 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twofold.serve.prometheus import ServiceMetrics
-from twofold.serve.schemas import MOST_BODY, Problem, WireError, internal_error, unavailable
+from twofold.serve.schemas import MAX_BODY_BYTES, HttpError, Problem, internal_error, unavailable
 
-OPEN: Final = frozenset(("/", "/docs", "/openapi.json", "/health", "/ready", "/metrics"))
-REQUESTS: Final = "twofold.serve.requests"
-NO_REPLY: Final = 499  # nginx's word for a client that left first
+OPEN_PATHS: Final = frozenset(("/", "/docs", "/openapi.json", "/health", "/ready", "/metrics"))
+REQUEST_LOG: Final = "twofold.serve.requests"
+CLIENT_CLOSED: Final = 499  # nginx's status for a client that disconnected before the reply
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one worker takes on. Beyond `most_waiting` a request is refused at once, beyond `timeout_s` in the end."""
+    """Limits of one worker: requests beyond `max_waiting` are refused immediately, those over `timeout_s` are ended.
+
+    `token` is the bearer token that requests must send; `None` means no authentication.
+    """
 
     token: str | None = None
-    most_waiting: int = 128
+    max_waiting: int = 128
     timeout_s: float = 5.0
-    most_body: int = MOST_BODY
+    max_body_bytes: int = MAX_BODY_BYTES
 
 
-class Answered(NamedTuple):
-    """What is replied."""
+class HttpResponse(NamedTuple):
+    """An HTTP response: status, body and headers."""
 
     status: int
     body: bytes
     headers: Mapping[str, str]
 
 
-Posted = Callable[[bytes], Awaitable[Answered]]
-"""Answers the body of a POST."""
+PostHandler = Callable[[bytes], Awaitable[HttpResponse]]
+"""Function from the body of a POST to its response."""
 
 
 class RequestGuard:
-    """Wraps an application; what is posted to a path of `posted` does not reach it."""
+    """An ASGI application around another; POST requests to a path of `post_handlers` do not reach the inner one."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, meters: ServiceMetrics, *, posted: Mapping[str, Posted]) -> None:
-        """Lets requests through."""
+    def __init__(
+        self, app: ASGIApp, limits: Limits, metrics: ServiceMetrics, *, post_handlers: Mapping[str, PostHandler]
+    ) -> None:
+        """Starts without waiting requests."""
         self._app = app
         self._limits = limits
-        self._meters = meters
-        self._posted = posted
+        self._metrics = metrics
+        self._post_handlers = post_handlers
         self._deadlines = _Deadlines(limits.timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the application's start and stop."""
+        """Handles one request, or the start and stop of the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         reply = _Reply(send)
         started = perf_counter()
         path = scope["path"]
-        answer = self._posted.get(path) if scope["method"] == "POST" else None
+        handler = self._post_handlers.get(path) if scope["method"] == "POST" else None
         try:
-            if path in OPEN:
+            if path in OPEN_PATHS:
                 await self._app(scope, receive, reply)
             else:
-                await self._admitted(scope, receive, reply, answer)
-        except WireError as error:
-            await reply.refuse(error)
-        except Exception:  # what it was is for the log alone
+                await self._handle(scope, receive, reply, handler)
+        except HttpError as error:
+            await reply.send_error(error)
+        except Exception:  # details go to the log only
             logging.getLogger("twofold.serve").exception("failed", extra={"facts": {"path": path}})
-            await reply.refuse(internal_error())
-        route = path if answer is not None else getattr(scope.get("route"), "path", "none")
-        self._meters.replied(route, reply.status)
-        requests = logging.getLogger(REQUESTS)
-        level = logging.WARNING if reply.status >= 500 else logging.INFO
-        if requests.isEnabledFor(level):
-            ms = round(1e3 * (perf_counter() - started), 2)
-            facts = {"route": route, "method": scope["method"], "status": reply.status, "ms": ms}
-            requests.log(level, "request", extra={"facts": facts})
+            await reply.send_error(internal_error())
+        route = path if handler is not None else getattr(scope.get("route"), "path", "none")
+        self._metrics.count_reply(route, reply.status)
+        _log_request(route, scope["method"], reply.status, perf_counter() - started)
 
-    async def _admitted(self, scope: Scope, receive: Receive, reply: "_Reply", answer: Posted | None) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, reply: "_Reply", handler: PostHandler | None) -> None:
         headers = dict(scope["headers"])
         self._check_token(headers)
-        if len(self._deadlines) >= self._limits.most_waiting:
+        if len(self._deadlines) >= self._limits.max_waiting:
             raise unavailable(f"{len(self._deadlines)} requests are waiting already")
-        task = self._deadlines.begin()
+        task = self._deadlines.add()
         try:
             body = await self._body(headers, receive)
-            # Those that came at the same time are counted before the first of them is answered.
+            # Requests that arrived at the same time are counted before the first of them is answered.
             await asyncio.sleep(0)
-            with self._meters.stage("request"):
-                if answer is None:
+            with self._metrics.time_stage("request"):
+                if handler is None:
                     await self._app(scope, _replay(body, receive), reply)
                 else:
-                    await reply.whole(await answer(body))
+                    await reply.send(await handler(body))
         except asyncio.CancelledError:
-            if not self._deadlines.has_ended(task):
+            if not self._deadlines.was_ended(task):
                 raise
             raise unavailable(f"no answer within {self._limits.timeout_s:g} s") from None
         finally:
-            self._deadlines.forget(task)
+            self._deadlines.remove(task)
 
     def _check_token(self, headers: Mapping[bytes, bytes]) -> None:
         if self._limits.token is None:
             return
-        given = headers.get(b"authorization", b"")
-        if not hmac.compare_digest(given, f"Bearer {self._limits.token}".encode()):
-            detail = "This service wants a token: send the header Authorization: Bearer TOKEN."
-            raise WireError(Problem(detail), status=401, headers={"www-authenticate": "Bearer"})
+        authorization = headers.get(b"authorization", b"")
+        if not hmac.compare_digest(authorization, f"Bearer {self._limits.token}".encode()):
+            detail = "This service requires a token: send the header Authorization: Bearer TOKEN."
+            raise HttpError(Problem(detail), status=401, headers={"www-authenticate": "Bearer"})
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        most = self._limits.most_body
+        max_bytes = self._limits.max_body_bytes
         announced = headers.get(b"content-length", b"0")
         size = int(announced) if announced.isdigit() else 0
         parts: list[bytes] = []
         more = True
-        while more and size <= most:
+        while more and size <= max_bytes:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise WireError(Problem("The connection ended before the body did."), status=400)
+                raise HttpError(Problem("The connection ended before the body did."), status=400)
             parts.append(message.get("body", b""))
             size = max(size, sum(map(len, parts)))
             more = message.get("more_body", False)
-        if size > most:
-            raise WireError(Problem(f"The body has more than {most:,} bytes: send less at once."), status=413)
+        if size > max_bytes:
+            raise HttpError(Problem(f"The body has more than {max_bytes:,} bytes: send less at once."), status=413)
         return b"".join(parts)
 
 
 class _Reply:
-    """Passes a reply on, and remembers its status."""
+    """The sending side of a request; stores the status."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.status = NO_REPLY
+        self.status = CLIENT_CLOSED
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self._send(message)
 
-    async def whole(self, answered: Answered) -> None:
-        """All of a reply."""
-        pairs = [(name.encode(), value.encode()) for name, value in answered.headers.items()]
-        pairs.append((b"content-length", str(len(answered.body)).encode()))
-        await self({"type": "http.response.start", "status": answered.status, "headers": pairs})
-        await self({"type": "http.response.body", "body": answered.body})
+    async def send(self, response: HttpResponse) -> None:
+        """Sends a whole response."""
+        pairs = [(name.encode(), value.encode()) for name, value in response.headers.items()]
+        pairs.append((b"content-length", str(len(response.body)).encode()))
+        await self({"type": "http.response.start", "status": response.status, "headers": pairs})
+        await self({"type": "http.response.body", "body": response.body})
 
-    async def refuse(self, error: WireError) -> None:
-        """Nothing where a reply has begun: the client sees it end."""
-        if self.status == NO_REPLY:
-            await self.whole(Answered(error.status, msgspec.json.encode(error.problem), error.headers))
+    async def send_error(self, error: HttpError) -> None:
+        """Sends an error, unless a reply has begun: then the client sees the reply end."""
+        if self.status == CLIENT_CLOSED:
+            await self.send(HttpResponse(error.status, msgspec.json.encode(error.problem), error.headers))
 
 
 class _Deadlines:
-    """The tasks that are let in, each ended when its time is up. One timer for all: one each costs 30 µs a request."""
+    """The admitted tasks, each ended at its deadline. One timer serves all: one per task costs 30 µs a request."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._open: dict[asyncio.Task[Any], float] = {}  # the oldest first
+        self._open: dict[asyncio.Task[Any], float] = {}  # oldest first
         self._ended: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def begin(self) -> asyncio.Task[Any]:
-        """Counts the task that asks."""
+    def add(self) -> asyncio.Task[Any]:
+        """Adds the current task."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         self._open[task] = loop.time() + self._timeout_s
         if loop is not self._loop:
             self._loop = loop
-            loop.call_later(self._timeout_s, self._look, loop)
+            loop.call_later(self._timeout_s, self._end_late, loop)
         return task
 
-    def has_ended(self, task: asyncio.Task[Any]) -> bool:
-        """Whether it was cancelled from here; if so, it goes on with its refusal."""
+    def was_ended(self, task: asyncio.Task[Any]) -> bool:
+        """Returns whether the task was canceled at its deadline; if so, the task continues with its error reply."""
         if task in self._ended:
             task.uncancel()
         return task in self._ended
 
-    def forget(self, task: asyncio.Task[Any]) -> None:
-        """It has been answered, or refused."""
+    def remove(self, task: asyncio.Task[Any]) -> None:
+        """Removes a task that has replied."""
         self._ended.discard(task)
         del self._open[task]
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        now, following = loop.time(), loop.time() + self._timeout_s
+    def _end_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        now, next_time = loop.time(), loop.time() + self._timeout_s
         for task, deadline in self._open.items():
             if deadline > now:
-                following = deadline
+                next_time = deadline
                 break
             if task not in self._ended:
                 self._ended.add(task)
                 task.cancel()
-        loop.call_at(following, self._look, loop)
+        loop.call_at(next_time, self._end_late, loop)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive that hands over what was read, then whatever comes after it."""
+    """Returns a receive function that gives the body that was read, then all later messages."""
     left = [body]
 
     async def replayed() -> Message:
@@ -214,11 +214,18 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
+def _log_request(route: str, method: str, status: int, seconds: float) -> None:
+    logger, level = logging.getLogger(REQUEST_LOG), logging.WARNING if status >= 500 else logging.INFO
+    if logger.isEnabledFor(level):
+        facts = {"route": route, "method": method, "status": status, "ms": round(1e3 * seconds, 2)}
+        logger.log(level, "request", extra={"facts": facts})
+
+
 class JsonLines(logging.Formatter):
-    """A line of log as one JSON object: moment, level, message, and what else is known."""
+    """A log format with one JSON object per line: time, level, message, process, and the facts of the message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Returns one line."""
         line: dict[str, Any] = {
             "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),

@@ -1,4 +1,4 @@
-"""The graphs of a bundle, run without torch: the user tower, and the ranker where there is one."""
+"""ONNX models of a bundle, run without torch: the user tower, and the ranker if there is one."""
 
 import json
 from collections.abc import Mapping
@@ -20,21 +20,21 @@ RANKER: Final = "ranker.json"
 
 @dataclass(frozen=True)
 class UserTower:
-    """What is known of a user → a vector, as a graph."""
+    """The user tower as an ONNX graph: from features of users to vectors."""
 
     session: Any  # onnxruntime.InferenceSession
     inputs: tuple[str, ...]
     dim: int
 
     def vectors(self, inputs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "batch dim"]:
-        """One vector a line, to be compared with those of items; of the inputs it takes its own."""
+        """Returns one vector per user, to be compared with item vectors; inputs of other models are ignored."""
         (vectors,) = self.session.run(["vector"], {name: inputs[name] for name in self.inputs})
         return np.asarray(vectors)
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """Orders the `top` best items of the retriever anew. What it makes of the items' own features is known already."""
+    """The ranker as an ONNX graph, which reorders the retriever's `top` best items. `items` are its item encodings."""
 
     user: UserTower
     pairs: Any  # onnxruntime.InferenceSession
@@ -43,35 +43,35 @@ class Ranker:
 
     def scores(
         self,
-        users: Float32[np.ndarray, "batch dim"],
-        item_rows: Int64[np.ndarray, "batch n"],
-        user_vectors: Float32[np.ndarray, "batch wide"],
-        item_vectors: Float32[np.ndarray, "batch n wide"],
-    ) -> Float32[np.ndarray, "batch n"]:
-        """Scores of each line's items, which stand in the retriever's order; `users` is what `user` says of who asks.
+        users: Float32[np.ndarray, "batch _"],
+        item_rows: Int64[np.ndarray, "batch k"],
+        user_vectors: Float32[np.ndarray, "batch dim"],
+        item_vectors: Float32[np.ndarray, "batch k dim"],
+    ) -> Float32[np.ndarray, "batch k"]:
+        """Computes scores of each user's items, given in the retriever's order; `users` are the outputs of `user`.
 
-        The vectors are the retriever's, as those whose inner product is its score.
+        The vectors are the retriever's, in the form whose inner product is the retriever's score.
         """
-        given = {
+        inputs = {
             "users": users,
             "items": self.items[item_rows],
             "user_vectors": user_vectors,
             "item_vectors": item_vectors,
             "places": np.tile(np.arange(item_rows.shape[1]), (len(item_rows), 1)),
         }
-        (scores,) = self.pairs.run(["scores"], given)
+        (scores,) = self.pairs.run(["scores"], inputs)
         return np.asarray(scores)
 
 
 def load_user_tower(path: Path) -> UserTower:
-    """RunError if onnxruntime cannot run it."""
+    """Loads a user tower; RunError if onnxruntime cannot run the graph."""
     session = _session(path)
     (output,) = session.get_outputs()
-    return UserTower(session, tuple(given.name for given in session.get_inputs()), output.shape[-1])
+    return UserTower(session, tuple(node.name for node in session.get_inputs()), output.shape[-1])
 
 
 def load_ranker(folder: Path) -> Ranker | None:
-    """None where a bundle has no second stage; RunError if onnxruntime cannot run one."""
+    """Loads the ranker; `None` means the bundle has no second stage. RunError if onnxruntime cannot run a graph."""
     if not (folder / RANKER).exists():
         return None
     top = json.loads((folder / RANKER).read_text())["top"]
@@ -83,7 +83,7 @@ def _session(path: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # One row is too little work to share, and in a batch the search next to it wants the cores.
+    # One row is too little work for several threads, and in a batch the search beside it needs the cores.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
@@ -91,7 +91,7 @@ def _session(path: Path) -> Any:
         (_,) = session.get_outputs()
     except Exception as error:  # onnxruntime raises classes of its own, which share no other ancestor
         raise RunError(
-            f"{path} is no graph with one output that onnxruntime can run: {error}. "
+            f"{path} is not a graph with one output that onnxruntime can run: {error}. "
             f"Delete {path.parent} and run `twofold run` again."
         ) from error
     return session

@@ -1,7 +1,7 @@
-"""What is counted of a service, for Prometheus: where time goes, what was short or unknown, how exposure is shared.
+"""Prometheus metrics of the service: time per stage, short lists, unknown ids, and the concentration of exposure.
 
-Several workers write into one folder (`PROMETHEUS_MULTIPROC_DIR`, set before they start), so that whichever is asked
-answers for all.
+Several workers write into one folder (`PROMETHEUS_MULTIPROC_DIR`, set before they start), so that each of them can
+report for all.
 """
 
 import os
@@ -16,39 +16,39 @@ from jaxtyping import Integer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-SHARED_METERS: Final = "PROMETHEUS_MULTIPROC_DIR"
+SHARED_METRICS: Final = "PROMETHEUS_MULTIPROC_DIR"
 STAGES: Final = ("history", "encode", "search", "rank", "reply", "request")
 BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
-TOP_SHARE: Final = 0.01  # of the catalogue: the items whose part of all exposures is the concentration
+TOP_SHARE: Final = 0.01  # of the catalogue: concentration is these items' share of all exposures
 
 
 class ServiceMetrics:
-    """The counters of one worker."""
+    """The metrics of one worker."""
 
     def __init__(self) -> None:
-        """Zero of everything."""
+        """Starts every metric at zero."""
         self._registry = CollectorRegistry()
         seconds = Histogram(
             "twofold_stage_seconds",
-            "Where the time of a request goes.",
+            "Time of a request by stage.",
             ["stage"],
             buckets=BUCKETS,
             registry=self._registry,
         )
         self._stages = {stage: seconds.labels(stage) for stage in STAGES}
-        lists = self._counter("lists", "Lists answered, by what ordered them.", "source")
+        lists = self._counter("lists", "Lists returned, by what ordered them.", "source")
         self._lists = {source: lists.labels(source) for source in ("model", "popularity")}
-        unknown_ids = self._counter("unknown_ids", "Ids that the bundle does not hold.", "of")
-        self._unknown_ids = {of: unknown_ids.labels(of) for of in ("user", "item")}
-        self._short_lists = self._counter("short_lists", "Lists shorter than asked for: no more items were eligible.")
-        requests = self._counter("requests", "Replies.", "route", "status")
-        # `labels` looks into the environment each time: 4 % of a request.
+        unknown_ids = self._counter("unknown_ids", "Ids of requests that the bundle does not contain.", "of")
+        self._unknown_ids = {kind: unknown_ids.labels(kind) for kind in ("user", "item")}
+        self._short_lists = self._counter("short_lists", "Lists shorter than requested: no more items were eligible.")
+        requests = self._counter("requests", "Replies, by route and status.", "route", "status")
+        # `labels` reads the environment each time: 4 % of a request.
         self._requests = lru_cache(1024)(lambda route, status: requests.labels(route, status))
-        self.events = self._counter("events", "Live events kept.")
+        self.events = self._counter("events", "Live events stored.")
         self.swaps = self._counter("swaps", "Bundles opened while serving.", "outcome")
-        self._served = self._gauge("served_share", "Part of the catalogue that any list of this bundle held.")
-        self._on_top = self._gauge("exposure_of_top_items", "Part of exposures of the most shown hundredth of items.")
-        self._shown: np.ndarray = np.zeros(0, np.int64)
+        self._served = self._gauge("served_share", "Share of the catalogue in at least one list of this bundle.")
+        self._on_top = self._gauge("exposure_of_top_items", "Share of exposures of the most shown 1% of items.")
+        self._exposures: np.ndarray = np.zeros(0, np.int64)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"twofold_{name}", about, labels, registry=self._registry)
@@ -57,54 +57,55 @@ class ServiceMetrics:
         return Gauge(f"twofold_{name}", about, registry=self._registry, multiprocess_mode="liveall")
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times the block."""
+    def time_stage(self, name: str) -> Iterator[None]:
+        """Measures the time of a block."""
         started = perf_counter()
         try:
             yield
         finally:
             self._stages[name].observe(perf_counter() - started)
 
-    def forget_exposure(self, items: int) -> None:
-        """Another bundle answers: its item rows are others."""
-        self._shown = np.zeros(items, np.int64)
+    def reset_exposure(self, items: int) -> None:
+        """Counts exposure from zero for a new bundle, whose item rows are different."""
+        self._exposures = np.zeros(items, np.int64)
 
-    def replied(self, route: str, status: int) -> None:
-        """One reply."""
+    def count_reply(self, route: str, status: int) -> None:
+        """Counts one reply."""
         self._requests(route, status).inc()
 
-    def unknown(self, of: str, count: int) -> None:
-        """Ids of a request that the bundle does not hold."""
+    def count_unknown(self, kind: str, count: int) -> None:
+        """Counts ids of a request that the bundle does not contain; `kind` is "user" or "item"."""
         if count:
-            self._unknown_ids[of].inc(count)
+            self._unknown_ids[kind].inc(count)
 
-    def answered(self, item_rows: Integer[np.ndarray, "k"], source: str, *, is_short: bool) -> None:
-        """One list was answered; its rows are distinct."""
+    def count_list(self, item_rows: Integer[np.ndarray, "k"], source: str, *, is_short: bool) -> None:
+        """Counts one list and the exposure of its items, whose rows are distinct."""
         self._lists[source].inc()
         if is_short:
             self._short_lists.inc()
-        # Others were put while serving, or are of the bundle before.
-        self._shown[item_rows[item_rows < len(self._shown)]] += 1
+        # Items added while serving, or of the previous bundle, are not counted.
+        self._exposures[item_rows[item_rows < len(self._exposures)]] += 1
 
     def exposure(self) -> tuple[float, float]:
-        """(share of the catalogue served at least once, part of the exposures that the top hundredth took)."""
-        shown, total = self._shown, int(self._shown.sum())
+        """Returns the share of the catalogue shown at least once, and the share of exposures of the top 1% of items."""
+        total = int(self._exposures.sum())
         if total == 0:
             return 0.0, 0.0
-        top = max(1, round(TOP_SHARE * len(shown)))
-        return float((shown > 0).mean()), float(np.partition(shown, -top)[-top:].sum() / total)
+        top = max(1, round(TOP_SHARE * len(self._exposures)))
+        on_top = np.partition(self._exposures, -top)[-top:].sum()
+        return float((self._exposures > 0).mean()), float(on_top / total)
 
     def refresh(self) -> None:
-        """Brings up to date what is not counted one by one."""
+        """Updates the gauges of exposure."""
         served, on_top = self.exposure()
         self._served.set(served)
         self._on_top.set(on_top)
 
     def page(self) -> bytes:
-        """The metrics of all workers as text."""
+        """Returns the metrics of all workers in Prometheus' text format."""
         self.refresh()
-        if SHARED_METERS not in os.environ:
+        if SHARED_METRICS not in os.environ:
             return bytes(generate_latest(self._registry))
-        everyone = CollectorRegistry()
-        MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
-        return bytes(generate_latest(everyone))
+        all_workers = CollectorRegistry()
+        MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
+        return bytes(generate_latest(all_workers))

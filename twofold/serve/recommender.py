@@ -1,4 +1,4 @@
-"""Bundle + request → recommendations. No HTTP here, no torch, no engine: NumPy, FAISS and a small graph."""
+"""Recommendations as Arrow tables, from a bundle without HTTP, torch or a SQL engine: NumPy, FAISS and ONNX Runtime."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ from twofold.progress import progress_bar
 from twofold.ragged import Ragged, chunks
 from twofold.run_folder import atomic_file
 from twofold.serve.bundle import Bundle, open_bundle
-from twofold.serve.two_stage import EncodedUsers, RankedItems, answer, encode_users
+from twofold.serve.two_stage import EncodedUsers, RankedItems, encode_users, retrieve_and_rank
 from twofold.tables import RECOMMENDATIONS
 
-BLOCK: Final = 8192  # users answered at once: four blocks of the search, sorted by how much they exclude
-ENCODED: Final = 256  # users encoded at once: what the tower gathers for them stays in the cache
+CHUNK_USERS: Final = 8192  # users per search: four blocks of the index, sorted by the number of excluded items
+ENCODE_CHUNK_USERS: Final = 256  # users per call of the tower: the vectors gathered for them fit in the cache
 
 
 def load(run: Path) -> "Recommender":
-    """Opens the bundle of a run folder, its checksums compared; RunError if it is damaged or its parts do not fit."""
+    """Opens the bundle of a run folder and checks its checksums; RunError if it is damaged or its parts do not fit."""
     return Recommender(open_bundle(run))
 
 
 @dataclass(frozen=True)
 class Recommender:
-    """Answers as Arrow tables (user_id, item_id, score, rank), best first, rank from 1.
+    """A bundle that returns recommendations as Arrow tables (user_id, item_id, score, rank), best first, rank from 1.
 
-    A list is shorter than k only if fewer items are eligible, never because the search missed some. The table's
-    metadata say so: `short_lists` counts them, `unknown_items` the ids of a request that no item has, and `as_of` is
-    the moment (UTC milliseconds) that item ages were computed for.
+    A list is shorter than k only if fewer items are eligible. The table's metadata are `lists`, `short_lists` (lists
+    shorter than k), `unknown_items` (ids of the request that no item has) and `as_of` (UTC milliseconds), the time for
+    which item ages were computed.
     """
 
     bundle: Bundle
@@ -51,16 +51,16 @@ class Recommender:
         where: str | None = None,
         at: int | None = None,
     ) -> pa.Table:
-        """The k best items of each user of the log, in the order asked; RequestError for a user it does not hold.
+        """Returns the k best items of each user, in the order of `users`; RequestError if a user is not in the log.
 
-        `items` restricts the answers to these ids, `where` to items for which the filter holds. `at` (UTC milliseconds)
-        is the moment asked for: only earlier events are known, and only they count as seen. Default: after the last.
+        `items` restricts the lists to these ids, `where` to items for which the SQL filter is true. `at` (UTC
+        milliseconds) is the request time: only earlier events are read and count as seen. `None` means after the last.
         """
         user_rows = _user_rows(self.bundle.users, users)
         chosen, unknown = (None, 0) if items is None else _item_rows(self.bundle.items, items, field="items")
         allowed = _allowed(self.bundle, chosen, where)
-        parts = list(_answers(self.bundle, user_rows, k, exclude_seen=exclude_seen, allowed=allowed, at=at))
-        return _joined(self.bundle, parts, asked=len(user_rows), unknown=unknown)
+        parts = list(_recommend_chunks(self.bundle, user_rows, k, exclude_seen=exclude_seen, allowed=allowed, at=at))
+        return _concatenate(self.bundle, parts, lists=len(user_rows), unknown=unknown)
 
     def recommend_for_history(
         self,
@@ -72,32 +72,33 @@ class Recommender:
         where: str | None = None,
         at: int | None = None,
     ) -> pa.Table:
-        """The k best items for someone the log does not hold, who liked `history` (oldest first); user_id is NULL.
+        """Returns the k best items for a user outside the log with the positives `history`, oldest first; user_id is
+        NULL.
 
-        `negatives` are items met and not liked. Ids that no item has are passed over and counted; RequestError if no
-        other is given.
+        `negatives` are items seen and not liked. Unknown item ids are skipped and counted; RequestError if a list
+        has ids, but none is known.
         """
         positives, unknown = _item_rows(self.bundle.items, history, field="history")
-        disliked, more_unknown = _item_rows(self.bundle.items, negatives, field="negatives")
+        negative_rows, more_unknown = _item_rows(self.bundle.items, negatives, field="negatives")
         queries = Queries(
-            user_rows=np.array([UNKNOWN]),  # nobody: no attributes, counters as of the average
+            user_rows=np.array([UNKNOWN]),  # no attributes, counters of the average user
             at=np.array([self.bundle.as_of if at is None else at]),
             positives=(positives[None] + 1).astype(np.int32),
-            negatives=(disliked[None] + 1).astype(np.int32),
+            negatives=(negative_rows[None] + 1).astype(np.int32),
         )
-        seen = np.concatenate([positives, disliked]) if exclude_seen else np.empty(0, np.int64)
-        found = answer(
+        seen = np.concatenate([positives, negative_rows]) if exclude_seen else np.empty(0, np.int64)
+        ranked = retrieve_and_rank(
             self.bundle,
             encode_users(self.bundle, queries),
-            _at_most_all(self.bundle, k),
+            _at_most_items(self.bundle, k),
             allowed=_allowed(self.bundle, None, where),
             excluded=Ragged(seen, np.array([0, len(seen)])),
         )
-        nobody = pa.nulls(1, self.bundle.users.ids.type)
-        return _joined(self.bundle, [(_table(self.bundle, nobody, found), _short(found, k))], 1, unknown + more_unknown)
+        table = _table(self.bundle, pa.nulls(1, self.bundle.users.ids.type), ranked)
+        return _concatenate(self.bundle, [(table, _count_short(ranked, k))], lists=1, unknown=unknown + more_unknown)
 
     def recommend_all(self, k: int, path: Path, *, exclude_seen: bool = True, where: str | None = None) -> int:
-        """Writes the k best items of every user of the log to a Parquet file, whole or not at all; returns its rows."""
+        """Writes the k best items of every user of the log to a Parquet file, all or nothing; returns its rows."""
         user_rows = np.arange(len(self.bundle.users))
         allowed = _allowed(self.bundle, None, where)
         rows = 0
@@ -106,18 +107,18 @@ class Recommender:
             pq.ParquetWriter(partial, _schema(self.bundle), compression="zstd") as writer,
             progress_bar("recommend", total=len(user_rows), unit="users") as advance,
         ):
-            answers = _answers(self.bundle, user_rows, k, exclude_seen=exclude_seen, allowed=allowed, at=None)
-            for block, (table, _) in zip(chunks(len(user_rows), BLOCK), answers, strict=True):
+            parts = _recommend_chunks(self.bundle, user_rows, k, exclude_seen=exclude_seen, allowed=allowed, at=None)
+            for chunk, (table, _) in zip(chunks(len(user_rows), CHUNK_USERS), parts, strict=True):
                 writer.write_table(table)
                 rows += len(table)
-                advance(block.stop - block.start, "")
+                advance(chunk.stop - chunk.start, "")
         return rows
 
 
-# --- users → vectors → answers ----------------------------------------------------------------------------------------
+# --- users → vectors → lists ------------------------------------------------------------------------------------------
 
 
-def _answers(
+def _recommend_chunks(
     bundle: Bundle,
     user_rows: Int64[np.ndarray, "users"],
     k: int,
@@ -126,40 +127,43 @@ def _answers(
     allowed: ItemMask | None,
     at: int | None,
 ) -> Iterator[tuple[pa.Table, int]]:
-    """Block by block: the answers, and how many lists are short."""
-    for block in chunks(len(user_rows), BLOCK):
-        rows = user_rows[block]
-        moment = np.full(len(rows), bundle.as_of if at is None else at)
-        met = bundle.events.before(rows, moment) if exclude_seen else np.zeros(len(rows), np.int64)
-        found = answer(
+    """Yields for each chunk of users the table of their lists and the number of short lists."""
+    for chunk in chunks(len(user_rows), CHUNK_USERS):
+        rows = user_rows[chunk]
+        timestamps = np.full(len(rows), bundle.as_of if at is None else at)
+        num_seen = bundle.events.before(rows, timestamps) if exclude_seen else np.zeros(len(rows), np.int64)
+        ranked = retrieve_and_rank(
             bundle,
-            _asking(bundle, rows, moment),
-            _at_most_all(bundle, k),
+            _encode_log_users(bundle, rows, timestamps),
+            _at_most_items(bundle, k),
             allowed=allowed,
-            excluded=Ragged(*bundle.events.slices(rows, met)),
+            excluded=Ragged(*bundle.events.slices(rows, num_seen)),
         )
-        yield _table(bundle, bundle.users.ids_of(rows), found), _short(found, k)
+        yield _table(bundle, bundle.users.ids_of(rows), ranked), _count_short(ranked, k)
 
 
-def _asking(bundle: Bundle, user_rows: Int64[np.ndarray, "users"], at: Int64[np.ndarray, "users"]) -> EncodedUsers:
-    """What users of the log ask with, knowing their events strictly before `at`."""
+def _encode_log_users(
+    bundle: Bundle, user_rows: Int64[np.ndarray, "users"], at: Int64[np.ndarray, "users"]
+) -> EncodedUsers:
+    """Encodes users of the log from their events strictly before `at`."""
     parts = []
-    for block in chunks(len(user_rows), ENCODED):
+    for chunk in chunks(len(user_rows), ENCODE_CHUNK_USERS):
         queries = queries_at(
-            bundle.features, bundle.positives, bundle.negatives, user_rows=user_rows[block], at=at[block]
+            bundle.features, bundle.positives, bundle.negatives, user_rows=user_rows[chunk], at=at[chunk]
         )
         parts.append(encode_users(bundle, queries))
-    users = [part.users for part in parts if part.users is not None]
-    return EncodedUsers(np.concatenate([part.vectors for part in parts]), np.concatenate(users) if users else None)
+    for_ranker = [part.ranker_vectors for part in parts if part.ranker_vectors is not None]
+    vectors = np.concatenate([part.vectors for part in parts])
+    return EncodedUsers(vectors, np.concatenate(for_ranker) if for_ranker else None)
 
 
-def _at_most_all(bundle: Bundle, k: int) -> int:
-    """k, but not more than there are items: a list cannot be longer."""
+def _at_most_items(bundle: Bundle, k: int) -> int:
+    """Returns k, or the number of items if that is smaller."""
     return min(k, max(len(bundle.items), 1))
 
 
-def _short(found: RankedItems, k: int) -> int:
-    return int((found.counts < k).sum())
+def _count_short(ranked: RankedItems, k: int) -> int:
+    return int((ranked.counts < k).sum())
 
 
 # --- ids of a request → rows ------------------------------------------------------------------------------------------
@@ -167,44 +171,44 @@ def _short(found: RankedItems, k: int) -> int:
 
 def _user_rows(vocabulary: Vocabulary, users: Ids) -> Int64[np.ndarray, "users"]:
     rows = _rows_of(vocabulary, users, field="users")
-    strangers = [str(user) for user, row in zip(users, rows, strict=True) if row == UNKNOWN]
-    if strangers:
+    unknown = [str(user) for user, row in zip(users, rows, strict=True) if row == UNKNOWN]
+    if unknown:
         raise RequestError(
-            f"{_listed('user', strangers)} not among the {len(vocabulary):,} users of this run's log. For someone new, "
+            f"{_list_ids('user', unknown)} not among the {len(vocabulary):,} users of this run's log. For a new user, "
             f"give a history of items instead: --history ID,ID,ID, or recommend_for_history([...]) in Python."
         )
     return rows
 
 
-def _item_rows(vocabulary: Vocabulary, items: Ids, *, field: str) -> tuple[Int64[np.ndarray, "known"], int]:
-    """Rows of the known ids, and how many are unknown; RequestError if ids are given and none is known."""
+def _item_rows(vocabulary: Vocabulary, items: Ids, *, field: str) -> tuple[Int64[np.ndarray, "_"], int]:
+    """Returns the rows of known ids and the number of unknown ones; RequestError if ids are given and none is known."""
     rows = _rows_of(vocabulary, items, field=field)
     known = rows[rows != UNKNOWN]
     if len(rows) and not len(known):
         raise RequestError(
-            f"{field}: {_listed('item', [str(item) for item in items])} not among the {len(vocabulary):,} items of "
+            f"{field}: {_list_ids('item', [str(item) for item in items])} not among the {len(vocabulary):,} items of "
             f"this run's catalogue. Its ids look like {', '.join(map(str, vocabulary.ids[:3].to_pylist()))}."
         )
     return known, len(rows) - len(known)
 
 
-def _rows_of(vocabulary: Vocabulary, ids: Ids, *, field: str) -> Int64[np.ndarray, "asked"]:
+def _rows_of(vocabulary: Vocabulary, ids: Ids, *, field: str) -> Int64[np.ndarray, "_"]:
     if isinstance(ids, str | bytes):
         raise RequestError(f"{field} must be a list of ids, not the text {ids!r}: write [{ids!r}]")
     return vocabulary.rows_of(ids)
 
 
-def _listed(what: str, ids: list[str]) -> str:
+def _list_ids(noun: str, ids: list[str]) -> str:
     shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5:,} more" if len(ids) > 5 else "")
-    return f"{what} {shown} is" if len(ids) == 1 else f"{what}s {shown} are"
+    return f"{noun} {shown} is" if len(ids) == 1 else f"{noun}s {shown} are"
 
 
-def _allowed(bundle: Bundle, item_rows: Int64[np.ndarray, "chosen"] | None, where: str | None) -> ItemMask | None:
-    passing = bundle.eligible(where)
+def _allowed(bundle: Bundle, item_rows: Int64[np.ndarray, "_"] | None, where: str | None) -> ItemMask | None:
+    eligible = bundle.eligible(where)
     if item_rows is None:
-        return passing
-    chosen = from_rows(item_rows, items=len(bundle.items))
-    return chosen if passing is None else passing.both(chosen)
+        return eligible
+    requested = from_rows(item_rows, items=len(bundle.items))
+    return requested if eligible is None else eligible.both(requested)
 
 
 # --- rows → a table ---------------------------------------------------------------------------------------------------
@@ -215,19 +219,19 @@ def _schema(bundle: Bundle) -> pa.Schema:
     return pa.schema(list(zip(RECOMMENDATIONS, kinds, strict=True)))
 
 
-def _table(bundle: Bundle, users: pa.Array, found: RankedItems) -> pa.Table:
-    line, place = np.nonzero(found.item_rows >= 0)
+def _table(bundle: Bundle, users: pa.Array, ranked: RankedItems) -> pa.Table:
+    query, position = np.nonzero(ranked.item_rows >= 0)
     columns = [
-        users.take(pa.array(line)),
-        bundle.items.ids_of(found.item_rows[line, place]),
-        found.scores[line, place],
-        (place + 1).astype(np.int32),
+        users.take(pa.array(query)),
+        bundle.items.ids_of(ranked.item_rows[query, position]),
+        ranked.scores[query, position],
+        (position + 1).astype(np.int32),
     ]
     return pa.table(columns, schema=_schema(bundle))
 
 
-def _joined(bundle: Bundle, parts: list[tuple[pa.Table, int]], asked: int, unknown: int) -> pa.Table:
-    facts = {"lists": asked, "short_lists": sum(short for _, short in parts), "unknown_items": unknown}
+def _concatenate(bundle: Bundle, parts: list[tuple[pa.Table, int]], *, lists: int, unknown: int) -> pa.Table:
+    facts = {"lists": lists, "short_lists": sum(short for _, short in parts), "unknown_items": unknown}
     metadata = {name: str(value) for name, value in (facts | {"as_of": bundle.as_of}).items()}
     tables = [_schema(bundle).empty_table(), *(table for table, _ in parts)]
     return pa.concat_tables(tables).replace_schema_metadata(metadata)

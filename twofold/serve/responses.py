@@ -1,17 +1,19 @@
-"""Rows and scores → the lists that are replied: by the model where anything is known, of what is popular elsewhere."""
+"""Responses: lists by the model, or by popularity for unknown users, with ids, reasons and attributes of the items."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Integer
+from jaxtyping import Float32, Int64, Integer
 from msgspec import UNSET, UnsetType
 
+from twofold.index.item_mask import ItemMask
 from twofold.index.live import Snapshot
 from twofold.ragged import Ragged
+from twofold.serve.live_bundle import LiveBundle
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.schemas import (
     HistoryItem,
@@ -24,167 +26,241 @@ from twofold.serve.schemas import (
     Retrieved,
     Source,
 )
-from twofold.serve.two_stage import RankedItems, encode_users, rank, wanted_of
-from twofold.serve.user_state import LiveBundle, UserState, attributes_of, popular, queries_of, reasons
+from twofold.serve.two_stage import RankedItems, encode_users, num_to_retrieve, rank
+from twofold.serve.user_state import UserState, queries_of
+from twofold.topk import top_k
 
-SHOWN: Final = 50  # of a history, in an explained answer
-NOTHING_KNOWN: Final = "nothing is known of this user: these are the items liked most lately"
+REASONS: Final = 3  # items of the history named as reasons for a recommended item
+READ_FOR_REASONS: Final = 100  # newest positives among which reasons are searched
+HISTORY_SHOWN: Final = 50  # newest items of a history in an explained reply
+UNKNOWN_USER: Final = "nothing is known of this user: these are the items liked most lately"
 
 
 @dataclass(frozen=True)
 class ListRequest:
-    """One list that is asked for, of these items, and what went wrong before it could be made.
+    """A request for one list: the options, the user's state, the bundle and its items at the time of the request.
 
-    `where` is what must hold of its items, `without` rows that it must not have.
+    `where` is the SQL condition for every item, `excluded_rows` are the item rows that the request excludes. `warnings`
+    are the problems met so far.
     """
 
-    opened: LiveBundle
-    question: RecommendOptions
+    live_bundle: LiveBundle
+    options: RecommendOptions
     user_id: Id | None
-    asker: UserState
+    state: UserState
     items: Snapshot
     where: str | None
-    without: Integer[np.ndarray, "excluded"]
+    excluded_rows: Integer[np.ndarray, "_"]
     unknown_items: int = 0
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def k(self) -> int:
-        """How many items the list may have: not more than there are."""
-        return min(self.question.k, max(len(self.items), 1))
+        """Length of the list: at most the number of items."""
+        return min(self.options.k, max(len(self.items), 1))
 
     @property
-    def excluded(self) -> Integer[np.ndarray, "excluded"]:
-        """Item rows that must not be in the list."""
-        return np.concatenate([self.asker.met, self.without]) if self.question.exclude_seen else self.without
+    def excluded(self) -> Integer[np.ndarray, "_"]:
+        """Item rows that may not be in the list, seen items included if the request excludes them."""
+        return (
+            np.concatenate([self.state.seen, self.excluded_rows]) if self.options.exclude_seen else self.excluded_rows
+        )
 
 
 class RankedList(NamedTuple):
-    """Item rows and scores of one list, best first and no longer than it is; and the retriever's, if it was ranked."""
+    """Item rows and scores of one list, best first, without padding; with a ranker, also the retriever's results."""
 
     item_rows: Integer[np.ndarray, "k"]
     scores: Float32[np.ndarray, "k"]
     retrieved: list[Retrieved] | None = None
 
 
-def make_lists(asks: Sequence[ListRequest], meters: ServiceMetrics) -> list[Recommendations]:
-    """The lists, in their order. Those that go through the same search do so together, at half the price."""
-    alike: dict[tuple[int, int, int, str | None], list[int]] = defaultdict(list)
-    lines: dict[int, RankedList] = {}
-    for place, ask in enumerate(asks):
-        if ask.asker.is_blank:
-            passing = ask.items.built.eligible(ask.where, None)
-            found = popular(ask.opened, ask.k, allowed=passing, excluded=ask.excluded)
-            lines[place] = lines_of(found)[0]
+def make_lists(requests: Sequence[ListRequest], metrics: ServiceMetrics) -> list[Recommendations]:
+    """Makes the lists, in the order of the requests. Those with equal search parameters share a search, which halves
+    their cost.
+    """
+    groups: dict[tuple[int, int, int, str | None], list[int]] = defaultdict(list)
+    lists: dict[int, RankedList] = {}
+    for index, request in enumerate(requests):
+        if request.state.is_blank:
+            allowed = request.items.built.eligible(request.where, None)
+            ranked = popular(request.live_bundle, request.k, allowed=allowed, excluded=request.excluded)
+            lists[index] = ranked_lists(ranked)[0]
         else:
-            alike[id(ask.opened), id(ask.items), ask.k, ask.where].append(place)
-    for places in alike.values():
-        lines |= zip(places, _by_model([asks[place] for place in places], meters), strict=True)
-    with meters.stage("reply"):
-        return [_list(ask, lines[place], meters) for place, ask in enumerate(asks)]
+            groups[id(request.live_bundle), id(request.items), request.k, request.where].append(index)
+    for group in groups.values():
+        lists |= zip(group, _lists_by_model([requests[index] for index in group], metrics), strict=True)
+    with metrics.time_stage("reply"):
+        return [_recommendations(request, lists[index], metrics) for index, request in enumerate(requests)]
 
 
-def lines_of(found: RankedItems) -> list[RankedList]:
-    """Each query's answers without the empty tail."""
-    if found.retrieved is None:
-        lines = zip(found.item_rows, found.scores, found.counts.tolist(), strict=True)
-        return [RankedList(rows[:count], scores[:count]) for rows, scores, count in lines]
-    both = zip(found.item_rows, found.scores, *found.retrieved, found.counts.tolist(), strict=True)
+def ranked_lists(ranked: RankedItems) -> list[RankedList]:
+    """Splits ranked items into one list per user and drops the padding."""
+    if ranked.retrieved is None:
+        rows_and_scores = zip(ranked.item_rows, ranked.scores, ranked.counts.tolist(), strict=True)
+        return [RankedList(rows[:count], scores[:count]) for rows, scores, count in rows_and_scores]
+    both_stages = zip(ranked.item_rows, ranked.scores, *ranked.retrieved, ranked.counts.tolist(), strict=True)
     return [
         RankedList(rows[:count], scores[:count], [*map(Retrieved, before[:count].tolist(), ranks[:count].tolist())])
-        for rows, scores, before, ranks, count in both
+        for rows, scores, before, ranks, count in both_stages
     ]
 
 
-def _by_model(asks: list[ListRequest], meters: ServiceMetrics) -> list[RankedList]:
-    bundle, k, where = asks[0].opened.bundle, asks[0].k, asks[0].where
-    with meters.stage("encode"):
-        asked = encode_users(bundle, queries_of(bundle, [ask.asker for ask in asks]))
-    with meters.stage("search"):
-        own = [ask.excluded for ask in asks]
-        excluded = Ragged(np.concatenate(own), np.cumsum([0, *map(len, own)]))
-        found = asks[0].items.search(asked.vectors, wanted_of(bundle, k), where=where, excluded=excluded)
+def _lists_by_model(requests: list[ListRequest], metrics: ServiceMetrics) -> list[RankedList]:
+    bundle, k, where = requests[0].live_bundle.bundle, requests[0].k, requests[0].where
+    with metrics.time_stage("encode"):
+        users = encode_users(bundle, queries_of(bundle, [request.state for request in requests]))
+    with metrics.time_stage("search"):
+        rows = [request.excluded for request in requests]
+        excluded = Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+        found = requests[0].items.search(users.vectors, num_to_retrieve(bundle, k), where=where, excluded=excluded)
     if bundle.ranker is None:
-        return lines_of(rank(bundle, asked, found, k))
-    with meters.stage("rank"):
-        return lines_of(rank(bundle, asked, found, k))
+        return ranked_lists(rank(bundle, users, found, k))
+    with metrics.time_stage("rank"):
+        return ranked_lists(rank(bundle, users, found, k))
 
 
-def _list(ask: ListRequest, line: RankedList, meters: ServiceMetrics) -> Recommendations:
-    question, asker, item_rows = ask.question, ask.asker, line.item_rows
-    source: Source = "popularity" if asker.is_blank else "model"
-    remarks = [*ask.remarks, NOTHING_KNOWN] if asker.is_blank else [*ask.remarks]
-    meters.answered(item_rows, source, is_short=len(item_rows) < question.k)
-    because = reasons(ask.opened, asker, item_rows) if question.explain else None
+# --- ranked items without a query vector ------------------------------------------------------------------------------
+
+
+def popular(
+    live_bundle: LiveBundle,
+    k: int,
+    *,
+    allowed: ItemMask | None = None,
+    excluded: Integer[np.ndarray, "_"],
+) -> RankedItems:
+    """Returns the k items with most positives in the log's last two days, for an unknown user; the score is a count.
+
+    Items added since the bundle was opened are not among them.
+    """
+    mask = np.ones((1, len(live_bundle.popularity)), bool) if allowed is None else allowed.mask[None].copy()
+    mask[0, excluded[excluded < len(live_bundle.popularity)]] = False
+    best = top_k(live_bundle.popularity[None], k, allowed=mask)
+    return RankedItems(best.item_rows, best.scores, best.counts)
+
+
+def similar(live_bundle: LiveBundle, item_row: int, k: int, *, where: str | None = None) -> RankedItems:
+    """Returns the k other items whose vectors score best with an item's own vector, in the index's score."""
+    items = live_bundle.items.now
+    itself = Ragged(np.array([item_row]), np.array([0, 1]))
+    found = items.search(items.vectors_of(np.array([item_row])), k, where=where, excluded=itself)
+    return RankedItems(found.item_rows, found.scores, found.counts)
+
+
+# --- rows → a reply ---------------------------------------------------------------------------------------------------
+
+
+def _recommendations(request: ListRequest, ranked: RankedList, metrics: ServiceMetrics) -> Recommendations:
+    options, state, item_rows = request.options, request.state, ranked.item_rows
+    source: Source = "popularity" if state.is_blank else "model"
+    warnings = [*request.warnings, UNKNOWN_USER] if state.is_blank else [*request.warnings]
+    metrics.count_list(item_rows, source, is_short=len(item_rows) < options.k)
+    pairs = reasons(request.live_bundle, state, item_rows) if options.explain else None
     return Recommendations(
-        user_id=ask.user_id,
-        items=items_of(ask.opened, line, because=because, describe=question.describe),
+        user_id=request.user_id,
+        items=response_items(request.live_bundle, ranked, reason_pairs=pairs, describe=options.describe),
         source=source,
-        is_degraded=bool(remarks),
-        remarks=remarks,
-        unknown_items=ask.unknown_items,
-        at=asker.at,
-        bundle=ask.opened.digest[:12],
-        history=_history(ask) if question.explain else UNSET,
+        is_degraded=bool(warnings),
+        warnings=warnings,
+        unknown_items=request.unknown_items,
+        at=state.at,
+        bundle=request.live_bundle.digest[:12],
+        history=_history_items(request) if options.explain else UNSET,
     )
 
 
-def items_of(
-    opened: LiveBundle,
-    line: RankedList,
+def response_items(
+    live_bundle: LiveBundle,
+    ranked: RankedList,
     *,
-    because: list[list[tuple[int, float]]] | None = None,
+    reason_pairs: list[list[tuple[int, float]]] | None = None,
     describe: bool = False,
 ) -> list[Item]:
-    """Items by id, ranked from 1, with reasons and attributes if they are asked for."""
-    item_rows = line.item_rows
-    ids = _ids(opened, item_rows)
-    plain = list(map(Item, ids, line.scores.tolist(), range(1, len(ids) + 1)))
-    if because is None and not describe:
+    """Returns the items of a list with ids and ranks from 1, and with reasons and attributes if requested."""
+    item_rows = ranked.item_rows
+    ids = _item_ids(live_bundle, item_rows)
+    plain = list(map(Item, ids, ranked.scores.tolist(), range(1, len(ids) + 1)))
+    if reason_pairs is None and not describe:
         return plain
-    why: list[list[Reason] | UnsetType] = [UNSET] * len(ids) if because is None else [_why(opened, p) for p in because]
-    what = [attributes_of(opened, row) if describe else UNSET for row in item_rows.tolist()]
-    is_told = because is not None and line.retrieved is not None
-    found: Sequence[Retrieved | UnsetType] = line.retrieved or () if is_told else [UNSET] * len(ids)
+    unset = [UNSET] * len(ids)
+    explained: Sequence[list[Reason] | UnsetType] = unset
+    retrieved: Sequence[Retrieved | UnsetType] = unset
+    if reason_pairs is not None:
+        explained = [_reasons(live_bundle, pairs) for pairs in reason_pairs]
+        retrieved = ranked.retrieved or unset
+    described = [attributes_of(live_bundle, row) if describe else UNSET for row in item_rows.tolist()]
     return [
-        Item(item.item_id, item.score, item.rank, reason, attributes, retrieved)
-        for item, reason, attributes, retrieved in zip(plain, why, what, found, strict=True)
+        Item(item.item_id, item.score, item.rank, item_reasons, attributes, before)
+        for item, item_reasons, attributes, before in zip(plain, explained, described, retrieved, strict=True)
     ]
 
 
-def item_facts(opened: LiveBundle, item_row: int) -> ItemFacts:
-    """What is known of one item."""
-    bundle = opened.bundle
+def reasons(
+    live_bundle: LiveBundle, state: UserState, item_rows: Int64[np.ndarray, "k"]
+) -> list[list[tuple[int, float]]]:
+    """Returns for each item the most similar positives of the user: (item row, cosine of the vectors), best first.
+
+    Similarity of vectors, not a cause: the tower reduces the whole history to one vector.
+    """
+    positives = np.unique(state.positives[-READ_FOR_REASONS:])
+    if len(positives) == 0:
+        return [[] for _ in item_rows]
+    vectors_of = live_bundle.items.now.vectors_of
+    cosines = _unit(vectors_of(item_rows)) @ _unit(vectors_of(positives)).T  # (k, positives)
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :REASONS]
+    return [
+        [(int(positives[position]), float(of_item[position])) for position in positions]
+        for of_item, positions in zip(cosines, order, strict=True)
+    ]
+
+
+def _unit(vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray, "items dim"]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+
+
+def _reasons(live_bundle: LiveBundle, pairs: list[tuple[int, float]]) -> list[Reason]:
+    ids = _item_ids(live_bundle, np.array([row for row, _ in pairs], np.int64))
+    return [Reason(item_id, cosine) for item_id, (_, cosine) in zip(ids, pairs, strict=True)]
+
+
+def attributes_of(live_bundle: LiveBundle, item_row: int) -> dict[str, Any]:
+    """Returns the columns of the items table for an item, without its id."""
+    attributes = live_bundle.items.now.attributes_of(item_row)
+    return {name: value for name, value in attributes.items() if name != "item_id"}
+
+
+def item_facts(live_bundle: LiveBundle, item_row: int) -> ItemFacts:
+    """Returns an item's attributes and its numbers of events and positives in the log."""
+    bundle = live_bundle.bundle
     return ItemFacts(
-        item_id=_ids(opened, np.array([item_row]))[0],
-        attributes=attributes_of(opened, item_row),
+        item_id=_item_ids(live_bundle, np.array([item_row]))[0],
+        attributes=attributes_of(live_bundle, item_row),
         is_cold=item_row >= bundle.items.num_known,
         events=int((bundle.events.item_rows == item_row).sum()),
         positives=int((bundle.positives.item_rows == item_row).sum()),
     )
 
 
-def _history(ask: ListRequest) -> list[HistoryItem]:
-    """The newest of what the answer took into account, newest first."""
-    asker = ask.asker
-    kinds = dict.fromkeys(asker.negatives.tolist(), "negative") | dict.fromkeys(asker.positives.tolist(), "positive")
-    rows = asker.met[: -SHOWN - 1 : -1]
-    what = [attributes_of(ask.opened, row) if ask.question.describe else UNSET for row in rows.tolist()]
+def _history_items(request: ListRequest) -> list[HistoryItem]:
+    """Returns the newest items that the user has seen, newest first."""
+    state = request.state
+    kinds = dict.fromkeys(state.negatives.tolist(), "negative") | dict.fromkeys(state.positives.tolist(), "positive")
+    rows = state.seen[: -HISTORY_SHOWN - 1 : -1]
+    described = [
+        attributes_of(request.live_bundle, row) if request.options.describe else UNSET for row in rows.tolist()
+    ]
     return [
         HistoryItem(item_id, kinds.get(row, "met"), attributes)  # type: ignore[arg-type]
-        for item_id, row, attributes in zip(_ids(ask.opened, rows), rows.tolist(), what, strict=True)
+        for item_id, row, attributes in zip(_item_ids(request.live_bundle, rows), rows.tolist(), described, strict=True)
     ]
 
 
-def _why(opened: LiveBundle, pairs: list[tuple[int, float]]) -> list[Reason]:
-    ids = _ids(opened, np.array([row for row, _ in pairs], np.int64))
-    return [Reason(item_id, cosine) for item_id, (_, cosine) in zip(ids, pairs, strict=True)]
-
-
-def _ids(opened: LiveBundle, item_rows: Integer[np.ndarray, "rows"]) -> list[Id]:
-    held = opened.bundle.items.ids
-    if item_rows.max(initial=0) >= len(held):
-        return list(opened.items.now.ids_of(item_rows).to_pylist())
-    if pa.types.is_int64(held.type):  # seen as NumPy, without a copy: a tenth of the time
-        return list(held.to_numpy()[item_rows].tolist())
-    return list(held.take(pa.array(item_rows)).to_pylist())
+def _item_ids(live_bundle: LiveBundle, item_rows: Integer[np.ndarray, "_"]) -> list[Id]:
+    ids = live_bundle.bundle.items.ids
+    if item_rows.max(initial=0) >= len(ids):
+        return list(live_bundle.items.now.ids_of(item_rows).to_pylist())
+    if pa.types.is_int64(ids.type):  # as NumPy, without a copy: a tenth of the time
+        return list(ids.to_numpy()[item_rows].tolist())
+    return list(ids.take(pa.array(item_rows)).to_pylist())

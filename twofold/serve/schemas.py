@@ -1,6 +1,6 @@
-"""What goes over the wire: the types of questions and answers, read and written as bytes, and shown in the API's page.
+"""Request and response schemas of the HTTP API: decoded from JSON, encoded to JSON, and listed in OpenAPI.
 
-A body that does not fit is one message: which field, what it holds, what would be right. Outputs use the words of
+An invalid body gives one message: the field, its value, and the expected value. Responses use the column names of
 `twofold/tables.py`.
 """
 
@@ -12,43 +12,43 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from twofold.serve.event_store import Kind
 
-MOST_BODY: Final = 2**20  # bytes
-MOST_HISTORY: Final = 1_000
-MOST_USERS: Final = 1_000
-MOST_EVENTS: Final = 1_000
-MOST_K: Final = 1_000
-MOST_PUT: Final = 200  # vectors of 256 numbers fill a body
-MOST_DIM: Final = 4_096
+MAX_BODY_BYTES: Final = 2**20
+MAX_HISTORY: Final = 1_000
+MAX_USERS: Final = 1_000
+MAX_EVENTS: Final = 1_000
+MAX_K: Final = 1_000
+MAX_UPSERTS: Final = 200  # with vectors of 256 numbers they fill a body
+MAX_DIM: Final = 4_096
 RETRY_AFTER_S: Final = "1"
 
 Text = Annotated[str, Meta(min_length=1, max_length=256)]
 Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Id = Text | Number
-Moment = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="UTC, in milliseconds, up to the year 9999.")]
-K = Annotated[int, Meta(ge=1, le=MOST_K, description="How many items at most.")]
+Timestamp = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="UTC milliseconds, up to the year 9999.")]
+K = Annotated[int, Meta(ge=1, le=MAX_K, description="Maximum number of items.")]
 Filter = Annotated[
-    str, Meta(max_length=2_000, description="SQL over item attributes: language = 'hi' AND length_s < 60")
+    str, Meta(max_length=2_000, description="SQL over item attributes, such as language = 'hi' AND length_s < 60")
 ]
-Items = Annotated[list[Id], Meta(max_length=MOST_HISTORY)]
-Users = Annotated[list[Id], Meta(min_length=1, max_length=MOST_USERS)]
-Question = TypeVar("Question")
+Items = Annotated[list[Id], Meta(max_length=MAX_HISTORY)]
+Users = Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)]
+Body = TypeVar("Body")
 Source = Literal["model", "popularity"]
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 class Context(Struct, forbid_unknown_fields=True, frozen=True):
-    """The circumstances: `at` is the moment asked for; only events strictly before it are known. Default: now."""
+    """The context of a request. `at` is the request time: only events strictly before it are read. Default: now."""
 
-    at: Moment | None = None
+    at: Timestamp | None = None
 
 
 NO_CONTEXT: Final = Context()
 
 
 class RecommendOptions(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What every question for recommendations may say."""
+    """Options of every request for recommendations."""
 
     k: K = 20
     filter: Filter | None = None
@@ -60,7 +60,7 @@ class RecommendOptions(Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
 
 class Recommend(RecommendOptions, frozen=True, kw_only=True):
-    """For whom: a user by id, or someone unnamed by the items they liked, oldest first (and those they did not)."""
+    """The user of one list: an id, or a history of liked items, oldest first, and of disliked ones (`negatives`)."""
 
     user_id: Id | None = None
     history: Items | None = None
@@ -68,13 +68,13 @@ class Recommend(RecommendOptions, frozen=True, kw_only=True):
 
 
 class RecommendBatch(RecommendOptions, frozen=True, kw_only=True):
-    """The same question for many users."""
+    """A request with the same options for many users."""
 
     user_ids: Users
 
 
 class Similar(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """The items most like one item."""
+    """A request for the items most similar to one item."""
 
     item_id: Id
     k: K = 20
@@ -83,73 +83,73 @@ class Similar(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
 
 class Event(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a user just met: liked it (positive), did not (negative), or neither (met). Default of `at`: now."""
+    """A user event: the item was liked (positive), disliked (negative) or only seen (met). `at` defaults to now."""
 
     user_id: Id
     item_id: Id
-    at: Moment | None = None
+    at: Timestamp | None = None
     kind: Kind = "positive"
 
 
 class Events(Struct, forbid_unknown_fields=True, frozen=True):
-    """Kept all or none; posted again, they count once, if their `at` is given."""
+    """Events to store, all or none. Events with `at` count once, even if they are posted again."""
 
-    events: Annotated[list[Event], Meta(min_length=1, max_length=MOST_EVENTS)]
+    events: Annotated[list[Event], Meta(min_length=1, max_length=MAX_EVENTS)]
 
 
 class Swap(Struct, forbid_unknown_fields=True, frozen=True):
-    """The run to answer from, by the name of its folder beside today's. Default: today's folder, opened anew."""
+    """The run to serve from now on: the name of a folder beside the current run. Default: the current run, reopened."""
 
     run: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=128)] | None = None
 
 
 class ItemUpsert(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """An item to be answered from now on. Of an item that is known, what is not given stays as it is; a new one needs a
-    vector, made by the item tower of the bundle that answers, and attributes that are not given are null.
+    """An item to add or update. A known item keeps the values that are not given. A new item needs a vector from the
+    item tower of the current bundle; its attributes that are not given are null.
     """
 
     item_id: Id
-    vector: Annotated[list[float], Meta(min_length=1, max_length=MOST_DIM)] | None = None
+    vector: Annotated[list[float], Meta(min_length=1, max_length=MAX_DIM)] | None = None
     attributes: dict[str, str | int | float | bool | None] = {}
 
 
-class Changes(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """All of it or nothing: items to put, then items that are not to be answered until they are put again."""
+class ItemChanges(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Items to upsert, then items to remove until they are upserted again: all or nothing."""
 
-    put: Annotated[list[ItemUpsert], Meta(max_length=MOST_PUT)] = []
-    withdraw: Items = []
+    upsert: Annotated[list[ItemUpsert], Meta(max_length=MAX_UPSERTS)] = []
+    remove: Items = []
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- responses --------------------------------------------------------------------------------------------------------
 
 
 class Reason(Struct, frozen=True, gc=False):
-    """An item of the history that is like the answer; `similarity` is the cosine of their vectors."""
+    """An item of the history similar to the recommended item; `similarity` is the cosine of their vectors."""
 
     item_id: Id
     similarity: float
 
 
 class Retrieved(Struct, frozen=True, gc=False):
-    """What the retriever said of an answer that the ranker then put in its place: its score and its rank, from 1."""
+    """The retriever's score and rank (from 1) of an item, before the ranker reordered the list."""
 
     score: float
     rank: int
 
 
 class Item(Struct, frozen=True, gc=False):
-    """One answer. The score, which is the ranker's where there is one, compares answers of one list only."""
+    """A recommended item. Scores (the ranker's, if there is one) can be compared within one list only."""
 
     item_id: Id
     score: float
     rank: int
-    because: list[Reason] | UnsetType = UNSET
+    reasons: list[Reason] | UnsetType = UNSET
     attributes: dict[str, Any] | UnsetType = UNSET
     retrieved: Retrieved | UnsetType = UNSET
 
 
 class HistoryItem(Struct, frozen=True):
-    """One item of a history that was taken into account."""
+    """An item of the history that the list is based on."""
 
     item_id: Id
     kind: Kind
@@ -157,16 +157,16 @@ class HistoryItem(Struct, frozen=True):
 
 
 class Recommendations(Struct, frozen=True):
-    """A list, best first. `source` says what ordered it; `remarks` say what is missing from it, and why.
+    """A list, best first. `source` is what ordered the list; `warnings` name what could not be used, and why.
 
-    Fewer than k items: no others are eligible. `at` is the moment it was made for, `bundle` what answered.
+    A list has fewer than k items if no others are eligible. `at` is the request time, `bundle` the bundle's digest.
     """
 
     user_id: Id | None
     items: list[Item]
     source: Source
     is_degraded: bool
-    remarks: list[str]
+    warnings: list[str]
     unknown_items: int
     at: int
     bundle: str
@@ -174,13 +174,13 @@ class Recommendations(Struct, frozen=True):
 
 
 class RecommendationsBatch(Struct, frozen=True):
-    """One list a user, in the order asked."""
+    """One list per user, in the order of the request."""
 
     answers: list[Recommendations]
 
 
 class SimilarItems(Struct, frozen=True):
-    """The items most like `item_id`, most alike first."""
+    """The items most similar to `item_id`, best first."""
 
     item_id: Id
     items: list[Item]
@@ -188,14 +188,14 @@ class SimilarItems(Struct, frozen=True):
 
 
 class EventsAccepted(Struct, frozen=True):
-    """How many events are safe now; `unknown_items` of them are of items that the catalogue does not hold."""
+    """Number of events that are stored durably; `unknown_items` of them are of items outside the catalogue."""
 
-    kept: int
+    accepted: int
     unknown_items: int
 
 
 class ItemFacts(Struct, frozen=True):
-    """What is known of an item. `is_cold`: no event of the training window taught the model anything of it."""
+    """Attributes and event counts of an item. `is_cold`: the training window has no event of the item."""
 
     item_id: Id
     attributes: dict[str, Any]
@@ -205,7 +205,7 @@ class ItemFacts(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """The service answers, and from this."""
+    """The run and bundle in use, with their size."""
 
     run: str
     bundle: str
@@ -214,41 +214,41 @@ class Health(Struct, frozen=True):
 
 
 class Swapped(Struct, frozen=True):
-    """What answers from now on; `was_swapped` is false if it did before. Other workers follow within seconds."""
+    """The bundle in use from now on; `was_swapped` is false if it was in use before. Other workers follow soon."""
 
     run: str
     bundle: str
     was_swapped: bool
 
 
-class Changed(Struct, frozen=True):
-    """How many were put, how many of those withdrawn had been answered before, and how many items may be answered now.
+class ItemsChanged(Struct, frozen=True):
+    """Numbers of items upserted, of items removed that could be recommended before, and of items available now.
 
-    Other workers of this service follow within a second; one of another machine must be told itself. Until the service
-    stops, or another bundle is swapped in: that one leaves out what was withdrawn, and knows nothing of what was put.
+    Other workers of this service follow within a second; services on other machines need a request of their own. The
+    changes last until the service stops or another bundle is swapped in, which takes over the removals only.
     """
 
-    put: int
-    withdrawn: int
+    upserted: int
+    removed: int
     items: int
 
 
 class SomeUsers(Struct, frozen=True):
-    """Some users of the log, evenly picked."""
+    """Some users of the log, evenly spaced."""
 
     user_ids: list[Id]
 
 
 class Problem(Struct, frozen=True):
-    """What is wrong with a request: one sentence, the field, and the value it holds."""
+    """An error: one sentence, the field, and the value of the field."""
 
     detail: str
     field: str | UnsetType = UNSET
     value: Any = UNSET
 
 
-QUESTIONS: Final = (Recommend, RecommendBatch, Similar, Events, Swap, Changes)
-ANSWERS: Final = (
+REQUESTS: Final = (Recommend, RecommendBatch, Similar, Events, Swap, ItemChanges)
+RESPONSES: Final = (
     Recommendations,
     RecommendationsBatch,
     SimilarItems,
@@ -256,53 +256,53 @@ ANSWERS: Final = (
     ItemFacts,
     Health,
     Swapped,
-    Changed,
+    ItemsChanged,
     SomeUsers,
     Problem,
 )
 
 
 def components() -> dict[str, Any]:
-    """JSON schemas of all of them, for the API's page."""
-    _, found = msgspec.json.schema_components((*QUESTIONS, *ANSWERS), ref_template="#/components/schemas/{name}")
-    return found
+    """Returns the JSON schemas of all requests and responses, for OpenAPI."""
+    _, schemas = msgspec.json.schema_components((*REQUESTS, *RESPONSES), ref_template="#/components/schemas/{name}")
+    return schemas
 
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-# --- bytes → questions ------------------------------------------------------------------------------------------------
+# --- bytes → requests -------------------------------------------------------------------------------------------------
 
 
-class WireError(Exception):
-    """A request that cannot be answered as it stands: the problem to reply with, its status and headers."""
+class HttpError(Exception):
+    """An error reply: the problem, the HTTP status and the headers."""
 
     def __init__(self, problem: Problem, *, status: int = 422, headers: Mapping[str, str] | None = None) -> None:
-        """`status` is 4xx, 500, or 503 with the header Retry-After."""
+        """Takes a status of 4xx, 500, or 503 with the header Retry-After."""
         super().__init__(problem.detail)
         self.problem = problem
         self.status = status
         self.headers = {"content-type": "application/json", **(headers or {})}
 
 
-def unavailable(why: str) -> WireError:
-    """Nothing is wrong with the request."""
-    detail = f"The service is at its limit ({why}): try again in {RETRY_AFTER_S} s."
-    return WireError(Problem(detail), status=503, headers={"retry-after": RETRY_AFTER_S})
+def unavailable(reason: str) -> HttpError:
+    """Returns HTTP 503 with Retry-After: the service is overloaded or stopping, or its store is down."""
+    detail = f"The service is not available ({reason}): try again in {RETRY_AFTER_S} s."
+    return HttpError(Problem(detail), status=503, headers={"retry-after": RETRY_AFTER_S})
 
 
-def internal_error() -> WireError:
-    """Our own mistake: what it was is not for clients."""
-    return WireError(Problem("The service failed; its log says how."), status=500)
+def internal_error() -> HttpError:
+    """Returns HTTP 500, without details for the client."""
+    return HttpError(Problem("The service failed; its log has the details."), status=500)
 
 
-def invalid_field(detail: str, *, field: str, value: Any, status: int = 422) -> WireError:
-    """A field that holds what cannot be."""
-    return WireError(Problem(detail, field, value if len(repr(value)) <= 200 else UNSET), status=status)
+def invalid_field(detail: str, *, field: str, value: Any, status: int = 422) -> HttpError:
+    """Returns an error for an invalid field; values of more than 200 characters are left out."""
+    return HttpError(Problem(detail, field, value if len(repr(value)) <= 200 else UNSET), status=status)
 
 
-def read_body(decoder: msgspec.json.Decoder[Question], body: bytes) -> Question:
-    """The question in a body; WireError says what is wrong with it, and what the value is there."""
+def read_body(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
+    """Decodes a request body; HttpError names the invalid field and its value."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -310,17 +310,17 @@ def read_body(decoder: msgspec.json.Decoder[Question], body: bytes) -> Question:
         field = path.rstrip("`").removeprefix("$").removeprefix(".")
         value = _value_at(body, field)
         shown = "" if value is UNSET or isinstance(value, list | dict) else f" is {str(value)[:80]!r}"
-        detail = f"{field or 'The body'}{shown}: {text[0].lower()}{text[1:]}. What is right is listed in /docs."
+        detail = f"{field or 'The body'}{shown}: {text[0].lower()}{text[1:]}. The page /docs lists the valid values."
         raise invalid_field(detail, field=field, value=value) from None
     except UNREADABLE as error:
-        raise WireError(Problem(f"The body is not JSON: {error}. Send a JSON object."), status=400) from None
+        raise HttpError(Problem(f"The body is not JSON: {error}. Send a JSON object."), status=400) from None
 
 
 def _value_at(body: bytes, field: str) -> Any:
-    """What stands at a path such as `events[3].at`; UNSET where the path is not that plain."""
+    """Returns the value at a path such as `events[3].at`; UNSET if the path is not of this form."""
     try:
         value: Any = msgspec.json.decode(body)
-    except UNREADABLE:  # further on than the first mistake: a number too large, brackets too deep, no UTF-8
+    except UNREADABLE:  # beyond the first error: a number too large, brackets too deep, no UTF-8
         return UNSET
     for part in field.replace("[", ".[").split(".") if field else ():
         name = part.strip("[]")

@@ -1,4 +1,4 @@
-"""Questions → answers, and which bundle gives them. No HTTP here: `app.py` reads and writes the bytes."""
+"""The service: requests become responses from the bundle in use, which can be swapped. No HTTP here; see `app.py`."""
 
 import asyncio
 import logging
@@ -18,16 +18,18 @@ from twofold.errors import RunError
 from twofold.index.live import Snapshot
 from twofold.run_folder import write_json
 from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError
+from twofold.serve.live_bundle import LiveBundle, open_live_bundle
 from twofold.serve.prometheus import ServiceMetrics
-from twofold.serve.responses import ListRequest, item_facts, items_of, lines_of, make_lists
+from twofold.serve.responses import ListRequest, item_facts, make_lists, ranked_lists, response_items, similar
 from twofold.serve.schemas import (
-    Changed,
-    Changes,
     Events,
     EventsAccepted,
     Health,
+    HttpError,
     Id,
+    ItemChanges,
     ItemFacts,
+    ItemsChanged,
     Problem,
     Recommend,
     Recommendations,
@@ -39,205 +41,205 @@ from twofold.serve.schemas import (
     SomeUsers,
     Swap,
     Swapped,
-    WireError,
     invalid_field,
     unavailable,
 )
-from twofold.serve.user_state import LiveBundle, UserState, open_live_bundle, similar, user_state_of, user_state_with
+from twofold.serve.user_state import UserState, user_state_from_history, user_state_of
 
-AHEAD_MS: Final = 60_000  # that a clock may be fast: an event of next year would be its user's last one for a year
+MAX_AHEAD_MS: Final = 60_000  # tolerance for fast clocks: an event of next year would be its user's last for a year
 NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"
 SOME_USERS: Final = 20
-SAY_S: Final = 1.0  # how often the log says that the store is away
-LOOK_S: Final = 0.5  # how long another worker may answer without a change of items
-PROBE: Final = "twofold:ready"  # a user whom nobody is
-AT_ONCE: Final = 32  # questions answered as one: more save nothing
-TURNS: Final = 3  # of the loop, from the bytes of a question to its being asked
+STORE_LOG_S: Final = 1.0  # interval of the log lines while the store is down
+ITEMS_POLL_S: Final = 0.5  # longest delay until a worker applies the item changes of the others
+PROBE: Final = "twofold:ready"  # id of no user
+MAX_TOGETHER: Final = 32  # requests answered with one search: more of them save nothing
+TURNS: Final = 3  # of the event loop, from the bytes of a request until the request is queued
 NO_ROWS: Final = np.empty(0, np.int64)
 
 
 @dataclass
 class Service:
-    """A bundle that may be exchanged between two requests, live histories, and meters.
+    """A bundle that can be swapped between two requests, a store of live events, and metrics.
 
-    Every question reads `current` once: what it began with answers it.
+    Every request reads `current` once and is answered by that bundle.
     """
 
     current: LiveBundle
     runs: Path
     histories: LiveHistories
-    meters: ServiceMetrics
-    swapped: Path | None = None
-    """Where the other workers read which run answers; beside it, which items were put and withdrawn."""
+    metrics: ServiceMetrics
+    swap_file: Path | None = None
+    """File with the run in use, read by the other workers; the file of item changes is stored beside it."""
     is_stopping: bool = False
     _waiting: list[tuple["_Request", Id | None, "asyncio.Future[Recommendations]"]] = field(default_factory=list)
-    _json_route: set["asyncio.Task[None]"] = field(default_factory=set)
-    _one_swap: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _one_batch: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _said_at: float = -SAY_S
+    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    _swap_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _batch_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _store_logged_at: float = -STORE_LOG_S
 
     def __post_init__(self) -> None:
-        """Exposure is counted from here on."""
-        self.meters.forget_exposure(len(self.current.bundle.items))
+        """Starts counting exposure and following item changes."""
+        self.metrics.reset_exposure(len(self.current.bundle.items))
         self._share_items(self.current)
 
-    def _share_items(self, opened: LiveBundle) -> None:
-        if self.swapped is not None:
-            opened.items.follow(self.swapped.with_name("items.jsonl"))
+    def _share_items(self, live_bundle: LiveBundle) -> None:
+        if self.swap_file is not None:
+            live_bundle.items.follow(self.swap_file.with_name("items.jsonl"))
 
     # --- recommendations ----------------------------------------------------------------------------------------------
 
-    async def recommend(self, question: Recommend) -> Recommendations:
-        """One list, for a user or for a history, made with those that come in at the same time.
+    async def recommend(self, body: Recommend) -> Recommendations:
+        """Returns one list, for a user or for a history, computed together with the requests that arrive meanwhile.
 
-        Nobody waits while there is nobody else to be joined. At 16 at once, 30,000 items and 64 dimensions that takes
-        half of a request's time; where only those of the same turn of the loop were joined, four were, not thirteen.
+        A single request does not wait for others. With 16 clients, 30,000 items and 64 dimensions, sharing halves the
+        time of a request; sharing only within one turn of the event loop joined four requests instead of thirteen.
         """
-        if (question.user_id is None) == (question.history is None):
-            raise WireError(Problem("For whom? Give user_id or history, one of the two.", "user_id"))
-        request = await self._request(question)
-        made: asyncio.Future[Recommendations] = asyncio.get_running_loop().create_future()
+        if (body.user_id is None) == (body.history is None):
+            raise HttpError(Problem("Exactly one of user_id and history is required.", "user_id"))
+        request = await self._request(body)
+        result: asyncio.Future[Recommendations] = asyncio.get_running_loop().create_future()
         if not self._waiting:
             self._enqueue()
-        self._waiting.append((request, question.user_id, made))
-        return await made
+        self._waiting.append((request, body.user_id, result))
+        return await result
 
-    async def recommend_batch(self, question: RecommendBatch) -> RecommendationsBatch:
-        """One list a user, on a thread and one batch at a time, so that single questions are not kept waiting."""
-        request = await self._request(question)
-        with self.meters.stage("history"):
-            asks = await self._asks([(request, user_id) for user_id in question.user_ids])
-        async with self._one_batch:
-            return RecommendationsBatch(await asyncio.to_thread(make_lists, asks, self.meters))
+    async def recommend_batch(self, body: RecommendBatch) -> RecommendationsBatch:
+        """Returns one list per user, computed on a thread, one batch at a time, so that single requests do not wait."""
+        request = await self._request(body)
+        with self.metrics.time_stage("history"):
+            list_requests = await self._list_requests([(request, user_id) for user_id in body.user_ids])
+        async with self._batch_lock:
+            return RecommendationsBatch(await asyncio.to_thread(make_lists, list_requests, self.metrics))
 
-    async def _request(self, question: RecommendOptions) -> "_Request":
-        opened = self.current
-        where = await _compiled(opened, question.filter)
-        return _Request(opened, question, opened.items.now, where)
+    async def _request(self, options: RecommendOptions) -> "_Request":
+        live_bundle = self.current
+        where = await _compiled(live_bundle, options.filter)
+        return _Request(live_bundle, options, live_bundle.items.now, where)
 
     def _enqueue(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer())
-        self._json_route.add(task)
-        task.add_done_callback(self._json_route.discard)
+        task = asyncio.get_running_loop().create_task(self._answer_waiting())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self) -> None:
+    async def _answer_waiting(self) -> None:
         before = 0
-        while before < len(self._waiting) < AT_ONCE:  # as long as more come in
+        while before < len(self._waiting) < MAX_TOGETHER:  # as long as more arrive
             before = len(self._waiting)
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-        now, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
+        batch, self._waiting = self._waiting[:MAX_TOGETHER], self._waiting[MAX_TOGETHER:]
         if self._waiting:
             self._enqueue()
-        asked = [each for each in now if not each[2].done()]  # the rest have given up
+        batch = [each for each in batch if not each[2].done()]  # without the canceled requests
         try:
-            with self.meters.stage("history"):
-                asks = await self._asks([(request, user_id) for request, user_id, _ in asked])
-            lists = make_lists(asks, self.meters)
-        except Exception as error:  # each of them shall hear of it
-            for _, _, made in asked:
-                if not made.done():
-                    made.set_exception(error)
+            with self.metrics.time_stage("history"):
+                list_requests = await self._list_requests([(request, user_id) for request, user_id, _ in batch])
+            lists = make_lists(list_requests, self.metrics)
+        except Exception as error:  # every request of the batch gets the error
+            for _, _, result in batch:
+                if not result.done():
+                    result.set_exception(error)
             return
-        for (_, _, made), answer in zip(asked, lists, strict=True):
-            if not made.done():
-                made.set_result(answer)
+        for (_, _, result), recommendations in zip(batch, lists, strict=True):
+            if not result.done():
+                result.set_result(recommendations)
 
-    async def _asks(self, requests: Sequence[tuple["_Request", Id | None]]) -> list[ListRequest]:
-        """What is asked for, for users with all that is known of them: their live histories are read at once."""
+    async def _list_requests(self, requests: Sequence[tuple["_Request", Id | None]]) -> list[ListRequest]:
+        """Adds the users' states to requests; all live histories are read with one command."""
         users = [str(user_id) for _, user_id in requests if user_id is not None]
-        remarks: tuple[str, ...] = ()
+        warnings: tuple[str, ...] = ()
         try:
-            live = iter(await self.histories.of(users) if users else [])
+            live = iter(await self.histories.read(users) if users else [])
         except StoreError as error:
-            if (moment := time.monotonic()) > self._said_at + SAY_S:  # else a line a question
-                self._said_at = moment
+            if (logged_at := time.monotonic()) > self._store_logged_at + STORE_LOG_S:  # not for every request
+                self._store_logged_at = logged_at
                 log("histories cannot be read", {"error": str(error)})
-            live, remarks = repeat([]), (NO_STORE,)
+            live, warnings = repeat([]), (NO_STORE,)
         now = _now()
         return [
-            self._of_history(request, now)
+            self._for_history(request, now)
             if user_id is None
-            else self._of_user(request, user_id, next(live), now=now, remarks=remarks)
+            else self._for_user(request, user_id, next(live), now=now, warnings=warnings)
             for request, user_id in requests
         ]
 
-    def _of_user(
-        self, request: "_Request", user_id: Id, live: list[LiveEvent], *, now: int, remarks: tuple[str, ...]
+    def _for_user(
+        self, request: "_Request", user_id: Id, live_events: list[LiveEvent], *, now: int, warnings: tuple[str, ...]
     ) -> ListRequest:
-        bundle, items = request.opened.bundle, request.items
+        bundle, items = request.live_bundle.bundle, request.items
         row = bundle.users.row_of(user_id)
-        self.meters.unknown("user", int(row == UNKNOWN))
-        asker = user_state_of(bundle, row, live, at=request.question.context.at, now=now, items=items)
-        return self._ask(request, user_id, asker, remarks=remarks)
+        self.metrics.count_unknown("user", int(row == UNKNOWN))
+        state = user_state_of(bundle, row, live_events, at=request.options.context.at, now=now, items=items)
+        return self._list_request(request, user_id, state, warnings=warnings)
 
-    def _of_history(self, request: "_Request", now: int) -> ListRequest:
-        bundle, question = request.opened.bundle, request.question
-        assert isinstance(question, Recommend)
-        at = max(now, bundle.as_of) if question.context.at is None else question.context.at
-        asker, unknown = user_state_with(bundle, question.history or [], question.negatives, at=at, items=request.items)
-        return self._ask(request, None, asker, unknown_items=unknown)
+    def _for_history(self, request: "_Request", now: int) -> ListRequest:
+        bundle, body = request.live_bundle.bundle, request.options
+        assert isinstance(body, Recommend)
+        at = max(now, bundle.as_of) if body.context.at is None else body.context.at
+        state, unknown = user_state_from_history(bundle, body.history or [], body.negatives, at=at, items=request.items)
+        return self._list_request(request, None, state, unknown_items=unknown)
 
-    def _ask(
+    def _list_request(
         self,
         request: "_Request",
         user_id: Id | None,
-        asker: UserState,
+        state: UserState,
         *,
         unknown_items: int = 0,
-        remarks: tuple[str, ...] = (),
+        warnings: tuple[str, ...] = (),
     ) -> ListRequest:
-        opened, question, items, where = request
-        given = items.rows_of(question.exclude) if question.exclude else NO_ROWS
-        without = given[given != UNKNOWN]
-        unknown_items += len(given) - len(without)
-        self.meters.unknown("item", unknown_items)
-        return ListRequest(opened, question, user_id, asker, items, where, without, unknown_items, remarks)
+        live_bundle, options, items, where = request
+        rows = items.rows_of(options.exclude) if options.exclude else NO_ROWS
+        excluded_rows = rows[rows != UNKNOWN]
+        unknown_items += len(rows) - len(excluded_rows)
+        self.metrics.count_unknown("item", unknown_items)
+        return ListRequest(live_bundle, options, user_id, state, items, where, excluded_rows, unknown_items, warnings)
 
     # --- items and events ---------------------------------------------------------------------------------------------
 
-    async def similar(self, question: Similar) -> SimilarItems:
-        """The items most like one."""
-        opened = self.current
-        item_row = self._item_row(opened, question.item_id, status=422)
-        where = await _compiled(opened, question.filter)
-        (line,) = lines_of(similar(opened, item_row, min(question.k, max(len(opened.items.now), 1)), where=where))
-        items = items_of(opened, line, describe=question.describe)
-        return SimilarItems(question.item_id, items, opened.digest[:12])
+    async def similar(self, body: Similar) -> SimilarItems:
+        """Returns the items most similar to one."""
+        live_bundle = self.current
+        item_row = self._item_row(live_bundle, body.item_id, status=422)
+        where = await _compiled(live_bundle, body.filter)
+        k = min(body.k, max(len(live_bundle.items.now), 1))
+        (ranked,) = ranked_lists(similar(live_bundle, item_row, k, where=where))
+        items = response_items(live_bundle, ranked, describe=body.describe)
+        return SimilarItems(body.item_id, items, live_bundle.digest[:12])
 
     async def item(self, item_id: str) -> ItemFacts:
-        """What is known of an item."""
-        opened = self.current
-        return item_facts(opened, self._item_row(opened, item_id, status=404))
+        """Returns attributes and event counts of an item."""
+        live_bundle = self.current
+        return item_facts(live_bundle, self._item_row(live_bundle, item_id, status=404))
 
-    def _item_row(self, opened: LiveBundle, item_id: Id, *, status: int) -> int:
-        row = opened.items.now.row_of(item_id)
+    def _item_row(self, live_bundle: LiveBundle, item_id: Id, *, status: int) -> int:
+        row = live_bundle.items.now.row_of(item_id)
         if row == UNKNOWN:
-            self.meters.unknown("item", 1)
-            looks = ", ".join(map(str, opened.bundle.items.ids[:3].to_pylist()))
-            detail = f"item_id is {str(item_id)[:80]!r}: no item of the catalogue has it. Its ids look like {looks}."
+            self.metrics.count_unknown("item", 1)
+            examples = ", ".join(map(str, live_bundle.bundle.items.ids[:3].to_pylist()))
+            detail = f"item_id is {str(item_id)[:80]!r}: no item of the catalogue has it. Its ids look like {examples}."
             raise invalid_field(detail, field="item_id", value=item_id, status=status)
         return row
 
-    async def keep(self, question: Events) -> EventsAccepted:
-        """Keeps what users just met; when it returns, the next answer reflects it, whichever worker gives it."""
-        now, events = _now(), question.events
-        for place, event in enumerate(events):
-            if event.at is not None and event.at > now + AHEAD_MS:
-                detail = f"events[{place}].at is {event.at}: that is after now, which is {now} (UTC milliseconds)."
-                raise invalid_field(detail, field=f"events[{place}].at", value=event.at)
+    async def add_events(self, body: Events) -> EventsAccepted:
+        """Stores new events of users; after the reply, every worker reads them."""
+        now, events = _now(), body.events
+        for position, event in enumerate(events):
+            if event.at is not None and event.at > now + MAX_AHEAD_MS:
+                detail = f"events[{position}].at is {event.at}: that is after now, which is {now} (UTC milliseconds)."
+                raise invalid_field(detail, field=f"events[{position}].at", value=event.at)
         await self.histories.append(
             (str(event.user_id), LiveEvent(str(event.item_id), now if event.at is None else event.at, event.kind))
             for event in events
         )
         rows = self.current.items.now.rows_of([event.item_id for event in events])
         unknown = int((rows == UNKNOWN).sum())
-        self.meters.unknown("item", unknown)
-        self.meters.events.inc(len(events))
+        self.metrics.count_unknown("item", unknown)
+        self.metrics.events.inc(len(events))
         return EventsAccepted(len(events), unknown)
 
     async def some_users(self) -> SomeUsers:
-        """Users of the log, evenly picked."""
+        """Returns some users of the log, evenly spaced."""
         users = self.current.bundle.users
         ids: list[Id] = users.ids_of(
             np.linspace(0, len(users) - 1, min(SOME_USERS, len(users))).astype(int)
@@ -245,98 +247,99 @@ class Service:
         return SomeUsers(ids)
 
     async def health(self) -> Health:
-        """What answers."""
+        """Returns name, digest and size of the bundle in use."""
         bundle = self.current.bundle
         return Health(self.current.name, self.current.digest[:12], len(bundle.items), len(bundle.users))
 
     async def ready(self) -> Health:
-        """What answers: a bundle that has been asked once; WireError (503) while it stops or the store is away."""
+        """Returns the same as `health`; HttpError (503) while the service is stopping or its store is down."""
         if self.is_stopping:
             raise unavailable("it is stopping")
-        await self.histories.of([PROBE])
+        await self.histories.read([PROBE])
         return await self.health()
 
-    # --- other items --------------------------------------------------------------------------------------------------
+    # --- item changes -------------------------------------------------------------------------------------------------
 
-    async def change(self, question: Changes) -> Changed:
-        """Puts and withdraws items, for this worker at once and for the others within `LOOK_S`; all or nothing."""
+    async def change_items(self, body: ItemChanges) -> ItemsChanged:
+        """Upserts and removes items, all or none; other workers follow within `ITEMS_POLL_S`."""
         items = self.current.items
-        put, withdrawn = await asyncio.to_thread(items.change, question)
-        log("items changed", {"put": put, "withdrawn": withdrawn})
-        return Changed(put, withdrawn, len(items.now))
+        upserted, removed = await asyncio.to_thread(items.change, body)
+        log("items changed", {"upserted": upserted, "removed": removed})
+        return ItemsChanged(upserted, removed, len(items.now))
 
     async def follow_items(self) -> None:
-        """Learns of what other workers were told, until it is cancelled."""
+        """Applies the item changes of other workers, until the task is canceled."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(ITEMS_POLL_S)
             try:
                 await asyncio.to_thread(self.current.items.catch_up)
-            except Exception as error:  # a full disk, say; what is known goes on
-                log("changes of items cannot be read", {"error": repr(error)})
+            except Exception as error:  # for example a full disk; the service continues with the items it has
+                log("item changes cannot be read", {"error": repr(error)})
 
     # --- another bundle -----------------------------------------------------------------------------------------------
 
-    async def swap(self, question: Swap) -> Swapped:
-        """Answers from the bundle of a run beside today's, or from today's opened anew; the other workers follow.
+    async def swap(self, body: Swap) -> Swapped:
+        """Opens the bundle of another run beside the current one, or the current one again; other workers follow.
 
-        RunError if it is damaged or does not answer, WireError (503) if the others cannot be told: what answered before
-        goes on then.
+        RunError if the bundle is damaged or does not work, HttpError (503) if the other workers cannot be notified; in
+        both cases the previous bundle stays in use.
         """
         before = self.current.digest
-        opened = await self.open_run(question.run, tell=True)
-        return Swapped(opened.name, opened.digest[:12], was_swapped=opened.digest != before)
+        live_bundle = await self.open_run(body.run, notify=True)
+        return Swapped(live_bundle.name, live_bundle.digest[:12], was_swapped=live_bundle.digest != before)
 
-    async def open_run(self, name: str | None, *, tell: bool = False) -> LiveBundle:
-        """Answers from that run from now on, or raises RunError and goes on as before; with `tell`, the other workers
-        are told first.
+    async def open_run(self, name: str | None, *, notify: bool = False) -> LiveBundle:
+        """Opens a run and uses it from now on; after a RunError the previous one stays. `None` means the current run.
+
+        With `notify`, the other workers are notified first.
         """
         run = self.runs / (name or self.current.name)
-        async with self._one_swap:
+        async with self._swap_lock:
             try:
-                opened = await asyncio.to_thread(open_live_bundle, run)
-                await asyncio.to_thread(self._share_items, opened)
+                live_bundle = await asyncio.to_thread(open_live_bundle, run)
+                await asyncio.to_thread(self._share_items, live_bundle)
             except RunError as error:
-                self.meters.swaps.labels("refused").inc()
+                self.metrics.swaps.labels("refused").inc()
                 log("swap refused", {"run": run.name, "error": str(error)})
-                raise RunError(str(error).replace(f"{self.runs}{os.sep}", "")) from error  # clients see no paths
-            if tell:
-                self._tell(opened)
-            self.current = opened
-            self.meters.forget_exposure(len(opened.bundle.items))
-            self.meters.swaps.labels("done").inc()
-            log("swapped", {"run": run.name, "bundle": opened.digest[:12]})
-            return opened
+                raise RunError(str(error).replace(f"{self.runs}{os.sep}", "")) from error  # no paths for clients
+            if notify:
+                self._notify_workers(live_bundle)
+            self.current = live_bundle
+            self.metrics.reset_exposure(len(live_bundle.bundle.items))
+            self.metrics.swaps.labels("done").inc()
+            log("swapped", {"run": run.name, "bundle": live_bundle.digest[:12]})
+            return live_bundle
 
-    def _tell(self, opened: LiveBundle) -> None:
-        if self.swapped is None:
+    def _notify_workers(self, live_bundle: LiveBundle) -> None:
+        if self.swap_file is None:
             return
         try:
-            write_json(self.swapped, {"run": opened.name, "bundle": opened.digest})
-        except OSError as error:  # a full disk, say
-            self.meters.swaps.labels("refused").inc()
-            log("swap refused", {"run": opened.name, "error": repr(error)})
-            raise unavailable("the other workers cannot be told of the swap") from error
+            write_json(self.swap_file, {"run": live_bundle.name, "bundle": live_bundle.digest})
+        except OSError as error:  # for example a full disk
+            self.metrics.swaps.labels("refused").inc()
+            log("swap refused", {"run": live_bundle.name, "error": repr(error)})
+            raise unavailable("the other workers cannot be notified of the swap") from error
 
 
 class _Request(NamedTuple):
-    """A question, the bundle that answers it, its items as they are now, and what must hold of the answers."""
+    """A request with the bundle in use, its current items, and the SQL condition for every recommended item."""
 
-    opened: LiveBundle
-    question: RecommendOptions
+    live_bundle: LiveBundle
+    options: RecommendOptions
     items: Snapshot
     where: str | None
 
 
-async def _compiled(opened: LiveBundle, text: str | None) -> str | None:
-    """What must hold of all answers. What is new is compiled on a thread: others would wait for it."""
-    where = opened.rule(text)
-    if where is not None and where not in opened.bundle.filters:
-        await asyncio.to_thread(opened.bundle.filters.eligible, where)
+async def _compiled(live_bundle: LiveBundle, filter_text: str | None) -> str | None:
+    """Returns the condition for every item; a new one is compiled on a thread, so that other requests do not wait."""
+    where = live_bundle.rule(filter_text)
+    if where is not None and where not in live_bundle.bundle.filters:
+        await asyncio.to_thread(live_bundle.bundle.filters.eligible, where)
     return where
 
 
 def log(message: str, facts: Mapping[str, object] = MappingProxyType({})) -> None:
-    """One line for whoever runs the service."""
+    """Writes one line to the log of the service."""
     logging.getLogger("twofold.serve").info(message, extra={"facts": facts})
 
 

@@ -1,9 +1,9 @@
-"""Who asks → what they are answered: the retriever finds, and the ranker, where there is one, orders what is best.
+"""Two-stage recommendation: the retriever finds candidates, and the ranker, if there is one, reorders the best of them.
 
-As it is judged (`twofold/evaluate/two_stages.py`): the ranker's candidates are the retriever's `top` best that may be
-answered; they come first in the ranker's order, equal ones in the fixed order of ties; all others follow in the
-retriever's. What the graph of the ranker computes for one request alone may differ from the same in a batch in the last
-bits, unlike the retriever's scores.
+The order is that of the evaluation (`twofold/evaluate/scores.py`): the ranker's candidates are the retriever's `top`
+best allowed items; they come first in the ranker's order, with ties in the fixed order; all other items follow in the
+retriever's order. The ranker's scores of one request alone may differ in the last bits from those within a batch; the
+retriever's do not.
 """
 
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from twofold.serve.bundle import Bundle
 from twofold.serve.onnx_models import Ranker
 from twofold.topk import NOT_ALLOWED, packed_keys, tie_order
 
-PAIRS: Final = 2**14  # of request and candidate, ranked at once: some MB
+CHUNK_PAIRS: Final = 2**14  # pairs of request and candidate scored by the ranker at once: a few MB
 
 
 @dataclass(frozen=True)
 class EncodedUsers:
-    """Requests as vectors: what the index is searched with, and what the ranker's user encoder says, if any."""
+    """Vectors of the users of a request: queries of the index, and outputs of the ranker's user encoder, if any."""
 
     vectors: Float32[np.ndarray, "batch dim"]
-    users: Float32[np.ndarray, "batch wide"] | None
+    ranker_vectors: Float32[np.ndarray, "batch _"] | None
 
 
 @dataclass(frozen=True)
 class RankedItems:
-    """Item rows by falling score, the tail -1 with score -inf, as `Neighbours`.
+    """Item rows by falling score, padded with -1 and score -inf, as in `Neighbours`.
 
-    With a ranker the scores are its own, and `retrieved` holds those of the retriever and its ranks, from 1. Where more
-    is asked for than it ranks, the rest has scores below by as much as the retriever sees it behind its candidates.
+    With a ranker the scores are the ranker's, and `retrieved` holds the retriever's scores and ranks, from 1. Items
+    beyond the ranker's candidates score lower than the last candidate, by as much as in the retriever's scores.
     """
 
     item_rows: Int64[np.ndarray, "batch k"]
@@ -47,59 +47,60 @@ class RankedItems:
 
 
 def encode_users(bundle: Bundle, queries: Queries) -> EncodedUsers:
-    """The vectors that evaluation judges, for the same histories; what both stages read is computed once."""
+    """Encodes users as the evaluation does; inputs that both stages read are computed once."""
     inputs = user_inputs(bundle.features, bundle.user_arrays, queries)
-    users = None if bundle.ranker is None else bundle.ranker.user.vectors(inputs)
-    return EncodedUsers(bundle.tower.vectors(inputs), users)
+    ranker_vectors = None if bundle.ranker is None else bundle.ranker.user.vectors(inputs)
+    return EncodedUsers(bundle.tower.vectors(inputs), ranker_vectors)
 
 
-def answer(
-    bundle: Bundle, asked: EncodedUsers, k: int, *, allowed: ItemMask | None = None, excluded: Ragged | None = None
+def retrieve_and_rank(
+    bundle: Bundle, users: EncodedUsers, k: int, *, allowed: ItemMask | None = None, excluded: Ragged | None = None
 ) -> RankedItems:
-    """The k best allowed items of each request that it does not exclude."""
-    found = search(bundle.index, asked.vectors, wanted_of(bundle, k), allowed=allowed, excluded=excluded)
-    return rank(bundle, asked, found, k)
+    """Returns the k best items of each user, among the allowed ones without the excluded."""
+    found = search(bundle.index, users.vectors, num_to_retrieve(bundle, k), allowed=allowed, excluded=excluded)
+    return rank(bundle, users, found, k)
 
 
-def wanted_of(bundle: Bundle, k: int) -> int:
-    """How many the first stage must find: as many as are wanted, or as the second is to order."""
+def num_to_retrieve(bundle: Bundle, k: int) -> int:
+    """Returns how many items the retriever must find: k, or the ranker's number of candidates if that is larger."""
     return k if bundle.ranker is None else min(max(k, bundle.ranker.top), max(len(bundle.items), 1))
 
 
-def rank(bundle: Bundle, asked: EncodedUsers, found: Neighbours, k: int) -> RankedItems:
-    """The k best of what was found."""
+def rank(bundle: Bundle, users: EncodedUsers, found: Neighbours, k: int) -> RankedItems:
+    """Returns the k best of the retrieved items, reordered by the ranker if there is one."""
     if bundle.ranker is None:
         return RankedItems(found.item_rows, found.scores, found.counts)
-    return _cut(_ranked(bundle, bundle.ranker, asked, found), k)
+    return _truncate(_reorder(bundle, bundle.ranker, users, found), k)
 
 
-def _ranked(bundle: Bundle, ranker: Ranker, asked: EncodedUsers, found: Neighbours) -> RankedItems:
-    assert asked.users is not None
+def _reorder(bundle: Bundle, ranker: Ranker, users: EncodedUsers, found: Neighbours) -> RankedItems:
+    assert users.ranker_vectors is not None
     score, top = bundle.index.score, min(ranker.top, found.item_rows.shape[1])
-    candidates, first = np.maximum(found.item_rows[:, :top], 0), found.scores[:, :top]
+    candidates, retriever_scores = np.maximum(found.item_rows[:, :top], 0), found.scores[:, :top]
     scores = np.empty(candidates.shape, np.float32)
-    for part in chunks(len(candidates), max(1, PAIRS // max(1, top))):
+    for part in chunks(len(candidates), max(1, CHUNK_PAIRS // max(1, top))):
         rows = candidates[part]
-        held = items_as_products(bundle.index.vectors[rows.ravel()], score).reshape(*rows.shape, -1)
-        scores[part] = ranker.scores(asked.users[part], rows, queries_as_products(asked.vectors[part], score), held)
-    is_one = found.item_rows[:, :top] >= 0
-    scores[~is_one] = NOT_ALLOWED
-    rank, _ = tie_order(max(1, len(bundle.items)))
-    order = np.argsort(packed_keys(scores, rank[candidates]), axis=1)[:, ::-1]  # those that are none come last
-    # The rest stands as far below the last candidate as the retriever sees it below its own last.
-    lowest = np.where(is_one, scores, np.inf).min(axis=1) - np.where(is_one, first, np.inf).min(axis=1)
-    rest = np.where(found.item_rows[:, top:] >= 0, found.scores[:, top:] + lowest[:, None], NOT_ALLOWED)
-    places = np.hstack([order, np.tile(np.arange(top, found.item_rows.shape[1]), (len(order), 1))])
+        factors = items_as_products(bundle.index.vectors[rows.ravel()], score).reshape(*rows.shape, -1)
+        queries = queries_as_products(users.vectors[part], score)
+        scores[part] = ranker.scores(users.ranker_vectors[part], rows, queries, factors)
+    is_item = found.item_rows[:, :top] >= 0
+    scores[~is_item] = NOT_ALLOWED
+    tie_rank, _ = tie_order(max(1, len(bundle.items)))
+    order = np.argsort(packed_keys(scores, tie_rank[candidates]), axis=1)[:, ::-1]  # the padding comes last
+    # The other items score as far below the last candidate as in the retriever's scores.
+    shift = np.where(is_item, scores, np.inf).min(axis=1) - np.where(is_item, retriever_scores, np.inf).min(axis=1)
+    rest = np.where(found.item_rows[:, top:] >= 0, found.scores[:, top:] + shift[:, None], NOT_ALLOWED)
+    positions = np.hstack([order, np.tile(np.arange(top, found.item_rows.shape[1]), (len(order), 1))])
     return RankedItems(
-        np.take_along_axis(found.item_rows, places, axis=1),
+        np.take_along_axis(found.item_rows, positions, axis=1),
         np.hstack([np.take_along_axis(scores, order, axis=1), rest]).astype(np.float32),
         found.counts,
-        (np.take_along_axis(found.scores, places, axis=1), places + 1),
+        (np.take_along_axis(found.scores, positions, axis=1), positions + 1),
     )
 
 
-def _cut(found: RankedItems, k: int) -> RankedItems:
-    assert found.retrieved is not None
-    scores, ranks = found.retrieved
-    counts = np.minimum(found.counts, k)
-    return RankedItems(found.item_rows[:, :k], found.scores[:, :k], counts, (scores[:, :k], ranks[:, :k]))
+def _truncate(ranked: RankedItems, k: int) -> RankedItems:
+    assert ranked.retrieved is not None
+    scores, ranks = ranked.retrieved
+    counts = np.minimum(ranked.counts, k)
+    return RankedItems(ranked.item_rows[:, :k], ranked.scores[:, :k], counts, (scores[:, :k], ranks[:, :k]))
