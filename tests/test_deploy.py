@@ -157,5 +157,5 @@ def test_a_database_answers_what_the_service_answers(
     exec(compile(shown, "docs/deploy.md", "exec"), {})  # noqa: S102 - our own file
     found = json.loads(capsys.readouterr().out.replace("'", '"'))
     at = {"at": 43_200_000}  # `as_of` of the run, which is the moment of that program
-    answer = services[0].ask("/v1/recommend", {"user_id": 10, "context": at})
+    answer = services[0].call("/v1/recommend", {"user_id": 10, "context": at})
     assert found == [item["item_id"] for item in answer["items"]]

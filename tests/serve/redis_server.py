@@ -1,4 +1,4 @@
-"""A Redis of a test's own, started as `docs/deploy.md` says."""
+"""A Redis server for one test, configured as in `docs/deploy.md`."""
 
 import shutil
 import socket
@@ -15,7 +15,7 @@ DURABLE = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--ma
 
 @contextmanager
 def redis_in(folder: Path) -> Iterator[str]:
-    """Its URL; the test is skipped where there is no server to start."""
+    """Starts a server and yields its URL; skips the test if no server is installed."""
     server = shutil.which("redis-server") or shutil.which("valkey-server")
     if server is None:
         pytest.skip("no redis-server on this machine: apt-get install redis-server")

@@ -1,4 +1,4 @@
-"""A service in processes of its own, seen from outside."""
+"""A service in its own processes, for tests over HTTP."""
 
 import json
 import os
@@ -18,7 +18,7 @@ TOKEN = "a token"
 
 
 class Running:
-    """A service in processes of its own."""
+    """A service in its own processes, with its log."""
 
     def __init__(self, run: Path, *options: str, token: str = TOKEN) -> None:
         with socket.socket() as free:
@@ -41,16 +41,16 @@ class Running:
     def logged(self, message: str) -> list[dict[str, Any]]:
         return [line for line in self.log if line["message"] == message]
 
-    def until(self, holds: Callable[[], Any], seconds: float = 60) -> None:
-        """Waits until it holds."""
+    def until(self, condition: Callable[[], Any], seconds: float = 60) -> None:
+        """Waits until the condition is true."""
         end = time.monotonic() + seconds
-        while not holds():
+        while not condition():
             assert time.monotonic() < end, self.log
             assert self.process.poll() is None, self.log
             time.sleep(0.05)
 
-    def ask(self, path: str, body: Any = None) -> Any:
-        """A body posted, or a page read, on a connection of its own; fails unless it is 200."""
+    def call(self, path: str, body: Any = None) -> Any:
+        """Posts a body, or gets a page, on a new connection and returns the JSON; fails unless the status is 200."""
         reply = self.reply(path, body)
         assert reply.status_code == 200, reply.text
         return reply.json()

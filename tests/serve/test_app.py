@@ -1,4 +1,4 @@
-"""The service as a client meets it, on a bundle whose answers can be computed by hand."""
+"""The HTTP API of the service, on a bundle whose lists can be computed by hand."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ NOON_OF_DAY_0 = {"at": NOON}
 
 
 class Client:
-    """Asks an application in this process; `post` and `get` give (status, body)."""
+    """An HTTP client of an application in this process; `post` and `get` return (status, body)."""
 
     def __init__(self, app: Any, token: str | None = None) -> None:
         self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
@@ -31,7 +31,7 @@ class Client:
     def send(self, *requests: tuple[str, str, Any]) -> list[httpx.Response]:
         async def together() -> list[httpx.Response]:
             async with httpx.AsyncClient(transport=self._transport, base_url="http://twofold") as client:
-                asked = [
+                pending = [
                     client.request(
                         method,
                         path,
@@ -40,7 +40,7 @@ class Client:
                     )
                     for method, path, body in requests
                 ]
-                return await asyncio.gather(*asked)
+                return await asyncio.gather(*pending)
 
         return asyncio.run(together())
 
@@ -68,23 +68,23 @@ def client(service: Service) -> Client:
     return Client(build_app(service, Limits()))
 
 
-def ids(answer: dict[str, Any]) -> list[Any]:
-    return [item["item_id"] for item in answer["items"]]
+def ids(reply: dict[str, Any]) -> list[Any]:
+    return [item["item_id"] for item in reply["items"]]
 
 
 # --- recommendations --------------------------------------------------------------------------------------------------
 
 
 def test_the_best_unseen_items_of_a_user(client: Client, service: Service) -> None:
-    status, answer = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
+    status, reply = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
     expected = scores_of(["a", "cold"], ["b"])
     assert status == 200
-    assert ids(answer) == best(expected, without="a b cold", k=3)
-    assert [item["rank"] for item in answer["items"]] == [1, 2, 3]
-    assert [item["score"] for item in answer["items"]] == pytest.approx(
-        [expected[item] for item in ids(answer)], abs=1e-5
+    assert ids(reply) == best(expected, without="a b cold", k=3)
+    assert [item["rank"] for item in reply["items"]] == [1, 2, 3]
+    assert [item["score"] for item in reply["items"]] == pytest.approx(
+        [expected[item] for item in ids(reply)], abs=1e-5
     )
-    rest = {name: value for name, value in answer.items() if name != "items"}
+    rest = {name: value for name, value in reply.items() if name != "items"}
     assert rest == {
         "user_id": 10,
         "source": "model",
@@ -96,55 +96,55 @@ def test_the_best_unseen_items_of_a_user(client: Client, service: Service) -> No
     }
 
 
-def test_a_posted_history_is_answered_as_that_of_a_user(client: Client) -> None:
+def test_a_posted_history_gives_the_list_of_a_user_with_the_same_history(client: Client) -> None:
     posted = {"history": ["a", "cold", "gone"], "negatives": ["b"], "k": 3, "context": NOON_OF_DAY_0}
-    _, answer = client.post("/v1/recommend", posted)
+    _, reply = client.post("/v1/recommend", posted)
     _, known = client.post("/v1/recommend", {"user_id": "10", "k": 3, "context": NOON_OF_DAY_0})
-    assert answer["items"] == known["items"]
-    assert (answer["user_id"], answer["unknown_items"]) == (None, 1)
+    assert reply["items"] == known["items"]
+    assert (reply["user_id"], reply["unknown_items"]) == (None, 1)
 
 
 def test_filter_and_exclusions_are_obeyed(client: Client) -> None:
-    ask = {"user_id": 30, "filter": "colour = 'red'", "exclude": ["a", "nothing"], "context": NOON_OF_DAY_0}
-    _, answer = client.post("/v1/recommend", ask)
-    assert ids(answer) == best(scores_of([], []), without="a b c e")
-    assert answer["unknown_items"] == 1
+    body = {"user_id": 30, "filter": "colour = 'red'", "exclude": ["a", "nothing"], "context": NOON_OF_DAY_0}
+    _, reply = client.post("/v1/recommend", body)
+    assert ids(reply) == best(scores_of([], []), without="a b c e")
+    assert reply["unknown_items"] == 1
     _, seen = client.post("/v1/recommend", {"user_id": 40, "exclude_seen": False, "k": 7, "context": NOON_OF_DAY_0})
     assert ids(seen) == best(scores_of(["a", "b"], ["d", "e", "f", "cold"]))
     assert client.post("/v1/recommend", {"user_id": 40})[1]["items"] == []
 
 
-def test_who_is_unknown_gets_what_is_popular_and_it_says_so(client: Client) -> None:
-    for ask in ({"user_id": "stranger"}, {"history": []}, {"history": ["gone"]}):
-        status, answer = client.post("/v1/recommend", ask | {"k": 2, "filter": "length_s < 32"})
-        assert (status, answer["source"], answer["is_degraded"]) == (200, "popularity", True)
-        assert answer["warnings"] == [UNKNOWN_USER]
-        assert len(answer["items"]) == 2
+def test_an_unknown_user_gets_popular_items_and_a_warning(client: Client) -> None:
+    for body in ({"user_id": "unknown"}, {"history": []}, {"history": ["gone"]}):
+        status, reply = client.post("/v1/recommend", body | {"k": 2, "filter": "length_s < 32"})
+        assert (status, reply["source"], reply["is_degraded"]) == (200, "popularity", True)
+        assert reply["warnings"] == [UNKNOWN_USER]
+        assert len(reply["items"]) == 2
 
 
-def test_an_explained_answer_names_history_reasons_and_attributes(client: Client) -> None:
-    _, answer = client.post("/v1/recommend", {"user_id": 10, "k": 1, "explain": True, "describe": True})
-    (item,) = answer["items"]
+def test_an_explained_list_has_history_reasons_and_attributes(client: Client) -> None:
+    _, reply = client.post("/v1/recommend", {"user_id": 10, "k": 1, "explain": True, "describe": True})
+    (item,) = reply["items"]
     assert [reason["item_id"] for reason in item["reasons"]] == sorted(
         ["a", "cold"], key=lambda other: -next(r["similarity"] for r in item["reasons"] if r["item_id"] == other)
     )
     assert set(item["attributes"]) == {"colour", "length_s"}
-    assert [(known["item_id"], known["kind"]) for known in answer["history"]] == [
+    assert [(known["item_id"], known["kind"]) for known in reply["history"]] == [
         ("cold", "positive"),
         ("b", "negative"),
         ("a", "positive"),
     ]
 
 
-def test_a_batch_is_what_each_of_its_users_is_answered(client: Client) -> None:
-    users = [40, 20, "stranger", 30, 10, 20]
-    wanted = {"k": 3, "filter": "length_s < 32", "context": NOON_OF_DAY_0}
-    _, together = client.post("/v1/recommend:batch", {"user_ids": users, **wanted})
-    alone = [client.post("/v1/recommend", {"user_id": user, **wanted})[1] for user in users]
+def test_a_batch_has_the_list_that_each_user_gets_alone(client: Client) -> None:
+    users = [40, 20, "unknown", 30, 10, 20]
+    options = {"k": 3, "filter": "length_s < 32", "context": NOON_OF_DAY_0}
+    _, together = client.post("/v1/recommend:batch", {"user_ids": users, **options})
+    alone = [client.post("/v1/recommend", {"user_id": user, **options})[1] for user in users]
     assert together["answers"] == alone
 
 
-def test_questions_asked_at_once_are_answered_as_each_alone(client: Client) -> None:
+def test_concurrent_requests_get_the_same_replies_as_single_ones(client: Client) -> None:
     variants: list[dict[str, Any]] = [
         {},
         {"k": 3},
@@ -152,16 +152,18 @@ def test_questions_asked_at_once_are_answered_as_each_alone(client: Client) -> N
         {"filter": "colour = 'red'", "exclude": ["a"], "exclude_seen": False},
         {"explain": True, "describe": True},
     ]
-    users = [{"user_id": user} for user in (10, 20, 30, 40, "stranger")] + [{"history": ["a", "b"]}]
-    asked = [("POST", "/v1/recommend", {**who, **how, "context": NOON_OF_DAY_0}) for who in users for how in variants]
-    together = client.send(*asked)
-    assert [reply.json() for reply in together] == [client.post(path, body)[1] for _, path, body in asked]
+    users = [{"user_id": user} for user in (10, 20, 30, 40, "unknown")] + [{"history": ["a", "b"]}]
+    requests = [
+        ("POST", "/v1/recommend", {**who, **how, "context": NOON_OF_DAY_0}) for who in users for how in variants
+    ]
+    together = client.send(*requests)
+    assert [reply.json() for reply in together] == [client.post(path, body)[1] for _, path, body in requests]
 
 
-def test_similar_items_and_what_is_known_of_one(client: Client) -> None:
-    _, answer = client.post("/v1/similar", {"item_id": "a", "k": 9, "filter": "colour = 'red'", "describe": True})
-    assert sorted(ids(answer)) == ["cold", "d", "f"]
-    assert answer["items"][0]["attributes"]["colour"] == "red"
+def test_similar_items_and_the_facts_of_one(client: Client) -> None:
+    _, reply = client.post("/v1/similar", {"item_id": "a", "k": 9, "filter": "colour = 'red'", "describe": True})
+    assert sorted(ids(reply)) == ["cold", "d", "f"]
+    assert reply["items"][0]["attributes"]["colour"] == "red"
     assert client.get("/v1/items/cold") == (
         200,
         {
@@ -177,7 +179,7 @@ def test_similar_items_and_what_is_known_of_one(client: Client) -> None:
 # --- live histories ---------------------------------------------------------------------------------------------------
 
 
-def test_an_event_posted_is_in_the_next_answer_and_counts_as_seen(client: Client) -> None:
+def test_a_posted_event_is_in_the_next_list_and_counts_as_seen(client: Client) -> None:
     before = client.post("/v1/recommend", {"user_id": 10, "k": 7})[1]
     first = ids(before)[0]
     assert client.post("/v1/events", {"events": [{"user_id": 10, "item_id": first}]}) == (
@@ -192,16 +194,16 @@ def test_an_event_posted_is_in_the_next_answer_and_counts_as_seen(client: Client
     assert ids(after) == best(scores, without=f"a b cold {first}")
 
 
-def test_events_of_a_stranger_make_them_known(client: Client) -> None:
+def test_events_make_an_unknown_user_known(client: Client) -> None:
     events = [{"user_id": "new", "item_id": "a"}, {"user_id": "new", "item_id": "b", "kind": "negative"}]
     assert client.post("/v1/events", {"events": [*events, {"user_id": "new", "item_id": "gone"}]})[1] == {
         "accepted": 3,
         "unknown_items": 1,
     }
-    _, answer = client.post("/v1/recommend", {"user_id": "new", "context": {"at": int(time.time() * 1000) + 1000}})
-    scores = scores_of(["a"], ["b"], hour=answer["at"] // 3_600_000 % 24)
-    assert (answer["source"], ids(answer)) == ("model", best(scores, without="a b"))
-    # Before the events, nothing was known.
+    _, reply = client.post("/v1/recommend", {"user_id": "new", "context": {"at": int(time.time() * 1000) + 1000}})
+    scores = scores_of(["a"], ["b"], hour=reply["at"] // 3_600_000 % 24)
+    assert (reply["source"], ids(reply)) == ("model", best(scores, without="a b"))
+    # Before the events, the user was unknown.
     assert client.post("/v1/recommend", {"user_id": "new", "context": {"at": 1000}})[1]["source"] == "popularity"
 
 
@@ -213,32 +215,32 @@ def test_an_event_of_tomorrow_is_refused(client: Client) -> None:
     assert f"events[1].at is {tomorrow}: that is after now" in problem["detail"]
 
 
-class Gone:
-    """A store that does not answer."""
+class DownStore:
+    """A store that is down."""
 
     async def append(self, events: Any) -> None:
-        raise StoreError("gone")
+        raise StoreError("down")
 
     async def read(self, users: Any) -> list[list[LiveEvent]]:
-        raise StoreError("gone")
+        raise StoreError("down")
 
     async def close(self) -> None:
         return
 
 
-def test_without_the_store_answers_are_marked_and_events_refused(service: Service) -> None:
-    service.histories = Gone()
+def test_without_the_store_lists_have_a_warning_and_events_are_refused(service: Service) -> None:
+    service.histories = DownStore()
     client = Client(build_app(service, Limits()))
-    status, answer = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
-    assert (status, answer["is_degraded"], answer["warnings"]) == (200, True, [NO_STORE])
-    assert ids(answer) == best(scores_of(["a", "cold"], ["b"]), without="a b cold", k=3)
-    for asked in (("POST", "/v1/events", {"events": [{"user_id": 1, "item_id": "a"}]}), ("GET", "/ready", b"")):
-        (reply,) = client.send(asked)
+    status, reply = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
+    assert (status, reply["is_degraded"], reply["warnings"]) == (200, True, [NO_STORE])
+    assert ids(reply) == best(scores_of(["a", "cold"], ["b"]), without="a b cold", k=3)
+    for request in (("POST", "/v1/events", {"events": [{"user_id": 1, "item_id": "a"}]}), ("GET", "/ready", b"")):
+        (reply,) = client.send(request)
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
     assert client.get("/health")[0] == 200
 
 
-def test_it_is_ready_until_it_stops(client: Client, service: Service) -> None:
+def test_the_service_is_ready_until_it_stops(client: Client, service: Service) -> None:
     assert client.get("/ready") == client.get("/health")
     service.is_stopping = True
     status, problem = client.get("/ready")
@@ -246,7 +248,7 @@ def test_it_is_ready_until_it_stops(client: Client, service: Service) -> None:
     assert client.get("/health")[0] == 200
 
 
-# --- questions without an answer --------------------------------------------------------------------------------------
+# --- invalid requests -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -264,22 +266,22 @@ def test_it_is_ready_until_it_stops(client: Client, service: Service) -> None:
         ("admin/swap", {}, 403, None, "start the service with TWOFOLD_TOKEN set"),
     ],
 )
-def test_what_cannot_be_answered_is_one_message(
+def test_an_invalid_request_gets_one_message(
     client: Client, path: str, body: Any, status: int, field: str | None, says: str
 ) -> None:
-    answered, problem = client.post(f"/v1/{path}", body)
-    assert answered == status
+    actual_status, problem = client.post(f"/v1/{path}", body)
+    assert actual_status == status
     assert says in problem["detail"]
     assert problem.get("field") == field
 
 
-def test_what_is_not_there_is_404_and_a_wrong_method_405(client: Client) -> None:
+def test_an_unknown_path_is_404_and_a_wrong_method_405(client: Client) -> None:
     assert client.get("/v1/items/z")[0] == 404
     assert client.get("/nothing")[0] == 404
     assert client.get("/v1/recommend")[0] == 405
 
 
-def test_a_failure_of_ours_shows_nothing_of_itself(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_has_no_details_in_the_reply(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("/secret/path")
 
@@ -290,10 +292,10 @@ def test_a_failure_of_ours_shows_nothing_of_itself(service: Service, monkeypatch
     )
 
 
-# --- the gate ---------------------------------------------------------------------------------------------------------
+# --- middleware -------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_is_asked_for_where_one_is_set(service: Service) -> None:
+def test_a_token_is_required_if_one_is_set(service: Service) -> None:
     app = build_app(service, Limits(token="secret"))
     for wrong in (None, "other", "secre", "secrets"):
         status, problem = Client(app, wrong).post("/v1/recommend", {"user_id": 10})
@@ -303,7 +305,7 @@ def test_a_token_is_asked_for_where_one_is_set(service: Service) -> None:
         assert Client(app).get(path)[0] == 200
 
 
-def test_a_body_too_large_is_refused_whether_it_says_so_or_not(service: Service) -> None:
+def test_a_large_body_is_refused_with_and_without_a_content_length(service: Service) -> None:
     client = Client(build_app(service, Limits(max_body_bytes=1000)))
     assert client.post("/v1/recommend", {"history": ["a"] * 500})[0] == 413
 
@@ -322,7 +324,7 @@ def test_a_body_too_large_is_refused_whether_it_says_so_or_not(service: Service)
     )
 
 
-def test_more_at_once_than_it_takes_are_told_to_come_again(service: Service) -> None:
+def test_requests_beyond_the_limit_get_503_with_retry_after(service: Service) -> None:
     client = Client(build_app(service, Limits(max_waiting=4)))
     replies = client.send(*[("POST", "/v1/recommend", {"user_id": 10})] * 10, ("GET", "/health", b""))
     assert [reply.status_code for reply in replies] == [200] * 4 + [503] * 6 + [200]
@@ -332,7 +334,7 @@ def test_more_at_once_than_it_takes_are_told_to_come_again(service: Service) -> 
     assert client.post("/v1/recommend", {"user_id": 10})[0] == 200
 
 
-def test_what_takes_too_long_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_beyond_the_time_limit_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def slow(users: Any) -> list[list[LiveEvent]]:
         await asyncio.sleep(60)
         return []
@@ -343,12 +345,12 @@ def test_what_takes_too_long_is_ended(service: Service, monkeypatch: pytest.Monk
     assert (status, "no answer within 0.05 s" in problem["detail"]) == (503, True)
 
 
-# --- what it shows ----------------------------------------------------------------------------------------------------
+# --- metrics, OpenAPI, pages ------------------------------------------------------------------------------------------
 
 
-def test_metrics_say_where_time_goes_and_what_was_short_or_unknown(client: Client) -> None:
+def test_metrics_count_time_short_lists_and_unknown_ids(client: Client) -> None:
     client.post("/v1/recommend", {"user_id": 10, "k": 2, "context": NOON_OF_DAY_0})
-    client.post("/v1/recommend", {"user_id": "stranger", "k": 9, "exclude": ["gone"]})
+    client.post("/v1/recommend", {"user_id": "unknown", "k": 9, "exclude": ["gone"]})
     (page,) = client.send(("GET", "/metrics", b""))
     lines = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#"))
     assert lines['twofold_requests_total{route="/v1/recommend",status="200"}'] == "2.0"
@@ -360,7 +362,7 @@ def test_metrics_say_where_time_goes_and_what_was_short_or_unknown(client: Clien
     assert float(lines["twofold_exposure_of_top_items"]) == pytest.approx(2 / 9)  # one item was in both lists
 
 
-def test_the_description_names_every_route_and_its_types(client: Client) -> None:
+def test_openapi_lists_every_route_and_its_types(client: Client) -> None:
     _, page = client.get("/openapi.json")
     assert set(page["paths"]) == {
         "/v1/recommend",
@@ -379,7 +381,7 @@ def test_the_description_names_every_route_and_its_types(client: Client) -> None
     assert page["components"]["schemas"]["Recommend"]["properties"]["k"]["maximum"] == 1000
 
 
-def test_pages_need_nothing_from_elsewhere(client: Client) -> None:
+def test_pages_load_nothing_from_other_hosts(client: Client) -> None:
     for path in ("/", "/docs"):
         (page,) = client.send(("GET", path, b""))
         assert page.headers["content-type"].startswith("text/html")

@@ -1,4 +1,4 @@
-"""Train/serve parity over every kind of feature: a server reads what was trained on, byte by byte."""
+"""Train/serve parity over every kind of feature: the service computes the inputs of the training, byte for byte."""
 
 import shutil
 
@@ -38,13 +38,13 @@ def served(prepared, folder):
     return serve(prepared, folder, hidden=(6,))
 
 
-def serve(prepared, run, **asked):
-    """A bundle of an untrained model, opened, beside what it is made of."""
+def serve(prepared, run, **config):
+    """Writes and opens the bundle of an untrained model; returns it with the dataset and the model."""
     folder, dataset, as_of = prepared
     torch.manual_seed(0)
-    model = build_two_tower(TwoTower(kind="two_tower", dim=8, **asked), dataset.features, dataset.vectors)
+    model = build_two_tower(TwoTower(kind="two_tower", dim=8, **config), dataset.features, dataset.vectors)
     for name, parameter in model.named_parameters():
-        if name.endswith("by_time"):  # as if it had learnt something of time
+        if name.endswith("by_time"):  # as after training
             torch.nn.init.normal_(parameter)
 
     def work(out):
@@ -62,15 +62,15 @@ def as_bytes(inputs):
 
 
 @pytest.mark.parametrize("hours_ago", [0, 1, 30, 200])
-def test_a_server_reads_what_evaluation_reads(served, hours_ago):
+def test_the_service_reads_the_inputs_of_the_evaluation(served, hours_ago):
     recommender, dataset, _ = served
     bundle = recommender.bundle
     user_rows = np.arange(len(dataset.users))
     at = np.full(len(user_rows), bundle.as_of - hours_ago * HOUR_MS)
-    (judged,) = query_batches(dataset, user_rows, at)
-    asked = queries_at(bundle.features, bundle.positives, bundle.negatives, user_rows=user_rows, at=at)
-    assert as_bytes(user_inputs(bundle.features, bundle.user_arrays, asked)) == as_bytes(
-        {name: values.numpy() for name, values in judged.items()}
+    (evaluated,) = query_batches(dataset, user_rows, at)
+    queries = queries_at(bundle.features, bundle.positives, bundle.negatives, user_rows=user_rows, at=at)
+    assert as_bytes(user_inputs(bundle.features, bundle.user_arrays, queries)) == as_bytes(
+        {name: values.numpy() for name, values in evaluated.items()}
     )
 
 
@@ -86,32 +86,32 @@ DOT = Dot(kind="dot")
         (DOT, "batch_norm"),
         (NegativeDistance(kind="negative_distance"), "none"),
     ],
-    ids=lambda asked: getattr(asked, "kind", asked),
+    ids=lambda value: getattr(value, "kind", value),
 )
-def test_what_is_trained_judged_and_served_is_one_score(prepared, tmp_path, score, output):
+def test_training_evaluation_and_service_compute_the_same_score(prepared, tmp_path, score, output):
     recommender, dataset, model = serve(prepared, tmp_path, score=score, output=output)
     as_of = recommender.bundle.as_of
     users = np.arange(len(dataset.users))
     at = np.full(len(users), as_of)
     queries = queries_as_products(user_vectors(model, dataset, users, at), model.score)
-    judged = queries @ items_as_products(item_vectors(model, dataset, as_of), model.score).T
+    evaluated = queries @ items_as_products(item_vectors(model, dataset, as_of), model.score).T
     u, v = (torch.from_numpy(encode(tower, inputs)) for tower, inputs in (
         (model.user, query_batches(dataset, users, at)), (model.item, item_batches(dataset, as_of)),
     ))  # fmt: skip
-    queries, factors = model.as_products(u, v)  # what losses read
-    np.testing.assert_allclose(judged, (queries @ factors.T).numpy(), atol=1e-4)
-    np.testing.assert_allclose(model.own_logits(u[:9], v[:9]) * model.temperature, judged.diagonal()[:9], atol=1e-4)
+    queries, factors = model.as_products(u, v)  # the inputs of the losses
+    np.testing.assert_allclose(evaluated, (queries @ factors.T).numpy(), atol=1e-4)
+    np.testing.assert_allclose(model.own_logits(u[:9], v[:9]) * model.temperature, evaluated.diagonal()[:9], atol=1e-4)
     if score.kind == "negative_distance":
-        np.testing.assert_allclose(judged, -(torch.cdist(u, v) ** 2).numpy(), atol=1e-4)
-    answers = recommender.recommend(dataset.users.ids, k=len(dataset.items), exclude_seen=False)
-    rows = dataset.users.rows_of(answers["user_id"]), dataset.items.rows_of(answers["item_id"])
-    assert len(answers) == judged.size
-    np.testing.assert_allclose(np.asarray(answers["score"]), judged[rows], atol=1e-4)
+        np.testing.assert_allclose(evaluated, -(torch.cdist(u, v) ** 2).numpy(), atol=1e-4)
+    table = recommender.recommend(dataset.users.ids, k=len(dataset.items), exclude_seen=False)
+    rows = dataset.users.rows_of(table["user_id"]), dataset.items.rows_of(table["item_id"])
+    assert len(table) == evaluated.size
+    np.testing.assert_allclose(np.asarray(table["score"]), evaluated[rows], atol=1e-4)
     one = recommender.recommend([dataset.users.ids[3]], k=4, exclude_seen=False)
-    assert one["score"].to_pylist() == pytest.approx(np.sort(judged[3])[::-1][:4].tolist(), abs=1e-4)
+    assert one["score"].to_pylist() == pytest.approx(np.sort(evaluated[3])[::-1][:4].tolist(), abs=1e-4)
 
 
-def test_a_posted_history_is_read_as_that_of_a_known_user(served, monkeypatch):
+def test_a_posted_history_gives_the_inputs_of_a_known_user(served, monkeypatch):
     recommender, dataset, _ = served
     bundle = recommender.bundle
     read = []
@@ -119,22 +119,22 @@ def test_a_posted_history_is_read_as_that_of_a_known_user(served, monkeypatch):
         type(bundle.tower), "vectors", lambda tower, inputs: read.append(inputs) or np.zeros((1, 8), np.float32)
     )
     (user_row,) = dataset.users.rows_of(["user 4"])
-    met = {
+    seen = {
         name: dataset.items.ids_of(history.item_rows[history.offsets[user_row] : history.offsets[user_row + 1]])
         for name, history in (("positives", bundle.positives), ("negatives", bundle.negatives))
     }
     recommender.recommend(["user 4"])
-    recommender.recommend_for_history(met["positives"], negatives=met["negatives"])
+    recommender.recommend_for_history(seen["positives"], negatives=seen["negatives"])
     known, posted = (as_bytes(inputs) for inputs in read)
-    of_the_user = {"id", "language", "years", "rhythm", "user_id_like_24h", "user_id_watch_s_life"}
-    of_the_user |= {"positives_sequence.ages"}  # as of now: nobody says when a posted history was
+    user_only = {"id", "language", "years", "rhythm", "user_id_like_24h", "user_id_watch_s_life"}
+    user_only |= {"positives_sequence.ages"}  # zero: the times of a posted history are unknown
     assert not np.any(read[1]["positives_sequence.ages"])
     assert np.any(read[0]["positives_sequence.ages"])
-    assert {name for name in known if known[name] != posted[name]} <= of_the_user
-    # Who is not known has no attributes, and what is usual for the rest: as a user of the log without events does.
-    nobody = Queries(np.array([-1]), np.array([0]), np.zeros((1, 0), np.int32), np.zeros((1, 0), np.int32))
+    assert {name for name in known if known[name] != posted[name]} <= user_only
+    # An unknown user has no attributes and average counters, like a user of the log without events.
+    unknown = Queries(np.array([-1]), np.array([0]), np.zeros((1, 0), np.int32), np.zeros((1, 0), np.int32))
     idle = Queries(np.array([13]), np.array([0]), np.zeros((1, 0), np.int32), np.zeros((1, 0), np.int32))
-    one, other = (user_inputs(bundle.features, bundle.user_arrays, queries) for queries in (nobody, idle))
+    one, other = (user_inputs(bundle.features, bundle.user_arrays, queries) for queries in (unknown, idle))
     assert (one["language"].tolist(), one["years"].tolist()) == ([0], [0.0])
     assert one["user_id_like_24h"].tobytes() == other["user_id_like_24h"].tobytes()
     assert np.array_equal(read[1]["user_id_like_24h"], one["user_id_like_24h"])

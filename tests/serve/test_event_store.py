@@ -26,7 +26,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "redis"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Two openings of it are two workers; a prefix of its own keeps tests apart."""
+    """Returns the address of a store: each opening stands for a worker."""
     return (
         str(tmp_path / "serve" / "histories.db") if request.param == "sqlite" else request.getfixturevalue("redis_url")
     )
@@ -37,19 +37,19 @@ def user(request: pytest.FixtureRequest) -> str:
     return request.node.name
 
 
-async def kept(store: LiveHistories, user: str) -> list[LiveEvent]:
+async def stored(store: LiveHistories, user: str) -> list[LiveEvent]:
     (events,) = await store.read([user])
     return events
 
 
-def test_what_one_worker_keeps_another_reads_oldest_first(where: str, user: str) -> None:
+def test_events_stored_by_one_worker_are_read_by_another_oldest_first(where: str, user: str) -> None:
     async def both() -> None:
         one, other = open_histories(where), open_histories(where)
         await one.append([(user, LiveEvent("b", 20, "negative")), (user, LiveEvent("a", 10, "positive"))])
         await other.append([(user, LiveEvent("é\x1f\n", 20, "met")), (user + "'", LiveEvent("a", 1, "met"))])
         expected = [LiveEvent("a", 10, "positive"), LiveEvent("b", 20, "negative"), LiveEvent("é\x1f\n", 20, "met")]
         for store in (one, other):
-            assert await store.read([user, "nobody", user + "'"]) == [expected, [], [LiveEvent("a", 1, "met")]]
+            assert await store.read([user, "unknown", user + "'"]) == [expected, [], [LiveEvent("a", 1, "met")]]
             await store.close()
 
     asyncio.run(both())
@@ -61,26 +61,28 @@ def test_the_same_event_again_is_one_event_of_the_last_kind(where: str, user: st
         for kind in ("positive", "positive", "negative"):
             await store.append([(user, LiveEvent("a", 10, kind))])
         await store.append([(user, LiveEvent("a", 11, "met")), (user, LiveEvent("a", 11, "met"))])
-        assert await kept(store, user) == [LiveEvent("a", 10, "negative"), LiveEvent("a", 11, "met")]
+        assert await stored(store, user) == [LiveEvent("a", 10, "negative"), LiveEvent("a", 11, "met")]
         await store.close()
 
     asyncio.run(posted())
 
 
-def test_the_newest_are_kept_whatever_the_order_of_posting(where: str, user: str) -> None:
+def test_the_newest_events_are_stored_in_any_order_of_posting(where: str, user: str) -> None:
     async def posted() -> None:
         store = open_histories(where, max_events=MAX_EVENTS)
-        moments = [7, 3, 9, 1, 8, 8, 2, 6]
-        for place, at in enumerate(moments):
-            await store.append([(user, LiveEvent(f"item {place}", at, "met"))])
-        expected = sorted(zip(moments, range(8), strict=True))[-MAX_EVENTS:]
-        assert [(met.at, met.item_id) for met in await kept(store, user)] == [(at, f"item {n}") for at, n in expected]
+        timestamps = [7, 3, 9, 1, 8, 8, 2, 6]
+        for number, at in enumerate(timestamps):
+            await store.append([(user, LiveEvent(f"item {number}", at, "met"))])
+        expected = sorted(zip(timestamps, range(8), strict=True))[-MAX_EVENTS:]
+        assert [(event.at, event.item_id) for event in await stored(store, user)] == [
+            (at, f"item {n}") for at, n in expected
+        ]
         await store.close()
 
     asyncio.run(posted())
 
 
-def test_writers_at_once_lose_nothing(where: str, user: str) -> None:
+def test_concurrent_writers_lose_nothing(where: str, user: str) -> None:
     async def write() -> None:
         stores = [open_histories(where) for _ in range(4)]
         posts = [
@@ -91,34 +93,34 @@ def test_writers_at_once_lose_nothing(where: str, user: str) -> None:
         await asyncio.gather(*posts)
         expected = [LiveEvent(f"{writer}", turn, "positive") for turn in range(20) for writer in range(4)]
         for store in stores:
-            assert await kept(store, user) == expected
+            assert await stored(store, user) == expected
             await store.close()
 
     asyncio.run(write())
 
 
-def test_a_question_that_is_given_up_spoils_no_other(where: str, user: str) -> None:
-    """A reply left unread on a connection would be taken for that to the next question."""
+def test_a_canceled_request_does_not_disturb_the_next_one(where: str, user: str) -> None:
+    """A reply that stays unread on a connection would be read as the reply to the next command."""
 
-    async def given_up() -> None:
+    async def canceled() -> None:
         store = open_histories(where)
         users = [f"{user} {number}" for number in range(10)]
         for number, name in enumerate(users):
             await store.append([(name, LiveEvent(str(number), number, "met"))])
         for turn in range(40):
-            asked = asyncio.ensure_future(
+            task = asyncio.ensure_future(
                 store.read(users) if turn % 2 else store.append([(user, LiveEvent("a", turn, "met"))])
             )
             for _ in range(turn % 7):
                 await asyncio.sleep(0)
-            asked.cancel()
+            task.cancel()
             number = turn % len(users)
-            assert await kept(store, users[number]) == [LiveEvent(str(number), number, "met")]
+            assert await stored(store, users[number]) == [LiveEvent(str(number), number, "met")]
         await store.append([(user, LiveEvent("z", 100, "met"))])
-        assert (await kept(store, user))[-1] == LiveEvent("z", 100, "met")
+        assert (await stored(store, user))[-1] == LiveEvent("z", 100, "met")
         await store.close()
 
-    asyncio.run(given_up())
+    asyncio.run(canceled())
 
 
 WRITER = """
@@ -135,7 +137,7 @@ asyncio.run(write())
 """
 
 
-def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path) -> None:
+def test_acknowledged_events_outlive_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "histories.db"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
@@ -147,14 +149,14 @@ def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path) -> None:
 
     async def read() -> list[LiveEvent]:
         store = open_histories(path)
-        events = await kept(store, "user")
+        events = await stored(store, "user")
         await store.close()
         return events
 
-    assert [met.at for met in asyncio.run(read())][: len(acknowledged)] == list(range(len(acknowledged)))
+    assert [event.at for event in asyncio.run(read())][: len(acknowledged)] == list(range(len(acknowledged)))
 
 
-# --- what cannot be opened, or does not answer ------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_store_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
@@ -167,8 +169,8 @@ def test_a_store_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
         open_histories("redis://host:port/x")
 
 
-def test_a_server_that_is_gone_says_so_and_can_be_asked_again(redis_url: str) -> None:
-    async def ask() -> None:
+def test_a_missing_server_raises_a_store_error_each_time(redis_url: str) -> None:
+    async def run_requests() -> None:
         gone = open_histories("redis://127.0.0.1:1/0")
         with pytest.raises(StoreError, match="Redis does not respond"):
             await gone.read(["user"])
@@ -176,65 +178,65 @@ def test_a_server_that_is_gone_says_so_and_can_be_asked_again(redis_url: str) ->
             await gone.append([("user", LiveEvent("a", 1, "met"))])
         await gone.close()
 
-    asyncio.run(ask())
+    asyncio.run(run_requests())
 
 
-def test_a_server_that_hangs_is_waited_for_once_and_asked_again_later(
+def test_a_hanging_server_is_waited_for_once_and_tried_again_later(
     redis_url: str, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_store, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(event_store, "PAUSE_S", 0.2)
 
-    async def ask() -> None:
+    async def run_requests() -> None:
         store = open_histories(redis_url)
         await store.append([(user, LiveEvent("a", 1, "met"))])
         with redis.Redis.from_url(redis_url) as client:
             client.client_pause(500)
         began = time.monotonic()
         with pytest.raises(StoreError, match="Redis does not respond: TimeoutError"):
-            await kept(store, user)
+            await stored(store, user)
         waited = time.monotonic()
         for _ in range(100):
             with pytest.raises(StoreError, match="Redis does not respond: the last attempt failed"):
-                await kept(store, user)
+                await stored(store, user)
         assert time.monotonic() - waited < 0.2 <= waited - began
         await asyncio.sleep(0.6)
-        assert await kept(store, user) == [LiveEvent("a", 1, "met")]
-        assert await kept(store, user) == [LiveEvent("a", 1, "met")]
+        assert await stored(store, user) == [LiveEvent("a", 1, "met")]
+        assert await stored(store, user) == [LiveEvent("a", 1, "met")]
         await store.close()
 
     redis = pytest.importorskip("redis")
-    asyncio.run(ask())
+    asyncio.run(run_requests())
 
 
-def test_what_a_server_refuses_says_why_and_it_is_asked_on(redis_url: str, user: str) -> None:
-    async def ask() -> None:
+def test_a_refused_command_raises_its_reason_and_later_ones_work(redis_url: str, user: str) -> None:
+    async def run_requests() -> None:
         store = open_histories(redis_url)
         client = redis.Redis.from_url(redis_url)
         client.set(f"twofold:history:{user}", "of another kind")
         with pytest.raises(StoreError, match="Redis refuses the command: .*WRONGTYPE"):
-            await kept(store, user)
+            await stored(store, user)
         client.delete(f"twofold:history:{user}")
-        assert await kept(store, user) == []
+        assert await stored(store, user) == []
         client.close()
         await store.close()
 
     redis = pytest.importorskip("redis")
-    asyncio.run(ask())
+    asyncio.run(run_requests())
 
 
-def test_a_full_or_locked_file_says_so_and_is_usable_after(tmp_path: Path) -> None:
-    async def ask() -> None:
+def test_a_locked_file_raises_a_store_error_and_works_afterwards(tmp_path: Path) -> None:
+    async def run_requests() -> None:
         store = open_histories(tmp_path / "histories.db")
         blocker = sqlite3.connect(tmp_path / "histories.db", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="cannot be written: database is locked"):
             await store.append([("user", LiveEvent("a", 1, "met"))])
-        assert await kept(store, "user") == []  # readers do not wait
+        assert await stored(store, "user") == []  # readers do not wait
         blocker.execute("ROLLBACK")
         blocker.close()
         await store.append([("user", LiveEvent("a", 1, "met"))])
-        assert await kept(store, "user") == [LiveEvent("a", 1, "met")]
+        assert await stored(store, "user") == [LiveEvent("a", 1, "met")]
         await store.close()
 
-    asyncio.run(ask())
+    asyncio.run(run_requests())

@@ -1,4 +1,4 @@
-"""The trial of `benchmarks/faults.py`, short: kills, swaps, a Redis that goes away, a full disk; every answer right."""
+"""A short run of `benchmarks/faults.py`: killed workers, swaps, a failing Redis, a full disk; every list is right."""
 
 import json
 import os
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 SECONDS = 20  # with each of the two stores
 
 
-def test_under_load_and_faults_every_answer_is_right_and_every_failure_clean(tmp_path: Path) -> None:
+def test_under_load_and_faults_every_list_is_right_and_every_failure_clean(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("a disk to fill is mounted by root alone")
     if shutil.which("redis-server") is None and shutil.which("valkey-server") is None:

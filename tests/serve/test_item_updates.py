@@ -1,4 +1,4 @@
-"""Items put and withdrawn while serving: answered at once, filtered, met; learnt by every worker."""
+"""Items upserted and removed while serving: recommended, filtered and seen at once, and followed by every worker."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.service import Service
 
 TOKEN = "secret"
-ASK = {"user_id": 30, "k": 9, "context": {"at": NOON}}  # met nothing
+REQUEST = {"user_id": 30, "k": 9, "context": {"at": NOON}}  # a user without events
 ITEMS = "/v1/admin/items"
 
 
@@ -43,39 +43,39 @@ def client(service: Service) -> Client:
 
 
 def best_vector(service: Service) -> list[float]:
-    """One that user 30 likes better than any item's: their own, of length 1."""
-    scores = {item["item_id"]: item["score"] for item in client(service).post("/v1/recommend", ASK)[1]["items"]}
+    """Returns the vector that user 30 scores highest: the user's own, of length 1."""
+    scores = {item["item_id"]: item["score"] for item in client(service).post("/v1/recommend", REQUEST)[1]["items"]}
     query = np.linalg.lstsq(VECTORS.astype(float), [scores[name] for name in ["a", "b", "c", "d", "e", "f", "cold"]])[0]
     return list((query / np.linalg.norm(query)).tolist())
 
 
-def test_what_is_put_is_answered_found_by_filters_and_described(services: list[Service]) -> None:
+def test_an_upserted_item_is_recommended_filtered_and_described(services: list[Service]) -> None:
     one = client(services[0])
     new = {"item_id": "new", "vector": best_vector(services[0]), "attributes": {"colour": "blue"}}
     assert one.post(ITEMS, {"upsert": [new]}) == (200, {"upserted": 1, "removed": 0, "items": 8})
-    everything = one.post("/v1/recommend", ASK)[1]
-    assert ids(everything)[0] == "new"
-    assert len(everything["items"]) == 8
-    assert ids(one.post("/v1/recommend", ASK | {"filter": "colour = 'blue'"})[1])[0] == "new"
-    assert "new" not in ids(one.post("/v1/recommend", ASK | {"filter": "length_s > 0"})[1])  # it has none
-    assert "new" not in ids(one.post("/v1/recommend", ASK | {"exclude": ["new"]})[1])
+    reply = one.post("/v1/recommend", REQUEST)[1]
+    assert ids(reply)[0] == "new"
+    assert len(reply["items"]) == 8
+    assert ids(one.post("/v1/recommend", REQUEST | {"filter": "colour = 'blue'"})[1])[0] == "new"
+    assert "new" not in ids(one.post("/v1/recommend", REQUEST | {"filter": "length_s > 0"})[1])  # its length is null
+    assert "new" not in ids(one.post("/v1/recommend", REQUEST | {"exclude": ["new"]})[1])
     status, facts = one.get("/v1/items/new")
     assert (status, facts["attributes"], facts["is_cold"]) == (200, {"colour": "blue", "length_s": None}, True)
     assert "new" in ids(one.post("/v1/similar", {"item_id": "a", "k": 9})[1])
     assert one.post("/v1/similar", {"item_id": "new", "k": 1})[0] == 200
-    explained = one.post("/v1/recommend", ASK | {"user_id": 10, "explain": True, "describe": True})[1]
+    explained = one.post("/v1/recommend", REQUEST | {"user_id": 10, "explain": True, "describe": True})[1]
     assert "new" in ids(explained)
-    assert "new" not in ids(one.post("/v1/recommend", {"user_id": "stranger"})[1])  # nobody has liked it yet
+    assert "new" not in ids(one.post("/v1/recommend", {"user_id": "unknown"})[1])  # it has no positives yet
 
 
-def test_what_was_put_and_then_met_is_not_answered_again(services: list[Service]) -> None:
+def test_an_upserted_item_that_was_seen_is_not_recommended_again(services: list[Service]) -> None:
     one = client(services[0])
     one.post(ITEMS, {"upsert": [{"item_id": "new", "vector": best_vector(services[0])}]})
-    before = one.post("/v1/recommend", ASK)[1]
+    before = one.post("/v1/recommend", REQUEST)[1]
     assert (
         one.post("/v1/events", {"events": [{"user_id": 30, "item_id": "new", "at": NOON - 1}]})[1]["unknown_items"] == 0
     )
-    after = one.post("/v1/recommend", ASK)[1]
+    after = one.post("/v1/recommend", REQUEST)[1]
     assert ids(after) == ids(before)[1:]
     assert [item["score"] for item in after["items"]] == [item["score"] for item in before["items"]][1:]
     posted = {"history": ["new"], "k": 9, "context": {"at": NOON}}
@@ -84,38 +84,38 @@ def test_what_was_put_and_then_met_is_not_answered_again(services: list[Service]
 
 def test_an_update_changes_what_is_given_and_nothing_else(services: list[Service]) -> None:
     one = client(services[0])
-    before = one.post("/v1/recommend", ASK)[1]
+    before = one.post("/v1/recommend", REQUEST)[1]
     assert one.post(ITEMS, {"upsert": [{"item_id": "a", "attributes": {"colour": "green"}}]})[1]["items"] == 7
     assert one.get("/v1/items/a")[1]["attributes"] == {"colour": "green", "length_s": 5.0}
-    assert ids(one.post("/v1/recommend", ASK | {"filter": "colour = 'green'"})[1]) == ["a"]
-    assert one.post("/v1/recommend", ASK)[1]["items"] == before["items"]
+    assert ids(one.post("/v1/recommend", REQUEST | {"filter": "colour = 'green'"})[1]) == ["a"]
+    assert one.post("/v1/recommend", REQUEST)[1]["items"] == before["items"]
 
 
-def test_every_worker_learns_of_it_and_so_does_one_started_anew(
+def test_every_worker_applies_the_changes_and_so_does_a_restarted_one(
     services: list[Service], run: Path, tmp_path: Path
 ) -> None:
     one, other = map(client, services)
     one.post(ITEMS, {"upsert": [{"item_id": "new", "vector": best_vector(services[0])}], "remove": ["b"]})
-    assert "b" in ids(other.post("/v1/recommend", ASK)[1])
+    assert "b" in ids(other.post("/v1/recommend", REQUEST)[1])
     services[1].current.items.catch_up()
-    expected = one.post("/v1/recommend", ASK)[1]["items"]
-    assert other.post("/v1/recommend", ASK)[1]["items"] == expected
-    # What another worker is told comes after what it has not heard of yet.
+    expected = one.post("/v1/recommend", REQUEST)[1]["items"]
+    assert other.post("/v1/recommend", REQUEST)[1]["items"] == expected
+    # A worker applies the earlier changes of other workers before its own.
     assert client(worker(run, tmp_path)).post(ITEMS, {"remove": ["new", "c"]})[1] == {
         "upserted": 0,
         "removed": 2,
         "items": 5,
     }
     services[0].current.items.catch_up()
-    assert sorted(ids(one.post("/v1/recommend", ASK)[1])) == ["a", "cold", "d", "e", "f"]
+    assert sorted(ids(one.post("/v1/recommend", REQUEST)[1])) == ["a", "cold", "d", "e", "f"]
 
 
-def test_another_bundle_takes_over_what_was_withdrawn_only(services: list[Service], run: Path) -> None:
+def test_another_bundle_takes_over_the_removals_only(services: list[Service], run: Path) -> None:
     other = write_run(run.parent / "other", again=1)
     one = client(services[0])
     one.post(ITEMS, {"upsert": [{"item_id": "new", "vector": best_vector(services[0])}], "remove": ["b"]})
     assert one.post("/v1/admin/swap", {"run": other.name})[1]["was_swapped"]
-    assert sorted(ids(one.post("/v1/recommend", ASK)[1])) == ["a", "c", "cold", "d", "e", "f"]
+    assert sorted(ids(one.post("/v1/recommend", REQUEST)[1])) == ["a", "c", "cold", "d", "e", "f"]
 
 
 @pytest.mark.parametrize(
@@ -138,29 +138,29 @@ def test_another_bundle_takes_over_what_was_withdrawn_only(services: list[Servic
         ({"upsert": [{"item_id": "a"}, {"item_id": "a"}]}, "each must be there once"),
     ],
 )
-def test_what_cannot_be_is_refused_whole(services: list[Service], change: dict[str, Any], says: str) -> None:
+def test_an_invalid_change_is_refused_as_a_whole(services: list[Service], change: dict[str, Any], says: str) -> None:
     one = client(services[0])
     status, problem = one.post(ITEMS, change | {"remove": ["b"]})
     assert (status, says in problem["detail"]) == (422, True), problem
-    assert "b" in ids(one.post("/v1/recommend", ASK)[1])
+    assert "b" in ids(one.post("/v1/recommend", REQUEST)[1])
     services[1].current.items.catch_up()
-    assert "b" in ids(client(services[1]).post("/v1/recommend", ASK)[1])
+    assert "b" in ids(client(services[1]).post("/v1/recommend", REQUEST)[1])
 
 
-def test_it_wants_a_token(services: list[Service]) -> None:
+def test_item_changes_require_a_token(services: list[Service]) -> None:
     assert Client(build_app(services[0], Limits())).post(ITEMS, {"remove": ["b"]})[0] == 403
     assert Client(build_app(services[0], Limits(token=TOKEN))).post(ITEMS, {"remove": ["b"]})[0] == 401
 
 
 @pytest.mark.slow
-def test_processes_tell_one_another_and_stop_as_before(run: Path, tmp_path: Path) -> None:
+def test_worker_processes_share_changes_and_stop_cleanly(run: Path, tmp_path: Path) -> None:
     service = Running(run, "--workers", "2", "--histories", str(tmp_path / "h.db"))
     service.until(lambda: len(service.logged("ready")) == 2)
     try:
-        assert service.ask(ITEMS, {"remove": ["b"]})["items"] == 6
-        time.sleep(2)  # within which the other has learnt of it
-        for _ in range(30):  # connections of their own: they fall to both
-            assert "b" not in ids(service.ask("/v1/recommend", ASK))
-        assert service.ask("/ready")["items"] == 7  # of the bundle
+        assert service.call(ITEMS, {"remove": ["b"]})["items"] == 6
+        time.sleep(2)  # by then the other worker has followed
+        for _ in range(30):  # new connections reach both workers
+            assert "b" not in ids(service.call("/v1/recommend", REQUEST))
+        assert service.call("/ready")["items"] == 7  # items of the bundle
     finally:
         assert service.stop() == 0

@@ -1,4 +1,4 @@
-"""Whatever is sent, the reply is a clean status: bodies drawn by chance, and requests drawn from the description."""
+"""Malformed requests get a clean status: random bodies, and requests generated from OpenAPI."""
 
 import asyncio
 import json
@@ -36,15 +36,15 @@ VALUES: list[Any] = [
 
 
 def malformed(number: int) -> tuple[str, bytes]:
-    """A route and a body: JSON of fields and values drawn by chance, half of the time cut, spliced or overwritten."""
+    """Returns a route and a body: JSON of random fields and values, half of the time cut, spliced or overwritten."""
     draw = random.Random(number)
     body = json.dumps({name: draw.choice(VALUES) for name in draw.sample(FIELDS.split(), draw.randint(0, 4))}).encode()
     match draw.randrange(6):
         case 0:
             body = body[: draw.randrange(len(body) + 1)]
         case 1:
-            place = draw.randrange(len(body))
-            body = body[:place] + draw.randbytes(3) + body[place:]
+            position = draw.randrange(len(body))
+            body = body[:position] + draw.randbytes(3) + body[position:]
         case 2:
             body = draw.randbytes(draw.randrange(40))
     return draw.choice(ROUTES), body
@@ -58,7 +58,7 @@ def app(tmp_path: Path) -> RequestGuard:
 
 
 async def send_all(app: RequestGuard, numbers: range) -> Counter[int]:
-    """How often each status came back; every refusal must say what is wrong."""
+    """Sends requests and counts the statuses; every error reply must have a message."""
     statuses: Counter[int] = Counter()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://twofold") as client:
         for number in numbers:
@@ -82,16 +82,16 @@ def test_thousands_of_malformed_bodies_get_clean_replies(app: RequestGuard) -> N
 
 # --- many -------------------------------------------------------------------------------------------------------------
 
-BODIES, AT_ONCE = 100_000, 50
+BODIES, PIPELINED = 100_000, 50
 
 
-def send_in_a_row(port: int, numbers: range) -> Counter[int]:
-    """How often each status came back, AT_ONCE requests sent in one write: the client is not what takes the time."""
+def send_pipelined(port: int, numbers: range) -> Counter[int]:
+    """Counts the statuses of requests, PIPELINED of them per write, so that the client is not the bottleneck."""
     statuses: Counter[int] = Counter()
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection, connection.makefile("rb") as replies:
-        for first in range(numbers.start, numbers.stop, AT_ONCE):
-            connection.sendall(b"".join(map(request, numbers[first - numbers.start :][:AT_ONCE])))
-            for _ in range(AT_ONCE):
+        for first in range(numbers.start, numbers.stop, PIPELINED):
+            connection.sendall(b"".join(map(request, numbers[first - numbers.start :][:PIPELINED])))
+            for _ in range(PIPELINED):
                 statuses[read_status(replies)] += 1
     return statuses
 
@@ -102,7 +102,7 @@ def request(number: int) -> bytes:
 
 
 def read_status(replies: BinaryIO) -> int:
-    """Of the next reply, which is read to its end."""
+    """Reads the next reply to its end and returns its status."""
     status, length = int(replies.readline().split()[1]), 0
     while (header := replies.readline()) != b"\r\n":
         name, _, value = header.partition(b":")
@@ -112,20 +112,20 @@ def read_status(replies: BinaryIO) -> int:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_leave_memory_as_it_was(tmp_path: Path) -> None:
+def test_a_hundred_thousand_malformed_bodies_do_not_grow_memory(tmp_path: Path) -> None:
     running = Running(write_run(tmp_path / "tiny"), token="")
     (worker,) = running.workers()
 
-    def held() -> int:
+    def peak_memory() -> int:
         (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
-        return int(peak)  # KiB, at most so far
+        return int(peak)  # KiB
 
-    send_in_a_row(running.port, range(BODIES // 5))
-    before = held()
-    statuses = send_in_a_row(running.port, range(BODIES // 5, BODIES))
+    send_pipelined(running.port, range(BODIES // 5))
+    before = peak_memory()
+    statuses = send_pipelined(running.port, range(BODIES // 5, BODIES))
     assert set(statuses) <= {200, 400, 403, 422}
     assert statuses.total() == BODIES * 4 // 5
-    assert held() - before < 30 * 1024
+    assert peak_memory() - before < 30 * 1024
     assert running.workers() == [worker]
     assert running.stop() == 0
 
@@ -138,8 +138,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.mark.slow
-def test_requests_drawn_from_the_description_never_fail_the_service(service: Running) -> None:
-    """schemathesis: valid and invalid requests of every route; no 500, and replies of the shape that is described."""
+def test_requests_generated_from_openapi_never_fail_the_service(service: Running) -> None:
+    """Sends valid and invalid requests of every route with schemathesis; replies must fit the schemas."""
     schemathesis = pytest.importorskip("schemathesis", reason="pip install schemathesis")
     schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{service.port}/openapi.json")
     operations = [operation.ok() for operation in schema.get_all_operations()]

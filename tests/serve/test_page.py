@@ -37,7 +37,7 @@ def test_a_person_requests_filters_and_likes(browser: Browser, service: Running)
     browser.until("at('users').children.length === 4")
 
     first = recommend(browser, user="10", k="3")
-    expected = service.ask("/v1/recommend", {"user_id": 10, "k": 3})
+    expected = service.call("/v1/recommend", {"user_id": 10, "k": 3})
     assert first == [item["item_id"] for item in expected["items"]]
     assert browser.run(SEEN) == ["cold", "b", "a"]
     assert browser.run("document.querySelector('#items .reasons').textContent").startswith("similar to ")

@@ -1,4 +1,4 @@
-"""Answers of a tiny bundle whose scores can be computed by hand, and bundles that are damaged or thrown together."""
+"""Recommendations of a tiny bundle whose scores can be computed by hand, and damaged or mixed bundles."""
 
 import json
 import os
@@ -40,48 +40,48 @@ def recommender(run: Path) -> Recommender:
     return load(run)
 
 
-def of_user(answer: pa.Table, user: int | None) -> list[str]:
-    return [row["item_id"] for row in answer.to_pylist() if row["user_id"] == user]
+def of_user(table: pa.Table, user: int | None) -> list[str]:
+    return [row["item_id"] for row in table.to_pylist() if row["user_id"] == user]
 
 
-def facts(answer: pa.Table) -> dict[str, int]:
-    return {name.decode(): int(value) for name, value in answer.schema.metadata.items()}
+def facts(table: pa.Table) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in table.schema.metadata.items()}
 
 
-# --- what is answered -------------------------------------------------------------------------------------------------
+# --- recommendations --------------------------------------------------------------------------------------------------
 
 
 def test_the_best_unseen_items_with_score_and_rank(recommender: Recommender) -> None:
-    answer = recommender.recommend([10], k=3)
+    table = recommender.recommend([10], k=3)
     expected = scores_of(["a", "cold"], ["b"])
-    assert answer.column_names == ["user_id", "item_id", "score", "rank"]
-    assert of_user(answer, 10) == best(expected, without="a b cold", k=3)
-    assert answer["rank"].to_pylist() == [1, 2, 3]
-    assert answer["score"].to_pylist() == pytest.approx([expected[item] for item in of_user(answer, 10)], abs=1e-5)
-    assert facts(answer) == {"lists": 1, "short_lists": 0, "unknown_items": 0, "as_of": NOON}
+    assert table.column_names == ["user_id", "item_id", "score", "rank"]
+    assert of_user(table, 10) == best(expected, without="a b cold", k=3)
+    assert table["rank"].to_pylist() == [1, 2, 3]
+    assert table["score"].to_pylist() == pytest.approx([expected[item] for item in of_user(table, 10)], abs=1e-5)
+    assert facts(table) == {"lists": 1, "short_lists": 0, "unknown_items": 0, "as_of": NOON}
 
 
-def test_only_the_last_of_a_long_history_are_read_and_all_of_it_is_left_out(recommender: Recommender) -> None:
-    answer = recommender.recommend([20])
-    assert of_user(answer, 20) == best(scores_of(["e", "d", "c", "f"], []), without="c d e f")
+def test_the_last_events_of_a_long_history_are_read_and_all_are_excluded(recommender: Recommender) -> None:
+    table = recommender.recommend([20])
+    assert of_user(table, 20) == best(scores_of(["e", "d", "c", "f"], []), without="c d e f")
     assert of_user(recommender.recommend([20], exclude_seen=False), 20) == best(scores_of(["e", "d", "c", "f"], []))
 
 
-def test_a_user_without_history_is_answered_by_the_moment_and_one_who_has_seen_all_by_nothing(
+def test_a_user_without_history_gets_items_by_the_hour_and_one_who_has_seen_all_gets_none(
     recommender: Recommender,
 ) -> None:
-    answer = recommender.recommend([40, 30], k=7)
-    assert of_user(answer, 30) == best(scores_of([], []))
-    assert of_user(answer, 40) == []
-    assert facts(answer)["short_lists"] == 1
+    table = recommender.recommend([40, 30], k=7)
+    assert of_user(table, 30) == best(scores_of([], []))
+    assert of_user(table, 40) == []
+    assert facts(table)["short_lists"] == 1
 
 
-def test_a_moment_of_the_past_knows_strictly_earlier_events_only(recommender: Recommender) -> None:
-    answer = recommender.recommend([10], at=2 * HOUR_MS)
-    assert of_user(answer, 10) == best(scores_of(["a"], [], hour=2), without="a")
+def test_a_request_time_in_the_past_reads_strictly_earlier_events_only(recommender: Recommender) -> None:
+    table = recommender.recommend([10], at=2 * HOUR_MS)
+    assert of_user(table, 10) == best(scores_of(["a"], [], hour=2), without="a")
 
 
-def test_filter_and_candidates_restrict_the_answers(recommender: Recommender) -> None:
+def test_filter_and_candidates_restrict_the_list(recommender: Recommender) -> None:
     scores = scores_of([], [])
     assert of_user(recommender.recommend([30], where="colour = 'red'"), 30) == best(scores, without="b c e")
     assert of_user(recommender.recommend([30], items=["b", "d", "none"]), 30) == best(scores, without="a c e f cold")
@@ -90,7 +90,7 @@ def test_filter_and_candidates_restrict_the_answers(recommender: Recommender) ->
     assert facts(both) == {"lists": 1, "short_lists": 1, "unknown_items": 1, "as_of": NOON}
 
 
-def test_what_a_bundle_lets_nobody_see_is_answered_to_no_request(tmp_path: Path) -> None:
+def test_items_outside_the_rule_of_a_bundle_are_never_recommended(tmp_path: Path) -> None:
     context = {"as_of": NOON, "where": "colour = 'red'"}
     write_run(tmp_path / "red")
     replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
@@ -102,23 +102,23 @@ def test_what_a_bundle_lets_nobody_see_is_answered_to_no_request(tmp_path: Path)
     assert "b" not in of_user(reds.recommend_for_history(["d"]), None)
 
 
-def test_no_filter_undoes_what_a_bundle_lets_nobody_see(tmp_path: Path) -> None:
+def test_no_filter_undoes_the_rule_of_a_bundle(tmp_path: Path) -> None:
     write_run(tmp_path / "red")
     context = {"as_of": NOON, "where": "colour = 'red'"}
     replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
-    opened, filters = open_live_bundle(tmp_path / "red"), load(tmp_path / "red").bundle.filters
-    assert opened.rule(None) == "colour = 'red'"
-    joined = opened.rule("length_s > 15 OR TRUE")
+    live_bundle, filters = open_live_bundle(tmp_path / "red"), load(tmp_path / "red").bundle.filters
+    assert live_bundle.rule(None) == "colour = 'red'"
+    joined = live_bundle.rule("length_s > 15 OR TRUE")
     assert joined is not None
     assert filters.eligible(joined).count == filters.eligible("colour = 'red'").count
     for evil in ("TRUE) OR (TRUE", "TRUE) OR TRUE OR (TRUE"):
         with pytest.raises(RequestError, match="The filter cannot be used"):
-            opened.rule(evil)
+            live_bundle.rule(evil)
         with pytest.raises(RequestError, match="The filter cannot be used"):
             load(tmp_path / "red").recommend([30], where=evil)
 
 
-def test_a_batch_answers_as_its_users_do_alone_in_the_order_asked(recommender: Recommender) -> None:
+def test_a_batch_has_the_lists_of_its_users_alone_in_the_order_of_the_request(recommender: Recommender) -> None:
     users = [40, 20, 10, 30, 20]
     together = recommender.recommend(users, where="length_s < 32")
     alone = pa.concat_tables([recommender.recommend([user], where="length_s < 32") for user in users])
@@ -127,7 +127,7 @@ def test_a_batch_answers_as_its_users_do_alone_in_the_order_asked(recommender: R
     assert recommender.recommend([]).num_rows == 0
 
 
-def test_an_id_given_as_text_is_the_number_it_spells(recommender: Recommender) -> None:
+def test_an_id_given_as_text_is_read_as_a_number(recommender: Recommender) -> None:
     assert recommender.recommend(["10"]).equals(recommender.recommend([10]))
 
 
@@ -140,14 +140,14 @@ def test_a_posted_history_is_answered_as_that_of_a_known_user(recommender: Recom
     assert of_user(again, None) == best(scores_of(["a"], []), without="c", k=2)
 
 
-def test_unknown_items_of_a_history_are_passed_over_and_counted(recommender: Recommender) -> None:
-    answer = recommender.recommend_for_history(["a", "nobody", "nothing"], negatives=["b", "never"], k=2)
-    assert of_user(answer, None) == best(scores_of(["a"], ["b"]), without="a b", k=2)
-    assert facts(answer)["unknown_items"] == 3
+def test_unknown_items_of_a_history_are_skipped_and_counted(recommender: Recommender) -> None:
+    table = recommender.recommend_for_history(["a", "none", "nothing"], negatives=["b", "never"], k=2)
+    assert of_user(table, None) == best(scores_of(["a"], ["b"]), without="a b", k=2)
+    assert facts(table)["unknown_items"] == 3
     assert facts(recommender.recommend_for_history([]))["unknown_items"] == 0
 
 
-def test_all_users_are_written_whole_or_not_at_all(recommender: Recommender, tmp_path: Path) -> None:
+def test_all_users_are_written_all_or_nothing(recommender: Recommender, tmp_path: Path) -> None:
     path = tmp_path / "recommendations.parquet"
     rows = recommender.recommend_all(3, path)
     written = pq.read_table(path)
@@ -159,10 +159,10 @@ def test_all_users_are_written_whole_or_not_at_all(recommender: Recommender, tmp
     assert [file.name for file in tmp_path.iterdir()] == ["recommendations.parquet"]
 
 
-# --- questions without an answer --------------------------------------------------------------------------------------
+# --- invalid requests -------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_user_is_named_with_a_way_out(recommender: Recommender) -> None:
+def test_an_unknown_user_is_named_with_an_alternative(recommender: Recommender) -> None:
     message = r"user 11 is not among the 4 users of this run's log. .*--history ID,ID,ID, or recommend_for_history"
     with pytest.raises(RequestError, match=message):
         recommender.recommend([10, 11])
@@ -170,7 +170,7 @@ def test_an_unknown_user_is_named_with_a_way_out(recommender: Recommender) -> No
         recommender.recommend([1, 2, 3, 4, "x", 6, 7, 8])
 
 
-def test_a_history_of_which_nothing_is_known_is_refused(recommender: Recommender) -> None:
+def test_a_history_of_unknown_items_only_is_refused(recommender: Recommender) -> None:
     with pytest.raises(RequestError, match=r"history: items u, v are not among the 7 items .*ids look like a, b, c"):
         recommender.recommend_for_history(["u", "v"])
     with pytest.raises(RequestError, match=r"items: item z is not among"):
@@ -192,7 +192,7 @@ def test_k_and_filters_that_make_no_sense_are_refused(recommender: Recommender) 
     assert recommender.recommend([30], k=10**9).num_rows == len(ITEMS)
 
 
-# --- bundles that must not be opened ----------------------------------------------------------------------------------
+# --- invalid bundles --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

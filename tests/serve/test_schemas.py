@@ -1,4 +1,4 @@
-"""A body that does not fit is one message: the field, the value, what would be right."""
+"""An invalid body gives one message: the field, the value, the expected value."""
 
 import json
 
@@ -46,7 +46,7 @@ def refused(decoder, body):
         ),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_value(decoder, body, field, says):
+def test_an_invalid_field_is_named_with_its_value(decoder, body, field, says):
     error = refused(decoder, json.dumps(body).encode())
     assert error.status == 422
     assert error.problem.detail.startswith(says)
@@ -54,13 +54,13 @@ def test_what_does_not_fit_is_named_with_its_value(decoder, body, field, says):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"NaN", b'{"k": 01}', b"{'k': 1}"])
-def test_what_is_no_json_is_said_to_be_none(body):
+def test_a_body_that_is_not_json_is_refused_as_such(body):
     error = refused(RECOMMEND, body)
     assert (error.status, error.problem.detail[:21]) == (400, "The body is not JSON:")
 
 
-def answered(body):
-    """The status of the reply, which must be one that can be written."""
+def status_of(body):
+    """Returns the status of the reply, which must be encodable."""
     try:
         read_body(RECOMMEND, body)
     except HttpError as error:
@@ -74,8 +74,8 @@ def test_a_thousand_brackets_are_one_message():
 
 
 @given(strategies.binary(max_size=64) | strategies.text(max_size=32).map(str.encode))
-def test_any_bytes_are_a_question_or_one_message(body):
-    assert answered(body) in (200, 400, 422)
+def test_any_bytes_are_a_request_or_one_message(body):
+    assert status_of(body) in (200, 400, 422)
 
 
 json_values = strategies.recursive(
@@ -88,8 +88,8 @@ json_values = strategies.recursive(
 
 
 @given(strategies.dictionaries(strategies.sampled_from(Recommend.__struct_fields__), json_values))
-def test_any_values_of_its_fields_are_a_question_or_one_message(body):
-    assert answered(json.dumps(body).encode()) in (200, 422)
+def test_any_values_of_the_fields_are_a_request_or_one_message(body):
+    assert status_of(json.dumps(body).encode()) in (200, 422)
 
 
 def test_every_type_has_a_schema_with_its_limits():

@@ -1,4 +1,4 @@
-"""With a ranker: the served order and scores are those that are judged, whoever asks and however."""
+"""With a ranker, the service returns the order and scores of the evaluation, in tables and over HTTP."""
 
 import asyncio
 import shutil
@@ -34,32 +34,32 @@ pytestmark = pytest.mark.slow  # graphs are exported
 
 TOP = 6
 FORMULA = 'GREATEST(relevance, -9999) + LN("like" / (1 - "like")) - COALESCE(SQRT(relevance), long) / POWER(3, long)'
-ASKED = Mlp.model_validate(
+PLAIN = Mlp.model_validate(
     {"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"top": TOP}}
     | {"heads": [{"of": "long"}, {"of": "like"}], "formula": FORMULA}
 )
-# Either stage reads what the other does not.
+# Each stage has features that the other does not read.
 RETRIEVER = Features(vectors=FEATURES.vectors, user=FEATURES.user[:9], item=FEATURES.item)
 RANKER = Features(vectors=FEATURES.vectors, user=FEATURES.user[7:], item=FEATURES.item[:3])
-TUNED = ASKED.model_copy(
+TUNED = PLAIN.model_copy(
     update={"fine_tune": FineTune(), "features": RankerFeatures(user=RANKER.user, item=RANKER.item)}
 )
 
 
-@pytest.fixture(scope="module", params=[ASKED, TUNED], ids=["plain", "with tuned towers"])
+@pytest.fixture(scope="module", params=[PLAIN, TUNED], ids=["plain", "with tuned towers"])
 def world(request, tmp_path_factory):
-    """The bundle's run folder, and a line a user of both stages' scores as they are judged."""
-    asked = request.param
-    told = RANKER if asked is ASKED else with_features(RETRIEVER, RANKER.user, RANKER.item)
+    """Returns the run folder, the dataset, the retriever's order and the ranker's scores, one row per user."""
+    config = request.param
+    ranker_features = RANKER if config is PLAIN else with_features(RETRIEVER, RANKER.user, RANKER.item)
     folder = tmp_path_factory.mktemp("run")
     write_prepared(folder / "prepare", random_events(0))
     as_of = build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)["last_event_at"] + 1
-    dataset, arrays = load_dataset(folder / "dataset"), load_stages(folder / "dataset", RETRIEVER, told)
+    dataset, arrays = load_dataset(folder / "dataset"), load_stages(folder / "dataset", RETRIEVER, ranker_features)
     torch.manual_seed(0)
     score = NegativeDistance(kind="negative_distance")
     model = build_two_tower(TwoTower(kind="two_tower", dim=8, score=score), arrays.retriever.features, dataset.vectors)
-    ranker = build_ranker(asked, arrays.ranker.features, dataset.vectors, retrieved=10, retriever=model).eval()
-    with torch.no_grad():  # untrained, it would leave the order as it is
+    ranker = build_ranker(config, arrays.ranker.features, dataset.vectors, retrieved=10, retriever=model).eval()
+    with torch.no_grad():  # the untrained ranker keeps the order
         for weights in ranker.parameters():
             weights.add_(torch.randn_like(weights))
 
@@ -75,71 +75,73 @@ def world(request, tmp_path_factory):
     run_stage(folder, "index", inputs={}, work=work)
     users = np.arange(len(dataset.users))
     at = np.full(len(users), as_of)
-    asking = user_vectors(model, arrays.retriever, users, at)
-    queries, factors = as_products(model, asking, item_vectors(model, arrays.retriever, as_of))
-    found = np.argsort(-(queries @ factors.T), axis=1)  # of an untrained model: no ties
-    candidates, places = found[:, :TOP], np.tile(np.arange(TOP), (len(users), 1))
+    users_vectors = user_vectors(model, arrays.retriever, users, at)
+    queries, factors = as_products(model, users_vectors, item_vectors(model, arrays.retriever, as_of))
+    found = np.argsort(-(queries @ factors.T), axis=1)  # no ties in an untrained model
+    candidates, positions = found[:, :TOP], np.tile(np.arange(TOP), (len(users), 1))
     side = encode_item_side(ranker, arrays.ranker, factors, as_of)
     of_ranker = encode(ranker.user, query_batches(arrays.ranker, users, at))
-    return folder, dataset, found, rank_scores(ranker, side, of_ranker, queries, candidates, places)
+    return folder, dataset, found, rank_scores(ranker, side, of_ranker, queries, candidates, positions)
 
 
-def test_the_best_are_ordered_by_the_ranker_and_the_rest_follow_as_they_were_found(world) -> None:
+def test_the_best_are_ordered_by_the_ranker_and_the_rest_by_the_retriever(world) -> None:
     folder, dataset, found, scores = world
     items = len(dataset.items)
-    answers = load(folder).recommend(dataset.users.ids, k=items, exclude_seen=False)
-    rows = dataset.items.rows_of(answers["item_id"]).reshape(-1, items)
-    served = np.asarray(answers["score"]).reshape(rows.shape)
+    table = load(folder).recommend(dataset.users.ids, k=items, exclude_seen=False)
+    rows = dataset.items.rows_of(table["item_id"]).reshape(-1, items)
+    served = np.asarray(table["score"]).reshape(rows.shape)
     order = np.argsort(-scores, axis=1)
     assert rows[:, :TOP].tolist() == np.take_along_axis(found[:, :TOP], order, axis=1).tolist()
     np.testing.assert_allclose(served[:, :TOP], np.take_along_axis(scores, order, axis=1), rtol=1e-4, atol=1e-4)
     assert rows[:, TOP:].tolist() == found[:, TOP:].tolist()
     assert (np.diff(served, axis=1) <= 1e-5).all()
-    assert rows[:, :TOP].tolist() != found[:, :TOP].tolist()  # it does change something
+    assert rows[:, :TOP].tolist() != found[:, :TOP].tolist()  # the ranker changes the order
 
 
-def test_fewer_than_it_ranks_are_the_best_of_all_it_ranked(world) -> None:
+def test_a_list_shorter_than_the_candidates_has_the_best_of_all_candidates(world) -> None:
     folder, dataset, found, scores = world
-    answers = load(folder).recommend(dataset.users.ids, k=2, exclude_seen=False)
-    rows = dataset.items.rows_of(answers["item_id"]).reshape(-1, 2)
+    table = load(folder).recommend(dataset.users.ids, k=2, exclude_seen=False)
+    rows = dataset.items.rows_of(table["item_id"]).reshape(-1, 2)
     order = np.argsort(-scores, axis=1)[:, :2]
     assert rows.tolist() == np.take_along_axis(found[:, :TOP], order, axis=1).tolist()
 
 
-def test_equal_scores_keep_the_fixed_order_and_fewer_candidates_are_no_trouble(world, monkeypatch) -> None:
+def test_ties_have_the_fixed_order_and_few_candidates_work(world, monkeypatch) -> None:
     folder, dataset, found, _ = world
-    opened = open_live_bundle(folder)
+    live_bundle = open_live_bundle(folder)
     monkeypatch.setattr(
-        type(opened.bundle.ranker), "scores", lambda ranker, users, item_rows, *_: np.zeros(item_rows.shape, np.float32)
+        type(live_bundle.bundle.ranker),
+        "scores",
+        lambda ranker, users, item_rows, *_: np.zeros(item_rows.shape, np.float32),
     )
-    few = opened.bundle.filters.eligible("length_s >= 0").without(found[0, :-3])
-    askers = [user_state_of(opened.bundle, row, ()) for row in range(3)]
+    few = live_bundle.bundle.filters.eligible("length_s >= 0").without(found[0, :-3])
+    states = [user_state_of(live_bundle.bundle, row, ()) for row in range(3)]
     rank, _ = tie_order(len(dataset.items))
     expected = sorted(found[0, -3:].tolist(), key=lambda row: -rank[row])
-    answer = nearest(opened, askers, 5, allowed=few)
-    assert answer.item_rows.tolist() == [[*expected, -1, -1]] * 3
-    assert answer.counts.tolist() == [3] * 3
-    assert np.isneginf(answer.scores[:, 3:]).all()
+    ranked = nearest(live_bundle, states, 5, allowed=few)
+    assert ranked.item_rows.tolist() == [[*expected, -1, -1]] * 3
+    assert ranked.counts.tolist() == [3] * 3
+    assert np.isneginf(ranked.scores[:, 3:]).all()
 
 
-def test_an_explained_answer_says_where_the_retriever_had_it(world, tmp_path) -> None:
+def test_an_explained_list_has_the_ranks_of_the_retriever(world, tmp_path) -> None:
     folder, dataset, found, _ = world
     user = dataset.users.ids[3].as_py()
-    asked = Recommend(user_id=user, k=4, exclude_seen=False, explain=True)
+    request = Recommend(user_id=user, k=4, exclude_seen=False, explain=True)
 
-    async def answered():
+    async def recommend():
         service = Service(open_live_bundle(folder), folder.parent, open_histories(tmp_path / "h.db"), ServiceMetrics())
         try:
-            return await service.recommend(asked)
+            return await service.recommend(request)
         finally:
             await service.histories.close()
 
-    answer = asyncio.run(answered())
-    tower_of_item = {item: place + 1 for place, item in enumerate(found[3].tolist())}
-    assert [item.retrieved.rank for item in answer.items] == [
-        tower_of_item[dataset.items.row_of(item.item_id)] for item in answer.items
+    reply = asyncio.run(recommend())
+    retriever_rank = {item: index + 1 for index, item in enumerate(found[3].tolist())}
+    assert [item.retrieved.rank for item in reply.items] == [
+        retriever_rank[dataset.items.row_of(item.item_id)] for item in reply.items
     ]
-    best_first = sorted(answer.items, key=lambda item: item.retrieved.rank)
+    best_first = sorted(reply.items, key=lambda item: item.retrieved.rank)
     assert [item.retrieved.score for item in best_first] == sorted(
         (i.retrieved.score for i in best_first), reverse=True
     )

@@ -1,4 +1,4 @@
-"""A service of several processes: kills, swaps and stops, seen from outside."""
+"""A service of several processes: killed workers, swaps and stops, tested over HTTP."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ def start(run: Path) -> Iterator[Callable[..., Running]]:
 
 
 def other_run(run: Path, name: str) -> Path:
-    """A run beside it whose item vectors are others, so that its bundle is another."""
+    """Copies a run under another name and gives its bundle another digest."""
     other = run.parent / name
     shutil.copytree(run, other)
     manifest = other / "index" / MANIFEST
@@ -61,40 +61,40 @@ def other_run(run: Path, name: str) -> Path:
     return other
 
 
-def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(start: Callable[..., Running]) -> None:
+def test_a_killed_worker_is_replaced_and_no_acknowledged_event_is_lost(start: Callable[..., Running]) -> None:
     service = start("--workers", "2")
     service.until(lambda: len(service.workers()) == 2)
-    kept = 0
+    accepted = 0
     for turn in range(3):
         events = [{"user_id": "new", "item_id": item, "at": 1_000 * turn + place} for place, item in enumerate("abc")]
-        kept += service.ask("/v1/events", {"events": events})["accepted"]
+        accepted += service.call("/v1/events", {"events": events})["accepted"]
         os.kill(service.workers()[0], signal.SIGKILL)
         service.until(lambda turn=turn: len(service.logged("worker replaced")) == turn + 1)
         service.until(lambda turn=turn: len(service.logged("ready")) == turn + 3)
-    for _ in range(10):  # whichever worker answers
-        answer = service.ask("/v1/recommend", {"user_id": "new", "explain": True})
-        assert (answer["source"], len(answer["history"])) == ("model", kept)
-    assert service.ask("/health")["items"] == len(ITEMS)
+    for _ in range(10):  # from either worker
+        reply = service.call("/v1/recommend", {"user_id": "new", "explain": True})
+        assert (reply["source"], len(reply["history"])) == ("model", accepted)
+    assert service.call("/health")["items"] == len(ITEMS)
     assert service.stop() == 0
 
 
-def test_what_was_acknowledged_outlives_the_whole_service(start: Callable[..., Running]) -> None:
+def test_acknowledged_events_outlive_the_whole_service(start: Callable[..., Running]) -> None:
     service = start()
-    service.ask("/v1/events", {"events": [{"user_id": "new", "item_id": "a"}]})
+    service.call("/v1/events", {"events": [{"user_id": "new", "item_id": "a"}]})
     workers = service.workers()
-    (meters,) = re.findall(rf"{SHARED_METRICS}=([^\0]+)", Path(f"/proc/{workers[0]}/environ").read_text())
-    assert Path(meters).is_dir()
+    (folder,) = re.findall(rf"{SHARED_METRICS}=([^\0]+)", Path(f"/proc/{workers[0]}/environ").read_text())
+    assert Path(folder).is_dir()
     service.process.kill()
     service.process.wait()
-    for worker in workers:  # nobody watches it any more: it stops by itself
+    for worker in workers:  # without a supervisor it stops by itself
         for _ in range(600):
             if not Path(f"/proc/{worker}").exists():
                 break
             time.sleep(0.05)
         assert not Path(f"/proc/{worker}").exists()
-    assert not Path(meters).exists()
+    assert not Path(folder).exists()
     again = start()
-    assert again.ask("/v1/recommend", {"user_id": "new"})["source"] == "model"
+    assert again.call("/v1/recommend", {"user_id": "new"})["source"] == "model"
 
 
 def test_a_swap_reaches_all_workers_and_fails_no_request(start: Callable[..., Running], run: Path) -> None:
@@ -108,21 +108,21 @@ def test_a_swap_reaches_all_workers_and_fails_no_request(start: Callable[..., Ru
         while not is_over.is_set():
             statuses.append(service.reply("/v1/recommend", {"user_id": 10}).status_code)
 
-    asking = [threading.Thread(target=load) for _ in range(2)]
-    for thread in asking:
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
         thread.start()
-    before = service.ask("/health")["bundle"]
-    swapped = service.ask("/v1/admin/swap", {"run": "newer"})
+    before = service.call("/health")["bundle"]
+    swapped = service.call("/v1/admin/swap", {"run": "newer"})
     assert (swapped["run"], swapped["was_swapped"]) == ("newer", True)
     service.until(lambda: len(service.logged("swapped")) == 2)
     is_over.set()
-    for thread in asking:
+    for thread in threads:
         thread.join()
     assert set(statuses) == {200}
     assert (
-        {service.ask("/v1/recommend", {"user_id": 10})["bundle"] for _ in range(10)} == {swapped["bundle"]} != {before}
+        {service.call("/v1/recommend", {"user_id": 10})["bundle"] for _ in range(10)} == {swapped["bundle"]} != {before}
     )
-    # A worker that is started later answers from it too.
+    # A worker that starts later uses the new bundle too.
     os.kill(service.workers()[0], signal.SIGKILL)
     service.until(lambda: len(service.logged("ready")) == 3)
     assert service.logged("ready")[-1]["run"] == other.name
@@ -142,44 +142,44 @@ def test_a_swap_while_a_worker_opens_its_bundle_reaches_it(run: Path, tmp_path: 
     assert service.current.name == "newer"
 
 
-def test_a_swap_that_the_other_workers_cannot_be_told_of_is_taken_back(run: Path, tmp_path: Path) -> None:
+def test_a_swap_is_undone_if_the_other_workers_cannot_be_notified(run: Path, tmp_path: Path) -> None:
     other_run(run, "newer")
     nowhere = tmp_path / "full" / CURRENT  # as on a full disk: what is written there fails
     service = Service(
         open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics(), nowhere
     )
 
-    async def ask() -> None:
+    async def run_requests() -> None:
         with pytest.raises(HttpError, match="the other workers cannot be notified of the swap") as refused:
             await service.swap(Swap(run="newer"))
         assert refused.value.status == 503
         await service.histories.close()
 
-    asyncio.run(ask())
+    asyncio.run(run_requests())
     assert service.current.name == run.name
 
 
-def test_a_store_that_is_away_is_said_once_a_second(
+def test_a_store_that_is_down_is_logged_once_a_second(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Away(SqliteHistories):
+    class DownStore(SqliteHistories):
         async def read(self, users: Sequence[str]) -> list[list[LiveEvent]]:
-            raise StoreError("away")
+            raise StoreError("down")
 
-    service = Service(open_live_bundle(run), run.parent, Away(tmp_path / "histories.db"), ServiceMetrics())
+    service = Service(open_live_bundle(run), run.parent, DownStore(tmp_path / "histories.db"), ServiceMetrics())
 
-    async def ask() -> None:
+    async def run_requests() -> None:
         for _ in range(5):
             assert (await service.recommend(Recommend(user_id=10))).is_degraded
         await service.histories.close()
 
     with caplog.at_level("INFO", "twofold.serve"):
-        asyncio.run(ask())
+        asyncio.run(run_requests())
     assert [record.message for record in caplog.records].count("histories cannot be read") == 1
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("damage", "says"),
     [
         (lambda run: (run / "index" / "item_vectors.npy").write_bytes(b"cut"), "item_vectors.npy is damaged"),
         (lambda run: shutil.rmtree(run / "index"), "has no complete index/ stage"),
@@ -188,39 +188,39 @@ def test_a_store_that_is_away_is_said_once_a_second(
     ],
     ids=["damaged", "missing", "failing", "foreign"],
 )
-def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_goes_on(
-    start: Callable[..., Running], run: Path, spoil: Callable[[Path], Any], says: str
+def test_a_bad_bundle_is_refused_with_the_reason_and_the_old_one_stays(
+    start: Callable[..., Running], run: Path, damage: Callable[[Path], Any], says: str
 ) -> None:
-    spoil(other_run(run, "bad"))
+    damage(other_run(run, "bad"))
     service = start()
-    before = service.ask("/v1/recommend", {"user_id": 10})
+    before = service.call("/v1/recommend", {"user_id": 10})
     reply = service.reply("/v1/admin/swap", {"run": "bad"})
     assert reply.status_code == 409
     assert says in reply.json()["detail"]
     assert str(run.parent) not in reply.json()["detail"]
     for name in ("nothing", "..", "/etc", "../runs/tiny"):
         assert service.reply("/v1/admin/swap", {"run": name}).status_code in (409, 422)
-    assert service.ask("/v1/recommend", {"user_id": 10})["items"] == before["items"]
+    assert service.call("/v1/recommend", {"user_id": 10})["items"] == before["items"]
     assert says in service.logged("swap refused")[0]["error"]
 
 
-def test_a_hangup_opens_the_bundle_anew(start: Callable[..., Running], run: Path) -> None:
+def test_a_hangup_reopens_the_bundle(start: Callable[..., Running], run: Path) -> None:
     service = start("--workers", "2")
     service.until(lambda: len(service.workers()) == 2)
-    before = service.ask("/health")["bundle"]
+    before = service.call("/health")["bundle"]
     newer = other_run(run, "newer")
     shutil.rmtree(run / "index")
     shutil.move(newer / "index", run / "index")
     service.process.send_signal(signal.SIGHUP)
     service.until(lambda: len(service.logged("swapped")) == 2)
-    assert {service.ask("/health")["bundle"] for _ in range(10)} == {"newernewerne"} != {before}
+    assert {service.call("/health")["bundle"] for _ in range(10)} == {"newernewerne"} != {before}
     (run / "index" / "index.json").write_text("{")
     service.process.send_signal(signal.SIGHUP)
     service.until(lambda: len(service.logged("swap refused")) == 2)
-    assert service.ask("/health")["bundle"] == "newernewerne"
+    assert service.call("/health")["bundle"] == "newernewerne"
 
 
-def test_what_was_begun_is_finished_when_it_is_stopped(start: Callable[..., Running]) -> None:
+def test_requests_in_progress_are_finished_when_the_service_stops(start: Callable[..., Running]) -> None:
     service = start("--workers", "2")
     service.until(lambda: len(service.workers()) == 2)
     url = f"http://127.0.0.1:{service.port}/v1/recommend:batch"
@@ -239,23 +239,23 @@ def test_what_was_begun_is_finished_when_it_is_stopped(start: Callable[..., Runn
     assert service.workers() == []
 
 
-def test_meters_of_all_workers_are_one_page(start: Callable[..., Running]) -> None:
+def test_metrics_of_all_workers_are_one_page(start: Callable[..., Running]) -> None:
     service = start("--workers", "2", "--log-requests")
     service.until(lambda: len(service.workers()) == 2)
-    asked = 0
+    requests = 0
 
-    def both_have_answered() -> bool:
-        nonlocal asked
-        asked += bool(service.ask("/v1/recommend", {"user_id": 10}))
+    def both_have_replied() -> bool:
+        nonlocal requests
+        requests += bool(service.call("/v1/recommend", {"user_id": 10}))
         logged = [line for line in service.logged("request") if line["route"] == "/v1/recommend"]
         return len({line["process"] for line in logged}) == 2
 
-    service.until(both_have_answered)
+    service.until(both_have_replied)
     lines = service.reply("/metrics").text.splitlines()
-    assert f'twofold_requests_total{{route="/v1/recommend",status="200"}} {asked}.0' in lines
+    assert f'twofold_requests_total{{route="/v1/recommend",status="200"}} {requests}.0' in lines
 
 
-def test_what_cannot_be_served_is_one_message_at_the_start(run: Path, tmp_path: Path) -> None:
+def test_a_service_that_cannot_start_gives_one_message(run: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

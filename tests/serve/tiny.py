@@ -22,7 +22,7 @@ from twofold.serve.bundle import USER_TOWER, save_context
 from twofold.tables import HOUR_MS
 
 NOON = 12 * HOUR_MS
-LENGTH = 4  # of the histories the tower reads
+LENGTH = 4  # of the histories that the tower reads
 ITEMS = ["a", "b", "c", "d", "e", "f", "cold"]
 NUM_KNOWN = 6
 DIM = 5
@@ -30,7 +30,7 @@ VECTORS = np.random.default_rng(0).standard_normal((len(ITEMS), DIM)).astype(np.
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 HOUR_VECTORS = np.random.default_rng(1).standard_normal((25, DIM)).astype(np.float32)
 
-# user → (item, at, is positive), in time order; user 30 has met nothing, user 40 everything.
+# user → (item, at, is positive), in time order; user 30 has no events, user 40 has seen all items.
 EVENTS = {
     10: [("a", 1 * HOUR_MS, True), ("b", 2 * HOUR_MS, False), ("cold", 3 * HOUR_MS, True)],
     20: [(item, (1 + hour) * HOUR_MS, True) for hour, item in enumerate(["f", "e", "d", "c", "f"])],
@@ -40,7 +40,7 @@ EVENTS = {
 
 
 def write_tower(path: Path, *, dim: int = DIM, last_input: str = "hour", hours: int = 25) -> None:
-    """vector = Σ vectors of the positives - Σ vectors of the negatives + vector of the hour; cold and padding are 0."""
+    """Writes vector = Σ positives - Σ negatives + vector of the hour; cold items and padding are 0."""
     table = np.zeros((1 + NUM_KNOWN, DIM), np.float32)
     table[1:] = VECTORS[:NUM_KNOWN]
     constants = {"table": table[:, :dim], "hours": HOUR_VECTORS[:hours, :dim], "one": np.array([1])}
@@ -49,9 +49,9 @@ def write_tower(path: Path, *, dim: int = DIM, last_input: str = "hour", hours: 
         helper.make_node("Gather", ["table", "negatives"], ["disliked"]),
         helper.make_node("ReduceSum", ["liked", "one"], ["plus"], keepdims=0),
         helper.make_node("ReduceSum", ["disliked", "one"], ["minus"], keepdims=0),
-        helper.make_node("Gather", ["hours", last_input], ["moment"]),
+        helper.make_node("Gather", ["hours", last_input], ["hour_vector"]),
         helper.make_node("Sub", ["plus", "minus"], ["taste"]),
-        helper.make_node("Add", ["taste", "moment"], ["vector"]),
+        helper.make_node("Add", ["taste", "hour_vector"], ["vector"]),
     ]
     shapes = {"positives": ["batch", LENGTH], "negatives": ["batch", LENGTH], last_input: ["batch"]}
     graph = helper.make_graph(
@@ -78,19 +78,19 @@ def write_dataset(folder: Path) -> None:
     features = {"user": [*user, {"kind": "time", "of": "hour"}], "item": [{"kind": "id"}]}
     save_features(FeatureState(Features.model_validate(features), 0, NUM_KNOWN, {}, {}), folder / "features")
     flat = [event for events in EVENTS.values() for event in events]
-    everything = Histories(
+    events = Histories(
         items.rows_of([item for item, _, _ in flat]).astype(np.int32),
         np.array([at for _, at, _ in flat]),
         np.cumsum([0, *(len(events) for events in EVENTS.values())]),
     )
     is_positive = np.array([positive for _, _, positive in flat])
-    everything.save(folder, "events")
-    everything.only(is_positive).save(folder, "positives")
-    everything.only(~is_positive).save(folder, "negatives")
+    events.save(folder, "events")
+    events.only(is_positive).save(folder, "positives")
+    events.only(~is_positive).save(folder, "negatives")
 
 
 def write_run(run: Path, *, again: int = 0) -> Path:
-    """The bundle; each number of `again` gives it another digest."""
+    """Writes a run folder with a bundle; each number of `again` gives another digest."""
     write_dataset(run / "dataset")
 
     def work(out: Path) -> Mapping[str, Any]:
@@ -105,7 +105,7 @@ def write_run(run: Path, *, again: int = 0) -> Path:
 
 
 def replace_part(run: Path, name: str, write: Any) -> None:
-    """Writes another content for a file and its true checksum: what only a look at the content can tell."""
+    """Replaces the content of a file together with its checksum in the manifest."""
     path = run / "index" / name
     write(path)
     manifest = json.loads((run / "index" / MANIFEST).read_text())
@@ -114,7 +114,7 @@ def replace_part(run: Path, name: str, write: Any) -> None:
 
 
 def scores_of(positives: list[str], negatives: list[str], *, hour: int = 12) -> dict[str, float]:
-    """The definition, written anew: cold items count for nothing in a history, and can be recommended."""
+    """Computes the scores from their definition: cold items are ignored in a history, and can be recommended."""
     query = HOUR_VECTORS[hour + 1].astype(np.float64)
     for sign, history in ((1, positives[-LENGTH:]), (-1, negatives[-LENGTH:])):
         for item in history:

@@ -1,0 +1,34 @@
+"""Lists of a live bundle, alone and in a batch, and its trial request."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.serve.tiny import EVENTS, ITEMS, best, replace_part, scores_of, write_run, write_tower
+from twofold.errors import RunError
+from twofold.serve.bundle import USER_TOWER
+from twofold.serve.live_bundle import LiveBundle, nearest, open_live_bundle
+from twofold.serve.user_state import user_state_of
+
+
+@pytest.fixture(scope="module")
+def live_bundle(tmp_path_factory: pytest.TempPathFactory) -> LiveBundle:
+    return open_live_bundle(write_run(tmp_path_factory.mktemp("runs") / "tiny"))
+
+
+def test_a_user_gets_the_same_list_alone_and_in_a_batch(live_bundle: LiveBundle) -> None:
+    states = [user_state_of(live_bundle.bundle, row, ()) for row in range(len(EVENTS))]
+    together = nearest(live_bundle, states, 4)
+    assert [ITEMS[row] for row in together.item_rows[0]] == best(scores_of(["a", "cold"], ["b"]), k=4)
+    for state, rows, scores in zip(states, together.item_rows, together.scores, strict=True):
+        alone = nearest(live_bundle, [state], 4)
+        assert alone.item_rows[0].tolist() == rows.tolist()
+        assert alone.scores[0].tolist() == scores.tolist()
+
+
+def test_a_bundle_whose_trial_request_fails_is_refused(tmp_path: Path) -> None:
+    """A graph whose table has too few rows can be loaded, but fails when an input is beyond the table."""
+    run = write_run(tmp_path / "tiny")
+    replace_part(run, USER_TOWER, lambda path: write_tower(path, hours=3))
+    with pytest.raises(RunError, match=r"the bundle of .*tiny can be opened, but a trial request fails: .*Gather"):
+        open_live_bundle(run)
