@@ -1,15 +1,15 @@
-"""Does a service stay right while its workers are killed, its store goes away, its bundle changes and its disk is full?
+"""Tests a service under faults: killed workers, a failing store, swaps of bundles and a full disk.
 
     python benchmarks/faults.py [seconds a store] [--to FILE]     (default: 600, faults.json beside this file)
 
 Claim: under load, with a worker killed every 20 s, a bundle swapped every 30 s (each third one damaged), Redis stopped,
-killed or frozen every 45 s and the disk filled every 60 s: no wrong answer, no acknowledged event lost, every failure a
-503 with Retry-After (409 for the damaged bundle), nothing that hangs. A request whose worker is killed while it answers
-ends with its connection: that is counted apart, and may happen near a kill alone.
+killed or frozen every 45 s and the disk filled every 60 s: no wrong list, no acknowledged event lost, every failure a
+503 with Retry-After (409 for the damaged bundle), no request that hangs. A request whose worker is killed loses its
+connection: these are counted separately, and may happen near a kill only.
 
-Twice: two workers with histories in a SQLite file, and with histories in Redis (`appendonly yes`, `appendfsync
+Two trials: two workers with histories in a SQLite file, and with histories in Redis (`appendonly yes`, `appendfsync
 always`). The disk is a file system in memory of 48 MB that holds the histories and the service's temporary files; to
-mount it takes root. Shorter runs have the same faults closer together. `faults_truth.py` says what is right.
+mount it takes root. Shorter runs have the same faults closer together. `faults_truth.py` computes the expected lists.
 """
 
 import asyncio
@@ -34,27 +34,27 @@ from typing import Any
 import httpx
 import numpy as np
 from faults_machine import TOKEN, WORKERS, Disk, RedisServer, Service
-from faults_truth import ITEMS, STRANGERS, USERS, K, Live, Truth, read_truth
+from faults_truth import ITEMS, UNKNOWN_USERS, USERS, K, Live, Truth, read_truth
 from serve_bundle import write_run
 
 from twofold.serve.event_store import LiveEvent, open_histories
 
 HERE = Path(__file__).parent
 CLIENTS = 6
-MOST_LIVE = 400  # events posted of one user: the store keeps 500
-HANGS_S = 10.0  # the service gives up after 5
-SETTLED_S = 5.0  # after a swap was acknowledged, all workers answer from it
+MAX_LIVE = 400  # events posted for one user; the store holds 500
+HANGS_S = 10.0  # the service gives up after 5 s
+SETTLED_S = 5.0  # after this time, all workers use the bundle of an acknowledged swap
 NEAR_A_KILL_S = 3.0
 NO_STORE = "the live history cannot be read now"
 DAMAGED = "damaged"
 
 
-# --- who asks ---------------------------------------------------------------------------------------------------------
+# --- clients ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Tally:
-    """What came of it."""
+    """Counts of replies, failures and faults."""
 
     replies: Counter[str] = field(default_factory=Counter)
     ms: list[float] = field(default_factory=list)
@@ -67,21 +67,21 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     last_kill: float = -np.inf
     swaps: list[tuple[float, str]] = field(default_factory=list)
-    """When a swap was acknowledged, and to which bundle."""
-    asked_for: str = ""
-    """The bundle of a swap that is not acknowledged yet: it may answer already."""
+    """Times and bundles of the acknowledged swaps."""
+    requested_bundle: str = ""
+    """The bundle of a swap that is not acknowledged yet: a worker may use it already."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """A client's means: one connection, the truth about each bundle by digest, and the tally."""
+class Client:
+    """A client: one connection, the expected lists of each bundle by digest, and the tally."""
 
     http: httpx.AsyncClient
     truths: dict[str, Truth]
     tally: Tally
 
-    async def ask(self, route: str, body: Any) -> Any:
-        """The reply to a body, or None where there was a clean failure; all else is written down."""
+    async def post(self, route: str, body: Any) -> Any:
+        """Posts a body and returns the reply; `None` means a failure, which is counted."""
         tally, began = self.tally, time.monotonic()
         try:
             reply = await self.http.post(f"/v1/{route}", json=body)
@@ -102,64 +102,64 @@ class Asking:
         return None
 
     async def post_events(self, live: Live, draw: random.Random) -> None:
-        """New events, or again those of which it is not known whether they were kept."""
+        """Posts new events, or again the events that may not have been stored."""
         if not live.unsure:
-            last = live.kept[-1].at if live.kept else 0
+            last = live.acknowledged[-1].at if live.acknowledged else 0
             first = max(last + 1, time.time_ns() // 1_000_000)
-            kinds = ["positive"] if not live.kept else ["positive", "negative", "met"]
+            kinds = ["positive"] if not live.acknowledged else ["positive", "negative", "met"]
             live.unsure = [
-                LiveEvent(str(draw.randrange(ITEMS) + 1), first + place, draw.choice(kinds))
-                for place in range(draw.randint(1, 3))
+                LiveEvent(str(draw.randrange(ITEMS) + 1), first + offset, draw.choice(kinds))
+                for offset in range(draw.randint(1, 3))
             ]
         events = [{"user_id": live.user_id} | event._asdict() for event in live.unsure]
-        answer = await self.ask("events", {"events": events})
-        if answer is not None:
-            if answer["accepted"] != len(events):
-                self.tally.wrong.append(f"events: {answer}")
-            live.kept, live.unsure = live.kept + live.unsure, []
+        reply = await self.post("events", {"events": events})
+        if reply is not None:
+            if reply["accepted"] != len(events):
+                self.tally.wrong.append(f"events: {reply}")
+            live.acknowledged, live.unsure = live.acknowledged + live.unsure, []
 
     async def recommend(self, live: Live) -> None:
-        """A list, held against what is right."""
+        """Requests a list and compares it with the expected one."""
         began = time.monotonic()
-        answer = await self.ask("recommend", {"user_id": live.user_id, "k": K})
-        if answer is None:
+        reply = await self.post("recommend", {"user_id": live.user_id, "k": K})
+        if reply is None:
             return
-        is_blind = any(remark.startswith(NO_STORE) for remark in answer["warnings"])
-        self.tally.without_store += is_blind
-        known = [[]] if is_blind else [live.kept, live.kept + live.unsure]
-        truth = self.truth(answer, began)
-        if truth is not None and not any(truth.is_right(live.user_id, events, answer) for events in known):
-            self.tally.wrong.append(f"recommend {live} {json.dumps(answer)}")
+        is_log_only = any(warning.startswith(NO_STORE) for warning in reply["warnings"])
+        self.tally.without_store += is_log_only
+        known = [[]] if is_log_only else [live.acknowledged, live.acknowledged + live.unsure]
+        truth = self.truth(reply, began)
+        if truth is not None and not any(truth.is_right(live.user_id, events, reply) for events in known):
+            self.tally.wrong.append(f"recommend {live} {json.dumps(reply)}")
 
     async def similar(self, item_id: int) -> None:
-        """Likewise."""
+        """Requests similar items and compares them with the expected ones."""
         began = time.monotonic()
-        answer = await self.ask("similar", {"item_id": item_id, "k": K})
-        truth = None if answer is None else self.truth(answer, began)
-        if truth is not None and not truth.is_similar(item_id, answer["items"]):
-            self.tally.wrong.append(f"similar {item_id} {json.dumps(answer)}")
+        reply = await self.post("similar", {"item_id": item_id, "k": K})
+        truth = None if reply is None else self.truth(reply, began)
+        if truth is not None and not truth.is_similar(item_id, reply["items"]):
+            self.tally.wrong.append(f"similar {item_id} {json.dumps(reply)}")
 
-    def truth(self, answer: dict[str, Any], began: float) -> Truth | None:
-        """That of the bundle that answered; a bundle of before the last swap is wrong once all have followed."""
+    def truth(self, reply: dict[str, Any], began: float) -> Truth | None:
+        """Returns the expected lists for the bundle of a reply; an old bundle is wrong once all workers have swapped."""
         acknowledged, digest = self.tally.swaps[-1]
-        found = self.truths.get(answer["bundle"])
-        is_old = began > acknowledged + SETTLED_S and answer["bundle"] not in (digest, self.tally.asked_for)
+        found = self.truths.get(reply["bundle"])
+        is_old = began > acknowledged + SETTLED_S and reply["bundle"] not in (digest, self.tally.requested_bundle)
         if found is None or is_old:
-            self.tally.wrong.append(f"bundle {answer['bundle']}, not {digest}")
+            self.tally.wrong.append(f"bundle {reply['bundle']}, not {digest}")
         return found
 
 
-async def client(asking: Asking, lives: list[Live], until: float, seed: int) -> None:
-    """One after another, for users that nobody else asks about."""
+async def run_client(client: Client, lives: list[Live], until: float, seed: int) -> None:
+    """Sends requests one after another, for users that no other client uses."""
     draw = random.Random(seed)
     while time.monotonic() < until:
         live, chance = draw.choice(lives), draw.random()
-        if live.unsure or (chance < 0.3 and len(live.kept) < MOST_LIVE):
-            await asking.post_events(live, draw)
+        if live.unsure or (chance < 0.3 and len(live.acknowledged) < MAX_LIVE):
+            await client.post_events(live, draw)
         if chance < 0.9:
-            await asking.recommend(live)
+            await client.recommend(live)
         else:
-            await asking.similar(draw.randrange(ITEMS) + 1)
+            await client.similar(draw.randrange(ITEMS) + 1)
         await asyncio.sleep(draw.uniform(0, 0.08))
 
 
@@ -167,7 +167,7 @@ async def client(asking: Asking, lives: list[Live], until: float, seed: int) -> 
 
 
 async def every(seconds: float, until: float, act: Callable[[int], Awaitable[None]]) -> None:
-    """Acts again and again, at once where the last time took longer, and not at the end: it shall heal."""
+    """Repeats an action, without a pause if the last one took longer, and not near the end, so that faults heal."""
     began, turn = time.monotonic(), 0
     while (due := began + (turn + 1) * seconds) + seconds < until:
         await asyncio.sleep(due - time.monotonic())
@@ -177,16 +177,16 @@ async def every(seconds: float, until: float, act: Callable[[int], Awaitable[Non
 
 @dataclass(frozen=True)
 class Trial:
-    """A service with its store, and what is done to it."""
+    """A service with its store, and the faults injected into them."""
 
     service: Service
     disk: Disk
     redis: RedisServer | None
-    asking: Asking
+    client: Client
     seconds: float
 
     async def kill(self, turn: int) -> None:
-        """A worker, once the one that was killed before is replaced."""
+        """Kills a worker, after the one killed before has been replaced."""
         async with asyncio.timeout(120):
             while not self.service.kill_one():
                 await asyncio.sleep(0.1)
@@ -194,24 +194,24 @@ class Trial:
         self.tally.faults["workers killed"] += 1
 
     async def swap(self, turn: int) -> None:
-        """To the other bundle; each third time to a damaged one, which is refused."""
+        """Swaps to the other bundle; each third time to a damaged one, which is refused."""
         digest = self.tally.swaps[-1][1]
-        (other,) = (truth for truth in self.asking.truths.values() if truth.digest != digest)
+        (other,) = (truth for truth in self.client.truths.values() if truth.digest != digest)
         name = DAMAGED if turn % 3 == 2 else other.name
-        self.tally.asked_for = digest if name == DAMAGED else other.digest
+        self.tally.requested_bundle = digest if name == DAMAGED else other.digest
         refused = self.tally.replies["admin/swap 409"]
-        while (answer := await self.asking.ask("admin/swap", {"run": name})) is None:
+        while (reply := await self.client.post("admin/swap", {"run": name})) is None:
             if self.tally.replies["admin/swap 409"] > refused:
                 break
             await asyncio.sleep(0.1)
         self.tally.faults[f"swaps to {'a damaged' if name == DAMAGED else 'another'} bundle"] += 1
-        if (answer is None) != (name == DAMAGED):
-            self.tally.wrong.append(f"swap to {name}: {answer}")
-        if answer is not None:
-            self.tally.swaps.append((time.monotonic(), answer["bundle"]))
+        if (reply is None) != (name == DAMAGED):
+            self.tally.wrong.append(f"swap to {name}: {reply}")
+        if reply is not None:
+            self.tally.swaps.append((time.monotonic(), reply["bundle"]))
 
     async def break_redis(self, turn: int) -> None:
-        """Stopped, killed or frozen, and there again."""
+        """Stops, kills or freezes Redis, then heals it."""
         assert self.redis is not None
         number = (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP)[turn % 3]
         self.redis.signal(number)
@@ -220,7 +220,7 @@ class Trial:
         await asyncio.to_thread(self.redis.heal)
 
     async def fill_disk(self, turn: int) -> None:
-        """For a while."""
+        """Fills the disk for a while."""
         await asyncio.to_thread(self.disk.fill)
         self.tally.faults["disk filled"] += 1
         await asyncio.sleep(min(8, self.seconds / 10))
@@ -230,13 +230,13 @@ class Trial:
 
     @property
     def tally(self) -> Tally:
-        """What came of it so far."""
-        return self.asking.tally
+        """Counts so far."""
+        return self.client.tally
 
     async def run(self, lives: list[Live]) -> None:
-        """Load and faults at once; then all is whole again and each user is asked about."""
+        """Runs load and faults together; then heals everything and checks the list of each user."""
         until, seconds = time.monotonic() + self.seconds, self.seconds
-        clients = [client(self.asking, lives[number::CLIENTS], until, number) for number in range(CLIENTS)]
+        clients = [run_client(self.client, lives[number::CLIENTS], until, number) for number in range(CLIENTS)]
         faults = [
             every(min(20, seconds / 6), until, self.kill),
             every(min(30, seconds / 5), until, self.swap),
@@ -250,53 +250,53 @@ class Trial:
             self.redis.heal()
         await asyncio.sleep(2)
         for live in lives:
-            await self.asking.recommend(live)
+            await self.client.recommend(live)
 
 
 async def lost_events(histories: str, lives: list[Live]) -> tuple[int, int]:
-    """(acknowledged events, those of them that the store does not hold as they were acknowledged)."""
+    """Returns the number of acknowledged events, and of those that the store does not hold as acknowledged."""
     store = open_histories(histories)
     found = await store.read([str(live.user_id) for live in lives])
     await store.close()
-    lost = sum(len(set(live.kept) - set(held)) for live, held in zip(lives, found, strict=True))
-    return sum(len(live.kept) for live in lives), lost
+    lost = sum(len(set(live.acknowledged) - set(held)) for live, held in zip(lives, found, strict=True))
+    return sum(len(live.acknowledged) for live in lives), lost
 
 
 @asynccontextmanager
-async def asking_of(service: Service, truths: list[Truth]) -> AsyncIterator[Asking]:
+async def connect(service: Service, truths: list[Truth]) -> AsyncIterator[Client]:
     headers, limits = {"authorization": f"Bearer {TOKEN}"}, httpx.Limits(max_connections=CLIENTS + 1)
     where = f"http://127.0.0.1:{service.port}"
     async with httpx.AsyncClient(base_url=where, headers=headers, timeout=HANGS_S, limits=limits) as http:
         tally = Tally(swaps=[(time.monotonic(), truths[0].digest)])
-        yield Asking(http, {truth.digest: truth for truth in truths}, tally)
+        yield Client(http, {truth.digest: truth for truth in truths}, tally)
 
 
-async def tried(name: str, seconds: float, folder: Path) -> dict[str, Any]:
-    """One trial with a store, from the first worker to the last event found again."""
+async def run_trial(name: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """Runs one trial with a store, from the first worker to the check of the last event."""
     runs = [
         write_run(folder / "runs" / run, items=ITEMS, users=USERS, seed=seed) for seed, run in enumerate(("a", "b"))
     ]
     shutil.copytree(runs[0], damaged := folder / "runs" / DAMAGED)
     (damaged / "index" / "item_vectors.npy").write_bytes(b"cut")
-    lives = [Live(number + 1) for number in range(USERS + STRANGERS)]
+    lives = [Live(number + 1) for number in range(USERS + UNKNOWN_USERS)]
     with ExitStack() as opened:
         disk = opened.enter_context(closing(Disk(folder / "disk")))
         redis = opened.enter_context(closing(RedisServer(disk.folder))) if name == "redis" else None
         histories = redis.url if redis is not None else str(disk.folder / "histories.db")
         service = opened.enter_context(closing(Service(runs[0], histories, disk.folder)))
-        async with asking_of(service, [read_truth(run) for run in runs]) as asking:
-            await Trial(service, disk, redis, asking, seconds).run(lives)
+        async with connect(service, [read_truth(run) for run in runs]) as client:
+            await Trial(service, disk, redis, client, seconds).run(lives)
         exit_code = service.stop()
-        if redis is not None:  # what is not on its disk is gone now
+        if redis is not None:  # events that are not on its disk are lost now
             redis.signal(signal.SIGKILL)
             redis.heal()
         acknowledged, lost = await lost_events(histories, lives)
     after = {"events_acknowledged": acknowledged, "events_lost": lost, "exit_code": exit_code}
-    return figures(asking.tally, service) | after
+    return figures(client.tally, service) | after
 
 
 def figures(tally: Tally, service: Service) -> dict[str, Any]:
-    """The tally in JSON, with the first few of what is wrong."""
+    """Returns the tally as JSON, with the first few errors."""
     exits = Counter(str(line["exit"]) for line in service.logged("worker replaced"))
     return {
         "faults": dict(tally.faults),
@@ -315,11 +315,11 @@ def figures(tally: Tally, service: Service) -> dict[str, Any]:
 
 
 def main(seconds: float = 600, to: Path = HERE / "faults.json") -> None:
-    """Prints and writes what happened; exit code 1 if the claim does not hold."""
+    """Prints and writes the results; the exit code is 1 if the claim is false."""
     stores = {}
     for name in ("sqlite", "redis"):
         folder = Path(tempfile.mkdtemp(prefix="twofold-faults-"))
-        stores[name] = asyncio.run(tried(name, seconds, folder))
+        stores[name] = asyncio.run(run_trial(name, seconds, folder))
         shutil.rmtree(folder)
         print(name, json.dumps(stores[name], indent=1))
     saved = {

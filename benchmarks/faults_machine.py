@@ -1,4 +1,4 @@
-"""What `faults.py` breaks: a disk that can be filled, a Redis that can be stopped, a service that can lose workers."""
+"""Parts that `faults.py` breaks: a disk that can be filled, a Redis that can be stopped, a service with workers."""
 
 import json
 import os
@@ -20,7 +20,7 @@ WORKERS: Final = 2
 
 
 class Disk:
-    """A file system of its own, small enough to be filled."""
+    """A separate file system, small enough to be filled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,25 +28,25 @@ class Disk:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
         done = subprocess.run(mount, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(f"no disk to fill: {done.stderr.strip()} (a mount takes root)")
+            raise SystemExit(f"no disk to fill: {done.stderr.strip()} (mounting needs root)")
 
     def fill(self) -> None:
-        """Until nothing more fits."""
+        """Fills the disk."""
         with suppress(OSError), (self.folder / "ballast").open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))
 
     def free(self) -> None:
-        """As it was."""
+        """Frees the disk."""
         (self.folder / "ballast").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Lazily: whoever still has a file open may finish."""
+        """Unmounts lazily: processes with an open file may finish."""
         subprocess.run(["umount", "-l", str(self.folder)], check=True)
 
 
 class RedisServer:
-    """A server of Redis whose data lie on the disk that is filled."""
+    """A Redis server that stores its data on the disk that is filled."""
 
     def __init__(self, folder: Path) -> None:
         found = shutil.which("redis-server") or shutil.which("valkey-server")
@@ -59,7 +59,7 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        """Waits until it listens."""
+        """Starts the server and waits until it listens."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(200):
             with socket.socket() as probe:
@@ -69,30 +69,30 @@ class RedisServer:
         raise SystemExit("Redis does not start")
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it a signal, if it runs."""
+        """Sends a signal to the server, if it runs."""
         self._process.send_signal(number)
 
     def heal(self) -> None:
-        """Goes on if it was frozen, and is started if it is gone: a full disk ends it, as `appendfsync always` says."""
+        """Resumes a frozen server and restarts one that has ended, as with `appendfsync always` on a full disk."""
         self.signal(signal.SIGCONT)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)
             self.start()
 
     def close(self) -> None:
-        """For good."""
+        """Kills the server."""
         self.signal(signal.SIGKILL)
         self._process.wait(30)
 
 
 class Service:
-    """`twofold serve` in processes of its own, and its log."""
+    """`twofold serve` in its own processes, with its log."""
 
     def __init__(self, run: Path, histories: str, disk: Path) -> None:
         self.port = free_port()
-        words = ["--port", str(self.port), "--workers", str(WORKERS), "--histories", histories]
+        options = ["--port", str(self.port), "--workers", str(WORKERS), "--histories", histories]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "twofold", "serve", str(run), *words],
+            [sys.executable, "-m", "twofold", "serve", str(run), *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=os.environ | {"TWOFOLD_TOKEN": TOKEN, "TMPDIR": str(disk)},
@@ -111,27 +111,27 @@ class Service:
             self.log.append(json.loads(line) if line.startswith(b"{") else {"message": line.decode().rstrip()})
 
     def logged(self, message: str) -> list[dict[str, Any]]:
-        """Lines of that message."""
+        """Returns the log lines with a message."""
         return [line for line in self.log if line["message"] == message]
 
     def kill_one(self) -> bool:
-        """SIGKILL for a worker; False as long as not all of them are there: none would be left to answer."""
+        """Kills a worker (SIGKILL), if all workers run; returns whether it did."""
         ready = {line["process"] for line in self.logged("ready")} - self._killed
-        there = [process for process in ready if Path(f"/proc/{process}").exists()]
-        if len(there) < WORKERS:
+        alive = [process for process in ready if Path(f"/proc/{process}").exists()]
+        if len(alive) < WORKERS:
             return False
-        self._killed.add(chosen := random.choice(there))
+        self._killed.add(chosen := random.choice(alive))
         with suppress(ProcessLookupError):
             os.kill(chosen, signal.SIGKILL)
         return True
 
     def stop(self) -> int:
-        """Its exit code after SIGTERM."""
+        """Stops the service with SIGTERM and returns its exit code."""
         self._process.terminate()
         return self._process.wait(60)
 
     def close(self) -> None:
-        """Nothing if it has been stopped; its workers end with it."""
+        """Kills the service, if it still runs; its workers end with it."""
         self._process.kill()
         self._process.wait(60)
 

@@ -1,16 +1,16 @@
-"""How many answers a second does one worker on one core give, and where does their time go?
+"""Measures requests per second of one worker on one core, and the time of each stage.
 
     python benchmarks/serve.py [seconds a round] [rounds]     (default: 8, 3)
 
-Claims (cold: nothing caches an answer; 30,000 items of 64 dimensions, histories of 50, 80 items excluded, k 100, 16
+Claims (no caching of replies; 30,000 items of 64 dimensions, histories of 50, 80 items excluded, k 100, 16
 connections): with the history-mean tower 2,000 requests a second, p50 within 8 ms, p99 within 20 ms; with a transformer
-of two layers 1,000, p99 within 30 ms; with a ranker that orders 100 candidates 700; a naive service (FastAPI with
-pydantic bodies around the same bundle's `recommend`, history-mean tower) behind.
+of two layers 1,000, p99 within 30 ms; with a ranker of 100 candidates 700; more than a naive service (FastAPI with
+pydantic bodies around the same bundle's `recommend`, history-mean tower).
 
-The worker has core 0, the load generator (wrk, a Debian package) core 1. On shared cores the clock says who else was
-there: the processor time a request is beside it, the quietest round beside the median, and the ratio to the naive
-service, which is asked in the same rounds, in turn. `floor` is FAISS alone: `IndexFlatIP.search` of one query, 116
-candidates, in a process of its own.
+The worker runs on core 0, the load generator (wrk, a Debian package) on core 1. Shared cores make wall-clock times
+noisy, so three more figures are given: the processor time per request, the quietest round beside the median, and the
+ratio to the naive service, which runs in the same rounds, in turn. `floor` is FAISS alone: `IndexFlatIP.search` of one
+query, 116 candidates, in its own process.
 Writes `serve.json` beside this file.
 """
 
@@ -35,35 +35,35 @@ from serve_bundle import DIM, ITEMS, USERS, Kind, write_run
 HERE = Path(__file__).parent
 CONNECTIONS, K, PORT = 16, 100, 8765
 KINDS: tuple[Kind, ...] = ("mean", "transformer", "ranked")
-ASK = """
-local asked = 0
+REQUEST = """
+local count = 0
 request = function()
-  asked = asked + 1
-  local body = string.format('{"user_id":%d,"k":%d}', (asked * 7919) % USERS + 1, K)
+  count = count + 1
+  local body = string.format('{"user_id":%d,"k":%d}', (count * 7919) % USERS + 1, K)
   return wrk.format("POST", "/v1/recommend", {["Content-Type"] = "application/json"}, body)
 end
 """.replace("USERS", str(USERS)).replace("K)", f"{K})")
 
 
 def ours(run: Path) -> list[str]:
-    """The service as it is started by hand."""
+    """Returns the command that starts the service."""
     return [sys.executable, "-m", "twofold", "serve", str(run), "--port", str(PORT)]
 
 
 def naive(run: Path) -> list[str]:
-    """What one would write first."""
+    """Returns the command that starts the naive service."""
     return [sys.executable, str(HERE / "serve.py"), "naive", str(run)]
 
 
 def serve_naive(run: Path) -> None:
-    """FastAPI, pydantic in and out, one user a request."""
+    """Serves with FastAPI and pydantic bodies, one user per request."""
     import uvicorn
     from fastapi import FastAPI
     from pydantic import BaseModel
 
     import twofold
 
-    class Question(BaseModel):
+    class Body(BaseModel):
         user_id: int
         k: int = 20
 
@@ -72,7 +72,7 @@ def serve_naive(run: Path) -> None:
         score: float
         rank: int
 
-    class Answer(BaseModel):
+    class Reply(BaseModel):
         user_id: int
         items: list[Item]
 
@@ -83,9 +83,9 @@ def serve_naive(run: Path) -> None:
         return {}
 
     @app.post("/v1/recommend")
-    async def recommend(question: Question) -> Answer:
-        rows = recommender.recommend([question.user_id], k=question.k).to_pylist()
-        return Answer(user_id=question.user_id, items=[Item.model_validate(row) for row in rows])
+    async def recommend(body: Body) -> Reply:
+        rows = recommender.recommend([body.user_id], k=body.k).to_pylist()
+        return Reply(user_id=body.user_id, items=[Item.model_validate(row) for row in rows])
 
     uvicorn.run(app, port=PORT, log_level="error")
 
@@ -94,11 +94,11 @@ def serve_naive(run: Path) -> None:
 
 
 def loaded(command: list[str], script: Path, seconds: int) -> dict[str, Any]:
-    """Starts a service on core 0, asks it from core 1, stops it."""
+    """Starts a service on core 0, sends requests from core 1, and stops the service."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TWOFOLD_TOKEN": ""}
     service = subprocess.Popen(["taskset", "-c", "0", *command], env=environment, stdout=subprocess.DEVNULL)
     try:
-        wait_until_it_answers()
+        wait_until_ready()
         wrk(script, 1)
         stages, spent = stage_sums(), processor_seconds(service.pid)
         measured = wrk(script, seconds)
@@ -111,29 +111,29 @@ def loaded(command: list[str], script: Path, seconds: int) -> dict[str, Any]:
         service.wait(60)
 
 
-def wait_until_it_answers() -> None:
+def wait_until_ready() -> None:
     for _ in range(240):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.25)
-    raise SystemExit("the service does not answer")
+    raise SystemExit("the service does not respond")
 
 
 def wrk(script: Path, seconds: int) -> dict[str, Any]:
     command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-s", str(script)]
-    said = subprocess.run([*command, f"http://127.0.0.1:{PORT}"], capture_output=True, text=True, check=True).stdout
-    assert "Non-2xx" not in said, said
+    output = subprocess.run([*command, f"http://127.0.0.1:{PORT}"], capture_output=True, text=True, check=True).stdout
+    assert "Non-2xx" not in output, output
     return {
-        "requests": int(found(r"(\d+) requests in", said)),
-        "per_s": float(found(r"Requests/sec:\s+([\d.]+)", said)),
-        "p50_ms": as_ms(found(r"\n +50%\s+(\S+)", said)),
-        "p99_ms": as_ms(found(r"\n +99%\s+(\S+)", said)),
+        "requests": int(first_match(r"(\d+) requests in", output)),
+        "per_s": float(first_match(r"Requests/sec:\s+([\d.]+)", output)),
+        "p50_ms": as_ms(first_match(r"\n +50%\s+(\S+)", output)),
+        "p99_ms": as_ms(first_match(r"\n +99%\s+(\S+)", output)),
     }
 
 
-def found(pattern: str, text: str) -> str:
+def first_match(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     assert match is not None, text
     return match[1]
@@ -145,7 +145,7 @@ def as_ms(text: str) -> float:
 
 
 def processor_seconds(pid: int) -> float:
-    """Of a process and its children."""
+    """Returns the processor time of a process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
     own = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
@@ -153,7 +153,7 @@ def processor_seconds(pid: int) -> float:
 
 
 def stage_sums() -> dict[str, float]:
-    """Seconds spent by stage so far; none where there are no such meters."""
+    """Returns the seconds by stage so far; empty for a service without these metrics."""
     try:
         page = urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=5).read().decode()
     except urllib.error.HTTPError:
@@ -164,7 +164,7 @@ def stage_sums() -> dict[str, float]:
 
 
 def floor_us() -> float:
-    """FAISS alone, in a process of its own on core 0."""
+    """Measures FAISS alone, in its own process on core 0."""
     return float(subprocess.run(["taskset", "-c", "0", sys.executable, __file__, "floor"], **CAUGHT).stdout)
 
 
@@ -172,7 +172,7 @@ CAUGHT: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 
 
 def print_floor() -> None:
-    """Median µs of a search of one query."""
+    """Prints the median µs of a search of one query."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -188,30 +188,33 @@ def print_floor() -> None:
 
 
 def main(seconds: int = 8, rounds: int = 3) -> None:
-    """Prints and writes the figures."""
+    """Measures all services, and prints and writes the figures."""
     if shutil.which("wrk") is None:
-        raise SystemExit("benchmarks/serve.py asks with wrk: apt-get install wrk")
+        raise SystemExit("benchmarks/serve.py needs wrk: apt-get install wrk")
     folder = Path(tempfile.mkdtemp(prefix="twofold-bench-"))
-    script = folder / "ask.lua"
-    script.write_text(ASK)
+    script = folder / "request.lua"
+    script.write_text(REQUEST)
     runs = {kind: write_run(folder / kind, kind) for kind in KINDS}
     commands = {kind: ours(run) for kind, run in runs.items()} | {"naive": naive(runs["mean"])}
-    asked: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    results_of: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     floors = []
     for _ in range(rounds):
         floors.append(floor_us())
         for name, command in commands.items():
-            asked[name].append(loaded(command, script, seconds))
-            print(name, json.dumps(asked[name][-1]))
+            results_of[name].append(loaded(command, script, seconds))
+            print(name, json.dumps(results_of[name][-1]))
     shutil.rmtree(folder)
     figures = {
-        name: {field: median(line[field] for line in lines) for field in ("per_s", "p50_ms", "p99_ms", "cpu_us")}
-        for name, lines in asked.items()
+        name: {field: median(one[field] for one in results) for field in ("per_s", "p50_ms", "p99_ms", "cpu_us")}
+        for name, results in results_of.items()
     }
-    # Cores are shared: the round with the least processor time a request had the fewest neighbours.
-    quietest = {name: min(lines, key=lambda line: line["cpu_us"]) for name, lines in asked.items()}
+    # On shared cores, the round with the least processor time per request had the least load from others.
+    quietest = {name: min(results, key=lambda one: one["cpu_us"]) for name, results in results_of.items()}
     stages = {
-        kind: {name: median(line["stages_us"][name] for line in asked[kind]) for name in asked[kind][0]["stages_us"]}
+        kind: {
+            stage: median(one["stages_us"][stage] for one in results_of[kind])
+            for stage in results_of[kind][0]["stages_us"]
+        }
         for kind in KINDS
     }
     saved = {
@@ -221,11 +224,11 @@ def main(seconds: int = 8, rounds: int = 3) -> None:
         "versions": {name: version(name) for name in ("fastapi", "uvicorn", "msgspec", "faiss-cpu", "onnxruntime")},
         "bundle": {"items": ITEMS, "dim": DIM, "users": USERS, "k": K, "connections": CONNECTIONS},
         "figures": figures,
-        "quietest_round": {name: {f: line[f] for f in figures[name]} for name, line in quietest.items()},
+        "quietest_round": {name: {f: each[f] for f in figures[name]} for name, each in quietest.items()},
         "stages_us": stages,
         "floor_us": median(floors),
         "naive_over_ours_cpu": figures["naive"]["cpu_us"] / figures["mean"]["cpu_us"],
-        "rounds": asked,
+        "rounds": results_of,
     }
     (HERE / "serve.json").write_text(json.dumps(saved, indent=1) + "\n")
     print(json.dumps({name: value for name, value in saved.items() if name != "rounds"}, indent=1))

@@ -1,7 +1,7 @@
-"""A bundle to load a server with: clustered item vectors, users with histories, a tower that reads them.
+"""A synthetic bundle for load tests: clustered item vectors, users with histories, and an untrained user tower.
 
-What a model would be trained for is not needed to time it: every vector and every weight is drawn. The tower is the
-mean of the history's vectors, or a causal transformer; a ranker may order the best 100 anew.
+All vectors and weights are random, because times do not depend on training. The tower is the mean of the history's
+vectors, or a causal transformer; a ranker may reorder the best 100 items.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ from twofold.run_folder import run_stage, write_json
 from twofold.serve.bundle import save_context
 from twofold.serve.onnx_models import RANKER, RANKER_ITEMS, RANKER_PAIRS, RANKER_USER, USER_TOWER
 
-ITEMS, USERS, DIM, HISTORY, MET = 30_000, 20_000, 64, 50, 80
+ITEMS, USERS, DIM, HISTORY, SEEN = 30_000, 20_000, 64, 50, 80
 LANGUAGES = ("hi", "ta", "te", "kn", "ml", "mr", "bn", "gu")
 AS_OF = 1_700_000_000_000
 
 
 Kind = Literal["mean", "transformer", "ranked"]
-TOP = 100  # that the ranker orders
+TOP = 100  # candidates of the ranker
 
 
 def write_run(run: Path, kind: Kind = "mean", *, items: int = ITEMS, users: int = USERS, seed: int = 0) -> Path:
-    """The run folder, with the index/ stage alone; `ranked` is the mean with a second stage."""
+    """Writes a run folder with the stage index/ only; `ranked` is the mean tower with a second stage."""
     draw = np.random.default_rng(seed)
     centres = draw.standard_normal((200, DIM))
     cluster = draw.integers(len(centres), size=items)
@@ -51,8 +51,8 @@ def write_run(run: Path, kind: Kind = "mean", *, items: int = ITEMS, users: int 
             "length_s": draw.integers(5, 60, size=items).astype(np.float64),
         }
         pq.write_table(pa.table(attributes), dataset / "item_attributes.parquet")
-        reads = {"kind": "sequence" if kind == "transformer" else "history", "of": "positives", "last": HISTORY}
-        features = Features.model_validate({"user": [reads], "item": [{"kind": "id"}]})
+        feature = {"kind": "sequence" if kind == "transformer" else "history", "of": "positives", "last": HISTORY}
+        features = Features.model_validate({"user": [feature], "item": [{"kind": "id"}]})
         state = FeatureState(features, 0, items, {}, {})
         save_features(state, dataset / "features")
         _histories(draw, items, users, dataset)
@@ -71,18 +71,18 @@ def write_run(run: Path, kind: Kind = "mean", *, items: int = ITEMS, users: int 
 
 
 def _histories(draw: np.random.Generator, items: int, users: int, folder: Path) -> None:
-    """Popular items first: density of item x as x^-1/2. Of what was met, the last HISTORY a user are liked."""
-    rows = (draw.random(users * MET) ** 2 * items).astype(np.int32)
-    at = np.tile(np.arange(MET, dtype=np.int64), users) * 3_600_000 + AS_OF - MET * 3_600_000
-    events = Histories(rows, at, np.arange(users + 1, dtype=np.int64) * MET)
-    is_liked = np.tile(np.arange(MET) >= MET - HISTORY, users)
+    """Draws items with density x^-1/2, popular ones first; the last HISTORY events of each user are positives."""
+    rows = (draw.random(users * SEEN) ** 2 * items).astype(np.int32)
+    at = np.tile(np.arange(SEEN, dtype=np.int64), users) * 3_600_000 + AS_OF - SEEN * 3_600_000
+    events = Histories(rows, at, np.arange(users + 1, dtype=np.int64) * SEEN)
+    is_positive = np.tile(np.arange(SEEN) >= SEEN - HISTORY, users)
     events.save(folder, "events")
-    events.only(is_liked).save(folder, "positives")
-    events.only(~is_liked).save(folder, "negatives")
+    events.only(is_positive).save(folder, "positives")
+    events.only(~is_positive).save(folder, "negatives")
 
 
 def _write_transformer(path: Path, state: FeatureState) -> None:
-    """Two layers of two heads, as the recipe's defaults have it."""
+    """Exports two layers of two heads, the defaults of the recipe."""
     from twofold.model.two_tower import build_two_tower, export_user_tower
     from twofold.recipe.train import TwoTower
 
@@ -90,7 +90,7 @@ def _write_transformer(path: Path, state: FeatureState) -> None:
 
 
 def _write_ranker(folder: Path, state: FeatureState, draw: np.random.Generator) -> None:
-    """The recipe's defaults, reading the same history."""
+    """Exports a ranker with the defaults of the recipe, which feature the same history."""
     from twofold.model.ranker import _export_pairs, build_ranker
     from twofold.model.two_tower import export_user_tower
     from twofold.recipe.ranker import Mlp
@@ -103,11 +103,11 @@ def _write_ranker(folder: Path, state: FeatureState, draw: np.random.Generator) 
 
 
 def _write_mean(path: Path, vectors: np.ndarray) -> None:
-    """vector = the mean of the history's vectors, of length 1."""
+    """Writes a graph that computes the mean of the history's vectors, with length 1."""
     table = np.concatenate([np.zeros((1, DIM), np.float32), vectors])
     nodes = [
-        helper.make_node("Gather", ["table", "positives"], ["liked"]),
-        helper.make_node("ReduceSum", ["liked", "one"], ["sum"], keepdims=0),
+        helper.make_node("Gather", ["table", "positives"], ["vectors"]),
+        helper.make_node("ReduceSum", ["vectors", "one"], ["sum"], keepdims=0),
         helper.make_node("LpNormalization", ["sum"], ["vector"], axis=-1, p=2),
     ]
     graph = helper.make_graph(
