@@ -140,7 +140,7 @@ class Client:
             self.tally.wrong.append(f"similar {item_id} {json.dumps(reply)}")
 
     def truth(self, reply: dict[str, Any], began: float) -> Truth | None:
-        """Returns the expected lists for the bundle of a reply; an old bundle is wrong once all workers have swapped."""
+        """Returns the expected lists for the bundle of a reply; an old bundle is wrong after all workers swapped."""
         acknowledged, digest = self.tally.swaps[-1]
         found = self.truths.get(reply["bundle"])
         is_old = began > acknowledged + SETTLED_S and reply["bundle"] not in (digest, self.tally.requested_bundle)
