@@ -1,4 +1,4 @@
-"""The bundle: the folder that a service reads, and nothing else; written by the index stage, checked when opened.
+"""Bundle of a run: the files that a service reads, written by the index stage and checked when they are opened.
 
 ```
 index/

@@ -41,7 +41,7 @@ class ListRequest:
     """A request for one list: the options, the user's state, the bundle and its items at the time of the request.
 
     `where` is the SQL condition for every item, `excluded_rows` are the item rows that the request excludes. `warnings`
-    are the problems met so far.
+    are the problems found so far.
     """
 
     live_bundle: LiveBundle

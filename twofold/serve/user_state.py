@@ -111,16 +111,16 @@ def _by_time(pair: tuple[int, int]) -> tuple[int, int]:
 def queries_of(bundle: Bundle, states: Sequence[UserState]) -> Queries:
     """Returns the inputs of the user tower, one row per user."""
     features = bundle.features
-    n, m = features.history_length("positives"), features.history_length("negatives")
+    num_positives, num_negatives = features.history_length("positives"), features.history_length("negatives")
     positives_at = [state.positives_at for state in states] if features.reads_times("positives") else None
     negatives_at = [state.negatives_at for state in states] if features.reads_times("negatives") else None
     return Queries(
         user_rows=np.array([state.user_row for state in states]),
         at=np.array([state.at for state in states]),
-        positives=_newest([state.positives + 1 for state in states], n, np.int32),
-        negatives=_newest([state.negatives + 1 for state in states], m, np.int32),
-        positives_at=None if positives_at is None else _newest(positives_at, n, np.int64),
-        negatives_at=None if negatives_at is None else _newest(negatives_at, m, np.int64),
+        positives=_newest([state.positives + 1 for state in states], num_positives, np.int32),
+        negatives=_newest([state.negatives + 1 for state in states], num_negatives, np.int32),
+        positives_at=None if positives_at is None else _newest(positives_at, num_positives, np.int64),
+        negatives_at=None if negatives_at is None else _newest(negatives_at, num_negatives, np.int64),
     )
 
 

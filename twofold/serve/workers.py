@@ -1,7 +1,7 @@
 """Worker processes of a service, which listen on one socket, and the supervisor that starts and replaces them.
 
 Workers are spawned: a process forked after a FAISS search hangs (3 of 3). Each has one OpenMP thread: with two threads,
-200 searches took 4.9 s instead of 0.6 s. The workers share a temporary folder: it holds the metrics, and
+200 searches took 4.9 s instead of 0.6 s. The workers share a temporary folder with the metrics and
 `current.json`, the run in use since the last swap, which all workers follow, restarted ones included.
 """
 
