@@ -36,7 +36,7 @@ def recipe(folder: Path) -> Any:
     days = {"train": (1, 26), "validation": (26, 27), "test": (27, 28)}
     split = {name: {"first": f"2024-01-{first:02}", "end": f"2024-01-{end:02}"} for name, (first, end) in days.items()}
     data = {name: folder / (name if name == "events" else f"{name}.parquet") for name in ("events", "items", "users")}
-    histories = [{"kind": "history", "of": of, "last": 100} for of in ("positives", "negatives")]
+    histories = [{"kind": "history", "events": of, "max_length": 100} for of in ("positives", "negatives")]
     asked = {
         "name": "benchmark",
         "data": {"kind": "table", **data},

@@ -19,7 +19,7 @@ from twofold.tune import Search, command_of, tune  # noqa: E402
 RANGES = {
     "train.learning_rate": {"low": 1e-4, "high": 3e-2, "log": True},
     "retriever.dim": {"low": 2, "high": 8},
-    "features.user.0.last": {"choices": [5, 50]},
+    "features.user.0.max_length": {"choices": [5, 50]},
 }
 TRAIN = {"epochs": 1, "batch_size": 128, "learning_rate": 0.01, "seed": 0}
 
@@ -57,7 +57,7 @@ def test_each_trial_is_a_run_and_the_best_is_first(search_of):
         assert recipe.train.learning_rate == asked["train.learning_rate"]
         assert 1e-4 <= recipe.train.learning_rate <= 3e-2
         assert recipe.retriever.dim == asked["retriever.dim"]
-        assert recipe.features.user[0].last in (5, 50)
+        assert recipe.features.user[0].max_length in (5, 50)
         assert listed[trial.folder.name].stage == "train"
         assert listed[trial.folder.name].metrics == {VALIDATION: trial.value}
 
@@ -78,7 +78,7 @@ def test_the_log_is_prepared_once_and_arrays_once_for_each_set_of_features(searc
     tune(search)
     prepared = {path.stat().st_ino for path in search.folder.rglob("prepare/manifest.json")}
     assert len(prepared) == 1
-    lasts = {load_recipe(path).features.user[0].last for path in search.folder.glob("trial-*/recipe.yaml")}
+    lasts = {load_recipe(path).features.user[0].max_length for path in search.folder.glob("trial-*/recipe.yaml")}
     assert len({path.stat().st_ino for path in search.folder.rglob("dataset/manifest.json")}) == len(lasts)
 
 
@@ -153,7 +153,7 @@ def test_a_choice_may_be_a_mapping_and_one_that_does_not_fit_the_others_ends_its
         ),
         ({"retriever.dim": {"low": 16, "high": 9999}}, r"retriever\.dim=9999: .*must be at most 4096"),
         ({"retriever.dim": {"low": 16.0, "high": 32.0}}, r"retriever\.dim: is 21\.09.* must be a whole number"),
-        ({"features.user.3.last": {"choices": [1, 2]}}, r"features\.user has no element 3"),
+        ({"features.user.3.max_length": {"choices": [1, 2]}}, r"features\.user has no element 3"),
         ({"retriever.dim": {"low": 32, "high": 16}}, r"low is 32 and high is 16: low must be below high"),
         ({"train.learning_rate": {"low": 0, "high": 1, "log": True}}, r"low is 0, which has no logarithm"),
         ({"retriever.dim": {"low": 1}}, r"write low and high, or choices"),

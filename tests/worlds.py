@@ -43,7 +43,7 @@ def world_recipe(data: dict[str, Any], parts: dict[str, Any] | None = None) -> R
         "data": data,
         "prepare": {"positive": "liked", "split": SPLIT},
         "features": {
-            "user": [{"kind": "history", "of": "positives", "last": 100}],
+            "user": [{"kind": "history", "events": "positives", "max_length": 100}],
             "item": [{"kind": "id"}],
         },
         "retriever": {"kind": "two_tower", "dim": 16, "score": {"kind": "cosine", "temperature": 0.1}},
@@ -201,7 +201,7 @@ def length_bias(folder: Path, *, num_users: int = 150, num_items: int = 160) -> 
             chance = 0.05 + 0.45 * (items % 2 == user % 2) + 0.45 * is_short[items]
             lines += list(zip([user] * 20, items, moments, draw.random(20) < chance, strict=True))
     features = {
-        "user": [{"kind": "history", "of": of, "last": 50} for of in ("positives", "negatives")],
+        "user": [{"kind": "history", "events": of, "max_length": 50} for of in ("positives", "negatives")],
         "item": [{"kind": "id"}, {"kind": "number", "column": "length_s", "scale": "log"}],
     }
     parts = {
@@ -270,18 +270,18 @@ def polished(folder: Path, *, num_users: int = 120, num_items: int = 160) -> Rec
     items = items.append_column("shine", [shine])
     parts = {
         "features": {
-            "user": [{"kind": "history", "of": "positives", "last": 50}],
+            "user": [{"kind": "history", "events": "positives", "max_length": 50}],
             "item": [{"kind": "category", "column": "team"}],
         },
         "ranker": {
             "kind": "mlp",
             "features": {
-                "user": [{"kind": "history", "of": "positives", "last": 50}],
+                "user": [{"kind": "history", "events": "positives", "max_length": 50}],
                 "item": [{"kind": "number", "column": "shine", "scale": "standard"}],
             },
             "dim": 8,
             "hidden": [16],
-            "candidates": {"top": 40, "retrieved": 10, "random": 5, "skipped": 2},
+            "candidates": {"num_candidates": 40, "num_retrieved": 10, "random": 5, "skipped": 2},
             "epochs": 8,
             "batch_size": 64,
             "learning_rate": 0.01,

@@ -25,14 +25,14 @@ FEATURES = Features.model_validate(
     {
         "vectors": {"look": {}},
         "user": [
-            {"kind": "history", "of": "positives", "last": 3},
-            {"kind": "history", "of": "positives", "last": 2, "over": "look", "pool": "concat"},
-            {"kind": "clusters", "of": "positives", "over": "look", "last": 4, "k": 2},
-            {"kind": "time", "of": "hour"},
-            {"kind": "time", "of": "weekday"},
+            {"kind": "history", "events": "positives", "max_length": 3},
+            {"kind": "history", "events": "positives", "max_length": 2, "vectors": "look", "pool": "concat"},
+            {"kind": "clusters", "events": "positives", "vectors": "look", "max_length": 4, "num_clusters": 2},
+            {"kind": "time", "part": "hour"},
+            {"kind": "time", "part": "weekday"},
             {"kind": "category", "column": "maker"},
             {"kind": "number", "column": "age_years", "scale": "standard"},
-            {"kind": "counter", "by": "user_id", "of": "like"},
+            {"kind": "counter", "key": "user_id", "statistic": "like"},
         ],
         "item": [
             {"kind": "id"},
@@ -40,8 +40,8 @@ FEATURES = Features.model_validate(
             {"kind": "bag", "column": "tags"},
             {"kind": "number", "column": "length_s", "scale": "standard"},
             {"kind": "age"},
-            {"kind": "vector", "of": "look"},
-            {"kind": "counter", "by": "item_id", "of": "like", "hours": 24},
+            {"kind": "vector", "vectors": "look"},
+            {"kind": "counter", "key": "item_id", "statistic": "like", "hours": 24},
         ],
     }
 )

@@ -13,9 +13,15 @@ from twofold.recipe.features import Features
 FEATURES = Features.model_validate(
     {
         "user": [
-            {"kind": "sequence", "of": "positives", "last": 6},
-            {"kind": "sequence", "of": "negatives", "last": 40, "table": "own"},
-            {"kind": "history", "of": "positives", "last": 3, "pool": "attention", "table": "shared"},
+            {"kind": "sequence", "events": "positives", "max_length": 6},
+            {"kind": "sequence", "events": "negatives", "max_length": 40, "share_item_embedding": False},
+            {
+                "kind": "history",
+                "events": "positives",
+                "max_length": 3,
+                "pool": "attention",
+                "share_item_embedding": True,
+            },
             {"kind": "id"},
         ],
         "item": [{"kind": "id"}],
@@ -36,7 +42,7 @@ def timed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("timed")
     write_prepared(folder / "prepare", random_events(0))
     tree = FEATURES.model_dump(mode="json")
-    tree["user"][0] |= {"time_bias": True, "last": 9}
+    tree["user"][0] |= {"time_bias": True, "max_length": 9}
     tree["user"][1] |= {"time_bias": True}
     build_dataset(folder / "prepare", Features.model_validate(tree), folder / "dataset", utc_offset_h=8)
     return load_dataset(folder / "dataset")

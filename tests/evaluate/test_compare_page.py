@@ -41,7 +41,7 @@ def in_words(found):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
-    features = {"user": [{"kind": "history", "of": "positives", "last": 100}], "item": [{"kind": "id"}]}
+    features = {"user": [{"kind": "history", "events": "positives", "max_length": 100}], "item": [{"kind": "id"}]}
     more = features | {"item": [{"kind": "id"}, {"kind": "category", "column": "creator"}]}
     return [
         a_run(folder / "old", noise=3.0, train={"epochs": 1}, features=more),

@@ -111,7 +111,7 @@ def test_published_negatives_are_those_of_the_positives_user_in_any_order():
     [
         ({100: ["a", "b"], 102: ["a"]}, "gives user 102 1 items and user 100 2: every judged user needs as"),
         ({100: ["a"], 101: ["b"]}, "gives user 102 0 items and user 100 1: .* Are they of another split"),
-        ({100: ["zz"], 102: ["a"]}, r"item zz of data\.sampled_negatives is in no event and not in the items table"),
+        ({100: ["zz"], 102: ["a"]}, r"item zz of data\.published_negatives is in no event and not in the items table"),
     ],
 )
 def test_published_negatives_that_do_not_fit_are_refused(lists, message):
@@ -123,7 +123,9 @@ def test_published_negatives_that_do_not_fit_are_refused(lists, message):
 @pytest.mark.parametrize("columns", [{"user_id": [100], "item_id": ["a"]}, {"user_id": [100], "item": [["a"]]}])
 def test_a_file_without_lists_of_items_is_no_file_of_negatives(columns):
     judged = window(seen=[[]], relevant=[[0]], num_items=4)
-    with pytest.raises(DataError, match=r"data\.sampled_negatives needs a line for each user: user_id, and item_id, a"):
+    with pytest.raises(
+        DataError, match=r"data\.published_negatives needs a line for each user: user_id, and item_id, a"
+    ):
         published_negatives(judged, pa.table(columns), **VOCABULARIES)
 
 

@@ -17,7 +17,7 @@ from twofold.evaluate.window import digest_of_relevant, evaluation_window
 from twofold.ragged import Ragged
 from twofold.recipe.features import Features
 
-FEATURES = Features.model_validate({"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]})
+FEATURES = Features.model_validate({"user": [{"kind": "history", "events": "positives"}], "item": [{"kind": "id"}]})
 
 
 def test_a_user_is_judged_by_the_last_event_and_knows_all_before_it(tmp_path: Path) -> None:

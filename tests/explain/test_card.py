@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     judge = {"sampled": [{"kind": "drawn", "draw": "uniform", "count": 3}]}
     parts = {
         "about": HOSTILE,
-        "judge": judge,
+        "evaluate": judge,
         "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0},
     }
     return pipeline.run(worlds.world_recipe(recipe.data.model_dump(), parts), runs=folder / "runs")
@@ -70,9 +70,9 @@ def test_text_is_text(run):
 def test_it_says_what_was_added_removed_and_changed(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     recipe = pipeline.reopen(folder).recipe
-    history = {"kind": "history", "of": "positives", "last": 100}
+    history = {"kind": "history", "events": "positives", "max_length": 100}
     features = {
-        "user": [history, {"kind": "history", "of": "negatives", "last": 50}],
+        "user": [history, {"kind": "history", "events": "negatives", "max_length": 50}],
         "item": [{"kind": "number", "column": "length_s", "scale": "log"}],
     }
     base = worlds.world_recipe(recipe.data.model_dump(), {"name": "older", "features": features})
@@ -149,8 +149,8 @@ def test_a_recipe_alone_has_a_card(run, tmp_path):
 @pytest.mark.slow  # a whole run
 def test_a_run_whose_vectors_are_solved_has_a_card_of_all_its_parts(tmp_path):
     log = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32).data.model_dump()
-    features = {"user": [{"kind": "history", "of": "positives", "last": 500}], "item": [{"kind": "id"}]}
-    retriever = {"kind": "ials", "dim": 8, "regularisation": 10}
+    features = {"user": [{"kind": "history", "events": "positives", "max_length": 500}], "item": [{"kind": "id"}]}
+    retriever = {"kind": "ials", "dim": 8, "regularization": 10}
     job = pipeline.run(worlds.world_recipe(log, {"features": features, "retriever": retriever}), runs=tmp_path)
     for words in pages(job.folder):
         assert "inner product, ials" in words

@@ -21,7 +21,7 @@ from twofold.pipeline.adapters import gap_case
 from twofold.run_folder import locked, open_stage
 
 FEATURES = {
-    "user": [{"kind": "history", "of": "positives", "last": 100}],
+    "user": [{"kind": "history", "events": "positives", "max_length": 100}],
     "item": [{"kind": "id"}, {"kind": "category", "column": "creator"}, {"kind": "bag", "column": "tags"}],
 }
 

@@ -86,7 +86,7 @@ def test_what_is_not_known_is_not_asked_for(tmp_path: Path) -> None:
 )
 def test_hours_and_days_are_features_where_they_are_known(tmp_path: Path, facts: EventFacts, kinds: list[str]) -> None:
     recipe, _ = loaded(tmp_path, seen(facts=facts))
-    assert [getattr(f, "of", f.kind) if f.kind == "time" else f.kind for f in recipe.features.user] == kinds
+    assert [f.part if f.kind == "time" else f.kind for f in recipe.features.user] == kinds
 
 
 # --- items and users --------------------------------------------------------------------------------------------------

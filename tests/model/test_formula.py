@@ -32,7 +32,7 @@ SAID = {"relevance": torch.tensor([[4.0, -1.0]]), "long": torch.tensor([[0.8, 0.
     ],
 )
 def test_a_formula_is_what_it_says(formula, expected):
-    Mlp.model_validate({"kind": "mlp", "heads": [{"of": "long"}], "formula": formula})  # may be asked for
+    Mlp.model_validate({"kind": "mlp", "heads": [{"outcome": "long"}], "formula": formula})  # may be asked for
     scores = score_by(rule_tree(formula, result="number"), SAID)
     assert scores.dtype == torch.float32
     assert scores[0].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-12)

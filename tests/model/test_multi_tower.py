@@ -23,7 +23,7 @@ from twofold.train.distributed import ProcessGroup, check_shareable
 from twofold.train.objective import build_objective, draw_columns, mean_loss
 from twofold.train.optimizer import build_optimizer
 
-PER_LANGUAGE = TwoTower(kind="two_tower", dim=8, per="language")
+PER_LANGUAGE = TwoTower(kind="two_tower", dim=8, separate_towers_by="language")
 COSINE, DOT = Cosine(kind="cosine"), Dot(kind="dot")
 
 
@@ -149,7 +149,8 @@ def solved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("languages")
     plain = worlds.languages(folder / "log")
     return twofold.run(
-        plain.model_copy(update={"retriever": plain.retriever.model_copy(update={"per": "language"})}), runs=folder
+        plain.model_copy(update={"retriever": plain.retriever.model_copy(update={"separate_towers_by": "language"})}),
+        runs=folder,
     )
 
 
@@ -190,7 +191,9 @@ def judged(job):
 
 
 def test_a_column_of_one_value_or_too_many_is_refused():
-    with pytest.raises(DataError, match=r"retriever\.per: .* have 1 value of language, .*nothing to tell apart"):
+    with pytest.raises(
+        DataError, match=r"retriever\.separate_towers_by: .* have 1 value of language, .*nothing to tell apart"
+    ):
         places_of(pa.array(["hi", "hi", "ta"]), num_known=2, column="language")
     with pytest.raises(DataError, match=r"have 65 values of creator, .* 64 is the most\. Name a coarser column"):
         places_of(pa.array(range(70)), num_known=65, column="creator")
@@ -203,5 +206,7 @@ def test_a_value_that_does_not_fill_a_batch_is_refused_by_name(dataset):
 
 
 def test_several_processes_are_refused(dataset):
-    with pytest.raises(RunError, match=r"retriever\.per .* 3 processes add up .* with one process, or delete"):
+    with pytest.raises(
+        RunError, match=r"retriever\.separate_towers_by .* 3 processes add up .* with one process, or delete"
+    ):
         check_shareable(ProcessGroup(size=3), build(dataset), Train(batch_size=12), lines=99)

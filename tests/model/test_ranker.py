@@ -39,7 +39,7 @@ def arrays(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranker(arrays):
     torch.manual_seed(0)
-    heads = ({"of": "long"}, {"of": "like"})
+    heads = ({"outcome": "long"}, {"outcome": "like"})
     asked = Mlp.model_validate(
         {"kind": "mlp", "dim": 8, "hidden": (16, 4), "crosses": 2, "dropout": 0.3, "heads": heads}
     )
@@ -155,7 +155,7 @@ def test_a_formula_reads_what_the_heads_say(ranker, asking):
 
 def test_heads_begin_as_the_mean_of_what_they_are_to_learn(arrays, asking):
     users, user_vectors, side, item_rows, places = asking
-    asked = Mlp.model_validate({"kind": "mlp", "dim": 8, "heads": [{"of": "long"}], "formula": "long"})
+    asked = Mlp.model_validate({"kind": "mlp", "dim": 8, "heads": [{"outcome": "long"}], "formula": "long"})
     made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=WIDE)
     made.fit_heads([0.3])
     scores = rank_scores(made, side, users, user_vectors, item_rows, places)

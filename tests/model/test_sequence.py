@@ -246,7 +246,7 @@ def walked(tmp_path_factory):
     data = walks(tmp_path_factory.mktemp("world")).data.model_dump()
 
     def judged(loss="full_softmax", **feature):
-        features = {"user": [{"of": "positives", **feature}], "item": [{"kind": "id"}]}
+        features = {"user": [{"events": "positives", **feature}], "item": [{"kind": "id"}]}
         train = {"epochs": 40, "batch_size": 256, "learning_rate": 0.01, "loss": {"kind": loss}}
         recipe = world_recipe(data, {"features": features, "train": train})
         job = twofold.run(recipe, runs=tmp_path_factory.mktemp("runs"))
@@ -257,9 +257,9 @@ def walked(tmp_path_factory):
 
 @pytest.mark.slow
 def test_order_is_learnt_from_all_positions_and_a_set_does_not_know_it(walked):
-    _, by_mean = walked(kind="history", last=20)
-    _, by_attention = walked(kind="history", last=20, pool="attention", table="shared")
-    job, by_sequence = walked(kind="sequence", last=20, dropout=0.1)
+    _, by_mean = walked(kind="history", max_length=20)
+    _, by_attention = walked(kind="history", max_length=20, pool="attention", share_item_embedding=True)
+    job, by_sequence = walked(kind="sequence", max_length=20, dropout=0.1)
     assert max(by_mean, by_attention) < 0.7
     assert by_sequence > 0.9
     served = twofold.load(job.folder)
@@ -269,7 +269,7 @@ def test_order_is_learnt_from_all_positions_and_a_set_does_not_know_it(walked):
 
 @pytest.mark.slow
 def test_items_of_the_batch_as_negatives_serve_it_too(walked):
-    _, hit_rate = walked("in_batch_softmax", kind="sequence", last=20, dropout=0.1)
+    _, hit_rate = walked("in_batch_softmax", kind="sequence", max_length=20, dropout=0.1)
     assert hit_rate > 0.9
 
 
@@ -282,7 +282,9 @@ def paused(tmp_path_factory):
 
     def judged(*, epochs, **feature):
         features = {
-            "user": [{"kind": "sequence", "of": "positives", "last": 4, "depth": 1, "dropout": 0.0, **feature}],
+            "user": [
+                {"kind": "sequence", "events": "positives", "max_length": 4, "num_layers": 1, "dropout": 0.0, **feature}
+            ],
             "item": [{"kind": "id"}],
         }
         train = {"epochs": epochs, "batch_size": 128, "learning_rate": 0.01, "loss": {"kind": "full_softmax"}}

@@ -13,16 +13,16 @@ from twofold.recipe.ranker import tree_features
 TOLD = Features.model_validate(
     {
         "user": [
-            {"kind": "history", "of": "positives", "last": 7},
-            {"kind": "time", "of": "hour"},
+            {"kind": "history", "events": "positives", "max_length": 7},
+            {"kind": "time", "part": "hour"},
             {"kind": "profile", "column": "taste", "length": 2},
-            {"kind": "counter", "by": "user_id", "of": "liked", "hours": 24},
+            {"kind": "counter", "key": "user_id", "statistic": "liked", "hours": 24},
         ],
         "item": [
             {"kind": "id"},
             {"kind": "category", "column": "creator"},
             {"kind": "bag", "column": "tags"},
-            {"kind": "number", "column": "length_s", "scale": "log", "expand": 4},
+            {"kind": "number", "column": "length_s", "scale": "log", "hidden_dim": 4},
             {"kind": "age"},
         ],
     }

@@ -22,9 +22,9 @@ from twofold.recipe.train import TwoTower
 FEATURES = Features.model_validate(
     {
         "user": [
-            {"kind": "history", "of": "positives", "last": 4},
-            {"kind": "history", "of": "negatives", "last": 2},
-            {"kind": "time", "of": "hour", "dim": 3},
+            {"kind": "history", "events": "positives", "max_length": 4},
+            {"kind": "history", "events": "negatives", "max_length": 2},
+            {"kind": "time", "part": "hour", "dim": 3},
         ],
         "item": [{"kind": "id"}],
     }

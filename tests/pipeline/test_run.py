@@ -94,7 +94,7 @@ def test_where_all_share_one_taste_popularity_is_not_beaten_by_much(popularity_o
 
 @pytest.mark.slow
 def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_that_costs(popularity_only, tmp_path):
-    asked = {"counts": {"likes_2d": {"of": "positives", "days": 2}}, "where": "likes_2d >= 30"}
+    asked = {"recent_counts": {"likes_2d": {"events": "positives", "days": 2}}, "where": "likes_2d >= 30"}
     short = popularity_only.model_copy(update={"train": popularity_only.train.model_copy(update={"epochs": 2})})
     job = twofold.run(short.model_copy(update={"index": Index.model_validate(asked)}), runs=tmp_path)
     events = pq.read_table(popularity_only.data.events)

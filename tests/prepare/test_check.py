@@ -18,7 +18,7 @@ from twofold.recipe.schema import Recipe
 
 ITEMS = pa.table({"item_id": [0, 1], "creator": [5, 6], "look": [[0.1, 0.2], [0.3, 0.4]], "tags": [["a"], ["b"]]})
 ID = [{"kind": "id"}]
-LIKES = [{"kind": "history", "of": "positives"}]
+LIKES = [{"kind": "history", "events": "positives"}]
 
 
 def recipe_with(
@@ -34,13 +34,13 @@ def recipe_with(
 
 def test_a_slice_is_a_column_of_single_values(tmp_path: Path) -> None:
     recipe = recipe_with(tmp_path)
-    check_recipe(recipe.model_copy(update={"judge": Evaluate(slices=("creator",))}))
+    check_recipe(recipe.model_copy(update={"evaluate": Evaluate(slices=("creator",))}))
     for column, message in (
-        ("creatr", r"judge\.slices: neither the items nor the users have a column creatr \(nearest: creator"),
-        ("tags", r"judge\.slices: tags is VARCHAR\[\]; groups are made of single values"),
+        ("creatr", r"evaluate\.slices: neither the items nor the users have a column creatr \(nearest: creator"),
+        ("tags", r"evaluate\.slices: tags is VARCHAR\[\]; groups are made of single values"),
     ):
         with pytest.raises(RecipeError, match=message):
-            check_recipe(recipe.model_copy(update={"judge": Evaluate(slices=(column,))}))
+            check_recipe(recipe.model_copy(update={"evaluate": Evaluate(slices=(column,))}))
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,17 @@ def test_a_slice_is_a_column_of_single_values(tmp_path: Path) -> None:
         ({"where": "creatr = 5"}, r"index\.where reads `creatr`, which does not exist \(nearest: `creator`\)"),
         ({"where": "likes > 5"}, r"index\.where reads `likes`, which does not exist.*Columns at hand: creator"),
         ({"where": "tags = 'a'"}, r"index\.where reads tags, which is VARCHAR\[\]; a rule reads numbers"),
-        ({"counts": {"creator": {"days": 3}}}, r"index\.counts\.creator: the items have a column creator already"),
+        (
+            {"recent_counts": {"creator": {"days": 3}}},
+            r"index\.recent_counts\.creator: the items have a column creator already",
+        ),
     ],
 )
 def test_who_may_be_recommended_is_said_of_items_and_counts(
     index: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     recipe = recipe_with(tmp_path)
-    counted = {"counts": {"likes": {"of": "positives", "days": 3}}, "where": "likes > 5 AND creator = 5"}
+    counted = {"recent_counts": {"likes": {"events": "positives", "days": 3}}, "where": "likes > 5 AND creator = 5"}
     check_recipe(recipe.model_copy(update={"index": Index.model_validate(counted)}))
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe.model_copy(update={"index": Index.model_validate(index)}))
@@ -87,8 +90,8 @@ def test_who_may_be_recommended_is_said_of_items_and_counts(
             r"prepare\.counters\.author: there is no column author, which is what is counted by",
         ),
         (
-            {"labels": {"sooner": {"kind": "below_mean", "of": "title"}}},
-            r"prepare\.labels\.sooner\.of: title is VARCHAR; a number is needed",
+            {"labels": {"sooner": {"kind": "below_mean", "column": "title"}}},
+            r"prepare\.labels\.sooner\.column: title is VARCHAR; a number is needed",
         ),
         (
             {"labels": {"wtg": {"kind": "wtg", "buckets": {"kind": "item", "creator": "creater"}}}},
@@ -118,9 +121,9 @@ def test_labels_need_watch_time_and_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({"vectors": {"look": {}}, "item": [{"kind": "vector", "of": "look"}]}, None),
+        ({"vectors": {"look": {}}, "item": [{"kind": "vector", "vectors": "look"}]}, None),
         (
-            {"vectors": {"sound": {}}, "item": [{"kind": "vector", "of": "sound"}]},
+            {"vectors": {"sound": {}}, "item": [{"kind": "vector", "vectors": "sound"}]},
             r"features\.vectors\.sound: the items of .* do not have it, and data\.vectors names no file of it",
         ),
         ({"vectors": {"tags": {}}}, r"features\.vectors\.tags: the items of .* have it as VARCHAR\[\]"),
@@ -160,14 +163,18 @@ def test_columns_to_group_by_are_checked(tmp_path: Path, column: str, message: s
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("creatr", r"retriever\.per: the items have no column creatr \(nearest: creator; columns at hand: .*item_id"),
-        ("look", r"retriever\.per: look is DOUBLE\[\]; towers are made for single values"),
+        (
+            "creatr",
+            r"retriever\.separate_towers_by: the items have no column creatr \(nearest: creator; columns at hand: "
+            r".*item_id",
+        ),
+        ("look", r"retriever\.separate_towers_by: look is DOUBLE\[\]; towers are made for single values"),
         ("creator", None),
     ],
 )
 def test_a_column_to_make_towers_for_is_checked(tmp_path: Path, column: str, message: str | None) -> None:
     plain = recipe_with(tmp_path)
-    recipe = plain.model_copy(update={"retriever": plain.retriever.model_copy(update={"per": column})})
+    recipe = plain.model_copy(update={"retriever": plain.retriever.model_copy(update={"separate_towers_by": column})})
     if message is None:
         check_recipe(recipe)
         return
@@ -192,19 +199,19 @@ COUNTED = {"item_id": {"rates": {"like": "liked"}}, "user_id": {"rates": {"like"
     ("features", "message"),
     [
         (
-            {"item": [{"kind": "counter", "by": "creator", "of": "like"}]},
+            {"item": [{"kind": "counter", "key": "creator", "statistic": "like"}]},
             r"features\.item\.0 reads counters by creator, but prepare\.counters counts by item_id, user_id",
         ),
         (
-            {"item": [{"kind": "counter", "by": "item_id", "of": "share"}]},
+            {"item": [{"kind": "counter", "key": "item_id", "statistic": "share"}]},
             r"features\.item\.0: prepare\.counters\.item_id has no share; it has events, like",
         ),
         (
-            {"user": [{"kind": "counter", "by": "item_id", "of": "like"}]},
+            {"user": [{"kind": "counter", "key": "item_id", "statistic": "like"}]},
             r"features\.user\.0 counts by item_id: the user tower reads counters by user_id, the item tower all others",
         ),
         (
-            {"user": [{"kind": "clusters", "of": "positives", "over": "look"}]},
+            {"user": [{"kind": "clusters", "events": "positives", "vectors": "look"}]},
             r"positives_clusters_look reads the vectors 'look', which features\.vectors does not .*lists: none",
         ),
     ],

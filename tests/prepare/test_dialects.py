@@ -34,7 +34,7 @@ PARTS: dict[str, dict[str, Any]] = {
             {"kind": "items", "min_events": 2},
             {"kind": "users", "min_events": 2, "max_percentile": 99.9, "min_positives": 1, "min_negatives": 1},
         ],
-        "rounds": 2,
+        "filter_rounds": 2,
     },
     "draws": {"sample": {"users": 0.3}, "positive_share": 0.5},
 }

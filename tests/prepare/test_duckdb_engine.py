@@ -42,7 +42,7 @@ def recipe_of(
     folder: Path, events: pa.Table, items: pa.Table | None = None, item_features: Any = None, **parts: Any
 ) -> Recipe:
     """A recipe over a log; `parts` go to its `prepare`."""
-    features = {"user": [{"kind": "time", "of": "hour"}], "item": item_features or [{"kind": "id"}]}
+    features = {"user": [{"kind": "time", "part": "hour"}], "item": item_features or [{"kind": "id"}]}
     prepare_part = {"positive": "liked", "split": SPLIT} | parts
     return world_recipe(write_world(folder / "log", events, items), {"prepare": prepare_part, "features": features})
 

@@ -26,7 +26,10 @@ ASKED: dict[str, Any] = {
         },
     },
     "features": {
-        "user": [{"kind": "history", "of": "positives"}, {"kind": "history", "of": "negatives", "last": 50}],
+        "user": [
+            {"kind": "history", "events": "positives"},
+            {"kind": "history", "events": "negatives", "max_length": 50},
+        ],
         "item": [{"kind": "id"}, {"kind": "category", "column": "author_id"}],
     },
     "retriever": {"kind": "two_tower", "dim": 32, "hidden": [64]},

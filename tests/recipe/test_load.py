@@ -109,7 +109,7 @@ def test_a_base_is_merged_under_the_file(tmp_path: Path) -> None:
             "name": "child",
             "retriever": {"dim": 96},
             "prepare": {"filters": []},
-            "features": {"user": [{"kind": "time", "of": "hour"}]},
+            "features": {"user": [{"kind": "time", "part": "hour"}]},
         },
     )
     recipe, base = load_recipe(child), load_recipe(tmp_path / "bases" / "base.yaml")
@@ -142,9 +142,9 @@ def test_a_base_of_a_base_is_refused(tmp_path: Path) -> None:
 def test_a_problem_is_laid_to_the_file_that_wrote_it(tmp_path: Path) -> None:
     base = write(tmp_path / "base.yaml", changed("retriever.dim", -1))
     child = write(tmp_path / "child.yaml", {"base": "base.yaml", "train": {"epochs": -1}})
-    said = refusal(child, "features.user.0.last=-1").splitlines()
+    said = refusal(child, "features.user.0.max_length=-1").splitlines()
     assert said == [
-        "--set features.user.0.last=-1: features.user.0.last: is -1 — must be at least 1",
+        "--set features.user.0.max_length=-1: features.user.0.max_length: is -1 — must be at least 1",
         f"{base}: retriever.dim: is -1 — must be at least 1",
         f"{child}: train.epochs: is -1 — must be at least 1",
     ]
@@ -160,7 +160,7 @@ def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
         overrides=[
             "retriever.dim=96",
             "retriever.hidden=[128, 64]",
-            "features.user.1.last=7",
+            "features.user.1.max_length=7",
             "prepare.positive=is_like = 1 OR x > 0.8",
             "train.learning_rate=1e-3",
             "retriever.dim=97",
@@ -169,7 +169,7 @@ def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
     )
     assert recipe.retriever.dim == 97
     assert recipe.retriever.hidden == (128, 64)
-    assert [feature.model_dump().get("last") for feature in recipe.features.user] == [100, 7]
+    assert [feature.model_dump().get("max_length") for feature in recipe.features.user] == [100, 7]
     assert recipe.prepare.positive == "is_like = 1 OR x > 0.8"
     assert recipe.train.learning_rate == 1e-3
     assert recipe.features.item[0].kind == "age"
@@ -185,8 +185,8 @@ def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
         ("retriever.dim", r"cannot be read — write field=value"),
         ("=3", r"cannot be read"),
         ("a..b=3", r"cannot be read"),
-        ("features.user.2.last=3", r"features.user has no element 2 — it has 2, counted from 0"),
-        ("features.user.last=3", r"features.user has no element last"),
+        ("features.user.2.max_length=3", r"features.user has no element 2 — it has 2, counted from 0"),
+        ("features.user.max_length=3", r"features.user has no element max_length"),
         ("name.x=3", r"name is 'tiny', which holds no field x"),
         ("retriever.hidden=[1", r"--set retriever.hidden=\[1, line 1, column \d+: "),
         ("prepare.positive=EXISTS (SELECT 1)", r"prepare.positive: A query cannot be part"),
@@ -239,13 +239,13 @@ def test_differences_name_the_field() -> None:
 
 def test_a_feature_is_known_by_its_name_not_by_its_place() -> None:
     first, second = ASKED["features"]["item"]
-    age = {"kind": "age", "expand": 0}
+    age = {"kind": "age", "hidden_dim": 0}
     added = Difference("features.item.age", None, age, "added")
     assert differences(changed("features.item", [age, first, second])) == [added]
     (removed,) = differences(changed("features.item", [second]))
     assert (removed.field, removed.new, removed.kind) == ("features.item.id", None, "removed")
-    assert differences(changed("features.user.1.last", 9)) == [
-        Difference("features.user.negatives.last", 50, 9, "changed")
+    assert differences(changed("features.user.1.max_length", 9)) == [
+        Difference("features.user.negatives.max_length", 50, 9, "changed")
     ]
     assert differences(changed("features.item", [second, first])) == [
         Difference("features.item (order)", ["id", "author_id"], ["author_id", "id"], "changed")

@@ -1,11 +1,14 @@
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from tests.recipe.drafted import ASKED, changed, refusal, write
 from twofold.recipe.load import load_recipe
+from twofold.recipe.messages import RENAMED, problems_of
+from twofold.recipe.schema import Recipe
 
 
 @pytest.mark.parametrize(
@@ -13,9 +16,9 @@ from twofold.recipe.load import load_recipe
     [
         ("retriever.dimm", 3, "retriever.dimm: does not exist — nearest: dim; what may stand here: kind, dim, hidden"),
         (
-            "features.user.0.lst",
+            "features.user.0.max_lenght",
             3,
-            "features.user.0.lst: does not exist — nearest: last; what may stand here: kind, of",
+            "features.user.0.max_lenght: does not exist — nearest: max_length; what may stand here: kind, events",
         ),
         ("trian", {}, "trian: does not exist — nearest: train; what may stand here: name, about, data"),
         ("data.kind", "tables", "data.kind: 'tables' does not exist — nearest: table; choose from: table"),
@@ -24,9 +27,17 @@ from twofold.recipe.load import load_recipe
         ("retriever.kind", "wals", "retriever.kind: wals does not exist — nearest: ials; choose from: two_tower, ials"),
         ("prepare.filters.1.kind", "user", "prepare.filters.1.kind: user does not exist — nearest: users"),
         ("prepare.filters.0", {"kind": "items"}, "prepare.filters.0.min_events: is missing"),
-        ("features.user.0", {"kind": "history"}, "features.user.0.of: is missing — choose from: positives, negatives"),
-        ("features.user.0.of", "positive", "'positive' does not exist — nearest: positives; choose from: positives,"),
-        ("features.user.0.last", 0, "features.user.0.last: is 0 — must be at least 1"),
+        (
+            "features.user.0",
+            {"kind": "history"},
+            "features.user.0.events: is missing — choose from: positives, negatives",
+        ),
+        (
+            "features.user.0.events",
+            "positive",
+            "'positive' does not exist — nearest: positives; choose from: positives,",
+        ),
+        ("features.user.0.max_length", 0, "features.user.0.max_length: is 0 — must be at least 1"),
         ("retriever.score", {"kind": "cosine", "temperature": 0}, "score.temperature: is 0 — must be above 0"),
         ("recommend_k", 1001, "recommend_k: is 1001 — must be at most 1000"),
         ("retriever.dim", "wide", "retriever.dim: is 'wide' — must be a whole number"),
@@ -74,7 +85,44 @@ def test_a_missing_field_says_what_it_is_for(tmp_path: Path) -> None:
 
 
 def test_every_problem_has_its_own_line(tmp_path: Path) -> None:
-    asked = changed("retriever.dimm", 3, changed("train.epochs", 0, changed("features.user.0.last", "x")))
+    asked = changed("retriever.dimm", 3, changed("train.epochs", 0, changed("features.user.0.max_length", "x")))
     lines = refusal(write(tmp_path / "r.yaml", asked)).splitlines()
     fields = [line.removeprefix(f"{tmp_path / 'r.yaml'}: ").split(":")[0] for line in lines]
-    assert fields == ["features.user.0.last", "retriever.dimm", "train.epochs"]
+    assert fields == ["features.user.0.max_length", "retriever.dimm", "train.epochs"]
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    found: dict[str, type[BaseModel]] = {}
+    waiting: list[type[BaseModel]] = [Recipe]
+    while waiting:
+        section = waiting.pop()
+        if section.__name__ not in found:
+            found[section.__name__] = section
+            for field in section.model_fields.values():
+                waiting += [part for part in nested(field.annotation) if issubclass(part, BaseModel)]
+    return found
+
+
+def nested(annotation: Any) -> list[type]:
+    parts = [each for member in get_args(annotation) for each in nested(member)]
+    return parts + ([annotation] if isinstance(annotation, type) and not get_args(annotation) else [])
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new"), [(section, old, new) for section, keys in RENAMED.items() for old, new in keys.items()]
+)
+def test_a_renamed_key_is_answered_by_its_new_name(section: str, old: str, new: str) -> None:
+    part = sections()[section]
+    assert old not in part.model_fields
+    assert new in part.model_fields
+    with pytest.raises(ValidationError) as refused:
+        part.model_validate({old: 1})
+    assert f"{old}: is now {new}" in map(str, problems_of(refused.value, part))
+
+
+def test_a_renamed_key_is_named_with_its_path(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", changed("features.user.0.last", 3, changed("retriever.per", "language")))
+    assert refusal(path).splitlines() == [
+        f"{path}: features.user.0.last: is now features.user.0.max_length",
+        f"{path}: retriever.per: is now retriever.separate_towers_by",
+    ]

@@ -16,7 +16,7 @@ from twofold.recipe.schema import Recipe
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "movielens").glob("*.yaml"))
 USERS, ITEMS, EACH = 24, 40, 16
 # Small enough for a second, and everything that decides a protocol as it is.
-SMALL = ("retriever.dim=8", "train.epochs=1", "train.batch_size=64", "features.user.0.last=20")
+SMALL = ("retriever.dim=8", "train.epochs=1", "train.batch_size=64", "features.user.0.max_length=20")
 
 
 def ratings() -> list[tuple[int, int, float, int]]:
@@ -110,7 +110,7 @@ def test_in_time_the_last_five_test_and_who_likes_none_of_them_is_not_judged(
 @pytest.mark.parametrize("name", ["ml-1m-leave-one-out", "ml-20m-leave-one-out", "ml-latest-small-leave-one-out"])
 def test_leave_one_out_judges_every_rating_among_all_and_among_sampled(name: str, tables: Path, tmp_path: Path) -> None:
     (recipe,) = (path for path in RECIPES if path.stem == name)
-    counts = ("judge.sampled.0.count=10", "judge.sampled.1.count=10")
+    counts = ("evaluate.sampled.0.count=10", "evaluate.sampled.1.count=10")
     job = pipeline.Job(small(recipe, tables, *counts), tmp_path / "run")
     job.folder.mkdir()
     prepared, arrays, trained = pipeline.up_to_training(job)

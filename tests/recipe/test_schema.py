@@ -31,7 +31,7 @@ def asked(**changes: Any) -> dict[str, Any]:
         "name": "tiny",
         "data": {"kind": "table", "events": "/data/events.parquet"},
         "prepare": {"positive": "long_view OR is_like", "split": split},
-        "features": {"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]},
+        "features": {"user": [{"kind": "history", "events": "positives"}], "item": [{"kind": "id"}]},
         "retriever": {"kind": "two_tower"},
         "train": {},
     }
@@ -42,7 +42,7 @@ def test_defaults_are_those_of_the_fields() -> None:
     recipe = Recipe.model_validate(asked())
     assert recipe.data.events == Path("/data/events.parquet")
     assert recipe.retriever.dim == 64
-    assert recipe.features.user == (HistoryFeature(kind="history", of="positives", last=100),)
+    assert recipe.features.user == (HistoryFeature(kind="history", events="positives", max_length=100),)
     assert recipe.prepare.filters == ()
 
 
@@ -87,7 +87,7 @@ def test_an_empty_window_is_refused() -> None:
 
 
 def test_a_tower_reads_nothing_twice() -> None:
-    twice = {"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}, {"kind": "id"}]}
+    twice = {"user": [{"kind": "history", "events": "positives"}], "item": [{"kind": "id"}, {"kind": "id"}]}
     with pytest.raises(ValidationError, match="the item tower reads 'id' twice"):
         Recipe.model_validate(asked(features=twice))
 
@@ -103,8 +103,8 @@ def test_a_rule_is_vetted_when_the_recipe_is_read() -> None:
 @pytest.mark.parametrize(
     ("feature", "name"),
     [
-        (HistoryFeature(kind="history", of="negatives"), "negatives"),
-        (TimeFeature(kind="time", of="hour"), "hour"),
+        (HistoryFeature(kind="history", events="negatives"), "negatives"),
+        (TimeFeature(kind="time", part="hour"), "hour"),
         (BagFeature(kind="bag", column="tag"), "tag"),
         (NumberFeature(kind="number", column="duration_ms", scale="log"), "duration_ms"),
         (AgeFeature(kind="age"), "age"),
@@ -115,9 +115,9 @@ def test_feature_names(feature: Any, name: str) -> None:
 
 
 def test_a_sequence_without_times_is_written_as_before_there_were_any() -> None:
-    plain = SequenceFeature(kind="sequence", of="positives")
+    plain = SequenceFeature(kind="sequence", events="positives")
     assert "time_bias" not in plain.model_dump(mode="json")  # no older digest changes
-    timed = SequenceFeature(kind="sequence", of="positives", time_bias=True)
+    timed = SequenceFeature(kind="sequence", events="positives", time_bias=True)
     assert SequenceFeature.model_validate(timed.model_dump(mode="json")) == timed
     assert (reads_time(plain), reads_time(timed)) == (False, True)
 
@@ -131,8 +131,8 @@ def test_a_name_is_a_safe_folder_name(name: str) -> None:
 def test_published_negatives_need_a_file() -> None:
     published = {"sampled": [{"kind": "published"}]}
     with pytest.raises(
-        ValidationError, match=r"data\.sampled_negatives names no file\. Name it there, or draw some: {k"
+        ValidationError, match=r"data\.published_negatives names no file\. Name it there, or draw some: {k"
     ):
-        Recipe.model_validate(asked(judge=published))
-    data = {"kind": "table", "events": "a.parquet", "sampled_negatives": "b.parquet"}
-    assert Recipe.model_validate(asked(judge=published, data=data)).judge.sampled[0].kind == "published"
+        Recipe.model_validate(asked(evaluate=published))
+    data = {"kind": "table", "events": "a.parquet", "published_negatives": "b.parquet"}
+    assert Recipe.model_validate(asked(evaluate=published, data=data)).evaluate.sampled[0].kind == "published"

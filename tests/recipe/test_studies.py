@@ -59,15 +59,15 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     ),
     A.format(8): (*CLUSTERED, LIKED),
     A.format(9): (CLUSTERED[0], CLUSTERED[1], LIKED | {"retriever.score"}),
-    A.format(10): (CLUSTERED[0], CLUSTERED[1], LIKED | {"retriever.output"}),
+    A.format(10): (CLUSTERED[0], CLUSTERED[1], LIKED | {"retriever.output_norm"}),
     A.format(11): (over_vectors("content"), {"features.item.id"}, WATCHED | {"retriever.score"}),
     B.format(1): (set(), set(), {"retriever.dim"}),
-    B.format(2): (set(), set(), {"retriever.per", "train.batch_size"}),
-    B.format(3): (set(), set(), {"retriever.dim", *both("features.user.{}.table")}),
+    B.format(2): (set(), set(), {"retriever.separate_towers_by", "train.batch_size"}),
+    B.format(3): (set(), set(), {"retriever.dim", *both("features.user.{}.share_item_embedding")}),
     B.format(4): (set(), set(), {"train.hard_negatives"}),
     B.format(5): (set(), set(), {"train.batch_size", "train.micro_batch_size", "train.learning_rate"}),
     B.format(6): (set(), set(), {"train.group_by", "train.batch_size"}),
-    B.format(7): ({"index.counts.engagement_15d"}, set(), {"index.where"}),
+    B.format(7): ({"index.recent_counts.engagement_15d"}, set(), {"index.where"}),
     B.format(8): (set(), set(), {"retriever.score"}),
     B.format(9): (set(), set(), {"train.group_by", "train.batch_size", "train.loss.uniform_negatives"}),
     C.format(1): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
@@ -75,7 +75,7 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     C.format(3): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(4): ({"prepare.labels.wtg"}, set(), {"prepare.positive", "train.adversary"}),
     C.format(5): ({"prepare.labels.wtg"}, set(), REGRESSED),
-    C.format(6): ({"prepare.labels.wtg"}, set(), REGRESSED | {"features.item.age.expand"}),
+    C.format(6): ({"prepare.labels.wtg"}, set(), REGRESSED | {"features.item.age.hidden_dim"}),
     C.format(7): ({"prepare.labels.pcc"}, set(), {"prepare.positive"}),
     C.format(8): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
 }  # fmt: skip
@@ -97,7 +97,7 @@ def over(world: Path, path: Path) -> Recipe:
     settings = [f"data.{name}={world / file}" for name, file in names.items()]
     settings.append("prepare.filters.0.min_events=3")
     asked = load_recipe(STUDIES / path)
-    train, is_apart = asked.train, asked.train.group_by or asked.retriever.per
+    train, is_apart = asked.train, asked.train.group_by or asked.retriever.separate_towers_by
     if train.batch_size >= 1024:  # more than a step or two an epoch
         settings.append(f"train.batch_size={32 if is_apart else 256}")
     if train.micro_batch_size is not None:

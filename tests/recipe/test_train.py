@@ -21,9 +21,9 @@ def recipe(retriever: dict[str, Any], loss: dict[str, Any], **prepare: Any) -> R
     )
 
 
-PER = {"per": "language"}
+PER = {"separate_towers_by": "language"}
 DISTANCE = {"score": {"kind": "negative_distance"}}
-UNIT_DOT = {"score": {"kind": "dot"}, "output": "l2"}
+UNIT_DOT = {"score": {"kind": "dot"}, "output_norm": "l2"}
 TARGET = {"target": "LEAST(watch_s, 3)"}
 
 
@@ -44,7 +44,7 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
         ({"dropout": 0.1}, {"kind": "bce"}, {}, r"dropout acts on hidden layers, and there are none: write hidden: "),
         ({"norm": "layer"}, {"kind": "bce"}, {}, r"norm acts on hidden layers, and there are none"),
         (DISTANCE | PER, {"kind": "bpr"}, {}, r"towers per language .*a negative distance is none\. Write score: "),
-        ({"kind": "ials"} | PER, {"kind": "bpr"}, {}, r"retriever\.ials\.per\s+Extra inputs"),
+        ({"kind": "ials"} | PER, {"kind": "bpr"}, {}, r"retriever\.ials\.separate_towers_by\s+Extra inputs"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(
@@ -67,7 +67,7 @@ def test_what_cannot_be_learned_is_refused(
 def test_towers_that_are_not_there_are_not_tuned(retriever: dict[str, Any], message: str) -> None:
     asked = ASKED | {"ranker": {"kind": "mlp", "fine_tune": {"learning_rate": 1e-3}}}
     if retriever["kind"] == "ials":  # it reads nothing else
-        asked |= {"features": {"user": [{"kind": "history", "of": "positives"}], "item": [{"kind": "id"}]}}
+        asked |= {"features": {"user": [{"kind": "history", "events": "positives"}], "item": [{"kind": "id"}]}}
     Recipe.model_validate(asked)
     with pytest.raises(ValidationError, match=message):
         Recipe.model_validate(asked | {"retriever": retriever})
@@ -77,7 +77,7 @@ def test_towers_that_are_not_there_are_not_tuned(retriever: dict[str, Any], mess
     ("retriever", "loss", "prepare"),
     [
         ({}, {"kind": "bce", "gamma": 2}, {}),
-        ({"score": {"kind": "dot"}, "output": "batch_norm"}, {"kind": "bce"}, {}),
+        ({"score": {"kind": "dot"}, "output_norm": "batch_norm"}, {"kind": "bce"}, {}),
         ({"score": {"kind": "dot"}}, {"kind": "regression", "error": "mse"}, TARGET),
         (DISTANCE, {"kind": "in_batch_softmax", "log_q": "corrected", "uniform_negatives": 100}, {}),
         (DISTANCE, {"kind": "bpr"}, {}),
@@ -92,21 +92,25 @@ def test_what_can_be_is_not(retriever: dict[str, Any], loss: dict[str, Any], pre
 @pytest.mark.parametrize(
     ("user", "item", "message"),
     [
-        ({"kind": "sequence", "heads": 3}, {"kind": "id"}, "3 heads of a sequence need a retriever.dim that is a mult"),
+        (
+            {"kind": "sequence", "num_heads": 3},
+            {"kind": "id"},
+            "3 heads of a sequence need a retriever.dim that is a mult",
+        ),
         (
             {"kind": "sequence"},
             {"kind": "category", "column": "creator"},
             "positives_sequence shares the table of the item tower's id, and that tower reads none: add {kind: id}",
         ),
         (
-            {"kind": "history", "table": "shared", "over": "look"},
+            {"kind": "history", "share_item_embedding": True, "vectors": "look"},
             {"kind": "id"},
-            "over: look is read, and not the table of ids: delete over, or table",
+            "vectors: look is read in place of the embedding table of ids: delete vectors or share_item_embedding",
         ),
     ],
 )
 def test_a_history_that_cannot_be_read_so_is_refused(user: dict[str, Any], item: dict[str, Any], message: str) -> None:
-    features = {"user": [{"of": "positives", **user}], "item": [item], "vectors": {"look": {}}}
+    features = {"user": [{"events": "positives", **user}], "item": [item], "vectors": {"look": {}}}
     with pytest.raises(ValidationError, match=message):
         Recipe.model_validate(ASKED | {"features": features, "retriever": {"kind": "two_tower", "dim": 64}})
 
@@ -127,7 +131,7 @@ HARD: dict[str, Any] = {"skip": 100, "top": 500}
         ({"micro_batch_size": 1024}, {}, r"micro_batch_size is 1024 and batch_size is 1024: there are no parts"),
         (
             {"micro_batch_size": 64},
-            {"output": "batch_norm", "score": {"kind": "dot"}},
+            {"output_norm": "batch_norm", "score": {"kind": "dot"}},
             r"batch_norm standardises over what is encoded at once, so that train.micro_batch_size would change",
         ),
     ],
@@ -149,5 +153,7 @@ def test_what_can_be_mined_and_parted_is_not() -> None:
     [("group_by", ["city"]), ("adversary", {}), ("hard_negatives", {"top": 20, "skip": 5})],
 )
 def test_towers_apart_are_not_taught_by_what_looks_at_all_rows(field: str, value: Any) -> None:
-    with pytest.raises(ValidationError, match=rf"per: language trains towers apart, and train\.{field} .*Delete one"):
+    with pytest.raises(
+        ValidationError, match=rf"separate_towers_by: language trains towers apart, and train\.{field} .*Delete one"
+    ):
         taught({field: value}, PER)

@@ -8,7 +8,7 @@ from twofold.render.html import as_markdown, fill_page, setting
 
 DATA = {"kind": "table", "events": "/events.parquet"}
 FEATURES = {
-    "user": [{"kind": "history", "of": "positives", "last": 50}],
+    "user": [{"kind": "history", "events": "positives", "max_length": 50}],
     "item": [{"kind": "id"}, {"kind": "category", "column": "creator"}],
 }
 

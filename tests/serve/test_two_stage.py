@@ -35,8 +35,8 @@ pytestmark = pytest.mark.slow  # graphs are exported
 TOP = 6
 FORMULA = 'GREATEST(relevance, -9999) + LN("like" / (1 - "like")) - COALESCE(SQRT(relevance), long) / POWER(3, long)'
 PLAIN = Mlp.model_validate(
-    {"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"top": TOP}}
-    | {"heads": [{"of": "long"}, {"of": "like"}], "formula": FORMULA}
+    {"kind": "mlp", "dim": 4, "hidden": [5], "candidates": {"num_candidates": TOP}}
+    | {"heads": [{"outcome": "long"}, {"outcome": "like"}], "formula": FORMULA}
 )
 # Each stage has features that the other does not read.
 RETRIEVER = Features(vectors=FEATURES.vectors, user=FEATURES.user[:9], item=FEATURES.item)

@@ -65,7 +65,7 @@ def test_a_log_cut_anywhere_and_posted_from_there_gives_the_same_state(live_bund
 
 
 def test_ages_are_the_same_for_events_of_the_log_and_posted_events(live_bundle: LiveBundle) -> None:
-    user = [{"kind": "sequence", "of": of, "last": 3, "time_bias": True} for of in ("positives", "negatives")]
+    user = [{"kind": "sequence", "events": of, "max_length": 3, "time_bias": True} for of in ("positives", "negatives")]
     features = Features.model_validate({"user": user, "item": [{"kind": "id"}]})
     bundle = replace(live_bundle.bundle, features=live_bundle.bundle.features.reading(features))
     events = [LiveEvent(item, at, "positive" if liked else "negative") for item, at, liked in EVENTS[10]]

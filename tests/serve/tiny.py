@@ -74,8 +74,8 @@ def write_dataset(folder: Path) -> None:
         pa.table({"item_id": ITEMS, "colour": colours, "length_s": [5.0, 10, 15, 20, 25, 30, 35]}),
         folder / "item_attributes.parquet",
     )
-    user = [{"kind": "history", "of": of, "last": LENGTH} for of in ("positives", "negatives")]
-    features = {"user": [*user, {"kind": "time", "of": "hour"}], "item": [{"kind": "id"}]}
+    user = [{"kind": "history", "events": of, "max_length": LENGTH} for of in ("positives", "negatives")]
+    features = {"user": [*user, {"kind": "time", "part": "hour"}], "item": [{"kind": "id"}]}
     save_features(FeatureState(Features.model_validate(features), 0, NUM_KNOWN, {}, {}), folder / "features")
     flat = [event for events in EVENTS.values() for event in events]
     events = Histories(

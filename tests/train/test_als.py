@@ -25,8 +25,8 @@ from twofold.run_folder import find_stage
 from twofold.train.als import solve, train_likes
 
 IALS = {
-    "features": {"user": [{"kind": "history", "of": "positives", "last": 100}], "item": [{"kind": "id"}]},
-    "retriever": {"kind": "ials", "dim": 8, "regularisation": 1.0, "alpha": 10.0, "iterations": 10},
+    "features": {"user": [{"kind": "history", "events": "positives", "max_length": 100}], "item": [{"kind": "id"}]},
+    "retriever": {"kind": "ials", "dim": 8, "regularization": 1.0, "alpha": 10.0, "iterations": 10},
 }
 # Five users, five items: how often they liked which. One user and one item like nothing.
 LIKES = np.array(
@@ -43,7 +43,7 @@ ALPHA, PENALTY, DIM = 3.0, 0.5, 2
 
 
 def solved_after(iterations, likes=LIKES, seed=0):
-    asked = Ials(kind="ials", dim=DIM, regularisation=PENALTY, alpha=ALPHA, iterations=iterations)
+    asked = Ials(kind="ials", dim=DIM, regularization=PENALTY, alpha=ALPHA, iterations=iterations)
     return solve(scipy.sparse.csr_matrix(likes), asked, seed=seed)
 
 
@@ -218,7 +218,7 @@ def test_equal_runs_give_equal_vectors(solved_run, tmp_path):
     ("change", "message"),
     [
         ("retriever.dim=0", r"retriever.dim: is 0 — must be at least 1"),
-        ("retriever.regularisation=0", r"retriever.regularisation: is 0 — must be above 0"),
+        ("retriever.regularization=0", r"retriever.regularization: is 0 — must be above 0"),
         ("retriever.alpha=-1", r"retriever.alpha: is -1 — must be above 0"),
         (
             "features.item=[{kind: id}, {kind: age}]",

@@ -82,7 +82,7 @@ def test_as_many_trees_as_are_best_on_validation_are_kept_and_score_as_they_did(
     assert (facts["best_epoch"], facts["trees"]) == (2, 6)
     assert facts["epochs"][0]["loss"] > facts["epochs"][-1]["loss"] > 0
     loaded = load_trees(recipe.ranker, recipe.ranker_features, tmp_path)
-    assert (loaded.used, loaded.top) == (6, recipe.ranker.candidates.top)
+    assert (loaded.used, loaded.top) == (6, recipe.ranker.candidates.num_candidates)
     np.testing.assert_array_equal(loaded.scores(*pairs, *says), judged[6])
     assert not np.array_equal(judged[6], judged[20])
 
@@ -112,7 +112,7 @@ def test_the_table_holds_what_competes_in_the_retrievers_order(world, tmp_path):
 def test_features_that_leave_trees_nothing_of_items_are_refused(world, side):
     recipe, *_ = world
     tree = recipe.model_dump(mode="json")
-    unread = {"user": [{"kind": "time", "of": "hour"}], "item": [{"kind": "id"}, {"kind": "bag", "column": "tags"}]}
+    unread = {"user": [{"kind": "time", "part": "hour"}], "item": [{"kind": "id"}, {"kind": "bag", "column": "tags"}]}
     tree = tree | ({"features": unread} if side == "what the towers read" else {})
     tree["ranker"] = TREES | ({} if side == "what the towers read" else {"features": unread})
     with pytest.raises(

@@ -57,7 +57,7 @@ def of_lines_alone(features):
     asked = features.model_dump(mode="json")
     asked["user"] = [feature for feature in asked["user"] if feature["kind"] != "sequence"]
     for feature in (*asked["user"], *asked["item"]):
-        feature.update({"dropout": 0.0} if "dropout" in feature else {})
+        feature.update({name: 0.0 for name in ("dropout", "unknown_rate") if name in feature})
     return Features.model_validate(asked)
 
 
@@ -71,7 +71,7 @@ def trained(tmp_path_factory):
             "train": {
                 **SETTINGS,
                 "loss": loss,
-                "clip_norm": 0.5,
+                "max_grad_norm": 0.5,
                 "adversary": ADVERSARY.get(name),
                 "precision": more.get("precision", "float32"),
             },

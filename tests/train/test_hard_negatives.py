@@ -133,7 +133,7 @@ def world(tmp_path_factory):
 def test_hard_negatives_alone_trip_the_alarm_of_collapse_and_mixed_ones_do_not(world, easy, is_collapsed, tmp_path):
     recipe, dataset = world
     asked = TwoTower.model_validate({"kind": "two_tower", "dim": 16, "score": {"kind": "dot"}})
-    hard = HardNegatives(skip=0, top=8, easy=easy)
+    hard = HardNegatives(skip=0, top=8, easy_per_hard=easy)
     settings = recipe.train.model_copy(update={"loss": SAMPLED, "hard_negatives": hard})
     models, epochs = [], iter(range(100))
 

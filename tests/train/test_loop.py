@@ -30,7 +30,7 @@ def world(checkerboard, tmp_path_factory):
 
 def train(world, out, validate=lambda model: 0.0, per=None, **changes):
     recipe, dataset = world
-    asked = recipe.retriever.model_copy(update={"per": per})
+    asked = recipe.retriever.model_copy(update={"separate_towers_by": per})
     settings = recipe.train.model_copy(update={"epochs": 2, "batch_size": 512, **changes})
     out.mkdir(exist_ok=True)
     facts = fit(
@@ -58,7 +58,7 @@ DRAWING = {
 MINING = {"hard_negatives": HardNegatives(skip=2, top=20), "micro_batch_size": 200}
 
 
-APART = {"per": "creator", "batch_size": 256}
+APART = {"separate_towers_by": "creator", "batch_size": 256}
 
 
 @pytest.mark.parametrize("changes", [{}, DRAWING, MINING, APART], ids=["shipped", "drawing", "mining", "apart"])
@@ -89,7 +89,7 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path,
 
 def test_steps_are_logged_and_never_more_than_fit_into_a_curve(world, tmp_path, monkeypatch):
     def logged(name):
-        facts, _ = train(world, tmp_path / name, clip_norm=0.5)
+        facts, _ = train(world, tmp_path / name, max_grad_norm=0.5)
         return facts, pq.read_table(tmp_path / name / "training_steps.parquet").to_pylist()
 
     facts, every = logged("every")
@@ -142,7 +142,7 @@ def train_weights(folder):
 
 def test_divergence_stops_and_names_the_batch(world, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_backward", lambda *arguments, **named: float("nan"))
-    refusal = r"the loss of epoch 0, batch 0 is nan. Lower train.learning_rate \(now .*train.clip_norm \(now None\)"
+    refusal = r"the loss of epoch 0, batch 0 is nan. Lower train.learning_rate \(now .*train.max_grad_norm \(now None\)"
     with pytest.raises(RunError, match=refusal):
         train(world, tmp_path / "a")
 
@@ -187,8 +187,8 @@ def test_a_training_that_ended_early_and_was_killed_does_not_go_on(world, tmp_pa
 
 def test_short_gradients_are_not_clipped_and_long_ones_are(world, tmp_path):
     _, whole = train(world, tmp_path / "whole")
-    assert train(world, tmp_path / "loose", clip_norm=1e6)[1] == whole
-    assert train(world, tmp_path / "tight", clip_norm=1e-3)[1] != whole
+    assert train(world, tmp_path / "loose", max_grad_norm=1e6)[1] == whole
+    assert train(world, tmp_path / "tight", max_grad_norm=1e-3)[1] != whole
 
 
 def test_a_checkpoint_of_another_training_is_refused_with_what_differs(world, tmp_path, monkeypatch):

@@ -78,8 +78,8 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
     own, score, b = items[line], logits[line], len(items)
     others = [j for j in range(b) if j != line and items[j] != own and users[j] != users[line]]
     uniform = [item for item in drawn if item != own]
-    if "prior" in asked:
-        score = [each + asked["prior"] * math.log(share) for each, share in zip(score, q, strict=True)]
+    if "logit_adjustment" in asked:
+        score = [each + asked["logit_adjustment"] * math.log(share) for each, share in zip(score, q, strict=True)]
     if asked.get("log_q", "classic") == "corrected" or asked["kind"] != "in_batch_softmax":
         popular = len(others) if asked["kind"] == "in_batch_softmax" else 0
         competing = ([items[j] for j in others] if popular else []) + uniform
@@ -105,7 +105,7 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
         ),
         {"kind": "sampled_softmax", "negatives": 30},
         {"kind": "full_softmax"},
-        {"kind": "full_softmax", "prior": 0.7},
+        {"kind": "full_softmax", "logit_adjustment": 0.7},
         {"kind": "bpr", "negatives": 30},
     ],
     ids=lambda asked: "-".join(map(str, asked.values())),
@@ -165,7 +165,7 @@ def mined_for(dataset, batch):
 )  # fmt: skip
 def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monkeypatch):
     _, dataset = world
-    hard = HardNegatives(skip=1, top=6, easy=easy)
+    hard = HardNegatives(skip=1, top=6, easy_per_hard=easy)
     objective, model = objective_of(asked, dataset, batch_size=24, hard_negatives=hard), model_of(dataset)
     batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::13][:24])
     objective = replace(objective, mined=mined_for(dataset, batch))
@@ -211,7 +211,7 @@ def naive_with_mined(asked, logits, line, facts, *, mined, of, is_alone):
 def test_over_many_draws_the_mined_ranks_count_twice(world):
     """exp(loss) · exp(own) sums up the exponentials of own, all others, and those of the user's ranks once more."""
     _, dataset = world
-    asked, hard = {"kind": "sampled_softmax", "negatives": 32}, HardNegatives(skip=1, top=6, easy=16)
+    asked, hard = {"kind": "sampled_softmax", "negatives": 32}, HardNegatives(skip=1, top=6, easy_per_hard=16)
     objective, model = objective_of(asked, dataset, batch_size=6, hard_negatives=hard), model_of(dataset)
     (batch,) = (gather_batch(dataset, dataset.rows["train"], objective.lines[[5]]),)
     objective = replace(objective, mined=mined_for(dataset, batch))
@@ -274,11 +274,11 @@ def test_nothing_to_learn_is_refused(world, asked, columns, message):
 SOLVERS = [
     ({**IN_BATCH, "log_q": "corrected"}, "cosine", {}),
     ({**IN_BATCH, "uniform_negatives": 32}, "negative_distance", {}),
-    (IN_BATCH, "dot", {"output": "batch_norm"}),
+    (IN_BATCH, "dot", {"output_norm": "batch_norm"}),
     ({"kind": "sampled_softmax", "negatives": 32}, "cosine", {"hidden": (16,), "norm": "layer", "dropout": 0.1}),
-    ({"kind": "full_softmax"}, "cosine", {"output": "batch_norm"}),
+    ({"kind": "full_softmax"}, "cosine", {"output_norm": "batch_norm"}),
     ({"kind": "bpr"}, "dot", {}),
-    ({"kind": "bpr"}, "negative_distance", {"output": "l2"}),
+    ({"kind": "bpr"}, "negative_distance", {"output_norm": "l2"}),
     ({"kind": "bce"}, "dot", {}),
     ({"kind": "bce", "gamma": 2}, "cosine", {}),
     ({"kind": "regression"}, "dot", {}),

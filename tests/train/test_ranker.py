@@ -169,9 +169,10 @@ def test_divergence_names_the_step(world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"candidates": {"retrieved": 0, "random": 0, "skipped": 0}}, "nothing to rank a positive against"),
-        ({"candidates": {"skip": 100}}, "skip is 100 and top is 100: no rank is left"),
-        ({"features": {"user": [{"kind": "history", "of": "positives", "last": 7}], "item": [{"kind": "id"}]}},
+        ({"candidates": {"num_retrieved": 0, "random": 0, "skipped": 0}}, "nothing to rank a positive against"),
+        ({"candidates": {"skip_top": 100}}, "skip_top is 100 and num_candidates is 100: no rank is left"),
+        ({"features": {"user": [{"kind": "history", "events": "positives", "max_length": 7}],
+                       "item": [{"kind": "id"}]}},
          "the user's positives is asked for twice, and not alike"),
     ],
 )  # fmt: skip

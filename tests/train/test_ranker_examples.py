@@ -15,7 +15,7 @@ from twofold.tables import DAY_MS, HOUR_MS
 from twofold.train.ranker_examples import draw_lists, mine_requests, places_in
 
 RETRIEVER = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "negative_distance"}})
-ASKED = Candidates(top=6, skip=1, retrieved=5, random=7, skipped=3)
+ASKED = Candidates(num_candidates=6, skip_top=1, num_retrieved=5, random=7, skipped=3)
 
 
 def built(folder, events):
@@ -37,7 +37,7 @@ def model(dataset):
 
 @pytest.fixture(scope="module", params=["event", "day"])
 def asked(request):
-    return ASKED.model_copy(update={"asked_at": request.param})
+    return ASKED.model_copy(update={"request_time": request.param})
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def requests(dataset, model, asked, tmp_path_factory):
 def moment_of(dataset, line, asked):
     """The row's own, or that of its user's first row on the same day, eight hours east of Greenwich."""
     rows = dataset.rows["train"]
-    if asked.asked_at == "event":
+    if asked.request_time == "event":
         return int(rows.at[line])
     days = (rows.at + 8 * HOUR_MS) // DAY_MS
     return int(rows.at[(rows.user_rows == rows.user_rows[line]) & (days == days[line])].min())
@@ -117,7 +117,7 @@ def test_nothing_after_the_training_window_matters(dataset, asked, model, reques
 
 
 def test_fewer_requests_are_drawn_and_the_same_for_a_seed(dataset, model, tmp_path):
-    few = ASKED.model_copy(update={"requests": 20})
+    few = ASKED.model_copy(update={"max_requests": 20})
     first, same, other = (
         mine_requests(model, dataset, few, seed=seed, out=tmp_path / name).lines.tolist()
         for name, seed in (("first", 0), ("same", 0), ("other", 1))
@@ -127,7 +127,7 @@ def test_fewer_requests_are_drawn_and_the_same_for_a_seed(dataset, model, tmp_pa
 
 
 def test_requests_are_of_the_last_days_alone(dataset, model, asked, tmp_path):
-    last = mine_requests(model, dataset, asked.model_copy(update={"days": 3}), seed=0, out=tmp_path)
+    last = mine_requests(model, dataset, asked.model_copy(update={"last_days": 3}), seed=0, out=tmp_path)
     rows = dataset.rows["train"]
     assert 0 < len(last) < int(rows.label.sum())
     assert rows.at[last.lines].min() > rows.at.max() - 3 * DAY_MS
@@ -162,7 +162,7 @@ def test_lists_hold_the_positive_first_and_nothing_liked_competes(dataset, reque
 
 
 def test_random_negatives_are_of_the_training_window_and_each_as_likely(dataset, requests):
-    asked = Candidates(top=6, retrieved=0, random=400, skipped=0)
+    asked = Candidates(num_candidates=6, num_retrieved=0, random=400, skipped=0)
     lists = draw_lists(requests, dataset, np.arange(len(requests)), asked, rng=np.random.default_rng(0))
     counts = np.bincount(lists.item_rows[:, 1:].ravel(), minlength=len(dataset.items))
     known = dataset.items.num_known

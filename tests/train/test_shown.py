@@ -63,7 +63,7 @@ def chances(folder: Path) -> Recipe:
     rows = np.arange(ITEMS)
     table = {"item_id": rows, "team": rows % 4, "depth": depth_of(rows), "length_s": length}
     number, team = {"kind": "number", "scale": "standard"}, {"kind": "category", "column": "team"}
-    history = [{"kind": "history", "of": "positives", "last": 50}]
+    history = [{"kind": "history", "events": "positives", "max_length": 50}]
     parts = {
         "prepare": {
             "positive": "liked",
@@ -77,8 +77,8 @@ def chances(folder: Path) -> Recipe:
             "features": {"user": history, "item": [team, number | {"column": "depth"}]},
             "dim": 8,
             "hidden": [16],
-            "candidates": {"top": 40, "retrieved": 10},
-            "heads": [{"of": "long"}, {"of": "watch"}],
+            "candidates": {"num_candidates": 40, "num_retrieved": 10},
+            "heads": [{"outcome": "long"}, {"outcome": "watch"}],
             "epochs": 6,
             "batch_size": 64,
             "learning_rate": 0.01,
@@ -256,9 +256,9 @@ def test_a_head_whose_outcome_nobody_knows_is_refused(world, tmp_path):
 @pytest.mark.parametrize(
     ("ranker", "said"),
     [
-        ({"heads": [{"of": "like"}]}, "ranker.heads.0 learns like, and prepare.outcomes has long, watch. Add it there"),
-        ({"heads": [{"of": "long"}, {"of": "long"}]}, "heads: long is asked for twice"),
-        ({"heads": [{"of": "relevance"}]}, "heads: relevance is what the lists teach"),
+        ({"heads": [{"outcome": "like"}]}, "ranker.heads.0 learns like, and prepare.outcomes has long, watch. Add"),
+        ({"heads": [{"outcome": "long"}, {"outcome": "long"}]}, "heads: long is asked for twice"),
+        ({"heads": [{"outcome": "relevance"}]}, "heads: relevance is what the lists teach"),
         ({"formula": "relevance + long"}, "formula reads `long`, which does not exist.*Add what it lacks to heads"),
         ({"formula": "logit(relevance)"}, r"logit\(…\) cannot be part of a rule"),
         ({"formula": "relevance; DROP TABLE x"}, "It holds a semicolon"),
@@ -281,4 +281,7 @@ def test_a_recipe_without_heads_is_written_as_before_there_were_any(world):
     )
     assert json.dumps(tree["ranker"]).count("heads") == 0
     assert {"formula", "heads"} & tree["ranker"].keys() == set()
-    assert world[0].model_dump()["ranker"]["heads"] == ({"of": "long", "weight": 1.0}, {"of": "watch", "weight": 1.0})
+    assert world[0].model_dump()["ranker"]["heads"] == (
+        {"outcome": "long", "weight": 1.0},
+        {"outcome": "watch", "weight": 1.0},
+    )

@@ -16,7 +16,7 @@ from twofold.train.hard_negatives import with_mined
 from twofold.train.objective import build_objective, mean_loss
 from twofold.train.virtual import encode_parts
 
-HARD = {"skip": 1, "top": 8, "easy": 10}
+HARD = {"skip": 1, "top": 8, "easy_per_hard": 10}
 
 
 @pytest.fixture(scope="module")

@@ -201,8 +201,8 @@ def _write_vectors(prepared: Path, features: Features, items: Vocabulary, *, out
         facts[name] = write_vectors(name, given, order=order, num_known=items.num_known, pca=asked.pca, out=out)
     for feature in features.user:
         if isinstance(feature, ClusterFeature):
-            vectors = map_array(out / "vectors" / f"{feature.over}.npy")
-            centroids = fit_clusters(feature.over, vectors, num_known=items.num_known, k=feature.k)
+            vectors = map_array(out / "vectors" / f"{feature.vectors}.npy")
+            centroids = fit_clusters(feature.vectors, vectors, num_known=items.num_known, k=feature.num_clusters)
             np.save(out / "features" / f"centroids.{cluster_key(feature)}.npy", centroids)
             np.save(out / "user_arrays" / f"clusters.{cluster_key(feature)}.npy", cluster_rows(centroids, vectors))
     return facts
@@ -216,7 +216,7 @@ def _listed_vectors(prepared: Path, features: Features) -> list[str]:
 def _write_counters(prepared: Path, features: Features, users: pa.Table, items: pa.Table, *, out: Path) -> None:
     """Running totals of all that features count by, and what they say at the moment of every row."""
     for side, table, who in ((features.user, users, "user_rows"), (features.item, items, "item_rows")):
-        for by in {feature.by for feature in side if isinstance(feature, CounterFeature)}:
+        for by in {feature.key for feature in side if isinstance(feature, CounterFeature)}:
             write_counters(prepared, by, table[by], out=out / "counters" / by)
         counters = load_counters_of(side, out)
         for split in SPLITS if counters else ():

@@ -79,11 +79,11 @@ class FeatureState:
     def history_length(self, of: Literal["positives", "negatives"], *, sequences: bool = True) -> int:
         """How many events of this kind the user tower reads, in sequences or beside them; 0 if it does not."""
         kinds = HistoryFeature | ClusterFeature | SequenceFeature if sequences else HistoryFeature | ClusterFeature
-        return max((f.last for f in self.features.user if isinstance(f, kinds) and f.of == of), default=0)
+        return max((f.max_length for f in self.features.user if isinstance(f, kinds) and f.events == of), default=0)
 
     def reads_times(self, of: Literal["positives", "negatives"]) -> bool:
         """Whether the user tower reads when the events of this kind were."""
-        return any(isinstance(f, SequenceFeature) and f.of == of and f.time_bias for f in self.features.user)
+        return any(isinstance(f, SequenceFeature) and f.events == of and f.time_bias for f in self.features.user)
 
     def reading(self, features: Features) -> "FeatureState":
         """The same of some of the features."""
@@ -183,8 +183,8 @@ def counter_values(
 ) -> Inputs:
     """What a tower's counters say of these users or items at these moments, not yet standardised."""
     return {
-        feature_name(feature): counters[feature.by].values(
-            rows, at, of=feature.of, hours=feature.hours, alpha=feature.alpha
+        feature_name(feature): counters[feature.key].values(
+            rows, at, of=feature.statistic, hours=feature.hours, alpha=feature.smoothing
         )
         for feature in side
         if isinstance(feature, CounterFeature)
@@ -209,7 +209,7 @@ def item_arrays(
                 inputs[name] = _attribute(feature, items, state, tower="item")
             case BagFeature(column=column):
                 inputs[name] = bag_rows(items[column], state.vocabularies[f"item.{name}"])
-            case VectorFeature(of=of):
+            case VectorFeature(vectors=of):
                 inputs[name] = vectors[of]
             case AgeFeature():
                 uploaded_at = moments(items["uploaded_at"])
@@ -287,16 +287,16 @@ def user_inputs(
     for feature in state.features.user:
         name = feature_name(feature)
         match feature:
-            case HistoryFeature(of=of, last=last, over=over):
+            case HistoryFeature(events=of, max_length=last, vectors=over):
                 history = _newest(queries, of, last)
                 inputs[name] = id_rows(history, state.num_known_items) if over is None else history
-            case SequenceFeature(of=of, last=last):
+            case SequenceFeature(events=of, max_length=last):
                 if sequences is None:
                     rows = id_rows(_newest(queries, of, last), state.num_known_items)
                     inputs |= as_sequence(name, rows, _seconds_ago(queries, of, last) if feature.time_bias else None)
-            case ClusterFeature(of=of, last=last, k=k):
+            case ClusterFeature(events=of, max_length=last, num_clusters=k):
                 inputs[name] = shares(users.clusters[cluster_key(feature)].take(_newest(queries, of, last)), k)
-            case TimeFeature(of=of):
+            case TimeFeature(part=of):
                 hours = clock_rows(of, queries.at + state.utc_offset_h * HOUR_MS)
                 inputs[name] = hours if queries.at_is_known is None else hours * queries.at_is_known
             case IdFeature() | CategoryFeature() | NumberFeature() | ProfileFeature():
@@ -310,7 +310,7 @@ def user_inputs(
 
 def cluster_key(feature: ClusterFeature) -> str:
     """The name of the clusters that a feature reads; two features may read the same."""
-    return f"{feature.over}.{feature.k}"
+    return f"{feature.vectors}.{feature.num_clusters}"
 
 
 def _newest(queries: Queries, of: Literal["positives", "negatives"], last: int) -> Int32[np.ndarray, "batch last"]:
@@ -406,7 +406,7 @@ def load_user_arrays(features: Features, folder: Path) -> UserArrays:
 
 def load_counters_of(side: tuple[UserFeature | ItemFeature, ...], folder: Path) -> dict[str, Counters]:
     """Maps the counters that a tower reads, by key."""
-    return {f.by: load_counters(folder / "counters" / f.by) for f in side if isinstance(f, CounterFeature)}
+    return {f.key: load_counters(folder / "counters" / f.key) for f in side if isinstance(f, CounterFeature)}
 
 
 def feature_names(state: FeatureState) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -21,7 +21,7 @@ def with_counts(attributes: pa.Table, dataset: Dataset, counts: Mapping[str, Rec
     histories = {"events": dataset.events, "positives": dataset.positives, "negatives": dataset.negatives}
     for name, asked in counts.items():
         first = as_of - asked.days * DAY_MS
-        counted = count_events(histories[asked.of], len(attributes), first=first, end=as_of)
+        counted = count_events(histories[asked.events], len(attributes), first=first, end=as_of)
         attributes = attributes.append_column(name, pa.array(counted))
     return attributes
 

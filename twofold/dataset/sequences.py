@@ -26,12 +26,12 @@ def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], ask
     inputs: dict[str, np.ndarray] = {}
     for feature in state.features.user:
         if isinstance(feature, SequenceFeature):
-            counts = {"positives": asked.positives_before, "negatives": asked.negatives_before}[feature.of]
+            counts = {"positives": asked.positives_before, "negatives": asked.negatives_before}[feature.events]
             user_rows, counts = np.asarray(asked.user_rows), counts.astype(np.int64)
-            history, known_items = histories[feature.of], state.num_known_items
+            history, known_items = histories[feature.events], state.num_known_items
             is_last = ~_told(history, asked, counts, known_items) if feature.time_bias else np.zeros(len(counts), bool)
-            of, newest = _shared(user_rows, counts, is_last, most=feature.last)
-            first = np.maximum(counts[newest] - feature.last, 0)
+            of, newest = _shared(user_rows, counts, is_last, most=feature.max_length)
+            first = np.maximum(counts[newest] - feature.max_length, 0)
             ends = history.offsets[user_rows[newest]] + counts[newest]
             begins = ends - (counts[newest] - first)
             rows = id_rows(_between(history.item_rows, begins, ends, none=-1) + 1, known_items)

@@ -122,7 +122,7 @@ def ease(positives: Interactions, user_rows: Int64[np.ndarray, "users"], *, l2: 
 
 def ials(positives: Interactions, user_rows: Int64[np.ndarray, "users"], *, seed: int = 0) -> Products:
     """Weighted alternating least squares (Hu, Koren, Volinsky, ICDM 2008) on the library `implicit`: 64 dimensions, 15
-    iterations, and the alpha and regularisation that were best on the validation day of KuaiRand-Pure.
+    iterations, and the alpha and regularization that were best on the validation day of KuaiRand-Pure.
 
     ImportError without the library; RequestError above `IALS_MAX_POSITIVES`.
     """

@@ -56,7 +56,7 @@ def negatives_of(
     positives: Interactions,
     published: Path | None,
 ) -> tuple[Negatives, ...]:
-    """What a recipe's `judge.sampled` asks for. Popularity is the number of `positives`, those before the window."""
+    """What a recipe's `evaluate.sampled` asks for. Popularity is the number of `positives`, those before the window."""
     given = []
     for each in asked:
         match each:
@@ -114,7 +114,7 @@ def _check_enough(
         raise RequestError(
             f"user row {window.user_rows[users[line]]} has {left[line]} items left to draw {count} negatives from: the "
             f"others of {window.num_items} were seen or are liked, or nobody liked them before. Ask for fewer in "
-            "judge.sampled, or judge by the catalogue instead."
+            "evaluate.sampled, or judge by the catalogue instead."
         )
 
 
@@ -129,7 +129,7 @@ def published_negatives(
     names = table.column_names
     if not {"user_id", "item_id"} <= set(names) or not pa.types.is_list(table.schema.field("item_id").type):
         raise DataError(
-            "data.sampled_negatives needs a line for each user: user_id, and item_id, a list. It has "
+            "data.published_negatives needs a line for each user: user_id, and item_id, a list. It has "
             f"{', '.join(names)}. `twofold data ncf` makes such a file."
         )
     judged = np.flatnonzero(window.relevant.sizes)
@@ -141,14 +141,15 @@ def published_negatives(
     if counts.min() == 0 or counts.min() < counts.max():
         fewest, most = (users.ids_of(window.user_rows[judged[[place(counts)]]])[0] for place in (np.argmin, np.argmax))
         raise DataError(
-            f"data.sampled_negatives gives user {fewest} {counts.min()} items and user {most} {counts.max()}: every "
+            f"data.published_negatives gives user {fewest} {counts.min()} items and user {most} {counts.max()}: every "
             "judged user needs as many as the others. Are they of another split?"
         )
     ids = pc.list_flatten(lines["item_id"])
     rows = items.rows_of(ids)
     if (rows < 0).any():
         raise DataError(
-            f"item {ids[int(np.argmin(rows))]} of data.sampled_negatives is in no event and not in the items table, so "
+            f"item {ids[int(np.argmin(rows))]} of data.published_negatives is in no event and not in the items table, "
+            f"so "
             "nothing can score it. Add it to data.items."
         )
     by_line = np.zeros((len(window.user_rows), int(counts[0])), np.int64)

@@ -151,14 +151,14 @@ def _split(events: EventFacts) -> list[str]:
 def _features(seen: LogProfile) -> list[str]:
     events = seen.events
     lines = ["features:", *_said("  user:", "no id of users: it serves those it never saw, by what they did")]
-    lines += _said("    - {kind: history, of: positives, last: 100}", "the mean of the last so many")
+    lines += _said("    - {kind: history, events: positives, max_length: 100}", "the mean of the last so many")
     if events.positives < events.rows:
-        lines += _said("    - {kind: history, of: negatives, last: 100}", "what was met and is not positive")
+        lines += _said("    - {kind: history, events: negatives, max_length: 100}", "what was met and is not positive")
     span = events.days[-1].number - events.days[0].number + 1 if events.days else 0
     if span >= 3 and events.hours > 1:
-        lines.append("    - {kind: time, of: hour}")
+        lines.append("    - {kind: time, part: hour}")
     if span >= 14:
-        lines.append("    - {kind: time, of: weekday}")
+        lines.append("    - {kind: time, part: weekday}")
     lines += _columns_as_features(seen, seen.users, names={"positives", "negatives", "hour", "weekday"})
     lines += ["  item:", "    - {kind: id}"]
     if seen.items and "uploaded_at" in {our_name(seen.data, name) for name in names_of(seen.items)}:

@@ -41,12 +41,12 @@ class FoldIn:
     item_vectors: Float32[np.ndarray, "items dim"]
     nobody: Float32[np.ndarray, "dim"]
     alpha: float
-    regularisation: float
+    regularization: float
     _everywhere: Float64[np.ndarray, "dim dim"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """YᵀY + λI, which every user shares."""
-        gram = self.regularisation * np.eye(self.dim)
+        gram = self.regularization * np.eye(self.dim)
         for part in chunks(len(self.item_vectors), _CELLS // self.dim):
             held = self.item_vectors[part].astype(np.float64)
             gram += held.T @ held
@@ -95,7 +95,7 @@ def save_fold_in(fold_in: FoldIn, folder: Path) -> None:
         folder / FOLD_IN,
         {
             "alpha": fold_in.alpha,
-            "regularisation": fold_in.regularisation,
+            "regularization": fold_in.regularization,
             "nobody": fold_in.nobody.tolist(),
         },
     )
@@ -107,4 +107,4 @@ def load_fold_in(folder: Path, item_vectors: Float32[np.ndarray, "items dim"]) -
     nobody = np.array(held["nobody"], np.float32)
     if len(nobody) != item_vectors.shape[1]:
         raise ValueError(f"{FOLD_IN} is of {len(nobody)} dimensions, the item vectors of {item_vectors.shape[1]}")
-    return FoldIn(item_vectors, nobody, held["alpha"], held["regularisation"])
+    return FoldIn(item_vectors, nobody, held["alpha"], held["regularization"])

@@ -77,10 +77,10 @@ def encode_items(model: Towers, batches: Iterable[TensorInputs]) -> Float32[np.n
 
 def build_towers(recipe: training.TwoTower, dataset: Dataset) -> Towers:
     """The model that a recipe asks for; DataError where the column has no values to tell apart, or too many."""
-    if recipe.per is None:
+    if recipe.separate_towers_by is None:
         return build_two_tower(recipe, dataset.features, dataset.vectors)
-    given = attribute_column(dataset.folder, recipe.per)[1].combine_chunks()
-    values, tower_of_item = places_of(given, num_known=dataset.items.num_known, column=recipe.per)
+    given = attribute_column(dataset.folder, recipe.separate_towers_by)[1].combine_chunks()
+    values, tower_of_item = places_of(given, num_known=dataset.items.num_known, column=recipe.separate_towers_by)
     return MultiTower(
         [build_two_tower(recipe, dataset.features, dataset.vectors) for _ in values], values, tower_of_item
     )
@@ -122,8 +122,8 @@ def places_of(given: pa.Array, *, num_known: int, column: str) -> tuple[tuple[st
             f"{column} by a feature of kind: category"
         )
         raise DataError(
-            f"retriever.per: the items of the training window have {len(known):,} value{'s' * (len(known) != 1)} of "
-            f"{column}, {why}."
+            f"retriever.separate_towers_by: the items of the training window have {len(known):,} "
+            f"value{'s' * (len(known) != 1)} of {column}, {why}."
         )
     tower_of_item = np.full(len(counts), np.argmax(counts[known]))
     tower_of_item[known] = np.arange(len(known))

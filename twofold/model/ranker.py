@@ -103,7 +103,7 @@ class Ranker(nn.Module):
         self.user = user
         self.item = item
         self.retrieved = retrieved
-        self.top = asked.candidates.top
+        self.top = asked.candidates.num_candidates
         width = 3 * user.dim + 3 * retrieved + 2
         layers: list[nn.Module] = [CrossNetwork(width, asked.crosses)] if asked.crosses else []
         for following in asked.hidden:
@@ -115,7 +115,7 @@ class Ranker(nn.Module):
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
         self.trust = nn.Parameter(torch.ones(()))
-        self.names = tuple(head.of for head in asked.heads)
+        self.names = tuple(head.outcome for head in asked.heads)
         self.heads = nn.Linear(width, len(self.names)) if self.names else None
         self.formula = None if asked.formula is None else rule_tree(asked.formula, result="number")
         for name in ("score_mean", "score_std", "place_mean", "place_std"):

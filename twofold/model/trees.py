@@ -60,7 +60,7 @@ def load_trees(asked: LambdaMart, features: Features, folder: Path) -> Trees:
     from lightgbm import Booster
 
     booster = Booster(model_file=folder / FILE)
-    return Trees(booster, column_names(features), asked.candidates.top, booster.num_trees())
+    return Trees(booster, column_names(features), asked.candidates.num_candidates, booster.num_trees())
 
 
 def save_trees(trees: Trees, folder: Path) -> None:
@@ -120,7 +120,7 @@ def _columns(features: Features) -> Iterator[tuple[str, bool]]:
         for feature in side:
             name = f"{tower}.{feature_name(feature)}"
             match feature:
-                case ClusterFeature(k=width) | ProfileFeature(length=width):
+                case ClusterFeature(num_clusters=width) | ProfileFeature(length=width):
                     yield from ((f"{name}.{number}", False) for number in range(width))
                 case _:
                     yield name, isinstance(feature, CategoryFeature | TimeFeature)

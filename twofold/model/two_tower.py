@@ -94,13 +94,13 @@ def build_two_tower(
         recipe.hidden,
         dropout=recipe.dropout,
         layer_norm=recipe.norm == "layer",
-        batch_norm=recipe.output == "batch_norm",
-        unit_length=recipe.output == "l2" or isinstance(recipe.score, training.Cosine),
+        batch_norm=recipe.output_norm == "batch_norm",
+        unit_length=recipe.output_norm == "l2" or isinstance(recipe.score, training.Cosine),
     )
     shared = [
         feature_name(feature)
         for feature in state.features.user
-        if isinstance(feature, HistoryFeature | SequenceFeature) and feature.table == "shared"
+        if isinstance(feature, HistoryFeature | SequenceFeature) and feature.share_item_embedding
     ]
     # The user tower's weights are drawn first, before there is a table to lend: see docs/log.md on the adversary.
     users = Encoder(user, layers, given=given, lent={name: nn.Embedding(1, 1) for name in shared})
@@ -114,38 +114,38 @@ def _block(
 ) -> Block:
     name = feature_name(feature)
     match feature:
-        case HistoryFeature(last=last, over=over, pool=pool):
+        case HistoryFeature(max_length=last, vectors=over, pool=pool):
             if over is None:
                 return Pool(name, 1 + state.num_known_items, dim, pool, last)
             return Pool(name, 0, widths[over], pool, last, over)
-        case SequenceFeature(last=last):
+        case SequenceFeature(max_length=last):
             return Sequence(
                 name,
                 1 + state.num_known_items,
                 dim,
                 last,
-                depth=feature.depth,
-                heads=feature.heads,
+                depth=feature.num_layers,
+                heads=feature.num_heads,
                 dropout=feature.dropout,
                 is_timed=feature.time_bias,
             )
         case ClusterFeature():
-            return Number(name, feature.k)
+            return Number(name, feature.num_clusters)
         case ProfileFeature():
             return Number(name, feature.length)
         case VectorFeature():
-            return Number(name, widths[feature.of])
+            return Number(name, widths[feature.vectors])
         case IdFeature():
             known = state.num_known_items if tower == "item." else len(state.vocabularies[tower + name])
-            return Lookup(name, 1 + known, dim, feature.dropout)
+            return Lookup(name, 1 + known, dim, feature.unknown_rate)
         case TimeFeature():
-            return Lookup(name, 1 + (24 if feature.of == "hour" else 7), feature.dim)
+            return Lookup(name, 1 + (24 if feature.part == "hour" else 7), feature.dim)
         case CategoryFeature():
             return Lookup(name, 1 + len(state.vocabularies[tower + name]), feature.dim)
         case BagFeature():
             return Pool(name, 1 + len(state.vocabularies[tower + name]), feature.dim)
         case NumberFeature() | AgeFeature() | CounterFeature():
-            return Number(name, expand=feature.expand)
+            return Number(name, expand=feature.hidden_dim)
         case _:
             assert_never(feature)
 

@@ -226,7 +226,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
         ranker = load_second_stage(job.recipe.ranker, stages, ranked, retriever=model)
         bounds = job.recipe.prepare.bounds_ms("test")
         items = with_counts(
-            item_attributes(dataset.folder), arrays, job.recipe.index.counts, as_of=int(window.query_at.min())
+            item_attributes(dataset.folder), arrays, job.recipe.index.recent_counts, as_of=int(window.query_at.min())
         )
         positives = positives_before(arrays, window, first_at=bounds[0] if bounds else None)
         options = evaluation_options(
@@ -238,7 +238,7 @@ def evaluate(job: Job, prepared: Stage, dataset: Stage, trained: Stage) -> Stage
             columns=job.recipe.slice_columns,
         )
         only = allowed_items(items, job.recipe.index.where)
-        asked, published = job.recipe.judge.sampled, job.recipe.data.sampled_negatives
+        asked, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
         sampled = negatives_of(asked, window, arrays, positives=positives, published=published)
         rows, kept = score_sources(model, ranker, stages, window), prepared.folder / "fitted"
         heads = judged_heads(model, ranker, stages, window, prepare=job.recipe.prepare, fitted=kept)
@@ -277,7 +277,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
         arrays = stages.retriever
         model = load_model(job.recipe.retriever, arrays, trained.folder)
         as_of, asked = dataset.facts["last_event_at"] + 1, job.recipe.index
-        attributes = with_counts(item_attributes(dataset.folder), arrays, asked.counts, as_of=as_of)
+        attributes = with_counts(item_attributes(dataset.folder), arrays, asked.recent_counts, as_of=as_of)
         only = allowed_items(attributes, asked.where)
         vectors = item_vectors(model, arrays, as_of)
         if (ranker := load_second_stage(job.recipe.ranker, stages, ranked, retriever=model)) is not None:
@@ -401,11 +401,11 @@ def _allowed_items(job: Job) -> dict[str, Any]:
 
 def _evaluation_inputs(job: Job) -> dict[str, Any]:
     """What a report depends on besides, where the recipe asks for more."""
-    asked = job.recipe.judge.model_dump(mode="json", exclude_defaults=True)
+    asked = job.recipe.evaluate.model_dump(mode="json", exclude_defaults=True)
     if not asked:
         return {}
-    published = job.recipe.data.sampled_negatives
-    return {"judge": asked, "sampled_negatives": None if published is None else file_digest(published)}
+    published = job.recipe.data.published_negatives
+    return {"evaluate": asked, "sampled_negatives": None if published is None else file_digest(published)}
 
 
 def _facts(job: Job, stages: tuple[Stage, ...]) -> dict[str, Any]:

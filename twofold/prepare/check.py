@@ -52,7 +52,7 @@ def check_recipe(recipe: Recipe) -> Source:
     _check_index(recipe.index, source.item_columns)
     for field, parting, use in (
         ("train.group_by", recipe.train.group_by, "rows are grouped by"),
-        ("judge.slices", recipe.judge.slices, "groups are made of"),
+        ("evaluate.slices", recipe.evaluate.slices, "groups are made of"),
     ):
         for column in parting:
             _check_values(
@@ -62,11 +62,11 @@ def check_recipe(recipe: Recipe) -> Source:
                 lacking="neither the items nor the users have a",
                 use=use,
             )
-    if isinstance(recipe.retriever, TwoTower) and recipe.retriever.per is not None:
+    if isinstance(recipe.retriever, TwoTower) and recipe.retriever.separate_towers_by is not None:
         _check_values(
-            recipe.retriever.per,
+            recipe.retriever.separate_towers_by,
             source.item_columns,
-            field="retriever.per",
+            field="retriever.separate_towers_by",
             lacking="the items have no",
             use="towers are made for",
         )
@@ -90,8 +90,8 @@ def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
         field = f"prepare.labels.{name}"
         match label:
             case BelowMean():
-                _need(label.of, columns, field=f"{field}.of", why="is averaged", numeric=True)
-                _need(label.by, columns, field=f"{field}.by", why="is averaged over")
+                _need(label.column, columns, field=f"{field}.column", why="is averaged", numeric=True)
+                _need(label.key, columns, field=f"{field}.key", why="is averaged over")
             case _:
                 for needed in ("watch_s", "length_s"):
                     _need(needed, columns, field=field, why="it is made of", numeric=True)
@@ -148,13 +148,13 @@ def _rules(prepare: Prepare, columns: Mapping[str, str]) -> Iterator[tuple[str, 
 
 def _check_index(asked: Index, own: Mapping[str, str]) -> None:
     """RecipeError where `where` reads what the items and `counts` do not have, or `counts` what the items have."""
-    for name in asked.counts:
+    for name in asked.recent_counts:
         if name in own:
             raise RecipeError(
-                f"index.counts.{name}: the items have a column {name} already. Choose another name for yours."
+                f"index.recent_counts.{name}: the items have a column {name} already. Choose another name for yours."
             )
     if asked.where is not None:
-        columns = {**own, **dict.fromkeys(asked.counts, "BIGINT")}
+        columns = {**own, **dict.fromkeys(asked.recent_counts, "BIGINT")}
         check_columns(asked.where, columns, field="index.where")
         _check_types(asked.where, columns, field="index.where")
 

@@ -65,9 +65,9 @@ def select_train(prepare: Prepare, id_types: Mapping[str, str]) -> Selection:
 
 def _filters(prepare: Prepare) -> Iterator[tuple[str, Filter]]:
     """Every application of a filter with its name, round after round."""
-    for round_ in range(prepare.rounds):
+    for round_ in range(prepare.filter_rounds):
         for filter_ in prepare.filters:
-            yield filter_name(filter_) + (f", round {round_ + 1}" if prepare.rounds > 1 else ""), filter_
+            yield filter_name(filter_) + (f", round {round_ + 1}" if prepare.filter_rounds > 1 else ""), filter_
 
 
 def filter_steps(filter_: Filter, where: str, kept: str) -> list[tuple[str, str]]:

@@ -159,7 +159,7 @@ def used_columns(prepare: Prepare) -> frozenset[str]:
     for label in prepare.labels.values():
         match label.kind:
             case "below_mean":
-                names |= {label.of, label.by}
+                names |= {label.column, label.key}
             case "wtg":
                 names |= {label.buckets.creator} if label.buckets.kind == "item" and label.buckets.creator else set()
             case "pcc" | "quantile" | "long_view":

@@ -194,6 +194,6 @@ def _lack(recipe: Recipe, split: Split, funnel: list[FunnelLine], first_at: int,
         cause = next(line for line in train if line.positives == 0)
         number = train.index(cause) - 1
     filters = recipe.prepare.filters
-    is_filter = 0 <= number < len(filters) * recipe.prepare.rounds
+    is_filter = 0 <= number < len(filters) * recipe.prepare.filter_rounds
     where = f"prepare.filters.{number % len(filters)} ({cause.name})" if is_filter else "prepare.sample"
     return f"{where} leaves none of the {unfiltered.positives:,} positives in {asked}. Weaken it."

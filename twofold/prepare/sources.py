@@ -135,8 +135,8 @@ def open_source(data: Table) -> Source:
         sides.append(side)
     for name, path in data.vectors.items():
         _require(path, f"data.vectors.{name}")
-    if data.sampled_negatives is not None:
-        _require(data.sampled_negatives, "data.sampled_negatives")
+    if data.published_negatives is not None:
+        _require(data.published_negatives, "data.published_negatives")
     items, users = sides
     return Source(events, items, users, tuple(path.resolve() for path in data.vectors.values()))
 

@@ -77,7 +77,7 @@ def fit_label(name: str, label: Label) -> FittedLabel:
 
 def _below_mean(name: str, label: BelowMean) -> FittedLabel:
     """value · n < sum, in whole thousandths: an average as a double could say otherwise where they are equal."""
-    mean, of, by = f"{name}.mean", quoted(label.of), quoted(label.by)
+    mean, of, by = f"{name}.mean", quoted(label.column), quoted(label.key)
     value = thousandths_sql(f'CAST("rows".{of} AS DOUBLE)')
     table = f"""
         SELECT {by} AS "key", COUNT(*) AS "events", CAST(SUM({value}) AS BIGINT) AS "thousandths" FROM {ROWS}

@@ -24,7 +24,7 @@ class DrawnNegatives(Section):
 
 
 class PublishedNegatives(Section):
-    """Each positive among the items that `data.sampled_negatives` gives its user."""
+    """Each positive among the items that `data.published_negatives` gives its user."""
 
     kind: Literal["published"]
 

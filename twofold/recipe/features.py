@@ -29,14 +29,14 @@ class HistoryFeature(Section):
     """The user's last events of one kind, strictly before the moment asked for, as vectors of their items."""
 
     kind: Literal["history"]
-    of: Literal["positives", "negatives"]
+    events: Literal["positives", "negatives"]
     """Which events: those of the positive or of the negative rule."""
-    last: int = Field(default=100, ge=1, le=10_000)
+    max_length: int = Field(default=100, ge=1, le=10_000)
     """How many of them, the newest."""
-    over: str | None = None
+    vectors: str | None = None
     """One of `features.vectors`; default: vectors of the items' ids, trained."""
-    table: Literal["own", "shared"] = "own"
-    """Trained vectors of the feature's own, or those that the item tower reads its id in."""
+    share_item_embedding: bool = False
+    """true: reads the embedding table of the item tower's id feature; false: trains a table of its own."""
     pool: Literal["mean", "windows", "attention", "concat"] = "mean"
     """One mean; the last item and the means of the last 3, 10, 30, 100; a mean by weights that are learnt; or all,
     newest last, side by side.
@@ -44,8 +44,11 @@ class HistoryFeature(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> HistoryFeature:
-        if self.over is not None and self.table == "shared":
-            raise ValueError(f"over: {self.over} is read, and not the table of ids: delete over, or table")
+        if self.vectors is not None and self.share_item_embedding:
+            raise ValueError(
+                f"vectors: {self.vectors} is read in place of the embedding table of ids: delete vectors or "
+                f"share_item_embedding"
+            )
         return self
 
 
@@ -55,15 +58,15 @@ class SequenceFeature(Section):
     """
 
     kind: Literal["sequence"]
-    of: Literal["positives", "negatives"]
+    events: Literal["positives", "negatives"]
     """Which events: those of the positive or of the negative rule."""
-    last: int = Field(default=200, ge=1, le=10_000)
+    max_length: int = Field(default=200, ge=1, le=10_000)
     """How many of them, the newest."""
-    table: Literal["own", "shared"] = "shared"
-    """Trained vectors of the feature's own, or those that the item tower reads its id in."""
-    depth: int = Field(default=2, ge=1, le=64)
+    share_item_embedding: bool = True
+    """true: reads the embedding table of the item tower's id feature; false: trains a table of its own."""
+    num_layers: int = Field(default=2, ge=1, le=64)
     """Layers."""
-    heads: int = Field(default=2, ge=1, le=64)
+    num_heads: int = Field(default=2, ge=1, le=64)
     """Of attention; retriever.dim must be a multiple of twice as many."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Share of what each layer adds, and of what it reads first, that a training step leaves out."""
@@ -75,18 +78,18 @@ class SequenceFeature(Section):
 
 
 class ClusterFeature(Section):
-    """Which share of the user's last events fell into each of k clusters of items (k-means on items of the training
-    window).
+    """Which share of the user's last events fell into each of num_clusters clusters of items (k-means on items of
+    the training window).
     """
 
     kind: Literal["clusters"]
-    of: Literal["positives", "negatives"]
+    events: Literal["positives", "negatives"]
     """Which events: those of the positive or of the negative rule."""
-    over: str
+    vectors: str
     """One of `features.vectors`."""
-    last: int = Field(default=100, ge=1, le=10_000)
+    max_length: int = Field(default=100, ge=1, le=10_000)
     """How many of them, the newest."""
-    k: int = Field(default=18, ge=2, le=4096)
+    num_clusters: int = Field(default=18, ge=2, le=4096)
     """Clusters."""
 
 
@@ -94,7 +97,7 @@ class TimeFeature(Section):
     """Hour of day or day of week of the request, in the time zone of `prepare.utc_offset_h`, as an embedding."""
 
     kind: Literal["time"]
-    of: Literal["hour", "weekday"]
+    part: Literal["hour", "weekday"]
     """0 to 23, or Monday to Sunday."""
     dim: Dim = 8
 
@@ -123,7 +126,7 @@ class AgeFeature(Section):
     """log(1 + days) between `uploaded_at` of the item and the moment asked for, standardised on the training rows."""
 
     kind: Literal["age"]
-    expand: Expansion = 0
+    hidden_dim: Expansion = 0
     """Width of a layer with ReLU of its own in between; 0: the number as it is."""
 
 
@@ -131,7 +134,7 @@ class VectorFeature(Section):
     """The item's own vector, one of `features.vectors`, as it is."""
 
     kind: Literal["vector"]
-    of: str
+    vectors: str
 
 
 # --- either's ---------------------------------------------------------------------------------------------------------
@@ -143,7 +146,7 @@ class IdFeature(Section):
     """
 
     kind: Literal["id"]
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    unknown_rate: float = Field(default=0.0, ge=0, lt=1)
     """Share of the rows of a training step that are read as the `unknown` one, whose vector is then trained: what cold
     items are found by. 0: it is zero.
     """
@@ -168,26 +171,26 @@ class NumberFeature(Section):
     column: str
     scale: Literal["standard", "log"]
     """`log` for what spans orders of magnitude, as lengths do."""
-    expand: Expansion = 0
+    hidden_dim: Expansion = 0
     """Width of a layer with ReLU of its own in between; 0: the number as it is."""
 
 
 class CounterFeature(Section):
     """A rate or mean of `prepare.counters` over the hours before the current one, smoothed, standardised.
 
-    (sum + alpha · prior) / (events + alpha), prior being the rate of the whole training window.
+    (sum + smoothing · prior) / (events + smoothing), prior being the rate of the whole training window.
     """
 
     kind: Literal["counter"]
-    by: str
+    key: str
     """The key: user_id, item_id, or another column of `prepare.counters`."""
-    of: str
+    statistic: str
     """The rate or mean; or `events`: log(1 + how many), which has no prior."""
     hours: int | None = Field(default=None, ge=1, le=24 * 3660)
     """Completed hours that count: 24, 72 (3 days), 168 (7), 360 (15). Default: all before."""
-    alpha: float = Field(default=20.0, gt=0)
+    smoothing: float = Field(default=20.0, gt=0)
     """How many events the prior weighs. A guess, not measured."""
-    expand: Expansion = 0
+    hidden_dim: Expansion = 0
     """Width of a layer with ReLU of its own in between; 0: the number as it is."""
 
 
@@ -213,7 +216,7 @@ class Features(Section):
     """What each tower reads."""
 
     vectors: Mapping[str, Vectors] = {}
-    """Vectors of items by name, for `over:` and for kind: vector."""
+    """Vectors of items by name, for the key `vectors` of a feature."""
     user: tuple[UserFeature, ...] = Field(min_length=1)
     """The user tower's. Without an id it serves users it never saw as well as the others."""
     item: tuple[ItemFeature, ...] = Field(min_length=1)
@@ -232,10 +235,10 @@ class Features(Section):
     def _shared_table(self) -> Features:
         has_id = any(isinstance(feature, IdFeature) for feature in self.item)
         for feature in self.user:
-            if isinstance(feature, HistoryFeature | SequenceFeature) and feature.table == "shared" and not has_id:
+            if isinstance(feature, HistoryFeature | SequenceFeature) and feature.share_item_embedding and not has_id:
                 raise ValueError(
                     f"{feature_name(feature)} shares the table of the item tower's id, and that tower reads none: add "
-                    f"{{kind: id}} to features.item, or write table: own"
+                    f"{{kind: id}} to features.item, or write share_item_embedding: false"
                 )
         return self
 
@@ -243,7 +246,7 @@ class Features(Section):
     def _known_vectors(self) -> Features:
         for feature in (*self.user, *self.item):
             match feature:
-                case HistoryFeature(over=str(name)) | ClusterFeature(over=name) | VectorFeature(of=name):
+                case HistoryFeature(vectors=str(name)) | ClusterFeature(vectors=name) | VectorFeature(vectors=name):
                     if name not in self.vectors:
                         raise ValueError(
                             f"{feature_name(feature)} reads the vectors {name!r}, which features.vectors does not "
@@ -278,18 +281,20 @@ def feature_name(feature: UserFeature | ItemFeature) -> str:
     """The name a feature goes by in arrays, in the drawing of the model and in the served graph."""
     match feature:
         case HistoryFeature():
-            parts = [feature.of, "" if feature.pool == "mean" else feature.pool, feature.over or ""]
+            parts = [feature.events, "" if feature.pool == "mean" else feature.pool, feature.vectors or ""]
             return "_".join(part for part in parts if part)
         case SequenceFeature():
-            return f"{feature.of}_sequence"
+            return f"{feature.events}_sequence"
         case ClusterFeature():
-            return f"{feature.of}_clusters_{feature.over}"
-        case TimeFeature() | VectorFeature():
-            return feature.of
+            return f"{feature.events}_clusters_{feature.vectors}"
+        case TimeFeature():
+            return feature.part
+        case VectorFeature():
+            return feature.vectors
         case CategoryFeature() | BagFeature() | NumberFeature() | ProfileFeature():
             return feature.column
         case CounterFeature():
-            return f"{feature.by}_{feature.of}_{'life' if feature.hours is None else f'{feature.hours}h'}"
+            return f"{feature.key}_{feature.statistic}_{'life' if feature.hours is None else f'{feature.hours}h'}"
         case IdFeature() | AgeFeature():
             return feature.kind
         case _:

@@ -15,7 +15,7 @@ class Recent(Section):
     request, in what is served the end of the log. Events count of users that `prepare.sample` keeps.
     """
 
-    of: Literal["events", "positives", "negatives"] = "events"
+    events: Literal["events", "positives", "negatives"] = "events"
     """Which of them."""
     days: int = Field(ge=1, le=3660)
     """Days of 24 hours before the moment."""
@@ -24,11 +24,11 @@ class Recent(Section):
 class Index(Section):
     """Which items may be recommended."""
 
-    counts: Mapping[Name, Recent] = {}
-    """Name: what is counted, `engagement_15d: {of: positives, days: 15}`; a column of the items for `where`, and for
-    the filters of requests.
+    recent_counts: Mapping[Name, Recent] = {}
+    """Name: what is counted, `engagement_15d: {events: positives, days: 15}`; a column of the items for `where`, and
+    for the filters of requests.
     """
     where: Rule | None = None
-    """SQL over columns of the items and `counts`, `engagement_15d >= 20`: the others are never recommended. The report
-    has a section of its own for it, held against all that was to be found. Default: all may be.
+    """SQL over columns of the items and `recent_counts`, `engagement_15d >= 20`: the others are never recommended.
+    The report has a section of its own for it, held against all that was to be found. Default: all may be.
     """

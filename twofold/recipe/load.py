@@ -85,7 +85,7 @@ def _merged(base: Json, over: Json) -> Json:
 
 
 def _overridden(tree: Json, override: str) -> Json:
-    """A copy with one field set: `retriever.dim=96`, `features.user.0.last=50`."""
+    """A copy with one field set: `retriever.dim=96`, `features.user.0.max_length=50`."""
     field, sign, text = override.partition("=")
     keys = field.strip().split(".")
     if not sign or not all(keys):
@@ -122,7 +122,7 @@ def _with_paths(tree: dict[str, Json], change: Callable[[Json], Json]) -> dict[s
     data = tree.get("data")
     if not isinstance(data, dict):
         return tree
-    names = ("events", "items", "users", "sampled_negatives")
+    names = ("events", "items", "users", "published_negatives")
     changed = {name: change(data[name]) for name in names if name in data}
     if isinstance(vectors := data.get("vectors"), dict):
         changed["vectors"] = {name: change(path) for name, path in vectors.items()}

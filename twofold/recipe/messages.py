@@ -1,7 +1,8 @@
 """What pydantic finds wrong with a recipe → what the user reads: the field, what is wrong, what would be right.
 
 pydantic speaks of tuples, tags and inputs; a recipe has lists, kinds and values. Where a field is a choice of kinds,
-pydantic's location names the kind (`features.user.0.history.last`); the path shown is the one that stands in the file.
+pydantic's location names the kind (`features.user.0.history.max_length`); the path shown is the one that stands in the
+file.
 """
 
 import types
@@ -35,6 +36,41 @@ _LIMITS: Final[Mapping[str, tuple[str, str]]] = {
     "too_short": ("must hold at least", "min_length"),
     "too_long": ("must hold at most", "max_length"),
 }
+
+RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
+    "Recipe": {"judge": "evaluate"},
+    "Table": {"sampled_negatives": "published_negatives"},
+    "BelowMean": {"of": "column", "by": "key"},
+    "Prepare": {"rounds": "filter_rounds"},
+    "HistoryFeature": {
+        **{"of": "events", "last": "max_length", "over": "vectors"},
+        "table": "share_item_embedding",
+    },
+    "SequenceFeature": {
+        **{"of": "events", "last": "max_length", "depth": "num_layers", "heads": "num_heads"},
+        "table": "share_item_embedding",
+    },
+    "ClusterFeature": {"of": "events", "last": "max_length", "over": "vectors", "k": "num_clusters"},
+    "TimeFeature": {"of": "part"},
+    "VectorFeature": {"of": "vectors"},
+    "IdFeature": {"dropout": "unknown_rate"},
+    "AgeFeature": {"expand": "hidden_dim"},
+    "NumberFeature": {"expand": "hidden_dim"},
+    "CounterFeature": {"by": "key", "of": "statistic", "alpha": "smoothing", "expand": "hidden_dim"},
+    "TwoTower": {"per": "separate_towers_by", "output": "output_norm"},
+    "Ials": {"regularisation": "regularization"},
+    "FullSoftmax": {"prior": "logit_adjustment"},
+    "HardNegatives": {"easy": "easy_per_hard"},
+    "Train": {"clip_norm": "max_grad_norm"},
+    "Candidates": {
+        **{"top": "num_candidates", "skip": "skip_top", "retrieved": "num_retrieved", "asked_at": "request_time"},
+        **{"days": "last_days", "requests": "max_requests"},
+    },
+    "Head": {"of": "outcome"},
+    "Index": {"counts": "recent_counts"},
+    "Recent": {"of": "events"},
+}
+"""Keys that were renamed, by the section that holds them: section → old key → new key."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +116,9 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
         case "value_error":
             return Problem(path, str(facts["error"]), "")
         case "extra_forbidden":
+            for part in _parts(parent):
+                if last in (renamed := RENAMED.get(part.__name__, {})):
+                    return Problem(path, f"is now {'.'.join(map(str, (*path[:-1], renamed[last])))}", "")
             keys = [name for part in _parts(parent) for name in part.model_fields]
             return Problem(path, "does not exist", f"{did_you_mean(last, keys)}what may stand here: {', '.join(keys)}")
         case "missing":

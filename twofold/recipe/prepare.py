@@ -197,9 +197,9 @@ class BelowMean(Section):
     """
 
     kind: Literal["below_mean"]
-    of: str = "watch_s"
+    column: str = "watch_s"
     """The column that is averaged."""
-    by: str = "item_id"
+    key: str = "item_id"
     """The column whose equal values are averaged over."""
 
 
@@ -265,7 +265,7 @@ class Prepare(Section):
     """By column: user_id, item_id, or another. Counted on all events, whatever is filtered."""
     filters: tuple[Filter, ...] = ()
     """Applied to the training window, in this order."""
-    rounds: int = Field(default=1, ge=1, le=20)
+    filter_rounds: int = Field(default=1, ge=1, le=20)
     """How often all filters are applied: each may break what another ensured."""
     sample: Sample | None = None
     """Take a share of the users."""

@@ -33,41 +33,45 @@ class Candidates(Section):
     against in training, all at one moment.
     """
 
-    top: int = Field(default=100, ge=1, le=10_000)
+    num_candidates: int = Field(default=100, ge=1, le=10_000)
     """The retriever's best unseen items: what is ranked anew, in training, in the report and when served."""
-    skip: int = Field(default=0, ge=0, le=10_000)
+    skip_top: int = Field(default=0, ge=0, le=10_000)
     """The best ranks that no negative is drawn from: they hold what the user would like and did not meet yet."""
-    retrieved: int = Field(default=30, ge=0, le=10_000)
-    """Negatives drawn from the retriever's ranks [skip, top), without the user's positives of the window."""
+    num_retrieved: int = Field(default=30, ge=0, le=10_000)
+    """Negatives drawn from the retriever's ranks [skip_top, num_candidates), without the user's positives of the "
+    "window."""
     random: int = Field(default=0, ge=0, le=10_000)
     """Negatives drawn from all items of the training window: easy ones, which a served ranker never meets."""
     skipped: int = Field(default=0, ge=0, le=1_000)
     """The next impressions of the user that were not positive. They teach what is liked of what is shown, and not what
     is shown: on the shipped log they lost what the ranker had gained in the catalogue.
     """
-    asked_at: Literal["event", "day"] = "day"
+    request_time: Literal["event", "day"] = "day"
     """The moment of a request: that of its positive, when the item had been shown already; or, as reports ask, of the
     user's first event on that day (of `prepare.utc_offset_h`).
     """
-    days: int | None = Field(default=None, ge=1)
+    last_days: int | None = Field(default=None, ge=1)
     """Requests are of so many last days of the training window; null: of all. An older one is answered by other items
     than those of today, and where its moment was estimated, by counters that are wrong.
     """
-    requests: int = Field(default=100_000, ge=1)
+    max_requests: int = Field(default=100_000, ge=1)
     """Requests to learn from: drawn at random, where the window has more."""
 
     @model_validator(mode="after")
     def _some_negatives(self) -> Candidates:
-        if self.retrieved and self.skip >= self.top:
-            raise ValueError(f"skip is {self.skip} and top is {self.top}: no rank is left. Write a top above skip")
-        if not (self.retrieved or self.random or self.skipped):
-            raise ValueError("nothing to rank a positive against: let retrieved, random or skipped be above 0")
+        if self.num_retrieved and self.skip_top >= self.num_candidates:
+            raise ValueError(
+                f"skip_top is {self.skip_top} and num_candidates is {self.num_candidates}: no rank is left. Write "
+                f"num_candidates above skip_top"
+            )
+        if not (self.num_retrieved or self.random or self.skipped):
+            raise ValueError("nothing to rank a positive against: let num_retrieved, random or skipped be above 0")
         return self
 
     @property
     def negatives(self) -> int:
         """Beside each positive."""
-        return self.retrieved + self.random + self.skipped
+        return self.num_retrieved + self.random + self.skipped
 
 
 class Listwise(Section):
@@ -102,7 +106,7 @@ class Head(Section):
     by cross-entropy, from impressions of the requests' days. Each counts alike, so that a chance is one.
     """
 
-    of: Name
+    outcome: Name
     """Of `prepare.outcomes`. Of a condition it is the chance; of a label of kind quantile, the share of views of items
     as long that were shorter, which the report turns back into seconds.
     """
@@ -149,7 +153,8 @@ class Mlp(Section):
     loss: RankerLoss = Listwise(kind="softmax")
     heads: tuple[Head, ...] = Field(default=(), exclude_if=is_unasked)
     """What it says besides, from the same layers; the report holds it against what came of the impressions. They learn
-    from up to `candidates.requests` impressions, drawn at random: an equal part of them beside the lists of each step.
+    from up to `candidates.max_requests` impressions, drawn at random: an equal part of them beside the lists of each
+    step.
     """
     formula: Expression | None = Field(default=None, exclude_if=is_unasked)
     """What candidates are ordered by, over `relevance`, the score learned from the lists, and what the heads are of:
@@ -167,7 +172,7 @@ class Mlp(Section):
 
     @model_validator(mode="after")
     def _said_once(self) -> Mlp:
-        names = [head.of for head in self.heads]
+        names = [head.outcome for head in self.heads]
         for name in names:
             if name == RELEVANCE or names.count(name) > 1:
                 why = "is what the lists teach" if name == RELEVANCE else "is asked for twice"

@@ -37,7 +37,7 @@ class Table(Section):
     """Column item_id, and whatever the item tower reads. Without it, the items are those of the events."""
     users: Path | None = None
     """Column user_id and attributes."""
-    sampled_negatives: Path | None = None
+    published_negatives: Path | None = None
     """Columns user_id and item_id, a list: the items that a paper judged each user's positives against."""
     vectors: Mapping[str, Path] = {}
     """Name: .npy file of vectors of items, a line for each row of the items file, in its order."""
@@ -80,7 +80,7 @@ class Recipe(Section):
     """Which items may be recommended."""
     recommend_k: int = Field(default=50, ge=1, le=1000)
     """Recommendations written for every user."""
-    judge: Evaluate = Evaluate()
+    evaluate: Evaluate = Evaluate()
     """What the report is asked besides."""
     tune: Tune | None = None
     """What `twofold tune` may change in search of something better."""
@@ -90,10 +90,10 @@ class Recipe(Section):
     @property
     def slice_columns(self) -> tuple[str, ...]:
         """Columns whose values are to be seen apart: those that training keeps apart, which may fold, and those that
-        `judge.slices` names.
+        `evaluate.slices` names.
         """
-        per = self.retriever.per if isinstance(self.retriever, TwoTower) else None
-        return (*self.train.group_by, *((per,) if per is not None else ()), *self.judge.slices)
+        per = self.retriever.separate_towers_by if isinstance(self.retriever, TwoTower) else None
+        return (*self.train.group_by, *((per,) if per is not None else ()), *self.evaluate.slices)
 
     @model_validator(mode="after")
     def _counted(self) -> Recipe:
@@ -124,11 +124,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _has_towers_to_tune(self) -> Recipe:
         is_asked = isinstance(self.ranker, Mlp) and self.ranker.fine_tune is not None
-        if is_asked and not (isinstance(self.retriever, TwoTower) and self.retriever.per is None):
+        if is_asked and not (isinstance(self.retriever, TwoTower) and self.retriever.separate_towers_by is None):
             given = "towers per value" if isinstance(self.retriever, TwoTower) else f"{self.retriever.kind}, no towers"
             raise ValueError(
                 f"ranker.fine_tune goes on with the retriever's two towers, and the retriever is {given}. Write "
-                f"retriever.kind: two_tower without per, or delete ranker.fine_tune"
+                f"retriever.kind: two_tower without separate_towers_by, or delete ranker.fine_tune"
             )
         return self
 
@@ -136,10 +136,10 @@ class Recipe(Section):
     def _heads_have_outcomes(self) -> Recipe:
         outcomes = self.prepare.outcomes
         for number, head in enumerate(self.ranker.heads if isinstance(self.ranker, Mlp) else ()):
-            if head.of not in outcomes:
+            if head.outcome not in outcomes:
                 raise ValueError(
-                    f"ranker.heads.{number} learns {head.of}, and prepare.outcomes has "
-                    f"{', '.join(outcomes) or 'nothing'}. Add it there, as in outcomes: {{{head.of}: liked}}"
+                    f"ranker.heads.{number} learns {head.outcome}, and prepare.outcomes has "
+                    f"{', '.join(outcomes) or 'nothing'}. Add it there, as in outcomes: {{{head.outcome}: liked}}"
                 )
         return self
 
@@ -170,25 +170,27 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _published(self) -> Recipe:
-        asked = any(isinstance(negatives, PublishedNegatives) for negatives in self.judge.sampled)
-        if asked and self.data.sampled_negatives is None:
+        asked = any(isinstance(negatives, PublishedNegatives) for negatives in self.evaluate.sampled)
+        if asked and self.data.published_negatives is None:
             raise ValueError(
-                "judge.sampled asks for published negatives, but data.sampled_negatives names no file. Name it there, "
-                "or draw some: {kind: drawn, draw: popularity}"
+                "evaluate.sampled asks for published negatives, but data.published_negatives names no file. Name it "
+                "there, or draw some: {kind: drawn, draw: popularity}"
             )
         return self
 
 
 def _check_counter(feature: CounterFeature, prepare: Prepare, *, tower: str, field: str) -> None:
-    counters = prepare.counters.get(feature.by)
+    counters = prepare.counters.get(feature.key)
     if counters is None:
         raise ValueError(
-            f"{field} reads counters by {feature.by}, but prepare.counters counts by "
+            f"{field} reads counters by {feature.key}, but prepare.counters counts by "
             f"{', '.join(prepare.counters) or 'nothing'}. Add it there."
         )
-    if feature.of not in (names := ("events", *counters.rates, *counters.means)):
-        raise ValueError(f"{field}: prepare.counters.{feature.by} has no {feature.of}; it has {', '.join(names)}")
-    if (feature.by == "user_id") != (tower == "user"):
+    if feature.statistic not in (names := ("events", *counters.rates, *counters.means)):
         raise ValueError(
-            f"{field} counts by {feature.by}: the user tower reads counters by user_id, the item tower all others"
+            f"{field}: prepare.counters.{feature.key} has no {feature.statistic}; it has {', '.join(names)}"
+        )
+    if (feature.key == "user_id") != (tower == "user"):
+        raise ValueError(
+            f"{field} counts by {feature.key}: the user tower reads counters by user_id, the item tower all others"
         )

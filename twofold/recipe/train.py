@@ -53,11 +53,11 @@ class TwoTower(Section):
     """Share of the hidden layers' outputs that a training step leaves out."""
     norm: Literal["none", "layer"] = "none"
     """Hidden layers are normalised before their ReLU."""
-    output: Literal["none", "l2", "batch_norm"] = "none"
+    output_norm: Literal["none", "l2", "batch_norm"] = "none"
     """What becomes of the outputs before they are compared: length 1, or every number standardised over a batch."""
     score: Score = Cosine(kind="cosine")
     """How they are compared: in training, in the report, in the index and in what is served."""
-    per: str | None = None
+    separate_towers_by: str | None = None
     """A column of the items: each of its values gets towers of its own, taught by the rows of its items alone; the
     best items of all are then ranked together. Vectors are as many times as wide. Every value must fill a batch; items
     of a value that is new after training lie with the value of the most items.
@@ -65,10 +65,11 @@ class TwoTower(Section):
 
     @model_validator(mode="after")
     def _joined_by_products(self) -> TwoTower:
-        if self.per is not None and isinstance(self.score, NegativeDistance):
+        if self.separate_towers_by is not None and isinstance(self.score, NegativeDistance):
             raise ValueError(
-                f"towers per {self.per} are asked as one through the products of their vectors, and a negative "
-                f"distance is none. Write score: {{kind: cosine}} or {{kind: dot}}, or delete per"
+                f"towers per {self.separate_towers_by} are asked as one through the products of their vectors, and a "
+                f"negative distance is none. Write score: {{kind: cosine}} or {{kind: dot}}, or delete "
+                f"separate_towers_by"
             )
         return self
 
@@ -88,21 +89,21 @@ class TwoTower(Section):
             case NegativeDistance():
                 return 0.0
             case Dot():
-                return 1.0 if self.output == "l2" else math.inf
+                return 1.0 if self.output_norm == "l2" else math.inf
 
 
 class Ials(Section):
     """Weighted alternating least squares (Hu, Koren, Volinsky, ICDM 2008): a vector an item, solved from who liked
     what; a user asks with the vector solved from the positives so far, and items without training positives score 0.
 
-    Reads nothing else: `features` must be {user: [{kind: history, of: positives}], item: [{kind: id}]}. Of `train` it
-    reads the seed.
+    Reads nothing else: `features` must be {user: [{kind: history, events: positives}], item: [{kind: id}]}. Of `train`
+    it reads the seed.
     """
 
     kind: Literal["ials"]
     dim: int = Field(default=64, ge=1, le=1024)
     """Width of the vectors; solving takes the cube of it for every user and item."""
-    regularisation: float = Field(default=300.0, gt=0)
+    regularization: float = Field(default=300.0, gt=0)
     """Weight of the squared length of every vector in the loss, whatever the size of the log: 10, 300 and 400 gave
     recall@100 .335, .383 and .379 on the validation day of the shipped one.
     """
@@ -146,7 +147,7 @@ class FullSoftmax(Section):
     """Each positive against all items of the training window: up to about 100,000 of them."""
 
     kind: Literal["full_softmax"]
-    prior: float = Field(default=0.0, ge=0, le=2)
+    logit_adjustment: float = Field(default=0.0, ge=0, le=2)
     """In training, so many times the log of an item's share of the positives is added to its score (logit adjustment,
     Menon et al., ICLR 2021): what is popular needs no score of its own for it, so the score served leans to the tail.
     1 orders as negatives drawn by popularity ask for; 0 as the catalogue does.
@@ -209,7 +210,7 @@ class HardNegatives(Section):
     """The best ranks, left out: they hold what the user would like and did not meet yet."""
     top: int = Field(default=500, ge=1, le=100_000)
     """The rank where they end. A user's positives have no rank."""
-    easy: int = Field(default=100, ge=0, le=1_000_000)
+    easy_per_hard: int = Field(default=100, ge=0, le=1_000_000)
     """Of the loss's own negatives, so many to a hard one. 0: hard ones alone, as many as the loss has others; vectors
     collapse.
     """
@@ -247,7 +248,7 @@ class Train(Section):
     """
     learning_rate: float = Field(default=2e-3, gt=0)
     """The peak, reached after 5 % of the steps."""
-    clip_norm: float | None = Field(default=None, gt=0)
+    max_grad_norm: float | None = Field(default=None, gt=0)
     """The most that all gradients of a step may measure as one vector; longer ones are scaled down to it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type in which in_batch_softmax and full_softmax multiply vectors; everything else is float32. auto: bfloat16 if
@@ -281,21 +282,21 @@ class Train(Section):
 def check_reads(asked: Ials, features: Features) -> None:
     """ValueError if features are asked for that the solver does not read."""
     match features.user, features.item:
-        case [HistoryFeature(of="positives", over=None, pool="mean")], [IdFeature()]:
+        case [HistoryFeature(events="positives", vectors=None, pool="mean")], [IdFeature()]:
             return
     raise ValueError(
         f"retriever of kind {asked.kind} reads who liked what, and no other feature: write features: {{user: [{{kind: "
-        f"history, of: positives, last: 500}}], item: [{{kind: id}}]}}, or choose kind: two_tower"
+        f"history, events: positives, max_length: 500}}], item: [{{kind: id}}]}}, or choose kind: two_tower"
     )
 
 
 def check_heads(retriever: TwoTower, features: Features) -> None:
     """ValueError if the heads of a sequence cannot share out the width of its vectors in pairs."""
     for feature in features.user:
-        if isinstance(feature, SequenceFeature) and retriever.dim % (2 * feature.heads):
+        if isinstance(feature, SequenceFeature) and retriever.dim % (2 * feature.num_heads):
             raise ValueError(
-                f"{feature.heads} heads of a sequence need a retriever.dim that is a multiple of {2 * feature.heads}, "
-                f"and it is {retriever.dim}"
+                f"{feature.num_heads} heads of a sequence need a retriever.dim that is a multiple of "
+                f"{2 * feature.num_heads}, and it is {retriever.dim}"
             )
 
 
@@ -303,15 +304,15 @@ def check_objective(retriever: TwoTower, train: Train, *, has_target: bool) -> N
     """ValueError where this score cannot express what this loss wants, or where there is nothing to learn."""
     loss = train.loss
     for name in ("group_by", "adversary", "hard_negatives"):
-        if retriever.per is not None and getattr(train, name):
+        if retriever.separate_towers_by is not None and getattr(train, name):
             raise ValueError(
-                f"retriever.per: {retriever.per} trains towers apart, and train.{name} is of one pair of towers for "
-                f"all rows. Delete one of the two"
+                f"retriever.separate_towers_by: {retriever.separate_towers_by} trains towers apart, and train.{name} "
+                f"is of one pair of towers for all rows. Delete one of the two"
             )
-    if retriever.output == "batch_norm" and train.micro_batch_size is not None:
+    if retriever.output_norm == "batch_norm" and train.micro_batch_size is not None:
         raise ValueError(
-            "retriever.output: batch_norm standardises over what is encoded at once, so that train.micro_batch_size "
-            "would change the model. Write output: l2 or none, or delete micro_batch_size"
+            "retriever.output_norm: batch_norm standardises over what is encoded at once, so that "
+            "train.micro_batch_size would change the model. Write output_norm: l2 or none, or delete micro_batch_size"
         )
     if isinstance(loss, Regression) and not has_target:
         raise ValueError(
@@ -327,5 +328,5 @@ def check_objective(retriever: TwoTower, train: Train, *, has_target: bool) -> N
         raise ValueError(
             f"retriever.score is at most {retriever.most:.2g} in the loss, so that bce never exceeds a probability of "
             f"{1 / (1 + math.exp(-retriever.most)):.2f}. Write score: {{kind: cosine, temperature: 0.1}}, or kind: dot "
-            f"without output: l2"
+            f"without output_norm: l2"
         )

@@ -90,7 +90,7 @@ def solve(
     with threadpool_limits(limits=1, user_api="blas"):
         als = AlternatingLeastSquares(
             factors=asked.dim,
-            regularization=asked.regularisation,
+            regularization=asked.regularization,
             alpha=1.0,  # the library's c is alpha · weight, below 1 for small weights
             iterations=asked.iterations,
             use_cg=False,
@@ -99,7 +99,7 @@ def solve(
         )
 
         def so_far() -> FoldIn:
-            return FoldIn(als.item_factors, als.user_factors.mean(axis=0), asked.alpha, asked.regularisation)
+            return FoldIn(als.item_factors, als.user_factors.mean(axis=0), asked.alpha, asked.regularization)
 
         als.fit(confidence, show_progress=False, callback=lambda _, seconds, loss: tell(so_far(), loss, seconds))
         return so_far()

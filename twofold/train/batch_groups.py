@@ -49,9 +49,9 @@ def lines_per_tower(
     if short:
         named = ", ".join(f"{model.values[place]} ({counts[place]:,})" for place in short[:5])
         raise DataError(
-            f"retriever.per: {len(short)} of the {len(counts)} values have fewer rows to learn from than a batch of "
-            f"{batch_size:,}, so that their towers would learn nothing: {named}{', …' * (len(short) > 5)}. Lower "
-            f"train.batch_size, or leave their events out with prepare.where."
+            f"retriever.separate_towers_by: {len(short)} of the {len(counts)} values have fewer rows to learn from "
+            f"than a batch of {batch_size:,}, so that their towers would learn nothing: "
+            f"{named}{', …' * (len(short) > 5)}. Lower train.batch_size, or leave their events out with prepare.where."
         )
     return groups
 

@@ -66,7 +66,7 @@ def fit_trees(
     started = time.monotonic()
     booster, losses = _grow(table, asked, categories=category_columns(features))
     speed = round(len(requests) * len(losses) / (time.monotonic() - started))
-    trees = Trees(booster, column_names(features), asked.candidates.top, len(losses))
+    trees = Trees(booster, column_names(features), asked.candidates.num_candidates, len(losses))
     tried = sorted({-(-len(losses) * part // TRIED) for part in range(1, TRIED + 1)})
     records = [
         {"epoch": number, "loss": losses[used - 1], "validation": validate(trees.cut(used)), "examples_per_s": speed}

@@ -113,13 +113,13 @@ def check_shareable(ranks: ProcessGroup, sketch: nn.Module, settings: Train, *, 
         )
     if isinstance(sketch, MultiTower):
         raise RunError(
-            f"retriever.per trains the towers of one value in a step, and {ranks.size} processes add up gradients of "
-            f"all. Train it with one process, or delete retriever.per."
+            f"retriever.separate_towers_by trains the towers of one value in a step, and {ranks.size} processes add up "
+            f"gradients of all. Train it with one process, or delete retriever.separate_towers_by."
         )
     if any(isinstance(module, nn.BatchNorm1d) for module in sketch.modules()):
         raise RunError(
-            f"retriever.output: batch_norm standardises over a batch, of which each of {ranks.size} processes sees a "
-            f"part. Train it with one process, or write output: none or l2."
+            f"retriever.output_norm: batch_norm standardises over a batch, of which each of {ranks.size} processes "
+            f"sees a part. Train it with one process, or write output_norm: none or l2."
         )
 
 

@@ -108,8 +108,8 @@ def fit(
         )
         checkpoint = out / CHECKPOINT
         remedy = (
-            f"Lower train.learning_rate (now {settings.learning_rate:g}), or set train.clip_norm (now "
-            f"{settings.clip_norm})"
+            f"Lower train.learning_rate (now {settings.learning_rate:g}), or set train.max_grad_norm (now "
+            f"{settings.max_grad_norm})"
         )
         keep = partial(save_checkpoint, checkpoint, learner, optimizer, settings=settings)
         begun = load_checkpoint(checkpoint, learner, optimizer, settings=settings)
@@ -127,7 +127,7 @@ def fit(
                     strength = _strength(settings, step / steps)
                     _seed_step(settings, position)
                     loss = _backward(objective, model, batch, optimizer=optimizer, guess=guess, strength=strength)
-                    length = clip_gradients(optimizer, most=settings.clip_norm)
+                    length = clip_gradients(optimizer, most=settings.max_grad_norm)
                     check_divergence(loss, length, position, remedy=remedy)
                     optimizer.step()
                     before, stepped = stepped, time.monotonic()

@@ -101,7 +101,7 @@ class Objective:
             return 0
         in_batch = self.order.batch_size - 1 if isinstance(self.loss, InBatchSoftmax) else 0
         others = in_batch + self.num_drawn
-        return max(round(others / self.hard.easy), 1) if self.hard.easy else others
+        return max(round(others / self.hard.easy_per_hard), 1) if self.hard.easy_per_hard else others
 
     @property
     def items_per_step(self) -> int:
@@ -140,7 +140,9 @@ def build_objective(
         lines,
         settings.batch_size,
         groups,
-        together=max((f.last for f in dataset.features.features.user if isinstance(f, SequenceFeature)), default=1),
+        together=max(
+            (f.max_length for f in dataset.features.features.user if isinstance(f, SequenceFeature)), default=1
+        ),
         user_rows=np.asarray(rows.user_rows[lines]),
         at_once=settings.micro_batch_size,
     )
@@ -295,8 +297,8 @@ def loss_of_vectors(
 
 def _log_q(objective: Objective, batch: Batch, columns: Columns) -> Float[Tensor, "shared"]:
     """What the softmax subtracts: of its own columns and those drawn alike, or nothing; of all items, their prior."""
-    if isinstance(objective.loss, FullSoftmax) and objective.loss.prior > 0:
-        return -objective.loss.prior * objective.in_batch.log(columns.item_rows, group=batch.group)
+    if isinstance(objective.loss, FullSoftmax) and objective.loss.logit_adjustment > 0:
+        return -objective.loss.logit_adjustment * objective.in_batch.log(columns.item_rows, group=batch.group)
     if not (isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"):
         return torch.zeros(len(columns.item_rows), device=columns.item_rows.device)
     uniform = int((columns.owners < 0).sum())
@@ -348,7 +350,7 @@ def _against_sample(
 
 def _competing(objective: Objective, columns: Columns) -> slice:
     """In-batch columns where the loss is in-batch, and those drawn; none where hard ones are alone."""
-    if objective.hard is not None and objective.hard.easy == 0:
+    if objective.hard is not None and objective.hard.easy_per_hard == 0:
         return slice(0, 0)
     own = int((columns.owners >= 0).sum())
     return slice(0 if isinstance(objective.loss, InBatchSoftmax) else own, len(columns.item_rows))
@@ -373,7 +375,7 @@ def _log_counts(objective: Objective, batch: Batch, columns: Columns) -> _LogCou
     match objective.loss:
         case Bpr() | InBatchSoftmax(log_q="none"):
             return _LogCounts(zero, zero, torch.zeros(len(columns.item_rows)))
-        case InBatchSoftmax(log_q="classic") if objective.hard is not None and objective.hard.easy > 0:
+        case InBatchSoftmax(log_q="classic") if objective.hard is not None and objective.hard.easy_per_hard > 0:
             shared = _log_q(objective, batch, columns) + math.log(len(columns.item_rows))
             return _LogCounts(shared[columns.own], mined, shared)
         case _:

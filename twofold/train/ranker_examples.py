@@ -84,12 +84,12 @@ def mine_requests(model: Model, dataset: Dataset, asked: Candidates, *, seed: in
     """
     if not (out / _ASKED).exists():
         _mine(model, dataset, asked, seed=seed, out=out)
-    requests = _load(out, dataset, asked.top)
+    requests = _load(out, dataset, asked.num_candidates)
     if len(requests) == 0:
         raise DataError(
             f"of the positives of the training window, none on an item that was new to its user is among the "
-            f"{asked.top} items that the retriever finds, so there is nothing to teach a ranker. Raise "
-            f"ranker.candidates.top, check prepare.positive, or delete ranker."
+            f"{asked.num_candidates} items that the retriever finds, so there is nothing to teach a ranker. Raise "
+            f"ranker.candidates.num_candidates, check prepare.positive, or delete ranker."
         )
     return requests
 
@@ -102,7 +102,7 @@ _DTYPES: Final = {"lines": np.int64, "at": np.int64, "best": np.int32, "users": 
 def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: Path) -> None:
     rows = dataset.rows["train"]
     chosen, liked = np.flatnonzero(rows.label & (rows.at > first_taught(dataset, asked))), _liked(dataset)
-    chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[: asked.requests])
+    chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[: asked.max_requests])
     at = asked_at(dataset, chosen, asked)
     day, new = days_of(dataset, at), 0
     with ExitStack() as stack:
@@ -119,8 +119,8 @@ def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: 
             append["masked"]((items[:0] if masked is None else as_products(model, items[:0], masked)[1]).ravel())
             for part in chunks(len(own), max(CELLS // len(items), 1)):
                 asking = chosen[own[part]], at[own[part]]
-                found = _ask(model, dataset, asking, items=items, liked=liked, top=asked.top)
-                there = found.own < asked.top
+                found = _ask(model, dataset, asking, items=items, liked=liked, top=asked.num_candidates)
+                there = found.own < asked.num_candidates
                 new += len(there)
                 kept = found.which[there]
                 parts = (asking[0][kept], asking[1][kept], found.best[there], found.users[there], kept * 0 + number)
@@ -201,7 +201,7 @@ def _ask(
 
 def first_taught(dataset: Dataset, asked: Candidates) -> int:
     """The moment that what is taught is after."""
-    return 0 if asked.days is None else int(dataset.rows["train"].at.max()) - asked.days * DAY_MS
+    return 0 if asked.last_days is None else int(dataset.rows["train"].at.max()) - asked.last_days * DAY_MS
 
 
 def asked_at(dataset: Dataset, lines: Int64[np.ndarray, "lines"], asked: Candidates) -> Int64[np.ndarray, "lines"]:
@@ -209,7 +209,7 @@ def asked_at(dataset: Dataset, lines: Int64[np.ndarray, "lines"], asked: Candida
     day, in the time zone of the recipe.
     """
     rows, shift = dataset.rows["train"], dataset.features.utc_offset_h * HOUR_MS
-    if asked.asked_at == "event":
+    if asked.request_time == "event":
         return np.ascontiguousarray(rows.at[lines])
     users = rows.user_rows[lines]
     first, end = (np.searchsorted(rows.user_rows, users, side=side) for side in ("left", "right"))
@@ -243,7 +243,11 @@ def draw_lists(
     rows = dataset.rows["train"]
     lines = requests.lines[which]
     own, users, best = rows.item_rows[lines], rows.user_rows[lines], requests.best[which]
-    place = rng.integers(asked.skip, asked.top, (len(which), asked.retrieved)) if asked.retrieved else None
+    place = (
+        rng.integers(asked.skip_top, asked.num_candidates, (len(which), asked.num_retrieved))
+        if asked.num_retrieved
+        else None
+    )
     retrieved = best[:, :0] if place is None else np.take_along_axis(best, place, axis=1)
     random = rng.integers(0, dataset.items.num_known, (len(which), asked.random))
     next_ = np.searchsorted(requests.passed, lines)[:, None] + np.arange(asked.skipped)

@@ -57,8 +57,8 @@ def mine_shown(model: Model, dataset: Dataset, requests: Requests, asked: Mlp, *
     for number, known in enumerate((~np.isnan(outcomes_of(dataset, lines, asked))).sum(axis=0)):
         if known == 0:
             raise DataError(
-                f"ranker.heads.{number} has nothing to learn from: {asked.heads[number].of} is known of none of the "
-                f"{len(shown):,} impressions of those days. Raise ranker.candidates.days, or delete the head."
+                f"ranker.heads.{number} has nothing to learn from: {asked.heads[number].outcome} is known of none of "
+                f"the {len(shown):,} impressions of those days. Raise ranker.candidates.last_days, or delete the head."
             )
     return shown
 
@@ -68,7 +68,7 @@ def outcomes_of(
 ) -> Float32[np.ndarray, "impressions heads"]:
     """What came of these training rows, for every head; NaN where it is not known."""
     outcomes = dataset.rows["train"].outcomes
-    return np.stack([outcomes[head.of][lines] for head in asked.heads], axis=1)
+    return np.stack([outcomes[head.outcome][lines] for head in asked.heads], axis=1)
 
 
 def _mine(model: Model, dataset: Dataset, requests: Requests, asked: Mlp, *, out: Path) -> None:
@@ -87,7 +87,9 @@ def _mine(model: Model, dataset: Dataset, requests: Requests, asked: Mlp, *, out
             items = requests.items[moment]
             for part in chunks(len(own), max(CELLS // len(items), 1)):
                 these = own[part]
-                users, places = _ask(model, dataset, lines[these], at[these], items=items, top=asked.candidates.top)
+                users, places = _ask(
+                    model, dataset, lines[these], at[these], items=items, top=asked.candidates.num_candidates
+                )
                 found = (lines[these], at[these], np.full(len(these), moment), places, users)
                 for name, values in zip(_DTYPES, found, strict=True):
                     append[name](values.ravel())
@@ -99,7 +101,7 @@ def _draw(dataset: Dataset, asked: Mlp) -> Int64[np.ndarray, "impressions"]:
     rows = dataset.rows["train"]
     recent = np.flatnonzero(rows.at > first_taught(dataset, asked.candidates))
     known = recent[~np.isnan(outcomes_of(dataset, recent, asked)).all(axis=1)]
-    drawn = np.random.default_rng((asked.seed, 2)).permutation(known)[: asked.candidates.requests]
+    drawn = np.random.default_rng((asked.seed, 2)).permutation(known)[: asked.candidates.max_requests]
     return np.sort(drawn)
 
 
