@@ -223,7 +223,7 @@ def test_equal_runs_give_equal_vectors(solved_run, tmp_path):
         (
             "features.item=[{kind: id}, {kind: age}]",
             r"retriever of kind ials reads who liked what, and no other feature: write features: \{user: \[\{kind: "
-            r"history, of: positives, last: 500\}\], item: \[\{kind: id\}\]\}, or choose kind: two_tower",
+            r"history, events: positives, max_length: 500\}\], item: \[\{kind: id\}\]\}, or choose kind: two_tower",
         ),
         ("features.user.0.pool=windows", r"retriever of kind ials reads who liked what"),
     ],

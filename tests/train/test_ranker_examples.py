@@ -69,7 +69,7 @@ def found_by_a_sort(dataset, model, line, at):
     scores = -np.square(items[: dataset.items.num_known] - asking).sum(axis=1)
     liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
     left_out = (met_before(dataset, user, at) | liked) - {own}
-    return [item for item in np.argsort(-scores, kind="stable").tolist() if item not in left_out][: ASKED.top]
+    return [item for item in np.argsort(-scores, kind="stable").tolist() if item not in left_out][: ASKED.num_candidates]
 
 
 def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_moment(dataset, model, requests, asked):
@@ -87,7 +87,7 @@ def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_momen
     assert requests.found_share == len(expected) / len(new)
     for place, line in enumerate(requests.lines.tolist()):
         assert requests.at[place] == moments[line]
-        assert requests.best[place].tolist() == [*best[line], *[-1] * (ASKED.top - len(best[line]))]
+        assert requests.best[place].tolist() == [*best[line], *[-1] * (ASKED.num_candidates - len(best[line]))]
         asking = user_vectors(model, dataset, rows.user_rows[[line]], requests.at[[place]])
         items = item_vectors(model, dataset, moments[line] // DAY_MS * DAY_MS)
         queries, factors = as_products(model, asking, items)
