@@ -69,7 +69,9 @@ def found_by_a_sort(dataset, model, line, at):
     scores = -np.square(items[: dataset.items.num_known] - asking).sum(axis=1)
     liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
     left_out = (met_before(dataset, user, at) | liked) - {own}
-    return [item for item in np.argsort(-scores, kind="stable").tolist() if item not in left_out][: ASKED.num_candidates]
+    return [item for item in np.argsort(-scores, kind="stable").tolist() if item not in left_out][
+        : ASKED.num_candidates
+    ]
 
 
 def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_moment(dataset, model, requests, asked):
