@@ -1,4 +1,4 @@
-"""The page of a map: what it holds, and what a person sees of it in headless Chromium."""
+"""The page of a map: what it holds, and what a person sees in headless Chromium."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tests.browser import Browser
-from twofold.explain.map import Askers, draw_atlas
+from twofold.explain.map import MapUsers, draw_map
 from twofold.explain.map_page import map_page, write_map
 
 HOSTILE = [
@@ -34,9 +34,9 @@ def folder(tmp_path_factory) -> Path:
             "a.b['c']": [f"needle {row}" if row < 3 else "hay" for row in range(ITEMS)],
         }
     )
-    askers = Askers(pa.array([HOSTILE[1]]), vectors[:1], vectors)
+    users = MapUsers(pa.array([HOSTILE[1]]), vectors[:1], vectors)
     out = tmp_path_factory.mktemp("map")
-    write_map(draw_atlas(vectors, attributes, askers=askers), out)
+    write_map(draw_map(vectors, attributes, users=users), out)
     return out
 
 
@@ -61,7 +61,7 @@ def test_a_picture_and_the_points_lie_beside_it(folder):
 def test_a_map_of_nothing_is_a_page():
     nothing = np.zeros((0, 4), np.float32)
     empty = pa.table({"item_id": pa.array([], pa.int64())})
-    page = map_page(draw_atlas(nothing, empty, askers=Askers(pa.array([1]), nothing, nothing)))
+    page = map_page(draw_map(nothing, empty, users=MapUsers(pa.array([1]), nothing, nothing)))
     assert "0 of 0 items" in page
 
 
@@ -102,7 +102,7 @@ def test_a_person_searches_and_nothing_leaves_the_page(browser: Browser, folder:
     )
     browser.until(f"{MARKS}.length === 0")
     browser.run(CLICK_THE_FIRST)
-    browser.until(f"{MARKS}.length === 11")  # the point and its ten neighbours
+    browser.until(f"{MARKS}.length === 11")  # the point and its ten neighbors
 
     browser.run(
         "document.querySelector('select').value = 'a2';"

@@ -14,7 +14,7 @@ from twofold.dataset.dataset import item_attributes, load_dataset
 from twofold.evaluate.window import evaluation_window
 from twofold.explain.gap import SCORE, STALE, measure_gap
 from twofold.explain.run_probes import groupings_of, lines_of, probe_run, read_lists
-from twofold.index.search import build_index
+from twofold.index.item_index import build_index
 from twofold.model.retriever import item_vectors, load_model
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import gap_case

@@ -1,17 +1,17 @@
-"""Exports, each asked in the database's embedded mode: the answers are those of our own index."""
+"""Export to Qdrant in its embedded mode: the results are those of our own index."""
 
 import datetime
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from twofold.errors import RunError
-from twofold.index.export import METRICS, export_lancedb, export_qdrant
-from twofold.index.item_mask import Filters
+from twofold.index.export import export_qdrant
+from twofold.index.filters import Filters
+from twofold.index.item_index import Index, build_index
 from twofold.index.score_kinds import Score
-from twofold.index.search import Index, build_index, search
+from twofold.index.search import search
 
 ITEMS, K = 300, 10
 SCORES: list[Score] = ["dot", "cosine", "negative_distance"]
@@ -28,7 +28,7 @@ ATTRIBUTES = pa.table(
 QUERIES = np.random.default_rng(1).standard_normal((5, 8), np.float32)
 
 
-def made(score: Score) -> Index:
+def index_of(score: Score) -> Index:
     vectors = np.random.default_rng(0).standard_normal((ITEMS, 8), np.float32)
     if score == "cosine":
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -43,10 +43,10 @@ def expected(index: Index, where: str | None) -> list[list[int]]:
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
 @pytest.mark.parametrize("score", SCORES)
-def test_qdrant_answers_what_our_index_answers(score: Score) -> None:
+def test_qdrant_returns_what_our_index_returns(score: Score) -> None:
     qdrant_client = pytest.importorskip("qdrant_client")
     models = qdrant_client.models
-    index = made(score)
+    index = index_of(score)
     client = qdrant_client.QdrantClient(":memory:")
     export_qdrant(index, ATTRIBUTES, client)
     hindi = models.FieldCondition(key="language", match=models.MatchValue(value="hi"))
@@ -71,23 +71,3 @@ def test_qdrant_answers_what_our_index_answers(score: Score) -> None:
     with pytest.raises(RunError, match=r"has a collection 'items' already; nothing was written. Name another"):
         export_qdrant(index, ATTRIBUTES, client)
     client.close()
-
-
-@pytest.mark.parametrize("score", SCORES)
-def test_lancedb_answers_what_our_index_answers(score: Score, tmp_path: Path) -> None:
-    lancedb = pytest.importorskip("lancedb")
-    index = made(score)
-    database = lancedb.connect(tmp_path)
-    export_lancedb(index, ATTRIBUTES, database)
-    table = database.open_table("items")
-    for where in (None, "language = 'hi' AND age_days < 100"):
-        answers = []
-        for query in QUERIES:
-            asked = table.search(query).distance_type(METRICS[score]).limit(K)
-            answers.append((asked if where is None else asked.where(where, prefilter=True)).to_arrow())
-        assert [answer["item_row"].to_pylist() for answer in answers] == expected(index, where)
-    assert (
-        table.to_arrow().select(ATTRIBUTES.column_names).slice(0, 1).to_pylist() == ATTRIBUTES.slice(0, 1).to_pylist()
-    )
-    with pytest.raises(RunError, match=r"has a table 'items' already; nothing was written. Name another table"):
-        export_lancedb(index, ATTRIBUTES, database)

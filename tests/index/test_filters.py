@@ -1,8 +1,9 @@
-"""Filters: row by row what DuckDB answers, on rules made up at random; and messages for those that cannot be."""
+"""Filters: equal to DuckDB row by row on random rules, messages for invalid ones, and the cache of compiled ones."""
 
 import datetime
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from twofold.errors import RecipeError, RequestError
-from twofold.index.filters import compile_filter
+from twofold.index import filters as module
+from twofold.index.filters import Filters, compile_filter
 from twofold.sql.rules import rule_sql
 
 DAY = datetime.date(2024, 5, 1)
@@ -88,7 +90,7 @@ def engine() -> Iterator[duckdb.DuckDBPyConnection]:
 
 @settings(max_examples=150, deadline=None)
 @given(conditions)
-def test_a_filter_holds_where_duckdb_says_so(engine: duckdb.DuckDBPyConnection, text: str) -> None:
+def test_a_filter_is_true_where_duckdb_says_so(engine: duckdb.DuckDBPyConnection, text: str) -> None:
     try:
         sql = rule_sql(text, result="condition")
     except RecipeError:
@@ -121,7 +123,7 @@ def test_a_filter_holds_where_duckdb_says_so(engine: duckdb.DuckDBPyConnection, 
         ("NULL", []),
     ],
 )
-def test_what_is_eligible(text: str, eligible: list[int]) -> None:
+def test_items_where_the_condition_is_true_are_eligible(text: str, eligible: list[int]) -> None:
     assert np.flatnonzero(compile_filter(text, ATTRIBUTES)).tolist() == eligible
 
 
@@ -150,7 +152,70 @@ def test_a_table_in_pieces_is_read_whole() -> None:
         ("tags = language", "does not fit the columns' types .*tags is list"),
     ],
 )
-def test_a_filter_that_cannot_be_is_refused(text: str, message: str) -> None:
+def test_an_invalid_filter_is_refused(text: str, message: str) -> None:
     items = ATTRIBUTES.append_column("tags", pa.array([["x"]] * 9))
     with pytest.raises(RequestError, match=message):
         compile_filter(text, items)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+ITEMS = 2000
+CACHED = pa.table({"language": np.array(["hi", "ta", "te", "bn"])[np.arange(ITEMS) % 4], "age_days": np.arange(ITEMS)})
+VECTORS = np.random.default_rng(0).standard_normal((ITEMS, 3), np.float32)
+
+
+def test_a_filter_is_compiled_once_and_its_vectors_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_and_note(text: str, attributes: pa.Table) -> np.ndarray:
+        compiled.append(text)
+        return compile_filter(text, attributes)
+
+    monkeypatch.setattr(module, "compile_filter", compile_and_note)
+    filters = Filters(CACHED, VECTORS)
+    first = filters.eligible("age_days < 7")
+    assert filters.eligible("age_days < 7") is first
+    assert compiled == ["age_days < 7"]
+    assert np.flatnonzero(first.mask).tolist() == list(range(7))
+    assert first.pool is not None
+    assert first.pool.vectors is not None
+    assert first.pool.vectors.tolist() == VECTORS[:7].tolist()
+    assert filters.eligible("language <> 'hi'").pool is None  # three quarters: no list, no copy
+
+
+def test_the_least_recently_used_filter_is_dropped_first() -> None:
+    size = Filters(CACHED).eligible("age_days = 0").nbytes
+    filters = Filters(CACHED, max_bytes=3 * size)
+    for text in ("age_days = 0", "age_days = 1", "age_days = 2"):
+        filters.eligible(text)
+    kept, dropped = filters.eligible("age_days = 0"), filters.eligible("age_days = 1")
+    filters.eligible("age_days = 0")
+    filters.eligible("age_days = 3")  # one too many: 2 was used longest ago
+    filters.eligible("age_days = 4")  # and now 1
+    assert len(filters) == 3
+    assert filters.eligible("age_days = 0") is kept
+    assert filters.eligible("age_days = 1") is not dropped
+
+
+def test_a_filter_larger_than_the_cache_is_compiled_and_not_cached() -> None:
+    filters = Filters(CACHED, VECTORS, max_bytes=10)
+    assert np.flatnonzero(filters.eligible("age_days < 3").mask).tolist() == [0, 1, 2]
+    assert len(filters) == 0
+
+
+def test_an_invalid_filter_is_refused_each_time_and_not_cached() -> None:
+    filters = Filters(CACHED)
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"The filter cannot be used. .*nearest: `language`"):
+            filters.eligible("lenguage = 'hi'")
+    assert len(filters) == 0
+
+
+def test_threads_share_the_filters() -> None:
+    filters = Filters(CACHED, VECTORS, max_bytes=2000)
+    texts = [f"age_days < {number % 7}" for number in range(200)]
+    with ThreadPoolExecutor(8) as threads:
+        counts = [mask.count for mask in threads.map(filters.eligible, texts)]
+    assert counts == [number % 7 for number in range(200)]
+    assert filters._bytes == sum(mask.nbytes for mask in filters._masks.values()) <= 2000

@@ -11,8 +11,8 @@ from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.dataset.features import Queries, queries_at, user_inputs
 from twofold.errors import RunError
+from twofold.index.item_index import build_index, save_index
 from twofold.index.score_kinds import items_as_products, queries_as_products
-from twofold.index.search import build_index, save_index
 from twofold.model.retriever import item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower, encode, export_user_tower
 from twofold.recipe.train import Cosine, Dot, NegativeDistance, TwoTower

@@ -135,7 +135,7 @@ def test_another_bundle_takes_over_the_removals_only(services: list[Service], ru
             "there is no attribute color; the catalogue has",
         ),
         ({"upsert": [{"item_id": "a", "attributes": {"length_s": "x"}}]}, "does not have the catalogue's type"),
-        ({"upsert": [{"item_id": "a"}, {"item_id": "a"}]}, "each must be there once"),
+        ({"upsert": [{"item_id": "a"}, {"item_id": "a"}]}, "must not occur twice"),
     ],
 )
 def test_an_invalid_change_is_refused_as_a_whole(services: list[Service], change: dict[str, Any], says: str) -> None:

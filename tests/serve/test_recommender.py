@@ -236,7 +236,7 @@ def test_a_damaged_part_is_refused(copied: Path, name: str) -> None:
         (
             "item_vectors.npy",
             lambda path: np.save(path, VECTORS[:6]),
-            r"shape \(6, 5\), but index.json speaks of 7 x 5",
+            r"shape \(6, 5\), but index.json states 7 x 5",
         ),
         ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[:6]), 6).save(path), "7 item vectors for 6 items"),
         ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[::-1]), 6).save(path), "list different items"),

@@ -11,7 +11,7 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.dataset import build_dataset, load_dataset
 from twofold.errors import RunError
-from twofold.index.search import build_index, save_index
+from twofold.index.item_index import build_index, save_index
 from twofold.model.ranker import build_ranker, encode_item_side, load_stages, rank_scores, save_ranker
 from twofold.model.retriever import as_products, item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower, encode, export_user_tower
@@ -114,7 +114,7 @@ def test_ties_have_the_fixed_order_and_few_candidates_work(world, monkeypatch) -
         "scores",
         lambda ranker, users, item_rows, *_: np.zeros(item_rows.shape, np.float32),
     )
-    few = live_bundle.bundle.filters.eligible("length_s >= 0").without(found[0, :-3])
+    few = live_bundle.bundle.filters.eligible("length_s >= 0").without_rows(found[0, :-3])
     states = [user_state_of(live_bundle.bundle, row, ()) for row in range(3)]
     rank, _ = tie_order(len(dataset.items))
     expected = sorted(found[0, -3:].tolist(), key=lambda row: -rank[row])

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from twofold.dataset.features import FeatureState, save_features
 from twofold.dataset.histories import Histories
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.index.search import build_index, save_index
+from twofold.index.item_index import build_index, save_index
 from twofold.recipe.features import Features
 from twofold.run_folder import MANIFEST, file_digest, run_stage
 from twofold.serve.bundle import USER_TOWER, save_context

@@ -25,14 +25,13 @@ from twofold.runs import STAGES, RunSummary, list_runs, sort_runs
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from twofold.index.search import Index
+    from twofold.index.item_index import Index
 
 
 class Database(StrEnum):
     """Where an index can be copied to."""
 
     qdrant = "qdrant"
-    lancedb = "lancedb"
 
 
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
@@ -166,24 +165,21 @@ def export(
     run_folder: Annotated[Path, typer.Argument(help="A run folder, as runs/kuairand: its index/ is copied.")],
     to: Annotated[Database, typer.Option("--to", help="The vector database.")],
     at: Annotated[str, typer.Option("--at", help="http://HOST:6333 of a Qdrant, or a folder.")],
-    name: Annotated[str, typer.Option("--name", help="Of the collection or table that is made.")] = "items",
+    name: Annotated[str, typer.Option("--name", help="Name of the new collection.")] = "items",
 ) -> None:
-    """Item vectors and attributes into a vector database: for a catalogue beyond one machine, or other programs."""
+    """Copy item vectors and attributes into Qdrant, for a catalogue beyond one machine or for other programs."""
     import pyarrow.parquet as pq
 
-    from twofold.index.search import load_index
+    from twofold.index.item_index import load_index
     from twofold.run_folder import open_stage
 
-    module = {Database.qdrant: "qdrant_client", Database.lancedb: "lancedb"}[to]
-    if find_spec(module) is None:
-        raise RequestError(f"--to {to.value} needs {module}, which is not installed: pip install 'twofold[export]'")
+    if find_spec("qdrant_client") is None:
+        raise RequestError(
+            f"--to {to.value} needs qdrant_client, which is not installed: pip install 'twofold[export]'"
+        )
     folder = open_stage(run_folder, "index", verify=True).folder
     index, attributes = load_index(folder), pq.read_table(folder / "item_attributes.parquet")
-    match to:
-        case Database.qdrant:
-            _into_qdrant(index, attributes, at=at, collection=name)
-        case Database.lancedb:
-            _into_lancedb(index, attributes, at=at, table=name)
+    _into_qdrant(index, attributes, at=at, collection=name)
     print(f"{len(index):,} items  {to.value} {at}  {name}")
 
 
@@ -198,22 +194,7 @@ def _into_qdrant(index: "Index", attributes: "pa.Table", *, at: str, collection:
         with closing(QdrantClient(**where)) as client:
             export_qdrant(index, attributes, client, collection=collection)
     except (ApiException, OSError, ValueError, RuntimeError) as error:
-        raise _not_copied(at, error, right="http://HOST:6333, or a folder for its embedded mode") from error
-
-
-def _into_lancedb(index: "Index", attributes: "pa.Table", *, at: str, table: str) -> None:
-    import lancedb
-
-    from twofold.index.export import export_lancedb
-
-    try:
-        export_lancedb(index, attributes, lancedb.connect(at), table=table)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _not_copied(at, error, right="a folder, or s3://BUCKET/PATH") from error
-
-
-def _not_copied(at: str, error: Exception, *, right: str) -> RequestError:
-    return RequestError(
-        f"--at {at}: nothing can be copied there: {error}. Right is {right}. If the copy had begun, delete what is "
-        f"there of it, or choose another --name."
-    )
+        raise RequestError(
+            f"--at {at}: the index cannot be copied there: {error}. Give http://HOST:6333, or a folder for Qdrant's "
+            f"embedded mode. If the copy had begun, delete the incomplete collection or choose another --name."
+        ) from error

@@ -1,7 +1,7 @@
-"""Find fast: filters and nearest neighbours."""
+"""Retrieval index: filters and nearest-neighbor search."""
 
-from twofold.index.filters import compile_filter
-from twofold.index.item_mask import Filters
-from twofold.index.search import build_index, load_index, save_index, search
+from twofold.index.filters import Filters, compile_filter
+from twofold.index.item_index import build_index, load_index, save_index
+from twofold.index.search import search
 
 __all__ = ["Filters", "build_index", "compile_filter", "load_index", "save_index", "search"]

@@ -28,8 +28,9 @@ from twofold.evaluate.window import EvaluationWindow
 from twofold.explain import gap
 from twofold.explain.probes import Probe, found_among, probe_cold_items
 from twofold.index.filters import compile_filter
+from twofold.index.item_index import CALIBRATION_QUERIES, Index
 from twofold.index.score_kinds import items_as_products, queries_as_products
-from twofold.index.search import CALIBRATION_QUERIES, Index, search
+from twofold.index.search import search
 from twofold.model.ranker import Ranker, RetrieverAndRankerData
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.model.second_stage import SecondStage, item_side, pair_scores, user_side

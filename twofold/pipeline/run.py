@@ -263,7 +263,7 @@ def index(job: Job, dataset: Stage, trained: Stage) -> Stage:
     """The bundle: user tower, item vectors, attributes, histories; the only thing serving opens."""
     from twofold.dataset.dataset import item_attributes
     from twofold.dataset.recent_counts import with_counts
-    from twofold.index.search import build_index, save_index
+    from twofold.index.item_index import build_index, save_index
     from twofold.model.ranker import load_stages
     from twofold.model.retriever import as_products, item_vectors, load_model, save_user_side
     from twofold.model.second_stage import load_second_stage, save_second_stage
@@ -315,9 +315,10 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
     from twofold.evaluate.window import evaluation_window
     from twofold.explain.card import write_card
     from twofold.explain.gap import measure_gap
-    from twofold.explain.map import Askers, map_run
+    from twofold.explain.map import MapUsers
+    from twofold.explain.map_page import map_run
     from twofold.explain.run_probes import lines_of, probe_run, read_lists
-    from twofold.index.search import load_index
+    from twofold.index.item_index import load_index
     from twofold.model.retriever import load_model
     from twofold.pipeline.adapters import gap_case, probe_masked
 
@@ -336,8 +337,8 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
         probes += probe_masked(model, arrays, window, case)
         lines = lines_of(probes)
         write_json(out / "probes.json", lines)
-        askers = Askers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
-        drawn = map_run(out, served.vectors, attributes, askers=askers)
+        users = MapUsers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
+        drawn = map_run(out, served.vectors, attributes, users=users)
         return {"probes": lines, "gap": asdict(gap), "map": drawn}
 
     inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.slice_columns}

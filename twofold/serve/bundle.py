@@ -33,8 +33,9 @@ from twofold.dataset.features import FeatureState, UserArrays, feature_names, lo
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RunError
-from twofold.index.item_mask import Filters, ItemMask
-from twofold.index.search import Index, load_index
+from twofold.index.filters import Filters
+from twofold.index.item_index import Index, load_index
+from twofold.index.item_mask import ItemMask
 from twofold.model.fold_in import FOLD_IN, FoldIn, load_fold_in
 from twofold.run_folder import open_stage, write_json
 from twofold.serve.onnx_models import USER_TOWER, Ranker, UserTower, load_ranker, load_user_tower
@@ -68,7 +69,7 @@ class Bundle:
     def eligible(self, where: str | None) -> ItemMask | None:
         """Returns the items that a request with this filter may return; `None` means all."""
         rules = [rule for rule in (self.where, where) if rule is not None]
-        return reduce(ItemMask.both, map(self.filters.eligible, rules)) if rules else None
+        return reduce(ItemMask.intersection, map(self.filters.eligible, rules)) if rules else None
 
 
 def save_context(

@@ -98,8 +98,8 @@ class LiveItems:
                     "this bundle has a ranker, which cannot score items that are added or changed while it serves. "
                     "Remove items only, or build a bundle of the current catalogue and swap to it."
                 )
-            self._live_index.put(*_as_arrays(self._live_index.now, changes.upsert))
-        return self._live_index.withdraw(changes.remove) if changes.remove else 0
+            self._live_index.upsert(*_as_arrays(self._live_index.now, changes.upsert))
+        return self._live_index.remove(changes.remove) if changes.remove else 0
 
 
 def _as_arrays(items: Snapshot, upserts: Sequence[ItemUpsert]) -> tuple[pa.Table, Float32[np.ndarray, "items dim"]]:

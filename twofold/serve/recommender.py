@@ -208,7 +208,7 @@ def _allowed(bundle: Bundle, item_rows: Int64[np.ndarray, "_"] | None, where: st
     if item_rows is None:
         return eligible
     requested = from_rows(item_rows, items=len(bundle.items))
-    return requested if eligible is None else eligible.both(requested)
+    return requested if eligible is None else eligible.intersection(requested)
 
 
 # --- rows → a table ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 from twofold.dataset.features import Queries, user_inputs
 from twofold.index.item_mask import ItemMask
 from twofold.index.score_kinds import items_as_products, queries_as_products
-from twofold.index.search import Neighbours, search
+from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged, chunks
 from twofold.serve.bundle import Bundle
 from twofold.serve.onnx_models import Ranker
@@ -34,7 +34,7 @@ class EncodedUsers:
 
 @dataclass(frozen=True)
 class RankedItems:
-    """Item rows by falling score, padded with -1 and score -inf, as in `Neighbours`.
+    """Item rows by falling score, padded with -1 and score -inf, as in `Neighbors`.
 
     With a ranker the scores are the ranker's, and `retrieved` holds the retriever's scores and ranks, from 1. Items
     beyond the ranker's candidates score lower than the last candidate, by as much as in the retriever's scores.
@@ -66,14 +66,14 @@ def num_to_retrieve(bundle: Bundle, k: int) -> int:
     return k if bundle.ranker is None else min(max(k, bundle.ranker.top), max(len(bundle.items), 1))
 
 
-def rank(bundle: Bundle, users: EncodedUsers, found: Neighbours, k: int) -> RankedItems:
+def rank(bundle: Bundle, users: EncodedUsers, found: Neighbors, k: int) -> RankedItems:
     """Returns the k best of the retrieved items, reordered by the ranker if there is one."""
     if bundle.ranker is None:
         return RankedItems(found.item_rows, found.scores, found.counts)
     return _truncate(_reorder(bundle, bundle.ranker, users, found), k)
 
 
-def _reorder(bundle: Bundle, ranker: Ranker, users: EncodedUsers, found: Neighbours) -> RankedItems:
+def _reorder(bundle: Bundle, ranker: Ranker, users: EncodedUsers, found: Neighbors) -> RankedItems:
     assert users.ranker_vectors is not None
     score, top = bundle.index.score, min(ranker.top, found.item_rows.shape[1])
     candidates, retriever_scores = np.maximum(found.item_rows[:, :top], 0), found.scores[:, :top]
