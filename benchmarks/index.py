@@ -138,8 +138,7 @@ def filters(folder: Path, _: int) -> dict[str, Any]:
         if allowed is not None and index.ivf is not None:
             selector = faiss.IDSelectorBitmap(allowed.bits)
             params = faiss.SearchParametersIVF(nprobe=index.ivf.probes(K), sel=selector)
-            faiss_index = index.ivf.faiss_index
-            rows, times = each(lambda q, params=params: faiss_index.search(q, K, params=params)[1], queries)
+            rows, times = each(lambda q, params=params: index.ivf.faiss_index.search(q, K, params=params)[1], queries)
             found[name] |= {"told_lists": quantiles(times) | {"recall": recall(np.concatenate(rows), truth)}}
             again = np.median([timed_us(lambda text=text: cache.eligible(text)) for _ in range(1000)])
             found[name] |= {"compiled_ms": round(compiled_ms, 1), "again_us": round(float(again), 1)}

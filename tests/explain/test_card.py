@@ -1,4 +1,4 @@
-"""A run's card: what it states, what it does without, and that text in it is text."""
+"""The card of a run: its content, what it says where something is missing, and that text is escaped."""
 
 import json
 import shutil
@@ -38,7 +38,16 @@ def test_a_run_leaves_its_card(run):
     page, text = pages(run.folder)
     report = pipeline.report_of(run.folder)
     for words in (page, text):
-        for heading in ("What changed", "Metrics", "Data", "Model", "Training", "The gap", "Probes", "Map"):
+        for heading in (
+            "Changes",
+            "Metrics",
+            "Data",
+            "Model",
+            "Training",
+            "Gap between batch and catalogue",
+            "Probes",
+            "Map",
+        ):
             assert heading in words
         assert "explain/map.html" in words
         assert "2024-01-01 to 2024-01-05" in words
@@ -47,27 +56,27 @@ def test_a_run_leaves_its_card(run):
     assert page.count("<rect") == len(report.facts.model) + 1  # and the score
     assert "data:image/png;base64," in page
     assert "default-src 'none'" in page
-    train = next(part for part in read_card(run.folder).parts if part.name == "train")
+    train = next(window for window in read_card(run.folder).windows if window.name == "train")
     assert f"1 : {(1 - train.positive_share) / train.positive_share:.2f}" in text
 
 
-def test_sampled_judging_is_a_part_of_its_own(run):
+def test_sampled_evaluation_has_its_own_section(run):
     (section,) = pipeline.report_of(run.folder).sampled
     for words in pages(run.folder):
-        assert "Sampled" in words
-        assert "The papers' protocol, for comparing with papers alone: each positive among itself and 3 items" in words
+        assert "Sampled evaluation" in words
+        assert "only for comparison with them: each positive is ranked among itself and 3 items" in words
     assert (section.draw, section.count, section.seed) == ("uniform", 3, 0)
     assert section.users_judged == pipeline.report_of(run.folder).catalogue.users_judged
 
 
-def test_text_is_text(run):
+def test_text_is_escaped(run):
     page, text = pages(run.folder)
     assert "<script" not in page
     assert "<script" not in text
     assert as_markdown("a|b_c\n# <c> [d](e) _f_") == r"a\|b_c \# &lt;c&gt; [d\](e) \_f\_"
 
 
-def test_it_says_what_was_added_removed_and_changed(run, tmp_path):
+def test_added_removed_and_changed_fields_are_shown(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     recipe = pipeline.reopen(folder).recipe
     history = {"kind": "history", "events": "positives", "max_length": 100}
@@ -82,11 +91,11 @@ def test_it_says_what_was_added_removed_and_changed(run, tmp_path):
     assert kinds["features.item.id"] == "added"
     assert kinds["features.item.length_s"] == kinds["features.user.negatives"] == "removed"
     assert kinds["train.batch_size"] == "changed"
-    assert "Against its base, older" in page
+    assert "Compared with the base recipe, older" in page
     assert "| train.batch_size | changed | 128 | 16 |" in text
 
 
-def test_a_comment_is_kept_in_the_run_and_shown(run, tmp_path):
+def test_a_comment_is_stored_in_the_run_and_shown(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     write_comment(folder, f"Too short a history.\n{HOSTILE}\n")
     write_card(folder)
@@ -98,21 +107,21 @@ def test_a_comment_is_kept_in_the_run_and_shown(run, tmp_path):
     assert not (folder / "comment.md").exists()
 
 
-def test_the_command_line_knows_the_base_and_takes_a_comment(run, tmp_path):
-    """All stages are found, not made again: what differs is what the recipe's file says it departs from."""
+def test_the_command_line_stores_the_base_and_a_comment(run, tmp_path):
+    """Every stage is reused: only the base in the recipe's file differs."""
     recipe = pipeline.reopen(run.folder).recipe
     older = recipe.model_copy(update={"about": "the older one", "train": recipe.train.model_copy(update={"epochs": 9})})
     (tmp_path / "older.yaml").write_text(dump_recipe(older))
-    told = f"base: older.yaml\nabout: {json.dumps(HOSTILE)}\ntrain: {{epochs: 2}}\n"
-    (tmp_path / "newer.yaml").write_text(told)
+    newer = f"base: older.yaml\nabout: {json.dumps(HOSTILE)}\ntrain: {{epochs: 2}}\n"
+    (tmp_path / "newer.yaml").write_text(newer)
     folder = shutil.copytree(run.folder, tmp_path / "runs" / "world")
-    asked = [
+    commands = [
         ["run", str(tmp_path / "newer.yaml"), "--runs", str(tmp_path / "runs")],
         ["explain", str(folder), "--comment", "Two epochs do."],
     ]
-    for words in asked:
-        answer = CliRunner().invoke(app, words)
-        assert answer.exit_code == 0, answer.output
+    for command in commands:
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
     page, text = pages(folder)
     assert "| train.epochs | changed | 9 | 2 |" in text
     assert "Two epochs do." in page
@@ -123,14 +132,14 @@ def test_the_command_line_knows_the_base_and_takes_a_comment(run, tmp_path):
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("prepare", "What changed"),
+        ("prepare", "Changes"),
         ("train", "No training log."),
-        ("evaluate", "This run has not been judged."),
+        ("evaluate", "This run has not been evaluated."),
         ("explain", "This run has no map"),
         ("explain/map.png", "This run has no map"),
     ],
 )
-def test_what_a_run_does_not_have_is_said(run, tmp_path, missing, said):
+def test_a_card_names_what_the_run_does_not_have(run, tmp_path, missing, said):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     path = folder / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -143,7 +152,7 @@ def test_a_recipe_alone_has_a_card(run, tmp_path):
     shutil.copy(run.folder / "recipe.yaml", tmp_path / "recipe.yaml")
     write_card(tmp_path)
     for words in pages(tmp_path):
-        assert "This run has not been judged." in words
+        assert "This run has not been evaluated." in words
 
 
 @pytest.mark.slow  # a whole run

@@ -1,4 +1,4 @@
-"""Training logs and parts of models → places of lines and boxes."""
+"""Charts of training logs and of models: coordinates of curves and boxes."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,5 +51,5 @@ def test_boxes_of_a_tower_stand_below_one_another_and_both_meet_in_the_score():
     assert {end for _, _, end in drawing.arrows} == {second.y, score.y}
 
 
-def test_no_part_no_drawing():
+def test_a_model_without_parts_has_no_drawing():
     assert drawing_of([], "cosine") is None

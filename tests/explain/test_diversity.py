@@ -25,7 +25,7 @@ def ragged(lists):
     )
 
 
-def test_places_spread_over_tenths_of_the_catalogue_by_popularity():
+def test_recommendations_are_counted_by_tenths_of_popularity():
     events = np.arange(20)[::-1].copy()  # items 0 and 1 are the most popular tenth
     lists = ragged([[0, 1, 19], [0, 5, 19], []])
     shares = served_shares(lists, events)
@@ -55,14 +55,14 @@ def test_what_is_served_is_measured_as_its_definitions_say(case):
     rng = np.random.default_rng(case)
     events = rng.poisson(3, 30)
     lists = [rng.choice(30, rng.integers(1, 9), replace=False) for _ in range(int(rng.integers(2, 6)))]
-    places = [int(item) for each in lists for item in each]
-    surprise = [-log2((events[item] + 1) / (events.sum() + 30)) for item in places]
+    item_rows = [int(item) for each in lists for item in each]
+    surprise = [-log2((events[item] + 1) / (events.sum() + 30)) for item in item_rows]
     assert novelty(ragged(lists), events) == pytest.approx(np.mean(surprise))
-    tenths = sorted(range(30), key=lambda item: events[item])  # of equal ones the first stays first
-    shares = [sum(tenths.index(item) // 3 == tenth for item in places) / len(places) for tenth in range(10)]
+    tenths = sorted(range(30), key=lambda item: events[item])  # ties keep their order
+    shares = [sum(tenths.index(item) // 3 == tenth for item in item_rows) / len(item_rows) for tenth in range(10)]
     assert served_shares(ragged(lists), events).tolist() == pytest.approx(shares)
     shared = [len(set(one) & set(other)) / len(one) for one, other in permutations(lists, 2)]
-    assert overlap(ragged(lists)) == pytest.approx(np.mean(shared), abs=0.02)  # drawn couples
+    assert overlap(ragged(lists)) == pytest.approx(np.mean(shared), abs=0.02)  # drawn pairs
 
 
 @pytest.mark.parametrize("case", range(200))
@@ -82,12 +82,12 @@ def test_similarity_within_lists_equals_a_loop(case):
     assert intra_list_similarity(ragged([[3], []]), vectors) is None
 
 
-def test_the_same_clip_over_and_over_is_alarming():
+def test_lists_of_one_repeated_clip_raise_a_warning():
     vectors = np.ones((9, 3), np.float32)
     assert probe_content(ragged([[0, 1, 2], [3, 4]]), "image", vectors).is_alarming
 
 
-def test_few_creators_with_everything_are_alarming():
+def test_few_creators_with_all_recommendations_raise_a_warning():
     creators = Grouping("creator", np.arange(300) % 150)
     everything = probe_lists_of_groups(ragged([[0, 150, 0, 1]]), creators)
     assert everything.value == 1
@@ -95,7 +95,7 @@ def test_few_creators_with_everything_are_alarming():
     assert not probe_lists_of_groups(ragged([range(300)]), creators).is_alarming
 
 
-def test_only_the_popular_is_alarming_and_lists_like_the_log_are_not():
+def test_only_popular_items_raise_a_warning_and_lists_like_the_log_do_not():
     rng = np.random.default_rng(0)
     events = rng.poisson(5, 200) + np.where(np.arange(200) < 20, 10, 0)
     cold = np.zeros(200, bool)

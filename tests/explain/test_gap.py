@@ -1,4 +1,4 @@
-"""A gap with one planted cause is taken apart into that cause; its steps add up; ids shuffled are noticed."""
+"""A gap with one planted cause names that cause; its steps add up; shuffled ids are noticed."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def lists(rows):
 
 
 def sound(seed=0):
-    """A model under the cosine, whose index answers with it: users like what is near to them, and saw what is not."""
+    """A cosine model and an exact index of it: users like items near to them, and have seen items far from them."""
     rng = np.random.default_rng(seed)
     queries, items = unit(rng.normal(size=(USERS, DIM))), unit(rng.normal(size=(ITEMS, DIM)))
     taste = queries @ items.T + rng.gumbel(scale=0.1, size=(USERS, ITEMS))
@@ -46,13 +46,13 @@ def sound(seed=0):
 
 
 def searched(case):
-    """The case with an exact index of what it stores."""
+    """The case with an exact search of its stored vectors."""
 
     def search(users, k):
         scores = case.stored.queries[users] @ case.stored.items.T
         seen = case.seen.of(users)
         by_row = np.full_like(scores, -np.inf)
-        by_row[:, case.answered_as] = scores
+        by_row[:, case.returned_as] = scores
         by_row[seen.lines, seen.values] = -np.inf
         return top_k(by_row, k).item_rows
 
@@ -90,29 +90,29 @@ def test_stale_vectors_are_named():
     assert found.largest == STALE
 
 
-def test_ids_that_were_mixed_up_are_named_and_find_no_more_than_shuffled_ones():
+def test_mixed_up_ids_are_named_and_find_no_more_than_shuffled_ones():
     case, rng = sound()
-    mixed = replace(case, answered_as=rng.permutation(ITEMS))
+    mixed = replace(case, returned_as=rng.permutation(ITEMS))
     found = measure_gap(searched(mixed), batch_size=BATCH)
     assert found.largest == IDS
     assert found.id_map_p > 0.05
-    assert "Shuffled ids find as much: look at the id map first." in found.verdict
+    assert "Shuffled item ids find as much: check the id map first." in found.verdict
 
 
-def test_an_index_that_misses_answers_is_named():
+def test_an_index_that_misses_items_is_named():
     case, rng = sound()
     exact = case.search
 
     def forgetful(users, k):
-        answers = exact(users, k)
-        return np.where(rng.random(answers.shape) < 0.5, -1, answers)
+        item_rows = exact(users, k)
+        return np.where(rng.random(item_rows.shape) < 0.5, -1, item_rows)
 
     found = measure_gap(replace(case, search=forgetful), batch_size=BATCH)
     assert found.largest == APPROXIMATE
     assert changes(found)[APPROXIMATE] == pytest.approx(-0.5 * found.steps[-2].share, abs=0.06)
 
 
-def test_seen_items_that_stand_above_are_named():
+def test_seen_items_that_rank_above_are_named():
     case, _ = sound()
     best = np.argsort(-(case.trained.queries @ case.trained.items.T), axis=1)
     # Seen are the 120 items nearest to each user, and the positives come right after.
@@ -122,13 +122,13 @@ def test_seen_items_that_stand_above_are_named():
 
 def test_negatives_that_everybody_likes_are_named():
     case, rng = sound()
-    # Items of the first tenth are liked ten times as often and stand above all others; the rest is order by chance.
+    # Items of the first tenth are liked ten times as often and score above all others; the rest is in random order.
     scores = rng.random((1, ITEMS)).astype(np.float32)
     scores[:, : ITEMS // 10] += 1
     popular, other = (rng.integers(*bounds, (USERS, each)) for bounds, each in (((0, 60), 4), ((60, 600), 1)))
     flat = Products(np.ones((USERS, 1), np.float32), scores.T.copy())
     relevant = np.concatenate([popular, other], axis=1)
-    relevant = np.array([np.unique(line)[:1].tolist() + [line[-1]] for line in relevant])
+    relevant = np.array([np.unique(items)[:1].tolist() + [items[-1]] for items in relevant])
     seen = np.full((USERS, 1), ITEMS - 1)
     case = replace(case, relevant=lists(relevant), seen=lists(seen), trained=flat, rescored=flat, stored=flat)
     found = measure_gap(searched(case), batch_size=BATCH)
@@ -137,7 +137,7 @@ def test_negatives_that_everybody_likes_are_named():
 
 
 def test_a_seed_decides_and_pairs_are_bounded(monkeypatch):
-    monkeypatch.setattr(gap_module, "_MOST_PAIRS", 100)
+    monkeypatch.setattr(gap_module, "_MAX_PAIRS", 100)
     case = sound()[0]
     one, same, other = (measure_gap(case, batch_size=BATCH, seed=seed) for seed in (1, 1, 2))
     assert one == same
@@ -159,7 +159,7 @@ def test_one_item_one_user():
     )
     found = measure_gap(case, batch_size=16)
     assert (found.in_batch, found.served, found.largest) == (1, 1, None)
-    assert "No single cause is told apart from chance." in found.verdict
+    assert "No single cause is significant." in found.verdict
 
 
 def test_without_positives_or_with_too_small_batches_there_is_no_gap():

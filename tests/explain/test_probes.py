@@ -21,17 +21,17 @@ def unit(vectors):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def alarms(probes):
+def warnings_of(probes):
     return {probe.name for probe in probes if probe.is_alarming}
 
 
-def test_spread_vectors_raise_no_alarm():
-    assert alarms(probe_vectors(unit(np.random.default_rng(0).normal(size=(500, 16))))) == set()
+def test_spread_vectors_raise_no_warning():
+    assert warnings_of(probe_vectors(unit(np.random.default_rng(0).normal(size=(500, 16))))) == set()
 
 
-def test_a_collapsed_model_raises_every_alarm():
+def test_a_collapsed_model_raises_every_warning():
     point = np.ones((500, 16)) + np.random.default_rng(0).normal(scale=1e-3, size=(500, 16))
-    assert alarms(probe_vectors(unit(point))) == {"effective_rank", "mean_cosine"}
+    assert warnings_of(probe_vectors(unit(point))) == {"effective_rank", "mean_cosine"}
 
 
 def test_lengths_of_vectors_do_not_count_and_zero_vectors_are_none():
@@ -67,12 +67,12 @@ def test_the_same_items_for_everyone():
     probes = probe_lists(lists, num_items=1000, num_lists=1000)
     values = {probe.name: probe.value for probe in probes}
     assert values == {"coverage": 0.01, "hub_share": 1.0, "commonest_item": 1.0, "gini": pytest.approx(0.99)}
-    assert alarms(probes) == set(values)
+    assert warnings_of(probes) == set(values)
 
 
-def test_lists_of_their_own_raise_no_alarm():
+def test_lists_of_their_own_raise_no_warning():
     lists = np.random.default_rng(0).integers(0, 1000, size=10_000)
-    assert alarms(probe_lists(lists, num_items=1000, num_lists=1000)) == set()
+    assert warnings_of(probe_lists(lists, num_items=1000, num_lists=1000)) == set()
 
 
 @pytest.mark.parametrize("case", range(200))
@@ -82,17 +82,17 @@ def test_lists_are_measured_as_their_definitions_say(case):
     lists = [
         rng.choice(num_items, int(rng.integers(1, min(num_items, 10) + 1)), replace=False) for _ in range(num_lists)
     ]
-    places = np.concatenate(lists)
-    counts = np.array([(places == item).sum() for item in range(num_items)])
+    item_rows = np.concatenate(lists)
+    counts = np.array([(item_rows == item).sum() for item in range(num_items)])
     assert gini(counts) == pytest.approx(np.abs(counts[:, None] - counts).mean() / (2 * counts.mean()))
     hubs = max(round(num_items / 100), 1)
     expected = {
-        "coverage": len(set(places.tolist())) / num_items,
-        "hub_share": sum(sorted(counts)[-hubs:]) / len(places),
+        "coverage": len(set(item_rows.tolist())) / num_items,
+        "hub_share": sum(sorted(counts)[-hubs:]) / len(item_rows),
         "commonest_item": max(sum(item in each for each in lists) for item in range(num_items)) / num_lists,
         "gini": gini(counts),
     }
-    probes = probe_lists(places, num_items=num_items, num_lists=num_lists)
+    probes = probe_lists(item_rows, num_items=num_items, num_lists=num_lists)
     assert {probe.name: probe.value for probe in probes} == pytest.approx(expected)
 
 
@@ -101,7 +101,7 @@ def test_no_lists_at_all():
     assert {probe.name: probe.value for probe in probes}["coverage"] == 0.0
 
 
-def test_the_way_the_tail_went():
+def test_popular_items_with_long_vectors():
     rng = np.random.default_rng(0)
     events = rng.poisson(20, 300)
     longer = unit(rng.normal(size=(300, 8))) * (1 + events[:, None]).astype(np.float32)
@@ -112,7 +112,7 @@ def test_the_way_the_tail_went():
         assert not probe.is_alarming
 
 
-def test_recall_that_hangs_on_ids_is_alarming():
+def test_recall_that_depends_on_ids_raises_a_warning():
     found = np.array([True, True, False, True, True, True])
     alone = probe_cold_items(found, np.array([False] * 6), k=10)
     assert (alone.value, alone.is_alarming) == (0, True)

@@ -1,4 +1,4 @@
-"""A run's arrays → groups, lists and probes, and what a whole run writes of them."""
+"""Groups, lists and probes of a run, and the files that a whole run writes."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests import worlds
 from twofold.dataset.dataset import item_attributes, load_dataset
 from twofold.evaluate.window import evaluation_window
 from twofold.explain.gap import SCORE, STALE, measure_gap
-from twofold.explain.run_probes import groupings_of, lines_of, probe_run, read_lists
+from twofold.explain.run_probes import groupings_of, probe_records, probe_run, read_lists
 from twofold.index.item_index import build_index
 from twofold.model.retriever import item_vectors, load_model
 from twofold.pipeline import run as pipeline
@@ -28,14 +28,14 @@ FEATURES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The checkerboard, with a category and tags that say nothing of who likes what."""
+    """The checkerboard, with a category and tags that are unrelated to who likes what."""
     folder = tmp_path_factory.mktemp("explained")
     recipe = worlds.checkerboard(folder / "log", num_users=48, num_items=32)
     parts = {"features": FEATURES, "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0}}
     return pipeline.run(worlds.world_recipe(recipe.data.model_dump(), parts), runs=folder / "runs")
 
 
-def test_groups_are_what_the_item_tower_calls_a_category_and_the_first_of_its_tags(run):
+def test_groups_are_the_categories_of_the_item_tower_and_the_first_of_its_tags(run):
     arrays = load_dataset(run.folder / "dataset")
     creators, tags = groupings_of(arrays, item_attributes(run.folder / "dataset"))
     assert (creators.name, tags.name) == ("creator", "tags")
@@ -45,13 +45,13 @@ def test_groups_are_what_the_item_tower_calls_a_category_and_the_first_of_its_ta
     assert len(set(zip(tags.group.tolist(), (ids * 5 % 3).tolist(), strict=True)) - {(-1, 0)}) == 2
 
 
-def test_lists_are_read_best_first_a_line_for_every_user(run):
+def test_lists_are_read_best_first_for_every_user(run):
     arrays = load_dataset(run.folder / "dataset")
     path = run.folder / "recommend" / "recommendations.parquet"
     lists = read_lists(path, arrays)
     table = pq.read_table(path).filter(pa.compute.equal(pq.read_table(path)["user_id"], 5))
-    line = int(arrays.users.rows_of([5])[0])
-    own = lists.values[lists.offsets[line] : lists.offsets[line + 1]]
+    user = int(arrays.users.rows_of([5])[0])
+    own = lists.values[lists.offsets[user] : lists.offsets[user + 1]]
     expected = table.sort_by("rank")["item_id"].to_pylist()
     assert [arrays.items.ids[int(row)].as_py() for row in own] == expected
 
@@ -66,19 +66,20 @@ def test_a_run_leaves_its_probes_and_its_gap(run):
     gap = json.loads((run.folder / "explain" / "gap.json").read_text())
     assert gap["batch_size"] == 16
     assert sum(step["change"] for step in gap["steps"]) == pytest.approx(gap["served"] - gap["in_batch"])
-    # The bundle answers with the model's own vectors under its own score.
+    # The bundle stores the model's own vectors and its score.
     assert {step["cause"]: step["change"] for step in gap["steps"]}[SCORE] == 0
-    assert gap["verdict"].startswith("In batches of 16 the share found among 10 is ")
+    assert gap["verdict"].startswith("Of ")
+    assert "are in the top 10 of a batch of 16. The equivalent rank in the catalogue is K = " in gap["verdict"]
 
 
-def test_a_collapsed_model_rings(run):
+def test_a_collapsed_model_raises_warnings(run):
     arrays = load_dataset(run.folder / "dataset")
     lists = read_lists(run.folder / "recommend" / "recommendations.parquet", arrays)
     point = np.ones((len(arrays.items), 16), np.float32)
     point += np.random.default_rng(0).normal(scale=1e-3, size=point.shape).astype(np.float32)
     attributes = item_attributes(run.folder / "dataset")
-    lines = lines_of(probe_run(arrays, point, lists, attributes=attributes))
-    assert {"effective_rank", "mean_cosine"} <= {line["name"] for line in lines if line["is_alarming"]}
+    records = probe_records(probe_run(arrays, point, lists, attributes=attributes))
+    assert {"effective_rank", "mean_cosine"} <= {each["name"] for each in records if each["is_alarming"]}
 
 
 @pytest.mark.slow  # a training
@@ -92,7 +93,7 @@ def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, 
     arrays = load_dataset(dataset.folder, recipe.features)
     window, model = evaluation_window(arrays, "test"), load_model(recipe.retriever, arrays, trained.folder)
     vectors = item_vectors(model, arrays, int(window.query_at.min()))
-    # Nothing in training holds the lengths, which a cosine does not look at.
+    # Training with cosine does not constrain the lengths.
     lengths = np.random.default_rng(0).lognormal(sigma=1.5, size=(len(vectors), 1)).astype(np.float32)
     index = build_index(vectors * lengths if named else vectors, score=score)
     found = measure_gap(gap_case(model, arrays, window, index=index, listed=arrays.items), batch_size=16, k=2)
@@ -102,7 +103,7 @@ def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, 
     assert change[STALE] == pytest.approx(0, abs=0.01)
 
 
-def test_what_is_explained_twice_is_explained_alike(run, tmp_path):
+def test_explaining_twice_writes_the_same_files(run, tmp_path):
     again = pipeline.Job(run.recipe, Path(shutil.copytree(run.folder, tmp_path / "again")))
     shutil.rmtree(again.folder / "explain")
     indexed = open_stage(again.folder, "index")
@@ -113,7 +114,7 @@ def test_what_is_explained_twice_is_explained_alike(run, tmp_path):
 
 @pytest.mark.slow  # two whole runs
 @pytest.mark.parametrize("uniform", [0, 128], ids=["batches of one language", "and negatives of all"])
-def test_languages_that_never_meet_in_training_ring_though_no_tower_reads_them(uniform, tmp_path):
+def test_languages_never_compared_in_training_raise_a_warning_though_no_tower_reads_them(uniform, tmp_path):
     plain = worlds.languages(tmp_path / "log")
     loss = {"kind": "in_batch_softmax", "uniform_negatives": uniform}
     train = plain.train.model_dump() | {"group_by": ["language"], "loss": loss}

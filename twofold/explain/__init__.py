@@ -1,1 +1,1 @@
-"""Why does it do that? Remarks of people who look at recommendations, turned into numbers."""
+"""Explanation of a run: the gap between batch and catalogue, probes of vectors and lists, the map, and the card."""

@@ -1,7 +1,7 @@
-"""A run folder → its card: one page of HTML and one of Markdown that say what was done and how good it is.
+"""The card of a run: one page, in HTML and in Markdown, with what was done and how good the result is.
 
-Everything is read from the files that the stages left; what a run does not have is said to be missing. The card lies
-beside the stages, not in one: it is written anew whenever something is added, a comment too.
+Everything is read from the files of the stages; the card names what a run does not have. It is stored beside the
+stages, not in one, and is written again whenever a stage or a comment is added.
 """
 
 import base64
@@ -25,8 +25,8 @@ _METRICS: Final = ("catalogue/ndcg@10", "impressions/auc")
 
 
 @dataclass(frozen=True)
-class Part:
-    """One window of the data: its days, if the split has days, and what preparation left in it."""
+class Window:
+    """One window of the data: its days, if the split has days, and the numbers that preparation kept in it."""
 
     name: str
     days: str
@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Change:
-    """One field in which the recipe departs from its base: added, removed or changed, with what was and what is."""
+    """One field that differs from the base recipe: added, removed or changed, with the old and the new value."""
 
     field: str
     kind: str
@@ -48,14 +48,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card states. None: the run does not have it."""
+    """Content of a card. `None` means that the run does not have it."""
 
     recipe: Recipe
     digest: str
     comment: str | None
     base: str | None
     changes: tuple[Change, ...]
-    parts: tuple[Part, ...]
+    windows: tuple[Window, ...]
     funnel: tuple[Json, ...]
     model: Drawing | None
     curves: tuple[Curve, ...]
@@ -70,7 +70,7 @@ class Card:
 
 
 def write_card(run: Path) -> None:
-    """Writes card.html and card.md into a run folder, from whatever its stages have left there."""
+    """Writes card.html and card.md into a run folder, from the stages that are finished."""
     card = read_card(run)
     for name in ("card.html", "card.md"):
         with atomic_file(run / name) as partial:
@@ -78,7 +78,7 @@ def write_card(run: Path) -> None:
 
 
 def write_comment(run: Path, text: str) -> None:
-    """Keeps a person's words on the run; an empty text takes them back. The card shows them once it is written anew."""
+    """Stores a comment on the run; an empty text removes it. The card shows it when it is written again."""
     if not text.strip():
         (run / COMMENT).unlink(missing_ok=True)
         return
@@ -87,7 +87,7 @@ def write_comment(run: Path, text: str) -> None:
 
 
 def keep_base(run: Path, base: Recipe | None) -> None:
-    """Keeps what a run's recipe departs from, and writes its card anew."""
+    """Stores the base of a run's recipe and writes the card again; `None` means that the recipe has no base."""
     if base is None:
         (run / BASE).unlink(missing_ok=True)
     else:
@@ -97,7 +97,7 @@ def keep_base(run: Path, base: Recipe | None) -> None:
 
 
 def read_card(run: Path) -> Card:
-    """What the run folder has to say."""
+    """Reads the content of a run's card from its folder."""
     recipe = load_recipe(run / "recipe.yaml")
     base = load_recipe(run / BASE) if (run / BASE).is_file() else None
     prepared, explained = _facts(run, "prepare"), _facts(run, "explain")
@@ -110,7 +110,7 @@ def read_card(run: Path) -> Card:
         comment=comment.read_text(encoding="utf-8").strip() if comment.is_file() else None,
         base=base.name if base else None,
         changes=_changes(base, recipe) if base else (),
-        parts=_parts(recipe, prepared),
+        windows=_windows(recipe, prepared),
         funnel=tuple(prepared["funnel"]) if prepared else (),
         model=drawing_of(report["facts"].get("model", ()), _score(recipe)) if report else None,
         curves=training_curves(run / "train"),
@@ -125,8 +125,8 @@ def read_card(run: Path) -> Card:
 
 
 def _facts(run: Path, stage: str) -> Json:
-    found = find_stage(run, stage)
-    return dict(found.facts) if found else {}
+    finished = find_stage(run, stage)
+    return dict(finished.facts) if finished else {}
 
 
 def _report(run: Path) -> Json | None:
@@ -135,7 +135,7 @@ def _report(run: Path) -> Json | None:
 
 
 def _metrics(report: Json) -> tuple[str, ...]:
-    """The primary metric, and two more where the run has them."""
+    """Returns the primary metric, and two more where the run has them."""
     known = report["catalogue"]["rows"][0]["metrics"] | report["impressions"]["rows"][0]["metrics"]
     return (
         report["primary_metric"],
@@ -144,7 +144,7 @@ def _metrics(report: Json) -> tuple[str, ...]:
 
 
 def _changes(base: Recipe, recipe: Recipe) -> tuple[Change, ...]:
-    """All but the name, which stands above."""
+    """Returns the differences from the base, without the name, which is the card's title."""
     return tuple(
         Change(
             each.field,
@@ -157,22 +157,22 @@ def _changes(base: Recipe, recipe: Recipe) -> tuple[Change, ...]:
     )
 
 
-def _parts(recipe: Recipe, prepared: Json) -> tuple[Part, ...]:
-    """The windows with their days; last events have none."""
+def _windows(recipe: Recipe, prepared: Json) -> tuple[Window, ...]:
+    """Returns the windows with their days; a split by last events has none."""
     split = recipe.prepare.split
-    parts = []
-    for name, left in prepared.get("splits", {}).items():
-        window = getattr(split, name) if isinstance(split, TemporalSplit) and name in _SPLITS else None
-        days = f"{window.first} to {window.end}, end excluded" if window else "–"
-        parts.append(Part(name, days, left["rows"], left["users"], left["items"], left["positive_share"]))
-    return tuple(parts)
+    windows = []
+    for name, kept in prepared.get("splits", {}).items():
+        period = getattr(split, name) if isinstance(split, TemporalSplit) and name in _SPLITS else None
+        days = f"{period.first} to {period.end}, end excluded" if period else "–"
+        windows.append(Window(name, days, kept["rows"], kept["users"], kept["items"], kept["positive_share"]))
+    return tuple(windows)
 
 
 def _score(recipe: Recipe) -> str:
-    asked = recipe.retriever.model_dump(mode="json")
-    score = asked.get("score")
+    config = recipe.retriever.model_dump(mode="json")
+    score = config.get("score")
     if score is None:
-        return f"inner product, {asked['kind']}"
+        return f"inner product, {config['kind']}"
     settings = ", ".join(f"{name} {value}" for name, value in score.items() if name != "kind")
     return f"{score['kind'].replace('_', ' ')}{f', {settings}' if settings else ''}"
 
@@ -182,16 +182,13 @@ def _as_url(picture: Path) -> str:
 
 
 def _render(name: str, card: Card) -> str:
-    values = {"card": card, "rows": _rows(card), "alarms": _alarms(card)}
+    warnings = [probe["name"] for probe in card.probes if probe["is_alarming"]]
+    values = {"card": card, "rows": _rows(card), "warnings": warnings}
     return fill_page("twofold.explain", f"{name}.j2", values)
 
 
-def _alarms(card: Card) -> list[str]:
-    return [probe["name"] for probe in card.probes if probe["is_alarming"]]
-
-
 def _rows(card: Card) -> list[tuple[str, list[Json], Json]]:
-    """(name, an estimate a metric, the model minus this row on the primary metric); the model first, chance last."""
+    """Returns (name, one estimate per metric, model minus this row on the primary metric); model first, chance last."""
     if card.report is None:
         return []
     impressions = {row["name"]: row for row in card.report["impressions"]["rows"]}

@@ -1,4 +1,4 @@
-"""Numbers of a run → places of lines and boxes in its card's drawings: training curves, and the model."""
+"""Charts of the card: coordinates of the training curves and of the boxes that draw the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _NOT_DRAWN: Final = (*_AXES, "seconds", "examples")
 
 @dataclass(frozen=True)
 class Curve:
-    """One column of the training log: points of a polyline, and what stands at its ends."""
+    """One column of the training log: points of a polyline, and the values at its ends."""
 
     name: str
     axis: str
@@ -48,7 +48,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Boxes, and arrows (x, from y, to y)."""
+    """Boxes of the model's parts, and arrows (x, from y, to y)."""
 
     boxes: tuple[Box, ...]
     arrows: tuple[tuple[float, float, float], ...]
@@ -58,7 +58,7 @@ class Drawing:
 
 
 def training_curves(folder: Path) -> tuple[Curve, ...]:
-    """What a train/ folder logged: by step where steps were logged, and by epoch what was measured once an epoch."""
+    """Reads the curves of a train/ folder: over steps where steps were logged, over epochs for the rest."""
     curves: dict[str, Curve] = {}
     for name in ("training_steps", "training_log"):
         log = folder / f"{name}.parquet"
@@ -68,7 +68,7 @@ def training_curves(folder: Path) -> tuple[Curve, ...]:
 
 
 def curves_of(log: pa.Table) -> tuple[Curve, ...]:
-    """A curve for every column of numbers, over steps or epochs; lines without a value are left out."""
+    """Returns a curve for every column of numbers, over steps or epochs, without the rows that have no value."""
     axis = next((name for name in _AXES if name in log.column_names), None)
     if axis is None:
         return ()
@@ -85,17 +85,17 @@ def curves_of(log: pa.Table) -> tuple[Curve, ...]:
 def _curve(name: str, axis: str, known: Sequence[tuple[float, float]]) -> Curve:
     xs, ys = [x for x, _ in known], [y for _, y in known]
     (width, height), low, high = _CURVE, min(ys), max(ys)
-    wide, tall = (max(xs) - min(xs)) or 1.0, (high - low) or 1.0
+    x_range, y_range = (max(xs) - min(xs)) or 1.0, (high - low) or 1.0
     points = tuple(
-        (round(width * (x - min(xs)) / wide, 1), round(height * (1 - (y - low) / tall), 1)) for x, y in known
+        (round(width * (x - min(xs)) / x_range, 1), round(height * (1 - (y - low) / y_range), 1)) for x, y in known
     )
     return Curve(name, axis, points, known[0], known[-1], low, high)
 
 
 def drawing_of(parts: Sequence[Mapping[str, Json]], score: str) -> Drawing | None:
-    """Two columns of boxes, user and item, that meet in the score; None of no parts.
+    """Draws two columns of boxes, user and item, that meet in the score; `None` means there are no parts.
 
-    `parts` are those of the report: tower, name, shape, parameters.
+    Each of `parts`, from the report, has tower, name, shape and parameters.
     """
     if not parts:
         return None

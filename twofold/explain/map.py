@@ -49,7 +49,7 @@ class Facet:
     codes: Int64[np.ndarray, "pairs"]
     values: tuple[str, ...]
     is_band: bool = False
-    """Whether the values are bands of a number, lowest first."""
+    """True if the values are bands of a number, lowest first."""
 
     def first(self, num_items: int, *, most: int) -> tuple[str, ...]:
         """Returns the first value of each item, with bands numbered: "other" for all but the `most` frequent values,
@@ -111,7 +111,7 @@ def _bands(numbers: np.ndarray, *, in_days: bool) -> tuple[Int64[np.ndarray, "_"
 
 @dataclass(frozen=True)
 class Cluster:
-    """Items that k-means put together, with their most typical values: (facet, value, share, times the share of all)."""
+    """Items that k-means put together, with typical values: (facet, value, share, times the share of all items)."""
 
     name: str
     size: int

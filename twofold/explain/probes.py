@@ -1,7 +1,7 @@
-"""Collapse and sameness as numbers: what "the same items for everyone" and "no variety" mean, with alarms.
+"""Probes of item vectors and recommended lists: collapse, hubs and sameness as numbers, with warnings.
 
-Most thresholds are guesses, and say "not measured": they are where a person who looks at the lists would complain. A
-picture of the vectors decides nothing; these do.
+Most thresholds are guesses and say "not measured": they lie where a person who looks at the lists would complain. A
+picture of the vectors decides nothing; these numbers do.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from twofold.ragged import Ragged, chunks
 from twofold.render.numbers import format_decimal, plural
 from twofold.topk import exclude, top_k
 
-_CELLS: Final = 2**21
-HUB_SHARE: Final = 0.01  # the items that occur most, as a share of the catalogue
+_CHUNK_SCORES: Final = 2**21  # scores in memory at once
+HUB_SHARE: Final = 0.01  # the most frequent items, as a share of the catalogue
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One number, what it means, and when it is alarming: above `alarm_above` or below `alarm_below`.
+    """One number, its meaning, and when it raises a warning: above `alarm_above` or below `alarm_below`.
 
-    The value is None where it does not exist; `meaning` then says why. `source` is where the threshold comes from.
+    A value of `None` means that the number does not exist; `meaning` then says why. `source` is where the threshold
+    comes from.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Probe:
 
     @property
     def is_alarming(self) -> bool:
-        """Whether the value lies beyond its threshold."""
+        """True if the value is beyond its threshold."""
         if self.value is None:
             return False
         too_high = self.alarm_above is not None and self.value > self.alarm_above
@@ -43,7 +44,7 @@ class Probe:
 
 
 def probe_vectors(vectors: Float32[np.ndarray, "items dim"]) -> tuple[Probe, ...]:
-    """Do the item vectors, more than one, use the space they have? Lengths do not count; zero vectors are left out."""
+    """Measures whether the item vectors (at least two) use their space; by direction alone, without zero vectors."""
     dim = vectors.shape[1]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors[lengths[:, 0] > 0] / lengths[lengths > 0][:, None]
@@ -51,50 +52,56 @@ def probe_vectors(vectors: Float32[np.ndarray, "items dim"]) -> tuple[Probe, ...
         Probe(
             "effective_rank",
             effective_rank(vectors),
-            f"directions in use, of {dim}",
+            f"number of directions that the item vectors use, of {dim}",
             alarm_below=min(dim, len(vectors)) / 10,
         ),
-        Probe("mean_cosine", mean_cosine(vectors), "of two items drawn at random; 1 is one point", alarm_above=0.5),
+        Probe(
+            "mean_cosine",
+            mean_cosine(vectors),
+            "mean cosine of two random items; 1 means that all vectors are one point",
+            alarm_above=0.5,
+        ),
     )
 
 
-def probe_lists(item_rows: Int64[np.ndarray, "places"], *, num_items: int, num_lists: int) -> tuple[Probe, ...]:
-    """Does everyone get the same? `item_rows` are the items of all lists, one after another."""
+def probe_lists(item_rows: Int64[np.ndarray, "_"], *, num_items: int, num_lists: int) -> tuple[Probe, ...]:
+    """Measures whether all users are recommended the same items; `item_rows` are the items of all lists in a row."""
     counts = np.bincount(item_rows, minlength=num_items)
     hubs = max(round(num_items * HUB_SHARE), 1)
-    places = max(int(counts.sum()), 1)
-    top_share = float(np.sort(counts)[-hubs:].sum() / places)
+    recommendations = max(int(counts.sum()), 1)
+    top_share = float(np.sort(counts)[-hubs:].sum() / recommendations)
     most = float(counts.max() / max(num_lists, 1))
+    most_frequent = plural(hubs, "most frequent item")
     return (
-        Probe("coverage", float((counts > 0).mean()), "of the catalogue is in some list", alarm_below=0.05),
-        Probe("hub_share", top_share, f"of all places go to the commonest {plural(hubs, 'item')}", alarm_above=0.5),
-        Probe("commonest_item", most, "of all lists hold the commonest item", alarm_above=0.5),
-        Probe("gini", gini(counts), "0: every item equally often, 1: one item only", alarm_above=0.98),
+        Probe("coverage", float((counts > 0).mean()), "share of the catalogue that is in some list", alarm_below=0.05),
+        Probe("hub_share", top_share, f"share of all recommendations that go to the {most_frequent}", alarm_above=0.5),
+        Probe("commonest_item", most, "share of lists that contain the most frequent item", alarm_above=0.5),
+        Probe("gini", gini(counts), "Gini coefficient: 0 all items equally often, 1 a single item", alarm_above=0.98),
     )
 
 
 def probe_norms(vectors: Float32[np.ndarray, "items dim"], events: Int64[np.ndarray, "items"]) -> Probe:
-    """Which way did the tail go: are vectors of popular items long? `events` are those of training, an item each."""
+    """Measures whether popular items have long vectors; `events` counts the training events of each item."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     if np.ptp(lengths) <= 1e-3 * lengths.max(initial=0) or np.ptp(events) == 0:
         return Probe("norm_popularity", None, "all vectors are equally long, or all items equally popular")
     return Probe(
         "norm_popularity",
         float(scipy.stats.spearmanr(lengths, events).statistic),
-        "rank correlation of length and events: a bonus to the popular under dot, a penalty under distance",
+        "rank correlation of vector length and popularity: long vectors raise a dot score and lower a distance score",
     )
 
 
 def probe_cold_items(found: Bool[np.ndarray, "pairs"], found_masked: Bool[np.ndarray, "pairs"], *, k: int) -> Probe:
-    """How well would new items be found? `found_masked`: each pair found among k when no item's id is known."""
+    """Measures how well new items would be found: `found_masked` is `found` with all item ids replaced by "unknown"."""
     with_ids = float(found.mean()) if len(found) else 0.0
     if with_ids == 0:
-        return Probe("ids_masked", None, f"nothing is found among {k} even with ids")
+        return Probe("ids_masked", None, f"no positive is in the top {k} even with item ids")
     masked = float(found_masked.mean())
     return Probe(
         "ids_masked",
         masked / with_ids,
-        f"of recall@{k} is left when item ids are masked ({format_decimal(masked)} of {format_decimal(with_ids)}): "
+        f"share of recall@{k} left when item ids are masked ({format_decimal(masked)} of {format_decimal(with_ids)}): "
         "what a new item can reach",
         alarm_below=0.2,
     )
@@ -108,19 +115,20 @@ def found_among(
     seen: Ragged,
     k: int,
 ) -> Bool[np.ndarray, "pairs"]:
-    """Whether each relevant item stands among a user's k best by inner product, seen items left out."""
+    """Returns whether each relevant item is among its user's k best by inner product, without seen items."""
     found = np.zeros(len(relevant.values), bool)
-    for users in chunks(len(queries), max(1, _CELLS // len(items))):
+    for users in chunks(len(queries), max(1, _CHUNK_SCORES // len(items))):
         scores = queries[users] @ items.T
         exclude(scores, seen.part(users))
-        answers, wanted = top_k(scores, k).item_rows, relevant.part(users)
+        best, positives = top_k(scores, k).item_rows, relevant.part(users)
         first = relevant.offsets[users.start]
-        found[first : first + len(wanted.values)] = (answers[wanted.lines] == wanted.values[:, None]).any(axis=1)
+        is_found = (best[positives.lines] == positives.values[:, None]).any(axis=1)
+        found[first : first + len(positives.values)] = is_found
     return found
 
 
 def effective_rank(vectors: Float32[np.ndarray, "items dim"]) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli, EUSIPCO 2007, definition 1).
+    """Returns exp of the entropy of the normalized singular values (Roy & Vetterli, EUSIPCO 2007, definition 1).
 
     >>> round(effective_rank(np.eye(4, dtype=np.float32)), 3)
     4.0
@@ -131,7 +139,7 @@ def effective_rank(vectors: Float32[np.ndarray, "items dim"]) -> float:
 
 
 def mean_cosine(vectors: Float32[np.ndarray, "items dim"]) -> float:
-    """Mean cosine over all pairs of different items: (‖Σv‖² − n) / (n (n − 1)) for unit vectors.
+    """Returns the mean cosine over all pairs of different items: (‖Σv‖² − n) / (n (n − 1)) for unit vectors.
 
     >>> mean_cosine(np.array([[1, 0], [0, 1], [0, 1]], np.float32))
     0.3333333333333333
@@ -142,7 +150,7 @@ def mean_cosine(vectors: Float32[np.ndarray, "items dim"]) -> float:
 
 
 def gini(counts: Int64[np.ndarray, "items"]) -> float:
-    """Gini coefficient of how often each item occurs, zeros included.
+    """Returns the Gini coefficient of how often each item occurs, zeros included.
 
     >>> gini(np.array([5, 5, 5])), gini(np.array([0, 0, 0, 8]))
     (0.0, 0.75)

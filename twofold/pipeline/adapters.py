@@ -153,8 +153,8 @@ def gap_case(
     model: Model, arrays: Dataset, window: EvaluationWindow, *, index: Index, listed: Vocabulary
 ) -> gap.GapCase:
     """The window's question, put to the trained model and to the index as it is served, whose items are `listed`."""
-    answered_as = arrays.items.rows_of(listed.ids)
-    line_of = np.argsort(answered_as)
+    returned_as = arrays.items.rows_of(listed.ids)
+    line_of = np.argsort(returned_as)
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
     compared = items if index.score == model.score else _as_long_as(items, index.vectors[line_of])
@@ -162,7 +162,7 @@ def gap_case(
     def answers(asked: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:
         seen = window.seen.of(asked)
         lines = search(index, users[asked], k, excluded=Ragged(line_of[seen.values], seen.offsets)).item_rows
-        return np.where(lines < 0, -1, answered_as[lines])
+        return np.where(lines < 0, -1, returned_as[lines])
 
     queries = {score: queries_as_products(users, score) for score in (model.score, index.score)}
     return gap.GapCase(
@@ -171,7 +171,7 @@ def gap_case(
         trained=Products(queries[model.score], items_as_products(items, model.score)),
         rescored=Products(queries[index.score], items_as_products(compared, index.score)),
         stored=Products(queries[index.score], items_as_products(index.vectors, index.score)),
-        answered_as=answered_as,
+        returned_as=returned_as,
         search=answers,
     )
 

@@ -317,7 +317,7 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
     from twofold.explain.gap import measure_gap
     from twofold.explain.map import MapUsers
     from twofold.explain.map_page import map_run
-    from twofold.explain.run_probes import lines_of, probe_run, read_lists
+    from twofold.explain.run_probes import probe_records, probe_run, read_lists
     from twofold.index.item_index import load_index
     from twofold.model.retriever import load_model
     from twofold.pipeline.adapters import gap_case, probe_masked
@@ -335,11 +335,11 @@ def explain(job: Job, indexed: Stage, recommended: Stage) -> Stage:
         attributes = item_attributes(dataset.folder)
         probes = probe_run(arrays, served.vectors, lists, attributes=attributes, columns=job.recipe.slice_columns)
         probes += probe_masked(model, arrays, window, case)
-        lines = lines_of(probes)
-        write_json(out / "probes.json", lines)
+        records = probe_records(probes)
+        write_json(out / "probes.json", records)
         users = MapUsers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
         drawn = map_run(out, served.vectors, attributes, users=users)
-        return {"probes": lines, "gap": asdict(gap), "map": drawn}
+        return {"probes": records, "gap": asdict(gap), "map": drawn}
 
     inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.slice_columns}
     explained = run_stage(job.folder, "explain", inputs=inputs, work=work)
