@@ -130,7 +130,7 @@ def test_the_command_line_stores_the_base_and_a_comment(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "text"),
     [
         ("prepare", "Changes"),
         ("train", "No training log."),
@@ -139,13 +139,13 @@ def test_the_command_line_stores_the_base_and_a_comment(run, tmp_path):
         ("explain/map.png", "This run has no map"),
     ],
 )
-def test_a_card_names_what_the_run_does_not_have(run, tmp_path, missing, said):
+def test_a_card_names_what_the_run_does_not_have(run, tmp_path, missing, text):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     path = folder / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_card(folder)
     for words in pages(folder):
-        assert said in words
+        assert text in words
 
 
 def test_a_recipe_alone_has_a_card(run, tmp_path):
@@ -170,9 +170,9 @@ def test_a_run_whose_vectors_are_solved_has_a_card_of_all_its_parts(tmp_path):
 @pytest.mark.slow  # a whole run
 def test_two_items_and_one_user_to_judge_make_a_card(tmp_path):
     """One item alone is refused: see tests/prepare/test_duckdb_engine.py."""
-    lines = [(user, item, day * worlds.DAY_MS + user, True) for user in range(3) for item, day in ((0, 0), (1, 2))]
-    lines += [(user, 1, day * worlds.DAY_MS, True) for user, day in ((7, worlds.VALIDATION), (9, worlds.TEST))]
-    tables = worlds._events(lines, np.random.default_rng(0)), worlds._items(2)
+    events = [(user, item, day * worlds.DAY_MS + user, True) for user in range(3) for item, day in ((0, 0), (1, 2))]
+    events += [(user, 1, day * worlds.DAY_MS, True) for user, day in ((7, worlds.VALIDATION), (9, worlds.TEST))]
+    tables = worlds._events(events, np.random.default_rng(0)), worlds._items(2)
     data = worlds.write_world(tmp_path / "log", *tables)
     job = pipeline.run(worlds.world_recipe(data, {"train": {"epochs": 1, "batch_size": 4}}), runs=tmp_path)
     for words in pages(job.folder):

@@ -55,10 +55,10 @@ def test_qdrant_returns_what_our_index_returns(score: Score) -> None:
         (None, None),
         ("language = 'hi' AND age_days < 100", models.Filter(must=[hindi, young])),
     ):
-        answers = [
+        results = [
             client.query_points("items", query.tolist(), limit=K, query_filter=condition).points for query in QUERIES
         ]
-        assert [[point.id for point in points] for points in answers] == expected(index, where)
+        assert [[point.id for point in points] for points in results] == expected(index, where)
     (first,) = client.retrieve("items", [1])
     assert first.payload == {
         "item_id": "item 1",

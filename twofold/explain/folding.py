@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 
 from twofold.explain.probes import HUB_SHARE, Probe
 from twofold.ragged import Ragged, chunks
-from twofold.render.numbers import format_decimal, plural
+from twofold.render.numbers import format_decimal
 from twofold.topk import NOT_ALLOWED, top_k
 
 NEIGHBORS: Final = 10
@@ -83,7 +83,7 @@ def probe_hubs(near: Neighborhood) -> tuple[Probe, ...]:
         Probe(
             "hub_lists",
             with_hub,
-            f"share of items that have one of the {plural(len(hubs), 'most frequent item')} among their nearest",
+            f"share of items whose nearest include a hub: {len(hubs):,} of the items, those most often among the nearest",
             alarm_above=0.5,
         ),
     )

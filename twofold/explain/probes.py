@@ -12,7 +12,7 @@ import scipy.stats
 from jaxtyping import Bool, Float32, Int64
 
 from twofold.ragged import Ragged, chunks
-from twofold.render.numbers import format_decimal, plural
+from twofold.render.numbers import format_decimal
 from twofold.topk import exclude, top_k
 
 _CHUNK_SCORES: Final = 2**21  # scores in memory at once
@@ -71,7 +71,7 @@ def probe_lists(item_rows: Int64[np.ndarray, "_"], *, num_items: int, num_lists:
     recommendations = max(int(counts.sum()), 1)
     top_share = float(np.sort(counts)[-hubs:].sum() / recommendations)
     most = float(counts.max() / max(num_lists, 1))
-    most_frequent = plural(hubs, "most frequent item")
+    most_frequent = "most frequent item" if hubs == 1 else f"{hubs:,} most frequent items"
     return (
         Probe("coverage", float((counts > 0).mean()), "share of the catalogue that is in some list", alarm_below=0.05),
         Probe("hub_share", top_share, f"share of all recommendations that go to the {most_frequent}", alarm_above=0.5),
