@@ -83,7 +83,7 @@ def probe_hubs(near: Neighborhood) -> tuple[Probe, ...]:
         Probe(
             "hub_lists",
             with_hub,
-            f"share of items whose nearest include a hub: {len(hubs):,} of the items, those most often among the nearest",
+            f"share of items whose nearest include a hub ({len(hubs):,} items that are nearest to most others)",
             alarm_above=0.5,
         ),
     )
