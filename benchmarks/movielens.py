@@ -49,9 +49,8 @@ def judged(name: str, *, seed: int) -> list[Line]:
     recipe = load_recipe(RECIPES / f"{name}.yaml", overrides=[f"train.seed={seed}"])
     job = pipeline.Job(recipe, Path("runs") / f"movielens-{name}-seed{seed}")
     job.folder.mkdir(parents=True, exist_ok=True)
-    pipeline.claim_folder(job, replace=False)
-    prepared, arrays, trained = pipeline.up_to_training(job)
-    pipeline.evaluate(job, prepared, arrays, trained)
+    pipeline.claim_folder(job, overwrite=False)
+    pipeline.evaluate(job, *pipeline.up_to_training(job))
     report = pipeline.report_of(job.folder)
     stated = {"seed": seed, "recipe_digest": recipe_digest(recipe), "commit": report.facts.commit}
     stated |= {"hardware": report.facts.hardware, "train_s": report.facts.seconds["train"]}

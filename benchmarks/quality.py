@@ -53,7 +53,7 @@ def _report(recipe: Recipe, folder: Path) -> Report:
     """Up to the report: no index, no map."""
     job = pipeline.Job(recipe, folder)
     with locked(folder):
-        pipeline.claim_folder(job, replace=True)
+        pipeline.claim_folder(job, overwrite=True)
         pipeline.evaluate(job, *pipeline.up_to_training(job))
     return pipeline.report_of(folder)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from twofold.cli.stages import app
+from twofold.cli.main import app
 from twofold.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[1]

@@ -65,10 +65,10 @@ def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path):
     metric, ordered = sort_runs(lines)
     assert metric == "catalogue/recall@100"
     assert [line.name for line in ordered] == ["better", "worse", "begun", "small"]
-    assert [line.name for line in sort_runs(lines, by="auc")[1]] == ["worse", "better", "begun", "small"]
+    assert [line.name for line in sort_runs(lines, metric="auc")[1]] == ["worse", "better", "begun", "small"]
     message = r"no run has a metric recall; choose from: catalogue/recall@100, catalogue/recall@5$"
     with pytest.raises(RequestError, match=message):
-        sort_runs(lines, by="recall")
+        sort_runs(lines, metric="recall")
 
 
 @pytest.mark.parametrize(
@@ -91,5 +91,5 @@ def test_a_damaged_or_foreign_folder_does_not_hide_the_others(tmp_path, file, te
     (tmp_path / "ill" / file).write_text(text)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes.txt").write_text("no run")
-    assert [line.name for line in sort_runs(list_runs(tmp_path), by="catalogue/recall@100")[1]][0] == "well"
+    assert [line.name for line in sort_runs(list_runs(tmp_path), metric="catalogue/recall@100")[1]][0] == "well"
     assert {line.name for line in list_runs(tmp_path)} == {"well", "ill"}

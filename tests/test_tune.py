@@ -5,8 +5,8 @@ import yaml
 
 from tests import worlds
 from twofold.errors import RecipeError, RunError
-from twofold.evaluate import window as windows
 from twofold.pipeline import run as pipeline
+from twofold.pipeline import train as train_stage
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.run_folder import Stage
 from twofold.runs import VALIDATION, list_runs
@@ -46,7 +46,7 @@ def search_of(world, tmp_path):
 
 def test_each_trial_is_a_run_and_the_best_is_first(search_of):
     search, heard = search_of(trials=4), []
-    trials = tune(search, tell=heard.append)
+    trials = tune(search, on_trial_done=heard.append)
     assert [trial.number for trial in heard] == [0, 1, 2, 3]
     values = [trial.value for trial in trials]
     assert values == sorted(values, reverse=True)
@@ -63,9 +63,9 @@ def test_each_trial_is_a_run_and_the_best_is_first(search_of):
 
 
 def test_the_test_window_is_not_looked_at(search_of, monkeypatch):
-    looked, evaluation_window = [], windows.evaluation_window
+    looked, evaluation_window = [], train_stage.evaluation_window
     monkeypatch.setattr(
-        windows, "evaluation_window", lambda arrays, name: looked.append(name) or evaluation_window(arrays, name)
+        train_stage, "evaluation_window", lambda arrays, name: looked.append(name) or evaluation_window(arrays, name)
     )
     search = search_of({"retriever.dim": {"choices": [2, 4]}}, trials=2)
     tune(search)
@@ -88,7 +88,7 @@ def test_a_trial_below_the_median_is_pruned_and_its_number_counts_for_nothing(se
     def train(job, dataset):
         heard = epochs[int(job.folder.name.removeprefix("trial-"))]
         for value in heard:
-            job.hear(value)
+            job.on_validation(value)
         facts = {"epochs": [{"validation": value} for value in heard], "best_epoch": 2}
         return Stage(job.folder / "train", "", facts, 0.0, was_reused=False)
 

@@ -1,9 +1,9 @@
-"""twofold: from an interaction log to served recommendations, and the truth about how good they are.
+"""A recommender system from an interaction log to served recommendations, with an honest measure of their quality.
 
 ```python
 import twofold
 
-job = twofold.run("recipes/kuairand.yaml")              # every stage; returns where it lives
+job = twofold.run("recipes/kuairand.yaml")              # runs every stage
 recommender = twofold.load(job.folder)                  # opens the run's bundle
 recommender.recommend([12, 34], k=20)                   # Arrow table: user_id, item_id, score, rank
 ```
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from twofold.errors import DataError, RecipeError, RequestError, RunError, TwofoldError
 
 if TYPE_CHECKING:
-    from twofold.pipeline.run import Job
+    from twofold.pipeline.job import Job
     from twofold.recipe.schema import Recipe
     from twofold.serve.recommender import Recommender
 
@@ -27,17 +27,18 @@ def run(
     overrides: Sequence[str] = (),
     runs: str | Path = "runs",
     name: str | None = None,
-    replace: bool = False,
+    overwrite: bool = False,
 ) -> "Job":
     """Runs every stage of a recipe (a file or a `Recipe`) and returns the job; `job.folder` holds the results.
 
     `overrides` are `field=value` texts, for a file only. Stages whose inputs are unchanged are not run again.
+    `overwrite` discards the results of another recipe in the same folder.
     """
     from twofold.pipeline import run as pipeline
     from twofold.recipe.load import load_recipe
 
     loaded = load_recipe(Path(recipe), overrides=overrides) if isinstance(recipe, str | Path) else recipe
-    return pipeline.run(loaded, runs=Path(runs), name=name, replace=replace)
+    return pipeline.run(loaded, runs=Path(runs), name=name, overwrite=overwrite)
 
 
 def load(folder: str | Path) -> "Recommender":

@@ -1,5 +1,5 @@
 """`python -m twofold` is the command line."""
 
-from twofold.cli.stages import main
+from twofold.cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""The table of all runs: what each run folder says of itself. The folders are the truth; nothing else is kept."""
+"""A list of all runs, read from their run folders: nothing else about them is stored."""
 
 import json
 from collections import Counter
@@ -16,57 +16,59 @@ from twofold.run_folder import MANIFEST, Stage, find_stage
 
 STAGES: Final = ("prepare", "dataset", "train", "evaluate", "index", "recommend", "explain")
 VALIDATION: Final = "validation"
-"""What the best epoch was chosen by: recall@k on the validation window. Trials of a search have no other number."""
+"""Name of the metric that chose the best epoch: recall@k on the validation window; trials of a search have no other."""
 RECALL: Final = "catalogue/recall@100"
 STUDY: Final = "study.db"
-"""What makes a folder that of a search."""
+"""File that marks the folder of a search."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of the table. `metrics` are the model's own on the test window, beside `VALIDATION`; empty until then.
-
-    `stage` is the last complete one and `changed_at` when it was; `base` names the recipe that its own departs from;
-    `primary_metric` is the metric that the report's verdict is about. Both are empty where there is none.
-    """
+    """A run: the last complete stage, and the metrics of the model."""
 
     name: str
     folder: Path
     recipe_digest: str
     base: str
+    """Name of the recipe that this one is based on; empty means none."""
     stage: str
+    """The last complete stage."""
     changed_at: datetime | None
+    """Time when that stage was completed; `None` means that no stage is complete."""
     seconds: float
     primary_metric: str
+    """Metric of the report's verdict; empty means that the run is not evaluated."""
     metrics: dict[str, float]
+    """Metrics on the test window, and `VALIDATION`; empty before training."""
 
 
 def list_runs(runs: Path) -> list[RunSummary]:
-    """All run folders below `runs`, by name. Half-made and damaged ones are listed with what can be read of them; what
-    has no recipe.yaml is no run, nor is the folder of a search, which holds its trials.
+    """Returns all run folders in `runs`, by name; incomplete and damaged ones with what can be read.
+
+    A folder without recipe.yaml is no run, nor is the folder of a search, which holds its trials.
     """
     folders = sorted(path.parent for path in runs.glob("*/recipe.yaml")) if runs.is_dir() else []
     return [_summary(folder) for folder in folders if not (folder / STUDY).exists()]
 
 
-def sort_runs(lines: Sequence[RunSummary], *, by: str | None = None) -> tuple[str, list[RunSummary]]:
-    """The metric, and the runs with the best in it first; those without it last, by name.
+def sort_runs(runs: Sequence[RunSummary], *, metric: str | None = None) -> tuple[str, list[RunSummary]]:
+    """Returns the metric, and the runs with the highest value first; runs without a value come last, by name.
 
-    Default: the primary_metric of most runs. RequestError for a metric that no judged run has.
+    `None` means the primary metric of most runs. RequestError for a metric that no evaluated run has.
     """
-    known = {name for line in lines for name in line.metrics}
-    if by is not None and known and by not in known:
-        near = [name for name in known if by in name] or get_close_matches(by, known, n=10) or known
-        raise RequestError(f"no run has a metric {by}; choose from: {', '.join(sorted(near))}")
-    primary_metrics = Counter(line.primary_metric for line in lines if line.primary_metric)
-    metric = by or (primary_metrics.most_common(1)[0][0] if primary_metrics else RECALL)
-    return metric, sorted(lines, key=lambda line: (-line.metrics.get(metric, float("-inf")), line.name))
+    known = {name for run in runs for name in run.metrics}
+    if metric is not None and known and metric not in known:
+        near = [name for name in known if metric in name] or get_close_matches(metric, known, n=10) or known
+        raise RequestError(f"no run has a metric {metric}; choose from: {', '.join(sorted(near))}")
+    primary = Counter(run.primary_metric for run in runs if run.primary_metric)
+    chosen = metric or (primary.most_common(1)[0][0] if primary else RECALL)
+    return chosen, sorted(runs, key=lambda run: (-run.metrics.get(chosen, float("-inf")), run.name))
 
 
 def _summary(folder: Path) -> RunSummary:
     done = {name: stage for name in STAGES if (stage := find_stage(folder, name)) is not None}
     last = list(done)[-1] if done else None
-    judged, trained = done.get("evaluate"), done.get("train")
+    evaluated, trained = done.get("evaluate"), done.get("train")
     return RunSummary(
         name=folder.name,
         folder=folder,
@@ -75,18 +77,18 @@ def _summary(folder: Path) -> RunSummary:
         stage=last or "–",
         changed_at=_changed_at(folder / last / MANIFEST) if last else None,
         seconds=sum(_numbers({name: stage.seconds for name, stage in done.items()}).values(), start=0.0),
-        primary_metric=str(_read(judged.folder / "report.json").get("primary_metric", "")) if judged else "",
-        metrics=(_validation(trained) if trained else {}) | (_metrics(judged) if judged else {}),
+        primary_metric=str(_read(evaluated.folder / "report.json").get("primary_metric", "")) if evaluated else "",
+        metrics=(_validation(trained) if trained else {}) | (_metrics(evaluated) if evaluated else {}),
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+    """Returns the JSON object of a file; empty if there is none."""
     try:
-        held = json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return held if isinstance(held, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _base(path: Path) -> str:
@@ -100,8 +102,8 @@ def _changed_at(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-def _metrics(judged: Stage) -> dict[str, float]:
-    facts: Any = judged.facts
+def _metrics(evaluated: Stage) -> dict[str, float]:
+    facts: Any = evaluated.facts
     return _numbers(facts.get("metrics")) if isinstance(facts, dict) else {}
 
 
@@ -112,7 +114,7 @@ def _validation(trained: Stage) -> dict[str, float]:
         return {}
 
 
-def _numbers(held: Any) -> dict[str, float]:
-    """What is a finite or infinite number of a mapping: a folder of another version may hold anything."""
-    pairs = held.items() if isinstance(held, Mapping) else ()
+def _numbers(values: Any) -> dict[str, float]:
+    """Returns the numbers of a mapping that are not NaN: a folder of another version may hold anything."""
+    pairs = values.items() if isinstance(values, Mapping) else ()
     return {str(name): float(value) for name, value in pairs if isinstance(value, int | float) and value == value}

@@ -77,12 +77,12 @@ class Search:
         return self.folder / f"trial-{number:03}"
 
 
-def tune(search: Search, *, tell: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
+def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
     """Tries what the recipe's part `tune` asks for; returns the trials, the best first.
 
-    `tell` hears of each as it ends. A search that was stopped goes on: a trial that was cut off continues with its
-    values. RecipeError, before anything is made, for a range that the recipe cannot take; RunError if no trial succeeds
-    or the folder holds another search.
+    `on_trial_done` is called with each as it ends. A search that was stopped resumes: a trial that was cut off
+    continues with its values. RecipeError, before anything is made, for a range that the recipe cannot take; RunError
+    if no trial succeeds or the folder holds another search.
     """
     recipe = search.recipe()
     if recipe.tune is None:
@@ -93,12 +93,12 @@ def tune(search: Search, *, tell: Callable[[Trial], None] = lambda trial: None) 
     check_ranges(search, recipe.tune)
     with locked(search.folder):
         base = pipeline.Job(recipe.model_copy(update={"tune": None}), search.folder)
-        pipeline.claim_folder(base, replace=False)
+        pipeline.claim_folder(base, overwrite=False)
         prepared = pipeline.prepare(base)
         study = _open_study(search.folder, recipe.tune, log=prepared.digest)
         for trial in _trials(study, recipe.tune):
             state, value = _try(search, trial)
-            tell(_ended(search, study.tell(trial, value, state)))
+            on_trial_done(_ended(search, study.tell(trial, value, state)))
     trials = [_ended(search, trial) for trial in study.get_trials(states=ENDED)]
     if all(trial.value is None for trial in trials):
         raise RunError(f"none of {len(trials)} trials in {search.folder} succeeded; the last {trials[-1].reason}")
@@ -191,7 +191,7 @@ def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]
     """The run of one trial up to training; it fails alone where something makes it impossible."""
     epochs = itertools.count(len(trial.study.trials[trial.number].intermediate_values))
 
-    def hear(validation: float) -> None:
+    def report(validation: float) -> None:
         trial.report(validation, next(epochs))
         if trial.should_prune():
             raise optuna.TrialPruned
@@ -201,11 +201,12 @@ def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]
         recipe = search.recipe(_changes(trial.params)).model_copy(update={"tune": None})
         data = _data_of(search, recipe)
         with locked(folder):
-            job = pipeline.Job(recipe, folder, hear=hear)
-            pipeline.claim_folder(job, replace=False)
+            job = pipeline.Job(recipe, folder, on_validation=report)
+            pipeline.claim_folder(job, overwrite=False)
             for stage in ("prepare", "dataset"):
                 _link(data / stage, folder / stage)
-            facts = pipeline.up_to_training(job)[-1].facts
+            dataset = pipeline.build_dataset(job, pipeline.prepare(job))
+            facts = pipeline.train(job, dataset).facts
     except optuna.TrialPruned:
         return TrialState.PRUNED, None
     except TwofoldError as error:

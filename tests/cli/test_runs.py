@@ -11,8 +11,8 @@ from tests import worlds
 from tests.evaluate.test_compare_page import a_run
 from tests.serve.tiny import ITEMS, write_run
 from tests.test_runs import begun, judged
+from twofold.cli import main as cli
 from twofold.cli import runs as cli_runs
-from twofold.cli import stages as cli
 from twofold.evaluate.per_user_values import load_values
 from twofold.recipe.load import dump_recipe
 from twofold.render.numbers import format_signed
@@ -41,9 +41,9 @@ def test_the_table_of_runs_is_sorted_by_what_is_asked(call, tmp_path):
     assert code == 0
     assert out.index("two") < out.index("one") < out.index("three")
     assert ".500" in out
-    _, out, _ = call("runs", "--runs", tmp_path, "--by", "auc")
+    _, out, _ = call("runs", "--runs", tmp_path, "--sort", "auc")
     assert out.index("one") < out.index("two") < out.index("three")
-    code, _, err = call("runs", "--runs", tmp_path, "--by", "mrr")
+    code, _, err = call("runs", "--runs", tmp_path, "--sort", "mrr")
     assert code == 2
     assert "no run has a metric mrr; choose from: auc, catalogue/recall@100" in err
     assert "nowhere holds no run yet: `twofold run RECIPE` makes one" in call("runs", "--runs", tmp_path / "nowhere")[1]
@@ -63,7 +63,7 @@ def test_runs_are_compared_and_written_to_a_page(call, tmp_path):
     for name, noise, epochs in (("old", 3.0, 1), ("new", 0.0, 4)):
         a_run(tmp_path / name, noise=noise, train={"epochs": epochs})
     page = tmp_path / "compared.html"
-    code, out, _ = call("compare", tmp_path / "old", tmp_path / "new", "--to", page)
+    code, out, _ = call("compare", tmp_path / "old", tmp_path / "new", "--html", page)
     assert code == 0
     assert "new − old" in out
     assert "train.epochs 1 4" in out
@@ -108,8 +108,8 @@ def test_what_are_no_seeds_of_one_recipe_is_refused(call, tmp_path):
         assert code == 2
         assert message in err
     page = tmp_path / "page.html"
-    _, _, err = call("compare", one, two, "--seeds", 1, "--to", page)
-    assert "--to writes a page of single runs: leave out --seeds, or --to" in err
+    _, _, err = call("compare", one, two, "--seeds", 1, "--html", page)
+    assert "--html writes a page of single runs: leave out --seeds, or --html" in err
     assert not page.exists()
 
 
@@ -123,7 +123,7 @@ def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     code, out, err = call(*asked)
     assert code == 0
     assert "the best of 2 trials, by recall on the validation window" in out
-    assert "The test window was not looked at" in out
+    assert "The test window was not used" in out
     assert f"twofold run {tmp_path}/recipe.yaml --set train.epochs=1 --set retriever.dim=" in out
     assert "trial-000 ." in err
     assert "no run yet" in call("runs", "--runs", tmp_path / "runs")[1]  # a search is none
@@ -151,21 +151,21 @@ def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, checkerboa
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
 def test_an_index_is_copied_into_a_database(call, tmp_path):
     pytest.importorskip("qdrant_client")
-    asked = ("export", write_run(tmp_path / "tiny"), "--to", "qdrant", "--at", tmp_path / "there", "--name", "tiny")
+    asked = ("export", write_run(tmp_path / "tiny"), "--to", "qdrant", "--url", tmp_path / "there", "--name", "tiny")
     code, out, err = call(*asked)
     assert (code, err) == (0, "")
     assert out == f"{len(ITEMS)} items qdrant {tmp_path}/there tiny"
     code, _, err = call(*asked)
     assert code == 2
     assert "'tiny' already; nothing was written. Name another" in err
-    code, _, err = call(*asked[:4], "--at", "nonsense://there")
+    code, _, err = call(*asked[:4], "--url", "nonsense://there")
     assert code == 2
-    assert "RequestError --at nonsense://there: the index cannot be copied there:" in err
+    assert "RequestError --url nonsense://there: the index cannot be copied there:" in err
     assert "If the copy had begun, delete the incomplete collection or choose another --name." in err
 
 
 def test_a_database_whose_client_is_not_installed_is_said_before_anything_is_read(call, tmp_path, monkeypatch):
     monkeypatch.setattr(cli_runs, "find_spec", lambda name: None)
-    code, _, err = call("export", tmp_path / "no run", "--to", "qdrant", "--at", "http://127.0.0.1:6333")
+    code, _, err = call("export", tmp_path / "no run", "--to", "qdrant", "--url", "http://127.0.0.1:6333")
     assert code == 2
     assert "--to qdrant needs qdrant_client, which is not installed: pip install 'twofold[export]'" in err

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from twofold.cli import stages as cli
+from twofold.cli import main as cli
 from twofold.recipe.load import dump_recipe
 
 
@@ -45,10 +45,10 @@ def written(shipped, kuairand_folder, tmp_path):
     return write
 
 
-def test_the_shipped_recipe_is_well(call, shipped):
+def test_the_shipped_recipe_is_valid(call, shipped):
     code, out, _ = call("recipe", "check", shipped)
     assert code == 0
-    assert "is well: recipe" in out
+    assert "is valid: recipe" in out
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_data_makes_tables_and_says_how_to_read_them(call, tmp_path):
     assert "terms those of the data it was made from" in out
     code, _, err = call("data", "sequences", "--from", tmp_path / "mine.txt", "--to", tmp_path / "out")
     assert code == 2
-    assert "--replace" in err
+    assert "--overwrite" in err
 
 
 def test_data_makes_a_world(call, tmp_path):
@@ -135,7 +135,7 @@ def test_data_makes_a_world(call, tmp_path):
     [
         (("ml-20",), ("there is no data set ml-20", "nearest: ml-20m")),
         (("recipes/kuairand.yaml",), ("twofold recipe check RECIPE --columns",)),
-        (("ml-20m", "--rows", "10"), ("ml-20m is as large as it is", "twofold data world")),
+        (("ml-20m", "--rows", "10"), ("ml-20m has a fixed size", "twofold data world")),
         (("ncf",), ("ncf is not published as an archive", "--from PATH")),
     ],
 )
@@ -155,7 +155,7 @@ def test_runs_of_an_empty_place_says_how_one_is_made(call, tmp_path):
 def test_recommend_wants_to_know_for_whom(call, tmp_path):
     code, _, err = call("recommend", tmp_path)
     assert code == 2
-    assert "either --user ID (may be repeated) or --history" in err
+    assert "no user given: pass --user ID (repeatable) or --history ID,ID,ID" in err
 
 
 def test_a_missing_extra_is_one_message(call, monkeypatch, shipped):
@@ -180,8 +180,11 @@ def test_spark_without_its_extra_is_one_message(call, monkeypatch, shipped, tmp_
     ("options", "says"),
     [
         (("--memory", "2 elephants"), "--memory 2 elephants cannot be read"),
-        (("--spark-master", "local[2]"), "--spark-master local[2] is of use to Spark alone: add --engine spark"),
-        (("--engine", "spark", "--memory", "2GB"), "--memory 2GB is DuckDB's; Spark's is set as spark.driver.memory"),
+        (("--spark-master", "local[2]"), "--spark-master local[2] is an option of Spark: add --engine spark"),
+        (
+            ("--engine", "spark", "--memory", "2GB"),
+            "--memory 2GB is an option of DuckDB; Spark reads spark.driver",
+        ),
         (("--engine", "dask"), "'dask' is not one of 'duckdb', 'spark'"),
     ],
 )
@@ -210,7 +213,7 @@ def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):
 def test_waiting_threads_do_not_spin_for_long(given, said):
     """As OpenMP says it, once PyTorch has loaded it."""
     program = "import sys; sys.argv = ['twofold', '--help']\n"
-    program += "from twofold.cli.stages import main\ntry: main()\nfinally: import torch"
+    program += "from twofold.cli.main import main\ntry: main()\nfinally: import torch"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", program],

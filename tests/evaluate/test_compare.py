@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests import worlds
 from tests.evaluate.test_evaluate_window import FACTS, world
-from twofold.cli.stages import app
+from twofold.cli.main import app
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.evaluate.compare import check_comparable, compare_runs
@@ -111,9 +111,8 @@ def test_the_command_line_says_what_changed_and_what_it_did(tmp_path):
         parts = {"train": {"epochs": epochs, "batch_size": 32, "learning_rate": 0.02, "seed": 0}}
         job = pipeline.Job(worlds.world_recipe(recipe.data.model_dump(), parts), tmp_path / name)
         with locked(job.folder):
-            pipeline.claim_folder(job, replace=False)
-            prepared, arrays, trained = pipeline.up_to_training(job)
-            pipeline.evaluate(job, prepared, arrays, trained)
+            pipeline.claim_folder(job, overwrite=False)
+            pipeline.evaluate(job, *pipeline.up_to_training(job))
     shown = CliRunner().invoke(app, ["evaluate", str(tmp_path / "new"), "--base", str(tmp_path / "old")])
     assert shown.exit_code == 0, shown.output
     assert re.search(r"train\.epochs +1 +4", shown.output)

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import worlds
-from twofold.cli.stages import app
+from twofold.cli.main import app
 from twofold.explain.card import keep_base, read_card, write_card, write_comment
 from twofold.pipeline import run as pipeline
 from twofold.recipe.load import dump_recipe, load_base

@@ -89,14 +89,14 @@ def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, 
     recipe = worlds.world_recipe(worlds.languages(tmp_path / "log").data.model_dump(), {"train": train})
     job = pipeline.Job(recipe, tmp_path / "run")
     with locked(job.folder):
-        _, dataset, trained = pipeline.up_to_training(job)
+        _, dataset, retriever, _ = pipeline.up_to_training(job)
     arrays = load_dataset(dataset.folder, recipe.features)
-    window, model = evaluation_window(arrays, "test"), load_model(recipe.retriever, arrays, trained.folder)
+    window, model = evaluation_window(arrays, "test"), load_model(recipe.retriever, arrays, retriever.folder)
     vectors = item_vectors(model, arrays, int(window.query_at.min()))
     # Training with cosine does not constrain the lengths.
     lengths = np.random.default_rng(0).lognormal(sigma=1.5, size=(len(vectors), 1)).astype(np.float32)
     index = build_index(vectors * lengths if named else vectors, score=score)
-    found = measure_gap(gap_case(model, arrays, window, index=index, listed=arrays.items), batch_size=16, k=2)
+    found = measure_gap(gap_case(model, arrays, window, index=index, indexed_items=arrays.items), batch_size=16, k=2)
     assert (found.largest == SCORE) == named
     change = {step.cause: step.change for step in found.steps}
     assert change[SCORE] < -0.2 if named else change[SCORE] == 0
@@ -106,8 +106,7 @@ def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, 
 def test_explaining_twice_writes_the_same_files(run, tmp_path):
     again = pipeline.Job(run.recipe, Path(shutil.copytree(run.folder, tmp_path / "again")))
     shutil.rmtree(again.folder / "explain")
-    indexed = open_stage(again.folder, "index")
-    pipeline.explain(again, indexed, open_stage(again.folder, "recommend"))
+    pipeline.explain(again, *(open_stage(again.folder, name) for name in ("dataset", "train", "index", "recommend")))
     for name in ("gap.json", "probes.json", "map.html", "map.parquet"):
         assert (again.folder / "explain" / name).read_bytes() == (run.folder / "explain" / name).read_bytes()
 

@@ -11,7 +11,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from twofold.cli import stages as cli
+from twofold.cli import main as cli
 from twofold.errors import DataError, RecipeError
 from twofold.ingest import inspect_log as looking
 from twofold.ingest.column_roles import GivenColumns
@@ -334,8 +334,8 @@ def test_the_command_shows_what_it_saw_and_what_to_do_next(
         assert words in said
     assert load_recipe(out).name == "log"
     code, _, error = call("--log", short_video, "--out", out)
-    assert (code, "exists. Overwrite it with --replace, or name another file with --out FILE" in error) == (2, True)
-    assert call("--log", short_video, "--out", out, "--replace")[0] == 0
+    assert (code, "exists. Overwrite it with --overwrite, or name another file with --out FILE" in error) == (2, True)
+    assert call("--log", short_video, "--out", out, "--overwrite")[0] == 0
 
 
 def test_a_recipe_can_be_printed_alone(

@@ -43,7 +43,7 @@ def test_tables_that_are_there_are_given_up_only_when_asked(tmp_path: Path) -> N
     origin, to = small_20m(tmp_path / "ml"), tmp_path / "out"
     make_tables(find_set("ml-20m"), origin, to)
     with pytest.raises(
-        DataError, match=r"out/events\.parquet exists already\. Give another folder \(--to\), or --replac"
+        DataError, match=r"out/events\.parquet exists already\. Give another folder \(--to\), or --overwr"
     ):
         make_tables(find_set("ml-20m"), origin, to)
     write(origin, {"ratings.csv": RATINGS_CSV + f"3,2,1.0,{SECOND}\n"})

@@ -127,8 +127,8 @@ def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_
     assert "index.where: likes_2d >= 30 allows" in report_of(job.folder).verdict[-1]
 
     refused = short.model_copy(update={"index": Index.model_validate(asked | {"where": "likes_2d > 9999"})})
-    with pytest.raises(RecipeError, match="likes_2d > 9999 holds of none of the 60 items, so nothing could be recomm"):
-        twofold.run(refused, runs=tmp_path, replace=True)
+    with pytest.raises(RecipeError, match="likes_2d > 9999 is true for none of the 60 items, so nothing could be"):
+        twofold.run(refused, runs=tmp_path, overwrite=True)
 
 
 def test_a_second_run_makes_nothing_again_and_a_change_only_what_depends_on_it(checkerboard, solved):
@@ -137,19 +137,19 @@ def test_a_second_run_makes_nothing_again_and_a_change_only_what_depends_on_it(c
         pipeline.run(
             recipe,
             runs=solved.folder.parent,
-            tell=lambda stage: stages.update({stage.folder.name: stage.was_reused}),
+            on_stage_done=lambda stage: stages.update({stage.folder.name: stage.was_reused}),
             **named,
         )
         return stages
 
     assert all(reused(checkerboard).values())
     longer = checkerboard.model_copy(update={"recommend_k": 3})
-    refusal = r"holds a run of another recipe. It differs in recommend_k: 10 → 3. .*--run NAME.*--replace"
+    refusal = r"holds a run of another recipe. It differs in recommend_k: 10 → 3. .*--run NAME.*--overwrite"
     with pytest.raises(RunError, match=refusal):
         reused(longer)
-    again = reused(longer, replace=True)
+    again = reused(longer, overwrite=True)
     assert [name for name, was in again.items() if not was] == ["recommend", "explain"]
-    reused(checkerboard, replace=True)
+    reused(checkerboard, overwrite=True)
 
 
 def test_the_table_of_runs_lists_it(solved):

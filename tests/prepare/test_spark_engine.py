@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.worlds import DAY_MS, FIRST_MS, popularity_only, world_recipe, write_world
-from twofold.cli.stages import app
+from twofold.cli.main import app
 from twofold.errors import DataError, RecipeError
 from twofold.ingest import world_events as world
 from twofold.prepare import run_plan as stage

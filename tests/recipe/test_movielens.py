@@ -113,8 +113,7 @@ def test_leave_one_out_judges_every_rating_among_all_and_among_sampled(name: str
     counts = ("evaluate.sampled.0.count=10", "evaluate.sampled.1.count=10")
     job = pipeline.Job(small(recipe, tables, *counts), tmp_path / "run")
     job.folder.mkdir()
-    prepared, arrays, trained = pipeline.up_to_training(job)
-    pipeline.evaluate(job, prepared, arrays, trained)
+    pipeline.evaluate(job, *pipeline.up_to_training(job))
     report = pipeline.report_of(job.folder)
     assert report.catalogue.users_judged == USERS
     assert [(section.draw, section.users_judged) for section in report.sampled] == [

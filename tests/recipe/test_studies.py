@@ -146,6 +146,6 @@ def test_an_experiment_becomes_rows_and_arrays(path: str, world: Path, tmp_path:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
 def test_every_experiment_can_be_trained(path: Path, world: Path, tmp_path: Path) -> None:
     recipe = over(world, path)
-    (*_, trained) = pipeline.up_to_training(pipeline.Job(recipe, tmp_path))
+    _, _, trained, _ = pipeline.up_to_training(pipeline.Job(recipe, tmp_path))
     losses = [epoch["loss"] for epoch in trained.facts["epochs"]]
     assert losses[-1] < losses[0]

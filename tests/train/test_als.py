@@ -265,7 +265,7 @@ def test_a_bundle_whose_parts_are_of_two_runs_is_refused(solved_run, tmp_path):
 WITHOUT_THE_LIBRARY = """
 import sys
 sys.modules["implicit"] = None  # what an import finds when it is not installed
-from twofold.cli.stages import main
+from twofold.cli.main import main
 sys.argv = ["twofold", "train", sys.argv[1], "--runs", sys.argv[2]]
 main()
 """

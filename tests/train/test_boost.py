@@ -29,7 +29,7 @@ def world(tmp_path_factory):
     told = {name: recipe.ranker.model_dump(mode="json")[name] for name in ("features", "candidates")}
     recipe = Recipe.model_validate(recipe.model_dump(mode="json") | {"ranker": {**TREES, **told}})
     job = pipeline.Job(recipe, tmp_path_factory.mktemp("run"))
-    _, dataset, trained = pipeline.up_to_training(job)
+    _, dataset, trained, _ = pipeline.up_to_training(job)
     arrays = load_stages(dataset.folder, recipe.features, recipe.ranker_features)
     return recipe, arrays, load_model(recipe.retriever, arrays.retriever, trained.folder), job
 
@@ -37,8 +37,8 @@ def world(tmp_path_factory):
 def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(world):
     """Ten bright items of forty: whoever sees the group alone is right once in four."""
     *_, job = world
-    prepared, dataset, trained = pipeline.up_to_training(job)
-    pipeline.evaluate(job, prepared, dataset, trained)
+    stages = pipeline.up_to_training(job)
+    pipeline.evaluate(job, *stages)
     report = pipeline.report_of(job.folder)
     both, alone = (row for row in report.catalogue.rows if row.name in ("model", "retriever alone"))
     assert both.metrics["catalogue/recall@5"].value > 0.95
@@ -50,7 +50,7 @@ def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(
     assert list(parts) == ["item.shine", "score", "place", "leaves"]
     assert min(parts["item.shine"], parts["score"]) > 0
     with pytest.raises(RecipeError, match="lambdamart, which is judged and not served: .* delete ranker"):
-        pipeline.index(job, dataset, trained)
+        pipeline.index(job, *stages[1:])
 
 
 def fitted(world, out, validate=lambda trees: 0.0, **changes):
@@ -124,7 +124,7 @@ def test_features_that_leave_trees_nothing_of_items_are_refused(world, side):
 WITHOUT_THE_LIBRARY = """
 import sys
 sys.modules["lightgbm"] = None  # what an import finds when it is not installed
-from twofold.cli.stages import main
+from twofold.cli.main import main
 sys.argv = ["twofold", "train", sys.argv[1], "--runs", sys.argv[2], "--run", sys.argv[3]]
 main()
 """
@@ -137,6 +137,6 @@ def test_without_the_library_the_message_says_what_to_install(world, tmp_path):
     ranked = recipe.model_copy(update={"ranker": recipe.ranker.model_copy(update={"seed": 5})})
     (tmp_path / "recipe.yaml").write_text(dump_recipe(ranked))
     command = [sys.executable, "-c", WITHOUT_THE_LIBRARY, tmp_path / "recipe.yaml", job.folder.parent, job.folder.name]
-    done = subprocess.run([*map(str, command), "--replace"], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([*map(str, command), "--overwrite"], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "lightgbm is not installed, and this verb needs it: pip install 'twofold[lightgbm]'" in done.stderr

@@ -27,7 +27,7 @@ def world(tmp_path_factory):
     """A retriever of the world where the ranker alone sees what decides, and the dataset as both stages read it."""
     recipe = worlds.polished(tmp_path_factory.mktemp("world"))
     job = pipeline.Job(recipe, tmp_path_factory.mktemp("run"))
-    _, dataset, trained = pipeline.up_to_training(job)
+    _, dataset, trained, _ = pipeline.up_to_training(job)
     arrays = load_stages(dataset.folder, recipe.features, recipe.ranker_features)
     return recipe, arrays, load_model(recipe.retriever, arrays.retriever, trained.folder), job
 
@@ -54,8 +54,7 @@ def lists(world, tmp_path):
 def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(world):
     """Ten bright items of forty: whoever sees the group alone is right once in four."""
     *_, job = world
-    prepared, dataset, trained = pipeline.up_to_training(job)
-    pipeline.evaluate(job, prepared, dataset, trained)
+    pipeline.evaluate(job, *pipeline.up_to_training(job))
     report = pipeline.report_of(job.folder)
     both, alone = (row for row in report.catalogue.rows if row.name in ("model", "retriever alone"))
     assert report.primary_metric == "catalogue/ndcg@10"
@@ -111,7 +110,7 @@ def test_the_best_epoch_on_validation_is_kept(world, tmp_path):
 
 def test_towers_are_tuned_at_a_rate_of_their_own_and_the_retriever_stays(world, tmp_path):
     recipe, _, model, job = world
-    _, dataset, _ = pipeline.up_to_training(job)
+    _, dataset, _, _ = pipeline.up_to_training(job)
     before = deepcopy(model.state_dict())
     moved = []
     for rate in (1e-12, 0.01):

@@ -91,7 +91,7 @@ def chances(folder: Path) -> Recipe:
 def world(tmp_path_factory):
     recipe = chances(tmp_path_factory.mktemp("world"))
     job = pipeline.Job(recipe, tmp_path_factory.mktemp("run"))
-    _, dataset, trained = pipeline.up_to_training(job)
+    _, dataset, trained, _ = pipeline.up_to_training(job)
     arrays = load_stages(dataset.folder, recipe.features, recipe.ranker_features)
     return recipe, arrays, load_model(recipe.retriever, arrays.retriever, trained.folder), job
 

@@ -1,1 +1,1 @@
-"""The command line: one module per group of commands; only this package prints."""
+"""The command line: one module per group of commands, joined in `main.py`. Only this package prints."""

@@ -1,4 +1,4 @@
-"""The part of the command line that comes before a run: data sets and recipes."""
+"""Commands that come before a run: data sets and recipes."""
 
 import json
 from collections.abc import Mapping
@@ -12,32 +12,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from twofold.cli.options import RecipeFile, Settings
 from twofold.errors import RecipeError, RequestError
 from twofold.ingest.seen import LogProfile, taken_as
 from twofold.recipe.load import load_recipe, recipe_differences, recipe_digest, recipe_schema
 
-recipe_app = typer.Typer(help="Recipes: draft one from a log, check one, compare two.", no_args_is_help=True)
-
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe, as those in recipes/.")]
-Settings = Annotated[list[str], typer.Option("--set", help="Change a field: retriever.dim=96. May be repeated.")]
+recipe_app = typer.Typer(help="Draft a recipe from a log, check one, compare two.", no_args_is_help=True)
 
 
 def data(
-    name: Annotated[str | None, typer.Argument(help="Which; without a name, the list of them.")] = None,
-    origin: Annotated[Path | None, typer.Option("--from", help="Its folder or archive, if you have it.")] = None,
-    to: Annotated[Path | None, typer.Option(help="The folder of the tables; default: data/NAME.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Give up the events in that folder.")] = False,
-    rows: Annotated[int | None, typer.Option(min=1, help="Of a world; default: a million.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of a world; default: 0.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the data set; without it, the available ones are listed.")
+    ] = None,
+    origin: Annotated[
+        Path | None, typer.Option("--from", help="Read this folder or archive instead of downloading.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the tables; default: data/NAME.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite the tables in that folder.")] = False,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Number of events of the synthetic log `world`; default: 1,000,000.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the log `world`; default: 0.")] = None,
 ) -> None:
-    """A public data set, or a world with planted truth, as tables that a recipe reads."""
+    """Download and convert a public data set, or generate a synthetic log, as tables that a recipe reads."""
     from twofold.ingest.public import PUBLIC_SETS, data_block, find_set, make_tables
 
     if name is None:
-        table = Table("name", "what", "download", "terms", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table("name", "content", "download", "terms", box=SIMPLE_HEAD, pad_edge=False)
         for public in PUBLIC_SETS:
             table.add_row(public.name, public.about, public.size, public.terms)
-        table.add_row("world", "a synthetic short-video log with planted truth, of any size (--rows)", "—", "none")
+        table.add_row("world", "a synthetic short-video log with known preferences, of any size (--rows)", "—", "none")
         Console().print(table)
         return
     to = to or Path("data") / name
@@ -50,12 +54,12 @@ def data(
         return
     public = find_set(name)
     if rows is not None or seed is not None:
-        raise RequestError(f"{name} is as large as it is; --rows and --seed are for `twofold data world`.")
-    made = make_tables(public, origin, to, replace=replace)
-    if made.archive is not None:
-        is_known = "as published" if public.md5 else "none is published to compare it with"
-        print(f"{made.archive.path}  {made.archive.size:,} bytes, MD5 {made.archive.md5} ({is_known})")
-    _print_tables(made.rows, data_block(made.data))
+        raise RequestError(f"{name} has a fixed size; --rows and --seed are options of `twofold data world`.")
+    tables = make_tables(public, origin, to, replace=overwrite)
+    if (archive := tables.archive) is not None:
+        comparison = "as published" if public.md5 else "none is published to compare it with"
+        print(f"{archive.path}  {archive.size:,} bytes, MD5 {archive.md5} ({comparison})")
+    _print_tables(tables.rows, data_block(tables.data))
     print(f"\nterms  {public.terms}")
 
 
@@ -68,10 +72,10 @@ def _print_tables(rows: Mapping[str, int], block: str) -> None:
 @recipe_app.command()
 def check(
     recipe: RecipeFile,
-    settings: Settings = [],  # noqa: B006
-    columns: Annotated[bool, typer.Option("--columns", help="Also what its tables hold.")] = False,
+    settings: Settings,
+    columns: Annotated[bool, typer.Option("--columns", help="List the files and columns of its tables, too.")] = False,
 ) -> None:
-    """Everything that can be known before a row of data is read."""
+    """Check a recipe against its schema and against the columns of its data; no rows are read."""
     from twofold.prepare.check import check_recipe
 
     loaded = load_recipe(recipe, overrides=settings)
@@ -80,34 +84,36 @@ def check(
         for path in source.files:
             print(f"{path}  {path.stat().st_size:,} bytes")
         table = Table("table", "column", "type")
-        for name, held in (("events", source.events), ("items", source.items), ("users", source.users)):
-            for column, kind in held.columns.items():
+        for name, columns_of in (("events", source.events), ("items", source.items), ("users", source.users)):
+            for column, kind in columns_of.columns.items():
                 table.add_row(name, column, kind)
         Console().print(table)
-    print(f"{recipe} is well: recipe {recipe_digest(loaded)[:12]}, {len(source.files)} data files")
+    print(f"{recipe} is valid: recipe {recipe_digest(loaded)[:12]}, {len(source.files)} data files")
 
 
 @recipe_app.command()
 def new(
     log: Annotated[Path, typer.Option("--log", exists=True, help="Your log: CSV or Parquet, or a folder of either.")],
-    items: Annotated[Path | None, typer.Option("--items", exists=True, help="What is known of items.")] = None,
-    users: Annotated[Path | None, typer.Option("--users", exists=True, help="What is known of users.")] = None,
-    user: Annotated[str | None, typer.Option("--user", help="The log's column of users, if it is not found.")] = None,
-    item: Annotated[str | None, typer.Option("--item", help="The log's column of items.")] = None,
-    time: Annotated[str | None, typer.Option("--time", help="The log's column of times.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Where the recipe goes; - prints it.")] = Path("recipe.yaml"),
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a recipe.")] = False,
+    items: Annotated[Path | None, typer.Option("--items", exists=True, help="Table of item attributes.")] = None,
+    users: Annotated[Path | None, typer.Option("--users", exists=True, help="Table of user attributes.")] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="Name of the log's user column, if it is not recognized.")
+    ] = None,
+    item: Annotated[str | None, typer.Option("--item", help="Name of the log's item column.")] = None,
+    time: Annotated[str | None, typer.Option("--time", help="Name of the log's time column.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="File for the recipe; - prints it.")] = Path("recipe.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Looks at a log, guesses what its columns are, and writes a commented recipe that runs."""
+    """Read a log, guess the meaning of its columns, and write a commented recipe that runs."""
     from twofold.ingest.column_roles import GivenColumns
     from twofold.ingest.draft_recipe import draft_recipe, recipe_name
     from twofold.ingest.inspect_log import check_draft, profile_log
 
     folder = None if str(out) == "-" else out.parent
-    if folder and out.exists() and not replace:
-        raise RecipeError(f"{out} exists. Overwrite it with --replace, or name another file with --out FILE.")
+    if folder and out.exists() and not overwrite:
+        raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
     console = Console(stderr=folder is None, highlight=False, soft_wrap=True)
-    with Console(stderr=True).status("looking at every row …"):
+    with Console(stderr=True).status("reading the log …"):
         seen = profile_log(log, items=items, users=users, asked=GivenColumns(user, item, time))
     _print_seen(console, seen)
     text = draft_recipe(seen, name=recipe_name(log), folder=folder)
@@ -122,17 +128,17 @@ def new(
 
 
 def _print_seen(console: Console, seen: LogProfile) -> None:
-    """The columns of every table with the parts they play, and what was counted. Names are text here, never markup."""
+    """Prints every table's columns with their roles, and what was counted. Names are text here, never markup."""
     from twofold.ingest.column_roles import printable, shown_values
     from twofold.ingest.draft_recipe import facts_of
 
-    for looked in seen.tables:
-        table = Table("column", "type", "NULL", "distinct", "range or commonest", "taken as", box=SIMPLE_HEAD)
-        table.title, table.title_justify = f"{looked.path}: {looked.rows:,} rows", "left"
-        for column in looked.columns:
+    for profile in seen.tables:
+        table = Table("column", "type", "NULL", "distinct", "range or most frequent", "role", box=SIMPLE_HEAD)
+        table.title, table.title_justify = f"{profile.path}: {profile.rows:,} rows", "left"
+        for column in profile.columns:
             nulls, distinct = (f"{column.nulls:.1%}" if column.nulls else "", f"{column.distinct:,}")
-            part = taken_as(seen, looked, column)
-            cells = (printable(column.name), column.type, nulls, distinct, shown_values(column), part)
+            role = taken_as(seen, profile, column)
+            cells = (printable(column.name), column.type, nulls, distinct, shown_values(column), role)
             table.add_row(*(Text(cell, overflow="fold") for cell in cells))
         console.print(table)
     for heading, sentence in facts_of(seen):
@@ -141,7 +147,7 @@ def _print_seen(console: Console, seen: LogProfile) -> None:
 
 @recipe_app.command()
 def diff(old: RecipeFile, new: RecipeFile) -> None:
-    """What the second recipe asks for that the first does not: added, removed, changed."""
+    """Compare two recipes: print the fields that are added, removed or changed."""
     table = Table("", "field", "first", "second", box=SIMPLE_HEAD, pad_edge=False)
     for change in recipe_differences(load_recipe(old), load_recipe(new)):
         before, after = ("" if value is None else json.dumps(value) for value in (change.old, change.new))
@@ -151,5 +157,5 @@ def diff(old: RecipeFile, new: RecipeFile) -> None:
 
 @recipe_app.command()
 def schema() -> None:
-    """The JSON Schema of a recipe, for editors."""
+    """Print the JSON Schema of a recipe, for editors."""
     print(json.dumps(recipe_schema(), indent=1))

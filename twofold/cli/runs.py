@@ -1,4 +1,4 @@
-"""The part of the command line around runs: their table, some side by side, a search, and copies to other places."""
+"""Commands about many runs: list, compare, tune, and copies to other systems."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from twofold.cli.inputs import RecipeFile, Settings
+from twofold.cli.options import RecipeFile, Runs, Settings
 from twofold.errors import RequestError
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
@@ -29,49 +29,49 @@ if TYPE_CHECKING:
 
 
 class Database(StrEnum):
-    """Where an index can be copied to."""
+    """Vector databases that an index can be copied to."""
 
     qdrant = "qdrant"
 
 
-Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
-
-
 def list_all_runs(
     runs: Runs = Path("runs"),
-    by: Annotated[
-        str | None, typer.Option("--by", help="The metric to sort by; default: the reports' primary metric.")
+    sort: Annotated[
+        str | None, typer.Option("--sort", help="Metric to sort by; default: the primary metric of most reports.")
     ] = None,
 ) -> None:
-    """The table of all runs, the best first."""
-    metric, lines = sort_runs(list_runs(runs), by=by)
-    if not lines:
+    """List all runs, the best first."""
+    metric, summaries = sort_runs(list_runs(runs), metric=sort)
+    if not summaries:
         print(f"{runs} holds no run yet: `twofold run RECIPE` makes one, and --runs names another folder.")
         return
     metrics = dict.fromkeys((metric, "impressions/auc"))
     columns = {
-        "run": [line.name for line in lines],
-        "recipe": [line.recipe_digest[:8] for line in lines],
-        "base": [line.base for line in lines],
-        "date": [_day(line) for line in lines],
-        "last\nstage": [line.stage if line.stage != STAGES[-1] else "" for line in lines],
-        # Two lines: a terminal of 80 columns holds them so.
-        **{name.replace("/", "/\n"): [format_decimal(line.metrics.get(name)) for line in lines] for name in metrics},
-        "seconds": [f"{line.seconds:,.0f}" for line in lines],
+        "run": [run.name for run in summaries],
+        "recipe": [run.recipe_digest[:8] for run in summaries],
+        "base": [run.base for run in summaries],
+        "date": [_day(run) for run in summaries],
+        "last\nstage": [run.stage if run.stage != STAGES[-1] else "" for run in summaries],
+        # Two lines, so that they fit a terminal of 80 columns.
+        **{name.replace("/", "/\n"): [format_decimal(run.metrics.get(name)) for run in summaries] for name in metrics},
+        "seconds": [f"{run.seconds:,.0f}" for run in summaries],
     }
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    told = {heading: cells for heading, cells in columns.items() if any(cells)}
-    for heading in told:  # names are folded where there is no room; a number or a date cut short would mislead
+    filled = {heading: cells for heading, cells in columns.items() if any(cells)}
+    for heading in filled:  # names are folded where there is no room; a truncated number or date would mislead
         is_text = heading in ("run", "recipe", "base", "date", "last\nstage")
         no_wrap = heading not in ("run", "base")
         table.add_column(heading, overflow="fold", no_wrap=no_wrap, justify="left" if is_text else "right")
-    for cells in zip(*told.values(), strict=True):
+    for cells in zip(*filled.values(), strict=True):
         table.add_row(*map(Text, cells))
     Console().print(table)
 
 
 def tracking_uri(recipe: Recipe) -> str | None:
-    """MLFLOW_TRACKING_URI, or what the recipe says; RequestError, before hours of work, if MLflow is not installed."""
+    """Returns MLFLOW_TRACKING_URI, else the recipe's `mlflow.uri`; `None` means that the run is not copied to MLflow.
+
+    RequestError if MLflow is not installed: better before a run than after hours of work.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or (recipe.mlflow.uri if recipe.mlflow else None)
     if uri is not None and find_spec("mlflow") is None:
         raise RequestError(
@@ -81,66 +81,66 @@ def tracking_uri(recipe: Recipe) -> str | None:
     return uri
 
 
-def track(folder: Path, *, uri: str) -> None:
+def copy_to_mlflow(folder: Path, *, uri: str) -> None:
     """Copies a finished run to MLflow."""
     from twofold.mlflow_export import log_run
 
     print(f"mlflow           {log_run(folder, uri=uri)}  {uri}")
 
 
-def _day(line: RunSummary) -> str:
-    return f"{line.changed_at.astimezone():%Y-%m-%d}" if line.changed_at else "–"
+def _day(run: RunSummary) -> str:
+    return f"{run.changed_at.astimezone():%Y-%m-%d}" if run.changed_at else "–"
 
 
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Judged run folders; the first is what the others are held against.")
-    ],
-    to: Annotated[Path | None, typer.Option("--to", help="Also a page of it all, such as compared.html.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders; the others are compared with the first.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page, such as compared.html, too.")] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="So many runs of each recipe, by another train.seed each.")
+        int | None, typer.Option("--seeds", min=1, help="Number of runs of each recipe, each with its own train.seed.")
     ] = None,
 ) -> None:
-    """Runs of one question: metrics with intervals paired over users, and what their recipes ask for differently.
+    """Compare runs on one test window: metrics with intervals paired over users, and differences of their recipes.
 
-    With `--seeds 3`, `twofold compare A0 A1 A2 B0 B1 B2` says whether recipe B is better than A, whatever the seed.
+    With `--seeds 3`, `twofold compare A0 A1 A2 B0 B1 B2` tests whether recipe B is better than A over all seeds.
     """
     from twofold.evaluate.compare import compare_seeds
     from twofold.evaluate.compare_page import compare_run_folders, comparison_tables, seeds_table, write_page
 
     if seeds is not None:
-        if to is not None:
-            raise RequestError("--to writes a page of single runs: leave out --seeds, or --to.")
+        if html is not None:
+            raise RequestError("--html writes a page of single runs: leave out --seeds, or --html.")
         for claims in compare_seeds(runs, seeds=seeds):
             Console().print(seeds_table(claims))
         return
-    found = compare_run_folders(runs)
-    if to is not None:
-        write_page(found, to)
+    comparison = compare_run_folders(runs)
+    if html is not None:
+        write_page(comparison, html)
     console = Console()
-    for part in comparison_tables(found):
+    for part in comparison_tables(comparison):
         console.print(part)
-    if to is not None:
-        print(f"page  {to}")
+    if html is not None:
+        print(f"page  {html}")
 
 
 def tune(
     recipe: RecipeFile,
-    settings: Settings = [],  # noqa: B006 - typer copies it
+    settings: Settings,
     runs: Runs = Path("runs"),
-    name: Annotated[str | None, typer.Option("--run", help="Name of the search's folder; default: NAME.tune.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--run", help="Name of the search's folder; default: RECIPE.tune.")
+    ] = None,
 ) -> None:
-    """Tries values in the ranges of the recipe's part `tune`, judged on the validation window; goes on if stopped."""
+    """Search over the ranges in the recipe's section `tune` by validation recall; resume a search that was stopped."""
     from twofold.tune import Search, Trial, command_of
     from twofold.tune import tune as search_recipe
 
     search = Search(recipe, tuple(settings), runs / (name or f"{load_recipe(recipe, overrides=settings).name}.tune"))
 
-    def say(trial: Trial) -> None:
-        found = trial.reason if trial.value is None else format_decimal(trial.value)
-        print(f"{trial.folder.name}  {found}  {' '.join(map(_rounded, trial.changes))}", file=sys.stderr)
+    def print_trial(trial: Trial) -> None:
+        result = trial.reason if trial.value is None else format_decimal(trial.value)
+        print(f"{trial.folder.name}  {result}  {' '.join(map(_rounded, trial.changes))}", file=sys.stderr)
 
-    trials = search_recipe(search, tell=say)
+    trials = search_recipe(search, on_trial_done=print_trial)
     title = f"the best of {plural(len(trials), 'trial')}, by recall on the validation window"
     table = Table("trial", "recall", "changes", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     for trial in trials[:10]:
@@ -151,20 +151,20 @@ def tune(
         )
     Console().print(table)
     print(
-        "The test window was not looked at, and the best of many looks better than it is. To judge it, run it in full:"
+        "The test window was not used. The best of many trials looks better than it is; to evaluate it, run it fully:"
     )
     print(command_of(search, trials[0]))
 
 
 def _rounded(change: str) -> str:
-    """A change as a person reads it; the command that is printed has all digits."""
+    """Returns a change with few digits, for reading; the printed command has all digits."""
     return re.sub(r"\d+\.\d{4,}(e-?\d+)?", lambda found: f"{float(found[0]):.3g}", change)
 
 
 def export(
-    run_folder: Annotated[Path, typer.Argument(help="A run folder, as runs/kuairand: its index/ is copied.")],
-    to: Annotated[Database, typer.Option("--to", help="The vector database.")],
-    at: Annotated[str, typer.Option("--at", help="http://HOST:6333 of a Qdrant, or a folder.")],
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/kuairand.")],
+    to: Annotated[Database, typer.Option("--to", help="Vector database to copy to.")],
+    url: Annotated[str, typer.Option("--url", help="Address of Qdrant, http://HOST:6333, or a folder.")],
     name: Annotated[str, typer.Option("--name", help="Name of the new collection.")] = "items",
 ) -> None:
     """Copy item vectors and attributes into Qdrant, for a catalogue beyond one machine or for other programs."""
@@ -179,22 +179,22 @@ def export(
         )
     folder = open_stage(run_folder, "index", verify=True).folder
     index, attributes = load_index(folder), pq.read_table(folder / "item_attributes.parquet")
-    _into_qdrant(index, attributes, at=at, collection=name)
-    print(f"{len(index):,} items  {to.value} {at}  {name}")
+    _into_qdrant(index, attributes, url=url, collection=name)
+    print(f"{len(index):,} items  {to.value} {url}  {name}")
 
 
-def _into_qdrant(index: "Index", attributes: "pa.Table", *, at: str, collection: str) -> None:
+def _into_qdrant(index: "Index", attributes: "pa.Table", *, url: str, collection: str) -> None:
     from qdrant_client import QdrantClient
     from qdrant_client.http.exceptions import ApiException
 
     from twofold.index.export import export_qdrant
 
     try:
-        where: dict[str, Any] = {"url": at, "check_compatibility": False} if "://" in at else {"path": at}
+        where: dict[str, Any] = {"url": url, "check_compatibility": False} if "://" in url else {"path": url}
         with closing(QdrantClient(**where)) as client:
             export_qdrant(index, attributes, client, collection=collection)
     except (ApiException, OSError, ValueError, RuntimeError) as error:
         raise RequestError(
-            f"--at {at}: the index cannot be copied there: {error}. Give http://HOST:6333, or a folder for Qdrant's "
+            f"--url {url}: the index cannot be copied there: {error}. Give http://HOST:6333, or a folder for Qdrant's "
             f"embedded mode. If the copy had begun, delete the incomplete collection or choose another --name."
         ) from error

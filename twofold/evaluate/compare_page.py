@@ -171,7 +171,7 @@ def _cut(cell: str) -> Text:
     shown = cell.splitlines()
     more = len(shown) - _MOST_LINES
     return Text(
-        "\n".join([*shown[:_MOST_LINES], f"… {plural(more, 'line')} more: --to PAGE.html"]) if more > 1 else cell
+        "\n".join([*shown[:_MOST_LINES], f"… {plural(more, 'line')} more: --html PAGE.html"]) if more > 1 else cell
     )
 
 

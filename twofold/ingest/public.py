@@ -75,7 +75,7 @@ def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bo
     """
     events = to / "events.parquet"
     if events.exists() and not replace:
-        raise DataError(f"{events} exists already. Give another folder (--to), or --replace to give it up.")
+        raise DataError(f"{events} exists already. Give another folder (--to), or --overwrite to replace them.")
     archive = None
     if origin is None:
         archive = _download(public, to)

@@ -1,4 +1,7 @@
-"""What the judges are given of a model that they never see: its scores, its vectors, the answers of its index."""
+"""Adapters from a trained model to evaluation, explanation and index: scores, vectors and index results.
+
+With them, `evaluate`, `explain` and `index` never import a model.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,84 +43,19 @@ from twofold.topk import Products
 
 
 def scores_of(model: Model, arrays: Dataset, window: EvaluationWindow) -> Products:
-    """Scores of the window's users against the whole catalogue; item features as of the window's first request."""
+    """Returns scores of the window's users and all items, with item features as of the window's first request."""
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
     return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
 
 
-def two_stages(
-    model: Model,
-    ranker: SecondStage,
-    arrays: RetrieverAndRankerData,
-    window: EvaluationWindow,
-    *,
-    is_masked: bool = False,
-) -> TwoStages:
-    """Both stages on the window's users: the ranker orders the retriever's best unseen items.
-
-    `is_masked`: as if no item's id were known, to either.
-    """
-    retrieved, scores_of_pairs = _asked(model, ranker, arrays, window, is_masked=is_masked)
-    return rank_in_two_stages(retrieved, scores_of_pairs(ranker), seen=window.seen, top=ranker.top)
-
-
-def judged_heads(
-    model: Model,
-    ranker: SecondStage | None,
-    arrays: RetrieverAndRankerData,
-    window: EvaluationWindow,
-    *,
-    prepare: Prepare,
-    fitted: Path,
-) -> tuple[Calibration, ...]:
-    """What every head of the ranker says of the window's impressions, users asking as in the report, against what came
-    of them; `fitted` is where preparation keeps the quantiles of watch time.
-    """
-    if not isinstance(ranker, Ranker) or not ranker.names:
-        return ()
-    retrieved, scores_of_pairs = _asked(model, ranker, arrays, window, is_masked=False)
-    found = find_best(retrieved, seen=window.seen, top=ranker.top)
-    (rows,) = (rows for split, rows in arrays.ranker.rows.items() if split == window.name)
-    lines, item_rows = np.searchsorted(window.user_rows, rows.user_rows), np.ascontiguousarray(rows.item_rows)
-    judged = []
-    for name in ranker.names:
-        said = score_impressions(found, scores_of_pairs(ranker.with_formula(f'"{name}"')), lines, item_rows)
-        head, label = evaluate_head(name, said, np.asarray(rows.outcomes[name])), prepare.quantile_of(name)
-        if head is not None and label is not None:
-            table = pq.read_table(fitted / f"{label}.quantile.parquet")
-            head = replace(head, seconds=evaluate_seconds(table, said, rows.watch_s, rows.length_s))
-        judged += [] if head is None else [head]
-    return tuple(judged)
-
-
-def _asked(
-    model: Model, ranker: SecondStage, arrays: RetrieverAndRankerData, window: EvaluationWindow, *, is_masked: bool
-) -> tuple[Products, Callable[[SecondStage], ScorePairs]]:
-    """What the retriever makes of the window's users and of all items; and what a ranker does, whichever formula it has
-    over one network.
-    """
-    at = int(window.query_at.min())
-    given = masked_item_vectors(model, arrays.retriever, at) if is_masked else None
-    items = item_vectors(model, arrays.retriever, at) if given is None else given
-    users = user_vectors(model, arrays.retriever, window.user_rows, window.query_at)
-    queries, factors = as_products(model, users, items)
-    side = item_side(ranker, arrays.ranker, factors, at, is_masked=is_masked)
-    asking = user_side(ranker, arrays.ranker, window.user_rows, window.query_at)
-
-    def scores_of_pairs(ranker: SecondStage) -> ScorePairs:
-        return lambda lines, item_rows, places: pair_scores(
-            ranker, side, asking[lines], queries[lines], item_rows, places
-        )
-
-    return Products(queries, factors), scores_of_pairs
-
-
 def score_sources(
     model: Model, ranker: SecondStage | None, arrays: RetrieverAndRankerData, window: EvaluationWindow
 ) -> dict[str, ScoreBlock]:
-    """What a report has rows of, the model first: the retriever; or both stages, the retriever alone, and both where no
-    item's id is known.
+    """Returns the scores that a report has rows for, by name, the model first.
+
+    With a ranker, the model is both stages together; further rows are the retriever alone, and both stages with unknown
+    item ids.
     """
     if ranker is None:
         return {MODEL: scores_of(model, arrays.retriever, window)}
@@ -129,55 +67,127 @@ def score_sources(
     }
 
 
-def some_queries(model: Model, arrays: Dataset, at: int) -> Float32[np.ndarray, "queries dim"]:
-    """Vectors of users from all over the log who ask at this moment: what an index is measured with."""
+def two_stages(
+    model: Model,
+    ranker: SecondStage,
+    arrays: RetrieverAndRankerData,
+    window: EvaluationWindow,
+    *,
+    is_masked: bool = False,
+) -> TwoStages:
+    """Returns both stages on the window's users: the ranker orders the retriever's best unseen items.
+
+    `is_masked` hides the ids of all items from both.
+    """
+    retrieved, pair_scorer = _retrieved(model, ranker, arrays, window, is_masked=is_masked)
+    return rank_in_two_stages(retrieved, pair_scorer(ranker), seen=window.seen, top=ranker.top)
+
+
+def evaluate_heads(
+    model: Model,
+    ranker: SecondStage | None,
+    arrays: RetrieverAndRankerData,
+    window: EvaluationWindow,
+    *,
+    prepare: Prepare,
+    fitted: Path,
+) -> tuple[Calibration, ...]:
+    """Compares the predictions of every head of the ranker with the outcomes of the window's impressions.
+
+    `fitted` is the folder in which preparation stores the quantiles of watch time.
+    """
+    if not isinstance(ranker, Ranker) or not ranker.names:
+        return ()
+    retrieved, pair_scorer = _retrieved(model, ranker, arrays, window, is_masked=False)
+    best = find_best(retrieved, seen=window.seen, top=ranker.top)
+    (rows,) = (rows for split, rows in arrays.ranker.rows.items() if split == window.name)
+    queries, item_rows = np.searchsorted(window.user_rows, rows.user_rows), np.ascontiguousarray(rows.item_rows)
+    heads = []
+    for name in ranker.names:
+        predicted = score_impressions(best, pair_scorer(ranker.with_formula(f'"{name}"')), queries, item_rows)
+        head, label = evaluate_head(name, predicted, np.asarray(rows.outcomes[name])), prepare.quantile_of(name)
+        if head is not None and label is not None:
+            table = pq.read_table(fitted / f"{label}.quantile.parquet")
+            head = replace(head, seconds=evaluate_seconds(table, predicted, rows.watch_s, rows.length_s))
+        heads += [] if head is None else [head]
+    return tuple(heads)
+
+
+def _retrieved(
+    model: Model, ranker: SecondStage, arrays: RetrieverAndRankerData, window: EvaluationWindow, *, is_masked: bool
+) -> tuple[Products, Callable[[SecondStage], ScorePairs]]:
+    """Returns the retriever's scores, and a function from a ranker to its scores of pairs.
+
+    That function takes any formula over the heads of `ranker`: users and items are encoded once.
+    """
+    at = int(window.query_at.min())
+    masked = masked_item_vectors(model, arrays.retriever, at) if is_masked else None
+    items = item_vectors(model, arrays.retriever, at) if masked is None else masked
+    users = user_vectors(model, arrays.retriever, window.user_rows, window.query_at)
+    queries, factors = as_products(model, users, items)
+    item_inputs = item_side(ranker, arrays.ranker, factors, at, is_masked=is_masked)
+    user_inputs = user_side(ranker, arrays.ranker, window.user_rows, window.query_at)
+
+    def pair_scorer(ranker: SecondStage) -> ScorePairs:
+        return lambda rows, item_rows, ranks: pair_scores(
+            ranker, item_inputs, user_inputs[rows], queries[rows], item_rows, ranks
+        )
+
+    return Products(queries, factors), pair_scorer
+
+
+def calibration_queries(model: Model, arrays: Dataset, at: int) -> Float32[np.ndarray, "queries dim"]:
+    """Returns vectors of users from all over the log at one request time, with which an index measures its recall."""
     users = len(arrays.users)
     user_rows = np.linspace(0, users - 1, min(users, CALIBRATION_QUERIES)).astype(np.int64)
     return user_vectors(model, arrays, user_rows, np.full(len(user_rows), at))
 
 
 def allowed_items(attributes: pa.Table, where: str | None) -> AllowedItems | None:
-    """The items that `index.where` leaves, in the order of the attributes; RecipeError if there are none."""
+    """Returns the items for which the rule `index.where` is true, in the order of the attributes.
+
+    `None` means all items. RecipeError if the rule is true for none.
+    """
     if where is None:
         return None
     allowed = compile_filter(where, attributes)
     if not allowed.any():
         raise RecipeError(
-            f"index.where: {where} holds of none of the {len(attributes):,} items, so nothing could be recommended. "
-            f"Ask for less."
+            f"index.where: {where} is true for none of the {len(attributes):,} items, so nothing could be recommended. "
+            f"Loosen the rule."
         )
     return AllowedItems(where, allowed)
 
 
 def gap_case(
-    model: Model, arrays: Dataset, window: EvaluationWindow, *, index: Index, listed: Vocabulary
+    model: Model, arrays: Dataset, window: EvaluationWindow, *, index: Index, indexed_items: Vocabulary
 ) -> gap.GapCase:
-    """The window's question, put to the trained model and to the index as it is served, whose items are `listed`."""
-    returned_as = arrays.items.rows_of(listed.ids)
-    line_of = np.argsort(returned_as)
+    """Returns the window as a task for the trained model and for the served index, which holds `indexed_items`."""
+    dataset_row = arrays.items.rows_of(indexed_items.ids)
+    index_row = np.argsort(dataset_row)
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
-    compared = items if index.score == model.score else _as_long_as(items, index.vectors[line_of])
+    rescored = items if index.score == model.score else _with_norms_of(items, index.vectors[index_row])
 
-    def answers(asked: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:
-        seen = window.seen.of(asked)
-        lines = search(index, users[asked], k, excluded=Ragged(line_of[seen.values], seen.offsets)).item_rows
-        return np.where(lines < 0, -1, returned_as[lines])
+    def answers(queries: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:
+        seen = window.seen.of(queries)
+        rows = search(index, users[queries], k, excluded=Ragged(index_row[seen.values], seen.offsets)).item_rows
+        return np.where(rows < 0, -1, dataset_row[rows])
 
-    queries = {score: queries_as_products(users, score) for score in (model.score, index.score)}
+    query_vectors = {score: queries_as_products(users, score) for score in (model.score, index.score)}
     return gap.GapCase(
         relevant=window.relevant,
         seen=window.seen,
-        trained=Products(queries[model.score], items_as_products(items, model.score)),
-        rescored=Products(queries[index.score], items_as_products(compared, index.score)),
-        stored=Products(queries[index.score], items_as_products(index.vectors, index.score)),
-        returned_as=returned_as,
+        trained=Products(query_vectors[model.score], items_as_products(items, model.score)),
+        rescored=Products(query_vectors[index.score], items_as_products(rescored, index.score)),
+        stored=Products(query_vectors[index.score], items_as_products(index.vectors, index.score)),
+        returned_as=dataset_row,
         search=answers,
     )
 
 
 def probe_masked(model: Model, arrays: Dataset, window: EvaluationWindow, case: gap.GapCase) -> tuple[Probe, ...]:
-    """What is found when no item's id is known; nothing where the item tower reads none."""
+    """Measures what is found when all item ids are unknown; empty if the item tower reads no id."""
     masked = masked_item_vectors(model, arrays, int(window.query_at.min()))
     if masked is None:
         return ()
@@ -189,9 +199,9 @@ def probe_masked(model: Model, arrays: Dataset, window: EvaluationWindow, case: 
     return (probe_cold_items(found, found_masked, k=k),)
 
 
-def _as_long_as(
+def _with_norms_of(
     vectors: Float32[np.ndarray, "items dim"], others: Float32[np.ndarray, "items dim"]
 ) -> Float32[np.ndarray, "items dim"]:
-    """The same directions with the lengths of others: what one score does not look at, and another does."""
+    """Returns the same directions with the norms of `others`, which some scores ignore and others use."""
     own, wanted = (np.linalg.norm(each, axis=1, keepdims=True) for each in (vectors, others))
     return np.asarray(vectors / np.maximum(own, np.finfo(np.float32).tiny) * wanted)

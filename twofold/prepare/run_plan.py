@@ -15,7 +15,7 @@ from twofold.prepare.duckdb_engine import Engine, OpenEngine, duckdb_engine
 from twofold.prepare.funnel import FunnelLine, count_funnel, split_lines
 from twofold.prepare.label_report import describe_labels
 from twofold.prepare.plan import Plan, build_plan, counted_columns, oddities_sql, repeats_sql
-from twofold.prepare.sources import table_paths
+from twofold.prepare.sources import Source, table_paths
 from twofold.prepare.vectors import write_vectors
 from twofold.progress import progress_bar
 from twofold.recipe.prepare import TemporalSplit
@@ -30,12 +30,15 @@ _FIRST_MS: Final = 10**11
 _LAST_MS: Final = 10**14
 
 
-def prepare(recipe: Recipe, out: Path, open_engine: OpenEngine = duckdb_engine) -> dict[str, Json]:
+def prepare(
+    recipe: Recipe, out: Path, open_engine: OpenEngine = duckdb_engine, *, source: Source | None = None
+) -> dict[str, Json]:
     """Writes rows, events, items, users, what was fitted and counted, and funnel.json; returns facts for the manifest.
 
-    DataError if the log cannot teach what the recipe asks; OSError with ENOSPC if the disk is full.
+    `source` is what `check_recipe` returned; `None` means that the recipe is checked here. DataError if the log cannot
+    teach what the recipe asks; OSError with ENOSPC if the disk is full.
     """
-    source, paths = check_recipe(recipe), table_paths(recipe.data)
+    source, paths = source or check_recipe(recipe), table_paths(recipe.data)
     with open_engine(source, out) as engine:
         _refuse_repeats(engine.ask(repeats_sql("item_id", "source_items")), "item_id", paths["items"])
         _refuse_repeats(engine.ask(repeats_sql("user_id", "source_users")), "user_id", paths["users"])

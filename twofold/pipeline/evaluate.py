@@ -1,0 +1,118 @@
+"""The stage `evaluate`: the models and the baselines on the test window."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twofold.dataset.dataset import item_attributes
+from twofold.dataset.recent_counts import with_counts
+from twofold.digest import file_digest
+from twofold.environment import commit, hardware
+from twofold.evaluate.baselines import positives_before
+from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
+from twofold.evaluate.per_user_values import save_values
+from twofold.evaluate.report_page import write_report
+from twofold.evaluate.results import MODEL
+from twofold.evaluate.sampled import negatives_of
+from twofold.evaluate.window import EvaluationWindow, evaluation_window
+from twofold.model.retriever import describe_model
+from twofold.model.second_stage import describe_second_stage
+from twofold.pipeline.adapters import allowed_items, evaluate_heads, score_sources
+from twofold.pipeline.index import index_inputs
+from twofold.pipeline.job import Job, TrainedModels, load_models
+from twofold.recipe.load import recipe_digest
+from twofold.recipe.train import Regression
+from twofold.run_folder import Stage
+
+
+def evaluate(job: Job, prepared: Stage, dataset: Stage, retriever: Stage, ranker: Stage | None) -> Stage:
+    """Writes report.json, report.html and the metrics of single users on the test window."""
+    inputs = index_inputs(job, dataset, retriever, ranker) | _evaluation_inputs(job)
+    return job.run_stage("evaluate", inputs, partial(_evaluate, job, prepared, dataset, retriever, ranker))
+
+
+def _evaluate(
+    job: Job, prepared: Stage, dataset: Stage, retriever: Stage, ranker: Stage | None, out: Path
+) -> Mapping[str, Any]:
+    models = load_models(job, dataset, retriever, ranker)
+    arrays = models.data.retriever
+    window = evaluation_window(arrays, "test")
+    bounds = job.recipe.prepare.bounds_ms("test")
+    positives = positives_before(arrays, window, first_at=bounds[0] if bounds else None)
+    items = with_counts(
+        item_attributes(dataset.folder), arrays, job.recipe.index.recent_counts, as_of=int(window.query_at.min())
+    )
+    allowed = allowed_items(items, job.recipe.index.where)
+    config, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
+    sources = score_sources(models.retriever, models.ranker, models.data, window)
+    options = replace(
+        _options(job, models, window, tables=(items, pq.read_table(prepared.folder / "users.parquet"))),
+        allowed_items=allowed,
+        sampled=negatives_of(config, window, arrays, positives=positives, published=published),
+        others={name: scores for name, scores in sources.items() if name != MODEL},
+        heads=evaluate_heads(
+            models.retriever,
+            models.ranker,
+            models.data,
+            window,
+            prepare=job.recipe.prepare,
+            fitted=prepared.folder / "fitted",
+        ),
+    )
+    result = evaluate_window(
+        window,
+        sources[MODEL],
+        positives,
+        batch_size=job.recipe.train.batch_size,
+        facts=_facts(job, models, (prepared, dataset, retriever)),
+        options=options,
+    )
+    write_report(result.report, out)
+    save_values(result, window, out, users=arrays.users, items=arrays.items, slicings=options.slicings)
+    return {"metrics": result.report.metrics_of(MODEL)}
+
+
+def _options(
+    job: Job, models: TrainedModels, window: EvaluationWindow, *, tables: tuple[pa.Table, pa.Table]
+) -> EvaluationOptions:
+    """Returns the report's optional parts that follow from the dataset; `tables` describe items and users."""
+    return evaluation_options(
+        models.data.retriever,
+        window,
+        tables=tables,
+        with_target=isinstance(job.recipe.train.loss, Regression),
+        utc_offset_h=job.recipe.prepare.utc_offset_h,
+        columns=job.recipe.slice_columns,
+    )
+
+
+def _evaluation_inputs(job: Job) -> dict[str, Any]:
+    """Returns what a report depends on besides the models, where the recipe asks for more than the default."""
+    config = job.recipe.evaluate.model_dump(mode="json", exclude_defaults=True)
+    if not config:
+        return {}
+    published = job.recipe.data.published_negatives
+    return {"evaluate": config, "published_negatives": None if published is None else file_digest(published)}
+
+
+def _facts(job: Job, models: TrainedModels, stages: tuple[Stage, Stage, Stage]) -> dict[str, Any]:
+    """Returns where a report comes from; the stages are preparation, dataset and training."""
+    parts = describe_model(models.retriever)
+    parts += [] if models.ranker is None else describe_second_stage(models.ranker)
+    return {
+        "recipe": job.recipe.name,
+        "recipe_digest": recipe_digest(job.recipe),
+        "commit": commit(),
+        "hardware": hardware(),
+        "precision": stages[2].facts.get("precision", "float32"),
+        "versions": {name: version(name) for name in ("twofold", "torch", "numpy", "duckdb")},
+        "seconds": {stage.folder.name: round(stage.seconds, 1) for stage in stages},
+        "funnel": stages[0].facts["funnel"],
+        "model": [asdict(part) for part in parts],
+    }

@@ -1,0 +1,51 @@
+"""The stage `explain`: why the lists are as they are."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twofold.dataset.dataset import item_attributes
+from twofold.dataset.vocabulary import Vocabulary
+from twofold.evaluate.window import evaluation_window
+from twofold.explain.card import write_card
+from twofold.explain.gap import measure_gap
+from twofold.explain.map import MapUsers
+from twofold.explain.map_page import map_run
+from twofold.explain.run_probes import probe_records, probe_run, read_lists
+from twofold.index.item_index import load_index
+from twofold.pipeline.adapters import gap_case, probe_masked
+from twofold.pipeline.job import Job, load_models
+from twofold.run_folder import Stage, write_json
+
+
+def explain(job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommended: Stage) -> Stage:
+    """Writes gap.json (from training batches to served lists), probes.json (with alarms) and the map.
+
+    The card of the run is written beside the stages.
+    """
+    inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.slice_columns}
+    work = partial(_explain, job, dataset, retriever, indexed, recommended)
+    explained = job.run_stage("explain", inputs, work)
+    write_card(job.folder)
+    return explained
+
+
+def _explain(
+    job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommended: Stage, out: Path
+) -> Mapping[str, Any]:
+    models = load_models(job, dataset, retriever)
+    arrays, batch_size = models.data.retriever, job.recipe.train.batch_size
+    window = evaluation_window(arrays, "test")
+    index, indexed_items = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
+    case = gap_case(models.retriever, arrays, window, index=index, indexed_items=indexed_items)
+    gap = measure_gap(case, batch_size=batch_size, k=min(10, batch_size - 1))
+    write_json(out / "gap.json", asdict(gap))
+    lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
+    attributes = item_attributes(dataset.folder)
+    probes = probe_run(arrays, index.vectors, lists, attributes=attributes, columns=job.recipe.slice_columns)
+    records = probe_records((*probes, *probe_masked(models.retriever, arrays, window, case)))
+    write_json(out / "probes.json", records)
+    users = MapUsers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
+    return {"probes": records, "gap": asdict(gap), "map": map_run(out, index.vectors, attributes, users=users)}

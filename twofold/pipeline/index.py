@@ -1,0 +1,63 @@
+"""The stages `index` and `recommend`: trained models become a bundle, and the bundle a file of recommendations."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twofold.dataset.dataset import item_attributes
+from twofold.dataset.recent_counts import with_counts
+from twofold.index.item_index import build_index, save_index
+from twofold.model.retriever import as_products, item_vectors, save_user_side
+from twofold.model.second_stage import save_second_stage
+from twofold.pipeline.adapters import allowed_items, calibration_queries
+from twofold.pipeline.job import Job, load_models
+from twofold.run_folder import Stage
+from twofold.serve.bundle import save_context
+from twofold.serve.recommender import load
+
+
+def index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None) -> Stage:
+    """Writes the bundle, all that the service opens: user tower, item vectors, attributes, histories."""
+    inputs = index_inputs(job, dataset, retriever, ranker)
+    return job.run_stage("index", inputs, partial(_index, job, dataset, retriever, ranker))
+
+
+def recommend(job: Job, indexed: Stage) -> Stage:
+    """Writes recommendations.parquet: the best unseen items of every user of the log."""
+    inputs = {"index": indexed.digest, "k": job.recipe.recommend_k}
+    return job.run_stage("recommend", inputs, partial(_recommend, job))
+
+
+def index_inputs(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None) -> dict[str, Any]:
+    """Returns what both the bundle and the report depend on: the models, and which items may be recommended."""
+    config = job.recipe.index.model_dump(mode="json", exclude_defaults=True)
+    return {
+        "dataset": dataset.digest,
+        "train": retriever.digest,
+        **({} if ranker is None else {"ranker": ranker.digest}),
+        **({"index": config} if config else {}),
+    }
+
+
+def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out: Path) -> Mapping[str, Any]:
+    models, config = load_models(job, dataset, retriever, ranker), job.recipe.index
+    model, arrays = models.retriever, models.data.retriever
+    as_of = dataset.facts["last_event_at"] + 1
+    attributes = with_counts(item_attributes(dataset.folder), arrays, config.recent_counts, as_of=as_of)
+    allowed = allowed_items(attributes, config.where)
+    vectors = item_vectors(model, arrays, as_of)
+    if models.ranker is not None:
+        factors = as_products(model, vectors[:0], vectors)[1]
+        save_second_stage(models.ranker, models.data, factors, at=as_of, folder=out)
+    built = build_index(vectors, score=model.score, queries=calibration_queries(model, arrays, as_of))
+    save_index(built, out)
+    save_user_side(model, out)
+    save_context(dataset.folder, out, as_of=as_of, attributes=attributes, where=config.where)
+    facts = {} if allowed is None else {"passing": int(allowed.allowed.sum())}
+    return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **facts, **built.facts}
+
+
+def _recommend(job: Job, out: Path) -> Mapping[str, Any]:
+    k = job.recipe.recommend_k
+    return {"rows": load(job.folder).recommend_all(k, out / "recommendations.parquet"), "k": k}

@@ -1,0 +1,83 @@
+"""A job: the recipe of a run, where it runs, and how its stages are made and loaded again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from twofold.errors import RunError
+from twofold.evaluate.results import Report, load_report
+from twofold.model.ranker import RetrieverAndRankerData, load_stages
+from twofold.model.retriever import Model, load_model
+from twofold.model.second_stage import SecondStage, load_second_stage
+from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
+from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
+from twofold.recipe.schema import Recipe
+from twofold.run_folder import Stage, open_stage, run_stage, write_json
+from twofold.train.loop import SINGLE_PROCESS_CPU, Setup
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe and where it runs: the run folder, the SQL engine, the device and process group, and two callbacks."""
+
+    recipe: Recipe
+    folder: Path
+    engine: OpenEngine = duckdb_engine
+    setup: Setup = SINGLE_PROCESS_CPU
+    on_validation: Callable[[float], None] = lambda value: None
+    """Called with the validation metric after every epoch of the retriever; may stop training by raising."""
+    on_stage_done: Callable[[Stage], None] = lambda stage: None
+    """Called with every complete stage, made now or found unchanged."""
+
+    def run_stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], Mapping[str, Any]]) -> Stage:
+        """Makes a stage, or finds it unchanged (see `run_folder.run_stage`), and reports that it is complete."""
+        stage = run_stage(self.folder, name, inputs=inputs, work=work)
+        self.on_stage_done(stage)
+        return stage
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """Trained models, loaded with the arrays that they read."""
+
+    data: RetrieverAndRankerData
+    retriever: Model
+    ranker: SecondStage | None
+    """`None` means that the recipe has no ranker."""
+
+
+def load_models(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None = None) -> TrainedModels:
+    """Loads the results of finished stages: the arrays, the retriever and, if there is one, the ranker."""
+    data = load_stages(dataset.folder, job.recipe.features, job.recipe.ranker_features)
+    model = load_model(job.recipe.retriever, data.retriever, retriever.folder)
+    return TrainedModels(data, model, load_second_stage(job.recipe.ranker, data, ranker, retriever=model))
+
+
+def reopen(folder: Path) -> Job:
+    """Returns the job of a run folder, with the recipe that the folder holds."""
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        raise RunError(f"{folder} is no run folder: it holds no recipe.yaml. List the runs with `twofold runs`.")
+    return Job(load_recipe(path), folder)
+
+
+def claim_folder(job: Job, *, overwrite: bool) -> None:
+    """Writes the recipe into the run folder; raises RunError if the folder holds a run of another recipe."""
+    path = job.folder / "recipe.yaml"
+    changes = recipe_differences(load_recipe(path), job.recipe) if path.exists() and not overwrite else []
+    if changes:
+        listed = "; ".join(f"{change.field}: {change.old} → {change.new}" for change in changes[:5])
+        more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+        raise RunError(
+            f"{job.folder} holds a run of another recipe. It differs in {listed}{more}. Keep it and choose another "
+            f"folder with --run NAME, or discard its results with --overwrite."
+        )
+    path.write_text(dump_recipe(job.recipe))
+    write_json(job.folder / "run.json", {"recipe_digest": recipe_digest(job.recipe), "twofold": version("twofold")})
+
+
+def report_of(folder: Path) -> Report:
+    """Returns the report of an evaluated run."""
+    return load_report(open_stage(folder, "evaluate").folder / "report.json")

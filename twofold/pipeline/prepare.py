@@ -1,0 +1,17 @@
+"""The stage `prepare`: the log becomes labelled, split events."""
+
+from twofold.pipeline.job import Job
+from twofold.prepare import run_plan
+from twofold.prepare.check import check_recipe
+from twofold.run_folder import Stage
+
+
+def prepare(job: Job) -> Stage:
+    """Writes rows, events, items, users and the funnel of the recipe's log."""
+    source = check_recipe(job.recipe)
+    inputs = {
+        "prepare": job.recipe.prepare.model_dump(mode="json"),
+        "data": source.fingerprint(),
+        **job.recipe.data.model_dump(mode="json", include={"columns", "at_unit"}),
+    }
+    return job.run_stage("prepare", inputs, lambda out: run_plan.prepare(job.recipe, out, job.engine, source=source))

@@ -1,0 +1,99 @@
+"""The stages `train` and `train/ranker`: arrays become a retriever, and what it retrieves trains a ranker."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, assert_never
+
+from twofold.dataset.dataset import Dataset, load_dataset
+from twofold.evaluate.catalogue import evaluate_catalogue
+from twofold.evaluate.evaluate_window import primary_k, primary_metric_of
+from twofold.evaluate.window import EvaluationWindow, evaluation_window
+from twofold.model.multi_tower import build_towers
+from twofold.model.retriever import Model
+from twofold.model.second_stage import SecondStage
+from twofold.pipeline.adapters import scores_of, two_stages
+from twofold.pipeline.job import Job, TrainedModels, load_models
+from twofold.recipe.ranker import Ranker
+from twofold.recipe.train import Ials, TwoTower
+from twofold.run_folder import Stage
+from twofold.train.distributed import broadcast_from_rank0
+from twofold.train.loop import fit
+from twofold.train.ranker import fit_second_stage
+
+
+def train(job: Job, dataset: Stage) -> Stage:
+    """Trains the retriever and writes its weights after the best epoch on the validation window."""
+    sections = job.recipe.model_dump(mode="json", include={"retriever", "train"})
+    inputs = {"dataset": dataset.digest, **sections}
+    retriever = job.run_stage("train", inputs, partial(_train_with_all_ranks, job, dataset.folder))
+    if retriever.was_reused:
+        _signal_ranks(job, False)
+    return retriever
+
+
+def run_worker_rank(job: Job) -> None:
+    """Runs a rank other than 0: waits for the dataset, then trains its share of every batch.
+
+    Only rank 0 prepares, writes and evaluates.
+    """
+    if _signal_ranks(job, False):
+        _train(job, job.folder / "dataset", job.folder / "train.partial")
+
+
+def train_ranker(job: Job, dataset: Stage, retriever: Stage) -> Stage | None:
+    """Trains the ranker and writes its weights after the best epoch on validation; `None` means the recipe has none.
+
+    Its folder is inside that of the retriever whose items it orders, and is deleted with it.
+    """
+    config = job.recipe.ranker
+    if config is None:
+        return None
+    inputs = {"train": retriever.digest, "dataset": dataset.digest, "ranker": config.model_dump(mode="json")}
+    return job.run_stage("train/ranker", inputs, partial(_train_ranker, job, config, dataset, retriever))
+
+
+def _train_with_all_ranks(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
+    _signal_ranks(job, isinstance(job.recipe.retriever, TwoTower))
+    return _train(job, dataset, out)
+
+
+def _signal_ranks(job: Job, is_needed: bool) -> bool:
+    """Broadcasts from rank 0 whether there is a training to run; blocks until it does."""
+    return bool(broadcast_from_rank0(job.setup.ranks, lambda: float(is_needed)))
+
+
+def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
+    arrays = load_dataset(dataset, job.recipe.features)
+    validate = partial(_validate_retriever, job, arrays, evaluation_window(arrays, "validation"))
+    match job.recipe.retriever:
+        case TwoTower() as config:
+            towers = partial(build_towers, config, arrays)
+            return fit(towers, arrays, job.recipe.train, validate=validate, out=out, setup=job.setup)
+        case Ials() as config:
+            from twofold.train.als import fit_factors  # its library is the extra `ials`
+
+            return fit_factors(arrays, config, seed=job.recipe.train.seed, validate=validate, out=out)
+        case _ as config:
+            assert_never(config)
+
+
+def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, model: Model) -> float:
+    """Returns recall@k over the catalogue, and reports it to the job."""
+    k = primary_k(len(arrays.items))
+    recall = evaluate_catalogue(window, scores_of(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
+    job.on_validation(recall)
+    return recall
+
+
+def _train_ranker(job: Job, config: Ranker, dataset: Stage, retriever: Stage, out: Path) -> Mapping[str, Any]:
+    models = load_models(job, dataset, retriever)
+    validate = partial(_validate_ranker, models, evaluation_window(models.data.retriever, "validation"))
+    return fit_second_stage(models.retriever, models.data, asked=config, validate=validate, out=out)
+
+
+def _validate_ranker(models: TrainedModels, window: EvaluationWindow, ranker: SecondStage) -> float:
+    """Returns the report's primary metric of both stages together."""
+    metric = primary_metric_of(window.num_items, is_two_stages=True)
+    scores = two_stages(models.retriever, ranker, models.data, window)
+    return evaluate_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)
