@@ -115,7 +115,7 @@ def prepare(folder: Path, memory: str) -> dict[str, float]:
 
 def dataset(folder: Path) -> dict[str, float]:
     """The next stage: tables to arrays."""
-    from twofold.dataset.dataset import build_dataset
+    from twofold.dataset.build import build_dataset
 
     out = folder / "dataset"
     shutil.rmtree(out, ignore_errors=True)
@@ -134,7 +134,7 @@ def loader(folder: Path) -> dict[str, float]:
 
     torch.set_num_threads(1)
     arrays = load_dataset(folder / "dataset")
-    rows = arrays.rows["train"]
+    rows = arrays.examples["train"]
     lines = np.random.default_rng(0).permutation(len(rows))[: BATCH * 500]
 
     def work() -> None:

@@ -87,16 +87,17 @@ def _histories(draw: np.random.Generator, items: int, users: int, folder: Path) 
 
 def _write_transformer(path: Path, state: FeatureState) -> None:
     """Exports two layers of two heads, the defaults of the recipe."""
-    from twofold.model.two_tower import build_two_tower, export_user_tower
+    from twofold.model.onnx_export import export_user_tower
+    from twofold.model.two_tower import build_two_tower
     from twofold.recipe.train import TwoTower
 
     export_user_tower(build_two_tower(TwoTower(kind="two_tower", dim=DIM), state, {}).user.eval(), path)
 
 
 def _write_ranker(folder: Path, state: FeatureState, draw: np.random.Generator) -> None:
-    """Exports a ranker with the defaults of the recipe, which feature the same history."""
+    """Exports a ranker with the defaults of the recipe, which reads the same history."""
+    from twofold.model.onnx_export import export_user_tower
     from twofold.model.ranker import _export_pairs, build_ranker
-    from twofold.model.two_tower import export_user_tower
     from twofold.recipe.ranker import Mlp
 
     ranker = build_ranker(Mlp(kind="mlp"), state, {}, retrieved=DIM).eval()

@@ -27,11 +27,11 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from twofold.dataset.malloc import keep_freed_memory
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool, Sequence
 from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
-from twofold.model.losses import collisions, in_batch_softmax
 from twofold.model.sequence import WIDER
 from twofold.train.optimizer import Optimizer, build_optimizer
 
@@ -50,8 +50,10 @@ def fused(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
 
 def plain(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
     """The whole matrix."""
-    masked = collisions(lines.user_rows, lines.item_rows)
-    losses = in_batch_softmax(users, items, temperature=TEMPERATURE, log_q=lines.log_q, masked=masked)
+    same = (lines.item_rows[:, None] == lines.item_rows) | (lines.user_rows[:, None] == lines.user_rows)
+    logits = users @ items.T / TEMPERATURE - lines.log_q
+    logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
+    losses = functional.cross_entropy(logits, torch.arange(len(logits)), reduction="none")
     return (losses * lines.weight).sum()
 
 

@@ -5,6 +5,7 @@ the names a rule or a feature of the recipe calls them by. Preparation turns the
 judged) and `HISTORY` (every event, sorted, so that a history is a slice).
 """
 
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Json = Any
@@ -59,3 +60,13 @@ HISTORY: Final[dict[str, str]] = {
 
 # What twofold answers with, everywhere: the file, the CLI, Python and the service.
 RECOMMENDATIONS: Final[tuple[str, ...]] = ("user_id", "item_id", "score", "rank")
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A block or layer of a model, as the summary of a training and the report show it."""
+
+    tower: str
+    name: str
+    shape: str
+    parameters: int

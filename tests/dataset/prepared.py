@@ -28,7 +28,7 @@ FEATURES = Features.model_validate(
                 "kind": "history",
                 "events": "positives",
                 "max_length": 6,
-                "pool": "attention",
+                "pool": "windows",
                 "share_item_embedding": True,
             },
             {"kind": "sequence", "events": "positives", "max_length": 7, "time_bias": True},

@@ -6,7 +6,8 @@ import pytest
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import epoch_batches, gather_batch, item_batches, query_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.dataset.features import feature_names
 
 
@@ -25,7 +26,7 @@ def as_bytes(inputs, line=slice(None)):
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_row_reads_what_its_user_reads_who_asks_at_its_moment(dataset, split):
-    rows = dataset.rows[split]
+    rows = dataset.examples[split]
     batch = gather_batch(dataset, rows, np.arange(len(rows)))
     assert set(batch.user) == {*feature_names(dataset.features)[0], "positives_sequence.places"}
     (asked,) = query_batches(dataset, np.asarray(rows.user_rows), np.asarray(rows.at))
@@ -33,7 +34,7 @@ def test_a_row_reads_what_its_user_reads_who_asks_at_its_moment(dataset, split):
 
 
 def test_a_row_reads_what_the_catalogue_holds_at_its_moment(dataset):
-    rows = dataset.rows["validation"]
+    rows = dataset.examples["validation"]
     for line in range(0, len(rows), 7):
         batch = gather_batch(dataset, rows, np.array([line]))
         (catalogue,) = item_batches(dataset, int(rows.at[line]))
@@ -42,7 +43,7 @@ def test_a_row_reads_what_the_catalogue_holds_at_its_moment(dataset):
 
 
 def test_nothing_that_a_tower_reads_is_missing_or_endless(dataset):
-    batch = gather_batch(dataset, dataset.rows["train"], np.arange(len(dataset.rows["train"])))
+    batch = gather_batch(dataset, dataset.examples["train"], np.arange(len(dataset.examples["train"])))
     for side in (batch.user, batch.item):
         for name, values in side.items():
             assert bool(values.isfinite().all()), name
@@ -52,7 +53,7 @@ def test_nothing_that_a_tower_reads_is_missing_or_endless(dataset):
 
 
 def test_the_order_of_an_epoch_is_its_seeds_and_a_resumed_one_continues_it(dataset):
-    rows, order = dataset.rows["train"], Order(np.arange(len(dataset.rows["train"])), 50)
+    rows, order = dataset.examples["train"], Order(np.arange(len(dataset.examples["train"])), 50)
     whole = list(epoch_batches(dataset, rows, order, seed=(0, 3), first=0))
     resumed = list(epoch_batches(dataset, rows, order, seed=(0, 3), first=2))
     assert [as_bytes(batch.user) for batch in whole[2:]] == [as_bytes(batch.user) for batch in resumed]

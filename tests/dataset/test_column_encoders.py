@@ -15,8 +15,11 @@ def test_lists_become_lines_and_null_becomes_zeros(type_):
 
 @pytest.mark.parametrize(
     ("values", "found"),
-    [([[1.0, 2.0], [1.0]], "of 1 numbers, 0 of all"), ([[1.0, None]], "of 2 numbers, 1 of all")],
+    [
+        ([[1.0, 2.0], [1.0]], "of 1 numbers, of all of which 0 are NULL"),
+        ([[1.0, None]], "of 2 numbers, of all of which 1 are NULL"),
+    ],
 )
 def test_lists_of_another_length_and_holes_are_refused(values, found):
-    with pytest.raises(DataError, match=rf"column rhythm holds lists {found}.* says length: 2\. Write"):
+    with pytest.raises(DataError, match=rf"column rhythm holds lists {found}.* has length: 2\. Write"):
         profiles(pa.chunked_array([pa.array(values, pa.list_(pa.float64()))]), 2, name="rhythm")

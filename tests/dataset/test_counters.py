@@ -45,7 +45,7 @@ def counted(folder, events, ids, *, priors=PRIOR):
 
 def values(counters, rows, hours_of_day, *, of="like", hours=None, alpha=2.0):
     at = np.array(hours_of_day, np.int64) * HOUR_MS + 59 * 60_000  # a minute before the hour is over
-    return counters.values(np.array(rows), at, of=of, hours=hours, alpha=alpha)
+    return counters.values(np.array(rows), at, statistic=of, hours=hours, smoothing=alpha)
 
 
 def test_by_hand(tmp_path):

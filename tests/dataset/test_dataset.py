@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, WINDOWS, random_events, write_prepared
-from twofold.dataset import dataset as arrays
+from twofold.dataset import build as arrays
 from twofold.dataset import examples as rows
 from twofold.dataset.batches import gather_batch
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError
 from twofold.pipeline import run as pipeline
 
@@ -61,7 +62,7 @@ def test_every_row_and_event_comes_back_under_its_id(dataset):
     owner = np.repeat(np.arange(14), np.diff(arrays.positives.offsets))
     assert sorted(zip(arrays.users.ids_of(owner).to_pylist(), arrays.positives.at.tolist(), strict=True)) == liked
     for split, (first, end) in WINDOWS.items():
-        window = arrays.rows[split]
+        window = arrays.examples[split]
         expected = [e for e in events if first <= e.at < end and (split != "train" or e.item < 17)]
         assert len(window) == facts["rows"][split] == len(expected)
         found = zip(
@@ -86,8 +87,8 @@ def test_pieces_of_any_size_give_the_same_arrays(tmp_path, dataset, monkeypatch)
 def contents(built):
     """All that a dataset holds, as text or bytes."""
     for split in WINDOWS:
-        yield built.rows[split].records.tobytes()
-        yield {name: values.tobytes() for name, values in built.rows[split].counted.items()}
+        yield built.examples[split].records.tobytes()
+        yield {name: values.tobytes() for name, values in built.examples[split].counter_values.items()}
     for histories in (built.events, built.positives, built.negatives):
         yield from (part.tobytes() for part in (histories.item_rows, histories.at, histories.offsets))
 
@@ -106,7 +107,7 @@ def test_one_shard_or_three_hold_the_same_users(tmp_path, dataset):
 
 def test_a_window_without_files_has_no_rows(tmp_path):
     early = [event for event in random_events(0) if event.at < WINDOWS["test"][0]]
-    assert len(built(tmp_path, early)[0].rows["test"]) == 0
+    assert len(built(tmp_path, early)[0].examples["test"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_files_whose_order_was_lost_are_refused(tmp_path, lost, order):
     changed = write_prepared(tmp_path / "prepare", random_events(0))
     path = changed / lost / "shard=1.parquet"
     pq.write_table(order(pq.read_table(path)), path)
-    message = rf"{lost}/shard=1.parquet is not sorted by user and time: line \d+ .*delete {changed} and run"
+    message = rf"{lost}/shard=1.parquet is not sorted by user and time: row \d+ .*delete {changed} and run"
     with pytest.raises(DataError, match=message):
         build_dataset(changed, FEATURES, tmp_path / "dataset", utc_offset_h=0)
 
@@ -129,7 +130,7 @@ def test_files_whose_order_was_lost_are_refused(tmp_path, lost, order):
 def test_a_user_in_two_shards_is_refused(tmp_path):
     changed = write_prepared(tmp_path / "prepare", random_events(0))
     shutil.copyfile(changed / "events" / "shard=0.parquet", changed / "events" / "shard=10.parquet")
-    with pytest.raises(DataError, match="shard=10.parquet is not sorted by user and time: line 1 "):
+    with pytest.raises(DataError, match="shard=10.parquet is not sorted by user and time: row 1 "):
         build_dataset(changed, FEATURES, tmp_path / "dataset", utc_offset_h=0)
 
 
@@ -140,7 +141,7 @@ def test_what_preparation_writes_is_read(checkerboard, tmp_path):
     prepared = pipeline.prepare(job).folder
     build_dataset(prepared, checkerboard.features, tmp_path / "dataset", utc_offset_h=0)
     whole = load_dataset(tmp_path / "dataset")
-    found, users = whole.rows["train"], whole.users.ids_of(whole.rows["train"].user_rows).to_numpy()
+    found, users = whole.examples["train"], whole.users.ids_of(whole.examples["train"].user_rows).to_numpy()
     shards = sorted((prepared / "rows" / "split=train").glob("*.parquet"))
     assert len(found) == sum(len(pq.read_table(path)) for path in shards)
     np.testing.assert_array_equal(found.outcomes["like"], found.label)
@@ -185,6 +186,6 @@ def test_rewriting_the_future_changes_no_feature_of_the_past(tmp_path_factory, s
 
 
 def inputs_before(dataset, split, moment):
-    lines = np.flatnonzero(dataset.rows[split].at < moment)
-    batch = gather_batch(dataset, dataset.rows[split], lines)
+    lines = np.flatnonzero(dataset.examples[split].at < moment)
+    batch = gather_batch(dataset, dataset.examples[split], lines)
     return [{name: values.numpy().tobytes() for name, values in side.items()} for side in (batch.user, batch.item)]

@@ -7,14 +7,12 @@ import pytest
 from tests.dataset.examples import rows_at
 from twofold.dataset.column_encoders import Scale, fit_scale
 from twofold.dataset.counters import Counters
-from twofold.dataset.features import (
+from twofold.dataset.features import fit_features, load_features, save_features
+from twofold.dataset.tower_inputs import (
     Queries,
     UserArrays,
-    fit_features,
     item_arrays,
     item_inputs,
-    load_features,
-    save_features,
     save_user_attributes,
     user_inputs,
 )
@@ -80,7 +78,7 @@ def fitted(items=ITEMS, users=USERS):
         FEATURES,
         items=items,
         users=users.take(TAUGHT),
-        train=rows_at(item_rows=[0, 1], at=[0, 2 * DAY_MS], counted=COUNTED),
+        train=rows_at(item_rows=[0, 1], at=[0, 2 * DAY_MS], counter_values=COUNTED),
         num_known_items=2,
         utc_offset_h=8,
     )

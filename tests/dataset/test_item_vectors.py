@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 
 from twofold.dataset.item_vectors import (
+    Projection,
     cluster_rows,
     fit_clusters,
     fit_pca,
-    load_projection,
     nearest_centroid,
     read_vectors,
     write_vectors,
@@ -47,9 +47,11 @@ def test_vectors_are_read_from_a_file_or_from_a_list_column(tmp_path):
 
 def test_vectors_that_are_nowhere_or_of_unequal_length_are_refused(tmp_path):
     items = pa.table({"item_id": [1, 2], "tags": [["a"], ["b"]], "look": [[1.0], [1.0, 2.0]], "size": [1.0, 2.0]})
-    with pytest.raises(DataError, match=r"lists size, but data.vectors names no file .* Lists at hand: tags, look"):
+    with pytest.raises(DataError, match=r"lists size, but data.vectors names no file .* List columns: tags, look"):
         read_vectors(tmp_path, "size", items)
-    with pytest.raises(DataError, match=r"features.vectors.look: .* hold 1, 2 numbers; each must hold equally many"):
+    with pytest.raises(
+        DataError, match=r"features.vectors.look: .* hold 1, 2 numbers; every list must hold the same number"
+    ):
         read_vectors(tmp_path, "look", items)
 
 
@@ -74,7 +76,8 @@ def test_pca_equals_the_singular_vectors_and_says_what_it_explains(tmp_path):
 
 def test_a_saved_projection_gives_the_same_vectors(tmp_path):
     found, _ = written(tmp_path, LINE, num_known=30, pca=2)
-    loaded = load_projection(tmp_path / "features" / "pca.look.npz")
+    with np.load(tmp_path / "features" / "pca.look.npz") as saved:
+        loaded = Projection(saved["mean"], saved["components"], saved["explained"])
     assert loaded.apply(LINE).tobytes() == found.tobytes()
 
 
@@ -137,9 +140,7 @@ def test_vectors_of_cold_items_change_neither_components_nor_centroids(tmp_path)
     changed[33] = np.nan
     one, _ = written(tmp_path / "one", LINE, num_known=30, pca=2)
     other, _ = written(tmp_path / "other", changed, num_known=30, pca=2)
-    components = [
-        load_projection(tmp_path / which / "features" / "pca.look.npz").components for which in ("one", "other")
-    ]
+    components = [np.load(tmp_path / which / "features" / "pca.look.npz")["components"] for which in ("one", "other")]
     assert components[0].tobytes() == components[1].tobytes()
     assert one[:30].tobytes() == other[:30].tobytes()
     centroids = [fit_clusters("look", vectors, num_known=30, k=4) for vectors in (one, other)]

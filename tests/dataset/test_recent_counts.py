@@ -20,5 +20,5 @@ def test_a_window_holds_its_first_moment_and_not_its_end():
 
 def test_a_log_is_counted_in_parts(monkeypatch: pytest.MonkeyPatch):
     whole = count_events(HISTORY, 3, first=0, end=10 * DAY_MS)
-    monkeypatch.setattr(recent, "_EVENTS", 3)
+    monkeypatch.setattr(recent, "CHUNK_EVENTS", 3)
     assert count_events(HISTORY, 3, first=0, end=10 * DAY_MS).tolist() == whole.tolist() == [1, 3, 0]

@@ -6,7 +6,8 @@ import pytest
 from tests.dataset.prepared import random_events, write_prepared
 from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import epoch_batches, gather_batch, query_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.dataset.sequences import sequence_inputs, sequence_order
 from twofold.recipe.features import Features
 
@@ -19,7 +20,7 @@ FEATURES = Features.model_validate(
                 "kind": "history",
                 "events": "positives",
                 "max_length": 3,
-                "pool": "attention",
+                "pool": "windows",
                 "share_item_embedding": True,
             },
             {"kind": "id"},
@@ -64,7 +65,7 @@ def alone(dataset, rows, name):
 
 
 def test_lines_that_stand_alone_read_what_a_request_reads(dataset):
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     shuffled = rows.take(np.random.default_rng(0).permutation(len(rows)))
     by_kind = {"positives": dataset.positives, "negatives": dataset.negatives}
     for line in range(60):
@@ -75,7 +76,7 @@ def test_lines_that_stand_alone_read_what_a_request_reads(dataset):
 
 
 def test_lines_of_one_user_share_a_sequence_and_read_its_newest_part(dataset):
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     inputs = gather_batch(dataset, rows, np.arange(len(rows))).user
     asked = rows.take(np.arange(len(rows)))
     by_itself = alone(dataset, asked, "negatives_sequence")
@@ -94,7 +95,7 @@ def test_lines_of_one_user_share_a_sequence_and_read_its_newest_part(dataset):
 @pytest.mark.parametrize("name", ["positives_sequence", "negatives_sequence"])
 @pytest.mark.parametrize("labels", [{True}, {True, False}], ids=["likes", "all"])
 def test_lines_read_the_times_that_a_request_at_their_moment_reads(timed, name, labels):
-    rows = timed.rows["train"]
+    rows = timed.examples["train"]
     lines = np.flatnonzero(np.isin(rows.label, list(labels)))
     asked, inputs = rows.take(lines), gather_batch(timed, rows, lines).user
     (alone,) = query_batches(timed, np.asarray(asked.user_rows), np.asarray(asked.at))
@@ -117,7 +118,7 @@ def test_an_epoch_holds_every_line_once_and_a_users_lines_together_and_in_order(
     user_rows = np.repeat([0, 1, 2, 5], [3, 40, 1, 17])
     seen = set()
     for epoch in range(5):
-        order = sequence_order(user_rows, most=10, batch_size=8, draw=np.random.default_rng(epoch))
+        order = sequence_order(user_rows, max_run=10, batch_size=8, draw=np.random.default_rng(epoch))
         assert sorted(order.tolist()) == list(range(61))
         jumps = np.flatnonzero(np.diff(order) != 1)
         lengths = np.diff(np.concatenate([[-1], jumps, [60]]))
@@ -129,7 +130,7 @@ def test_an_epoch_holds_every_line_once_and_a_users_lines_together_and_in_order(
 def test_sequences_of_a_batch_are_of_about_equal_length():
     draw = np.random.default_rng(0)
     user_rows = np.repeat(np.arange(3000), draw.integers(1, 60, 3000))
-    order = sequence_order(user_rows, most=50, batch_size=500, draw=draw)
+    order = sequence_order(user_rows, max_run=50, batch_size=500, draw=draw)
     padded = taken = 0
     for batch in order[: len(order) // 500 * 500].reshape(-1, 500):
         starts = np.flatnonzero(np.diff(batch, prepend=-5) != 1)
@@ -139,9 +140,9 @@ def test_sequences_of_a_batch_are_of_about_equal_length():
 
 
 def test_batches_of_an_epoch_follow_the_order(dataset):
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     lines = np.flatnonzero(rows.label)
-    order = Order(lines, 20, together=6, user_rows=np.asarray(rows.user_rows[lines]))
+    order = Order(lines, 20, max_run=6, user_rows=np.asarray(rows.user_rows[lines]))
     batches = list(epoch_batches(dataset, rows, order, seed=(0, 0), first=0))
     assert len(batches) == len(order) == len(lines) // 20
     for batch, places in zip(batches, order.batches((0, 0)), strict=True):
@@ -150,7 +151,7 @@ def test_batches_of_an_epoch_follow_the_order(dataset):
 
 
 def test_users_the_training_window_does_not_hold_share_row_0(dataset):
-    held = np.unique(dataset.rows["train"].user_rows)
+    held = np.unique(dataset.examples["train"].user_rows)
     ids = dataset.user_arrays.attributes["id"]
     assert sorted(ids[held].tolist()) == list(range(1, len(held) + 1))
     assert np.delete(ids, held).tolist() == [0] * (len(dataset.users) + 1 - len(held))

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from tests.prepare.tables import JUDGED, TEST, TRAIN, log_of, prepared
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.evaluate.baselines import positives_before
 from twofold.evaluate.evaluate_window import evaluation_options
 from twofold.evaluate.slices import slicings_of

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.model.plain_softmax import collisions, in_batch_softmax
 from twofold.model import fused_softmax as softmax
 from twofold.model.fused_softmax import Lines, has_fast_bfloat16, product_dtype_of, softmax_sum
-from twofold.model.losses import collisions, in_batch_softmax
 
 
 def draw(seed, *, queries, items, dim=5, users=3, catalogue=4, dtype=torch.float64):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.model.plain_softmax import collisions, in_batch_softmax
 from twofold.model import losses as module
-from twofold.model.losses import bce, bpr, by_chunks, collisions, in_batch_softmax, regression, sampled_softmax
+from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
 
 
 def test_equals_a_naive_loop():

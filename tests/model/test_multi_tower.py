@@ -11,12 +11,14 @@ import twofold
 from tests import worlds
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import epoch_batches, item_batches, query_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError, RunError
 from twofold.evaluate.window import evaluation_window
-from twofold.model.multi_tower import MultiTower, build_towers, describe_unmade, places_of
+from twofold.model.multi_tower import MultiTower, build_towers, describe_unbuilt_towers, places_of
+from twofold.model.onnx_export import export_user_tower
 from twofold.model.retriever import describe_model, item_vectors, load_model, masked_item_vectors, user_vectors
-from twofold.model.two_tower import encode, export_user_tower
+from twofold.model.weights import encode
 from twofold.recipe.train import Cosine, Dot, FullSoftmax, InBatchSoftmax, SampledSoftmax, Train, TwoTower
 from twofold.run_folder import find_stage
 from twofold.train.distributed import ProcessGroup, check_shareable
@@ -55,7 +57,7 @@ def build(dataset, seed=0, **changes):
 
 @pytest.mark.parametrize("score", [COSINE, DOT], ids=["cosine", "dot"])
 def test_a_product_of_wide_vectors_is_the_score_of_the_items_own_towers(dataset, languages, score):
-    model, rows = build(dataset, score=score), dataset.rows["train"]
+    model, rows = build(dataset, score=score), dataset.examples["train"]
     who, at = np.array(rows.user_rows[:5]), np.full(5, int(rows.at.max()))
     found = user_vectors(model, dataset, who, at) @ item_vectors(model, dataset, int(at[0])).T
     (asked,), (items,) = query_batches(dataset, who, at), item_batches(dataset, int(at[0]))
@@ -79,7 +81,7 @@ def test_cosine_has_vectors_of_length_one(dataset):
 
 @pytest.mark.slow
 def test_the_exported_users_side_equals_the_trained_one_at_any_batch_size(dataset, tmp_path):
-    model, rows = build(dataset), dataset.rows["train"]
+    model, rows = build(dataset), dataset.examples["train"]
     export_user_tower(model.user, tmp_path / "user_tower.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "user_tower.onnx")
     for n in (1, 2, 33):
@@ -94,7 +96,7 @@ def test_no_tower_shares_a_parameter_and_the_drawing_counts_each_once(dataset):
     assert sum(map(len, owned)) == len(set().union(*owned)) == sum(1 for _ in model.parameters())
     parts = describe_model(model)
     assert sum(part.parameters for part in parts) == sum(parameter.numel() for parameter in model.parameters())
-    assert describe_unmade(PER_LANGUAGE, dataset) == parts
+    assert describe_unbuilt_towers(PER_LANGUAGE, dataset) == parts
     assert {part.tower for part in parts} == {f"{value}: {side}" for value in model.values for side in ("user", "item")}
 
 
@@ -124,7 +126,7 @@ def test_a_step_on_one_value_moves_its_towers_alone_and_draws_its_items_alone(da
     objective = build_objective(Train(loss=loss, batch_size=8), dataset, per=model)
     optimizer = build_optimizer(model, learning_rate=0.01, rows_per_step=objective.items_per_step)
     seen = set()
-    for batch in epoch_batches(dataset, dataset.rows["train"], objective.order, seed=(0, 0), first=0):
+    for batch in epoch_batches(dataset, dataset.examples["train"], objective.order, seed=(0, 0), first=0):
         language = model.values[batch.group]
         seen.add(language)
         columns = draw_columns(objective, batch)

@@ -7,7 +7,7 @@ import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import query_batches
-from twofold.dataset.dataset import build_dataset
+from twofold.dataset.build import build_dataset
 from twofold.model.ranker import (
     ABOUT,
     ITEMS,
@@ -22,7 +22,7 @@ from twofold.model.ranker import (
     rank_scores,
     save_ranker,
 )
-from twofold.model.two_tower import encode
+from twofold.model.weights import encode
 from twofold.recipe.ranker import Mlp
 
 WIDE = 5

@@ -5,7 +5,8 @@ import pytest
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import item_batches, query_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.model.trees import category_columns, column_names, item_columns, pair_columns, user_columns
 from twofold.recipe.features import Features
 from twofold.recipe.ranker import tree_features

@@ -6,16 +6,13 @@ import torch
 from tests.dataset.prepared import FEATURES as EVERY_KIND
 from tests.dataset.prepared import random_events, write_prepared
 from twofold.dataset.batches import item_batches, query_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.dataset.features import FeatureState
-from twofold.model.two_tower import (
-    build_two_tower,
-    describe_model,
-    encode,
-    export_user_tower,
-    load_weights,
-    save_weights,
-)
+from twofold.model.onnx_export import export_user_tower
+from twofold.model.summary import describe_model
+from twofold.model.two_tower import build_two_tower
+from twofold.model.weights import encode, load_weights, save_weights
 from twofold.recipe.features import Features
 from twofold.recipe.train import TwoTower
 
@@ -78,7 +75,7 @@ def test_a_user_tower_of_every_kind_of_feature_is_exported_with_the_vectors_it_r
     model, dataset = every_kind
     export_user_tower(model.user, tmp_path / "user_tower.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "user_tower.onnx")
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     for n in (1, 2, 33):
         (inputs,) = query_batches(dataset, np.array(rows.user_rows[:n]), np.array(rows.at[:n]))
         (served,) = session.run(["vector"], {name: values.numpy() for name, values in inputs.items()})
@@ -92,7 +89,7 @@ def test_given_vectors_are_no_parameters_and_no_part_of_the_weights(every_kind, 
     assert shapes["user", "positives_concat_sound"] == "given sound, concat → 6"  # 3 items of 2 numbers
     assert shapes["user", "negatives_windows"] == "18 rows, windows → 24"  # the last, and the means of 3 and 10, of 8
     assert shapes["user", "positives_clusters_look"] == "number → 3"
-    assert shapes["user", "positives_attention"] == "18 rows, attention → 8, the item's table"
+    assert shapes["user", "positives_windows"] == "18 rows, windows → 16, the item's table"
     assert shapes["user", "positives_sequence"] == "18 rows, 2 timed causal layers of 2 heads → 8, the item's table"
     assert shapes["item", "age"] == "number → 1 → 3"
     save_weights(model, tmp_path / "weights.safetensors")
@@ -120,7 +117,7 @@ def test_the_description_counts_every_parameter():
 
 
 def test_the_description_tells_of_normalisation_too():
-    recipe = TwoTower(kind="two_tower", dim=8, hidden=(6,), norm="layer", output="batch_norm", dropout=0.1)
+    recipe = TwoTower(kind="two_tower", dim=8, hidden=(6,), norm="layer", output_norm="batch_norm", dropout=0.1)
     model = build_two_tower(recipe, STATE, {})
     parts = describe_model(model)
     assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())

@@ -87,7 +87,7 @@ def test_in_time_the_last_five_test_and_who_likes_none_of_them_is_not_judged(
     job = pipeline.Job(small(recipe, tables), tmp_path / "run")
     job.folder.mkdir()
     arrays = load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
-    assert {split: len(rows) for split, rows in arrays.rows.items()} == {
+    assert {split: len(rows) for split, rows in arrays.examples.items()} == {
         "train": 6 * USERS,
         "validation": 5 * USERS,
         "test": 5 * USERS,

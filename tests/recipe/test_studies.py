@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.ingest.world_events import World, write_world
 from twofold.pipeline import run as pipeline
 from twofold.prepare.run_plan import prepare
@@ -131,7 +132,7 @@ def test_an_experiment_becomes_rows_and_arrays(path: str, world: Path, tmp_path:
         assert facts["splits"]["train"]["positive_share"] == pytest.approx(share, abs=0.03)
     (tmp_path / "dataset").mkdir()
     build_dataset(tmp_path / "prepare", recipe.features, tmp_path / "dataset", utc_offset_h=0)
-    rows = load_dataset(tmp_path / "dataset").rows["train"]
+    rows = load_dataset(tmp_path / "dataset").examples["train"]
     assert len(rows) == facts["splits"]["train"]["rows"]
     if "a02" in path:
         assert set(np.unique(rows.weight)) <= set(np.array([1, 1.2, 1.5, 2, 2.5, 3], np.float32))

@@ -8,13 +8,16 @@ import torch
 
 from tests.dataset.prepared import FEATURES, HOUR_MS, random_events, write_prepared
 from twofold.dataset.batches import item_batches, query_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
-from twofold.dataset.features import Queries, queries_at, user_inputs
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
+from twofold.dataset.tower_inputs import Queries, queries_at, user_inputs
 from twofold.errors import RunError
 from twofold.index.item_index import build_index, save_index
 from twofold.index.score_kinds import items_as_products, queries_as_products
+from twofold.model.onnx_export import export_user_tower
 from twofold.model.retriever import item_vectors, user_vectors
-from twofold.model.two_tower import build_two_tower, encode, export_user_tower
+from twofold.model.two_tower import build_two_tower
+from twofold.model.weights import encode
 from twofold.recipe.train import Cosine, Dot, NegativeDistance, TwoTower
 from twofold.run_folder import MANIFEST, run_stage
 from twofold.serve import load

@@ -9,12 +9,15 @@ import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import item_batches, query_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import RunError
 from twofold.index.item_index import build_index, save_index
+from twofold.model.onnx_export import export_user_tower
 from twofold.model.ranker import build_ranker, encode_item_side, load_stages, rank_scores, save_ranker
 from twofold.model.retriever import as_products, item_vectors, user_vectors
-from twofold.model.two_tower import build_two_tower, encode, export_user_tower
+from twofold.model.two_tower import build_two_tower
+from twofold.model.weights import encode
 from twofold.recipe.features import Features, with_features
 from twofold.recipe.ranker import FineTune, Mlp, RankerFeatures
 from twofold.recipe.train import NegativeDistance, TwoTower

@@ -12,7 +12,8 @@ from tests.serve.tiny import (
     NOON,
     write_run,
 )
-from twofold.dataset.features import feature_names, queries_at, user_inputs
+from twofold.dataset.features import feature_names
+from twofold.dataset.tower_inputs import queries_at, user_inputs
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.recipe.features import Features
 from twofold.serve.bundle import Bundle
@@ -67,7 +68,7 @@ def test_a_log_cut_anywhere_and_posted_from_there_gives_the_same_state(live_bund
 def test_ages_are_the_same_for_events_of_the_log_and_posted_events(live_bundle: LiveBundle) -> None:
     user = [{"kind": "sequence", "events": of, "max_length": 3, "time_bias": True} for of in ("positives", "negatives")]
     features = Features.model_validate({"user": user, "item": [{"kind": "id"}]})
-    bundle = replace(live_bundle.bundle, features=live_bundle.bundle.features.reading(features))
+    bundle = replace(live_bundle.bundle, features=live_bundle.bundle.features.with_features(features))
     events = [LiveEvent(item, at, "positive" if liked else "negative") for item, at, liked in EVENTS[10]]
     rows, at = np.array([USERS.index(10)]), np.array([NOON])
     evaluated = user_inputs(

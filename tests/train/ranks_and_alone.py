@@ -58,10 +58,10 @@ def counted_numbers(dataset, model):
 
 
 def with_lengths(dataset):
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     records = rows.records.copy()
     records["length_s"] = np.random.default_rng(0).choice([np.nan, 5, 30, 90], size=len(rows))
-    return replace(dataset, rows={**dataset.rows, "train": replace(rows, records=records)})
+    return replace(dataset, examples={**dataset.examples, "train": replace(rows, records=records)})
 
 
 def main(dataset_folder, folder):

@@ -11,7 +11,8 @@ from twofold.dataset.batches import item_batches
 from twofold.dataset.dataset import item_attributes, load_dataset
 from twofold.errors import DataError
 from twofold.evaluate.window import evaluation_window
-from twofold.model.two_tower import build_two_tower, encode
+from twofold.model.two_tower import build_two_tower
+from twofold.model.weights import encode
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import scores_of
 from twofold.recipe.train import Adversary
@@ -56,10 +57,10 @@ def test_strength_zero_is_the_baseline_bit_for_bit(world, tmp_path):
 @pytest.mark.parametrize(("length", "what"), [(np.nan, "no length"), (30.0, "one length alone")])
 def test_lengths_that_teach_nothing_are_refused(world, tmp_path, length, what):
     recipe, dataset, logs = world
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     records = rows.records.copy()
     records["length_s"] = length
-    blind = replace(dataset, rows={**dataset.rows, "train": replace(rows, records=records)})
+    blind = replace(dataset, examples={**dataset.examples, "train": replace(rows, records=records)})
     with pytest.raises(DataError, match=f"train.adversary guesses length_s, .* hold {what}. Give the items a column"):
         train((recipe, blind, logs), tmp_path / "a", 1.0)
 

@@ -8,7 +8,8 @@ import torch
 from tests import worlds
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import epoch_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError
 from twofold.evaluate.window import evaluation_window
 from twofold.model.two_tower import build_two_tower
@@ -31,7 +32,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def values(dataset):
     """Column → the value of each training row, read naively from the prepared tables."""
-    prepared, rows = dataset.folder.parent / "prepare", dataset.rows["train"]
+    prepared, rows = dataset.folder.parent / "prepare", dataset.examples["train"]
     items = {line["item_id"]: line for line in pq.read_table(prepared / "items.parquet").to_pylist()}
     users = {line["user_id"]: line for line in pq.read_table(prepared / "users.parquet").to_pylist()}
     of_items = [items[dataset.items.ids[int(row)].as_py()] for row in rows.item_rows]
@@ -44,7 +45,7 @@ def values(dataset):
 
 
 def everything(dataset):
-    return np.arange(len(dataset.rows["train"]))
+    return np.arange(len(dataset.examples["train"]))
 
 
 @pytest.mark.parametrize("columns", [("language",), ("years",), ("language", "creator")])
@@ -79,7 +80,7 @@ def test_a_batch_holds_one_language_and_is_corrected_by_its_share_of_it(dataset,
         loss=InBatchSoftmax(kind="in_batch_softmax", uniform_negatives=30), batch_size=8, group_by=("language",)
     )
     objective = build_objective(settings, dataset)
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     language = dict(zip(rows.item_rows.tolist(), values["language"], strict=True))
     seen, crossing = set(), 0
     for batch in epoch_batches(dataset, rows, objective.order, seed=(0, 0), first=0):

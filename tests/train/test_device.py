@@ -8,7 +8,8 @@ import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import gather_batch
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import RunError
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.train import Train, TwoTower
@@ -42,7 +43,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 
 def test_every_tensor_of_a_batch_moves(dataset):
-    batch = gather_batch(dataset, dataset.rows["train"], np.arange(3))
+    batch = gather_batch(dataset, dataset.examples["train"], np.arange(3))
     assert batch_on(torch.device("cpu"), batch) is batch
     moved = batch_on(torch.device("meta"), batch)
     values = [getattr(moved, field.name) for field in fields(moved)]

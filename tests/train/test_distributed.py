@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.dataset import build_dataset
+from twofold.dataset.build import build_dataset
 from twofold.errors import RunError
 from twofold.recipe.features import Features
 from twofold.recipe.load import dump_recipe

@@ -7,11 +7,13 @@ import torch
 from tests import worlds
 from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, random_events, write_prepared
 from twofold.dataset.batches import item_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError, RunError
 from twofold.explain.probes import probe_vectors
 from twofold.model.retriever import item_vectors, user_vectors
-from twofold.model.two_tower import build_two_tower, encode
+from twofold.model.two_tower import build_two_tower
+from twofold.model.weights import encode
 from twofold.pipeline import run as pipeline
 from twofold.recipe.train import HardNegatives, SampledSoftmax, Train, TwoTower
 from twofold.train.hard_negatives import MINED, with_mined
@@ -44,7 +46,7 @@ def mined_of(dataset, folder, *, skip=2, top=9, epoch=0, is_begun=False):
 
 def test_the_ranks_are_those_of_a_sort_without_the_users_positives(dataset, tmp_path):
     objective, model = mined_of(dataset, tmp_path)
-    mined, rows = objective.mined, dataset.rows["train"]
+    mined, rows = objective.mined, dataset.examples["train"]
     assert mined.user_rows.tolist() == sorted(set(rows.user_rows[rows.label].tolist()))
     catalogue = item_vectors(
         model, dataset, max(int(at) for at, label in zip(rows.at, rows.label, strict=True) if label)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError, RunError
 from twofold.model.multi_tower import build_towers
 from twofold.model.two_tower import build_two_tower
@@ -214,11 +215,11 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_made(world, tmp_path)
 
 def test_too_few_positives_are_refused(world, tmp_path):
     recipe, dataset = world
-    records = dataset.rows["train"].records.copy()
+    records = dataset.examples["train"].records.copy()
     records["label"] = False
-    rows = replace(dataset.rows["train"], records=records)
+    rows = replace(dataset.examples["train"], records=records)
     with pytest.raises(DataError, match="holds 0 positive events.*prepare.positive"):
-        train((recipe, replace(dataset, rows={**dataset.rows, "train": rows})), tmp_path / "a")
+        train((recipe, replace(dataset, examples={**dataset.examples, "train": rows})), tmp_path / "a")
 
 
 def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_given_vectors_as_they_are(tmp_path):

@@ -4,7 +4,8 @@ import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import gather_batch, item_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.train.negatives import count_in_batch, drawn_inputs, log_expected_counts, log_mixed_probability
 
 
@@ -62,7 +63,7 @@ def test_drawn_items_are_read_as_the_catalogue_is_at_the_moment_of_a_line(tmp_pa
     write_prepared(tmp_path / "prepare", random_events(0))
     build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", utc_offset_h=8)
     dataset = load_dataset(tmp_path / "dataset")
-    batch = gather_batch(dataset, dataset.rows["train"], np.array([7]))
+    batch = gather_batch(dataset, dataset.examples["train"], np.array([7]))
     drawn = torch.tensor([3, 0, 3])
     inputs = drawn_inputs(dataset, batch, drawn)
     (catalogue,) = item_batches(dataset, int(batch.at[0]))

@@ -55,11 +55,11 @@ def model_of(dataset, score="cosine", **changes):
 
 
 def with_rows(dataset, **columns):
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     records = rows.records.copy()
     for name, values in columns.items():
         records[name] = values
-    return replace(dataset, rows={**dataset.rows, "train": replace(rows, records=records)})
+    return replace(dataset, examples={**dataset.examples, "train": replace(rows, records=records)})
 
 
 def score_matrix(model, users, items):
@@ -112,9 +112,9 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
 )  # fmt: skip
 def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, score, monkeypatch):
     _, dataset = world
-    dataset = with_rows(dataset, weight=np.random.default_rng(0).uniform(0.5, 2, len(dataset.rows["train"])))
+    dataset = with_rows(dataset, weight=np.random.default_rng(0).uniform(0.5, 2, len(dataset.examples["train"])))
     objective, model = objective_of(asked, dataset), model_of(dataset, score)
-    batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::13][:48])
+    batch = gather_batch(dataset, dataset.examples["train"], objective.lines[::13][:48])
     monkeypatch.setattr(losses_module, "CELLS", 7 * 64)  # several chunks
     users, items = batch.user_rows.tolist(), batch.item_rows.tolist()
     assert len(set(users)) < len(users)  # somebody stands there twice
@@ -129,7 +129,7 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
         catalogue = model.item({"id": torch.arange(1, num_items + 1, dtype=torch.int32)})
         torch.testing.assert_close(own_vectors, catalogue[batch.item_rows])
         logits = score_matrix(model, model.user(batch.user).double().tolist(), catalogue.double().tolist())
-    counts = np.bincount(dataset.rows["train"].item_rows[objective.lines], minlength=num_items)
+    counts = np.bincount(dataset.examples["train"].item_rows[objective.lines], minlength=num_items)
     q = counts / counts.sum()
     losses = []
     for line, item in enumerate(items):
@@ -139,7 +139,7 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
         else:
             facts = {"users": users, "items": items, "q": q, "num_items": num_items, "drawn": drawn}
             losses.append(naive_softmax(asked, logits, line, **facts))
-    mean_weight = float(dataset.rows["train"].weight[objective.lines].mean(dtype=float))
+    mean_weight = float(dataset.examples["train"].weight[objective.lines].mean(dtype=float))
     expected = np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight
     assert loss.item() == pytest.approx(expected, rel=2e-4)
 
@@ -167,7 +167,7 @@ def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monke
     _, dataset = world
     hard = HardNegatives(skip=1, top=6, easy_per_hard=easy)
     objective, model = objective_of(asked, dataset, batch_size=24, hard_negatives=hard), model_of(dataset)
-    batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::13][:24])
+    batch = gather_batch(dataset, dataset.examples["train"], objective.lines[::13][:24])
     objective = replace(objective, mined=mined_for(dataset, batch))
     monkeypatch.setattr(losses_module, "CELLS", 7 * 64)
     torch.manual_seed(1)
@@ -180,7 +180,7 @@ def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monke
     with torch.no_grad():
         catalogue = model.item({"id": torch.arange(1, num_items + 1, dtype=torch.int32)})
         logits = score_matrix(model, model.user(batch.user).double().tolist(), catalogue.double().tolist())
-    counts = np.bincount(dataset.rows["train"].item_rows[objective.lines], minlength=num_items)
+    counts = np.bincount(dataset.examples["train"].item_rows[objective.lines], minlength=num_items)
     facts = {"users": batch.user_rows.tolist(), "items": batch.item_rows.tolist(), "q": counts / counts.sum()}
     facts |= {"num_items": num_items, "drawn": drawn}
     losses = [
@@ -213,7 +213,7 @@ def test_over_many_draws_the_mined_ranks_count_twice(world):
     _, dataset = world
     asked, hard = {"kind": "sampled_softmax", "negatives": 32}, HardNegatives(skip=1, top=6, easy_per_hard=16)
     objective, model = objective_of(asked, dataset, batch_size=6, hard_negatives=hard), model_of(dataset)
-    (batch,) = (gather_batch(dataset, dataset.rows["train"], objective.lines[[5]]),)
+    (batch,) = (gather_batch(dataset, dataset.examples["train"], objective.lines[[5]]),)
     objective = replace(objective, mined=mined_for(dataset, batch))
     ranks = objective.mined.item_rows[0].tolist()
     assert min(ranks) >= 0
@@ -231,11 +231,11 @@ def test_over_many_draws_the_mined_ranks_count_twice(world):
 def test_a_pointwise_loss_reads_every_row_by_itself(world, asked):
     _, dataset = world
     draw = np.random.default_rng(0)
-    rows = len(dataset.rows["train"])
+    rows = len(dataset.examples["train"])
     dataset = with_rows(dataset, weight=draw.uniform(0.5, 2, rows), target=draw.normal(size=rows))
     objective, model = objective_of(asked, dataset), model_of(dataset, "dot")
     assert objective.lines.tolist() == list(range(rows))
-    batch = gather_batch(dataset, dataset.rows["train"], objective.lines[::211])
+    batch = gather_batch(dataset, dataset.examples["train"], objective.lines[::211])
     assert 0 < batch.label.sum() < len(batch.label)
     loss, _ = mean_loss(objective, model, batch)
     with torch.no_grad():
@@ -244,13 +244,13 @@ def test_a_pointwise_loss_reads_every_row_by_itself(world, asked):
     for logit, label, target in zip(logits, batch.label.tolist(), batch.target.tolist(), strict=True):
         p = 1 / (1 + math.exp(-logit)) if label else 1 / (1 + math.exp(logit))
         losses.append(-((1 - p) ** 1.5) * math.log(p) if asked["kind"] == "bce" else (logit - target) ** 2)
-    mean_weight = float(dataset.rows["train"].weight.mean(dtype=float))
+    mean_weight = float(dataset.examples["train"].weight.mean(dtype=float))
     assert loss.item() == pytest.approx(np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight, rel=1e-4)
 
 
 def test_a_regression_leaves_out_rows_without_a_target(world):
     _, dataset = world
-    targets = np.arange(len(dataset.rows["train"]), dtype=np.float32)
+    targets = np.arange(len(dataset.examples["train"]), dtype=np.float32)
     targets[::3] = np.nan
     objective = objective_of({"kind": "regression"}, with_rows(dataset, target=targets))
     assert objective.lines.tolist() == [line for line in range(len(targets)) if line % 3]

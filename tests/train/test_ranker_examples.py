@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, random_events, write_prepared
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError
 from twofold.model.retriever import as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower
@@ -47,7 +48,7 @@ def requests(dataset, model, asked, tmp_path_factory):
 
 def moment_of(dataset, line, asked):
     """The row's own, or that of its user's first row on the same day, eight hours east of Greenwich."""
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     if asked.request_time == "event":
         return int(rows.at[line])
     days = (rows.at + 8 * HOUR_MS) // DAY_MS
@@ -62,7 +63,7 @@ def met_before(dataset, user, at):
 
 def found_by_a_sort(dataset, model, line, at):
     """The item rows that a naive search gives the user of a row at this moment."""
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     user, own = int(rows.user_rows[line]), int(rows.item_rows[line])
     items = item_vectors(model, dataset, at // DAY_MS * DAY_MS)  # these towers read the age: a moment is a day
     asking = user_vectors(model, dataset, np.array([user]), np.array([at]))
@@ -75,7 +76,7 @@ def found_by_a_sort(dataset, model, line, at):
 
 
 def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_moment(dataset, model, requests, asked):
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     moments = {line: moment_of(dataset, line, asked) for line in np.flatnonzero(rows.label).tolist()}
     new = [
         line
@@ -112,7 +113,7 @@ def test_nothing_after_the_training_window_matters(dataset, asked, model, reques
         for event in random_events(0)
     ]
     other = built(tmp_path, events)
-    assert min(len(dataset.rows[split]) for split in ("validation", "test")) > 0
+    assert min(len(dataset.examples[split]) for split in ("validation", "test")) > 0
     again = mine_requests(model, other, asked, seed=0, out=tmp_path / "mined")
     for name in ("lines", "at", "best", "users", "moments", "items", "masked"):
         np.testing.assert_array_equal(getattr(again, name), getattr(requests, name), err_msg=name)
@@ -130,7 +131,7 @@ def test_fewer_requests_are_drawn_and_the_same_for_a_seed(dataset, model, tmp_pa
 
 def test_requests_are_of_the_last_days_alone(dataset, model, asked, tmp_path):
     last = mine_requests(model, dataset, asked.model_copy(update={"last_days": 3}), seed=0, out=tmp_path)
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     assert 0 < len(last) < int(rows.label.sum())
     assert rows.at[last.lines].min() > rows.at.max() - 3 * DAY_MS
 
@@ -144,7 +145,7 @@ def test_what_was_mined_is_not_mined_again(dataset, model, tmp_path):
 
 
 def test_lists_hold_the_positive_first_and_nothing_liked_competes(dataset, requests):
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     which = np.arange(len(requests))
     lists = draw_lists(requests, dataset, which, ASKED, rng=np.random.default_rng(0))
     assert lists.item_rows.shape == (len(which), 1 + 5 + 7 + 3)

@@ -171,7 +171,7 @@ def test_impressions_stand_where_the_retriever_has_them(world, tmp_path):
     dataset, asked = arrays.retriever, recipe.ranker
     requests = mine_requests(model, dataset, asked.candidates, seed=0, out=tmp_path)
     shown = mine_shown(model, dataset, requests, asked, out=tmp_path)
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     assert shown.lines.tolist() == list(range(len(rows)))  # all days, and fewer than may be drawn
     for number in np.random.default_rng(0).integers(len(shown), size=40):
         user, at, item = rows.user_rows[number], shown.at[number], rows.item_rows[number]

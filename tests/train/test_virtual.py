@@ -7,7 +7,8 @@ import torch
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import epoch_batches
-from twofold.dataset.dataset import build_dataset, load_dataset
+from twofold.dataset.build import build_dataset
+from twofold.dataset.dataset import load_dataset
 from twofold.model.encoder import Encoder, Layers, Lookup, Number
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.train import Train, TwoTower
@@ -45,7 +46,7 @@ def taught(dataset, settings, folder):
     asked = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "dot"}, "hidden": (8,)})
     model = build_two_tower(asked, dataset.features, dataset.vectors).eval()  # drops nothing
     objective = with_mined(build_objective(settings, dataset), model, epoch=0, is_begun=False, folder=folder)
-    (batch, *_) = epoch_batches(dataset, dataset.rows["train"], objective.order, seed=(0, 0), first=0)
+    (batch, *_) = epoch_batches(dataset, dataset.examples["train"], objective.order, seed=(0, 0), first=0)
     loss, vectors = mean_loss(objective, model.double(), in_double(batch))
     (loss + vectors.square().sum()).backward()
     return batch, loss, {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -13,8 +13,8 @@ from twofold.render.numbers import format_decimal, format_signed
 from twofold.run_folder import Stage
 
 if TYPE_CHECKING:
-    from twofold.model.two_tower import ModelPart
     from twofold.prepare.funnel import FunnelLine
+    from twofold.tables import ModelPart
 
 
 def print_stage(stage: Stage) -> None:

@@ -1,1 +1,1 @@
-"""Tables to arrays: vocabularies, features, batches."""
+"""Arrays built from the prepared tables: vocabularies, features, batches."""

@@ -1,4 +1,4 @@
-"""Which lines make up the batches of an epoch, and in which order: a function of the seed alone."""
+"""Batch order of an epoch: the examples of each batch, as a function of the seed alone."""
 
 from dataclasses import dataclass
 
@@ -10,32 +10,34 @@ from twofold.dataset.sequences import sequence_order
 
 @dataclass(frozen=True)
 class Order:
-    """Lines to learn from, cut into batches of one size.
+    """Training examples and how they are divided into batches of one size.
 
-    Lines that do not fill a batch wait for the next epoch's shuffle; if all of them fit in one batch, that batch is
+    Examples that do not fill a batch wait for the next epoch's shuffle. If all examples fit in one batch, that batch is
     used as it is.
     """
 
-    lines: Int64[np.ndarray, "lines"]
+    indices: Int64[np.ndarray, "examples"]
+    """Indices of the training examples."""
     batch_size: int
-    groups: Int32[np.ndarray, "lines"] | None = None
-    """A number a line: no batch mixes two of them, and each must fill a batch. The order of the batches mixes them."""
-    together: int = 1
-    """Up to so many lines of one user, in the order of time, stay together: a sequence encoder reads them in one pass.
+    groups: Int32[np.ndarray, "examples"] | None = None
+    """Group of each example: no batch mixes two groups, and each group must fill a batch. `None` means one group."""
+    max_run: int = 1
+    """Maximum number of a user's examples that stay together, in the order of time, so that a sequence encoder reads
+    them in one pass.
     """
-    user_rows: Int64[np.ndarray, "lines"] | None = None
-    """Read where lines stay together; they rise."""
-    at_once: int | None = None
-    """Lines of a batch that are encoded at once; None: all."""
+    user_rows: Int64[np.ndarray, "examples"] | None = None
+    """User row of each example, in ascending order; needed if `max_run` is above 1."""
+    micro_batch_size: int | None = None
+    """Number of a batch's examples that are encoded at once. `None` means the whole batch."""
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Returns the number of batches in an epoch."""
         if self.groups is None:
-            return max(len(self.lines) // self.batch_size, 1)
+            return max(len(self.indices) // self.batch_size, 1)
         return int((np.bincount(self.groups) // self.batch_size).sum())
 
-    def batches(self, seed: tuple[int, int]) -> Int64[np.ndarray, "batches batch"]:
-        """Places in `lines` for every batch of the epoch that `seed` = (run, epoch) names.
+    def batches(self, seed: tuple[int, int]) -> Int64[np.ndarray, "_ batch"]:
+        """Returns the positions in `indices` of every batch of the epoch with `seed` = (run, epoch).
 
         A resumed run sees the batches that the killed one would have seen.
 
@@ -44,15 +46,15 @@ class Order:
         [[0, 0], [0, 0], [1, 1]]
         """
         draw = np.random.default_rng(seed)
-        if self.together > 1:
+        if self.max_run > 1:
             assert self.user_rows is not None
-            places = sequence_order(self.user_rows, most=self.together, batch_size=self.batch_size, draw=draw)
+            positions = sequence_order(self.user_rows, max_run=self.max_run, batch_size=self.batch_size, draw=draw)
         else:
-            places = draw.permutation(len(self.lines))
+            positions = draw.permutation(len(self.indices))
         if self.groups is None:
-            size = min(self.batch_size, len(places))
-            return places[: len(self) * size].reshape(-1, size)
-        places = places[np.argsort(self.groups[places], kind="stable")]
+            size = min(self.batch_size, len(positions))
+            return positions[: len(self) * size].reshape(-1, size)
+        positions = positions[np.argsort(self.groups[positions], kind="stable")]
         counts = np.bincount(self.groups)
         first = np.concatenate(
             [
@@ -60,4 +62,4 @@ class Order:
                 for end, count in zip(np.cumsum(counts), counts, strict=True)
             ]
         )
-        return places[draw.permutation(first)[:, None] + np.arange(self.batch_size)]
+        return positions[draw.permutation(first)[:, None] + np.arange(self.batch_size)]

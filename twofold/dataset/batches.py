@@ -1,4 +1,4 @@
-"""Memory-mapped arrays → frozen batches of tensors; histories are gathered from offsets, never stored as lists."""
+"""Batches of tensors from memory-mapped arrays; histories are gathered by their offsets, never stored as lists."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,20 +11,20 @@ from torch import Tensor
 from twofold.dataset.batch_order import Order
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.examples import Examples
-from twofold.dataset.features import Inputs, Queries, item_inputs, queries_at, user_inputs
 from twofold.dataset.sequences import sequence_inputs
+from twofold.dataset.tower_inputs import Inputs, Queries, item_inputs, queries_at, user_inputs
 from twofold.ragged import chunks
 
 TensorInputs = Mapping[str, Tensor]
 QUERY_EVENTS = 2**16
-"""Of histories at once, where users ask: a sequence encoder holds some kilobytes for each."""
+"""Number of history events encoded at once for queries: a sequence encoder holds some kilobytes for each."""
 QUERY_PAIRS = 2**22
-"""Of events of one history at once, where times between them are read: some bytes a head and pair."""
+"""Number of pairs of history events encoded at once if times between them are read: some bytes per head and pair."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Queries and their targets, line by line: what the towers read, and what the loss needs to know of the lines."""
+    """A batch of examples: the inputs of both towers, and the columns that losses read."""
 
     user: TensorInputs
     item: TensorInputs
@@ -36,56 +36,58 @@ class Batch:
     length_s: Float[Tensor, "batch"]
     weight: Float[Tensor, "batch"]
     group: int = 0
-    """Of all its lines, where batches are grouped: see `Order`."""
+    """Group of all examples of the batch: see `Order`."""
     parts: tuple["Batch", ...] = ()
-    """What is encoded at once, one after another, where that is not the whole; then it has no inputs of its own."""
+    """Parts that are encoded one after another; a batch with parts has no inputs of its own. Empty means no parts."""
 
 
 def to_tensors(inputs: Inputs) -> TensorInputs:
-    """The same arrays as tensors; no copy where NumPy owns the memory."""
+    """Converts arrays to tensors, without a copy if NumPy owns the memory."""
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in inputs.items()}
 
 
-def gather_batch(dataset: Dataset, rows: Examples, lines: Int64[np.ndarray, "batch"]) -> Batch:
-    """The batch of these lines: histories strictly before each line's own moment, item features at that moment."""
-    state, asked = dataset.features, rows.take(lines)
-    user_rows, item_rows, at = (np.ascontiguousarray(part) for part in (asked.user_rows, asked.item_rows, asked.at))
+def gather_batch(dataset: Dataset, examples: Examples, indices: Int64[np.ndarray, "batch"]) -> Batch:
+    """Gathers the examples at these indices: histories strictly before each example, item features at its time."""
+    state, batch = dataset.features, examples.take(indices)
+    user_rows, item_rows, at = (np.ascontiguousarray(part) for part in (batch.user_rows, batch.item_rows, batch.at))
     longest_positives, longest_negatives = (
-        state.history_length(of, sequences=False) for of in ("positives", "negatives")
+        state.history_length(events, sequences=False) for events in ("positives", "negatives")
     )
-    positives = dataset.positives.last(user_rows, asked.positives_before, n=longest_positives)
-    negatives = dataset.negatives.last(user_rows, asked.negatives_before, n=longest_negatives)
-    queries = Queries(user_rows, at, positives, negatives, asked.at_is_known)
-    sequences = sequence_inputs(state, {"positives": dataset.positives, "negatives": dataset.negatives}, asked)
-    facts = to_tensors({name: getattr(asked, name) for name in ("label", "target", "length_s", "weight")})
+    positives = dataset.positives.last(user_rows, batch.positives_before, n=longest_positives)
+    negatives = dataset.negatives.last(user_rows, batch.negatives_before, n=longest_negatives)
+    queries = Queries(user_rows, at, positives, negatives, batch.at_is_known)
+    sequences = sequence_inputs(state, {"positives": dataset.positives, "negatives": dataset.negatives}, batch)
+    columns = to_tensors({name: getattr(batch, name) for name in ("label", "target", "length_s", "weight")})
     return Batch(
-        user=to_tensors(user_inputs(state, dataset.user_arrays, queries, asked.counted, sequences=sequences)),
-        item=to_tensors(item_inputs(state, dataset.item_arrays, item_rows=item_rows, at=at, counts=asked.counted)),
+        user=to_tensors(user_inputs(state, dataset.user_arrays, queries, batch.counter_values, sequences=sequences)),
+        item=to_tensors(
+            item_inputs(state, dataset.item_arrays, item_rows=item_rows, at=at, counts=batch.counter_values)
+        ),
         user_rows=torch.from_numpy(user_rows),
         item_rows=torch.from_numpy(item_rows),
         at=torch.from_numpy(at),
-        label=facts["label"],
-        target=facts["target"],
-        length_s=facts["length_s"],
-        weight=facts["weight"],
+        label=columns["label"],
+        target=columns["target"],
+        length_s=columns["length_s"],
+        weight=columns["weight"],
     )
 
 
 def epoch_batches(
-    dataset: Dataset, rows: Examples, order: Order, *, seed: tuple[int, int], first: int, share: slice = slice(None)
+    dataset: Dataset, examples: Examples, order: Order, *, seed: tuple[int, int], first: int, share: slice = slice(None)
 ) -> Iterator[Batch]:
-    """Batches of the epoch that `seed` = (run, epoch) names, from batch number `first` on; of each, this share."""
-    for places in order.batches(seed)[first:, share]:
+    """Yields this share of each batch of the epoch with `seed` = (run, epoch), from batch number `first` on."""
+    for positions in order.batches(seed)[first:, share]:
         parts = [
-            gather_batch(dataset, rows, order.lines[places[part]])
-            for part in chunks(len(places), order.at_once or len(places))
+            gather_batch(dataset, examples, order.indices[positions[part]])
+            for part in chunks(len(positions), order.micro_batch_size or len(positions))
         ]
         batch = parts[0] if len(parts) == 1 else _joined(parts)
-        yield batch if order.groups is None else replace(batch, group=int(order.groups[places[0]]))
+        yield batch if order.groups is None else replace(batch, group=int(order.groups[positions[0]]))
 
 
 def _joined(parts: list[Batch]) -> Batch:
-    """One batch, its inputs left in parts: a tower may read more than a line of them for each line."""
+    """Joins batches to one, whose inputs stay in parts: a tower may read more than one row of inputs per example."""
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
@@ -107,9 +109,9 @@ def _joined(parts: list[Batch]) -> Batch:
 def query_batches(
     dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
 ) -> Iterator[TensorInputs]:
-    """What the user tower reads when these users ask at these moments, in blocks."""
+    """Yields the inputs of the user tower for these users at these times, in chunks."""
     state, arrays = dataset.features, dataset.user_arrays
-    longest = max(1, *(state.history_length(of) for of in ("positives", "negatives")))
+    longest = max(1, *(state.history_length(events) for events in ("positives", "negatives")))
     is_timed = state.reads_times("positives") or state.reads_times("negatives")
     size = QUERY_EVENTS // longest if not is_timed else min(QUERY_EVENTS // longest, QUERY_PAIRS // longest**2)
     for part in chunks(len(user_rows), max(size, 1)):
@@ -118,9 +120,9 @@ def query_batches(
 
 
 def item_batches(dataset: Dataset, at: int, *, size: int = 65_536) -> Iterator[TensorInputs]:
-    """What the item tower reads of the whole catalogue at one moment, in blocks."""
+    """Yields the inputs of the item tower for the whole catalogue at one time, in chunks."""
     state, arrays = dataset.features, dataset.item_arrays
     for part in chunks(len(dataset.items), size):
         item_rows = np.arange(part.start, part.stop)
-        moments = np.full(len(item_rows), at, np.int64)
-        yield to_tensors(item_inputs(state, arrays, item_rows=item_rows, at=moments))
+        timestamps = np.full(len(item_rows), at, np.int64)
+        yield to_tensors(item_inputs(state, arrays, item_rows=item_rows, at=timestamps))

@@ -1,4 +1,4 @@
-"""Columns of a table → arrays: numbers on one scale, values as rows of a table of trained vectors."""
+"""Encoders from table columns to arrays: standardized numbers, and values as rows of an embedding table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,13 +24,15 @@ class Scale:
     std: float
 
     def apply(self, values: Float32[np.ndarray, "batch"]) -> Float32[np.ndarray, "batch"]:
-        """Standardised; NaN (no value) becomes the mean, which is 0."""
-        standardised = (values - np.float32(self.mean)) / np.float32(self.std)
-        return np.asarray(np.nan_to_num(standardised))
+        """Standardizes the values; NaN (no value) becomes the mean, which is 0."""
+        standardized = (values - np.float32(self.mean)) / np.float32(self.std)
+        return np.asarray(np.nan_to_num(standardized))
 
 
 def fit_scale(pieces: Iterable[Float32[np.ndarray, "_"]]) -> Scale:
-    """The scale of all values that are there, whatever they are cut into (Chan, Golub, LeVeque 1979, equation 1.5)."""
+    """Fits the scale of all values but NaN, the same however they are divided into pieces (Chan, Golub, LeVeque 1979,
+    equation 1.5).
+    """
     count, mean, squares = 0, 0.0, 0.0
     for piece in pieces:
         values = piece[~np.isnan(piece)].astype(np.float64)
@@ -43,70 +45,71 @@ def fit_scale(pieces: Iterable[Float32[np.ndarray, "_"]]) -> Scale:
     return Scale(mean, (squares / count) ** 0.5 or 1.0) if count else Scale(0.0, 1.0)
 
 
-def numbers(column: pa.ChunkedArray, *, is_log: bool) -> Float32[np.ndarray, "lines"]:
-    """The column's numbers, NULL as NaN; `is_log`: after log(1 + x), negative ones counting as 0."""
+def numbers(column: pa.ChunkedArray, *, is_log: bool) -> Float32[np.ndarray, "_"]:
+    """Returns the column's numbers, NULL as NaN; with `is_log`, log(1 + x), where negative numbers count as 0."""
     values = np.asarray(column.cast(pa.float64()).combine_chunks().to_numpy(zero_copy_only=False))
     if is_log:
         values = np.log1p(np.maximum(values, 0))
     return values.astype(np.float32)
 
 
-def profiles(column: pa.ChunkedArray, length: int, *, name: str) -> Float32[np.ndarray, "lines length"]:
-    """The column's lists as lines, NULL as zeros; DataError if a list has another length, or holds NULL."""
+def profiles(column: pa.ChunkedArray, length: int, *, name: str) -> Float32[np.ndarray, "_ length"]:
+    """Returns one row per list, NULL as zeros; DataError if a list has another length or contains NULL."""
     lists = column.combine_chunks()
     lists = lists.cast(pa.list_(pa.float32()))
     lengths = pc.fill_null(pc.list_value_length(lists), length)
     values = pc.list_flatten(lists)
-    for found in pc.unique(lengths).to_pylist():
-        if found != length or values.null_count:
+    for actual in pc.unique(lengths).to_pylist():
+        if actual != length or values.null_count:
             raise DataError(
-                f"the users' column {name} holds lists of {found} numbers, {values.null_count} of all NULL; the "
-                f"feature that reads it says length: {length}. Write lists of one length, without NULL."
+                f"the users' column {name} holds lists of {actual} numbers, of all of which {values.null_count} are "
+                f"NULL; the feature that reads the column has length: {length}. Write lists of one length, without "
+                f"NULL."
             )
-    lines = np.zeros((len(lists), length), np.float32)
-    lines[np.asarray(pc.is_valid(lists))] = np.asarray(values).reshape(-1, length)
-    return lines
-
-
-def value_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndarray, "lines"]:
-    """Table row of each value: 0 for NULL and for what the vocabulary does not hold."""
-    return (vocabulary.rows_of(column) + 1).astype(np.int32)
-
-
-def bag_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndarray, "lines length"]:
-    """Table rows of each list's values, as wide as the longest list, 0 where there is none."""
-    lists = column.combine_chunks()
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-    width = max(int(lengths.max(initial=0)), 1)
-    rows = np.zeros((len(lists), width), np.int32)
-    line = np.repeat(np.arange(len(lists)), lengths)
-    place = np.arange(len(line)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    rows[line, place] = vocabulary.rows_of(pc.list_flatten(lists)) + 1
+    rows = np.zeros((len(lists), length), np.float32)
+    rows[np.asarray(pc.is_valid(lists))] = np.asarray(values).reshape(-1, length)
     return rows
 
 
-def moments(column: pa.ChunkedArray) -> Int64[np.ndarray, "lines"]:
-    """UTC milliseconds; what `log_days` reads."""
+def value_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndarray, "_"]:
+    """Returns the embedding table's row of each value: 0 for NULL and for a value that is not in the vocabulary."""
+    return (vocabulary.rows_of(column) + 1).astype(np.int32)
+
+
+def bag_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndarray, "_ length"]:
+    """Returns the embedding table's rows of each list's values, padded with 0 to the length of the longest list."""
+    lists = column.combine_chunks()
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+    longest = max(int(lengths.max(initial=0)), 1)
+    rows = np.zeros((len(lists), longest), np.int32)
+    index = np.repeat(np.arange(len(lists)), lengths)
+    position = np.arange(len(index)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    rows[index, position] = vocabulary.rows_of(pc.list_flatten(lists)) + 1
+    return rows
+
+
+def timestamps(column: pa.ChunkedArray) -> Int64[np.ndarray, "_"]:
+    """Returns UTC milliseconds, with NULL encoded as `log_days` expects."""
     filled: np.ndarray = pc.fill_null(column, int(_NEVER)).combine_chunks().to_numpy(zero_copy_only=False)
     return filled
 
 
-def log_days(since: Int64[np.ndarray, "rows"], at: Int64[np.ndarray, "rows"]) -> Float32[np.ndarray, "rows"]:
-    """log(1 + days) from one moment to another; NaN where the first is not known."""
+def log_days(since: Int64[np.ndarray, "batch"], at: Int64[np.ndarray, "batch"]) -> Float32[np.ndarray, "batch"]:
+    """Returns log(1 + days) from `since` to `at`; NaN where `since` is unknown."""
     days = np.maximum((at - since) / DAY_MS, 0)  # an item seen before its upload date is new, not negative
     return np.where(since == _NEVER, np.nan, np.log1p(days)).astype(np.float32)
 
 
-def shares(clusters: Int32[np.ndarray, "lines length"], k: int) -> Float32[np.ndarray, "lines k"]:
-    """How a line's clusters (1 to k, 0 = none) are shared out: sums to 1, or to 0 where there are none."""
+def shares(clusters: Int32[np.ndarray, "batch length"], k: int) -> Float32[np.ndarray, "batch k"]:
+    """Returns each cluster's share of an example's items (1 to k, 0 = none); the sum is 1, or 0 without items."""
     first = np.arange(len(clusters))[:, None] * (k + 1)
     counts = np.bincount((first + clusters).ravel(), minlength=len(clusters) * (k + 1)).reshape(-1, k + 1)[:, 1:]
-    shared: np.ndarray = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return shared.astype(np.float32)
+    share: np.ndarray = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return share.astype(np.float32)
 
 
-def clock_rows(of: Literal["hour", "weekday"], local: Int64[np.ndarray, "lines"]) -> Int32[np.ndarray, "lines"]:
-    """1 to 24, or 1 for Monday to 7 for Sunday, of moments in milliseconds of the local clock."""
+def clock_rows(part: Literal["hour", "weekday"], local: Int64[np.ndarray, "batch"]) -> Int32[np.ndarray, "batch"]:
+    """Returns the hour as 1 to 24, or the weekday as 1 (Monday) to 7 (Sunday), of times in local milliseconds."""
     # 1 January 1970 was a Thursday.
-    value = local // HOUR_MS % 24 if of == "hour" else (local // DAY_MS + 3) % 7
+    value = local // HOUR_MS % 24 if part == "hour" else (local // DAY_MS + 3) % 7
     return (value + 1).astype(np.int32)

@@ -1,7 +1,7 @@
-"""How often, and how much, up to a moment: sums over the completed hours before it, drawn towards the training window.
+"""Counters: rates and means over the completed hours before a given time, shrunk towards the training window.
 
-Hours and not exact times: a service that counts by the hour can serve what was trained on, and the sums of any span
-are two look-ups in running totals.
+Hours instead of exact times: a service that counts by the hour can serve what was trained on, and the sum over any
+span is two look-ups in running totals.
 """
 
 import json
@@ -24,16 +24,16 @@ from twofold.tables import HOUR_MS
 
 @dataclass(frozen=True)
 class Counters:
-    """Running totals by the hour of every line of a table: line r owns the hours `[first[r], end[r])`, which rise.
+    """Running totals by the hour for every row of a table: row r owns the hours `[first[r], end[r])`, in rising order.
 
-    There is one line more than users or items, the last, which owns none: row -1 stands for whoever is not known.
-    `hours` are records of hour (since 1970), events, and rate_NAME or mean_NAME (in thousandths), summed up to its end;
-    `priors` are the same sums over the training window.
+    There is one row more than users or items: the last, which owns no hours, so that row -1 stands for an unknown user
+    or item. `hours` are records of hour (since 1970), events, and rate_NAME or mean_NAME (in thousandths), summed up to
+    the end of the hour; `priors` are the same sums over the training window.
     """
 
-    first: Int64[np.ndarray, "lines"]
-    end: Int64[np.ndarray, "lines"]
-    hours: Shaped[np.ndarray, "hours"]
+    first: Int64[np.ndarray, "_"]
+    end: Int64[np.ndarray, "_"]
+    hours: Shaped[np.ndarray, "_"]
     priors: Mapping[str, int]
 
     def values(
@@ -41,45 +41,43 @@ class Counters:
         rows: Int64[np.ndarray, "batch"],
         at: Int64[np.ndarray, "batch"],
         *,
-        of: str,
+        statistic: str,
         hours: int | None,
-        alpha: float,
+        smoothing: float,
     ) -> Float32[np.ndarray, "batch"]:
-        """(sum + alpha · prior) / (events + alpha) over the `hours` completed hours before that of `at`; None: all
-        before. Of `events`, log(1 + how many).
+        """Returns (sum + smoothing · prior) / (events + smoothing) over the last `hours` completed hours before `at`.
 
-        `prior` is the rate or mean of the whole training window, 0 if it holds no event.
+        `hours=None` means all hours before. The statistic `events` is log(1 + number of events). `prior` is the rate or
+        mean of the whole training window, 0 if that holds no event.
         """
         now = at // HOUR_MS
         first, end = self.first[rows], self.end[rows]
         stop = search_slices(self.hours["hour"], first, end, now)
         start = first if hours is None else search_slices(self.hours["hour"], first, stop, now - hours)
         events = self._up_to(stop, "events") - self._up_to(start, "events")
-        if of == "events":
+        if statistic == "events":
             return np.asarray(np.log1p(events), np.float32)
-        name, unit = (f"rate_{of}", 1.0) if f"rate_{of}" in self.priors else (f"mean_{of}", 1e-3)
+        name, unit = (f"rate_{statistic}", 1.0) if f"rate_{statistic}" in self.priors else (f"mean_{statistic}", 1e-3)
         prior = unit * self.priors[name] / max(self.priors["events"], 1)
         total = self._up_to(stop, name) - self._up_to(start, name)
-        smoothed: np.ndarray = (unit * total + alpha * prior) / (events + alpha)
+        smoothed: np.ndarray = (unit * total + smoothing * prior) / (events + smoothing)
         return smoothed.astype(np.float32)
 
-    def _up_to(self, places: Int64[np.ndarray, "batch"], column: str) -> Int64[np.ndarray, "batch"]:
-        """The sum of all hours before these places."""
+    def _up_to(self, positions: Int64[np.ndarray, "batch"], column: str) -> Int64[np.ndarray, "batch"]:
+        """Returns the sum over all hours before these positions."""
         if len(self.hours) == 0:
-            return np.zeros(len(places), np.int64)
-        return np.where(places > 0, self.hours[column][np.maximum(places, 1) - 1], 0)
+            return np.zeros(len(positions), np.int64)
+        return np.where(positions > 0, self.hours[column][np.maximum(positions, 1) - 1], 0)
 
 
-def write_counters(prepared: Path, by: str, ids: pa.ChunkedArray | pa.Array, *, out: Path) -> None:
-    """Turns `counters/by=KEY.parquet` into running totals for the lines that `ids` are the keys of, NULL being
-    nobody's.
-    """
-    priors = json.loads((prepared / "counters" / "priors.json").read_text())[by]
+def write_counters(prepared: Path, key: str, ids: pa.ChunkedArray | pa.Array, *, out: Path) -> None:
+    """Turns `counters/by=KEY.parquet` into running totals: row r has the hours of key `ids[r]`, none for NULL."""
+    priors = json.loads((prepared / "counters" / "priors.json").read_text())[key]
     keys, first = [], []
     seen, sums = 0, dict.fromkeys(priors, 0)
     dtype = np.dtype([("hour", np.int64), *((name, np.int64) for name in priors)])
     with append_array(out / "hours.npy", dtype) as append:
-        for batch in _batches(prepared / "counters" / f"by={by}.parquet", ["key", *(dtype.names or ())]):
+        for batch in _batches(prepared / "counters" / f"by={key}.parquet", ["key", *(dtype.names or ())]):
             hours = np.zeros(len(batch), dtype)
             hours["hour"] = batch["hour"]
             for name in priors:
@@ -90,13 +88,13 @@ def write_counters(prepared: Path, by: str, ids: pa.ChunkedArray | pa.Array, *, 
             keys.append(runs.values)
             first.append(seen + np.concatenate([[0], np.asarray(runs.run_ends)[:-1]]))
             seen += len(batch)
-    for name, places in zip(("first", "end"), _slices(keys, first, seen, ids), strict=True):
-        np.save(out / f"{name}.npy", places)
+    for name, positions in zip(("first", "end"), _slices(keys, first, seen, ids), strict=True):
+        np.save(out / f"{name}.npy", positions)
     write_json(out / "priors.json", priors)
 
 
 def load_counters(folder: Path) -> Counters:
-    """Maps what `write_counters` wrote."""
+    """Maps the arrays that `write_counters` wrote."""
     first, end, hours = (map_array(folder / f"{name}.npy") for name in ("first", "end", "hours"))
     return Counters(first, end, hours, json.loads((folder / "priors.json").read_text()))
 
@@ -110,16 +108,17 @@ def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 def _slices(
     keys: list[pa.Array], first: list[np.ndarray], hours: int, ids: pa.ChunkedArray | pa.Array
-) -> tuple[Int64[np.ndarray, "lines"], Int64[np.ndarray, "lines"]]:
-    """First and end hour of each id's key, and of nobody, who comes last and has none."""
+) -> tuple[Int64[np.ndarray, "_"], Int64[np.ndarray, "_"]]:
+    """Returns the first and end positions of each id's hours, and last an empty slice for an unknown id."""
     if not keys:
         return np.zeros(len(ids) + 1, np.int64), np.zeros(len(ids) + 1, np.int64)
     key, start = pa.concat_arrays(keys), np.concatenate(first)
     key = key.cast(pa.int64() if pa.types.is_integer(key.type) else pa.string())
-    # A key whose hours lie in two batches began in the first of them.
+    # A key whose hours are in two batches begins in the first of them.
     is_new = np.concatenate([[True], np.asarray(pc.not_equal(key[1:], key[:-1]))])
     key, start = key.filter(pa.array(is_new)), start[is_new]
     rows = np.append(Vocabulary(key, num_known=len(key)).rows_of(ids), UNKNOWN)
-    of_ids = (np.where(rows == UNKNOWN, 0, places[rows]) for places in (start, np.append(start[1:], hours)))
-    first_hours, end_hours = of_ids
+    first_hours, end_hours = (
+        np.where(rows == UNKNOWN, 0, positions[rows]) for positions in (start, np.append(start[1:], hours))
+    )
     return first_hours, end_hours

@@ -1,4 +1,4 @@
-"""Prepared files → rows and histories on disk: shard by shard, ids as rows, in an order that is checked."""
+"""Training examples and histories on disk, written shard by shard from the prepared files in a checked order."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,8 +18,7 @@ from twofold.errors import DataError
 from twofold.tables import OUTCOME, Split
 
 BATCH_ROWS = 2**18
-"""Rows held at once, whatever the log's size."""
-
+"""Number of rows that are in memory at once, whatever the size of the log."""
 
 ROW: Final = np.dtype(
     [
@@ -37,7 +36,7 @@ ROW: Final = np.dtype(
     ],
     align=True,
 )
-"""One record a row: a shuffled epoch then touches one place of the file a row, not eleven."""
+"""One record per example: a shuffled epoch then reads one place of the file per example, not eleven."""
 _AS_PREPARED: Final = tuple(name for name in ROW.names or () if not name.endswith(("_rows", "_known")))
 _HISTORIES: Final[Mapping[str, str | None]] = {
     "events": None,
@@ -48,46 +47,47 @@ _HISTORIES: Final[Mapping[str, str | None]] = {
 
 @dataclass(frozen=True)
 class Examples:
-    """One window's rows, sorted by (user, at, item): what is trained on, or judged. Arrays may be memory-mapped.
+    """Examples of one window, sorted by (user, at, item), for training or evaluation. Arrays may be memory-mapped.
 
-    `counted` are counters of the user and of the item up to the row's hour, by the name of the feature; `outcomes` are
-    what else came of it, from 0 to 1, by their names in the recipe; NaN where that is not known.
+    `counter_values` are counters of the user and of the item up to the example's hour, by the name of the feature.
+    `outcomes` are further outcomes of the event, from 0 to 1, by their names in the recipe; NaN where unknown.
     """
 
-    records: Shaped[np.ndarray, "rows"]
-    counted: Mapping[str, Float32[np.ndarray, "rows"]]
-    outcomes: Mapping[str, Float32[np.ndarray, "rows"]] = field(default_factory=dict)
-    user_rows: Int64[np.ndarray, "rows"] = field(init=False)
-    item_rows: Int64[np.ndarray, "rows"] = field(init=False)
-    at: Int64[np.ndarray, "rows"] = field(init=False)
-    weight: Float32[np.ndarray, "rows"] = field(init=False)
-    target: Float32[np.ndarray, "rows"] = field(init=False)
-    watch_s: Float32[np.ndarray, "rows"] = field(init=False)
-    length_s: Float32[np.ndarray, "rows"] = field(init=False)
-    positives_before: Int32[np.ndarray, "rows"] = field(init=False)
-    negatives_before: Int32[np.ndarray, "rows"] = field(init=False)
-    label: Bool[np.ndarray, "rows"] = field(init=False)
-    at_is_known: Bool[np.ndarray, "rows"] = field(init=False)
+    records: Shaped[np.ndarray, "examples"]
+    counter_values: Mapping[str, Float32[np.ndarray, "examples"]]
+    outcomes: Mapping[str, Float32[np.ndarray, "examples"]] = field(default_factory=dict)
+    user_rows: Int64[np.ndarray, "examples"] = field(init=False)
+    item_rows: Int64[np.ndarray, "examples"] = field(init=False)
+    at: Int64[np.ndarray, "examples"] = field(init=False)
+    weight: Float32[np.ndarray, "examples"] = field(init=False)
+    target: Float32[np.ndarray, "examples"] = field(init=False)
+    watch_s: Float32[np.ndarray, "examples"] = field(init=False)
+    length_s: Float32[np.ndarray, "examples"] = field(init=False)
+    positives_before: Int32[np.ndarray, "examples"] = field(init=False)
+    negatives_before: Int32[np.ndarray, "examples"] = field(init=False)
+    label: Bool[np.ndarray, "examples"] = field(init=False)
+    at_is_known: Bool[np.ndarray, "examples"] = field(init=False)
 
     def __post_init__(self) -> None:
-        """The columns are views of the records."""
+        """Sets the columns, which are views of the records."""
         for name in ROW.names or ():
             object.__setattr__(self, name, self.records[name])
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of examples."""
         return len(self.records)
 
-    def take(self, lines: Int64[np.ndarray, "lines"]) -> "Examples":
-        """These rows, in this order."""
-        counted, outcomes = (
-            {name: values.take(lines) for name, values in part.items()} for part in (self.counted, self.outcomes)
+    def take(self, indices: Int64[np.ndarray, "batch"]) -> "Examples":
+        """Returns the examples at these indices, in this order."""
+        counter_values, outcomes = (
+            {name: values.take(indices) for name, values in part.items()}
+            for part in (self.counter_values, self.outcomes)
         )
-        return Examples(self.records.take(lines), counted, outcomes)
+        return Examples(self.records.take(indices), counter_values, outcomes)
 
 
 def write_examples(prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path) -> None:
-    """Writes the records of one window, and an array for each outcome that the recipe asks for."""
+    """Writes the records of one window, and one array per outcome of the recipe."""
     part, columns = f"rows/split={split}", ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
     named = pq.read_schema(shards[0]).names if (shards := _shards(prepared / part)) else []
     with ExitStack() as stack:
@@ -108,18 +108,18 @@ def write_examples(prepared: Path, split: Split, users: Vocabulary, items: Vocab
                 append_outcome(batch[name].to_numpy(zero_copy_only=False))
 
 
-def load_examples(folder: Path, split: Split, counted: tuple[str, ...]) -> Examples:
-    """Maps what `write_examples` wrote, and what was counted for these features."""
+def load_examples(folder: Path, split: Split, counters: tuple[str, ...]) -> Examples:
+    """Maps the examples that `write_examples` wrote, and the values of these counter features."""
     outcomes = {path.stem.partition(f".{OUTCOME}")[2]: path for path in folder.glob(f"{split}.{OUTCOME}*.npy")}
     return Examples(
         map_array(folder / f"{split}.npy"),
-        {name: map_array(folder / f"{split}.{name}.npy") for name in counted},
+        {name: map_array(folder / f"{split}.{name}.npy") for name in counters},
         {name: map_array(path) for name, path in outcomes.items()},
     )
 
 
 def write_histories(prepared: Path, users: Vocabulary, items: Vocabulary, *, out: Path) -> int:
-    """Writes `events`, and the parts of it that are `positives` and `negatives`; returns the last moment of the log."""
+    """Writes the histories `events`, and its parts `positives` and `negatives`; returns the time of the last event."""
     counts = {name: np.zeros(len(users) + 1, np.int64) for name in _HISTORIES}
     flags = [flag for flag in _HISTORIES.values() if flag]
     last_at = 0
@@ -142,7 +142,7 @@ def write_histories(prepared: Path, users: Vocabulary, items: Vocabulary, *, out
 
 
 def distinct_ids(prepared: Path, part: str, column: str, kind: pa.DataType) -> pa.Array:
-    """Every id of a column of a part of the prepared files once, in the order of the shards and of their lines."""
+    """Returns the distinct ids of a column of the prepared files, in the order of the shards and their rows."""
     shards = [pa.array([], kind)]
     for path in _shards(prepared / part):
         ids = pa.array([], kind)
@@ -154,26 +154,26 @@ def distinct_ids(prepared: Path, part: str, column: str, kind: pa.DataType) -> p
 
 def _in_order(
     prepared: Path, part: str, users: Vocabulary, items: Vocabulary, *, columns: list[str]
-) -> Iterator[tuple[Int64[np.ndarray, "rows"], Int64[np.ndarray, "rows"], pa.RecordBatch]]:
-    """User rows, item rows and the lines themselves, piece by piece; DataError where they do not rise by user and time.
+) -> Iterator[tuple[Int64[np.ndarray, "events"], Int64[np.ndarray, "events"], pa.RecordBatch]]:
+    """Yields user rows, item rows and record batches; DataError if a file is not sorted by user and time.
 
-    A partitioned writer can lose the order in silence (DuckDB's did), and every history would be wrong.
+    A partitioned writer can lose the order without an error (DuckDB's did), and every history would be wrong.
     """
     last_user, last_at = -1, 0
     for path in _shards(prepared / part):
-        lines = 0
+        num_read = 0
         for batch in _batches(path, ["user_id", "item_id", "at", *columns]):
             user_rows, at = _rows_of(users, batch["user_id"]), np.asarray(batch["at"])
             steps = np.diff(user_rows, prepend=last_user)
             falls = np.flatnonzero((steps < 0) | ((steps == 0) & (np.diff(at, prepend=last_at) < 0)))
             if len(falls):
                 raise DataError(
-                    f"{path} is not sorted by user and time: line {lines + falls[0] + 1} (at {at[falls[0]]}) belongs "
+                    f"{path} is not sorted by user and time: row {num_read + falls[0] + 1} (at {at[falls[0]]}) belongs "
                     f"before the one above it. It was changed after preparation; delete {prepared} and run "
                     f"`twofold run` again."
                 )
             yield user_rows, _rows_of(items, batch["item_id"]), batch
-            last_user, last_at, lines = int(user_rows[-1]), int(at[-1]), lines + len(batch)
+            last_user, last_at, num_read = int(user_rows[-1]), int(at[-1]), num_read + len(batch)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -185,16 +185,16 @@ def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         yield from (batch for batch in file.iter_batches(BATCH_ROWS, columns=columns) if len(batch))
 
 
-def _rows_of(vocabulary: Vocabulary, ids: pa.Array) -> Int64[np.ndarray, "rows"]:
+def _rows_of(vocabulary: Vocabulary, ids: pa.Array) -> Int64[np.ndarray, "events"]:
     encoded = ids.dictionary_encode()  # each id is looked up once
     rows = vocabulary.rows_of(encoded.dictionary)
     assert not (rows == UNKNOWN).any(), "preparation lists every user and item of the log"
     return np.asarray(rows[np.asarray(encoded.indices)])
 
 
-def _count(counts: Int64[np.ndarray, "offsets"], user_rows: Int64[np.ndarray, "rows"]) -> None:
-    """Adds to each user's count, which stands behind those before it: their running sum is where the next begins."""
+def _count(counts: Int64[np.ndarray, "_"], user_rows: Int64[np.ndarray, "events"]) -> None:
+    """Adds to the count of each user, which is stored at user row + 1: the running sum of the counts is the offsets."""
     if len(user_rows):
         first = int(user_rows[0]) + 1
-        found = np.bincount(user_rows - user_rows[0])
-        counts[first : first + len(found)] += found
+        added = np.bincount(user_rows - user_rows[0])
+        counts[first : first + len(added)] += added

@@ -1,4 +1,4 @@
-"""Arrays on disk: written piece by piece, mapped when read, so that none has to fit in memory."""
+"""Arrays in .npy files: written piece by piece and memory-mapped when read, so that none has to fit in memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 @contextmanager
 def append_array(path: Path, dtype: DTypeLike) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yields a function that appends a piece to the .npy file, which is whole afterwards."""
+    """Yields a function that appends a piece to the .npy file, which is complete when the context closes."""
     length = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -29,14 +29,14 @@ def append_array(path: Path, dtype: DTypeLike) -> Iterator[Callable[[np.ndarray]
 
 
 def map_array(path: Path) -> np.ndarray:
-    """A saved array, memory-mapped; an empty one is read, since nothing of length zero can be mapped."""
+    """Maps a saved array; an empty one is read, because a file of length zero cannot be mapped."""
     try:
-        return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: a memmap costs 5 µs whenever it is indexed
+        return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: indexing a memmap costs 5 µs each time
     except ValueError:
         return np.asarray(np.load(path))
 
 
 def _write_header(file: BinaryIO, dtype: DTypeLike, length: int) -> None:
-    """The header has one size for every length: the format leaves room for the first axis to grow."""
+    """Writes a header that has one size for every length: the format reserves room for the first axis to grow."""
     description = npy.dtype_to_descr(np.dtype(dtype))
     npy.write_array_header_1_0(file, {"descr": description, "fortran_order": False, "shape": (length,)})

@@ -1,4 +1,4 @@
-"""How many events an item had lately: attributes that depend on the moment, counted from everybody's history."""
+"""Recent event counts of items: attributes that depend on the time, counted over the histories of all users."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -13,23 +13,23 @@ from twofold.ragged import chunks
 from twofold.recipe.index import Recent
 from twofold.tables import DAY_MS
 
-_EVENTS: Final = 2**22  # looked at once: 48 MiB of a mapped log
+CHUNK_EVENTS: Final = 2**22  # events counted at once: 48 MiB of a mapped log
 
 
 def with_counts(attributes: pa.Table, dataset: Dataset, counts: Mapping[str, Recent], *, as_of: int) -> pa.Table:
-    """The attributes, in the order of the item rows, with a column for each count up to `as_of` (UTC ms)."""
+    """Appends to the attributes, which are in the order of the item rows, a column per count up to `as_of` (UTC ms)."""
     histories = {"events": dataset.events, "positives": dataset.positives, "negatives": dataset.negatives}
-    for name, asked in counts.items():
-        first = as_of - asked.days * DAY_MS
-        counted = count_events(histories[asked.events], len(attributes), first=first, end=as_of)
-        attributes = attributes.append_column(name, pa.array(counted))
+    for name, count in counts.items():
+        first = as_of - count.days * DAY_MS
+        events = count_events(histories[count.events], len(attributes), first=first, end=as_of)
+        attributes = attributes.append_column(name, pa.array(events))
     return attributes
 
 
 def count_events(history: Histories, items: int, *, first: int, end: int) -> Int64[np.ndarray, "items"]:
-    """Events of each item row at or after `first` and strictly before `end`, by whomever."""
+    """Counts the events of each item row at or after `first` and strictly before `end`, over all users."""
     counts = np.zeros(items, np.int64)
-    for part in chunks(len(history.at), _EVENTS):
+    for part in chunks(len(history.at), CHUNK_EVENTS):
         at = history.at[part]
         counts += np.bincount(history.item_rows[part][(at >= first) & (at < end)], minlength=items)
     return counts

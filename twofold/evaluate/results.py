@@ -12,6 +12,7 @@ from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Estimate, estimates_of, json_number
 from twofold.evaluate.window import PerUser, Protocol
+from twofold.tables import ModelPart
 
 MODEL: Final = "model"
 FEW_USERS: Final = 100
@@ -225,16 +226,6 @@ class FunnelLine:
     users: int
     items: int
     positive_share: float
-
-
-@dataclass(frozen=True)
-class ModelPart:
-    """A block or layer of a tower."""
-
-    tower: str
-    name: str
-    shape: str
-    parameters: int
 
 
 @dataclass(frozen=True)

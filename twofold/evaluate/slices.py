@@ -160,7 +160,7 @@ def slicings_of(
 
 def _by_popularity(dataset: Dataset, window: EvaluationWindow) -> Slicing:
     """Tenths of the known items, by training events: the first holds the least popular."""
-    events = np.bincount(dataset.rows["train"].item_rows, minlength=window.num_items)
+    events = np.bincount(dataset.examples["train"].item_rows, minlength=window.num_items)
     known = np.flatnonzero(~window.is_cold)
     tenth = np.full(window.num_items, _TENTHS)
     tenth[known[np.argsort(events[known], kind="stable")]] = np.arange(len(known)) * _TENTHS // max(len(known), 1)
@@ -170,7 +170,7 @@ def _by_popularity(dataset: Dataset, window: EvaluationWindow) -> Slicing:
 
 def _by_length(dataset: Dataset, items: Int64[np.ndarray, "pairs"]) -> list[Slicing]:
     length = np.full(len(dataset.items), np.nan, np.float32)
-    for rows in dataset.rows.values():
+    for rows in dataset.examples.values():
         known = np.isfinite(rows.length_s)
         length[rows.item_rows[known]] = rows.length_s[known]
     of_pairs = length[items]

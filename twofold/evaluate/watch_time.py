@@ -93,7 +93,7 @@ def watched_rows(dataset: Dataset, window: EvaluationWindow, *, with_target: boo
 
     `with_target`: the model's score is a number that it was taught, the rows' `target`.
     """
-    rows, train = dataset.rows[split_of(window)], dataset.rows["train"]
+    rows, train = dataset.examples[split_of(window)], dataset.examples["train"]
     known, learned = (
         np.isfinite(part.watch_s) & np.isfinite(part.length_s) & (part.length_s > 0) for part in (rows, train)
     )

@@ -85,7 +85,7 @@ def evaluation_window(dataset: Dataset, split: Split) -> EvaluationWindow:
     What is *seen* are all events strictly before that moment, of every kind and window, so the ranking is of items
     that are new to the user; positives of the window on items already seen do not count as relevant.
     """
-    rows, num_items = dataset.rows[split], len(dataset.items)
+    rows, num_items = dataset.examples[split], len(dataset.items)
     users, first = np.unique(rows.user_rows, return_index=True)
     query_at = np.asarray(rows.at)[first]
     line = np.searchsorted(users, rows.user_rows)

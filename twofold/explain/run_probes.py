@@ -31,7 +31,7 @@ def probe_run(
 
     `attributes` has one row per item; `columns` are described at `groupings_of`.
     """
-    train = dataset.rows["train"]
+    train = dataset.examples["train"]
     events = np.bincount(train.item_rows[train.label], minlength=len(dataset.items))
     is_cold = np.arange(len(dataset.items)) >= dataset.items.num_known
     likes = Ragged(np.asarray(dataset.positives.item_rows, np.int64), np.asarray(dataset.positives.offsets))

@@ -37,8 +37,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Pool:
-    """The vectors of a line's rows, newest last: their mean, the means of its last 1, 3, 10, 30, 100, their mean by
-    learnt weights (Yang et al., *Hierarchical attention networks*, NAACL 2016, equations 8 to 10), or side by side.
+    """The vectors of a line's rows, newest last: their mean, the means of its last 1, 3, 10, 30, 100, or side by side.
 
     Row 0 is padding and left out of means; an empty line gives zeros. `over` names a table of given vectors in place of
     a trained one.
@@ -47,7 +46,7 @@ class Pool:
     name: str
     rows: int
     dim: int
-    pool: Literal["mean", "windows", "attention", "concat"] = "mean"
+    pool: Literal["mean", "windows", "concat"] = "mean"
     length: int | None = None
     """Rows a line; None: any number, for a mean."""
     over: str | None = None
@@ -56,7 +55,7 @@ class Pool:
     def width(self) -> int:
         """Of what it gives the layers."""
         match self.pool:
-            case "mean" | "attention":
+            case "mean":
                 return self.dim
             case "windows":
                 return self.dim * len(self.windows)
@@ -185,8 +184,7 @@ class Encoder(nn.Module):
             case Pool():
                 table = self.table_of(block).weight if block.over is None else getattr(self, _buffer(block.over))
                 assert isinstance(table, Tensor)
-                weigh = self.readers[block.name] if block.name in self.readers else None  # noqa: SIM401 - it has no get
-                return _pooled(block, table, values, weigh)
+                return _pooled(block, table, values)
             case Sequence():
                 ages = inputs[f"{block.name}.ages"] if block.is_timed else None
                 places = inputs.get(f"{block.name}.places")
@@ -232,8 +230,6 @@ def _reader(block: Block) -> nn.Module | None:
     match block:
         case Number(expand=expand) if expand:
             return nn.Sequential(nn.Linear(block.dim, expand), nn.ReLU())
-        case Pool(pool="attention"):
-            return nn.Sequential(nn.Linear(block.dim, block.dim), nn.Tanh(), nn.Linear(block.dim, 1, bias=False))
         case Sequence():
             return SequenceEncoder(
                 block.dim,
@@ -254,16 +250,6 @@ def mean_of_rows(table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch leng
         total = (functional.embedding(rows, table) * present[:, :, None]).sum(dim=1)
         return total / present.sum(dim=1, keepdim=True).clamp(min=1)
     return functional.embedding_bag(rows, table, mode="mean", padding_idx=0)
-
-
-def _attended(
-    weigh: nn.Module, table: Float[Tensor, "rows dim"], rows: Int[Tensor, "batch length"]
-) -> Float[Tensor, "batch dim"]:
-    """The mean of the table's rows a line by the softmax of what `weigh` says of them; zero for an empty line."""
-    vectors = functional.embedding(rows, table)
-    present = (rows != 0)[:, :, None]
-    weights: Tensor = weigh(vectors).masked_fill(~present, torch.finfo(table.dtype).min).softmax(dim=1) * present
-    return (vectors * weights).sum(dim=1)
 
 
 def _read(
@@ -288,7 +274,6 @@ def _pooled(
     block: Pool,
     table: Float[Tensor, "rows dim"],
     rows: Int[Tensor, "batch length"],
-    weigh: nn.Module | None = None,
 ) -> Float[Tensor, "batch width"]:
     match block.pool:
         case "mean":
@@ -297,9 +282,6 @@ def _pooled(
             return torch.cat([mean_of_rows(table, rows[:, -window:]) for window in block.windows], dim=1)
         case "concat":
             return functional.embedding(rows, table).flatten(start_dim=1)
-        case "attention":
-            assert weigh is not None
-            return _attended(weigh, table, rows)
 
 
 def _buffer(name: str) -> str:

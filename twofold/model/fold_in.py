@@ -17,7 +17,7 @@ from typing import ClassVar, Final, Literal
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
 
-from twofold.dataset.features import Inputs
+from twofold.dataset.tower_inputs import Inputs
 from twofold.ragged import chunks
 from twofold.run_folder import write_json
 

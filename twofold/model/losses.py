@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final, Literal, assert_never
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -17,27 +17,6 @@ CELLS: Final = 2**21
 # --- softmax ----------------------------------------------------------------------------------------------------------
 
 
-def in_batch_softmax(
-    user_vectors: Float[Tensor, "batch dim"],
-    item_vectors: Float[Tensor, "items dim"],
-    *,
-    temperature: float,
-    log_q: Float[Tensor, "items"],
-    masked: Bool[Tensor, "batch items"],
-) -> Float[Tensor, "batch"]:
-    """Cross-entropy of each line's own item against the other items, corrected for how often those are drawn.
-
-    The first items are the lines' own, in their order; others may follow. The logit of column j is
-    s(u, j) / temperature − log Q(j), where Q(j) is the probability that a column holds j (Yi et al.,
-    *Sampling-bias-corrected neural modeling for large corpus item recommendations*, RecSys 2019, section 3).
-    Temperature first, correction after: it is an estimate of the full softmax's normaliser, which lives on the logits.
-    Q is never clipped. `masked` columns (see `collisions`) do not compete. No correction is applied when serving.
-    """
-    logits = user_vectors @ item_vectors.T / temperature - log_q  # (batch, items)
-    logits = logits.masked_fill(masked, -torch.inf)
-    return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
-
-
 def sampled_softmax(positive: Float[Tensor, "batch"], negative: Float[Tensor, "batch items"]) -> Float[Tensor, "batch"]:
     """Cross-entropy of the positive's logit against negatives' logits, each less the log of how often a line's sample
     is expected to hold it; -inf where a column does not compete.
@@ -48,16 +27,6 @@ def sampled_softmax(positive: Float[Tensor, "batch"], negative: Float[Tensor, "b
     positive.
     """
     return torch.cat([positive[:, None], negative], dim=1).logsumexp(dim=1) - positive
-
-
-def collisions(user_rows: Int[Tensor, "batch"], item_rows: Int[Tensor, "batch"]) -> Bool[Tensor, "batch batch"]:
-    """Columns that are no negatives of a line: the same item elsewhere in the batch, and the same user's other
-    positives.
-
-    The diagonal is never masked.
-    """
-    same = (item_rows[:, None] == item_rows) | (user_rows[:, None] == user_rows)
-    return same.fill_diagonal_(False)
 
 
 def by_chunks(losses: Callable[[slice], Tensor], *, lines: int, columns: int) -> Float[Tensor, "lines"]:

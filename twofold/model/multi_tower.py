@@ -14,8 +14,11 @@ from twofold.dataset.batches import TensorInputs
 from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.errors import DataError
 from twofold.model.encoder import ConcatEncoder
-from twofold.model.two_tower import ModelPart, TwoTower, build_two_tower, describe_model, encode
+from twofold.model.summary import describe_model
+from twofold.model.two_tower import TwoTower, build_two_tower
+from twofold.model.weights import encode
 from twofold.recipe import train as training
+from twofold.tables import ModelPart
 
 MOST_VALUES = 64
 """Vectors are as many times as wide; a column of more values is one for a feature."""
@@ -97,7 +100,7 @@ def describe_towers(model: Towers) -> list[ModelPart]:
     ]
 
 
-def describe_unmade(recipe: training.TwoTower, dataset: Dataset) -> list[ModelPart]:
+def describe_unbuilt_towers(recipe: training.TwoTower, dataset: Dataset) -> list[ModelPart]:
     """The same of the model that would be built, which takes no memory."""
     with torch.device("meta"):
         return describe_towers(build_towers(recipe, dataset))

@@ -16,24 +16,18 @@ from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.dataset.features import FeatureState
 from twofold.model.encoder import ConcatEncoder, Encoder
 from twofold.model.formula import score_by
+from twofold.model.onnx_export import export_graph, export_user_tower
 from twofold.model.retriever import Model
-from twofold.model.two_tower import (
-    ModelPart,
-    TwoTower,
-    build_two_tower,
-    describe_encoder,
-    describe_layers,
-    encode,
-    export_graph,
-    export_user_tower,
-    load_weights,
-)
+from twofold.model.summary import describe_encoder, describe_layers
+from twofold.model.two_tower import TwoTower, build_two_tower
+from twofold.model.weights import encode, load_weights
 from twofold.recipe import train as training
 from twofold.recipe.features import Features
 from twofold.recipe.ranker import RELEVANCE
 from twofold.recipe.ranker import Mlp as Asked
 from twofold.run_folder import write_json
 from twofold.sql.rules import rule_tree
+from twofold.tables import ModelPart
 
 USER_GRAPH: Final = "ranker_user.onnx"
 PAIR_GRAPH: Final = "ranker_pairs.onnx"

@@ -9,13 +9,15 @@ from jaxtyping import Float32, Int64
 
 from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.dataset import Dataset, load_dataset
-from twofold.model import multi_tower as per_value
-from twofold.model import two_tower
 from twofold.model.fold_in import FoldIn, load_factors, save_fold_in
-from twofold.model.multi_tower import MultiTower, Towers
-from twofold.model.two_tower import ModelPart, TwoTower
+from twofold.model.multi_tower import MultiTower, Towers, build_towers, describe_unbuilt_towers, encode_items
+from twofold.model.multi_tower import describe_towers as describe_built_towers
+from twofold.model.onnx_export import export_user_tower
+from twofold.model.two_tower import TwoTower
+from twofold.model.weights import encode, load_weights
 from twofold.recipe import train as training
 from twofold.recipe.features import Features, IdFeature
+from twofold.tables import ModelPart
 
 Model: TypeAlias = Towers | FoldIn
 
@@ -24,7 +26,7 @@ def load_model(asked: training.Retriever, dataset: Dataset, folder: Path) -> Mod
     """What a train/ folder holds, for the recipe and the dataset it was made of."""
     match asked:
         case training.TwoTower():
-            return two_tower.load_weights(per_value.build_towers(asked, dataset), folder / "weights.safetensors")
+            return load_weights(build_towers(asked, dataset), folder / "weights.safetensors")
         case training.Ials():
             return load_factors(folder)
         case _:
@@ -35,7 +37,7 @@ def item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray,
     """Vectors of the whole catalogue at one moment (UTC milliseconds)."""
     match model:
         case TwoTower() | MultiTower():
-            return per_value.encode_items(model, item_batches(dataset, at))
+            return encode_items(model, item_batches(dataset, at))
         case FoldIn():
             return model.item_vectors
         case _:
@@ -48,7 +50,7 @@ def masked_item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.n
     if isinstance(model, FoldIn) or not reads_ids:
         return None
     batches = ({**batch, "id": batch["id"] * 0} for batch in item_batches(dataset, at))
-    return per_value.encode_items(model, batches)
+    return encode_items(model, batches)
 
 
 def user_vectors(
@@ -60,7 +62,7 @@ def user_vectors(
     batches = query_batches(dataset, user_rows[order], at[order])
     match model:
         case TwoTower() | MultiTower():
-            vectors = two_tower.encode(model.user, batches)
+            vectors = encode(model.user, batches)
         case FoldIn():
             asked = ({name: values.numpy() for name, values in inputs.items()} for inputs in batches)
             vectors = np.concatenate([model.vectors(inputs) for inputs in asked])
@@ -83,7 +85,7 @@ def save_user_side(model: Model, folder: Path) -> None:
     """Writes what a server makes users' vectors with, beside the index of the items' vectors."""
     match model:
         case TwoTower() | MultiTower():
-            two_tower.export_user_tower(model.user, folder / "user_tower.onnx")
+            export_user_tower(model.user, folder / "user_tower.onnx")
         case FoldIn():
             save_fold_in(model, folder)
         case _:
@@ -93,14 +95,14 @@ def save_user_side(model: Model, folder: Path) -> None:
 def describe_towers(asked: training.Retriever, features: Features, dataset: Path) -> list[ModelPart]:
     """The same of towers that are not made yet, for a dataset/ folder; nothing for a retriever that is solved."""
     arrays = load_dataset(dataset, features)
-    return per_value.describe_unmade(asked, arrays) if isinstance(asked, training.TwoTower) else []
+    return describe_unbuilt_towers(asked, arrays) if isinstance(asked, training.TwoTower) else []
 
 
 def describe_model(model: Model) -> list[ModelPart]:
     """Every part of it as the drawing of the model shows it."""
     match model:
         case TwoTower() | MultiTower():
-            return per_value.describe_towers(model)
+            return describe_built_towers(model)
         case FoldIn():
             items, dim = model.item_vectors.shape
             return [

@@ -21,10 +21,11 @@ from twofold.model.ranker import (
 )
 from twofold.model.retriever import Model
 from twofold.model.trees import Trees, item_columns, load_trees, user_columns
-from twofold.model.two_tower import ModelPart, encode
+from twofold.model.weights import encode
 from twofold.ragged import chunks
 from twofold.recipe import ranker as ranking
 from twofold.run_folder import Stage
+from twofold.tables import ModelPart
 
 SecondStage: TypeAlias = Ranker | Trees
 _CELLS: Final = 2**22  # numbers of items' vectors gathered at once: 16 MiB

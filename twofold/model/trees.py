@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.dataset import Dataset
-from twofold.dataset.features import Inputs, item_inputs, queries_at, user_inputs
+from twofold.dataset.tower_inputs import Inputs, item_inputs, queries_at, user_inputs
 from twofold.recipe.features import (
     CategoryFeature,
     ClusterFeature,

@@ -100,7 +100,7 @@ def evaluate_heads(
         return ()
     retrieved, pair_scorer = _retrieved(model, ranker, arrays, window, is_masked=False)
     best = find_best(retrieved, seen=window.seen, top=ranker.top)
-    (rows,) = (rows for split, rows in arrays.ranker.rows.items() if split == window.name)
+    (rows,) = (rows for split, rows in arrays.ranker.examples.items() if split == window.name)
     queries, item_rows = np.searchsorted(window.user_rows, rows.user_rows), np.ascontiguousarray(rows.item_rows)
     heads = []
     for name in ranker.names:

@@ -1,6 +1,6 @@
 """The stage `dataset`: prepared tables become arrays."""
 
-from twofold.dataset import dataset as arrays
+from twofold.dataset import build
 from twofold.pipeline.job import Job
 from twofold.run_folder import Stage
 
@@ -10,5 +10,5 @@ def build_dataset(job: Job, prepared: Stage) -> Stage:
     features, offset = job.recipe.all_features, job.recipe.prepare.utc_offset_h
     inputs = {"prepare": prepared.digest, "features": features.model_dump(mode="json")}
     return job.run_stage(
-        "dataset", inputs, lambda out: arrays.build_dataset(prepared.folder, features, out, utc_offset_h=offset)
+        "dataset", inputs, lambda out: build.build_dataset(prepared.folder, features, out, utc_offset_h=offset)
     )

@@ -37,10 +37,8 @@ class HistoryFeature(Section):
     """One of `features.vectors`; default: vectors of the items' ids, trained."""
     share_item_embedding: bool = False
     """true: reads the embedding table of the item tower's id feature; false: trains a table of its own."""
-    pool: Literal["mean", "windows", "attention", "concat"] = "mean"
-    """One mean; the last item and the means of the last 3, 10, 30, 100; a mean by weights that are learnt; or all,
-    newest last, side by side.
-    """
+    pool: Literal["mean", "windows", "concat"] = "mean"
+    """One mean; the last item and the means of the last 3, 10, 30, 100; or all, newest last, side by side."""
 
     @model_validator(mode="after")
     def _one_source(self) -> HistoryFeature:

@@ -29,8 +29,9 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twofold.dataset.features import FeatureState, UserArrays, feature_names, load_features, load_user_arrays
+from twofold.dataset.features import FeatureState, feature_names, load_features
 from twofold.dataset.histories import Histories, load_histories
+from twofold.dataset.tower_inputs import UserArrays, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RunError
 from twofold.index.filters import Filters

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from twofold.dataset.features import Queries, queries_at
+from twofold.dataset.tower_inputs import Queries, queries_at
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.item_mask import ItemMask, from_rows

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from twofold.dataset.features import Queries, user_inputs
+from twofold.dataset.tower_inputs import Queries, user_inputs
 from twofold.index.item_mask import ItemMask
 from twofold.index.score_kinds import items_as_products, queries_as_products
 from twofold.index.search import Neighbors, search

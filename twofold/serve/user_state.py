@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from twofold.dataset.features import Queries
 from twofold.dataset.histories import Histories
+from twofold.dataset.tower_inputs import Queries
 from twofold.dataset.vocabulary import UNKNOWN, Ids
 from twofold.index.live import Snapshot
 from twofold.serve.bundle import Bundle

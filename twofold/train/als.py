@@ -60,7 +60,7 @@ def train_likes(dataset: Dataset) -> scipy.sparse.csr_matrix:
 
     Positives of weight 0 are none. DataError where there is not one.
     """
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     lines = np.flatnonzero(rows.label & (rows.weight > 0))
     if not len(lines):
         raise DataError(

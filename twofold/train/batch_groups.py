@@ -43,7 +43,9 @@ def lines_per_tower(
     dataset: Dataset, model: MultiTower, lines: Int64[np.ndarray, "lines"], *, batch_size: int
 ) -> Int32[np.ndarray, "lines"]:
     """The place of the towers that each training line is for; DataError where some would never see a batch."""
-    groups: Int32[np.ndarray, "lines"] = model.tower_of_item[dataset.rows["train"].item_rows[lines]].astype(np.int32)
+    groups: Int32[np.ndarray, "lines"] = model.tower_of_item[dataset.examples["train"].item_rows[lines]].astype(
+        np.int32
+    )
     counts = np.bincount(groups, minlength=len(model.values))
     short = sorted(np.flatnonzero(counts < batch_size), key=lambda place: counts[place])
     if short:
@@ -58,7 +60,7 @@ def lines_per_tower(
 
 def _codes(dataset: Dataset, column: str, lines: Int64[np.ndarray, "lines"]) -> Int64[np.ndarray, "lines"]:
     """A number a value: the item's, or the user's where items have no such column."""
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     of, values = attribute_column(dataset.folder, column)
     encoded = values.combine_chunks().dictionary_encode(null_encoding="encode").indices
     codes: np.ndarray = np.asarray(encoded).astype(np.int64)

@@ -109,7 +109,7 @@ def _gather(
     rng: np.random.Generator,
 ) -> Table:
     lists = draw_lists(requests, dataset, which, asked, rng=rng)
-    rows, at = dataset.rows["train"].take(requests.lines[which]), requests.at[which]
+    rows, at = dataset.examples["train"].take(requests.lines[which]), requests.at[which]
     (num, length), moments = lists.item_rows.shape, requests.moments[which][:, None]
     score = np.vecdot(requests.users[which][:, None], requests.items[moments, lists.item_rows])
     users = user_columns(dataset, np.ascontiguousarray(rows.user_rows), at)

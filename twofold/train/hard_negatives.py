@@ -35,7 +35,7 @@ def with_mined(objective: Objective, model: Towers, *, epoch: int, is_begun: boo
     if asked is None:
         return objective
     assert isinstance(model, TwoTower), "no hard negatives are asked of towers per value"
-    users = np.unique(objective.dataset.rows["train"].user_rows[objective.lines])
+    users = np.unique(objective.dataset.examples["train"].user_rows[objective.lines])
     if epoch % asked.refresh_every == 0 and not is_begun:
         with atomic_file(path) as partial:
             mine(objective, model, users, skip=asked.skip, top=asked.top, path=partial)
@@ -55,7 +55,7 @@ def mine(
     validation is looked at. Exact and in blocks. A user costs a product with every item and the choice of the best:
     500 of 7,500 took 0.1 ms on one core (0.36 where ties are broken as in answers, which nothing here needs).
     """
-    dataset, rows = objective.dataset, objective.dataset.rows["train"]
+    dataset, rows = objective.dataset, objective.dataset.examples["train"]
     at = rows.at[np.searchsorted(rows.user_rows, users, side="right") - 1]
     items = torch.from_numpy(item_vectors(model, dataset, int(at.max())))
     of_window = rows.user_rows[objective.lines], rows.item_rows[objective.lines]

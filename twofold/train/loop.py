@@ -206,7 +206,7 @@ def _batches(objective: Objective, settings: Train, position: TrainingState) -> 
     ranks, dataset = objective.ranks, objective.dataset
     for batch in epoch_batches(
         dataset,
-        dataset.rows["train"],
+        dataset.examples["train"],
         objective.order,
         seed=(settings.seed, position.epoch),
         first=position.batch,
@@ -258,7 +258,7 @@ def _length_guess(settings: Train, model: Towers, objective: Objective) -> Lengt
     """What `train.adversary` asks for; its weights are drawn apart, so that it changes nothing else that is drawn."""
     if settings.adversary is None:
         return None
-    lengths = objective.dataset.rows["train"].length_s[objective.lines]
+    lengths = objective.dataset.examples["train"].length_s[objective.lines]
     logs = np.log(lengths[lengths > 0], dtype=np.float64)  # NaN is not
     if len(logs) == 0 or np.ptp(logs) == 0:
         raise DataError(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
 from twofold.dataset.dataset import Dataset
-from twofold.dataset.features import item_inputs
+from twofold.dataset.tower_inputs import item_inputs
 from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_gather
 
 

@@ -65,7 +65,7 @@ class Objective:
     @property
     def lines(self) -> Int64[np.ndarray, "lines"]:
         """Of the training window, those that it learns from."""
-        return self.order.lines
+        return self.order.indices
 
     @property
     def precision(self) -> str:
@@ -115,7 +115,7 @@ def build_objective(
     """Chooses the lines, groups them (by the towers of `per` where there are several) and counts on them; DataError
     where there is nothing to learn.
     """
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     lines = _lines(settings.loss, dataset)
     pools: tuple[Tensor, ...] = ()
     if per is None:
@@ -140,11 +140,11 @@ def build_objective(
         lines,
         settings.batch_size,
         groups,
-        together=max(
+        max_run=max(
             (f.max_length for f in dataset.features.features.user if isinstance(f, SequenceFeature)), default=1
         ),
         user_rows=np.asarray(rows.user_rows[lines]),
-        at_once=settings.micro_batch_size,
+        micro_batch_size=settings.micro_batch_size,
     )
     there = in_batch.on(ranks.device)
     product_dtype = product_dtype_of(settings.precision, ranks.device)
@@ -162,7 +162,7 @@ def build_objective(
 
 
 def _lines(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "lines"]:
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     match loss:
         case Bce():
             lines, wanted = np.arange(len(rows)), "events"
@@ -238,8 +238,8 @@ def _inputs(
     others = drawn_inputs(objective.dataset, batch, more, ranks=objective.ranks)
     if not batch.parts:
         return ({name: torch.cat([*(inputs[name] for inputs in own), values]) for name, values in others.items()},)
-    assert objective.order.at_once is not None
-    parts = chunks(len(objective.ranks.share(len(more))), objective.order.at_once)
+    assert objective.order.micro_batch_size is not None
+    parts = chunks(len(objective.ranks.share(len(more))), objective.order.micro_batch_size)
     return (*own, *({name: values[part] for name, values in others.items()} for part in parts))
 
 

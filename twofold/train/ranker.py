@@ -18,13 +18,13 @@ from torch.nn import functional
 
 from twofold.dataset.batches import TensorInputs, to_tensors
 from twofold.dataset.dataset import Dataset
-from twofold.dataset.features import item_inputs, queries_at, user_inputs
 from twofold.dataset.malloc import keep_freed_memory
+from twofold.dataset.tower_inputs import item_inputs, queries_at, user_inputs
 from twofold.model.losses import bce, bpr, sampled_softmax
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, Scales, build_ranker, tuned_parameters
 from twofold.model.retriever import Model
 from twofold.model.second_stage import SecondStage
-from twofold.model.two_tower import save_weights
+from twofold.model.weights import save_weights
 from twofold.progress import Advance, progress_bar
 from twofold.ragged import chunks
 from twofold.recipe import ranker as ranking
@@ -164,7 +164,7 @@ def _prepare(
         slow=tuned_parameters(ranker),
         share=1.0 if tuned is None else tuned.learning_rate / asked.learning_rate,
     )
-    mean_weight = float(dataset.rows["train"].weight[requests.lines].mean()) or 1.0
+    mean_weight = float(dataset.examples["train"].weight[requests.lines].mean()) or 1.0
     keep = partial(save_checkpoint, checkpoint, ranker, optimizer, settings=asked)
     return RankerTraining(ranker, optimizer, requests, shown, dataset, asked, mean_weight, keep)
 
@@ -239,7 +239,7 @@ def gather_shown(
     seed: tuple[int, ...],
 ) -> ListBatch:
     """The same of these impressions, each a list of its own item; `seed` draws whose ids nobody knows."""
-    item_rows = dataset.rows["train"].item_rows[shown.lines[which], None]
+    item_rows = dataset.examples["train"].item_rows[shown.lines[which], None]
     lists = CandidateLists(item_rows, shown.places[which, None], np.ones_like(item_rows, bool))
     rng = np.random.default_rng(seed)
     return _gather(shown, lists, dataset, which, id_dropout=asked.id_dropout, rng=rng)
@@ -254,7 +254,7 @@ def _gather(
     id_dropout: float,
     rng: np.random.Generator,
 ) -> ListBatch:
-    state, rows = dataset.features, dataset.rows["train"].take(asking.lines[which])
+    state, rows = dataset.features, dataset.examples["train"].take(asking.lines[which])
     user_rows, at = np.ascontiguousarray(rows.user_rows), asking.at[which]
     queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows, at=at)
     length, moments = lists.item_rows.shape[1], asking.moments[which][:, None]

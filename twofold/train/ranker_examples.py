@@ -100,7 +100,7 @@ _DTYPES: Final = {"lines": np.int64, "at": np.int64, "best": np.int32, "users": 
 
 
 def _mine(model: Model, dataset: Dataset, asked: Candidates, *, seed: int, out: Path) -> None:
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     chosen, liked = np.flatnonzero(rows.label & (rows.at > first_taught(dataset, asked))), _liked(dataset)
     chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[: asked.max_requests])
     at = asked_at(dataset, chosen, asked)
@@ -144,13 +144,13 @@ def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
         items.reshape(-1, num_items, dim),
         masked.reshape(-1, num_items, dim) if len(masked) else None,
         _liked(dataset),
-        np.flatnonzero(~dataset.rows["train"].label),
+        np.flatnonzero(~dataset.examples["train"].label),
         len(lines) / max(json.loads((folder / _ASKED).read_text()), 1),
     )
 
 
 def _liked(dataset: Dataset) -> Ragged:
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     lines = np.flatnonzero(rows.label)
     offsets = np.searchsorted(rows.user_rows[lines], np.arange(len(dataset.users) + 1))  # rows are sorted by user
     return Ragged(rows.item_rows[lines], offsets.astype(np.int64))
@@ -179,7 +179,7 @@ def _ask(
     Of what the user likes in the window the own positive alone may be found: the others are no negatives.
     """
     lines, at = asking
-    asked = dataset.rows["train"].take(lines)
+    asked = dataset.examples["train"].take(lines)
     met = Ragged(*dataset.events.slices(asked.user_rows, dataset.events.before(asked.user_rows, at)))
     known = np.bincount(met.lines, weights=met.values == asked.item_rows[met.lines], minlength=len(lines)) > 0
     new = np.flatnonzero(~known)
@@ -201,14 +201,14 @@ def _ask(
 
 def first_taught(dataset: Dataset, asked: Candidates) -> int:
     """The moment that what is taught is after."""
-    return 0 if asked.last_days is None else int(dataset.rows["train"].at.max()) - asked.last_days * DAY_MS
+    return 0 if asked.last_days is None else int(dataset.examples["train"].at.max()) - asked.last_days * DAY_MS
 
 
 def asked_at(dataset: Dataset, lines: Int64[np.ndarray, "lines"], asked: Candidates) -> Int64[np.ndarray, "lines"]:
     """The moments that training rows ask at: their own; or the first training event of each row's user on the row's
     day, in the time zone of the recipe.
     """
-    rows, shift = dataset.rows["train"], dataset.features.utc_offset_h * HOUR_MS
+    rows, shift = dataset.examples["train"], dataset.features.utc_offset_h * HOUR_MS
     if asked.request_time == "event":
         return np.ascontiguousarray(rows.at[lines])
     users = rows.user_rows[lines]
@@ -220,7 +220,7 @@ def asked_at(dataset: Dataset, lines: Int64[np.ndarray, "lines"], asked: Candida
 def days_of(dataset: Dataset, at: Int64[np.ndarray, "lines"]) -> Int64[np.ndarray, "lines"]:
     """The days that items' vectors are made for: those of the moments; one, where the item tower reads no time."""
     reads_time = any(isinstance(each, AgeFeature | CounterFeature) for each in dataset.features.features.item)
-    return at // DAY_MS if reads_time else np.full(len(at), int(dataset.rows["train"].at.max()) // DAY_MS)
+    return at // DAY_MS if reads_time else np.full(len(at), int(dataset.examples["train"].at.max()) // DAY_MS)
 
 
 # --- drawn for every step ---------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def draw_lists(
     Each of a kind is as likely, with replacement; the skipped ones are the next. What the user likes in the window is
     drawn and does not compete.
     """
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     lines = requests.lines[which]
     own, users, best = rows.item_rows[lines], rows.user_rows[lines], requests.best[which]
     place = (

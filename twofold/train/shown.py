@@ -67,7 +67,7 @@ def outcomes_of(
     dataset: Dataset, lines: Int64[np.ndarray, "impressions"], asked: Mlp
 ) -> Float32[np.ndarray, "impressions heads"]:
     """What came of these training rows, for every head; NaN where it is not known."""
-    outcomes = dataset.rows["train"].outcomes
+    outcomes = dataset.examples["train"].outcomes
     return np.stack([outcomes[head.outcome][lines] for head in asked.heads], axis=1)
 
 
@@ -98,7 +98,7 @@ def _mine(model: Model, dataset: Dataset, requests: Requests, asked: Mlp, *, out
 
 
 def _draw(dataset: Dataset, asked: Mlp) -> Int64[np.ndarray, "impressions"]:
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     recent = np.flatnonzero(rows.at > first_taught(dataset, asked.candidates))
     known = recent[~np.isnan(outcomes_of(dataset, recent, asked)).all(axis=1)]
     drawn = np.random.default_rng((asked.seed, 2)).permutation(known)[: asked.candidates.max_requests]
@@ -115,7 +115,7 @@ def _ask(
     top: int,
 ) -> tuple[Float32[np.ndarray, "lines dim"], Int64[np.ndarray, "lines"]]:
     """Each line's user as a vector, and the place of its item; one user's lines of one moment lie together."""
-    rows = dataset.rows["train"]
+    rows = dataset.examples["train"]
     user_rows, own = rows.user_rows[lines], rows.item_rows[lines]
     is_new = np.append(True, (np.diff(user_rows) != 0) | (np.diff(at) != 0))
     which, who, when = np.cumsum(is_new) - 1, user_rows[is_new], at[is_new]

@@ -1,0 +1,302 @@
+"""Inputs of the towers: a batch of users or items as arrays, computed with the fitted features.
+
+Arrays with one row per user have one row more at the end, which row -1 reads: a user who is not in the log.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, assert_never
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int32, Int64, Integer, Shaped
+
+from twofold.dataset.column_encoders import (
+    bag_rows,
+    clock_rows,
+    log_days,
+    numbers,
+    profiles,
+    shares,
+    timestamps,
+    value_rows,
+)
+from twofold.dataset.counters import Counters, load_counters
+from twofold.dataset.features import FeatureState
+from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
+from twofold.dataset.npy import map_array
+from twofold.recipe.features import (
+    AgeFeature,
+    BagFeature,
+    CategoryFeature,
+    ClusterFeature,
+    CounterFeature,
+    Features,
+    HistoryFeature,
+    IdFeature,
+    ItemFeature,
+    NumberFeature,
+    ProfileFeature,
+    SequenceFeature,
+    TimeFeature,
+    UserFeature,
+    VectorFeature,
+    feature_name,
+)
+from twofold.tables import HOUR_MS
+
+ATTRIBUTES = (CategoryFeature, NumberFeature, ProfileFeature)
+"""Kinds of features that read a column of the users table that the recipe names."""
+_STORED_PER_USER = (IdFeature, *ATTRIBUTES)
+
+Inputs = Mapping[str, np.ndarray]
+"""One array per feature, by `feature_name`; the first dimension is the batch."""
+
+
+@dataclass(frozen=True)
+class ItemArrays:
+    """Item features of the whole catalogue, one row per item row: inputs that do not depend on the time, and the arrays
+    from which the others are computed.
+    """
+
+    inputs: Inputs
+    uploaded_at: Int64[np.ndarray, "items"] | None
+    counters: Mapping[str, Counters]
+
+
+@dataclass(frozen=True)
+class UserArrays:
+    """Arrays that the user tower reads besides histories: attributes per user row, counters, and the cluster of each
+    item by table row.
+    """
+
+    attributes: Inputs
+    counters: Mapping[str, Counters]
+    clusters: Mapping[str, Int32[np.ndarray, "_"]]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Users at request times, with the items they have seen as table rows (item row + 1), newest last, padded with 0.
+
+    A history may be longer than a feature reads: the newest events count. User row -1 is a user who is not in the log.
+    """
+
+    user_rows: Int64[np.ndarray, "batch"]
+    at: Int64[np.ndarray, "batch"]
+    positives: Int32[np.ndarray, "batch _"]
+    negatives: Int32[np.ndarray, "batch _"]
+    at_is_known: Bool[np.ndarray, "batch"] | None = None
+    """False where the time is estimated: hour and weekday are then *none*. `None` means all times are known."""
+    positives_at: Int64[np.ndarray, "batch _"] | None = None
+    """Times of the positives, any number where there is padding. `None` means the time of the request."""
+    negatives_at: Int64[np.ndarray, "batch _"] | None = None
+    """Times of the negatives, as `positives_at`."""
+
+
+# --- counters ---------------------------------------------------------------------------------------------------------
+
+
+def counter_values(
+    side: tuple[UserFeature | ItemFeature, ...],
+    counters: Mapping[str, Counters],
+    *,
+    rows: Int64[np.ndarray, "batch"],
+    at: Int64[np.ndarray, "batch"],
+) -> Inputs:
+    """Returns the counter features of a tower for these users or items at these times, not yet standardized."""
+    return {
+        feature_name(feature): counters[feature.key].values(
+            rows, at, statistic=feature.statistic, hours=feature.hours, smoothing=feature.smoothing
+        )
+        for feature in side
+        if isinstance(feature, CounterFeature)
+    }
+
+
+def load_counters_of(side: tuple[UserFeature | ItemFeature, ...], folder: Path) -> dict[str, Counters]:
+    """Maps the counters that a tower reads, by key."""
+    return {f.key: load_counters(folder / "counters" / f.key) for f in side if isinstance(f, CounterFeature)}
+
+
+# --- items ------------------------------------------------------------------------------------------------------------
+
+
+def item_arrays(
+    state: FeatureState, items: pa.Table, *, vectors: Mapping[str, np.ndarray], counters: Mapping[str, Counters]
+) -> ItemArrays:
+    """Computes the arrays of the catalogue; `items`, `vectors` and `counters` are in the order of the item rows."""
+    inputs: dict[str, np.ndarray] = {}
+    uploaded_at = None
+    for feature in state.features.item:
+        name = feature_name(feature)
+        match feature:
+            case IdFeature():
+                inputs[name] = id_rows(np.arange(1, len(items) + 1, dtype=np.int32), state.num_known_items)
+            case CategoryFeature() | NumberFeature():
+                inputs[name] = _attribute(feature, items, state, tower="item")
+            case BagFeature(column=column):
+                inputs[name] = bag_rows(items[column], state.vocabularies[f"item.{name}"])
+            case VectorFeature(vectors=vectors_name):
+                inputs[name] = vectors[vectors_name]
+            case AgeFeature():
+                uploaded_at = timestamps(items["uploaded_at"])
+            case CounterFeature():
+                pass
+            case _:
+                assert_never(feature)
+    return ItemArrays(inputs, uploaded_at, counters)
+
+
+def item_inputs(
+    state: FeatureState,
+    items: ItemArrays,
+    *,
+    item_rows: Int64[np.ndarray, "batch"],
+    at: Int64[np.ndarray, "batch"],
+    counts: Inputs | None = None,
+) -> Inputs:
+    """Returns the inputs of the item tower for these items at these times (UTC milliseconds).
+
+    `counts` are the results of `counter_values`; `None` means they are computed here.
+    """
+    inputs = {name: values.take(item_rows, axis=0) for name, values in items.inputs.items()}
+    if items.uploaded_at is not None:
+        inputs["age"] = state.scales["item.age"].apply(log_days(items.uploaded_at[item_rows], at))
+    if counts is None:
+        counts = counter_values(state.features.item, items.counters, rows=item_rows, at=at)
+    for feature in state.features.item:
+        if isinstance(feature, CounterFeature):
+            name = feature_name(feature)
+            inputs[name] = state.scales[f"item.{name}"].apply(counts[name])
+    return inputs
+
+
+# --- users ------------------------------------------------------------------------------------------------------------
+
+
+def queries_at(
+    state: FeatureState,
+    positives: Histories,
+    negatives: Histories,
+    *,
+    user_rows: Int64[np.ndarray, "batch"],
+    at: Int64[np.ndarray, "batch"],
+) -> Queries:
+    """Returns queries of users of the log at these times, with their events strictly before."""
+    liked, disliked = positives.before(user_rows, at), negatives.before(user_rows, at)
+    n, m = state.history_length("positives"), state.history_length("negatives")
+    return Queries(
+        user_rows=user_rows,
+        at=at,
+        positives=positives.last(user_rows, liked, n=n),
+        negatives=negatives.last(user_rows, disliked, n=m),
+        positives_at=positives.last_at(user_rows, liked, n=n) if state.reads_times("positives") else None,
+        negatives_at=negatives.last_at(user_rows, disliked, n=m) if state.reads_times("negatives") else None,
+    )
+
+
+def user_inputs(
+    state: FeatureState,
+    users: UserArrays,
+    queries: Queries,
+    counts: Inputs | None = None,
+    *,
+    sequences: Inputs | None = None,
+) -> Inputs:
+    """Returns the inputs of the user tower. Histories are padded on the left, sequences on the right.
+
+    `counts` are the results of `counter_values`, `sequences` those of `sequence_inputs` for many examples of one user;
+    `None` means they are computed here.
+    """
+    if counts is None:
+        counts = counter_values(state.features.user, users.counters, rows=queries.user_rows, at=queries.at)
+    inputs: dict[str, np.ndarray] = {}
+    for feature in state.features.user:
+        name = feature_name(feature)
+        match feature:
+            case HistoryFeature(events=events, max_length=length, vectors=vectors):
+                history = _newest(queries, events, length)
+                inputs[name] = id_rows(history, state.num_known_items) if vectors is None else history
+            case SequenceFeature(events=events, max_length=length):
+                if sequences is None:
+                    rows = id_rows(_newest(queries, events, length), state.num_known_items)
+                    ages = _seconds_ago(queries, events, length) if feature.time_bias else None
+                    inputs |= as_sequence(name, rows, ages)
+            case ClusterFeature(events=events, max_length=length, num_clusters=k):
+                inputs[name] = shares(users.clusters[cluster_key(feature)].take(_newest(queries, events, length)), k)
+            case TimeFeature(part=part):
+                times = clock_rows(part, queries.at + state.utc_offset_h * HOUR_MS)
+                inputs[name] = times if queries.at_is_known is None else times * queries.at_is_known
+            case IdFeature() | CategoryFeature() | NumberFeature() | ProfileFeature():
+                inputs[name] = users.attributes[name][queries.user_rows]
+            case CounterFeature():
+                inputs[name] = state.scales[f"user.{name}"].apply(counts[name])
+            case _:
+                assert_never(feature)
+    return {**inputs, **(sequences or {})}
+
+
+def cluster_key(feature: ClusterFeature) -> str:
+    """Returns the name of the clusters that a feature reads; two features may read the same clusters."""
+    return f"{feature.vectors}.{feature.num_clusters}"
+
+
+def save_user_attributes(state: FeatureState, users: pa.Table, folder: Path) -> None:
+    """Writes the columns that the user tower reads, one row per user row, and a last row of zeros for an unknown user.
+
+    `users` is in the order of the user rows.
+    """
+    for feature in state.features.user:
+        if isinstance(feature, _STORED_PER_USER):
+            values = _attribute(feature, users, state, tower="user")
+            unknown = np.zeros((1, *values.shape[1:]), values.dtype)
+            np.save(folder / "user_arrays" / f"{feature_name(feature)}.npy", np.concatenate([values, unknown]))
+
+
+def load_user_arrays(features: Features, folder: Path) -> UserArrays:
+    """Maps the user arrays of a dataset/ folder or of a bundle."""
+    arrays = folder / "user_arrays"
+    attributes = [feature_name(f) for f in features.user if isinstance(f, _STORED_PER_USER)]
+    clusters = [cluster_key(f) for f in features.user if isinstance(f, ClusterFeature)]
+    return UserArrays(
+        {name: map_array(arrays / f"{name}.npy") for name in attributes},
+        load_counters_of(features.user, folder),
+        {key: map_array(arrays / f"clusters.{key}.npy") for key in clusters},
+    )
+
+
+def _newest(queries: Queries, events: Literal["positives", "negatives"], n: int) -> Int32[np.ndarray, "batch _"]:
+    return _last(queries.positives if events == "positives" else queries.negatives, n)
+
+
+def _seconds_ago(queries: Queries, events: Literal["positives", "negatives"], n: int) -> Int64[np.ndarray, "batch _"]:
+    """Returns the seconds from each of the newest events until the request."""
+    at = queries.positives_at if events == "positives" else queries.negatives_at
+    return seconds_until(queries.at, np.repeat(queries.at[:, None], n, axis=1) if at is None else _last(at, n))
+
+
+def _last(history: Integer[np.ndarray, "batch _"], n: int) -> Integer[np.ndarray, "batch _"]:
+    if history.shape[1] < n:
+        return np.pad(history, ((0, 0), (n - history.shape[1], 0)))
+    return history[:, history.shape[1] - n :]
+
+
+def _attribute(
+    feature: IdFeature | CategoryFeature | NumberFeature | ProfileFeature,
+    table: pa.Table,
+    state: FeatureState,
+    *,
+    tower: str,
+) -> Shaped[np.ndarray, "_ ..."]:
+    key = f"{tower}.{feature_name(feature)}"
+    match feature:
+        case IdFeature():
+            return value_rows(table[f"{tower}_id"], state.vocabularies[key])
+        case CategoryFeature(column=column):
+            return value_rows(table[column], state.vocabularies[key])
+        case NumberFeature(column=column, scale=scale):
+            return state.scales[key].apply(numbers(table[column], is_log=scale == "log"))
+        case ProfileFeature(column=column, length=length):
+            return profiles(table[column], length, name=column)
