@@ -74,15 +74,16 @@ def print_training(model: str, facts: Mapping[str, Any]) -> None:
 
 
 def print_explanation(facts: Mapping[str, Any]) -> None:
-    """Prints the probes, alarms first, and the steps from training batches to served lists."""
+    """Prints the probes, warnings first, and the steps from training batches to served lists."""
     table = Table("probe", "value", "", "meaning", box=SIMPLE_HEAD)
     for probe in sorted(facts["probes"], key=lambda probe: not probe["is_alarming"]):
-        alarm = "[bold red]alarm[/]" if probe["is_alarming"] else ""
-        table.add_row(probe["name"], format_decimal(probe["value"]), alarm, Text(probe["meaning"]))
+        warning = "[bold red]warning[/]" if probe["is_alarming"] else ""
+        table.add_row(probe["name"], format_decimal(probe["value"]), warning, Text(probe["meaning"]))
     Console().print(table)
     gap = facts["gap"]
-    steps = Table("what differs, from training to serving", "found", "change", title="the gap", box=SIMPLE_HEAD)
-    steps.add_row(f"in batches of {gap['batch_size']:,}, among {gap['k']}", format_decimal(gap["in_batch"]), "")
+    title = "gap between batch and catalogue"
+    steps = Table("difference, from training to serving", "hit rate", "change", title=title, box=SIMPLE_HEAD)
+    steps.add_row(f"in batches of {gap['batch_size']:,}, top {gap['k']}", format_decimal(gap["in_batch"]), "")
     for step in gap["steps"]:
         steps.add_row(step["cause"], format_decimal(step["share"]), format_signed(step["change"]))
     Console().print(steps)

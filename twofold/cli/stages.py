@@ -174,7 +174,7 @@ def explain(
         str | None, typer.Option(help="Comment shown on the run's card; an empty text removes it.")
     ] = None,
 ) -> None:
-    """Explain the results of a run: the gap from training to serving, probes with alarms, a map, the run's card."""
+    """Explain the results of a run: the gap from training to serving, probes with warnings, a map, the run's card."""
     from twofold.explain.card import write_comment
     from twofold.pipeline.run import explain, index, recommend, up_to_training
 

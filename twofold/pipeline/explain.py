@@ -21,7 +21,7 @@ from twofold.run_folder import Stage, write_json
 
 
 def explain(job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommended: Stage) -> Stage:
-    """Writes gap.json (from training batches to served lists), probes.json (with alarms) and the map.
+    """Writes gap.json (from training batches to served lists), probes.json (with warnings) and the map.
 
     The card of the run is written beside the stages.
     """
