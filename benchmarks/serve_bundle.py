@@ -97,12 +97,12 @@ def _write_transformer(path: Path, state: FeatureState) -> None:
 def _write_ranker(folder: Path, state: FeatureState, draw: np.random.Generator) -> None:
     """Exports a ranker with the defaults of the recipe, which reads the same history."""
     from twofold.model.onnx_export import export_user_tower
-    from twofold.model.ranker import _export_pairs, build_ranker
+    from twofold.model.ranker import build_ranker, export_pairs
     from twofold.recipe.ranker import Mlp
 
-    ranker = build_ranker(Mlp(kind="mlp"), state, {}, retrieved=DIM).eval()
+    ranker = build_ranker(Mlp(kind="mlp"), state, {}, vector_dim=DIM).eval()
     export_user_tower(ranker.user, folder / RANKER_USER)
-    _export_pairs(ranker, folder / RANKER_PAIRS)
+    export_pairs(ranker, folder / RANKER_PAIRS)
     np.save(folder / RANKER_ITEMS, draw.standard_normal((state.num_known_items, ranker.user.dim)).astype(np.float32))
     write_json(folder / RANKER, {"top": TOP})
 

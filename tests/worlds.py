@@ -281,7 +281,7 @@ def polished(folder: Path, *, num_users: int = 120, num_items: int = 160) -> Rec
             },
             "dim": 8,
             "hidden": [16],
-            "candidates": {"num_candidates": 40, "num_retrieved": 10, "random": 5, "skipped": 2},
+            "candidates": {"num_candidates": 40, "num_retrieved": 15},
             "epochs": 8,
             "batch_size": 64,
             "learning_rate": 0.01,

@@ -1,4 +1,4 @@
-"""The ranker's network: crosses as their equation, batch equals single, the served graphs equal the module."""
+"""The ranker's network: batch equals single, the served graphs equal the module."""
 
 import numpy as np
 import onnxruntime
@@ -13,12 +13,11 @@ from twofold.model.ranker import (
     ITEMS,
     PAIR_GRAPH,
     USER_GRAPH,
-    CrossNetwork,
     Scales,
     build_ranker,
     describe_ranker,
-    encode_item_side,
-    load_stages,
+    encode_items,
+    load_ranker_data,
     rank_scores,
     save_ranker,
 )
@@ -33,21 +32,19 @@ def arrays(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranker")
     write_prepared(folder / "prepare", random_events(0))
     build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
-    return load_stages(folder / "dataset", FEATURES, FEATURES)
+    return load_ranker_data(folder / "dataset", FEATURES, FEATURES)
 
 
 @pytest.fixture(scope="module")
 def ranker(arrays):
     torch.manual_seed(0)
     heads = ({"outcome": "long"}, {"outcome": "like"})
-    asked = Mlp.model_validate(
-        {"kind": "mlp", "dim": 8, "hidden": (16, 4), "crosses": 2, "dropout": 0.3, "heads": heads}
-    )
-    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=WIDE)
+    asked = Mlp.model_validate({"kind": "mlp", "dim": 8, "hidden": (16, 4), "dropout": 0.3, "heads": heads})
+    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, vector_dim=WIDE)
     made.fit_heads([0.3, 0.02])
     for last in (made.layers[-1], made.heads):
         torch.nn.init.normal_(last.weight)
-    made.fit_scales(Scales(score_mean=0.5, score_std=2.0, place_mean=3.0, place_std=1.5))
+    made.fit_scales(Scales(score_mean=0.5, score_std=2.0, rank_mean=3.0, rank_std=1.5))
     return made.eval()
 
 
@@ -59,23 +56,10 @@ def asking(arrays, ranker):
     at = np.full(users, int(arrays.ranker.events.at.max()) + 1)
     encoded = encode(ranker.user, query_batches(arrays.ranker, np.arange(users), at))
     vectors, user_vectors = (draw.standard_normal((count, WIDE)).astype(np.float32) for count in (items, users))
-    side = encode_item_side(ranker, arrays.ranker, vectors, int(at[0]))
+    side = encode_items(ranker, arrays.ranker, vectors, int(at[0]))
     item_rows = np.stack([draw.permutation(items)[:7] for _ in range(users)])
     places = np.tile(np.arange(7), (users, 1))
     return encoded, user_vectors, side, item_rows, places
-
-
-def test_crosses_are_their_equation():
-    """x₁ = x₀ (W x₀ + b) + x₀ and x₂ = x₀ (V x₁ + c) + x₁, by hand: x₀ = (1, 2), W = 1s, b = 0, V = 2·1, c = (1, 0)."""
-    crosses = CrossNetwork(2, 2)
-    first, second = crosses.layers
-    with torch.no_grad():
-        first.weight.fill_(1.0)
-        first.bias.zero_()
-        second.weight.copy_(2 * torch.eye(2))
-        second.bias.copy_(torch.tensor([1.0, 0.0]))
-    # x₁ = (1·3 + 1, 2·3 + 2) = (4, 8); x₂ = (1·(8 + 1) + 4, 2·16 + 8) = (13, 40)
-    assert crosses(torch.tensor([[1.0, 2.0]])).tolist() == [[13.0, 40.0]]
 
 
 def test_one_request_is_scored_as_in_a_batch(ranker, asking):
@@ -126,7 +110,7 @@ def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_
 def test_unknown_ids_change_what_is_known_of_items(arrays, ranker, asking):
     *_, side, _, _ = asking
     at = int(arrays.ranker.events.at.max()) + 1
-    masked = encode_item_side(ranker, arrays.ranker, side.vectors, at, is_masked=True)
+    masked = encode_items(ranker, arrays.ranker, side.vectors, at, is_masked=True)
     known = arrays.ranker.items.num_known
     assert np.abs(masked.encoded[:known] - side.encoded[:known]).max(axis=1).min() > 1e-4
     np.testing.assert_allclose(masked.encoded[known:], side.encoded[known:], rtol=1e-5)  # nobody knew theirs anyway
@@ -135,9 +119,11 @@ def test_unknown_ids_change_what_is_known_of_items(arrays, ranker, asking):
 def test_the_drawing_lists_every_parameter(ranker):
     parts = describe_ranker(ranker)
     drawn = sum(part.parameters for part in parts)
-    assert drawn == sum(parameter.numel() for parameter in ranker.parameters()) - 1  # trust is one number, not drawn
+    assert (
+        drawn == sum(parameter.numel() for parameter in ranker.parameters()) - 1
+    )  # retrieval_weight is one number, not drawn
     assert {part.tower for part in parts} == {"ranker, user", "ranker, item", "ranker"}
-    assert [part.name for part in parts if part.tower == "ranker"] == ["crosses", *["linear"] * 3, "long, like"]
+    assert [part.name for part in parts if part.tower == "ranker"] == [*["linear"] * 3, "long, like"]
 
 
 def test_a_formula_reads_what_the_heads_say(ranker, asking):
@@ -156,7 +142,7 @@ def test_a_formula_reads_what_the_heads_say(ranker, asking):
 def test_heads_begin_as_the_mean_of_what_they_are_to_learn(arrays, asking):
     users, user_vectors, side, item_rows, places = asking
     asked = Mlp.model_validate({"kind": "mlp", "dim": 8, "heads": [{"outcome": "long"}], "formula": "long"})
-    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=WIDE)
+    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, vector_dim=WIDE)
     made.fit_heads([0.3])
     scores = rank_scores(made, side, users, user_vectors, item_rows, places)
     np.testing.assert_allclose(scores, 0.3, rtol=1e-5)

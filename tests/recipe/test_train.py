@@ -55,25 +55,6 @@ def test_what_cannot_be_learned_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("retriever", "message"),
-    [
-        ({"kind": "ials"}, "fine_tune goes on with the retriever's two towers, and the retriever is ials, no towers"),
-        (
-            {"kind": "two_tower", **PER},
-            "the retriever is towers per value. Write retriever.kind: two_tower without",
-        ),
-    ],
-)
-def test_towers_that_are_not_there_are_not_tuned(retriever: dict[str, Any], message: str) -> None:
-    asked = ASKED | {"ranker": {"kind": "mlp", "fine_tune": {"learning_rate": 1e-3}}}
-    if retriever["kind"] == "ials":  # it reads nothing else
-        asked |= {"features": {"user": [{"kind": "history", "events": "positives"}], "item": [{"kind": "id"}]}}
-    Recipe.model_validate(asked)
-    with pytest.raises(ValidationError, match=message):
-        Recipe.model_validate(asked | {"retriever": retriever})
-
-
-@pytest.mark.parametrize(
     ("retriever", "loss", "prepare"),
     [
         ({}, {"kind": "bce", "gamma": 2}, {}),

@@ -14,12 +14,12 @@ from twofold.dataset.dataset import load_dataset
 from twofold.errors import RunError
 from twofold.index.item_index import build_index, save_index
 from twofold.model.onnx_export import export_user_tower
-from twofold.model.ranker import build_ranker, encode_item_side, load_stages, rank_scores, save_ranker
+from twofold.model.ranker import build_ranker, encode_items, load_ranker_data, rank_scores, save_ranker
 from twofold.model.retriever import as_products, item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower
 from twofold.model.weights import encode
-from twofold.recipe.features import Features, with_features
-from twofold.recipe.ranker import FineTune, Mlp, RankerFeatures
+from twofold.recipe.features import Features
+from twofold.recipe.ranker import Mlp
 from twofold.recipe.train import NegativeDistance, TwoTower
 from twofold.run_folder import MANIFEST, run_stage
 from twofold.serve import load
@@ -44,24 +44,19 @@ PLAIN = Mlp.model_validate(
 # Each stage has features that the other does not read.
 RETRIEVER = Features(vectors=FEATURES.vectors, user=FEATURES.user[:9], item=FEATURES.item)
 RANKER = Features(vectors=FEATURES.vectors, user=FEATURES.user[7:], item=FEATURES.item[:3])
-TUNED = PLAIN.model_copy(
-    update={"fine_tune": FineTune(), "features": RankerFeatures(user=RANKER.user, item=RANKER.item)}
-)
 
 
-@pytest.fixture(scope="module", params=[PLAIN, TUNED], ids=["plain", "with tuned towers"])
-def world(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
     """Returns the run folder, the dataset, the retriever's order and the ranker's scores, one row per user."""
-    config = request.param
-    ranker_features = RANKER if config is PLAIN else with_features(RETRIEVER, RANKER.user, RANKER.item)
     folder = tmp_path_factory.mktemp("run")
     write_prepared(folder / "prepare", random_events(0))
     as_of = build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)["last_event_at"] + 1
-    dataset, arrays = load_dataset(folder / "dataset"), load_stages(folder / "dataset", RETRIEVER, ranker_features)
+    dataset, arrays = load_dataset(folder / "dataset"), load_ranker_data(folder / "dataset", RETRIEVER, RANKER)
     torch.manual_seed(0)
     score = NegativeDistance(kind="negative_distance")
     model = build_two_tower(TwoTower(kind="two_tower", dim=8, score=score), arrays.retriever.features, dataset.vectors)
-    ranker = build_ranker(config, arrays.ranker.features, dataset.vectors, retrieved=10, retriever=model).eval()
+    ranker = build_ranker(PLAIN, arrays.ranker.features, dataset.vectors, vector_dim=10).eval()
     with torch.no_grad():  # the untrained ranker keeps the order
         for weights in ranker.parameters():
             weights.add_(torch.randn_like(weights))
@@ -82,7 +77,7 @@ def world(request, tmp_path_factory):
     queries, factors = as_products(model, users_vectors, item_vectors(model, arrays.retriever, as_of))
     found = np.argsort(-(queries @ factors.T), axis=1)  # no ties in an untrained model
     candidates, positions = found[:, :TOP], np.tile(np.arange(TOP), (len(users), 1))
-    side = encode_item_side(ranker, arrays.ranker, factors, as_of)
+    side = encode_items(ranker, arrays.ranker, factors, as_of)
     of_ranker = encode(ranker.user, query_batches(arrays.ranker, users, at))
     return folder, dataset, found, rank_scores(ranker, side, of_ranker, queries, candidates, positions)
 

@@ -45,38 +45,6 @@ def test_the_rate_reaches_every_part():
     assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [0.25, 0.25]
 
 
-@pytest.mark.parametrize("rows_per_step", [1, ROWS], ids=["lazy", "dense"])
-def test_slow_parameters_move_by_their_share_and_go_on_from_a_checkpoint(rows_per_step, tmp_path):
-    """Adam's first step is as long as its rate, whatever the gradient."""
-
-    def both():
-        slow, fast = encoder(), encoder()
-        towers = nn.ModuleList([slow, fast])
-        made = build_optimizer(
-            towers, learning_rate=0.1, rows_per_step=rows_per_step, slow=slow.parameters(), share=0.01
-        )
-        set_learning_rate(made, 0.1)
-        return towers, made
-
-    def step(towers, made, rows=(3, 5)):
-        made.zero_grad()
-        sum(tower({"id": torch.tensor(rows)}).sum() for tower in towers).backward()
-        made.step()
-
-    towers, made = both()
-    before = towers[0].tables["id"].weight.detach().clone()
-    step(towers, made)
-    for tower, length in zip(towers, (0.001, 0.1), strict=True):
-        moved = (tower.tables["id"].weight.detach() - before).abs()
-        torch.testing.assert_close(moved[[3, 5]], torch.full((2, 4), length), rtol=1e-3, atol=0)
-    save_checkpoint(tmp_path / "it", towers, made, best={}, position=TrainingState(), settings=Train())
-    again, other = both()
-    load_checkpoint(tmp_path / "it", again, other, settings=Train())
-    for pair in ((towers, made), (again, other)):
-        step(*pair, rows=(3, 7))
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in towers.state_dict().items())
-
-
 @pytest.mark.parametrize(("rows_per_step", "kinds"), [(ROWS // LAZY_FROM, 2), (ROWS // LAZY_FROM + 1, 1)])
 def test_a_table_is_lazy_from_ten_rows_a_row_looked_up(rows_per_step, kinds):
     model = encoder()
@@ -137,9 +105,7 @@ def test_a_checkpoint_goes_on_exactly(rows_per_step, tmp_path):
 
     whole, optimizer = fresh()
     train(whole, optimizer, 7)
-    save_checkpoint(
-        tmp_path / "checkpoint", whole, optimizer, best={}, position=TrainingState(batch=7), settings=Train()
-    )
+    save_checkpoint(tmp_path / "checkpoint", whole, optimizer, best={}, state=TrainingState(batch=7), settings=Train())
     train(whole, optimizer, 5)
     resumed, other = fresh()
     position, _ = load_checkpoint(tmp_path / "checkpoint", resumed, other, settings=Train())

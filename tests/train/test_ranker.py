@@ -1,7 +1,6 @@
 """The ranker's training: a world that it alone can solve, exact resume, its losses, what unknown ids read."""
 
 import json
-from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -10,11 +9,10 @@ from torch.nn import functional
 
 from tests import worlds
 from twofold.errors import RunError
-from twofold.model.ranker import build_ranker, describe_ranker, load_ranker, load_stages
+from twofold.model.ranker import build_ranker, load_ranker, load_ranker_data
 from twofold.model.retriever import load_model
 from twofold.pipeline import run as pipeline
-from twofold.recipe.features import feature_name
-from twofold.recipe.ranker import FineTune, Listwise, Pairwise
+from twofold.recipe.ranker import Listwise, Pairwise
 from twofold.recipe.schema import Recipe
 from twofold.recipe.train import Bce
 from twofold.train import ranker as rank
@@ -28,14 +26,14 @@ def world(tmp_path_factory):
     recipe = worlds.polished(tmp_path_factory.mktemp("world"))
     job = pipeline.Job(recipe, tmp_path_factory.mktemp("run"))
     _, dataset, trained, _ = pipeline.up_to_training(job)
-    arrays = load_stages(dataset.folder, recipe.features, recipe.ranker_features)
+    arrays = load_ranker_data(dataset.folder, recipe.features, recipe.ranker_features)
     return recipe, arrays, load_model(recipe.retriever, arrays.retriever, trained.folder), job
 
 
 def fitted(world, out, validate=lambda ranker: 0.0, **changes):
     recipe, arrays, model, _ = world
     asked = recipe.ranker.model_copy(update={"epochs": 2, **changes})
-    facts = fit_ranker(model, arrays, asked=asked, validate=validate, out=out)
+    facts = fit_ranker(model, arrays, config=asked, validate=validate, out=out)
     return facts, (out / "weights.safetensors").read_bytes()
 
 
@@ -45,7 +43,7 @@ def lists(world, tmp_path):
     requests = mine_requests(model, arrays.retriever, recipe.ranker.candidates, seed=0, out=tmp_path)
     batch = gather_lists(requests, arrays.ranker, np.arange(32), recipe.ranker, seed=(0,))
     torch.manual_seed(0)
-    ranker = build_ranker(recipe.ranker, arrays.ranker.features, {}, retrieved=requests.users.shape[1])
+    ranker = build_ranker(recipe.ranker, arrays.ranker.features, {}, vector_dim=requests.user_vectors.shape[1])
     for parameter in ranker.layers[-1].parameters():  # which begins at zero: the retriever's own order
         torch.nn.init.normal_(parameter)
     return ranker, batch
@@ -76,7 +74,7 @@ def test_one_seed_gives_one_ranker_and_two_seeds_two(world, tmp_path):
     assert not (tmp_path / "a" / MINED).exists()
 
 
-@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "crosses": 1}], ids=["plain", "dropout"])
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2}], ids=["plain", "dropout"])
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch, changes):
     class Killed(BaseException):
         pass
@@ -104,38 +102,16 @@ def test_the_best_epoch_on_validation_is_kept(world, tmp_path):
     facts, best = fitted(world, tmp_path / "best", validate=lambda ranker: next(values), epochs=3)
     assert facts["best_epoch"] == 1
     recipe, arrays, _, _ = world
-    made = load_ranker(recipe.ranker, arrays, tmp_path / "best", retrieved=facts["width"])
+    made = load_ranker(recipe.ranker, arrays, tmp_path / "best", vector_dim=facts["width"])
     assert not torch.equal(made.layers[-1].weight, torch.zeros_like(made.layers[-1].weight))
-
-
-def test_towers_are_tuned_at_a_rate_of_their_own_and_the_retriever_stays(world, tmp_path):
-    recipe, _, model, job = world
-    _, dataset, _, _ = pipeline.up_to_training(job)
-    before = deepcopy(model.state_dict())
-    moved = []
-    for rate in (1e-12, 0.01):
-        asked = recipe.ranker.model_copy(update={"epochs": 1, "fine_tune": FineTune(learning_rate=rate)})
-        told = recipe.model_copy(update={"ranker": asked}).ranker_features
-        assert [feature_name(feature) for feature in told.item] == ["team", "shine"]
-        arrays = load_stages(dataset.folder, recipe.features, told)
-        facts = fit_ranker(model, arrays, asked=asked, validate=lambda ranker: 0.0, out=tmp_path / f"{rate}")
-        made = load_ranker(asked, arrays, tmp_path / f"{rate}", retrieved=facts["width"], retriever=model)
-        own, tower = made.item.parts
-        assert [block.name for block in own.blocks] == ["shine"]
-        pairs = zip(tower.state_dict().values(), model.item.state_dict().values(), strict=True)
-        moved.append(max(float((new - old).abs().max()) for new, old in pairs))
-        parts = {part.tower for part in describe_ranker(made)}
-        assert parts == {"ranker, user", "tuned tower, user", "ranker, item", "tuned tower, item", "ranker"}
-    assert moved[0] < 1e-8 < 1e-3 < moved[1]
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_losses_are_those_of_the_lists_written_naively(lists):
     ranker, batch = lists
     ranker.eval()
     with torch.inference_mode():
-        items = ranker.item(batch.item).reshape(*batch.places.shape, -1)
-        scores = ranker(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places)
+        items = ranker.item(batch.item).reshape(*batch.ranks.shape, -1)
+        scores = ranker(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks)
         kinds = (Listwise(kind="softmax"), Pairwise(kind="bpr"), Bce(kind="bce", gamma=2))
         softmax, bpr, focal = (list_losses(ranker, batch, kind).tolist() for kind in kinds)
     assert not batch.competing.all()  # what the user likes is drawn, and left out
@@ -151,9 +127,9 @@ def test_losses_are_those_of_the_lists_written_naively(lists):
 def test_a_ranker_begins_as_the_retrievers_order(world, lists):
     recipe, arrays, _, _ = world
     _, batch = lists
-    made = build_ranker(recipe.ranker, arrays.ranker.features, {}, retrieved=batch.user_vectors.shape[1])
-    items = made.item(batch.item).reshape(*batch.places.shape, -1)
-    scores = made(made.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places)
+    made = build_ranker(recipe.ranker, arrays.ranker.features, {}, vector_dim=batch.user_vectors.shape[1])
+    items = made.item(batch.item).reshape(*batch.ranks.shape, -1)
+    scores = made(made.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks)
     retrieved = (batch.user_vectors[:, None] * batch.item_vectors).sum(dim=2)
     torch.testing.assert_close(scores, retrieved)
 
@@ -168,7 +144,6 @@ def test_divergence_names_the_step(world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"candidates": {"num_retrieved": 0, "random": 0, "skipped": 0}}, "nothing to rank a positive against"),
         ({"candidates": {"skip_top": 100}}, "skip_top is 100 and num_candidates is 100: no rank is left"),
         ({"features": {"user": [{"kind": "history", "events": "positives", "max_length": 7}],
                        "item": [{"kind": "id"}]}},

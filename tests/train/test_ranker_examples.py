@@ -13,10 +13,10 @@ from twofold.model.two_tower import build_two_tower
 from twofold.recipe.ranker import Candidates
 from twofold.recipe.train import TwoTower
 from twofold.tables import DAY_MS, HOUR_MS
-from twofold.train.ranker_examples import draw_lists, mine_requests, places_in
+from twofold.train.ranker_examples import draw_lists, mine_requests, ranks_in
 
 RETRIEVER = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "negative_distance"}})
-ASKED = Candidates(num_candidates=6, skip_top=1, num_retrieved=5, random=7, skipped=3)
+ASKED = Candidates(num_candidates=6, skip_top=1, num_retrieved=5)
 
 
 def built(folder, events):
@@ -86,24 +86,24 @@ def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_momen
     best = {line: found_by_a_sort(dataset, model, line, moments[line]) for line in new}
     expected = [line for line in new if rows.item_rows[line] in best[line]]
     assert 0 < len(expected) < len(new) < len(moments)  # this log has all kinds
-    assert sorted(requests.lines.tolist()) == expected
+    assert sorted(requests.examples.tolist()) == expected
     assert requests.found_share == len(expected) / len(new)
-    for place, line in enumerate(requests.lines.tolist()):
+    for place, line in enumerate(requests.examples.tolist()):
         assert requests.at[place] == moments[line]
         assert requests.best[place].tolist() == [*best[line], *[-1] * (ASKED.num_candidates - len(best[line]))]
         asking = user_vectors(model, dataset, rows.user_rows[[line]], requests.at[[place]])
         items = item_vectors(model, dataset, moments[line] // DAY_MS * DAY_MS)
         queries, factors = as_products(model, asking, items)
-        np.testing.assert_allclose(requests.users[place], queries[0], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(requests.items[requests.moments[place]], factors, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(requests.user_vectors[place], queries[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(requests.item_vectors[requests.days[place]], factors, rtol=1e-4, atol=1e-5)
 
 
 def test_vectors_of_unknown_ids_lie_beside_those_of_known_ones(dataset, model, requests):
     at = int(requests.at[0]) // DAY_MS * DAY_MS
     masked = masked_item_vectors(model, dataset, at)
     _, factors = as_products(model, masked[:0], masked)
-    np.testing.assert_allclose(requests.masked[requests.moments[0]], factors, rtol=1e-4, atol=1e-5)
-    assert np.abs(requests.masked - requests.items).max() > 0.01
+    np.testing.assert_allclose(requests.masked_item_vectors[requests.days[0]], factors, rtol=1e-4, atol=1e-5)
+    assert np.abs(requests.masked_item_vectors - requests.item_vectors).max() > 0.01
 
 
 def test_nothing_after_the_training_window_matters(dataset, asked, model, requests, tmp_path):
@@ -115,14 +115,14 @@ def test_nothing_after_the_training_window_matters(dataset, asked, model, reques
     other = built(tmp_path, events)
     assert min(len(dataset.examples[split]) for split in ("validation", "test")) > 0
     again = mine_requests(model, other, asked, seed=0, out=tmp_path / "mined")
-    for name in ("lines", "at", "best", "users", "moments", "items", "masked"):
+    for name in ("examples", "at", "best", "user_vectors", "days", "item_vectors", "masked_item_vectors"):
         np.testing.assert_array_equal(getattr(again, name), getattr(requests, name), err_msg=name)
 
 
 def test_fewer_requests_are_drawn_and_the_same_for_a_seed(dataset, model, tmp_path):
     few = ASKED.model_copy(update={"max_requests": 20})
     first, same, other = (
-        mine_requests(model, dataset, few, seed=seed, out=tmp_path / name).lines.tolist()
+        mine_requests(model, dataset, few, seed=seed, out=tmp_path / name).examples.tolist()
         for name, seed in (("first", 0), ("same", 0), ("other", 1))
     )
     assert first == same != other
@@ -133,7 +133,7 @@ def test_requests_are_of_the_last_days_alone(dataset, model, asked, tmp_path):
     last = mine_requests(model, dataset, asked.model_copy(update={"last_days": 3}), seed=0, out=tmp_path)
     rows = dataset.examples["train"]
     assert 0 < len(last) < int(rows.label.sum())
-    assert rows.at[last.lines].min() > rows.at.max() - 3 * DAY_MS
+    assert rows.at[last.examples].min() > rows.at.max() - 3 * DAY_MS
 
 
 def test_what_was_mined_is_not_mined_again(dataset, model, tmp_path):
@@ -148,35 +148,22 @@ def test_lists_hold_the_positive_first_and_nothing_liked_competes(dataset, reque
     rows = dataset.examples["train"]
     which = np.arange(len(requests))
     lists = draw_lists(requests, dataset, which, ASKED, rng=np.random.default_rng(0))
-    assert lists.item_rows.shape == (len(which), 1 + 5 + 7 + 3)
-    np.testing.assert_array_equal(lists.item_rows[:, 0], rows.item_rows[requests.lines])
+    assert lists.item_rows.shape == (len(which), 1 + 5)
+    np.testing.assert_array_equal(lists.item_rows[:, 0], rows.item_rows[requests.examples])
     assert lists.competing[:, 0].all()
     for place in which:
-        line = requests.lines[place]
+        line = requests.examples[place]
         user = rows.user_rows[line]
         liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
         competing = lists.item_rows[place, 1:][lists.competing[place, 1:]].tolist()
         assert not liked & set(competing)
         retrieved = lists.item_rows[place, 1:6][lists.competing[place, 1:6]]
         assert set(retrieved.tolist()) <= set(requests.best[place, 1:].tolist())  # ranks [1, 6)
-        next_ = [i for i in range(line + 1, len(rows)) if not rows.label[i] and rows.user_rows[i] == user][:3]
-        passed = [item for item in rows.item_rows[next_].tolist() if item not in liked]
-        assert lists.item_rows[place, 13:][lists.competing[place, 13:]].tolist() == passed
 
 
-def test_random_negatives_are_of_the_training_window_and_each_as_likely(dataset, requests):
-    asked = Candidates(num_candidates=6, num_retrieved=0, random=400, skipped=0)
-    lists = draw_lists(requests, dataset, np.arange(len(requests)), asked, rng=np.random.default_rng(0))
-    counts = np.bincount(lists.item_rows[:, 1:].ravel(), minlength=len(dataset.items))
-    known = dataset.items.num_known
-    assert counts[known:].sum() == 0
-    drawn = lists.item_rows[:, 1:].size
-    assert np.abs(counts[:known] / drawn - 1 / known).max() < 4 * np.sqrt(1 / known / drawn)
-
-
-def test_places_are_those_of_the_retriever():
+def test_ranks_are_those_of_the_retriever():
     best = np.array([[4, 2, 9], [1, -1, -1]], np.int32)
-    assert places_in(best, np.array([[9, 4, 7], [1, 0, 2]])).tolist() == [[2, 0, 3], [0, 3, 3]]
+    assert ranks_in(best, np.array([[9, 4, 7], [1, 0, 2]])).tolist() == [[2, 0, 3], [0, 3, 3]]
 
 
 def test_a_window_without_requests_is_said(dataset, model, tmp_path):

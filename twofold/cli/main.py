@@ -38,7 +38,6 @@ _EXTRAS: Final = {
     **dict.fromkeys(("onnxruntime", "fastapi", "uvicorn", "msgspec", "prometheus_client"), "serve"),
     "redis": "redis",
     "implicit": "ials",
-    "lightgbm": "lightgbm",
     "optuna": "tune",
     **dict.fromkeys(("pyspark", "py4j"), "spark"),
 }

@@ -1,31 +1,30 @@
-"""The ranker: a network over a user, an item and how they meet. It orders a hundred items, not a million."""
+"""The ranker, the second stage of recommendation: a network that scores pairs of a user and a candidate item."""
 
 from collections.abc import Mapping, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
-from twofold.dataset.batches import item_batches
+from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.dataset.features import FeatureState
-from twofold.model.encoder import ConcatEncoder, Encoder
+from twofold.model.encoder import Encoder
 from twofold.model.formula import score_by
 from twofold.model.onnx_export import export_graph, export_user_tower
-from twofold.model.retriever import Model
 from twofold.model.summary import describe_encoder, describe_layers
-from twofold.model.two_tower import TwoTower, build_two_tower
+from twofold.model.two_tower import build_two_tower
 from twofold.model.weights import encode, load_weights
+from twofold.ragged import chunks
 from twofold.recipe import train as training
 from twofold.recipe.features import Features
-from twofold.recipe.ranker import RELEVANCE
-from twofold.recipe.ranker import Mlp as Asked
-from twofold.run_folder import write_json
+from twofold.recipe.ranker import RELEVANCE, Mlp
+from twofold.run_folder import Stage, write_json
 from twofold.sql.rules import rule_tree
 from twofold.tables import ModelPart
 
@@ -33,282 +32,245 @@ USER_GRAPH: Final = "ranker_user.onnx"
 PAIR_GRAPH: Final = "ranker_pairs.onnx"
 ITEMS: Final = "ranker_items.npy"
 ABOUT: Final = "ranker.json"
-_MOST: Final = 14.0  # log-odds in a formula: so no chance is nearer than 1e-6 to 0, which has no logarithm
+MAX_LOGIT: Final = 14.0
+"""Log-odds in a formula are clamped to ±14, so that no probability is nearer than 1e-6 to 0, which has no logarithm."""
+CHUNK_ELEMENTS: Final = 2**22
+"""Numbers of item vectors gathered at a time: 16 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class RetrieverAndRankerData:
-    """One dataset as either stage reads it."""
+    """One dataset, once with the retriever's features and once with the ranker's."""
 
     retriever: Dataset
     ranker: Dataset
 
 
+def load_ranker_data(folder: Path, retriever: Features, ranker: Features) -> RetrieverAndRankerData:
+    """Loads a `dataset/` folder with the features of either stage."""
+    return RetrieverAndRankerData(load_dataset(folder, retriever), load_dataset(folder, ranker))
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Scales:
-    """Mean and standard deviation of the retriever's scores, and of log(1 + place), over the lists it was taught on."""
+    """Mean and standard deviation of the retriever's scores and of log(1 + rank), over candidate lists of training."""
 
     score_mean: float
     score_std: float
-    place_mean: float
-    place_std: float
-
-
-Side: TypeAlias = Encoder | ConcatEncoder
-"""The ranker's own encoder of users or of items; and beside it a tower that is fine-tuned, if one is."""
-
-
-class CrossNetwork(nn.Module):
-    """x ← x₀ ⊙ (W x + b) + x, layer by layer: products of ever more of the inputs (Wang et al., *DCN V2*, WWW 2021,
-    equation 1).
-    """
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-
-    def forward(self, inputs: Float[Tensor, "*lines width"]) -> Float[Tensor, "*lines width"]:
-        """As wide as its inputs."""
-        crossed = inputs
-        for layer in self.layers:
-            crossed = inputs * layer(crossed) + crossed
-        return crossed
+    rank_mean: float
+    rank_std: float
 
 
 class Ranker(nn.Module):
-    """Encoders of both sides, then one number a pair: higher is better.
+    """Encoders of users and items, and layers that turn a pair into one score: higher is better.
 
-    It begins as the retriever's own order, scaled by `trust`, and learns what to change of it. A pair is what the two
-    encoders say, their product, the retriever's two vectors, their product, its score and its rank. The retriever's
-    vectors are those whose inner product is its score.
+    A pair is described by the outputs of both encoders and their product, the retriever's two vectors and their
+    product, and the retrieval score and rank. The retriever's vectors are those whose inner product is its score.
 
-    The last hidden layer also says what `heads` are asked for, as log-odds; `formula` makes one number of it all.
+    The initial ranker keeps the retriever's order: its output is the retrieval score times `retrieval_weight`, plus a
+    last layer that begins at zero. `heads` predict the recipe's outcomes as log-odds, from the last hidden layer, and
+    `formula` combines relevance and predictions into the score.
     """
 
     score_mean: Tensor
     score_std: Tensor
-    place_mean: Tensor
-    place_std: Tensor
+    rank_mean: Tensor
+    rank_std: Tensor
 
-    def __init__(self, user: Side, item: Side, *, retrieved: int, asked: Asked) -> None:
-        """`retrieved` is the width of the retriever's vectors; `top`, how many of its best items are to be ranked."""
+    def __init__(self, user: Encoder, item: Encoder, *, vector_dim: int, config: Mlp) -> None:
+        """Builds the layers for retriever vectors of width `vector_dim`."""
         super().__init__()
         self.user = user
         self.item = item
-        self.retrieved = retrieved
-        self.top = asked.candidates.num_candidates
-        width = 3 * user.dim + 3 * retrieved + 2
-        layers: list[nn.Module] = [CrossNetwork(width, asked.crosses)] if asked.crosses else []
-        for following in asked.hidden:
-            layers += [nn.Linear(width, following), nn.ReLU()]
-            layers += [nn.Dropout(asked.dropout)] if asked.dropout else []
-            width = following
+        self.vector_dim = vector_dim
+        self.top = config.candidates.num_candidates
+        width = 3 * user.dim + 3 * vector_dim + 2
+        layers: list[nn.Module] = []
+        for hidden in config.hidden:
+            layers += [nn.Linear(width, hidden), nn.ReLU()]
+            layers += [nn.Dropout(config.dropout)] if config.dropout else []
+            width = hidden
         last = nn.Linear(width, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
-        self.trust = nn.Parameter(torch.ones(()))
-        self.names = tuple(head.outcome for head in asked.heads)
+        self.retrieval_weight = nn.Parameter(torch.ones(()))
+        self.names = tuple(head.outcome for head in config.heads)
         self.heads = nn.Linear(width, len(self.names)) if self.names else None
-        self.formula = None if asked.formula is None else rule_tree(asked.formula, result="number")
-        for name in ("score_mean", "score_std", "place_mean", "place_std"):
+        self.formula = None if config.formula is None else rule_tree(config.formula, result="number")
+        for name in ("score_mean", "score_std", "rank_mean", "rank_std"):
             self.register_buffer(name, torch.tensor(float(name.endswith("std"))))
 
     def fit_scales(self, scales: Scales) -> None:
-        """Sets what scores and places are standardised by."""
+        """Sets the means and deviations that standardize scores and ranks."""
         for name, value in vars(scales).items():
             getattr(self, name).fill_(value)
 
     def fit_heads(self, means: Sequence[float]) -> None:
-        """Lets every head begin as the mean of what it is to learn."""
+        """Initializes every head to predict the mean of its outcome."""
         assert self.heads is not None
         nn.init.zeros_(self.heads.weight)
         with torch.no_grad():
-            self.heads.bias.copy_(torch.tensor(means).logit().clamp(-_MOST, _MOST))
+            self.heads.bias.copy_(torch.tensor(means).logit().clamp(-MAX_LOGIT, MAX_LOGIT))
 
     def with_formula(self, formula: str) -> "Ranker":
-        """The same ranker with another formula: the name of a head, in double quotes, gives what that says."""
+        """Returns the same network with another formula; the quoted name of a head alone gives its prediction."""
         other = copy(self)
         other.formula = rule_tree(formula, result="number")
         return other
 
     def forward(
         self,
-        users: Float[Tensor, "requests dim"],
-        items: Float[Tensor, "requests length dim"],
-        user_vectors: Float[Tensor, "requests retrieved"],
-        item_vectors: Float[Tensor, "requests length retrieved"],
-        places: Int[Tensor, "requests length"],
-    ) -> Float[Tensor, "requests length"]:
-        """What each request's items are ordered by, from what `relevance_and_logits` reads."""
-        relevance, odds = self.relevance_and_logits(users, items, user_vectors, item_vectors, places)
+        users: Float[Tensor, "queries dim"],
+        items: Float[Tensor, "queries length dim"],
+        user_vectors: Float[Tensor, "queries _"],
+        item_vectors: Float[Tensor, "queries length _"],
+        ranks: Int[Tensor, "queries length"],
+    ) -> Float[Tensor, "queries length"]:
+        """Returns the score that orders each query's items; the inputs are those of `relevance_and_logits`."""
+        relevance, logits = self.relevance_and_logits(users, items, user_vectors, item_vectors, ranks)
         if self.formula is None:
             return relevance
-        # Bounds on the chances would be floats in the graph, and 1 - 1e-6 is none.
-        chances = odds.clamp(-_MOST, _MOST).double().sigmoid().unbind(dim=2)
-        return score_by(self.formula, {RELEVANCE: relevance, **dict(zip(self.names, chances, strict=True))})
+        # The exporter writes bounds of doubles as floats, and 1 - 1e-6 is no float: so the logits are clamped.
+        predicted = logits.clamp(-MAX_LOGIT, MAX_LOGIT).double().sigmoid().unbind(dim=2)
+        return score_by(self.formula, {RELEVANCE: relevance, **dict(zip(self.names, predicted, strict=True))})
 
     def relevance_and_logits(
         self,
-        users: Float[Tensor, "requests dim"],
-        items: Float[Tensor, "requests length dim"],
-        user_vectors: Float[Tensor, "requests retrieved"],
-        item_vectors: Float[Tensor, "requests length retrieved"],
-        places: Int[Tensor, "requests length"],
-    ) -> tuple[Float[Tensor, "requests length"], Float[Tensor, "requests length heads"]]:
-        """Relevance of each request's items and the log-odds of every head, from what the encoders and the retriever
-        say; places count from 0.
+        users: Float[Tensor, "queries dim"],
+        items: Float[Tensor, "queries length dim"],
+        user_vectors: Float[Tensor, "queries _"],
+        item_vectors: Float[Tensor, "queries length _"],
+        ranks: Int[Tensor, "queries length"],
+    ) -> tuple[Float[Tensor, "queries length"], Float[Tensor, "queries length _"]]:
+        """Returns the relevance of each query's items and the log-odds of every head.
+
+        `users` and `items` are outputs of the encoders, the vectors are the retriever's, and ranks count from 0.
         """
-        met = user_vectors[:, None] * item_vectors
-        score = (met.sum(dim=2) - self.score_mean) / self.score_std
-        place = (torch.log1p(places.to(met.dtype)) - self.place_mean) / self.place_std
-        asking = torch.cat([users, user_vectors], dim=1)[:, None].expand(-1, items.shape[1], -1)
-        told = [asking, items, item_vectors, users[:, None] * items, met, score[:, :, None], place[:, :, None]]
-        inner, (*layers, last) = torch.cat(told, dim=2), self.layers
+        product = user_vectors[:, None] * item_vectors
+        score = (product.sum(dim=2) - self.score_mean) / self.score_std
+        rank = (torch.log1p(ranks.to(product.dtype)) - self.rank_mean) / self.rank_std
+        user_side = torch.cat([users, user_vectors], dim=1)[:, None].expand(-1, items.shape[1], -1)
+        parts = [user_side, items, item_vectors, users[:, None] * items, product, score[:, :, None], rank[:, :, None]]
+        inner, (*layers, last) = torch.cat(parts, dim=2), self.layers
         for layer in layers:
             inner = layer(inner)
-        odds = inner[:, :, :0] if self.heads is None else self.heads(inner)
-        return self.trust * score + last(inner).squeeze(2), odds
+        logits = inner[:, :, :0] if self.heads is None else self.heads(inner)
+        return self.retrieval_weight * score + last(inner).squeeze(2), logits
 
 
 def build_ranker(
-    asked: Asked,
-    state: FeatureState,
-    vectors: Mapping[str, Float32[np.ndarray, "items _"]],
-    *,
-    retrieved: int,
-    retriever: Model | None = None,
+    config: Mlp, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]], *, vector_dim: int
 ) -> Ranker:
-    """The ranker a recipe asks for; `state` holds its features, `vectors` have a line an item row. To fine-tune, it
-    begins with a copy of the towers of the `retriever` beside its own encoders.
-    """
-    sides = training.TwoTower(kind="two_tower", dim=asked.dim, score=training.Dot(kind="dot"))
-    if asked.fine_tune is None:
-        own = build_two_tower(sides, state, vectors)
-        return Ranker(own.user, own.item, retrieved=retrieved, asked=asked)
-    assert isinstance(retriever, TwoTower), "the recipe was checked"
-    if asked.features is not None:
-        told = state.features.model_copy(update={"user": asked.features.user, "item": asked.features.item})
-        state = replace(state, features=told)
-    own, towers = build_two_tower(sides, state, vectors), deepcopy(retriever)
-    user, item = ConcatEncoder((own.user, towers.user)), ConcatEncoder((own.item, towers.item))
-    return Ranker(user, item, retrieved=retrieved, asked=asked)
-
-
-def tuned_parameters(ranker: Ranker) -> list[nn.Parameter]:
-    """Those of the towers that it goes on with."""
-    towers = [tower for side in (ranker.user, ranker.item) for tower in _encoders(side)[1:]]
-    return [parameter for tower in towers for parameter in tower.parameters()]
-
-
-def load_stages(folder: Path, retriever: Features, ranker: Features) -> RetrieverAndRankerData:
-    """A dataset/ folder, with what either stage reads."""
-    return RetrieverAndRankerData(load_dataset(folder, retriever), load_dataset(folder, ranker))
-
-
-def load_ranker(
-    asked: Asked, arrays: RetrieverAndRankerData, folder: Path, *, retrieved: int, retriever: Model | None = None
-) -> Ranker:
-    """What a train/ranker/ folder holds, taught by that retriever."""
-    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, retrieved=retrieved, retriever=retriever)
-    return load_weights(made, folder / "weights.safetensors")
+    """Builds an untrained ranker. `state` holds its features, `vectors` the item vectors of the recipe by name."""
+    encoders = training.TwoTower(kind="two_tower", dim=config.dim, score=training.Dot(kind="dot"))
+    towers = build_two_tower(encoders, state, vectors)
+    return Ranker(towers.user, towers.item, vector_dim=vector_dim, config=config)
 
 
 def describe_ranker(ranker: Ranker) -> list[ModelPart]:
-    """Every block and layer, read from the modules themselves."""
-    sides = [
-        part
-        for name, side in (("user", ranker.user), ("item", ranker.item))
-        for what, encoder in zip(("ranker", "tuned tower"), _encoders(side), strict=False)
-        for part in describe_encoder(f"{what}, {name}", encoder)
-    ]
-    crosses = [layer for layer in ranker.layers if isinstance(layer, CrossNetwork)]
-    counts = [sum(parameter.numel() for parameter in layer.parameters()) for layer in crosses]
-    drawn = [
-        ModelPart("ranker", "crosses", f"{len(layer.layers)} of {layer.width}", count)
-        for layer, count in zip(crosses, counts, strict=True)
-    ]
+    """Lists every block and layer with its shape and number of parameters."""
+    encoders = describe_encoder("ranker, user", ranker.user) + describe_encoder("ranker, item", ranker.item)
     heads = [] if ranker.heads is None else describe_layers("ranker", nn.Sequential(ranker.heads))
-    said = [replace(part, name=", ".join(ranker.names)) for part in heads]
-    return sides + drawn + describe_layers("ranker", ranker.layers) + said
+    named_heads = [replace(part, name=", ".join(ranker.names)) for part in heads]
+    return encoders + describe_layers("ranker", ranker.layers) + named_heads
 
 
-def _encoders(side: Side) -> tuple[Encoder, ...]:
-    return side.parts if isinstance(side, ConcatEncoder) else (side,)
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def load_ranker(config: Mlp, data: RetrieverAndRankerData, folder: Path, *, vector_dim: int) -> Ranker:
+    """Loads the ranker from the folder that its training wrote."""
+    ranker = build_ranker(config, data.ranker.features, data.ranker.vectors, vector_dim=vector_dim)
+    return load_weights(ranker, folder / "weights.safetensors")
+
+
+def load_ranker_stage(config: Mlp | None, data: RetrieverAndRankerData, trained: Stage | None) -> Ranker | None:
+    """Loads the ranker of the finished stage `train/ranker`; `None` if the recipe has no ranker."""
+    if config is None or trained is None:
+        return None
+    return load_ranker(config, data, trained.folder, vector_dim=trained.facts["width"])
 
 
 def save_ranker(
-    ranker: Ranker, arrays: RetrieverAndRankerData, vectors: Float32[np.ndarray, "items wide"], *, at: int, folder: Path
+    ranker: Ranker, data: RetrieverAndRankerData, vectors: Float32[np.ndarray, "items _"], *, at: int, folder: Path
 ) -> None:
-    """Writes what a server ranks with: the user encoder and the scores of pairs as graphs, and what the item encoder
-    says of the whole catalogue at one moment, whose vectors (of the inner product) are given.
+    """Writes the ranker for serving: the user encoder and the scoring of pairs as ONNX graphs, and the item encoder's
+    output for the whole catalogue at one point in time. `vectors` are the retriever's item vectors (inner product).
     """
     export_user_tower(ranker.user, folder / USER_GRAPH)
-    _export_pairs(ranker, folder / PAIR_GRAPH)
-    np.save(folder / ITEMS, encode_item_side(ranker, arrays.ranker, vectors, at).encoded)
+    export_pairs(ranker, folder / PAIR_GRAPH)
+    np.save(folder / ITEMS, encode_items(ranker, data.ranker, vectors, at).encoded)
     write_json(folder / ABOUT, {"top": ranker.top})
 
 
-def _export_pairs(ranker: Ranker, path: Path) -> None:
-    """Writes what scores pairs as ONNX: inputs as `forward` names them, any number of requests and items; output
-    `scores`. The encoders are not part of it.
-    """
-    dim, wide = ranker.user.dim, ranker.retrieved
+def export_pairs(ranker: Ranker, path: Path) -> None:
+    """Writes the scoring of pairs, without the encoders, as an ONNX graph for any number of queries and items."""
     values = {
-        "users": torch.zeros(2, dim),
-        "items": torch.zeros(2, 3, dim),
-        "user_vectors": torch.zeros(2, wide),
-        "item_vectors": torch.zeros(2, 3, wide),
-        "places": torch.zeros(2, 3, dtype=torch.int64),
+        "users": torch.zeros(2, ranker.user.dim),
+        "items": torch.zeros(2, 3, ranker.user.dim),
+        "user_vectors": torch.zeros(2, ranker.vector_dim),
+        "item_vectors": torch.zeros(2, 3, ranker.vector_dim),
+        "places": torch.zeros(2, 3, dtype=torch.int64),  # the graph's name of `ranks`
     }
     requests, length = torch.export.Dim("requests"), torch.export.Dim("length")
-    sizes = {name: {0: requests, 1: length} if name in _OF_ITEMS else {0: requests} for name in values}
-    export_graph(ranker, values, sizes=sizes, output="scores", path=path)
+    per_item = {0: requests, 1: length}
+    sizes = {"users": {0: requests}, "items": per_item, "user_vectors": {0: requests}, "item_vectors": per_item}
+    export_graph(ranker, values, sizes=sizes | {"ranks": per_item}, output="scores", path=path)
 
 
-_OF_ITEMS = ("items", "item_vectors", "places")
-
-
-# --- many requests at one moment --------------------------------------------------------------------------------------
+# --- scores of many queries -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class ItemSide:
-    """What is known of every item before anybody asks: the retriever's vectors and what the ranker makes of its own
-    features, a line an item row.
-    """
+class EncodedItems:
+    """The catalogue at one point in time, one row per item: the retriever's vectors and the item encoder's output."""
 
-    vectors: Float32[np.ndarray, "items wide"]
+    vectors: Float32[np.ndarray, "items _"]
     encoded: Float32[np.ndarray, "items dim"]
 
 
-def encode_item_side(
-    ranker: Ranker, dataset: Dataset, vectors: Float32[np.ndarray, "items wide"], at: int, *, is_masked: bool = False
-) -> ItemSide:
-    """Of the whole catalogue at one moment; `is_masked`: as if nobody knew an item's id, and `vectors` say so too."""
+def encode_items(
+    ranker: Ranker, dataset: Dataset, vectors: Float32[np.ndarray, "items _"], at: int, *, is_masked: bool = False
+) -> EncodedItems:
+    """Encodes the whole catalogue at one point in time. `is_masked` treats every item id as unknown; `vectors` must
+    then be computed the same way.
+    """
     batches = item_batches(dataset, at)
     if is_masked:
         batches = ({**batch, "id": batch["id"] * 0} if "id" in batch else batch for batch in batches)
-    return ItemSide(vectors, encode(ranker.item, batches))
+    return EncodedItems(vectors, encode(ranker.item, batches))
+
+
+def encode_users(
+    ranker: Ranker, dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
+) -> Float32[np.ndarray, "queries dim"]:
+    """Encodes each user at the given request time."""
+    return encode(ranker.user, query_batches(dataset, user_rows, at))
 
 
 @torch.inference_mode()
 def rank_scores(
     ranker: Ranker,
-    items: ItemSide,
+    items: EncodedItems,
     users: Float32[np.ndarray, "queries dim"],
-    user_vectors: Float32[np.ndarray, "queries wide"],
+    user_vectors: Float32[np.ndarray, "queries _"],
     item_rows: Int64[np.ndarray, "queries length"],
-    places: Int64[np.ndarray, "queries length"],
+    ranks: Int64[np.ndarray, "queries length"],
 ) -> Float32[np.ndarray, "queries length"]:
-    """The ranker's scores of each query's items, which stand at these `places` of the retriever's order, from 0.
-
-    `users` are what the ranker's user encoder says of those who ask.
+    """Scores the candidates of each query. `users` come from `encode_users`; `ranks` are the candidates' ranks in the
+    retriever's order, from 0.
     """
     was_training = ranker.training
     ranker.eval()
-    given = users, items.encoded[item_rows], user_vectors, items.vectors[item_rows], places
-    scores: np.ndarray = ranker(*map(torch.from_numpy, given)).numpy()
+    queries, length = item_rows.shape
+    scores = np.empty((queries, length), np.float32)
+    for part in chunks(queries, max(CHUNK_ELEMENTS // max(items.vectors.shape[1] * length, 1), 1)):
+        rows = item_rows[part]
+        inputs = users[part], items.encoded[rows], user_vectors[part], items.vectors[rows], ranks[part]
+        scores[part] = ranker(*map(torch.from_numpy, inputs)).numpy()
     ranker.train(was_training)
     return scores

@@ -34,9 +34,8 @@ from twofold.index.filters import compile_filter
 from twofold.index.item_index import CALIBRATION_QUERIES, Index
 from twofold.index.score_kinds import items_as_products, queries_as_products
 from twofold.index.search import search
-from twofold.model.ranker import Ranker, RetrieverAndRankerData
+from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
-from twofold.model.second_stage import SecondStage, item_side, pair_scores, user_side
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
 from twofold.topk import Products
@@ -50,7 +49,7 @@ def scores_of(model: Model, arrays: Dataset, window: EvaluationWindow) -> Produc
 
 
 def score_sources(
-    model: Model, ranker: SecondStage | None, arrays: RetrieverAndRankerData, window: EvaluationWindow
+    model: Model, ranker: Ranker | None, arrays: RetrieverAndRankerData, window: EvaluationWindow
 ) -> dict[str, ScoreBlock]:
     """Returns the scores that a report has rows for, by name, the model first.
 
@@ -69,7 +68,7 @@ def score_sources(
 
 def two_stages(
     model: Model,
-    ranker: SecondStage,
+    ranker: Ranker,
     arrays: RetrieverAndRankerData,
     window: EvaluationWindow,
     *,
@@ -85,7 +84,7 @@ def two_stages(
 
 def evaluate_heads(
     model: Model,
-    ranker: SecondStage | None,
+    ranker: Ranker | None,
     arrays: RetrieverAndRankerData,
     window: EvaluationWindow,
     *,
@@ -96,7 +95,7 @@ def evaluate_heads(
 
     `fitted` is the folder in which preparation stores the quantiles of watch time.
     """
-    if not isinstance(ranker, Ranker) or not ranker.names:
+    if ranker is None or not ranker.names:
         return ()
     retrieved, pair_scorer = _retrieved(model, ranker, arrays, window, is_masked=False)
     best = find_best(retrieved, seen=window.seen, top=ranker.top)
@@ -114,8 +113,8 @@ def evaluate_heads(
 
 
 def _retrieved(
-    model: Model, ranker: SecondStage, arrays: RetrieverAndRankerData, window: EvaluationWindow, *, is_masked: bool
-) -> tuple[Products, Callable[[SecondStage], ScorePairs]]:
+    model: Model, ranker: Ranker, arrays: RetrieverAndRankerData, window: EvaluationWindow, *, is_masked: bool
+) -> tuple[Products, Callable[[Ranker], ScorePairs]]:
     """Returns the retriever's scores, and a function from a ranker to its scores of pairs.
 
     That function takes any formula over the heads of `ranker`: users and items are encoded once.
@@ -125,11 +124,11 @@ def _retrieved(
     items = item_vectors(model, arrays.retriever, at) if masked is None else masked
     users = user_vectors(model, arrays.retriever, window.user_rows, window.query_at)
     queries, factors = as_products(model, users, items)
-    item_inputs = item_side(ranker, arrays.ranker, factors, at, is_masked=is_masked)
-    user_inputs = user_side(ranker, arrays.ranker, window.user_rows, window.query_at)
+    item_inputs = encode_items(ranker, arrays.ranker, factors, at, is_masked=is_masked)
+    user_inputs = encode_users(ranker, arrays.ranker, window.user_rows, window.query_at)
 
-    def pair_scorer(ranker: SecondStage) -> ScorePairs:
-        return lambda rows, item_rows, ranks: pair_scores(
+    def pair_scorer(ranker: Ranker) -> ScorePairs:
+        return lambda rows, item_rows, ranks: rank_scores(
             ranker, item_inputs, user_inputs[rows], queries[rows], item_rows, ranks
         )
 

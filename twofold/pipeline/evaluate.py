@@ -21,8 +21,8 @@ from twofold.evaluate.report_page import write_report
 from twofold.evaluate.results import MODEL
 from twofold.evaluate.sampled import negatives_of
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
+from twofold.model.ranker import describe_ranker
 from twofold.model.retriever import describe_model
-from twofold.model.second_stage import describe_second_stage
 from twofold.pipeline.adapters import allowed_items, evaluate_heads, score_sources
 from twofold.pipeline.index import index_inputs
 from twofold.pipeline.job import Job, TrainedModels, load_models
@@ -104,7 +104,7 @@ def _evaluation_inputs(job: Job) -> dict[str, Any]:
 def _facts(job: Job, models: TrainedModels, stages: tuple[Stage, Stage, Stage]) -> dict[str, Any]:
     """Returns where a report comes from; the stages are preparation, dataset and training."""
     parts = describe_model(models.retriever)
-    parts += [] if models.ranker is None else describe_second_stage(models.ranker)
+    parts += [] if models.ranker is None else describe_ranker(models.ranker)
     return {
         "recipe": job.recipe.name,
         "recipe_digest": recipe_digest(job.recipe),

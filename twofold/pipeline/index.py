@@ -8,8 +8,8 @@ from typing import Any
 from twofold.dataset.dataset import item_attributes
 from twofold.dataset.recent_counts import with_counts
 from twofold.index.item_index import build_index, save_index
+from twofold.model.ranker import save_ranker
 from twofold.model.retriever import as_products, item_vectors, save_user_side
-from twofold.model.second_stage import save_second_stage
 from twofold.pipeline.adapters import allowed_items, calibration_queries
 from twofold.pipeline.job import Job, load_models
 from twofold.run_folder import Stage
@@ -49,7 +49,7 @@ def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out
     vectors = item_vectors(model, arrays, as_of)
     if models.ranker is not None:
         factors = as_products(model, vectors[:0], vectors)[1]
-        save_second_stage(models.ranker, models.data, factors, at=as_of, folder=out)
+        save_ranker(models.ranker, models.data, factors, at=as_of, folder=out)
     built = build_index(vectors, score=model.score, queries=calibration_queries(model, arrays, as_of))
     save_index(built, out)
     save_user_side(model, out)

@@ -8,9 +8,8 @@ from typing import Any
 
 from twofold.errors import RunError
 from twofold.evaluate.results import Report, load_report
-from twofold.model.ranker import RetrieverAndRankerData, load_stages
+from twofold.model.ranker import Ranker, RetrieverAndRankerData, load_ranker_data, load_ranker_stage
 from twofold.model.retriever import Model, load_model
-from twofold.model.second_stage import SecondStage, load_second_stage
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
 from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
 from twofold.recipe.schema import Recipe
@@ -44,15 +43,15 @@ class TrainedModels:
 
     data: RetrieverAndRankerData
     retriever: Model
-    ranker: SecondStage | None
+    ranker: Ranker | None
     """`None` means that the recipe has no ranker."""
 
 
 def load_models(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None = None) -> TrainedModels:
     """Loads the results of finished stages: the arrays, the retriever and, if there is one, the ranker."""
-    data = load_stages(dataset.folder, job.recipe.features, job.recipe.ranker_features)
+    data = load_ranker_data(dataset.folder, job.recipe.features, job.recipe.ranker_features)
     model = load_model(job.recipe.retriever, data.retriever, retriever.folder)
-    return TrainedModels(data, model, load_second_stage(job.recipe.ranker, data, ranker, retriever=model))
+    return TrainedModels(data, model, load_ranker_stage(job.recipe.ranker, data, ranker))
 
 
 def reopen(folder: Path) -> Job:

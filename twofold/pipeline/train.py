@@ -10,16 +10,16 @@ from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.evaluate_window import primary_k, primary_metric_of
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.multi_tower import build_towers
+from twofold.model.ranker import Ranker
 from twofold.model.retriever import Model
-from twofold.model.second_stage import SecondStage
 from twofold.pipeline.adapters import scores_of, two_stages
 from twofold.pipeline.job import Job, TrainedModels, load_models
-from twofold.recipe.ranker import Ranker
+from twofold.recipe.ranker import Mlp
 from twofold.recipe.train import Ials, TwoTower
 from twofold.run_folder import Stage
 from twofold.train.distributed import broadcast_from_rank0
 from twofold.train.loop import fit
-from twofold.train.ranker import fit_second_stage
+from twofold.train.ranker import fit_ranker
 
 
 def train(job: Job, dataset: Stage) -> Stage:
@@ -86,13 +86,13 @@ def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, mod
     return recall
 
 
-def _train_ranker(job: Job, config: Ranker, dataset: Stage, retriever: Stage, out: Path) -> Mapping[str, Any]:
+def _train_ranker(job: Job, config: Mlp, dataset: Stage, retriever: Stage, out: Path) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever)
     validate = partial(_validate_ranker, models, evaluation_window(models.data.retriever, "validation"))
-    return fit_second_stage(models.retriever, models.data, asked=config, validate=validate, out=out)
+    return fit_ranker(models.retriever, models.data, config=config, validate=validate, out=out)
 
 
-def _validate_ranker(models: TrainedModels, window: EvaluationWindow, ranker: SecondStage) -> float:
+def _validate_ranker(models: TrainedModels, window: EvaluationWindow, ranker: Ranker) -> float:
     """Returns the report's primary metric of both stages together."""
     metric = primary_metric_of(window.num_items, is_two_stages=True)
     scores = two_stages(models.retriever, ranker, models.data, window)

@@ -9,18 +9,7 @@ from pydantic import Field, model_validator
 from sqlglot import exp
 
 from twofold.errors import RecipeError
-from twofold.recipe.features import (
-    AgeFeature,
-    CategoryFeature,
-    ClusterFeature,
-    CounterFeature,
-    Features,
-    ItemFeature,
-    NumberFeature,
-    ProfileFeature,
-    TimeFeature,
-    UserFeature,
-)
+from twofold.recipe.features import ItemFeature, UserFeature
 from twofold.recipe.section import Expression, Name, Section, is_unasked
 from twofold.recipe.train import Bce
 from twofold.sql.rules import check_columns, rule_tree
@@ -37,15 +26,8 @@ class Candidates(Section):
     """The retriever's best unseen items: what is ranked anew, in training, in the report and when served."""
     skip_top: int = Field(default=0, ge=0, le=10_000)
     """The best ranks that no negative is drawn from: they hold what the user would like and did not meet yet."""
-    num_retrieved: int = Field(default=30, ge=0, le=10_000)
-    """Negatives drawn from the retriever's ranks [skip_top, num_candidates), without the user's positives of the "
-    "window."""
-    random: int = Field(default=0, ge=0, le=10_000)
-    """Negatives drawn from all items of the training window: easy ones, which a served ranker never meets."""
-    skipped: int = Field(default=0, ge=0, le=1_000)
-    """The next impressions of the user that were not positive. They teach what is liked of what is shown, and not what
-    is shown: on the shipped log they lost what the ranker had gained in the catalogue.
-    """
+    num_retrieved: int = Field(default=30, ge=1, le=10_000)
+    """Negatives drawn from the retriever's ranks [skip_top, num_candidates), without the user's training positives."""
     request_time: Literal["event", "day"] = "day"
     """The moment of a request: that of its positive, when the item had been shown already; or, as reports ask, of the
     user's first event on that day (of `prepare.utc_offset_h`).
@@ -58,20 +40,13 @@ class Candidates(Section):
     """Requests to learn from: drawn at random, where the window has more."""
 
     @model_validator(mode="after")
-    def _some_negatives(self) -> Candidates:
-        if self.num_retrieved and self.skip_top >= self.num_candidates:
+    def _ranks_remain(self) -> Candidates:
+        if self.skip_top >= self.num_candidates:
             raise ValueError(
                 f"skip_top is {self.skip_top} and num_candidates is {self.num_candidates}: no rank is left. Write "
                 f"num_candidates above skip_top"
             )
-        if not (self.num_retrieved or self.random or self.skipped):
-            raise ValueError("nothing to rank a positive against: let num_retrieved, random or skipped be above 0")
         return self
-
-    @property
-    def negatives(self) -> int:
-        """Beside each positive."""
-        return self.num_retrieved + self.random + self.skipped
 
 
 class Listwise(Section):
@@ -118,13 +93,6 @@ RELEVANCE: Final = "relevance"
 """What a formula calls the score that is learned from the lists."""
 
 
-class FineTune(Section):
-    """A copy of the retriever's two towers, trained on as a part of the ranker."""
-
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """Their peak; `ranker.learning_rate` is that of all else."""
-
-
 class Mlp(Section):
     """A network over the user, one item, and how they meet: encoders of the ranker's own features, the retriever's two
     vectors and the products of both pairs, the retrieval score and rank.
@@ -135,12 +103,6 @@ class Mlp(Section):
     """null: what the towers read."""
     dim: int = Field(default=32, ge=1, le=1024)
     """Width of its id embeddings and of what either side is encoded to."""
-    fine_tune: FineTune | None = Field(default=None, exclude_if=is_unasked)
-    """Copies of the retriever's towers learn on, at a rate of their own, beside the ranker's encoders; the retriever's
-    vectors, by which candidates are found, stay as they are. null: they are all that it reads of the towers.
-    """
-    crosses: int = Field(default=0, ge=0, le=16)
-    """Cross layers before the hidden ones (Wang et al., *DCN V2*, WWW 2021, equation 1)."""
     hidden: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = (128, 64)
     """Widths of the hidden layers."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -182,28 +144,6 @@ class Mlp(Section):
         return self
 
 
-class LambdaMart(Section):
-    """Boosted trees, each of which mends where a swap in a list would gain the most NDCG (Burges, *From RankNet to
-    LambdaRank to LambdaMART*, MSR-TR-2010-82), by the library LightGBM. They read the numbers, categories and clock of
-    their features, the retrieval score and rank; no ids, bags, histories or vectors. Judged, not served.
-    """
-
-    kind: Literal["lambdamart"]
-    features: RankerFeatures | None = None
-    """null: what the towers read. Either way, what trees cannot read is left out, and numbers are not expanded."""
-    candidates: Candidates = Candidates()
-    trees: int = Field(default=300, ge=1, le=10_000)
-    """How many are grown. So many tenths of them are kept as are best on validation: NDCG@10 of both stages."""
-    leaves: int = Field(default=31, ge=2, le=131_072)
-    """Of a tree, at most."""
-    min_in_leaf: int = Field(default=20, ge=1)
-    """Candidates that a leaf must hold."""
-    learning_rate: float = Field(default=0.05, gt=0)
-    """What is kept of each tree's correction."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of the negatives drawn."""
-
-
 def _check_formula(text: str, names: Collection[str]) -> None:
     """ValueError where it reads what the ranker does not say, or does more than to calculate."""
     try:
@@ -223,21 +163,3 @@ _CALCULATES: Final = (
     *(exp.Neg, exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Pow, exp.Ln, exp.Exp, exp.Sqrt, exp.Abs),
     *(exp.Least, exp.Greatest, exp.Coalesce, exp.Nullif),
 )
-
-
-Ranker = Annotated[Mlp | LambdaMart, Field(discriminator="kind")]
-
-
-def tree_features(features: Features) -> Features:
-    """What trees can read of these; ValueError where that is nothing of an item."""
-    user, item = (tuple(each for each in side if isinstance(each, _COLUMNS)) for side in (features.user, features.item))
-    if not item:
-        left_out = ", ".join(dict.fromkeys(each.kind for each in features.item))
-        raise ValueError(
-            f"a ranker of trees can read nothing of the items: of what it is told there is only {left_out}. Add a "
-            f"number, an age, a counter or a category to ranker.features.item, or write ranker.kind: mlp"
-        )
-    return features.model_copy(update={"user": user, "item": item})
-
-
-_COLUMNS = AgeFeature | CategoryFeature | ClusterFeature | CounterFeature | NumberFeature | ProfileFeature | TimeFeature

@@ -17,7 +17,7 @@ from twofold.recipe.evaluate import Evaluate, PublishedNegatives
 from twofold.recipe.features import CounterFeature, Features, with_features
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import Prepare
-from twofold.recipe.ranker import LambdaMart, Mlp, Ranker, tree_features
+from twofold.recipe.ranker import Mlp
 from twofold.recipe.section import Section, is_unasked
 from twofold.recipe.train import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
 from twofold.recipe.tune import Tune
@@ -74,7 +74,7 @@ class Recipe(Section):
     features: Features
     retriever: Retriever
     train: Train
-    ranker: Ranker | None = None
+    ranker: Mlp | None = None
     """The second stage: orders the best of what the retriever finds. null: there is none."""
     index: Index = Index()
     """Which items may be recommended."""
@@ -122,20 +122,9 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _has_towers_to_tune(self) -> Recipe:
-        is_asked = isinstance(self.ranker, Mlp) and self.ranker.fine_tune is not None
-        if is_asked and not (isinstance(self.retriever, TwoTower) and self.retriever.separate_towers_by is None):
-            given = "towers per value" if isinstance(self.retriever, TwoTower) else f"{self.retriever.kind}, no towers"
-            raise ValueError(
-                f"ranker.fine_tune goes on with the retriever's two towers, and the retriever is {given}. Write "
-                f"retriever.kind: two_tower without separate_towers_by, or delete ranker.fine_tune"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _heads_have_outcomes(self) -> Recipe:
         outcomes = self.prepare.outcomes
-        for number, head in enumerate(self.ranker.heads if isinstance(self.ranker, Mlp) else ()):
+        for number, head in enumerate(self.ranker.heads if self.ranker else ()):
             if head.outcome not in outcomes:
                 raise ValueError(
                     f"ranker.heads.{number} learns {head.outcome}, and prepare.outcomes has "
@@ -150,13 +139,8 @@ class Recipe(Section):
 
     @property
     def ranker_features(self) -> Features:
-        """What the ranker reads: the towers' features, unless it has others. Those besides, where it fine-tunes towers;
-        trees, what they can.
-        """
-        told = self.features if self._ranker_told is None else self._ranker_told
-        if isinstance(self.ranker, Mlp) and self.ranker.fine_tune is not None:
-            return with_features(self.features, told.user, told.item)
-        return tree_features(told) if isinstance(self.ranker, LambdaMart) else told
+        """What the ranker reads: the towers' features, unless it has its own."""
+        return self.features if self._ranker_told is None else self._ranker_told
 
     @property
     def _ranker_told(self) -> Features | None:

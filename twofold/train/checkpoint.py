@@ -93,21 +93,21 @@ def save_checkpoint(
     optimizer: Optimizer,
     *,
     best: Mapping[str, Tensor],
-    position: TrainingState,
+    state: TrainingState,
     settings: Section,
 ) -> None:
     """Writes the file whole or not at all; the previous one stays until then. Of several ranks, all come here, and the
     first one writes.
     """
-    state = optimizer.state()
+    optimizer_state = optimizer.state()
     with whole_tables(model):
         if not optimizer.ranks.is_first:
             return
         weights = model.state_dict()
         tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
-        about = {MARK: json.dumps(asdict(position)), MADE_FOR: json.dumps(_made_for(settings, model))}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_state.items()}
+        about = {MARK: json.dumps(asdict(state)), MADE_FOR: json.dumps(_made_for(settings, model))}
         with atomic_file(path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, about)
 

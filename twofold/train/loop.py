@@ -135,13 +135,13 @@ def fit(
                     position = position.after(taken, every=math.ceil(steps / LOGGED))
                     advance(len(batch.weight) * ranks.size, f"loss {position.loss_sum / position.batch:.3f}")
                     if broadcast_from_rank0(ranks, partial(_is_past, due)):
-                        due = _kept(partial(keep, best=best, position=position))
+                        due = _kept(partial(keep, best=best, state=position))
                 speed = (position.batch - first) * settings.batch_size / (time.monotonic() - started)
                 with whole_tables(model) as fresh:
                     position = finish_epoch(position, broadcast_from_rank0(ranks, lambda: validate(model)), speed)
                     if ranks.is_first and position.best_epoch == position.epoch - 1:
                         best = weights_of(model, fresh=fresh)
-                keep(best=best, position=position)
+                keep(best=best, state=position)
     if ranks.is_first:
         save_file(best, out / "weights.safetensors")
         _write_logs(position, out)

@@ -1,9 +1,8 @@
 """Optimizers and schedules."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,38 +85,24 @@ class Optimizer:
 
 
 def build_optimizer(
-    model: nn.Module,
-    *,
-    learning_rate: float,
-    rows_per_step: int,
-    ranks: ProcessGroup = SINGLE_PROCESS,
-    slow: Iterable[nn.Parameter] = (),
-    share: float = 1.0,
+    model: nn.Module, *, learning_rate: float, rows_per_step: int, ranks: ProcessGroup = SINGLE_PROCESS
 ) -> Optimizer:
-    """Fused Adam; for large tables lazy Adam, where a row without a gradient stays as it is.
+    """Builds fused Adam, and for large tables lazy Adam, which leaves rows without a gradient unchanged.
 
-    `rows_per_step` is the most rows that a step looks up in a table. Only tables that nothing but lookups read can be
-    lazy; they are told to give sparse gradients. Histories read most rows of a table at every step, and through them
-    sparse gradients measured 4 to 5 times slower. PyTorch's own lazy Adam was fast enough (13 of some 150 ms a step);
-    its sparse Adagrad takes half of that, but wants a learning rate of its own. `slow` parameters move by this `share`
-    of the learning rate.
+    `rows_per_step` is the largest number of rows that a step looks up in a table. Only a table that is read by lookups
+    alone can be lazy; it is set to give sparse gradients. Histories read most rows of a table at every step, and with
+    them sparse gradients were 4 to 5 times slower. PyTorch's lazy Adam was fast enough (13 of about 150 ms a step); its
+    sparse Adagrad takes half of that, but needs a learning rate of its own.
     """
-    slow_ones = {id(parameter) for parameter in slow}
-    tables = sorted(lazy_tables(model, rows_per_step=rows_per_step), key=lambda table: id(table.weight) in slow_ones)
+    tables = lazy_tables(model, rows_per_step=rows_per_step)
     for table in tables:
         table.sparse = True
     lazy = {id(table.weight) for table in tables}
-    others: list[Tensor] = [parameter for parameter in model.parameters() if id(parameter) not in lazy]
-
-    def groups(parameters: list[Tensor]) -> list[dict[str, Any]]:
-        fast = [each for each in parameters if id(each) not in slow_ones]
-        rest = [each for each in parameters if id(each) in slow_ones]
-        return [{"params": each, "share": by} for each, by in ((fast, 1.0), (rest, share)) if each]
-
-    dense = torch.optim.Adam(groups(others), lr=learning_rate, fused=True)
+    others = [parameter for parameter in model.parameters() if id(parameter) not in lazy]
+    dense = torch.optim.Adam(others, lr=learning_rate, fused=True)
     if not tables:
         return Optimizer(dense, ranks=ranks)
-    sparse = torch.optim.SparseAdam(groups([table.weight for table in tables]), lr=learning_rate)
+    sparse = torch.optim.SparseAdam([table.weight for table in tables], lr=learning_rate)
     return Optimizer(dense, sparse, tuple(tables), ranks)
 
 
@@ -174,7 +159,7 @@ def learning_rate_at(step: int, *, steps: int, peak: float) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Gives every parameter this rate, or its share of it."""
+    """Sets the learning rate of every parameter."""
     for part in optimizer.parts:
         for group in part.param_groups:
-            group["lr"] = learning_rate * group["share"]
+            group["lr"] = learning_rate

@@ -1,4 +1,4 @@
-"""fit_ranker(): the second stage, taught on what the first one finds."""
+"""Training of the ranker on candidates that the retriever finds."""
 
 import shutil
 import time
@@ -21,13 +21,12 @@ from twofold.dataset.dataset import Dataset
 from twofold.dataset.malloc import keep_freed_memory
 from twofold.dataset.tower_inputs import item_inputs, queries_at, user_inputs
 from twofold.model.losses import bce, bpr, sampled_softmax
-from twofold.model.ranker import Ranker, RetrieverAndRankerData, Scales, build_ranker, tuned_parameters
+from twofold.model.ranker import Ranker, RetrieverAndRankerData, Scales, build_ranker
 from twofold.model.retriever import Model
-from twofold.model.second_stage import SecondStage
 from twofold.model.weights import save_weights
 from twofold.progress import Advance, progress_bar
 from twofold.ragged import chunks
-from twofold.recipe import ranker as ranking
+from twofold.recipe.ranker import Listwise, Mlp, Pairwise, RankerLoss
 from twofold.recipe.train import Bce
 from twofold.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from twofold.train.loop import (
@@ -40,81 +39,51 @@ from twofold.train.loop import (
 )
 from twofold.train.optimizer import Optimizer, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
 from twofold.train.ranker_examples import MINED, CandidateLists, Requests, draw_lists, mine_requests
-from twofold.train.shown import Impressions, mine_shown, outcomes_of
+from twofold.train.ranker_impressions import Impressions, mine_impressions, outcomes_of
 
-SAMPLE = 4096
-"""Requests that scales are fitted on."""
+SCALE_REQUESTS = 4096
+"""Number of requests whose candidates determine `Scales`."""
 
 
 @dataclass(frozen=True)
 class ListBatch:
-    """Requests and their candidates, the positive first: what the ranker reads, line by line."""
+    """Inputs of the ranker for some requests and their candidates, the positive first."""
 
     user: TensorInputs
     item: TensorInputs
-    """A line a candidate, request by request."""
-    user_vectors: Float[Tensor, "requests wide"]
-    item_vectors: Float[Tensor, "requests length wide"]
-    places: Int64[Tensor, "requests length"]
-    competing: Bool[Tensor, "requests length"]
-    weight: Float[Tensor, "requests"]
-
-
-def fit_second_stage(
-    retriever: Model,
-    arrays: RetrieverAndRankerData,
-    *,
-    asked: ranking.Ranker,
-    validate: Callable[[SecondStage], float],
-    out: Path,
-) -> dict[str, Any]:
-    """The ranker that is asked for, whichever: see `fit_ranker` and `fit_trees`."""
-    match asked:
-        case ranking.Mlp():
-            return fit_ranker(retriever, arrays, asked=asked, validate=validate, out=out)
-        case ranking.LambdaMart():
-            from twofold.train.boost import fit_trees  # the library is an extra
-
-            return fit_trees(retriever, arrays, asked=asked, validate=validate, out=out)
-        case _:
-            assert_never(asked)
+    """Features of the items, one row per candidate, request by request."""
+    user_vectors: Float[Tensor, "batch _"]
+    item_vectors: Float[Tensor, "batch length _"]
+    ranks: Int64[Tensor, "batch length"]
+    competing: Bool[Tensor, "batch length"]
+    weight: Float[Tensor, "batch"]
 
 
 def fit_ranker(
     retriever: Model,
-    arrays: RetrieverAndRankerData,
+    data: RetrieverAndRankerData,
     *,
-    asked: ranking.Mlp,
+    config: Mlp,
     validate: Callable[[Ranker], float],
     out: Path,
 ) -> dict[str, Any]:
-    """Mines, trains, and writes `weights.safetensors` of the best epoch and `training_log.parquet`; returns facts.
+    """Mines examples and trains; writes `weights.safetensors` of the best epoch and `training_log.parquet`.
 
-    A killed training goes on from its checkpoint in `out`. `validate` judges both stages on the validation window;
-    higher is better.
+    Returns facts. A killed training resumes from its checkpoint in `out`. `validate` evaluates both stages on the
+    validation window; higher is better.
     """
-    requests = mine_requests(retriever, arrays.retriever, asked.candidates, seed=asked.seed, out=out / MINED)
-    shown = mine_shown(retriever, arrays.retriever, requests, asked, out=out / MINED) if asked.heads else None
-    with deterministic(asked.seed), keep_freed_memory():
-        state, vectors, wide = arrays.ranker.features, arrays.ranker.vectors, requests.users.shape[1]
-        ranker = build_ranker(asked, state, vectors, retrieved=wide, retriever=retriever)
-        lesson = _prepare(ranker, requests, shown, arrays.ranker, asked, checkpoint=out / CHECKPOINT)
-        total = asked.epochs * len(requests)
-        begun = load_checkpoint(out / CHECKPOINT, ranker, lesson.optimizer, settings=asked)
-        position, best = begun or (TrainingState(), weights_of(ranker))
-        done = position.epoch * len(requests) + position.batch * asked.batch_size
-        with progress_bar("rank", total=total, unit="requests", done=done) as advance:
-            while position.epoch < asked.epochs:
-                started, first = time.monotonic(), position.batch
-                position = _epoch(lesson, position, best, advance)
-                speed = (position.batch - first) * asked.batch_size / (time.monotonic() - started)
-                position = finish_epoch(position, validate(ranker), speed)
-                if position.best_epoch == position.epoch - 1:
-                    best = weights_of(ranker)
-                lesson.keep(best=best, position=position)
+    requests = mine_requests(retriever, data.retriever, config.candidates, seed=config.seed, out=out / MINED)
+    impressions = (
+        mine_impressions(retriever, data.retriever, requests, config, out=out / MINED) if config.heads else None
+    )
+    vector_dim = requests.user_vectors.shape[1]
+    with deterministic(config.seed), keep_freed_memory():
+        ranker = build_ranker(config, data.ranker.features, data.ranker.vectors, vector_dim=vector_dim)
+        training = _prepare(ranker, requests, impressions, data.ranker, config, checkpoint=out / CHECKPOINT)
+        state, best = _train(training, validate, resume_from=out / CHECKPOINT)
         ranker.load_state_dict(best)
     save_weights(ranker, out / "weights.safetensors")
-    records = [asdict(record) for record in position.records]
+    records = [asdict(record) for record in state.records]
     pq.write_table(pa.Table.from_pylist(records), out / "training_log.parquet")
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / MINED)
@@ -122,198 +91,213 @@ def fit_ranker(
         "requests": len(requests),
         "found_share": requests.found_share,
         "parameters": sum(parameter.numel() for parameter in ranker.parameters()),
-        "width": requests.users.shape[1],
-        "best_epoch": position.best_epoch,
+        "width": vector_dim,
+        "best_epoch": state.best_epoch,
         "epochs": records,
-        **({} if shown is None else {"impressions": len(shown)}),
+        **({} if impressions is None else {"impressions": len(impressions)}),
     }
 
 
 @dataclass(frozen=True)
 class RankerTraining:
-    """Who is taught, by what."""
+    """The ranker in training, with its optimizer and examples."""
 
     ranker: Ranker
     optimizer: Optimizer
     requests: Requests
-    shown: Impressions | None
+    impressions: Impressions | None
     dataset: Dataset
-    asked: ranking.Mlp
+    config: Mlp
     mean_weight: float
-    keep: Callable[..., None]
+    save: Callable[..., None]
 
 
 def _prepare(
     ranker: Ranker,
     requests: Requests,
-    shown: Impressions | None,
+    impressions: Impressions | None,
     dataset: Dataset,
-    asked: ranking.Mlp,
+    config: Mlp,
     *,
     checkpoint: Path,
 ) -> RankerTraining:
-    ranker.fit_scales(_fit_scales(requests, dataset, asked))
-    if shown is not None:
-        ranker.fit_heads(np.nanmean(outcomes_of(dataset, shown.lines, asked), axis=0).tolist())
-    rows_per_step = asked.batch_size * (1 + asked.candidates.negatives)
-    tuned = asked.fine_tune
-    optimizer = build_optimizer(
-        ranker,
-        learning_rate=asked.learning_rate,
-        rows_per_step=rows_per_step,
-        slow=tuned_parameters(ranker),
-        share=1.0 if tuned is None else tuned.learning_rate / asked.learning_rate,
-    )
-    mean_weight = float(dataset.examples["train"].weight[requests.lines].mean()) or 1.0
-    keep = partial(save_checkpoint, checkpoint, ranker, optimizer, settings=asked)
-    return RankerTraining(ranker, optimizer, requests, shown, dataset, asked, mean_weight, keep)
+    ranker.fit_scales(_fit_scales(requests, dataset, config))
+    if impressions is not None:
+        ranker.fit_heads(np.nanmean(outcomes_of(dataset, impressions.examples, config), axis=0).tolist())
+    rows_per_step = config.batch_size * (1 + config.candidates.num_retrieved)
+    optimizer = build_optimizer(ranker, learning_rate=config.learning_rate, rows_per_step=rows_per_step)
+    mean_weight = float(dataset.examples["train"].weight[requests.examples].mean()) or 1.0
+    save = partial(save_checkpoint, checkpoint, ranker, optimizer, settings=config)
+    return RankerTraining(ranker, optimizer, requests, impressions, dataset, config, mean_weight, save)
 
 
-def _epoch(lesson: RankerTraining, position: TrainingState, best: dict[str, Tensor], advance: Advance) -> TrainingState:
-    """What is left of it; a checkpoint every now and then."""
-    asked, saved_at = lesson.asked, time.monotonic()
-    parts = chunks(len(lesson.requests), asked.batch_size)
-    order = np.random.default_rng((asked.seed, position.epoch)).permutation(len(lesson.requests))
-    beside = np.random.default_rng((asked.seed, 2, position.epoch)).permutation(len(lesson.shown or ()))
-    shown = np.array_split(beside, len(parts))
-    for part in parts[position.batch :]:
-        step = position.epoch * len(parts) + position.batch
-        rate = learning_rate_at(step, steps=asked.epochs * len(parts), peak=asked.learning_rate)
-        set_learning_rate(lesson.optimizer, rate)
-        loss = _step(lesson, order[part], shown[position.batch], step=step, position=position)
-        position = replace(position, batch=position.batch + 1, loss_sum=position.loss_sum + loss)
-        advance(part.stop - part.start, f"loss {position.loss_sum / position.batch:.3f}")
+def _train(
+    training: RankerTraining, validate: Callable[[Ranker], float], *, resume_from: Path
+) -> tuple[TrainingState, dict[str, Tensor]]:
+    """Trains all epochs that are left; returns the final state and the weights of the best epoch."""
+    config, ranker, num_requests = training.config, training.ranker, len(training.requests)
+    resumed = load_checkpoint(resume_from, ranker, training.optimizer, settings=config)
+    state, best = resumed or (TrainingState(), weights_of(ranker))
+    done = state.epoch * num_requests + state.batch * config.batch_size
+    with progress_bar("rank", total=config.epochs * num_requests, unit="requests", done=done) as advance:
+        while state.epoch < config.epochs:
+            started, first = time.monotonic(), state.batch
+            state = _epoch(training, state, best, advance)
+            speed = (state.batch - first) * config.batch_size / (time.monotonic() - started)
+            state = finish_epoch(state, validate(ranker), speed)
+            if state.best_epoch == state.epoch - 1:
+                best = weights_of(ranker)
+            training.save(best=best, state=state)
+    return state, best
+
+
+def _epoch(training: RankerTraining, state: TrainingState, best: dict[str, Tensor], advance: Advance) -> TrainingState:
+    """Trains the batches that are left of an epoch and writes a checkpoint every `CHECKPOINT_EVERY_S` seconds."""
+    config, saved_at = training.config, time.monotonic()
+    parts = chunks(len(training.requests), config.batch_size)
+    order = np.random.default_rng((config.seed, state.epoch)).permutation(len(training.requests))
+    shuffled = np.random.default_rng((config.seed, 2, state.epoch)).permutation(len(training.impressions or ()))
+    impressions = np.array_split(shuffled, len(parts))
+    for part in parts[state.batch :]:
+        step = state.epoch * len(parts) + state.batch
+        rate = learning_rate_at(step, steps=config.epochs * len(parts), peak=config.learning_rate)
+        set_learning_rate(training.optimizer, rate)
+        loss = _step(training, order[part], impressions[state.batch], step=step, state=state)
+        state = replace(state, batch=state.batch + 1, loss_sum=state.loss_sum + loss)
+        advance(part.stop - part.start, f"loss {state.loss_sum / state.batch:.3f}")
         if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-            lesson.keep(best=best, position=position)
+            training.save(best=best, state=state)
             saved_at = time.monotonic()
-    return position
+    return state
 
 
 def _step(
-    lesson: RankerTraining,
-    which: Int64[np.ndarray, "requests"],
-    beside: Int64[np.ndarray, "impressions"],
+    training: RankerTraining,
+    requests: Int64[np.ndarray, "batch"],
+    impressions: Int64[np.ndarray, "examples"],
     *,
     step: int,
-    position: TrainingState,
+    state: TrainingState,
 ) -> float:
-    """One, on these requests and impressions; what it draws hangs on its number alone. Returns the loss."""
-    asked = lesson.asked
-    batch = gather_lists(lesson.requests, lesson.dataset, which, asked, seed=(asked.seed, 1, step))
-    torch.manual_seed(int(np.random.SeedSequence((asked.seed, step)).generate_state(1)[0]))
-    loss = (list_losses(lesson.ranker, batch, asked.loss) * (batch.weight / lesson.mean_weight)).mean()
-    if lesson.shown is not None and len(beside):
-        batch = gather_shown(lesson.shown, lesson.dataset, beside, asked, seed=(asked.seed, 3, step))
-        outcomes = torch.from_numpy(outcomes_of(lesson.dataset, lesson.shown.lines[beside], asked))
-        weights = torch.tensor([head.weight for head in asked.heads])
-        loss = loss + (head_losses(lesson.ranker, batch, outcomes) * weights).sum()
-    lesson.optimizer.zero_grad()
+    """Runs one training step on these requests and impressions and returns its loss. Its random draws depend only on
+    the step number.
+    """
+    config, dataset = training.config, training.dataset
+    batch = gather_lists(training.requests, dataset, requests, config, seed=(config.seed, 1, step))
+    torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+    loss = (list_losses(training.ranker, batch, config.loss) * (batch.weight / training.mean_weight)).mean()
+    if training.impressions is not None and len(impressions):
+        batch = gather_impressions(training.impressions, dataset, impressions, config, seed=(config.seed, 3, step))
+        outcomes = torch.from_numpy(outcomes_of(dataset, training.impressions.examples[impressions], config))
+        weights = torch.tensor([head.weight for head in config.heads])
+        loss = loss + (head_losses(training.ranker, batch, outcomes) * weights).sum()
+    training.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    length, value = clip_gradients(lesson.optimizer, most=None), float(loss.detach())
-    remedy = f"Lower ranker.learning_rate (now {asked.learning_rate:g})"
-    check_divergence(value, length, position, remedy=remedy)
-    lesson.optimizer.step()
+    gradient_norm, value = clip_gradients(training.optimizer, most=None), float(loss.detach())
+    remedy = f"Lower ranker.learning_rate (now {config.learning_rate:g})"
+    check_divergence(value, gradient_norm, state, remedy=remedy)
+    training.optimizer.step()
     return value
 
 
 def gather_lists(
     requests: Requests,
     dataset: Dataset,
-    which: Int64[np.ndarray, "requests"],
-    asked: ranking.Mlp,
+    which: Int64[np.ndarray, "batch"],
+    config: Mlp,
     *,
     seed: tuple[int, ...],
 ) -> ListBatch:
-    """The batch of these requests, with negatives that `seed` draws; features as of each request's own moment."""
+    """Gathers a batch of requests with negatives drawn by `seed`; features are those at the request time."""
     rng = np.random.default_rng(seed)
-    lists = draw_lists(requests, dataset, which, asked.candidates, rng=rng)
-    return _gather(requests, lists, dataset, which, id_dropout=asked.id_dropout, rng=rng)
+    lists = draw_lists(requests, dataset, which, config.candidates, rng=rng)
+    return _gather(requests, lists, dataset, which, id_dropout=config.id_dropout, rng=rng)
 
 
-def gather_shown(
-    shown: Impressions,
+def gather_impressions(
+    impressions: Impressions,
     dataset: Dataset,
-    which: Int64[np.ndarray, "impressions"],
-    asked: ranking.Mlp,
+    which: Int64[np.ndarray, "batch"],
+    config: Mlp,
     *,
     seed: tuple[int, ...],
 ) -> ListBatch:
-    """The same of these impressions, each a list of its own item; `seed` draws whose ids nobody knows."""
-    item_rows = dataset.examples["train"].item_rows[shown.lines[which], None]
-    lists = CandidateLists(item_rows, shown.places[which, None], np.ones_like(item_rows, bool))
+    """Gathers a batch of impressions, each a list of its own item; `seed` draws the items whose id is masked."""
+    item_rows = dataset.examples["train"].item_rows[impressions.examples[which], None]
+    lists = CandidateLists(item_rows, impressions.ranks[which, None], np.ones_like(item_rows, bool))
     rng = np.random.default_rng(seed)
-    return _gather(shown, lists, dataset, which, id_dropout=asked.id_dropout, rng=rng)
+    return _gather(impressions, lists, dataset, which, id_dropout=config.id_dropout, rng=rng)
 
 
 def _gather(
-    asking: Requests | Impressions,
+    source: Requests | Impressions,
     lists: CandidateLists,
     dataset: Dataset,
-    which: Int64[np.ndarray, "requests"],
+    which: Int64[np.ndarray, "batch"],
     *,
     id_dropout: float,
     rng: np.random.Generator,
 ) -> ListBatch:
-    state, rows = dataset.features, dataset.examples["train"].take(asking.lines[which])
-    user_rows, at = np.ascontiguousarray(rows.user_rows), asking.at[which]
+    state, rows = dataset.features, dataset.examples["train"].take(source.examples[which])
+    user_rows, at = np.ascontiguousarray(rows.user_rows), source.at[which]
     queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows, at=at)
-    length, moments = lists.item_rows.shape[1], asking.moments[which][:, None]
+    length, days = lists.item_rows.shape[1], source.days[which][:, None]
     item = dict(item_inputs(state, dataset.item_arrays, item_rows=lists.item_rows.ravel(), at=np.repeat(at, length)))
-    vectors = asking.items[moments, lists.item_rows]
-    unknown = rng.random(lists.item_rows.shape) < id_dropout
+    vectors = source.item_vectors[days, lists.item_rows]
+    is_masked = rng.random(lists.item_rows.shape) < id_dropout
     if "id" in item:
-        item["id"] = item["id"] * ~unknown.ravel()
-    if asking.masked is not None:
-        vectors = np.where(unknown[:, :, None], asking.masked[moments, lists.item_rows], vectors)
+        item["id"] = item["id"] * ~is_masked.ravel()
+    if source.masked_item_vectors is not None:
+        vectors = np.where(is_masked[:, :, None], source.masked_item_vectors[days, lists.item_rows], vectors)
     return ListBatch(
         user=to_tensors(user_inputs(state, dataset.user_arrays, queries)),
         item=to_tensors(item),
-        user_vectors=torch.from_numpy(asking.users[which]),
+        user_vectors=torch.from_numpy(source.user_vectors[which]),
         item_vectors=torch.from_numpy(vectors),
-        places=torch.from_numpy(lists.places),
+        ranks=torch.from_numpy(lists.ranks),
         competing=torch.from_numpy(lists.competing),
         weight=torch.from_numpy(np.ascontiguousarray(rows.weight)),
     )
 
 
-def list_losses(ranker: Ranker, batch: ListBatch, loss: ranking.RankerLoss) -> Float[Tensor, "requests"]:
-    """What the ranker makes of each list, its positive first."""
-    requests, length = batch.places.shape
-    items = ranker.item(batch.item).reshape(requests, length, -1)
+def list_losses(ranker: Ranker, batch: ListBatch, loss: RankerLoss) -> Float[Tensor, "batch"]:
+    """Returns the loss of each candidate list, whose first item is the positive."""
+    num_requests, length = batch.ranks.shape
+    items = ranker.item(batch.item).reshape(num_requests, length, -1)
     scores, _ = ranker.relevance_and_logits(
-        ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places
+        ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks
     )
     negatives = scores[:, 1:].masked_fill(~batch.competing[:, 1:], -torch.inf)
     match loss:
-        case ranking.Listwise():
+        case Listwise():
             return sampled_softmax(scores[:, 0], negatives)
-        case ranking.Pairwise():
+        case Pairwise():
             return bpr(scores[:, 0], negatives)
         case Bce(gamma=gamma):
             labels = torch.zeros_like(batch.competing)
             labels[:, 0] = True
-            each = bce(scores.flatten(), labels.flatten(), gamma=gamma).reshape(requests, length)
-            return (each * batch.competing).sum(dim=1) / batch.competing.sum(dim=1)
+            losses = bce(scores.flatten(), labels.flatten(), gamma=gamma).reshape(num_requests, length)
+            return (losses * batch.competing).sum(dim=1) / batch.competing.sum(dim=1)
         case _:
             assert_never(loss)
 
 
-def head_losses(ranker: Ranker, batch: ListBatch, outcomes: Float[Tensor, "requests heads"]) -> Float[Tensor, "heads"]:
-    """Cross-entropy of every head, the mean over the impressions whose outcome is known; 0 where there are none."""
+def head_losses(ranker: Ranker, batch: ListBatch, outcomes: Float[Tensor, "batch _"]) -> Float[Tensor, "_"]:
+    """Returns the cross-entropy of every head: the mean over the impressions with a known outcome, or 0 without any."""
     items = ranker.item(batch.item)[:, None]
-    _, odds = ranker.relevance_and_logits(
-        ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.places
+    _, logits = ranker.relevance_and_logits(
+        ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks
     )
     known = ~outcomes.isnan()
-    each = functional.binary_cross_entropy_with_logits(odds[:, 0], outcomes.nan_to_num(), reduction="none")
-    return (each * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+    losses = functional.binary_cross_entropy_with_logits(logits[:, 0], outcomes.nan_to_num(), reduction="none")
+    return (losses * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
 
 
-def _fit_scales(requests: Requests, dataset: Dataset, asked: ranking.Mlp) -> Scales:
-    """Of the candidates of some requests, drawn as in training."""
-    which = np.linspace(0, len(requests) - 1, min(len(requests), SAMPLE)).astype(np.int64)
-    lists = draw_lists(requests, dataset, which, asked.candidates, rng=np.random.default_rng(asked.seed))
-    vectors = requests.items[requests.moments[which][:, None], lists.item_rows]
-    scores = np.vecdot(requests.users[which][:, None], vectors)[lists.competing]
-    places = np.log1p(lists.places[lists.competing])
-    return Scales(float(scores.mean()), float(scores.std()) or 1.0, float(places.mean()), float(places.std()) or 1.0)
+def _fit_scales(requests: Requests, dataset: Dataset, config: Mlp) -> Scales:
+    """Measures scores and ranks of candidates that are drawn as in training."""
+    which = np.linspace(0, len(requests) - 1, min(len(requests), SCALE_REQUESTS)).astype(np.int64)
+    lists = draw_lists(requests, dataset, which, config.candidates, rng=np.random.default_rng(config.seed))
+    vectors = requests.item_vectors[requests.days[which][:, None], lists.item_rows]
+    scores = np.vecdot(requests.user_vectors[which][:, None], vectors)[lists.competing]
+    ranks = np.log1p(lists.ranks[lists.competing])
+    return Scales(float(scores.mean()), float(scores.std()) or 1.0, float(ranks.mean()), float(ranks.std()) or 1.0)

@@ -14,15 +14,15 @@ import torch
 from tests.worlds import DAY_MS, FIRST_MS, SPLIT, TEST, TRAIN_DAYS, VALIDATION, world_recipe, write_world
 from twofold.errors import DataError
 from twofold.evaluate.window import evaluation_window
-from twofold.model.ranker import build_ranker, load_ranker, load_stages
+from twofold.model.ranker import build_ranker, load_ranker, load_ranker_data
 from twofold.model.retriever import as_products, item_vectors, load_model, user_vectors
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import two_stages
 from twofold.recipe.schema import Recipe
 from twofold.train import ranker as rank
-from twofold.train.ranker import fit_ranker, gather_shown, head_losses
+from twofold.train.ranker import fit_ranker, gather_impressions, head_losses
 from twofold.train.ranker_examples import mine_requests
-from twofold.train.shown import mine_shown, outcomes_of
+from twofold.train.ranker_impressions import mine_impressions, outcomes_of
 
 ITEMS, USERS = 160, 150
 
@@ -92,7 +92,7 @@ def world(tmp_path_factory):
     recipe = chances(tmp_path_factory.mktemp("world"))
     job = pipeline.Job(recipe, tmp_path_factory.mktemp("run"))
     _, dataset, trained, _ = pipeline.up_to_training(job)
-    arrays = load_stages(dataset.folder, recipe.features, recipe.ranker_features)
+    arrays = load_ranker_data(dataset.folder, recipe.features, recipe.ranker_features)
     return recipe, arrays, load_model(recipe.retriever, arrays.retriever, trained.folder), job
 
 
@@ -106,13 +106,13 @@ def judged(world):
 def taught(world, job):
     """The ranker of the run."""
     recipe, arrays, *_ = world
-    return load_ranker(recipe.ranker, arrays, job.folder / "train" / "ranker", retrieved=16)
+    return load_ranker(recipe.ranker, arrays, job.folder / "train" / "ranker", vector_dim=16)
 
 
 def fitted(world, out, **changes):
     recipe, arrays, model, _ = world
     asked = recipe.ranker.model_copy(update={"epochs": 2, **changes})
-    facts = fit_ranker(model, arrays, asked=asked, validate=lambda ranker: 0.0, out=out)
+    facts = fit_ranker(model, arrays, config=asked, validate=lambda ranker: 0.0, out=out)
     return facts, (out / "weights.safetensors").read_bytes()
 
 
@@ -157,7 +157,7 @@ def test_a_formula_is_what_validation_judges(world, tmp_path):
     recipe, arrays, model, _ = world
     asked = recipe.ranker.model_copy(update={"epochs": 1, "formula": "long"})
     fit_ranker(
-        model, arrays, asked=asked, validate=lambda ranker: heard.append(ranker.formula.name) or 0.0, out=tmp_path
+        model, arrays, config=asked, validate=lambda ranker: heard.append(ranker.formula.name) or 0.0, out=tmp_path
     )
     assert heard == ["long"]
 
@@ -170,11 +170,11 @@ def test_impressions_stand_where_the_retriever_has_them(world, tmp_path):
     recipe, arrays, model, _ = world
     dataset, asked = arrays.retriever, recipe.ranker
     requests = mine_requests(model, dataset, asked.candidates, seed=0, out=tmp_path)
-    shown = mine_shown(model, dataset, requests, asked, out=tmp_path)
+    impressions = mine_impressions(model, dataset, requests, asked, out=tmp_path)
     rows = dataset.examples["train"]
-    assert shown.lines.tolist() == list(range(len(rows)))  # all days, and fewer than may be drawn
-    for number in np.random.default_rng(0).integers(len(shown), size=40):
-        user, at, item = rows.user_rows[number], shown.at[number], rows.item_rows[number]
+    assert impressions.examples.tolist() == list(range(len(rows)))  # all days, and fewer than may be drawn
+    for number in np.random.default_rng(0).integers(len(impressions), size=40):
+        user, at, item = rows.user_rows[number], impressions.at[number], rows.item_rows[number]
         days = rows.at[rows.user_rows == user] // DAY_MS
         assert at == rows.at[rows.user_rows == user][days == rows.at[number] // DAY_MS].min()
         asking = user_vectors(model, dataset, np.array([user]), np.array([at]))
@@ -184,19 +184,19 @@ def test_impressions_stand_where_the_retriever_has_them(world, tmp_path):
         met = dataset.events.item_rows[start:end][dataset.events.at[start:end] < at]
         others = np.setdiff1d(np.arange(len(scores)), [*met, item])
         expected = 40 if item in met else min(40, (scores[others] > scores[item] + 1e-6).sum())
-        assert expected <= shown.places[number] <= expected + 39  # items of one team are equal to the retriever
-        np.testing.assert_allclose(shown.users[number], query[0], atol=1e-6)
+        assert expected <= impressions.ranks[number] <= expected + 39  # items of one team are equal to the retriever
+        np.testing.assert_allclose(impressions.user_vectors[number], query[0], atol=1e-6)
 
 
 def test_losses_are_the_cross_entropy_of_what_is_known(world, tmp_path):
     recipe, arrays, model, _ = world
     requests = mine_requests(model, arrays.retriever, recipe.ranker.candidates, seed=0, out=tmp_path)
-    shown = mine_shown(model, arrays.retriever, requests, recipe.ranker, out=tmp_path)
-    ranker = build_ranker(recipe.ranker, arrays.ranker.features, {}, retrieved=16)
+    impressions = mine_impressions(model, arrays.retriever, requests, recipe.ranker, out=tmp_path)
+    ranker = build_ranker(recipe.ranker, arrays.ranker.features, {}, vector_dim=16)
     ranker.fit_heads([0.2, 0.5])  # and nothing else yet: every impression is as likely
     which = np.arange(50)
-    batch = gather_shown(shown, arrays.ranker, which, recipe.ranker, seed=(0,))
-    outcomes = torch.from_numpy(outcomes_of(arrays.ranker, shown.lines[which], recipe.ranker))
+    batch = gather_impressions(impressions, arrays.ranker, which, recipe.ranker, seed=(0,))
+    outcomes = torch.from_numpy(outcomes_of(arrays.ranker, impressions.examples[which], recipe.ranker))
     outcomes[:40, 0] = torch.tensor([1.0, 0.0, 0.0, 0.0] * 10)
     outcomes[40:, 0] = torch.nan
     outcomes[:, 1] = torch.nan
@@ -242,15 +242,13 @@ def test_a_killed_training_with_heads_ends_where_an_uninterrupted_one_does(world
 
 def test_a_head_whose_outcome_nobody_knows_is_refused(world, tmp_path):
     recipe, arrays, model, _ = world
-    rows = arrays.retriever.rows
+    rows = arrays.retriever.examples
     nothing = {name: np.full(len(rows["train"]), np.nan, np.float32) for name in ("long", "watch")}
     outcomes = nothing | {"watch": rows["train"].outcomes["watch"]}
-    unknown = replace(arrays.retriever, rows={**rows, "train": replace(rows["train"], outcomes=outcomes)})
+    unknown = replace(arrays.retriever, examples={**rows, "train": replace(rows["train"], outcomes=outcomes)})
     requests = mine_requests(model, arrays.retriever, recipe.ranker.candidates, seed=0, out=tmp_path)
-    with pytest.raises(
-        DataError, match=r"ranker.heads.0 has nothing to learn from: long is known of none of the 12,000"
-    ):
-        mine_shown(model, unknown, requests, recipe.ranker, out=tmp_path)
+    with pytest.raises(DataError, match=r"ranker.heads.0 has nothing to learn from: long is unknown for all 12,000"):
+        mine_impressions(model, unknown, requests, recipe.ranker, out=tmp_path)
 
 
 @pytest.mark.parametrize(
