@@ -1,4 +1,4 @@
-"""docs/deploy.md, run: two services with shared histories behind nginx, and a database asked with a user's vector."""
+"""Runs docs/deploy.md: two services behind nginx that share histories, and a search of a database by a user vector."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def services(tmp_path: Path) -> Iterator[list[Running]]:
-    """Two, that share a Redis."""
+    """Two services that share a Redis."""
     run = write_run(tmp_path / "runs" / "tiny")
     assert " ".join(DURABLE).replace("--save  ", '--save "" ') in PAGE
     with redis_in(tmp_path) as url:
@@ -54,7 +54,7 @@ def services(tmp_path: Path) -> Iterator[list[Running]]:
 
 @pytest.fixture
 def front(services: list[Running], tmp_path: Path) -> Iterator[httpx.Client]:
-    """nginx with the configuration of the page, its addresses changed for those of this test."""
+    """nginx with the configuration of the page, with the addresses of this test."""
     if NGINX is None:
         pytest.skip("no nginx on this machine: apt-get install nginx-light")
     port = free_port()
@@ -68,8 +68,8 @@ def front(services: list[Running], tmp_path: Path) -> Iterator[httpx.Client]:
     inside = f"access_log off; client_body_temp_path {tmp_path}/body; {temporary}\n{shown}"
     (tmp_path / "nginx.conf").write_text(f"{around}http {{ {inside} }}\n")
     command = [NGINX, "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
-    said = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
+    output = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert output.returncode == 0, output.stderr
     nginx = subprocess.Popen(command)
     headers = {"authorization": f"Bearer {TOKEN}"}
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
@@ -86,9 +86,9 @@ def is_up(client: httpx.Client) -> bool:
         return False
 
 
-def until(holds: Any) -> None:
+def until(condition: Any) -> None:
     end = time.monotonic() + 30
-    while not holds():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -97,18 +97,16 @@ def test_services_behind_nginx_answer_as_one(front: httpx.Client, services: list
     for place, item in enumerate("abc"):
         event = {"user_id": "new", "item_id": item, "at": 1_000 + place}
         assert front.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
-        for _ in range(4):  # whichever service answers
+        for _ in range(4):  # from either service
             answer = front.post("/v1/recommend", json={"user_id": "new", "explain": True}).json()
             assert [known["item_id"] for known in answer["history"]] == list("cba")[-place - 1 :]
-    asked = [service.reply("/metrics").text for service in services]
-    assert all('twofold_requests_total{route="/v1/recommend",status="200"}' in page for page in asked)
+    pages = [service.reply("/metrics").text for service in services]
+    assert all('twofold_requests_total{route="/v1/recommend",status="200"}' in page for page in pages)
     assert front.get("/").text.startswith("<!doctype html>")
     assert (front.get("/metrics").status_code, front.post("/v1/admin/swap", json={}).status_code) == (403, 403)
 
 
-def test_a_service_that_dies_fails_no_question_and_two_are_a_clean_503(
-    front: httpx.Client, services: list[Running]
-) -> None:
+def test_a_dead_service_fails_no_request_and_two_give_a_clean_503(front: httpx.Client, services: list[Running]) -> None:
     statuses: list[int] = []
     is_over = threading.Event()
 
@@ -116,15 +114,15 @@ def test_a_service_that_dies_fails_no_question_and_two_are_a_clean_503(
         while not is_over.is_set():
             statuses.append(front.post("/v1/recommend", json={"user_id": 10}).status_code)
 
-    asking = [threading.Thread(target=load) for _ in range(3)]
-    for thread in asking:
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
         thread.start()
     until(lambda: len(statuses) > 50)
     kill(services[0])
     answered = len(statuses)
     until(lambda: len(statuses) > answered + 200)
     is_over.set()
-    for thread in asking:
+    for thread in threads:
         thread.join()
     assert set(statuses) == {200}
     kill(services[1])
@@ -135,27 +133,27 @@ def test_a_service_that_dies_fails_no_question_and_two_are_a_clean_503(
 
 
 def kill(service: Running) -> None:
-    """The process that watches and its worker, at once: neither clears away."""
+    """Kills the supervisor and its worker together, so that neither deletes the temporary folder."""
     (worker,) = service.workers()
-    (meters,) = re.findall(rf"{SHARED_METRICS}=([^\0]+)", Path(f"/proc/{worker}/environ").read_text())
+    (metrics,) = re.findall(rf"{SHARED_METRICS}=([^\0]+)", Path(f"/proc/{worker}/environ").read_text())
     for process in (service.process.pid, worker):
         os.kill(process, signal.SIGKILL)
     service.process.wait()
-    shutil.rmtree(Path(meters).parent)
+    shutil.rmtree(Path(metrics).parent)
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
-def test_a_database_answers_what_the_service_answers(
+def test_a_database_returns_the_items_of_the_service(
     services: list[Running], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("qdrant_client", reason="pip install 'twofold[export]'")
-    run, there = tmp_path / "runs" / "tiny", tmp_path / "there"
-    export(run, Database.qdrant, str(there), "kuairand")
+    run, database = tmp_path / "runs" / "tiny", tmp_path / "database"
+    export(run, Database.qdrant, str(database), "kuairand")
     shown = block("python").replace("runs/kuairand", str(run)).replace("[3]", "[10]")
-    shown = shown.replace('"http://10.0.0.8:6333"', f"path={str(there)!r}")
+    shown = shown.replace('"http://10.0.0.8:6333"', f"path={str(database)!r}")
     capsys.readouterr()
     exec(compile(shown, "docs/deploy.md", "exec"), {})  # noqa: S102 - our own file
-    found = json.loads(capsys.readouterr().out.replace("'", '"'))
-    at = {"at": 43_200_000}  # `as_of` of the run, which is the moment of that program
+    item_ids = json.loads(capsys.readouterr().out.replace("'", '"'))
+    at = {"at": 43_200_000}  # `as_of` of the run, the request time of that program
     answer = services[0].call("/v1/recommend", {"user_id": 10, "context": at})
-    assert found == [item["item_id"] for item in answer["items"]]
+    assert item_ids == [item["item_id"] for item in answer["items"]]
