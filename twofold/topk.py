@@ -17,7 +17,7 @@ from twofold.ragged import Ragged, chunks
 NOT_ALLOWED = np.float32(-np.inf)
 """Give this score to an item that must not be answered: it is left out, and the list counts as short."""
 
-_CHUNK_PAIRS = 2**16  # vectors gathered at once
+_CHUNK_PAIRS = 2**16  # pairs of vectors gathered at a time
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def exclude(scores: Float32[np.ndarray, "queries items"], excluded: Ragged) -> N
 
 @dataclass(frozen=True)
 class Products:
-    """Scores that are inner products of users' and items' vectors: a ScoreBlock that can also be asked by item blocks.
+    """Scores that are inner products of query vectors and item vectors.
 
-    RequestError where a vector holds NaN or infinity.
+    RequestError if a vector contains NaN or infinity.
     """
 
     queries: Float32[np.ndarray, "users dim"]
@@ -133,20 +133,20 @@ class Products:
             if not np.isfinite(sums).all():
                 row = int(np.argmin(np.isfinite(sums)))
                 raise RequestError(
-                    f"the {name} vector of line {row} holds NaN or infinity: the model has diverged. Lower "
+                    f"{name} vector {row} contains NaN or infinity: the model has diverged. Lower "
                     f"train.learning_rate, or look for NaN in the {name}s' features."
                 )
 
     def __call__(self, users: slice) -> Float32[np.ndarray, "queries items"]:
-        """Scores of these users against everything."""
+        """Returns the scores of these users for all items."""
         scores: Float32[np.ndarray, "queries items"] = self.queries[users] @ self.items.T
         return scores
 
     def pairs(
-        self, lines: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
+        self, users: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
     ) -> Float32[np.ndarray, "pairs"]:
-        """Scores pair by pair."""
-        scores = np.empty(len(lines), np.float32)
-        for part in chunks(len(lines), _CHUNK_PAIRS):
-            scores[part] = np.vecdot(self.queries[lines[part]], self.items[item_rows[part]])
+        """Returns the score of each pair."""
+        scores = np.empty(len(users), np.float32)
+        for part in chunks(len(users), _CHUNK_PAIRS):
+            scores[part] = np.vecdot(self.queries[users[part]], self.items[item_rows[part]])
         return scores

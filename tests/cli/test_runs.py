@@ -90,7 +90,7 @@ def test_recipes_are_compared_over_seeds(call, tmp_path):
     said = f"{' '.join(map(format_signed, by_seed))} yes"
     assert re.search(rf"recall@10 {re.escape(format_signed(sum(by_seed) / 3))} \[\S+ \S+\] {re.escape(said)}", out)
     _, out, _ = call("compare", folders["old"][0], folders["new"][0], "--seeds", 1)
-    assert "nothing is claimed of fewer than 3 seeds" in out
+    assert "fewer than 3 seeds are too few to claim a difference" in out
 
 
 def test_what_are_no_seeds_of_one_recipe_is_refused(call, tmp_path):
@@ -99,10 +99,18 @@ def test_what_are_no_seeds_of_one_recipe_is_refused(call, tmp_path):
         for name, train in (("one", {"seed": 1}), ("two", {"seed": 2}), ("other", {"seed": 3, "epochs": 99}))
     )
     for runs, seeds, message in (
-        ([one, two, one], 2, "3 runs cannot be compared by 2 seeds of each recipe: name 2 of the base recipe, then 2"),
-        ([one, two], 2, "2 runs cannot be compared by 2 seeds"),
-        ([one, one, one, two], 2, "one and one are no two seeds of one recipe, they ask for the same. Runs of one"),
-        ([one, two, two, other], 2, "two and other are no two seeds of one recipe, they differ in train.epochs. Runs"),
+        (
+            [one, two, one],
+            2,
+            "3 runs cannot be compared with 2 seeds per recipe: name 2 runs of the base recipe, then 2",
+        ),
+        ([one, two], 2, "2 runs cannot be compared with 2 seeds"),
+        (
+            [one, one, one, two],
+            2,
+            "one and one are not two seeds of one recipe: their recipes are equal. List the runs",
+        ),
+        ([one, two, two, other], 2, "two and other are not two seeds of one recipe: they differ in train.epochs. List"),
     ):
         code, _, err = call("compare", *runs, "--seeds", seeds)
         assert code == 2

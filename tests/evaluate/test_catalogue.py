@@ -71,7 +71,7 @@ def test_fewer_unseen_items_than_k_is_no_hit_and_no_error():
 
 def test_more_items_asked_for_than_there_are():
     judged = window(seen=[[]], relevant=[[0]], num_items=5)
-    with pytest.raises(RequestError, match=r"@100 needs 100 items, but the catalogue has 5: choose k up to that"):
+    with pytest.raises(RequestError, match=r"@100 needs 100 items, but the catalogue has 5: choose a smaller k"):
         evaluate_catalogue(judged, scorer(np.ones((1, 5), np.float32)), ks=(1, 100))
 
 
@@ -88,7 +88,7 @@ def test_nan_scores_name_the_user_and_the_item():
 
 
 def test_an_empty_window_says_where_to_look():
-    with pytest.raises(DataError, match=r"window 'test' holds no event.*prepare\.split"):
+    with pytest.raises(DataError, match=r"window 'test' contains no event.*prepare\.split"):
         window(seen=[], relevant=[], num_items=3)
 
 

@@ -28,7 +28,7 @@ def vocabulary(ids):
 
 
 def judged_run(folder, *, noise=0.0, relevant_digest="a" * 64, shuffled=False, window=None):
-    """The evaluate/ folder of a run on one world; `shuffled` numbers its users and items anew."""
+    """The evaluate/ folder of a run on one world; `shuffled` numbers its users and items differently."""
     given, truth, before = world()
     window = window or given
     scores = truth + noise * np.random.default_rng(5).random(truth.shape).astype(np.float32)
@@ -86,8 +86,8 @@ def test_a_base_run_of_another_split_is_refused_with_the_fields_that_differ(tmp_
     run, *_ = judged_run(tmp_path / "new")
     other, *_ = judged_run(tmp_path / "other", relevant_digest="b" * 64, window=replace(window, name="validation"))
     message = (
-        r"new and .*other are not comparable, .*: window: test there, validation in the base run; "
-        r"relevant_digest: aaaaaaaaaaaa… there, bbbbbbbbbbbb… in the base run\. Give both the same data, prepare\.split"
+        r"new and .*other cannot be compared, .* differ in window \(test here, validation in the base run\), "
+        r"relevant_digest \(aaaaaaaaaaaa… here, bbbbbbbbbbbb… in the base run\)\. Give both the same data"
     )
     with pytest.raises(RequestError, match=message):
         compare_runs(run, other)
@@ -100,7 +100,7 @@ def test_runs_judged_before_there_were_values_say_how_to_get_them(tmp_path):
     with pytest.raises(RunError, match=r"users\.parquet is missing.*`twofold evaluate` on its"):
         compare_runs(run, run)
     (run / "report.json").write_text(json.dumps(report | {"question": None}))
-    with pytest.raises(RequestError, match=r"does not say what was asked.*`twofold evaluate` on its"):
+    with pytest.raises(RequestError, match=r"has no evaluation setup.*`twofold evaluate` on its"):
         check_comparable(run, run)
 
 

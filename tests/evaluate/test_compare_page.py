@@ -15,7 +15,13 @@ from tests.evaluate.test_compare import judged_run
 from tests.evaluate.test_evaluate_window import world
 from tests.worlds import SPLIT, world_recipe
 from twofold.errors import RequestError, RunError
-from twofold.evaluate.compare_page import churn, compare_run_folders, comparison_tables, side, write_page
+from twofold.evaluate.compare_page import (
+    churn,
+    compare_run_folders,
+    comparison_tables,
+    direction,
+    write_comparison_page,
+)
 from twofold.recipe.load import dump_recipe
 from twofold.render.numbers import in_full
 from twofold.run_folder import run_stage
@@ -63,10 +69,10 @@ def test_the_first_run_is_the_one_that_all_are_compared_with(three):
     first, *_ = found.metrics
     assert first == found.primary_metric == "catalogue/recall@5"
     better, level = found.metrics[first]
-    assert (side(better), side(level)) == ("better", "")
+    assert (direction(better), direction(level)) == ("better", "")
     assert (level.minus.value, level.p_value) == (0.0, 1.0)
     (worse,) = compare_run_folders([three[1], three[0]]).metrics[first]
-    assert side(worse) == "worse"
+    assert direction(worse) == "worse"
     assert worse.minus.value == pytest.approx(-better.minus.value)
 
 
@@ -74,9 +80,9 @@ def test_fields_that_differ_stand_side_by_side(three):
     fields = {line.field: line.cells for line in compare_run_folders(three).fields}
     assert fields["train.epochs"] == ("1", "2", "")
     assert fields["retriever.dim"] == ("16", "", "8")
-    assert fields["features.item.creator"][2] == "not there"
+    assert fields["features.item.creator"][2] == "not set"
     turned = {line.field: line.cells for line in compare_run_folders([three[2], three[0]]).fields}
-    assert turned["features.item.creator"][0] == "not there"
+    assert turned["features.item.creator"][0] == "not set"
 
 
 def test_a_part_of_a_recipe_is_shown_as_its_file_has_it(three, tmp_path):
@@ -98,7 +104,7 @@ def test_the_terminal_says_it_in_two_tables(three):
     for part in comparison_tables(compare_run_folders(three)):
         narrow.print(part)
     assert "…" not in narrow.file.getvalue()
-    assert "The recipes ask for the same." in in_words(compare_run_folders([three[0], three[0]]))
+    assert "The recipes are equal." in in_words(compare_run_folders([three[0], three[0]]))
 
 
 def recommending(folder, lists, *, kind=None):
@@ -123,15 +129,15 @@ def test_churn_is_what_another_run_no_longer_recommends(tmp_path):
 def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
     found = replace(compare_run_folders(three), churns=(0.25, None))
     text = in_words(found)
-    assert "25% of what old recommends to a user is not recommended" in text
-    assert re.search(r"new: recall@5 differs in (\d|none) of \d groups? \(p < \.05 after Holm\)", text)
-    write_page(found, tmp_path / "page.html")
+    assert "25% of the recommendations of old to a user are no longer" in text
+    assert re.search(r"new: recall@5 differs significantly in (\d|none) of \d groups? \(p < \.05 after Holm\)", text)
+    write_comparison_page(found, tmp_path / "page.html")
     assert re.search(r"mean over the users of both:\s+new 25%, same –\.", (tmp_path / "page.html").read_text())
 
 
 def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path):
     found = compare_run_folders(three)
-    write_page(found, tmp_path / "page.html")
+    write_comparison_page(found, tmp_path / "page.html")
     page, text = (tmp_path / "page.html").read_text(), in_words(found)
     assert page.index("<h2>Recipes</h2>") < page.index("<h2>Metrics</h2>") < page.index("<h2>Groups</h2>")
     assert "Recommendations</h2>" not in page
@@ -140,7 +146,7 @@ def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path)
 
 def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_path):
     found = compare_run_folders(three)
-    write_page(found, tmp_path / "pages" / "compared.html")
+    write_comparison_page(found, tmp_path / "pages" / "compared.html")
     page = (tmp_path / "pages" / "compared.html").read_text()
     HTMLParser().feed(page)
     assert "default-src 'none'" in page
@@ -150,7 +156,7 @@ def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_p
     assert "features.item.creator" in page
     assert 'class="better"' in page
     evil = replace(found, names=("<b>old</b>", "new", "same"))
-    write_page(evil, tmp_path / "evil.html")
+    write_comparison_page(evil, tmp_path / "evil.html")
     assert "<b>old" not in (tmp_path / "evil.html").read_text()
 
 
@@ -161,7 +167,7 @@ def test_what_cannot_be_compared_is_refused(three, tmp_path):
         compare_run_folders([three[0], tmp_path / "nowhere"])
     window, *_ = world()
     other = a_run(tmp_path / "other", window=replace(window, name="validation"))
-    with pytest.raises(RequestError, match=r"not comparable, .*window: validation there, test in the base run"):
+    with pytest.raises(RequestError, match=r"cannot be compared, .*window \(validation here, test in the base run\)"):
         compare_run_folders([*three, other])
 
 

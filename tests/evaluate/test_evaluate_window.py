@@ -26,7 +26,18 @@ FACTS = {
     "precision": "float32",
     "versions": {"twofold": "0.1.0"},
     "seconds": {"prepare": 1.0},
-    "funnel": [{"name": "the log", "rows": 10, "users": 3, "items": 4, "positive_share": 0.25}],
+    "funnel": [
+        {
+            "name": "the log",
+            "scope": "log",
+            "rows": 8,
+            "users": 3,
+            "items": 4,
+            "positives": 2,
+            "positive_share": 0.25,
+            "removed": 0,
+        }
+    ],
     "not for the report": 1,
 }
 
@@ -165,7 +176,7 @@ def test_a_group_of_items_has_a_baseline_and_left_out_ones_are_named(monkeypatch
     monkeypatch.setattr(baselines_module, "IALS_MAX_POSITIVES", 3)
     report = report_of(window, truth, before)
     assert report.left_out == ("iALS: as a baseline it is limited to 3 positives",)
-    assert "Not among the rows: iALS: as a baseline it is limited to 3 positives." in report_page(report)
+    assert "Baselines left out: iALS: as a baseline it is limited to 3 positives." in report_page(report)
 
 
 def test_allowed_items_are_evaluated_on_the_same_users_beside_their_ceiling():
@@ -186,7 +197,7 @@ def test_allowed_items_are_evaluated_on_the_same_users_beside_their_ceiling():
     words = f"index.where: number < 30 allows 30 of 60 items, {held}"
     assert report.verdict[-1].startswith(words + f"catalogue recall@5 is {format_decimal(ceiling)} [")
     page = report_page(report)
-    assert "Only items where <code>number &lt; 30</code>: 30 of\n60 as of the window" in page
+    assert "The recipe allows only items where <code>number &lt; 30</code>: 30 of\n60 at the time of the window" in page
 
 
 def test_a_window_of_few_users_says_so():

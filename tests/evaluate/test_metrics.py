@@ -152,7 +152,9 @@ def test_who_has_nothing_to_find_has_no_number():
 
 
 def test_a_list_shorter_than_k_is_refused():
-    with pytest.raises(RequestError, match=r"a metric @10 cannot be read from a list of 5 items: choose k from 1 to 5"):
+    with pytest.raises(
+        RequestError, match=r"a metric @10 cannot be computed from a list of 5 items: choose k from 1 to 5"
+    ):
         ranking_metrics(np.zeros((2, 5), bool), np.array([1, 1]), ks=(1, 10))
 
 

@@ -62,12 +62,13 @@ def test_heads_are_shown_where_there_are_any(report, tmp_path):
     heads = (evaluate_head("long", said, outcome), replace(evaluate_head("watch", said, said), seconds=seconds))
     with_heads = report_of(*world(), options=EvaluationOptions(heads=heads))
     page = Page(report_page(with_heads))
-    assert "What the ranker says of the window's impressions besides their order" in page.text
-    # .4 are said on average, and a quarter comes true
+    assert "Each head of the ranker predicts an outcome of an impression." in page.text
+    # The mean prediction is .4, and a quarter of the outcomes are true.
     assert "long .400 .250 1.600 : 1" in page.text
     assert "watch .400 .400 1.000 : 1 .000" in page.text
     assert (
-        "off by 3.250 s on average, XAUC over all pairs .612; who knows the length alone is off by 4.500 s" in page.text
+        "mean absolute error 3.250 s, XAUC over all pairs .612. From the item's length alone: error 4.500 s"
+        in page.text
     )
     assert all(sentence in page.text for sentence in with_heads.verdict[-2:])
     assert "<h2>Heads</h2>" not in report_page(report)
@@ -88,7 +89,7 @@ def test_the_page_shows_verdict_rows_bounds_and_facts(report):
         "the log",
         "2 × a processor, 8 GiB",
         report.tie_rule,
-        "150 users judged",
+        "150 users evaluated",
     ):
         assert text in page.text
 
@@ -111,8 +112,10 @@ def test_names_are_escaped(report):
 
 
 def test_a_model_below_a_baseline_is_not_shown_as_good(report):
-    assert "✓ The model is above every baseline" in report_page(report)
-    assert "✗ The model is not above every baseline" in report_page(replace(report, beats_all=False))
+    assert "✓ The model is significantly better than every baseline" in report_page(report)
+    assert "✗ The model is not significantly better than every baseline" in report_page(
+        replace(report, beats_all=False)
+    )
 
 
 def test_the_plot_keeps_order_and_holds_every_interval(report):

@@ -85,7 +85,7 @@ def test_who_has_too_few_items_left_has_no_negatives(weights, left):
     judged = window(seen=[[0, 1]], relevant=[[2]], num_items=6)
     draw_negatives(judged, left, seed=0, weights=weights)
     with pytest.raises(
-        RequestError, match=f"user row 100 has {left} items left to draw 4 negatives from: .*Ask for fewer in judge"
+        RequestError, match=f"user row 100 has {left} items left to draw 4 negatives from: .*Set a smaller count"
     ):
         draw_negatives(judged, 4, seed=0, weights=weights)
 
@@ -109,8 +109,8 @@ def test_published_negatives_are_those_of_the_positives_user_in_any_order():
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({100: ["a", "b"], 102: ["a"]}, "gives user 102 1 items and user 100 2: every judged user needs as"),
-        ({100: ["a"], 101: ["b"]}, "gives user 102 0 items and user 100 1: .* Are they of another split"),
+        ({100: ["a", "b"], 102: ["a"]}, "has 1 items for user 102 and 2 for user 100: all evaluated users"),
+        ({100: ["a"], 101: ["b"]}, "has 0 items for user 102 and 1 for user 100: .* belong to another split"),
         ({100: ["zz"], 102: ["a"]}, r"item zz of data\.published_negatives is in no event and not in the items table"),
     ],
 )
@@ -124,7 +124,7 @@ def test_published_negatives_that_do_not_fit_are_refused(lists, message):
 def test_a_file_without_lists_of_items_is_no_file_of_negatives(columns):
     judged = window(seen=[[]], relevant=[[0]], num_items=4)
     with pytest.raises(
-        DataError, match=r"data\.published_negatives needs a line for each user: user_id, and item_id, a"
+        DataError, match=r"data\.published_negatives needs one row per user with the columns user_id and"
     ):
         published_negatives(judged, pa.table(columns), **VOCABULARIES)
 
@@ -132,13 +132,13 @@ def test_a_file_without_lists_of_items_is_no_file_of_negatives(columns):
 def test_what_a_positive_is_judged_among_in_words():
     items = np.zeros((1, 100), np.int64)
     assert Negatives("popularity", 3, items).description() == (
-        "itself and 100 items its user neither met nor likes, drawn by popularity, none twice, seed 3"
+        "itself and 100 other items unseen by its user, drawn by popularity without replacement, seed 3"
     )
-    assert "drawn each as likely" in Negatives("uniform", 0, items).description()
+    assert "drawn uniformly" in Negatives("uniform", 0, items).description()
     assert Negatives("published", None, items).description() == "itself and the 100 items published for its user"
 
 
 def test_negatives_of_another_split_are_refused():
     judged = window(seen=[[]], relevant=[[2]], num_items=4)
-    with pytest.raises(RequestError, match=r"negatives of 2 positives were given, but window 'test' has 1: one line"):
+    with pytest.raises(RequestError, match=r"negatives for 2 positives, but window 'test' has 1: one row"):
         evaluate_sampled(judged, scorer(np.ones((1, 4), np.float32)), np.zeros((2, 3), np.int64))

@@ -32,7 +32,7 @@ def random_lists(seed, *, users, items, longest):
 def test_blocks_of_items_give_what_the_whole_row_gives(case, monkeypatch):
     rng = np.random.default_rng(case)
     users, items, k = int(rng.integers(1, 9)), int(rng.integers(1, 60)), int(rng.integers(1, 12))
-    monkeypatch.setattr(ranking, "_ITEMS", int(rng.integers(1, 9)))
+    monkeypatch.setattr(ranking, "CHUNK_ITEMS", int(rng.integers(1, 9)))
     monkeypatch.setattr(ranking, "_first_items", lambda k: k + case % 3)
     monkeypatch.setattr(ranking, "CHUNK_ELEMENTS", int(rng.integers(1, 30)))
     products = whole_numbers(case, users=users, items=items)
@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_catalogue():
 def test_vectors_that_are_no_numbers_are_refused(side):
     vectors = {"user": np.ones((2, 4), np.float32), "item": np.ones((3, 4), np.float32)}
     vectors[side][1, 2] = np.nan
-    with pytest.raises(RequestError, match=rf"the {side} vector of line 1 holds NaN .*train\.learning_rate"):
+    with pytest.raises(RequestError, match=rf"{side} vector 1 contains NaN .*train\.learning_rate"):
         Products(vectors["user"], vectors["item"])
 
 

@@ -43,7 +43,7 @@ def naive_xauc(scores, truth):
 
 
 def test_xauc_equals_a_loop_over_pairs(monkeypatch):
-    monkeypatch.setattr(watch_time, "_PAIRS", 500)
+    monkeypatch.setattr(watch_time, "CHUNK_PAIRS", 500)
     scores, truth, offsets = lists(0)
     ours = xauc(scores, truth, offsets=offsets)
     for line in range(CASES):

@@ -85,8 +85,8 @@ def test_slices_of_users_and_items_are_those_of_the_log(tmp_path):
         slicing.name: dict(zip(users, groups(slicing), strict=True))
         for slicing in slicings_of(arrays, window, tables=tables, columns=["city", "born", "tags"])
     }
-    assert found["user activity"][1] == "10 to 50 items met"
-    assert found["user activity"][2] == "cold: none met"
+    assert found["user activity"][1] == "10 to 50 items seen"
+    assert found["user activity"][2] == "cold: none seen"
     assert found["item age, days"][1] == "below 1 days"
     assert found["item popularity"][1] == "cold: no training event"
     assert (found["city"][1], found["city"][2]) == ("a", "b")

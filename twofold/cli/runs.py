@@ -104,7 +104,7 @@ def compare(
     With `--seeds 3`, `twofold compare A0 A1 A2 B0 B1 B2` tests whether recipe B is better than A over all seeds.
     """
     from twofold.evaluate.compare import compare_seeds
-    from twofold.evaluate.compare_page import compare_run_folders, comparison_tables, seeds_table, write_page
+    from twofold.evaluate.compare_page import compare_run_folders, comparison_tables, seeds_table, write_comparison_page
 
     if seeds is not None:
         if html is not None:
@@ -114,7 +114,7 @@ def compare(
         return
     comparison = compare_run_folders(runs)
     if html is not None:
-        write_page(comparison, html)
+        write_comparison_page(comparison, html)
     console = Console()
     for part in comparison_tables(comparison):
         console.print(part)

@@ -1,1 +1,1 @@
-"""Is it good? Numbers that cannot be misread."""
+"""Evaluation: protocols, metrics, baselines, confidence intervals and the report. It takes arrays, never a model."""

@@ -1,7 +1,7 @@
-"""What a model must beat, as functions of the positives before the window: every report contains them.
+"""Baselines that every report contains: random, popularity, item-kNN, EASE and iALS, from positives before the window.
 
-Each returns the `ScoreBlock` of a window's judged users. The list of an item-kNN, EASE or iALS user without any
-positive is empty of evidence: there, as among all items that score nothing, popularity decides.
+Each function returns the `ScoreBlock` of a window's users. Popularity decides among items whose score is 0, and so for
+an item-kNN, EASE or iALS user without any positive.
 """
 
 from collections.abc import Mapping
@@ -31,10 +31,7 @@ _RECENT_DAYS: Final = 2
 
 @dataclass(frozen=True)
 class Interactions:
-    """Positive events before the window:
-
-    entry i says that a user liked an item at a moment (UTC ms). Any order; pairs may repeat.
-    """
+    """Positive events before the window: user, item and UTC time in ms. Any order; pairs may repeat."""
 
     user_rows: Int64[np.ndarray, "length"]
     item_rows: Int64[np.ndarray, "length"]
@@ -44,10 +41,7 @@ class Interactions:
 
 
 def random_scores(num_items: int, *, seed: int = 0) -> ScoreBlock:
-    """Uniform noise:
-
-    the floor. A user's scores depend on the seed and the user's place alone, not on the block asked for.
-    """
+    """Returns uniform random scores. A user's scores depend only on the seed and on the user's index."""
 
     def score_block(users: slice) -> Float32[np.ndarray, "queries items"]:
         rows = [
@@ -59,12 +53,12 @@ def random_scores(num_items: int, *, seed: int = 0) -> ScoreBlock:
 
 
 def popularity(positives: Interactions) -> ScoreBlock:
-    """The number of positives of each item: the same list for everyone."""
+    """Returns the number of positives of each item, the same list for every user."""
     return _same_for_all(_counts(positives.item_rows, positives.num_items))
 
 
 def recent_popularity(positives: Interactions, *, end: int, days: int) -> ScoreBlock:
-    """The number of positives of each item in the last `days` days before `end`, the window's first moment (UTC ms)."""
+    """Returns the number of positives of each item in the `days` days before `end`, the window's start (UTC ms)."""
     recent = (positives.at >= end - days * DAY_MS) & (positives.at < end)
     return _same_for_all(_counts(positives.item_rows[recent], positives.num_items))
 
@@ -72,11 +66,12 @@ def recent_popularity(positives: Interactions, *, end: int, days: int) -> ScoreB
 def item_knn(
     positives: Interactions, user_rows: Int64[np.ndarray, "users"], *, shrink: float = 10.0, neighbours: int = 500
 ) -> ScoreBlock:
-    """Sum, over a user's positives, of their shrunk cosine with an item; an item hears its nearest `neighbours` only.
+    """Sums the shrunk cosines of an item with a user's positives, for each item's nearest `neighbours` only.
 
-    cos(i, j) = c_ij / (√(c_i c_j) + shrink), c counting the users that like one or both (Sarwar et al. 2001;
-    shrinkage as Bell and Koren 2007). `user_rows` are those of the judged users. The defaults were the best compromise
-    of recall@100 and ndcg@10 among shrink 0..100 and 50..1000 neighbours on the validation day of KuaiRand-Pure.
+    cos(i, j) = c_ij / (√(c_i c_j) + shrink), c being the number of users that like one or both (Sarwar et al. 2001;
+    shrinkage as in Bell and Koren 2007). `user_rows` are those of the window's users. The defaults were the best
+    compromise of recall@100 and ndcg@10 among shrink 0..100 and 50..1000 neighbours on the validation day of
+    KuaiRand-Pure.
     """
     likes = _likes(positives)
     count = np.asarray(likes.sum(axis=0), np.float32).reshape(-1)
@@ -93,21 +88,21 @@ def item_knn(
         part = scipy.sparse.csr_matrix((best.scores.reshape(-1), best.item_rows.reshape(-1), offsets), shape=shape)
         part.eliminate_zeros()
         parts.append(part)
-    near = scipy.sparse.vstack(parts).T.tocsr()  # near[j, i]: j among the nearest of i
+    near = scipy.sparse.vstack(parts).T.tocsr()  # near[j, i] > 0: j is among the nearest of i
     return _from_history(likes, user_rows, near)
 
 
 def ease(positives: Interactions, user_rows: Int64[np.ndarray, "users"], *, l2: float = 500.0) -> ScoreBlock:
-    """EASE (Steck, WWW 2019, eq. 8): B = I - P / diag(P) with P = (XᵀX + l2·I)⁻¹; a user's scores are x·B.
+    """Fits EASE (Steck, WWW 2019, eq. 8): B = I - P / diag(P) with P = (XᵀX + l2·I)⁻¹; a user's scores are x·B.
 
-    Cubic in the number of items; RequestError above `EASE_MAX_ITEMS`. On the validation day of KuaiRand-Pure l2 = 100,
-    200, 400, 500, 800 gave recall@100 .344, .354, .365, .365, .367.
+    The cost is cubic in the number of items; RequestError above `EASE_MAX_ITEMS`. On the validation day of
+    KuaiRand-Pure l2 = 100, 200, 400, 500, 800 gave recall@100 .344, .354, .365, .365, .367.
     """
     items = positives.num_items
     if items > EASE_MAX_ITEMS:
         raise RequestError(
-            f"EASE inverts a matrix of items × items: {items:,} items are more than the {EASE_MAX_ITEMS:,} it is meant "
-            "for. Leave it out, and compare with item-kNN."
+            f"EASE inverts a matrix of items × items, so it is limited to {EASE_MAX_ITEMS:,} items, not {items:,}. "
+            "Leave it out, and compare with item-kNN."
         )
     likes = _likes(positives)
     gram = (likes.T @ likes).toarray() + np.float32(l2) * np.eye(items, dtype=np.float32)
@@ -121,21 +116,21 @@ def ease(positives: Interactions, user_rows: Int64[np.ndarray, "users"], *, l2: 
 
 
 def ials(positives: Interactions, user_rows: Int64[np.ndarray, "users"], *, seed: int = 0) -> Products:
-    """Weighted alternating least squares (Hu, Koren, Volinsky, ICDM 2008) on the library `implicit`: 64 dimensions, 15
-    iterations, and the alpha and regularization that were best on the validation day of KuaiRand-Pure.
+    """Fits weighted alternating least squares (Hu, Koren, Volinsky, ICDM 2008) with the library `implicit`.
 
-    ImportError without the library; RequestError above `IALS_MAX_POSITIVES`.
+    64 dimensions, 15 iterations, and the alpha and regularization that were best on the validation day of
+    KuaiRand-Pure. ImportError without the library; RequestError above `IALS_MAX_POSITIVES`.
     """
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
     if len(positives.user_rows) > IALS_MAX_POSITIVES:
         raise RequestError(
-            f"{len(positives.user_rows):,} positives are more than the {IALS_MAX_POSITIVES:,} that iALS is "
-            "meant for as a baseline. Ask for it as a retriever of its own: kind: ials."
+            f"iALS as a baseline is limited to {IALS_MAX_POSITIVES:,} positives, not {len(positives.user_rows):,}. "
+            "Train it as a retriever instead: kind: ials."
         )
     confidence = _likes(positives)
-    last_resort = _last_resort(confidence)
+    tie_breaker = _tie_breaker(confidence)
     confidence.data += np.float32(40)
     with threadpool_limits(limits=1, user_api="blas"):  # each thread solves whole users
         als = AlternatingLeastSquares(
@@ -143,15 +138,15 @@ def ials(positives: Interactions, user_rows: Int64[np.ndarray, "users"], *, seed
         )
         als.fit(confidence, show_progress=False)
     ones = np.ones((len(user_rows), 1), np.float32)
-    return Products(np.hstack([als.user_factors[user_rows], ones]), np.hstack([als.item_factors, last_resort[:, None]]))
+    return Products(np.hstack([als.user_factors[user_rows], ones]), np.hstack([als.item_factors, tie_breaker[:, None]]))
 
 
 def popularity_of_own(
     positives: Interactions, user_rows: Int64[np.ndarray, "users"], group: Int64[np.ndarray, "items"]
 ) -> ScoreBlock:
-    """Popularity within the group of items that a user likes most, all others after it; `group` is -1 where unknown.
+    """Ranks by popularity, the items of the group that a user likes most before all others; `group` -1 is unknown.
 
-    Of groups liked as often, the one of the lower number; whoever likes nothing of a known group gets plain popularity.
+    Ties between groups go to the lower number. Users who like nothing of a known group get plain popularity.
     """
     count = _counts(positives.item_rows, positives.num_items)
     share = count / max(float(count.max(initial=0)), 1.0)
@@ -171,26 +166,26 @@ def popularity_of_own(
 def _from_history(
     likes: scipy.sparse.csr_matrix, user_rows: Int64[np.ndarray, "users"], weights: scipy.sparse.csr_matrix | np.ndarray
 ) -> ScoreBlock:
-    """Scores likes × weights, plus a popularity too small to outrank any evidence."""
-    last_resort = _last_resort(likes)
+    """Returns the scores likes × weights, plus a popularity that is too small to outrank them."""
+    tie_breaker = _tie_breaker(likes)
 
     def score_block(users: slice) -> Float32[np.ndarray, "queries items"]:
         scores = likes[user_rows[users]] @ weights
         dense: Float32[np.ndarray, "queries items"] = scores.toarray() if scipy.sparse.issparse(scores) else scores
-        dense += last_resort
+        dense += tie_breaker
         return dense
 
     return score_block
 
 
-def _last_resort(likes: scipy.sparse.csr_matrix) -> Float32[np.ndarray, "items"]:
-    """Popularity, at most a millionth."""
+def _tie_breaker(likes: scipy.sparse.csr_matrix) -> Float32[np.ndarray, "items"]:
+    """Returns popularity scaled to at most a millionth."""
     count = np.asarray(likes.sum(axis=0), np.float32).reshape(-1)
     return np.asarray(np.float32(1e-6) * count / max(float(count.max(initial=0)), 1.0), np.float32)
 
 
 def _likes(positives: Interactions) -> scipy.sparse.csr_matrix:
-    """Users × items, 1 where the user liked the item however often."""
+    """Returns the matrix users × items: 1 if the user liked the item, any number of times."""
     ones = np.ones(len(positives.user_rows), np.float32)
     shape = (positives.num_users, positives.num_items)
     likes = scipy.sparse.csr_matrix((ones, (positives.user_rows, positives.item_rows)), shape=shape)
@@ -210,9 +205,7 @@ def _same_for_all(scores: Float32[np.ndarray, "items"]) -> ScoreBlock:
 def baseline_scores(
     window: EvaluationWindow, positives: Interactions, groups: Mapping[str, Int64[np.ndarray, "items"]]
 ) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
-    """The rows that stand in every report, with one for each of the items' `groups`; and what had to be left out, with
-    the reason.
-    """
+    """Returns the baselines of a report, one also per grouping of items, and those left out, with the reasons."""
     recent = recent_popularity(positives, end=int(window.query_at.min()), days=_RECENT_DAYS)
     rows = {
         "random": random_scores(window.num_items, seed=SEED),
@@ -236,9 +229,10 @@ def baseline_scores(
 
 
 def positives_before(dataset: Dataset, window: EvaluationWindow, *, first_at: int | None) -> Interactions:
-    """All positive events that the log held when the judged window began, at `first_at`: the baselines may learn them.
+    """Returns the positives from which baselines may learn: all events before the window began at `first_at`.
 
-    Where users have windows of their own (None), it is what each judged user did before, and all that others did.
+    `None` means that users have windows of their own: then they are the events of each of the window's users before the
+    request, and all events of other users.
     """
     positives = dataset.positives
     until = np.full(len(dataset.users), np.iinfo(np.int64).max if first_at is None else first_at)

@@ -19,16 +19,16 @@ TIE_RULE: Final = "equal scores are ordered by a fixed hash of the item row, nev
 def evaluate_catalogue(
     window: EvaluationWindow, score_block: ScoreBlock, *, ks: Sequence[int] | None = None
 ) -> PerUser:
-    """Full ranking, exact: every item that the user had not seen before the window, cold ones included.
+    """Ranks every item that the user had not seen before the window, cold ones included, in full and exactly.
 
-    `ks` defaults to `metrics.KS` as far as the catalogue reaches. Users without a relevant item are skipped and
-    counted; if no user is left, DataError.
+    `ks` defaults to those of `metrics.KS` that do not exceed the catalogue. Users without a relevant item are skipped
+    and counted. DataError if no user is left.
     """
     if ks is None:
         ks = [k for k in KS if k <= window.num_items]
     if max(ks) > window.num_items:
         raise RequestError(
-            f"a metric @{max(ks)} needs {max(ks)} items, but the catalogue has {window.num_items}: choose k up to that"
+            f"a metric @{max(ks)} needs {max(ks)} items, but the catalogue has {window.num_items}: choose a smaller k"
         )
     num_relevant, depth = window.relevant.sizes, max(ks)
     if not num_relevant.any():
@@ -37,17 +37,17 @@ def evaluate_catalogue(
             "before, so the catalogue ranking has nothing to find. Check prepare.positive, or choose a longer window."
         )
     ranks = np.zeros(len(window.relevant.values), np.int64)
-    for users, answers in _answers(window, score_block, depth):
-        wanted = window.relevant.of(users)
-        first = np.repeat(window.relevant.offsets[users] - wanted.offsets[:-1], wanted.sizes)
-        for part in chunks(len(wanted.values), max(1, CHUNK_ELEMENTS // depth)):
-            pair, place = np.nonzero(answers[wanted.lines[part]] == wanted.values[part, None])
+    for users, lists in _ranked_lists(window, score_block, depth):
+        relevant = window.relevant.of(users)
+        first = np.repeat(window.relevant.offsets[users] - relevant.offsets[:-1], relevant.sizes)
+        for part in chunks(len(relevant.values), max(1, CHUNK_ELEMENTS // depth)):
+            pair, position = np.nonzero(lists[relevant.lines[part]] == relevant.values[part, None])
             pair += part.start
-            ranks[first[pair] + pair] = place + 1
-    line = window.relevant.lines
-    found = np.lexsort((ranks, line))
-    found = found[ranks[found] > 0]
-    values = metrics_of_ranks(line[found], ranks[found], num_relevant.astype(np.int64), ks=ks)
+            ranks[first[pair] + pair] = position + 1
+    user = window.relevant.lines
+    hits = np.lexsort((ranks, user))
+    hits = hits[ranks[hits] > 0]
+    values = metrics_of_ranks(user[hits], ranks[hits], num_relevant.astype(np.int64), ks=ks)
     without = int((num_relevant == 0).sum())
     return PerUser(
         {f"catalogue/{name}": value for name, value in values.items()},
@@ -64,36 +64,36 @@ def evaluate_filtered(
     *,
     ks: Sequence[int] | None = None,
 ) -> PerUser:
-    """The catalogue ranking of what passes a filter of the index, judged against *all* positives.
+    """Ranks the allowed items only, and compares the ranking with *all* relevant items.
 
-    Beside it `catalogue_filtered/ceiling`: the share of each user's positives that are still eligible, which no ranking
-    under this filter can exceed.
+    `catalogue_filtered/ceiling` is the share of each user's relevant items that are allowed, which no ranking under
+    this filter can exceed.
     """
 
-    def filtered(users: slice) -> Float32[np.ndarray, "queries items"]:
+    def allowed_scores(users: slice) -> Float32[np.ndarray, "queries items"]:
         scores = checked_scores(window, score_block, users)
         scores[:, ~allowed] = NOT_ALLOWED
         return scores
 
-    judged = evaluate_catalogue(window, filtered, ks=ks)
-    values = {name.replace("catalogue/", "catalogue_filtered/"): value for name, value in judged.values.items()}
-    eligible = np.bincount(window.relevant.lines, allowed[window.relevant.values], minlength=len(window.user_rows))
-    wanted = np.where(window.relevant.sizes > 0, window.relevant.sizes, np.nan)
-    return PerUser(values | {"catalogue_filtered/ceiling": eligible / wanted}, judged.judged, judged.skipped)
+    result = evaluate_catalogue(window, allowed_scores, ks=ks)
+    values = {name.replace("catalogue/", "catalogue_filtered/"): value for name, value in result.values.items()}
+    findable = np.bincount(window.relevant.lines, allowed[window.relevant.values], minlength=len(window.user_rows))
+    relevant = np.where(window.relevant.sizes > 0, window.relevant.sizes, np.nan)
+    return PerUser(values | {"catalogue_filtered/ceiling": findable / relevant}, result.judged, result.skipped)
 
 
-def _answers(
+def _ranked_lists(
     window: EvaluationWindow, score_block: ScoreBlock, k: int
 ) -> Iterator[tuple[Int64[np.ndarray, "queries"], Int64[np.ndarray, "queries k"]]]:
-    """Users who have something to find, block by block, and their k best unseen items, -1 where fewer were left."""
+    """Yields chunks of the users who have a relevant item, with their k best unseen items; -1 if fewer are left."""
     if isinstance(score_block, Products):
-        asked = np.flatnonzero(window.relevant.sizes)
-        chosen = Products(score_block.queries[asked], score_block.items)
-        for part in user_chunks(len(asked)):
-            yield asked[part], rank_products(chosen, part, k, excluded=window.seen.of(asked[part]))
+        users = np.flatnonzero(window.relevant.sizes)
+        products = Products(score_block.queries[users], score_block.items)
+        for part in user_chunks(len(users)):
+            yield users[part], rank_products(products, part, k, excluded=window.seen.of(users[part]))
         return
-    for users in window_chunks(window):
-        asked = users.start + np.flatnonzero(window.relevant.sizes[users])
-        scores = checked_scores(window, score_block, users)[asked - users.start]
-        if len(asked):
-            yield asked, rank_rows(scores, k, excluded=window.seen.of(asked))
+    for part in window_chunks(window):
+        users = part.start + np.flatnonzero(window.relevant.sizes[part])
+        scores = checked_scores(window, score_block, part)[users - part.start]
+        if len(users):
+            yield users, rank_rows(scores, k, excluded=window.seen.of(users))

@@ -1,6 +1,4 @@
-"""Is a run better than the run it started from? Paired over the users of both, and refused where they were asked
-something else.
-"""
+"""Comparison of two runs, paired over users; runs with different evaluation setups are refused."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,8 +27,8 @@ from twofold.run_folder import open_stage
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One metric of a run, of the base run, and the difference on the same users; p after Holm over all metrics."""
+class MetricComparison:
+    """One metric of a run and of the base run, and the paired difference; p after Holm over all metrics."""
 
     metric: str
     run: Estimate
@@ -41,31 +39,31 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run against a base run."""
+    """Comparison of a run with a base run."""
 
     run: str
     base: str
     question: EvaluationSetup
     primary_metric: str
-    metrics: tuple[Compared, ...]
+    metrics: tuple[MetricComparison, ...]
     slices: SliceSection
 
 
 @dataclass(frozen=True)
 class SeedComparison:
-    """A recipe over several seeds against a base recipe over as many, each named by its first run."""
+    """Comparison of a recipe with a base recipe over several seeds of each, each named by its first run."""
 
     run: str
     base: str
     primary_metric: str
     claims: Mapping[str, SeedClaim]
-    """Of every metric that all have: the run's seeds, in their order, minus the base's."""
+    """Differences run − base, seed by seed, of every metric that all runs have."""
 
 
 def compare_runs(run: Path, base: Path) -> Comparison:
-    """The evaluate/ folders of two judged runs, metric by metric and group by group.
+    """Compares the evaluate/ folders of two runs, metric by metric and group by group.
 
-    RequestError if they were not asked the same, with the fields that differ.
+    RequestError, with the fields that differ, if their evaluation setups are not equal.
     """
     question = check_comparable(run, base)
     ours, theirs = load_values(run), load_values(base)
@@ -78,7 +76,7 @@ def compare_runs(run: Path, base: Path) -> Comparison:
     if names[0] == names[1]:
         names = [str(folder.parent) for folder in (run, base)]
     lines = tuple(
-        Compared(name, own_value, other_value, minus, json_number(p))
+        MetricComparison(name, own_value, other_value, minus, json_number(p))
         for name, own_value, other_value, minus, p in zip(shared, *columns, p_values, strict=True)
     )
     slices = evaluate_slices(
@@ -93,24 +91,25 @@ def compare_runs(run: Path, base: Path) -> Comparison:
 
 
 def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedComparison, ...]:
-    """Run folders of several recipes, those of one recipe's seeds after another; the first recipe is the base.
+    """Compares several recipes over `seeds` runs each, sorted by recipe; the first recipe is the base.
 
-    RequestError where they are not so many, ask for more than another seed, or were asked something else.
+    RequestError if the number of runs does not fit, if runs of a recipe differ in more than seeds, or if the evaluation
+    setups are not equal.
     """
     if len(folders) % seeds or len(folders) < 2 * seeds:
         raise RequestError(
-            f"{plural(len(folders), 'run')} cannot be compared by {plural(seeds, 'seed')} of each recipe: name "
-            f"{seeds} of the base recipe, then {seeds} of each other."
+            f"{plural(len(folders), 'run')} cannot be compared with {plural(seeds, 'seed')} per recipe: name "
+            f"{seeds} runs of the base recipe, then {seeds} of each other recipe."
         )
-    judged = [open_stage(folder, "evaluate").folder for folder in folders]
-    for folder in judged[1:]:
-        check_comparable(folder, judged[0])
+    evaluated = [open_stage(folder, "evaluate").folder for folder in folders]
+    for folder in evaluated[1:]:
+        check_comparable(folder, evaluated[0])
     groups = [slice(first, first + seeds) for first in range(0, len(folders), seeds)]
     for group in groups:
         _check_seeds(folders[group])
-    values = [load_values(folder).metrics for folder in judged]
+    values = [load_values(folder).metrics for folder in evaluated]
     shared = [name for name in values[0] if all(name in each for each in values)]
-    primary_metric = load_report(judged[0] / "report.json").primary_metric
+    primary_metric = load_report(evaluated[0] / "report.json").primary_metric
     base, *others = ([np.stack([each[name] for each in values[group]]) for name in shared] for group in groups)
     return tuple(
         SeedComparison(
@@ -124,43 +123,44 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
 
 
 def _check_seeds(folders: Sequence[Path]) -> None:
-    """RequestError unless these runs' recipes differ in their seeds alone, and in them."""
+    """Raises RequestError unless these runs' recipes differ in their seeds and in nothing else."""
     recipes = [load_recipe(folder / "recipe.yaml") for folder in folders]
     for one, other in combinations(range(len(folders)), 2):
         fields = [difference.field for difference in recipe_differences(recipes[one], recipes[other])]
         more = [field for field in fields if not field.endswith("seed")]
         if more or not fields:
-            what = f"differ in {', '.join(more)}" if more else "ask for the same"
+            what = f"they differ in {', '.join(more)}" if more else "their recipes are equal"
             raise RequestError(
-                f"{folders[one].name} and {folders[other].name} are no two seeds of one recipe, they {what}. Runs of "
-                f"one recipe come one after another, each with a train.seed of its own."
+                f"{folders[one].name} and {folders[other].name} are not two seeds of one recipe: {what}. List the runs "
+                f"recipe by recipe, each run with a different train.seed."
             )
 
 
 def check_comparable(run: Path, base: Path) -> EvaluationSetup:
-    """What both evaluate/ folders were asked; RequestError with the fields that differ if that is not the same."""
-    asked = []
+    """Returns the evaluation setup of two evaluate/ folders; RequestError with the fields that differ."""
+    setups = []
     for folder in (run, base):
         question = load_report(folder / "report.json").question
         if question is None:
             raise RequestError(
-                f"{folder} does not say what was asked. Delete {folder} and run `twofold evaluate` on its run folder."
+                f"{folder} has no evaluation setup. Delete {folder} and run `twofold evaluate` on its run folder."
             )
-        asked.append(question)
-    ours, theirs = (asdict(question) for question in asked)
+        setups.append(question)
+    ours, theirs = (asdict(setup) for setup in setups)
     differing = [
-        f"{name}: {_short(ours[name])} there, {_short(theirs[name])} in the base run"
+        f"{name} ({_shorten(ours[name])} here, {_shorten(theirs[name])} in the base run)"
         for name in ours
         if ours[name] != theirs[name]
     ]
     if differing:
         raise RequestError(
-            f"{run.parent} and {base.parent} are not comparable, they were judged on different questions: "
-            f"{'; '.join(differing)}. Give both the same data, prepare.split and prepare.positive."
+            f"{run.parent} and {base.parent} cannot be compared, because their evaluations differ in "
+            f"{', '.join(differing)}. Give both the same data, prepare.split and prepare.positive, and features of the "
+            "request time to both or to neither."
         )
-    return asked[0]
+    return setups[0]
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 else text

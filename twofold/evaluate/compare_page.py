@@ -1,4 +1,4 @@
-"""Several runs against the first of them: metrics with paired intervals, recipes side by side; a table and one page."""
+"""Comparison of several runs with the first: metrics with paired intervals and recipes, as tables and as one page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twofold.errors import RequestError
-from twofold.evaluate.compare import Compared, Comparison, SeedComparison, check_comparable, compare_runs
+from twofold.evaluate.compare import Comparison, MetricComparison, SeedComparison, check_comparable, compare_runs
 from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate
 from twofold.evaluate.summary_text import format_difference
 from twofold.recipe.load import Difference, load_recipe, recipe_differences
@@ -22,16 +22,16 @@ from twofold.render.html import fill_page, setting
 from twofold.render.numbers import format_decimal, format_signed, in_full, percent, plural
 from twofold.run_folder import atomic_file, find_stage, open_stage
 
-ABSENT: Final = "not there"
-_SAID: Final = ("name", "about")  # of itself; the columns have the runs' names
-_SHOWN: Final = ("catalogue/recall@10", "catalogue/ndcg@10", "catalogue/mrr@10", "impressions/auc")
-"""Metrics of the terminal's table, beside the primary metric; the page has all."""
-_MOST_LINES: Final = 8  # of a recipe's part in the terminal
+ABSENT: Final = "not set"
+_DESCRIPTIVE: Final = ("name", "about")  # fields without effect; the columns have the runs' names
+_MAIN_METRICS: Final = ("catalogue/recall@10", "catalogue/ndcg@10", "catalogue/mrr@10", "impressions/auc")
+"""Metrics of the terminal's table besides the primary metric; the page has all."""
+_MAX_LINES: Final = 8  # of a recipe's section in the terminal
 
 
 @dataclass(frozen=True)
-class FieldLine:
-    """One field in which recipes differ; `cells` has a text for each run, empty where it is as in the first."""
+class FieldDifference:
+    """One field in which recipes differ; `cells` has a text per run, empty if equal to that of the first."""
 
     field: str
     cells: tuple[str, ...]
@@ -39,22 +39,22 @@ class FieldLine:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Runs of one question. `others` are all but the first, each compared with it."""
+    """Comparison of runs with equal evaluation setups. `others` are all but the first, each compared with it."""
 
     names: tuple[str, ...]
     others: tuple[Comparison, ...]
-    fields: tuple[FieldLine, ...]
+    fields: tuple[FieldDifference, ...]
     churns: tuple[float | None, ...]
-    """Of each of the others: see `churn`."""
+    """Churn of each other run, see `churn`."""
 
     @property
     def primary_metric(self) -> str:
-        """The metric that the verdict of a report is about."""
+        """Primary metric of the first report."""
         return self.others[0].primary_metric
 
     @property
-    def metrics(self) -> dict[str, tuple[Compared, ...]]:
-        """What all runs have: metric → a line for each of the others, the primary metric first."""
+    def metrics(self) -> dict[str, tuple[MetricComparison, ...]]:
+        """Metrics that all runs have, each with one comparison per other run, the primary metric first."""
         found = [{line.metric: line for line in other.metrics} for other in self.others]
         names = [name for name in found[0] if all(name in lines for lines in found)]
         names.sort(key=lambda name: name != self.primary_metric)
@@ -62,38 +62,39 @@ class RunComparison:
 
 
 def compare_run_folders(folders: Sequence[Path]) -> RunComparison:
-    """Judged run folders, the first of which the others are compared with.
+    """Compares evaluated run folders with the first of them.
 
-    RequestError for fewer than two, or if one was asked something else, with the fields that differ; RunError for a
-    folder that is no judged run.
+    RequestError for fewer than two, or if the evaluation setups differ, with the fields that differ; RunError for a
+    folder without an evaluated run.
     """
     if len(folders) < 2:
         raise RequestError(f"{plural(len(folders), 'run')} cannot be compared: name two or more, the base run first.")
-    judged = [open_stage(folder, "evaluate").folder for folder in folders]
-    for each in judged[1:]:
-        check_comparable(each, judged[0])
+    evaluated = [open_stage(folder, "evaluate").folder for folder in folders]
+    for each in evaluated[1:]:
+        check_comparable(each, evaluated[0])
     unique = len({folder.name for folder in folders}) == len(folders)
     return RunComparison(
         names=tuple(folder.name if unique else str(folder) for folder in folders),
-        others=tuple(compare_runs(each, judged[0]) for each in judged[1:]),
-        fields=_fields(folders),
+        others=tuple(compare_runs(each, evaluated[0]) for each in evaluated[1:]),
+        fields=_field_differences(folders),
         churns=tuple(churn(folders[0], each) for each in folders[1:]),
     )
 
 
 def churn(before: Path, after: Path) -> float | None:
-    """The share of a user's recommendations that another run no longer gives, mean over the users of both; None where
-    a run gives none, or nobody is in both.
+    """Returns the share of a user's recommendations that another run does not give, as a mean over the users of both.
+
+    `None` means that a run has no recommendations, or that no user is in both.
     """
-    given = []
+    recommended = []
     for folder in (before, after):
         if (stage := find_stage(folder, "recommend")) is None:
             return None
-        given.append(pq.read_table(stage.folder / "recommendations.parquet", columns=["user_id", "item_id"]))
-    if given[0].schema != given[1].schema:
-        return None  # ids of another kind: nobody is in both
-    old = given[0].join(given[1].select(["user_id"]), "user_id", join_type="left semi")
-    gone = old.join(given[1], ["user_id", "item_id"], join_type="left anti")
+        recommended.append(pq.read_table(stage.folder / "recommendations.parquet", columns=["user_id", "item_id"]))
+    if recommended[0].schema != recommended[1].schema:
+        return None  # ids of different types: no user is in both
+    old = recommended[0].join(recommended[1].select(["user_id"]), "user_id", join_type="left semi")
+    gone = old.join(recommended[1], ["user_id", "item_id"], join_type="left anti")
     if not len(old):
         return None
     sizes, lost = (each.group_by("user_id").aggregate([("item_id", "count")]) for each in (old, gone))
@@ -102,15 +103,15 @@ def churn(before: Path, after: Path) -> float | None:
     return float(pc.mean(share).as_py())
 
 
-def _fields(folders: Sequence[Path]) -> tuple[FieldLine, ...]:
+def _field_differences(folders: Sequence[Path]) -> tuple[FieldDifference, ...]:
     first, *rest = (load_recipe(folder / "recipe.yaml") for folder in folders)
     changes = [{change.field: change for change in recipe_differences(first, other)} for other in rest]
     lines = []
-    for field in dict.fromkeys(field for changed in changes for field in changed if field not in _SAID):
+    for field in dict.fromkeys(field for changed in changes for field in changed if field not in _DESCRIPTIVE):
         old = next(changed[field] for changed in changes if field in changed)
         before = ABSENT if old.kind == "added" else setting(first, field, old.old)
         after = (_after(recipe, changed, field) for recipe, changed in zip(rest, changes, strict=True))
-        lines.append(FieldLine(field, (before, *after)))
+        lines.append(FieldDifference(field, (before, *after)))
     return tuple(lines)
 
 
@@ -120,87 +121,91 @@ def _after(recipe: Recipe, changed: Mapping[str, Difference], field: str) -> str
     return ABSENT if changed[field].kind == "removed" else setting(recipe, field, changed[field].new)
 
 
-def side(line: Compared) -> str:
-    """`better` or `worse` where chance does not explain the difference (p < .05 after Holm), else nothing."""
+def direction(line: MetricComparison) -> str:
+    """Returns `better` or `worse` for a significant difference (p < .05 after Holm), else an empty text."""
     if line.p_value is None or line.p_value >= 1 - LEVEL or not line.minus.value:
         return ""
     return "better" if line.minus.value > 0 else "worse"
 
 
 def comparison_tables(found: RunComparison) -> list[Text | Table]:
-    """For the terminal: what the recipes ask for differently, the main metrics, and the groups that differ."""
+    """Returns the differences of the recipes, the main metrics and the differing groups, for the terminal."""
     question = found.others[0].question
-    who = f"{question.window} window · {plural(question.users, 'user')}, {plural(question.num_items, 'item')}"
-    metrics, recipes = Table("", title=Text(who), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
+    title = f"{question.window} window · {plural(question.users, 'user')}, {plural(question.num_items, 'item')}"
+    metrics, recipes = Table("", title=Text(title), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
     metrics.caption = f"intervals of {LEVEL:.0%}, paired over users\n* p < .05 after Holm"
     for name in found.names:
         metrics.add_column(Text(name if name == found.names[0] else f"{name} − {found.names[0]}"))
         recipes.add_column(Text(name))
     for metric, lines in found.metrics.items():
-        if metric == found.primary_metric or metric in _SHOWN:
+        if metric == found.primary_metric or metric in _MAIN_METRICS:
             style = "bold" if metric == found.primary_metric else ""
             metrics.add_row(in_full(metric), format_decimal(lines[0].base.value), *map(_cell, lines), style=style)
     for field in found.fields:
-        recipes.add_row(Text(field.field), *map(_cut, field.cells))
+        recipes.add_row(Text(field.field), *map(_shorten, field.cells))
     for table in (metrics, recipes):
         table.title_justify = table.caption_justify = "left"
-        for column in table.columns:  # a name cut short may be another's
+        for column in table.columns:  # a shortened name may equal another one
             column.overflow = "fold"
-    return [recipes if found.fields else Text("The recipes ask for the same."), metrics, Text(_in_words(found))]
+    return [recipes if found.fields else Text("The recipes are equal."), metrics, Text(_group_sentences(found))]
 
 
 def seeds_table(found: SeedComparison) -> Table:
-    """For the terminal: the main metrics, over all seeds and by each."""
+    """Returns the main metrics over all seeds and by seed, for the terminal."""
     first = next(iter(found.claims.values()))
     title = f"{found.run} − {found.base}, {plural(len(first.per_seed), 'seed')} of each"
-    table = Table("", "difference", "by seed", "holds", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
-    few = f"nothing is claimed of fewer than {MIN_SEEDS} seeds"
-    rule = f"it holds where the interval ({LEVEL:.0%}, over users) and every seed lie on one side of 0"
+    table = Table("", "difference", "by seed", "significant", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    few = f"fewer than {MIN_SEEDS} seeds are too few to claim a difference"
+    rule = f"significant: the interval ({LEVEL:.0%}, over users) excludes 0 and every seed has the same sign"
     table.caption, table.caption_justify = few if first.holds is None else rule, "left"
     for metric, claim in found.claims.items():
-        if metric == found.primary_metric or metric in _SHOWN:
+        if metric == found.primary_metric or metric in _MAIN_METRICS:
             difference = format_difference(Estimate(claim.difference, claim.low, claim.high))
             by_seed = "  ".join(map(format_signed, claim.per_seed))
-            said = "–" if claim.holds is None else "yes" if claim.holds else "no"
-            table.add_row(in_full(metric), difference, by_seed, said, style="bold" * (metric == found.primary_metric))
+            significant = "–" if claim.holds is None else "yes" if claim.holds else "no"
+            table.add_row(
+                in_full(metric), difference, by_seed, significant, style="bold" * (metric == found.primary_metric)
+            )
     return table
 
 
-def _cut(cell: str) -> Text:
-    """A part of a recipe may be long; the page has all of it."""
-    shown = cell.splitlines()
-    more = len(shown) - _MOST_LINES
+def _shorten(cell: str) -> Text:
+    """Shortens a long section of a recipe, which the page shows in full."""
+    lines = cell.splitlines()
+    more = len(lines) - _MAX_LINES
     return Text(
-        "\n".join([*shown[:_MOST_LINES], f"… {plural(more, 'line')} more: --html PAGE.html"]) if more > 1 else cell
+        "\n".join([*lines[:_MAX_LINES], f"… {plural(more, 'line')} more: --html PAGE.html"]) if more > 1 else cell
     )
 
 
-def _in_words(found: RunComparison) -> str:
-    """What of each of the others' lists and groups is told apart from the first run."""
+def _group_sentences(found: RunComparison) -> str:
+    """Returns one block per other run: the groups that differ significantly from the first run, and its churn."""
     lines = []
     for other, gone in zip(found.others, found.churns, strict=True):
         slices = other.slices
-        clear = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
-        groups = f"{len(clear) or 'none'} of {plural(len(slices.lines), 'group')} (p < .05 after Holm)"
-        lines.append(f"{other.run}: {slices.metric} differs in {groups}")
+        significant = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
+        groups = f"{len(significant) or 'none'} of {plural(len(slices.lines), 'group')} (p < .05 after Holm)"
+        lines.append(f"{other.run}: {slices.metric} differs significantly in {groups}")
         lines += [
             f"  {line.by}: {line.name}: {format_difference(line.minus)} on {plural(line.users, 'user')}"
-            for line in clear
+            for line in significant
         ]
         if gone is not None:
-            lines.append(f"  {percent(gone)} of what {other.base} recommends to a user is not recommended any more")
+            lines.append(
+                f"  {percent(gone)} of the recommendations of {other.base} to a user are no longer recommended"
+            )
     return "\n".join(lines)
 
 
-def _cell(line: Compared) -> Text:
-    colour = {"better": "green", "worse": "red", "": ""}[side(line)]
-    return Text(f"{format_difference(line.minus)} *" if colour else format_difference(line.minus), style=colour)
+def _cell(line: MetricComparison) -> Text:
+    color = {"better": "green", "worse": "red", "": ""}[direction(line)]
+    return Text(f"{format_difference(line.minus)} *" if color else format_difference(line.minus), style=color)
 
 
-def write_page(found: RunComparison, path: Path) -> None:
-    """One page that needs nothing but a browser: no script, no request, all text escaped."""
-    main = [name for name in found.metrics if name == found.primary_metric or name in _SHOWN]
-    values = {"found": found, "question": found.others[0].question, "main": main, "side": side}
+def write_comparison_page(found: RunComparison, path: Path) -> None:
+    """Writes one self-contained HTML page: no script, no request, all text escaped."""
+    main = [name for name in found.metrics if name == found.primary_metric or name in _MAIN_METRICS]
+    values = {"found": found, "question": found.others[0].question, "main": main, "direction": direction}
     page = fill_page("twofold.evaluate", "compare_page.html.j2", values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:

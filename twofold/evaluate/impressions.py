@@ -1,4 +1,4 @@
-"""The impressions protocol: the order of what each user was shown in the window."""
+"""The impressions protocol: the order of the items that each user was shown in the window."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -10,7 +10,7 @@ from twofold.topk import tie_order
 
 
 def evaluate_impressions(window: EvaluationWindow, score_block: ScoreBlock) -> PerUser:
-    """The order of each user's own impressions in the window. Users with a single class are skipped and counted."""
+    """Evaluates the order of each user's own impressions. Users with a single class are skipped and counted."""
     flat = scores_of_lists(window, score_block, window.candidates)
     ties = tie_order(window.num_items)[0][window.candidates.values]
     values = impression_metrics(flat, window.labels, ties=ties, offsets=window.candidates.offsets)
@@ -28,7 +28,7 @@ def evaluate_impressions(window: EvaluationWindow, score_block: ScoreBlock) -> P
 
 
 def bounds_of_impressions(window: EvaluationWindow) -> tuple[PerUser, PerUser]:
-    """What a random and a perfect order of the impressions reach, exactly, on the users that have both classes."""
+    """Returns the expected metrics of a random order and those of a perfect order, on users with both classes."""
     positives, sizes = _positives(window), window.candidates.sizes
     judged = int(((positives > 0) & (positives < sizes)).sum())
     chance, best = chance_metrics(sizes, positives), best_metrics(sizes, positives)

@@ -1,4 +1,4 @@
-"""The in-batch protocol: each positive among the items of a training-like batch."""
+"""The in-batch protocol: each positive among the items of a batch, as in training."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -17,10 +17,10 @@ IN_BATCH_KS: Final = (1, 5, 10, 50)
 
 @dataclass(frozen=True)
 class InBatch:
-    """Hit rates within batches, and those of the same pairs in the whole catalogue at the rank that a batch stands for.
+    """Hit rates within batches, and those of the same pairs in the catalogue at the corresponding rank.
 
-    `ranks` maps each k to K = k·N/B, before rounding. `per_user` holds `in_batch/hit_rate@k` and
-    `catalogue/hit_rate@round(K)`.
+    `ranks` maps each k to K = k·N/B, before rounding. `per_user` contains `in_batch/hit_rate@k` and
+    `catalogue/hit_rate_of_pairs@round(K)`.
     """
 
     per_user: PerUser
@@ -31,12 +31,12 @@ class InBatch:
 
 
 def evaluate_in_batch(window: EvaluationWindow, score_block: ScoreBlock, *, batch_size: int, seed: int) -> InBatch:
-    """Every relevant pair of the window against the items of a batch of such pairs, drawn at random.
+    """Ranks every relevant pair of the window among the items of a random batch of such pairs.
 
-    Columns are as in training: an item stands there as often as it was drawn, seen items stay; masked are the
-    positive's own item elsewhere and the user's other positives. Fewer pairs than `batch_size` make one smaller
-    batch; the last batch borrows from the one before. A user's value is the mean over the user's pairs, so that
-    `catalogue/hit_rate@K` of all pairs *is* recall@K.
+    Columns are as in training: an item occurs as often as it was drawn, and seen items stay; the positive's own item
+    elsewhere and the user's other positives are masked. Fewer pairs than `batch_size` form one smaller batch; the last
+    batch is filled up from the one before. A user's value is the mean over the user's pairs, so that
+    `catalogue/hit_rate_of_pairs@K` *is* recall@K.
     """
     pairs, item = window.relevant.lines, window.relevant.values
     if batch_size < 2 or len(pairs) == 0:
@@ -64,43 +64,43 @@ def evaluate_in_batch(window: EvaluationWindow, score_block: ScoreBlock, *, batc
         return np.bincount(pairs, weights=hit, minlength=len(sizes)) / sizes
 
     values = {f"in_batch/hit_rate@{k}": mean_per_user(in_batch <= k) for k in ranks}
-    values |= {catalogue_name(rank): mean_per_user(in_catalogue <= _whole(rank)) for rank in ranks.values()}
+    values |= {catalogue_name(rank): mean_per_user(in_catalogue <= _rounded(rank)) for rank in ranks.values()}
     judged = int((window.relevant.sizes > 0).sum())
     skipped = {"no positive on an item not seen before": len(sizes) - judged}
     return InBatch(PerUser(values, judged, skipped), ranks, size, total, seed)
 
 
 def catalogue_name(rank: float) -> str:
-    """The metric that an in-batch hit rate standing for this catalogue rank is compared with."""
-    return f"catalogue/hit_rate_of_pairs@{_whole(rank)}"
+    """Returns the name of the catalogue metric that corresponds to an in-batch hit rate at this catalogue rank."""
+    return f"catalogue/hit_rate_of_pairs@{_rounded(rank)}"
 
 
-def _whole(rank: float) -> int:
+def _rounded(rank: float) -> int:
     return max(1, round(rank))
 
 
 def _pair_ranks(
     keys: Int64[np.ndarray, "queries items"],
-    columns: Int64[np.ndarray, "batches batch"],
+    columns: Int64[np.ndarray, "_ batch"],
     *,
     batch: Int64[np.ndarray, "length"],
     window: EvaluationWindow,
     users: slice,
 ) -> tuple[Int64[np.ndarray, "length"], Int64[np.ndarray, "length"]]:
-    """Rank of each relevant pair of a user block: among its batch's items, and in the catalogue without seen items.
+    """Returns the ranks of each relevant pair of some users among its batch's items and among all unseen items.
 
-    Writes over the keys of seen items.
+    Overwrites the keys of seen items.
     """
     relevant, seen = window.relevant.part(users), window.seen.part(users)
-    line, own = relevant.lines, keys[relevant.lines, relevant.values]
+    user, own = relevant.lines, keys[relevant.lines, relevant.values]
     may_compete = np.ones(keys.shape, bool)
-    may_compete[line, relevant.values] = False
+    may_compete[user, relevant.values] = False
     in_batch, in_catalogue = np.empty(len(own), np.int64), np.empty(len(own), np.int64)
     steps = chunks(len(own), max(1, CHUNK_ELEMENTS // max(keys.shape[1], columns.shape[1])))
     for part in steps:
-        at = (line[part, None], columns[batch[part]])
+        at = (user[part, None], columns[batch[part]])
         in_batch[part] = 1 + ((keys[at] > own[part, None]) & may_compete[at]).sum(axis=1)
     keys[seen.lines, seen.values] = np.iinfo(np.int64).min
     for part in steps:
-        in_catalogue[part] = 1 + (keys[line[part]] > own[part, None]).sum(axis=1)
+        in_catalogue[part] = 1 + (keys[user[part]] > own[part, None]).sum(axis=1)
     return in_batch, in_catalogue

@@ -1,4 +1,4 @@
-"""A Report for people: one page that needs nothing but a browser, and tables for the terminal."""
+"""Evaluation report as a self-contained HTML page and as tables for the terminal."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ from twofold.render.html import fill_page
 from twofold.render.numbers import format_decimal, in_short, percent, plural
 from twofold.run_folder import atomic_file, write_json
 
-_WIDE: Final = 440  # the plot's own units: pixels at full width
-_LEFT: Final = 190
+_PLOT_WIDTH: Final = 440  # units of the plot: pixels at full width
+_PLOT_LEFT: Final = 190
 SAMPLED_METRICS: Final = ("sampled/hit_rate@10", "sampled/ndcg@10", "sampled/mrr")
-SAMPLED_NOTE: Final = "for comparing with papers; what is said of the model is said of the whole catalogue"
+SAMPLED_NOTE: Final = "only for comparison with papers; the summary above is about the whole catalogue"
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One row of the plot: places on the horizontal axis."""
+    """One row of the plot: a label and positions on the horizontal axis."""
 
     name: str
     label: str
@@ -34,24 +34,21 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """The primary metric of all rows, with intervals; `ticks` are (place, text)."""
+    """Plot of the primary metric of all rows, with intervals; `ticks` are (position, text)."""
 
     dots: tuple[Dot, ...]
     ticks: tuple[tuple[float, str], ...]
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes report.json and report.html into a folder.
-
-    The page is self-contained: no script, no request, all text escaped.
-    """
+    """Writes report.json and report.html, a self-contained page: no script, no request, all text escaped."""
     write_json(folder / "report.json", asdict(report))
     with atomic_file(folder / "report.html") as partial:
         partial.write_text(report_page(report), encoding="utf-8")
 
 
 def report_page(report: Report) -> str:
-    """The report as one HTML page."""
+    """Returns the report as one HTML page."""
     values = {
         "report": report,
         "plot": plot_of(report),
@@ -65,46 +62,47 @@ def report_page(report: Report) -> str:
 
 
 def plot_of(report: Report) -> Plot:
-    """Dots with intervals for every row of the catalogue table, on an axis that begins at 0."""
+    """Returns dots with intervals for every row of the catalogue table, on an axis that begins at 0."""
     rows = [(row.name, row.metrics[report.primary_metric]) for row in report.catalogue.rows]
     highest = max([each.high or each.value or 0.0 for _, each in rows] + [1e-9])
     step = next((step for step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25) if highest / step <= 6), 0.25)
     end = step * (int(highest / step) + 1)
 
-    def place(value: float | None) -> float:
-        return round(_LEFT + _WIDE * (value or 0.0) / end, 1)
+    def position(value: float | None) -> float:
+        return round(_PLOT_LEFT + _PLOT_WIDTH * (value or 0.0) / end, 1)
 
     dots = tuple(
-        Dot(name, format_estimate(each), place(each.value), place(each.low), place(each.high)) for name, each in rows
+        Dot(name, format_estimate(each), position(each.value), position(each.low), position(each.high))
+        for name, each in rows
     )
-    ticks = tuple((place(number * step), format_decimal(number * step)) for number in range(round(end / step) + 1))
+    ticks = tuple((position(number * step), format_decimal(number * step)) for number in range(round(end / step) + 1))
     return Plot(dots, ticks)
 
 
 def shown_metrics(report: Report) -> list[str]:
-    """The catalogue metrics of the main table; the page folds away the others."""
+    """Returns the catalogue metrics of the main table; the page hides the others in a section to open."""
     k = report.primary_metric.partition("@")[2]
-    wanted = ["recall@10", f"recall@{k}", f"hit_rate@{k}", "ndcg@10", "mrr@10", "map@10"]
-    wanted = list(dict.fromkeys(f"catalogue/{name}" for name in wanted))
-    return [name for name in wanted if name in report.catalogue.rows[0].metrics]
+    names = ["recall@10", f"recall@{k}", f"hit_rate@{k}", "ndcg@10", "mrr@10", "map@10"]
+    names = list(dict.fromkeys(f"catalogue/{name}" for name in names))
+    return [name for name in names if name in report.catalogue.rows[0].metrics]
 
 
 def watch_metrics(report: Report) -> list[str]:
-    """The metrics of the main table of watch time; the page folds away the others."""
-    found = report.watch_time.rows[0].metrics if report.watch_time else {}
-    return [name for name in found if not name.endswith("@5") and "_ln@" not in name]
+    """Returns the watch-time metrics of the main table; the page hides the others in a section to open."""
+    names = report.watch_time.rows[0].metrics if report.watch_time else {}
+    return [name for name in names if not name.endswith("@5") and "_ln@" not in name]
 
 
 def report_lines(report: Report) -> list[Text | Table]:
-    """For the terminal: the verdict in words, then the catalogue, impressions, in-batch and sampled tables."""
+    """Returns the summary, then the catalogue, impressions, in-batch and sampled tables, for the terminal."""
     verdict = Text("\n".join(report.verdict))
     sampled = (_sampled_table(section) for section in report.sampled)
     return [verdict, Text(), _catalogue_table(report), _impressions_table(report), _batch_table(report), *sampled]
 
 
 def _catalogue_table(report: Report) -> Table:
-    table = _table(f"catalogue · {report.window} window · {_who(report.catalogue)}", "")
-    # Two metrics: a terminal of 80 columns holds no more; the page has them all.
+    table = _table(f"catalogue · {report.window} window · {_counts_text(report.catalogue)}", "")
+    # Two metrics fit into a terminal of 80 columns; the page has them all.
     metrics = [metric for metric in shown_metrics(report) if metric in (report.primary_metric, "catalogue/ndcg@10")]
     table.add_column("")
     for metric in metrics:
@@ -121,7 +119,7 @@ def _catalogue_table(report: Report) -> Table:
 
 def _impressions_table(report: Report) -> Table:
     section = report.impressions
-    table = _table(f"impressions · {_who(section)}", "headroom: (model − chance) / (1 − chance)")
+    table = _table(f"impressions · {_counts_text(section)}", "headroom: (model − chance) / (1 − chance)")
     metrics = list(section.bounds)
     table.add_column("")
     for metric in metrics:
@@ -139,8 +137,10 @@ def _impressions_table(report: Report) -> Table:
 def _batch_table(report: Report) -> Table:
     batch = report.in_batch
     title = f"in-batch · batch {batch.batch_size:,} · {plural(batch.pairs, 'pair')}"
-    table = _table(title, f"K = k · {report.catalogue.num_items:,} / {batch.batch_size:,}: the rank a batch stands for")
-    for heading in ("k", "in-batch hit rate@k", "K in the catalogue", "same pairs, catalogue hit rate@K"):
+    table = _table(
+        title, f"K = k · {report.catalogue.num_items:,} / {batch.batch_size:,}: the corresponding catalogue rank"
+    )
+    for heading in ("k", "in-batch hit rate@k", "catalogue rank K", "same pairs, catalogue hit rate@K"):
         table.add_column(heading, justify="right")
     for line in batch.lines:
         table.add_row(str(line.k), format_estimate(line.in_batch), f"{line.rank:,.1f}", format_estimate(line.catalogue))
@@ -170,11 +170,11 @@ def _cell(estimate: Estimate, *, with_interval: bool = True) -> Text:
     return Text(format_estimate(estimate) if with_interval else format_decimal(estimate.value))
 
 
-def _who(section: Section) -> str:
+def _counts_text(section: Section) -> str:
     return f"{plural(section.users_judged, 'user')}, {plural(section.num_items, 'item')}"
 
 
 def skipped_text(skipped: dict[str, int]) -> str:
-    """Who was not judged and why."""
-    reasons = [f"{plural(number, 'user')} with {why}" for why, number in skipped.items() if number]
-    return "; ".join(reasons) or "nobody"
+    """Returns the numbers of skipped users with the reasons."""
+    reasons = [f"{plural(number, 'user')} with {reason}" for reason, number in skipped.items() if number]
+    return "; ".join(reasons) or "none"

@@ -12,6 +12,7 @@ from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Estimate, estimates_of, json_number
 from twofold.evaluate.window import PerUser, Protocol
+from twofold.prepare.funnel import FunnelLine
 from twofold.tables import ModelPart
 
 MODEL: Final = "model"
@@ -20,7 +21,7 @@ FEW_USERS: Final = 100
 
 @dataclass(frozen=True)
 class Row:
-    """One judged thing: metric → estimate, and for a baseline metric → model minus this row, paired over users."""
+    """A row of a table: an estimate per metric, and for a baseline the paired difference model − row per metric."""
 
     name: str
     metrics: dict[str, Estimate]
@@ -49,7 +50,7 @@ def rows_of(values: Mapping[str, PerUser]) -> tuple[Row, ...]:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a random and a perfect order reach; `headroom` is the model's (value - chance) / (1 - chance)."""
+    """Values of a random and a perfect order; `headroom` is the model's (value - chance) / (1 - chance)."""
 
     chance: float | None
     best: float | None
@@ -58,7 +59,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Section:
-    """One protocol: who was judged against what. The model's row is first."""
+    """Results of one protocol. The model's row is first."""
 
     protocol: str
     candidates: str
@@ -68,12 +69,12 @@ class Section:
     users_skipped: dict[str, int]
     rows: tuple[Row, ...]
     bounds: dict[str, Bounds]
-    """Per metric; only where candidates are few enough that chance matters (impressions)."""
+    """Bounds by metric; empty for protocols with so many candidates that chance does not matter."""
 
 
 @dataclass(frozen=True)
 class BatchLine:
-    """Hit rate@k in batches stands for `rank` = k·N/B in the catalogue, where the same pairs reach `catalogue`."""
+    """The hit rate@k in batches, and that of the same pairs at the corresponding `rank` = k·N/B of the catalogue."""
 
     k: int
     rank: float
@@ -83,7 +84,7 @@ class BatchLine:
 
 @dataclass(frozen=True)
 class BatchSection:
-    """The in-batch protocol of the model. Its values are never comparable with the catalogue's at the same k."""
+    """Results of the model within batches. They are never comparable with the catalogue's at the same k."""
 
     batch_size: int
     pairs: int
@@ -94,9 +95,9 @@ class BatchSection:
 
 @dataclass(frozen=True)
 class SliceLine:
-    """One group: the model, the row it is compared with, and the difference on the same users.
+    """Results of one group: the model, the row `base` with which it is compared, and the paired difference.
 
-    `p_value` is two-sided, by the paired t test, after Holm over all lines; None where fewer than 2 users are judged.
+    `p_value` is two-sided, by the paired t test, after Holm over all groups. `None` means fewer than 2 users.
     """
 
     by: str
@@ -107,12 +108,12 @@ class SliceLine:
     minus: Estimate
     p_value: float | None
     is_small: bool
-    """Fewer than 100 users: read the interval, not the value."""
+    """Whether the group has fewer than 100 users; then rely on the interval, not on the value."""
 
 
 @dataclass(frozen=True)
 class SliceSection:
-    """The model against one row, group by group."""
+    """Comparison of the model with one row, group by group."""
 
     metric: str
     base: str
@@ -121,7 +122,7 @@ class SliceSection:
 
 @dataclass(frozen=True)
 class Day:
-    """The mean of each row over the users asked on one day."""
+    """Mean of each row over the users whose request is on one day."""
 
     day: str
     users: int
@@ -130,19 +131,19 @@ class Day:
 
 @dataclass(frozen=True)
 class DaySection:
-    """The rows day by day; `std` is over days, None for a single one."""
+    """Results day by day; `std` is over days. `None` means a single day."""
 
     metric: str
     days: tuple[Day, ...]
     mean: dict[str, float]
     std: dict[str, float | None]
     order_changes: bool
-    """The rows do not stand in the same order on every day."""
+    """Whether the rows have different orders on different days."""
 
 
 @dataclass(frozen=True)
 class FilterLine:
-    """One metric of the model: among all items, among those that pass, and the difference on the same users."""
+    """One metric of the model among all items, among the allowed items, and the paired difference."""
 
     metric: str
     whole: Estimate
@@ -152,41 +153,42 @@ class FilterLine:
 
 @dataclass(frozen=True)
 class FilterSection:
-    """The model where only items that pass `where` may be recommended, held against all that was to be found."""
+    """Results of the model if only items that satisfy `where` may be recommended, compared with all relevant items."""
 
     where: str
     items: int
-    """How many pass, as of the window's first request."""
+    """Number of allowed items at the time of the window's first request."""
     ceiling: Estimate
-    """Share of what a user was to find that passes: no order under this rule finds more."""
+    """Share of a user's relevant items that are allowed: the highest recall under this rule."""
     lines: tuple[FilterLine, ...]
 
 
 @dataclass(frozen=True)
 class SampledSection:
-    """The papers' protocol: each positive among `count` sampled items. To be held beside a paper's figure of the same
-    draw and against no other table. The model's row is first.
+    """Results of the sampled protocol: each positive among `count` sampled items. The model's row is first.
+
+    Compare them only with a paper's numbers of the same draw, never with another table.
     """
 
     draw: Draw
     count: int
     seed: int | None
-    """None where the negatives are published."""
+    """Seed of the draw; `None` means that the negatives are published."""
     candidates: str
-    """The same in words."""
+    """Description of the candidates in words."""
     users_judged: int
     users_skipped: dict[str, int]
     rows: tuple[Row, ...]
 
     @property
     def name(self) -> str:
-        """What tells its metrics from those of another draw: popularity-100."""
+        """Name of the draw in names of metrics, such as popularity-100."""
         return f"{self.draw}-{self.count}" + (f"-seed{self.seed}" if self.seed else "")
 
 
 @dataclass(frozen=True)
 class LengthPart:
-    """The model on the impressions of one tenth by length."""
+    """Results of the model on one tenth of the impressions by item length."""
 
     first_s: float
     last_s: float
@@ -196,7 +198,7 @@ class LengthPart:
 
 @dataclass(frozen=True)
 class WatchSection:
-    """Scores against watch time, on the users' own impressions. The model's row is first."""
+    """Watch-time results on the users' own impressions. The model's row is first."""
 
     impressions: int
     users_judged: int
@@ -206,7 +208,7 @@ class WatchSection:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """What was asked: two runs may be compared only where all of it is equal."""
+    """The setup of an evaluation. Two runs may be compared only if all fields are equal."""
 
     window: str
     track: Protocol
@@ -214,30 +216,19 @@ class EvaluationSetup:
     num_items: int
     users: int
     relevant_digest: str
-    """SHA-256 of the pairs of user and item that were to be found, by their ids."""
-
-
-@dataclass(frozen=True)
-class FunnelLine:
-    """What a step of preparation left."""
-
-    name: str
-    rows: int
-    users: int
-    items: int
-    positive_share: float
+    """SHA-256 of the relevant pairs of user and item, by their ids."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Where a report comes from; the pipeline knows. `seconds` are per stage."""
+    """Origin of a report. `seconds` are per stage."""
 
     recipe: str
     recipe_digest: str
     commit: str
     hardware: str
     precision: str
-    """Type of the products of the training's fused softmax."""
+    """Number type of the products of the training's fused softmax."""
     versions: dict[str, str]
     seconds: dict[str, float]
     funnel: tuple[FunnelLine, ...] = ()
@@ -246,20 +237,20 @@ class Facts:
 
 @dataclass(frozen=True)
 class Report:
-    """How good one run is on one window, with everything that is needed not to misread it."""
+    """Evaluation report of one run on one window."""
 
     window: str
     track: Protocol
     tie_rule: str
     interval: str
     primary_metric: str
-    """The metric that the verdict is about."""
+    """Name of the metric that the first sentences of `verdict` compare."""
     verdict: tuple[str, ...]
     beats_all: bool
-    """The primary metric's paired interval lies above 0 for every baseline."""
+    """Whether the paired interval of the primary metric lies above 0 for every baseline."""
     cold_items: int
     cold_relevant_share: float
-    """Share of what there was to find that consists of items without a training event."""
+    """Share of relevant pairs whose item has no training event."""
     catalogue: Section
     impressions: Section
     in_batch: BatchSection
@@ -267,20 +258,20 @@ class Report:
     question: EvaluationSetup | None = None
     slices: SliceSection | None = None
     days: DaySection | None = None
-    """None where the window is one day."""
+    """Results by day; `None` means that the window is one day."""
     watch_time: WatchSection | None = None
-    """None where the log does not say how long was watched."""
+    """Watch-time results; `None` means that the log has no watch times."""
     filtered: FilterSection | None = None
-    """None where the recipe lets every item be recommended."""
+    """Results among the allowed items; `None` means that the recipe allows every item."""
     left_out: tuple[str, ...] = ()
-    """Baselines that could not be among the rows, and why."""
+    """Baselines that are not among the rows, with the reasons."""
     sampled: tuple[SampledSection, ...] = ()
-    """One for each draw that the recipe's `judge` asks for."""
+    """Results of each draw of negatives that the recipe's `judge` contains."""
     heads: tuple[Calibration, ...] = ()
-    """What the ranker says of impressions besides their order, against what came of them."""
+    """Calibration of the ranker's heads on impressions."""
 
     def metrics_of(self, name: str) -> dict[str, float]:
-        """All values of one row, by metric; those that nobody could be judged on are left out."""
+        """Returns all values of one row by metric; metrics without a value are left out."""
         parts = (self.catalogue, self.impressions, self.watch_time)
         rows = [row for part in parts if part is not None for row in part.rows if row.name == name]
         values = {metric: each.value for row in rows for metric, each in row.metrics.items()}
@@ -300,15 +291,15 @@ class Report:
 
 
 def load_report(path: Path) -> Report:
-    """The report of a `report.json`; RunError if the file is not one."""
+    """Reads a report from `report.json`; RunError if the file is not one."""
     try:
         return TypeAdapter(Report).validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise RunError(f"there is no report {path}. Make it with `twofold run` and the run's recipe.") from None
+        raise RunError(f"there is no report {path}. Run `twofold run` with the run's recipe to make it.") from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
         raise RunError(
-            f"{path} is not a report: {place}: {first['msg']}. Delete its folder {path.parent} and give `twofold run` "
+            f"{path} is not a report: {field}: {first['msg']}. Delete its folder {path.parent} and run `twofold run` "
             "again."
         ) from None

@@ -1,7 +1,7 @@
-"""The papers' protocol: each positive against a hundred sampled items. For comparing with papers, and for nothing else.
+"""The sampled protocol of many papers: each positive among sampled items. Its only use is comparison with papers.
 
-It can order two models otherwise than the catalogue does (Krichene and Rendle, KDD 2020), so its names begin with
-`sampled/`, and a report keeps it in tables of its own.
+The protocol can rank two models differently than the catalogue does (Krichene and Rendle, KDD 2020), so its metrics
+begin with `sampled/`, and a report has separate tables for them.
 """
 
 from dataclasses import dataclass
@@ -27,76 +27,76 @@ from twofold.topk import tie_order
 
 Draw = Literal["popularity", "uniform", "published"]
 KS: Final = (1, 5, 10)
-_CELLS: Final = 2**22
+CHUNK_ELEMENTS: Final = 2**22  # random numbers in memory at a time
 
 
 @dataclass(frozen=True)
 class Negatives:
-    """For every pair of `window.relevant`, in its order, the items it is judged against, and where they come from."""
+    """Negatives of every pair of `window.relevant`, in its order, and how they were drawn."""
 
     draw: Draw
     seed: int | None
-    """None where they were not drawn by us."""
-    items: Int64[np.ndarray, "pairs count"]
+    """Seed of the draw; `None` means that the negatives are published."""
+    items: Int64[np.ndarray, "pairs _"]
 
     def description(self) -> str:
-        """What a positive is judged among."""
+        """Returns a description of the items among which a positive is ranked."""
         count = self.items.shape[1]
         if self.draw == "published":
             return f"itself and the {count} items published for its user"
-        how = "by popularity" if self.draw == "popularity" else "each as likely"
-        return f"itself and {count} items its user neither met nor likes, drawn {how}, none twice, seed {self.seed}"
+        how = "by popularity" if self.draw == "popularity" else "uniformly"
+        return f"itself and {count} other items unseen by its user, drawn {how} without replacement, seed {self.seed}"
 
 
 def negatives_of(
-    asked: tuple[Sampled, ...],
+    specs: tuple[Sampled, ...],
     window: EvaluationWindow,
     dataset: Dataset,
     *,
     positives: Interactions,
     published: Path | None,
 ) -> tuple[Negatives, ...]:
-    """What a recipe's `evaluate.sampled` asks for. Popularity is the number of `positives`, those before the window."""
-    given = []
-    for each in asked:
-        match each:
+    """Returns the negatives of a recipe's `evaluate.sampled`. Popularity counts the `positives` before the window."""
+    negatives = []
+    for spec in specs:
+        match spec:
             case DrawnNegatives(draw=draw, count=count, seed=seed):
                 counts = np.bincount(positives.item_rows, minlength=window.num_items).astype(np.float64)
                 weights = counts if draw == "popularity" else None
-                given.append(Negatives(draw, seed, draw_negatives(window, count, seed=seed, weights=weights)))
+                negatives.append(Negatives(draw, seed, draw_negatives(window, count, seed=seed, weights=weights)))
             case PublishedNegatives():
-                assert published is not None, "a recipe that asks for published negatives names their file"
+                assert published is not None, "a recipe with published negatives names their file"
                 table = pq.read_table(published)
                 items = published_negatives(window, table, users=dataset.users, items=dataset.items)
-                given.append(Negatives("published", None, items))
+                negatives.append(Negatives("published", None, items))
             case _:
-                assert_never(each)
-    return tuple(given)
+                assert_never(spec)
+    return tuple(negatives)
 
 
 def draw_negatives(
     window: EvaluationWindow, count: int, *, seed: int, weights: Float64[np.ndarray, "items"] | None = None
-) -> Int64[np.ndarray, "pairs count"]:
-    """For every pair of `window.relevant`, `count` items that its user neither saw nor liked, none twice.
+) -> Int64[np.ndarray, "pairs _"]:
+    """Draws, for every pair of `window.relevant`, `count` distinct items that its user neither saw nor liked.
 
-    They are drawn one after the other with a chance in proportion to `weights`, by default each as likely: what is
-    drawn is not put back, as in BERT4Rec's and nanoRecSys' evaluation. Of independent times Exp(1) / weight the
-    `count` smallest are such a draw (Efraimidis and Spirakis, Information Processing Letters 2006). Costs a random
-    number for every pair and item. RequestError where a user has too few such items.
+    Items are drawn without replacement with probability in proportion to `weights`, by default uniformly, as in
+    the evaluations of BERT4Rec and nanoRecSys. Of independent times Exp(1) / weight the `count` smallest are such a
+    draw (Efraimidis and Spirakis, Information Processing Letters 2006). Needs one random number per pair and item.
+    RequestError if a user has too few such items.
     """
     weights = np.ones(window.num_items) if weights is None else weights
-    never = weights <= 0
-    rate = np.where(never, 1, weights).astype(np.float32)
+    is_never_drawn = weights <= 0
+    rate = np.where(is_never_drawn, 1, weights).astype(np.float32)
     owner, drawn = window.relevant.lines, np.empty((len(window.relevant.values), count), np.int64)
     rng = np.random.default_rng(seed)
-    for part in chunks(len(owner), max(1, _CELLS // window.num_items)):
-        users, line = np.unique(owner[part], return_inverse=True)
-        left_out = np.repeat(never[None], len(users), axis=0)
+    for part in chunks(len(owner), max(1, CHUNK_ELEMENTS // window.num_items)):
+        users, user = np.unique(owner[part], return_inverse=True)
+        left_out = np.repeat(is_never_drawn[None], len(users), axis=0)
         for lists in (window.seen.of(users), window.relevant.of(users)):
             left_out[lists.lines, lists.values] = True
         _check_enough(window, users, left_out, count=count)
-        times = rng.standard_exponential((len(line), window.num_items), dtype=np.float32) / rate
-        times[left_out[line]] = np.inf
+        times = rng.standard_exponential((len(user), window.num_items), dtype=np.float32) / rate
+        times[left_out[user]] = np.inf
         drawn[part] = np.sort(np.argpartition(times, count - 1, axis=1)[:, :count], axis=1)
     return drawn
 
@@ -110,58 +110,61 @@ def _check_enough(
 ) -> None:
     left = window.num_items - left_out.sum(axis=1)
     if (left < count).any():
-        line = int(np.argmin(left))
+        user = int(np.argmin(left))
         raise RequestError(
-            f"user row {window.user_rows[users[line]]} has {left[line]} items left to draw {count} negatives from: the "
-            f"others of {window.num_items} were seen or are liked, or nobody liked them before. Ask for fewer in "
-            "evaluate.sampled, or judge by the catalogue instead."
+            f"user row {window.user_rows[users[user]]} has {left[user]} items left to draw {count} negatives from: the "
+            f"others of {window.num_items} were seen or liked by the user, or liked by no user before. Set a smaller "
+            "count in evaluate.sampled, or rely on the catalogue protocol instead."
         )
 
 
 def published_negatives(
     window: EvaluationWindow, table: pa.Table, *, users: Vocabulary, items: Vocabulary
-) -> Int64[np.ndarray, "pairs count"]:
-    """The items that `table` (user_id; item_id, a list) gives the user of each pair of `window.relevant`.
+) -> Int64[np.ndarray, "pairs _"]:
+    """Returns the items that `table` (user_id; item_id, a list) has for the user of each pair of `window.relevant`.
 
-    Users that are not judged may be there. DataError if a column is missing, an item is unknown, or the users that
-    are judged have not one line and as many negatives each.
+    The table may contain further users. DataError if a column is missing, an item is unknown, or the users with a
+    relevant item do not have one row and the same number of negatives each.
     """
     names = table.column_names
     if not {"user_id", "item_id"} <= set(names) or not pa.types.is_list(table.schema.field("item_id").type):
         raise DataError(
-            "data.published_negatives needs a line for each user: user_id, and item_id, a list. It has "
-            f"{', '.join(names)}. `twofold data ncf` makes such a file."
+            "data.published_negatives needs one row per user with the columns user_id and item_id, a list. Its columns "
+            f"are {', '.join(names)}. `twofold data ncf` makes such a file."
         )
-    judged = np.flatnonzero(window.relevant.sizes)
+    with_relevant = np.flatnonzero(window.relevant.sizes)
     of_user = users.rows_of(table["user_id"])
     order = np.argsort(of_user, kind="stable")
-    at = np.minimum(np.searchsorted(of_user[order], window.user_rows[judged]), len(order) - 1)
-    lines = table.take(pa.array(order[at]))
-    counts = np.where(of_user[order[at]] == window.user_rows[judged], pc.list_value_length(lines["item_id"]), 0)
+    at = np.minimum(np.searchsorted(of_user[order], window.user_rows[with_relevant]), len(order) - 1)
+    rows_of_users = table.take(pa.array(order[at]))
+    counts = np.where(
+        of_user[order[at]] == window.user_rows[with_relevant], pc.list_value_length(rows_of_users["item_id"]), 0
+    )
     if counts.min() == 0 or counts.min() < counts.max():
-        fewest, most = (users.ids_of(window.user_rows[judged[[place(counts)]]])[0] for place in (np.argmin, np.argmax))
-        raise DataError(
-            f"data.published_negatives gives user {fewest} {counts.min()} items and user {most} {counts.max()}: every "
-            "judged user needs as many as the others. Are they of another split?"
+        fewest, most = (
+            users.ids_of(window.user_rows[with_relevant[[which(counts)]]])[0] for which in (np.argmin, np.argmax)
         )
-    ids = pc.list_flatten(lines["item_id"])
+        raise DataError(
+            f"data.published_negatives has {counts.min()} items for user {fewest} and {counts.max()} for user {most}: "
+            "all evaluated users need the same number. Does the file belong to another split?"
+        )
+    ids = pc.list_flatten(rows_of_users["item_id"])
     rows = items.rows_of(ids)
     if (rows < 0).any():
         raise DataError(
-            f"item {ids[int(np.argmin(rows))]} of data.published_negatives is in no event and not in the items table, "
-            f"so "
-            "nothing can score it. Add it to data.items."
+            f"item {ids[int(np.argmin(rows))]} of data.published_negatives is in no event and not in the items table, so "
+            "no model can score it. Add it to data.items."
         )
-    by_line = np.zeros((len(window.user_rows), int(counts[0])), np.int64)
-    by_line[judged] = rows.reshape(len(judged), -1)
-    given: Int64[np.ndarray, "pairs count"] = by_line[window.relevant.lines]
-    return given
+    by_user = np.zeros((len(window.user_rows), int(counts[0])), np.int64)
+    by_user[with_relevant] = rows.reshape(len(with_relevant), -1)
+    negatives: Int64[np.ndarray, "pairs _"] = by_user[window.relevant.lines]
+    return negatives
 
 
 def evaluate_sampled(
-    window: EvaluationWindow, score_block: ScoreBlock, negatives: Int64[np.ndarray, "pairs count"]
+    window: EvaluationWindow, score_block: ScoreBlock, negatives: Int64[np.ndarray, "pairs _"]
 ) -> PerUser:
-    """Hit rate, NDCG and MRR of each positive among itself and its line of negatives; a user's value is the mean.
+    """Computes hit rate, NDCG and MRR of each positive among its negatives; a user's value is the mean over positives.
 
     `sampled/mrr` counts every rank, `sampled/mrr@k` the first k. `negatives` are drawn (`draw_negatives`) or published
     with a data set; the positive itself among them does not compete.
@@ -170,8 +173,8 @@ def evaluate_sampled(
     relevant = window.relevant
     if pairs != len(relevant.values):
         raise RequestError(
-            f"negatives of {pairs} positives were given, but window {window.name!r} has {len(relevant.values)}: one "
-            "line for each, in the order of window.relevant"
+            f"negatives for {pairs} positives, but window {window.name!r} has {len(relevant.values)}: one row for each "
+            "is needed, in the order of window.relevant"
         )
     candidates = np.concatenate([relevant.values[:, None], negatives], axis=1)
     lists = Ragged(candidates.reshape(-1), relevant.offsets * (count + 1))
@@ -180,14 +183,14 @@ def evaluate_sampled(
     above = (scores > scores[:, :1]) | ((scores == scores[:, :1]) & (ties > ties[:, :1]))
     hits = np.zeros((pairs, max(KS)), bool)
     rank = above.sum(axis=1)
-    found = np.flatnonzero(rank < max(KS))
-    hits[found, rank[found]] = True
+    is_hit = np.flatnonzero(rank < max(KS))
+    hits[is_hit, rank[is_hit]] = True
     of_pairs = {"mrr": 1 / (rank + 1)} | ranking_metrics(hits, np.ones(pairs, np.int64), ks=KS)
-    wanted = np.where(relevant.sizes > 0, relevant.sizes, np.nan)
+    num_relevant = np.where(relevant.sizes > 0, relevant.sizes, np.nan)
     values = {
-        f"sampled/{name}": np.bincount(relevant.lines, value, minlength=len(wanted)) / wanted
+        f"sampled/{name}": np.bincount(relevant.lines, value, minlength=len(num_relevant)) / num_relevant
         for name, value in of_pairs.items()
         if name.startswith(("hit_rate", "ndcg", "mrr"))
     }
     judged = int((relevant.sizes > 0).sum())
-    return PerUser(values, judged, {"no positive on an item not seen before": len(wanted) - judged})
+    return PerUser(values, judged, {"no positive on an item not seen before": len(num_relevant) - judged})

@@ -1,9 +1,9 @@
-"""How sure is a mean over users? The bootstrap over users, and its paired form.
+"""Confidence intervals of means over users: the bootstrap, and its paired form for two models.
 
-Users are the unit: two recommendations of one user are not independent, so whole users are drawn (Efron 1979). How
-often a draw holds a user is a Poisson number of mean 1, each user's by itself: what drawing with replacement tends to,
-the mean being over what was drawn (Chamandy et al., 2012), at a quarter of the time. The weights of all draws are one
-matrix, hence all intervals of a report are one matrix product on the *same* draws.
+Users are the unit: two recommendations to one user are not independent, so whole users are drawn (Efron 1979). The
+number of times that a draw contains a user is an independent Poisson variable of mean 1: the limit of drawing with
+replacement, with the mean taken over the drawn users (Chamandy et al., 2012), in a quarter of the time. The weights of
+all draws are one matrix, so all intervals of a report are one matrix product on the *same* draws.
 """
 
 from collections.abc import Hashable, Mapping
@@ -19,88 +19,91 @@ from twofold.ragged import chunks
 LEVEL: Final = 0.95
 RESAMPLES: Final = 1000
 SEED: Final = 0
-MIN_SEEDS: Final = 3  # for a claim
-_WEIGHTS_AT_ONCE: Final = 2**24  # floats: 64 MiB of weights, however many users
+MIN_SEEDS: Final = 3  # least number of seeds for a claim
+CHUNK_ELEMENTS: Final = 2**24  # weights in memory at a time: 64 MiB, for any number of users
 Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Mean over the users that have a value, and the percentile interval around it, per metric.
+    """Means over the users that have a value, with percentile intervals, one per metric.
 
-    NaN where no user has one.
+    NaN means that no user has a value.
     """
 
-    value: Float64[np.ndarray, "metrics"]
-    low: Float64[np.ndarray, "metrics"]
-    high: Float64[np.ndarray, "metrics"]
+    value: Float64[np.ndarray, "_"]
+    low: Float64[np.ndarray, "_"]
+    high: Float64[np.ndarray, "_"]
 
 
-def bootstrap(values: Float64[np.ndarray, "users metrics"], *, seed: int = 0, resamples: int = RESAMPLES) -> Intervals:
-    """The mean of each column and its 95 % interval; NaN entries are users that the metric skipped_text.
+def bootstrap(values: Float64[np.ndarray, "users _"], *, seed: int = 0, resamples: int = RESAMPLES) -> Intervals:
+    """Returns the mean of each column and its 95 % interval; NaN entries are users that the metric skips.
 
-    The same seed and number of users give the same draws: columns of one call, and calls of one seed, are paired; of
-    a - b it answers whether a is better than b on the users that both have a value for. A
-    draw in which no user has a value (possible with a handful of users) is left out of the percentiles.
+    The same seed and number of users give the same draws, so columns of one call, and calls with one seed, are paired:
+    the interval of a - b tells whether a is better than b on the users that have a value in both. A draw in which no
+    user has a value (possible with few users) is left out of the percentiles.
     """
     users, metrics = values.shape
     known = ~np.isnan(values)
-    # Most metrics skip the same users: each pattern of known users is multiplied once. (unique(axis=1) takes a second.)
+    # Most metrics skip the same users, so each pattern of known users is multiplied once (unique(axis=1) takes 1 s).
     _, first, pattern_of = np.unique([column.tobytes() for column in known.T], return_index=True, return_inverse=True)
     value = _divide(np.where(known, values, 0).sum(axis=0), known.sum(axis=0))
-    # Single precision halves the time. Deviations from the mean are summed, so that it costs no digit of a large mean.
+    # Single precision halves the time. Summing deviations from the mean keeps every digit of a large mean.
     deviations = np.where(known, values - value, 0).astype(np.float32)
     columns = np.concatenate([deviations, known[:, first].astype(np.float32)], axis=1)
     rng = np.random.default_rng(seed)
     means = np.empty((resamples, metrics))
-    for part in chunks(resamples, max(1, _WEIGHTS_AT_ONCE // max(users, 1))):
+    for part in chunks(resamples, max(1, CHUNK_ELEMENTS // max(users, 1))):
         sums = _weights(rng, part.stop - part.start, users) @ columns
         means[part] = value + _divide(sums[:, :metrics], sums[:, metrics:][:, pattern_of])
     low, high = np.full(metrics, np.nan), np.full(metrics, np.nan)
     some = known.any(axis=0)
     tail = (1 - LEVEL) / 2
-    quantile = np.nanquantile if np.isnan(means[:, some]).any() else np.quantile  # the first goes column by column
+    quantile = (
+        np.nanquantile if np.isnan(means[:, some]).any() else np.quantile
+    )  # nanquantile is slow: it works column by column
     low[some], high[some] = quantile(means[:, some], [tail, 1 - tail], axis=0)
     return Intervals(value, low, high)
 
 
-def _weights(rng: np.random.Generator, draws: int, users: int) -> Float32[np.ndarray, "draws users"]:
-    """How often each draw holds each user: Poisson, by inverting its distribution at 2^16 places; 10 times faster than
-    `rng.poisson`.
+def _weights(rng: np.random.Generator, draws: int, users: int) -> Float32[np.ndarray, "_ users"]:
+    """Draws the number of times that each draw contains each user: Poisson variables, by inversion at 2^16 points.
+
+    This is 10 times faster than `rng.poisson`.
     """
     at_most = scipy.stats.poisson.cdf(np.arange(9), 1)
     count_at = np.searchsorted(at_most, (np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
     weights = np.empty((draws, users), np.float32)
-    for line in weights:
-        places = rng.bit_generator.random_raw(-(-users // 4)).view(np.uint16)  # four of each 64 bits
-        np.take(count_at, places[:users], out=line, mode="clip")
+    for row in weights:
+        points = rng.bit_generator.random_raw(-(-users // 4)).view(np.uint16)  # four from each 64 bits
+        np.take(count_at, points[:users], out=row, mode="clip")
     return weights
 
 
-def _divide(sums: Shaped[np.ndarray, "*shape"], counts: Shaped[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
-    quotient: Float64[np.ndarray, "*shape"] = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+def _divide(sums: Shaped[np.ndarray, "*batch"], counts: Shaped[np.ndarray, "*batch"]) -> Float64[np.ndarray, "*batch"]:
+    quotient: Float64[np.ndarray, "*batch"] = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
     return quotient
 
 
-def paired_p_values(differences: Float64[np.ndarray, "users metrics"]) -> Float64[np.ndarray, "metrics"]:
-    """Two-sided p-value of each column's mean difference, by the paired t test; NaN for fewer than 2 users.
+def paired_p_values(differences: Float64[np.ndarray, "users _"]) -> Float64[np.ndarray, "_"]:
+    """Returns the two-sided p-value of each column's mean difference, by the paired t test; NaN for fewer than 2 users.
 
-    With hundreds of users it agrees with the bootstrap and with randomisation (Smucker, Allan, Carterette, CIKM 2007).
-    Users who are NaN count for nothing. A column without any difference has p 1.
+    With hundreds of users the test agrees with the bootstrap and with randomization (Smucker, Allan, Carterette, CIKM
+    2007). NaN entries are skipped users. A column without any difference has p = 1.
     """
     known = ~np.isnan(differences)
     count = known.sum(axis=0)
     mean = _divide(np.where(known, differences, 0).sum(axis=0), count)
     squares = (np.where(known, differences - mean, 0) ** 2).sum(axis=0)
     error = np.sqrt(_divide(squares, count * np.maximum(count - 1, 0)))
-    # Deviations within rounding of zero are none: every user differs by the same, which is certain, or not at all.
+    # A zero error means that all users differ by the same amount: p = 0, or p = 1 if that amount is 0.
     size = np.divide(np.abs(mean), error, out=np.where(np.abs(mean) > 0, np.inf, 0.0), where=error > 0)
-    p: Float64[np.ndarray, " metrics"] = 2 * scipy.stats.t.sf(size, np.maximum(count - 1, 1))
+    p: Float64[np.ndarray, " _"] = 2 * scipy.stats.t.sf(size, np.maximum(count - 1, 1))
     return np.where(count > 1, p, np.nan)
 
 
-def holm(p_values: Float64[np.ndarray, "tests"]) -> Float64[np.ndarray, "tests"]:
-    """p-values that account for how many were looked at (Holm 1979); NaN ones are no tests.
+def holm(p_values: Float64[np.ndarray, "length"]) -> Float64[np.ndarray, "length"]:
+    """Adjusts p-values for the number of tests (Holm 1979); NaN entries do not count as tests.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]
@@ -114,10 +117,10 @@ def holm(p_values: Float64[np.ndarray, "tests"]) -> Float64[np.ndarray, "tests"]
 
 @dataclass(frozen=True)
 class SeedClaim:
-    """One model against another over several seeds of each.
+    """A comparison of two models over several seeds of each.
 
-    `holds` is None below `MIN_SEEDS` pairs of seeds: nothing may be claimed. Else: the interval of the mean difference,
-    over users and seeds, lies on one side of 0, and so does the difference of every pair.
+    `holds` says whether the interval of the mean difference, over users and seeds, excludes 0 and the difference of
+    every pair of seeds has the same sign. `None` means fewer than `MIN_SEEDS` pairs, from which nothing may be claimed.
     """
 
     difference: float
@@ -129,12 +132,10 @@ class SeedClaim:
     holds: bool | None
 
 
-def across_seeds(
-    a: Float64[np.ndarray, "seeds users"], b: Float64[np.ndarray, "seeds users"], *, seed: int = 0
-) -> SeedClaim:
-    """a - b of one metric: line i of both are the users' values under the i-th seed."""
+def across_seeds(a: Float64[np.ndarray, "_ users"], b: Float64[np.ndarray, "_ users"], *, seed: int = 0) -> SeedClaim:
+    """Compares a with b on one metric; row i of both contains the users' values under the i-th seed."""
     differences = a - b
-    per_seed = np.array([_mean_of_known(line) for line in differences])
+    per_seed = np.array([_mean_of_known(values) for values in differences])
     drawn = bootstrap(differences.mean(axis=0)[:, None], seed=seed)
     low, high = float(drawn.low[0]), float(drawn.high[0])
     one_side = (low > 0 and (per_seed > 0).all()) or (high < 0 and (per_seed < 0).all())

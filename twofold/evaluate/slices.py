@@ -16,17 +16,17 @@ from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import Ragged
 from twofold.tables import DAY_MS, HOUR_MS
 
-_ACTIVITY: Final = (1, 10, 50, 200)  # items met before the request
+_ACTIVITY: Final = (1, 10, 50, 200)  # items seen before the request
 _AGES: Final = (1, 3, 7, 30)  # days since an item's first event
 _TENTHS: Final = 10
-_MOST_VALUES: Final = 12  # nobody reads a hundred lines
+_MAX_GROUPS: Final = 12  # more groups make a table too long to read
 
 
 @dataclass(frozen=True)
 class Slicing:
-    """One way to cut what there was to find into groups: entry i is the group of pair i of `window.relevant`.
+    """A grouping of the relevant pairs: entry i is the group of pair i of `window.relevant`, -1 for none.
 
-    -1 belongs to no group. A property of users gives all pairs of a user one group.
+    A property of users gives all pairs of a user the same group.
     """
 
     name: str
@@ -39,17 +39,18 @@ class Slicing:
 
 def slice_recall(
     ranks: Int64[np.ndarray, "pairs"], relevant: Ragged, slicing: Slicing, *, k: int
-) -> Float64[np.ndarray, "users groups"]:
-    """Of what a user was to find in each group, the share that stands among the first k; NaN where there was nothing.
+) -> Float64[np.ndarray, "users _"]:
+    """Returns recall@k per user and group: the share of the user's relevant items of the group among the first k.
 
-    The ranking is of the whole catalogue: a slice cuts what was to be found, never the candidates.
+    The ranking is of the whole catalogue: a slice selects relevant items, never candidates. NaN if the user has no
+    relevant item in the group.
     """
     shape = (len(relevant.sizes), len(slicing.names))
     cell = relevant.lines * shape[1] + slicing.group
-    kept = slicing.group >= 0
-    wanted = np.bincount(cell[kept], minlength=shape[0] * shape[1]).reshape(shape)
-    found = np.bincount(cell[kept & (ranks > 0) & (ranks <= k)], minlength=shape[0] * shape[1]).reshape(shape)
-    recall: Float64[np.ndarray, "users groups"] = found / np.where(wanted > 0, wanted, np.nan)
+    has_group = slicing.group >= 0
+    relevant_items = np.bincount(cell[has_group], minlength=shape[0] * shape[1]).reshape(shape)
+    hits = np.bincount(cell[has_group & (ranks > 0) & (ranks <= k)], minlength=shape[0] * shape[1]).reshape(shape)
+    recall: Float64[np.ndarray, "users _"] = hits / np.where(relevant_items > 0, relevant_items, np.nan)
     return recall
 
 
@@ -62,9 +63,9 @@ def evaluate_slices(
     k: int,
     base: str,
 ) -> SliceSection:
-    """One model against the one called `base` on every group, by recall@k; p-values after Holm over all of them.
+    """Compares a model with the one named `base` on every group, by recall@k; p-values after Holm over all groups.
 
-    A group that nobody falls into is left out, and one of fewer than 100 users is marked.
+    Empty groups are left out, and groups of fewer than 100 users are marked.
     """
     parts = [
         (each, slice_recall(ranks, relevant, each, k=k), slice_recall(base_ranks, relevant, each, k=k))
@@ -72,7 +73,7 @@ def evaluate_slices(
     ]
     if not parts:
         return SliceSection(f"recall@{k}", base, ())
-    ours, theirs = (np.concatenate([part[place] for part in parts], axis=1) for place in (1, 2))
+    ours, theirs = (np.concatenate([part[which] for part in parts], axis=1) for which in (1, 2))
     ours_e, theirs_e, gap = (estimates(bootstrap(values)) for values in (ours, theirs, ours - theirs))
     p_values = holm(paired_p_values(ours - theirs))
     names = [(each.name, name) for each in slicings for name in each.names]
@@ -101,24 +102,25 @@ def evaluate_days(
     metric: str,
     utc_offset_h: int = 0,
 ) -> DaySection:
-    """Rows on each day of the window, a user counting on the day it is asked; mean and spread over days, and whether
-    the order of the rows is another on some day. Days on which nobody is judged are left out.
+    """Averages each row over the users of each day, by the day of their request, and compares the order of the rows.
+
+    Days without an evaluated user are left out.
     """
     day = (query_at + utc_offset_h * HOUR_MS) // DAY_MS
-    judged = ~np.isnan(np.stack(list(values.values()))).any(axis=0)
+    has_value = ~np.isnan(np.stack(list(values.values()))).any(axis=0)
     days = []
-    for each in np.unique(day[judged]):
-        users = judged & (day == each)
+    for each in np.unique(day[has_value]):
+        users = has_value & (day == each)
         means = {name: float(value[users].mean()) for name, value in values.items()}
         days.append(Day(str(np.datetime64(int(each), "D")), int(users.sum()), means))
     table = np.array([list(each.values.values()) for each in days]).reshape(len(days), len(values))
-    orders = {tuple(np.argsort(-line, kind="stable").tolist()) for line in table}
-    spread = table.std(axis=0, ddof=1) if len(days) > 1 else np.full(len(values), np.nan)
+    orders = {tuple(np.argsort(-row, kind="stable").tolist()) for row in table}
+    std = table.std(axis=0, ddof=1) if len(days) > 1 else np.full(len(values), np.nan)
     return DaySection(
         metric=metric,
         days=tuple(days),
         mean=dict(zip(values, table.mean(axis=0).tolist() if len(days) else [], strict=False)),
-        std={name: json_number(value) for name, value in zip(values, spread, strict=True)},
+        std={name: json_number(value) for name, value in zip(values, std, strict=True)},
         order_changes=len(orders) > 1,
     )
 
@@ -131,35 +133,35 @@ def slicings_of(
     columns: Sequence[str],
     declared: Sequence[str] = (),
 ) -> tuple[Slicing, ...]:
-    """Groups by activity, popularity, age and length; by those of the `columns` that have 2 to 12 values; and by what
-    is `declared`, the less common of more than 12 values as one group.
+    """Groups relevant pairs by activity, popularity, age, length and by columns of users and items.
 
-    `tables` hold user_id or item_id and the columns, lines in any order. Users without an event before the request
+    `columns` count if they have 2 to 12 values; `declared` ones always, the rarest of more than 12 values as one group.
+    `tables` contain user_id or item_id and the columns, rows in any order. Users without an event before the request
     and items without a training event are groups of their own: the cold ones.
     """
     items, users = window.relevant.values, window.relevant.lines
-    met = window.seen.sizes[users]
-    activity = _ranges("items met", np.array(_ACTIVITY), cold="cold: none met")
+    num_seen = window.seen.sizes[users]
+    activity = _ranges("items seen", np.array(_ACTIVITY), cold="cold: none seen")
     first_at = np.full(window.num_items, np.iinfo(np.int64).max)
     np.minimum.at(first_at, dataset.events.item_rows, dataset.events.at)
     age = (window.query_at[users] - first_at[items]) // DAY_MS
-    found = [
-        Slicing("user activity", np.searchsorted(_ACTIVITY, met, side="right"), activity),
+    slicings = [
+        Slicing("user activity", np.searchsorted(_ACTIVITY, num_seen, side="right"), activity),
         Slicing("item age, days", np.searchsorted(_AGES, age, side="right"), _ranges("days", np.array(_AGES))),
         _by_popularity(dataset, window),
         *_by_length(dataset, items),
     ]
     for table in tables:
         for column in (name for name in dict.fromkeys([*columns, *declared]) if name in table.column_names):
-            of_items = "item_id" in table.column_names
-            ids, rows = (dataset.items, items) if of_items else (dataset.users, window.user_rows[users])
-            of_pairs = _by_column(table, column, ids, rows=rows, key="item_id" if of_items else "user_id")
-            found += [each for each in of_pairs if len(each.names) <= _MOST_VALUES or column in declared]
-    return tuple(_fewer(each) for each in found)
+            is_items = "item_id" in table.column_names
+            ids, rows = (dataset.items, items) if is_items else (dataset.users, window.user_rows[users])
+            of_pairs = _by_column(table, column, ids, rows=rows, key="item_id" if is_items else "user_id")
+            slicings += [each for each in of_pairs if len(each.names) <= _MAX_GROUPS or column in declared]
+    return tuple(_limit_groups(each) for each in slicings)
 
 
 def _by_popularity(dataset: Dataset, window: EvaluationWindow) -> Slicing:
-    """Tenths of the known items, by training events: the first holds the least popular."""
+    """Groups known items into tenths by number of training events, the least popular first."""
     events = np.bincount(dataset.examples["train"].item_rows, minlength=window.num_items)
     known = np.flatnonzero(~window.is_cold)
     tenth = np.full(window.num_items, _TENTHS)
@@ -185,22 +187,22 @@ def _by_length(dataset: Dataset, items: Int64[np.ndarray, "pairs"]) -> list[Slic
 def _by_column(
     table: pa.Table, column: str, ids: Vocabulary, *, rows: Int64[np.ndarray, "pairs"], key: str
 ) -> list[Slicing]:
-    """The groups of a column; none where it has a single value."""
+    """Returns the groups of a column; none if it has a single value."""
     if pa.types.is_nested(table.schema.field(column).type):
         return []
     group, names = _values_of(table, column, ids, key=key)
     return [Slicing(column, group[rows], names)] if len(names) > 1 else []
 
 
-def _fewer(slicing: Slicing) -> Slicing:
-    """The commonest groups, and the others as one, where there are more than anybody reads."""
+def _limit_groups(slicing: Slicing) -> Slicing:
+    """Keeps the largest groups and joins the others into one if there are more than `_MAX_GROUPS`."""
     group, names = slicing.group, slicing.names
-    if len(names) <= _MOST_VALUES:
+    if len(names) <= _MAX_GROUPS:
         return slicing
-    common = np.argsort(-np.bincount(group[group >= 0], minlength=len(names)), kind="stable")[: _MOST_VALUES - 1]
-    place = np.full(len(names) + 1, len(common))
-    place[common], place[-1] = np.arange(len(common)), -1  # the last is found by -1, which is not known
-    return Slicing(slicing.name, place[group], (*(names[each] for each in common), "other values"))
+    common = np.argsort(-np.bincount(group[group >= 0], minlength=len(names)), kind="stable")[: _MAX_GROUPS - 1]
+    new_group = np.full(len(names) + 1, len(common))
+    new_group[common], new_group[-1] = np.arange(len(common)), -1  # index -1, an unknown group, stays -1
+    return Slicing(slicing.name, new_group[group], (*(names[each] for each in common), "other values"))
 
 
 def item_groups(
@@ -218,18 +220,18 @@ def item_groups(
 
 def _values_of(
     table: pa.Table, column: str, ids: Vocabulary, *, key: str
-) -> tuple[Int64[np.ndarray, "ids"], tuple[str, ...]]:
-    """The number of each row's value, -1 where it is not known, and the values."""
+) -> tuple[Int64[np.ndarray, "_"], tuple[str, ...]]:
+    """Returns the number of each id's value, -1 if it is unknown, and the values."""
     coded = table[column].cast(pa.string()).combine_chunks().dictionary_encode()
     group = np.full(len(ids), -1, np.int64)
-    line = ids.rows_of(table[key])
-    there = line >= 0
-    group[line[there]] = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)[there]
+    rows = ids.rows_of(table[key])
+    is_known = rows >= 0
+    group[rows[is_known]] = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)[is_known]
     return group, tuple(coded.dictionary.to_pylist())
 
 
 def _ranges(unit: str, edges: np.ndarray, *, cold: str | None = None) -> tuple[str, ...]:
-    """Names of the ranges between edges, as `np.searchsorted(edges, value, side="right")` numbers them."""
+    """Returns names of the ranges between edges, as `np.searchsorted(edges, value, side="right")` numbers them."""
     shown = [f"{float(f'{edge:.4g}'):,g}" for edge in edges.tolist()]
     middle = (f"{first} to {end} {unit}" for first, end in zip(shown, shown[1:], strict=False))
     return (cold or f"below {shown[0]} {unit}", *middle, f"from {shown[-1]} {unit}")

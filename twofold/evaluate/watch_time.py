@@ -1,7 +1,7 @@
-"""Scores against how long people watched: order (XAUC), size of the error, and what the top of each list was worth.
+"""Watch-time metrics: the order of scores (XAUC), their error, and the watch time at the top of each list.
 
-The lists are users' own impressions, one list a user, cut by `offsets`. A ranking score is judged by order alone; only
-one that was taught a number has an error in it.
+The lists are users' own impressions, one list per user, delimited by `offsets`. A ranking score is evaluated by its
+order alone; only a model that was trained to predict a number has an error.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from twofold.topk import tie_order
 
 KS: Final = (5, 10)
 DECILES: Final = 10
-_PAIRS: Final = 2**22
+CHUNK_PAIRS: Final = 2**22  # pairs compared at a time
 _BUCKETS: Final = 30  # of equal frequency, as D2Q cuts lengths (Zhan et al., KDD 2022)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """Impressions of judged users whose watch time and length are known: entry i of `item_rows.values` was watched so.
+    """Impressions of the window's users with known watch time and length, in the order of `item_rows.values`.
 
-    `target` is what the model was taught to predict, None where its score only orders.
+    `target` is the number that the model was trained to predict; `None` means that its score only ranks.
     """
 
     item_rows: Ragged
@@ -38,7 +38,7 @@ class Watched:
     target: Float32[np.ndarray, "length"] | None = None
 
     def where(self, keep: Bool[np.ndarray, "length"]) -> "Watched":
-        """The same users with some of their impressions."""
+        """Returns the same users with some of their impressions."""
         kept = np.concatenate([[0], np.cumsum(keep)])
         return Watched(
             Ragged(self.item_rows.values[keep], kept[self.item_rows.offsets]),
@@ -51,15 +51,15 @@ class Watched:
 
 @dataclass(frozen=True)
 class GainScale:
-    """Mean and deviation of the watch time of items of one length, fitted on training rows; NaN: unknown."""
+    """Mean and standard deviation of watch time by item length, fitted on training examples; NaN means unknown."""
 
-    edges: Float64[np.ndarray, "edges"]
-    mean: Float64[np.ndarray, "buckets"]
-    std: Float64[np.ndarray, "buckets"]
+    edges: Float64[np.ndarray, "_"]
+    mean: Float64[np.ndarray, "bins"]
+    std: Float64[np.ndarray, "bins"]
 
 
-def fit_gain(watch_s: Float32[np.ndarray, "rows"], length_s: Float32[np.ndarray, "rows"]) -> GainScale:
-    """Fits `gains` on rows whose watch time and length are known; 30 buckets of equal frequency, equal edges merged."""
+def fit_gain(watch_s: Float32[np.ndarray, "examples"], length_s: Float32[np.ndarray, "examples"]) -> GainScale:
+    """Fits `gains` on examples with known watch time and length, in up to 30 buckets of equal frequency."""
     if len(length_s) == 0:
         return GainScale(np.zeros(0), np.full(1, np.nan), np.full(1, np.nan))
     edges = np.unique(np.quantile(length_s.astype(np.float64), np.arange(1, _BUCKETS) / _BUCKETS))
@@ -73,36 +73,36 @@ def fit_gain(watch_s: Float32[np.ndarray, "rows"], length_s: Float32[np.ndarray,
 
 
 def gains(
-    scale: GainScale, watch_s: Float32[np.ndarray, "rows"], length_s: Float32[np.ndarray, "rows"]
-) -> Float64[np.ndarray, "rows"]:
-    """Watch-time gain (watch - mean) / std among items as long (DVR; Zheng et al., MM 2022)."""
+    scale: GainScale, watch_s: Float32[np.ndarray, "examples"], length_s: Float32[np.ndarray, "examples"]
+) -> Float64[np.ndarray, "examples"]:
+    """Returns the watch-time gain (watch - mean) / std among items of like length (DVR; Zheng et al., MM 2022)."""
     bucket = np.searchsorted(scale.edges, length_s, side="right")
-    gain: Float64[np.ndarray, " rows"] = (watch_s - scale.mean[bucket]) / scale.std[bucket]
+    gain: Float64[np.ndarray, " examples"] = (watch_s - scale.mean[bucket]) / scale.std[bucket]
     return gain
 
 
 def is_long_view(
-    watch_s: Float32[np.ndarray, "rows"], length_s: Float32[np.ndarray, "rows"]
-) -> Bool[np.ndarray, "rows"]:
-    """Up to 18 s watched whole, or 18 s of something longer."""
+    watch_s: Float32[np.ndarray, "examples"], length_s: Float32[np.ndarray, "examples"]
+) -> Bool[np.ndarray, "examples"]:
+    """Returns whether an item of up to 18 s was watched to the end, or a longer one for at least 18 s."""
     return np.asarray(watch_s >= np.minimum(length_s, LONG_VIEW_MS / 1000))
 
 
 def watched_rows(dataset: Dataset, window: EvaluationWindow, *, with_target: bool) -> Watched | None:
-    """The window's impressions of known watch time and length, their gain fitted on training; None if there are none.
+    """Returns the window's impressions with known watch time and length, and their gain fitted on training examples.
 
-    `with_target`: the model's score is a number that it was taught, the rows' `target`.
+    `with_target` says that the model's score predicts the examples' `target`. Returns `None` if there are none.
     """
     rows, train = dataset.examples[split_of(window)], dataset.examples["train"]
-    known, learned = (
+    known, is_fitted = (
         np.isfinite(part.watch_s) & np.isfinite(part.length_s) & (part.length_s > 0) for part in (rows, train)
     )
     if not known.any():
         return None
-    line = np.searchsorted(window.user_rows, rows.user_rows[known])  # rows are sorted by user
-    offsets = np.searchsorted(line, np.arange(len(window.user_rows) + 1)).astype(np.int64)
+    user = np.searchsorted(window.user_rows, rows.user_rows[known])  # examples are sorted by user
+    offsets = np.searchsorted(user, np.arange(len(window.user_rows) + 1)).astype(np.int64)
     watch, length = np.asarray(rows.watch_s[known]), np.asarray(rows.length_s[known])
-    scale = fit_gain(np.asarray(train.watch_s[learned]), np.asarray(train.length_s[learned]))
+    scale = fit_gain(np.asarray(train.watch_s[is_fitted]), np.asarray(train.length_s[is_fitted]))
     target = np.asarray(rows.target[known]) if with_target else None
     return Watched(Ragged(rows.item_rows[known], offsets), watch, length, gains(scale, watch, length), target)
 
@@ -111,34 +111,36 @@ def xauc(
     scores: Float32[np.ndarray, "length"],
     truth: Float64[np.ndarray, "length"],
     *,
-    offsets: Int64[np.ndarray, "offsets"],
+    offsets: Int64[np.ndarray, "_"],
 ) -> Float64[np.ndarray, "users"]:
-    """Share of a list's pairs that the scores order as the truth does (Zhan et al., KDD 2022).
+    """Returns the share of each list's pairs that the scores order as the truth does (Zhan et al., KDD 2022).
 
-    Pairs of equal truth are dropped, equal scores count one half: of a truth of 0 and 1 it is the AUC. NaN where all
-    are equal.
+    Pairs with equal truth are dropped and equal scores count one half, so XAUC is AUC for a truth of 0 and 1. NaN if
+    all truths of a list are equal.
     """
     sizes = np.diff(offsets)
-    line, start = np.repeat(np.arange(len(sizes)), sizes), np.repeat(offsets[:-1], sizes)
-    partners = sizes[line]
+    user, start = np.repeat(np.arange(len(sizes)), sizes), np.repeat(offsets[:-1], sizes)
+    partners = sizes[user]
     won, pairs = np.zeros(len(sizes)), np.zeros(len(sizes))
     ends = np.cumsum(partners)
-    cuts = np.searchsorted(ends, np.arange(_PAIRS, ends[-1] if len(ends) else 0, _PAIRS))
-    for first, end in zip([0, *cuts], [*cuts, len(line)], strict=True):
+    cuts = np.searchsorted(ends, np.arange(CHUNK_PAIRS, ends[-1] if len(ends) else 0, CHUNK_PAIRS))
+    for first, end in zip([0, *cuts], [*cuts, len(user)], strict=True):
         count = partners[first:end]
         one = np.repeat(np.arange(first, end), count)
         other = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count) + start[one]
         above = truth[one] > truth[other]
         one, other = one[above], other[above]
         right = (scores[one] > scores[other]) + 0.5 * (scores[one] == scores[other])
-        won += np.bincount(line[one], right, minlength=len(sizes))
-        pairs += np.bincount(line[one], minlength=len(sizes))
+        won += np.bincount(user[one], right, minlength=len(sizes))
+        pairs += np.bincount(user[one], minlength=len(sizes))
     share: Float64[np.ndarray, " users"] = won / np.where(pairs > 0, pairs, np.nan)
     return share
 
 
 def pooled_xauc(scores: Float32[np.ndarray, "length"], truth: Float64[np.ndarray, "length"]) -> float:
-    """XAUC over the pairs of all users: (1 + Somers' D) / 2, from Kendall's tau in n log n steps; NaN for one value.
+    """Returns XAUC over the pairs of all users, from Kendall's tau in n log n steps; NaN for a single truth.
+
+    XAUC = (1 + Somers' D) / 2.
 
     >>> round(pooled_xauc(np.array([1, 2, 2], np.float32), np.array([1.0, 2.0, 3.0])), 3)
     0.833
@@ -162,77 +164,78 @@ def list_metrics(
     is_long: Bool[np.ndarray, "length"],
     *,
     ties: Int64[np.ndarray, "length"],
-    offsets: Int64[np.ndarray, "offsets"],
+    offsets: Int64[np.ndarray, "_"],
 ) -> dict[str, Float64[np.ndarray, "users"]]:
-    """What the first k of each list, by falling score, were worth: `wtg@k` and `long_view@k` are means, of the whole
-    list where it is shorter; `dcg_wtg@k` sums gain / log2(rank + 1).
+    """Computes the gain of the first k items of each list by falling score.
 
+    `wtg@k` and `long_view@k` are means, of the whole list if it is shorter; `dcg_wtg@k` sums gain / log2(rank + 1).
     `dcg_wtg_ln@k` is the same with the natural logarithm, as in the code of DVR: 1.44 times as much.
     """
-    line = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    order = np.lexsort((-ties, -scores, line))
-    rank = np.arange(len(order)) - offsets[line] + 1
+    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    order = np.lexsort((-ties, -scores, user))
+    rank = np.arange(len(order)) - offsets[user] + 1
     values = {}
     for k in KS:
         top = rank <= k
-        at, whose, places = order[top], line[top], rank[top]
+        at, owner, ranks = order[top], user[top], rank[top]
 
-        def total(what: np.ndarray, whose: np.ndarray = whose) -> np.ndarray:
-            return np.bincount(whose, what, minlength=len(offsets) - 1)
+        def sum_by_user(values: np.ndarray, owner: np.ndarray = owner) -> np.ndarray:
+            return np.bincount(owner, values, minlength=len(offsets) - 1)
 
-        some = total(np.ones(len(at)))
-        some = np.where(some > 0, some, np.nan)
-        discounted = total(gain[at] / np.log2(places + 1)) + 0 * some
-        values[f"wtg@{k}"] = total(gain[at]) / some
+        count = sum_by_user(np.ones(len(at)))
+        count = np.where(count > 0, count, np.nan)
+        discounted = sum_by_user(gain[at] / np.log2(ranks + 1)) + 0 * count
+        values[f"wtg@{k}"] = sum_by_user(gain[at]) / count
         values[f"dcg_wtg@{k}"] = discounted
         values[f"dcg_wtg_ln@{k}"] = discounted / np.log(2)
-        values[f"long_view@{k}"] = total(is_long[at].astype(float)) / some
+        values[f"long_view@{k}"] = sum_by_user(is_long[at].astype(float)) / count
     return values
 
 
-def errors(predicted: Float32[np.ndarray, "rows"], truth: Float32[np.ndarray, "rows"]) -> dict[str, float]:
-    """Mean absolute and root mean square error over all rows; NaN without any.
+def errors(predicted: Float32[np.ndarray, "examples"], truth: Float32[np.ndarray, "examples"]) -> dict[str, float]:
+    """Returns the mean absolute and the root mean square error over all examples; NaN without any.
 
     >>> errors(np.array([1, 2], np.float32), np.array([1, 4], np.float32))
     {'mae': 1.0, 'rmse': 1.4142135623730951}
     """
-    off = predicted.astype(np.float64) - truth
-    if len(off) == 0:
+    error = predicted.astype(np.float64) - truth
+    if len(error) == 0:
         return {"mae": float("nan"), "rmse": float("nan")}
-    return {"mae": float(np.abs(off).mean()), "rmse": float(np.sqrt((off**2).mean()))}
+    return {"mae": float(np.abs(error).mean()), "rmse": float(np.sqrt((error**2).mean()))}
 
 
 def evaluate_watch_time(
     window: EvaluationWindow, score_block: ScoreBlock, watched: Watched
 ) -> tuple[PerUser, tuple[PerUser, ...]]:
-    """Every metric of this file on all impressions, and on those of each tenth of them by length, shortest first.
+    """Computes every metric of this module on all impressions, and on each tenth of them by length, shortest first.
 
-    Users ask once, at their first impression of the window; a decile is made of that length's impressions alone.
+    Scores are those at the user's request, the first impression of the window; a decile contains the impressions of its
+    lengths alone.
     """
     scores = scores_of_lists(window, score_block, watched.item_rows)
     decile = length_decile(watched.length_s)
-    parts = (_judge(window, scores[at], watched.where(at)) for at in (decile == part for part in range(DECILES)))
-    return _judge(window, scores, watched), tuple(parts)
+    parts = (_metrics_of(window, scores[at], watched.where(at)) for at in (decile == part for part in range(DECILES)))
+    return _metrics_of(window, scores, watched), tuple(parts)
 
 
 def length_decile(length_s: Float32[np.ndarray, "length"]) -> Int64[np.ndarray, "length"]:
-    """0 for the shortest tenth to 9; equal lengths stay together, so that tenths need not be equal."""
+    """Returns the decile of each length, 0 to 9; equal lengths stay together, so sizes of deciles may differ."""
     if len(length_s) == 0:
         return np.zeros(0, np.int64)
     edges = np.quantile(length_s, np.arange(1, DECILES) / DECILES)
     return np.searchsorted(edges, length_s, side="left").astype(np.int64)
 
 
-def _judge(window: EvaluationWindow, scores: Float32[np.ndarray, "length"], watched: Watched) -> PerUser:
+def _metrics_of(window: EvaluationWindow, scores: Float32[np.ndarray, "length"], watched: Watched) -> PerUser:
     lists, watch = watched.item_rows, watched.watch_s.astype(np.float64)
     known = np.isfinite(watched.gain)
-    kept = np.concatenate([[0], np.cumsum(known)])
+    num_known = np.concatenate([[0], np.cumsum(known)])
     values = {"xauc": xauc(scores, watch, offsets=lists.offsets)} | list_metrics(
         scores[known],
         watched.gain[known],
         is_long_view(watched.watch_s, watched.length_s)[known],
         ties=tie_order(window.num_items)[0][lists.values[known]],
-        offsets=kept[lists.offsets],
+        offsets=num_known[lists.offsets],
     )
     pooled = {"xauc_pooled": pooled_xauc(scores, watch)}
     if watched.target is not None:

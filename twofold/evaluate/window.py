@@ -1,4 +1,9 @@
-"""The evaluated window: its users, what each had seen, and what each was to find."""
+"""The evaluated window: its users, the items that each had seen, and the items that each is to find.
+
+A model is a `ScoreBlock`, so popularity and a transformer are evaluated by the same code. Users are processed in
+chunks: memory is bounded by `CHUNK_ELEMENTS` for any number of users, and for any number of items if the scores are
+`Products`.
+"""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -19,37 +24,38 @@ from twofold.topk import Products
 Protocol = Literal["time_free", "query_time"]
 
 
-CHUNK_ELEMENTS: Final = 2**22  # scores held at once: about 100 MiB with their sort keys; larger blocks were slower
+CHUNK_ELEMENTS: Final = 2**22  # scores in memory at a time: about 100 MiB with sort keys; larger chunks were slower
 
 
 @dataclass(frozen=True)
 class EvaluationWindow:
-    """The users of one evaluated window, asked once each, and what they did then.
+    """The users of one evaluated window, with one request each, and their interactions in the window.
 
-    Lists hold distinct item rows. An item met before the window is in `seen`, and then never in `relevant`: the
-    catalogue ranking excludes it. `candidates` are the user's own impressions in the window, seen before or not.
+    Lists contain distinct item rows. An item that the user saw before the window is in `seen` and never in `relevant`,
+    because the catalogue ranking excludes it. `candidates` are the user's own impressions in the window, whether or not
+    the user had seen them before.
     """
 
     name: str
     user_rows: Int64[np.ndarray, "users"]
     query_at: Int64[np.ndarray, "users"]
-    """Moment of the request, UTC ms."""
+    """Time of each user's request, UTC ms."""
     seen: Ragged
     relevant: Ragged
     candidates: Ragged
     labels: Bool[np.ndarray, "length"]
-    """Aligned with `candidates.values`: the pair has a positive event in the window."""
+    """Flags, one per entry of `candidates.values`, of pairs with a positive event in the window."""
     num_items: int
     is_cold: Bool[np.ndarray, "items"]
-    """The item has no event in training."""
+    """Flags of items without an event in training."""
     track: Protocol
 
     def __post_init__(self) -> None:
         users = len(self.user_rows)
         if users == 0:
             raise DataError(
-                f"window {self.name!r} holds no event, so nobody can be judged in it. Check its dates in prepare.split "
-                "against the days that the log covers."
+                f"window {self.name!r} contains no event, so no user can be evaluated. Compare its dates in "
+                "prepare.split with the days that the log covers."
             )
         for name in ("seen", "relevant", "candidates"):
             lists: Ragged = getattr(self, name)
@@ -62,39 +68,39 @@ class EvaluationWindow:
 
 @dataclass(frozen=True)
 class PerUser:
-    """Numbers of one model under one protocol: name → value of each judged user, NaN where the user is skipped."""
+    """Metrics of one model under one protocol: name → value of each user, NaN for a skipped user."""
 
     values: dict[str, Float64[np.ndarray, "users"]]
     judged: int
     skipped: dict[str, int]
-    """Why users were skipped → how many."""
+    """Number of skipped users by reason."""
     pooled: dict[str, float] = field(default_factory=dict)
-    """Numbers over all pairs at once, which no user has alone."""
+    """Metrics over the pairs of all users together."""
     ranks: Int64[np.ndarray, "pairs"] | None = None
-    """Catalogue: the rank at which each pair of `window.relevant` was found, 0 where it was not."""
+    """Catalogue rank at which each pair of `window.relevant` was found, 0 if it was not."""
 
     def mean(self, name: str) -> float:
-        """The mean over the users that have a value; NaN if nobody has."""
+        """Returns the mean over the users that have a value; NaN if none has."""
         known = self.values[name][~np.isnan(self.values[name])]
         return float(known.mean()) if len(known) else float("nan")
 
 
 def evaluation_window(dataset: Dataset, split: Split) -> EvaluationWindow:
-    """Every user of the window, asked once, at their first impression in it.
+    """Returns every user of the window, with one request at the user's first impression in it.
 
-    What is *seen* are all events strictly before that moment, of every kind and window, so the ranking is of items
+    *Seen* are the items of all events strictly before the request, of every kind and window, so the ranking is of items
     that are new to the user; positives of the window on items already seen do not count as relevant.
     """
     rows, num_items = dataset.examples[split], len(dataset.items)
     users, first = np.unique(rows.user_rows, return_index=True)
     query_at = np.asarray(rows.at)[first]
-    line = np.searchsorted(users, rows.user_rows)
+    user = np.searchsorted(users, rows.user_rows)
     counts = dataset.events.before(users, query_at)
     seen_items, _ = dataset.events.slices(users, counts)
     seen = np.unique(np.repeat(np.arange(len(users)), counts) * num_items + seen_items)
-    candidates, place = np.unique(line * num_items + rows.item_rows, return_inverse=True)
+    candidates, position = np.unique(user * num_items + rows.item_rows, return_inverse=True)
     labels = np.zeros(len(candidates), bool)
-    labels[place[rows.label]] = True
+    labels[position[rows.label]] = True
     relevant = np.setdiff1d(candidates[labels], seen, assume_unique=True)
     return EvaluationWindow(
         name=split,
@@ -111,7 +117,7 @@ def evaluation_window(dataset: Dataset, split: Split) -> EvaluationWindow:
 
 
 def digest_of_relevant(dataset: Dataset, window: EvaluationWindow) -> str:
-    """SHA-256 of the pairs to be found, by ids: equal for runs that ask the same, however they number their rows."""
+    """Returns a SHA-256 of the relevant pairs by their ids, independent of how a run numbers its rows."""
     pairs = pa.table(
         {
             "user_id": dataset.users.ids.take(pa.array(window.user_rows[window.relevant.lines])).cast(pa.string()),
@@ -129,12 +135,12 @@ def split_of(window: EvaluationWindow) -> Split:
 
 
 def _ragged(keys: Int64[np.ndarray, "pairs"], users: int, num_items: int) -> Ragged:
-    """Sorted keys user · N + item → one list a user."""
+    """Returns one list per user from sorted keys user · N + item."""
     return Ragged(keys % num_items, np.searchsorted(keys // num_items, np.arange(users + 1)).astype(np.int64))
 
 
 def scores_of_lists(window: EvaluationWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
-    """The score of every item of each user's list."""
+    """Returns the score of every item of each user's list."""
     if isinstance(score_block, Products | TwoStages):
         return score_block.pairs(lists.lines, lists.values)
     scores = []
@@ -151,14 +157,14 @@ def window_chunks(window: EvaluationWindow) -> list[slice]:
 def checked_scores(
     window: EvaluationWindow, score_block: ScoreBlock, users: slice
 ) -> Float32[np.ndarray, "queries items"]:
-    """The scores of a block of users, with the two mistakes a model can make told apart from a bad model."""
+    """Returns the scores of some users after checking their shape and refusing NaN."""
     scores = score_block(users)
     expected = (users.stop - users.start, window.num_items)
-    assert scores.shape == expected, f"scores of shape {scores.shape} where {expected} were asked for"
+    assert scores.shape == expected, f"scores have shape {scores.shape}, expected {expected}"
     if np.isnan(scores.min()):
-        line, item_row = np.argwhere(np.isnan(scores))[0]
+        query, item_row = np.argwhere(np.isnan(scores))[0]
         raise RequestError(
-            f"a score is NaN for user row {window.user_rows[users.start + line]} and item row {item_row} (window "
+            f"a score is NaN for user row {window.user_rows[users.start + query]} and item row {item_row} (window "
             f"{window.name!r}): the model has diverged. Lower train.learning_rate, or look for NaN in the items."
         )
     return scores

@@ -1,4 +1,4 @@
-"""What all pages of a run share: their style, how they write numbers and a recipe's settings, and that text is text."""
+"""Jinja pages: the shared style, filters for numbers, escaping, and the text of a recipe's settings."""
 
 import json
 import re
@@ -28,9 +28,9 @@ from twofold.tables import Json
 
 
 def fill_page(package: str, template: str, values: Mapping[str, Any]) -> str:
-    """A template of a package, filled: HTML, in which all text is escaped, or Markdown, in which `md` does that.
+    """Fills a template of a package: HTML with all text escaped, or Markdown, whose filter `md` escapes text.
 
-    A page of HTML needs nothing but a browser: no request leaves it, and its style is `style.css`, as `style`.
+    An HTML page is self-contained: it makes no request, and `style` is the text of `style.css`.
     """
     environment = Environment(
         autoescape="html" in template, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -53,28 +53,27 @@ def fill_page(package: str, template: str, values: Mapping[str, Any]) -> str:
 
 
 def setting(recipe: Recipe, field: str, value: Json) -> str:
-    """What a recipe says in a field in which it differs from another, as its file would have it; `value` in full.
-
-    Of a part, what is as by default is left out.
-    """
-    part: Any = recipe
+    """Returns the `value` of a recipe's field as YAML; defaults within a section are left out."""
+    section: Any = recipe
     for name in field.split("."):
-        if isinstance(part, Mapping):
-            part = part.get(name)
-        elif isinstance(part, tuple):
-            part = next((each for each in part if field.startswith("features.") and feature_name(each) == name), None)
+        if isinstance(section, Mapping):
+            section = section.get(name)
+        elif isinstance(section, tuple):
+            section = next(
+                (each for each in section if field.startswith("features.") and feature_name(each) == name), None
+            )
         else:
-            part = getattr(part, name, None)
-    if isinstance(part, BaseModel):
-        value = part.model_dump(mode="json", exclude_defaults=True)
+            section = getattr(section, name, None)
+    if isinstance(section, BaseModel):
+        value = section.model_dump(mode="json", exclude_defaults=True)
     if not isinstance(value, dict | list):
         return value if isinstance(value, str) else json.dumps(value)
     return yaml.safe_dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=90).rstrip()
 
 
 def as_markdown(value: Json) -> str:
-    """Untrusted text on one line of Markdown that shows it and means nothing by it."""
+    """Escapes untrusted text to one line of Markdown without markup."""
     escaped = re.sub(r"([\\`*#|~])", r"\\\1", str(value))
-    escaped = re.sub(r"\](?=[(\[:])", r"\\]", escaped)  # [.1, .2] is no link where nothing is called so
-    escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)  # within a word it means nothing
+    escaped = re.sub(r"\](?=[(\[:])", r"\\]", escaped)  # [.1, .2] is no link without a definition
+    escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)  # within a word it is no markup
     return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())

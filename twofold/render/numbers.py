@@ -1,12 +1,12 @@
-"""How numbers are written for people, in sentences, tables and pages alike."""
+"""Formatting of numbers and metric names for sentences, tables and pages."""
 
 
 def format_decimal(value: float | None) -> str:
-    """Three decimals, without a leading zero, or four digits where a number is larger; a dash where there is none.
+    """Returns three decimals without a leading zero, or four digits for larger numbers; a dash for `None`.
 
-    >>> decimal(0.3864), decimal(-0.0126), decimal(1.0), decimal(None)
+    >>> format_decimal(0.3864), format_decimal(-0.0126), format_decimal(1.0), format_decimal(None)
     ('.386', '−.013', '1.000', '–')
-    >>> decimal(57.7512), decimal(18633.2)
+    >>> format_decimal(57.7512), format_decimal(18633.2)
     ('57.75', '18,633')
     """
     if value is None:
@@ -17,9 +17,9 @@ def format_decimal(value: float | None) -> str:
 
 
 def format_signed(value: float | None) -> str:
-    """A difference, with its sign where it has one.
+    """Returns a difference with its sign, if it is not rounded to 0.
 
-    >>> signed(0.0214), signed(-0.0126), signed(0.0001)
+    >>> format_signed(0.0214), format_signed(-0.0126), format_signed(0.0001)
     ('+.021', '−.013', '.000')
     """
     text = format_decimal(value)
@@ -27,23 +27,23 @@ def format_signed(value: float | None) -> str:
 
 
 def format_interval(low: float | None, high: float | None) -> str:
-    """An interval; nothing where there is none.
+    """Returns an interval; an empty text if `low` is `None`.
 
-    >>> bracket(0.37, 0.4011)
+    >>> format_interval(0.37, 0.4011)
     '[.370, .401]'
     """
     return "" if low is None else f"[{format_decimal(low)}, {format_decimal(high)}]"
 
 
 def percent(share: float | None) -> str:
-    """A share in percent, one decimal below ten percent."""
+    """Returns a share in percent, with one decimal below ten percent."""
     if share is None:
         return "–"
     return f"{share:.1%}" if abs(share) < 0.1 else f"{share:.0%}"
 
 
 def probability(p: float | None) -> str:
-    """A p-value.
+    """Returns a p-value.
 
     >>> probability(0.0314), probability(0.00002)
     ('.031', '<.001')
@@ -52,7 +52,7 @@ def probability(p: float | None) -> str:
 
 
 def ratio(positive_share: float) -> str:
-    """Positives to negatives.
+    """Returns the ratio of positives to negatives.
 
     >>> ratio(0.25)
     '1 : 3.00'
@@ -61,12 +61,12 @@ def ratio(positive_share: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """1 user, 2 users."""
+    """Returns a number with its noun: 1 user, 2 users."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def in_full(metric: str) -> str:
-    """The name of a metric, and of whom it was judged on.
+    """Returns the full name of a metric, with its protocol.
 
     >>> in_full("catalogue/hit_rate@10")
     'catalogue hit rate@10'
@@ -75,7 +75,7 @@ def in_full(metric: str) -> str:
 
 
 def in_short(metric: str) -> str:
-    """The same where a heading says whom it was judged on.
+    """Returns the name of a metric without its protocol, for tables of one protocol.
 
     >>> in_short("catalogue/hit_rate@10")
     'hit rate@10'
