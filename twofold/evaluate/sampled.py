@@ -152,8 +152,8 @@ def published_negatives(
     rows = items.rows_of(ids)
     if (rows < 0).any():
         raise DataError(
-            f"item {ids[int(np.argmin(rows))]} of data.published_negatives is in no event and not in the items table, so "
-            "no model can score it. Add it to data.items."
+            f"item {ids[int(np.argmin(rows))]} of data.published_negatives is in no event and not in the items table, "
+            "so no model can score it. Add it to data.items."
         )
     by_user = np.zeros((len(window.user_rows), int(counts[0])), np.int64)
     by_user[with_relevant] = rows.reshape(len(with_relevant), -1)
