@@ -18,7 +18,8 @@ from twofold.evaluate.results import Report, Row
 from twofold.evaluate.significance import Estimate
 from twofold.evaluate.summary_text import format_estimate
 from twofold.pipeline import run as pipeline
-from twofold.recipe.load import load_recipe, recipe_digest
+from twofold.recipe.diff import recipe_digest
+from twofold.recipe.load import load_recipe
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes" / "movielens"

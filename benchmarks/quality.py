@@ -14,7 +14,8 @@ from typing import Any
 
 from twofold.evaluate.results import Report
 from twofold.pipeline import run as pipeline
-from twofold.recipe.load import load_recipe, recipe_digest
+from twofold.recipe.diff import recipe_digest
+from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import locked
 

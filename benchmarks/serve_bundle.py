@@ -89,7 +89,7 @@ def _write_transformer(path: Path, state: FeatureState) -> None:
     """Exports two layers of two heads, the defaults of the recipe."""
     from twofold.model.onnx_export import export_user_tower
     from twofold.model.two_tower import build_two_tower
-    from twofold.recipe.train import TwoTower
+    from twofold.recipe.retriever import TwoTower
 
     export_user_tower(build_two_tower(TwoTower(kind="two_tower", dim=DIM), state, {}).user.eval(), path)
 

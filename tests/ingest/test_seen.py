@@ -8,8 +8,8 @@ from tests.ingest.test_column_roles import integer, log, moment, text
 from twofold.errors import DataError
 from twofold.ingest.column_roles import Column, TableProfile, guess_roles
 from twofold.ingest.seen import Day, EventFacts, choose_split, data_part
+from twofold.recipe.data import Table
 from twofold.recipe.prepare import LastEvents, TemporalSplit
-from twofold.recipe.schema import Table
 from twofold.render.numbers import plural
 
 FIRST = (date(2024, 1, 1) - date(1970, 1, 1)).days

@@ -19,7 +19,8 @@ from twofold.model.multi_tower import MultiTower, build_towers, describe_unbuilt
 from twofold.model.onnx_export import export_user_tower
 from twofold.model.retriever import describe_model, item_vectors, load_model, masked_item_vectors, user_vectors
 from twofold.model.weights import encode
-from twofold.recipe.train import Cosine, Dot, FullSoftmax, InBatchSoftmax, SampledSoftmax, Train, TwoTower
+from twofold.recipe.retriever import Cosine, Dot, TwoTower
+from twofold.recipe.train import FullSoftmax, InBatchSoftmax, SampledSoftmax, Train
 from twofold.run_folder import find_stage
 from twofold.train.distributed import ProcessGroup, check_shareable
 from twofold.train.objective import build_objective, draw_columns, mean_loss

@@ -14,7 +14,7 @@ from twofold.model.summary import describe_model
 from twofold.model.two_tower import build_two_tower
 from twofold.model.weights import encode, load_weights, save_weights
 from twofold.recipe.features import Features
-from twofold.recipe.train import TwoTower
+from twofold.recipe.retriever import TwoTower
 
 FEATURES = Features.model_validate(
     {
@@ -117,7 +117,7 @@ def test_the_description_counts_every_parameter():
 
 
 def test_the_description_tells_of_normalisation_too():
-    recipe = TwoTower(kind="two_tower", dim=8, hidden=(6,), norm="layer", output_norm="batch_norm", dropout=0.1)
+    recipe = TwoTower(kind="two_tower", dim=8, hidden=(6,), output_norm="batch_norm", dropout=0.1)
     model = build_two_tower(recipe, STATE, {})
     parts = describe_model(model)
     assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())

@@ -12,7 +12,7 @@ import sqlglot
 from tests.worlds import FIRST_MS, write_world
 from twofold.errors import DataError, RecipeError
 from twofold.prepare.sources import open_source
-from twofold.recipe.schema import Table
+from twofold.recipe.data import Table
 
 LOG = pa.table({"user_id": [1, 2], "item_id": [10, 20], "at": [FIRST_MS, FIRST_MS + 1], "liked": [True, False]})
 

@@ -104,7 +104,6 @@ def everything(creator: str) -> dict[str, Any]:
             "gain": {"kind": "wtg", "buckets": {"kind": "equal_frequency", "n": 20}},
             "item_gain": {"kind": "wtg", "buckets": {"kind": "item", "creator": creator}},
             "done": {"kind": "pcc"},
-            "replayed": {"kind": "pcc", "uncapped": True},
             "share": {"kind": "quantile"},
             "long": {"kind": "long_view"},
             "below": {"kind": "below_mean"},
@@ -113,7 +112,7 @@ def everything(creator: str) -> dict[str, Any]:
         "negative": "below AND item_gain < 0 OR twice < -0.9",
         "weight": "CASE WHEN liked THEN 3 WHEN gain_1s > 1 THEN 2.5 WHEN done > 0.8 THEN 1.2 "
         "ELSE LEAST(SQRT(watch_s), 8) END",
-        "target": "LEAST(GREATEST(COALESCE(gain, item_gain), -3), 3) + replayed",
+        "target": "LEAST(GREATEST(COALESCE(gain, item_gain), -3), 3)",
         "filters": [
             {"kind": "items", "min_events": 3},
             {"kind": "users", "min_events": 3, "max_percentile": 99.5, "min_positives": 1, "min_negatives": 1},

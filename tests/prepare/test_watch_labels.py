@@ -61,7 +61,6 @@ ODD = [
     ("label", "expected"),
     [
         ({"kind": "pcc"}, [0.5, 1.0, None, None, None, 0.0]),
-        ({"kind": "pcc", "uncapped": True}, [0.5, 2.0, None, None, None, 0.0]),
         ({"kind": "long_view"}, [0.0, 1.0, None, None, None, 0.0]),
     ],
 )

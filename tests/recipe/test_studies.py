@@ -11,7 +11,8 @@ from twofold.dataset.dataset import load_dataset
 from twofold.ingest.world_events import World, write_world
 from twofold.pipeline import run as pipeline
 from twofold.prepare.run_plan import prepare
-from twofold.recipe.load import load_recipe, recipe_differences
+from twofold.recipe.diff import recipe_differences
+from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 
 STUDIES = Path(__file__).parents[2] / "recipes" / "studies"

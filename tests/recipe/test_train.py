@@ -30,9 +30,9 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
 @pytest.mark.parametrize(
     ("retriever", "loss", "prepare", "message"),
     [
-        ({}, {"kind": "regression"}, {}, r"prepare.target, which the recipe does not give.*or choose kind: bce"),
-        (DISTANCE, {"kind": "bce"}, {}, r"never above 0, so train.loss of kind bce cannot say yes.*kind: dot"),
-        (DISTANCE, {"kind": "regression"}, TARGET, r"never above 0, so train.loss of kind regression"),
+        ({}, {"kind": "regression"}, {}, r"prepare.target, which the recipe does not define.*or choose kind: bce"),
+        (DISTANCE, {"kind": "bce"}, {}, r"never above 0, so train.loss bce cannot predict a positive.*kind: dot"),
+        (DISTANCE, {"kind": "regression"}, TARGET, r"never above 0, so train.loss regression"),
         # sigmoid(1) = 1 / (1 + exp(-1)) = .73
         (UNIT_DOT, {"kind": "bce"}, {}, r"at most 1 in the loss.*probability of 0.73.*temperature: 0.1"),
         (
@@ -42,8 +42,12 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
             r"at most 0.5 in the loss.*probability of 0.62",
         ),
         ({"dropout": 0.1}, {"kind": "bce"}, {}, r"dropout acts on hidden layers, and there are none: write hidden: "),
-        ({"norm": "layer"}, {"kind": "bce"}, {}, r"norm acts on hidden layers, and there are none"),
-        (DISTANCE | PER, {"kind": "bpr"}, {}, r"towers per language .*a negative distance is none\. Write score: "),
+        (
+            DISTANCE | PER,
+            {"kind": "bpr"},
+            {},
+            r"separate_towers_by: language .*negative_distance is not one\. Write score: ",
+        ),
         ({"kind": "ials"} | PER, {"kind": "bpr"}, {}, r"retriever\.ials\.separate_towers_by\s+Extra inputs"),
     ],
 )
@@ -63,7 +67,7 @@ def test_what_cannot_be_learned_is_refused(
         (DISTANCE, {"kind": "in_batch_softmax", "log_q": "corrected", "uniform_negatives": 100}, {}),
         (DISTANCE, {"kind": "bpr"}, {}),
         (UNIT_DOT, {"kind": "full_softmax"}, {}),
-        ({"hidden": [8], "dropout": 0.1, "norm": "layer"}, {"kind": "sampled_softmax"}, {}),
+        ({"hidden": [8], "dropout": 0.1}, {"kind": "sampled_softmax"}, {}),
     ],
 )
 def test_what_can_be_is_not(retriever: dict[str, Any], loss: dict[str, Any], prepare: dict[str, Any]) -> None:
@@ -76,12 +80,12 @@ def test_what_can_be_is_not(retriever: dict[str, Any], loss: dict[str, Any], pre
         (
             {"kind": "sequence", "num_heads": 3},
             {"kind": "id"},
-            "3 heads of a sequence need a retriever.dim that is a mult",
+            "num_heads: 3 needs a retriever.dim that is a multiple of 6",
         ),
         (
             {"kind": "sequence"},
             {"kind": "category", "column": "creator"},
-            "positives_sequence shares the table of the item tower's id, and that tower reads none: add {kind: id}",
+            "positives_sequence shares the embedding of the item tower's id, and that tower reads none: add {kind: id}",
         ),
         (
             {"kind": "history", "share_item_embedding": True, "vectors": "look"},
@@ -103,17 +107,25 @@ HARD: dict[str, Any] = {"skip": 100, "top": 500}
     ("train", "retriever", "message"),
     [
         ({"hard_negatives": {"skip": 500}}, {}, r"skip is 500 and top is 500: no rank is left. Write a top above skip"),
-        ({"hard_negatives": HARD, "loss": {"kind": "bce"}}, {}, r"a loss of kind bce has rows instead: choose kind: "),
+        (
+            {"hard_negatives": HARD, "loss": {"kind": "bce"}},
+            {},
+            r"a loss of kind bce has no drawn negatives: choose kind: ",
+        ),
         (
             {"hard_negatives": HARD, "loss": {"kind": "full_softmax"}},
             {},
             r"a loss of kind full_softmax has all items as negatives: choose .* or delete hard_negatives",
         ),
-        ({"micro_batch_size": 1024}, {}, r"micro_batch_size is 1024 and batch_size is 1024: there are no parts"),
+        (
+            {"micro_batch_size": 1024},
+            {},
+            r"micro_batch_size is 1024 and batch_size is 1024: a micro-batch must be smaller",
+        ),
         (
             {"micro_batch_size": 64},
             {"output_norm": "batch_norm", "score": {"kind": "dot"}},
-            r"batch_norm standardises over what is encoded at once, so that train.micro_batch_size would change",
+            r"batch_norm standardizes over the examples encoded together, so train.micro_batch_size would change",
         ),
     ],
 )
@@ -135,6 +147,7 @@ def test_what_can_be_mined_and_parted_is_not() -> None:
 )
 def test_towers_apart_are_not_taught_by_what_looks_at_all_rows(field: str, value: Any) -> None:
     with pytest.raises(
-        ValidationError, match=rf"separate_towers_by: language trains towers apart, and train\.{field} .*Delete one"
+        ValidationError,
+        match=rf"separate_towers_by: language trains pairs of towers separately, and train\.{field} .*Delete one",
     ):
         taught({field: value}, PER)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.worlds import world_recipe
-from twofold.recipe.load import recipe_differences
+from twofold.recipe.diff import recipe_differences
 from twofold.render.html import as_markdown, fill_page, setting
 
 DATA = {"kind": "table", "events": "/events.parquet"}

@@ -18,7 +18,7 @@ from twofold.model.onnx_export import export_user_tower
 from twofold.model.retriever import item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower
 from twofold.model.weights import encode
-from twofold.recipe.train import Cosine, Dot, NegativeDistance, TwoTower
+from twofold.recipe.retriever import Cosine, Dot, NegativeDistance, TwoTower
 from twofold.run_folder import MANIFEST, run_stage
 from twofold.serve import load
 from twofold.serve.bundle import USER_TOWER, save_context

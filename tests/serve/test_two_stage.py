@@ -20,7 +20,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.model.weights import encode
 from twofold.recipe.features import Features
 from twofold.recipe.ranker import Mlp
-from twofold.recipe.train import NegativeDistance, TwoTower
+from twofold.recipe.retriever import NegativeDistance, TwoTower
 from twofold.run_folder import MANIFEST, run_stage
 from twofold.serve import load
 from twofold.serve.bundle import save_context

@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 
 from twofold.dataset.dataset import load_dataset
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.train import Train, TwoTower
+from twofold.recipe.retriever import TwoTower
+from twofold.recipe.train import Train
 from twofold.train import loop
 from twofold.train import optimizer as optimise
 from twofold.train.distributed import broadcast_from_rank0, distributed_context

@@ -20,7 +20,7 @@ from twofold.model.fold_in import FOLD_IN, FoldIn, load_factors, save_factors
 from twofold.model.retriever import describe_model, item_vectors, load_model, user_vectors
 from twofold.pipeline.run import report_of
 from twofold.recipe.load import dump_recipe, load_recipe
-from twofold.recipe.train import Ials
+from twofold.recipe.retriever import Ials
 from twofold.run_folder import find_stage
 from twofold.train.als import solve, train_likes
 
@@ -222,7 +222,8 @@ def test_equal_runs_give_equal_vectors(solved_run, tmp_path):
         ("retriever.alpha=-1", r"retriever.alpha: is -1 — must be above 0"),
         (
             "features.item=[{kind: id}, {kind: age}]",
-            r"retriever of kind ials reads who liked what, and no other feature: write features: \{user: \[\{kind: "
+            r"a retriever of kind ials reads the positive history and item ids, and no other feature: write "
+            r"features: \{user: \[\{kind: "
             r"history, events: positives, max_length: 500\}\], item: \[\{kind: id\}\]\}, or choose kind: two_tower",
         ),
         ("features.user.0.pool=windows", r"retriever of kind ials reads who liked what"),

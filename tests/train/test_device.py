@@ -12,7 +12,8 @@ from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RunError
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.train import Train, TwoTower
+from twofold.recipe.retriever import TwoTower
+from twofold.recipe.train import Train
 from twofold.train.device import batch_on, open_device
 from twofold.train.distributed import ProcessGroup, distributed_context
 from twofold.train.loop import Setup, fit

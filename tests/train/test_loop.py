@@ -13,7 +13,8 @@ from twofold.errors import DataError, RunError
 from twofold.model.multi_tower import build_towers
 from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
-from twofold.recipe.train import Adversary, HardNegatives, InBatchSoftmax, Train, TwoTower
+from twofold.recipe.retriever import TwoTower
+from twofold.recipe.train import Adversary, HardNegatives, InBatchSoftmax, Train
 from twofold.train import loop
 from twofold.train.loop import fit
 from twofold.train.optimizer import learning_rate_at

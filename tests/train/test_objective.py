@@ -17,7 +17,8 @@ from twofold.model import losses as losses_module
 from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import scores_of
-from twofold.recipe.train import HardNegatives, Loss, Train, TwoTower
+from twofold.recipe.retriever import TwoTower
+from twofold.recipe.train import HardNegatives, Loss, Train
 from twofold.train.loop import fit
 from twofold.train.negatives import HardNegativePool
 from twofold.train.objective import build_objective, mean_loss
@@ -275,7 +276,7 @@ SOLVERS = [
     ({**IN_BATCH, "log_q": "corrected"}, "cosine", {}),
     ({**IN_BATCH, "uniform_negatives": 32}, "negative_distance", {}),
     (IN_BATCH, "dot", {"output_norm": "batch_norm"}),
-    ({"kind": "sampled_softmax", "negatives": 32}, "cosine", {"hidden": (16,), "norm": "layer", "dropout": 0.1}),
+    ({"kind": "sampled_softmax", "negatives": 32}, "cosine", {"hidden": (16,), "dropout": 0.1}),
     ({"kind": "full_softmax"}, "cosine", {"output_norm": "batch_norm"}),
     ({"kind": "bpr"}, "dot", {}),
     ({"kind": "bpr"}, "negative_distance", {"output_norm": "l2"}),

@@ -147,7 +147,7 @@ def test_divergence_names_the_step(world, tmp_path):
         ({"candidates": {"skip_top": 100}}, "skip_top is 100 and num_candidates is 100: no rank is left"),
         ({"features": {"user": [{"kind": "history", "events": "positives", "max_length": 7}],
                        "item": [{"kind": "id"}]}},
-         "the user's positives is asked for twice, and not alike"),
+         "the user feature positives is defined twice, with different"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_of_a_ranker(world, changes, said):

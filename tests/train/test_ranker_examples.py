@@ -11,7 +11,7 @@ from twofold.errors import DataError
 from twofold.model.retriever import as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.ranker import Candidates
-from twofold.recipe.train import TwoTower
+from twofold.recipe.retriever import TwoTower
 from twofold.tables import DAY_MS, HOUR_MS
 from twofold.train.ranker_examples import draw_lists, mine_requests, ranks_in
 

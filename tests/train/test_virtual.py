@@ -11,7 +11,8 @@ from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.model.encoder import Encoder, Layers, Lookup, Number
 from twofold.model.two_tower import build_two_tower
-from twofold.recipe.train import Train, TwoTower
+from twofold.recipe.retriever import TwoTower
+from twofold.recipe.train import Train
 from twofold.train import negatives
 from twofold.train.hard_negatives import with_mined
 from twofold.train.objective import build_objective, mean_loss

@@ -15,7 +15,8 @@ from rich.text import Text
 from twofold.cli.options import RecipeFile, Settings
 from twofold.errors import RecipeError, RequestError
 from twofold.ingest.seen import LogProfile, taken_as
-from twofold.recipe.load import load_recipe, recipe_differences, recipe_digest, recipe_schema
+from twofold.recipe.diff import recipe_differences, recipe_digest
+from twofold.recipe.load import load_recipe, recipe_schema
 
 recipe_app = typer.Typer(help="Draft a recipe from a log, check one, compare two.", no_args_is_help=True)
 

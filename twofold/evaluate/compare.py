@@ -21,7 +21,8 @@ from twofold.evaluate.significance import (
     paired_p_values,
 )
 from twofold.evaluate.slices import evaluate_slices
-from twofold.recipe.load import load_recipe, recipe_differences
+from twofold.recipe.diff import recipe_differences
+from twofold.recipe.load import load_recipe
 from twofold.render.numbers import plural
 from twofold.run_folder import open_stage
 

@@ -16,7 +16,8 @@ from twofold.errors import RequestError
 from twofold.evaluate.compare import Comparison, MetricComparison, SeedComparison, check_comparable, compare_runs
 from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate
 from twofold.evaluate.summary_text import format_difference
-from twofold.recipe.load import Difference, load_recipe, recipe_differences
+from twofold.recipe.diff import Difference, recipe_differences
+from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.render.html import fill_page, setting
 from twofold.render.numbers import format_decimal, format_signed, in_full, percent, plural

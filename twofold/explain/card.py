@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from twofold.explain.card_charts import Curve, Drawing, drawing_of, training_curves
-from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
+from twofold.recipe.diff import recipe_differences, recipe_digest
+from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
 from twofold.render.html import fill_page, setting

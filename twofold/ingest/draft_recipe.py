@@ -14,7 +14,8 @@ from twofold.ingest.column_roles import Column, TableProfile, look_of, printable
 from twofold.ingest.seen import EPOCH, EventFacts, LogProfile, choose_split, events_within, names_of, our_name
 from twofold.ingest.spellings import COUNTS, GROUPS, words
 from twofold.recipe.prepare import LastEvents, Window
-from twofold.recipe.train import Cosine, Train, TwoTower
+from twofold.recipe.retriever import Cosine, TwoTower
+from twofold.recipe.train import Train
 from twofold.render.numbers import plural
 
 _WIDTH: Final = 118

@@ -19,8 +19,8 @@ from twofold.ingest.download import Archive, download, is_archive, is_named, unp
 from twofold.ingest.layout import Layout, SourceFiles
 from twofold.prepare.sources import first_line
 from twofold.progress import progress_bar
+from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
-from twofold.recipe.schema import Table
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from twofold.ingest.column_roles import (
     printable,
 )
 from twofold.ingest.spellings import UPLOADED, normalized_name
+from twofold.recipe.data import Table
 from twofold.recipe.prepare import LastEvents, TemporalSplit, Window
-from twofold.recipe.schema import Table
 from twofold.render.numbers import plural
 
 EPOCH: Final = date(1970, 1, 1)

@@ -40,7 +40,7 @@ from twofold.ingest.world import (
     plant_users,
     true_interest,
 )
-from twofold.recipe.schema import Table
+from twofold.recipe.data import Table
 from twofold.tables import DAY_MS, HOUR_MS
 
 __all__ = ["World", "true_interest", "write_world"]

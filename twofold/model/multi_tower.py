@@ -17,7 +17,7 @@ from twofold.model.encoder import ConcatEncoder
 from twofold.model.summary import describe_model
 from twofold.model.two_tower import TwoTower, build_two_tower
 from twofold.model.weights import encode
-from twofold.recipe import train as training
+from twofold.recipe import retriever as retriever_recipe
 from twofold.tables import ModelPart
 
 MOST_VALUES = 64
@@ -78,7 +78,7 @@ def encode_items(model: Towers, batches: Iterable[TensorInputs]) -> Float32[np.n
     return np.concatenate(parts)
 
 
-def build_towers(recipe: training.TwoTower, dataset: Dataset) -> Towers:
+def build_towers(recipe: retriever_recipe.TwoTower, dataset: Dataset) -> Towers:
     """The model that a recipe asks for; DataError where the column has no values to tell apart, or too many."""
     if recipe.separate_towers_by is None:
         return build_two_tower(recipe, dataset.features, dataset.vectors)
@@ -100,7 +100,7 @@ def describe_towers(model: Towers) -> list[ModelPart]:
     ]
 
 
-def describe_unbuilt_towers(recipe: training.TwoTower, dataset: Dataset) -> list[ModelPart]:
+def describe_unbuilt_towers(recipe: retriever_recipe.TwoTower, dataset: Dataset) -> list[ModelPart]:
     """The same of the model that would be built, which takes no memory."""
     with torch.device("meta"):
         return describe_towers(build_towers(recipe, dataset))

@@ -21,7 +21,7 @@ from twofold.model.summary import describe_encoder, describe_layers
 from twofold.model.two_tower import build_two_tower
 from twofold.model.weights import encode, load_weights
 from twofold.ragged import chunks
-from twofold.recipe import train as training
+from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import Features
 from twofold.recipe.ranker import RELEVANCE, Mlp
 from twofold.run_folder import Stage, write_json
@@ -166,7 +166,7 @@ def build_ranker(
     config: Mlp, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]], *, vector_dim: int
 ) -> Ranker:
     """Builds an untrained ranker. `state` holds its features, `vectors` the item vectors of the recipe by name."""
-    encoders = training.TwoTower(kind="two_tower", dim=config.dim, score=training.Dot(kind="dot"))
+    encoders = retriever_recipe.TwoTower(kind="two_tower", dim=config.dim, score=retriever_recipe.Dot(kind="dot"))
     towers = build_two_tower(encoders, state, vectors)
     return Ranker(towers.user, towers.item, vector_dim=vector_dim, config=config)
 

@@ -15,19 +15,19 @@ from twofold.model.multi_tower import describe_towers as describe_built_towers
 from twofold.model.onnx_export import export_user_tower
 from twofold.model.two_tower import TwoTower
 from twofold.model.weights import encode, load_weights
-from twofold.recipe import train as training
+from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import Features, IdFeature
 from twofold.tables import ModelPart
 
 Model: TypeAlias = Towers | FoldIn
 
 
-def load_model(asked: training.Retriever, dataset: Dataset, folder: Path) -> Model:
+def load_model(asked: retriever_recipe.Retriever, dataset: Dataset, folder: Path) -> Model:
     """What a train/ folder holds, for the recipe and the dataset it was made of."""
     match asked:
-        case training.TwoTower():
+        case retriever_recipe.TwoTower():
             return load_weights(build_towers(asked, dataset), folder / "weights.safetensors")
-        case training.Ials():
+        case retriever_recipe.Ials():
             return load_factors(folder)
         case _:
             assert_never(asked)
@@ -92,10 +92,10 @@ def save_user_side(model: Model, folder: Path) -> None:
             assert_never(model)
 
 
-def describe_towers(asked: training.Retriever, features: Features, dataset: Path) -> list[ModelPart]:
+def describe_towers(asked: retriever_recipe.Retriever, features: Features, dataset: Path) -> list[ModelPart]:
     """The same of towers that are not made yet, for a dataset/ folder; nothing for a retriever that is solved."""
     arrays = load_dataset(dataset, features)
-    return describe_unbuilt_towers(asked, arrays) if isinstance(asked, training.TwoTower) else []
+    return describe_unbuilt_towers(asked, arrays) if isinstance(asked, retriever_recipe.TwoTower) else []
 
 
 def describe_model(model: Model) -> list[ModelPart]:

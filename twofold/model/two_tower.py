@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from twofold.dataset.features import FeatureState
 from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool, Sequence
-from twofold.recipe import train as training
+from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
@@ -37,13 +37,13 @@ class TwoTower(nn.Module):
     losses read it divided by the temperature.
     """
 
-    def __init__(self, user: Encoder, item: Encoder, *, score: training.Score) -> None:
+    def __init__(self, user: Encoder, item: Encoder, *, score: retriever_recipe.Score) -> None:
         """Both encoders must have the same output width; for cosine, both give vectors of length 1."""
         super().__init__()
         self.user = user
         self.item = item
         self.score = score.kind
-        self.temperature = score.temperature if isinstance(score, training.Cosine) else 1.0
+        self.temperature = score.temperature if isinstance(score, retriever_recipe.Cosine) else 1.0
 
     def as_products(
         self, users: Float[Tensor, "users dim"], items: Float[Tensor, "items dim"]
@@ -69,7 +69,7 @@ class TwoTower(nn.Module):
 
 
 def build_two_tower(
-    recipe: training.TwoTower, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]]
+    recipe: retriever_recipe.TwoTower, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]]
 ) -> TwoTower:
     """The model a recipe asks for, with tables as large as the fitted features need; `vectors` has a line an item
     row.
@@ -85,9 +85,8 @@ def build_two_tower(
         recipe.dim,
         recipe.hidden,
         dropout=recipe.dropout,
-        layer_norm=recipe.norm == "layer",
         batch_norm=recipe.output_norm == "batch_norm",
-        unit_length=recipe.output_norm == "l2" or isinstance(recipe.score, training.Cosine),
+        unit_length=recipe.output_norm == "l2" or isinstance(recipe.score, retriever_recipe.Cosine),
     )
     shared = [
         feature_name(feature)

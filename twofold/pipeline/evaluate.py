@@ -26,7 +26,7 @@ from twofold.model.retriever import describe_model
 from twofold.pipeline.adapters import allowed_items, evaluate_heads, score_sources
 from twofold.pipeline.index import index_inputs
 from twofold.pipeline.job import Job, TrainedModels, load_models
-from twofold.recipe.load import recipe_digest
+from twofold.recipe.diff import recipe_digest
 from twofold.recipe.train import Regression
 from twofold.run_folder import Stage
 

@@ -11,7 +11,8 @@ from twofold.evaluate.results import Report, load_report
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, load_ranker_data, load_ranker_stage
 from twofold.model.retriever import Model, load_model
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
-from twofold.recipe.load import dump_recipe, load_recipe, recipe_differences, recipe_digest
+from twofold.recipe.diff import recipe_differences, recipe_digest
+from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import Stage, open_stage, run_stage, write_json
 from twofold.train.loop import SINGLE_PROCESS_CPU, Setup

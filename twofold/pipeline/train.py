@@ -15,7 +15,7 @@ from twofold.model.retriever import Model
 from twofold.pipeline.adapters import scores_of, two_stages
 from twofold.pipeline.job import Job, TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
-from twofold.recipe.train import Ials, TwoTower
+from twofold.recipe.retriever import Ials, TwoTower
 from twofold.run_folder import Stage
 from twofold.train.distributed import broadcast_from_rank0
 from twofold.train.loop import fit

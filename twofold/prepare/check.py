@@ -25,8 +25,8 @@ from twofold.recipe.features import (
 from twofold.recipe.index import Index
 from twofold.recipe.messages import did_you_mean
 from twofold.recipe.prepare import BelowMean, ItemBuckets, LastEvents, Prepare, WatchTimeGain
+from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
-from twofold.recipe.train import TwoTower
 from twofold.sql.rules import check_columns, rule_columns
 
 _FRACTIONS: Final = ("DOUBLE", "FLOAT", "DECIMAL")

@@ -50,7 +50,7 @@ def select_train(prepare: Prepare, id_types: Mapping[str, str]) -> Selection:
         stages.append(Stage(name, " AND ".join([stages[0].where, *lists.values()])))
     of_users = "TRUE"
     if prepare.sample is not None:
-        hashed = hash_sql({"user_id": id_types["user_id"]}, seed=prepare.sample.seed + 1)  # 0 cuts shards
+        hashed = hash_sql({"user_id": id_types["user_id"]}, seed=1)  # 0 cuts shards
         of_users = f"{hashed} < {int(prepare.sample.users * PRIME)}"
         stages.append(Stage(f"a sample of users: {prepare.sample.users:.0%}", f"{stages[-1].where} AND {of_users}"))
     if prepare.positive_share is not None:

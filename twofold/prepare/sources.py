@@ -14,8 +14,8 @@ import duckdb
 
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError, RecipeError
+from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
-from twofold.recipe.schema import Table
 from twofold.tables import EVENTS, ITEMS, USERS
 
 FileKind = Literal["parquet", "csv"]

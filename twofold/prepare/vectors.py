@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from twofold.errors import DataError
 from twofold.prepare.sources import Source
-from twofold.recipe.schema import Table
+from twofold.recipe.data import Table
 
 _LINES_A_BLOCK = 100_000
 

@@ -61,7 +61,7 @@ def fit_label(name: str, label: Label) -> FittedLabel:
             value = f"CASE WHEN {_LENGTH} > {LONG_VIEW_MS // 1000} THEN {long_} WHEN {_LENGTH} > 0 THEN {whole} END"
             return FittedLabel({}, (), "", value)
         case Completion():
-            watched = _WATCH if label.uncapped else f"LEAST({_WATCH}, {_LENGTH})"
+            watched = f"LEAST({_WATCH}, {_LENGTH})"
             # LEAST skips NULL, so a NULL watch time would count as watched to the end.
             value = f"CASE WHEN {_LENGTH} > 0 AND {_WATCH} IS NOT NULL THEN {watched} / {_LENGTH} END"
             return FittedLabel({}, (), "", value)

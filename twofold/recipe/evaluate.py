@@ -1,4 +1,4 @@
-"""Parts of a recipe: what the report asks beside the catalogue, the impressions and the batches."""
+"""Evaluate section of a recipe: optional parts of the report."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from twofold.recipe.section import Section
 
 
 class DrawnNegatives(Section):
-    """Each positive among items drawn for it that its user neither met nor likes, no item twice."""
+    """Sampled evaluation: ranks each positive among items drawn for it, without replacement, that its user has neither
+    seen nor likes.
+    """
 
     kind: Literal["drawn"]
     draw: Literal["popularity", "uniform"]
-    """By the number of positives before the window, as BERT4Rec (Sun et al., CIKM 2019) and nanoRecSys draw; or each
-    item as likely, as NCF (He et al., WWW 2017) and SASRec (Kang & McAuley, ICDM 2018) do.
+    """Distribution of the negatives: by the number of positives before the window, as in BERT4Rec (Sun et al., CIKM
+    2019) and nanoRecSys; or uniform, as in NCF (He et al., WWW 2017) and SASRec (Kang & McAuley, ICDM 2018).
     """
     count: int = Field(default=100, ge=1, le=10_000)
-    """How many a positive."""
+    """Number of negatives for each positive. Papers use 50 to 1,000, most of them 100."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of the draw: runs of one log and seed are judged against the same items."""
+    """Seed of the draw: runs with the same log and seed are evaluated on the same negatives."""
 
 
 class PublishedNegatives(Section):
-    """Each positive among the items that `data.published_negatives` gives its user."""
+    """Sampled evaluation: ranks each positive among the negatives of its user in `data.published_negatives`."""
 
     kind: Literal["published"]
 
@@ -33,15 +35,15 @@ Sampled = Annotated[DrawnNegatives | PublishedNegatives, Field(discriminator="ki
 
 
 class Evaluate(Section):
-    """What the report holds besides; none of it decides anything."""
+    """Optional parts of the report. None of them changes the model or which epoch is chosen."""
 
     slices: tuple[str, ...] = ()
-    """Columns of the items or users whose values are judged apart, beside what the towers read as categories: the
-    twelve commonest at most. Of items, they are probed for folding too, and make a baseline: what is popular in the
-    value that a user likes most, a language say.
+    """Columns of the items or users whose values are evaluated separately, besides the categories of the towers; at
+    most the twelve most frequent values. Columns of items are also probed for folding and add a baseline: the most
+    popular items with the value that the user likes most, such as a language.
     """
 
     sampled: tuple[Sampled, ...] = ()
-    """The papers' protocol, each in a table of its own: a positive among a hundred sampled items. It may order two
-    models otherwise than the catalogue does (Krichene & Rendle, KDD 2020): for comparing with papers alone.
+    """Sampled evaluation protocols of papers, one table each. They may order two models differently from the full
+    catalogue (Krichene & Rendle, KDD 2020), so use them only to compare with papers.
     """

@@ -1,4 +1,4 @@
-"""Parts of a recipe: what each tower reads."""
+"""Features section of a recipe: the inputs of the user tower and of the item tower."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.section import Section, is_unasked
+from twofold.recipe.section import Section
 
 Dim = Annotated[int, Field(ge=1, le=1024)]
 Expansion = Annotated[int, Field(ge=0, le=1024)]
 
 
 class Vectors(Section):
-    """Vectors of items that were made elsewhere, of their pictures or sounds: a list column, or a file of
+    """Precomputed item vectors, such as embeddings of images or audio: a list column of the items table, or a file of
     `data.vectors`.
     """
 
     pca: int | None = Field(default=None, ge=1, le=4096)
-    """Reduced to so many components, fitted on the items of the training window."""
+    """Number of principal components to keep, fitted on the items of the training window. `null` means no PCA."""
 
 
-# --- the user's -------------------------------------------------------------------------------------------------------
+# --- user features ----------------------------------------------------------------------------------------------------
 
 
 class HistoryFeature(Section):
-    """The user's last events of one kind, strictly before the moment asked for, as vectors of their items."""
+    """Pooled vectors of the items of the user's most recent events, strictly before the request."""
 
     kind: Literal["history"]
     events: Literal["positives", "negatives"]
-    """Which events: those of the positive or of the negative rule."""
+    """Events that enter: those of `prepare.positive` or of `prepare.negative`."""
     max_length: int = Field(default=100, ge=1, le=10_000)
-    """How many of them, the newest."""
+    """Maximum number of events; the most recent are kept."""
     vectors: str | None = None
-    """One of `features.vectors`; default: vectors of the items' ids, trained."""
+    """Name of one of `features.vectors`. `null` means a trained embedding of the item ids."""
     share_item_embedding: bool = False
-    """true: reads the embedding table of the item tower's id feature; false: trains a table of its own."""
+    """`true`: uses the item tower's embedding table of ids; `false`: trains a separate table."""
     pool: Literal["mean", "windows", "concat"] = "mean"
-    """One mean; the last item and the means of the last 3, 10, 30, 100; or all, newest last, side by side."""
+    """Pooling: `mean` of all; `windows`, the last item beside the means of the last 3, 10, 30 and 100; or `concat`, all
+    vectors side by side, newest last.
+    """
 
     @model_validator(mode="after")
     def _one_source(self) -> HistoryFeature:
@@ -51,145 +53,150 @@ class HistoryFeature(Section):
 
 
 class SequenceFeature(Section):
-    """The user's last events of one kind, strictly before the moment asked for, read in their order by a causal
-    transformer; all of a user's moments are learnt from in one pass.
+    """Causal transformer over the items of the user's most recent events in their order, strictly before the request
+    (SASRec, Kang & McAuley, ICDM 2018). One pass trains all positions of a user's sequence.
     """
 
     kind: Literal["sequence"]
     events: Literal["positives", "negatives"]
-    """Which events: those of the positive or of the negative rule."""
+    """Events that enter: those of `prepare.positive` or of `prepare.negative`."""
     max_length: int = Field(default=200, ge=1, le=10_000)
-    """How many of them, the newest."""
+    """Maximum number of events; the most recent are kept."""
     share_item_embedding: bool = True
-    """true: reads the embedding table of the item tower's id feature; false: trains a table of its own."""
+    """`true`: uses the item tower's embedding table of ids; `false`: trains a separate table."""
     num_layers: int = Field(default=2, ge=1, le=64)
-    """Layers."""
+    """Number of transformer layers."""
     num_heads: int = Field(default=2, ge=1, le=64)
-    """Of attention; retriever.dim must be a multiple of twice as many."""
+    """Number of attention heads; retriever.dim must be a multiple of twice this number."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Share of what each layer adds, and of what it reads first, that a training step leaves out."""
-    time_bias: bool = Field(default=False, exclude_if=is_unasked)
-    """Attention reads how long ago each event was when the next one came, and when the request comes: a posted history,
-    which has no times, counts as met then. Rows that are learnt from and are no event of the sequence itself (those of
-    other kinds) cost a pass each.
+    """Dropout rate of the input vectors and of each layer's residual update."""
+    time_bias: bool = False
+    """Adds an attention bias that depends on the time between events, and between the last events and the request. A
+    history that is sent with a request has no timestamps and counts as just seen. Training examples that are not events
+    of the sequence itself cost one more pass each.
     """
 
 
 class ClusterFeature(Section):
-    """Which share of the user's last events fell into each of num_clusters clusters of items (k-means on items of
-    the training window).
-    """
+    """Shares of the user's most recent events in each cluster of items (k-means on the items of the training "
+    "window)."""
 
     kind: Literal["clusters"]
     events: Literal["positives", "negatives"]
-    """Which events: those of the positive or of the negative rule."""
+    """Events that enter: those of `prepare.positive` or of `prepare.negative`."""
     vectors: str
-    """One of `features.vectors`."""
+    """Name of one of `features.vectors`, which are clustered."""
     max_length: int = Field(default=100, ge=1, le=10_000)
-    """How many of them, the newest."""
+    """Maximum number of events; the most recent are kept."""
     num_clusters: int = Field(default=18, ge=2, le=4096)
-    """Clusters."""
+    """Number of clusters."""
 
 
 class TimeFeature(Section):
-    """Hour of day or day of week of the request, in the time zone of `prepare.utc_offset_h`, as an embedding."""
+    """Embedding of the hour of day or day of week of the request, in the time zone of `prepare.utc_offset_h`."""
 
     kind: Literal["time"]
     part: Literal["hour", "weekday"]
-    """0 to 23, or Monday to Sunday."""
+    """Part of the timestamp: hour of day (0 to 23), or day of week."""
     dim: Dim = 8
+    """Width of the embedding."""
 
 
 class ProfileFeature(Section):
-    """A list of numbers that the users table holds of every user, as it is; NULL is zeros."""
+    """List column of the users table, used unchanged as a vector; NULL becomes zeros."""
 
     kind: Literal["profile"]
     column: str
+    """Name of the list column."""
     length: int = Field(ge=2, le=4096)
-    """How many numbers each list holds."""
+    """Length of every list."""
 
 
-# --- the item's -------------------------------------------------------------------------------------------------------
+# --- item features ----------------------------------------------------------------------------------------------------
 
 
 class BagFeature(Section):
-    """The mean of the trained vectors of a list column's values: tags, genres."""
+    """Mean of the trained embeddings of the values in a list column, such as tags or genres."""
 
     kind: Literal["bag"]
     column: str
+    """Name of the list column of the items table."""
     dim: Dim = 16
+    """Width of the embeddings."""
 
 
 class AgeFeature(Section):
-    """log(1 + days) between `uploaded_at` of the item and the moment asked for, standardised on the training rows."""
+    """Age of the item at the request: log(1 + days since `uploaded_at`), standardized on the training examples."""
 
     kind: Literal["age"]
     hidden_dim: Expansion = 0
-    """Width of a layer with ReLU of its own in between; 0: the number as it is."""
+    """Width of a hidden layer with ReLU for this number alone; 0 means the number enters unchanged."""
 
 
 class VectorFeature(Section):
-    """The item's own vector, one of `features.vectors`, as it is."""
+    """Precomputed vector of the item, used unchanged."""
 
     kind: Literal["vector"]
     vectors: str
+    """Name of one of `features.vectors`."""
 
 
-# --- either's ---------------------------------------------------------------------------------------------------------
+# --- features of either tower -----------------------------------------------------------------------------------------
 
 
 class IdFeature(Section):
-    """One trained vector an item, or a user. Those that the training window does not hold share one `unknown` row. A
-    user tower with it answers a posted history as it answers for an unknown user.
+    """Trained embedding of each item id, or user id. Ids outside the training window share one `unknown` embedding. A
+    user tower with an id feature treats a history sent with a request as that of an unknown user.
     """
 
     kind: Literal["id"]
     unknown_rate: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the rows of a training step that are read as the `unknown` one, whose vector is then trained: what cold
-    items are found by. 0: it is zero.
+    """Share of the training examples in which the id is replaced by `unknown`, which trains that embedding, so that
+    cold items can be found. 0 means the `unknown` embedding stays zero.
     """
 
 
 class CategoryFeature(Section):
-    """One trained vector a value of a column of the users or items table. Values the training window does not hold
-    share one.
+    """Trained embedding of each value of a column of the users or items table. Values outside the training window share
+    one.
     """
 
     kind: Literal["category"]
     column: str
+    """Name of the column."""
     dim: Dim = 16
+    """Width of the embeddings."""
 
 
 class NumberFeature(Section):
-    """A column of the users or items table, standardised on the training window (`log`: after log(1 + x)); NULL becomes
-    the mean.
-    """
+    """Number column of the users or items table, standardized on the training window; NULL becomes the mean."""
 
     kind: Literal["number"]
     column: str
+    """Name of the column."""
     scale: Literal["standard", "log"]
-    """`log` for what spans orders of magnitude, as lengths do."""
+    """`log` takes log(1 + x) first: for numbers that span orders of magnitude, such as lengths."""
     hidden_dim: Expansion = 0
-    """Width of a layer with ReLU of its own in between; 0: the number as it is."""
+    """Width of a hidden layer with ReLU for this number alone; 0 means the number enters unchanged."""
 
 
 class CounterFeature(Section):
-    """A rate or mean of `prepare.counters` over the hours before the current one, smoothed, standardised.
+    """Rate or mean of `prepare.counters` over the completed hours before the request, smoothed and standardized.
 
-    (sum + smoothing · prior) / (events + smoothing), prior being the rate of the whole training window.
+    The value is (sum + smoothing · prior) / (events + smoothing), where the prior is the rate of the training window.
     """
 
     kind: Literal["counter"]
     key: str
-    """The key: user_id, item_id, or another column of `prepare.counters`."""
+    """Key of `prepare.counters`: user_id, item_id, or another column."""
     statistic: str
-    """The rate or mean; or `events`: log(1 + how many), which has no prior."""
+    """Name of the rate or mean; or `events`, which is log(1 + number of events), without smoothing."""
     hours: int | None = Field(default=None, ge=1, le=24 * 3660)
-    """Completed hours that count: 24, 72 (3 days), 168 (7), 360 (15). Default: all before."""
+    """Number of completed hours that are counted, such as 24, 72 or 168. `null` means all before the request."""
     smoothing: float = Field(default=20.0, gt=0)
-    """How many events the prior weighs. A guess, not measured."""
+    """Number of events that the prior counts as. 20 is a guess, not measured."""
     hidden_dim: Expansion = 0
-    """Width of a layer with ReLU of its own in between; 0: the number as it is."""
+    """Width of a hidden layer with ReLU for this number alone; 0 means the number enters unchanged."""
 
 
 UserFeature = Annotated[
@@ -211,17 +218,17 @@ ItemFeature = Annotated[
 
 
 class Features(Section):
-    """What each tower reads."""
+    """Inputs of each tower."""
 
     vectors: Mapping[str, Vectors] = {}
-    """Vectors of items by name, for the key `vectors` of a feature."""
+    """Precomputed item vectors by name, for the key `vectors` of a feature."""
     user: tuple[UserFeature, ...] = Field(min_length=1)
-    """The user tower's. Without an id it serves users it never saw as well as the others."""
+    """Features of the user tower. Without an id, it serves new users as well as known ones."""
     item: tuple[ItemFeature, ...] = Field(min_length=1)
-    """The item tower's."""
+    """Features of the item tower."""
 
     @model_validator(mode="after")
-    def _no_twins(self) -> Features:
+    def _no_duplicates(self) -> Features:
         for tower in ("user", "item"):
             names = [feature_name(feature) for feature in getattr(self, tower)]
             for name in names:
@@ -230,13 +237,13 @@ class Features(Section):
         return self
 
     @model_validator(mode="after")
-    def _shared_table(self) -> Features:
+    def _shared_embedding_exists(self) -> Features:
         has_id = any(isinstance(feature, IdFeature) for feature in self.item)
         for feature in self.user:
             if isinstance(feature, HistoryFeature | SequenceFeature) and feature.share_item_embedding and not has_id:
                 raise ValueError(
-                    f"{feature_name(feature)} shares the table of the item tower's id, and that tower reads none: add "
-                    f"{{kind: id}} to features.item, or write share_item_embedding: false"
+                    f"{feature_name(feature)} shares the embedding of the item tower's id, and that tower reads none: "
+                    f"add {{kind: id}} to features.item, or write share_item_embedding: false"
                 )
         return self
 
@@ -254,29 +261,29 @@ class Features(Section):
 
 
 def with_features(features: Features, user: tuple[UserFeature, ...], item: tuple[ItemFeature, ...]) -> Features:
-    """These and further ones, each once; ValueError where two of one name are not alike."""
+    """Adds features to both towers, each once; raises ValueError where two of one name differ."""
     sides: dict[str, tuple[UserFeature | ItemFeature, ...]] = {}
     for tower, old, new in (("user", features.user, user), ("item", features.item, item)):
-        of_name = {feature_name(feature): feature for feature in old}
+        by_name = {feature_name(feature): feature for feature in old}
         for feature in new:
-            if of_name.setdefault(feature_name(feature), feature) != feature:
+            if by_name.setdefault(feature_name(feature), feature) != feature:
                 raise ValueError(
-                    f"the {tower}'s {feature_name(feature)} is asked for twice, and not alike: write it in "
-                    f"ranker.features as it stands in features.{tower}"
+                    f"the {tower} feature {feature_name(feature)} is defined twice, with different settings: write it "
+                    f"in ranker.features as in features.{tower}"
                 )
-        sides[tower] = tuple(of_name.values())
+        sides[tower] = tuple(by_name.values())
     return Features.model_validate({"vectors": features.vectors, **sides})
 
 
 def reads_time(feature: UserFeature) -> bool:
-    """Whether the moment of the request changes what is read, beside which events are known by then."""
+    """Returns whether the value depends on the time of the request, beyond the events before it."""
     return isinstance(feature, TimeFeature | CounterFeature) or (
         isinstance(feature, SequenceFeature) and feature.time_bias
     )
 
 
 def feature_name(feature: UserFeature | ItemFeature) -> str:
-    """The name a feature goes by in arrays, in the drawing of the model and in the served graph."""
+    """Returns the name of a feature in arrays, in the drawing of the model and in the ONNX graph."""
     match feature:
         case HistoryFeature():
             parts = [feature.events, "" if feature.pool == "mean" else feature.pool, feature.vectors or ""]

@@ -1,4 +1,4 @@
-"""Parts of a recipe: who may be recommended."""
+"""Index section of a recipe: the items that may be recommended."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from twofold.recipe.section import Name, Rule, Section
 
 
 class Recent(Section):
-    """How many events an item had in the days up to the moment asked for; in the report that is the window's first
-    request, in what is served the end of the log. Events count of users that `prepare.sample` keeps.
+    """Number of events of an item in the last days before a point in time: in the report, the first request of the
+    window; in a served bundle, the end of the log. Only users that `prepare.sample` keeps are counted.
     """
 
     events: Literal["events", "positives", "negatives"] = "events"
-    """Which of them."""
+    """Events that are counted."""
     days: int = Field(ge=1, le=3660)
-    """Days of 24 hours before the moment."""
+    """Number of days, of 24 hours each."""
 
 
 class Index(Section):
-    """Which items may be recommended."""
+    """Items that may be recommended."""
 
     recent_counts: Mapping[Name, Recent] = {}
-    """Name: what is counted, `engagement_15d: {events: positives, days: 15}`; a column of the items for `where`, and
-    for the filters of requests.
+    """Counts of recent events by name, as `engagement_15d: {events: positives, days: 15}`. Each is a column of the
+    items for `where` and for the filters of requests.
     """
     where: Rule | None = None
-    """SQL over columns of the items and `recent_counts`, `engagement_15d >= 20`: the others are never recommended.
-    The report has a section of its own for it, held against all that was to be found. Default: all may be.
+    """SQL condition over item columns and `recent_counts`, such as `engagement_15d >= 20`; other items are never
+    recommended. The report evaluates it in a section of its own, against all relevant items. `null` means all items.
     """

@@ -1,7 +1,7 @@
-"""Parts of a recipe: logs to labelled rows. Which days teach and judge, what is positive, who is kept, what is counted.
+"""Prepare section of a recipe: from a log to labeled, split examples; filters, samples and counters.
 
-Columns that a rule may read: those of the log; those of the items and users tables whose name the log does not have;
-and what `derive` and `labels` add to them.
+A rule may read the columns of the log, those of the items and users tables with names that the log does not have, and
+the columns that `derive` and `labels` add.
 """
 
 from __future__ import annotations
@@ -12,42 +12,43 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.section import Expression, Name, Rule, Section, is_unasked
+from twofold.recipe.section import Expression, Name, Rule, Section
 from twofold.tables import Split
 
 # --- filters ----------------------------------------------------------------------------------------------------------
 
 
 class UserFilter(Section):
-    """Keeps, for training, the users whose training window holds this much."""
+    """Keeps, for training only, users by their events in the training window."""
 
     kind: Literal["users"]
     min_events: int = Field(default=1, ge=1)
-    """Fewer teach little."""
+    """Minimum number of events: users with fewer add little to train on."""
     max_events: int | None = Field(default=None, ge=1)
-    """More are robots, or shared devices."""
+    """Maximum number of events: users with more are often bots or shared devices. `null` means no maximum."""
     max_percentile: float | None = Field(default=None, ge=50, lt=100)
-    """The same as a percentile of the events a user has: 99.9 drops the busiest thousandth."""
+    """Maximum as a percentile of the number of events of a user: 99.9 drops the most active 0.1 %. `null` means "
+    "none."""
     min_positives: int = Field(default=0, ge=0)
-    """Events where the positive rule holds."""
+    """Minimum number of events for which the positive rule is true."""
     min_negatives: int = Field(default=0, ge=0)
-    """Events where the negative rule holds."""
+    """Minimum number of events for which the negative rule is true."""
 
     @model_validator(mode="after")
     def _one_maximum(self) -> UserFilter:
         if self.max_events is not None and self.max_percentile is not None:
-            raise ValueError("max_events and max_percentile are two ways to say one thing; delete one")
+            raise ValueError("max_events and max_percentile both set a maximum; delete one")
         if self.max_events is not None and self.max_events < self.min_events:
             raise ValueError(f"no user has {self.min_events} or more events and at most {self.max_events}")
         return self
 
 
 class ItemFilter(Section):
-    """Keeps, for training, the items with at least this many events in the training window."""
+    """Keeps, for training only, items by their events in the training window."""
 
     kind: Literal["items"]
     min_events: int = Field(ge=1)
-    """Items with fewer are cold: they keep their attributes, but get no vector of their own."""
+    """Minimum number of events. Items with fewer are cold: they keep their attributes and get no id embedding."""
 
 
 Filter = Annotated[UserFilter | ItemFilter, Field(discriminator="kind")]
@@ -57,12 +58,12 @@ Filter = Annotated[UserFilter | ItemFilter, Field(discriminator="kind")]
 
 
 class Window(Section):
-    """The days `first` (included) to `end` (excluded), in the recipe's own time zone."""
+    """Days from `first` (included) to `end` (excluded), in the time zone of `prepare.utc_offset_h`."""
 
     first: date
-    """The first day that belongs to the window."""
+    """First day of the window."""
     end: date
-    """The first day that does not."""
+    """First day after the window."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Window:
@@ -74,17 +75,17 @@ class Window(Section):
 
 
 class TemporalSplit(Section):
-    """One global cut in time: what happened later never teaches what happened before. Days between windows are a
-    gap.
+    """Global temporal split: all users are cut at the same days, so no later event trains a prediction of an earlier
+    one. Days between two windows are not used.
     """
 
     kind: Literal["temporal"]
     train: Window
-    """What the model learns from, and what everything fitted is fitted on."""
+    """Window that the model trains on, and on which all statistics are fitted."""
     validation: Window
-    """Chooses the best epoch. May be several days."""
+    """Window that chooses the best epoch. It may be several days long."""
     test: Window
-    """Is judged, once."""
+    """Window that the report evaluates."""
 
     @model_validator(mode="after")
     def _in_order(self) -> TemporalSplit:
@@ -99,108 +100,108 @@ class TemporalSplit(Section):
 
 
 class LastEvents(Section):
-    """Each user's last events are judged. It looks into the future: others' later events teach what came before.
-
-    Users with no event left over for training are trained on whole, and not judged.
+    """Leave-last-n-out split: the last events of each user are evaluated. It leaks the future, since later events of
+    other users are trained on. Users with too few events are only trained on.
     """
 
     kind: Literal["last_n"]
     test: int = Field(default=1, ge=1)
-    """The last so many events of a user. 1, with 1 for validation, is leave-one-out."""
+    """Number of last events of each user that are tested. 1, with 1 for validation, is leave-one-out."""
     validation: int = Field(default=1, ge=1)
-    """The so many before those."""
+    """Number of events before those that validate."""
     ties: str = "item_id"
-    """The column that orders events of one user and one moment: the position in a published file, where there is one.
-    """
+    """Column that orders the events of a user with equal timestamps, such as the position in a published file."""
 
 
 SplitRule = Annotated[TemporalSplit | LastEvents, Field(discriminator="kind")]
 
 
 class Sample(Section):
-    """A share of the users with all they did, chosen by a hash of their id, so that it is the same on every engine."""
+    """Sample of users with all their events, chosen by a hash of the user id, so that it is equal on all SQL "
+    "engines."""
 
     users: float = Field(gt=0, le=1)
-    """.3 keeps three users in ten. Averages, counters and filters of items have then seen everybody."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Another seed, other users."""
+    """Share of users to keep. Labels, counters and item filters are computed on all users before."""
 
 
 # --- watch-time labels ------------------------------------------------------------------------------------------------
 
 
 class WidthBuckets(Section):
-    """Lengths in buckets of equal width."""
+    """Buckets of item length with equal width."""
 
     kind: Literal["width"]
     seconds: float = Field(gt=0)
+    """Width of a bucket, in seconds."""
 
 
 class EqualFrequencyBuckets(Section):
-    """Lengths in buckets of about equally many training events; equal lengths are never parted, so ties merge edges."""
+    """Buckets of item length with about equally many training events; items of equal length share a bucket."""
 
     kind: Literal["equal_frequency"]
     n: int = Field(default=30, ge=1, le=10_000)
+    """Number of buckets."""
 
 
 class ItemBuckets(Section):
-    """Each item against itself. Few views: drawn towards its creator's, those towards its length's, those to all.
-
-    Every item's mean label is then near 0: the label says nothing of how good an item is.
+    """Each item as its own bucket, with shrinkage for items with few views: toward the creator, then the length bucket,
+    then all. The mean label of every item is then near 0, so the label does not tell how good an item is.
     """
 
     kind: Literal["item"]
     creator: str | None = None
-    """The column that holds the creator; without it, an item is drawn towards its length bucket."""
+    """Column of the creator. `null` means an item is shrunk directly toward its length bucket."""
     n: int = Field(default=30, ge=1, le=10_000)
-    """Equal-frequency length buckets to fall back on."""
+    """Number of equal-frequency length buckets."""
 
 
 Buckets = Annotated[WidthBuckets | EqualFrequencyBuckets | ItemBuckets, Field(discriminator="kind")]
 
 
 class WatchTimeGain(Section):
-    """(watch_s - mean) / std of the events of one bucket of the training window."""
+    """Watch-time gain (WTG): (watch_s - mean) / std over the training events of the same bucket."""
 
     kind: Literal["wtg"]
     buckets: Buckets
+    """Groups of items whose mean and standard deviation are used."""
     shrink: float = Field(default=10.0, ge=0)
-    """Events of the wider group that are mixed into a bucket's mean and variance. A guess, not measured."""
+    """Shrinkage: number of events of the wider group that are added to the mean and variance of a bucket. 10 is a
+    guess, not measured.
+    """
 
 
 class Completion(Section):
-    """min(watch_s, length_s) / length_s, the share that was watched (PCC)."""
+    """Completion (PCC), the share that was watched: min(watch_s, length_s) / length_s."""
 
     kind: Literal["pcc"]
-    uncapped: bool = False
-    """Replays count in full: 2.0 is watched twice."""
 
 
 class WatchQuantile(Section):
-    """Share of training events of like length that were watched less (ties half): D2Q, Zhan et al., KDD 2022."""
+    """Watch-time quantile (D2Q; Zhan et al., KDD 2022): share of the training events of similar item length that were
+    watched for less time; ties count half.
+    """
 
     kind: Literal["quantile"]
     n: int = Field(default=30, ge=1, le=10_000)
-    """Equal-frequency length buckets."""
+    """Number of equal-frequency length buckets."""
 
 
 class LongView(Section):
-    """The field's long view: watched to the end, or, of what is longer than 18 s, at least 18 s."""
+    """Long view: watched to the end, or for at least 18 s if the item is longer."""
 
     kind: Literal["long_view"]
 
 
 class BelowMean(Section):
-    """TRUE where a value is below its average over the training events of the same item: skipped sooner than others do.
-
-    Values are compared in whole thousandths, exactly.
+    """TRUE where a value is below its mean over the training events with the same key, such as the item. Values are
+    compared in whole thousandths, exactly.
     """
 
     kind: Literal["below_mean"]
     column: str = "watch_s"
-    """The column that is averaged."""
+    """Column that is averaged."""
     key: str = "item_id"
-    """The column whose equal values are averaged over."""
+    """Column whose equal values form a group."""
 
 
 Label = Annotated[
@@ -213,21 +214,21 @@ Label = Annotated[
 
 
 class Counters(Section):
-    """What is counted by the hour of everything that shares a key, for `features` of kind counter."""
+    """Hourly counters of all events with the same key, for features of kind counter."""
 
     rates: Mapping[Name, Rule] = {}
-    """Name: rule. The rate is the share of events where the rule holds."""
+    """Rules by name. Each gives a rate: the share of events for which the rule is true."""
     means: Mapping[Name, Expression] = {}
-    """Name: number. The mean is over all events, NULL being 0, in whole thousandths."""
+    """Expressions by name. Each gives a mean over all events, in whole thousandths; NULL counts as 0."""
 
     @model_validator(mode="after")
-    def _something(self) -> Counters:
+    def _not_empty(self) -> Counters:
         if not self.rates and not self.means:
-            raise ValueError("counts nothing; write rates: {like: liked}")
+            raise ValueError("no counter is defined; write rates: {like: liked}")
         for name in sorted({"events"} & {*self.rates, *self.means}):
-            raise ValueError(f"{name} is what is counted anyway; choose another name")
+            raise ValueError(f"{name} is always counted; choose another name")
         for name in sorted(set(self.rates) & set(self.means)):
-            raise ValueError(f"{name} is a rate and a mean; rename one")
+            raise ValueError(f"{name} is both a rate and a mean; rename one")
         return self
 
 
@@ -235,56 +236,62 @@ class Counters(Section):
 
 
 class Prepare(Section):
-    """Logs to labelled rows, in this order: columns, windows, labels, filters, samples."""
+    """Preparation of a log, in this order: derived columns, windows, labels, filters, samples."""
 
     where: Rule | None = None
-    """Which events of the log are taken at all: language = 'hi'. Others are as if never logged."""
+    """SQL condition on the events to read, such as language = 'hi'; others are ignored everywhere. `null` means all."""
     utc_offset_h: int = Field(default=0, ge=-12, le=14)
-    """Where a day begins, and what hour it is for the user: 8 for Beijing."""
+    """Time zone of days and hours, in hours from UTC: 8 for Beijing."""
     split: SplitRule
-    """Which events teach, choose and judge."""
+    """Split of the events into training, validation and test."""
     derive: Mapping[Name, Expression] = {}
-    """Columns of your own, each a number: `watch_fraction: watch_s / length_s`. May read those above."""
+    """Number columns by name, as `watch_fraction: watch_s / length_s`. Each may read those above it."""
     labels: Mapping[Name, Label] = {}
-    """Columns made of watch_s and length_s, fitted on the training window, for the rules below."""
+    """Watch-time labels by name, computed from watch_s and length_s and fitted on the training window."""
     positive: Rule
-    """An event is positive where this holds; NULL counts as no."""
+    """SQL condition that makes an event positive; NULL counts as false."""
     negative: Rule | None = None
-    """Which events enter the negative history, unless they are positive. Default: all that are not positive."""
-    weight: Expression | None = None
-    """How much a row counts in training: `LEAST(SQRT(watch_s), 8)`. NULL counts 0. Default: 1."""
-    target: Expression | None = None
-    """The number a regression learns: a label's name, as `LEAST(GREATEST(wtg, -3), 3)`. Default: 1 if positive, else
-    0.
+    """SQL condition that puts an event into the negative history, unless it is positive. `null` means all events that
+    are not positive.
     """
-    outcomes: Mapping[Name, Expression] = Field(default={}, exclude_if=is_unasked)
-    """Name: what else came of an event, as a condition or a number from 0 to 1, for the ranker's heads to learn:
-    `{long: long_view, watch: d2q}`, where d2q is a label of kind quantile. NULL is not known.
+    weight: Expression | None = None
+    """Weight of an example in training, such as `LEAST(SQRT(watch_s), 8)`. NULL counts as 0. `null` means 1."""
+    target: Expression | None = None
+    """Target of a regression, such as `LEAST(GREATEST(wtg, -3), 3)` of a label wtg. `null` means 1 for a positive and 0
+    otherwise.
+    """
+    outcomes: Mapping[Name, Expression] = {}
+    """Outcomes of an event by name, each a condition or a number from 0 to 1, for the heads of the ranker:
+    `{long: long_view, watch: d2q}`, where d2q is a label of kind quantile. NULL means unknown.
     """
     counters: Mapping[str, Counters] = {}
-    """By column: user_id, item_id, or another. Counted on all events, whatever is filtered."""
+    """Counters by key column: user_id, item_id, or another. They count all events, before the filters."""
     filters: tuple[Filter, ...] = ()
-    """Applied to the training window, in this order."""
+    """Filters of the training window, applied in this order."""
     filter_rounds: int = Field(default=1, ge=1, le=20)
-    """How often all filters are applied: each may break what another ensured."""
+    """Number of times that all filters are applied, since each may undo the condition of another: more rounds approach
+    a k-core.
+    """
     sample: Sample | None = None
-    """Take a share of the users."""
+    """Sample of the users. `null` means all users."""
     positive_share: float | None = Field(default=None, gt=0, lt=1)
-    """Drop negatives of the training window at random until positives are this share: .7 is 7 : 3."""
+    """Share of positives in the training window, reached by dropping random negatives: .7 means 7 : 3. `null` means as
+    logged.
+    """
 
     @model_validator(mode="after")
-    def _one_name_each(self) -> Prepare:
+    def _names_are_unique(self) -> Prepare:
         for name in sorted(set(self.derive) & set(self.labels)):
             raise ValueError(f"{name} is both in derive and in labels; rename one")
         return self
 
     def quantile_of(self, outcome: str) -> str | None:
-        """The label of kind quantile that an outcome is; None where it is something else."""
+        """Returns the name of the quantile label that an outcome equals, or None."""
         name = self.outcomes[outcome].strip()
         return name if isinstance(self.labels.get(name), WatchQuantile) else None
 
     def bounds_ms(self, split: Split) -> tuple[int, int] | None:
-        """[first, end) of a window as UTC milliseconds; None where users have windows of their own."""
+        """Returns [first, end) of a window in UTC milliseconds, or None where each user has another window."""
         if isinstance(self.split, LastEvents):
             return None
         window: Window = getattr(self.split, split)

@@ -1,4 +1,4 @@
-"""Parts of a recipe: the second stage, which orders what the retriever finds."""
+"""Ranker section of a recipe: the second stage, which re-ranks the candidates of the retriever."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from sqlglot import exp
 
 from twofold.errors import RecipeError
 from twofold.recipe.features import ItemFeature, UserFeature
-from twofold.recipe.section import Expression, Name, Section, is_unasked
+from twofold.recipe.section import Expression, Name, Section
 from twofold.recipe.train import Bce
 from twofold.sql.rules import check_columns, rule_tree
 
-# --- what it is taught on ---------------------------------------------------------------------------------------------
+# --- training examples ------------------------------------------------------------------------------------------------
 
 
 class Candidates(Section):
-    """What a request is: a positive of the training window on an item that was new to its user; and what it is ranked
-    against in training, all at one moment.
+    """Training requests of the ranker. Each is a positive of the training window on an item that its user had not seen,
+    and the negatives that it is ranked against, all at one point in time.
     """
 
     num_candidates: int = Field(default=100, ge=1, le=10_000)
-    """The retriever's best unseen items: what is ranked anew, in training, in the report and when served."""
+    """Number of best unseen items of the retriever that are re-ranked, in training, evaluation and serving."""
     skip_top: int = Field(default=0, ge=0, le=10_000)
-    """The best ranks that no negative is drawn from: they hold what the user would like and did not meet yet."""
+    """Number of best ranks from which no negative is drawn: the user would like many of these items."""
     num_retrieved: int = Field(default=30, ge=1, le=10_000)
-    """Negatives drawn from the retriever's ranks [skip_top, num_candidates), without the user's training positives."""
+    """Number of negatives drawn from the ranks [skip_top, num_candidates), without positives of the user."""
     request_time: Literal["event", "day"] = "day"
-    """The moment of a request: that of its positive, when the item had been shown already; or, as reports ask, of the
-    user's first event on that day (of `prepare.utc_offset_h`).
+    """Time of a request: `event` is the time of its positive, when the item had already been shown; `day` is the user's
+    first event of that day (in the time zone of `prepare.utc_offset_h`), as in the report.
     """
     last_days: int | None = Field(default=None, ge=1)
-    """Requests are of so many last days of the training window; null: of all. An older one is answered by other items
-    than those of today, and where its moment was estimated, by counters that are wrong.
+    """Number of last days of the training window that requests are taken from. Older requests have other candidates
+    than today's; where their timestamps are estimates, their counters are wrong. `null` means all days.
     """
     max_requests: int = Field(default=100_000, ge=1)
-    """Requests to learn from: drawn at random, where the window has more."""
+    """Maximum number of training requests; a random sample is taken where the window has more."""
 
     @model_validator(mode="after")
     def _ranks_remain(self) -> Candidates:
@@ -50,15 +50,15 @@ class Candidates(Section):
 
 
 class Listwise(Section):
-    """The positive against all its negatives: softmax cross-entropy (Cao et al., *Learning to rank: from pairwise
-    approach to listwise approach*, ICML 2007, top-one probability).
+    """Listwise loss: softmax cross-entropy of the positive against all its negatives (Cao et al., *Learning to rank:
+    from pairwise approach to listwise approach*, ICML 2007, top-one probability).
     """
 
     kind: Literal["softmax"]
 
 
 class Pairwise(Section):
-    """The positive against each of its negatives (Rendle et al., *BPR*, UAI 2009)."""
+    """Pairwise loss of the positive against each of its negatives (Rendle et al., *BPR*, UAI 2009)."""
 
     kind: Literal["bpr"]
 
@@ -66,78 +66,77 @@ class Pairwise(Section):
 RankerLoss = Annotated[Listwise | Bce | Pairwise, Field(discriminator="kind")]
 
 
-# --- what it is -------------------------------------------------------------------------------------------------------
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 class RankerFeatures(Section):
-    """What the ranker reads of either side; it may be more than the towers read, or less."""
+    """Features of the ranker, which may differ from those of the towers."""
 
     user: tuple[UserFeature, ...] = Field(min_length=1)
+    """Features of the user and the request."""
     item: tuple[ItemFeature, ...] = Field(min_length=1)
+    """Features of each candidate item."""
 
 
 class Head(Section):
-    """What else the network says of a pair: how likely one of `prepare.outcomes` is where the item is shown. It learns,
-    by cross-entropy, from impressions of the requests' days. Each counts alike, so that a chance is one.
+    """Prediction head: the probability of one of `prepare.outcomes` when the item is shown, trained by cross-entropy on
+    the impressions of the requests' days. Impressions are not weighted, so that the prediction is a probability.
     """
 
     outcome: Name
-    """Of `prepare.outcomes`. Of a condition it is the chance; of a label of kind quantile, the share of views of items
-    as long that were shorter, which the report turns back into seconds.
+    """Name of one of `prepare.outcomes`: for a condition, the head predicts its probability; for a label of kind
+    quantile, a watch-time quantile, which the report turns back into seconds.
     """
     weight: float = Field(default=1.0, gt=0)
-    """How much its loss counts beside that of the lists."""
+    """Weight of the loss of this head; the loss of the ranked lists has weight 1."""
 
 
 RELEVANCE: Final = "relevance"
-"""What a formula calls the score that is learned from the lists."""
+"""Name of the score trained on the ranked lists, in a formula."""
 
 
 class Mlp(Section):
-    """A network over the user, one item, and how they meet: encoders of the ranker's own features, the retriever's two
-    vectors and the products of both pairs, the retrieval score and rank.
+    """Neural ranker of a user and an item. Its inputs are encoders of its own features, the two vectors of the
+    retriever, the elementwise products of both pairs, and the retrieval score and rank.
     """
 
     kind: Literal["mlp"]
     features: RankerFeatures | None = None
-    """null: what the towers read."""
+    """Features of the ranker. `null` means those of the towers."""
     dim: int = Field(default=32, ge=1, le=1024)
-    """Width of its id embeddings and of what either side is encoded to."""
+    """Width of its id embeddings and of the encoded user and item."""
     hidden: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = (128, 64)
     """Widths of the hidden layers."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the hidden layers' outputs that a training step leaves out."""
-    id_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the candidates of a training step whose id nobody knows: neither the ranker, which reads the unknown
-    row, nor the retriever, whose vector is the one of an unknown id. What cold items are ranked by.
-    """
+    """Dropout rate of the hidden layers."""
     candidates: Candidates = Candidates()
+    """Training requests and their negatives."""
     loss: RankerLoss = Listwise(kind="softmax")
-    heads: tuple[Head, ...] = Field(default=(), exclude_if=is_unasked)
-    """What it says besides, from the same layers; the report holds it against what came of the impressions. They learn
-    from up to `candidates.max_requests` impressions, drawn at random: an equal part of them beside the lists of each
-    step.
+    """Loss of the ranked lists."""
+    heads: tuple[Head, ...] = ()
+    """Additional predictions of the same network; the report compares them with the outcomes of impressions. They train
+    on up to `candidates.max_requests` random impressions, an equal part of them in each step.
     """
-    formula: Expression | None = Field(default=None, exclude_if=is_unasked)
-    """What candidates are ordered by, over `relevance`, the score learned from the lists, and what the heads are of:
-    `relevance + 0.5 * LN(long / (1 - long))`. A name that is a word of SQL, as like, stands in double quotes. Where it
-    is NULL, an item comes last. null: `relevance`.
+    formula: Expression | None = None
+    """Score that orders the candidates, an expression of `relevance` (the score trained on the ranked lists) and of the
+    outcomes of the heads: `relevance + 0.5 * LN(long / (1 - long))`. A name that is a keyword of SQL, such as like, is
+    written in double quotes. Items with a NULL score come last. `null` means `relevance`.
     """
     epochs: int = Field(default=3, ge=1, le=1000)
-    """Passes over the requests. The best one on validation is kept: NDCG@10 of both stages."""
+    """Number of passes over the requests. The best epoch on validation is used, by NDCG@10 of both stages."""
     batch_size: int = Field(default=256, ge=1, le=100_000)
-    """Requests a step."""
+    """Number of requests in a step."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """The peak, reached after 5 % of the steps."""
+    """Peak learning rate, reached after 5 % of the steps."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of initial weights, of the negatives drawn, and of the order of the batches."""
+    """Seed of the initial weights, of the negatives and of the order of the batches."""
 
     @model_validator(mode="after")
-    def _said_once(self) -> Mlp:
+    def _heads_are_unique(self) -> Mlp:
         names = [head.outcome for head in self.heads]
         for name in names:
             if name == RELEVANCE or names.count(name) > 1:
-                why = "is what the lists teach" if name == RELEVANCE else "is asked for twice"
+                why = "is the score of the ranked lists" if name == RELEVANCE else "is predicted twice"
                 raise ValueError(f"heads: {name} {why}. Give each head an outcome, and a name, of its own")
         if self.formula is not None:
             _check_formula(self.formula, (RELEVANCE, *names))
@@ -145,7 +144,7 @@ class Mlp(Section):
 
 
 def _check_formula(text: str, names: Collection[str]) -> None:
-    """ValueError where it reads what the ranker does not say, or does more than to calculate."""
+    """Raises ValueError if the formula reads a name that the ranker does not predict, or is more than arithmetic."""
     try:
         check_columns(text, names, field="formula")
     except RecipeError as error:
@@ -153,8 +152,8 @@ def _check_formula(text: str, names: Collection[str]) -> None:
     for node in rule_tree(text, result="number").walk():
         if not isinstance(node, _CALCULATES):
             raise ValueError(
-                f"formula: {text} holds {type(node).__name__}, and a formula calculates. Write it with numbers, "
-                f"+ - * /, LN, EXP, SQRT, POWER, ABS, LEAST, GREATEST, COALESCE and NULLIF"
+                f"formula: {text} holds {type(node).__name__}, and a formula is arithmetic only. Write it with "
+                f"numbers, + - * /, LN, EXP, SQRT, POWER, ABS, LEAST, GREATEST, COALESCE and NULLIF"
             )
 
 

@@ -1,102 +1,72 @@
-"""The closed, frozen types of a recipe: what can be asked for, and nothing else.
+"""Schema of a whole recipe: closed, frozen types.
 
-An unknown key, a wrong kind or an impossible combination is refused here, before any data is read. A default is written
-once, in its field. `docs/recipe.md` and `twofold recipe schema` are generated from these types. Preparation, features
-and training have files of their own.
+An unknown key, a wrong type or an impossible combination is an error before any data is read. Each default is written
+once, in its field. `docs/recipe.md` and `twofold recipe schema` are generated from these types. Every section has a
+module of its own, named by its YAML key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Literal, assert_never
+from typing import assert_never
 
 from pydantic import Field, model_validator
 
+from twofold.recipe.data import Data
 from twofold.recipe.evaluate import Evaluate, PublishedNegatives
 from twofold.recipe.features import CounterFeature, Features, with_features
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.ranker import Mlp
-from twofold.recipe.section import Section, is_unasked
-from twofold.recipe.train import Ials, Retriever, Train, TwoTower, check_heads, check_objective, check_reads
+from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_heads, check_reads
+from twofold.recipe.section import Section
+from twofold.recipe.train import Train, check_objective
 from twofold.recipe.tune import Tune
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-class Table(Section):
-    """A log as tables: Parquet or CSV. `twofold data` makes them of public data sets, `twofold recipe new` looks at
-    yours.
-    """
-
-    kind: Literal["table"]
-    events: Path
-    """A file, or a folder of files of one kind. Columns user_id, item_id, at (UTC), and whatever the rules read."""
-    items: Path | None = None
-    """Column item_id, and whatever the item tower reads. Without it, the items are those of the events."""
-    users: Path | None = None
-    """Column user_id and attributes."""
-    published_negatives: Path | None = None
-    """Columns user_id and item_id, a list: the items that a paper judged each user's positives against."""
-    vectors: Mapping[str, Path] = {}
-    """Name: .npy file of vectors of items, a line for each row of the items file, in its order."""
-    columns: Mapping[str, str] = {}
-    """Our name: the name the tables have for it, as `user_id: uid`. Columns not named here keep their names."""
-    at_unit: Literal["ms", "s", "us", "ns"] = "ms"
-    """Of moments that are written as integers."""
-
-
-Data = Table
 
 
 class Mlflow(Section):
-    """Copies finished runs of `twofold run` to MLflow (extra `mlflow`). No part of what a run is."""
+    """Copies finished runs of `twofold run` to MLflow (extra `mlflow`). It does not change the digest of a run."""
 
     uri: str = "sqlite:///mlflow.db"
-    """A SQLite file, from the folder where the command is given, or the address of a server. The variable
-    MLFLOW_TRACKING_URI comes before it, and needs no recipe to say so.
+    """Tracking URI: a SQLite file, relative to the working directory, or the address of a server. The environment
+    variable MLFLOW_TRACKING_URI overrides it, and also works without this section.
     """
 
 
-# --- the whole --------------------------------------------------------------------------------------------------------
-
-
 class Recipe(Section):
-    """One experiment, whole: `twofold run` needs nothing else."""
+    """A complete experiment: `twofold run` needs nothing else."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.=,-]{0,99}$")
-    """Names the run's folder: lower-case letters, digits and `_ . = , -`."""
+    """Name of the run's folder: lower-case letters, digits and `_ . = , -`."""
     about: str = ""
-    """What this recipe shows; free text."""
+    """Free text: what this recipe shows."""
     data: Data
     prepare: Prepare
     features: Features
     retriever: Retriever
     train: Train
     ranker: Mlp | None = None
-    """The second stage: orders the best of what the retriever finds. null: there is none."""
+    """Second stage: re-ranks the best candidates of the retriever. `null` means retrieval only."""
     index: Index = Index()
-    """Which items may be recommended."""
+    """Items that may be recommended."""
     recommend_k: int = Field(default=50, ge=1, le=1000)
-    """Recommendations written for every user."""
+    """Number of recommendations written for each user."""
     evaluate: Evaluate = Evaluate()
-    """What the report is asked besides."""
+    """Optional parts of the report."""
     tune: Tune | None = None
-    """What `twofold tune` may change in search of something better."""
-    mlflow: Mlflow | None = Field(default=None, exclude_if=is_unasked)
-    """Where finished runs are copied to. null: nowhere, unless MLFLOW_TRACKING_URI is set."""
+    """Search space of `twofold tune`. `null` means there is none."""
+    mlflow: Mlflow | None = None
+    """MLflow server that finished runs are copied to. `null` means none, unless MLFLOW_TRACKING_URI is set."""
 
     @property
     def slice_columns(self) -> tuple[str, ...]:
-        """Columns whose values are to be seen apart: those that training keeps apart, which may fold, and those that
-        `evaluate.slices` names.
+        """Columns whose values the report evaluates separately: those of `evaluate.slices`, and those by which batches
+        are grouped or towers are separate, where embeddings of different values may overlap.
         """
-        per = self.retriever.separate_towers_by if isinstance(self.retriever, TwoTower) else None
-        return (*self.train.group_by, *((per,) if per is not None else ()), *self.evaluate.slices)
+        column = self.retriever.separate_towers_by if isinstance(self.retriever, TwoTower) else None
+        return (*self.train.group_by, *((column,) if column is not None else ()), *self.evaluate.slices)
 
     @model_validator(mode="after")
-    def _counted(self) -> Recipe:
+    def _counters_exist(self) -> Recipe:
         for field, features in self.read_features():
             for tower in ("user", "item"):
                 for number, feature in enumerate(getattr(features, tower)):
@@ -105,12 +75,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_of_each_name(self) -> Recipe:
+    def _feature_names_are_unique(self) -> Recipe:
         assert self.all_features
         return self
 
     @model_validator(mode="after")
-    def _can_be_learned(self) -> Recipe:
+    def _retriever_can_train(self) -> Recipe:
         match self.retriever:
             case TwoTower():
                 check_heads(self.retriever, self.features)
@@ -127,35 +97,35 @@ class Recipe(Section):
         for number, head in enumerate(self.ranker.heads if self.ranker else ()):
             if head.outcome not in outcomes:
                 raise ValueError(
-                    f"ranker.heads.{number} learns {head.outcome}, and prepare.outcomes has "
+                    f"ranker.heads.{number} predicts {head.outcome}, and prepare.outcomes has "
                     f"{', '.join(outcomes) or 'nothing'}. Add it there, as in outcomes: {{{head.outcome}: liked}}"
                 )
         return self
 
     def read_features(self) -> tuple[tuple[str, Features], ...]:
-        """What the towers read, and what the ranker is told if it is, by the field that says so."""
-        own = () if self._ranker_told is None else (("ranker.features", self._ranker_told),)
-        return (("features", self.features), *own)
+        """Returns the features of the towers, and of the ranker if it has its own, each with the name of its field."""
+        own = self._own_ranker_features
+        return (("features", self.features), *(() if own is None else (("ranker.features", own),)))
 
     @property
     def ranker_features(self) -> Features:
-        """What the ranker reads: the towers' features, unless it has its own."""
-        return self.features if self._ranker_told is None else self._ranker_told
+        """Features of the ranker: its own, or those of the towers."""
+        return self._own_ranker_features or self.features
 
     @property
-    def _ranker_told(self) -> Features | None:
+    def _own_ranker_features(self) -> Features | None:
         own = None if self.ranker is None else self.ranker.features
         return None if own is None else Features(vectors=self.features.vectors, user=own.user, item=own.item)
 
     @property
     def all_features(self) -> Features:
-        """What either stage reads, each once."""
+        """Features that either stage reads, each once."""
         return with_features(self.features, self.ranker_features.user, self.ranker_features.item)
 
     @model_validator(mode="after")
-    def _published(self) -> Recipe:
-        asked = any(isinstance(negatives, PublishedNegatives) for negatives in self.evaluate.sampled)
-        if asked and self.data.published_negatives is None:
+    def _published_negatives_exist(self) -> Recipe:
+        is_published = any(isinstance(negatives, PublishedNegatives) for negatives in self.evaluate.sampled)
+        if is_published and self.data.published_negatives is None:
             raise ValueError(
                 "evaluate.sampled asks for published negatives, but data.published_negatives names no file. Name it "
                 "there, or draw some: {kind: drawn, draw: popularity}"

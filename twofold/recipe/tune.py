@@ -1,4 +1,4 @@
-"""Of a recipe, the part `tune`: what a search may change, and how long it goes on."""
+"""Tune section of a recipe: the search space of a hyperparameter search, and its number of trials."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pydantic import Field, model_validator
 from twofold.recipe.section import Section
 
 SEARCHED: Final = ("features", "retriever", "train")
-"""The parts that may be searched over. All else says what is to be found: trials would answer different questions."""
+"""Sections that may be searched over. A change of any other section changes the task, so trials would not compare."""
 
 
 class Range(Section):
-    """What a field may become: a number from low to high, or one of some values. Nothing else is tried."""
+    """Values to try for a field: numbers from low to high, or one of several choices."""
 
     low: int | float | None = None
-    """The least. Whole numbers are tried if low and high are both written as such: write 1.0 where 1.5 may be tried."""
+    """Lowest value. If low and high are both whole numbers, only whole numbers are tried; write 1.0 to allow 1.5."""
     high: int | float | None = None
-    """The most."""
+    """Highest value."""
     log: bool = False
-    """As many trials from .001 to .01 as from .01 to .1: for rates and weights."""
+    """`true`: samples on a logarithmic scale, for learning rates and weights."""
     choices: tuple[Any, ...] = ()
-    """Instead of low and high: the values, as they would stand in the recipe. Mappings too."""
+    """Values to choose from instead of low and high, as written in the recipe; mappings too."""
 
     @model_validator(mode="after")
     def _a_range(self) -> Range:
         if self.choices:
             if self.low is not None or self.high is not None or self.log:
-                raise ValueError("choices stand alone. Delete low, high and log, or delete choices")
+                raise ValueError("choices cannot be combined with a range. Delete low, high and log, or delete choices")
             if len(self.choices) < 2:
-                raise ValueError("one choice leaves nothing to search. Write it where the field stands, or add another")
+                raise ValueError("one choice leaves nothing to search. Write it in the field itself, or add another")
             return self
         if self.low is None or self.high is None:
             raise ValueError("write low and high, or choices, such as {low: 16, high: 128} or {choices: [16, 64]}")
@@ -43,26 +43,26 @@ class Range(Section):
 
 
 class Tune(Section):
-    """A search for better values, by `twofold tune`: trials are compared by recall@k on the validation window; nobody
-    looks at the test window. No part of what a run is: `twofold run` does not read it.
+    """Hyperparameter search by `twofold tune`. Trials are compared by recall@k on the validation window; the test
+    window is not read. `twofold run` ignores this section, and it does not change the digest of a run.
     """
 
     ranges: Mapping[str, Range] = Field(min_length=1)
-    """Field: what it may become, as `train.learning_rate: {low: 1e-4, high: 1e-2, log: true}`. Fields of `features`,
+    """Ranges by field, as `train.learning_rate: {low: 1e-4, high: 1e-2, log: true}`. Fields are those of `features`,
     `retriever` and `train`, written as for `--set`.
     """
     trials: int = Field(default=20, ge=1, le=100_000)
-    """How many, failed and pruned ones too. Raise it later and give the same command again: the search goes on."""
+    """Number of trials, including failed and pruned ones. To continue a search, raise it and repeat the command."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of what is tried. Trials train with `train.seed`."""
+    """Seed of the search. Trials train with `train.seed`."""
 
     @model_validator(mode="after")
     def _comparable(self) -> Tune:
         for field in self.ranges:
             if field.partition(".")[0] not in SEARCHED:
                 raise ValueError(
-                    f"ranges: {field} cannot be searched over: trials that differ there answer different questions. "
-                    f"What can be is below {', '.join(SEARCHED)}"
+                    f"ranges: {field} cannot be searched over: trials that differ in it do not compare. "
+                    f"Only fields can be that are below {', '.join(SEARCHED)}"
                 )
         nested = [(one, other) for one in self.ranges for other in self.ranges if other.startswith(f"{one}.")]
         if nested:

@@ -23,7 +23,7 @@ from twofold.dataset.dataset import Dataset
 from twofold.errors import DataError
 from twofold.model.fold_in import FoldIn, save_factors
 from twofold.progress import progress_bar
-from twofold.recipe.train import Ials
+from twofold.recipe.retriever import Ials
 
 
 def fit_factors(

@@ -26,7 +26,7 @@ CELLS = 2**24
 
 def with_mined(objective: Objective, model: Towers, *, epoch: int, is_begun: bool, folder: Path) -> Objective:
     """The objective with the hard negatives that this epoch draws from: mined by the model as it stands before the
-    first step of every `refresh_every`-th epoch, the first included.
+    first step of every epoch.
 
     They lie in a file of 4 bytes a user and rank: they need not fit in memory, and a resumed training has those of the
     killed one.
@@ -36,7 +36,7 @@ def with_mined(objective: Objective, model: Towers, *, epoch: int, is_begun: boo
         return objective
     assert isinstance(model, TwoTower), "no hard negatives are asked of towers per value"
     users = np.unique(objective.dataset.examples["train"].user_rows[objective.lines])
-    if epoch % asked.refresh_every == 0 and not is_begun:
+    if not is_begun:
         with atomic_file(path) as partial:
             mine(objective, model, users, skip=asked.skip, top=asked.top, path=partial)
     if not path.exists():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,11 @@ from twofold.train.ranker_impressions import Impressions, mine_impressions, outc
 
 SCALE_REQUESTS = 4096
 """Number of requests whose candidates determine `Scales`."""
+
+ID_DROPOUT: Final = 0.1
+"""Share of the candidates in training whose id is replaced by "unknown", for the ranker and in the retriever's vectors,
+so that cold items are ranked too.
+"""
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,7 @@ def gather_lists(
     """Gathers a batch of requests with negatives drawn by `seed`; features are those at the request time."""
     rng = np.random.default_rng(seed)
     lists = draw_lists(requests, dataset, which, config.candidates, rng=rng)
-    return _gather(requests, lists, dataset, which, id_dropout=config.id_dropout, rng=rng)
+    return _gather(requests, lists, dataset, which, id_dropout=ID_DROPOUT, rng=rng)
 
 
 def gather_impressions(
@@ -226,7 +231,7 @@ def gather_impressions(
     item_rows = dataset.examples["train"].item_rows[impressions.examples[which], None]
     lists = CandidateLists(item_rows, impressions.ranks[which, None], np.ones_like(item_rows, bool))
     rng = np.random.default_rng(seed)
-    return _gather(impressions, lists, dataset, which, id_dropout=config.id_dropout, rng=rng)
+    return _gather(impressions, lists, dataset, which, id_dropout=ID_DROPOUT, rng=rng)
 
 
 def _gather(

@@ -1,0 +1,42 @@
+"""Data section of a recipe: the tables of a log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from twofold.recipe.section import Section
+
+
+class Table(Section):
+    """A log as tables of Parquet or CSV. `twofold data` downloads public data sets in this form; `twofold recipe new`
+    writes this section for your own log.
+    """
+
+    kind: Literal["table"]
+    events: Path
+    """Path of the events: a file, or a folder of files of one format. Columns: user_id, item_id, at (UTC), and all that
+    the rules read.
+    """
+    items: Path | None = None
+    """Path of the items table: column item_id, and the attributes that features read. Without it, the items are those
+    of the events.
+    """
+    users: Path | None = None
+    """Path of the users table: column user_id, and attributes."""
+    published_negatives: Path | None = None
+    """Path of a table with the columns user_id and item_id (a list): the negatives that a paper published for each
+    user's positives, for `evaluate.sampled`.
+    """
+    vectors: Mapping[str, Path] = {}
+    """Paths of .npy files of item vectors, by name; one vector for each row of the items table, in its order."""
+    columns: Mapping[str, str] = {}
+    """Names of columns in your tables, by the name that twofold uses, as `user_id: uid`. Other columns keep their
+    names.
+    """
+    at_unit: Literal["ms", "s", "us", "ns"] = "ms"
+    """Unit of timestamps that are stored as integers."""
+
+
+Data = Table
