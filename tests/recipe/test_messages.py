@@ -48,7 +48,7 @@ from twofold.recipe.schema import Recipe
         ("train", None, "train: is None — must be a mapping"),
         ("features.item", [], "features.item: is [] — must hold at least 1"),
         ("features.item.1", {"kind": "id"}, "features: the item tower reads 'id' twice; delete one"),
-        ("name", "No Good", "name: is 'No Good' — Names the run's folder: lower-case letters"),
+        ("name", "No Good", "name: is 'No Good' — Name of the run's folder: lower-case letters"),
         ("name", 5, "name: is 5 — must be text; put it in quotation marks"),
         ("data.events", 5, "data.events: is 5 — must be a path"),
         ("prepare.split.train.first", "2022-02-30", "train.first: is '2022-02-30' — must be a day such as 2022-05-08"),
@@ -81,7 +81,7 @@ def test_a_missing_field_says_what_it_is_for(tmp_path: Path) -> None:
     del asked["prepare"]["positive"], asked["data"]["events"]
     said = refusal(write(tmp_path / "r.yaml", asked))
     assert "prepare.positive: is missing — " in said
-    assert "data.events: is missing — A file, or a folder of files of one kind." in said
+    assert "data.events: is missing — Path of the events: a file, or a folder of files of one format." in said
 
 
 def test_every_problem_has_its_own_line(tmp_path: Path) -> None:

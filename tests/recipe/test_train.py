@@ -34,12 +34,12 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
         (DISTANCE, {"kind": "bce"}, {}, r"never above 0, so train.loss bce cannot predict a positive.*kind: dot"),
         (DISTANCE, {"kind": "regression"}, TARGET, r"never above 0, so train.loss regression"),
         # sigmoid(1) = 1 / (1 + exp(-1)) = .73
-        (UNIT_DOT, {"kind": "bce"}, {}, r"at most 1 in the loss.*probability of 0.73.*temperature: 0.1"),
+        (UNIT_DOT, {"kind": "bce"}, {}, r"at most 1 in the loss.*probability above 0.73.*temperature: 0.1"),
         (
             {"score": {"kind": "cosine", "temperature": 2}},
             {"kind": "bce"},
             {},
-            r"at most 0.5 in the loss.*probability of 0.62",
+            r"at most 0.5 in the loss.*probability above 0.62",
         ),
         ({"dropout": 0.1}, {"kind": "bce"}, {}, r"dropout acts on hidden layers, and there are none: write hidden: "),
         (

@@ -226,7 +226,7 @@ def test_equal_runs_give_equal_vectors(solved_run, tmp_path):
             r"features: \{user: \[\{kind: "
             r"history, events: positives, max_length: 500\}\], item: \[\{kind: id\}\]\}, or choose kind: two_tower",
         ),
-        ("features.user.0.pool=windows", r"retriever of kind ials reads who liked what"),
+        ("features.user.0.pool=windows", r"retriever of kind ials reads the positive history"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(solved_run, change, message):
