@@ -70,5 +70,5 @@ def test_the_registered_model_is_the_bundle_and_a_run_is_copied_once(made, store
 def test_a_run_that_is_not_finished_and_a_store_that_is_none_are_refused(made, store, tmp_path):
     with pytest.raises(RunError, match="there is no run folder"):
         log_run(tmp_path / "nowhere", uri=store)
-    with pytest.raises(RunError, match=r"MLflow at ftps://nowhere did not take the run .* The run itself is complete"):
+    with pytest.raises(RunError, match=r"MLflow at ftps://nowhere refused the run .* The run itself is complete"):
         log_run(made, uri="ftps://nowhere")

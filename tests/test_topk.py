@@ -49,7 +49,7 @@ def test_allowed_and_excluded_never_appear():
 
 
 def test_nan_and_k_of_nothing_are_refused():
-    with pytest.raises(RequestError, match="NaN .first in query line 1.*diverged"):
+    with pytest.raises(RequestError, match="NaN .first in query 1.*diverged"):
         top_k(np.array([[0.0], [np.nan]], np.float32), 1)
     with pytest.raises(RequestError, match="k must be at least 1, not 0"):
         top_k(np.zeros((1, 1), np.float32), 0)

@@ -1,4 +1,4 @@
-"""What a thing is, in 64 letters: the identity of recipes, stages and files."""
+"""SHA-256 digests that identify recipes, stages and files."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of the canonical JSON of a value: equal values, equal digests, on every machine.
+    """Returns the SHA-256 of a value's canonical JSON: equal values have equal digests, on every machine.
 
     >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
     True
@@ -17,6 +17,6 @@ def digest_of(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Returns the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

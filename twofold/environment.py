@@ -1,4 +1,4 @@
-"""Where a report comes from: the commit of the code, and what it ran on."""
+"""Commit and hardware of a run, for its report."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """The commit of the code that runs, with + if it was changed since; "unknown" outside a checkout."""
+    """Returns the commit of the running code, with + if files have changed since; "unknown" outside a checkout."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -16,7 +16,7 @@ def commit() -> str:
 
 
 def hardware() -> str:
-    """Cores, processor and memory, in words."""
+    """Returns a text with cores, processor and memory."""
     gib = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
     return f"{os.cpu_count()} × {_processor()}, {gib:.0f} GiB"
 

@@ -1,27 +1,27 @@
-"""Every error a user can cause.
+"""Errors that a user can cause.
 
 ```
-TwofoldError          one message: what, where, the value, what would be right, what to do next; exit code 2
-├── RecipeError       the recipe asks for something that does not exist or cannot be
-├── DataError         a log, a table or a file of it is not what the recipe says
+TwofoldError          one message: what, where, the value, what would be right, the next step; exit code 2
+├── RecipeError       the recipe names something that does not exist, or values that contradict one another
+├── DataError         a log, a table or a file does not match the recipe
 ├── RunError          a run folder is incomplete, damaged, busy or belongs to another recipe
-└── RequestError      a question to a loaded bundle that has no answer: unknown user, k of 0
+└── RequestError      a request that a loaded bundle cannot answer: unknown user, k of 0
 ```
 
-Our own mistakes are `assert`; they reach the user as a traceback, because they are bugs.
+Errors of twofold itself are `assert`: they reach the user as a traceback, because they are bugs.
 """
 
 
 class TwofoldError(Exception):
-    """A mistake the user can mend. Its text says how; no traceback is shown for it."""
+    """An error that the user can repair. Its message says how; no traceback is shown."""
 
 
 class RecipeError(TwofoldError):
-    """The recipe asks for something that does not exist or cannot be."""
+    """The recipe names something that does not exist, or values that contradict one another."""
 
 
 class DataError(TwofoldError):
-    """A log, a table or a file of it is not what the recipe says."""
+    """A log, a table or a file does not match the recipe."""
 
 
 class RunError(TwofoldError):
@@ -29,4 +29,4 @@ class RunError(TwofoldError):
 
 
 class RequestError(TwofoldError):
-    """A question to a loaded bundle that has no answer."""
+    """A request that a loaded bundle cannot answer."""

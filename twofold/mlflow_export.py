@@ -1,6 +1,7 @@
-"""A finished run → MLflow: parameters, metrics, curves, the funnel, its pages, and the bundle as a registered model.
+"""Export of a finished run to MLflow: parameters, metrics, curves, the funnel, pages, and the bundle as a model.
 
-The folders stay the truth; this copies. What MLflow registers is `bundle/`, which `twofold.load` opens once downloaded.
+The run folder stays authoritative; MLflow gets a copy. The registered model is `bundle/`: download it, and
+`twofold.load` opens it.
 """
 
 import re
@@ -18,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from twofold.digest import digest_of
 from twofold.errors import RunError
 from twofold.evaluate.results import MODEL, Report, load_report
+from twofold.ragged import chunks
 from twofold.recipe.load import load_recipe
 from twofold.run_folder import open_stage
 from twofold.runs import STAGES
@@ -25,24 +27,24 @@ from twofold.runs import STAGES
 EXPERIMENT: Final = "twofold"
 DIGEST: Final = "twofold.stages"
 _PAGES: Final = (".html", ".md", ".json", ".png")
-_LONGEST: Final = 6000  # characters of a parameter that MLflow keeps
-_AT_ONCE: Final = 100  # parameters that it takes in one request
-_METRICS: Final = 1000  # metrics
+_LONGEST_PARAM: Final = 6000  # characters that MLflow stores
+_PARAMS_PER_REQUEST: Final = 100
+_METRICS_PER_REQUEST: Final = 1000
 
 
 def log_run(folder: Path, *, uri: str) -> str:
-    """Copies a run that has every stage to the MLflow at `uri`; returns MLflow's id of it.
+    """Copies a run that has every stage to the MLflow at `uri`; returns MLflow's id of the run.
 
-    A run whose stages are there already is found, not copied again. RunError if a stage is missing, or with what MLflow
-    says if it does not take the run.
+    A run that was copied before is found, not copied again. RunError if a stage is missing, or with MLflow's message if
+    MLflow refuses the run.
     """
     stages = [open_stage(folder, name) for name in STAGES]
     digest = digest_of([stage.digest for stage in stages])
     name = load_recipe(folder / "recipe.yaml").name
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        held = client.get_experiment_by_name(EXPERIMENT)
-        experiment = held.experiment_id if held else client.create_experiment(EXPERIMENT)
+        existing = client.get_experiment_by_name(EXPERIMENT)
+        experiment = existing.experiment_id if existing else client.create_experiment(EXPERIMENT)
         known = client.search_runs([experiment], f"tags.`{DIGEST}` = '{digest}'", max_results=1)
         if known:
             return str(known[0].info.run_id)
@@ -53,39 +55,39 @@ def log_run(folder: Path, *, uri: str) -> str:
         except BaseException:
             client.set_terminated(run, "FAILED")
             raise
-        client.set_tag(run, DIGEST, digest)  # last: what was cut off is copied anew
+        client.set_tag(run, DIGEST, digest)  # last: an interrupted copy is made again
         client.set_terminated(run)
     except MlflowException as error:
         raise RunError(
-            f"MLflow at {uri} did not take the run {folder}: {error}. The run itself is complete; give the same "
+            f"MLflow at {uri} refused the run {folder}: {error}. The run itself is complete; give the same "
             f"command again, or unset MLFLOW_TRACKING_URI and delete the recipe's mlflow."
         ) from error
     return run
 
 
 def _log(client: MlflowClient, run: str, folder: Path) -> None:
-    """All but the bundle."""
+    """Copies all but the bundle."""
     report = load_report(folder / "evaluate" / "report.json")
     recipe = load_recipe(folder / "recipe.yaml").model_dump(mode="json", exclude={"tune", "mlflow"})
-    params = [Param(_named(field), str(value)[:_LONGEST]) for field, value in _leaves(recipe)]
-    for first in range(0, len(params), _AT_ONCE):
-        client.log_batch(run, params=params[first : first + _AT_ONCE])
+    params = [Param(_mlflow_name(field), str(value)[:_LONGEST_PARAM]) for field, value in _leaves(recipe)]
+    for part in chunks(len(params), _PARAMS_PER_REQUEST):
+        client.log_batch(run, params=params[part])
     epochs = open_stage(folder, "train").facts["epochs"]
-    metrics = [*_metrics(report, epochs), *_steps(folder / "train" / "training_steps.parquet")]
-    for first in range(0, len(metrics), _METRICS):
-        client.log_batch(run, metrics=metrics[first : first + _METRICS])
+    metrics = [*_metrics(report, epochs), *_step_metrics(folder / "train" / "training_steps.parquet")]
+    for part in chunks(len(metrics), _METRICS_PER_REQUEST):
+        client.log_batch(run, metrics=metrics[part])
     for tag in ("recipe_digest", "commit", "hardware"):
         client.set_tag(run, f"twofold.{tag}", getattr(report.facts, tag))
-    client.log_dict(run, {"funnel": [asdict(line) for line in report.facts.funnel]}, "funnel.json")
+    client.log_dict(run, {"funnel": [asdict(step) for step in report.facts.funnel]}, "funnel.json")
     client.log_artifact(run, str(folder / "recipe.yaml"))
-    for place in (None, "evaluate", "explain"):  # the run's card, and the pages of its stages
-        for path in sorted(folder.joinpath(place or "").iterdir()):
+    for stage in (None, "evaluate", "explain"):  # the run's card, and the pages of its stages
+        for path in sorted(folder.joinpath(stage or "").iterdir()):
             if path.suffix in _PAGES:
-                client.log_artifact(run, str(path), place)
+                client.log_artifact(run, str(path), stage)
 
 
 def _register(client: MlflowClient, run: str, folder: Path, name: str) -> None:
-    """The bundle, as the next version of the model that has the recipe's name."""
+    """Registers the bundle as the next version of the model that has the recipe's name."""
     client.log_artifacts(run, str(folder / "index"), "bundle/index")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
@@ -93,28 +95,28 @@ def _register(client: MlflowClient, run: str, folder: Path, name: str) -> None:
 
 
 def _metrics(report: Report, epochs: list[dict[str, Any]]) -> Iterator[Metric]:
-    """The model's on the test window; by epoch, loss and validation; by step of the funnel, the rows it left."""
+    """Yields the model's metrics on the test window, loss and validation by epoch, and the rows of the funnel."""
     now = int(time.time() * 1000)
     for name, value in report.metrics_of(MODEL).items():
-        yield Metric(_named(name), value, now, 0)
+        yield Metric(_mlflow_name(name), value, now, 0)
     for epoch in epochs:
         for name in ("loss", "validation"):
             if epoch[name] is not None:
                 yield Metric(f"train/{name}", epoch[name], now, epoch["epoch"])
-    for step, line in enumerate(report.facts.funnel):
-        yield Metric("funnel/rows", line.rows, now, step)
+    for number, step in enumerate(report.facts.funnel):
+        yield Metric("funnel/rows", step.rows, now, number)
 
 
-def _steps(log: Path) -> Iterator[Metric]:
-    """What a training by steps logged of them: `train/step/loss` and its like."""
+def _step_metrics(log: Path) -> Iterator[Metric]:
+    """Yields the metrics of single training steps, such as `train/step/loss`, if the training logged them."""
     now = int(time.time() * 1000)
-    for line in pq.read_table(log).to_pylist() if log.is_file() else ():
-        step = line.pop("step")
-        yield from (Metric(f"train/step/{name}", value, now, step) for name, value in line.items())
+    for record in pq.read_table(log).to_pylist() if log.is_file() else ():
+        step = record.pop("step")
+        yield from (Metric(f"train/step/{name}", value, now, step) for name, value in record.items())
 
 
 def _leaves(tree: Any, field: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field that holds no other, by its path."""
+    """Yields every field that contains no other, with its path."""
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     if not pairs or not tree:
         yield field, tree
@@ -122,6 +124,6 @@ def _leaves(tree: Any, field: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{field}.{key}" if field else str(key))
 
 
-def _named(name: str) -> str:
-    """MLflow takes no @ in a name, nor most other signs: recall@100 is recall_at_100."""
+def _mlflow_name(name: str) -> str:
+    """Returns a name that MLflow accepts: recall@100 becomes recall_at_100."""
     return re.sub(r"[^\w./ -]", "_", name.replace("@", "_at_"))

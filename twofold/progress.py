@@ -1,5 +1,6 @@
-"""Progress of long steps on a terminal: how far, how fast, how long still. Silent anywhere else (pipes, logs,
-notebooks' servers).
+"""Progress bars of long steps: share done, rate and remaining time.
+
+Nothing is printed where stderr is no terminal (pipes, logs, notebook servers).
 """
 
 import sys
@@ -7,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[int, str], None]
-"""Called with the units done since the last call and a short remark (the loss, the file)."""
+"""Callback that takes the units done since its last call and a short remark (the loss, the file)."""
 
 
 @contextmanager
 def progress_bar(label: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """A bar with rate and remaining time while the block runs; `done` units were finished before (a resumed run)."""
+    """Shows a bar while the block runs; `done` units were finished before (a resumed run)."""
     if not sys.stderr.isatty():
         yield lambda units, remark: None
         return

@@ -7,7 +7,7 @@ from jaxtyping import Int64, Integer, Shaped
 
 
 def chunks(length: int, size: int) -> list[slice]:
-    """Consecutive slices of at most `size` that cover `range(length)`.
+    """Returns consecutive slices of at most `size` that cover `range(length)`.
 
     >>> chunks(5, 2)
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
@@ -17,33 +17,33 @@ def chunks(length: int, size: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class Ragged:
-    """One list a line, end to end: line i is `values[offsets[i]:offsets[i + 1]]`."""
+    """Lists of different lengths, end to end: list i is `values[offsets[i]:offsets[i + 1]]`."""
 
     values: Shaped[np.ndarray, "length"]
-    offsets: Integer[np.ndarray, "offsets"]
+    offsets: Integer[np.ndarray, "_"]
 
     @property
-    def sizes(self) -> Integer[np.ndarray, "lines"]:
-        """Length of each line."""
+    def sizes(self) -> Integer[np.ndarray, "_"]:
+        """Length of each list."""
         return np.diff(self.offsets)
 
     @property
     def lines(self) -> Int64[np.ndarray, "length"]:
-        """The line that each value stands in."""
+        """Index of the list that each value belongs to."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.sizes)
 
-    def part(self, lines: slice) -> "Ragged":
-        """The lines of a slice, as a Ragged of their own."""
-        first, end = self.offsets[lines.start], self.offsets[lines.stop]
-        return Ragged(self.values[first:end], self.offsets[lines.start : lines.stop + 1] - first)
+    def part(self, lists: slice) -> "Ragged":
+        """Returns the lists of a slice."""
+        first, end = self.offsets[lists.start], self.offsets[lists.stop]
+        return Ragged(self.values[first:end], self.offsets[lists.start : lists.stop + 1] - first)
 
-    def of(self, lines: Int64[np.ndarray, "chosen"]) -> "Ragged":
-        """These lines, in this order.
+    def of(self, lists: Int64[np.ndarray, "_"]) -> "Ragged":
+        """Returns the chosen lists, in the given order.
 
         >>> Ragged(np.array([7, 8, 9]), np.array([0, 2, 3])).of(np.array([1, 0])).values.tolist()
         [9, 7, 8]
         """
-        sizes = self.sizes[lines]
+        sizes = self.sizes[lists]
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        taken = np.arange(offsets[-1]) + np.repeat(self.offsets[lines] - offsets[:-1], sizes)
+        taken = np.arange(offsets[-1]) + np.repeat(self.offsets[lists] - offsets[:-1], sizes)
         return Ragged(self.values[taken], offsets)

@@ -1,21 +1,21 @@
-"""What one run leaves on disk: one folder a stage, each complete or not there.
+"""The run folder: one folder per stage, each complete or absent.
 
 ```
 runs/kuairand/
-├── recipe.yaml          the recipe as it was asked for, resolved
+├── recipe.yaml          the recipe, with all defaults and its base resolved
 ├── prepare/             rows, events, items, users, funnel          + manifest.json
 ├── dataset/             arrays, vocabularies, fitted features       + manifest.json
 ├── train/               weights, training log                       + manifest.json
 ├── evaluate/            report.json, report.html                    + manifest.json
-├── index/               the bundle: the only thing serving opens    + manifest.json
+├── index/               the bundle: all that the service opens      + manifest.json
 ├── recommend/           recommendations.parquet                     + manifest.json
 ├── explain/             probes.json, gap.json, the map              + manifest.json
 ├── card.html, card.md   the run on one page
-└── comment.md           what a person said of it
+└── comment.md           a comment for the card
 ```
 
-A stage works in `<stage>.partial/` and is renamed when its manifest, written last, is there: a killed or failed stage
-is never taken for a complete one. A stage whose inputs have the digest of its manifest is not run again.
+A stage writes into `<stage>.partial/`, which is renamed once the manifest, written last, is complete: a killed stage is
+never taken for a complete one. A stage whose inputs have the digest of its manifest is not run again.
 """
 
 import errno
@@ -36,12 +36,12 @@ from twofold.tables import Json
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 2
-"""Part of every stage's digest: raised when a stage writes something else for the same inputs."""
+"""Version of the stages' formats, part of every digest: raised when a stage writes other files for the same inputs."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A complete stage: its folder, the digest of what it was made from, and what it has to say of itself."""
+    """A complete stage: its folder, the digest of its inputs, and the facts of its manifest."""
 
     folder: Path
     digest: str
@@ -57,11 +57,11 @@ def run_stage(
     inputs: Json,
     work: Callable[[Path], Mapping[str, Json]],
 ) -> Stage:
-    """Does `work` in a partial folder and makes it `run/name`; or finds it done already.
+    """Runs `work` in a partial folder and renames that to `run/name`; or finds the stage complete and unchanged.
 
-    `inputs` is everything the result depends on, as JSON: parts of the recipe and digests of earlier stages. `work`
-    gets the partial folder and returns facts for the manifest. If an earlier attempt at the same inputs was killed, its
-    partial folder is handed over as it was left, so that training can resume.
+    `inputs` is everything the result depends on, as JSON: sections of the recipe and digests of earlier stages. `work`
+    takes the partial folder and returns facts for the manifest. If an earlier attempt with the same inputs was killed,
+    `work` gets the partial folder that it left, so that training can resume.
     """
     digest = digest_of({"stage": name, "format": FORMAT, "inputs": inputs})
     done = find_stage(run, name)
@@ -91,7 +91,7 @@ def run_stage(
 
 
 def find_stage(run: Path, name: str) -> Stage | None:
-    """The complete stage in a run folder, or None. A damaged manifest counts as none: the stage is made again."""
+    """Returns a complete stage of a run folder; `None` means that it is absent or its manifest damaged."""
     try:
         manifest = json.loads((run / name / MANIFEST).read_text())
         return Stage(run / name, manifest["digest"], manifest["facts"], manifest["seconds"], was_reused=True)
@@ -100,16 +100,17 @@ def find_stage(run: Path, name: str) -> Stage | None:
 
 
 def open_stage(run: Path, name: str, *, verify: bool = False) -> Stage:
-    """The complete stage, or a RunError that says what is missing. `verify` compares every file with its checksum."""
+    """Returns a complete stage; RunError says what is missing. `verify` compares every file with its checksum."""
     if not run.is_dir():
         raise RunError(
             f"there is no run folder {run}. Make one with `twofold run RECIPE`, or list them with `twofold runs`."
         )
     stage = find_stage(run, name)
     if stage is None:
-        half = " (it was begun and not finished)" if (run / f"{name}.partial").exists() else ""
+        unfinished = " (it was begun and not finished)" if (run / f"{name}.partial").exists() else ""
         raise RunError(
-            f"run {run} has no complete {name}/ stage{half}. Run `twofold run` with its recipe again: it continues."
+            f"run {run} has no complete {name}/ stage{unfinished}. Run `twofold run` with its recipe again: "
+            f"it continues."
         )
     files = json.loads((stage.folder / MANIFEST).read_text())["files"]
     for relative, expected in files.items():
@@ -127,14 +128,14 @@ def open_stage(run: Path, name: str, *, verify: bool = False) -> Stage:
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Writes a JSON file whole or not at all: to a neighbour first, flushed to disk, then renamed."""
+    """Writes a JSON file whole or not at all: to a file beside it, flushed to disk, then renamed."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block ends well, and is gone when it does not."""
+    """Gives the block a path to write to; the file becomes `path` if the block succeeds, and is deleted if not."""
     partial = path.with_name(path.name + ".writing")
     try:
         yield partial
@@ -147,7 +148,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Keeps a second process out of a run folder, and says what a full disk means."""
+    """Keeps other processes out of a run folder while the block runs; turns a full disk into a RunError."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as lock:
         try:
@@ -164,5 +165,5 @@ def locked(run: Path) -> Iterator[None]:
             free = shutil.disk_usage(run).free // 2**20
             raise RunError(
                 f"the disk is full: writing {error.filename or run} failed with {free} MiB free. "
-                f"Nothing half written counts as done; free some space and give the same command again: it continues."
+                f"No incomplete stage counts as done; free some space and give the same command again: it continues."
             ) from error

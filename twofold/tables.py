@@ -1,8 +1,8 @@
-"""Names and column types of the three tables, and of the prepared ones: the words all packages share.
+"""Names and column types of the stored tables, and constants that all packages share.
 
-A source turns a public log into `EVENTS`, `ITEMS` and `USERS`; further columns may follow the required ones, with
-the names a rule or a feature of the recipe calls them by. Preparation turns them into `ROWS` (what is trained on and
-judged) and `HISTORY` (every event, sorted, so that a history is a slice).
+A log is three tables, `EVENTS`, `ITEMS` and `USERS`; further columns may follow the required ones, and rules and
+features of the recipe read them by name. Preparation turns them into `ROWS` (the training and evaluation examples) and
+`HISTORY` (every event, sorted, so that a history is a slice).
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 # SQL types, as DuckDB and Spark both spell them. An id is BIGINT or VARCHAR, as the log has it.
 ID: Final = "BIGINT or VARCHAR"
 
-# One event: a user met an item at a moment (UTC, integer milliseconds: floats lose order).
+# One event: a user saw an item at time `at` (UTC, integer milliseconds: floats lose order).
 EVENTS: Final[dict[str, str]] = {"user_id": ID, "item_id": ID, "at": "BIGINT"}
 ITEMS: Final[dict[str, str]] = {"item_id": ID}
 USERS: Final[dict[str, str]] = {"user_id": ID}
 
-# rows/split=…/shard=k.parquet, sorted by (user_id, at, item_id). `weight` is how much a row counts, `target` what a
-# regression learns; NULL where unknown, as are watch_s and length_s. `positives_before` and `negatives_before`
-# count the user's events of that kind with a strictly earlier `at`: they cut the histories of `HISTORY` without storing
-# lists.
+# rows/split=…/shard=k.parquet, sorted by (user_id, at, item_id). `weight` is the weight of a row in the loss,
+# `target` the value that a regression predicts; NULL where unknown, as are watch_s and length_s. `positives_before` and
+# `negatives_before` count the user's events of that kind with a strictly earlier `at`: they are the lengths of the
+# histories in `HISTORY` as of this row.
 ROWS: Final[dict[str, str]] = {
     "user_id": ID,
     "item_id": ID,
@@ -45,7 +45,7 @@ ROWS: Final[dict[str, str]] = {
     "negatives_before": "INTEGER",
 }
 
-# Then, of type FLOAT, a column for each of `prepare.outcomes`, whose name follows.
+# Prefix of a FLOAT column for each of `prepare.outcomes`; the name of the outcome follows.
 OUTCOME: Final = "outcome_"
 
 # events/shard=k.parquet, every kept event of all windows, sorted by (user_id, at, item_id). `is_positive` and
@@ -58,7 +58,7 @@ HISTORY: Final[dict[str, str]] = {
     "is_negative": "BOOLEAN",
 }
 
-# What twofold answers with, everywhere: the file, the CLI, Python and the service.
+# Columns of recommendations in the file, on the command line, in Python and from the service.
 RECOMMENDATIONS: Final[tuple[str, ...]] = ("user_id", "item_id", "score", "rank")
 
 

@@ -1,4 +1,4 @@
-"""The k best allowed rows of a score matrix. Ties, masks and NaN are decided here, once, for everyone.
+"""Top-k of a score matrix: the k best allowed items, with one rule for ties, masks and NaN.
 
 A score and an item row are packed into one 64-bit key, so that keys never tie: the upper half is the score's bits in
 an order-preserving form, the lower half the rank of the item in a fixed shuffle. Selecting the largest keys then
@@ -15,26 +15,24 @@ from twofold.errors import RequestError
 from twofold.ragged import Ragged, chunks
 
 NOT_ALLOWED = np.float32(-np.inf)
-"""Give this score to an item that must not be answered: it is left out, and the list counts as short."""
+"""Score of an item that must not be returned: the list is shorter without it."""
 
 _CHUNK_PAIRS = 2**16  # pairs of vectors gathered at a time
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Item rows by falling score; where fewer than k were allowed, the tail is -1 with score -inf.
-
-    `counts` says how many answers of each line are real.
-    """
+    """The best items of each query, by falling score; after the last allowed item, rows are -1 and scores -inf."""
 
     item_rows: Int64[np.ndarray, "queries k"]
     scores: Float32[np.ndarray, "queries k"]
     counts: Int64[np.ndarray, "queries"]
+    """Number of items that each query has, at most k."""
 
 
 @lru_cache(maxsize=8)
 def tie_order(items: int) -> tuple[Int64[np.ndarray, "items"], Int64[np.ndarray, "items"]]:
-    """The fixed shuffle that breaks ties: (rank of each item row, item row of each rank). A function of N alone.
+    """Returns the fixed shuffle that breaks ties: (rank of each item row, item row of each rank).
 
     >>> rank, row = tie_order(5)
     >>> bool((row[rank] == np.arange(5)).all())
@@ -52,20 +50,20 @@ def tie_order(items: int) -> tuple[Int64[np.ndarray, "items"], Int64[np.ndarray,
 
 
 def sortable_keys(scores: Float32[np.ndarray, "queries items"]) -> Int64[np.ndarray, "queries items"]:
-    """Each score and its item's tie rank as one integer; a larger key is a better answer, and no two are equal."""
+    """Packs each score and its item's tie rank into one integer: a larger key is better, and no two are equal."""
     return packed_keys(scores, tie_order(scores.shape[1])[0])
 
 
-def packed_keys(scores: Float32[np.ndarray, "*shape"], ranks: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "*shape"]:
-    """The same for scores in any order, with the tie rank of each one's item."""
+def packed_keys(scores: Float32[np.ndarray, "*batch"], ranks: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "*batch"]:
+    """Packs scores in any order, with the tie rank of each score's item, as `sortable_keys` does."""
     bits = np.ascontiguousarray(scores + np.float32(0.0)).view(np.int32)  # + 0 turns -0.0 into 0.0
     bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)  # negative floats fall as their bits rise: flip them
-    keys: Int64[np.ndarray, "*shape"] = (bits.astype(np.int64) << 32) | ranks
+    keys: Int64[np.ndarray, "*batch"] = (bits.astype(np.int64) << 32) | ranks
     return keys
 
 
-def packed_scores(keys: Int64[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """The scores that such keys were made of."""
+def packed_scores(keys: Int64[np.ndarray, "*batch"]) -> Float32[np.ndarray, "*batch"]:
+    """Returns the scores that keys were packed from."""
     bits = (keys >> 32).astype(np.int32)
     return (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
 
@@ -76,9 +74,9 @@ def top_k(
     *,
     allowed: Bool[np.ndarray, "#queries items"] | None = None,
 ) -> TopK:
-    """The k highest scores of each line among the allowed items; score -inf means not allowed.
+    """Returns the k highest scores of each query among the allowed items; score -inf means not allowed.
 
-    The whole line is held in memory: callers pass blocks of queries (`blocks`).
+    The keys of all pairs are in memory: callers pass chunks of queries (`ragged.chunks`).
 
     >>> top_k(np.array([[0.1, 0.9, 0.5]], np.float32), 2).item_rows
     array([[1, 2]])
@@ -90,10 +88,8 @@ def top_k(
         raise RequestError(f"k must be at least 1, not {k}")
     queries, items = scores.shape
     if np.isnan(scores).any():
-        line = int(np.flatnonzero(np.isnan(scores).any(axis=1))[0])
-        raise RequestError(
-            f"scores hold NaN (first in query line {line}): the model has diverged; lower the learning rate"
-        )
+        query = int(np.flatnonzero(np.isnan(scores).any(axis=1))[0])
+        raise RequestError(f"scores hold NaN (first in query {query}): the model has diverged; lower the learning rate")
     if allowed is not None:
         scores = np.where(allowed, scores, NOT_ALLOWED)
     kept = min(k, items)
@@ -113,7 +109,7 @@ def top_k(
 
 
 def exclude(scores: Float32[np.ndarray, "queries items"], excluded: Ragged) -> None:
-    """Writes -inf, in place, at each line's own excluded item rows: items already seen."""
+    """Writes -inf, in place, at each query's own excluded item rows: items already seen."""
     scores[excluded.lines, excluded.values] = NOT_ALLOWED
 
 
