@@ -87,7 +87,7 @@ def test_who_may_be_recommended_is_said_of_items_and_counts(
         ),
         (
             {"counters": {"author": {"rates": {"like": "liked"}}}},
-            r"prepare\.counters\.author: there is no column author, which is what is counted by",
+            r"prepare\.counters\.author: there is no column author, which is the key of the counters",
         ),
         (
             {"labels": {"sooner": {"kind": "below_mean", "column": "title"}}},
@@ -99,7 +99,7 @@ def test_who_may_be_recommended_is_said_of_items_and_counts(
         ),
         (
             {"split": {"kind": "last_n", "ties": "pos"}},
-            r"prepare\.split\.ties: there is no column pos, which orders events of one moment",
+            r"prepare\.split\.ties: there is no column pos, which orders events with one timestamp",
         ),
     ],
 )
@@ -165,7 +165,7 @@ def test_columns_to_group_by_are_checked(tmp_path: Path, column: str, message: s
     [
         (
             "creatr",
-            r"retriever\.separate_towers_by: the items have no column creatr \(nearest: creator; columns at hand: "
+            r"retriever\.separate_towers_by: the items have no column creatr \(nearest: creator; columns available: "
             r".*item_id",
         ),
         ("look", r"retriever\.separate_towers_by: look is DOUBLE\[\]; towers are made for single values"),
@@ -188,7 +188,9 @@ def test_files_of_vectors_are_looked_for_before_rows_are_read(tmp_path: Path) ->
         check_recipe(recipe_with(tmp_path, features, {"vectors": {"sound": tmp_path / "sound.npy"}}))
     np.save(tmp_path / "sound.npy", np.zeros((2, 3)))
     check_recipe(recipe_with(tmp_path, features, {"vectors": {"sound": tmp_path / "sound.npy"}}))
-    with pytest.raises(TwofoldError, match=r"has a line for each row of the items file; name it in data\.items"):
+    with pytest.raises(
+        TwofoldError, match=r"has one row for each row of the items file; name that file in data\.items"
+    ):
         check_recipe(recipe_with(tmp_path, features, {"vectors": {"sound": tmp_path / "sound.npy"}, "items": None}))
 
 

@@ -42,7 +42,7 @@ def test_a_second_round_mends_what_the_first_broke(tmp_path: Path) -> None:
     once = prepared(tmp_path / "once", meetings(CHAIN), filters=filters)
     # All three users have two events. Then item 2 goes, and user 3 is left with one.
     assert column(rows_of(once), "user_id", "item_id") == [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
-    twice = prepared(tmp_path / "twice", meetings(CHAIN), filters=filters, rounds=2)
+    twice = prepared(tmp_path / "twice", meetings(CHAIN), filters=filters, filter_rounds=2)
     assert column(rows_of(twice), "user_id", "item_id") == [(1, 0), (1, 1), (2, 0), (2, 1)]
     names = [line.name for line in funnel_of(twice) if line.scope == "train"]
     assert names[1:] == [f"{kind}: 2 or more events, round {n}" for n in (1, 2) for kind in ("users", "items")]

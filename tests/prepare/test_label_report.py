@@ -60,7 +60,7 @@ def test_of_the_labels_only_gain_leans_to_no_length(tmp_path: Path) -> None:
     # A rank correlation of 1,000 rows has a standard deviation of 1 / sqrt(1000) = .03.
     assert abs(leaning["wtg"]) < 0.1
     assert abs(leaning["rank"]) < 0.1
-    (remark,) = report["remarks"]
+    (remark,) = report["warnings"]
     assert remark.startswith("of_item is near 0 on average for every item")
 
 

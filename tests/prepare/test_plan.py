@@ -84,7 +84,9 @@ def test_outcomes_are_kept_of_every_row_and_null_is_not_known(tmp_path: Path) ->
 )  # fmt: skip
 def test_an_outcome_that_no_head_can_learn_is_refused(tmp_path: Path, rule: str, found: str) -> None:
     rows = [(1, 0, TRAIN, True), (2, 1, TRAIN, False)]
-    with pytest.raises(DataError, match=rf"prepare.outcomes.odd, .*{found}.* a number from 0 to 1 that differs"):
+    with pytest.raises(
+        DataError, match=rf"prepare.outcomes.odd, .*{found}.* must lie between 0 and 1 and take more than one"
+    ):
         prepared(tmp_path, log_of(rows, share=[0.25, 1.0]), outcomes={"odd": rule})
 
 
@@ -162,7 +164,7 @@ def test_estimated_times_teach_and_are_never_judged(tmp_path: Path) -> None:
     assert column(rows_of(out, "test"), "item_id") == [100, 100]
     # nor do they enter a history that would be asked for within those days: their true place in it is not known
     assert 2 not in column(events_of(out), "item_id")
-    assert {line.name: line.removed for line in funnel_of(out)}["no estimated time where judged"] == 2
+    assert {line.name: line.removed for line in funnel_of(out)}["no estimated time in validation or test"] == 2
 
 
 # --- histories --------------------------------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ def test_shards_hold_every_row_once_and_every_user_in_one(tmp_path: Path, monkey
     recipe = world_recipe(write_world(tmp_path, log))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     prepare(recipe, whole)
-    monkeypatch.setattr(stage, "EVENTS_A_SHARD", -(-len(log) // 3))
+    monkeypatch.setattr(stage, "EVENTS_PER_SHARD", -(-len(log) // 3))
     assert prepare(recipe, cut)["shards"] == 3
     for part in ("events", "rows/split=train", "rows/split=test"):
         shards = [pq.read_table(path, partitioning=None).to_pylist() for path in sorted((cut / part).iterdir())]

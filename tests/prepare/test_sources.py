@@ -220,7 +220,7 @@ def test_a_missing_column_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 def test_ids_of_two_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"item_id is VARCHAR in .*items\.parquet, but BIGINT in .*events\.parquet: nothing would"
+        DataError, match=r"item_id is VARCHAR in .*items\.parquet, but BIGINT in .*events\.parquet: no id would"
     ):
         open_source(table(tmp_path, LOG, pa.table({"item_id": ["10"]})))
 
@@ -261,10 +261,10 @@ def test_a_damaged_file_is_named_with_its_size(tmp_path: Path, damage: str) -> N
 
 
 def test_an_empty_log_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.events: .*events\.parquet holds no rows\. Check that the export"):
+    with pytest.raises(DataError, match=r"data\.events: .*events\.parquet has no rows\. Check that the export"):
         open_source(table(tmp_path, LOG.slice(0, 0)))
     (tmp_path / "log.csv").write_text("user_id,item_id,at\n")
-    with pytest.raises(DataError, match=r"data\.events: .*log\.csv holds no rows"):
+    with pytest.raises(DataError, match=r"data\.events: .*log\.csv has no rows"):
         open_source(Table(kind="table", events=tmp_path / "log.csv"))
 
 

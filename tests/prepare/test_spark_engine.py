@@ -155,7 +155,7 @@ def short_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_last_events_of_a_world_in_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_videos: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(stage, "EVENTS_A_SHARD", 25_000)
+    monkeypatch.setattr(stage, "EVENTS_PER_SHARD", 25_000)
     parts = {"where": "language <> 'language 0'", "split": {"kind": "last_n", "test": 3, "ties": "watch_s"}}
     labels = {"item_gain": {"kind": "wtg", "buckets": {"kind": "item", "creator": "creator_id"}}}
     recipe = asked(world_recipe(short_videos), **parts, labels=labels, target="item_gain")
@@ -166,7 +166,7 @@ def test_last_events_of_a_world_in_shards(
 def test_everything_at_once_on_a_world_with_ids_of_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_videos: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(stage, "EVENTS_A_SHARD", 25_000)
+    monkeypatch.setattr(stage, "EVENTS_PER_SHARD", 25_000)
     data: dict[str, Any] = {"kind": "table"}
     for name in ("events", "items", "users"):
         table = pq.read_table(short_videos[name])

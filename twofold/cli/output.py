@@ -49,7 +49,7 @@ def print_labels(report: Mapping[str, Any]) -> None:
     for name in ("label", "target"):
         if (correlation := report[f"{name}_with_length"]) is not None:
             print(f"Spearman correlation of {name} and length: {correlation:+.3f} (0: no preference by length)")
-    for remark in report["remarks"]:
+    for remark in report["warnings"]:
         print(f"note: {remark}")
 
 

@@ -1,4 +1,4 @@
-"""Everything about a recipe and its log that can be refused before a row is read: columns, types, rules, references."""
+"""Checks of a recipe against its log before a row is read: columns, types, rules, references."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,11 +34,11 @@ _NUMBER: Final = "DOUBLE"
 
 
 def check_recipe(recipe: Recipe) -> Source:
-    """The recipe's source, after all that can be checked before rows are read."""
+    """Returns the recipe's source after every check that needs no rows."""
     source = open_source(recipe.data)
     columns = _check_columns(recipe.prepare, source)
-    for field, rule, at_hand in _rules(recipe.prepare, columns):
-        check_columns(rule, at_hand, field=field)
+    for field, rule, available in _rules(recipe.prepare, columns):
+        check_columns(rule, available, field=field)
         _check_types(rule, columns, field=field)
     paths = table_paths(recipe.data)
     for tower, own, path in (
@@ -77,7 +77,7 @@ def check_recipe(recipe: Recipe) -> Source:
 
 
 def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
-    """Name → SQL type of every column that a rule may read; RecipeError where the recipe's own do not fit in."""
+    """Returns name → SQL type of every column that a rule may read; RecipeError if a name of the recipe is taken."""
     columns = {**source.user_columns, **source.item_columns, **source.event_columns}
     for part, names in (("derive", prepare.derive), ("labels", prepare.labels)):
         for name in names:
@@ -94,7 +94,7 @@ def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
                 _need(label.key, columns, field=f"{field}.key", why="is averaged over")
             case _:
                 for needed in ("watch_s", "length_s"):
-                    _need(needed, columns, field=field, why="it is made of", numeric=True)
+                    _need(needed, columns, field=field, why="the label needs", numeric=True)
                 if (
                     isinstance(label, WatchTimeGain)
                     and isinstance(label.buckets, ItemBuckets)
@@ -102,9 +102,11 @@ def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
                 ):
                     _need(label.buckets.creator, columns, field=f"{field}.buckets.creator", why="is the creator")
     if isinstance(prepare.split, LastEvents):
-        _need(prepare.split.ties, source.event_columns, field="prepare.split.ties", why="orders events of one moment")
+        _need(
+            prepare.split.ties, source.event_columns, field="prepare.split.ties", why="orders events with one timestamp"
+        )
     for key in prepare.counters:
-        _need(key, columns, field=f"prepare.counters.{key}", why="is what is counted by")
+        _need(key, columns, field=f"prepare.counters.{key}", why="is the key of the counters")
         if key != "user_id" and key not in source.item_columns:
             raise RecipeError(
                 f"prepare.counters.{key}: {key} is no column of the items, so no item would find its counts. Count by "
@@ -119,20 +121,20 @@ def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
 def _need(name: str, columns: Mapping[str, str], *, field: str, why: str, numeric: bool = False) -> None:
     if name not in columns:
         raise RecipeError(
-            f"{field}: there is no column {name}, which {why} ({did_you_mean(name, columns)}columns at hand: "
-            f"{', '.join(sorted(columns))}). Name one, or make it in prepare.derive."
+            f"{field}: there is no column {name}, which {why} ({did_you_mean(name, columns)}columns available: "
+            f"{', '.join(sorted(columns))}). Name one of them, or define it in prepare.derive."
         )
     if numeric and not _is_number(columns[name]):
         raise RecipeError(f"{field}: {name} is {columns[name]}; a number is needed.")
 
 
 def _rules(prepare: Prepare, columns: Mapping[str, str]) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """Every rule with its field, and the columns it may read."""
+    """Yields every rule with its field and the columns that it may read."""
     derived = list(prepare.derive)
-    of_log = {name: type_ for name, type_ in columns.items() if name not in (*derived, *prepare.labels)}
-    for place, (name, rule) in enumerate(prepare.derive.items()):
-        yield f"prepare.derive.{name}", rule, of_log | dict.fromkeys(derived[:place], _NUMBER)
-    before_labels = of_log | dict.fromkeys(derived, _NUMBER)
+    log_columns = {name: type_ for name, type_ in columns.items() if name not in (*derived, *prepare.labels)}
+    for number, (name, rule) in enumerate(prepare.derive.items()):
+        yield f"prepare.derive.{name}", rule, log_columns | dict.fromkeys(derived[:number], _NUMBER)
+    before_labels = log_columns | dict.fromkeys(derived, _NUMBER)
     if prepare.where is not None:
         yield "prepare.where", prepare.where, before_labels
     for name in ("positive", "negative", "weight", "target"):
@@ -146,21 +148,21 @@ def _rules(prepare: Prepare, columns: Mapping[str, str]) -> Iterator[tuple[str, 
                 yield f"prepare.counters.{key}.{kind}.{name}", rule, columns
 
 
-def _check_index(asked: Index, own: Mapping[str, str]) -> None:
-    """RecipeError where `where` reads what the items and `counts` do not have, or `counts` what the items have."""
-    for name in asked.recent_counts:
+def _check_index(index: Index, own: Mapping[str, str]) -> None:
+    """Raises RecipeError if `where` reads an unknown column, or a recent count has the name of a column."""
+    for name in index.recent_counts:
         if name in own:
             raise RecipeError(
                 f"index.recent_counts.{name}: the items have a column {name} already. Choose another name for yours."
             )
-    if asked.where is not None:
-        columns = {**own, **dict.fromkeys(asked.recent_counts, "BIGINT")}
-        check_columns(asked.where, columns, field="index.where")
-        _check_types(asked.where, columns, field="index.where")
+    if index.where is not None:
+        columns = {**own, **dict.fromkeys(index.recent_counts, "BIGINT")}
+        check_columns(index.where, columns, field="index.where")
+        _check_types(index.where, columns, field="index.where")
 
 
 def _check_types(rule: str, columns: Mapping[str, str], *, field: str) -> None:
-    """A rule reads single values. DuckDB would bind a cast of a list to a number, and fail on the first row."""
+    """Raises RecipeError if a rule reads a list. DuckDB would accept a cast of a list, and fail on the first row."""
     for column in sorted(rule_columns(rule)):
         type_ = columns[column]
         if not (_is_number(type_) or type_.startswith(("BOOLEAN", "VARCHAR", "ENUM")) and type_[-1] != "]"):
@@ -180,9 +182,9 @@ def _is_number(type_: str) -> bool:
 def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *, field: str, path: Path) -> None:
     match feature:
         case IdFeature() | TimeFeature() | VectorFeature() | CounterFeature():
-            return  # of what the recipe or the log itself must have
+            return  # they read ids, times and counters, which are checked elsewhere
         case HistoryFeature() | SequenceFeature() | ClusterFeature():
-            return  # of what the recipe or the log itself must have
+            return  # they read events, which every log has
         case CategoryFeature() | BagFeature() | NumberFeature() | ProfileFeature():
             column, where = feature.column, f"{field}.column"
         case AgeFeature():
@@ -193,7 +195,7 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
         tower = field.split(".")[-2]
         raise RecipeError(
             f"{where} reads {column}, which the {tower}s of {path} do not have "
-            f"({did_you_mean(column, own)}columns at hand: {', '.join(sorted(own))})."
+            f"({did_you_mean(column, own)}columns available: {', '.join(sorted(own))})."
         )
     type_ = own[column]
     is_right, wanted = {
@@ -208,10 +210,10 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
 
 
 def _check_values(column: str, columns: Mapping[str, str], *, field: str, lacking: str, use: str) -> None:
-    """RecipeError if a column whose single values the recipe goes by is not there, or holds lists."""
+    """Raises RecipeError if a column of single values is missing or contains lists."""
     if column not in columns:
         raise RecipeError(
-            f"{field}: {lacking} column {column} ({did_you_mean(column, columns)}columns at hand: "
+            f"{field}: {lacking} column {column} ({did_you_mean(column, columns)}columns available: "
             f"{', '.join(sorted(columns))})."
         )
     if not _is_plain(columns[column]):
@@ -230,11 +232,11 @@ def _check_vectors(recipe: Recipe, source: Source, path: Path) -> None:
                 raise DataError(f"data.vectors.{name}: there is no file {recipe.data.vectors[name]}.")
             if not source.items.files:
                 raise DataError(
-                    f"data.vectors.{name} has a line for each row of the items file; name it in data.items."
+                    f"data.vectors.{name} has one row for each row of the items file; name that file in data.items."
                 )
         elif type_ is None or not type_.startswith(_FRACTIONS) or not type_.endswith("]"):
-            said = "do not have it" if type_ is None else f"have it as {type_}"
+            found = "do not have it" if type_ is None else f"have it as {type_}"
             raise RecipeError(
-                f"features.vectors.{name}: the items of {path} {said}, and data.vectors names no file of it. "
-                f"A vector is a list of FLOAT or DOUBLE, or a line of a .npy file."
+                f"features.vectors.{name}: the items of {path} {found}, and data.vectors names no file of it. "
+                f"A vector is a list of FLOAT or DOUBLE, or a row of a .npy file."
             )

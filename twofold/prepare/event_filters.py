@@ -1,7 +1,7 @@
-"""Filters, samples and ratios → SQL over the table `labelled`: which training rows are kept, and which users at all.
+"""Event filters, samples and class ratios as SQL over the table `labelled`: which training rows and users are kept.
 
-A filter stores the ids it keeps, never rows. What a filter keeps is a part of what the one before it kept, so a row
-needs to be looked up in two lists at most: the last one of users, and the last one of items.
+A filter stores the ids it keeps, never rows. The ids that a filter keeps are a subset of those of the filter before it,
+so a row is looked up in at most two lists: the last one of users, and the last one of items.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,8 @@ from twofold.recipe.prepare import Filter, ItemFilter, Prepare, UserFilter
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A line of the funnel, and the condition on `labelled` that its training rows fulfil."""
+class FilterStep:
+    """A row of the funnel, and the condition on `labelled` for its training rows."""
 
     name: str
     where: str
@@ -22,56 +22,57 @@ class Stage:
 
 @dataclass(frozen=True)
 class Selection:
-    """`steps` are stored tables (name, SELECT) in order; the last of `stages` is what is trained on.
+    """The selected training rows and users.
 
-    `of_users` holds for every row of the users that are taken, whatever its window.
+    `tables` are stored tables (name, SELECT) in order; the last of `steps` is the condition for training rows.
+    `of_users` is true for every row of the selected users, in any window.
     """
 
-    steps: tuple[tuple[str, str], ...]
-    stages: tuple[Stage, ...]
+    tables: tuple[tuple[str, str], ...]
+    steps: tuple[FilterStep, ...]
     of_users: str
 
     @property
-    def of_train(self) -> str:
-        """The condition on the rows of the training window that stay."""
-        return self.stages[-1].where
+    def train_condition(self) -> str:
+        """Condition for the remaining rows of the training window."""
+        return self.steps[-1].where
 
 
 def select_train(prepare: Prepare, id_types: Mapping[str, str]) -> Selection:
-    """All that `prepare` removes from the training window; `id_types` are the SQL types of user_id and item_id."""
-    steps: list[tuple[str, str]] = []
-    stages = [Stage("train window", '"split" = 0')]
+    """Selects the training rows by filters, sample and ratio; `id_types` are the SQL types of user_id and item_id."""
+    tables: list[tuple[str, str]] = []
+    steps = [FilterStep("train window", '"split" = 0')]
     lists: dict[str, str] = {}
     for number, (name, filter_) in enumerate(_filters(prepare)):
         key = "item_id" if isinstance(filter_, ItemFilter) else "user_id"
         kept = f"kept by filter {number}"
-        steps += filter_steps(filter_, stages[-1].where, kept)
+        tables += filter_tables(filter_, steps[-1].where, kept)
         lists[key] = f'"{key}" IN (SELECT "{key}" FROM "{kept}")'
-        stages.append(Stage(name, " AND ".join([stages[0].where, *lists.values()])))
+        steps.append(FilterStep(name, " AND ".join([steps[0].where, *lists.values()])))
     of_users = "TRUE"
     if prepare.sample is not None:
         hashed = hash_sql({"user_id": id_types["user_id"]}, seed=1)  # 0 cuts shards
         of_users = f"{hashed} < {int(prepare.sample.users * PRIME)}"
-        stages.append(Stage(f"a sample of users: {prepare.sample.users:.0%}", f"{stages[-1].where} AND {of_users}"))
+        steps.append(FilterStep(f"a sample of users: {prepare.sample.users:.0%}", f"{steps[-1].where} AND {of_users}"))
     if prepare.positive_share is not None:
-        steps.append(("quota", quota_sql(stages[-1].where, prepare.positive_share)))
+        tables.append(("quota", quota_sql(steps[-1].where, prepare.positive_share)))
         of_row = {"user_id": id_types["user_id"], "item_id": id_types["item_id"], "at": "BIGINT"}
         drawn = f'("is_positive" OR {hash_sql(of_row, seed=1)} < (SELECT "below" FROM "quota"))'
-        stages.append(
-            Stage(f"negatives thinned to {prepare.positive_share:.0%} positives", f"{stages[-1].where} AND {drawn}")
+        steps.append(
+            FilterStep(f"negatives thinned to {prepare.positive_share:.0%} positives", f"{steps[-1].where} AND {drawn}")
         )
-    return Selection(tuple(steps), tuple(stages), of_users)
+    return Selection(tuple(tables), tuple(steps), of_users)
 
 
 def _filters(prepare: Prepare) -> Iterator[tuple[str, Filter]]:
-    """Every application of a filter with its name, round after round."""
+    """Yields every application of a filter with its name, round after round."""
     for round_ in range(prepare.filter_rounds):
         for filter_ in prepare.filters:
             yield filter_name(filter_) + (f", round {round_ + 1}" if prepare.filter_rounds > 1 else ""), filter_
 
 
-def filter_steps(filter_: Filter, where: str, kept: str) -> list[tuple[str, str]]:
-    """Tables that end with `kept`: the ids a filter keeps, counting on the rows of `labelled` that fulfil `where`."""
+def filter_tables(filter_: Filter, where: str, kept: str) -> list[tuple[str, str]]:
+    """Returns tables, the last one `kept`: the ids that a filter keeps, counted on rows of `labelled` where `where`."""
     positives, negatives = (f'COUNT(CASE WHEN "{name}" THEN 1 END)' for name in ("is_positive", "is_negative"))
     match filter_:
         case ItemFilter():
@@ -96,7 +97,7 @@ def filter_steps(filter_: Filter, where: str, kept: str) -> list[tuple[str, str]
 
 
 def percentile_sql(percentile: float, counted: str) -> str:
-    """The least number of events that at least `percentile` % of the users do not exceed. Whole numbers: exact."""
+    """Returns the least number of events that at least `percentile` % of the users do not exceed, in exact integers."""
     return f"""
         SELECT MIN("events") AS "at_most" FROM (
             SELECT "events", SUM("users") OVER (ORDER BY "events" RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
@@ -107,7 +108,7 @@ def percentile_sql(percentile: float, counted: str) -> str:
 
 
 def quota_sql(where: str, positive_share: float) -> str:
-    """Below which hash a negative stays, so that positives become that share; all stay if they are fewer than that."""
+    """Returns the hash below which a negative is kept, so that positives get that share; few negatives are all kept."""
     positives, negatives = (f'CAST(COUNT(CASE WHEN {condition} THEN 1 END) AS DOUBLE)'
                             for condition in ('"is_positive"', 'NOT "is_positive"'))  # fmt: skip
     wanted = f"{positives} * {1 - positive_share!r}e0 / ({positive_share!r}e0 * NULLIF({negatives}, 0e0))"
@@ -116,7 +117,7 @@ def quota_sql(where: str, positive_share: float) -> str:
 
 
 def filter_name(filter_: Filter) -> str:
-    """What a filter keeps, in words: `users: 5 to 500 events, 1 or more positives`."""
+    """Describes a filter: `users: 5 to 500 events, 1 or more positives`."""
     match filter_:
         case ItemFilter():
             return f"items: {filter_.min_events} or more events"

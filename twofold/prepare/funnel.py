@@ -1,4 +1,4 @@
-"""What every step of preparation left: the counts as SQL, and as lines of a table that adds up."""
+"""The funnel: rows, users, items and positives after each step of preparation, as SQL and as table rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ HAS_KEYS: Final = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL AND "at" IS N
 
 @dataclass(frozen=True)
 class Count:
-    """A line of the funnel, and the SELECT of its four counts: rows, users, items, positives."""
+    """A row of the funnel, and the SELECT of its four counts: rows, users, items, positives."""
 
     name: str
     scope: Scope
@@ -24,10 +24,10 @@ class Count:
 
 @dataclass(frozen=True)
 class FunnelLine:
-    """What a step of preparation left; `removed` is the rows that the line before it, in its scope, had more.
+    """A row of the funnel: counts after one step; `removed` is the number of rows that the step removed.
 
-    The rows of the last "log" line are those of the first "train" line and of all "windows" lines together. Lines of
-    scope "sample" are the judged windows again, of the users that are taken.
+    The rows of the last "log" step are those of the first "train" step and of all "windows" steps together. Scope
+    "sample" repeats validation and test window for the users of the sample.
     """
 
     name: str
@@ -41,7 +41,7 @@ class FunnelLine:
 
 
 def funnel_counts(prepare: Prepare, source: Source, selection: Selection) -> tuple[Count, ...]:
-    """Three accounts: the log, the training window through its filters, and the other days. Rows add up over them."""
+    """Returns the counts of the log, of the training window after each filter, and of the other days; rows add up."""
     counts = [
         Count("log", "log", _count_sql("TRUE", each='"copies"')),
         Count("with user, item and time", "log", _count_sql(HAS_KEYS, each='"copies"')),
@@ -50,21 +50,21 @@ def funnel_counts(prepare: Prepare, source: Source, selection: Selection) -> tup
     if prepare.where is not None:
         counts.append(Count("taken by prepare.where", "log", _count_sql(f'{HAS_KEYS} AND "is_taken"')))
     if has_estimates(source):
-        counts.append(Count("no estimated time where judged", "log", _count_sql('"is_kept"')))
-    counts += [Count(stage.name, "train", _count_sql(stage.where)) for stage in selection.stages]
-    judged = [(f"{split} window", f'"split" = {place}') for place, split in enumerate(SPLITS) if split != "train"]
-    counts += [Count(name, "windows", _count_sql(where)) for name, where in judged]
+        counts.append(Count("no estimated time in validation or test", "log", _count_sql('"is_kept"')))
+    counts += [Count(step.name, "train", _count_sql(step.where)) for step in selection.steps]
+    evaluated = [(f"{split} window", f'"split" = {index}') for index, split in enumerate(SPLITS) if split != "train"]
+    counts += [Count(name, "windows", _count_sql(where)) for name, where in evaluated]
     counts.append(Count("outside the windows", "windows", _count_sql('"is_kept" AND "split" IS NULL')))
     if prepare.sample is not None:
         counts += [
             Count(f"{name} of these users", "sample", _count_sql(f"{where} AND {selection.of_users}"))
-            for name, where in judged
+            for name, where in evaluated
         ]
     return tuple(counts)
 
 
 def has_estimates(source: Source) -> bool:
-    """Whether the log marks events whose order is known and whose time is not."""
+    """Checks whether the log marks events with a known order and an estimated time."""
     return "at_is_estimated" in source.event_columns
 
 
@@ -76,11 +76,11 @@ def _count_sql(where: str, *, each: str = "1") -> str:
     """
 
 
-def count_funnel(counts: Sequence[Count], ask: Callable[[str], Sequence[Any]]) -> list[FunnelLine]:
-    """The lines, each counted by a query."""
+def count_funnel(counts: Sequence[Count], query: Callable[[str], Sequence[Any]]) -> list[FunnelLine]:
+    """Returns the rows of the funnel, each counted by one query."""
     lines: list[FunnelLine] = []
     for count in counts:
-        rows, users, items, positives = (int(value) for value in ask(count.sql)[0])
+        rows, users, items, positives = (int(value) for value in query(count.sql)[0])
         follows = bool(lines) and lines[-1].scope == count.scope and count.scope in ("log", "train")
         removed = lines[-1].rows - rows if follows else 0
         share = positives / rows if rows else 0.0
@@ -89,12 +89,14 @@ def count_funnel(counts: Sequence[Count], ask: Callable[[str], Sequence[Any]]) -
 
 
 def funnel_lines(funnel: Json) -> list[FunnelLine]:
-    """The lines of funnel.json, or of the manifest's `funnel`, for a table on a terminal or a page."""
+    """Returns the rows of funnel.json or of the manifest's `funnel`."""
     return [FunnelLine(**line) for line in funnel]
 
 
 def split_lines(funnel: Sequence[FunnelLine]) -> dict[Split, FunnelLine]:
-    """The line of each window's rows: for training, what the last step left."""
+    """Returns the funnel row of each window: for training, that of the last step."""
     train = [line for line in funnel if line.scope == "train"][-1]
-    judged = [line for line in funnel if line.scope == "sample"] or [line for line in funnel if line.scope == "windows"]
-    return dict(zip(SPLITS, (train, *judged[:2]), strict=True))
+    evaluated = [line for line in funnel if line.scope == "sample"] or [
+        line for line in funnel if line.scope == "windows"
+    ]
+    return dict(zip(SPLITS, (train, *evaluated[:2]), strict=True))

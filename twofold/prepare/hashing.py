@@ -1,4 +1,4 @@
-"""Chance that every engine throws alike: hashes in integer arithmetic, since HASH() differs from engine to engine.
+"""Engine-independent sampling: a hash in integer arithmetic, because HASH() differs between SQL engines.
 
 All products stay below 2^63. The arithmetic is modulo the prime 2^31 - 1, as in Lehmer generators (Park & Miller 1988).
 """
@@ -10,7 +10,7 @@ PRIME: Final = 2**31 - 1
 
 
 def hash_sql(columns: Mapping[str, str], *, seed: int) -> str:
-    """An integer in [0, 2^31 - 1) made of the named columns (name → BIGINT or VARCHAR) and a seed."""
+    """Returns an integer in [0, 2^31 - 1) computed from columns (name → BIGINT or VARCHAR) and a seed."""
     number = f"CAST({seed % PRIME} AS BIGINT)"  # constants are 32 bits wide, and their products would overflow
     for name, type_ in columns.items():
         number = f"(({_number_sql(name, type_)} * 48271 + {number} * 69621) % {PRIME})"
@@ -19,7 +19,7 @@ def hash_sql(columns: Mapping[str, str], *, seed: int) -> str:
 
 
 def shard_sql(user_type: str, shard: int, shards: int) -> str:
-    """Whether a user's rows lie in a shard."""
+    """Returns the condition that a user belongs to a shard."""
     if shards == 1:
         return "TRUE"
     return f"{hash_sql({'user_id': user_type}, seed=0)} % {shards} = {shard}"
@@ -28,7 +28,9 @@ def shard_sql(user_type: str, shard: int, shards: int) -> str:
 def _number_sql(name: str, type_: str) -> str:
     if type_ == "BIGINT":
         return f'ABS("{name}" % {PRIME})'
-    # The first 24 bits of MD5, digit by digit: engines have no common way from hexadecimal to a number.
-    digits = (f"STRPOS('0123456789abcdef', SUBSTR(MD5(\"{name}\"), {place + 1}, 1)) - 1" for place in range(6))
-    number = " + ".join(f"{16**place} * ({digit})" for place, digit in enumerate(digits))
+    # The first 24 bits of MD5, digit by digit: engines share no function from hexadecimal to a number.
+    digits = (
+        f"STRPOS('0123456789abcdef', SUBSTR(MD5(\"{name}\"), {digit_index + 1}, 1)) - 1" for digit_index in range(6)
+    )
+    number = " + ".join(f"{16**digit_index} * ({digit})" for digit_index, digit in enumerate(digits))
     return f"CAST({number} AS BIGINT)"

@@ -1,4 +1,4 @@
-"""What a label leans to: the share of positives and the mean target by length, on rows that fitted nothing."""
+"""Label report: how the share of positives and the mean target depend on length, on validation rows."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +11,13 @@ from jaxtyping import Float
 from twofold.recipe.prepare import ItemBuckets, Prepare, WatchTimeGain
 from twofold.tables import Json
 
-# A rank correlation of a million rows is known to .002.
+# A rank correlation of a million rows has a standard error of .001.
 MAX_ROWS: Final = 1_000_000
 
 
 @dataclass(frozen=True)
 class LengthDecile:
-    """Validation rows of like length: from the shortest to the longest, in seconds."""
+    """A decile of validation rows by length: from the shortest to the longest, in seconds."""
 
     first_s: float
     last_s: float
@@ -28,37 +28,37 @@ class LengthDecile:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """Spearman's correlation of label and target with length, in all and by decile of length.
+    """A label's dependence on length: Spearman's correlation of label and target with length, and values by decile.
 
-    Completion (PCC) leans to short items and raw watch time to long ones; watch-time gain should lean to neither.
+    Completion (PCC) favours short items and raw watch time long ones; watch-time gain should favour neither.
     """
 
     rows: int
     label_with_length: float | None
     target_with_length: float | None
     deciles: tuple[LengthDecile, ...]
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def describe_labels(prepare: Prepare, folder: Path) -> Json:
-    """The report on the rows of the validation window, as JSON; None if the log tells no lengths."""
+    """Returns the report on the validation window as JSON; `None` means that the log has no lengths."""
     columns = ["label", "target", "length_s"]
     table = ds.dataset(folder, partitioning=None).head(MAX_ROWS, columns=columns)
     label, target, length = (np.asarray(table[name].to_numpy(zero_copy_only=False), np.float64) for name in columns)
     known = ~np.isnan(length) & ~np.isnan(target)
     if not known.any():
         return None
-    return asdict(label_report(label[known], target[known], length[known], remarks=_remarks(prepare)))
+    return asdict(label_report(label[known], target[known], length[known], warnings=_warnings(prepare)))
 
 
 def label_report(
-    label: Float[np.ndarray, "rows"],
-    target: Float[np.ndarray, "rows"],
-    length_s: Float[np.ndarray, "rows"],
+    label: Float[np.ndarray, "examples"],
+    target: Float[np.ndarray, "examples"],
+    length_s: Float[np.ndarray, "examples"],
     *,
-    remarks: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
 ) -> LabelReport:
-    """Deciles hold about equally many rows; rows of one length are never parted."""
+    """Computes the report; deciles have about equal sizes, and rows with one length stay together."""
     edges = np.unique(np.quantile(length_s, np.arange(1, 10) / 10))
     decile = np.searchsorted(edges, length_s, side="left")
     parts = [np.flatnonzero(decile == number) for number in np.unique(decile)]
@@ -76,12 +76,12 @@ def label_report(
             )
             for part in parts
         ),
-        remarks=remarks,
+        warnings=warnings,
     )
 
 
-def _spearman(values: Float[np.ndarray, "rows"], length_s: Float[np.ndarray, "rows"]) -> float | None:
-    """None where one side is constant, and has no order."""
+def _spearman(values: Float[np.ndarray, "examples"], length_s: Float[np.ndarray, "examples"]) -> float | None:
+    """Computes the rank correlation; `None` means that one side is constant."""
     from scipy.stats import spearmanr
 
     if values.min() == values.max() or length_s.min() == length_s.max():
@@ -90,7 +90,7 @@ def _spearman(values: Float[np.ndarray, "rows"], length_s: Float[np.ndarray, "ro
     return float(result.statistic)
 
 
-def _remarks(prepare: Prepare) -> tuple[str, ...]:
+def _warnings(prepare: Prepare) -> tuple[str, ...]:
     return tuple(
         f"{name} is near 0 on average for every item: it says what a view was worth, not what an item is"
         for name, label in prepare.labels.items()

@@ -1,12 +1,12 @@
-"""Recipe → SQL statements. Pure: nothing is run here, so that one plan serves every engine.
+"""Preparation plan: the SQL statements of a recipe. Nothing is run here, so one plan works on every engine.
 
-The order is that of a careful experiment: exact duplicates dropped; columns derived; windows; labels fitted on the
-training window; rules; then filters, which count on the training window and remove from it alone; samples; and for
-what is left histories, point in time. Validation and test are never filtered: a test without its hard users flatters.
+The order of the steps: drop exact duplicates; derive columns; assign windows; fit labels on the training window; apply
+rules; then filters, which count on the training window and remove rows from it alone; samples; and for the remaining
+events, point-in-time histories. Validation and test are never filtered: a test without hard users looks too good.
 
-Statements keep to SQL that engines agree on: integers wherever order matters, quoted names (`at` is reserved in DuckDB
+Statements use only SQL that engines agree on: integers wherever order matters, quoted names (`at` is reserved in DuckDB
 2), sums over RANGE frames. They read the views `source_events`, `source_items` and `source_users`, which an engine
-makes of the log. Names with blanks in them are ours: no log has them.
+creates from the log. Names with blanks are internal: no column of a log has such a name.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ from twofold.tables import HOUR_MS, OUTCOME, SPLITS, Split
 
 @dataclass(frozen=True)
 class Step:
-    """A view or a stored table, and the SELECT that makes it from those before it."""
+    """A view or stored table, and the SELECT that creates it from earlier steps."""
 
     name: str
     sql: str
@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Output:
-    """A file of the stage's folder, and the SELECT whose rows it holds in the order given."""
+    """A file of the stage's folder, and the SELECT of its rows in their order."""
 
     path: str
     sql: str
@@ -42,7 +42,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Shard:
-    """The users of one shard: their events as a table, and the files made of it."""
+    """A shard of users: the table of their events, and the files written from it."""
 
     events: Step
     outputs: tuple[Output, ...]
@@ -50,10 +50,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order; counts and files that read them; then one shard of users after the other.
+    """Steps in order; counts and files that read them; then the shards, one after the other.
 
-    `priors` is the SELECT of a single row of sums over the training window, by the key of `prepare.counters`;
-    `of_train` the condition that training rows of `labelled` fulfil.
+    `priors` is, for each key of `prepare.counters`, the SELECT of one row of sums over the training window;
+    `train_condition` is the condition for training rows of `labelled`.
     """
 
     steps: tuple[Step, ...]
@@ -61,22 +61,22 @@ class Plan:
     outputs: tuple[Output, ...]
     shards: tuple[Shard, ...]
     priors: Mapping[str, str]
-    of_train: str
+    train_condition: str
 
 
 def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
-    """All that `prepare` does to a log, as text. Rows and events are cut into `shards` files by user."""
+    """Returns every statement of `prepare`. Examples and events are divided into `shards` files by user."""
     labels = {name: fit_label(name, label) for name, label in prepare.labels.items()}
     selection = select_train(prepare, source.event_columns)
     fitted = [(name, sql) for label in labels.values() for name, sql in label.tables.items()]
     steps = (
         Step("repeated", repeated_sql()),
-        # Finding each user's last events takes a sort: it is done once, not by each who reads the view.
+        # Finding each user's last events needs a sort: a stored table sorts once, a view once per reader.
         Step("log", log_sql(prepare, source), is_stored=isinstance(prepare.split, LastEvents)),
         *(Step(name, sql) for name, sql in fitted),
         Step("ruled", ruled_sql(prepare, {name: (label.joins, label.value) for name, label in labels.items()}), False),
         Step("labelled", labelled_sql(prepare, source)),
-        *(Step(name, sql) for name, sql in selection.steps),
+        *(Step(name, sql) for name, sql in selection.tables),
     )
     saved = [name for label in labels.values() for name in label.saved]
     outputs = [
@@ -92,14 +92,14 @@ def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
     )
     priors = {key: priors_sql(key, each) for key, each in prepare.counters.items()}
     counts = funnel_counts(prepare, source, selection)
-    return Plan(steps, counts, tuple(outputs), tuple(cuts), priors, selection.of_train)
+    return Plan(steps, counts, tuple(outputs), tuple(cuts), priors, selection.train_condition)
 
 
 # --- the log with its columns -----------------------------------------------------------------------------------------
 
 
 def repeated_sql() -> str:
-    """Keys of more than one row: of all rows, only these can be exact duplicates, and comparing keys is cheap."""
+    """Returns the keys of more than one row: only these rows can be exact duplicates, and comparing keys is cheap."""
     return """
         SELECT "user_id", "item_id", "at" FROM "source_events"
         GROUP BY "user_id", "item_id", "at" HAVING COUNT(*) > 1
@@ -107,10 +107,11 @@ def repeated_sql() -> str:
 
 
 def log_sql(prepare: Prepare, source: Source) -> str:
-    """The distinct rows of the log with every column a rule may read, what is derived, and our own columns.
+    """Returns the distinct rows of the log with every column that a rule may read, derived columns, and internal ones.
 
-    Ours: "the copies" of a row in the log; "is taken" by `where`; "is estimated"; "is kept", if none of these speaks
-    against it; "the split" as its place in SPLITS, NULL outside all windows; watch and length in ms.
+    Internal columns: "the copies", the number of equal rows in the log; "is taken", the value of `where`; "is
+    estimated"; "is kept", if the row may be used; "the split", the index of its window in SPLITS, NULL outside all
+    windows; watch and length in ms.
     """
     used = used_columns(prepare)
     sql = f'({_distinct_sql(source, used)}) AS "distinct"'
@@ -134,23 +135,23 @@ def log_sql(prepare: Prepare, source: Source) -> str:
 
 
 def _distinct_sql(source: Source, used: frozenset[str]) -> str:
-    """Rows whose key occurs once as they are; the others once each, with their number."""
+    """Returns rows with a unique key unchanged, and each other distinct row once, with its number of copies."""
     kept = [quoted(name) for name in source.event_columns if name in used]
-    everything = ", ".join(quoted(name) for name in source.event_columns)
+    all_columns = ", ".join(quoted(name) for name in source.event_columns)
     is_repeated = " AND ".join(f'"repeated"."{key}" = "events"."{key}"' for key in ("user_id", "item_id", "at"))
     is_repeated = f'EXISTS (SELECT 1 FROM "repeated" WHERE {is_repeated})'
     return f"""
         SELECT {", ".join(kept)}, 1 AS "the copies" FROM "source_events" AS "events" WHERE NOT {is_repeated}
         UNION ALL
         SELECT {", ".join(kept)}, "the copies" FROM (
-            SELECT {everything}, CAST(COUNT(*) AS INTEGER) AS "the copies" FROM "source_events" AS "events"
-            WHERE {is_repeated} GROUP BY {everything}
+            SELECT {all_columns}, CAST(COUNT(*) AS INTEGER) AS "the copies" FROM "source_events" AS "events"
+            WHERE {is_repeated} GROUP BY {all_columns}
         ) AS "different"
     """
 
 
 def used_columns(prepare: Prepare) -> frozenset[str]:
-    """The columns that anything in the recipe's preparation reads, derived ones included."""
+    """Returns the columns that `prepare` reads, derived ones included."""
     rules: list[str | None] = [prepare.where, prepare.positive, prepare.negative, prepare.weight, prepare.target]
     rules += (*prepare.derive.values(), *prepare.outcomes.values())
     rules += (rule for each in prepare.counters.values() for rule in (*each.rates.values(), *each.means.values()))
@@ -170,10 +171,10 @@ def used_columns(prepare: Prepare) -> frozenset[str]:
 
 
 def split_sql(prepare: Prepare) -> str:
-    """The place of an event's window in SPLITS; NULL outside all."""
+    """Returns the index of an event's window in SPLITS; NULL means outside all windows."""
     match prepare.split:
         case TemporalSplit():
-            cases = " ".join(f"WHEN {window_sql(prepare, split)} THEN {place}" for place, split in enumerate(SPLITS))
+            cases = " ".join(f"WHEN {window_sql(prepare, split)} THEN {index}" for index, split in enumerate(SPLITS))
             return f'CAST(CASE WHEN NOT "is kept" THEN NULL {cases} END AS TINYINT)'
         case LastEvents(test=test, validation=validation, ties=ties):
             order = f'ORDER BY "at" DESC, {quoted(ties)} DESC, "item_id" DESC'
@@ -186,35 +187,35 @@ def split_sql(prepare: Prepare) -> str:
 
 
 def window_sql(prepare: Prepare, name: Split) -> str:
-    """Whether an event lies in a window of days: first included, end excluded."""
+    """Returns the condition that an event is in a window of days: first included, end excluded."""
     bounds = prepare.bounds_ms(name)
     assert bounds is not None
     return f'"at" >= {bounds[0]} AND "at" < {bounds[1]}'
 
 
 def _kept_sql(prepare: Prepare) -> str:
-    """An event whose time is estimated may teach; but nothing is judged by it, nor in the days that are judged.
+    """Returns the condition for usable events: one with an estimated time is used in training only.
 
-    Where order alone decides who is judged by what, a time that is in order is as good as a known one.
+    With `last_n`, order alone decides the windows, and an estimated time is in the right order.
     """
     if isinstance(prepare.split, LastEvents):
         return f'"is taken" AND {HAS_KEYS}'
-    judged = " OR ".join(f"({window_sql(prepare, name)})" for name in SPLITS[1:])
-    return f'"is taken" AND {HAS_KEYS} AND NOT ("is estimated" AND ({judged}))'
+    evaluated = " OR ".join(f"({window_sql(prepare, name)})" for name in SPLITS[1:])
+    return f'"is taken" AND {HAS_KEYS} AND NOT ("is estimated" AND ({evaluated}))'
 
 
 def _watched(prepare: Prepare, source: Source) -> list[str]:
-    at_hand = {*source.event_columns, *source.item_columns, *source.user_columns, *prepare.derive}
-    return [name for name in ("watch", "length") if f"{name}_s" in at_hand]
+    available = {*source.event_columns, *source.item_columns, *source.user_columns, *prepare.derive}
+    return [name for name in ("watch", "length") if f"{name}_s" in available]
 
 
 # --- labels and rules -------------------------------------------------------------------------------------------------
 
 
 def ruled_sql(prepare: Prepare, labels: Mapping[str, tuple[str, str]]) -> str:
-    """The log with its labels (name → joins, value), and what the rules say of every row.
+    """Returns the log with its labels (name → joins, value) and the values of the rules for every row.
 
-    Where a rule gives NULL it does not hold. An event that both rules claim is positive.
+    A rule that gives NULL is false. An event that fulfils both rules is positive.
     """
     sql = ROWS
     for name, (joins, value) in labels.items():
@@ -227,7 +228,7 @@ def ruled_sql(prepare: Prepare, labels: Mapping[str, tuple[str, str]]) -> str:
 
 
 def labelled_sql(prepare: Prepare, source: Source) -> str:
-    """Of every row what is still needed once rules are read, under names of our own."""
+    """Returns the columns of every row that later steps read."""
     numbers = "".join(f', CAST({sql} AS FLOAT) AS "{name}"' for name, sql in _numbers_sql(prepare, source).items())
     return f"""
         SELECT "user_id", "item_id", "at", "the split" AS "split", "is kept" AS "is_kept", "is taken" AS "is_taken",
@@ -238,7 +239,7 @@ def labelled_sql(prepare: Prepare, source: Source) -> str:
 
 
 def _numbers_sql(prepare: Prepare, source: Source) -> dict[str, str]:
-    """The numbers that this log and recipe give every row, and how."""
+    """Returns the SQL of each number that this log and recipe define for a row, by name."""
     rules = {"weight": prepare.weight, "target": prepare.target}
     rules |= {f"{OUTCOME}{name}": rule for name, rule in prepare.outcomes.items()}
     numbers = {name: rule_sql(rule, result="number") for name, rule in rules.items() if rule is not None}
@@ -252,16 +253,16 @@ def _shard(selection: Selection, of_shard: str, number: int, columns: frozenset[
     where = f'"is_kept" AND {selection.of_users} AND {of_shard}'
     name = "events of the shard"
     outputs = [Output(f"events/shard={number}.parquet", history_sql(f'"{name}"'))]
-    for place, split in enumerate(SPLITS):
-        kept = f'"split" = {place}' + (f" AND {selection.of_train}" if split == "train" else "")
+    for index, split in enumerate(SPLITS):
+        kept = f'"split" = {index}' + (f" AND {selection.train_condition}" if split == "train" else "")
         outputs.append(Output(f"rows/split={split}/shard={number}.parquet", rows_sql(f'"{name}"', kept, columns)))
     return Shard(Step(name, events_sql(where)), tuple(outputs))
 
 
 def events_sql(where: str) -> str:
-    """Kept events in the order of the files, with the positives and negatives that their user had strictly before.
+    """Returns usable events with the number of positives and negatives of their user strictly before.
 
-    RANGE up to 1 before, on integer milliseconds: events of one timestamp do not see one another. ROWS would let them.
+    RANGE … 1 PRECEDING on integer milliseconds: events with one timestamp do not see each other. ROWS would let them.
     """
     return f"""
         SELECT *, CAST(COUNT(CASE WHEN "is_positive" THEN 1 END) OVER "past" AS INTEGER) AS "positives_before",
@@ -274,13 +275,13 @@ def events_sql(where: str) -> str:
 
 
 def rows_sql(table: str, where: str, columns: frozenset[str]) -> str:
-    """`tables.ROWS`, in its order; equal keys are ordered by all else, so that a file is the same every time."""
-    given = {
+    """Returns the columns of `tables.ROWS` in its order; all other columns break ties, so that files repeat."""
+    sources = {
         "weight": 'COALESCE("weight", 0)' if "weight" in columns else "1",
         "target": '"target"' if "target" in columns else 'CASE WHEN "is_positive" THEN 1 ELSE 0 END',
         **{name: f'"{name}"' if name in columns else "NULL" for name in ("watch_s", "length_s")},
     }
-    numbers = ", ".join(f'CAST({sql} AS FLOAT) AS "{name}"' for name, sql in given.items())
+    numbers = ", ".join(f'CAST({sql} AS FLOAT) AS "{name}"' for name, sql in sources.items())
     outcomes = "".join(f', "{name}"' for name in sorted(columns) if name.startswith(OUTCOME))
     return f"""
         SELECT "user_id", "item_id", "at", "is_positive" AS "label", "is_estimated" AS "at_is_estimated", {numbers},
@@ -292,7 +293,7 @@ def rows_sql(table: str, where: str, columns: frozenset[str]) -> str:
 
 
 def history_sql(table: str) -> str:
-    """`tables.HISTORY`: the events of all days, those outside the windows too."""
+    """Returns the columns of `tables.HISTORY`: events of all days, also those outside the windows."""
     return f"""
         SELECT "user_id", "item_id", "at", "is_positive", "is_negative" FROM {table}
         ORDER BY "user_id", "at", "item_id", "is_positive", "is_negative"
@@ -300,7 +301,7 @@ def history_sql(table: str) -> str:
 
 
 def entities_sql(key: str, table: str, columns: Iterable[str]) -> str:
-    """Users or items by rising id: those of their own table, and those of events alone, with NULL attributes."""
+    """Returns users or items by rising id; those found only in events have NULL attributes."""
     attributes = "".join(f', "own".{quoted(column)}' for column in columns if column != key)
     return f"""
         SELECT "known"."{key}"{attributes}
@@ -311,7 +312,7 @@ def entities_sql(key: str, table: str, columns: Iterable[str]) -> str:
 
 
 def repeats_sql(key: str, table: str) -> str:
-    """The first three ids that a table of items or users holds twice or as NULL, with their number of rows."""
+    """Returns the first three ids that are NULL or repeated in a table of items or users, and their number of rows."""
     return f"""
         SELECT "{key}", COUNT(*) FROM "{table}"
         GROUP BY "{key}" HAVING COUNT(*) > 1 OR "{key}" IS NULL ORDER BY "{key}" LIMIT 3
@@ -319,9 +320,7 @@ def repeats_sql(key: str, table: str) -> str:
 
 
 def counters_sql(key: str, counters: Counters) -> str:
-    """Events of every completed or running hour by key, and what the recipe counts of them; hours without any are left
-    out. `hour` counts from 1970.
-    """
+    """Returns counts and sums per key and hour, for hours with events. `hour` counts from 1970."""
     return f"""
         SELECT {quoted(key)} AS "key", CAST(("at" - "at" % {HOUR_MS}) / {HOUR_MS} AS BIGINT) AS "hour",
             {_sums_sql(counters)}
@@ -331,7 +330,7 @@ def counters_sql(key: str, counters: Counters) -> str:
 
 
 def priors_sql(key: str, counters: Counters) -> str:
-    """One row: the same sums over the training window."""
+    """Returns one row with the same sums over the training window."""
     return f"""
         SELECT {_sums_sql(counters)} FROM "ruled"
         WHERE "the split" = 0 AND NOT "is estimated" AND {quoted(key)} IS NOT NULL
@@ -339,7 +338,7 @@ def priors_sql(key: str, counters: Counters) -> str:
 
 
 def counted_columns(counters: Counters) -> list[str]:
-    """Names of what `counters_sql` sums, in its order."""
+    """Returns the names of the sums of `counters_sql`, in its order."""
     return ["events", *(f"rate_{name}" for name in counters.rates), *(f"mean_{name}" for name in counters.means)]
 
 
@@ -355,7 +354,7 @@ def _sums_sql(counters: Counters) -> str:
 
 
 def oddities_sql(source: Source) -> dict[str, str]:
-    """What is odd about lengths, in words → the SELECT that counts such rows. Rules decide what becomes of them."""
+    """Returns name of an oddity of lengths → the SELECT that counts such rows. Rules decide how they are used."""
     odd = {}
     if "length_s" in source.event_columns:
         odd["length of 0 or less"] = '"length_s" <= 0'

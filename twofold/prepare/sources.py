@@ -1,8 +1,8 @@
-"""The tables a recipe names → SELECTs that give them under the names and types of `twofold/tables.py`.
+"""Source tables of a recipe as SELECTs with the names and types of `twofold/tables.py`.
 
-Rows are not read here, but for the one that shows that a file has any: names and types come from Parquet footers and
-from the first lines of CSV, so that a recipe is checked before its data is. Public data sets become such tables in
-`public.py`. What a projection says is SQL that DuckDB and, through sqlglot, Spark understand alike.
+Only one row per file is read, to see that the file has any: names and types come from Parquet footers and from the
+first lines of CSV, so a recipe is checked before its data are read. Projections are SQL that DuckDB and, through
+sqlglot, Spark understand alike.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ INTEGERS: Final = frozenset(
 )
 _ZONELESS: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"})
 _ZONED: Final = frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"})
-# What an integer moment is taken times, or divided by (whole), to be milliseconds.
+# Factor or integer divisor that turns an integer timestamp into milliseconds.
 _TO_MS: Final = {"s": " * 1000", "ms": "", "us": " // 1000", "ns": " // 1000000"}
 _KINDS: Final[Mapping[str, FileKind]] = {".parquet": "parquet", ".csv": "csv"}
 _WHOLE_DIGEST_BYTES: Final = 64 * 2**20
@@ -34,10 +34,10 @@ _END_BYTES: Final = 2**20
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A table of a log: its files, what stands in them, and what we make of it.
+    """A table of a log: its files, their columns, and the projection to twofold's names and types.
 
-    `own` is name → SQL type as in the files (of CSV: as its first lines suggest); `projection` is our name → (SQL type,
-    expression over the own columns). A table that the recipe does not name has no files and no rows.
+    `own` is name → SQL type as in the files (for CSV: as its first lines suggest); `projection` is twofold's name →
+    (SQL type, expression over the own columns). A table that the recipe does not name has no files and no rows.
     """
 
     files: tuple[Path, ...]
@@ -47,11 +47,11 @@ class SourceTable:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Our name → SQL type."""
+        """SQL types by twofold's names."""
         return {name: type_ for name, (type_, _) in self.projection.items()}
 
     def select_sql(self, origin: str | None = None) -> str:
-        """The SELECT from its files as DuckDB reads them, or from what an engine calls them (a view, a table)."""
+        """Returns the SELECT from the files as DuckDB reads them, or from `origin`, an engine's view or table."""
         if not self.files:
             return f"{select_sql(self.projection, '(SELECT 1) AS nothing')} WHERE FALSE"
         return select_sql(self.projection, origin or scan_sql(self.files))
@@ -61,8 +61,7 @@ class SourceTable:
 class Source:
     """A log as three tables: SELECTs for DuckDB, and what another engine needs to write its own.
 
-    A BOOLEAN event column `at_is_estimated`, where there is one, marks events whose order is known and whose time is
-    not.
+    An optional BOOLEAN event column `at_is_estimated` marks events with a known order and an estimated time.
     """
 
     events: SourceTable
@@ -96,23 +95,24 @@ class Source:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of the tables, each once."""
+        """Files of the tables, each once."""
         return tuple(dict.fromkeys((*self.events.files, *self.items.files, *self.users.files)))
 
     def fingerprint(self) -> str:
-        """A digest that changes when a file does, and not when its folder moves.
+        """Returns a digest that changes with a file's content, and not when its folder moves.
 
-        Above 64 MiB, size, time of writing, first and last MiB stand for the content: a terabyte takes too long.
+        Above 64 MiB, size, time of writing, first and last MiB replace the content, because a terabyte takes too long.
         """
         read = (*self.files, *self.vector_files)
         return digest_of([[path.name, path.stat().st_size, _content_digest(path)] for path in read])
 
 
 def open_source(data: Table) -> Source:
-    """The source a recipe names; DataError if a file is missing, damaged or empty, or a column absent or mistyped.
+    """Opens the source that a recipe names.
 
-    RecipeError if `data.columns` names a column that no table has. Integer ids become BIGINT; moments become UTC
-    milliseconds, timestamps without a zone being taken for UTC.
+    DataError if a file is missing, damaged or empty, or a column is missing or has a wrong type. RecipeError if
+    `data.columns` names a column that no table has. Integer ids become BIGINT; times become UTC milliseconds, and
+    timestamps without a zone are read as UTC.
     """
     paths = {"events": data.events, "items": data.items, "users": data.users}
     found = {name: files_at(path, f"data.{name}") for name, path in paths.items() if path is not None}
@@ -129,7 +129,7 @@ def open_source(data: Table) -> Source:
         side = _table(data, found[name], own[name], needed)
         if side.columns[key] != type_:
             raise DataError(
-                f"{key} is {side.columns[key]} in {_named(side.files)}, but {type_} in {_named(events.files)}: nothing "
+                f"{key} is {side.columns[key]} in {_named(side.files)}, but {type_} in {_named(events.files)}: no id "
                 f"would match. Write both as integers or both as text."
             )
         sides.append(side)
@@ -142,17 +142,17 @@ def open_source(data: Table) -> Source:
 
 
 def quoted(name: str) -> str:
-    """A column's name as SQL, whatever is in it."""
+    """Returns a column's name as quoted SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def table_paths(data: Table) -> dict[str, Path]:
-    """Where events, items and users come from, for messages; items and users may come from the events alone."""
+    """Returns the paths of events, items and users for messages; items and users may come from the events."""
     return {"events": data.events, "items": data.items or data.events, "users": data.users or data.events}
 
 
 def select_sql(projection: Mapping[str, tuple[str, str]], origin: str) -> str:
-    """SELECT of name → (type, expression) from `origin`, every column cast to its type."""
+    """Returns a SELECT of name → (type, expression) from `origin`, every column cast to its type."""
     listed = ", ".join(f"CAST({value} AS {type_}) AS {quoted(name)}" for name, (type_, value) in projection.items())
     return f"SELECT {listed} FROM {origin}"
 
@@ -167,11 +167,11 @@ def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed:
         if name not in named:
             raise DataError(
                 f"{_named(files)} has no column {name} ({did_you_mean(name, own)}its columns: {', '.join(own)}). "
-                f"Say which one is meant, as data.columns: {{{name}: …}}."
+                f"Name the right one, as data.columns: {{{name}: …}}."
             )
     for name, (type_, column) in projection.items():
         if name == "at" or (name == "uploaded_at" and needed == ITEMS):
-            projection[name] = _moment(name, type_, column, files, data.at_unit)
+            projection[name] = _timestamp(name, type_, column, files, data.at_unit)
         elif name in needed:
             projection[name] = _id(name, type_, column, files)
     estimated, _ = projection.get("at_is_estimated", ("BOOLEAN", ""))
@@ -181,7 +181,7 @@ def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed:
 
 
 def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[Path, ...]) -> dict[str, str]:
-    """Our name → own name, in the order of the files; columns that nobody renames keep their names."""
+    """Returns twofold's name → own name, in the order of the files; columns without a new name keep theirs."""
     named: dict[str, str] = {}
     for column in own:
         for name in [ours for ours, theirs in renaming.items() if theirs == column] or [column]:
@@ -190,7 +190,7 @@ def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[P
             if taken is not None:
                 raise RecipeError(
                     f"data.columns would give {_named(files)} two columns {name}: its own {named[taken]} and "
-                    f"{column}. Give the one that is not meant another name, as data.columns: {{{name}_too: {name}}}."
+                    f"{column}. Give the unwanted one another name, as data.columns: {{{name}_too: {name}}}."
                 )
             named[name] = column
     return named
@@ -200,10 +200,10 @@ def _check_renaming(renaming: Mapping[str, str], own: Mapping[str, Mapping[str, 
     columns = [column for table in own.values() for column in table]
     for name, column in renaming.items():
         if column not in columns:
-            at_hand = "; ".join(f"{table}: {', '.join(names)}" for table, names in own.items())
+            available = "; ".join(f"{table}: {', '.join(names)}" for table, names in own.items())
             raise RecipeError(
                 f"data.columns.{name}: no table has a column {column} "
-                f"({did_you_mean(column, columns)}columns of {at_hand})."
+                f"({did_you_mean(column, columns)}columns of {available})."
             )
 
 
@@ -218,7 +218,7 @@ def _id(name: str, type_: str, column: str, files: tuple[Path, ...]) -> tuple[st
     )
 
 
-def _moment(name: str, type_: str, column: str, files: tuple[Path, ...], unit: str) -> tuple[str, str]:
+def _timestamp(name: str, type_: str, column: str, files: tuple[Path, ...], unit: str) -> tuple[str, str]:
     if type_ in INTEGERS:
         return "BIGINT", f"CAST({column} AS BIGINT){_TO_MS[unit]}"
     # EPOCH_MS has no counterpart in Spark that sqlglot knows; this has.
@@ -237,7 +237,7 @@ def _moment(name: str, type_: str, column: str, files: tuple[Path, ...], unit: s
 
 
 def scan_sql(files: tuple[Path, ...]) -> str:
-    """The FROM clause that reads files of one kind."""
+    """Returns the FROM clause that reads files of one kind."""
     listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
     if files[0].suffix == ".csv":
         return f"read_csv([{listed}])"
@@ -246,7 +246,7 @@ def scan_sql(files: tuple[Path, ...]) -> str:
 
 
 def files_at(path: Path, field: str) -> tuple[Path, ...]:
-    """The file at a path, or those directly in a folder, in the order of their names."""
+    """Returns the file at a path, or the files directly in a folder, in the order of their names."""
     found = sorted(path.iterdir()) if path.is_dir() else [path]
     files = tuple(file.resolve() for file in found if file.suffix in _KINDS)
     if len({file.suffix for file in files}) != 1:
@@ -256,7 +256,7 @@ def files_at(path: Path, field: str) -> tuple[Path, ...]:
 
 
 def columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
-    """Name → SQL type. One file after the other, so that the message about a bad one names it."""
+    """Returns name → SQL type, read from one file after the other, so that a message names the bad file."""
     described: dict[str, str] = {}
     for path in files:
         _require(path, field)
@@ -268,7 +268,7 @@ def columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
         except duckdb.Error as error:
             raise _damaged(path, error) from error
         if is_empty:
-            raise DataError(f"{field}: {path} holds no rows. Check that the export that wrote it finished.")
+            raise DataError(f"{field}: {path} has no rows. Check that the export finished.")
         if described and columns != described:
             raise DataError(
                 f"{field}: {path} has the columns {columns}, but {files[0]} has {described}. "
@@ -288,7 +288,7 @@ def _require(path: Path, field: str) -> None:
 
 
 def _damaged(path: Path, error: duckdb.Error) -> DataError:
-    """What is said of a file that the engine cannot read, with the engine's own reason."""
+    """Builds the error for a file that DuckDB cannot read, with DuckDB's reason."""
     return DataError(
         f"{path} cannot be read as {path.suffix[1:]} ({path.stat().st_size:,} bytes): {first_line(error)}. "
         f"It is damaged, cut short or of another kind: copy or export it again."
@@ -296,7 +296,7 @@ def _damaged(path: Path, error: duckdb.Error) -> DataError:
 
 
 def first_line(error: duckdb.Error) -> str:
-    """The engine's reason without its advice, which is about calls the user never made."""
+    """Returns DuckDB's reason without its advice, which is about calls that the user did not make."""
     return str(error).split("\n\n")[0].split(".\n")[0].replace("\n", "; ").rstrip(".")
 
 

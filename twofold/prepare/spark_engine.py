@@ -1,8 +1,8 @@
-"""Runs the statements of a plan on Spark, and writes the files that DuckDB writes, row by row.
+"""Spark engine: runs the statements of a plan on Spark and writes the same files as DuckDB, row by row.
 
-Spark reads and writes the paths that this process does: on a cluster, the log and the run folder lie on storage that
-all its machines mount. How much memory and how many cores it has is its own configuration's affair. Unlike DuckDB it
-cannot be locked to the log's files: that rules are vetted (`recipe/rules.py`) is the only wall.
+Spark reads and writes the same paths as this process: on a cluster, the log and the run folder are on storage that all
+machines mount. Memory and cores are set in Spark's own configuration. Unlike DuckDB, Spark cannot be locked to the
+log's files: the vetting of rules (`sql/rules.py`) is the only protection.
 """
 
 import errno
@@ -25,7 +25,7 @@ from twofold.prepare.sources import Source, SourceTable
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-# Of the session: what makes Spark mean what DuckDB means.
+# Session settings that give Spark the meaning of DuckDB.
 _MEANING: Final = {
     "spark.sql.ansi.enabled": "true",  # text that is no number is an error, and so is an overflow
     "spark.sql.session.timeZone": "UTC",
@@ -35,7 +35,7 @@ _MEANING: Final = {
     "spark.sql.parquet.compression.codec": "zstd",
     "spark.sql.adaptive.enabled": "true",
 }
-# DuckDB's types that Spark lacks, and those that hold the same.
+# DuckDB's types that Spark lacks, and Spark's types with the same values.
 _TYPES: Final = {
     exp.DType.USMALLINT: "INT",
     exp.DType.UINT: "BIGINT",
@@ -54,9 +54,9 @@ logger.gateway.level = off
 
 @contextmanager
 def spark_engine(source: Source, out: Path, *, master: str = "local[2]") -> Iterator[Engine]:
-    """A Spark over a log. What a log, a disk or a missing Spark can cause is raised in the user's words.
+    """Opens Spark over a log; errors of the log, the disk or a missing Spark are raised as twofold's errors.
 
-    If this process has a Spark session already, that cluster is used, whatever `master` says, and left running.
+    If this process has a Spark session already, that cluster is used instead of `master`, and left running.
     """
     spill = out.resolve() / "spill"
     shutil.rmtree(spill, ignore_errors=True)  # left by an attempt that was killed
@@ -86,9 +86,9 @@ def spark_engine(source: Source, out: Path, *, master: str = "local[2]") -> Iter
 
 
 def spark_sql(sql: str, *, in_one_part: bool = False) -> str:
-    """A statement of the plan as Spark's SQL; `in_one_part`, its rows are one partition in the order of its ORDER BY.
+    """Translates a statement of the plan; with `in_one_part`, its rows are one partition in the order of its ORDER BY.
 
-    sqlglot's UnsupportedError if Spark has no words for it.
+    sqlglot's UnsupportedError if Spark has no equivalent.
     """
     tree = parse_one(sql, read="duckdb")
     for type_ in list(tree.find_all(exp.DataType)):
@@ -129,7 +129,7 @@ def _read_source(session: "SparkSession", table: SourceTable) -> "DataFrame":
 
 
 def _own_sql(name: str, type_: str) -> str:
-    """A column of a file. Nanoseconds come as integers, and are rounded to microseconds as DuckDB rounds them."""
+    """Returns the SQL of a file's column. Nanoseconds are integers, rounded to microseconds as in DuckDB."""
     column = "`" + name.replace("`", "``") + "`"
     return f"TIMESTAMP_MICROS(({column} + 500) DIV 1000) AS {column}" if type_.endswith("_NS") else column
 
@@ -208,7 +208,7 @@ def _start(master: str, spill: Path) -> "SparkSession":
 def _stop(session: "SparkSession") -> None:
     from py4j.protocol import Py4JError
 
-    with suppress(ConnectionError, Py4JError):  # if it ended by itself, that was said
+    with suppress(ConnectionError, Py4JError):  # if it ended by itself, the error was raised before
         session.stop()
 
 
@@ -221,7 +221,7 @@ def _not_started(master: str, reason: str) -> RecipeError:
 
 @contextmanager
 def _explained(source: Source, out: Path) -> Iterator[None]:
-    """Spark's errors that a log, a memory or a disk can cause, as ours; without Java's stack traces."""
+    """Raises Spark's errors about a log, memory or a disk as twofold's, without Java's stack traces."""
     from py4j.protocol import Py4JError, Py4JJavaError
     from pyspark.errors import PySparkException
 
@@ -244,7 +244,7 @@ def _explained(source: Source, out: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what Spark says, without its class, its code and its advice."""
-    said = re.search(r"(?:^|\n)(?:An error occurred while calling \S+\n: \S+ )?(?:\[[\w.]+\] )?(.+)", str(error))
-    sentence = said[1] if said else type(error).__name__
+    """Returns the first sentence of Spark's message, without class, code and advice."""
+    match = re.search(r"(?:^|\n)(?:An error occurred while calling \S+\n: \S+ )?(?:\[[\w.]+\] )?(.+)", str(error))
+    sentence = match[1] if match else type(error).__name__
     return re.split(r"\.? SQLSTATE|(?<=\w[^.\s])\. ", sentence)[0].rstrip(".")

@@ -1,6 +1,6 @@
-"""Watch-time labels → SQL: what is fitted on the training window, and the column it gives every event.
+"""Watch-time labels as SQL: the tables fitted on the training window, and the label's value for every event.
 
-w is watch_s and d length_s. Fitting compares and adds whole milliseconds, so that engines agree to the last bit on
+w is watch_s and d is length_s. Fitting compares and adds whole milliseconds, so that engines agree to the last bit on
 buckets, edges and order; only means and standard deviations are doubles. Where d <= 0, or w or d is NULL, a label is
 NULL.
 """
@@ -24,9 +24,9 @@ from twofold.recipe.prepare import (
 )
 from twofold.tables import LONG_VIEW_MS
 
-# The view that is fitted on and joined to: the log's columns, watch_ms, length_ms, "split" (0 for train), "is kept".
+# The view that labels are fitted on and joined to; its columns are described at plan.log_sql.
 ROWS: Final = '"log" AS "rows"'
-# Fraction digits that count. A millisecond of watching is far below what a log can tell.
+# Numbers are compared in thousandths. A millisecond of watching is far below the precision of a log.
 _THOUSANDTHS: Final = 1000
 _IS_FITTED_ON: Final = '"is kept" AND "the split" = 0 AND NOT "is estimated"'
 _WATCH: Final = 'CAST("rows"."watch_s" AS DOUBLE)'
@@ -38,8 +38,8 @@ _IS_WATCHED: Final = f'{_IS_FITTED_ON} AND "watch in ms" IS NOT NULL AND "rows".
 class FittedLabel:
     """A label as SQL over `ROWS`.
 
-    `tables` are name → SELECT, in order, each reading those before it; `saved` names those that are written out.
-    `joins` and `value` give the column.
+    `tables` are name → SELECT, in order, each reading earlier ones; `saved` names those that are written to files.
+    `joins` and `value` are the SQL of the label's column.
     """
 
     tables: Mapping[str, str]
@@ -49,12 +49,12 @@ class FittedLabel:
 
 
 def thousandths_sql(value: str) -> str:
-    """A number as whole thousandths, halves upwards."""
+    """Returns a number as whole thousandths, halves rounded upwards."""
     return f"CAST(FLOOR({value} * {_THOUSANDTHS} + 0.5) AS BIGINT)"
 
 
 def fit_label(name: str, label: Label) -> FittedLabel:
-    """The SQL of one label; every table's name begins with the label's."""
+    """Returns the SQL of one label; the name of each of its tables begins with the label's name."""
     match label:
         case LongView():
             long_, whole = f"{_WATCH} >= {LONG_VIEW_MS // 1000}", f"{_WATCH} >= {_LENGTH}"
@@ -76,7 +76,7 @@ def fit_label(name: str, label: Label) -> FittedLabel:
 
 
 def _below_mean(name: str, label: BelowMean) -> FittedLabel:
-    """value · n < sum, in whole thousandths: an average as a double could say otherwise where they are equal."""
+    """Compares value · n < sum in whole thousandths, because an average as a double may differ where they are equal."""
     mean, of, by = f"{name}.mean", quoted(label.column), quoted(label.key)
     value = thousandths_sql(f'CAST("rows".{of} AS DOUBLE)')
     table = f"""
@@ -92,7 +92,7 @@ def _below_mean(name: str, label: BelowMean) -> FittedLabel:
 
 
 def _quantile(name: str, label: WatchQuantile) -> FittedLabel:
-    """F_b(w) = (events of the bucket below w + half of those at w) / events of the bucket."""
+    """Computes F_b(w) = (events of the bucket below w + half of those at w) / events of the bucket."""
     buckets = _bucket_tables(name, EqualFrequencyBuckets(kind="equal_frequency", n=label.n))
     lengths, shares, quantile = f"{name}.lengths", f"{name}.all", f"{name}.quantile"
     counted = f"""
@@ -122,13 +122,13 @@ def _quantile(name: str, label: WatchQuantile) -> FittedLabel:
 
 
 def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
-    """(w - mean) / std; few events: mean and variance are drawn towards those of the next wider group."""
+    """Computes (w - mean) / std; mean and variance of few events are shrunk towards those of the next wider group."""
     by_length, by_bucket, lengths = label.buckets, f"{name}.bucket", f"{name}.lengths"
     if isinstance(by_length, ItemBuckets):
         by_length = EqualFrequencyBuckets(kind="equal_frequency", n=by_length.n)
-    everything = f'(SELECT {_moments_sql()} FROM {ROWS} WHERE {_IS_WATCHED}) AS "all"'
+    all_events = f'(SELECT {_mean_and_variance_sql()} FROM {ROWS} WHERE {_IS_WATCHED}) AS "all"'
     of_bucket = f"""
-        (SELECT "l"."bucket", {_moments_sql()} FROM {ROWS}
+        (SELECT "l"."bucket", {_mean_and_variance_sql()} FROM {ROWS}
         JOIN "{lengths}" AS "l" ON "l"."length_ms" = "rows"."length in ms"
         WHERE {_IS_WATCHED} GROUP BY "l"."bucket") AS "own"
     """
@@ -137,10 +137,10 @@ def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
         **_bucket_tables(name, by_length),
         by_bucket: f"""
             SELECT "bucket", "own"."events", {mean} AS "mean", {variance} AS "variance" FROM {of_bucket}
-            CROSS JOIN {everything}
+            CROSS JOIN {all_events}
         """,
-        # Lengths that training does not hold may lie in a bucket of their own (widths): those are like all others.
-        f"{name}.all": f'SELECT "mean", "variance" FROM {everything}',
+        # A length that is absent from training may have a bucket of its own (widths): it uses all events.
+        f"{name}.all": f'SELECT "mean", "variance" FROM {all_events}',
     }
     joins = f'LEFT JOIN "{lengths}" ON "{lengths}"."length_ms" = "rows"."length in ms" '
     joins += f'LEFT JOIN "{by_bucket}" ON "{by_bucket}"."bucket" = "{lengths}"."bucket" CROSS JOIN "{name}.all"'
@@ -150,7 +150,7 @@ def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
     for key in _finer_keys(label.buckets):
         group = f"{name}.{key}"
         tables[group] = f"""
-            SELECT {quoted(key)} AS "key", {_moments_sql()} FROM {ROWS}
+            SELECT {quoted(key)} AS "key", {_mean_and_variance_sql()} FROM {ROWS}
             WHERE {_IS_WATCHED} AND {quoted(key)} IS NOT NULL GROUP BY {quoted(key)}
         """
         joins += f' LEFT JOIN "{group}" ON "{group}"."key" = "rows".{quoted(key)}'
@@ -163,21 +163,21 @@ def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
 
 @dataclass(frozen=True)
 class _Group:
-    """SQL of a group's mean (ms) and variance (ms²)."""
+    """The SQL of a group's mean (ms) and variance (ms²)."""
 
     mean: str
     variance: str
 
 
 def _finer_keys(buckets: Buckets) -> list[str]:
-    """Keys finer than the length, the widest group first."""
+    """Returns the keys finer than the length, the widest group first."""
     if not isinstance(buckets, ItemBuckets):
         return []
     return [buckets.creator, "item_id"] if buckets.creator else ["item_id"]
 
 
-def _moments_sql() -> str:
-    """events, mean and unbiased variance of watch_ms. Sums are exact: decimals hold squares that BIGINT would not."""
+def _mean_and_variance_sql() -> str:
+    """Returns events, mean and unbiased variance of watch_ms. Sums are exact: squares overflow BIGINT, not decimals."""
     n, total, squares = "CAST(COUNT(*) AS DOUBLE)", _sum_sql('"watch in ms"'), _sum_sql('"watch in ms" * "watch in ms"')
     variance = f"GREATEST(({squares} - {total} * {total} / {n}) / ({n} - 1), 0)"
     return f"""
@@ -190,23 +190,23 @@ def _sum_sql(value: str) -> str:
 
 
 def _shrunk_sql(own: str, parent: str | _Group, k: float) -> tuple[str, str]:
-    """(n·own + k·parent) / (n + k), for the mean and for the variance.
+    """Returns (n·own + k·parent) / (n + k), for the mean and for the variance.
 
-    One event has no variance and none has a mean: the parent's stands in. So it does for a variance of 0.
+    The parent's value replaces a missing mean (no event) and a missing or zero variance (one event, equal ones).
     """
     if isinstance(parent, str):
         parent = _Group(f'{parent}."mean"', f'{parent}."variance"')
     n = f'CAST({own}."events" AS DOUBLE)'
     mean = f'COALESCE(({n} * {own}."mean" + {k!r}e0 * {parent.mean}) / ({n} + {k!r}e0), {parent.mean})'
-    drawn = f'({n} * {own}."variance" + {k!r}e0 * {parent.variance}) / ({n} + {k!r}e0)'
-    return mean, f"COALESCE(NULLIF({drawn}, 0), {parent.variance})"
+    shrunk = f'({n} * {own}."variance" + {k!r}e0 * {parent.variance}) / ({n} + {k!r}e0)'
+    return mean, f"COALESCE(NULLIF({shrunk}, 0), {parent.variance})"
 
 
 # --- buckets of length ------------------------------------------------------------------------------------------------
 
 
 def _bucket_tables(name: str, buckets: WidthBuckets | EqualFrequencyBuckets) -> dict[str, str]:
-    """NAME.lengths: every length of the log → its bucket, which is called by the least length (ms) that it holds."""
+    """Returns NAME.lengths: every length of the log → its bucket, named by its smallest length (ms)."""
     lengths = f'SELECT DISTINCT "length in ms" AS "length_ms" FROM {ROWS} WHERE "is kept" AND "length in ms" > 0'
     if isinstance(buckets, WidthBuckets):
         width = round(buckets.seconds * 1000)
