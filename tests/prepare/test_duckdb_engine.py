@@ -220,7 +220,7 @@ def test_features_of_every_kind_over_the_right_columns_pass(tmp_path: Path) -> N
     ("at", "unit"), [(FIRST_MS // 1000, "seconds"), (FIRST_MS * 1000, "microseconds or nanoseconds"), (-1, "seconds")]
 )
 def test_times_of_another_unit_are_refused(tmp_path: Path, at: int, unit: str) -> None:
-    message = rf"events\.parquet: at contains {at}, which looks like {unit}; it must be UTC milliseconds, such as 1650816"
+    message = rf"events\.parquet: at contains {at}, which looks like {unit}; it must be UTC milliseconds, such as 1650"
     with pytest.raises(DataError, match=message):
         prepare(recipe_of(tmp_path, log(at=at)), tmp_path)
 
