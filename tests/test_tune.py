@@ -179,7 +179,7 @@ def test_a_range_that_cannot_be_is_refused_before_anything_is_made(search_of, ra
 
 def test_a_recipe_without_ranges_and_a_folder_of_another_search_are_refused(search_of, world):
     search = search_of(tune=None)
-    with pytest.raises(RecipeError, match=r"has no part tune, so there is nothing to search over"):
+    with pytest.raises(RecipeError, match=r"has no section tune, so nothing can be searched"):
         tune(search)
     tune(search_of({"retriever.dim": {"choices": [2, 4]}}, trials=1))
     with pytest.raises(RunError, match=r"found\.tune holds a search over other ranges: .*--run NAME, or delete it"):

@@ -92,9 +92,10 @@ def test_the_docstring_of_a_function_begins_with_a_verb(path: Path) -> None:
 @every_module
 def test_no_identifier_is_a_retired_word(path: Path) -> None:
     found = Counter()
+    retired = RETIRED - {"tell"} if path.name == "tune.py" else RETIRED  # Optuna's Study.tell
     for node in nodes(path):
         for field in ("id", "arg", "attr", "name", "asname"):
-            if isinstance(name := getattr(node, field, None), str) and name in RETIRED:
+            if isinstance(name := getattr(node, field, None), str) and name in retired:
                 found[name] += 1
     assert not found
 

@@ -1,14 +1,14 @@
-"""A search over a recipe: ranges of its fields → trials, each a run that ends at training.
+"""Hyperparameter search with Optuna: each trial is a run that ends after training.
 
 ```
 runs/kuairand.tune/
-├── study.db               what was tried, and what came of it: SQLite, as optuna-dashboard opens it
-├── recipe.yaml, prepare/  the recipe as it stands; its log is prepared once
+├── study.db               the trials and their results: SQLite, which optuna-dashboard opens
+├── recipe.yaml, prepare/  the recipe; its log is prepared once
 ├── data/<digest>/         arrays, once for each set of features
-└── trial-000/             a run folder: `twofold run` or `twofold evaluate` takes it from there
+└── trial-000/             a run folder, which `twofold run` or `twofold evaluate` continues
 ```
 
-Trials are judged on the validation window alone. One that after an epoch is below the median of the earlier ones there
+Trials are compared on the validation window only. A trial that after an epoch is below the median of the earlier ones
 is pruned: it ends, and `twofold run` would continue it. Stages that trials share are hard links to one copy.
 """
 
@@ -48,7 +48,7 @@ _OTHER: Final = {"ranges": "other ranges", "log": "another log"}
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial that has ended: its changes as `field=value`, and the best epoch's recall@k on validation, or why not.
+    """A finished trial: its changes as `field=value`, and the recall@k of its best epoch on validation.
 
     `value` is None where it was pruned or failed, and `reason` says which.
     """
@@ -62,32 +62,32 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and where: a recipe file with the changes of the command line, and the search's folder."""
+    """A search: a recipe file with the changes of the command line, and the folder of the search."""
 
     path: Path
     settings: tuple[str, ...]
     folder: Path
 
     def recipe(self, changes: Sequence[str] = ()) -> Recipe:
-        """The recipe of a trial; RecipeError where the changes do not go together."""
+        """Loads the recipe of a trial; raises RecipeError if the changes contradict each other."""
         return load_recipe(self.path, overrides=[*self.settings, *changes])
 
     def trial_folder(self, number: int) -> Path:
-        """Where the run of a trial lives."""
+        """Returns the run folder of a trial."""
         return self.folder / f"trial-{number:03}"
 
 
 def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
-    """Tries what the recipe's part `tune` asks for; returns the trials, the best first.
+    """Searches the ranges of the recipe's section `tune` and returns the trials, the best first.
 
-    `on_trial_done` is called with each as it ends. A search that was stopped resumes: a trial that was cut off
-    continues with its values. RecipeError, before anything is made, for a range that the recipe cannot take; RunError
-    if no trial succeeds or the folder holds another search.
+    `on_trial_done` is called with each trial when it ends. A stopped search resumes: an interrupted trial continues
+    with its values. Raises RecipeError before any work for a range that the recipe cannot take, and RunError if no
+    trial succeeds or if the folder holds another search.
     """
     recipe = search.recipe()
     if recipe.tune is None:
         raise RecipeError(
-            f"{search.path} has no part tune, so there is nothing to search over. Write one, such as tune: {{ranges: "
+            f"{search.path} has no section tune, so nothing can be searched. Write one, such as tune: {{ranges: "
             f"{{train.learning_rate: {{low: 1e-4, high: 1e-2, log: true}}}}}}"
         )
     check_ranges(search, recipe.tune)
@@ -105,11 +105,11 @@ def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda tria
     return sorted(trials, key=lambda trial: -math.inf if trial.value is None else trial.value, reverse=True)
 
 
-def check_ranges(search: Search, asked: Tune) -> None:
-    """RecipeError with every range that the recipe cannot take: each end and each choice is tried by itself."""
+def check_ranges(search: Search, config: Tune) -> None:
+    """Raises RecipeError with all ranges that the recipe cannot take: each end and each choice is tried alone."""
     faults = []
-    for field, given in asked.ranges.items():
-        for value in _samples(given):
+    for field, values in config.ranges.items():
+        for value in _samples(values):
             try:
                 search.recipe([f"{field}={value}"])
             except RecipeError as error:
@@ -120,7 +120,7 @@ def check_ranges(search: Search, asked: Tune) -> None:
 
 
 def command_of(search: Search, trial: Trial) -> str:
-    """What runs a trial in full, the test window included."""
+    """Returns the command that runs a trial completely, including the test window."""
     changes = [part for change in (*search.settings, *trial.changes) for part in ("--set", change)]
     name = search.folder.name.removesuffix(".tune")
     runs = ["--runs", str(search.folder.parent)] if search.folder.parent != Path("runs") else []
@@ -130,8 +130,8 @@ def command_of(search: Search, trial: Trial) -> str:
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
-def _open_study(folder: Path, asked: Tune, *, log: str) -> optuna.Study:
-    """The study in a folder, or a new one; RunError if it searches other ranges or another log."""
+def _open_study(folder: Path, config: Tune, *, log: str) -> optuna.Study:
+    """Opens or creates the study in a folder; raises RunError if it searches other ranges or another log."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=f"sqlite:///{(folder / STUDY).absolute()}",
@@ -140,7 +140,7 @@ def _open_study(folder: Path, asked: Tune, *, log: str) -> optuna.Study:
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=_TO_COMPARE, n_warmup_steps=1),
     )
-    question = {"ranges": asked.model_dump(mode="json")["ranges"], "log": log}
+    question = {"ranges": config.model_dump(mode="json")["ranges"], "log": log}
     held = study.user_attrs.get("question", question)
     differing = [words for name, words in _OTHER.items() if held[name] != question[name]]
     if differing:
@@ -152,43 +152,43 @@ def _open_study(folder: Path, asked: Tune, *, log: str) -> optuna.Study:
     return study
 
 
-def _trials(study: optuna.Study, asked: Tune) -> Iterator[optuna.Trial]:
-    """The trials to make: those that were cut off, then new ones, until there are enough."""
+def _trials(study: optuna.Study, config: Tune) -> Iterator[optuna.Trial]:
+    """Yields the trials to run: interrupted ones, then new ones, up to the number of the recipe."""
     for begun in study.get_trials(states=(TrialState.RUNNING,)):
         yield optuna.Trial(study, begun._trial_id)
-    spaces = {field: _space(given) for field, given in asked.ranges.items()}
-    while (number := len(study.trials)) < asked.trials:
-        # One seed for the whole would draw the first values again whenever a search goes on.
-        study.sampler = optuna.samplers.TPESampler(seed=asked.seed + number)
+    spaces = {field: _space(values) for field, values in config.ranges.items()}
+    while (number := len(study.trials)) < config.trials:
+        # A single seed would draw the first values again whenever a search resumes.
+        study.sampler = optuna.samplers.TPESampler(seed=config.seed + number)
         yield study.ask(spaces)
 
 
-def _space(given: Range) -> BaseDistribution:
-    if given.choices:
-        return CategoricalDistribution(_samples(given))
-    assert given.low is not None, "a range has choices or ends"
-    assert given.high is not None, "a range has choices or ends"
-    if isinstance(given.low, int) and isinstance(given.high, int):
-        return IntDistribution(given.low, given.high, log=given.log)
-    return FloatDistribution(given.low, given.high, log=given.log)
+def _space(values: Range) -> BaseDistribution:
+    if values.choices:
+        return CategoricalDistribution(_samples(values))
+    assert values.low is not None, "a range has choices or ends"
+    assert values.high is not None, "a range has choices or ends"
+    if isinstance(values.low, int) and isinstance(values.high, int):
+        return IntDistribution(values.low, values.high, log=values.log)
+    return FloatDistribution(values.low, values.high, log=values.log)
 
 
-def _samples(given: Range) -> list[str]:
-    """Values of a range as texts: every choice, or the ends and, where fractions are meant, one between them."""
-    if given.choices:
-        return [json.dumps(choice) for choice in given.choices]
-    assert given.low is not None, "a range has choices or ends"
-    assert given.high is not None, "a range has choices or ends"
-    ends = [str(given.low), str(given.high)]
-    is_whole = isinstance(given.low, int) and isinstance(given.high, int)
-    return ends if is_whole else [*ends, str(given.low + (given.high - given.low) / math.pi)]
+def _samples(values: Range) -> list[str]:
+    """Returns values of a range as texts: all choices, or both ends and, for fractions, a value between them."""
+    if values.choices:
+        return [json.dumps(choice) for choice in values.choices]
+    assert values.low is not None, "a range has choices or ends"
+    assert values.high is not None, "a range has choices or ends"
+    ends = [str(values.low), str(values.high)]
+    is_whole = isinstance(values.low, int) and isinstance(values.high, int)
+    return ends if is_whole else [*ends, str(values.low + (values.high - values.low) / math.pi)]
 
 
 # --- a trial ----------------------------------------------------------------------------------------------------------
 
 
 def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]:
-    """The run of one trial up to training; it fails alone where something makes it impossible."""
+    """Runs one trial up to training. An error of its own fails only this trial."""
     epochs = itertools.count(len(trial.study.trials[trial.number].intermediate_values))
 
     def report(validation: float) -> None:
@@ -216,7 +216,7 @@ def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]
 
 
 def _data_of(search: Search, recipe: Recipe) -> Path:
-    """The folder that holds the prepared log and the arrays of these features."""
+    """Returns the folder with the prepared log and the arrays of the recipe's features; builds them if needed."""
     folder = search.folder / "data" / digest_of(recipe.all_features.model_dump(mode="json"))[:12]
     job = pipeline.Job(recipe, folder)
     _link(search.folder / "prepare", folder / "prepare")
@@ -224,13 +224,13 @@ def _data_of(search: Search, recipe: Recipe) -> Path:
     return folder
 
 
-def _link(made: Path, wanted: Path) -> None:
-    """The same stage in another run folder, without a second copy on disk: files of a stage never change."""
-    if not wanted.exists():
-        partial = wanted.with_name(f"{wanted.name}.linking")
+def _link(source: Path, target: Path) -> None:
+    """Links a stage into another run folder without a copy on disk: files of a stage never change."""
+    if not target.exists():
+        partial = target.with_name(f"{target.name}.linking")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(made, partial, copy_function=os.link)
-        os.replace(partial, wanted)
+        shutil.copytree(source, partial, copy_function=os.link)
+        os.replace(partial, target)
 
 
 def _ended(search: Search, trial: FrozenTrial) -> Trial:
@@ -238,8 +238,8 @@ def _ended(search: Search, trial: FrozenTrial) -> Trial:
     if trial.state is TrialState.FAIL:
         reason = f"failed: {trial.user_attrs.get('failure', '')}"
     elif trial.state is TrialState.PRUNED:  # its value is that of its last epoch, at which no other trial ends
-        last, found = max(trial.intermediate_values.items())
-        value, reason = None, f"pruned after epoch {last + 1}, at {found:.4f}"
+        last, metric = max(trial.intermediate_values.items())
+        value, reason = None, f"pruned after epoch {last + 1}, at {metric:.4f}"
     return Trial(trial.number, search.trial_folder(trial.number), _changes(trial.params), value, reason)
 
 

@@ -47,7 +47,7 @@ def test_a_slice_is_a_column_of_single_values(tmp_path: Path) -> None:
     ("index", "message"),
     [
         ({"where": "creatr = 5"}, r"index\.where reads `creatr`, which does not exist \(nearest: `creator`\)"),
-        ({"where": "likes > 5"}, r"index\.where reads `likes`, which does not exist.*Columns at hand: creator"),
+        ({"where": "likes > 5"}, r"index\.where reads `likes`, which does not exist.*Available columns: creator"),
         ({"where": "tags = 'a'"}, r"index\.where reads tags, which is VARCHAR\[\]; a rule reads numbers"),
         (
             {"recent_counts": {"creator": {"days": 3}}},

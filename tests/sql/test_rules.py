@@ -248,7 +248,7 @@ def test_missing_columns_are_named_with_the_nearest() -> None:
     assert "`Likd`, which does not exist (nearest: `liked`)" in message
     assert "`wach_s`, which does not exist (nearest: `watch_s`)" in message
     assert "`zzz`, which does not exist." in message
-    assert "Columns at hand: at, liked, watch_s." in message
+    assert "Available columns: at, liked, watch_s." in message
 
 
 def test_names_keep_their_case() -> None:

@@ -1,1 +1,1 @@
-"""What the user asks for: a closed, checked type."""
+"""Recipes: the configuration of an experiment as closed, checked types."""

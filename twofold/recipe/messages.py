@@ -1,6 +1,6 @@
-"""What pydantic finds wrong with a recipe → what the user reads: the field, what is wrong, what would be right.
+"""Messages for the errors that pydantic finds in a recipe: the field, what is wrong, and what would be right.
 
-pydantic speaks of tuples, tags and inputs; a recipe has lists, kinds and values. Where a field is a choice of kinds,
+pydantic reports tuples, tags and inputs; a recipe has lists, kinds and values. Where a field is a choice of kinds,
 pydantic's location names the kind (`features.user.0.history.max_length`); the path shown is the one that stands in the
 file.
 """
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from twofold.sql.rules import nearest_names
 
-Place = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 
 _TYPES: Final[Mapping[str, str]] = {
     "int": "must be a whole number",
@@ -75,9 +75,9 @@ RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a recipe: where, what is wrong, what would be right."""
+    """An error in a recipe: where, what is wrong, and what would be right."""
 
-    path: Place
+    path: FieldPath
     wrong: str
     right: str
 
@@ -87,14 +87,14 @@ class Problem:
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
-    """Every mistake once, in the order of the fields. A list that is short because its elements are bad is left out."""
-    found = error.errors(include_url=False)
-    blamed = {fault["loc"][:length] for fault in found for length in range(len(fault["loc"]))}
-    return [_problem(fault, root) for fault in found if not (fault["type"] == "too_short" and fault["loc"] in blamed)]
+    """Returns every error once, in the order of the fields, without lists that are short because elements are wrong."""
+    errors = error.errors(include_url=False)
+    parents = {each["loc"][:length] for each in errors for length in range(len(each["loc"]))}
+    return [_problem(each, root) for each in errors if not (each["type"] == "too_short" and each["loc"] in parents)]
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """The types a field may hold: alternatives taken apart, None and annotations left out."""
+    """Returns the types of a field: the members of a union, without None and annotations."""
     if get_origin(annotation) is Annotated:
         return members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -103,13 +103,13 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def did_you_mean(name: str, names: Collection[str]) -> str:
-    """The names most like one that does not exist, as a phrase; empty if none is near."""
+    """Returns the names that resemble one that does not exist, as a phrase, or an empty text."""
     near = nearest_names(name, names)
     return f"nearest: {', '.join(near)}; " if near else ""
 
 
 def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
-    path, parent, here = _place(fault["loc"], root)
+    path, parent, here = _locate(fault["loc"], root)
     value, facts = _shown(fault["input"]), fault.get("ctx", {})
     last = str(path[-1]) if path else ""
     match fault["type"]:
@@ -122,7 +122,7 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
             keys = [name for part in _parts(parent) for name in part.model_fields]
             return Problem(path, "does not exist", f"{did_you_mean(last, keys)}what may stand here: {', '.join(keys)}")
         case "missing":
-            return Problem(path, "is missing", _wanted(parent, last))
+            return Problem(path, "is missing", _expected(parent, last))
         case "union_tag_not_found":
             return Problem((*path, "kind"), "is missing", f"kinds: {', '.join(_kinds(here))}")
         case "union_tag_invalid":
@@ -131,7 +131,7 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
             choices = [str(choice) for member in members(here) for choice in get_args(member)]
             return Problem(path, f"{value} does not exist", _choice(str(fault["input"]), choices))
         case "string_pattern_mismatch":
-            return Problem(path, f"is {value}", _wanted(parent, last))
+            return Problem(path, f"is {value}", _expected(parent, last))
         case kind if kind in _LIMITS:
             words, limit = _LIMITS[kind]
             return Problem(path, f"is {value}", f"{words} {facts[limit]}")
@@ -139,12 +139,12 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
             return Problem(path, f"is {value}", _TYPES.get(kind.partition("_")[0], fault["msg"]))
 
 
-def _choice(given: str, choices: Sequence[str]) -> str:
-    return f"{did_you_mean(given, choices)}choose from: {', '.join(choices)}"
+def _choice(value: str, choices: Sequence[str]) -> str:
+    return f"{did_you_mean(value, choices)}choose from: {', '.join(choices)}"
 
 
-def _wanted(parent: Any, field: str) -> str:
-    """What a field is for, in the words of the schema."""
+def _expected(parent: Any, field: str) -> str:
+    """Returns the choices and the description of a field, from the schema."""
     for part in _parts(parent):
         if field in part.model_fields:
             about = part.model_fields[field]
@@ -154,9 +154,9 @@ def _wanted(parent: Any, field: str) -> str:
     return ""
 
 
-def _place(location: Place, root: type[BaseModel]) -> tuple[Place, Any, Any]:
-    """The path as it stands in the file, the type of what holds its last step, and the type at its end."""
-    path: Place = ()
+def _locate(location: FieldPath, root: type[BaseModel]) -> tuple[FieldPath, Any, Any]:
+    """Returns the path in the file, the type that holds its last step, and the type at its end."""
+    path: FieldPath = ()
     parent, here = None, root
     for step in location:
         parts = _parts(here)

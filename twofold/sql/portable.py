@@ -1,15 +1,15 @@
-"""A vetted rule → a new tree that means the same on every engine.
+"""Portable SQL expressions: rewrites a checked rule so that it means the same on every engine.
 
 Engines disagree on `liked = 1`, on `0.8` beside a FLOAT, on integer overflow, on `x / 0` and on LN(0); on doubles and
-on NULL they agree. So the new tree differs from the rule in this:
+on NULL they agree. The new tree differs from the rule as follows:
 
 - every name is a quoted column, every number a double (`1` becomes `1.0e0`), every open operand is in parentheses;
-- a column is cast to what its place needs: DOUBLE in arithmetic or beside a number, BOOLEAN in a condition, VARCHAR
-  beside a text;
-- `x / 0` and `x % 0`, LN(x) of x <= 0, SQRT(x) of x < 0 and POWER where it has no real value are NULL. Left alone, one
-  engine raises where another answers infinity, and NaN counts as larger than every number.
+- a column is cast to the type that its context needs: DOUBLE in arithmetic or beside a number, BOOLEAN in a condition,
+  VARCHAR beside a text;
+- `x / 0` and `x % 0`, LN(x) of x <= 0, SQRT(x) of x < 0 and POWER where it has no real value are NULL. Otherwise one
+  engine raises where another returns infinity, and NaN counts as larger than every number.
 
-What differs still: FLOOR and CEIL beyond 2^63 (Spark answers an integer), the last digit of EXP, LN and POWER.
+Still different: FLOOR and CEIL beyond 2^63 (Spark returns an integer), the last digit of EXP, LN and POWER.
 """
 
 import math
@@ -30,9 +30,10 @@ _LARGEST_NEGATIVE: Final = -math.ulp(0.0)
 
 
 def portable(node: exp.Expr, want: Kind | None) -> exp.Expr:
-    """A new tree that means the vetted `node` on every engine and gives `want`; RecipeError if it gives something else.
+    """Returns a new tree that equals the checked `node` on every engine and is of kind `want`; raises RecipeError if it
+    is of another kind.
 
-    Where branches give the value (CASE, COALESCE, NULLIF), each of them is cast.
+    Where one of several branches is the value (CASE, COALESCE, NULLIF), each of them is cast.
     """
     match node:
         case exp.Paren():
@@ -71,13 +72,13 @@ def _number(node: exp.Expr) -> float:
         raise RecipeError(f"{node.name[:80]} is not a number that fits a double.")
     if number > MAX_INTEGER and number.is_integer() and node.name.isdecimal():
         raise RecipeError(
-            f"{node.name} lies beyond 2^53, where doubles cannot tell neighbours apart. Quote it to compare it as text."
+            f"{node.name} is above 2^53, where neighbors are the same double. Quote it to compare it as text."
         )
     return number
 
 
 def _kind(node: exp.Expr) -> Kind | None:
-    """What an expression gives, as far as it is known without the columns' types."""
+    """Returns the kind of an expression, or None where it depends on the type of a column."""
     match node:
         case exp.Column() | exp.Null():
             return None
@@ -94,7 +95,7 @@ def _kind(node: exp.Expr) -> Kind | None:
 
 
 def _branches(node: exp.Expr) -> list[exp.Expr]:
-    """The expressions of which one becomes the value of `node`, or is compared with it."""
+    """Returns the expressions of which one becomes the value of `node`, or is compared with it."""
     if type(node) is exp.Case:
         default = node.args.get("default")
         return [branch.args["true"] for branch in node.args["ifs"]] + ([default] if default else [])
@@ -102,7 +103,7 @@ def _branches(node: exp.Expr) -> list[exp.Expr]:
 
 
 def _joint_kind(nodes: Collection[exp.Expr]) -> Kind | None:
-    """The kind in which these can be compared: TRUE is 1 beside a number; text is only ever text."""
+    """Returns the kind in which expressions are compared: TRUE is 1 beside a number; text only compares with text."""
     kinds = {_kind(node) for node in nodes} - {None}
     if "text" in kinds and len(kinds) > 1:
         raise RecipeError(
@@ -120,7 +121,7 @@ def _cast(written: exp.Expr, kind: Kind | None, want: Kind | None) -> exp.Expr:
 
 
 def _double(number: float) -> exp.Expr:
-    """With an exponent, because without one engines read a DECIMAL."""
+    """Writes a number with an exponent, because without one engines read a DECIMAL."""
     text = repr(number)
     return exp.Literal.number(text if "e" in text else f"{text}e0")
 
@@ -132,14 +133,14 @@ def _constant(node: exp.Expr) -> exp.Expr:
 
 
 def _operand(node: exp.Expr, want: Kind | None) -> exp.Expr:
-    """In parentheses unless it is one word or one call: precedence differs between engines."""
+    """Writes an operand, in parentheses unless it is one word or one call: precedence differs between engines."""
     written = portable(node, want)
     is_open = isinstance(written, exp.Binary | exp.Unary | exp.Between | exp.In) and type(written) is not exp.Pow
     return exp.Paren(this=written) if is_open else written
 
 
 def _links(node: exp.Expr, want: Kind) -> tuple[exp.Expr, exp.Expr]:
-    """Both operands; the left one bare where it continues a chain, so that a OR b OR c stays flat."""
+    """Writes both operands, the left one without parentheses in a chain, so that a OR b OR c stays flat."""
     is_chain = type(node.this) is type(node) and type(node) in CHAINS
     return portable(node.this, want) if is_chain else _operand(node.this, want), _operand(node.expression, want)
 
@@ -187,12 +188,12 @@ def _calculation(node: exp.Expr) -> exp.Expr:
             return exp.Ln(this=_above(portable(node.this, "number"), _double(0.0)))
         case exp.Sqrt():
             return exp.Sqrt(this=_above(portable(node.this, "number"), exp.Neg(this=_double(-_LARGEST_NEGATIVE))))
-        case exp.Floor() | exp.Ceil():  # Spark answers an integer
+        case exp.Floor() | exp.Ceil():  # Spark returns an integer
             return _cast(type(node)(this=portable(node.this, "number")), None, "number")
         case _:
             return type(node)(this=portable(node.this, "number"))
 
 
 def _above(written: exp.Expr, limit: exp.Expr) -> exp.Expr:
-    """NULL where not above the limit. Names its argument once: a CASE would double the text at every nesting."""
+    """Returns NULL where not above the limit. Names its argument once: a CASE would double the text at each nesting."""
     return exp.Nullif(this=exp.Greatest(this=written, expressions=[limit], ignore_nulls=True), expression=limit.copy())

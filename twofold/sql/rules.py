@@ -1,9 +1,9 @@
-"""A user's SQL expression → a vetted tree, or an error that says what to write instead.
+"""SQL rules of users: parses an expression into a checked tree, or raises an error that says what to write instead.
 
-A rule is one expression over the columns of one event: `liked OR shared OR watch_fraction > 0.8`. This file is the
-security boundary: a raw rule given to an engine can read files and settings. So the text itself never reaches one. It
-is parsed as an expression, never as a statement; every node must be of an allowed *exact* type with allowed arguments;
-and what is executed is a new tree, written from the vetted one node by node (`portable.py`).
+A rule is one expression over the columns of one event: `liked OR shared OR watch_fraction > 0.8`. This module is
+the security boundary: a raw rule given to an engine can read files and settings. So the text never reaches an engine.
+It is parsed as an expression, not a statement; every node must be of an allowed *exact* type with allowed arguments;
+and the executed SQL is a new tree, written from the checked one node by node (`portable.py`).
 
 Left out because engines differ silently: casts and LOG (measured), ROUND and integer division (by their manuals).
 """
@@ -62,33 +62,33 @@ _OPENING: Final = (TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE)
 
 
 def check_rule(text: str, *, result: Kind | None = None) -> None:
-    """Accepts one allowed expression; anything else is a RecipeError that says what to write instead.
+    """Raises RecipeError, with what to write instead, unless the text is one allowed expression.
 
-    `result` is what the whole rule must give; a rule whose result depends on a column's type passes.
+    `result` is the kind of the whole rule; a rule whose kind depends on a column's type passes.
     """
     rule_sql(text, result=result)
 
 
 def rule_columns(text: str) -> frozenset[str]:
-    """The names of the columns a rule reads."""
+    """Returns the names of the columns that a rule reads."""
     try:
-        return frozenset(column.name for column in _vetted(text).find_all(exp.Column))
+        return frozenset(column.name for column in _checked(text).find_all(exp.Column))
     except RecipeError as reason:
         raise _beside(text, reason) from None
 
 
 def check_columns(text: str, columns: Collection[str], *, field: str) -> None:
-    """Accepts a rule that reads only `columns`; else a RecipeError with the field, what is missing and what is near."""
+    """Raises RecipeError if a rule reads other columns, with the field, the missing names and similar ones."""
     missing = sorted(rule_columns(text) - set(columns))
     if missing:
         raise RecipeError(
             f"{field} reads {' and '.join(_nearest(name, columns) for name in missing)}. "
-            f"Rule: {text}. Columns at hand: {', '.join(sorted(columns))}."
+            f"Rule: {text}. Available columns: {', '.join(sorted(columns))}."
         )
 
 
 def rule_sql(text: str, dialect: str = "duckdb", *, result: Kind | None = None) -> str:
-    """The rule as canonical SQL of an engine, cast to `result` if it is given; RecipeError if the rule is not allowed.
+    """Returns the rule as canonical SQL of an engine, cast to `result`; raises RecipeError if it is not allowed.
 
     >>> rule_sql("liked OR watch_s / duration_s > 0.8")
     'CAST("liked" AS BOOLEAN) OR ((CAST("watch_s" AS DOUBLE) / NULLIF(CAST("duration_s" AS DOUBLE), 0.0e0)) > 0.8e0)'
@@ -97,9 +97,9 @@ def rule_sql(text: str, dialect: str = "duckdb", *, result: Kind | None = None) 
 
 
 def rule_tree(text: str, *, result: Kind | None = None) -> exp.Expr:
-    """The tree that `rule_sql` writes: vetted, and rewritten to mean the same everywhere. For who needs no engine."""
+    """Returns the checked and rewritten tree that `rule_sql` writes, for callers without a SQL engine."""
     try:
-        return portable(_vetted(text), result)
+        return portable(_checked(text), result)
     except RecipeError as reason:
         raise _beside(text, reason) from None
 
@@ -109,7 +109,7 @@ def _beside(text: str, reason: RecipeError) -> RecipeError:
 
 
 def nearest_names(name: str, names: Collection[str]) -> list[str]:
-    """Up to three of the names that are most like one that does not exist, whatever their case; the likest first."""
+    """Returns up to three names that resemble one that does not exist, ignoring case; the most similar first."""
     by_lower = {each.lower(): each for each in names}
     return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
 
@@ -128,8 +128,8 @@ def _shortened(text: str) -> str:
 # --- text → checked tree ----------------------------------------------------------------------------------------------
 
 
-def _vetted(text: str) -> exp.Expr:
-    """The parsed rule, every node of it allowed."""
+def _checked(text: str) -> exp.Expr:
+    """Parses a rule and checks that every node is allowed."""
     tree = _parsed(text)
     for node, depth in _nodes(tree):
         if depth > MAX_DEPTH:
@@ -142,7 +142,7 @@ def _parsed(text: str) -> exp.Expr:
     if len(text) > MAX_CHARACTERS:
         raise RecipeError(f"It has {len(text):,} characters; a rule may have {MAX_CHARACTERS:,}.")
     for character in text:
-        # Control and bidirectional characters, and spaces that are not spaces, make a rule read otherwise than it runs.
+        # Control and bidirectional characters, and spaces that are not spaces, make a rule look unlike what it does.
         if not (character.isprintable() or character in "\n\r\t"):
             raise RecipeError(f"It holds the invisible character U+{ord(character):04X}. Delete it.")
     dialect = Dialect.get_or_raise("duckdb")
@@ -168,7 +168,7 @@ def _parsed(text: str) -> exp.Expr:
 
 
 def _check_tokens(tokens: list[Token]) -> None:
-    """Refuses, before parsing, what must not reach the parser or would be gone after it."""
+    """Rejects, before parsing, tokens that must not reach the parser or that parsing would remove."""
     if any(token.comments for token in tokens):
         raise RecipeError(
             "It holds a SQL comment, which hides what follows once YAML joins lines. Write # comments in YAML."
@@ -184,7 +184,7 @@ def _check_tokens(tokens: list[Token]) -> None:
 
 
 def _nodes(tree: exp.Expr) -> Iterator[tuple[exp.Expr, int]]:
-    """Every node with its depth, without recursion. The links of a chain such as a OR b OR c do not count as depth."""
+    """Yields every node with its depth, without recursion. Links of a chain such as a OR b OR c add no depth."""
     stack, count = [(tree, 1)], 0
     while stack:
         node, depth = stack.pop()
@@ -202,24 +202,24 @@ def _check_node(node: exp.Expr) -> None:
     set_args = {name for name, value in node.args.items() if value not in (None, False, [])}
     is_stray_if = type(node) is exp.If and type(node.parent) is not exp.Case
     if allowed is None or not set_args <= allowed or is_stray_if:
-        raise RecipeError(f"{_called(node)} cannot be part of a rule. {_INSTEAD.get(type(node), _SUMMARY)}")
+        raise RecipeError(f"{_describe(node)} cannot be part of a rule. {_INSTEAD.get(type(node), _SUMMARY)}")
     if any(is_needed and node.args.get(name) is None for name, is_needed in node.arg_types.items()):
-        raise RecipeError(f"{_called(node)} lacks what it applies to.")  # the parser reads a lone @ as ABS()
+        raise RecipeError(f"{_describe(node)} lacks what it applies to.")  # the parser reads a lone @ as ABS()
     match node:
         case exp.Column() if type(node.this) is not exp.Identifier:
-            raise RecipeError(f"{_called(node)} is not a column's name.")
+            raise RecipeError(f"{_describe(node)} is not a column's name.")
         case exp.In() if not node.expressions or not all(_is_literal(value) for value in node.expressions):
-            raise RecipeError(f"{_called(node)} of constants cannot be part of a rule. {_INSTEAD[exp.In]}")
+            raise RecipeError(f"{_describe(node)} of constants cannot be part of a rule. {_INSTEAD[exp.In]}")
         case exp.Is() if type(node.expression) not in (exp.Null, exp.Boolean):
             raise RecipeError("IS needs NULL, TRUE or FALSE after it. Write = to compare.")
         case exp.Binary() if isinstance(node, _COMPARISONS) and exp.Null in (type(node.this), type(node.expression)):
-            raise RecipeError("A comparison with NULL never holds. Write IS NULL or IS NOT NULL.")
+            raise RecipeError("A comparison with NULL is never true. Write IS NULL or IS NOT NULL.")
         case exp.Least() | exp.Greatest() | exp.Coalesce() if not node.expressions:
-            raise RecipeError(f"{_called(node)} needs at least two arguments.")
+            raise RecipeError(f"{_describe(node)} needs at least two arguments.")
 
 
-def _called(node: exp.Expr) -> str:
-    """What the user would call a node. An unchecked tree is never turned to text, so this is its name, not its SQL."""
+def _describe(node: exp.Expr) -> str:
+    """Names a node for a message. An unchecked tree is never turned into text, so this is not its SQL."""
     match node:
         case exp.Anonymous():
             return f"{_shortened(node.name)}(…)"
