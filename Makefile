@@ -1,6 +1,6 @@
 # make demo    a fresh clone to judged recommendations: environment, run, table, next command
 # make test    the fast tests (the slow ones: make test-slow)
-# make check   format, lint, types, layers, spelling, generated docs
+# make check   format, lint, types, layers, names and docstrings, spelling, generated docs
 # make docs    writes the generated pages of docs/
 # make docs-site  builds the documentation as a site in build/site
 # make bench   every script of benchmarks/
@@ -34,6 +34,7 @@ check: .venv/ready-dev
 	$(BIN)/codespell
 	$(BIN)/python docs/make_recipe.py --check
 	$(BIN)/python docs/make_results.py --check
+	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_words.py
 	$(SITE)
 
 docs: .venv/ready-demo

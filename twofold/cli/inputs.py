@@ -36,14 +36,10 @@ def data(
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the log `world`; default: 0.")] = None,
 ) -> None:
     """Download and convert a public data set, or generate a synthetic log, as tables that a recipe reads."""
-    from twofold.ingest.public import PUBLIC_SETS, data_block, find_set, make_tables
+    from twofold.ingest.public import data_block, find_set, make_tables
 
     if name is None:
-        table = Table("name", "content", "download", "terms", box=SIMPLE_HEAD, pad_edge=False)
-        for public in PUBLIC_SETS:
-            table.add_row(public.name, public.about, public.size, public.terms)
-        table.add_row("world", "a synthetic short-video log with known preferences, of any size (--rows)", "—", "none")
-        Console().print(table)
+        _print_data_sets()
         return
     to = to or Path("data") / name
     if name == "world":
@@ -62,6 +58,16 @@ def data(
         print(f"{archive.path}  {archive.size:,} bytes, MD5 {archive.md5} ({comparison})")
     _print_tables(tables.rows, data_block(tables.data))
     print(f"\nterms  {public.terms}")
+
+
+def _print_data_sets() -> None:
+    from twofold.ingest.public import PUBLIC_SETS
+
+    table = Table("name", "content", "download", "terms", box=SIMPLE_HEAD, pad_edge=False)
+    for public in PUBLIC_SETS:
+        table.add_row(public.name, public.about, public.size, public.terms)
+    table.add_row("world", "a synthetic short-video log with known preferences, of any size (--rows)", "—", "none")
+    Console().print(table)
 
 
 def _print_tables(rows: Mapping[str, int], block: str) -> None:
