@@ -24,7 +24,7 @@ from torch import nn
 from train import held_mb
 
 from twofold.model.encoder import Encoder, Layers, Lookup
-from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
+from twofold.model.fused_softmax import SoftmaxBatch, product_dtype_of, softmax_sum
 from twofold.train.distributed import ProcessGroup, all_gather, all_gather_vectors, distributed_context, sum_gradients
 from twofold.train.optimizer import Optimizer, build_optimizer, lazy_tables
 from twofold.train.sharded_embedding import distribute_model
@@ -65,7 +65,7 @@ def stepper(kind: str, ranks: ProcessGroup, folder: Path) -> Callable[[int], Non
         users, items = (torch.randint(ROWS, (BATCH,)) for _ in range(2))
         own = torch.arange(BATCH)[part]
         weight = torch.full((len(own),), 1 / BATCH)
-        lines = Lines(users[part], weight, own, items, users, torch.zeros(BATCH))
+        lines = SoftmaxBatch(users[part], weight, own, items, users, torch.zeros(BATCH))
         vectors = all_gather_vectors(ranks, item({"id": 1 + items[part]}))
         queries, product = user({"id": 1 + users[part]}), product_dtype_of("auto", ranks.device)
         loss = softmax_sum(queries, vectors, lines, temperature=TEMPERATURE, product_dtype=product)

@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from twofold.dataset.malloc import keep_freed_memory
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool, Sequence
-from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
+from twofold.model.fused_softmax import SoftmaxBatch, product_dtype_of, softmax_sum
 from twofold.model.sequence import WIDER
 from twofold.train.optimizer import Optimizer, build_optimizer
 
@@ -39,16 +39,16 @@ HERE = Path(__file__).parent
 DIM, USERS, ITEMS, MANY, HISTORY, TEMPERATURE = 64, 140_000, 27_000, 1_000_000, 100, 0.05
 LENGTH, DEPTH, HEADS, KNOWN, TOGETHER = 200, 2, 2, 3_416, 4096
 PRODUCT = product_dtype_of("auto", torch.device("cpu"))
-Loss = Callable[[Tensor, Tensor, Lines], Tensor]
+Loss = Callable[[Tensor, Tensor, SoftmaxBatch], Tensor]
 Work = Callable[[], object]
 
 
-def fused(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
+def fused(users: Tensor, items: Tensor, lines: SoftmaxBatch) -> Tensor:
     """Ours."""
     return softmax_sum(users, items, lines, temperature=TEMPERATURE, product_dtype=PRODUCT)
 
 
-def plain(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
+def plain(users: Tensor, items: Tensor, lines: SoftmaxBatch) -> Tensor:
     """The whole matrix."""
     same = (lines.item_rows[:, None] == lines.item_rows) | (lines.user_rows[:, None] == lines.user_rows)
     logits = users @ items.T / TEMPERATURE - lines.log_q
@@ -57,19 +57,19 @@ def plain(users: Tensor, items: Tensor, lines: Lines) -> Tensor:
     return (losses * lines.weight).sum()
 
 
-def random_lines(batch: int, users: int, items: int) -> Lines:
+def random_lines(batch: int, users: int, items: int) -> SoftmaxBatch:
     """Popular items first: density of item x as x^-1/2, so the most popular thousandth takes 3 % of the events."""
     rows = (torch.rand(batch) ** 2 * items).long()
     log_q = -0.5 * torch.log(4.0 * items * (rows + 0.5))
     user_rows = torch.randint(users, (batch,))
-    return Lines(user_rows, torch.full((batch,), 1 / batch), torch.arange(batch), rows, user_rows, log_q)
+    return SoftmaxBatch(user_rows, torch.full((batch,), 1 / batch), torch.arange(batch), rows, user_rows, log_q)
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
 def id_step(
-    batches: list[Lines], *, users: int = USERS, items: int = ITEMS, loss: Loss = fused, lazy: bool = True
+    batches: list[SoftmaxBatch], *, users: int = USERS, items: int = ITEMS, loss: Loss = fused, lazy: bool = True
 ) -> Work:
     """One step of two towers that look ids up; the batches in turn."""
     user, item = (Encoder((Lookup("id", 1 + rows, DIM),), Layers(DIM)) for rows in (users, items))
@@ -117,7 +117,7 @@ def sequence_pass(sequences: list[Tensor]) -> tuple[Work, int]:
     return one_pass, sum(len(lines.weight) for _, lines in batches)
 
 
-def sequence_batches(sequences: list[Tensor]) -> list[tuple[dict[str, Tensor], Lines]]:
+def sequence_batches(sequences: list[Tensor]) -> list[tuple[dict[str, Tensor], SoftmaxBatch]]:
     """Each event but the first is foretold from those before it; sequences of about equal length share a batch of about
     4,096 events, as `twofold.dataset.sequences` orders them.
     """
@@ -131,7 +131,7 @@ def sequence_batches(sequences: list[Tensor]) -> list[tuple[dict[str, Tensor], L
         line, known = rows.nonzero(as_tuple=True)
         own, nobody = torch.cat([each[1:] for each in part]), torch.full((KNOWN,), -1)
         weight = torch.full((len(own),), 1 / len(own))
-        lines = Lines(line, weight, own, torch.arange(KNOWN), nobody, torch.zeros(KNOWN))
+        lines = SoftmaxBatch(line, weight, own, torch.arange(KNOWN), nobody, torch.zeros(KNOWN))
         batches.append(({"events": rows, "events.places": line * (rows.shape[1] + 1) + known + 1}, lines))
     return batches
 

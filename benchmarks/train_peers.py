@@ -29,7 +29,7 @@ from peers.turns import Work, take_turns
 from train import ITEMS, LENGTH, USERS, id_step, random_lines, random_sequences, sequence_pass
 
 from twofold.dataset.malloc import keep_freed_memory
-from twofold.model.fused_softmax import Lines
+from twofold.model.fused_softmax import SoftmaxBatch
 
 HERE = Path(__file__).parent
 BATCHES, SEQUENCES, TAUGHT = 4, 6_040, 256
@@ -115,9 +115,9 @@ def take_our_turns(folder: Path, threads: int) -> None:
 NAMES = ("users", "items", "log_q")
 
 
-def our_lines(users: torch.Tensor, items: torch.Tensor, log_q: torch.Tensor) -> Lines:
+def our_lines(users: torch.Tensor, items: torch.Tensor, log_q: torch.Tensor) -> SoftmaxBatch:
     """A batch of pairs."""
-    return Lines(users, torch.full((len(users),), 1 / len(users)), torch.arange(len(users)), items, users, log_q)
+    return SoftmaxBatch(users, torch.full((len(users),), 1 / len(users)), torch.arange(len(users)), items, users, log_q)
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------

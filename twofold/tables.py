@@ -64,7 +64,7 @@ RECOMMENDATIONS: Final[tuple[str, ...]] = ("user_id", "item_id", "score", "rank"
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A block or layer of a model, as the summary of a training and the report show it."""
+    """A block or layer of a model, as the training output and the report show it."""
 
     tower: str
     name: str

@@ -32,8 +32,8 @@ def test_windows_are_the_means_of_the_newest_and_concat_keeps_each():
 def test_given_vectors_are_read_but_neither_trained_nor_saved():
     torch.manual_seed(0)
     given = torch.cat([torch.zeros(1, 3), torch.randn(5, 3)])
-    blocks = (Pool("look", 6, 3, "mean", 2, over="look"), Pool("last", 6, 3, "concat", 2, over="look"))
-    encoder = Encoder(blocks, Layers(4), given={"look": given})
+    blocks = (Pool("look", 6, 3, "mean", 2, vectors="look"), Pool("last", 6, 3, "concat", 2, vectors="look"))
+    encoder = Encoder(blocks, Layers(4), fixed_tables={"look": given})
     rows = torch.tensor([[1, 5], [0, 2]], dtype=torch.int32)
     flat = torch.cat([(given[1] + given[5]) / 2, given[1], given[5]])
     expected = torch.nn.functional.normalize(encoder.layers(flat[None]))
@@ -44,7 +44,7 @@ def test_given_vectors_are_read_but_neither_trained_nor_saved():
 
 def test_numbers_go_in_as_they_are_or_through_a_layer_of_their_own():
     torch.manual_seed(0)
-    encoder = Encoder((Number("age"), Number("rate", expand=3), Number("shares", 2)), Layers(4))
+    encoder = Encoder((Number("age"), Number("rate", hidden_dim=3), Number("shares", 2)), Layers(4))
     inputs = {"age": torch.tensor([2.0]), "rate": torch.tensor([0.5]), "shares": torch.tensor([[0.25, 0.75]])}
     rate = torch.relu(encoder.readers["rate"][0](torch.tensor([0.5])))
     flat = torch.cat([torch.tensor([2.0]), rate, torch.tensor([0.25, 0.75])])
@@ -84,7 +84,7 @@ def test_dropped_ids_are_read_as_the_unknown_which_is_trained_then():
     encoder = Encoder((Lookup("id", 5, 3, dropout=0.4),), Layers(2))
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.1)
     ids = torch.arange(1, 5, dtype=torch.int32).repeat(2000)
-    found = encoder._embed(encoder.blocks[0], {"id": ids})
+    found = encoder._embed(encoder.feature_blocks[0], {"id": ids})
     is_unknown = (found == encoder.tables["id"].weight[0]).all(dim=1)
     assert abs(is_unknown.float().mean() - 0.4) < 4 * (0.4 * 0.6 / 8000) ** 0.5
     assert torch.equal(found[~is_unknown], encoder.tables["id"](ids)[~is_unknown])
@@ -92,7 +92,7 @@ def test_dropped_ids_are_read_as_the_unknown_which_is_trained_then():
     optimizer.step()
     assert encoder.tables["id"].weight[0].abs().min() > 0
     encoder.eval()
-    assert torch.equal(encoder._embed(encoder.blocks[0], {"id": ids}), encoder.tables["id"](ids))
+    assert torch.equal(encoder._embed(encoder.feature_blocks[0], {"id": ids}), encoder.tables["id"](ids))
 
 
 def test_row_zero_is_zero_and_is_not_trained():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.model.plain_softmax import collisions, in_batch_softmax
 from twofold.model import fused_softmax as softmax
-from twofold.model.fused_softmax import Lines, has_fast_bfloat16, product_dtype_of, softmax_sum
+from twofold.model.fused_softmax import SoftmaxBatch, has_fast_bfloat16, product_dtype_of, softmax_sum
 
 
 def draw(seed, *, queries, items, dim=5, users=3, catalogue=4, dtype=torch.float64):
@@ -18,7 +18,7 @@ def draw(seed, *, queries, items, dim=5, users=3, catalogue=4, dtype=torch.float
     generator = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(n, dim, generator=generator, dtype=dtype) for n in (queries, items)]
     user_rows = torch.randint(users, (queries,), generator=generator)
-    lines = Lines(
+    lines = SoftmaxBatch(
         user_rows=user_rows,
         weight=torch.randint(3, (queries,), generator=generator).to(dtype),
         own=torch.arange(queries),
@@ -55,7 +55,7 @@ def value_and_gradients(loss, users, items, lines, *, temperature):
 def test_equals_the_plain_softmax(seed, queries, extra, block, users, catalogue):
     drawn = draw(seed, queries=queries, items=queries + extra, users=users, catalogue=catalogue)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(softmax, "BLOCK", block)
+        patch.setattr(softmax, "CHUNK_ELEMENTS", block)
         got = value_and_gradients(softmax_sum, *drawn, temperature=0.3)
     expected = value_and_gradients(plain, *drawn, temperature=0.3)
     for one, other in zip(got, expected, strict=True):
@@ -103,14 +103,14 @@ def test_a_target_whose_probability_underflows_still_has_a_loss():
     """Scores 0 for the own item and 300 for the other: exp(-300) is no float32, the loss is 300."""
     users, items = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [300.0]])
     two = torch.arange(2)
-    lines = Lines(two, torch.tensor([1.0, 0.0]), own=two, item_rows=two, owners=two, log_q=torch.zeros(2))
+    lines = SoftmaxBatch(two, torch.tensor([1.0, 0.0]), own=two, item_rows=two, owners=two, log_q=torch.zeros(2))
     assert float(softmax_sum(users, items, lines, temperature=1.0)) == pytest.approx(300)
 
 
 def test_where_everything_collides_nothing_is_learnt():
     users, items, _ = draw(3, queries=5, items=5)
     one, five, zeros = torch.zeros(5).long(), torch.arange(5), torch.zeros(5).double()
-    lines = Lines(one, zeros + 1, own=five, item_rows=five, owners=one, log_q=zeros)
+    lines = SoftmaxBatch(one, zeros + 1, own=five, item_rows=five, owners=one, log_q=zeros)
     for part in value_and_gradients(softmax_sum, users, items, lines, temperature=0.1):
         torch.testing.assert_close(part, torch.zeros_like(part))
 
@@ -149,7 +149,7 @@ def test_a_device_that_is_not_known_has_no_fast_bfloat16():
 
 def test_memory_is_that_of_one_block_and_the_gradients(monkeypatch):
     """Every tensor that the forward pass makes, by size: none is a (queries × items) matrix."""
-    monkeypatch.setattr(softmax, "BLOCK", 2**14)
+    monkeypatch.setattr(softmax, "CHUNK_ELEMENTS", 2**14)
     drawn = draw(6, queries=1024, items=1024, dim=8, users=900, catalogue=900, dtype=torch.float32)
     largest = 0
 

@@ -114,11 +114,11 @@ def test_chunks_change_neither_losses_nor_gradients(monkeypatch):
         held.append(part.stop - part.start)
         return sampled_softmax(users[part].sum(dim=1), users[part] @ items.T)
 
-    whole = by_chunks(losses, lines=7, columns=11)
+    whole = by_chunks(losses, examples=7, columns=11)
     expected = torch.autograd.grad(whole.sum(), (users, items))
-    monkeypatch.setattr(module, "CELLS", 3 * 11)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 3 * 11)
     held.clear()
-    chunked = by_chunks(losses, lines=7, columns=11)
+    chunked = by_chunks(losses, examples=7, columns=11)
     found = torch.autograd.grad(chunked.sum(), (users, items))
     assert sorted(held) == [1, 1, 3, 3, 3, 3]  # forward, and again for the gradient
     torch.testing.assert_close((chunked, *found), (whole, *expected))

@@ -15,7 +15,7 @@ from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError, RunError
 from twofold.evaluate.window import evaluation_window
-from twofold.model.multi_tower import MultiTower, build_towers, describe_unbuilt_towers, places_of
+from twofold.model.multi_tower import MultiTower, assign_towers, build_towers, describe_unbuilt_towers
 from twofold.model.onnx_export import export_user_tower
 from twofold.model.retriever import describe_model, item_vectors, load_model, masked_item_vectors, user_vectors
 from twofold.model.weights import encode
@@ -64,7 +64,7 @@ def test_a_product_of_wide_vectors_is_the_score_of_the_items_own_towers(dataset,
     (asked,), (items,) = query_batches(dataset, who, at), item_batches(dataset, int(at[0]))
     root = np.sqrt(len(model.values)) if score == COSINE else 1
     for row, language in enumerate(languages):
-        towers = model.of(model.values.index(str(language) if language is not None else "none"))
+        towers = model.tower(model.values.index(str(language) if language is not None else "none"))
         expected = encode(towers.user, [asked]) @ encode(towers.item, [items])[row] / root
         np.testing.assert_allclose(found[:, row], expected, atol=1e-6)
 
@@ -104,7 +104,7 @@ def test_no_tower_shares_a_parameter_and_the_drawing_counts_each_once(dataset):
 def test_an_item_of_a_value_that_training_did_not_hold_lies_with_the_value_of_the_most():
     #                      known ──────────────────────────────┐  later
     given = pa.array(["hi", "ta", "ta", None, "bn", None, "ta", "te", "hi", "te"])
-    values, tower_of_item = places_of(given, num_known=7, column="language")
+    values, tower_of_item = assign_towers(given, num_known=7, column="language")
     assert values == ("hi", "ta", "none", "bn")
     assert tower_of_item.tolist() == [0, 1, 1, 2, 3, 2, 1, 1, 0, 1]
 
@@ -195,11 +195,11 @@ def judged(job):
 
 def test_a_column_of_one_value_or_too_many_is_refused():
     with pytest.raises(
-        DataError, match=r"retriever\.separate_towers_by: .* have 1 value of language, .*nothing to tell apart"
+        DataError, match=r"retriever\.separate_towers_by: .* have 1 value of language, .*would not differ"
     ):
-        places_of(pa.array(["hi", "hi", "ta"]), num_known=2, column="language")
-    with pytest.raises(DataError, match=r"have 65 values of creator, .* 64 is the most\. Name a coarser column"):
-        places_of(pa.array(range(70)), num_known=65, column="creator")
+        assign_towers(pa.array(["hi", "hi", "ta"]), num_known=2, column="language")
+    with pytest.raises(DataError, match=r"have 65 values of creator, .* 64 is the maximum\. Name a coarser column"):
+        assign_towers(pa.array(range(70)), num_known=65, column="creator")
 
 
 def test_a_value_that_does_not_fill_a_batch_is_refused_by_name(dataset):

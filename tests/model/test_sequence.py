@@ -20,12 +20,14 @@ from twofold.serve.onnx_models import load_user_tower
 
 HOUR_S, DAY_S = 3600, 24 * 3600
 EDGES = [math.exp(third / 3) - 0.5 for third in range(-2, 65)]  # of buckets, each at the nearest whole second
-BLOCK = Sequence("seen", rows=9, dim=8, length=6, depth=2, heads=2, dropout=0.3)
+BLOCK = Sequence("seen", rows=9, dim=8, length=6, num_layers=2, num_heads=2, dropout=0.3)
 
 
-def encoder(dim=8, *, length=6, depth=2, heads=2, is_timed=False):
+def encoder(dim=8, *, length=6, num_layers=2, num_heads=2, is_timed=False):
     torch.manual_seed(0)
-    made = SequenceEncoder(dim, length=length, depth=depth, heads=heads, dropout=0.0, is_timed=is_timed).double()
+    made = SequenceEncoder(
+        dim, length=length, num_layers=num_layers, num_heads=num_heads, dropout=0.0, is_timed=is_timed
+    ).double()
     for name, parameter in made.named_parameters():
         if name.endswith("by_time"):
             torch.nn.init.normal_(parameter)
@@ -65,7 +67,7 @@ def test_positions_are_distances():
 @pytest.mark.parametrize("moments", [None, [5, 60, 60 + DAY_S, 61 + DAY_S]], ids=["order", "time"])
 def test_one_layer_equals_a_loop_written_from_the_definition(moments):
     """`moments` are those of the three events and of the request, in seconds."""
-    model, read = encoder(dim=4, depth=1, heads=1, is_timed=bool(moments)), events(lines=1, length=3, dim=4)[0]
+    model, read = encoder(dim=4, num_layers=1, num_heads=1, is_timed=bool(moments)), events(lines=1, length=3, dim=4)[0]
     layer = model.layers[0]
 
     def of_time(position, place):
@@ -103,7 +105,7 @@ def test_one_layer_equals_a_loop_written_from_the_definition(moments):
 
 
 def test_buckets_of_times_are_three_to_a_factor_of_e():
-    model = SequenceEncoder(4, length=9, depth=1, heads=1, dropout=0.0, is_timed=True)
+    model = SequenceEncoder(4, length=9, num_layers=1, num_heads=1, dropout=0.0, is_timed=True)
     edges = [round(math.exp(third / 3)) for third in range(2, 64)]
     seconds = torch.tensor([0, 1, 2**31 - 1, *edges, *(edge - 1 for edge in edges)], dtype=torch.int32)
     buckets = model._buckets(seconds[:, None])
@@ -114,9 +116,9 @@ def test_buckets_of_times_are_three_to_a_factor_of_e():
 
 def test_a_timed_encoder_begins_as_one_of_order_alone():
     torch.manual_seed(0)
-    plain = SequenceEncoder(8, length=6, depth=2, heads=2, dropout=0.0)
+    plain = SequenceEncoder(8, length=6, num_layers=2, num_heads=2, dropout=0.0)
     torch.manual_seed(0)
-    timed = SequenceEncoder(8, length=6, depth=2, heads=2, dropout=0.0, is_timed=True)
+    timed = SequenceEncoder(8, length=6, num_layers=2, num_heads=2, dropout=0.0, is_timed=True)
     ages = torch.arange(6, 0, -1).repeat(3, 1) * HOUR_S
     torch.testing.assert_close(timed(events().float(), ages), plain(events().float()))
     assert {name for name, _ in timed.named_parameters()} - {name for name, _ in plain.named_parameters()} == {
@@ -143,7 +145,7 @@ def test_eight_layers_still_learn_what_two_do():
     """The last event but one is the answer. Plain SASRec collapses at this depth."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    block = Sequence("seen", rows=9, dim=16, length=6, depth=8, heads=2, dropout=0.0)
+    block = Sequence("seen", rows=9, dim=16, length=6, num_layers=8, num_heads=2, dropout=0.0)
     tower = Encoder((block,), Layers(9, unit_length=False))
     optimizer = torch.optim.Adam(tower.parameters(), lr=3e-3)
     for _ in range(150):
@@ -228,15 +230,15 @@ def test_an_empty_history_has_an_answer_of_its_own():
     assert torch.equal(nothing[0], nothing[1])
 
 
-@pytest.mark.parametrize("lent", [False, True])
-def test_a_lent_table_is_read_and_trained_but_saved_once(lent):
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_lent_table_is_read_and_trained_but_saved_once(shared):
     torch.manual_seed(0)
     table = torch.nn.Embedding(9, 8, padding_idx=0)
-    tower = Encoder((BLOCK,), Layers(8), lent={"seen": table} if lent else None)
-    assert any("tables" in name for name in tower.state_dict()) != lent
+    tower = Encoder((BLOCK,), Layers(8), shared_tables={"seen": table} if shared else None)
+    assert any("tables" in name for name in tower.state_dict()) != shared
     tower({"seen": torch.tensor([[1, 2, 0, 0, 0, 0]])}).sum().backward()
-    assert (table.weight.grad is not None) == lent
-    if lent:
+    assert (table.weight.grad is not None) == shared
+    if shared:
         assert table.weight.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [1, 2]
 
 

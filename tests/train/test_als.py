@@ -94,9 +94,9 @@ def test_what_nobody_likes_is_the_zero_vector_and_nobody_asks_with_the_mean():
     solved = solved_after(5)
     assert not solved.item_vectors[4].any()
     (nobody,) = solved.vectors({"positives": np.zeros((1, 3), np.int32)})
-    np.testing.assert_array_equal(nobody, solved.nobody)
-    np.testing.assert_array_equal(solved.vectors({"positives": np.array([[0, 5]], np.int32)})[0], solved.nobody)
-    assert solved.nobody.any()
+    np.testing.assert_array_equal(nobody, solved.default_vector)
+    np.testing.assert_array_equal(solved.vectors({"positives": np.array([[0, 5]], np.int32)})[0], solved.default_vector)
+    assert solved.default_vector.any()
 
 
 def test_equal_seeds_give_equal_bytes_however_many_threads_there_are():
@@ -114,7 +114,7 @@ def test_equal_seeds_give_equal_bytes_however_many_threads_there_are():
 def test_a_user_folded_in_is_the_dense_closed_form_of_their_line():
     solved = solved_after(5)
     expected = half_step(LIKES, solved.item_vectors.astype(np.float64))
-    expected[2] = solved.nobody
+    expected[2] = solved.default_vector
     np.testing.assert_allclose(solved.vectors(histories(LIKES)), expected, atol=1e-6)
 
 
@@ -150,9 +150,9 @@ def test_saved_and_loaded_are_equal(tmp_path):
     rows = histories(LIKES)
     assert loaded.item_vectors.tobytes() == solved.item_vectors.tobytes()
     assert loaded.vectors(rows).tobytes() == solved.vectors(rows).tobytes()
-    save_factors(FoldIn(solved.item_vectors[:, :1], solved.nobody[:1], ALPHA, PENALTY), tmp_path / "..")
+    save_factors(FoldIn(solved.item_vectors[:, :1], solved.default_vector[:1], ALPHA, PENALTY), tmp_path / "..")
     (tmp_path / FOLD_IN).write_bytes((tmp_path / ".." / FOLD_IN).read_bytes())
-    with pytest.raises(ValueError, match=r"fold_in.json is of 1 dimensions, the item vectors of 2"):
+    with pytest.raises(ValueError, match=r"fold_in.json has 1 dimensions, the item vectors have 2"):
         load_factors(tmp_path)
 
 
@@ -259,7 +259,7 @@ def test_a_bundle_whose_parts_are_of_two_runs_is_refused(solved_run, tmp_path):
     (tmp_path / "index" / FOLD_IN).write_text(json.dumps(held | {"nobody": [0.0]}))
     del manifest["files"][FOLD_IN]
     (tmp_path / "index" / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match=r"fold_in.json is of 1 dimensions, the item vectors of 8"):
+    with pytest.raises(RunError, match=r"fold_in.json has 1 dimensions, the item vectors have 8"):
         twofold.load(tmp_path)
 
 

@@ -116,7 +116,7 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
     dataset = with_rows(dataset, weight=np.random.default_rng(0).uniform(0.5, 2, len(dataset.examples["train"])))
     objective, model = objective_of(asked, dataset), model_of(dataset, score)
     batch = gather_batch(dataset, dataset.examples["train"], objective.lines[::13][:48])
-    monkeypatch.setattr(losses_module, "CELLS", 7 * 64)  # several chunks
+    monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", 7 * 64)  # several chunks
     users, items = batch.user_rows.tolist(), batch.item_rows.tolist()
     assert len(set(users)) < len(users)  # somebody stands there twice
     assert len(set(items)) < len(items)
@@ -170,7 +170,7 @@ def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monke
     objective, model = objective_of(asked, dataset, batch_size=24, hard_negatives=hard), model_of(dataset)
     batch = gather_batch(dataset, dataset.examples["train"], objective.lines[::13][:24])
     objective = replace(objective, mined=mined_for(dataset, batch))
-    monkeypatch.setattr(losses_module, "CELLS", 7 * 64)
+    monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", 7 * 64)
     torch.manual_seed(1)
     loss, _ = mean_loss(objective, model, batch)
     torch.manual_seed(1)

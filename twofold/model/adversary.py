@@ -1,4 +1,6 @@
-"""What a vector must not tell: a small network guesses it, and the reversed gradient takes it out of the vector."""
+"""Adversarial removal of an attribute: a small network predicts it from the vector, and the reversed gradient makes
+that prediction fail.
+"""
 
 import math
 from typing import Any
@@ -10,14 +12,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 HIDDEN = 64
-"""Width of the guess's hidden layer: enough to find what is not linear. Not measured."""
+"""Width of the predictor's hidden layer: enough for nonlinear dependence. Not measured."""
 
 
 class LengthPredictor(nn.Module):
-    """Guesses log(length), standardised, of items from their vectors: one hidden layer with ReLU."""
+    """A network with one hidden layer (ReLU) that predicts the standardized log(length) of items from their vectors."""
 
     def __init__(self, dim: int, *, mean: float, std: float) -> None:
-        """`mean` and `std` are of log(length_s) over what is trained on."""
+        """Takes the mean and the standard deviation of log(length_s) over the training examples."""
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
         self.mean, self.std = mean, std
@@ -25,15 +27,15 @@ class LengthPredictor(nn.Module):
     def forward(
         self, vectors: Float[Tensor, "batch dim"], length_s: Float[Tensor, "batch"], *, strength: float
     ) -> Float[Tensor, ""]:
-        """Mean squared error where the length is known; its gradient reaches the vectors reversed, times `strength`."""
-        guessed = self.layers(reverse_gradient(vectors, strength)).squeeze(1)
-        known = length_s > 0  # NaN is not
-        wanted = (torch.where(known, length_s, 1).log() - self.mean) / self.std
-        return (functional.mse_loss(guessed, wanted, reduction="none") * known).sum() / known.sum().clamp(min=1)
+        """Returns the mean squared error where the length is known; the vectors get the gradient times -`strength`."""
+        predicted = self.layers(reverse_gradient(vectors, strength)).squeeze(1)
+        known = length_s > 0  # false for NaN
+        target = (torch.where(known, length_s, 1).log() - self.mean) / self.std
+        return (functional.mse_loss(predicted, target, reduction="none") * known).sum() / known.sum().clamp(min=1)
 
 
-def reverse_gradient(values: Float[Tensor, "*shape"], strength: float) -> Float[Tensor, "*shape"]:
-    """The same values; the gradient that comes back is multiplied by -strength (Ganin & Lempitsky, *Unsupervised domain
+def reverse_gradient(values: Float[Tensor, "*batch"], strength: float) -> Float[Tensor, "*batch"]:
+    """Returns the same values, and multiplies their gradient by -strength (Ganin & Lempitsky, *Unsupervised domain
     adaptation by backpropagation*, ICML 2015, section 3).
     """
     reversed_: Tensor = _Reversed.apply(values, strength)  # type: ignore[no-untyped-call]
@@ -41,7 +43,8 @@ def reverse_gradient(values: Float[Tensor, "*shape"], strength: float) -> Float[
 
 
 def strength_at(progress: float, *, most: float) -> float:
-    """From 0 to almost `most` while progress goes from 0 to 1 (ibid., section 4), so that the guess learns first.
+    """Returns a strength that rises from 0 to almost `most` with the progress (ibid., section 4): the predictor
+    is trained before its gradient is reversed at full strength.
 
     >>> [round(strength_at(progress, most=2.0), 2) for progress in (0.0, 0.1, 0.5, 1.0)]
     [0.0, 0.92, 1.97, 2.0]

@@ -1,12 +1,13 @@
-"""A user's vector, solved from the vectors of the items they liked: NumPy alone, so that judging and serving share it.
+"""Fold-in of users for iALS: a user's vector solved from the vectors of the liked items, with NumPy alone, so that
+evaluation and serving share it.
 
-Weighted alternating least squares holds a vector for every user it met. They know nothing of what came later, and a
-user who was not there has none. So nobody is judged or served by them: with the item vectors Y held fixed, the user's
-half-step is solved anew from the history at the moment asked for (Hu, Koren, Volinsky, ICDM 2008, eq. 4):
+Weighted alternating least squares has a vector for every user of the training window. These vectors miss all later
+events, and a new user has none, so they are used neither in evaluation nor in serving. Instead, with the item vectors Y
+fixed, the user's half-step is solved again from the history at request time (Hu, Koren, Volinsky, ICDM 2008, eq. 4):
 
     x = (YᵀY + Yᵀ(C - I)Y + λI)⁻¹ Yᵀ C p,    c = 1 + alpha · times liked,    p = 1 where liked
 
-What it does not do: weigh the positives of a history. Each counts as one of mean weight.
+Positives of a history are not weighted: each counts as an event of mean weight.
 """
 
 import json
@@ -23,44 +24,44 @@ from twofold.run_folder import write_json
 
 FOLD_IN: Final = "fold_in.json"
 VECTORS: Final = "item_vectors.npy"
-_CELLS: Final = 2**21  # numbers gathered or solved at once: 16 MB
+CHUNK_ELEMENTS: Final = 2**21  # numbers gathered or solved at once: 16 MB
 
 
 @dataclass(frozen=True)
 class FoldIn:
-    """Item vectors and what turns a history into a vector of the same space; the score is their inner product.
+    """Item vectors and the solver that turns a history into a user vector; the score is their inner product.
 
-    An item without training positives has the zero vector, and scores 0 with everyone: behind all that the history
-    speaks for. `nobody` is what someone without a history asks with: the mean of the training users' vectors.
+    An item without training positives has the zero vector and scores 0 for every user. `default_vector` is the vector
+    of a user without a history: the mean of the training users' vectors.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("positives",)
-    """The one feature it reads: table rows, item row + 1, 0 where there is none."""
+    """Name of the only input: table rows (item row + 1), padded with 0."""
     score: ClassVar[Literal["dot"]] = "dot"
 
     item_vectors: Float32[np.ndarray, "items dim"]
-    nobody: Float32[np.ndarray, "dim"]
+    default_vector: Float32[np.ndarray, "dim"]
     alpha: float
     regularization: float
-    _everywhere: Float64[np.ndarray, "dim dim"] = field(init=False, repr=False, compare=False)
+    _gram: Float64[np.ndarray, "dim dim"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """YᵀY + λI, which every user shares."""
+        """Computes YᵀY + λI, which is the same for every user."""
         gram = self.regularization * np.eye(self.dim)
-        for part in chunks(len(self.item_vectors), _CELLS // self.dim):
-            held = self.item_vectors[part].astype(np.float64)
-            gram += held.T @ held
-        object.__setattr__(self, "_everywhere", gram)
+        for part in chunks(len(self.item_vectors), CHUNK_ELEMENTS // self.dim):
+            vectors = self.item_vectors[part].astype(np.float64)
+            gram += vectors.T @ vectors
+        object.__setattr__(self, "_gram", gram)
 
     @property
     def dim(self) -> int:
-        """Width of a vector."""
+        """Dimension of the vectors."""
         return int(self.item_vectors.shape[1])
 
     def vectors(self, inputs: Inputs) -> Float32[np.ndarray, "batch dim"]:
-        """One vector a line. The order of a history does not matter; an item liked twice weighs twice."""
-        history = np.sort(inputs["positives"], axis=1)  # none first; a repeated item beside itself
-        size = max(1, _CELLS // (self.dim * max(history.shape[1], self.dim)))
+        """Returns one vector per history. The order does not matter; an item liked twice has twice the weight."""
+        history = np.sort(inputs["positives"], axis=1)  # padding first, equal items adjacent
+        size = max(1, CHUNK_ELEMENTS // (self.dim * max(history.shape[1], self.dim)))
         parts = [self._solved(history[part]) for part in chunks(len(history), size)]
         return np.concatenate([np.empty((0, self.dim), np.float32), *parts])
 
@@ -69,42 +70,44 @@ class FoldIn:
         history = history[:, history.shape[1] - longest :]
         liked = history > 0
         is_first = liked & (np.diff(history, axis=1, prepend=0) > 0)
-        weight = self.alpha * liked  # C - I; none weighs nothing, so its row, -1, may be anything
-        held = self.item_vectors[history - 1].astype(np.float64)  # (batch, length, dim)
-        left = self._everywhere + np.swapaxes(held * weight[:, :, None], 1, 2) @ held  # (batch, dim, dim)
-        right = ((weight + is_first)[:, None, :] @ held)[:, 0]  # (batch, dim)
+        weight = self.alpha * liked  # C - I; padding has weight 0, so that any vector may stand at its row -1
+        liked_vectors = self.item_vectors[history - 1].astype(np.float64)  # (batch, length, dim)
+        left = self._gram + np.swapaxes(liked_vectors * weight[:, :, None], 1, 2) @ liked_vectors  # (batch, dim, dim)
+        right = ((weight + is_first)[:, None, :] @ liked_vectors)[:, 0]  # (batch, dim)
         solved: np.ndarray = np.linalg.solve(left, right[:, :, None])[:, :, 0].astype(np.float32)
-        solved[~right.any(axis=1)] = self.nobody
+        solved[~right.any(axis=1)] = self.default_vector
         return solved
 
 
 def save_factors(fold_in: FoldIn, folder: Path) -> None:
-    """Writes two files that `load_factors` reads."""
+    """Writes the two files that `load_factors` reads."""
     np.save(folder / VECTORS, fold_in.item_vectors)
     save_fold_in(fold_in, folder)
 
 
 def load_factors(folder: Path) -> FoldIn:
-    """Reads what `save_factors` wrote."""
+    """Reads the files that `save_factors` wrote."""
     return load_fold_in(folder, np.load(folder / VECTORS, allow_pickle=False))
 
 
 def save_fold_in(fold_in: FoldIn, folder: Path) -> None:
-    """Writes all but the item vectors: beside an index, which has them."""
+    """Writes all but the item vectors, for a folder whose index has them."""
     write_json(
         folder / FOLD_IN,
         {
             "alpha": fold_in.alpha,
             "regularization": fold_in.regularization,
-            "nobody": fold_in.nobody.tolist(),
+            "nobody": fold_in.default_vector.tolist(),
         },
     )
 
 
 def load_fold_in(folder: Path, item_vectors: Float32[np.ndarray, "items dim"]) -> FoldIn:
-    """Reads what `save_fold_in` wrote, over the vectors it belongs to; ValueError if their widths differ."""
-    held = json.loads((folder / FOLD_IN).read_text())
-    nobody = np.array(held["nobody"], np.float32)
-    if len(nobody) != item_vectors.shape[1]:
-        raise ValueError(f"{FOLD_IN} is of {len(nobody)} dimensions, the item vectors of {item_vectors.shape[1]}")
-    return FoldIn(item_vectors, nobody, held["alpha"], held["regularization"])
+    """Reads the file that `save_fold_in` wrote, for these item vectors; ValueError if the dimensions differ."""
+    saved = json.loads((folder / FOLD_IN).read_text())
+    default_vector = np.array(saved["nobody"], np.float32)
+    if len(default_vector) != item_vectors.shape[1]:
+        raise ValueError(
+            f"{FOLD_IN} has {len(default_vector)} dimensions, the item vectors have {item_vectors.shape[1]}"
+        )
+    return FoldIn(item_vectors, default_vector, saved["alpha"], saved["regularization"])

@@ -1,8 +1,8 @@
-"""What candidates are ordered by, where a recipe writes a formula over what the ranker says of a pair.
+"""Ranking formulas: a recipe's expression over the ranker's predictions for a pair, evaluated with torch.
 
-A formula is a rule of the recipe's SQL subset (`twofold/sql/rules.py`) that calculates. What is evaluated here is
-the same portable tree that preparation gives to its engine, with torch in the engine's place and NaN for NULL. So it is
-part of the graph that is served, and no server need know of it.
+A formula is an arithmetic expression of the recipe's SQL subset (`twofold/sql/rules.py`). The tree evaluated here is
+the portable one that preparation passes to its SQL engine; torch takes the place of the engine and NaN that of NULL. So
+the formula is part of the served graph, and the service does not need to evaluate it.
 """
 
 from collections.abc import Mapping
@@ -15,27 +15,27 @@ from sqlglot import exp
 from torch import Tensor
 
 LAST: Final = -1e30
-"""The score of an item whose formula is NULL; no other is below it, nor above its negative."""
+"""Score of an item whose formula is NULL: the lowest score; its negative is the highest."""
 
 
-def score_by(formula: exp.Expr, said: Mapping[str, Float[Tensor, "*pairs"]]) -> Float32[Tensor, "*pairs"]:
-    """The formula of every pair, from the names it reads.
+def score_by(formula: exp.Expr, predicted: Mapping[str, Float[Tensor, "*batch"]]) -> Float32[Tensor, "*batch"]:
+    """Evaluates the formula for every pair, from the predictions by name.
 
-    It is computed in doubles: of the nearly certain a float does not know how far they are from 1.
+    Doubles are used, because floats cannot represent how far a probability close to 1 is from 1.
     """
-    score = _evaluate(formula, {name: values.double() for name, values in said.items()})
+    score = _evaluate(formula, {name: values.double() for name, values in predicted.items()})
     return torch.where(score.isnan(), LAST, score.clamp(LAST, -LAST)).float()
 
 
-def _evaluate(node: exp.Expr, said: Mapping[str, Float64[Tensor, "*pairs"]]) -> Float64[Tensor, "*pairs"]:
+def _evaluate(node: exp.Expr, predicted: Mapping[str, Float64[Tensor, "*batch"]]) -> Float64[Tensor, "*batch"]:
     match node:
-        case exp.Paren() | exp.Cast():  # a cast to DOUBLE of what is one
-            return _evaluate(node.this, said)
+        case exp.Paren() | exp.Cast():  # every value is a DOUBLE already
+            return _evaluate(node.this, predicted)
         case exp.Column():
-            return said[node.name]
-        case exp.Literal():  # 'NaN' is one, in what POWER is written as
-            return torch.full_like(next(iter(said.values())), float(node.name))
-    return _calculate(node, [_evaluate(child, said) for child in node.iter_expressions()])
+            return predicted[node.name]
+        case exp.Literal():  # also 'NaN', which the portable form of POWER contains
+            return torch.full_like(next(iter(predicted.values())), float(node.name))
+    return _calculate(node, [_evaluate(child, predicted) for child in node.iter_expressions()])
 
 
 def _calculate(node: exp.Expr, parts: list[Tensor]) -> Tensor:
@@ -64,8 +64,8 @@ def _calculate(node: exp.Expr, parts: list[Tensor]) -> Tensor:
             return torch.where(parts[0] == parts[1], torch.nan, parts[0])
         case exp.Coalesce():
             return reduce(lambda left, right: torch.where(left.isnan(), right, left), parts)
-        case exp.Greatest():  # both pass over NULL
+        case exp.Greatest():  # GREATEST and LEAST ignore NULL
             return reduce(lambda left, right: torch.where(left.isnan() | (right > left), right, left), parts)
         case exp.Least():
             return reduce(lambda left, right: torch.where(left.isnan() | (right < left), right, left), parts)
-    raise AssertionError(f"the recipe lets {type(node).__name__} through, which formulas do not know")
+    raise AssertionError(f"the recipe accepts {type(node).__name__}, which formulas do not implement")

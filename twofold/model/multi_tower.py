@@ -1,4 +1,4 @@
-"""Several two-towers side by side, one for each value of a column of the items, asked as one."""
+"""Separate two-tower models for each value of a column of the items, used as one model."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,20 +21,21 @@ from twofold.recipe import retriever as retriever_recipe
 from twofold.tables import ModelPart
 
 MOST_VALUES = 64
-"""Vectors are as many times as wide; a column of more values is one for a feature."""
+"""Maximum number of values, because vectors are as many times as wide; a column with more should be a feature."""
 
 
 class MultiTower(nn.Module):
-    """A two-tower a value, which share no parameter.
+    """One two-tower model per value; the models share no parameter.
 
-    An item's vector is what the item tower of its own value says, in that value's block of a wide vector of zeros; a
-    user's is what all user towers say, one after another. Their product is the score of the item's own towers. For
-    cosine, the user's is divided by the root of the number of values: its length is 1, and the order is the same.
-    Scores of different towers have never been compared in training: how well they mix is for the report to say.
+    An item's vector is the output of its own value's item tower, placed in that value's block of a longer vector of
+    zeros; a user's vector is the concatenation of all user towers' outputs. Their product is the score of the item's
+    own towers. For cosine, the user's vector is divided by the root of the number of values: its length is then 1, and
+    the order of the items is the same. Training never compares scores of different towers; the report shows how well
+    they mix.
     """
 
     def __init__(self, towers: Sequence[TwoTower], values: tuple[str, ...], tower_of_item: Int64[np.ndarray, "items"]):
-        """Both in the order of the `values`; `tower_of_item` says for each item row which tower is its own."""
+        """Takes one model per value, in the order of `values`, and the index of the model of each item row."""
         super().__init__()
         self.towers = nn.ModuleList(towers)
         self.values = values
@@ -43,13 +44,13 @@ class MultiTower(nn.Module):
 
     @property
     def user(self) -> ConcatEncoder:
-        """All user towers as one."""
+        """All user towers as one encoder."""
         scale = 1 / math.sqrt(len(self.values)) if self.score == "cosine" else 1.0
-        return ConcatEncoder((self.of(place).user for place in range(len(self.values))), scale=scale)
+        return ConcatEncoder((self.tower(index).user for index in range(len(self.values))), scale=scale)
 
-    def of(self, place: int) -> TwoTower:
-        """The towers of one value."""
-        towers = self.towers[place]
+    def tower(self, index: int) -> TwoTower:
+        """Returns the model of one value."""
+        towers = self.towers[index]
         assert isinstance(towers, TwoTower)
         return towers
 
@@ -58,75 +59,79 @@ Towers: TypeAlias = TwoTower | MultiTower
 
 
 def towers_of(model: Towers, group: int) -> TwoTower:
-    """Those that a batch of this group is for."""
-    return model.of(group) if isinstance(model, MultiTower) else model
+    """Returns the two-tower model that is trained on batches of this group."""
+    return model.tower(group) if isinstance(model, MultiTower) else model
 
 
-def encode_items(model: Towers, batches: Iterable[TensorInputs]) -> Float32[np.ndarray, "items wide"]:
-    """The vectors of the whole catalogue, of which the batches are parts in order."""
+def encode_items(model: Towers, batches: Iterable[TensorInputs]) -> Float32[np.ndarray, "items dim"]:
+    """Encodes the whole catalogue, whose items the batches contain in order."""
     if isinstance(model, TwoTower):
         return encode(model.item, batches)
     parts, first = [], 0
     for inputs in batches:
-        places = model.tower_of_item[first : first + len(next(iter(inputs.values())))]
-        wide = np.zeros((len(places), len(model.values), model.of(0).item.dim), np.float32)
-        for place in np.unique(places).tolist():
-            own = np.flatnonzero(places == place)
-            wide[own, place] = encode(model.of(place).item, [{name: given[own] for name, given in inputs.items()}])
-        parts.append(wide.reshape(len(places), -1))
-        first += len(places)
+        towers = model.tower_of_item[first : first + len(next(iter(inputs.values())))]
+        vectors = np.zeros((len(towers), len(model.values), model.tower(0).item.dim), np.float32)
+        for index in np.unique(towers).tolist():
+            own = np.flatnonzero(towers == index)
+            own_inputs = {name: values[own] for name, values in inputs.items()}
+            vectors[own, index] = encode(model.tower(index).item, [own_inputs])
+        parts.append(vectors.reshape(len(towers), -1))
+        first += len(towers)
     return np.concatenate(parts)
 
 
 def build_towers(recipe: retriever_recipe.TwoTower, dataset: Dataset) -> Towers:
-    """The model that a recipe asks for; DataError where the column has no values to tell apart, or too many."""
+    """Builds the model of a recipe; DataError if the column has fewer than two values, or too many."""
     if recipe.separate_towers_by is None:
         return build_two_tower(recipe, dataset.features, dataset.vectors)
-    given = attribute_column(dataset.folder, recipe.separate_towers_by)[1].combine_chunks()
-    values, tower_of_item = places_of(given, num_known=dataset.items.num_known, column=recipe.separate_towers_by)
+    column = attribute_column(dataset.folder, recipe.separate_towers_by)[1].combine_chunks()
+    values, tower_of_item = assign_towers(column, num_known=dataset.items.num_known, column=recipe.separate_towers_by)
     return MultiTower(
         [build_two_tower(recipe, dataset.features, dataset.vectors) for _ in values], values, tower_of_item
     )
 
 
 def describe_towers(model: Towers) -> list[ModelPart]:
-    """Every block and layer of every tower."""
+    """Returns every block and layer of every tower."""
     if isinstance(model, TwoTower):
         return describe_model(model)
     return [
         ModelPart(f"{value}: {part.tower}", part.name, part.shape, part.parameters)
-        for place, value in enumerate(model.values)
-        for part in describe_model(model.of(place))
+        for index, value in enumerate(model.values)
+        for part in describe_model(model.tower(index))
     ]
 
 
 def describe_unbuilt_towers(recipe: retriever_recipe.TwoTower, dataset: Dataset) -> list[ModelPart]:
-    """The same of the model that would be built, which takes no memory."""
+    """Returns the blocks and layers of the model of a recipe, without allocating it."""
     with torch.device("meta"):
         return describe_towers(build_towers(recipe, dataset))
 
 
-def places_of(given: pa.Array, *, num_known: int, column: str) -> tuple[tuple[str, ...], Int64[np.ndarray, "items"]]:
-    """The values that items of the training window, the first `num_known`, have; and the place of each item's among
-    them. NULL is a value. One that no such item has takes the place of the value of the most.
+def assign_towers(
+    item_values: pa.Array, *, num_known: int, column: str
+) -> tuple[tuple[str, ...], Int64[np.ndarray, "items"]]:
+    """Returns the values of the training window's items (the first `num_known`), and the index of each item's value.
 
-    >>> places_of(pa.array(["hi", "ta", "ta", None, "bn"]), num_known=4, column="language")
+    NULL is a value. A value that no such item has gets the index of the most frequent value.
+
+    >>> assign_towers(pa.array(["hi", "ta", "ta", None, "bn"]), num_known=4, column="language")
     (('hi', 'ta', 'none'), array([0, 1, 1, 2, 1]))
     """
-    encoded = given.dictionary_encode(null_encoding="encode")
+    encoded = item_values.dictionary_encode(null_encoding="encode")
     codes = np.asarray(encoded.indices).astype(np.int64)
     counts = np.bincount(codes[:num_known], minlength=len(encoded.dictionary))
     known = np.flatnonzero(counts)
     if not 2 <= len(known) <= MOST_VALUES:
-        why = (
-            "so that there is nothing to tell apart. Delete it"
+        reason = (
+            "so separate towers would not differ. Delete it"
             if len(known) < 2
-            else f"each of which makes vectors wider, and {MOST_VALUES} is the most. Name a coarser column, or read "
+            else f"and each makes the vectors longer; {MOST_VALUES} is the maximum. Name a coarser column, or read "
             f"{column} by a feature of kind: category"
         )
         raise DataError(
             f"retriever.separate_towers_by: the items of the training window have {len(known):,} "
-            f"value{'s' * (len(known) != 1)} of {column}, {why}."
+            f"value{'s' * (len(known) != 1)} of {column}, {reason}."
         )
     tower_of_item = np.full(len(counts), np.argmax(counts[known]))
     tower_of_item[known] = np.arange(len(known))

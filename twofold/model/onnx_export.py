@@ -14,7 +14,7 @@ from twofold.model.encoder import Block, ConcatEncoder, Encoder, Lookup, Number,
 
 
 class _Positional(nn.Module):
-    """The exporter names inputs by position; this puts them back under their features' names."""
+    """A tower with positional inputs, as the exporter needs them, which it passes on under their features' names."""
 
     def __init__(self, tower: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class _Positional(nn.Module):
 
 
 def export_user_tower(tower: Encoder | ConcatEncoder, path: Path) -> None:
-    """Writes a user tower as ONNX: inputs as `dataset.features.feature_names` says, any batch size; output `vector`."""
+    """Writes a user tower as ONNX for any batch size: inputs as in `features.feature_names`, output `vector`."""
     values: dict[str, Tensor] = {}
-    for block in tower.blocks:
-        # Two lines: a batch of one would be taken for a constant.
-        values[block.name] = _nothing(block, lines=2)
+    for block in tower.feature_blocks:
+        # Two examples: the exporter would take a batch size of one for a constant.
+        values[block.name] = _empty_input(block, examples=2)
         if isinstance(block, Sequence) and block.is_timed:
-            values[f"{block.name}.ages"] = _nothing(block, lines=2)
+            values[f"{block.name}.ages"] = _empty_input(block, examples=2)
     batch = torch.export.Dim("batch")
     sizes = {"values": tuple({0: batch} for _ in values)}
     export_graph(_Positional(tower, tuple(values)), values, sizes=sizes, output="vector", path=path)
@@ -42,14 +42,18 @@ def export_user_tower(tower: Encoder | ConcatEncoder, path: Path) -> None:
 def export_graph(
     module: nn.Module, values: Mapping[str, Tensor], *, sizes: Mapping[str, Any], output: str, path: Path
 ) -> None:
-    """Writes a module as ONNX. `values` are inputs by name, in the module's order; `sizes` are those of their
-    dimensions that may change, as `torch.export` wants them.
+    """Writes a module as ONNX.
+
+    `values` are example inputs by name, in the order of the module's parameters; `sizes` are their variable dimensions,
+    in the form that `torch.export` expects.
     """
     registry_log = logging.getLogger("torch.onnx")
     level = registry_log.level
-    registry_log.setLevel(logging.ERROR)  # it reports that torchvision, which nothing here uses, is not installed
+    registry_log.setLevel(
+        logging.ERROR
+    )  # otherwise it reports that torchvision, which is not used here, is not installed
     with warnings.catch_warnings():
-        # The exporter warns of its own internals (deprecated pytree calls, axis names shared on purpose).
+        # The exporter warns about its own internals (deprecated pytree calls, axis names shared on purpose).
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
@@ -65,17 +69,17 @@ def export_graph(
     program.save(path)
 
 
-def _nothing(block: Block, *, lines: int) -> Tensor:
-    """What a block reads where there is nothing to read: gives the exporter its type and shape."""
+def _empty_input(block: Block, *, examples: int) -> Tensor:
+    """Returns an input of zeros, from which the exporter takes type and shape."""
     match block:
         case Lookup():
-            return torch.zeros(lines, dtype=torch.int32)
+            return torch.zeros(examples, dtype=torch.int32)
         case Pool():
             assert block.length is not None, "the user tower pools histories, whose length is fixed"
-            return torch.zeros((lines, block.length), dtype=torch.int32)
+            return torch.zeros((examples, block.length), dtype=torch.int32)
         case Sequence():
-            return torch.zeros((lines, block.length), dtype=torch.int32)
+            return torch.zeros((examples, block.length), dtype=torch.int32)
         case Number():
-            return torch.zeros(lines if block.dim == 1 else (lines, block.dim))
+            return torch.zeros(examples if block.dim == 1 else (examples, block.dim))
         case _:
             assert_never(block)

@@ -1,4 +1,4 @@
-"""The retriever of a run, whichever it is: the one place that asks which."""
+"""Interface of all retrievers: loading, vectors, scores, export and summary of two-tower models and of iALS."""
 
 from pathlib import Path
 from typing import TypeAlias, assert_never
@@ -22,19 +22,19 @@ from twofold.tables import ModelPart
 Model: TypeAlias = Towers | FoldIn
 
 
-def load_model(asked: retriever_recipe.Retriever, dataset: Dataset, folder: Path) -> Model:
-    """What a train/ folder holds, for the recipe and the dataset it was made of."""
-    match asked:
+def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Path) -> Model:
+    """Loads the model of a train/ folder, with the recipe and the dataset that it was trained with."""
+    match config:
         case retriever_recipe.TwoTower():
-            return load_weights(build_towers(asked, dataset), folder / "weights.safetensors")
+            return load_weights(build_towers(config, dataset), folder / "weights.safetensors")
         case retriever_recipe.Ials():
             return load_factors(folder)
         case _:
-            assert_never(asked)
+            assert_never(config)
 
 
 def item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray, "items dim"]:
-    """Vectors of the whole catalogue at one moment (UTC milliseconds)."""
+    """Returns the item vectors of the whole catalogue at one time (UTC milliseconds)."""
     match model:
         case TwoTower() | MultiTower():
             return encode_items(model, item_batches(dataset, at))
@@ -45,7 +45,7 @@ def item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray,
 
 
 def masked_item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray, "items dim"] | None:
-    """Those of a catalogue whose ids nobody knows; None where none is read."""
+    """Returns item vectors computed as if every id were unknown; `None` means that the item tower has no id feature."""
     reads_ids = any(isinstance(feature, IdFeature) for feature in dataset.features.features.item)
     if isinstance(model, FoldIn) or not reads_ids:
         return None
@@ -56,16 +56,16 @@ def masked_item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.n
 def user_vectors(
     model: Model, dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
 ) -> Float32[np.ndarray, "queries dim"]:
-    """What users of the log ask with at these moments, knowing their events strictly before."""
-    # Histories of about one length in a block: a sequence encoder then works on little padding.
+    """Returns the vectors of users of the log at these times, from their events strictly before."""
+    # Histories in a batch have about the same length, so that a sequence encoder reads little padding.
     order = np.argsort(dataset.positives.before(user_rows, at), kind="stable")
     batches = query_batches(dataset, user_rows[order], at[order])
     match model:
         case TwoTower() | MultiTower():
             vectors = encode(model.user, batches)
         case FoldIn():
-            asked = ({name: values.numpy() for name, values in inputs.items()} for inputs in batches)
-            vectors = np.concatenate([model.vectors(inputs) for inputs in asked])
+            arrays = ({name: values.numpy() for name, values in inputs.items()} for inputs in batches)
+            vectors = np.concatenate([model.vectors(inputs) for inputs in arrays])
         case _:
             assert_never(model)
     return vectors[np.argsort(order)]
@@ -73,8 +73,8 @@ def user_vectors(
 
 def as_products(
     model: Model, users: Float32[np.ndarray, "users dim"], items: Float32[np.ndarray, "items dim"]
-) -> tuple[Float32[np.ndarray, "users wide"], Float32[np.ndarray, "items wide"]]:
-    """Vectors whose inner products are the model's scores: see `TwoTower.as_products`."""
+) -> tuple[Float32[np.ndarray, "users _"], Float32[np.ndarray, "items _"]]:
+    """Returns vectors whose inner products are the model's scores: see `TwoTower.as_products`."""
     if not isinstance(model, TwoTower):
         return users, items
     queries, factors = model.as_products(torch.from_numpy(users), torch.from_numpy(items))
@@ -82,7 +82,7 @@ def as_products(
 
 
 def save_user_side(model: Model, folder: Path) -> None:
-    """Writes what a server makes users' vectors with, beside the index of the items' vectors."""
+    """Writes the files from which the service computes user vectors, beside the index of the item vectors."""
     match model:
         case TwoTower() | MultiTower():
             export_user_tower(model.user, folder / "user_tower.onnx")
@@ -92,14 +92,14 @@ def save_user_side(model: Model, folder: Path) -> None:
             assert_never(model)
 
 
-def describe_towers(asked: retriever_recipe.Retriever, features: Features, dataset: Path) -> list[ModelPart]:
-    """The same of towers that are not made yet, for a dataset/ folder; nothing for a retriever that is solved."""
+def describe_towers(config: retriever_recipe.Retriever, features: Features, dataset: Path) -> list[ModelPart]:
+    """Returns the blocks and layers of towers that are not built yet, for a dataset/ folder; empty for iALS."""
     arrays = load_dataset(dataset, features)
-    return describe_unbuilt_towers(asked, arrays) if isinstance(asked, retriever_recipe.TwoTower) else []
+    return describe_unbuilt_towers(config, arrays) if isinstance(config, retriever_recipe.TwoTower) else []
 
 
 def describe_model(model: Model) -> list[ModelPart]:
-    """Every part of it as the drawing of the model shows it."""
+    """Returns every block and layer of the model."""
     match model:
         case TwoTower() | MultiTower():
             return describe_built_towers(model)

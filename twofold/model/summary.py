@@ -10,23 +10,23 @@ from twofold.tables import ModelPart
 
 
 def describe_model(model: TwoTower) -> list[ModelPart]:
-    """Every block and layer of both towers, read from the modules themselves."""
+    """Returns every block and layer of both towers, read from the modules themselves."""
     return [*describe_encoder("user", model.user), *describe_encoder("item", model.item)]
 
 
 def describe_encoder(name: str, tower: Encoder) -> list[ModelPart]:
-    """Every block and layer of one tower."""
+    """Returns every block and layer of one tower."""
     parts = []
-    for block in tower.blocks:
-        modules = [held[block.name] for held in (tower.tables, tower.readers) if block.name in held]
+    for block in tower.feature_blocks:
+        modules = [owned[block.name] for owned in (tower.tables, tower.readers) if block.name in owned]
         count = sum(parameter.numel() for module in modules for parameter in module.parameters())
-        shape = f"{_shape(block)}, the item's table" if block.name in tower.lent else _shape(block)
+        shape = f"{_shape(block)}, the item's table" if block.name in tower.shared_tables else _shape(block)
         parts.append(ModelPart(name, block.name, shape, count))
     return parts + describe_layers(name, tower.layers)
 
 
 def describe_layers(name: str, layers: nn.Sequential) -> list[ModelPart]:
-    """Those of the layers that hold parameters."""
+    """Returns the layers that have parameters."""
     parts = []
     for layer in layers:
         count = sum(parameter.numel() for parameter in layer.parameters())
@@ -45,12 +45,13 @@ def _shape(block: Block) -> str:
         case Lookup():
             return f"{block.rows:,} rows, lookup → {block.width}"
         case Pool():
-            held = f"{block.rows:,} rows" if block.over is None else f"given {block.over}"
-            return f"{held}, {block.pool} → {block.width}"
+            table = f"{block.rows:,} rows" if block.vectors is None else f"given {block.vectors}"
+            return f"{table}, {block.pool} → {block.width}"
         case Sequence():
             timed = "timed " if block.is_timed else ""
-            return f"{block.rows:,} rows, {block.depth} {timed}causal layers of {block.heads} heads → {block.width}"
+            layers = f"{block.num_layers} {timed}causal layers of {block.num_heads} heads"
+            return f"{block.rows:,} rows, {layers} → {block.width}"
         case Number():
-            return f"number{f' → {block.dim}' if block.expand else ''} → {block.width}"
+            return f"number{f' → {block.dim}' if block.hidden_dim else ''} → {block.width}"
         case _:
             assert_never(block)

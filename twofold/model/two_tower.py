@@ -1,4 +1,4 @@
-"""The retriever: two encoders that never see one another's features, and how their outputs are compared."""
+"""Two-tower retriever: a user encoder, an item encoder and the score of their outputs."""
 
 from collections.abc import Mapping
 from typing import assert_never
@@ -31,14 +31,14 @@ from twofold.recipe.features import (
 
 
 class TwoTower(nn.Module):
-    """A user encoder and an item encoder with outputs of equal width.
+    """A user encoder and an item encoder with outputs of equal width; neither reads the other's features.
 
-    The score is their inner product (of vectors of length 1 where it is called cosine) or their negative distance;
-    losses read it divided by the temperature.
+    The score is the inner product (for cosine, of vectors of length 1) or the negative squared distance; losses divide
+    the score by the temperature.
     """
 
     def __init__(self, user: Encoder, item: Encoder, *, score: retriever_recipe.Score) -> None:
-        """Both encoders must have the same output width; for cosine, both give vectors of length 1."""
+        """Takes encoders of the same output width; for cosine, both return vectors of length 1."""
         super().__init__()
         self.user = user
         self.item = item
@@ -47,10 +47,10 @@ class TwoTower(nn.Module):
 
     def as_products(
         self, users: Float[Tensor, "users dim"], items: Float[Tensor, "items dim"]
-    ) -> tuple[Float[Tensor, "users wide"], Float[Tensor, "items wide"]]:
-        """Vectors whose inner products are the scores: the same, unless the score is a distance.
+    ) -> tuple[Float[Tensor, "users _"], Float[Tensor, "items _"]]:
+        """Returns vectors whose inner products are the scores: the same ones, unless the score is a distance.
 
-        -‖u - v‖² = (u, ‖u‖², 1) · (2v, -1, -‖v‖²), so that every loss is written once, over products.
+        -‖u - v‖² = (u, ‖u‖², 1) · (2v, -1, -‖v‖²), so that every loss is written once, for inner products.
         """
         if self.score != "negative_distance":
             return users, items
@@ -63,7 +63,7 @@ class TwoTower(nn.Module):
     def own_logits(
         self, users: Float[Tensor, "batch dim"], items: Float[Tensor, "batch dim"]
     ) -> Float[Tensor, "batch"]:
-        """Line by line, the score of the user and the item over the temperature."""
+        """Returns the score of each user with the item of the same row, divided by the temperature."""
         queries, factors = self.as_products(users, items)
         return (queries * factors).sum(dim=1) / self.temperature
 
@@ -71,16 +71,14 @@ class TwoTower(nn.Module):
 def build_two_tower(
     recipe: retriever_recipe.TwoTower, state: FeatureState, vectors: Mapping[str, Float32[np.ndarray, "items _"]]
 ) -> TwoTower:
-    """The model a recipe asks for, with tables as large as the fitted features need; `vectors` has a line an item
-    row.
-    """
-    widths = {name: int(values.shape[1]) for name, values in vectors.items()}
+    """Builds the model of a recipe, with table sizes from the fitted features; `vectors` has one row per item row."""
+    dims = {name: int(values.shape[1]) for name, values in vectors.items()}
     user, item = (
-        tuple(_block(feature, state, f"{tower}.", dim=recipe.dim, widths=widths) for feature in side)
+        tuple(_block(feature, state, f"{tower}.", dim=recipe.dim, dims=dims) for feature in side)
         for tower, side in (("user", state.features.user), ("item", state.features.item))
     )
-    read = {block.over for block in user if isinstance(block, Pool)} - {None}
-    given = {name: _with_none(values) for name, values in vectors.items() if name in read}
+    used = {block.vectors for block in user if isinstance(block, Pool)} - {None}
+    fixed_tables = {name: _with_none(values) for name, values in vectors.items() if name in used}
     layers = Layers(
         recipe.dim,
         recipe.hidden,
@@ -93,30 +91,32 @@ def build_two_tower(
         for feature in state.features.user
         if isinstance(feature, HistoryFeature | SequenceFeature) and feature.share_item_embedding
     ]
-    # The user tower's weights are drawn first, before there is a table to lend: see docs/log.md on the adversary.
-    users = Encoder(user, layers, given=given, lent={name: nn.Embedding(1, 1) for name in shared})
+    # The user tower's weights are drawn first, before the shared table exists: see docs/log.md on the adversary.
+    users = Encoder(
+        user, layers, fixed_tables=fixed_tables, shared_tables={name: nn.Embedding(1, 1) for name in shared}
+    )
     items = Encoder(item, layers)
-    users.lent.update({name: items.table_of(block) for block in item if block.name == "id" for name in shared})
+    users.shared_tables.update({name: items.table_of(block) for block in item if block.name == "id" for name in shared})
     return TwoTower(users, items, score=recipe.score)
 
 
 def _block(
-    feature: UserFeature | ItemFeature, state: FeatureState, tower: str, *, dim: int, widths: Mapping[str, int]
+    feature: UserFeature | ItemFeature, state: FeatureState, tower: str, *, dim: int, dims: Mapping[str, int]
 ) -> Block:
     name = feature_name(feature)
     match feature:
-        case HistoryFeature(max_length=last, vectors=over, pool=pool):
-            if over is None:
-                return Pool(name, 1 + state.num_known_items, dim, pool, last)
-            return Pool(name, 0, widths[over], pool, last, over)
-        case SequenceFeature(max_length=last):
+        case HistoryFeature(max_length=length, vectors=fixed, pool=pool):
+            if fixed is None:
+                return Pool(name, 1 + state.num_known_items, dim, pool, length)
+            return Pool(name, 0, dims[fixed], pool, length, fixed)
+        case SequenceFeature(max_length=length):
             return Sequence(
                 name,
                 1 + state.num_known_items,
                 dim,
-                last,
-                depth=feature.num_layers,
-                heads=feature.num_heads,
+                length,
+                num_layers=feature.num_layers,
+                num_heads=feature.num_heads,
                 dropout=feature.dropout,
                 is_timed=feature.time_bias,
             )
@@ -125,7 +125,7 @@ def _block(
         case ProfileFeature():
             return Number(name, feature.length)
         case VectorFeature():
-            return Number(name, widths[feature.vectors])
+            return Number(name, dims[feature.vectors])
         case IdFeature():
             known = state.num_known_items if tower == "item." else len(state.vocabularies[tower + name])
             return Lookup(name, 1 + known, dim, feature.unknown_rate)
@@ -136,11 +136,11 @@ def _block(
         case BagFeature():
             return Pool(name, 1 + len(state.vocabularies[tower + name]), feature.dim)
         case NumberFeature() | AgeFeature() | CounterFeature():
-            return Number(name, expand=feature.hidden_dim)
+            return Number(name, hidden_dim=feature.hidden_dim)
         case _:
             assert_never(feature)
 
 
-def _with_none(vectors: Float32[np.ndarray, "items dim"]) -> Float[Tensor, "rows dim"]:
-    """Row 0 is none, item rows follow."""
+def _with_none(vectors: Float32[np.ndarray, "items dim"]) -> Float[Tensor, "_ dim"]:
+    """Returns a table whose row 0 is none (zeros) and whose other rows are those of the items."""
     return torch.from_numpy(np.pad(vectors, ((1, 0), (0, 0))))

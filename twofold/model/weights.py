@@ -16,23 +16,23 @@ Built = TypeVar("Built", bound=nn.Module)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes safetensors."""
+    """Writes the weights as safetensors."""
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
 def load_weights(model: Built, path: Path) -> Built:
-    """Fills a freshly built model; shapes must fit, which the stage's digest has made sure of."""
+    """Loads weights into a newly built model; the digest of the stage ensures that the shapes match."""
     model.load_state_dict(load_file(path))
     return model
 
 
 @torch.inference_mode()
-def encode(tower: nn.Module, batches: Iterable[TensorInputs]) -> Float32[np.ndarray, "lines dim"]:
-    """The vectors of all lines of the batches, which may lie elsewhere than the tower."""
+def encode(tower: nn.Module, batches: Iterable[TensorInputs]) -> Float32[np.ndarray, "_ dim"]:
+    """Encodes all examples of the batches, which may be on another device than the tower."""
     was_training = tower.training
     tower.eval()
     device = next(tower.parameters()).device
-    there = ({name: values.to(device) for name, values in inputs.items()} for inputs in batches)
-    parts = [tower(inputs).cpu().numpy() for inputs in there]
+    moved = ({name: values.to(device) for name, values in inputs.items()} for inputs in batches)
+    parts = [tower(inputs).cpu().numpy() for inputs in moved]
     tower.train(was_training)
     return np.concatenate(parts)

@@ -13,7 +13,7 @@ from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import Batch, TensorInputs
 from twofold.dataset.dataset import Dataset
 from twofold.errors import DataError
-from twofold.model.fused_softmax import Lines, product_dtype_of, softmax_sum
+from twofold.model.fused_softmax import SoftmaxBatch, product_dtype_of, softmax_sum
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
 from twofold.model.multi_tower import MultiTower, Towers, towers_of
 from twofold.model.two_tower import TwoTower
@@ -272,7 +272,7 @@ def loss_of_vectors(
         case Regression(error=error):
             losses = regression(model.own_logits(users, items[columns.own]), batch.target, error=error)
         case FullSoftmax() | InBatchSoftmax(log_q="classic" | "none") if objective.mined is None:
-            lines = Lines(
+            lines = SoftmaxBatch(
                 batch.user_rows,
                 weight,
                 columns.own,
@@ -345,7 +345,7 @@ def _against_sample(
         own = positive[part] - counts.own[part]
         return bpr(own, negatives) if isinstance(objective.loss, Bpr) else sampled_softmax(own, negatives)
 
-    return by_chunks(losses, lines=len(users), columns=len(item_rows) + columns.hard.shape[1])
+    return by_chunks(losses, examples=len(users), columns=len(item_rows) + columns.hard.shape[1])
 
 
 def _competing(objective: Objective, columns: Columns) -> slice:

@@ -117,8 +117,8 @@ def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
     read = [
         (encoder.table_of(block), type(block))
         for encoder in encoders
-        for block in encoder.blocks
-        if block.name in encoder.tables or block.name in encoder.lent
+        for block in encoder.feature_blocks
+        if block.name in encoder.tables or block.name in encoder.shared_tables
     ]
     others = {id(table.weight) for table, kind in read if kind is not Lookup}
     yield from {id(table.weight): table for table, _ in read if id(table.weight) not in others}.values()

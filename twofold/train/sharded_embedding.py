@@ -174,7 +174,7 @@ def _tables(model: nn.Module) -> Iterator[tuple[nn.ModuleDict | dict[str, nn.Emb
     """Those of encoders, own or lent, and where they are held."""
     for encoder in model.modules():
         if isinstance(encoder, Encoder):
-            for held in (encoder.tables, encoder.lent):
+            for held in (encoder.tables, encoder.shared_tables):
                 for name, table in held.items():
                     assert isinstance(table, nn.Embedding)
                     yield held, name, table
