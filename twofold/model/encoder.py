@@ -113,14 +113,13 @@ Block = Lookup | Pool | Sequence | Number
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers after the concatenation: linear layers of the `hidden` widths, each with ReLU, dropout and, if requested,
-    layer normalization (Ba et al., 2016); then one of width `dim`, with optional batch normalization and unit length.
+    """Layers after the concatenation: linear layers of the `hidden` widths, each with ReLU and dropout, then one of
+    width `dim` with optional batch normalization and unit length.
     """
 
     dim: int
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
-    layer_norm: bool = False
     batch_norm: bool = False
     unit_length: bool = True
 
@@ -294,8 +293,6 @@ def _layers(layers: Layers, *, width: int) -> nn.Sequential:
     modules: list[nn.Module] = []
     for hidden in layers.hidden:
         modules.append(nn.Linear(width, hidden))
-        if layers.layer_norm:
-            modules.append(nn.LayerNorm(hidden))
         modules.append(nn.ReLU())
         if layers.dropout:
             modules.append(nn.Dropout(layers.dropout))

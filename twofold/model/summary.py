@@ -33,8 +33,6 @@ def describe_layers(name: str, layers: nn.Sequential) -> list[ModelPart]:
         match layer:
             case nn.Linear():
                 parts.append(ModelPart(name, "linear", f"{layer.in_features} → {layer.out_features}", count))
-            case nn.LayerNorm():
-                parts.append(ModelPart(name, "layer norm", str(layer.normalized_shape[0]), count))
             case nn.BatchNorm1d():
                 parts.append(ModelPart(name, "batch norm", str(layer.num_features), count))
     return parts
