@@ -156,7 +156,7 @@ def test_a_sequence_file_knows_order_alone(tmp_path: Path) -> None:
     ]
     write(tmp_path, {"also.txt": "1 1\n"})
     with pytest.raises(
-        DataError, match=r"lacks a single \*\.txt \(also\.txt, ml\.txt are there: name one\) of sequences"
+        DataError, match=r"lacks a single \*\.txt \(the folder has also\.txt, ml\.txt: name one\) of sequences"
     ):
         make_tables(find_set("sequences"), tmp_path, tmp_path / "other")
 
@@ -168,14 +168,14 @@ def test_ncf_keeps_its_test_item_last_and_its_negatives(tmp_path: Path) -> None:
         "ml-1m.test.negative": "(0,25)\t1064\t174\t2791\n",
     }
     to = tmp_path / "out"
-    assert make_tables(find_set("ncf"), write(tmp_path, files), to).rows == {"events": 4, "sampled_negatives": 1}
+    assert make_tables(find_set("ncf"), write(tmp_path, files), to).rows == {"events": 4, "published_negatives": 1}
     assert table(to, "events", order='"at"') == [
         (0, 4, (SECOND - 9) * 1000, 5.0, False),
         (0, 32, SECOND * 1000, 4.0, False),
         (0, 34, SECOND * 1000 + 1, 3.0, False),
         (0, 25, SECOND * 1000 + 2, 5.0, True),
     ]
-    assert table(to, "sampled_negatives") == [(0, [1064, 174, 2791])]
+    assert table(to, "published_negatives") == [(0, [1064, 174, 2791])]
 
 
 # --- the shipped log --------------------------------------------------------------------------------------------------
@@ -247,7 +247,6 @@ def test_the_shipped_log_is_made_of_the_pieces(tmp_path: Path, kuairand_folder: 
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("ml-100k", (100_000, 943, 1_682)),
         ("ml-latest-small", (100_836, 610, 9_724)),
         ("ml-1m", (1_000_209, 6_040, 3_706)),
     ],
@@ -260,7 +259,7 @@ def test_movielens_at_hand_is_whole(tmp_path: Path, name: str, counts: tuple[int
     ties = 'COUNT("at") - COUNT(DISTINCT (user_id, "at")) FILTER ("at" IS NOT NULL), COUNT(*) FILTER ("at" IS NULL)'
     assert table(made, "events", ties) == [(0, 537 if name == "ml-1m" else 0)]
     no_year, no_genre = table(made, "items", "COUNT(*) FILTER (year IS NULL), COUNT(*) FILTER (genres = [])")[0]
-    assert (no_year, no_genre) == {"ml-100k": (2, 2), "ml-latest-small": (12, 34), "ml-1m": (0, 0)}[name]
+    assert (no_year, no_genre) == {"ml-latest-small": (12, 34), "ml-1m": (0, 0)}[name]
 
 
 @needs_files
@@ -283,7 +282,10 @@ def test_the_sequence_and_ncf_files_at_hand(tmp_path: Path) -> None:
     sequences = made_at_hand("sequences", "loo-sequences/ml-1m_sasrec.txt", tmp_path / "sequences")
     counts = "COUNT(*), COUNT(DISTINCT user_id), COUNT(DISTINCT item_id)"
     assert table(sequences, "events", counts) == [(999_611, 6_040, 3_416)]
-    ncf = made_at_hand("ncf", "ncf-ml-1m", tmp_path / "ncf")
+    (tmp_path / "both").mkdir()
+    for path in (*(AT_HAND / "ncf-ml-1m").iterdir(), AT_HAND / "ml-1m" / "ml-1m.parquet"):
+        (tmp_path / "both" / path.name).symlink_to(path)
+    ncf = made_at_hand("ncf", str(tmp_path / "both"), tmp_path / "ncf")
     by_kind = rows(
         f"SELECT is_test, COUNT(*), BOOL_AND(at_is_estimated), BOOL_OR(at_is_estimated) FROM '{ncf}/events.parquet' "
         "GROUP BY 1 ORDER BY 1"
@@ -293,7 +295,7 @@ def test_the_sequence_and_ncf_files_at_hand(tmp_path: Path) -> None:
     assert rows(f"SELECT COUNT(*), BOOL_AND(is_test) FROM ({last})") == [(6_040, True)]
     own = f"""
         SELECT COUNT(*), MIN(LEN(negatives.item_id)), COUNT(*) FILTER (LIST_CONTAINS(negatives.item_id, events.item_id))
-        FROM '{ncf}/sampled_negatives.parquet' AS negatives JOIN '{ncf}/events.parquet' AS events USING (user_id)
+        FROM '{ncf}/published_negatives.parquet' AS negatives JOIN '{ncf}/events.parquet' AS events USING (user_id)
         WHERE is_test
     """
     assert rows(own) == [(6_040, 99, 156)]  # 156 sampled negatives are the positive itself, as published

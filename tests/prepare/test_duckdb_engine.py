@@ -14,7 +14,7 @@ import pytest
 from tests.worlds import DAY_MS, FIRST_MS, SPLIT, world_recipe, write_world
 from twofold.errors import DataError, RecipeError, RunError
 from twofold.prepare.check import check_recipe
-from twofold.prepare.duckdb_engine import _explained, duckdb_engine
+from twofold.prepare.duckdb_engine import _translated_errors, duckdb_engine
 from twofold.prepare.funnel import funnel_lines
 from twofold.prepare.run_plan import prepare
 from twofold.recipe.schema import Recipe
@@ -299,7 +299,9 @@ def test_a_value_of_another_type_late_in_a_csv_names_its_line(tmp_path: Path) ->
     lines = [f"{row % 7},{row % 11},{FIRST_MS + row},true" for row in range(30_000)]
     (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,at,liked", *lines, "ada,1,1,true"]))
     recipe = world_recipe({"kind": "table", "events": tmp_path / "log.csv"})
-    with pytest.raises(DataError, match=r"reading .*log\.csv failed: .*Line: 30002.*ada.*not of its column's type"):
+    with pytest.raises(
+        DataError, match=r"reading .*log\.csv failed: .*Line: 30002.*ada.*does not have its column's type"
+    ):
         prepare(recipe, tmp_path)
 
 
@@ -343,13 +345,13 @@ def test_text_read_as_a_number_is_refused_with_the_value(tmp_path: Path) -> None
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_said_in_the_words_of_the_run(tmp_path: Path) -> None:
     source = check_recipe(recipe_of(tmp_path, log()))
-    with pytest.raises(OSError, match="No space left") as caught, _explained(source, tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, _translated_errors(source, tmp_path):
         duckdb.execute("COPY (SELECT 1 AS x) TO '/dev/full' (FORMAT parquet)")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
     with (
         pytest.raises(RunError, match=r"the disk is full: writing .* failed with"),
         locked(tmp_path / "run"),
-        _explained(source, tmp_path),
+        _translated_errors(source, tmp_path),
     ):
         duckdb.execute("COPY (SELECT 1 AS x) TO '/dev/full' (FORMAT parquet)")
 
@@ -360,12 +362,12 @@ def test_a_full_spill_folder_is_a_full_disk_and_a_full_memory_is_not(tmp_path: P
         heavy = "CREATE TABLE big AS SELECT range, HASH(range) AS x FROM range(20000000) ORDER BY x"
         connection.execute(f"SET temp_directory = '{tmp_path / 'spill'}'")
         connection.execute("SET max_temp_directory_size = '1MB'")
-        with pytest.raises(OSError, match="No space left"), _explained(source, tmp_path):
+        with pytest.raises(OSError, match="No space left"), _translated_errors(source, tmp_path):
             connection.execute(heavy)
     with (
         duckdb.connect(config={"memory_limit": "60MB", "threads": 1, "temp_directory": ""}) as connection,
-        pytest.raises(DataError, match=r"preparing .* ran out of memory: .*Give it more with --memory"),
-        _explained(source, tmp_path),
+        pytest.raises(DataError, match=r"preparing .* ran out of memory: .*Allow more with --memory"),
+        _translated_errors(source, tmp_path),
     ):
         connection.execute(heavy)
 
@@ -375,8 +377,8 @@ def test_the_engine_reads_the_log_and_writes_the_stage_and_nothing_else(tmp_path
     secret = tmp_path / "secret.csv"
     secret.write_text("password\n1234\n")
     with duckdb_engine(source, tmp_path / "out") as engine:
-        ask = engine.ask
-        assert ask(f"SELECT COUNT(*) FROM ({source.events_sql})") == [(72,)]
+        query = engine.query
+        assert query(f"SELECT COUNT(*) FROM ({source.events_sql})") == [(72,)]
         for statement in (
             f"SELECT * FROM read_text('{secret}')",
             f"COPY (SELECT 1) TO '{tmp_path / 'elsewhere.parquet'}'",
@@ -385,4 +387,4 @@ def test_the_engine_reads_the_log_and_writes_the_stage_and_nothing_else(tmp_path
             "INSTALL httpfs",
         ):
             with pytest.raises(duckdb.Error, match="disabled|locked"):
-                ask(statement)
+                query(statement)

@@ -285,9 +285,11 @@ def test_columns_of_every_type_are_read_alike(tmp_path: Path, at: pa.Array, unit
     for engine in (duckdb_engine, spark_engine):
         with engine(source, tmp_path / "out") as opened:
             listed = ", ".join(f'"{name}"' for name in source.event_columns if name != "nested")
-            found.append([tuple(row) for row in opened.ask(f'SELECT {listed} FROM "source_events" ORDER BY "user_id"')])
-            found[-1] += [tuple(row) for row in opened.ask('SELECT * FROM "source_items"')]
-            assert opened.ask('SELECT COUNT(*) FROM "source_users"')[0][0] == 0
+            found.append(
+                [tuple(row) for row in opened.query(f'SELECT {listed} FROM "source_events" ORDER BY "user_id"')]
+            )
+            found[-1] += [tuple(row) for row in opened.query('SELECT * FROM "source_items"')]
+            assert opened.query('SELECT COUNT(*) FROM "source_users"')[0][0] == 0
     assert found[0] == found[1]
 
 
@@ -320,7 +322,7 @@ def test_damage_inside_a_file_is_found_while_reading(tmp_path: Path) -> None:
         pytest.raises(DataError, match=r"failed: Encountered error while reading file .*events\.parquet\. Either the"),
         spark_engine(source, tmp_path) as engine,
     ):
-        engine.ask('SELECT SUM("item_id"), MAX("at"), COUNT("title") FROM "source_events"')
+        engine.query('SELECT SUM("item_id"), MAX("at"), COUNT("title") FROM "source_events"')
 
 
 def test_csv_is_refused(tmp_path: Path) -> None:

@@ -17,15 +17,13 @@ from twofold.errors import DataError
 from twofold.ingest.column_roles import Column, GivenColumns, Kind, Roles, TableProfile, guess_roles
 from twofold.ingest.seen import Day, EventFacts, LogProfile, data_part
 from twofold.prepare.check import check_recipe
+from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_name, scan_sql
 from twofold.prepare.sources import (
     INTEGERS,
     Source,
     columns_of,
     files_at,
-    first_line,
     open_source,
-    quoted,
-    scan_sql,
 )
 from twofold.recipe.load import load_recipe
 from twofold.sql.rules import rule_sql
@@ -33,7 +31,6 @@ from twofold.tables import DAY_MS, HOUR_MS
 
 Ask = Callable[[str], list[Any]]
 
-MEMORY_LIMIT: Final = "50%"  # of the machine's; above it DuckDB spills
 # Duplicates and repeats are counted on so many rows at most: those of a share of the users, chosen by hash.
 _MAX_COMPARED: Final = 20_000_000
 # DuckDB's time grows with the square of what one statement asks: 400 columns at once took 11 s of 4,000 rows.
@@ -153,7 +150,7 @@ def _kind(type_: str) -> Kind:
 
 def _column_sql(name: str, type_: str) -> str:
     """A struct of what is asked of a column; which fields it has depends on its type."""
-    column, kind = quoted(name), _kind(type_)
+    column, kind = quote_name(name), _kind(type_)
     text = f"CAST({column} AS VARCHAR)"
     facts = {"filled": f"COUNT({column})", "distinct": f"APPROX_COUNT_DISTINCT({column})"}
     finite = f"CASE WHEN ISFINITE({column}) THEN {column} END" if type_ in ("FLOAT", "DOUBLE") else column
@@ -194,7 +191,7 @@ def _events_sql(source: Source, roles: Roles) -> str:
     """The events that have all three keys, under our names, with what is derived and whether they are positive."""
     sql = f'({source.events_sql}) AS "log"'
     for name, rule in roles.derive.items():
-        sql = f'(SELECT *, {rule_sql(rule, result="number")} AS {quoted(name)} FROM {sql}) AS "derived"'
+        sql = f'(SELECT *, {rule_sql(rule, result="number")} AS {quote_name(name)} FROM {sql}) AS "derived"'
     positive = rule_sql(roles.positive, result="condition")
     return f"""(
         SELECT "user_id", "item_id", "at", CAST(COALESCE({positive}, FALSE) AS INTEGER) AS "is_positive" FROM {sql}
@@ -203,12 +200,12 @@ def _events_sql(source: Source, roles: Roles) -> str:
 
 
 def _groups_sql(events: str, key: str, facts: str) -> str:
-    return f"SELECT COUNT(*), {facts} FROM (SELECT COUNT(*) AS n FROM {events} GROUP BY {quoted(key)})"
+    return f"SELECT COUNT(*), {facts} FROM (SELECT COUNT(*) AS n FROM {events} GROUP BY {quote_name(key)})"
 
 
 def _compared_sql(source: Source, share: float) -> str:
     """Rows, different rows and different pairs of a share of the users. Rows are compared by 64-bit hash."""
-    whole = ", ".join(quoted(name) for name in source.event_columns)
+    whole = ", ".join(quote_name(name) for name in source.event_columns)
     return f"""
         SELECT COUNT(*), COUNT(DISTINCT HASH({whole})), COUNT(DISTINCT HASH("user_id", "item_id"))
         FROM ({source.events_sql}) AS "log"
@@ -222,19 +219,10 @@ def _compared_sql(source: Source, share: float) -> str:
 @contextmanager
 def _engine(files: Sequence[Path]) -> Iterator[Ask]:
     """Runs statements on a DuckDB that may read the given files, spill, and do nothing else."""
-    with tempfile.TemporaryDirectory(prefix="twofold-look-") as spill, duckdb.connect() as connection:
-        settings = {
-            "memory_limit": f"'{MEMORY_LIMIT}'",
-            "temp_directory": _text(spill),
-            "TimeZone": "'UTC'",
-            "allowed_paths": f"[{', '.join(_text(str(path)) for path in files)}]",
-            "allowed_directories": f"[{_text(spill)}]",
-            "enable_progress_bar": "false",  # it would stand in the middle of a recipe that is printed
-            "enable_external_access": "false",
-            "lock_configuration": "true",  # last: nothing can be set after it
-        }
-        for name, value in settings.items():
-            connection.execute(f"SET {name} = {value}")
+    with (
+        tempfile.TemporaryDirectory(prefix="twofold-inspect-") as spill,
+        open_duckdb(Path(spill), files=files) as connection,
+    ):
         try:
             yield lambda sql: connection.execute(sql).fetchall()
         except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException) as error:
@@ -243,7 +231,3 @@ def _engine(files: Sequence[Path]) -> Iterator[Ask]:
                 f"reading {listed} failed: {first_line(error)}. The file is damaged (copy or export it again), or a "
                 f"value in it is not of its column's type."
             ) from error
-
-
-def _text(path: str) -> str:
-    return "'" + path.replace("'", "''") + "'"

@@ -1,6 +1,6 @@
-"""Public data sets → folders of canonical tables: `twofold data` finds the pieces, and DuckDB writes the Parquet.
+"""Public data sets by name: downloads them, finds their files, and converts them to canonical Parquet tables.
 
-Each set is converted once; preparation then reads tables alone, whichever engine runs it.
+Each set is converted once; preparation then reads the tables, whichever engine runs it.
 """
 
 import shutil
@@ -14,10 +14,18 @@ import duckdb
 import yaml
 
 from twofold.errors import DataError
-from twofold.ingest import layout as layouts
 from twofold.ingest.download import Archive, download, is_archive, is_named, unpack
-from twofold.ingest.layout import Layout, SourceFiles
-from twofold.prepare.sources import first_line
+from twofold.ingest.kuairand import KUAIRAND_PURE_SHIPPED, kuairand_layouts
+from twofold.ingest.layout import Layout
+from twofold.ingest.movielens import (
+    MOVIELENS_1M,
+    MOVIELENS_1M_PARQUET,
+    MOVIELENS_100K,
+    MOVIELENS_CSV,
+    MOVIELENS_SMALL_PARQUET,
+)
+from twofold.ingest.paper_splits import NCF, NCF_REBUILT, SEQUENCE_FILE
+from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_text, scan_sql
 from twofold.progress import progress_bar
 from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
@@ -25,9 +33,9 @@ from twofold.recipe.messages import did_you_mean
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A data set, its terms, where it is published, and the layouts it is known in, the published one first.
+    """A data set: its terms of use, where it is published, and its known layouts, the published one first.
 
-    `address` and `md5` are the publisher's; without an address there is no archive, without `md5` no checksum.
+    `url` and `md5` are the publisher's; they are empty for a set without an archive or without a checksum.
     """
 
     name: str
@@ -35,43 +43,42 @@ class PublicSet:
     size: str
     terms: str
     layouts: tuple[Layout, ...]
-    address: str = ""
+    url: str = ""
     md5: str = ""
 
 
 @dataclass(frozen=True)
 class ConvertedTables:
-    """The rows of each table written, the part of a recipe that reads them, and the archive, if one was downloaded."""
+    """Number of rows of each table written, the recipe's `data` section that reads them, and the downloaded archive."""
 
     rows: Mapping[str, int]
     data: Table
     archive: Archive | None
 
 
-_MEMORY_LIMIT: Final = "50%"
 # Of zstd; KuaiRand-Pure's events take 8.2 MB at 9 and at 19, which is four times slower. Parquet's second version would
-# take 6.3, but writes doubles in a way (BYTE_STREAM_SPLIT) that Spark's fast reader does not know.
-_LEVEL: Final = 9
+# take 6.3, but it encodes doubles (BYTE_STREAM_SPLIT) in a way that Spark's fast reader cannot read.
+_COMPRESSION_LEVEL: Final = 9
 
 
 def find_set(name: str) -> PublicSet:
-    """The set of that name; DataError with the nearest names if there is none."""
+    """Returns the data set of that name; DataError with similar names if there is none."""
     known = {public.name: public for public in PUBLIC_SETS}
     if name not in known:
         raise DataError(
-            f"there is no data set {name} ({did_you_mean(name, known)}data sets: {', '.join(known)}). The columns of a "
-            f"recipe's log: twofold recipe check RECIPE --columns."
+            f"there is no data set {name} ({did_you_mean(name, known)}data sets: {', '.join(known)}). To see the "
+            f"columns of a recipe's log: twofold recipe check RECIPE --columns."
         )
     return known[name]
 
 
 def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bool = False) -> ConvertedTables:
-    """Writes a set's tables into a folder as Parquet: events by time, the others by id.
+    """Writes a data set's tables into a folder as Parquet: events ordered by time, the other tables by id.
 
-    `origin` is a folder, an archive (.zip, .tar.gz) or, for a set of one file, that file; without it the published
-    archive is downloaded, beside the folder. Tables are written apart and renamed, events last: where events.parquet
-    is, all is there. DataError if the archive cannot be had, if pieces are not found, are found twice or cannot be
-    read, or if the folder holds events and `replace` does not say that they may go.
+    `origin` is a folder, an archive (.zip, .tar.gz) or, for a set of one file, that file; `None` means that the
+    published archive is downloaded, beside the folder. Tables are written to a temporary folder and renamed, events
+    last: if events.parquet exists, all tables do. DataError if the archive cannot be downloaded, if files are missing,
+    ambiguous or unreadable, or if the folder holds events and `replace` is not set.
     """
     events = to / "events.parquet"
     if events.exists() and not replace:
@@ -81,18 +88,18 @@ def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bo
         archive = _download(public, to)
         origin = archive.path
     partial = to.resolve() / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)  # left by an attempt that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir(parents=True)
     try:
         layout, files = _locate(public, origin, partial / "unpacked")
-        rows = _write(layout, files, partial)
+        rows = _convert(layout, files, partial)
         events.unlink(missing_ok=True)
         for table in sorted(rows, key=lambda table: table == "events"):
             (partial / f"{table}.parquet").replace(to / f"{table}.parquet")
     except duckdb.Error as error:
         raise DataError(
-            f"{origin} cannot be made tables of: {first_line(error)}. Either a file of it is damaged or not as "
-            f"published (get it again), or the disk of {to} is full."
+            f"{origin} cannot be converted to tables: {first_line(error)}. Either one of its files is damaged or not "
+            f"as published (get it again), or the disk of {to} is full."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -102,95 +109,89 @@ def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bo
 
 
 def data_block(data: Table) -> str:
-    """What to paste into a recipe to read those tables, as YAML."""
+    """Returns the YAML to paste into a recipe that reads these tables."""
     return yaml.safe_dump({"data": data.model_dump(mode="json", exclude_defaults=True)}, sort_keys=False, width=1_000)
 
 
 def _tables_in(folder: Path) -> Table:
-    found = {name: folder.resolve() / f"{name}.parquet" for name in ("events", "items", "users", "sampled_negatives")}
-    return Table.model_validate({"kind": "table"} | {name: path for name, path in found.items() if path.exists()})
+    paths = {name: folder.resolve() / f"{name}.parquet" for name in ("events", "items", "users", "published_negatives")}
+    return Table.model_validate({"kind": "table"} | {name: path for name, path in paths.items() if path.exists()})
 
 
 def _download(public: PublicSet, to: Path) -> Archive:
-    if not public.address:
-        raise DataError(f"{public.name} is not published as an archive. Say where yours is: --from PATH.")
-    path = to.parent / PurePosixPath(public.address).name
-    return download(public.address, path, md5=public.md5, then=f"twofold data {public.name} --to {quote(str(to))}")
+    if not public.url:
+        raise DataError(f"{public.name} is not published as an archive. Name your folder or file: --from PATH.")
+    path = to.parent / PurePosixPath(public.url).name
+    command = f"twofold data {public.name} --to {quote(str(to))}"
+    return download(public.url, path, md5=public.md5, retry_command=command)
 
 
-# --- where the pieces are ---------------------------------------------------------------------------------------------
+# --- finding the files ------------------------------------------------------------------------------------------------
 
 Files = Mapping[str, list[Path]]
 
 
 def _locate(public: PublicSet, origin: Path, unpacked: Path) -> tuple[Layout, Files]:
-    """The first layout whose pieces lie together: in the folder, or up to two below it."""
+    """Returns the first layout whose files are together in the folder, or up to two levels below it."""
     if not origin.exists():
         raise DataError(f"there is nothing at {origin}. --from is a folder or an archive of {public.name}.")
     folder = origin
     if is_archive(origin):
         folder = unpacked
-        patterns = {name for layout in public.layouts for piece in layout.pieces.values() for name in piece.names}
-        unpack(origin, unpacked, patterns=patterns, address=public.address)
+        patterns = {name for layout in public.layouts for source in layout.files.values() for name in source.names}
+        unpack(origin, unpacked, patterns=patterns)
     if folder.is_dir():
-        homes = [folder, *(path for depth in ("*", "*/*") for path in sorted(folder.glob(depth)) if path.is_dir())]
-        places = [sorted(path for path in home.iterdir() if path.is_file()) for home in homes]
+        folders = [folder, *(path for depth in ("*", "*/*") for path in sorted(folder.glob(depth)) if path.is_dir())]
+        listings = [sorted(path for path in each.iterdir() if path.is_file()) for each in folders]
     else:
-        places = [[folder]]
-    looked = [(layout, *_pieces(layout, place)) for layout in public.layouts for place in places]
-    layout, files, missing = min(looked, key=lambda found: len(found[2]))
+        listings = [[folder]]
+    candidates = [(layout, *_match(layout, listing)) for layout in public.layouts for listing in listings]
+    layout, files, missing = min(candidates, key=lambda candidate: len(candidate[2]))
     if missing:
-        names = ", ".join(name for piece in layout.pieces.values() for name in piece.names)
-        get = f" The archive: {public.address}." if public.address else ""
+        names = ", ".join(name for source in layout.files.values() for name in source.names)
+        get = f" The archive: {public.url}." if public.url else ""
         raise DataError(f"{origin} lacks {', '.join(missing)} of {public.name}, which is {names} in one folder.{get}")
-    same = [other for also, other, lacks in looked if also is layout and not lacks]
-    if len(same) > 1:
-        listed = " and ".join(str(next(iter(found.values()))[0].parent) for found in same)
-        raise DataError(f"{origin} holds {public.name} {len(same)} times, in {listed}. Name the one that is meant.")
+    complete = [found for other, found, lacks in candidates if other is layout and not lacks]
+    if len(complete) > 1:
+        listed = " and ".join(str(next(iter(found.values()))[0].parent) for found in complete)
+        raise DataError(f"{origin} holds {public.name} {len(complete)} times, in {listed}. Name one of these folders.")
     return layout, files
 
 
-def _pieces(layout: Layout, place: list[Path]) -> tuple[Files, list[str]]:
-    """The files of each piece among those of a folder, and the names of which there is none, or more than one."""
+def _match(layout: Layout, listing: list[Path]) -> tuple[Files, list[str]]:
+    """Returns the files of a folder that a layout names, and the names that match no file or several."""
     files: dict[str, list[Path]] = {}
     missing = []
-    for name, piece in layout.pieces.items():
+    for name, source in layout.files.items():
         files[name] = []
-        for pattern in piece.names:
-            found = [path for path in place if is_named(path.name, pattern)]
-            files[name] += found
-            if not found:
+        for pattern in source.names:
+            matches = [path for path in listing if is_named(path.name, pattern)]
+            files[name] += matches
+            if not matches:
                 missing.append(pattern)
-            elif len(found) > 1:
-                missing.append(f"a single {pattern} ({', '.join(path.name for path in found)} are there: name one)")
+            elif len(matches) > 1:
+                listed = ", ".join(path.name for path in matches)
+                missing.append(f"a single {pattern} (the folder has {listed}: name one)")
     return files, missing
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def _write(layout: Layout, files: Files, partial: Path) -> dict[str, int]:
-    """Every table of the layout as a sorted Parquet file; DuckDB reads and writes nothing but these folders."""
-    folders = sorted({partial, *(path.resolve().parent for found in files.values() for path in found)})
-    settings = {
-        "memory_limit": f"'{_MEMORY_LIMIT}'",
-        "temp_directory": _text(partial / "spill"),
-        "TimeZone": "'UTC'",
-        "allowed_directories": f"[{', '.join(_text(folder) for folder in folders)}]",
-        "enable_external_access": "false",
-        "lock_configuration": "true",  # last: nothing can be set after it
-    }
+def _convert(layout: Layout, files: Files, partial: Path) -> dict[str, int]:
+    """Writes every table of the layout as a sorted Parquet file, and returns its number of rows."""
+    folders = sorted({partial, *(path.resolve().parent for paths in files.values() for path in paths)})
     rows = {}
-    with duckdb.connect() as engine, progress_bar("convert", total=len(layout.tables), unit="tables") as advance:
-        for name, value in settings.items():
-            engine.execute(f"SET {name} = {value}")
-        for name, piece in layout.pieces.items():
-            engine.execute(f"CREATE VIEW {name} AS SELECT * FROM {_scan_sql(piece, files[name])}")
+    with (
+        open_duckdb(partial / "spill", folders=folders) as connection,
+        progress_bar("convert", total=len(layout.tables), unit="tables") as advance,
+    ):
+        for name, source in layout.files.items():
+            scan = scan_sql([path.resolve() for path in files[name]], csv_options=source.csv_options)
+            connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {scan}")
         for table, sql in layout.tables.items():
-            path = _text(partial / f"{table}.parquet")
-            copied = engine.execute(
-                f"COPY (SELECT * FROM ({sql}) ORDER BY {_order_sql(table)}) TO {path} "
-                f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {_LEVEL})"
+            # Ordered by all columns, so that equal files give equal bytes; events by time first, to read single days.
+            order = '"at", COLUMNS(*)' if table.endswith("events") else "COLUMNS(*)"
+            copied = connection.execute(
+                f"COPY (SELECT * FROM ({sql}) ORDER BY {order}) TO {quote_text(partial / f'{table}.parquet')} "
+                f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {_COMPRESSION_LEVEL})"
             ).fetchone()
             assert copied is not None
             rows[table] = int(copied[0])
@@ -198,28 +199,11 @@ def _write(layout: Layout, files: Files, partial: Path) -> dict[str, int]:
     return rows
 
 
-def _order_sql(table: str) -> str:
-    """By all columns, so that the same pieces give the same bytes; events by time first, to read some days alone."""
-    return '"at", COLUMNS(*)' if table.endswith("events") else "COLUMNS(*)"
-
-
-def _scan_sql(piece: SourceFiles, files: list[Path]) -> str:
-    listed = ", ".join(_text(path.resolve()) for path in files)
-    # A folder called `part=1` on the way would otherwise add a column of that name.
-    if piece.is_parquet:
-        return f"read_parquet([{listed}], hive_partitioning=false)"
-    return f"read_csv([{listed}], hive_partitioning=false, {piece.reading})"
-
-
-def _text(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
-
-
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- the data sets ----------------------------------------------------------------------------------------------------
 
 _KUAIRAND_TERMS: Final = "CC BY-SA 4.0: with attribution, under the same licence (Gao et al. 2022)"
 _MOVIELENS_TERMS: Final = "research use, no redistribution (GroupLens; Harper and Konstan 2015)"
-_OWN_TERMS: Final = "those of the data it was made from"
+_OWN_TERMS: Final = "those of the original data"
 _ZENODO: Final = "https://zenodo.org/records/10439422/files"
 _GROUPLENS: Final = "https://files.grouplens.org/datasets/movielens"
 
@@ -229,7 +213,7 @@ PUBLIC_SETS: Final = (
         "short-video feed, 7,583 videos: 1.4 M impressions",
         "47 MB",
         _KUAIRAND_TERMS,
-        (*layouts.kuairand("pure", ""), layouts.KUAIRAND_TAILS),
+        (*kuairand_layouts("pure", ""), KUAIRAND_PURE_SHIPPED),
         f"{_ZENODO}/KuaiRand-Pure.tar.gz",
         "0820331067a3784d9691136f772b35a7",
     ),
@@ -238,7 +222,7 @@ PUBLIC_SETS: Final = (
         "short-video feed, 1,000 users: 11.7 M impressions of 4.4 M videos",
         "1.1 GB",
         _KUAIRAND_TERMS,
-        layouts.kuairand("1k", ""),
+        kuairand_layouts("1k", ""),
         f"{_ZENODO}/KuaiRand-1K.tar.gz",
         "6b0b9c8222d67fcd4c676218edca3f1f",
     ),
@@ -247,7 +231,7 @@ PUBLIC_SETS: Final = (
         "short-video feed, 27,285 users: 322 M impressions of 32 M videos",
         "9.9 GB",
         _KUAIRAND_TERMS,
-        layouts.kuairand("27k", "_part1", "_part2"),
+        kuairand_layouts("27k", "_part1", "_part2"),
         f"{_ZENODO}/KuaiRand-27K.tar.gz",
         "3e3c799a24e2d23a4d2c757fbf9adf59",
     ),
@@ -256,20 +240,17 @@ PUBLIC_SETS: Final = (
         "MovieLens: 100,000 ratings",
         "5 MB",
         _MOVIELENS_TERMS,
-        (
-            layouts.movielens_100k(layouts.MOVIELENS_100K_RATINGS),
-            layouts.movielens_100k(SourceFiles(("ml-100k.parquet",))),
-        ),
+        (MOVIELENS_100K,),
         f"{_GROUPLENS}/ml-100k.zip",
         "0e33842e24a9c977be4e0107933c0723",
     ),
-    # Renewed from time to time, so without a checksum that holds.
+    # Published again from time to time, so no checksum stays valid.
     PublicSet(
         "ml-latest-small",
         "MovieLens: 100,836 ratings",
         "1 MB",
         _MOVIELENS_TERMS,
-        (layouts.MOVIELENS_CSV, layouts.MOVIELENS_PARQUET),
+        (MOVIELENS_CSV, MOVIELENS_SMALL_PARQUET),
         f"{_GROUPLENS}/ml-latest-small.zip",
     ),
     PublicSet(
@@ -277,7 +258,7 @@ PUBLIC_SETS: Final = (
         "MovieLens: 1,000,209 ratings",
         "6 MB",
         _MOVIELENS_TERMS,
-        (layouts.MOVIELENS_1M, layouts.MOVIELENS_1M_PARQUET),
+        (MOVIELENS_1M, MOVIELENS_1M_PARQUET),
         f"{_GROUPLENS}/ml-1m.zip",
         "c4d9eecfca2ab87c1945afe126590906",
     ),
@@ -286,7 +267,7 @@ PUBLIC_SETS: Final = (
         "MovieLens: 20,000,263 ratings",
         "199 MB",
         _MOVIELENS_TERMS,
-        (layouts.MOVIELENS_CSV,),
+        (MOVIELENS_CSV,),
         f"{_GROUPLENS}/ml-20m.zip",
         "cd245b17a1ae2cc31bb14903e1204af3",
     ),
@@ -295,22 +276,22 @@ PUBLIC_SETS: Final = (
         "MovieLens: 25,000,095 ratings",
         "262 MB",
         _MOVIELENS_TERMS,
-        (layouts.MOVIELENS_CSV,),
+        (MOVIELENS_CSV,),
         f"{_GROUPLENS}/ml-25m.zip",
         "6b51fb2759a8657d3bfcbfc42b592ada",
     ),
     PublicSet(
         "sequences",
-        "a sequence file of a paper: a line `user item` for each event, in time order",
-        "yours",
+        "the sequence file of a paper: one line `user item` per event, in time order",
+        "none",
         _OWN_TERMS,
-        (layouts.SEQUENCES,),
+        (SEQUENCE_FILE,),
     ),
     PublicSet(
         "ncf",
-        "the NCF paper's leave-one-out files: train pairs, test item, 99 sampled negatives a user",
-        "yours",
+        "the NCF paper's leave-one-out files: train pairs, test item, 99 sampled negatives per user",
+        "none",
         _OWN_TERMS,
-        (layouts.NCF, layouts.NCF_PARQUET_IN_TIME, layouts.NCF_PARQUET),
+        (NCF, NCF_REBUILT),
     ),
 )

@@ -1,12 +1,11 @@
-"""What runs statements: DuckDB here, tables in memory that spill to disk; Spark in `spark.py`.
+"""The SQL engines that run a plan of preparation: the interface, and DuckDB; Spark is in `spark_engine.py`.
 
-Rules are vetted text (`recipe/rules.py`); as a second wall, the engine itself may touch nothing but the log's files and
-the stage's folder.
+The rules of a recipe are checked text (`sql/rules.py`). As a second barrier, the engine can access only the log's files
+and the stage's folder.
 """
 
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from typing import Any, Final
 
 import duckdb
 
-from twofold.errors import DataError, RecipeError
+from twofold.errors import DataError
+from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text
 from twofold.prepare.plan import Step
-from twofold.prepare.sources import Source, first_line
+from twofold.prepare.sources import Source
 
-# Of the machine's memory; above it tables spill. DuckDB's default of 80 % leaves a laptop too little for all else.
-MEMORY_LIMIT: Final = "50%"
-# What a log can cause while it is read. All other errors are bugs of the plan.
-_OF_THE_LOG: Final = (
+# Errors that the content of a log can cause while it is read. All other errors are bugs of the plan.
+_LOG_ERRORS: Final = (
     duckdb.InvalidInputException,
     duckdb.ConversionException,
     duckdb.OutOfRangeException,
@@ -32,71 +30,46 @@ _OF_THE_LOG: Final = (
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs statements. It has the views source_events, source_items and source_users.
+    """An SQL engine with the views source_events, source_items and source_users.
 
-    `make` makes a table or view, replacing one of that name; `ask` gives the rows of a SELECT; `write` writes them to a
-    Parquet file, in the order of its ORDER BY.
+    `create` creates a table or view, and replaces one of the same name; `query` returns the rows of a SELECT; `export`
+    writes them to a Parquet file, in the order of its ORDER BY.
     """
 
-    make: Callable[[Step], None]
-    ask: Callable[[str], Sequence[Any]]
-    write: Callable[[str, Path], None]
+    create: Callable[[Step], None]
+    query: Callable[[str], Sequence[Any]]
+    export: Callable[[str, Path], None]
 
 
 OpenEngine = Callable[[Source, Path], AbstractContextManager[Engine]]
-"""Opens an engine over a log, for files below a folder."""
+"""A function that opens an engine over a log, for output files in a folder."""
 
 
 @contextmanager
 def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> Iterator[Engine]:
-    """A locked DuckDB over a log. What a log or a disk can cause is raised in the user's words.
+    """Opens a locked-down DuckDB over a log; errors that a log or a disk can cause become messages for the user.
 
-    `memory` is a share of the machine's, or an amount such as 2GB.
+    `memory` is a share of the machine's memory, or an amount such as 2GB.
     """
-    spill = out.resolve() / "spill"
-    shutil.rmtree(spill, ignore_errors=True)  # left by an attempt that was killed
-    settings = {
-        "temp_directory": _text(spill),
-        "TimeZone": "'UTC'",
-        "enable_progress_bar": "false",  # we draw our own
-        "allowed_paths": f"[{', '.join(_text(path) for path in source.files)}]",
-        "allowed_directories": f"[{_text(out.resolve())}]",
-        "enable_external_access": "false",
-        "lock_configuration": "true",  # last: nothing can be set after it
-    }
-    try:
-        with duckdb.connect() as connection, _explained(source, out):
-            _limit_memory(connection, memory)
-            for name, value in settings.items():
-                connection.execute(f"SET {name} = {value}")
-            for table, sql in (("events", source.events_sql), ("items", source.items_sql), ("users", source.users_sql)):
-                connection.execute(f'CREATE VIEW "source_{table}" AS {sql}')
+    folder = out.resolve()
+    opened = open_duckdb(folder / "spill", files=source.files, folders=[folder], memory=memory)
+    with opened as connection, _translated_errors(source, out):
+        for table, sql in (("events", source.events_sql), ("items", source.items_sql), ("users", source.users_sql)):
+            connection.execute(f'CREATE VIEW "source_{table}" AS {sql}')
 
-            def make(step: Step) -> None:
-                kind = "TABLE" if step.is_stored else "VIEW"
-                connection.execute(f'CREATE OR REPLACE {kind} "{step.name}" AS {step.sql}')
+        def create(step: Step) -> None:
+            kind = "TABLE" if step.is_stored else "VIEW"
+            connection.execute(f"CREATE OR REPLACE {kind} {quote_name(step.name)} AS {step.sql}")
 
-            def write(sql: str, path: Path) -> None:
-                connection.execute(f"COPY ({sql}) TO {_text(path)} (FORMAT parquet, COMPRESSION zstd)")
+        def export(sql: str, path: Path) -> None:
+            connection.execute(f"COPY ({sql}) TO {quote_text(path)} (FORMAT parquet, COMPRESSION zstd)")
 
-            yield Engine(make, lambda sql: connection.execute(sql).fetchall(), write)
-    finally:
-        shutil.rmtree(spill, ignore_errors=True)
-
-
-def _limit_memory(connection: duckdb.DuckDBPyConnection, memory: str) -> None:
-    try:
-        connection.execute(f"SET memory_limit = {_text(Path(memory))}")
-    except duckdb.Error as error:
-        raise RecipeError(
-            f"--memory {memory} cannot be read: {first_line(error)}. Write an amount such as 2GB, or a share such as "
-            f"50%."
-        ) from None
+        yield Engine(create, lambda sql: connection.execute(sql).fetchall(), export)
 
 
 @contextmanager
-def _explained(source: Source, out: Path) -> Iterator[None]:
-    """DuckDB's errors that a log, a memory or a disk can cause, as ours."""
+def _translated_errors(source: Source, out: Path) -> Iterator[None]:
+    """Turns DuckDB's errors that a log, too little memory or a full disk can cause into ours."""
     try:
         yield
     except duckdb.Error as error:
@@ -104,26 +77,22 @@ def _explained(source: Source, out: Path) -> Iterator[None]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise DataError(
-                f"preparing {_named(source.files)} ran out of memory: {first_line(error)}. Give it more with --memory, "
+                f"preparing {_listed(source.files)} ran out of memory: {first_line(error)}. Allow more with --memory, "
                 f"or close other programs."
             ) from error
-        if isinstance(error, _OF_THE_LOG):
+        if isinstance(error, _LOG_ERRORS):
             raise unreadable(source, first_line(error)) from error
         raise
 
 
 def unreadable(source: Source, reason: str) -> DataError:
-    """What is said of a log that an engine stumbled over, with the engine's own reason."""
+    """Returns the error for a log that an engine failed to read, with the engine's reason."""
     return DataError(
-        f"reading {_named(source.files)} failed: {reason}. Either the file is damaged (copy or export it again), "
-        f"or a value in it is not of its column's type, or a rule reads text as a number."
+        f"reading {_listed(source.files)} failed: {reason}. Either the file is damaged (copy or export it again), "
+        f"or a value does not have its column's type, or a rule reads text as a number."
     )
 
 
-def _named(files: tuple[Path, ...]) -> str:
+def _listed(files: tuple[Path, ...]) -> str:
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return ", ".join(str(path) for path in files[:3]) + more
-
-
-def _text(value: Path) -> str:
-    return "'" + str(value).replace("'", "''") + "'"

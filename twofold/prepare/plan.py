@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
+from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.event_filters import Selection, select_train
 from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts, has_estimates
 from twofold.prepare.hashing import shard_sql
-from twofold.prepare.sources import Source, quoted
+from twofold.prepare.sources import Source
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
 from twofold.recipe.prepare import Counters, LastEvents, Prepare, TemporalSplit
 from twofold.sql.rules import rule_columns, rule_sql
@@ -119,7 +120,7 @@ def log_sql(prepare: Prepare, source: Source) -> str:
     for side, key, columns in (("items", "item_id", source.item_columns), ("users", "user_id", source.user_columns)):
         if extra := [name for name in columns if name in used and name not in have]:
             have |= set(extra)
-            listed = ", ".join(f'"side".{quoted(name)}' for name in extra)
+            listed = ", ".join(f'"side".{quote_name(name)}' for name in extra)
             joined = f'LEFT JOIN "source_{side}" AS "side" ON "side"."{key}" = "events"."{key}"'
             sql = f'(SELECT "events".*, {listed} FROM (SELECT * FROM {sql}) AS "events" {joined}) AS "with {side}"'
     for name, rule in prepare.derive.items():
@@ -136,8 +137,8 @@ def log_sql(prepare: Prepare, source: Source) -> str:
 
 def _distinct_sql(source: Source, used: frozenset[str]) -> str:
     """Returns rows with a unique key unchanged, and each other distinct row once, with its number of copies."""
-    kept = [quoted(name) for name in source.event_columns if name in used]
-    all_columns = ", ".join(quoted(name) for name in source.event_columns)
+    kept = [quote_name(name) for name in source.event_columns if name in used]
+    all_columns = ", ".join(quote_name(name) for name in source.event_columns)
     is_repeated = " AND ".join(f'"repeated"."{key}" = "events"."{key}"' for key in ("user_id", "item_id", "at"))
     is_repeated = f'EXISTS (SELECT 1 FROM "repeated" WHERE {is_repeated})'
     return f"""
@@ -177,7 +178,7 @@ def split_sql(prepare: Prepare) -> str:
             cases = " ".join(f"WHEN {window_sql(prepare, split)} THEN {index}" for index, split in enumerate(SPLITS))
             return f'CAST(CASE WHEN NOT "is kept" THEN NULL {cases} END AS TINYINT)'
         case LastEvents(test=test, validation=validation, ties=ties):
-            order = f'ORDER BY "at" DESC, {quoted(ties)} DESC, "item_id" DESC'
+            order = f'ORDER BY "at" DESC, {quote_name(ties)} DESC, "item_id" DESC'
             from_end = f'ROW_NUMBER() OVER (PARTITION BY "user_id", "is kept" {order})'
             events = 'COUNT(*) OVER (PARTITION BY "user_id", "is kept")'
             return f"""CAST(CASE WHEN NOT "is kept" THEN NULL WHEN {events} <= {test + validation} THEN 0
@@ -302,7 +303,7 @@ def history_sql(table: str) -> str:
 
 def entities_sql(key: str, table: str, columns: Iterable[str]) -> str:
     """Returns users or items by rising id; those found only in events have NULL attributes."""
-    attributes = "".join(f', "own".{quoted(column)}' for column in columns if column != key)
+    attributes = "".join(f', "own".{quote_name(column)}' for column in columns if column != key)
     return f"""
         SELECT "known"."{key}"{attributes}
         FROM (SELECT "{key}" FROM "{table}" UNION SELECT "{key}" FROM "labelled" WHERE "is_kept") AS "known"
@@ -322,9 +323,9 @@ def repeats_sql(key: str, table: str) -> str:
 def counters_sql(key: str, counters: Counters) -> str:
     """Returns counts and sums per key and hour, for hours with events. `hour` counts from 1970."""
     return f"""
-        SELECT {quoted(key)} AS "key", CAST(("at" - "at" % {HOUR_MS}) / {HOUR_MS} AS BIGINT) AS "hour",
+        SELECT {quote_name(key)} AS "key", CAST(("at" - "at" % {HOUR_MS}) / {HOUR_MS} AS BIGINT) AS "hour",
             {_sums_sql(counters)}
-        FROM "ruled" WHERE "is kept" AND NOT "is estimated" AND {quoted(key)} IS NOT NULL
+        FROM "ruled" WHERE "is kept" AND NOT "is estimated" AND {quote_name(key)} IS NOT NULL
         GROUP BY 1, 2 ORDER BY 1, 2
     """
 
@@ -333,7 +334,7 @@ def priors_sql(key: str, counters: Counters) -> str:
     """Returns one row with the same sums over the training window."""
     return f"""
         SELECT {_sums_sql(counters)} FROM "ruled"
-        WHERE "the split" = 0 AND NOT "is estimated" AND {quoted(key)} IS NOT NULL
+        WHERE "the split" = 0 AND NOT "is estimated" AND {quote_name(key)} IS NOT NULL
     """
 
 

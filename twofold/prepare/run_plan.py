@@ -38,12 +38,12 @@ def prepare(
     """
     source, paths = source or check_recipe(recipe), table_paths(recipe.data)
     with open_engine(source, out) as engine:
-        _check_unique(engine.ask(repeats_sql("item_id", "source_items")), "item_id", paths["items"])
-        _check_unique(engine.ask(repeats_sql("user_id", "source_users")), "user_id", paths["users"])
-        rows = int(engine.ask('SELECT COUNT(*) FROM "source_events"')[0][0])
+        _check_unique(engine.query(repeats_sql("item_id", "source_items")), "item_id", paths["items"])
+        _check_unique(engine.query(repeats_sql("user_id", "source_users")), "user_id", paths["users"])
+        rows = int(engine.query('SELECT COUNT(*) FROM "source_events"')[0][0])
         plan = build_plan(recipe.prepare, source, shards=math.ceil(rows / EVENTS_PER_SHARD))
         facts, funnel = _run(plan, recipe, engine, out)
-        odd_rows = {name: int(engine.ask(sql)[0][0]) for name, sql in oddities_sql(source).items()}
+        odd_rows = {name: int(engine.query(sql)[0][0]) for name, sql in oddities_sql(source).items()}
     write_vectors(recipe.data, source, out)
     write_json(out / "funnel.json", [asdict(line) for line in funnel])
     splits = {
@@ -68,14 +68,14 @@ def _run(plan: Plan, recipe: Recipe, engine: Engine, out: Path) -> tuple[dict[st
         def write(path: str, sql: str) -> None:
             target = out.resolve() / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            engine.write(sql, target)
+            engine.export(sql, target)
             advance(1, path)
 
         for step in plan.steps:
-            engine.make(step)
+            engine.create(step)
             advance(1, step.name)
-        funnel = count_funnel(plan.counts, engine.ask)
-        first_at, last_at = engine.ask('SELECT MIN("at"), MAX("at") FROM "labelled" WHERE "is_kept"')[0]
+        funnel = count_funnel(plan.counts, engine.query)
+        first_at, last_at = engine.query('SELECT MIN("at"), MAX("at") FROM "labelled" WHERE "is_kept"')[0]
         advance(1, "funnel")
         _check_usable(recipe, funnel, first_at, last_at)
         facts = {"first_at": first_at, "last_at": last_at}
@@ -83,7 +83,7 @@ def _run(plan: Plan, recipe: Recipe, engine: Engine, out: Path) -> tuple[dict[st
             facts["mean_weight"] = _mean_weight(recipe, plan, engine)
         _check_outcomes(recipe, plan, engine)
         for shard in plan.shards:
-            engine.make(shard.events)
+            engine.create(shard.events)
             advance(1, shard.events.name)
             for output in shard.outputs:
                 write(output.path, output.sql)
@@ -96,7 +96,7 @@ def _run(plan: Plan, recipe: Recipe, engine: Engine, out: Path) -> tuple[dict[st
 
 def _priors(plan: Plan, recipe: Recipe, engine: Engine) -> Json:
     """Returns sums over the training window, by key and name."""
-    sums = {key: engine.ask(sql)[0] for key, sql in plan.priors.items()}
+    sums = {key: engine.query(sql)[0] for key, sql in plan.priors.items()}
     counters = recipe.prepare.counters
     return {
         key: {name: int(value) for name, value in zip(counted_columns(counters[key]), row, strict=True)}
@@ -107,7 +107,7 @@ def _priors(plan: Plan, recipe: Recipe, engine: Engine) -> Json:
 def _mean_weight(recipe: Recipe, plan: Plan, engine: Engine) -> float:
     """Returns the mean weight of the training rows, by which the loss divides weights."""
     sql = f'SELECT MIN("weight"), AVG(COALESCE("weight", 0)) FROM "labelled" WHERE {plan.train_condition}'
-    least, mean = engine.ask(sql)[0]
+    least, mean = engine.query(sql)[0]
     if least is not None and least < 0 or not mean:
         raise DataError(
             f"prepare.weight, {recipe.prepare.weight}, gives training rows weights of {least} at least and {mean} on "
@@ -120,7 +120,7 @@ def _check_outcomes(recipe: Recipe, plan: Plan, engine: Engine) -> None:
     """Raises DataError if the outcome of a head is no number from 0 to 1, or constant, in the training rows."""
     for name, rule in recipe.prepare.outcomes.items():
         sql = f'SELECT MIN("{OUTCOME}{name}"), MAX("{OUTCOME}{name}") FROM "labelled" WHERE {plan.train_condition}'
-        least, most = engine.ask(sql)[0]
+        least, most = engine.query(sql)[0]
         if least is None or least < 0 or most > 1 or least == most:
             found = "NULL in all training rows" if least is None else f"{least:g} to {most:g} in training rows"
             raise DataError(

@@ -14,6 +14,7 @@ import duckdb
 
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError, RecipeError
+from twofold.prepare.duckdb_connection import first_line, quote_name, scan_sql
 from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
 from twofold.tables import EVENTS, ITEMS, USERS
@@ -141,11 +142,6 @@ def open_source(data: Table) -> Source:
     return Source(events, items, users, tuple(path.resolve() for path in data.vectors.values()))
 
 
-def quoted(name: str) -> str:
-    """Returns a column's name as quoted SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def table_paths(data: Table) -> dict[str, Path]:
     """Returns the paths of events, items and users for messages; items and users may come from the events."""
     return {"events": data.events, "items": data.items or data.events, "users": data.users or data.events}
@@ -153,7 +149,7 @@ def table_paths(data: Table) -> dict[str, Path]:
 
 def select_sql(projection: Mapping[str, tuple[str, str]], origin: str) -> str:
     """Returns a SELECT of name → (type, expression) from `origin`, every column cast to its type."""
-    listed = ", ".join(f"CAST({value} AS {type_}) AS {quoted(name)}" for name, (type_, value) in projection.items())
+    listed = ", ".join(f"CAST({value} AS {type_}) AS {quote_name(name)}" for name, (type_, value) in projection.items())
     return f"SELECT {listed} FROM {origin}"
 
 
@@ -162,7 +158,7 @@ def select_sql(projection: Mapping[str, tuple[str, str]], origin: str) -> str:
 
 def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed: Mapping[str, str]) -> SourceTable:
     named = _renamed(own, data.columns, files)
-    projection = {name: (own[column], quoted(column)) for name, column in named.items()}
+    projection = {name: (own[column], quote_name(column)) for name, column in named.items()}
     for name in needed:
         if name not in named:
             raise DataError(
@@ -236,15 +232,6 @@ def _timestamp(name: str, type_: str, column: str, files: tuple[Path, ...], unit
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def scan_sql(files: tuple[Path, ...]) -> str:
-    """Returns the FROM clause that reads files of one kind."""
-    listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
-    if files[0].suffix == ".csv":
-        return f"read_csv([{listed}])"
-    # A folder called `split=train` on the way would otherwise add a column of that name.
-    return f"read_parquet([{listed}], hive_partitioning = false)"
-
-
 def files_at(path: Path, field: str) -> tuple[Path, ...]:
     """Returns the file at a path, or the files directly in a folder, in the order of their names."""
     found = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -293,11 +280,6 @@ def _damaged(path: Path, error: duckdb.Error) -> DataError:
         f"{path} cannot be read as {path.suffix[1:]} ({path.stat().st_size:,} bytes): {first_line(error)}. "
         f"It is damaged, cut short or of another kind: copy or export it again."
     )
-
-
-def first_line(error: duckdb.Error) -> str:
-    """Returns DuckDB's reason without its advice, which is about calls that the user did not make."""
-    return str(error).split("\n\n")[0].split(".\n")[0].replace("\n", "; ").rstrip(".")
 
 
 def _named(files: tuple[Path, ...]) -> str:

@@ -66,7 +66,7 @@ def spark_engine(source: Source, out: Path, *, master: str = "local[2]") -> Iter
             for name, table in (("events", source.events), ("items", source.items), ("users", source.users)):
                 _make_view(_read_source(session, table), f"source_{name}")
 
-            def make(step: Step) -> None:
+            def create(step: Step) -> None:
                 rows = session.sql(spark_sql(step.sql))
                 if step.is_stored:  # as files, so that nothing is computed twice
                     stored = _uri(spill / "tables" / step.name)
@@ -74,13 +74,13 @@ def spark_engine(source: Source, out: Path, *, master: str = "local[2]") -> Iter
                     rows = session.read.parquet(stored)
                 _make_view(rows, step.name)
 
-            def write(sql: str, path: Path) -> None:
+            def export(sql: str, path: Path) -> None:
                 parts = path.with_name(f"{path.name}.parts")
                 session.sql(spark_sql(sql, in_one_part=True)).write.mode("overwrite").parquet(_uri(parts))
                 _only_part(parts).replace(path)
                 shutil.rmtree(parts)
 
-            yield Engine(make, lambda sql: session.sql(spark_sql(sql)).collect(), write)
+            yield Engine(create, lambda sql: session.sql(spark_sql(sql)).collect(), export)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
 

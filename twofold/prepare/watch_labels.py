@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from twofold.prepare.sources import quoted
+from twofold.prepare.duckdb_connection import quote_name
 from twofold.recipe.prepare import (
     BelowMean,
     Buckets,
@@ -77,7 +77,7 @@ def fit_label(name: str, label: Label) -> FittedLabel:
 
 def _below_mean(name: str, label: BelowMean) -> FittedLabel:
     """Compares value · n < sum in whole thousandths, because an average as a double may differ where they are equal."""
-    mean, of, by = f"{name}.mean", quoted(label.column), quoted(label.key)
+    mean, of, by = f"{name}.mean", quote_name(label.column), quote_name(label.key)
     value = thousandths_sql(f'CAST("rows".{of} AS DOUBLE)')
     table = f"""
         SELECT {by} AS "key", COUNT(*) AS "events", CAST(SUM({value}) AS BIGINT) AS "thousandths" FROM {ROWS}
@@ -150,10 +150,10 @@ def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
     for key in _finer_keys(label.buckets):
         group = f"{name}.{key}"
         tables[group] = f"""
-            SELECT {quoted(key)} AS "key", {_mean_and_variance_sql()} FROM {ROWS}
-            WHERE {_IS_WATCHED} AND {quoted(key)} IS NOT NULL GROUP BY {quoted(key)}
+            SELECT {quote_name(key)} AS "key", {_mean_and_variance_sql()} FROM {ROWS}
+            WHERE {_IS_WATCHED} AND {quote_name(key)} IS NOT NULL GROUP BY {quote_name(key)}
         """
-        joins += f' LEFT JOIN "{group}" ON "{group}"."key" = "rows".{quoted(key)}'
+        joins += f' LEFT JOIN "{group}" ON "{group}"."key" = "rows".{quote_name(key)}'
         parent = _Group(*_shrunk_sql(f'"{group}"', parent, label.shrink))
         saved.append(group)
     value = f"""CASE WHEN "rows"."length in ms" > 0 THEN

@@ -1,0 +1,84 @@
+"""DuckDB connections that can read and write only the given files and folders, and SQL for names, texts and scans.
+
+Every connection that runs a rule, or names of columns that a log brought along, is opened here.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import duckdb
+
+from twofold.errors import RecipeError
+
+# Of the machine's memory; above it tables spill to disk. DuckDB's default of 80 % leaves a laptop too little for
+# everything else.
+MEMORY_LIMIT: Final = "50%"
+
+
+@contextmanager
+def open_duckdb(
+    spill: Path, *, files: Iterable[Path] = (), folders: Iterable[Path] = (), memory: str = MEMORY_LIMIT
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Opens an in-memory DuckDB that may read `files`, use `folders` and spill to `spill`, which is deleted at the end.
+
+    `memory` is a share of the machine's memory, or an amount such as 2GB; RecipeError if it is neither.
+    """
+    shutil.rmtree(spill, ignore_errors=True)  # left by a process that was killed
+    settings = {
+        "temp_directory": quote_text(spill),
+        "TimeZone": "'UTC'",
+        "enable_progress_bar": "false",  # it would appear in the middle of our own output
+        "allowed_paths": _list_sql(files),
+        "allowed_directories": _list_sql((*folders, spill)),
+        "enable_external_access": "false",
+        "lock_configuration": "true",  # last: nothing can be set after it
+    }
+    try:
+        with duckdb.connect() as connection:
+            _limit_memory(connection, memory)
+            for name, value in settings.items():
+                connection.execute(f"SET {name} = {value}")
+            yield connection
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
+
+
+def _limit_memory(connection: duckdb.DuckDBPyConnection, memory: str) -> None:
+    try:
+        connection.execute(f"SET memory_limit = {quote_text(memory)}")
+    except duckdb.Error as error:
+        raise RecipeError(
+            f"--memory {memory} cannot be read: {first_line(error)}. Write an amount such as 2GB, or a share such as "
+            f"50%."
+        ) from None
+
+
+def quote_name(name: str) -> str:
+    """Returns a column's or table's name as SQL, whatever characters it has."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_text(value: str | Path) -> str:
+    """Returns a text or a path as an SQL string."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def scan_sql(files: Sequence[Path], *, csv_options: str = "") -> str:
+    """Returns the FROM clause that reads files of one kind as one table: Parquet, or else CSV with these options."""
+    # Without `hive_partitioning = false`, a parent folder called `split=train` would add a column of that name.
+    options = "".join(f", {option}" for option in ("hive_partitioning = false", csv_options) if option)
+    if files[0].suffix == ".parquet":
+        return f"read_parquet({_list_sql(files)}, hive_partitioning = false)"
+    return f"read_csv({_list_sql(files)}{options})"
+
+
+def first_line(error: duckdb.Error) -> str:
+    """Returns the reason that DuckDB gives, without its advice, which is about calls that the user did not make."""
+    return str(error).split("\n\n")[0].split(".\n")[0].replace("\n", "; ").rstrip(".")
+
+
+def _list_sql(paths: Iterable[Path]) -> str:
+    return f"[{', '.join(quote_text(path) for path in paths)}]"
