@@ -41,7 +41,7 @@ def test_a_seen_item_takes_no_place():
 def test_users_with_nothing_to_find_are_skipped_and_counted():
     judged = window(seen=[[], [], []], relevant=[[0], [], []], num_items=3)
     per_user = evaluate_catalogue(judged, scorer(np.ones((3, 3), np.float32)))
-    assert per_user.judged == 1
+    assert per_user.evaluated == 1
     assert per_user.skipped == {"no positive on an item not seen before": 2}
     assert np.isnan(per_user.values["catalogue/recall@1"]).tolist() == [False, True, True]
     assert per_user.mean("catalogue/recall@1") == per_user.values["catalogue/recall@1"][0]
@@ -57,7 +57,7 @@ def test_one_item_and_one_user():
     judged = window(seen=[[]], relevant=[[0]], candidates=[[0]], num_items=1)
     values = evaluate_catalogue(judged, scorer(np.zeros((1, 1), np.float32))).values
     assert {float(value[0]) for value in values.values()} == {1.0}
-    assert evaluate_impressions(judged, scorer(np.zeros((1, 1), np.float32))).judged == 0
+    assert evaluate_impressions(judged, scorer(np.zeros((1, 1), np.float32))).evaluated == 0
     in_batch = evaluate_in_batch(judged, scorer(np.zeros((1, 1), np.float32)), batch_size=8, seed=0)
     assert (in_batch.batch_size, in_batch.ranks) == (1, {1: 1.0})
 
@@ -136,7 +136,7 @@ def test_a_filtered_ranking_is_judged_against_all_positives_beside_its_ceiling()
     assert filtered.values["catalogue_filtered/recall@1"].tolist() == [1 / 4, 0]
     assert filtered.values["catalogue_filtered/recall@5"].tolist() == [2 / 4, 0]
     assert filtered.values["catalogue_filtered/ceiling"].tolist() == [2 / 4, 0]
-    assert filtered.judged == 2
+    assert filtered.evaluated == 2
 
 
 def test_a_filter_that_lets_everything_pass_changes_nothing():

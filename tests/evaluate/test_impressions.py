@@ -32,10 +32,10 @@ def test_single_class_users_are_skipped_and_counted_by_kind():
         num_items=2,
     )
     per_user = evaluate_impressions(judged, scorer(np.array([[1, 0]] * 3, np.float32)))
-    assert per_user.judged == 1
+    assert per_user.evaluated == 1
     assert per_user.skipped == {"no positive impression": 1, "no negative impression": 1}
     assert per_user.mean("impressions/auc") == 1
     # Positives score 1, 1, 0 and the other impressions 0, 1, 0: single-class users count in the pool.
     assert per_user.pooled["impressions/auc_pooled"] == pytest.approx(2 * (1 + 0.5 + 1) / 9 + (0.5 + 0 + 0.5) / 9)
     chance, best = bounds_of_impressions(judged)
-    assert (chance.judged, chance.mean("impressions/auc"), best.mean("impressions/mrr")) == (1, 0.5, 1)
+    assert (chance.evaluated, chance.mean("impressions/auc"), best.mean("impressions/mrr")) == (1, 0.5, 1)

@@ -129,12 +129,12 @@ def test_a_claim_needs_three_seeds_that_agree():
     base = rng.random((3, 400))
     better = base + 0.05 + rng.normal(0, 0.05, base.shape)
     claim = across_seeds(better, base)
-    assert claim.holds
+    assert claim.is_significant
     assert claim.per_seed == pytest.approx((better - base).mean(axis=1))
     assert claim.difference == pytest.approx((better - base).mean())
     assert claim.std == pytest.approx(np.std(claim.per_seed, ddof=1))
-    assert across_seeds(better[:2], base[:2]).holds is None
-    assert across_seeds(base, better).holds
+    assert across_seeds(better[:2], base[:2]).is_significant is None
+    assert across_seeds(base, better).is_significant
     one_disagrees = better.copy()
     one_disagrees[1] = base[1] - 0.01
-    assert across_seeds(one_disagrees, base).holds is False
+    assert across_seeds(one_disagrees, base).is_significant is False

@@ -123,9 +123,9 @@ def test_a_window_is_judged_by_watch_time_and_by_length():
     assert np.isnan(whole.values["watch_time/xauc"][2])
     assert whole.values["watch_time/wtg@5"].tolist()[:2] == [0, 2]  # an unknown gain takes no place
     assert whole.values["watch_time/long_view@5"].tolist()[:2] == [1 / 3, 0]
-    assert (whole.judged, whole.skipped) == (2, {"no impression of known watch time and length": 1})
+    assert (whole.evaluated, whole.skipped) == (2, {"no impression of known watch time and length": 1})
     assert whole.pooled["watch_time/mae"] == 0
-    assert sum(part.judged for part in deciles) == 4  # user 0 in two of them, user 1 in two
+    assert sum(part.evaluated for part in deciles) == 4  # user 0 in two of them, user 1 in two
     shortest = deciles[length_decile(watched.length_s)[0]]
     assert shortest.values["watch_time/xauc"].tolist()[:1] == [1]
 

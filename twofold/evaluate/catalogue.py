@@ -51,7 +51,7 @@ def evaluate_catalogue(
     without = int((num_relevant == 0).sum())
     return PerUser(
         {f"catalogue/{name}": value for name, value in values.items()},
-        judged=len(num_relevant) - without,
+        evaluated=len(num_relevant) - without,
         skipped={"no positive on an item not seen before": without},
         ranks=ranks,
     )
@@ -79,7 +79,7 @@ def evaluate_filtered(
     values = {name.replace("catalogue/", "catalogue_filtered/"): value for name, value in result.values.items()}
     findable = np.bincount(window.relevant.lines, allowed[window.relevant.values], minlength=len(window.user_rows))
     relevant = np.where(window.relevant.sizes > 0, window.relevant.sizes, np.nan)
-    return PerUser(values | {"catalogue_filtered/ceiling": findable / relevant}, result.judged, result.skipped)
+    return PerUser(values | {"catalogue_filtered/ceiling": findable / relevant}, result.evaluated, result.skipped)
 
 
 def _ranked_lists(

@@ -158,12 +158,12 @@ def seeds_table(found: SeedComparison) -> Table:
     table = Table("", "difference", "by seed", "significant", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     few = f"fewer than {MIN_SEEDS} seeds are too few to claim a difference"
     rule = f"significant: the interval ({LEVEL:.0%}, over users) excludes 0 and every seed has the same sign"
-    table.caption, table.caption_justify = few if first.holds is None else rule, "left"
+    table.caption, table.caption_justify = few if first.is_significant is None else rule, "left"
     for metric, claim in found.claims.items():
         if metric == found.primary_metric or metric in _MAIN_METRICS:
             difference = format_difference(Estimate(claim.difference, claim.low, claim.high))
             by_seed = "  ".join(map(format_signed, claim.per_seed))
-            significant = "–" if claim.holds is None else "yes" if claim.holds else "no"
+            significant = "–" if claim.is_significant is None else "yes" if claim.is_significant else "no"
             table.add_row(
                 in_full(metric), difference, by_seed, significant, style="bold" * (metric == found.primary_metric)
             )

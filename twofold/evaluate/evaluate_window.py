@@ -209,13 +209,13 @@ def _watch_section(evaluation: _Evaluation) -> WatchSection | None:
         LengthPart(
             first_s=float(length[decile == number].min()),
             last_s=float(length[decile == number].max()),
-            users=part.judged,
+            users=part.evaluated,
             metrics=means_of(part.values) | {name: json_number(value) for name, value in part.pooled.items()},
         )
         for number, part in enumerate(deciles)
-        if part.judged
+        if part.evaluated
     )
-    return WatchSection(len(length), all_lengths[MODEL].judged, rows_of(all_lengths), by_length)
+    return WatchSection(len(length), all_lengths[MODEL].evaluated, rows_of(all_lengths), by_length)
 
 
 def primary_k(num_items: int) -> int:
@@ -267,7 +267,7 @@ def _catalogue_section(evaluation: _Evaluation) -> Section:
         candidates="every item of the catalogue, cold ones included, ranked in full and exactly",
         excluded="items that the user saw in any event before the request",
         num_items=evaluation.window.num_items,
-        users_judged=evaluation.catalogue[MODEL].judged,
+        users_judged=evaluation.catalogue[MODEL].evaluated,
         users_skipped=evaluation.catalogue[MODEL].skipped,
         rows=rows_of(evaluation.catalogue),
         bounds={},
@@ -287,7 +287,7 @@ def _impressions_section(evaluation: _Evaluation) -> Section:
         candidates="the distinct items that the log shows to the user in the window",
         excluded="nothing; items seen before stay",
         num_items=evaluation.window.num_items,
-        users_judged=evaluation.impressions[MODEL].judged,
+        users_judged=evaluation.impressions[MODEL].evaluated,
         users_skipped=evaluation.impressions[MODEL].skipped,
         rows=rows,
         bounds=bounds,
@@ -322,7 +322,7 @@ def _sampled_section(evaluation: _Evaluation, negatives: Negatives) -> SampledSe
         count=negatives.items.shape[1],
         seed=negatives.seed,
         candidates=negatives.description(),
-        users_judged=rows[MODEL].judged,
+        users_judged=rows[MODEL].evaluated,
         users_skipped=rows[MODEL].skipped,
         rows=rows_of(rows),
     )
@@ -334,4 +334,4 @@ def _batch_section(in_batch: InBatch) -> BatchSection:
         BatchLine(k, rank, estimates[f"in_batch/hit_rate@{k}"], estimates[catalogue_name(rank)])
         for k, rank in in_batch.ranks.items()
     )
-    return BatchSection(in_batch.batch_size, in_batch.pairs, in_batch.per_user.judged, in_batch.seed, lines)
+    return BatchSection(in_batch.batch_size, in_batch.pairs, in_batch.per_user.evaluated, in_batch.seed, lines)

@@ -21,7 +21,7 @@ def evaluate_impressions(window: EvaluationWindow, score_block: ScoreBlock) -> P
     }
     return PerUser(
         {f"impressions/{name}": value for name, value in values.items()},
-        judged=len(sizes) - sum(skipped.values()),
+        evaluated=len(sizes) - sum(skipped.values()),
         skipped=skipped,
         pooled={"impressions/auc_pooled": pooled_auc(flat, window.labels)},
     )
@@ -30,11 +30,11 @@ def evaluate_impressions(window: EvaluationWindow, score_block: ScoreBlock) -> P
 def bounds_of_impressions(window: EvaluationWindow) -> tuple[PerUser, PerUser]:
     """Returns the expected metrics of a random order and those of a perfect order, on users with both classes."""
     positives, sizes = _positives(window), window.candidates.sizes
-    judged = int(((positives > 0) & (positives < sizes)).sum())
+    evaluated = int(((positives > 0) & (positives < sizes)).sum())
     chance, best = chance_metrics(sizes, positives), best_metrics(sizes, positives)
     return (
-        PerUser({f"impressions/{name}": value for name, value in chance.items()}, judged, {}),
-        PerUser({f"impressions/{name}": value for name, value in best.items()}, judged, {}),
+        PerUser({f"impressions/{name}": value for name, value in chance.items()}, evaluated, {}),
+        PerUser({f"impressions/{name}": value for name, value in best.items()}, evaluated, {}),
     )
 
 

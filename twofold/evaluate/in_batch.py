@@ -65,9 +65,9 @@ def evaluate_in_batch(window: EvaluationWindow, score_block: ScoreBlock, *, batc
 
     values = {f"in_batch/hit_rate@{k}": mean_per_user(in_batch <= k) for k in ranks}
     values |= {catalogue_name(rank): mean_per_user(in_catalogue <= _rounded(rank)) for rank in ranks.values()}
-    judged = int((window.relevant.sizes > 0).sum())
-    skipped = {"no positive on an item not seen before": len(sizes) - judged}
-    return InBatch(PerUser(values, judged, skipped), ranks, size, total, seed)
+    evaluated = int((window.relevant.sizes > 0).sum())
+    skipped = {"no positive on an item not seen before": len(sizes) - evaluated}
+    return InBatch(PerUser(values, evaluated, skipped), ranks, size, total, seed)
 
 
 def catalogue_name(rank: float) -> str:

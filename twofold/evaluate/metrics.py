@@ -129,26 +129,35 @@ def impression_metrics(
     >>> float(impression_metrics(np.zeros(3, np.float32), label, **lists)["auc"][0])
     0.5
     """
-    users = len(offsets) - 1
     ranked = _rank_lists(scores, labels, ties=ties, offsets=offsets)
-    positives, user = _sum(ranked.user, ranked.label, users).astype(np.int64), ranked.user
+    positives = _sum(ranked.user, ranked.label, len(offsets) - 1).astype(np.int64)
+    mixed = (positives > 0) & (positives < np.diff(offsets))
+    values = _metrics_of_lists(ranked, offsets, positives, np.where(mixed, positives, np.nan))
+    return {name: np.where(mixed, value, np.nan) for name, value in values.items()}
+
+
+def _metrics_of_lists(
+    ranked: _Ranked,
+    offsets: Int64[np.ndarray, "_"],
+    positives: Int64[np.ndarray, "users"],
+    divisor: Float64[np.ndarray, "users"],
+) -> dict[str, Float64[np.ndarray, "users"]]:
+    """Computes IMPRESSION_METRICS; `divisor` is the number of positives, NaN for a list with a single class."""
+    users, user = len(positives), ranked.user
     hits = np.zeros((users, _DEPTH), bool)
     top = ranked.rank <= _DEPTH
     hits[user[top], ranked.rank[top] - 1] = ranked.label[top]
     at_k = ranking_metrics(hits, positives, ks=(5, _DEPTH))
-    mixed = (positives > 0) & (positives < np.diff(offsets))
-    count = np.where(mixed, positives, np.nan)
     above = np.cumsum(ranked.label) - np.concatenate([[0], np.cumsum(positives)])[user]  # positives so far in the list
     above_group = above[offsets[user] + ranked.last - 1]
-    values = {
+    return {
         "auc": _auc(ranked, offsets),
         "ndcg@5": at_k["ndcg@5"],
         "ndcg@10": at_k["ndcg@10"],
-        "mrr": _sum(user, ranked.label / ranked.rank, users) / count,
-        "map": _sum(user, ranked.label * above_group / ranked.last, users) / count,
+        "mrr": _sum(user, ranked.label / ranked.rank, users) / divisor,
+        "map": _sum(user, ranked.label * above_group / ranked.last, users) / divisor,
         "map@10": at_k["map@10"],
     }
-    return {name: np.where(mixed, value, np.nan) for name, value in values.items()}
 
 
 def pooled_auc(scores: Float32[np.ndarray, "length"], labels: Bool[np.ndarray, "length"]) -> float:

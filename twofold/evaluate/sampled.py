@@ -133,22 +133,18 @@ def published_negatives(
             f"are {', '.join(names)}. `twofold data ncf` makes such a file."
         )
     with_relevant = np.flatnonzero(window.relevant.sizes)
-    of_user = users.rows_of(table["user_id"])
-    order = np.argsort(of_user, kind="stable")
-    at = np.minimum(np.searchsorted(of_user[order], window.user_rows[with_relevant]), len(order) - 1)
-    rows_of_users = table.take(pa.array(order[at]))
-    counts = np.where(
-        of_user[order[at]] == window.user_rows[with_relevant], pc.list_value_length(rows_of_users["item_id"]), 0
-    )
+    user_rows, table_rows = window.user_rows[with_relevant], users.rows_of(table["user_id"])
+    order = np.argsort(table_rows, kind="stable")
+    at = np.minimum(np.searchsorted(table_rows[order], user_rows), len(order) - 1)
+    lists = table["item_id"].take(pa.array(order[at]))
+    counts = np.where(table_rows[order[at]] == user_rows, pc.list_value_length(lists), 0)
     if counts.min() == 0 or counts.min() < counts.max():
-        fewest, most = (
-            users.ids_of(window.user_rows[with_relevant[[which(counts)]]])[0] for which in (np.argmin, np.argmax)
-        )
+        fewest, most = (users.ids_of(user_rows[[which(counts)]])[0] for which in (np.argmin, np.argmax))
         raise DataError(
             f"data.published_negatives has {counts.min()} items for user {fewest} and {counts.max()} for user {most}: "
             "all evaluated users need the same number. Does the file belong to another split?"
         )
-    ids = pc.list_flatten(rows_of_users["item_id"])
+    ids = pc.list_flatten(lists)
     rows = items.rows_of(ids)
     if (rows < 0).any():
         raise DataError(
@@ -192,5 +188,5 @@ def evaluate_sampled(
         for name, value in of_pairs.items()
         if name.startswith(("hit_rate", "ndcg", "mrr"))
     }
-    judged = int((relevant.sizes > 0).sum())
-    return PerUser(values, judged, {"no positive on an item not seen before": len(num_relevant) - judged})
+    evaluated = int((relevant.sizes > 0).sum())
+    return PerUser(values, evaluated, {"no positive on an item not seen before": len(num_relevant) - evaluated})

@@ -119,8 +119,9 @@ def holm(p_values: Float64[np.ndarray, "length"]) -> Float64[np.ndarray, "length
 class SeedClaim:
     """A comparison of two models over several seeds of each.
 
-    `holds` says whether the interval of the mean difference, over users and seeds, excludes 0 and the difference of
-    every pair of seeds has the same sign. `None` means fewer than `MIN_SEEDS` pairs, from which nothing may be claimed.
+    `is_significant` says whether the interval of the mean difference, over users and seeds, excludes 0 and the
+    difference of every pair of seeds has the same sign. `None` means fewer than `MIN_SEEDS` pairs, from which nothing
+    may be claimed.
     """
 
     difference: float
@@ -129,7 +130,7 @@ class SeedClaim:
     per_seed: tuple[float, ...]
     std: float
     """Standard deviation over the pairs of seeds."""
-    holds: bool | None
+    is_significant: bool | None
 
 
 def across_seeds(a: Float64[np.ndarray, "_ users"], b: Float64[np.ndarray, "_ users"], *, seed: int = 0) -> SeedClaim:
@@ -145,7 +146,7 @@ def across_seeds(a: Float64[np.ndarray, "_ users"], b: Float64[np.ndarray, "_ us
         high=high,
         per_seed=tuple(per_seed.tolist()),
         std=float(per_seed.std(ddof=1)) if len(per_seed) > 1 else float("nan"),
-        holds=bool(one_side) if len(per_seed) >= MIN_SEEDS else None,
+        is_significant=bool(one_side) if len(per_seed) >= MIN_SEEDS else None,
     )
 
 

@@ -240,10 +240,10 @@ def _metrics_of(window: EvaluationWindow, scores: Float32[np.ndarray, "length"],
     pooled = {"xauc_pooled": pooled_xauc(scores, watch)}
     if watched.target is not None:
         pooled |= errors(scores, watched.target)
-    judged = int((lists.sizes > 0).sum())
+    evaluated = int((lists.sizes > 0).sum())
     return PerUser(
         {f"watch_time/{name}": value for name, value in values.items()},
-        judged=judged,
-        skipped={"no impression of known watch time and length": len(lists.sizes) - judged},
+        evaluated=evaluated,
+        skipped={"no impression of known watch time and length": len(lists.sizes) - evaluated},
         pooled={f"watch_time/{name}": value for name, value in pooled.items()},
     )

@@ -71,7 +71,7 @@ class PerUser:
     """Metrics of one model under one protocol: name → value of each user, NaN for a skipped user."""
 
     values: dict[str, Float64[np.ndarray, "users"]]
-    judged: int
+    evaluated: int
     skipped: dict[str, int]
     """Number of skipped users by reason."""
     pooled: dict[str, float] = field(default_factory=dict)
