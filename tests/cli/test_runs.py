@@ -68,7 +68,7 @@ def test_runs_are_compared_and_written_to_a_page(call, tmp_path):
     assert "new − old" in out
     assert "train.epochs 1 4" in out
     assert f"page {page}" in out
-    assert "new against old" in page.read_text()
+    assert "new compared with old" in page.read_text()
     code, _, err = call("compare", tmp_path / "old")
     assert code == 2
     assert "1 run cannot be compared" in err
