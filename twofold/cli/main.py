@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Recommender systems from an interaction log: prepare, train, evaluate, index and serve.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # breaks the lines of a paragraph at the width of the terminal
 )
 app.command(rich_help_panel=_INPUTS)(inputs.data)
 app.add_typer(inputs.recipe_app, name="recipe", rich_help_panel=_INPUTS)

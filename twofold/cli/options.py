@@ -38,7 +38,12 @@ RecipeFile = Annotated[Path, typer.Argument(help="Path of a recipe, such as thos
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/kuairand.")]
 Settings = Annotated[
     list[str],
-    typer.Option("--set", default_factory=list, help="Change a field of the recipe: retriever.dim=96. Repeatable."),
+    typer.Option(
+        "--set",
+        default_factory=list,
+        show_default=False,
+        help="Change a field of the recipe: retriever.dim=96. Repeatable.",
+    ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the run folders.")]
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run folder; default: the recipe's name.")]
