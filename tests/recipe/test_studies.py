@@ -72,6 +72,7 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     B.format(7): ({"index.recent_counts.engagement_15d"}, set(), {"index.where"}),
     B.format(8): (set(), set(), {"retriever.score"}),
     B.format(9): (set(), set(), {"train.group_by", "train.batch_size", "train.loss.uniform_negatives"}),
+    B.format(10): (set(), set(), {"train.loss"}),
     C.format(1): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(2): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(3): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
@@ -80,6 +81,7 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     C.format(6): ({"prepare.labels.wtg"}, set(), REGRESSED | {"features.item.age.hidden_dim"}),
     C.format(7): ({"prepare.labels.pcc"}, set(), {"prepare.positive"}),
     C.format(8): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
+    C.format(9): ({"prepare.labels.wtg"}, set(), {"prepare.positive", "train.loss.gamma"}),
 }  # fmt: skip
 
 
