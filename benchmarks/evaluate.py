@@ -1,4 +1,4 @@
-"""How fast is judging? Full ranking with all metrics, beside the bare machine, ranx and RecTools; and the bootstrap.
+"""Speed of evaluation: full ranking with all metrics, compared with matrix product and top k, ranx and RecTools.
 
     python benchmarks/evaluate.py [PYTHON_WITH_RECTOOLS]
 
@@ -6,12 +6,12 @@ Claims: a full ranking of 7,500 items with every metric at 8 cuts within twice t
 product and top k; 20 times ranx's users a second and 3 times RecTools', whose metrics are given our ranked lists; 1 M
 items × 10 k users in 4 GB; 1,000 resamples of 30 metrics over 100 k users in 2 s.
 
-Each part runs in turn, three rounds, the fastest counts: the cores are shared. ranx is asked twice. From the same
-scores: it gets every unseen item's score and ranks by itself, which is what it is made for. And from our ranked lists,
-charged our ranking: what a user gains who ranks elsewhere. RecTools' metrics need ranks, so it is charged ours. ranx's
-dictionaries are part of its time, the table of scores and its compiling are not.
+The parts run in turn, three rounds, and the fastest counts, because cores are shared. ranx runs twice. From the same
+scores: it gets every unseen item's score and ranks them. From our ranked lists: our time for ranking is added to its
+time. RecTools' metrics need ranks, so our time for ranking is added too. The time of ranx includes its dictionaries,
+but not the table of scores and its compilation.
 RecTools forces numpy below 2, so it needs a Python of its own (`python -m venv`, `pip install rectools`); without one
-it is left out, and the file says so. Writes `evaluate.json` beside this file.
+it is left out, which the file states. Writes `evaluate.json` beside this file.
 """
 
 import json
@@ -62,7 +62,7 @@ def build(users: int, items: int, seed: int = 0):
 
 
 def machine(products, k: int) -> None:
-    """What the machine does anyway: product and torch's top k, in blocks that suit it."""
+    """Runs only the matrix product and torch's top k, in blocks of a good size."""
     import torch
 
     items = torch.from_numpy(products.items)
@@ -71,7 +71,7 @@ def machine(products, k: int) -> None:
 
 
 def fastest_s(parts: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
-    """Seconds of each part, in turn."""
+    """Returns the least seconds of each part, measured in turn."""
     found: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(rounds):
         for name, work in parts.items():
@@ -81,19 +81,19 @@ def fastest_s(parts: dict[str, Callable[[], object]], rounds: int = 3) -> dict[s
     return {name: min(times) for name, times in found.items()}
 
 
-# --- peers: they begin with our ranked lists --------------------------------------------------------------------------
+# --- peers: they start from our ranked lists --------------------------------------------------------------------------
 
 
 def ranked_lists(window, products) -> np.ndarray:
-    """Our 500 best unseen items of the first users."""
+    """Returns our 500 best unseen items of the first users."""
     from twofold.evaluate.scores import rank_products, user_chunks
 
     parts = [rank_products(products, part, KS[-1], excluded=window.seen.part(part)) for part in user_chunks(PEER_USERS)]
     return np.concatenate(parts)
 
 
-def judge_with_ranx(lists: np.ndarray, relevant: np.ndarray) -> None:
-    """From lists to all metrics."""
+def evaluate_lists_with_ranx(lists: np.ndarray, relevant: np.ndarray) -> None:
+    """Computes all metrics from ranked lists."""
     score = {rank: float(KS[-1] - rank) for rank in range(KS[-1])}
     run = {
         str(user): {str(item): score[rank] for rank, item in enumerate(own)} for user, own in enumerate(lists.tolist())
@@ -101,8 +101,8 @@ def judge_with_ranx(lists: np.ndarray, relevant: np.ndarray) -> None:
     _evaluate_with_ranx(run, relevant)
 
 
-def judge_scores_with_ranx(scores: np.ndarray, seen: np.ndarray, relevant: np.ndarray) -> None:
-    """From the scores of all items to all metrics; it ranks."""
+def evaluate_scores_with_ranx(scores: np.ndarray, seen: np.ndarray, relevant: np.ndarray) -> None:
+    """Ranks and computes all metrics from the scores of all items."""
     names = [str(item) for item in range(scores.shape[1])]
     run = {}
     for user, (own, met) in enumerate(zip(scores.tolist(), seen.tolist(), strict=True)):
@@ -119,8 +119,8 @@ def _evaluate_with_ranx(run: dict[str, dict[str, float]], relevant: np.ndarray) 
     ranx.evaluate(ranx.Qrels(wanted), ranx.Run(run), [f"{name}@{k}" for name in PEER_METRICS for k in KS])
 
 
-def judge_with_rectools(folder: str) -> float:
-    """Seconds of RecTools' metrics; runs in its own environment."""
+def evaluate_with_rectools(folder: str) -> float:
+    """Returns the seconds of RecTools' metrics; runs in its own environment."""
     import pandas as pd
     from rectools.metrics import MAP, MRR, NDCG, HitRate, Recall, calc_metrics
 
@@ -145,7 +145,7 @@ def judge_with_rectools(folder: str) -> float:
 
 
 def rectools_s(python: str, lists: np.ndarray, relevant: np.ndarray) -> float:
-    """`judge_with_rectools` in the Python that has it."""
+    """`evaluate_with_rectools` in the Python that has it."""
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "lists.npz", lists=lists, relevant=relevant)
         done = subprocess.run([python, __file__, "--rectools", folder], check=True, stdout=subprocess.PIPE, text=True)
@@ -153,7 +153,7 @@ def rectools_s(python: str, lists: np.ndarray, relevant: np.ndarray) -> float:
 
 
 def version_of_rectools(python: str) -> str:
-    """As its own Python has it."""
+    """Returns the version in RecTools' own Python."""
     asked = [python, "-c", "from importlib.metadata import version; print(version('rectools'))"]
     return subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
@@ -161,7 +161,7 @@ def version_of_rectools(python: str) -> str:
 # --- large ------------------------------------------------------------------------------------------------------------
 
 
-def judge_many() -> dict[str, float]:
+def evaluate_many() -> dict[str, float]:
     """1 M items × 10 k users: seconds, the process's peak, and product and top k of 512 of the users in proportion."""
     from twofold.evaluate.catalogue import evaluate_catalogue
 
@@ -187,14 +187,14 @@ def main(rectools: str | None = None) -> None:
     relevant = window.relevant.values.reshape(USERS, -1)[:PEER_USERS]
     lists = ranked_lists(window, products)
     scores, seen = products(slice(0, SCORED_USERS)), window.seen.values.reshape(USERS, -1)[:SCORED_USERS]
-    judge_with_ranx(lists[:10], relevant[:10])  # compiles
+    evaluate_lists_with_ranx(lists[:10], relevant[:10])  # compiles
     seconds = fastest_s(
         {
             "all metrics": lambda: evaluate_catalogue(window, products, ks=KS),
             "product and top k": lambda: machine(products, KS[-1]),
             "ranking of the peers' users": lambda: ranked_lists(window, products),
-            "ranx, lists": lambda: judge_with_ranx(lists, relevant),
-            "ranx, scores": lambda: judge_scores_with_ranx(scores, seen, relevant[:SCORED_USERS]),
+            "ranx, lists": lambda: evaluate_lists_with_ranx(lists, relevant),
+            "ranx, scores": lambda: evaluate_scores_with_ranx(scores, seen, relevant[:SCORED_USERS]),
             "bootstrap": lambda: bootstrap(values),
         }
     )
@@ -232,8 +232,8 @@ def main(rectools: str | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rectools"]:
-        print(judge_with_rectools(sys.argv[2]))
+        print(evaluate_with_rectools(sys.argv[2]))
     elif sys.argv[1:2] == ["--many"]:
-        print(json.dumps(judge_many()))
+        print(json.dumps(evaluate_many()))
     else:
         main(*sys.argv[1:2])
