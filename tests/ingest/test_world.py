@@ -306,20 +306,20 @@ def test_content_tells_the_topic_pictures_the_creator_and_neither_the_language(l
     assert excess["content", "language"] == pytest.approx(0, abs=0.1)
 
 
-# --- dirt -------------------------------------------------------------------------------------------------------------
+# --- noise ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_clean_world_has_no_dirt_and_a_dirty_one_exactly_what_it_says(tmp_path: Path) -> None:
     for share in (0.0, 0.03):
         folder = tmp_path / str(share)
-        write_world(folder, World(rows=20_000, days=5, dirt=share))
-        spoilt = json.loads((folder / "truth" / "world.json").read_text(encoding="utf-8"))["spoilt_rows"]
+        write_world(folder, World(rows=20_000, days=5, noise=share))
+        corrupted = json.loads((folder / "truth" / "world.json").read_text(encoding="utf-8"))["corrupted_rows"]
         found = duckdb.execute(
             f"""SELECT COUNT(*), COUNT(*) FILTER (length_s = 0), COUNT(*) FILTER (watch_s IS NULL),
             COUNT(*) - (SELECT COUNT(*) FROM (SELECT DISTINCT * FROM '{folder}/events/*.parquet'))
             FROM '{folder}/events/*.parquet'"""
         ).fetchall()
-        counts = (spoilt["length_s = 0"], spoilt["watch_s = NULL"], spoilt["copied"])
+        counts = (corrupted["length_s = 0"], corrupted["watch_s = NULL"], corrupted["copied"])
         assert found == [(20_000, *counts)]
         for count in counts:
             assert count == pytest.approx(20_000 * share / 3, abs=4 * (20_000 * share / 3) ** 0.5)
@@ -344,7 +344,7 @@ def test_a_clean_world_has_no_dirt_and_a_dirty_one_exactly_what_it_says(tmp_path
         ({"items": 30}, "uploads 1 of 30 items"),
         ({"own_language": 1.1}, "own_language is 1.1; it lies between 0 and 1"),
         ({"length_bias": float("nan")}, "length_bias is nan"),
-        ({"dirt": 0.9}, "dirt is 0.9; it lies between 0 and 0.5"),
+        ({"noise": 0.9}, "noise is 0.9; it lies between 0 and 0.5"),
         ({"seed": -1}, "seed is -1; take 0 or more"),
     ],
 )

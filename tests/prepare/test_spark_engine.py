@@ -147,9 +147,9 @@ def test_everything_at_once_on_a_part_of_the_shipped_log(tmp_path: Path, kuairan
 
 @pytest.fixture(scope="module")
 def short_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The `data` part that reads a world of 50,000 events, a tenth of them spoilt."""
+    """The `data` part that reads a world of 50,000 events, a tenth of them corrupted."""
     folder = tmp_path_factory.mktemp("world") / "log"
-    return world.write_world(folder, world.World(rows=50_000, dirt=0.1)).model_dump()
+    return world.write_world(folder, world.World(rows=50_000, noise=0.1)).model_dump()
 
 
 def test_last_events_of_a_world_in_shards(

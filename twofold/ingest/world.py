@@ -1,7 +1,7 @@
-"""The planted truth of a synthetic world: its numbers, its users and items, and the interest they have in one another.
+"""The planted truth of a synthetic log: its parameters, users and items, and the true interest of users in items.
 
-Everything is drawn from `World.seed`. What is drawn here fits in memory whatever the number of rows: about 100 bytes a
-user and 300 an item. The formulas stand in `FORMULAS`, which is written beside the log.
+All random numbers derive from `World.seed`. Memory does not depend on the number of rows: about 100 bytes per user and
+300 per item. The formulas are in `FORMULAS`, which is written beside the log.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from twofold.errors import RequestError
 from twofold.tables import DAY_MS
 
 FIRST_USER_ID: Final = 1_001
-FIRST_ITEM_ID: Final = 5_000_000_001  # above 2^32: whoever narrows an id finds out here
+FIRST_ITEM_ID: Final = 5_000_000_001  # above 2^32, so that code which narrows an id fails here
 MOST_EVENTS_A_DAY: Final = 200  # of a mean user; ten times that, the most active ones, still fit into a day
 MEDIAN_LENGTH_S: Final = 20.0
 
@@ -61,7 +61,7 @@ FORMULAS: Final = {
     "the next one waits for its end; a session stays in the file of the day it began, even past midnight",
     "attributes": f"a share {_AT_HOME} of users live in a city of their language, whose number modulo the number of "
     "languages it is; the others anywhere. The handset maker tells nothing.",
-    "dirt": "a third each: exact copies of the row before, length_s of 0, watch_s of NULL; the flags stay as they were",
+    "noise": "a third each: exact copies of the row before, length_s of 0, watch_s of NULL; the flags stay as they were",
 }
 
 
@@ -83,24 +83,24 @@ class World:
     handset_makers: int = 8
     topics: int = 12
     dim: int = 16
-    """Of the latent vectors."""
+    """Dimension of the latent vectors."""
     content_dim: int = 32
     own_language: float = 0.95
     """Share of impressions in the user's language."""
     new_items: float = 0.02
     """Share of the catalogue that is uploaded on each day."""
     zipf: float = 0.6
-    """How unequal the appeal of items is: rank ^ -zipf."""
+    """Inequality of the items' appeal, which is rank ^ -zipf."""
     drift: float = 1.0
-    """How strongly popularity rises and decays with age; 0: not at all."""
+    """Strength with which popularity rises and decays with age; 0 means not at all."""
     length_bias: float = 0.5
     """Fraction watched ~ length ^ -length_bias."""
-    dirt: float = 0.0
-    """Share of rows that are spoilt."""
+    noise: float = 0.0
+    """Share of rows that are corrupted."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Derives the counts that were left open, then checks that the numbers go together."""
+        """Derives the counts that are 0, then checks that the numbers are consistent."""
         object.__setattr__(self, "users", self.users or min(-(-self.rows // 100), 1_000_000))
         object.__setattr__(self, "items", self.items or round(12 * max(self.rows, 0) ** 0.5))
         object.__setattr__(self, "creators", self.creators or max(self.items // 8, self.languages))
@@ -108,7 +108,7 @@ class World:
         for name in counts.split():
             if getattr(self, name) < 1:
                 raise RequestError(f"World: {name} is {getattr(self, name):,}; a world needs at least 1.")
-        for name, most in (("own_language", 1.0), ("length_bias", 1.0), ("dirt", 0.5), ("zipf", 2.0), ("drift", 5.0)):
+        for name, most in (("own_language", 1.0), ("length_bias", 1.0), ("noise", 0.5), ("zipf", 2.0), ("drift", 5.0)):
             if not 0 <= getattr(self, name) <= most:
                 raise RequestError(f"World: {name} is {getattr(self, name)}; it lies between 0 and {most:g}.")
         if self.seed < 0:
@@ -131,14 +131,14 @@ class World:
         return int(datetime.combine(self.first_day, time(), UTC).timestamp()) * 1000
 
     def draws(self, *stream: int) -> np.random.Generator:
-        """Random numbers of their own for each stream, so that no order of work changes them. SFC64 is the fastest."""
+        """Returns a random generator per stream, so that the order of work changes nothing. SFC64 is the fastest."""
         return np.random.Generator(np.random.SFC64([self.seed, *stream]))
 
     def _check_proportions(self) -> None:
         if self.users > self.rows:
-            raise RequestError(f"World: {self.users:,} users but {self.rows:,} rows; take a row a user at least.")
+            raise RequestError(f"World: {self.users:,} users but {self.rows:,} rows; take at least one row per user.")
         if self.days > self.rows:
-            raise RequestError(f"World: {self.days:,} days but {self.rows:,} rows; take a row a day at least.")
+            raise RequestError(f"World: {self.days:,} days but {self.rows:,} rows; take at least one row per day.")
         if self.rows > MOST_EVENTS_A_DAY * self.users * self.days:
             raise RequestError(
                 f"World: {self.rows:,} rows are {self.rows / self.users / self.days:,.0f} a user and day; "
@@ -166,10 +166,10 @@ class Users:
     reach: Float64[np.ndarray, "users"]
     latent: Float32[np.ndarray, "users dim"]
 
-    def activity(self, rows: slice) -> Float32[np.ndarray, "rows 24"]:
-        """The share of sessions that some users begin in each hour of the day (UTC)."""
+    def activity(self, rows: slice) -> Float32[np.ndarray, "_ 24"]:
+        """Returns the share of sessions that some users begin in each hour of the day (UTC)."""
         hours = (np.arange(24) - self.peak_hour[rows, None]) % 24
-        shares: Float32[np.ndarray, "rows 24"] = daily_rhythm().astype(np.float32)[hours]
+        shares: Float32[np.ndarray, "_ 24"] = daily_rhythm().astype(np.float32)[hours]
         return shares
 
 
@@ -187,11 +187,11 @@ class Items:
     length_effect: Float32[np.ndarray, "items"]
     quality: Float32[np.ndarray, "items"]
     latent: Float32[np.ndarray, "items dim"]
-    content: Float32[np.ndarray, "items content"]
-    pictures: Float32[np.ndarray, "items content"]
+    content: Float32[np.ndarray, "items _"]
+    pictures: Float32[np.ndarray, "items _"]
 
     def popularity(self, day_ms: int, drift: float) -> Float64[np.ndarray, "items"]:
-        """The weight of each item on the day that begins at `day_ms`; 0 for those that are not uploaded by its end."""
+        """Returns the weight of each item on the day that begins at `day_ms`; 0 if not uploaded by its end."""
         age_days = np.maximum(day_ms + DAY_MS // 2 - self.uploaded_at, DAY_MS // 4) / DAY_MS
         share = age_days / self.peak_age_days
         freshness = _EVERGREEN + (1 - _EVERGREEN) * share * np.exp(1 - share)
@@ -199,13 +199,13 @@ class Items:
 
 
 def daily_rhythm() -> Float64[np.ndarray, "24"]:
-    """The share of a user's sessions by hours after the busiest one."""
+    """Returns the share of a user's sessions by hours after the busiest one."""
     shares: Float64[np.ndarray, "24"] = _DAILY_RHYTHM / _DAILY_RHYTHM.sum()
     return shares
 
 
 def plant_users(world: World) -> Users:
-    """The users of a world: heavy-tailed activity (log-normal, at most ten times the mean), a language, two topics."""
+    """Draws the users: heavy-tailed activity (log-normal, at most ten times the mean), a language, two topics."""
     draw, num = world.draws(_USERS), world.users
     language = _unequal(draw, world.languages, num)
     languages, topics = _centres(world)
@@ -223,7 +223,7 @@ def plant_users(world: World) -> Users:
 
 
 def plant_items(world: World) -> Items:
-    """The items of a world; every language has at least one before the first day."""
+    """Draws the items; every language has at least one before the first day."""
     draw, num = world.draws(_ITEMS), world.items
     languages, centres = _centres(world)
     creator, language, look, quality = _creations(world, draw)
@@ -258,10 +258,10 @@ def plant_items(world: World) -> Items:
     )
 
 
-def true_interest(folder: Path, user_ids: Ids, item_ids: Ids) -> Float32[np.ndarray, "rows"]:
-    """The planted interest, 0 to 1, of each user in the item beside it, in the world that a folder holds.
+def true_interest(folder: Path, user_ids: Ids, item_ids: Ids) -> Float32[np.ndarray, "_"]:
+    """Returns the planted interest, 0 to 1, of each user in the item of the same pair, for the world in a folder.
 
-    RequestError if the folder holds no finished world, or an id is none of its own.
+    RequestError if the folder holds no finished world, or an id is not in it.
     """
     if not (folder / "truth" / "world.json").is_file():
         raise RequestError(f"{folder} holds no finished world: truth/world.json, which is written last, is missing.")
@@ -272,17 +272,17 @@ def true_interest(folder: Path, user_ids: Ids, item_ids: Ids) -> Float32[np.ndar
 
 
 def interest_of(
-    users: Float32[np.ndarray, "rows dim"],
-    items: Float32[np.ndarray, "rows dim"],
-    quality: Float32[np.ndarray, "rows"],
-) -> Float32[np.ndarray, "rows"]:
-    """The chance, row by row, that a user with that latent vector cares for that item."""
-    interest: Float32[np.ndarray, "rows"] = 1 / (1 + np.exp(-(np.einsum("rd,rd->r", users, items) + quality)))
+    users: Float32[np.ndarray, "pairs dim"],
+    items: Float32[np.ndarray, "pairs dim"],
+    quality: Float32[np.ndarray, "_"],
+) -> Float32[np.ndarray, "_"]:
+    """Returns, pair by pair, the probability that a user with that latent vector likes that item."""
+    interest: Float32[np.ndarray, "_"] = 1 / (1 + np.exp(-(np.einsum("rd,rd->r", users, items) + quality)))
     return interest
 
 
-def _planted(folder: Path, kind: str, first_id: int, ids: Ids) -> tuple[pa.Table, Int64[np.ndarray, "rows"]]:
-    """The truth of all users or items, and the rows of the ids asked for."""
+def _planted(folder: Path, kind: str, first_id: int, ids: Ids) -> tuple[pa.Table, Int64[np.ndarray, "_"]]:
+    """Returns the planted table of all users or items, and the row numbers of the requested ids."""
     table = pq.read_table(folder / "truth" / f"{kind}s.parquet")
     rows = np.asarray(ids, dtype=np.int64) - first_id
     unknown = rows[(rows < 0) | (rows >= len(table))]
@@ -294,20 +294,20 @@ def _planted(folder: Path, kind: str, first_id: int, ids: Ids) -> tuple[pa.Table
     return table, rows
 
 
-def _matrix(vectors: pa.ChunkedArray) -> Float32[np.ndarray, "rows dim"]:
-    values: Float32[np.ndarray, "rows dim"] = vectors.combine_chunks().flatten().to_numpy().reshape(len(vectors), -1)
+def _matrix(vectors: pa.ChunkedArray) -> Float32[np.ndarray, "pairs dim"]:
+    values: Float32[np.ndarray, "pairs dim"] = vectors.combine_chunks().flatten().to_numpy().reshape(len(vectors), -1)
     return values
 
 
-def _centres(world: World) -> tuple[Float32[np.ndarray, "languages dim"], Float32[np.ndarray, "topics dim"]]:
-    """A direction, of norm 1, for each language and each topic."""
+def _centres(world: World) -> tuple[Float32[np.ndarray, "_ dim"], Float32[np.ndarray, "_ dim"]]:
+    """Returns a direction of norm 1 for each language and each topic."""
     drawn = world.draws(_CENTRES).standard_normal((world.languages + world.topics, world.dim), dtype=np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     return drawn[: world.languages], drawn[world.languages :]
 
 
 def _creations(world: World, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Who made each item (a few make many), and what it has from them: language, look, quality."""
+    """Draws each item's creator (a few create many), and the language, look and quality that depend on the creator."""
     creator = _unequal(draw, world.creators, world.items)
     creator[: world.languages] = np.arange(world.languages)
     spoken = _unequal(draw, world.languages, world.creators)
@@ -320,6 +320,6 @@ def _creations(world: World, draw: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def _unequal(draw: np.random.Generator, num: int, size: int | tuple[int, ...]) -> np.ndarray:
-    """Numbers below `num`, the first the most frequent: shares fall as 1 / √rank."""
+    """Draws numbers below `num` with shares that fall as 1 / √rank."""
     shares = (1 + np.arange(num)) ** -0.5
     return draw.choice(num, size=size, p=shares / shares.sum()).astype(np.int32)

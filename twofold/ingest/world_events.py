@@ -1,4 +1,4 @@
-"""A synthetic short-video world of any size, with planted truth: its log and its tables, written as Parquet.
+"""Events of the synthetic short-video log, and its tables, written as Parquet; of any size, with planted truth.
 
 Rows are drawn and written in pieces of at most a quarter of a million, so memory does not grow with their number; a
 piece draws from a stream of its own, so threads and their timing change nothing.
@@ -73,10 +73,10 @@ def write_world(folder: Path, world: World) -> Table:
     _write_items(folder, items)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         days = pool.map(lambda number: _write_day(folder, world, users, items, number=number), range(world.days))
-        spoilt = np.sum(list(days), axis=0)
+        corrupted = np.sum(list(days), axis=0)
     truth = {
         "world": asdict(world) | {"first_day": world.first_day.isoformat()},
-        "spoilt_rows": dict(zip(("copied", "length_s = 0", "watch_s = NULL"), spoilt.tolist(), strict=True)),
+        "corrupted_rows": dict(zip(("copied", "length_s = 0", "watch_s = NULL"), corrupted.tolist(), strict=True)),
         "formulas": FORMULAS,
     }
     text = json.dumps(truth, indent=2, ensure_ascii=False) + "\n"
@@ -99,20 +99,20 @@ class _Day:
     items: Items
     start_ms: int
     upload_ms: Int32[np.ndarray, "items"]  # after the day's start; 0 for what was there before
-    slots: Int32[np.ndarray, "languages slots"]
-    settled: Int32[np.ndarray, "languages slots"]
+    slots: Int32[np.ndarray, "_ _"]
+    settled: Int32[np.ndarray, "_ _"]
 
 
 @dataclass(frozen=True)
 class _Sessions:
     """Sessions by user and planned start (ms of the day): who, when, and the number of impressions up to their end."""
 
-    user: Int64[np.ndarray, "sessions"]
-    start_ms: Int64[np.ndarray, "sessions"]
-    ends: Int64[np.ndarray, "sessions"]
+    user: Int64[np.ndarray, "_"]
+    start_ms: Int64[np.ndarray, "_"]
+    ends: Int64[np.ndarray, "_"]
 
     def per_row(self, values: np.ndarray) -> np.ndarray:
-        """A value a session → a value an impression."""
+        """Repeats a value per session for each of its impressions."""
         return np.repeat(values, np.diff(self.ends, prepend=0))
 
 
@@ -125,15 +125,15 @@ def _write_day(folder: Path, world: World, users: Users, items: Items, *, number
     first_rows = np.rint(np.append(0.0, users.reach)[first_users] * rows).astype(np.int64)
     day = _day(world, users, items, number)
     path = folder / "events" / f"day={world.first_day + timedelta(days=number)}.parquet"
-    spoilt = np.zeros(3, np.int64)
+    corrupted = np.zeros(3, np.int64)
     with pq.ParquetWriter(path, _EVENTS, use_dictionary=False, column_encoding=_ENCODING) as file:
         for piece, num in enumerate(np.diff(first_rows).tolist()):
             draw = world.draws(EVENTS, number, 1 + piece)
             sessions = _sessions(users, draw, range(*first_users[piece : piece + 2].tolist()), num)
-            batch, spoilt_here = _spoil(_impressions(day, draw, sessions), world.dirt, draw)
+            batch, in_piece = _corrupt(_impressions(day, draw, sessions), world.noise, draw)
             file.write_batch(batch)
-            spoilt += spoilt_here
-    return spoilt
+            corrupted += in_piece
+    return corrupted
 
 
 def _day(world: World, users: Users, items: Items, number: int) -> _Day:
@@ -151,8 +151,8 @@ def _slots(
     weights: Float64[np.ndarray, "items"],
     num_languages: int,
     draw: np.random.Generator,
-) -> Int32[np.ndarray, "languages slots"]:
-    """Item rows repeated in proportion to their weights, a row a language: a draw is then one look-up.
+) -> Int32[np.ndarray, "_ _"]:
+    """Returns item numbers repeated in proportion to their weights, one row per language: a draw is one look-up.
 
     Systematic sampling: an item has its expected number of slots, rounded up or down at random.
     """
@@ -167,7 +167,7 @@ def _slots(
 
 
 def _sessions(users: Users, draw: np.random.Generator, chosen: range, rows: int) -> _Sessions:
-    """Sessions of a run of users, in the order of user and start, with `rows` impressions in all."""
+    """Draws the sessions of a range of users, ordered by user and start, with `rows` impressions in total."""
     lengths = draw.geometric(1 / MEAN_SESSION, size=rows // MEAN_SESSION * 5 // 4 + 64)
     ends = np.minimum(lengths.cumsum(), rows)
     ends = ends[: np.searchsorted(ends, rows) + 1]
@@ -183,7 +183,7 @@ def _sessions(users: Users, draw: np.random.Generator, chosen: range, rows: int)
 
 
 def _impressions(day: _Day, draw: np.random.Generator, sessions: _Sessions) -> dict[str, np.ndarray]:
-    """Columns of the events of some sessions."""
+    """Returns the columns of the events of some sessions."""
     user = sessions.per_row(sessions.user)
     item = _shown(day, draw, sessions)
     users, items = day.users, day.items
@@ -204,8 +204,8 @@ def _impressions(day: _Day, draw: np.random.Generator, sessions: _Sessions) -> d
     }
 
 
-def _shown(day: _Day, draw: np.random.Generator, sessions: _Sessions) -> Int64[np.ndarray, "rows"]:
-    """The item of each impression: mostly in the user's language, by popularity, uploaded before the session."""
+def _shown(day: _Day, draw: np.random.Generator, sessions: _Sessions) -> Int64[np.ndarray, "_"]:
+    """Draws the item of each impression: mostly in the user's language, by popularity, uploaded before the session."""
     language = sessions.per_row(day.users.language.astype(np.int64)[sessions.user])
     num_languages, num_slots = day.slots.shape
     if num_languages > 1:
@@ -213,15 +213,15 @@ def _shown(day: _Day, draw: np.random.Generator, sessions: _Sessions) -> Int64[n
         language[foreign] += draw.integers(1, num_languages, size=len(foreign))
         language[foreign] %= num_languages
     place = language * num_slots + draw.integers(num_slots, size=len(language), dtype=np.uint32)
-    item: Int64[np.ndarray, "rows"] = day.slots.reshape(-1).take(place).astype(np.int64)
+    item: Int64[np.ndarray, "_"] = day.slots.reshape(-1).take(place).astype(np.int64)
     early = np.flatnonzero(day.upload_ms.take(item) > sessions.per_row(sessions.start_ms))
     place = language[early] * num_slots + draw.integers(num_slots, size=len(early), dtype=np.uint32)
     item[early] = day.settled.reshape(-1).take(place)
     return item
 
 
-def _times(sessions: _Sessions, taken_ms: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
-    """When each impression begins, in ms of the day: a session waits for the end of the user's one before.
+def _times(sessions: _Sessions, taken_ms: Int64[np.ndarray, "_"]) -> Int64[np.ndarray, "_"]:
+    """Returns the start of each impression in ms of the day; a session waits until the user's previous one ends.
 
     With T(i) the time that all sessions before i take, begin(i) = max(start(i), end(i - 1)) is the running maximum of
     start - T, plus T. Users are 2^30 ms apart, so that none waits for another.
@@ -230,14 +230,14 @@ def _times(sessions: _Sessions, taken_ms: Int64[np.ndarray, "rows"]) -> Int64[np
     first_rows = np.append(0, sessions.ends[:-1])
     apart = sessions.user << _USER_BITS
     lead = np.maximum.accumulate(apart + sessions.start_ms - before[first_rows]) - apart
-    times: Int64[np.ndarray, "rows"] = before + sessions.per_row(lead)
+    times: Int64[np.ndarray, "_"] = before + sessions.per_row(lead)
     return times
 
 
-def _spoil(
+def _corrupt(
     columns: dict[str, np.ndarray], share: float, draw: np.random.Generator
 ) -> tuple[pa.RecordBatch, Int64[np.ndarray, "3"]]:
-    """Copies of the row before, lengths of 0 and NULL watch times, a third of `share` each; and how many of each."""
+    """Corrupts rows (copies, lengths of 0, NULL watch times: a third of `share` each), and counts them."""
     kind = draw.random(len(columns["at"])) if share else np.ones(len(columns["at"]))
     copied, zero, missing = ((kind >= third * share / 3) & (kind < (third + 1) * share / 3) for third in range(3))
     copied[0] = False
@@ -314,11 +314,11 @@ def _write_pieces(path: Path, num: int, columns: Callable[[slice], dict[str, Any
             file.write_table(table)
 
 
-def _names(kind: str, numbers: Int32[np.ndarray, "rows"]) -> pa.Array:
-    """3 → "topic 3", as text."""
+def _names(kind: str, numbers: Int32[np.ndarray, "_"]) -> pa.Array:
+    """Returns texts such as "topic 3"."""
     listed = pa.array([f"{kind} {number}" for number in range(int(numbers.max(initial=0)) + 1)])
     return listed.take(pa.array(numbers))
 
 
-def _vectors(values: Float32[np.ndarray, "rows dim"]) -> pa.Array:
+def _vectors(values: Float32[np.ndarray, "pairs dim"]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
