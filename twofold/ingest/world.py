@@ -61,7 +61,7 @@ FORMULAS: Final = {
     "the next one waits for its end; a session stays in the file of the day it began, even past midnight",
     "attributes": f"a share {_AT_HOME} of users live in a city of their language, whose number modulo the number of "
     "languages it is; the others anywhere. The handset maker tells nothing.",
-    "noise": "a third each: exact copies of the row before, length_s of 0, watch_s of NULL; the flags stay as they were",
+    "noise": "a third each: exact copies of the row before, length_s of 0, watch_s of NULL; flags stay as they are",
 }
 
 
