@@ -22,8 +22,9 @@ from twofold.model.weights import encode
 from twofold.recipe.retriever import Cosine, Dot, TwoTower
 from twofold.recipe.train import FullSoftmax, InBatchSoftmax, SampledSoftmax, Train
 from twofold.run_folder import find_stage
+from twofold.train.batch_loss import mean_loss
 from twofold.train.distributed import ProcessGroup, check_shareable
-from twofold.train.objective import build_objective, draw_columns, mean_loss
+from twofold.train.objective import build_objective, draw_columns
 from twofold.train.optimizer import build_optimizer
 
 PER_LANGUAGE = TwoTower(kind="two_tower", dim=8, separate_towers_by="language")

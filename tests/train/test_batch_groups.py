@@ -16,7 +16,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import scores_of
 from twofold.recipe.train import InBatchSoftmax, Train
-from twofold.train.batch_groups import group_lines
+from twofold.train.batch_groups import group_examples
 from twofold.train.loop import fit
 from twofold.train.objective import build_objective, draw_columns
 
@@ -50,28 +50,28 @@ def everything(dataset):
 
 @pytest.mark.parametrize("columns", [("language",), ("years",), ("language", "creator")])
 def test_a_group_is_the_rows_of_one_value_of_each_column(dataset, values, columns):
-    groups = group_lines(dataset, columns, everything(dataset), batch_size=2)
+    groups = group_examples(dataset, columns, everything(dataset), batch_size=2)
     wanted = list(zip(*(values[column] for column in columns), strict=True))
     assert len(set(wanted)) == groups.max() + 1 > 3  # None is one of them, and no group is too small for 2
     assert len(set(zip(wanted, groups.tolist(), strict=True))) == len(set(wanted))
 
 
 def test_items_come_before_users_where_both_have_the_column(dataset, values):
-    groups = group_lines(dataset, ("language",), everything(dataset), batch_size=2)
+    groups = group_examples(dataset, ("language",), everything(dataset), batch_size=2)
     assert groups.max() + 1 == len(set(values["language"])) == 4  # users speak four, none of them unknown
-    assert group_lines(dataset, (), everything(dataset), batch_size=2) is None
+    assert group_examples(dataset, (), everything(dataset), batch_size=2) is None
 
 
 def test_groups_under_a_batch_stand_together_or_join_the_smallest_that_fills_one(dataset, values):
     counts = sorted(values["years"].count(value) for value in set(values["years"]))
     middle = len(counts) // 2
     assert counts[middle] > counts[middle - 1]
-    groups = group_lines(dataset, ("years",), everything(dataset), batch_size=counts[middle])
+    groups = group_examples(dataset, ("years",), everything(dataset), batch_size=counts[middle])
     found = sorted(np.bincount(groups))
     assert found == sorted([sum(counts[:middle]), *counts[middle:]])
     # The smallest group alone does not fill a batch that the next one fills.
     assert counts[1] > counts[0]
-    groups = group_lines(dataset, ("years",), everything(dataset), batch_size=counts[1])
+    groups = group_examples(dataset, ("years",), everything(dataset), batch_size=counts[1])
     assert sorted(np.bincount(groups)) == sorted([counts[0] + counts[1], *counts[2:]])
 
 
@@ -86,7 +86,7 @@ def test_a_batch_holds_one_language_and_is_corrected_by_its_share_of_it(dataset,
     for batch in epoch_batches(dataset, rows, objective.order, seed=(0, 0), first=0):
         (own,) = {language[row] for row in batch.item_rows.tolist()}
         seen.add(own)
-        positives = [row for row in rows.item_rows[objective.lines].tolist() if language[row] == own]
+        positives = [row for row in rows.item_rows[objective.examples].tolist() if language[row] == own]
         expected = [np.log(positives.count(row) / len(positives)) for row in batch.item_rows.tolist()]
         found = objective.in_batch.log(batch.item_rows, group=batch.group)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
@@ -99,10 +99,10 @@ def test_a_batch_holds_one_language_and_is_corrected_by_its_share_of_it(dataset,
 def test_what_leaves_nothing_to_group_is_refused(dataset, values):
     lines = np.flatnonzero(np.array([value == "language 1" for value in values["language"]]))
     with pytest.raises(DataError, match=rf"group_by: language has one value alone in the {len(lines)} rows to learn"):
-        group_lines(dataset, ("language",), lines, batch_size=2)
+        group_examples(dataset, ("language",), lines, batch_size=2)
     refusal = r"of the 4 groups of language, fewer than two fill a batch of 1,000 rows.*Lower train.batch_size"
     with pytest.raises(DataError, match=refusal):
-        group_lines(dataset, ("language",), everything(dataset), batch_size=1000)
+        group_examples(dataset, ("language",), everything(dataset), batch_size=1000)
 
 
 # --- folding ----------------------------------------------------------------------------------------------------------

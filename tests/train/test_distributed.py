@@ -129,15 +129,15 @@ def test_shares_cover_what_was_drawn_once():
 def test_what_cannot_be_shared_is_refused():
     three = replace(SINGLE_PROCESS, size=3)
     twelve, thousand = Train(batch_size=12), Train(batch_size=1000)
-    check_shareable(three, nn.Linear(1, 1), twelve, lines=99)
-    check_shareable(SINGLE_PROCESS, nn.BatchNorm1d(1), thousand, lines=1)
+    check_shareable(three, nn.Linear(1, 1), twelve, num_examples=99)
+    check_shareable(SINGLE_PROCESS, nn.BatchNorm1d(1), thousand, num_examples=1)
     with pytest.raises(RunError, match="batches of 1,000 rows cannot be shared by 3 processes. .* such as 999, or"):
-        check_shareable(three, nn.Linear(1, 1), thousand, lines=5000)
+        check_shareable(three, nn.Linear(1, 1), thousand, num_examples=5000)
     with pytest.raises(RunError, match="batch_norm standardises over a batch, of which each of 3 processes sees a"):
-        check_shareable(three, nn.Sequential(nn.BatchNorm1d(1)), twelve, lines=99)
+        check_shareable(three, nn.Sequential(nn.BatchNorm1d(1)), twelve, num_examples=99)
     mining = Train.model_validate({"hard_negatives": {}})
     with pytest.raises(RunError, match="hard_negatives are mined for the lines of one process, and 3 were started"):
-        check_shareable(three, nn.Linear(1, 1), mining, lines=99)
+        check_shareable(three, nn.Linear(1, 1), mining, num_examples=99)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from twofold.model.weights import encode
 from twofold.pipeline import run as pipeline
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import HardNegatives, SampledSoftmax, Train
-from twofold.train.hard_negatives import MINED, with_mined
+from twofold.train.hard_negatives import MINED, with_hard_negatives
 from twofold.train.loop import fit
 from twofold.train.negatives import HardNegativePool
 from twofold.train.objective import build_objective
@@ -37,17 +37,17 @@ def dataset(tmp_path_factory):
     return built(tmp_path_factory.mktemp("mined"), random_events(0))
 
 
-def mined_of(dataset, folder, *, skip=2, top=9, epoch=0, is_begun=False):
+def mined_of(dataset, folder, *, skip=2, top=9, is_begun=False):
     torch.manual_seed(0)
     model = build_two_tower(ASKED, dataset.features, dataset.vectors)
     settings = Train(loss=SAMPLED, hard_negatives=HardNegatives(skip=skip, top=top))
     objective = build_objective(settings, dataset)
-    return with_mined(objective, model, epoch=epoch, is_begun=is_begun, folder=folder), model
+    return with_hard_negatives(objective, model, is_begun=is_begun, folder=folder), model
 
 
 def test_the_ranks_are_those_of_a_sort_without_the_users_positives(dataset, tmp_path):
     objective, model = mined_of(dataset, tmp_path)
-    mined, rows = objective.mined, dataset.examples["train"]
+    mined, rows = objective.hard_pool, dataset.examples["train"]
     assert mined.user_rows.tolist() == sorted(set(rows.user_rows[rows.label].tolist()))
     catalogue = item_vectors(
         model, dataset, max(int(at) for at, label in zip(rows.at, rows.label, strict=True) if label)
@@ -102,17 +102,17 @@ def test_a_line_draws_from_its_own_users_ranks_each_as_likely():
 def test_mined_in_every_epoch_and_read_from_the_file_after_a_resume(dataset, tmp_path):
     first, _ = mined_of(dataset, tmp_path)
     written = (tmp_path / MINED).stat().st_mtime_ns
-    for epoch, is_begun in ((0, True), (1, True)):
-        again, _ = mined_of(dataset, tmp_path, epoch=epoch, is_begun=is_begun)
-        np.testing.assert_array_equal(again.mined.item_rows, first.mined.item_rows)
+    for is_begun in (True, True):
+        again, _ = mined_of(dataset, tmp_path, is_begun=is_begun)
+        np.testing.assert_array_equal(again.hard_pool.item_rows, first.hard_pool.item_rows)
         assert (tmp_path / MINED).stat().st_mtime_ns == written
-    mined_of(dataset, tmp_path, epoch=1)
+    mined_of(dataset, tmp_path)
     assert (tmp_path / MINED).stat().st_mtime_ns > written
     (tmp_path / MINED).unlink()
     with pytest.raises(
         RunError, match=r"hard_negatives.npy is gone, which the killed training drew from. Delete .* and"
     ):
-        mined_of(dataset, tmp_path, epoch=1, is_begun=True)
+        mined_of(dataset, tmp_path, is_begun=True)
 
 
 def test_ranks_beyond_the_catalogue_are_refused(dataset, tmp_path):

@@ -6,7 +6,7 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import gather_batch, item_batches
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
-from twofold.train.negatives import count_in_batch, drawn_inputs, log_expected_counts, log_mixed_probability
+from twofold.train.negatives import count_in_batch, log_expected_counts, log_mixed_probability, sampled_inputs
 
 
 def test_q_is_the_share_of_the_rows_that_batches_are_made_of():
@@ -65,7 +65,7 @@ def test_drawn_items_are_read_as_the_catalogue_is_at_the_moment_of_a_line(tmp_pa
     dataset = load_dataset(tmp_path / "dataset")
     batch = gather_batch(dataset, dataset.examples["train"], np.array([7]))
     drawn = torch.tensor([3, 0, 3])
-    inputs = drawn_inputs(dataset, batch, drawn)
+    inputs = sampled_inputs(dataset, batch, drawn)
     (catalogue,) = item_batches(dataset, int(batch.at[0]))
     for name, values in inputs.items():
         assert torch.equal(values, catalogue[name][drawn])

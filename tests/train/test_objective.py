@@ -19,9 +19,10 @@ from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import scores_of
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import HardNegatives, Loss, Train
+from twofold.train.batch_loss import mean_loss
 from twofold.train.loop import fit
 from twofold.train.negatives import HardNegativePool
-from twofold.train.objective import build_objective, mean_loss
+from twofold.train.objective import build_objective
 
 SCORES = {
     "cosine": {"kind": "cosine", "temperature": 0.2},
@@ -115,7 +116,7 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
     _, dataset = world
     dataset = with_rows(dataset, weight=np.random.default_rng(0).uniform(0.5, 2, len(dataset.examples["train"])))
     objective, model = objective_of(asked, dataset), model_of(dataset, score)
-    batch = gather_batch(dataset, dataset.examples["train"], objective.lines[::13][:48])
+    batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::13][:48])
     monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", 7 * 64)  # several chunks
     users, items = batch.user_rows.tolist(), batch.item_rows.tolist()
     assert len(set(users)) < len(users)  # somebody stands there twice
@@ -130,7 +131,7 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
         catalogue = model.item({"id": torch.arange(1, num_items + 1, dtype=torch.int32)})
         torch.testing.assert_close(own_vectors, catalogue[batch.item_rows])
         logits = score_matrix(model, model.user(batch.user).double().tolist(), catalogue.double().tolist())
-    counts = np.bincount(dataset.examples["train"].item_rows[objective.lines], minlength=num_items)
+    counts = np.bincount(dataset.examples["train"].item_rows[objective.examples], minlength=num_items)
     q = counts / counts.sum()
     losses = []
     for line, item in enumerate(items):
@@ -140,7 +141,7 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
         else:
             facts = {"users": users, "items": items, "q": q, "num_items": num_items, "drawn": drawn}
             losses.append(naive_softmax(asked, logits, line, **facts))
-    mean_weight = float(dataset.examples["train"].weight[objective.lines].mean(dtype=float))
+    mean_weight = float(dataset.examples["train"].weight[objective.examples].mean(dtype=float))
     expected = np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight
     assert loss.item() == pytest.approx(expected, rel=2e-4)
 
@@ -168,7 +169,7 @@ def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monke
     _, dataset = world
     hard = HardNegatives(skip=1, top=6, easy_per_hard=easy)
     objective, model = objective_of(asked, dataset, batch_size=24, hard_negatives=hard), model_of(dataset)
-    batch = gather_batch(dataset, dataset.examples["train"], objective.lines[::13][:24])
+    batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::13][:24])
     objective = replace(objective, mined=mined_for(dataset, batch))
     monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", 7 * 64)
     torch.manual_seed(1)
@@ -177,11 +178,11 @@ def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monke
     num_items, others = dataset.items.num_known, 16 if "negatives" in asked else 23 + 10
     drawn = torch.randint(num_items, (asked.get("negatives", 10),)).tolist()
     each = round(others / 8) if easy else others
-    mined, of = objective.mined.draw(batch.user_rows, each)
+    mined, of = objective.hard_pool.draw(batch.user_rows, each)
     with torch.no_grad():
         catalogue = model.item({"id": torch.arange(1, num_items + 1, dtype=torch.int32)})
         logits = score_matrix(model, model.user(batch.user).double().tolist(), catalogue.double().tolist())
-    counts = np.bincount(dataset.examples["train"].item_rows[objective.lines], minlength=num_items)
+    counts = np.bincount(dataset.examples["train"].item_rows[objective.examples], minlength=num_items)
     facts = {"users": batch.user_rows.tolist(), "items": batch.item_rows.tolist(), "q": counts / counts.sum()}
     facts |= {"num_items": num_items, "drawn": drawn}
     losses = [
@@ -214,9 +215,9 @@ def test_over_many_draws_the_mined_ranks_count_twice(world):
     _, dataset = world
     asked, hard = {"kind": "sampled_softmax", "negatives": 32}, HardNegatives(skip=1, top=6, easy_per_hard=16)
     objective, model = objective_of(asked, dataset, batch_size=6, hard_negatives=hard), model_of(dataset)
-    (batch,) = (gather_batch(dataset, dataset.examples["train"], objective.lines[[5]]),)
+    (batch,) = (gather_batch(dataset, dataset.examples["train"], objective.examples[[5]]),)
     objective = replace(objective, mined=mined_for(dataset, batch))
-    ranks = objective.mined.item_rows[0].tolist()
+    ranks = objective.hard_pool.item_rows[0].tolist()
     assert min(ranks) >= 0
     with torch.no_grad():
         catalogue = model.item({"id": torch.arange(1, dataset.items.num_known + 1, dtype=torch.int32)})
@@ -235,8 +236,8 @@ def test_a_pointwise_loss_reads_every_row_by_itself(world, asked):
     rows = len(dataset.examples["train"])
     dataset = with_rows(dataset, weight=draw.uniform(0.5, 2, rows), target=draw.normal(size=rows))
     objective, model = objective_of(asked, dataset), model_of(dataset, "dot")
-    assert objective.lines.tolist() == list(range(rows))
-    batch = gather_batch(dataset, dataset.examples["train"], objective.lines[::211])
+    assert objective.examples.tolist() == list(range(rows))
+    batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::211])
     assert 0 < batch.label.sum() < len(batch.label)
     loss, _ = mean_loss(objective, model, batch)
     with torch.no_grad():
@@ -254,7 +255,7 @@ def test_a_regression_leaves_out_rows_without_a_target(world):
     targets = np.arange(len(dataset.examples["train"]), dtype=np.float32)
     targets[::3] = np.nan
     objective = objective_of({"kind": "regression"}, with_rows(dataset, target=targets))
-    assert objective.lines.tolist() == [line for line in range(len(targets)) if line % 3]
+    assert objective.examples.tolist() == [line for line in range(len(targets)) if line % 3]
 
 
 @pytest.mark.parametrize(

@@ -261,8 +261,8 @@ def rank_scores(
     item_rows: Int64[np.ndarray, "queries length"],
     ranks: Int64[np.ndarray, "queries length"],
 ) -> Float32[np.ndarray, "queries length"]:
-    """Scores the candidates of each query. `users` come from `encode_users`; `ranks` are the candidates' ranks in the
-    retriever's order, from 0.
+    """Computes the scores of each query's candidates. `users` come from `encode_users`; `ranks` are the candidates'
+    ranks in the retriever's order, from 0.
     """
     was_training = ranker.training
     ranker.eval()

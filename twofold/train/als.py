@@ -1,11 +1,11 @@
-"""Weighted alternating least squares: a retriever that is solved, not descended, on the library `implicit`.
+"""Weighted alternating least squares (iALS), by the library `implicit`: a retriever without gradient descent.
 
 Minimises Σ c (p - x·y)² + λ (Σ‖x‖² + Σ‖y‖²) over all pairs of user and item (Hu, Koren, Volinsky, ICDM 2008, eq. 3),
-p being 1 where the user liked the item in training, c = 1 + alpha · weight there and 1 elsewhere. Every half-step is
-exact (Cholesky, not the library's three steps of conjugate gradients), so the loss cannot rise.
+where p = 1 and c = 1 + alpha · weight if the user liked the item in training, otherwise p = 0 and c = 1. Every
+half-step is exact (Cholesky, not the library's three steps of conjugate gradients), so the loss cannot rise.
 
-What it does not do: scale λ by how often a user or an item was liked, as Rendle et al. (RecSys 2022) found to be
-better. The library has one λ for all.
+λ is not scaled by how often a user or an item was liked, which Rendle et al. (RecSys 2022) found to be better: the
+library has one λ for all.
 """
 
 from collections.abc import Callable
@@ -27,24 +27,25 @@ from twofold.recipe.retriever import Ials
 
 
 def fit_factors(
-    dataset: Dataset, asked: Ials, *, seed: int, validate: Callable[[FoldIn], float], out: Path
+    dataset: Dataset, config: Ials, *, seed: int, validate: Callable[[FoldIn], float], out: Path
 ) -> dict[str, Any]:
-    """Solves for the training window's positives, writes vectors and training log into `out`, returns facts.
+    """Fits vectors to the positives of the training window; writes them and the training log to `out`; returns facts.
 
-    The last iteration is kept: the loss falls at every step. Equal seeds give equal bytes, however many threads solve.
+    The last iteration is kept, because the loss falls at every step. Equal seeds give equal bytes for any number of
+    threads.
     """
     likes = train_likes(dataset)
     records: list[dict[str, float]] = []
-    with progress_bar("train", total=asked.iterations, unit="iterations") as advance:
+    with progress_bar("train", total=config.iterations, unit="iterations") as advance:
 
-        def tell(solved: FoldIn, loss: float, seconds: float) -> None:
+        def on_iteration(solved: FoldIn, loss: float, seconds: float) -> None:
             speed = round(likes.nnz / seconds)
             records.append(
                 {"epoch": len(records), "loss": loss, "validation": validate(solved), "examples_per_s": float(speed)}
             )
             advance(1, f"loss {loss:.4f}")
 
-        solved = solve(likes, asked, seed=seed, tell=tell)
+        solved = solve(likes, config, seed=seed, on_iteration=on_iteration)
     save_factors(solved, out)
     pq.write_table(pa.Table.from_pylist(records), out / "training_log.parquet")
     return {
@@ -56,50 +57,52 @@ def fit_factors(
 
 
 def train_likes(dataset: Dataset) -> scipy.sparse.csr_matrix:
-    """Users with positives × items: the sum of the weights of the pair's training positives, whose mean is 1.
+    """Returns the matrix users with positives × items: sums of the weights of training positives, scaled to mean 1.
 
-    Positives of weight 0 are none. DataError where there is not one.
+    Positives of weight 0 do not count. Raises DataError if there are none.
     """
     rows = dataset.examples["train"]
-    lines = np.flatnonzero(rows.label & (rows.weight > 0))
-    if not len(lines):
+    positives = np.flatnonzero(rows.label & (rows.weight > 0))
+    if not len(positives):
         raise DataError(
             "the training window holds no positive event of a weight above 0; alternating least squares needs at least "
             "one. Check prepare.positive, prepare.weight and prepare.split.train."
         )
-    weight = rows.weight[lines] / rows.weight[lines].mean()
-    users, line = np.unique(rows.user_rows[lines], return_inverse=True)
+    weight = rows.weight[positives] / rows.weight[positives].mean()
+    users, user_index = np.unique(rows.user_rows[positives], return_inverse=True)
     shape = (len(users), len(dataset.items))
-    return scipy.sparse.coo_matrix((weight, (line, rows.item_rows[lines])), shape=shape).tocsr()
+    return scipy.sparse.coo_matrix((weight, (user_index, rows.item_rows[positives])), shape=shape).tocsr()
 
 
 def solve(
     likes: scipy.sparse.csr_matrix,
-    asked: Ials,
+    config: Ials,
     *,
     seed: int,
-    tell: Callable[[FoldIn, float, float], None] = lambda solved, loss, seconds: None,
+    on_iteration: Callable[[FoldIn, float, float], None] = lambda solved, loss, seconds: None,
 ) -> FoldIn:
-    """Item vectors after `asked.iterations` of a users' and an items' half-step each, from small random ones.
+    """Returns item vectors after `iterations` of a half-step for users and one for items, from small random vectors.
 
-    `tell` hears of every iteration: what is solved so far, the mean loss of a pair, and the seconds it took.
+    `on_iteration` receives the vectors so far, the mean loss per pair, and the seconds of the iteration.
     """
     confidence = likes.astype(np.float32, copy=True)
-    confidence.data = 1 + np.float32(asked.alpha) * confidence.data
+    confidence.data = 1 + np.float32(config.alpha) * confidence.data
     # Each thread solves whole users; threads of BLAS inside of them slow it down, which the library warns of.
     with threadpool_limits(limits=1, user_api="blas"):
         als = AlternatingLeastSquares(
-            factors=asked.dim,
-            regularization=asked.regularization,
+            factors=config.dim,
+            regularization=config.regularization,
             alpha=1.0,  # the library's c is alpha · weight, below 1 for small weights
-            iterations=asked.iterations,
+            iterations=config.iterations,
             use_cg=False,
             calculate_training_loss=True,
             random_state=seed,
         )
 
         def so_far() -> FoldIn:
-            return FoldIn(als.item_factors, als.user_factors.mean(axis=0), asked.alpha, asked.regularization)
+            return FoldIn(als.item_factors, als.user_factors.mean(axis=0), config.alpha, config.regularization)
 
-        als.fit(confidence, show_progress=False, callback=lambda _, seconds, loss: tell(so_far(), loss, seconds))
+        als.fit(
+            confidence, show_progress=False, callback=lambda _, seconds, loss: on_iteration(so_far(), loss, seconds)
+        )
         return so_far()

@@ -1,6 +1,6 @@
-"""One file that a killed training continues from: weights, optimizer, best weights so far, position in the data.
+"""Checkpoints of a training: weights, optimizer state, best weights so far, and progress, in one file.
 
-What a step draws at random is a function of its number, so that there is no random state to keep.
+The random draws of a step depend only on its number, so a checkpoint needs no random state.
 """
 
 import json
@@ -25,7 +25,7 @@ MADE_FOR = "made for"
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch did; `validation` is the metric the best epoch is chosen by."""
+    """Measurements of one epoch; `validation` is the metric that chooses the best epoch."""
 
     epoch: int
     loss: float
@@ -35,8 +35,8 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What the steps up to number `step` did since the record before: their mean loss, the last learning rate, the
-    longest gradient before it was clipped.
+    """Measurements of the steps since the previous record, up to number `step`: mean loss, last learning rate, and the
+    largest gradient norm before clipping.
     """
 
     step: int
@@ -48,7 +48,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where training stands: the next batch to take, and what it has seen so far of this epoch."""
+    """Progress of a training: the next batch, and sums over the current epoch."""
 
     epoch: int = 0
     batch: int = 0
@@ -57,27 +57,27 @@ class TrainingState:
     records: tuple[EpochRecord, ...] = field(default=())
     steps: tuple[StepRecord, ...] = ()
     loose: tuple[StepRecord, ...] = ()
-    """Of single steps, which are not joined to one of `steps` yet."""
+    """Step records not yet merged into `steps`."""
 
     def after(self, step: StepRecord, *, every: int) -> "TrainingState":
-        """One batch on; the steps are joined when there are so many of them."""
+        """Returns the state after one more step; `every` single steps are merged into one record."""
         loose = (*self.loose, step)
         is_full = len(loose) == every
         return replace(
             self,
             batch=self.batch + 1,
             loss_sum=self.loss_sum + step.loss,
-            steps=(*self.steps, joined(loose)) if is_full else self.steps,
+            steps=(*self.steps, merge_steps(loose)) if is_full else self.steps,
             loose=() if is_full else loose,
         )
 
     def step_log(self) -> tuple[StepRecord, ...]:
-        """Those of all steps."""
-        return (*self.steps, joined(self.loose)) if self.loose else self.steps
+        """Returns the records of all steps."""
+        return (*self.steps, merge_steps(self.loose)) if self.loose else self.steps
 
 
-def joined(steps: Sequence[StepRecord]) -> StepRecord:
-    """One record of steps with equally many examples."""
+def merge_steps(steps: Sequence[StepRecord]) -> StepRecord:
+    """Merges the records of steps with equally many examples."""
     return StepRecord(
         step=steps[-1].step,
         loss=sum(step.loss for step in steps) / len(steps),
@@ -96,8 +96,8 @@ def save_checkpoint(
     state: TrainingState,
     settings: Section,
 ) -> None:
-    """Writes the file whole or not at all; the previous one stays until then. Of several ranks, all come here, and the
-    first one writes.
+    """Writes the checkpoint atomically: the previous file stays until the new one is complete. All ranks must call
+    this; rank 0 writes.
     """
     optimizer_state = optimizer.state()
     with whole_tables(model):
@@ -115,9 +115,8 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: Optimizer, *, settings: Section
 ) -> tuple[TrainingState, dict[str, Tensor]] | None:
-    """Fills model and optimizer; returns the position and the best weights. None if there is no (whole)
-    file; RunError if it is of other settings or of a model of other shapes. It may have been written by another number
-    of ranks.
+    """Loads a checkpoint into model and optimizer; returns the training state and the best weights. `None` means that
+    there is no complete file. Raises RunError if settings or shapes differ. The number of ranks may have changed.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -135,7 +134,7 @@ def load_checkpoint(
 
 
 def _made_for(settings: Section, model: nn.Module) -> dict[str, str]:
-    """What must be equal for a training to go on: a line a field of the settings, and a line a tensor."""
+    """Returns the state that must match before training resumes: one entry per setting and one per tensor."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes |= {name: (table.num_embeddings, table.whole_dim) for name, table in sharded(model).items()}
     weights = {f"weights {name}": " × ".join(map(str, shape)) for name, shape in shapes.items()}
@@ -156,8 +155,8 @@ def _check_same_training(path: Path, old: dict[str, str], new: dict[str, str]) -
         shown = "; ".join(f"{name}: {old.get(name, 'none')} → {new.get(name, 'none')}" for name in names[:5])
         more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
         raise RunError(
-            f"{path} is the checkpoint of another training. It differs in {shown}{more}. Go on with what it was made "
-            f"for, or delete the file to begin anew."
+            f"{path} is the checkpoint of another training, which differs in {shown}{more}. Resume with the settings "
+            f"of that training, or delete the file to start again."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where tensors lie in training: in ordinary memory, or in a GPU's."""
+"""Devices of a training: the CPU or one GPU per process."""
 
 import os
 from dataclasses import fields, replace
@@ -14,18 +14,18 @@ DeviceName = Literal["cpu", "cuda"]
 
 
 def open_device(name: DeviceName, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """The device of the process that is number `local_rank` of `local_size` on this machine; RunError without it."""
+    """Opens the device of the process `local_rank` of `local_size` on this machine, or raises RunError."""
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RunError(
-            f"--device cuda asks for a GPU, and PyTorch {torch.__version__} finds none. See whether `nvidia-smi` lists "
-            f"one and whether this PyTorch is built for CUDA (pytorch.org says how to install it), or train with "
+            f"--device cuda needs a GPU, and PyTorch {torch.__version__} finds none. Check that `nvidia-smi` lists "
+            f"one and that this PyTorch is built for CUDA (pytorch.org says how to install it), or train with "
             f"--device cpu."
         )
     if local_size > torch.cuda.device_count():
         raise RunError(
-            f"{local_size} processes on this machine ask for a GPU each, and it has {torch.cuda.device_count()}. Start "
+            f"{local_size} processes on this machine need a GPU each, and it has {torch.cuda.device_count()}. Start "
             f"torchrun with --nproc-per-node {torch.cuda.device_count()}."
         )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS refuses to be deterministic
@@ -34,7 +34,7 @@ def open_device(name: DeviceName, *, local_rank: int = 0, local_size: int = 1) -
 
 
 def batch_on(device: torch.device, batch: Batch) -> Batch:
-    """The batch with all its tensors there."""
+    """Returns the batch with its tensors on the device."""
     if device.type == "cpu":
         return batch
     return replace(batch, **{field.name: _on(device, getattr(batch, field.name)) for field in fields(batch)})

@@ -1,4 +1,4 @@
-"""Hard negatives: what the model itself ranks high for users who did not like it, mined anew every few epochs."""
+"""Hard negatives: items that the model ranks high for users who did not like them, mined again in every epoch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,30 +19,29 @@ from twofold.train.negatives import HardNegativePool
 from twofold.train.objective import Objective
 
 MINED = "hard_negatives.npy"
-"""Lies beside the checkpoint, and goes with it."""
-CELLS = 2**24
+"""File beside the checkpoint, deleted with it."""
+CHUNK_ELEMENTS = 2**24
 """Scores in memory at a time: 64 MB of float32."""
 
 
-def with_mined(objective: Objective, model: Towers, *, epoch: int, is_begun: bool, folder: Path) -> Objective:
-    """The objective with the hard negatives that this epoch draws from: mined by the model as it stands before the
-    first step of every epoch.
+def with_hard_negatives(objective: Objective, model: Towers, *, is_begun: bool, folder: Path) -> Objective:
+    """Returns the objective with the hard negatives of this epoch, mined by the current model before its first step.
 
-    They lie in a file of 4 bytes a user and rank: they need not fit in memory, and a resumed training has those of the
-    killed one.
+    They are stored in a file, 4 bytes per user and rank: they need not fit in memory, and a resumed training draws from
+    those of the killed one.
     """
-    asked, path = objective.hard, folder / MINED
-    if asked is None:
+    config, path = objective.hard, folder / MINED
+    if config is None:
         return objective
-    assert isinstance(model, TwoTower), "no hard negatives are asked of towers per value"
-    users = np.unique(objective.dataset.examples["train"].user_rows[objective.lines])
+    assert isinstance(model, TwoTower), "the recipe has no hard negatives with several towers"
+    users = np.unique(objective.dataset.examples["train"].user_rows[objective.examples])
     if not is_begun:
         with atomic_file(path) as partial:
-            mine(objective, model, users, skip=asked.skip, top=asked.top, path=partial)
+            mine(objective, model, users, skip=config.skip, top=config.top, path=partial)
     if not path.exists():
-        raise RunError(f"{path} is gone, which the killed training drew from. Delete {folder} and run again.")
+        raise RunError(f"{path} is missing, from which the killed training drew. Delete {folder} and run again.")
     item_rows = map_array(path).reshape(len(users), -1)
-    return replace(objective, mined=HardNegativePool(users, item_rows, (item_rows >= 0).sum(axis=1)))
+    return replace(objective, hard_pool=HardNegativePool(users, item_rows, (item_rows >= 0).sum(axis=1)))
 
 
 def mine(
@@ -50,25 +49,25 @@ def mine(
 ) -> None:
     """Writes the items of ranks [skip, top) of each user, -1 where fewer are left.
 
-    A user asks once, at the moment of its newest row of the training window, knowing what lies before. Items outside
-    the training window have no rank, nor have the user's positives up to then, from before the window too: nothing of
-    validation is looked at. Exact and in blocks. A user costs a product with every item and the choice of the best:
-    500 of 7,500 took 0.1 ms on one core (0.36 where ties are broken as in answers, which nothing here needs).
+    Each user makes one request, at the timestamp of its newest training example. Items outside the training window and
+    the user's earlier positives have no rank, so nothing of the validation window is read. The search is exact and in
+    chunks: a user costs one product with every item and one top-k. The best 500 of 7,500 took 0.1 ms on one core (0.36
+    with ties broken as in served lists, which is not needed here).
     """
     dataset, rows = objective.dataset, objective.dataset.examples["train"]
     at = rows.at[np.searchsorted(rows.user_rows, users, side="right") - 1]
     items = torch.from_numpy(item_vectors(model, dataset, int(at.max())))
-    of_window = rows.user_rows[objective.lines], rows.item_rows[objective.lines]
+    window = rows.user_rows[objective.examples], rows.item_rows[objective.examples]
     with append_array(path, np.int32) as append:
-        for part in chunks(len(users), max(CELLS // len(items), 1)):
-            asking, moments = users[part], at[part]
-            vectors = torch.from_numpy(user_vectors(model, dataset, asking, moments))
+        for part in chunks(len(users), max(CHUNK_ELEMENTS // len(items), 1)):
+            part_users, times = users[part], at[part]
+            vectors = torch.from_numpy(user_vectors(model, dataset, part_users, times))
             queries, factors = model.as_products(vectors, items)
             scores = (queries @ factors.T).numpy()
             scores[:, objective.num_items :] = NOT_ALLOWED
-            before = dataset.positives.before(asking, moments)
-            exclude(scores, Ragged(*dataset.positives.slices(asking, before)))
-            bounds = np.searchsorted(of_window[0], [*asking, asking[-1] + 1])
-            exclude(scores, Ragged(of_window[1][bounds[0] : bounds[-1]], bounds - bounds[0]))
+            before = dataset.positives.before(part_users, times)
+            exclude(scores, Ragged(*dataset.positives.slices(part_users, before)))
+            bounds = np.searchsorted(window[0], [*part_users, part_users[-1] + 1])
+            exclude(scores, Ragged(window[1][bounds[0] : bounds[-1]], bounds - bounds[0]))
             best = torch.from_numpy(scores).topk(top)
             append(best.indices.masked_fill(best.values.isneginf(), -1)[:, skip:].flatten().numpy())

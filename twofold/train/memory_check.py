@@ -1,4 +1,4 @@
-"""Said before it is allocated: what a model takes in training, against what there is."""
+"""Estimates the memory of a training before it allocates, and stops if it does not fit."""
 
 from pathlib import Path
 
@@ -11,29 +11,29 @@ from twofold.train.optimizer import lazy_tables
 
 NUMBER_BYTES = 4
 STATES = 2
-"""Of Adam, a number each: the mean of the gradients and of their squares."""
+"""Numbers per parameter that Adam stores: the mean of the gradients and of their squares."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(sketch: nn.Module, ranks: ProcessGroup, *, rows_per_step: int) -> None:
-    """RunError with the sum, if training the model needs more than is available to the rank's device; `sketch` is the
-    model without memory (on the device `meta`).
+def check_memory(meta_model: nn.Module, ranks: ProcessGroup, *, rows_per_step: int) -> None:
+    """Raises RunError if training the model needs more memory than is available on the rank's device. `meta_model` is
+    the model on the device `meta`.
 
-    A lower bound: activations and a step's own arrays come on top. The gradient of a table that gets a sparse one is
-    small and left out.
+    The estimate is a lower bound: it leaves out activations, the arrays of a step and sparse gradients.
     """
-    lazy = {id(table.weight) for table in lazy_tables(sketch, rows_per_step=rows_per_step)}
+    lazy = {id(table.weight) for table in lazy_tables(meta_model, rows_per_step=rows_per_step)}
     takes = {
-        name: _taken(parameter, ranks, is_lazy=id(parameter) in lazy) for name, parameter in sketch.named_parameters()
+        name: _taken(parameter, ranks, is_lazy=id(parameter) in lazy)
+        for name, parameter in meta_model.named_parameters()
     }
     total, available = sum(bytes_ for bytes_, _ in takes.values()), available_bytes(ranks.device)
     if available is None or total <= available:
         return
-    name, parameter = max(sketch.named_parameters(), key=lambda each: takes[each[0]][0])
+    name, parameter = max(meta_model.named_parameters(), key=lambda each: takes[each[0]][0])
     most, why = takes[name]
     shape = " × ".join(f"{size:,}" for size in parameter.shape)
-    more = ", or on several (torchrun), which hold such a table together" if id(parameter) in lazy else ""
+    more = ", or on several (torchrun), which share such a table" if id(parameter) in lazy else ""
     raise RunError(
         f"training this model takes {_gib(total)} and {_gib(available)} are available on {ranks.device}. Most of it is "
         f"{name}: {shape} numbers × {NUMBER_BYTES} bytes × {why} = {_gib(most)}. Lower retriever.dim, or keep fewer "
@@ -42,8 +42,8 @@ def check_memory(sketch: nn.Module, ranks: ProcessGroup, *, rows_per_step: int) 
 
 
 def _taken(parameter: nn.Parameter, ranks: ProcessGroup, *, is_lazy: bool) -> tuple[int, str]:
-    """Bytes on the rank's device, with what else lies there: the other ranks of the machine, if that is no GPU, and
-    what is kept in ordinary memory; and how they come about.
+    """Returns the bytes that a parameter takes on the rank's device, and their terms in words. On a CPU, the ranks of
+    one machine share its memory, which also stores the weights of the best epoch.
     """
     on_cpu = ranks.device.type == "cpu"
     here = ranks.on_this_machine if on_cpu else 1
@@ -54,7 +54,7 @@ def _taken(parameter: nn.Parameter, ranks: ProcessGroup, *, is_lazy: bool) -> tu
         factor, why = (2 + STATES) * here + on_cpu, f"{why}, its gradient{each}{best}"
     elif ranks.size == 1:
         factor, why = 1 + STATES + on_cpu, f"{why}{best}"
-    else:  # the best epoch's lies in a file
+    else:  # the weights of the best epoch are in a file
         part = here / ranks.size
         at_first = ", whole at the start" if on_cpu else ""
         factor, why = max((1 + STATES) * part, part + on_cpu), f"{why}, held by {ranks.size} processes{at_first}"
@@ -62,8 +62,8 @@ def _taken(parameter: nn.Parameter, ranks: ProcessGroup, *, is_lazy: bool) -> tu
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that can be had without swapping: the least of what the system and the container's limit leave. None where
-    neither says (not Linux).
+    """Returns the memory that is available without swapping: the smaller of what the system and the container's limit
+    leave. `None` means that neither is known (not Linux).
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -1,4 +1,4 @@
-"""Optimizers and schedules."""
+"""Optimizers and the learning-rate schedule."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,42 +14,42 @@ from twofold.train.sharded_embedding import ShardedTable
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises. Not measured: any value from .02 to .1 is usual."""
 LAZY_FROM = 10
-"""Rows of a table per row that a step looks up, from where lazy Adam is the faster. Milliseconds a step, width 64, one
+"""Rows of a table per row that a step looks up, from which lazy Adam is faster. Milliseconds per step, width 64, one
 core, fused against lazy: 6.6 times 3.5 and 5.6; 17 times 33 and 15; 34 times 53 and 13; 244 times 333 and 13."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Two of PyTorch's, each with its own parameters, used as one. Of several ranks, all call what is here at once."""
+    """One or two PyTorch optimizers for separate parameters, used as one. All ranks call each method together."""
 
     dense: torch.optim.Optimizer
     lazy: torch.optim.Optimizer | None = None
     tables: tuple[nn.Embedding, ...] = ()
-    """Those that the lazy one moves."""
+    """Tables that the lazy optimizer updates."""
     ranks: ProcessGroup = SINGLE_PROCESS
 
     @property
     def parts(self) -> tuple[torch.optim.Optimizer, ...]:
-        """Those there are."""
+        """The optimizers in use, dense first."""
         return (self.dense,) if self.lazy is None else (self.dense, self.lazy)
 
     @property
     def copied(self) -> list[nn.Parameter]:
-        """What every rank holds the same of, in an order that the model fixes; of one rank, all but large tables."""
+        """Parameters replicated on every rank, in the order of the model: all except lazy tables."""
         return [each for group in self.dense.param_groups for each in group["params"]]
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         for part in self.parts:
             part.zero_grad()
 
     def step(self) -> None:
-        """Moves the parameters that have a gradient."""
+        """Updates the parameters that have a gradient."""
         for part in self.parts:
             part.step()
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on beside parameters, gradients and learning rate; whole on the first rank."""
+        """Returns the optimizer state by name; complete on rank 0."""
         return {
             f"{number}.{parameter}.{name}": self._whole(number, int(parameter), torch.as_tensor(value))
             for number, part in enumerate(self.parts)
@@ -58,12 +58,12 @@ class Optimizer:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what `state` gave for the same model, on however many ranks."""
+        """Restores what `state` returned for the same model, with any number of ranks."""
         for number, part in enumerate(self.parts):
             values: dict[int, dict[str, Tensor | int]] = {}
             for key, tensor in state.items():
-                of, parameter, name = key.split(".")
-                if int(of) == number:
+                part_number, parameter, name = key.split(".")
+                if int(part_number) == number:
                     # Lazy Adam counts its steps in an int; as a tensor it would round the bias correction.
                     is_count = tensor.dtype == torch.int64
                     own = int(tensor) if is_count else self._own(number, int(parameter), tensor)
@@ -79,7 +79,7 @@ class Optimizer:
         return state if table is None else table.cut(state)
 
     def _cut(self, part: int, parameter: int) -> ShardedTable | None:
-        """The table, if it is cut, whose state that is."""
+        """Returns the sharded table that the state belongs to; `None` if its parameter is not sharded."""
         table = self.tables[parameter] if self.parts[part] is self.lazy else None
         return table if isinstance(table, ShardedTable) else None
 
@@ -107,12 +107,12 @@ def build_optimizer(
 
 
 def lazy_tables(model: nn.Module, *, rows_per_step: int) -> list[nn.Embedding]:
-    """The tables that are so much larger than what a step looks up that a step leaves most rows alone."""
+    """Returns the tables of which a step leaves most rows unchanged, because it looks up few of them."""
     return [table for table in _looked_up_tables(model) if table.num_embeddings >= LAZY_FROM * rows_per_step]
 
 
 def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
-    """Tables of encoders that nothing but lookups read, each once."""
+    """Yields the tables of encoders that only lookups read, each once."""
     encoders = [module for module in model.modules() if isinstance(module, Encoder)]
     read = [
         (encoder.table_of(block), type(block))
@@ -125,10 +125,10 @@ def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
 
 
 def clip_gradients(optimizer: Optimizer, *, most: float | None) -> float:
-    """The length of all gradients as one vector; where it exceeds `most`, they are scaled down to that (Pascanu et al.,
-    ICML 2013, section 3.2).
+    """Returns the norm of all gradients as one vector, and scales them down to the norm `most` if it is exceeded
+    (Pascanu et al., ICML 2013, section 3.2). `None` means no limit.
 
-    PyTorch's own clipping refuses sparse gradients, whose repeated rows have to be added up first.
+    PyTorch's own clipping refuses sparse gradients, whose repeated rows must be summed first.
     """
     held = [parameter.grad for parameter in optimizer.copied if parameter.grad is not None]
     own = []
@@ -147,7 +147,8 @@ def clip_gradients(optimizer: Optimizer, *, most: float | None) -> float:
 
 
 def learning_rate_at(step: int, *, steps: int, peak: float) -> float:
-    """Linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter, SGDR, ICLR 2017, equation 5, one cycle).
+    """Returns the rate of a step: linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter, SGDR, ICLR 2017,
+    equation 5, one cycle).
 
     >>> [round(learning_rate_at(step, steps=100, peak=1.0), 2) for step in (0, 4, 5, 52, 99)]
     [0.2, 1.0, 1.0, 0.51, 0.0]

@@ -1,4 +1,4 @@
-"""Large tables in columns over the ranks: each holds, looks up and moves its part of every row.
+"""Sharded embedding tables: each rank stores, looks up and updates some columns of every row.
 
 The column-wise part of the 4D parallelism of Mudigere et al. (*Software-hardware co-design for fast and scalable
 training of deep learning recommendation models*, ISCA 2022). Of its ways to cut a table, columns give every rank as
@@ -26,18 +26,18 @@ from twofold.model.encoder import Encoder
 from twofold.ragged import chunks
 from twofold.train.distributed import ProcessGroup, all_gather
 
-_ROWS_AT_ONCE = 65_536
-"""Of a table that is cut or put together: what is in flight stays small."""
+CHUNK_ROWS = 65_536
+"""Rows sent at a time, so that the buffers stay small."""
 
 
 class ShardedTable(nn.Embedding):
     """An embedding of which this rank holds some columns. All ranks look up equally many rows, at the same time.
 
-    The gradient of its weight is that of all ranks' lines: there is nothing left to add up.
+    The gradient of its weight includes the lookups of all ranks, so it is not summed again.
     """
 
     def __init__(self, ranks: ProcessGroup, whole: nn.Embedding, folder: Path) -> None:
-        """Of a table of that size, not yet of its numbers. Whole ones are put down in `folder`."""
+        """Allocates this rank's columns of a table of that size. `folder` stores whole tables."""
         rows, own = whole.num_embeddings, _columns(ranks, whole.embedding_dim)[ranks.rank]
         weight = torch.empty((rows, own.stop - own.start), device=ranks.device)
         super().__init__(rows, weight.shape[1], padding_idx=whole.padding_idx, _weight=weight)
@@ -46,19 +46,19 @@ class ShardedTable(nn.Embedding):
         self.whole_dim = whole.embedding_dim
         self.folder = folder
 
-    def forward(self, input: Int[Tensor, "lines"]) -> Float[Tensor, "lines dim"]:
-        """The vectors of this rank's lines, with all their columns."""
+    def forward(self, input: Int[Tensor, "batch"]) -> Float[Tensor, "batch dim"]:
+        """Returns whole vectors of this rank's rows."""
         of_all = functional.embedding(all_gather(self.ranks, input), self.weight, self.padding_idx, sparse=self.sparse)
         vectors: Tensor = _Exchanged.apply(self.ranks, self.whole_dim, of_all)  # type: ignore[no-untyped-call]
         return vectors
 
-    def cut(self, whole: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows columns"]:
-        """This rank's columns of such a table."""
+    def cut(self, whole: Float[Tensor, "items dim"]) -> Float[Tensor, "items _"]:
+        """Returns this rank's columns of a whole table."""
         return whole[:, self.columns].to(self.ranks.device, copy=True).contiguous()
 
-    def fill(self, whole: Float[Tensor, "rows dim"]) -> None:
-        """Gives every rank its columns of the first one's table; others may hand in one without memory."""
-        for part in chunks(self.num_embeddings, _ROWS_AT_ONCE):
+    def fill(self, whole: Float[Tensor, "items dim"]) -> None:
+        """Sends every rank its columns of rank 0's table; other ranks may pass a table on the device `meta`."""
+        for part in chunks(self.num_embeddings, CHUNK_ROWS):
             rows = torch.empty((part.stop - part.start, self.whole_dim), device=self.ranks.device)
             if self.ranks.is_first:
                 rows.copy_(whole[part])
@@ -66,15 +66,15 @@ class ShardedTable(nn.Embedding):
             self.weight.data[part] = rows[:, self.columns]
 
     def whole(self) -> nn.Embedding:
-        """For the first rank, the whole table as it stands; for the others, what they have."""
+        """Returns the whole table on rank 0, and this table on the others."""
         weight = self.put_together(self.weight.data)
         rows, dim = weight.shape
         return nn.Embedding(rows, dim, self.padding_idx, _weight=weight) if self.ranks.is_first else self
 
-    def put_together(self, own: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
-        """For the first rank, on the disk and mapped, what all ranks hand in; the others get back what they gave."""
+    def put_together(self, own: Float[Tensor, "items _"]) -> Float[Tensor, "items _"]:
+        """Gathers the columns of all ranks into a mapped file on rank 0; the other ranks get back their own."""
         whole = _mapped(self.folder, len(own), self.whole_dim) if self.ranks.is_first else own
-        for part in chunks(len(own), _ROWS_AT_ONCE):
+        for part in chunks(len(own), CHUNK_ROWS):
             rows = torch.zeros((part.stop - part.start, self.whole_dim), device=self.ranks.device)
             rows[:, self.columns] = own[part]
             dist.reduce(rows, dst=0)  # no rank holds a column of another: the sum is the table
@@ -83,15 +83,15 @@ class ShardedTable(nn.Embedding):
         return whole
 
 
-def _mapped(folder: Path, rows: int, dim: int) -> Float[Tensor, "rows dim"]:
-    """Room for numbers in a file, which is gone with the last who reads it. OSError where the disk is full."""
+def _mapped(folder: Path, rows: int, dim: int) -> Float[Tensor, "items dim"]:
+    """Allocates a temporary mapped array, deleted when it is no longer used. Raises OSError if the disk is full."""
     with TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, rows * dim * np.float32().nbytes)  # a hole would kill when it is written
         return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, dim)))
 
 
 class _Exchanged(torch.autograd.Function):
-    """From some columns of all ranks' lines to all columns of this rank's."""
+    """Exchanges some columns of all ranks' rows for all columns of this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, ranks: ProcessGroup, dim: int, columns: Tensor) -> Tensor:
@@ -118,9 +118,9 @@ class _Exchanged(torch.autograd.Function):
 def distribute_model(
     ranks: ProcessGroup, model: nn.Module, *, in_columns: Collection[nn.Embedding], folder: Path
 ) -> None:
-    """Moves the model to the rank's device, of several ranks with the weights of the first one's: equal seeds give
-    equal ones on equal machines alone. The others may hand in a model without memory. These tables are cut; in
-    `folder` there is room for whole ones.
+    """Moves the model to the rank's device with the weights of rank 0, because equal seeds give equal weights only on
+    equal machines. Other ranks may pass a model on the device `meta`. The tables `in_columns` are sharded; `folder` has
+    room for whole ones.
     """
     if ranks.size == 1:
         model.to(ranks.device)
@@ -143,10 +143,10 @@ def distribute_model(
 
 @contextmanager
 def whole_tables(model: nn.Module) -> Iterator[frozenset[str]]:
-    """As long as this lasts, the first rank's model is as one process has it; all ranks come here at the same time.
+    """Provides rank 0 with the whole model, as a single process has it; all ranks must enter together.
 
-    It lies in ordinary memory then, and its whole tables in files that are mapped: such a table may be larger than a
-    GPU, or than memory. Gives the names of the weights that are whole, and nobody else's.
+    The model is then on the CPU and its whole tables are mapped files, because a table may be larger than a GPU's
+    memory or than RAM. Yields the names of the whole tables' weights, which no other object uses.
     """
     names = frozenset(sharded(model))
     places = [(held, name, table) for held, name, table in _tables(model) if isinstance(table, ShardedTable)]
@@ -166,12 +166,12 @@ def whole_tables(model: nn.Module) -> Iterator[frozenset[str]]:
 
 
 def sharded(model: nn.Module) -> dict[str, ShardedTable]:
-    """The tables that are cut, by the name of their weight."""
+    """Returns the sharded tables by the name of their weight."""
     return {f"{name}.weight": each for name, each in model.named_modules() if isinstance(each, ShardedTable)}
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[nn.ModuleDict | dict[str, nn.Embedding], str, nn.Embedding]]:
-    """Those of encoders, own or lent, and where they are held."""
+    """Yields the tables of encoders, own or shared, with the dictionary and name that hold them."""
     for encoder in model.modules():
         if isinstance(encoder, Encoder):
             for held in (encoder.tables, encoder.shared_tables):
@@ -181,7 +181,7 @@ def _tables(model: nn.Module) -> Iterator[tuple[nn.ModuleDict | dict[str, nn.Emb
 
 
 def _columns(ranks: ProcessGroup, dim: int) -> list[slice]:
-    """Of each rank; where they do not divide, some have one more."""
+    """Returns the columns of each rank; the numbers differ by at most one."""
     edges = [dim * rank // ranks.size for rank in range(ranks.size + 1)]
     return [slice(first, end) for first, end in zip(edges[:-1], edges[1:], strict=True)]
 

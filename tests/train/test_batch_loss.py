@@ -14,9 +14,9 @@ from twofold.model.two_tower import build_two_tower
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import Train
 from twofold.train import negatives
-from twofold.train.hard_negatives import with_mined
-from twofold.train.objective import build_objective, mean_loss
-from twofold.train.virtual import encode_parts
+from twofold.train.batch_loss import encode_parts, mean_loss
+from twofold.train.hard_negatives import with_hard_negatives
+from twofold.train.objective import build_objective
 
 HARD = {"skip": 1, "top": 8, "easy_per_hard": 10}
 
@@ -46,7 +46,7 @@ def taught(dataset, settings, folder):
     torch.manual_seed(0)
     asked = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "dot"}, "hidden": (8,)})
     model = build_two_tower(asked, dataset.features, dataset.vectors).eval()  # drops nothing
-    objective = with_mined(build_objective(settings, dataset), model, epoch=0, is_begun=False, folder=folder)
+    objective = with_hard_negatives(build_objective(settings, dataset), model, is_begun=False, folder=folder)
     (batch, *_) = epoch_batches(dataset, dataset.examples["train"], objective.order, seed=(0, 0), first=0)
     loss, vectors = mean_loss(objective, model.double(), in_double(batch))
     (loss + vectors.square().sum()).backward()
@@ -66,7 +66,9 @@ def taught(dataset, settings, folder):
     ids=lambda asked: "-".join([asked["loss"]["kind"], *(["hard"] if "hard_negatives" in asked else [])]),
 )
 def test_the_gradients_are_those_of_one_large_batch(dataset, asked, monkeypatch, tmp_path):
-    monkeypatch.setattr("twofold.train.objective.drawn_inputs", lambda *of, ranks: doubled(negatives.drawn_inputs(*of)))
+    monkeypatch.setattr(
+        "twofold.train.objective.sampled_inputs", lambda *args, ranks: doubled(negatives.sampled_inputs(*args))
+    )
     settings = Train.model_validate({**asked, "batch_size": 50})
     _, whole, expected = taught(dataset, settings, tmp_path)
     batch, loss, found = taught(dataset, settings.model_copy(update={"micro_batch_size": 16}), tmp_path)
