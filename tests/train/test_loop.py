@@ -105,7 +105,7 @@ def test_steps_are_logged_and_never_more_than_fit_into_a_curve(world, tmp_path, 
     assert [line["learning_rate"] for line in every] == rates
     assert max(line["gradient_norm"] for line in every) > 0.5  # as it was before it was clipped
     assert all(line["examples_per_s"] > 0 for line in every)
-    monkeypatch.setattr(loop, "LOGGED", 3)
+    monkeypatch.setattr(loop, "MAX_STEP_RECORDS", 3)
     _, few = logged("few")
     together = -(-steps // 3)
     parts = [every[first : first + together] for first in range(0, steps, together)]

@@ -65,7 +65,7 @@ Validate = Callable[[Towers], float]
 
 @dataclass(frozen=True)
 class Setup:
-    """Where a training runs. It is no part of a recipe, because it does not change the result."""
+    """A process group to train on. It is no part of a recipe, because it does not change the result."""
 
     ranks: ProcessGroup = SINGLE_PROCESS
 

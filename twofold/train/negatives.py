@@ -111,7 +111,7 @@ def sampled_inputs(
     draws the same and returns its own share.
     """
     at = all_gather(ranks, batch.at).cpu()
-    moments, share = at[torch.randint(len(at), drawn.shape)], ranks.share(len(drawn))
+    times, share = at[torch.randint(len(at), drawn.shape)], ranks.share(len(drawn))
     state, arrays = dataset.features, dataset.item_arrays
-    inputs = item_inputs(state, arrays, item_rows=drawn[share].numpy(), at=moments[share].numpy())
+    inputs = item_inputs(state, arrays, item_rows=drawn[share].numpy(), at=times[share].numpy())
     return {name: values.to(ranks.device) for name, values in to_tensors(inputs).items()}
