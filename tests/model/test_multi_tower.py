@@ -213,4 +213,4 @@ def test_several_processes_are_refused(dataset):
     with pytest.raises(
         RunError, match=r"retriever\.separate_towers_by .* 3 processes add up .* with one process, or delete"
     ):
-        check_shareable(ProcessGroup(size=3), build(dataset), Train(batch_size=12), lines=99)
+        check_shareable(ProcessGroup(size=3), build(dataset), Train(batch_size=12), num_examples=99)

@@ -54,14 +54,14 @@ def test_strength_zero_is_the_baseline_bit_for_bit(world, tmp_path):
     assert reversed_ != plain
 
 
-@pytest.mark.parametrize(("length", "what"), [(np.nan, "no length"), (30.0, "one length alone")])
+@pytest.mark.parametrize(("length", "what"), [(np.nan, "no length"), (30.0, "a single length")])
 def test_lengths_that_teach_nothing_are_refused(world, tmp_path, length, what):
     recipe, dataset, logs = world
     rows = dataset.examples["train"]
     records = rows.records.copy()
     records["length_s"] = length
     blind = replace(dataset, examples={**dataset.examples, "train": replace(rows, records=records)})
-    with pytest.raises(DataError, match=f"train.adversary guesses length_s, .* hold {what}. Give the items a column"):
+    with pytest.raises(DataError, match=f"train.adversary predicts length_s, .* have {what}. Give the items a column"):
         train((recipe, blind, logs), tmp_path / "a", 1.0)
 
 

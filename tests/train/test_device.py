@@ -31,7 +31,7 @@ def dataset(tmp_path_factory):
 
 def test_a_gpu_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refusal = r"--device cuda asks for a GPU, and PyTorch .* finds none. .*nvidia-smi.* train with --device cpu"
+    refusal = r"--device cuda needs a GPU, and PyTorch .* finds none. .*nvidia-smi.* train with --device cpu"
     with pytest.raises(RunError, match=refusal), distributed_context("cuda"):
         pass
 

@@ -113,7 +113,7 @@ def test_two_ranks_that_were_killed_end_where_they_would_have_ended(trained, nam
 def test_a_rank_alone_has_everything():
     assert SINGLE_PROCESS.part(7) == slice(0, 7)
     assert SINGLE_PROCESS.share(5).tolist() == [0, 1, 2, 3, 4]
-    assert SINGLE_PROCESS.places(own=2, drawn=3).tolist() == [0, 1, 2, 3, 4]
+    assert SINGLE_PROCESS.positions(own=2, drawn=3).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_shares_cover_what_was_drawn_once():
@@ -122,7 +122,7 @@ def test_shares_cover_what_was_drawn_once():
     shares = [each.share(7).tolist() for each in ranks]
     assert shares == [[0, 1, 2], [3, 4, 5], [6, 0, 1]]  # as many each; the last two are there to fill up
     gathered = [(rank, "own") if place < 1 else shares[rank][place - 1] for rank in range(3) for place in range(1 + 3)]
-    places = ranks[1].places(own=1, drawn=7).tolist()
+    places = ranks[1].positions(own=1, drawn=7).tolist()
     assert [gathered[place] for place in places] == [(0, "own"), (1, "own"), (2, "own"), *range(7)]
 
 

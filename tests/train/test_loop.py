@@ -198,7 +198,7 @@ def test_a_checkpoint_of_another_training_is_refused_with_what_differs(world, tm
     with pytest.raises(Killed):
         train(world, tmp_path / "a", learning_rate=0.01)
     refusal = (
-        r"checkpoint of another training. It differs in train.learning_rate: 0.01 → 0.5; train.seed: 0 → 3\. Go on"
+        r"checkpoint of another training, which differs in train.learning_rate: 0.01 → 0.5; train.seed: 0 → 3\. Resume"
     )
     with pytest.raises(RunError, match=refusal):
         train(world, tmp_path / "a", learning_rate=0.5, seed=3)

@@ -47,7 +47,7 @@ def test_a_table_larger_than_memory_is_said_with_the_sum(ranks, rows_per_step, k
     said = str(refused.value)
     assert f"takes {gib(TABLE * kept + layer)} and " in said
     assert f"tables.id.weight: 3,000,000,000 × 64 numbers × 4 bytes × {why} = {gib(TABLE * kept)}. Lower" in said
-    assert said.endswith("which hold such a table together." if rows_per_step == 1 else "with more memory.")
+    assert said.endswith("which share such a table." if rows_per_step == 1 else "with more memory.")
 
 
 def test_what_fits_is_not_refused_and_each_process_needs_its_own(monkeypatch):

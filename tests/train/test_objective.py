@@ -170,7 +170,7 @@ def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monke
     hard = HardNegatives(skip=1, top=6, easy_per_hard=easy)
     objective, model = objective_of(asked, dataset, batch_size=24, hard_negatives=hard), model_of(dataset)
     batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::13][:24])
-    objective = replace(objective, mined=mined_for(dataset, batch))
+    objective = replace(objective, hard_pool=mined_for(dataset, batch))
     monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", 7 * 64)
     torch.manual_seed(1)
     loss, _ = mean_loss(objective, model, batch)
@@ -216,7 +216,7 @@ def test_over_many_draws_the_mined_ranks_count_twice(world):
     asked, hard = {"kind": "sampled_softmax", "negatives": 32}, HardNegatives(skip=1, top=6, easy_per_hard=16)
     objective, model = objective_of(asked, dataset, batch_size=6, hard_negatives=hard), model_of(dataset)
     (batch,) = (gather_batch(dataset, dataset.examples["train"], objective.examples[[5]]),)
-    objective = replace(objective, mined=mined_for(dataset, batch))
+    objective = replace(objective, hard_pool=mined_for(dataset, batch))
     ranks = objective.hard_pool.item_rows[0].tolist()
     assert min(ranks) >= 0
     with torch.no_grad():
@@ -263,7 +263,7 @@ def test_a_regression_leaves_out_rows_without_a_target(world):
     [
         (IN_BATCH, {"label": False}, r"holds 0 positive events; a loss of kind in_batch_softmax .*prepare.positive"),
         ({"kind": "regression"}, {"target": np.nan}, r"holds 0 events with a target; .*Check prepare.target"),
-        ({"kind": "bce"}, {"weight": 0}, r"mean weight of the 4,\d+ rows to learn from is 0.*Check prepare.weight"),
+        ({"kind": "bce"}, {"weight": 0}, r"mean weight of the 4,\d+ training examples is 0.*Check prepare.weight"),
     ],
 )
 def test_nothing_to_learn_is_refused(world, asked, columns, message):
