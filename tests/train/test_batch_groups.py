@@ -98,7 +98,9 @@ def test_a_batch_holds_one_language_and_is_corrected_by_its_share_of_it(dataset,
 
 def test_what_leaves_nothing_to_group_is_refused(dataset, values):
     lines = np.flatnonzero(np.array([value == "language 1" for value in values["language"]]))
-    with pytest.raises(DataError, match=rf"group_by: language has a single value in the {len(lines)} training examples"):
+    with pytest.raises(
+        DataError, match=rf"group_by: language has a single value in the {len(lines)} training examples"
+    ):
         group_examples(dataset, ("language",), lines, batch_size=2)
     refusal = r"of the 4 groups of language, fewer than two fill a batch of 1,000 rows.*Lower train.batch_size"
     with pytest.raises(DataError, match=refusal):
