@@ -110,7 +110,7 @@ def test_mined_in_every_epoch_and_read_from_the_file_after_a_resume(dataset, tmp
     assert (tmp_path / MINED).stat().st_mtime_ns > written
     (tmp_path / MINED).unlink()
     with pytest.raises(
-        RunError, match=r"hard_negatives.npy is gone, which the killed training drew from. Delete .* and"
+        RunError, match=r"hard_negatives.npy is missing, from which the killed training drew. Delete .* and"
     ):
         mined_of(dataset, tmp_path, is_begun=True)
 
