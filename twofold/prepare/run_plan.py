@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from twofold.errors import DataError
 from twofold.prepare.check import check_recipe
+from twofold.prepare.counter_sums import counted_columns
 from twofold.prepare.duckdb_engine import Engine, OpenEngine, duckdb_engine
 from twofold.prepare.funnel import FunnelLine, count_funnel, split_lines
 from twofold.prepare.label_report import describe_labels
-from twofold.prepare.plan import Plan, build_plan, counted_columns, oddities_sql, repeats_sql
+from twofold.prepare.plan import Plan, build_plan, oddities_sql, repeats_sql
 from twofold.prepare.sources import Source, table_paths
 from twofold.prepare.vectors import write_vectors
 from twofold.progress import progress_bar
