@@ -32,8 +32,8 @@ def flag(name: str) -> Column:
     return integer(name, 0, 1, distinct=2)
 
 
-def text(name: str, *commonest: str, distinct: int = 500, dates: float = 0, lists: float = 0.0) -> Column:
-    return Column(name, "VARCHAR", "text", 0.0, distinct, dates=float(dates), lists=lists, commonest=commonest)
+def text(name: str, *most_frequent: str, distinct: int = 500, dates: float = 0, lists: float = 0.0) -> Column:
+    return Column(name, "VARCHAR", "text", 0.0, distinct, dates=float(dates), lists=lists, most_frequent=most_frequent)
 
 
 def moment(name: str) -> Column:
@@ -44,9 +44,11 @@ def log(*columns: Column) -> TableProfile:
     return TableProfile(Path("log.csv"), 1000, columns)
 
 
-def roles(*columns: Column, asked: GivenColumns | None = None) -> Roles:
+def roles(*columns: Column, given_columns: GivenColumns | None = None) -> Roles:
     """The roles of a log that has a user, an item, a time and these."""
-    return guess_roles(log(integer("user_id"), integer("item_id"), moment("ts"), *columns), asked or GivenColumns())
+    return guess_roles(
+        log(integer("user_id"), integer("item_id"), moment("ts"), *columns), given_columns or GivenColumns()
+    )
 
 
 # --- what values look like --------------------------------------------------------------------------------------------
@@ -55,13 +57,13 @@ def roles(*columns: Column, asked: GivenColumns | None = None) -> Roles:
 @pytest.mark.parametrize(
     ("column", "looks"),
     [
-        (integer("x", *SECONDS), "moment (s)"),
-        (integer("x", *(value * 1e3 for value in SECONDS)), "moment (ms)"),
-        (integer("x", *(value * 1e6 for value in SECONDS)), "moment (us)"),
-        (integer("x", *(value * 1e9 for value in SECONDS)), "moment (ns)"),
-        (replace(integer("x"), kind="timestamp", type="TIMESTAMP"), "moment"),
+        (integer("x", *SECONDS), "timestamp (s)"),
+        (integer("x", *(value * 1e3 for value in SECONDS)), "timestamp (ms)"),
+        (integer("x", *(value * 1e6 for value in SECONDS)), "timestamp (us)"),
+        (integer("x", *(value * 1e9 for value in SECONDS)), "timestamp (ns)"),
+        (replace(integer("x"), kind="timestamp", type="TIMESTAMP"), "timestamp"),
         (replace(integer("x"), kind="day", type="DATE"), "day"),
-        (text("x", "2024-01-01T10:00:00Z", dates=1), "moment as text"),
+        (text("x", "2024-01-01T10:00:00Z", dates=1), "timestamp as text"),
         (integer("x", 20220425, 20220508), "day (yyyymmdd)"),
         (integer("x", 0, 1, distinct=2), "flag"),
         (integer("x", 1, 1, distinct=1), "constant"),
@@ -125,7 +127,7 @@ def test_equally_likely_columns_are_asked_for() -> None:
     with pytest.raises(
         DataError,
         match=r"(?s)which column is the user\? Equally likely are\n  user_id  BIGINT.*userId.*"
-        r"Say which: --user user_id",
+        r"Choose one: --user user_id",
     ):
         guess_roles(log(*columns))
     with pytest.raises(DataError, match=r"which column is the time\?"):
@@ -135,24 +137,30 @@ def test_equally_likely_columns_are_asked_for() -> None:
 
 
 def test_what_cannot_be_found_is_answered_with_what_is_left() -> None:
-    with pytest.raises(DataError, match=r"(?s)as the item of an event is\. Left are\n  thing  BIGINT.*--item COL"):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)item of an event by both its name and its values\. Choose one: --item COL\. Columns:\n  thing",
+    ):
         guess_roles(log(integer("user_id"), integer("thing"), moment("ts"), flag("liked")))
-    with pytest.raises(DataError, match=r"as the time of an event is\. A log without times needs a column of whole"):
+    with pytest.raises(
+        DataError,
+        match=r"time of an event by both its name and its values\. A log without times needs a column of whole",
+    ):
         guess_roles(log(integer("user_id"), integer("item_id"), flag("liked")))
 
 
 def test_a_column_that_is_asked_for_must_exist() -> None:
     with pytest.raises(DataError, match=r"--user user: log\.csv has no such column \(nearest: user_id; its columns: "):
-        roles(asked=GivenColumns(user="user"))
+        roles(given_columns=GivenColumns(user="user"))
 
 
 def test_the_three_are_three_columns() -> None:
     with pytest.raises(DataError, match=r"are user_id, user_id and ts; name three different columns"):
-        roles(asked=GivenColumns(item="user_id"))
+        roles(given_columns=GivenColumns(item="user_id"))
 
 
 def test_an_order_may_stand_for_the_time_if_asked_for() -> None:
-    found = roles(integer("pos"), asked=GivenColumns(time="pos"))
+    found = roles(integer("pos"), given_columns=GivenColumns(time="pos"))
     assert (found.time, found.at_unit, found.has_clock) == ("pos", "ms", False)
     assert found.taken_as["pos"] == "time (order only)"
 
@@ -179,7 +187,7 @@ def test_an_order_may_stand_for_the_time_if_asked_for() -> None:
     ],
 )
 def test_a_type_that_no_recipe_reads_is_answered_with_what_mends_it(columns: tuple[Column, ...], message: str) -> None:
-    with pytest.raises(DataError, match=f"(?s){message}.*then --log log-mended"):
+    with pytest.raises(DataError, match=f"(?s){message}.*then --log log-converted"):
         guess_roles(log(*columns))
 
 

@@ -23,12 +23,12 @@ def seen(
     facts: EventFacts | None = None,
     items: TableProfile | None = None,
     users: TableProfile | None = None,
-    asked: GivenColumns | None = None,
+    given_columns: GivenColumns | None = None,
 ) -> LogProfile:
     """A log with a user, an item, a time and these columns, of ten days of 100 events."""
     facts = facts or events([100] * 10)
     looked = replace(log(*KEYS, *columns), rows=facts.rows)
-    roles = guess_roles(looked, asked or GivenColumns())
+    roles = guess_roles(looked, given_columns or GivenColumns())
     return LogProfile(looked, items, users, roles, data_part(looked, items, users, roles), facts)
 
 
@@ -54,11 +54,11 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
     assert [feature.kind for feature in recipe.features.item] == ["id"]
     for said in (
         "#   rows       1,000",
-        "#   days       2024-01-01 to 2024-01-10 (UTC), 10 days; 100 rows on a usual one",
+        "#   days       2024-01-01 to 2024-01-10 (UTC), 10 days; 100 rows on a median day",
         "at_unit: s  ",
-        "# 7 of 80 items were met once",
+        "# 7 of 80 items have one event",
         "half of the users have 20 events or fewer, one in 1,000 more than 90",
-        "# the last day is judged",
+        "# test: last day",
         "# 800 events",
         "  # weight: LEAST(SQRT(watch_s), 8)",
     ):
@@ -67,9 +67,9 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_not_asked_for(tmp_path: Path) -> None:
     facts = replace(events([]), positives=1, lone_items=60, median_events=2)
-    recipe, drafted = loaded(tmp_path, seen(integer("pos"), facts=facts, asked=GivenColumns(time="pos")))
+    recipe, drafted = loaded(tmp_path, seen(integer("pos"), facts=facts, given_columns=GivenColumns(time="pos")))
     assert isinstance(recipe.prepare.split, LastEvents)
-    assert "looks into the future" in drafted
+    assert "this leaks the future" in drafted
     assert "utc_offset_h" not in drafted
     assert [feature.kind for feature in recipe.features.user] == ["history"]
     assert [filter_.min_events for filter_ in recipe.prepare.filters] == [1, 1]
@@ -130,22 +130,22 @@ def test_columns_of_items_become_features(tmp_path: Path) -> None:
         "warmth": "standard",
     }
     assert "as a list column it could be kind: bag" in drafted
-    assert "left out, they count what happened, the future too: play_cnt, rating" in drafted
-    assert "left out, nearly another value in each row: title" in drafted
+    assert "not used, counts of events, which include the future: play_cnt, rating" in drafted
+    assert "not used, almost unique per row: title" in drafted
 
 
 def test_columns_of_users_become_features_and_names_are_not_taken_twice(tmp_path: Path) -> None:
     users = side(integer("user_id"), text("country", "in", distinct=9), text("hour", "x", distinct=9))
     recipe, drafted = loaded(tmp_path, seen(users=users))
     assert [f.column for f in recipe.features.user if f.kind == "category"] == ["country"]
-    assert "left out, called as another feature: hour" in drafted
+    assert "not used, same name as another feature: hour" in drafted
 
 
 def test_many_columns_are_cut_and_said(tmp_path: Path) -> None:
     wide = side(integer("item_id"), *(text(f"attribute_{number}", "x", distinct=3) for number in range(30)))
     recipe, drafted = loaded(tmp_path, seen(items=wide))
     assert len(recipe.features.item) == 1 + 12
-    assert "left out, more of the same: attribute_12, " in drafted
+    assert "not used, more than 12 columns: attribute_12, " in drafted
     assert "and 10 more" in drafted
 
 

@@ -149,9 +149,12 @@ def test_a_log_of_hours_is_judged_by_last_events(tmp_path: Path) -> None:
 def test_an_order_instead_of_a_time(tmp_path: Path) -> None:
     columns = {"user_id": keys()["user"], "item_id": keys()["item"], "pos": np.arange(ROWS)}
     log = write(tmp_path / "log.csv", columns)
-    with pytest.raises(DataError, match=r"(?s)the time of an event is\. Left are\n  pos  BIGINT.*--time COL"):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)time of an event by both its name and its values\. Choose one: --time COL\. Columns:\n  pos",
+    ):
         profile_log(log)
-    seen = profile_log(log, asked=GivenColumns(time="pos"))
+    seen = profile_log(log, given_columns=GivenColumns(time="pos"))
     assert seen.events.days == ()
     assert drafted(seen, tmp_path).prepare.split.kind == "last_n"
     assert prepared(seen, tmp_path)["splits"]["test"]["users"] > 0
@@ -161,7 +164,7 @@ def test_a_rule_that_holds_for_no_event_is_not_proposed(tmp_path: Path) -> None:
     columns = {"user_id": keys()["user"], "item_id": keys()["item"], "ts": keys()["seconds"], "dwell": [9] * ROWS}
     seen = profile_log(write(tmp_path / "log.csv", columns))
     assert (seen.roles.positive, seen.events.positives) == ("TRUE", ROWS)
-    assert seen.roles.reason == "every event, as watch_s >= 18 holds for none"
+    assert seen.roles.reason == "every event, because watch_s >= 18 is true for none"
 
 
 def test_rows_without_keys_are_left_out_of_the_counts(tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_what_a_scan_says_of_columns(tmp_path: Path) -> None:
     assert (found["whole"].low, found["whole"].high) == (1.0, 3.0)
     assert (found["flag"].low, found["flag"].high, found["flag"].is_whole) == (0, 1, True)
     assert (found["text"].dates, found["text"].lists) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
-    assert found["text"].commonest[0] == "a,b"
+    assert found["text"].most_frequent[0] == "a,b"
     assert (found["nothing"].nulls, found["nothing"].distinct, found["nothing"].low) == (1, 0, None)
     assert {name: found[name].kind for name in ("list", "nested", "bytes")} == {
         "list": "list",
@@ -232,19 +235,19 @@ def test_a_hostile_name_is_a_name(tmp_path: Path, name: str) -> None:
     names = [f"{name} user", f"{name} item", f"{name} ts", f"{name} x"]
     values = [key["user"], key["item"], key["seconds"], np.arange(ROWS) % 2]
     log = write(tmp_path / "log.parquet", dict(zip(names, values, strict=True)) | {"like": np.arange(ROWS) % 3 // 2})
-    seen = profile_log(log, asked=GivenColumns(*names[:3]))
+    seen = profile_log(log, given_columns=GivenColumns(*names[:3]))
     assert (seen.events.users, seen.events.items, seen.roles.positive) == (20, 31, '"like"')
     assert list(drafted(seen, tmp_path).data.columns.values()) == names[:3]
 
 
 def test_the_engine_reads_the_given_files_alone(tmp_path: Path, short_video: Path) -> None:
     other = write(tmp_path / "secret.parquet", {"x": [1]})
-    with looking._engine((short_video,)) as ask:
-        assert ask(f"SELECT COUNT(*) FROM '{short_video}'") == [(ROWS + 2,)]
+    with looking._engine((short_video,)) as query:
+        assert query(f"SELECT COUNT(*) FROM '{short_video}'") == [(ROWS + 2,)]
         with pytest.raises(duckdb.PermissionException):
-            ask(f"SELECT * FROM '{other}'")
+            query(f"SELECT * FROM '{other}'")
         with pytest.raises(duckdb.InvalidInputException, match="lock"):
-            ask("SET memory_limit = '1TB'")
+            query("SET memory_limit = '1TB'")
 
 
 # --- logs that cannot be used -----------------------------------------------------------------------------------------
@@ -286,11 +289,11 @@ def no_keys(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (header_only, r"--log: .*log\.csv holds no rows\. Check that the export"),
-        (empty, r"--log: .*log\.csv holds no rows"),
+        (header_only, r"--log: .*log\.csv has no rows\. Check that the export"),
+        (empty, r"--log: .*log\.csv has no rows"),
         (damaged, r"log\.parquet cannot be read as parquet .* It is damaged, cut short or of another kind"),
         (late_surprise, r"reading .*log\.csv failed: .*never.* or a value in it is not of its column's type"),
-        (one_user, r"user_id holds one user alone, and a model learns by telling users apart\. Name another column"),
+        (one_user, r"user_id holds one user alone, and a model needs several users\. Name another column"),
         (no_keys, r"in every row user_id, item_id or ts is NULL\. Fill them"),
     ],
 )
@@ -359,6 +362,6 @@ def test_what_cannot_be_told_is_one_message(tmp_path: Path, call: Callable[..., 
     columns = {"user_id": key["user"], "userId": key["user"], "item_id": key["item"], "ts": key["seconds"]}
     log = write(tmp_path / "log.csv", columns)
     code, _, error = call("--log", log, "--out", tmp_path / "r.yaml")
-    assert (code, "Say which: --user user_id" in error) == (2, True)
+    assert (code, "Choose one: --user user_id" in error) == (2, True)
     assert call("--log", log, "--out", tmp_path / "r.yaml", "--user", "userId")[0] == 0
     assert call("--log", tmp_path / "nosuch.csv")[0] == 2

@@ -52,7 +52,10 @@ def windows(daily: list[int], *, positives: int | None = None) -> tuple[list[int
 
 
 def test_the_last_day_tests_and_the_one_before_validates() -> None:
-    assert windows([100] * 10) == ([0, 8, 9, 10], "the last day is judged, the one before chooses, all before teaches")
+    assert windows([100] * 10) == (
+        [0, 8, 9, 10],
+        "test: last day; validation: the day before; train: everything earlier",
+    )
 
 
 def test_three_days_are_enough_if_half_of_the_events_teach() -> None:
@@ -63,13 +66,13 @@ def test_a_last_day_that_is_cut_short_is_left_out() -> None:
     assert windows([100] * 9 + [50])[0] == [0, 8, 9, 10]  # half a day is a day
     bounds, reason = windows([100] * 9 + [49])
     assert bounds == [0, 7, 8, 9]
-    assert reason.endswith("2024-01-10 is left out, it is cut short")
+    assert reason.endswith("2024-01-10 is left out: it is incomplete")
 
 
 def test_thin_days_are_joined_to_weeks() -> None:
     bounds, reason = windows([1] * 400)  # a day is a quarter of a percent
     assert bounds == [0, 400 - 14, 400 - 7, 400]
-    assert reason.startswith("the last week is judged")
+    assert reason.startswith("test: last week")
 
 
 def test_days_without_events_count_as_days() -> None:
@@ -154,7 +157,7 @@ def test_a_side_table_without_a_key_is_refused() -> None:
     events = log(integer("user_id"), integer("video_id"), moment("at"))
     with pytest.raises(
         DataError,
-        match=r"side\.csv has no column video_id, as log\.csv calls the item; its id may be it\. .*rename it there",
+        match=r"side\.csv has no column video_id, as log\.csv calls the item; its id may be the key\. ",
     ):
         data(events, items=side(integer("id"), text("title")))
     with pytest.raises(DataError, match=r"calls the user; One name must serve both.* Its columns: x"):

@@ -224,9 +224,9 @@ def test_features_refer_to_what_the_recipe_makes(tmp_path: Path, features: dict[
 
 
 def test_counters_count_something_under_one_name_each(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match=r"counts nothing; write rates: \{like: liked\}"):
+    with pytest.raises(ValidationError, match=r"no counter is defined; write rates: \{like: liked\}"):
         recipe_with(tmp_path, counters={"item_id": {}})
-    with pytest.raises(ValidationError, match="watch is a rate and a mean; rename one"):
+    with pytest.raises(ValidationError, match="watch is both a rate and a mean; rename one"):
         recipe_with(tmp_path, counters={"item_id": {"rates": {"watch": "liked"}, "means": {"watch": "watch_s"}}})
     with pytest.raises(ValidationError, match="half is both in derive and in labels; rename one"):
         recipe_with(tmp_path, derive={"half": "watch_s"}, labels={"half": {"kind": "pcc"}})

@@ -121,7 +121,7 @@ def new(
         raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
     console = Console(stderr=folder is None, highlight=False, soft_wrap=True)
     with Console(stderr=True).status("reading the log …"):
-        seen = profile_log(log, items=items, users=users, asked=GivenColumns(user, item, time))
+        seen = profile_log(log, items=items, users=users, given_columns=GivenColumns(user, item, time))
     _print_seen(console, seen)
     text = draft_recipe(seen, name=recipe_name(log), folder=folder)
     if folder is None:

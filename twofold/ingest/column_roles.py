@@ -1,7 +1,7 @@
-"""What the columns of a log hold → the part each plays in a recipe. Pure: the facts come from `prepare/look.py`.
+"""The role of each column of a log: user, item, time, and signals of interest, guessed from names and values.
 
-A role needs both: a name that the field gives to such columns, and values that can be it. A column called `time` whose
-values are 0, 1 and 2 is no time. What cannot be told apart is asked, never guessed.
+A role needs both a usual name and fitting values: a column called `time` with the values 0, 1 and 2 is no time. Where
+several columns fit equally well, the user is asked to choose. `inspect_log.py` reads the values.
 """
 
 import re
@@ -36,34 +36,34 @@ Unit = Literal["s", "ms", "us", "ns"]
 
 @dataclass(frozen=True)
 class Column:
-    """What one scan says of a column."""
+    """A column's statistics, from one scan of the table."""
 
     name: str
     type: str
-    """As DuckDB spells it."""
+    """SQL type as DuckDB writes it."""
     kind: Kind
     nulls: float
-    """Share of the rows."""
+    """Share of rows that are NULL."""
     distinct: int
-    """About how many values, NULL left out."""
+    """Approximate number of distinct values, without NULL."""
     low: float | None = None
-    """Of numbers, and of booleans as 0 and 1."""
+    """Smallest value of a number, or of a boolean as 0 and 1."""
     high: float | None = None
     is_whole: bool = False
     """A number that never has a fraction."""
     dates: float = 0.0
-    """Share of the texts that read as a moment."""
+    """Share of the texts that can be read as a timestamp."""
     lists: float = 0.0
     """Share of the texts that hold a comma or a bar."""
     range: tuple[str, ...] = ()
-    """Smallest and largest, as text."""
-    commonest: tuple[str, ...] = ()
-    """Of texts: the commonest, cut at 60 characters."""
+    """Smallest and largest value, as text."""
+    most_frequent: tuple[str, ...] = ()
+    """Most frequent texts, cut at 60 characters."""
 
 
 @dataclass(frozen=True)
 class TableProfile:
-    """A table: where it lies, and what its columns hold."""
+    """A table: its path, and the statistics of its columns."""
 
     path: Path
     rows: int
@@ -72,33 +72,33 @@ class TableProfile:
 
 @dataclass(frozen=True)
 class Roles:
-    """Which column is what, and what follows from it."""
+    """The columns with a role in the recipe, and the rules that follow from them."""
 
     user: str
     item: str
     time: str
     at_unit: Unit | None
-    """Of whole numbers; None for timestamps."""
+    """Unit of a time given as whole numbers; `None` means timestamps."""
     has_clock: bool
-    """False: `time` orders events, and says nothing of days and hours."""
+    """`False` means that `time` gives only the order of events, no days and hours."""
     derive: Mapping[str, str]
     positive: str
     reason: str
-    """Why that is positive, for whoever reads the recipe."""
+    """Reason for the rule `positive`, as a comment in the recipe."""
     taken_as: Mapping[str, str]
-    """Column → the part it plays, for those that play one."""
+    """Column → its role, for columns that have one."""
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
 def printable(text: str) -> str:
-    """Text of a log that a terminal and a comment can hold: what is invisible, or ends a line, becomes ·."""
+    """Returns a text that is safe in a terminal and in a comment: invisible characters and line ends become ·."""
     return "".join(character if character.isprintable() else "·" for character in text)
 
 
 def rule_name(name: str) -> str | None:
-    """How a rule writes a column's name; None if no rule can."""
+    """Returns a column's name as a rule writes it; `None` means that no rule can."""
     quoted = '"' + name.replace('"', '""') + '"'
     for written in (name, quoted):
         try:
@@ -111,14 +111,14 @@ def rule_name(name: str) -> str | None:
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
-# 1995 and 2100 in seconds. No log is older; ids and days as 20220425 lie below in every unit.
+# 1995 and 2100 in seconds. No log is older; ids and days such as 20220425 are smaller in every unit.
 _FIRST_S, _END_S = 788_918_400, 4_102_444_800
 _LONG_S: Final = LONG_VIEW_MS // 1000
 _PER_S: Final[Mapping[Unit, int]] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
-def moment_unit(column: Column) -> Unit | None:
-    """The unit in which all numbers of a column are moments between 1995 and 2100, if there is one."""
+def timestamp_unit(column: Column) -> Unit | None:
+    """Returns the unit in which all numbers of a column are times between 1995 and 2100, if there is one."""
     if column.low is None or column.high is None:
         return None
     inside = (u for u, per_s in _PER_S.items() if _FIRST_S * per_s <= column.low and column.high < _END_S * per_s)
@@ -126,24 +126,24 @@ def moment_unit(column: Column) -> Unit | None:
 
 
 def is_flag(column: Column) -> bool:
-    """True and false, or 0 and 1: both do occur."""
+    """Returns whether the values are true and false, or 0 and 1, and both occur."""
     return column.is_whole and (column.low, column.high) == (0, 1)
 
 
 def look_of(column: Column) -> str:
-    """What the values alone look like, in two or three words."""
+    """Describes the values, without the name, in two or three words."""
     if column.distinct == 0:
         return "empty"
     if column.kind in ("timestamp", "day", "list"):
-        return {"timestamp": "moment", "day": "day", "list": "list"}[column.kind]
+        return {"timestamp": "timestamp", "day": "day", "list": "list"}[column.kind]
     if is_flag(column):
         return "flag"
     if column.distinct == 1:
         return "constant"
     if column.kind == "text":
         return _look_of_text(column)
-    if unit := moment_unit(column):
-        return f"moment ({unit})"
+    if unit := timestamp_unit(column):
+        return f"timestamp ({unit})"
     if column.low is None or column.high is None:
         return "other"
     if column.is_whole and column.low >= 19_000_101 and column.high <= 21_001_231:
@@ -157,7 +157,7 @@ def look_of(column: Column) -> str:
 
 def _look_of_text(column: Column) -> str:
     if column.dates >= 0.99:
-        return "moment as text"
+        return "timestamp as text"
     if column.lists >= 0.2:
         return "list as text"
     return "category" if column.distinct <= 1000 else "text"
@@ -168,21 +168,21 @@ def _look_of_text(column: Column) -> str:
 
 @dataclass(frozen=True)
 class GivenColumns:
-    """The columns the user names, where nothing is to be guessed."""
+    """The columns that the user names; `None` means that the column is guessed."""
 
     user: str | None = None
     item: str | None = None
     time: str | None = None
 
 
-def guess_roles(log: TableProfile, asked: GivenColumns = GivenColumns()) -> Roles:  # noqa: B008 - frozen
-    """Which column is the user, the item, the time, and what else is known of an event.
+def guess_roles(log: TableProfile, given_columns: GivenColumns = GivenColumns()) -> Roles:  # noqa: B008 - frozen
+    """Guesses the columns of user, item and time, and the signals that an event has.
 
-    DataError if one of the three is not there, could be two columns, or is of a type that no recipe reads.
+    DataError if one of the three is missing, could be several columns, or has a type that no recipe reads.
     """
-    user = _needed(log, "user", asked.user, USER, _could_be_id)
-    item = _needed(log, "item", asked.item, ITEM, _could_be_id, taken=(user.name,))
-    time = _needed(log, "time", asked.time, TIME, _could_be_time, taken=(user.name, item.name))
+    user = _find_column(log, "user", given_columns.user, USER, _could_be_id)
+    item = _find_column(log, "item", given_columns.item, ITEM, _could_be_id, taken=(user.name,))
+    time = _find_column(log, "time", given_columns.time, TIME, _could_be_time, taken=(user.name, item.name))
     if len({user.name, item.name, time.name}) < 3:
         raise DataError(
             f"{log.path}: user, item and time are {user.name}, {item.name} and {time.name}; "
@@ -191,7 +191,7 @@ def guess_roles(log: TableProfile, asked: GivenColumns = GivenColumns()) -> Role
     for column, role in ((user, "user"), (item, "item")):
         if column.kind not in ("integer", "text"):
             raise _refused(log, column, role, "as whole numbers or as text", "BIGINT")
-    unit = moment_unit(time) if time.kind == "integer" else None
+    unit = timestamp_unit(time) if time.kind == "integer" else None
     if time.kind not in ("integer", "timestamp"):
         wanted = "BIGINT" if time.kind == "fraction" else "TIMESTAMP"
         raise _refused(log, time, "time", "as timestamps or as whole numbers", wanted)
@@ -214,14 +214,14 @@ def guess_roles(log: TableProfile, asked: GivenColumns = GivenColumns()) -> Role
 
 
 def guess_key(table: TableProfile, role: Literal["user", "item"]) -> str | None:
-    """The column of an items or users file that names the row's item or user, whatever the log calls it."""
+    """Guesses the key column of an items or users file, independently of its name in the log."""
     tiers = (*(ITEM if role == "item" else USER), frozenset({"id"}))
     found = _likeliest([column for column in table.columns if _could_be_id(column)], tiers)
     return found[0].name if len(found) == 1 else None
 
 
 def _likeliest(columns: Sequence[Column], tiers: Sequence[frozenset[str]]) -> list[Column]:
-    """The columns whose name is the likeliest there is; none if no name is in the sets."""
+    """Returns the columns whose name is in the first set that has any; none if no set has one."""
     found = (
         [column for column in columns if tier & {normalized_name(column.name), "".join(words(column.name))}]
         for tier in tiers
@@ -229,23 +229,23 @@ def _likeliest(columns: Sequence[Column], tiers: Sequence[frozenset[str]]) -> li
     return next((some for some in found if some), [])
 
 
-def _needed(
+def _find_column(
     log: TableProfile,
     role: str,
-    asked: str | None,
+    named: str | None,
     tiers: Sequence[frozenset[str]],
     could_be: Callable[[Column], bool],
     *,
     taken: tuple[str, ...] = (),
 ) -> Column:
-    named = {column.name: column for column in log.columns}
-    if asked is not None:
-        if asked not in named:
+    columns = {column.name: column for column in log.columns}
+    if named is not None:
+        if named not in columns:
             raise DataError(
-                f"--{role} {asked}: {log.path} has no such column ({did_you_mean(asked, named)}its columns: "
-                f"{', '.join(map(printable, named))})"
+                f"--{role} {named}: {log.path} has no such column ({did_you_mean(named, columns)}its columns: "
+                f"{', '.join(map(printable, columns))})"
             )
-        return named[asked]
+        return columns[named]
     free = [column for column in log.columns if column.name not in taken and not is_flag(column)]
     able = [column for column in log.columns if column.name not in taken and could_be(column)]
     found = _likeliest(able, tiers) or (able if role == "time" and len(able) == 1 else [])
@@ -254,12 +254,15 @@ def _needed(
     if found:
         raise DataError(
             f"{log.path}: which column is the {role}? Equally likely are\n{_listed(found)}\n"
-            f"Say which: --{role} {_shell(found[0].name)}"
+            f"Choose one: --{role} {_shell(found[0].name)}"
         )
-    left = f"Left are\n{_listed(free)}\nSay which: --{role} COL. " if free else ""
-    orders = "A log without times needs a column of whole numbers that grow, event by event. " if role == "time" else ""
+    left = f"Choose one: --{role} COL. Columns:\n{_listed(free)}\n" if free else ""
+    orders = (
+        "A log without times needs a column of whole numbers that rise from event to event. " if role == "time" else ""
+    )
     raise DataError(
-        f"{log.path}: no column is both called and filled as the {role} of an event is. {left}{orders}"
+        f"{log.path}: could not find the {role} column: no column looks like the {role} of an event by both its name "
+        f"and its values. {left}{orders}"
         "A recipe needs a user, an item and a time."
     )
 
@@ -272,18 +275,18 @@ def _could_be_id(column: Column) -> bool:
 def _could_be_time(column: Column) -> bool:
     if column.nulls > 0.5 or column.distinct == 0:
         return False
-    return column.kind in ("timestamp", "day") or column.dates >= 0.99 or moment_unit(column) is not None
+    return column.kind in ("timestamp", "day") or column.dates >= 0.99 or timestamp_unit(column) is not None
 
 
 def _refused(log: TableProfile, column: Column, role: str, wanted: str, type_: str) -> DataError:
-    # Moments with a fraction are kept to the millisecond; the whole number that results names its unit itself.
+    # Seconds with a fraction are kept to the millisecond; the unit of the resulting whole number follows from its size.
     quoted = '"' + printable(column.name).replace('"', '""') + '"'
-    scale = 1000 if role == "time" and moment_unit(column) == "s" else 1
+    scale = 1000 if role == "time" and timestamp_unit(column) == "s" else 1
     value = f"{quoted} * {scale}" if scale > 1 else quoted
     return DataError(
         f"{log.path}: the {role}, {printable(column.name)}, is {column.type}; a recipe reads it {wanted}. "
         f"In DuckDB:\n  COPY (SELECT * REPLACE (CAST({value} AS {type_}) AS {quoted}) "
-        f"FROM '{log.path}') TO '{log.path.stem}-mended.parquet';\nthen --log {log.path.stem}-mended.parquet"
+        f"FROM '{log.path}') TO '{log.path.stem}-converted.parquet';\nthen --log {log.path.stem}-converted.parquet"
     )
 
 
@@ -296,8 +299,8 @@ def _listed(columns: Sequence[Column], most: int = 12) -> str:
 
 
 def shown_values(column: Column) -> str:
-    """The range of a column, or its commonest values, short enough for a table."""
-    joint, values = (" … ", column.range) if column.range else (", ", column.commonest[:3])
+    """Returns the range of a column, or its most frequent values, short enough for a table."""
+    joint, values = (" … ", column.range) if column.range else (", ", column.most_frequent[:3])
     return printable(joint.join(value if len(value) <= 24 else value[:23] + "…" for value in values)) or "—"
 
 
@@ -309,17 +312,17 @@ def _shell(name: str) -> str:
 
 
 def _watched(columns: Sequence[Column]) -> tuple[dict[str, str], dict[str, str]]:
-    """Watch time and length as rules that give seconds, and the columns these read with what they are taken as."""
+    """Returns the rules of watch time and length in seconds, and the roles of the columns that they read."""
     seconds: dict[str, str] = {}
     taken_as: dict[str, str] = {}
     for name, called, ours in (("watch time", WATCH, "watch_s"), ("length", LENGTH, "length_s")):
-        # The name we would give comes first: nothing need be derived then.
+        # Our own name comes first: then nothing needs to be derived.
         for column in sorted(columns, key=lambda column: column.name != ours):
             written = rule_name(column.name)
             is_number = column.kind in ("integer", "fraction") and column.high is not None and column.high > 1
             if written and is_number and (normalized_name(column.name) in called) and (seconds or ours == "watch_s"):
                 named = [TO_SECONDS[word] for word in words(column.name) if word in TO_SECONDS]
-                # Nobody watches for 28 hours: larger numbers are milliseconds.
+                # No one watches for 28 hours: larger numbers are milliseconds.
                 scale = named[-1] if named else " / 1000" if (column.high or 0) > 100_000 else ""
                 seconds[ours] = f"{written}{scale}"
                 unit = {"": "s", " / 1000": "ms", " / 1000000": "us", " * 60": "min"}[scale]
@@ -329,7 +332,7 @@ def _watched(columns: Sequence[Column]) -> tuple[dict[str, str], dict[str, str]]
 
 
 def _positive(columns: Sequence[Column], seconds: Mapping[str, str]) -> tuple[str, str, dict[str, str]]:
-    """The rule of what a user wanted, why, and the columns it reads with what they are taken as."""
+    """Returns the rule of positive events, its reason, and the roles of the columns that it reads."""
     usable = [(column, written) for column in columns if (written := rule_name(column.name)) is not None]
     rules: list[tuple[str, str]] = []
     taken_as: dict[str, str] = {}
@@ -339,22 +342,26 @@ def _positive(columns: Sequence[Column], seconds: Mapping[str, str]) -> tuple[st
             rules.append((written, ""))
             taken_as[column.name] = "positive flag"
         elif name in RATING and column.kind in ("integer", "fraction") and high > 1:
-            rules.append((f"{written} >= {0.8 * high:g}", f"ratings go up to {high:g}: four fifths of it count"))
+            rules.append((f"{written} >= {0.8 * high:g}", f"at least four fifths of the highest rating, {high:g}"))
             taken_as[column.name] = "rating"
         elif name in EVENT and (
-            wanted := [v for v in column.commonest if v.isprintable() and normalized_name(v) in LIKED]
+            wanted := [v for v in column.most_frequent if v.isprintable() and normalized_name(v) in LIKED]
         ):
             listed = ", ".join("'" + value.replace("'", "''") + "'" for value in wanted)
-            rules.append((f"{written} IN ({listed})", "kinds of event that say more than a look"))
+            rules.append((f"{written} IN ({listed})", "kinds of event that show more interest than a view"))
             taken_as[column.name] = "kind of event"
     has_long_view = any(normalized_name(column.name) == "longview" for column in columns)
     rules += [] if has_long_view else _long_view(seconds)
     if not rules:
         rules, taken_as = _weaker(usable)
     if not rules:
-        return "TRUE", "nothing tells liked from met, so that an event happened is all there is", {}
+        return "TRUE", "no column tells liked items from seen ones, so every event is positive", {}
     reasons = dict.fromkeys(reason for _, reason in rules if reason)
-    return " OR ".join(rule for rule, _ in rules), "; ".join(reasons) or "what users do with what they like", taken_as
+    return (
+        " OR ".join(rule for rule, _ in rules),
+        "; ".join(reasons) or "what users do with items that they like",
+        taken_as,
+    )
 
 
 def _long_view(seconds: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -365,11 +372,11 @@ def _long_view(seconds: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _weaker(usable: Sequence[tuple[Column, str]]) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """What is taken where nothing better is known: the share watched, or that an item was opened at all."""
+    """Returns the rules where no better signal exists: the share watched, or that an item was opened."""
     for column, written in usable:
         if normalized_name(column.name) in SHARE and column.kind in ("integer", "fraction") and (column.low or 0) >= 0:
             enough = 80 if (column.high or 0) > 20 else 0.8
             return [(f"{written} >= {enough}", "four fifths were watched")], {column.name: "share watched"}
     flags = [(column, written) for column, written in usable if is_flag(column) and normalized_name(column.name) in MET]
-    rules = [(written, "the only sign of interest") for _, written in flags]
+    rules = [(written, "the only signal of interest") for _, written in flags]
     return rules, {column.name: "positive flag" for column, _ in flags}

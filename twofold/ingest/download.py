@@ -60,13 +60,13 @@ def download(url: str, path: Path, *, md5: str = "", retry_command: str) -> Arch
 def _fetch(url: str, part: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "twofold"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response, part.open("wb") as file:
-        size = int(response.headers.get("Content-Length") or 0)
+        written, size = 0, int(response.headers.get("Content-Length") or 0)
         with progress_bar("download", total=size, unit="bytes") as advance:
             while chunk := response.read(_CHUNK_BYTES):
-                file.write(chunk)
+                written += file.write(chunk)
                 advance(len(chunk), part.name.removesuffix(".part"))
-        if file.tell() < size:
-            raise OSError(f"the connection was closed {size - file.tell():,} bytes before the end")
+        if written < size:
+            raise OSError(f"the connection was closed {size - written:,} bytes before the end")
 
 
 def _verified(downloaded: Path, path: Path, *, md5: str, url: str) -> Archive:
@@ -107,11 +107,9 @@ def unpack(archive: Path, folder: Path, *, patterns: Collection[str]) -> None:
     """
     folder.mkdir()
     try:
-        with archive.open("rb") as file, progress_bar("unpack", total=archive.stat().st_size, unit="bytes") as advance:
-            position = 0
+        with archive.open("rb") as file, progress_bar("unpack", total=len(patterns), unit="files") as advance:
             for name in _extract(file, folder, patterns):
-                advance(file.tell() - position, name)
-                position = file.tell()
+                advance(1, name)
     except _DAMAGED as error:
         raise DataError(f"{archive} cannot be unpacked ({error}): it is damaged or cut short. Get it again.") from error
 

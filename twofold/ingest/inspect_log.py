@@ -1,7 +1,6 @@
-"""Looks at a log of which nothing is known but its path, in scans of bounded memory; reads nothing else.
+"""Inspection of a log: column statistics and event counts, in scans of bounded memory.
 
-What was seen becomes a recipe in `recipe/draft.py`. Whatever a column is called, its name reaches the engine as a
-quoted name, never as SQL.
+`draft_recipe.py` turns the profile into a recipe. Column names reach DuckDB only as quoted names, never as SQL.
 """
 
 import tempfile
@@ -29,12 +28,12 @@ from twofold.recipe.load import load_recipe
 from twofold.sql.rules import rule_sql
 from twofold.tables import DAY_MS, HOUR_MS
 
-Ask = Callable[[str], list[Any]]
+Query = Callable[[str], list[Any]]
 
-# Duplicates and repeats are counted on so many rows at most: those of a share of the users, chosen by hash.
+# Duplicates and repeats are counted on at most this many rows: those of a share of the users, chosen by hash.
 _MAX_COMPARED: Final = 20_000_000
-# DuckDB's time grows with the square of what one statement asks: 400 columns at once took 11 s of 4,000 rows.
-_COLUMNS_A_SCAN: Final = 64
+# DuckDB's time grows with the square of the columns in a statement: 400 columns at once took 11 s for 4,000 rows.
+_COLUMNS_PER_SCAN: Final = 64
 _SHOWN: Final = 60
 
 
@@ -43,27 +42,27 @@ def profile_log(
     *,
     items: Path | None = None,
     users: Path | None = None,
-    asked: GivenColumns = GivenColumns(),  # noqa: B008
+    given_columns: GivenColumns = GivenColumns(),  # noqa: B008
 ) -> LogProfile:
-    """All that a recipe is drafted from: the columns of every table, their roles, and what the events say.
+    """Returns the profile of a log: the columns of every table, their roles, and statistics of the events.
 
-    `asked` names the columns that are not to be guessed. DataError if a file is missing, damaged or empty, if user,
-    item or time cannot be told, or if there is nothing to learn: one user, one item.
+    `given_columns` are not guessed. DataError if a file is missing, damaged or empty, if user, item or time cannot be
+    found, or if there is only one user or one item.
     """
     tables = {"--log": log} | {name: path for name, path in (("--items", items), ("--users", users)) if path}
     looked = {name: look_at_table(path, field=name) for name, path in tables.items()}
-    roles = guess_roles(looked["--log"], asked)
+    roles = guess_roles(looked["--log"], given_columns)
     sides = looked.get("--items"), looked.get("--users")
     data = data_part(looked["--log"], *sides, roles)
     events = look_at_events(open_source(data), roles)
     if events.positives == 0:
-        roles = replace(roles, positive="TRUE", reason=f"every event, as {roles.positive} holds for none")
+        roles = replace(roles, positive="TRUE", reason=f"every event, because {roles.positive} is true for none")
         events = look_at_events(open_source(data), roles)
     return LogProfile(looked["--log"], *sides, roles, data, events)
 
 
 def check_draft(text: str, folder: Path) -> None:
-    """Accepts the text of a recipe that loads from a file in `folder` and that its data can serve."""
+    """Checks that a recipe's text loads from a file in `folder` and fits its data."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, prefix=".draft-", suffix=".yaml") as draft:
         draft.write(text)
         draft.flush()
@@ -71,37 +70,37 @@ def check_draft(text: str, folder: Path) -> None:
 
 
 def look_at_table(path: Path, *, field: str) -> TableProfile:
-    """What every column of a table holds. `field` is what the user called the path."""
+    """Returns the statistics of a table's columns. `field` is the option that named the path."""
     files = files_at(path, field)
     types = columns_of(files, field=field)
     names = list(types)
     rows, columns = 0, []
-    with _engine(files) as ask:
-        for first in range(0, len(names), _COLUMNS_A_SCAN):
-            some = names[first : first + _COLUMNS_A_SCAN]
+    with _engine(files) as query:
+        for first in range(0, len(names), _COLUMNS_PER_SCAN):
+            some = names[first : first + _COLUMNS_PER_SCAN]
             listed = ", ".join(_column_sql(name, types[name]) for name in some)
-            rows, *facts = ask(f"SELECT COUNT(*), {listed} FROM {scan_sql(files)}")[0]
+            rows, *facts = query(f"SELECT COUNT(*), {listed} FROM {scan_sql(files)}")[0]
             columns += [_column(name, types[name], rows, fact) for name, fact in zip(some, facts, strict=True)]
     return TableProfile(path, rows, tuple(columns))
 
 
 def look_at_events(source: Source, roles: Roles) -> EventFacts:
-    """How many users, items, days and repeats the events have; DataError if there is nothing to learn from them."""
-    with _engine(source.files) as ask:
+    """Counts users, items, days and repeats of the events; DataError if there is only one user or item."""
+    with _engine(source.files) as query:
         events = _events_sql(source, roles)
         counts = f"""COUNT(*), COALESCE(SUM("is_positive"), 0), COUNT(DISTINCT "at" // {HOUR_MS} % 24)"""
-        rows, positives, hours = ask(f"SELECT {counts} FROM {events}")[0]
-        users, median, busiest = ask(_groups_sql(events, "user_id", "QUANTILE_DISC(n, 0.5), QUANTILE_DISC(n, 0.999)"))[
-            0
-        ]
-        items, lone_items = ask(_groups_sql(events, "item_id", "COUNT(CASE WHEN n = 1 THEN 1 END)"))[0]
+        rows, positives, hours = query(f"SELECT {counts} FROM {events}")[0]
+        users, median, busiest = query(
+            _groups_sql(events, "user_id", "QUANTILE_DISC(n, 0.5), QUANTILE_DISC(n, 0.999)")
+        )[0]
+        items, lone_items = query(_groups_sql(events, "item_id", "COUNT(CASE WHEN n = 1 THEN 1 END)"))[0]
         _check_learnable(source, roles, rows=rows, users=users, items=items)
         share = min(1.0, _MAX_COMPARED / rows)
-        compared, different, pairs = ask(_compared_sql(source, share))[0]
+        compared, different, pairs = query(_compared_sql(source, share))[0]
         by_day = (
             f"""SELECT "at" // {DAY_MS} AS "day", COUNT(*), SUM("is_positive") FROM {events} GROUP BY 1 ORDER BY 1"""
         )
-        days = ask(by_day) if roles.has_clock else []
+        days = query(by_day) if roles.has_clock else []
     return EventFacts(
         rows=rows,
         positives=positives,
@@ -125,8 +124,8 @@ def _check_learnable(source: Source, roles: Roles, *, rows: int, users: int, ite
     for role, count, column in (("user", users, roles.user), ("item", items, roles.item)):
         if count < 2:
             raise DataError(
-                f"{log}: {column} holds one {role} alone, and a model learns by telling {role}s apart. Name another "
-                f"column with --{role} COL, or take a log of more {role}s."
+                f"{log}: {column} holds one {role} alone, and a model needs several {role}s. Name another "
+                f"column with --{role} COL, or take a log with more {role}s."
             )
 
 
@@ -149,7 +148,7 @@ def _kind(type_: str) -> Kind:
 
 
 def _column_sql(name: str, type_: str) -> str:
-    """A struct of what is asked of a column; which fields it has depends on its type."""
+    """Returns the SQL struct of a column's statistics; its fields depend on the column's type."""
     column, kind = quote_name(name), _kind(type_)
     text = f"CAST({column} AS VARCHAR)"
     facts = {"filled": f"COUNT({column})", "distinct": f"APPROX_COUNT_DISTINCT({column})"}
@@ -183,12 +182,12 @@ def _column(name: str, type_: str, rows: int, fact: dict[str, Any]) -> Column:
         dates=fact.get("dates", 0) / max(filled, 1),
         lists=fact.get("lists", 0) / max(filled, 1),
         range=tuple(fact[end] for end in ("first", "last") if fact.get(end) is not None),
-        commonest=tuple(fact.get("commonest") or ()),
+        most_frequent=tuple(fact.get("commonest") or ()),
     )
 
 
 def _events_sql(source: Source, roles: Roles) -> str:
-    """The events that have all three keys, under our names, with what is derived and whether they are positive."""
+    """Returns the events with user, item and time under our names, and whether they are positive."""
     sql = f'({source.events_sql}) AS "log"'
     for name, rule in roles.derive.items():
         sql = f'(SELECT *, {rule_sql(rule, result="number")} AS {quote_name(name)} FROM {sql}) AS "derived"'
@@ -204,7 +203,7 @@ def _groups_sql(events: str, key: str, facts: str) -> str:
 
 
 def _compared_sql(source: Source, share: float) -> str:
-    """Rows, different rows and different pairs of a share of the users. Rows are compared by 64-bit hash."""
+    """Counts rows, distinct rows and distinct user-item pairs of a share of the users, by 64-bit hash."""
     whole = ", ".join(quote_name(name) for name in source.event_columns)
     return f"""
         SELECT COUNT(*), COUNT(DISTINCT HASH({whole})), COUNT(DISTINCT HASH("user_id", "item_id"))
@@ -217,7 +216,7 @@ def _compared_sql(source: Source, share: float) -> str:
 
 
 @contextmanager
-def _engine(files: Sequence[Path]) -> Iterator[Ask]:
+def _engine(files: Sequence[Path]) -> Iterator[Query]:
     """Runs statements on a DuckDB that may read the given files, spill, and do nothing else."""
     with (
         tempfile.TemporaryDirectory(prefix="twofold-inspect-") as spill,

@@ -1,6 +1,6 @@
-"""What was seen of a log, and what follows for a recipe: names of its columns, windows. Pure.
+"""The profile of a log, and the data section and split that follow from it.
 
-The looking is done by `prepare/look.py`; `draft.py` writes it down.
+`inspect_log.py` reads the log; `draft_recipe.py` writes the recipe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from twofold.ingest.column_roles import (
     TableProfile,
     guess_key,
     look_of,
-    moment_unit,
     printable,
+    timestamp_unit,
 )
 from twofold.ingest.spellings import UPLOADED, normalized_name
 from twofold.recipe.data import Table
@@ -29,7 +29,7 @@ EPOCH: Final = date(1970, 1, 1)
 
 @dataclass(frozen=True)
 class Day:
-    """What happened on one UTC day."""
+    """Number of events on one UTC day."""
 
     number: int
     """Days since 1970."""
@@ -43,7 +43,7 @@ class Day:
 
 @dataclass(frozen=True)
 class EventFacts:
-    """What the events say that have a user, an item and a time."""
+    """Statistics of the events that have a user, an item and a time."""
 
     rows: int
     positives: int
@@ -52,19 +52,19 @@ class EventFacts:
     lone_items: int
     """Items with one event."""
     median_events: int
-    """Of a user."""
+    """Median number of events per user."""
     busiest_events: int
-    """99.9 % of the users have at most so many."""
+    """Number of events that 99.9 % of the users do not exceed."""
     compared: int
-    """Rows among which duplicates and repeats were counted: all, or those of a share of the users."""
+    """Number of rows among which duplicates and repeats were counted: all, or those of a sample of users."""
     duplicates: int
-    """Rows that say exactly what another says."""
+    """Number of rows that equal another row."""
     repeats: int
-    """Different rows of a user and an item that met before."""
+    """Number of different rows with the user and item of an earlier row."""
     days: tuple[Day, ...]
-    """Those on which something happened, in order; none if the log has no clock."""
+    """Days with events, in order; empty if the log has no clock."""
     hours: int
-    """How many of the 24 hours of a day occur."""
+    """Number of the 24 hours of a day that occur."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class LogProfile:
 
 
 def taken_as(seen: LogProfile, table: TableProfile, column: Column) -> str:
-    """The part a column plays, or what it looks like."""
+    """Returns the role of a column, or a description of its values."""
     if table is seen.log:
         return seen.roles.taken_as.get(column.name) or look_of(column)
     ours = {"item_id": "item", "user_id": "user", "uploaded_at": "upload time"}
@@ -95,7 +95,7 @@ def taken_as(seen: LogProfile, table: TableProfile, column: Column) -> str:
 
 
 def data_part(log: TableProfile, items: TableProfile | None, users: TableProfile | None, roles: Roles) -> Table:
-    """The tables and what our names are called in them. DataError if items or users have no key the log shares."""
+    """Returns the tables and their column names. DataError if items or users share no key with the log."""
     own = {"user_id": roles.user, "item_id": roles.item, "at": roles.time}
     columns = {ours: theirs for ours, theirs in own.items() if ours != theirs}
     if items is not None and not {roles.item, "item_id"} & names_of(items):
@@ -121,10 +121,10 @@ def data_part(log: TableProfile, items: TableProfile | None, users: TableProfile
 
 
 def _shared_key(log: TableProfile, table: TableProfile, theirs: str, guessed: str | None, ours: str) -> str:
-    """What the side table calls the key, where one entry of `columns` can say so."""
+    """Returns the side table's name of the key, if one entry of `columns` can express it."""
     if theirs == ours and guessed is not None and guessed not in names_of(log):
         return guessed
-    hint = f"its {printable(guessed)} may be it. " if guessed else ""
+    hint = f"its {printable(guessed)} may be the key. " if guessed else ""
     raise DataError(
         f"{table.path} has no column {printable(theirs)}, as {log.path} calls the {ours[:4]}; {hint}One name must "
         f"serve both: rename it there. Its columns: {', '.join(map(printable, sorted(names_of(table))))}"
@@ -132,7 +132,7 @@ def _shared_key(log: TableProfile, table: TableProfile, theirs: str, guessed: st
 
 
 def _freed(table: TableProfile | None, taken: set[str], barred: set[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Other names for columns whose own name is barred, or taken by one beside them. `At` is `at` to engines."""
+    """Renames columns whose own name is reserved or used by another column. To engines, `At` equals `at`."""
     freed = {}
     for name in names_of(table):
         ours = name.lower()
@@ -143,8 +143,8 @@ def _freed(table: TableProfile | None, taken: set[str], barred: set[str], column
 
 
 def _uploaded(items: TableProfile | None, unit: str) -> str | None:
-    """The column of the items file that says since when an item exists, if a recipe can read it."""
-    able = [c for c in items.columns if c.kind == "timestamp" or moment_unit(c) == unit] if items else []
+    """Returns the upload time column of the items file, if a recipe can read it."""
+    able = [c for c in items.columns if c.kind == "timestamp" or timestamp_unit(c) == unit] if items else []
     named = [column.name for column in able if normalized_name(column.name) in UPLOADED]
     return "uploaded_at" if "uploaded_at" in named else named[0] if named else None
 
@@ -161,7 +161,7 @@ def our_name(data: Table, name: str) -> str:
 
 
 def choose_split(events: EventFacts) -> tuple[TemporalSplit | LastEvents, str]:
-    """The windows, and why: the last whole day tests and the one before validates, or weeks where days are thin."""
+    """Returns the split and its reason: the last whole day tests, the one before validates; weeks if days are small."""
     last, days = LastEvents(kind="last_n", test=1, validation=1), events.days
     if not days:
         return last, "the order of events is known, their days are not"
@@ -176,9 +176,9 @@ def choose_split(events: EventFacts) -> tuple[TemporalSplit | LastEvents, str]:
                 Window(first=EPOCH + timedelta(days=a), end=EPOCH + timedelta(days=b))
                 for a, b in zip(bounds, bounds[1:], strict=False)
             )
-            reason = f"the last {called} is judged, the one before chooses, all before teaches"
+            reason = f"test: last {called}; validation: the {called} before; train: everything earlier"
             if whole < end:
-                reason += f"; {days[-1].date} is left out, it is cut short"
+                reason += f"; {days[-1].date} is left out: it is incomplete"
             return TemporalSplit(kind="temporal", train=train, validation=validation, test=test), reason
     return last, "no cut in time leaves 1 % of the events to validate, 1 % to test and half of them to train"
 
@@ -188,7 +188,7 @@ def _is_cut_short(days: Sequence[Day]) -> bool:
 
 
 def _is_enough(events: EventFacts, bounds: tuple[int, ...]) -> bool:
-    """A hundredth to choose and to judge by (100,000 events do for any log), half to learn from, positives in each."""
+    """Returns whether 1 % (at most 100,000 events) validate and test, half train, and each window has positives."""
     wanted = min(0.01 * events.rows, 100_000)
     windows = [events_within(events, first, end) for first, end in zip(bounds, bounds[1:], strict=False)]
     floors = (0.5 * events.rows, wanted, wanted)

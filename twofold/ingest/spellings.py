@@ -1,4 +1,4 @@
-"""How logs of this field call their columns: the words that a role is guessed by."""
+"""Usual names of columns in interaction logs, from which roles are guessed."""
 
 import re
 from typing import Final
@@ -70,13 +70,13 @@ TO_SECONDS: Final = {
 
 
 def words(name: str) -> list[str]:
-    """The words of a column's name: `userId`, `user-id` and RecBole's `user_id:token` are user and id."""
+    """Splits a column's name into words: `userId`, `user-id` and RecBole's `user_id:token` give user and id."""
     bare = re.sub(r":(token|float)(_seq)?$", "", name)
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", bare)
     return re.findall(r"[^\W_]+", spaced.casefold())
 
 
 def normalized_name(name: str) -> str:
-    """The words in one, without the `is` of a flag and the unit of a number, as the sets above hold them."""
+    """Joins the words of a name, without the `is` of a flag and the unit of a number, as in the sets above."""
     kept = [word for word in words(name) if word not in TO_SECONDS]
     return "".join(kept[1:] if kept[:1] == ["is"] else kept)
