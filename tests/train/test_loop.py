@@ -223,7 +223,7 @@ def test_too_few_positives_are_refused(world, tmp_path):
         train((recipe, replace(dataset, examples={**dataset.examples, "train": rows})), tmp_path / "a")
 
 
-def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_given_vectors_as_they_are(tmp_path):
+def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_fixed_vectors_as_they_are(tmp_path):
     write_prepared(tmp_path / "prepare", random_events(0))
     build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", utc_offset_h=8)
     dataset = load_dataset(tmp_path / "dataset")
@@ -240,4 +240,4 @@ def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_given_vectors_as_th
     losses = [epoch["loss"] for epoch in facts["epochs"]]
     assert losses[-1] < losses[0] - 0.1
     held = dict(models[-1].user.named_buffers())
-    assert held["given_sound"][1:].numpy().tobytes() == dataset.vectors["sound"].tobytes()
+    assert held["fixed_sound"][1:].numpy().tobytes() == dataset.vectors["sound"].tobytes()
