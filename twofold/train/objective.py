@@ -120,23 +120,13 @@ def build_objective(
         pools = tuple(torch.nonzero(known == tower).flatten() for tower in range(len(per.values)))
     in_batch = count_in_batch(rows.item_rows[examples], groups, num_items=len(dataset.items))
     mean_weight = float(rows.weight[examples].mean(dtype=np.float64))
-    if not mean_weight > 0:
-        raise DataError(
-            f"the mean weight of the {len(examples):,} training examples is {mean_weight:g}: nothing would be learned. "
-            f"Check prepare.weight."
-        )
-    if settings.hard_negatives is not None and settings.hard_negatives.top > dataset.items.num_known:
-        raise DataError(
-            f"train.hard_negatives.top is {settings.hard_negatives.top:,}, and the training window has "
-            f"{dataset.items.num_known:,} items. Lower it, and skip with it."
-        )
+    _check_learnable(settings, dataset, mean_weight, num_examples=len(examples))
+    sequences = [each for each in dataset.features.features.user if isinstance(each, SequenceFeature)]
     order = Order(
         examples,
         settings.batch_size,
         groups,
-        max_run=max(
-            (f.max_length for f in dataset.features.features.user if isinstance(f, SequenceFeature)), default=1
-        ),
+        max_run=max((each.max_length for each in sequences), default=1),
         user_rows=np.asarray(rows.user_rows[examples]),
         micro_batch_size=settings.micro_batch_size,
     )
@@ -152,6 +142,19 @@ def build_objective(
         product_dtype=product_dtype,
         pools=pools,
     )
+
+
+def _check_learnable(settings: Train, dataset: Dataset, mean_weight: float, *, num_examples: int) -> None:
+    if not mean_weight > 0:
+        raise DataError(
+            f"the mean weight of the {num_examples:,} training examples is {mean_weight:g}: nothing would be learned. "
+            f"Check prepare.weight."
+        )
+    if settings.hard_negatives is not None and settings.hard_negatives.top > dataset.items.num_known:
+        raise DataError(
+            f"train.hard_negatives.top is {settings.hard_negatives.top:,}, and the training window has "
+            f"{dataset.items.num_known:,} items. Lower it, and skip with it."
+        )
 
 
 def _examples(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "examples"]:
