@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ingest.test_column_roles import flag, fraction, integer, log, moment, text
-from tests.ingest.test_seen import events, side
-from twofold.ingest.column_roles import Column, GivenColumns, TableProfile, guess_roles
+from tests.ingest.test_data_and_split import events, side
+from twofold.ingest.column_roles import GivenColumns, guess_roles
 from twofold.ingest.draft_recipe import draft_recipe, facts_of, recipe_name, scalar
-from twofold.ingest.seen import EventFacts, LogProfile, data_part
+from twofold.ingest.inspect_log import LogProfile, data_section
+from twofold.ingest.log_profile import Column, EventFacts, TableProfile
 from twofold.recipe.load import load_recipe
 from twofold.recipe.prepare import LastEvents, TemporalSplit
 from twofold.recipe.schema import Recipe
@@ -29,7 +30,7 @@ def seen(
     facts = facts or events([100] * 10)
     looked = replace(log(*KEYS, *columns), rows=facts.rows)
     roles = guess_roles(looked, given_columns or GivenColumns())
-    return LogProfile(looked, items, users, roles, data_part(looked, items, users, roles), facts)
+    return LogProfile(looked, items, users, roles, data_section(looked, items, users, roles), facts)
 
 
 def loaded(folder: Path, what: LogProfile) -> tuple[Recipe, str]:
@@ -214,7 +215,7 @@ def test_a_recipe_over_hostile_names_loads(tmp_path: Path, name: str) -> None:
     looked = log(*odd, flag(f"{name} like"), flag("like"))
     roles = guess_roles(looked, GivenColumns(*(column.name for column in odd)))
     items = side(integer(f"{name} item"), text(f"{name} kind", name, f"{name}\n", distinct=9), fraction(name, 0, 9))
-    what = LogProfile(looked, items, None, roles, data_part(looked, items, None, roles), events([100] * 10))
+    what = LogProfile(looked, items, None, roles, data_section(looked, items, None, roles), events([100] * 10))
     recipe, _ = loaded(tmp_path, what)
     assert recipe.data.columns == {"user_id": name, "item_id": f"{name} item", "at": f"{name} time"}
     assert [f.column for f in recipe.features.item if f.kind == "category"] == [f"{name} kind"]

@@ -1,4 +1,3 @@
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,13 +10,12 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from twofold.cli import main as cli
 from twofold.errors import DataError, RecipeError
 from twofold.ingest import inspect_log as looking
 from twofold.ingest.column_roles import GivenColumns
 from twofold.ingest.draft_recipe import draft_recipe
-from twofold.ingest.inspect_log import check_draft, look_at_table, profile_log
-from twofold.ingest.seen import EventFacts, LogProfile
+from twofold.ingest.inspect_log import LogProfile, check_draft, look_at_table, profile_log
+from twofold.ingest.log_profile import EventFacts
 from twofold.prepare.run_plan import prepare
 from twofold.recipe.load import load_recipe
 from twofold.recipe.prepare import TemporalSplit
@@ -59,26 +57,6 @@ def prepared(seen: LogProfile, folder: Path) -> dict[str, Any]:
     """What preparation makes of the drafted recipe: it runs."""
     (folder / "run").mkdir()
     return prepare(drafted(seen, folder), folder / "run")
-
-
-@pytest.fixture
-def short_video(tmp_path: Path) -> Path:
-    """A log as KuaiRand publishes it, with two rows written twice."""
-    key, numbers = keys(), np.arange(ROWS)
-    columns = {
-        "user_id": key["user"],
-        "video_id": key["item"],
-        "date": np.full(ROWS, 20240101),
-        "time_ms": key["seconds"] * 1000,
-        "is_click": numbers % 2,
-        "is_like": (numbers % 10 == 0).astype(int),
-        "is_hate": (numbers % 300 == 0).astype(int),
-        "play_time_ms": numbers * 10 % 200_000,
-        "duration_ms": 5_000 + numbers % 30 * 1000,
-        "tab": numbers % 5,
-    }
-    twice = {name: np.concatenate([values, values[:2]]) for name, values in columns.items()}
-    return write(tmp_path / "log.parquet", twice)
 
 
 # --- logs as they are found -------------------------------------------------------------------------------------------
@@ -308,60 +286,3 @@ def test_a_draft_that_its_data_cannot_serve_is_refused(tmp_path: Path, short_vid
     with pytest.raises(RecipeError, match="positive reads `loved`"):
         check_draft(text.replace("is_like OR", "loved OR"), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.parquet"]
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs `twofold recipe new ARGUMENTS` in this process → exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["twofold", "recipe", "new", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "120")
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
-def test_the_command_shows_what_it_saw_and_what_to_do_next(
-    tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]
-) -> None:
-    out = tmp_path / "mine" / "recipe.yaml"
-    code, said, _ = call("--log", short_video, "--out", out)
-    assert code == 0
-    for words in ("play_time_ms", "watch time (ms)", "1,202 rows", "20; half have 60 events", f"twofold run {out}"):
-        assert words in said
-    assert load_recipe(out).name == "log"
-    code, _, error = call("--log", short_video, "--out", out)
-    assert (code, "exists. Overwrite it with --overwrite, or name another file with --out FILE" in error) == (2, True)
-    assert call("--log", short_video, "--out", out, "--overwrite")[0] == 0
-
-
-def test_a_recipe_can_be_printed_alone(
-    tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]
-) -> None:
-    code, printed, said = call("--log", short_video, "--out", "-")
-    assert (code, printed.startswith("# Drafted by"), "watch time (ms)" in said) == (0, True, True)
-    (tmp_path / "elsewhere.yaml").write_text(printed)
-    assert load_recipe(tmp_path / "elsewhere.yaml").data.events == short_video
-
-
-def test_names_of_a_log_are_no_markup(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
-    key = keys()
-    columns = {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"], "[/red]\x1b[31m": key["item"]}
-    code, said, _ = call("--log", write(tmp_path / "log.parquet", columns), "--out", tmp_path / "r.yaml")
-    assert (code, "[/red]·[31m" in said) == (0, True)
-
-
-def test_what_cannot_be_told_is_one_message(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
-    key = keys()
-    columns = {"user_id": key["user"], "userId": key["user"], "item_id": key["item"], "ts": key["seconds"]}
-    log = write(tmp_path / "log.csv", columns)
-    code, _, error = call("--log", log, "--out", tmp_path / "r.yaml")
-    assert (code, "Choose one: --user user_id" in error) == (2, True)
-    assert call("--log", log, "--out", tmp_path / "r.yaml", "--user", "userId")[0] == 0
-    assert call("--log", tmp_path / "nosuch.csv")[0] == 2

@@ -65,7 +65,7 @@ def test_the_busiest_users_go_by_percentile(tmp_path: Path) -> None:
 
 
 def test_two_maxima_are_one_too_many() -> None:
-    with pytest.raises(ValueError, match="max_events and max_percentile are two ways to say one thing"):
+    with pytest.raises(ValueError, match="max_events and max_percentile both set a maximum"):
         UserFilter(kind="users", max_events=5, max_percentile=99)
     with pytest.raises(ValueError, match="no user has 5 or more events and at most 4"):
         UserFilter(kind="users", min_events=5, max_events=4)
@@ -86,10 +86,7 @@ def many_users(users: int = 400) -> pa.Table:
 
 
 def test_a_sample_takes_users_whole_and_the_same_ones_again(tmp_path: Path) -> None:
-    out, again, other = (
-        prepared(tmp_path / name, many_users(), sample={"users": 0.3, "seed": seed})
-        for name, seed in (("first", 0), ("again", 0), ("other", 1))
-    )
+    out, again = (prepared(tmp_path / name, many_users(), sample={"users": 0.3}) for name in ("first", "again"))
     taken = set(column(rows_of(out), "user_id"))
     assert pytest.approx(len(taken), abs=5 * (400 * 0.3 * 0.7) ** 0.5) == 400 * 0.3
     assert set(column(events_of(out), "user_id")) - {8, 9} == taken
@@ -97,7 +94,6 @@ def test_a_sample_takes_users_whole_and_the_same_ones_again(tmp_path: Path) -> N
         assert set(column(rows_of(out, split), "user_id")) - {8, 9} == taken
     assert Counter(column(events_of(out), "user_id"))[min(taken)] == 9
     assert rows_of(again) == rows_of(out)
-    assert set(column(rows_of(other), "user_id")) != taken
     lines = {line.name: line for line in funnel_of(out)}
     assert lines["a sample of users: 30%"].rows == len(rows_of(out))
     assert lines["test window of these users"].rows == len(rows_of(out, "test"))

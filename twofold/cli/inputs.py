@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -14,9 +14,11 @@ from rich.text import Text
 
 from twofold.cli.options import RecipeFile, Settings
 from twofold.errors import RecipeError, RequestError
-from twofold.ingest.seen import LogProfile, taken_as
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import load_recipe, recipe_schema
+
+if TYPE_CHECKING:
+    from twofold.ingest.inspect_log import LogProfile
 
 recipe_app = typer.Typer(help="Draft a recipe from a log, check one, compare two.", no_args_is_help=True)
 
@@ -134,10 +136,11 @@ def new(
     print(f"\nrecipe  {out}\nnext    twofold run {out}")
 
 
-def _print_seen(console: Console, seen: LogProfile) -> None:
+def _print_seen(console: Console, seen: "LogProfile") -> None:
     """Prints every table's columns with their roles, and what was counted. Names are text here, never markup."""
-    from twofold.ingest.column_roles import printable, shown_values
     from twofold.ingest.draft_recipe import facts_of
+    from twofold.ingest.inspect_log import taken_as
+    from twofold.ingest.log_profile import printable, shown_values
 
     for profile in seen.tables:
         table = Table("column", "type", "NULL", "distinct", "range or most frequent", "role", box=SIMPLE_HEAD)

@@ -7,67 +7,101 @@ several columns fit equally well, the user is asked to choose. `inspect_log.py` 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
-from twofold.errors import DataError, RecipeError
-from twofold.ingest.spellings import (
-    EVENT,
-    ITEM,
-    LENGTH,
-    LIKED,
-    MET,
-    RATING,
-    SHARE,
-    TIME,
-    TO_SECONDS,
-    USER,
-    WATCH,
-    normalized_name,
+from twofold.errors import DataError
+from twofold.ingest.log_profile import (
+    Column,
+    TableProfile,
+    Unit,
+    is_flag,
+    look_of,
+    printable,
+    rule_name,
+    shown_values,
+    timestamp_unit,
     words,
 )
 from twofold.recipe.messages import did_you_mean
-from twofold.sql.rules import rule_columns
 from twofold.tables import LONG_VIEW_MS
 
-Kind = Literal["integer", "fraction", "text", "boolean", "timestamp", "day", "list", "other"]
-Unit = Literal["s", "ms", "us", "ns"]
+_LONG_S: Final = LONG_VIEW_MS // 1000
+
+# --- usual names ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column's statistics, from one scan of the table."""
-
-    name: str
-    type: str
-    """SQL type as DuckDB writes it."""
-    kind: Kind
-    nulls: float
-    """Share of rows that are NULL."""
-    distinct: int
-    """Approximate number of distinct values, without NULL."""
-    low: float | None = None
-    """Smallest value of a number, or of a boolean as 0 and 1."""
-    high: float | None = None
-    is_whole: bool = False
-    """A number that never has a fraction."""
-    dates: float = 0.0
-    """Share of the texts that can be read as a timestamp."""
-    lists: float = 0.0
-    """Share of the texts that hold a comma or a bar."""
-    range: tuple[str, ...] = ()
-    """Smallest and largest value, as text."""
-    most_frequent: tuple[str, ...] = ()
-    """Most frequent texts, cut at 60 characters."""
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-@dataclass(frozen=True)
-class TableProfile:
-    """A table: its path, and the statistics of its columns."""
+_THINGS: Final = _set(
+    "video movie film photo product business article news book track song show episode clip content post doc document "
+    "note ad recipe game app course job poi place venue listing gmap offer"
+)
+# The three that are needed. From the likeliest name to the least; within one set all are equally likely.
+USER: Final = (
+    _set("userid uid"),
+    _set("user memberid customerid visitorid reviewerid accountid viewerid listenerid profileid"),
+    _set("member customer visitor reviewer account viewer sessionid session deviceid"),
+)
+ITEM: Final = (
+    _set("itemid iid"),
+    _set("item asin vid isbn sku") | {f"{thing}id" for thing in _THINGS},
+    _set("parentasin") | _THINGS,
+)
+TIME: Final = (
+    _set("at ts time timestamp datetime unixtime eventtime eventtimestamp eventts eventat"),
+    _set(
+        "date createdat eventdate watchedat viewedat playedat clickedat ratedat purchasedat listenedat reviewtime "
+        "unixreviewtime interactiontime starttime begintime logtime requesttime servertime"
+    ),
+)
+# Signs that an item was wanted; that it was met at all; ratings; the column that says which kind of event a row is.
+LIKED: Final = _set(
+    "like liked love loved upvote upvoted thumbsup share shared forward forwarded follow followed favorite favorited "
+    "favourite fav collect collected save saved bookmark bookmarked download downloaded longview purchase purchased "
+    "buy bought order ordered transaction addtocart cart subscribe subscribed finish finished label"
+)
+MET: Final = _set("click clicked view viewed play played open opened watched valid validread")
+RATING: Final = _set("rating ratings stars star overall score userrating reviewrating")
+EVENT: Final = _set("event eventtype eventname action actiontype behavior behaviortype behaviour interaction type")
+WATCH: Final = _set(
+    "playtime playduration playedtime playingtime played watch watched watchtime watchduration watchingtime dwell "
+    "dwelltime viewtime viewduration viewingtime listen listened listentime timespent staytime"
+)
+LENGTH: Final = _set("duration length runtime") | {
+    f"{thing}{word}" for thing in _THINGS | {"item", "media", "total"} for word in ("duration", "length")
+}
+SHARE: Final = _set("watchratio watchfraction watchpercent watchpct playedratiopct playratio completion")
+# Of an items file: since when there is an item; single words of what counts events, and of what names a group.
+UPLOADED: Final = _set(
+    "uploadedat uploadtime uploaddt uploaddate createdat createtime publishedat publishtime publishdate pubtime "
+    "releasedate releasedat releasetime postedat"
+)
+COUNTS: Final = _set(
+    "cnt count counts num views likes clicks plays play shows show shares comments downloads popularity popular ctr "
+    "avg average mean votes vote rating ratings score rank sales hot stay progress complete"
+)
+GROUPS: Final = _set(
+    "id type category categories genre genres lang language city country region brand author artist creator channel "
+    "publisher music status code tag tab level label group cluster class kind gender occupation zip feat"
+)
+# What a name says its numbers count, and what makes seconds of it.
+TO_SECONDS: Final = {
+    **dict.fromkeys(("us", "usec", "micros", "microseconds"), " / 1000000"),
+    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), " / 1000"),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), ""),
+    **dict.fromkeys(("min", "mins", "minutes"), " * 60"),
+}
 
-    path: Path
-    rows: int
-    columns: tuple[Column, ...]
+
+def normalized_name(name: str) -> str:
+    """Joins the words of a name, without the `is` of a flag and the unit of a number, as in the sets above."""
+    kept = [word for word in words(name) if word not in TO_SECONDS]
+    return "".join(kept[1:] if kept[:1] == ["is"] else kept)
+
+
+# --- roles ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -87,83 +121,6 @@ class Roles:
     """Reason for the rule `positive`, as a comment in the recipe."""
     taken_as: Mapping[str, str]
     """Column → its role, for columns that have one."""
-
-
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def printable(text: str) -> str:
-    """Returns a text that is safe in a terminal and in a comment: invisible characters and line ends become ·."""
-    return "".join(character if character.isprintable() else "·" for character in text)
-
-
-def rule_name(name: str) -> str | None:
-    """Returns a column's name as a rule writes it; `None` means that no rule can."""
-    quoted = '"' + name.replace('"', '""') + '"'
-    for written in (name, quoted):
-        try:
-            if rule_columns(written) == {name}:
-                return written
-        except RecipeError:
-            continue
-    return None
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
-
-# 1995 and 2100 in seconds. No log is older; ids and days such as 20220425 are smaller in every unit.
-_FIRST_S, _END_S = 788_918_400, 4_102_444_800
-_LONG_S: Final = LONG_VIEW_MS // 1000
-_PER_S: Final[Mapping[Unit, int]] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-
-
-def timestamp_unit(column: Column) -> Unit | None:
-    """Returns the unit in which all numbers of a column are times between 1995 and 2100, if there is one."""
-    if column.low is None or column.high is None:
-        return None
-    inside = (u for u, per_s in _PER_S.items() if _FIRST_S * per_s <= column.low and column.high < _END_S * per_s)
-    return next(inside, None)
-
-
-def is_flag(column: Column) -> bool:
-    """Returns whether the values are true and false, or 0 and 1, and both occur."""
-    return column.is_whole and (column.low, column.high) == (0, 1)
-
-
-def look_of(column: Column) -> str:
-    """Describes the values, without the name, in two or three words."""
-    if column.distinct == 0:
-        return "empty"
-    if column.kind in ("timestamp", "day", "list"):
-        return {"timestamp": "timestamp", "day": "day", "list": "list"}[column.kind]
-    if is_flag(column):
-        return "flag"
-    if column.distinct == 1:
-        return "constant"
-    if column.kind == "text":
-        return _look_of_text(column)
-    if unit := timestamp_unit(column):
-        return f"timestamp ({unit})"
-    if column.low is None or column.high is None:
-        return "other"
-    if column.is_whole and column.low >= 19_000_101 and column.high <= 21_001_231:
-        return "day (yyyymmdd)"
-    if not column.is_whole and column.low >= 0 and column.high <= 1:
-        return "share 0..1"
-    if not column.is_whole and column.low >= 0.5 and column.high <= 5 and column.distinct <= 10:
-        return "rating"
-    return ("id" if words(column.name)[-1:] == ["id"] else "whole number") if column.is_whole else "number"
-
-
-def _look_of_text(column: Column) -> str:
-    if column.dates >= 0.99:
-        return "timestamp as text"
-    if column.lists >= 0.2:
-        return "list as text"
-    return "category" if column.distinct <= 1000 else "text"
-
-
-# --- roles ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -296,12 +253,6 @@ def _listed(columns: Sequence[Column], most: int = 12) -> str:
         for c in columns[:most]
     ]
     return "\n".join(shown + [f"  and {len(columns) - most} more"] * (len(columns) > most))
-
-
-def shown_values(column: Column) -> str:
-    """Returns the range of a column, or its most frequent values, short enough for a table."""
-    joint, values = (" … ", column.range) if column.range else (", ", column.most_frequent[:3])
-    return printable(joint.join(value if len(value) <= 24 else value[:23] + "…" for value in values)) or "—"
 
 
 def _shell(name: str) -> str:

@@ -4,17 +4,17 @@
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
 
 from twofold.errors import DataError
-from twofold.ingest.column_roles import Column, GivenColumns, Kind, Roles, TableProfile, guess_roles
-from twofold.ingest.seen import Day, EventFacts, LogProfile, data_part
+from twofold.ingest.column_roles import UPLOADED, GivenColumns, Roles, guess_key, guess_roles, normalized_name
+from twofold.ingest.log_profile import Column, Day, EventFacts, Kind, TableProfile, look_of, printable, timestamp_unit
 from twofold.prepare.check import check_recipe
 from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_name, scan_sql
 from twofold.prepare.sources import (
@@ -24,6 +24,7 @@ from twofold.prepare.sources import (
     files_at,
     open_source,
 )
+from twofold.recipe.data import Table
 from twofold.recipe.load import load_recipe
 from twofold.sql.rules import rule_sql
 from twofold.tables import DAY_MS, HOUR_MS
@@ -35,6 +36,30 @@ _MAX_COMPARED: Final = 20_000_000
 # DuckDB's time grows with the square of the columns in a statement: 400 columns at once took 11 s for 4,000 rows.
 _COLUMNS_PER_SCAN: Final = 64
 _SHOWN: Final = 60
+
+
+@dataclass(frozen=True)
+class LogProfile:
+    """All that a recipe is drafted from."""
+
+    log: TableProfile
+    items: TableProfile | None
+    users: TableProfile | None
+    roles: Roles
+    data: Table
+    events: EventFacts
+
+    @property
+    def tables(self) -> tuple[TableProfile, ...]:
+        return tuple(table for table in (self.log, self.items, self.users) if table is not None)
+
+
+def taken_as(seen: LogProfile, table: TableProfile, column: Column) -> str:
+    """Returns the role of a column, or a description of its values."""
+    if table is seen.log:
+        return seen.roles.taken_as.get(column.name) or look_of(column)
+    ours = {"item_id": "item", "user_id": "user", "uploaded_at": "upload time"}
+    return ours.get(our_name(seen.data, column.name)) or look_of(column)
 
 
 def profile_log(
@@ -53,7 +78,7 @@ def profile_log(
     looked = {name: look_at_table(path, field=name) for name, path in tables.items()}
     roles = guess_roles(looked["--log"], given_columns)
     sides = looked.get("--items"), looked.get("--users")
-    data = data_part(looked["--log"], *sides, roles)
+    data = data_section(looked["--log"], *sides, roles)
     events = look_at_events(open_source(data), roles)
     if events.positives == 0:
         roles = replace(roles, positive="TRUE", reason=f"every event, because {roles.positive} is true for none")
@@ -127,6 +152,72 @@ def _check_learnable(source: Source, roles: Roles, *, rows: int, users: int, ite
                 f"{log}: {column} holds one {role} alone, and a model needs several {role}s. Name another "
                 f"column with --{role} COL, or take a log with more {role}s."
             )
+
+
+# --- the data section -------------------------------------------------------------------------------------------------
+
+
+def data_section(log: TableProfile, items: TableProfile | None, users: TableProfile | None, roles: Roles) -> Table:
+    """Returns the tables and their column names. DataError if items or users share no key with the log."""
+    own = {"user_id": roles.user, "item_id": roles.item, "at": roles.time}
+    columns = {ours: theirs for ours, theirs in own.items() if ours != theirs}
+    if items is not None and not {roles.item, "item_id"} & names_of(items):
+        columns["item_id"] = _shared_key(log, items, roles.item, guess_key(items, "item"), "item_id")
+    if users is not None and not {roles.user, "user_id"} & names_of(users):
+        columns["user_id"] = _shared_key(log, users, roles.user, guess_key(users, "user"), "user_id")
+    uploaded = _uploaded(items, roles.at_unit or "ms")
+    if uploaded is not None and uploaded != "uploaded_at":
+        columns["uploaded_at"] = uploaded
+    derived = set(roles.derive)
+    undated = set() if uploaded else {"uploaded_at"}
+    columns |= _freed(log, set(own), derived, columns)
+    columns |= _freed(items, {"item_id", "uploaded_at"}, derived | undated, columns)
+    columns |= _freed(users, {"user_id"}, derived, columns)
+    return Table(
+        kind="table",
+        events=log.path,
+        items=items.path if items else None,
+        users=users.path if users else None,
+        columns=columns,
+        at_unit=roles.at_unit or "ms",
+    )
+
+
+def _shared_key(log: TableProfile, table: TableProfile, theirs: str, guessed: str | None, ours: str) -> str:
+    """Returns the side table's name of the key, if one entry of `columns` can express it."""
+    if theirs == ours and guessed is not None and guessed not in names_of(log):
+        return guessed
+    hint = f"its {printable(guessed)} may be the key. " if guessed else ""
+    raise DataError(
+        f"{table.path} has no column {printable(theirs)}, as {log.path} calls the {ours[:4]}; {hint}One name must "
+        f"serve both: rename it there. Its columns: {', '.join(map(printable, sorted(names_of(table))))}"
+    )
+
+
+def _freed(table: TableProfile | None, taken: set[str], barred: set[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Renames columns whose own name is reserved or used by another column. To engines, `At` equals `at`."""
+    freed = {}
+    for name in names_of(table):
+        ours = name.lower()
+        is_taken = ours in taken and columns.get(ours, name) != name and columns[ours] in names_of(table)
+        if is_taken or ours in barred:
+            freed[f"{ours}_of_log"] = name
+    return freed
+
+
+def _uploaded(items: TableProfile | None, unit: str) -> str | None:
+    """Returns the upload time column of the items file, if a recipe can read it."""
+    able = [c for c in items.columns if c.kind == "timestamp" or timestamp_unit(c) == unit] if items else []
+    named = [column.name for column in able if normalized_name(column.name) in UPLOADED]
+    return "uploaded_at" if "uploaded_at" in named else named[0] if named else None
+
+
+def names_of(table: TableProfile | None) -> set[str]:
+    return {column.name for column in table.columns} if table else set()
+
+
+def our_name(data: Table, name: str) -> str:
+    return next((ours for ours, theirs in data.columns.items() if theirs == name), name)
 
 
 # --- SQL --------------------------------------------------------------------------------------------------------------

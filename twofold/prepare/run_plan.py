@@ -7,6 +7,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
 from twofold.errors import DataError
 from twofold.prepare.check import check_recipe
 from twofold.prepare.counter_sums import counted_columns
@@ -15,8 +20,8 @@ from twofold.prepare.funnel import FunnelLine, count_funnel, split_lines
 from twofold.prepare.label_report import describe_labels
 from twofold.prepare.plan import Plan, build_plan, oddities_sql, repeats_sql
 from twofold.prepare.sources import Source, table_paths
-from twofold.prepare.vectors import write_vectors
 from twofold.progress import progress_bar
+from twofold.recipe.data import Table
 from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import write_json
@@ -27,6 +32,7 @@ EVENTS_PER_SHARD: Final = 8_000_000
 # 1973 in milliseconds, and 1973 in microseconds (the year 5138 in milliseconds): every log lies between them.
 _FIRST_MS: Final = 10**11
 _LAST_MS: Final = 10**14
+_CHUNK_ROWS: Final = 100_000  # item vectors copied at once
 
 
 def prepare(
@@ -45,7 +51,7 @@ def prepare(
         plan = build_plan(recipe.prepare, source, shards=math.ceil(rows / EVENTS_PER_SHARD))
         facts, funnel = _run(plan, recipe, engine, out)
         odd_rows = {name: int(engine.query(sql)[0][0]) for name, sql in oddities_sql(source).items()}
-    write_vectors(recipe.data, source, out)
+    _write_vectors(recipe.data, source, out)
     write_json(out / "funnel.json", [asdict(line) for line in funnel])
     splits = {
         split: {"rows": line.rows, "users": line.users, "items": line.items, "positive_share": line.positive_share}
@@ -200,3 +206,44 @@ def _why_no_positives(recipe: Recipe, split: Split, funnel: list[FunnelLine], fi
     is_filter = 0 <= number < len(filters) * recipe.prepare.filter_rounds
     where = f"prepare.filters.{number % len(filters)} ({cause.name})" if is_filter else "prepare.sample"
     return f"{where} leaves none of the {unfiltered.positives:,} positives in {described}. Weaken it."
+
+
+# --- vectors of items -------------------------------------------------------------------------------------------------
+
+
+def _write_vectors(data: Table, source: Source, out: Path) -> None:
+    """Writes vectors/NAME.npy for each of `data.vectors`: float32, one row per item of items.parquet, or NaN.
+
+    DataError if a file is not a matrix of numbers with one row per row of the items file.
+    """
+    if not data.vectors:
+        return
+    _, own_name = source.items.projection["item_id"]
+    listed = ds.dataset([str(path) for path in source.items.files], format=source.items.kind)
+    ids = listed.to_table(columns=[own_name.strip('"').replace('""', '"')]).column(0).combine_chunks()
+    prepared = pq.read_table(out / "items.parquet", columns=["item_id"])["item_id"].combine_chunks()
+    position = pc.index_in(prepared, value_set=ids.cast(prepared.type))
+    has_vector, rows = np.asarray(pc.is_valid(position)), np.asarray(pc.fill_null(position, 0))
+    (out / "vectors").mkdir(exist_ok=True)
+    for name, path in data.vectors.items():
+        vectors = _matrix(path, f"data.vectors.{name}", rows=len(ids))
+        shape = (len(prepared), vectors.shape[1])
+        written = np.lib.format.open_memmap(out / "vectors" / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+        for first in range(0, len(prepared), _CHUNK_ROWS):
+            part = slice(first, first + _CHUNK_ROWS)
+            written[part] = np.where(has_vector[part, None], vectors[rows[part]], np.nan)
+        written.flush()
+
+
+def _matrix(path: Path, field: str, *, rows: int) -> np.ndarray:
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{field}: {path} cannot be read as .npy: {error}. Write it with numpy.save.") from None
+    is_matrix = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and vectors.dtype.kind == "f"
+    if not is_matrix or len(vectors) != rows:
+        raise DataError(
+            f"{field}: {path} holds {vectors.dtype} of shape {vectors.shape}; it must be floats of shape ({rows:,}, "
+            f"length), one row for each row of the items file."
+        )
+    return np.asanyarray(vectors)

@@ -1,3 +1,5 @@
+"""The data section and the split that a draft chooses."""
+
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -6,8 +8,10 @@ import pytest
 
 from tests.ingest.test_column_roles import integer, log, moment, text
 from twofold.errors import DataError
-from twofold.ingest.column_roles import Column, TableProfile, guess_roles
-from twofold.ingest.seen import Day, EventFacts, choose_split, data_part
+from twofold.ingest.column_roles import guess_roles
+from twofold.ingest.draft_recipe import choose_split
+from twofold.ingest.inspect_log import data_section
+from twofold.ingest.log_profile import Column, Day, EventFacts, TableProfile
 from twofold.recipe.data import Table
 from twofold.recipe.prepare import LastEvents, TemporalSplit
 from twofold.render.numbers import plural
@@ -111,7 +115,7 @@ def test_days_are_utc() -> None:
 
 
 def data(events: TableProfile, *, items: TableProfile | None = None, users: TableProfile | None = None) -> Table:
-    return data_part(events, items, users, guess_roles(events))
+    return data_section(events, items, users, guess_roles(events))
 
 
 def side(*columns: Column) -> TableProfile:

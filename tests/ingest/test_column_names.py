@@ -1,6 +1,7 @@
 import pytest
 
-from twofold.ingest.spellings import normalized_name, words
+from twofold.ingest.column_roles import normalized_name
+from twofold.ingest.log_profile import words
 
 
 @pytest.mark.parametrize(

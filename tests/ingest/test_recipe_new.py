@@ -1,0 +1,67 @@
+"""The command `twofold recipe new`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.ingest.test_inspect_log import keys, write
+from twofold.cli import main as cli
+from twofold.recipe.load import load_recipe
+
+FIRST_S = 1_704_067_200  # 1 January 2024, 00:00 UTC
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs `twofold recipe new ARGUMENTS` in this process → exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["twofold", "recipe", "new", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "120")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_shows_what_it_saw_and_what_to_do_next(
+    tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = tmp_path / "mine" / "recipe.yaml"
+    code, said, _ = call("--log", short_video, "--out", out)
+    assert code == 0
+    for words in ("play_time_ms", "watch time (ms)", "1,202 rows", "20; half have 60 events", f"twofold run {out}"):
+        assert words in said
+    assert load_recipe(out).name == "log"
+    code, _, error = call("--log", short_video, "--out", out)
+    assert (code, "exists. Overwrite it with --overwrite, or name another file with --out FILE" in error) == (2, True)
+    assert call("--log", short_video, "--out", out, "--overwrite")[0] == 0
+
+
+def test_a_recipe_can_be_printed_alone(
+    tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, printed, said = call("--log", short_video, "--out", "-")
+    assert (code, printed.startswith("# Drafted by"), "watch time (ms)" in said) == (0, True, True)
+    (tmp_path / "elsewhere.yaml").write_text(printed)
+    assert load_recipe(tmp_path / "elsewhere.yaml").data.events == short_video
+
+
+def test_names_of_a_log_are_no_markup(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    key = keys()
+    columns = {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"], "[/red]\x1b[31m": key["item"]}
+    code, said, _ = call("--log", write(tmp_path / "log.parquet", columns), "--out", tmp_path / "r.yaml")
+    assert (code, "[/red]·[31m" in said) == (0, True)
+
+
+def test_what_cannot_be_told_is_one_message(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    key = keys()
+    columns = {"user_id": key["user"], "userId": key["user"], "item_id": key["item"], "ts": key["seconds"]}
+    log = write(tmp_path / "log.csv", columns)
+    code, _, error = call("--log", log, "--out", tmp_path / "r.yaml")
+    assert (code, "Choose one: --user user_id" in error) == (2, True)
+    assert call("--log", log, "--out", tmp_path / "r.yaml", "--user", "userId")[0] == 0
+    assert call("--log", tmp_path / "nosuch.csv")[0] == 2
