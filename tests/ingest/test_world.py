@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -309,7 +308,7 @@ def test_content_tells_the_topic_pictures_the_creator_and_neither_the_language(l
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_clean_world_has_no_dirt_and_a_dirty_one_exactly_what_it_says(tmp_path: Path) -> None:
+def test_a_clean_world_has_no_noise_and_a_noisy_one_the_stated_counts(tmp_path: Path) -> None:
     for share in (0.0, 0.03):
         folder = tmp_path / str(share)
         write_world(folder, World(rows=20_000, days=5, noise=share))
@@ -325,42 +324,10 @@ def test_a_clean_world_has_no_dirt_and_a_dirty_one_exactly_what_it_says(tmp_path
             assert count == pytest.approx(20_000 * share / 3, abs=4 * (20_000 * share / 3) ** 0.5)
 
 
-# --- what cannot be ---------------------------------------------------------------------------------------------------
+# --- the planted interest ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("numbers", "message"),
-    [
-        ({"rows": 0}, "rows is 0; a world needs at least 1"),
-        ({"rows": -5}, "rows is -5"),
-        ({"users": -1}, "users is -1"),
-        ({"days": 0}, "days is 0"),
-        ({"languages": 0}, "languages is 0"),
-        ({"users": 20_000}, "20,000 users but 10,000 rows"),
-        ({"days": 10_001}, "10,001 days but 10,000 rows"),
-        ({"users": 1}, "357 a user and day; 200 at most can be watched"),
-        ({"creators": 5}, "5 creators for 6 languages"),
-        ({"new_items": 0.5}, "uploads 600 of 1,200 items on each of 28 days"),
-        ({"items": 30}, "uploads 1 of 30 items"),
-        ({"own_language": 1.1}, "own_language is 1.1; it lies between 0 and 1"),
-        ({"length_bias": float("nan")}, "length_bias is nan"),
-        ({"noise": 0.9}, "noise is 0.9; it lies between 0 and 0.5"),
-        ({"seed": -1}, "seed is -1; take 0 or more"),
-    ],
-)
-def test_numbers_that_cannot_be_are_refused(numbers: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        World(**{"rows": 10_000} | numbers)
-
-
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RequestError, match="is not an empty folder; name a new one, or delete what it holds"):
-        write_world(tmp_path, SMALL)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_interest_is_asked_of_a_finished_world_and_its_own_ids(log: Log, tmp_path: Path) -> None:
+def test_interest_needs_a_finished_world_and_its_own_ids(log: Log, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="holds no finished world: truth/world.json"):
         true_interest(tmp_path, [FIRST_USER_ID], [FIRST_ITEM_ID])
     with pytest.raises(RequestError, match="user_id 1 is not of the world in .*: there they run from 1001 to 2000"):

@@ -38,7 +38,7 @@ _THINGS: Final = _set(
     "video movie film photo product business article news book track song show episode clip content post doc document "
     "note ad recipe game app course job poi place venue listing gmap offer"
 )
-# The three that are needed. From the likeliest name to the least; within one set all are equally likely.
+# The three required roles: sets from the most to the least likely names; names within a set are equally likely.
 USER: Final = (
     _set("userid uid"),
     _set("user memberid customerid visitorid reviewerid accountid viewerid listenerid profileid"),
@@ -56,13 +56,13 @@ TIME: Final = (
         "unixreviewtime interactiontime starttime begintime logtime requesttime servertime"
     ),
 )
-# Signs that an item was wanted; that it was met at all; ratings; the column that says which kind of event a row is.
+# Signals that an item was liked; that it was seen or opened; ratings; the column with the kind of event.
 LIKED: Final = _set(
     "like liked love loved upvote upvoted thumbsup share shared forward forwarded follow followed favorite favorited "
     "favourite fav collect collected save saved bookmark bookmarked download downloaded longview purchase purchased "
     "buy bought order ordered transaction addtocart cart subscribe subscribed finish finished label"
 )
-MET: Final = _set("click clicked view viewed play played open opened watched valid validread")
+SEEN: Final = _set("click clicked view viewed play played open opened watched valid validread")
 RATING: Final = _set("rating ratings stars star overall score userrating reviewrating")
 EVENT: Final = _set("event eventtype eventname action actiontype behavior behaviortype behaviour interaction type")
 WATCH: Final = _set(
@@ -73,7 +73,7 @@ LENGTH: Final = _set("duration length runtime") | {
     f"{thing}{word}" for thing in _THINGS | {"item", "media", "total"} for word in ("duration", "length")
 }
 SHARE: Final = _set("watchratio watchfraction watchpercent watchpct playedratiopct playratio completion")
-# Of an items file: since when there is an item; single words of what counts events, and of what names a group.
+# For an items file: the upload time; single words in names of event counts, and in names of groups.
 UPLOADED: Final = _set(
     "uploadedat uploadtime uploaddt uploaddate createdat createtime publishedat publishtime publishdate pubtime "
     "releasedate releasedat releasetime postedat"
@@ -86,7 +86,7 @@ GROUPS: Final = _set(
     "id type category categories genre genres lang language city country region brand author artist creator channel "
     "publisher music status code tag tab level label group cluster class kind gender occupation zip feat"
 )
-# What a name says its numbers count, and what makes seconds of it.
+# Unit words in a name, and the SQL that converts to seconds.
 TO_SECONDS: Final = {
     **dict.fromkeys(("us", "usec", "micros", "microseconds"), " / 1000000"),
     **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), " / 1000"),
@@ -328,6 +328,8 @@ def _weaker(usable: Sequence[tuple[Column, str]]) -> tuple[list[tuple[str, str]]
         if normalized_name(column.name) in SHARE and column.kind in ("integer", "fraction") and (column.low or 0) >= 0:
             enough = 80 if (column.high or 0) > 20 else 0.8
             return [(f"{written} >= {enough}", "four fifths were watched")], {column.name: "share watched"}
-    flags = [(column, written) for column, written in usable if is_flag(column) and normalized_name(column.name) in MET]
+    flags = [
+        (column, written) for column, written in usable if is_flag(column) and normalized_name(column.name) in SEEN
+    ]
     rules = [(written, "the only signal of interest") for _, written in flags]
     return rules, {column.name: "positive flag" for column, _ in flags}
