@@ -38,10 +38,10 @@ _CHUNK_ROWS: Final = 100_000  # item vectors copied at once
 def prepare(
     recipe: Recipe, out: Path, open_engine: OpenEngine = duckdb_engine, *, source: Source | None = None
 ) -> dict[str, Json]:
-    """Writes rows, events, items, users, what was fitted and counted, and funnel.json; returns facts for the manifest.
+    """Writes rows, events, items, users, fitted tables, counters and funnel.json; returns facts for the manifest.
 
-    `source` is what `check_recipe` returned; `None` means that the recipe is checked here. DataError if the log cannot
-    teach what the recipe asks; OSError with ENOSPC if the disk is full.
+    `source` is what `check_recipe` returned; `None` means that the recipe is checked here. DataError if the recipe
+    cannot be trained on the log; OSError with ENOSPC if the disk is full.
     """
     source, paths = source or check_recipe(recipe), table_paths(recipe.data)
     with open_engine(source, out) as engine:
