@@ -25,9 +25,32 @@ RENAMED = {
     "to_find": "relevant_digest",
     "passing": "filtered",
     "told_apart": "significant",
+    "last": "max_length",
+    "over": "vectors",
+    "table": "share_item_embedding",
+    "expand": "hidden_dim",
+    "dropout": "unknown_rate",
+    "by": "key",
+    "alpha": "smoothing",
+    "put": "upserted",
+    "withdrawn": "removed",
 }
-LEFT_OUT = {"commit", "hardware", "versions", "seconds", "recipe_digest", "digest", "epochs", "made_at", "alarm_words"}
+LEFT_OUT = {
+    "files",
+    "commit",
+    "hardware",
+    "versions",
+    "seconds",
+    "recipe_digest",
+    "digest",
+    "epochs",
+    "made_at",
+    "alarm_words",
+}
 SENTENCES = {
+    "cause",
+    "largest",
+    "meaning",
     "verdict",
     "sentence",
     "remark",
