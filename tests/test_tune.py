@@ -158,7 +158,7 @@ def test_a_choice_may_be_a_mapping_and_one_that_does_not_fit_the_others_ends_its
         ({"train.learning_rate": {"low": 0, "high": 1, "log": True}}, r"low is 0, which has no logarithm"),
         ({"retriever.dim": {"low": 1}}, r"write low and high, or choices"),
         ({"retriever.dim": {"choices": [1]}}, r"one choice leaves nothing to search"),
-        ({"retriever.dim": {"choices": [1, 2], "low": 1}}, r"choices stand alone"),
+        ({"retriever.dim": {"choices": [1, 2], "low": 1}}, r"choices cannot be combined"),
         (
             {"prepare.positive": {"choices": ["liked", "TRUE"]}},
             r"prepare\.positive cannot be searched over.*features, retriever, train",

@@ -117,7 +117,7 @@ def test_data_makes_tables_and_says_how_to_read_them(call, tmp_path):
     assert code == 0
     assert "events 2 rows" in out
     assert f"data: kind: table events: {tmp_path}/out/events.parquet" in out
-    assert "terms those of the data it was made from" in out
+    assert "terms those of the original data" in out
     code, _, err = call("data", "sequences", "--from", tmp_path / "mine.txt", "--to", tmp_path / "out")
     assert code == 2
     assert "--overwrite" in err

@@ -20,7 +20,7 @@ def test_of_a_part_what_is_as_by_default_is_left_out():
     assert found["train.loss"] == "{kind: bpr, negatives: 7}"
     assert found["features.item.creator"] == "{kind: category, column: creator}"
     assert found["train.epochs"] == "3"
-    assert found["features.user.positives.last"] == "50"
+    assert found["features.user.positives.max_length"] == "50"
 
 
 @pytest.mark.parametrize(
