@@ -7,9 +7,8 @@ killed or frozen every 45 s and the disk filled every 60 s: no wrong list, no ac
 503 with Retry-After (409 for the damaged bundle), no request that hangs. A request whose worker is killed loses its
 connection: these are counted separately, and may happen near a kill only.
 
-Two trials: two workers with histories in a SQLite file, and with histories in Redis (`appendonly yes`, `appendfsync
-always`). The disk is a file system in memory of 48 MB that holds the histories and the service's temporary files; to
-mount it takes root. Shorter runs have the same faults closer together. `faults_truth.py` computes the expected lists.
+Two trials of two workers: histories in SQLite, and in Redis (`appendonly yes`, `appendfsync always`). The disk is a
+file system of 48 MB in memory; mounting it takes root. `faults_truth.py` computes the expected lists.
 """
 
 import asyncio
@@ -45,8 +44,7 @@ MAX_LIVE = 400  # events posted for one user; the store holds 500
 HANGS_S = 10.0  # the service gives up after 5 s
 SETTLED_S = 5.0  # after this time, all workers use the bundle of an acknowledged swap
 NEAR_A_KILL_S = 3.0
-NO_STORE = "the live history cannot be read now"
-DAMAGED = "damaged"
+NO_STORE, DAMAGED = "the live history cannot be read now", "damaged"
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------

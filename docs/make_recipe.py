@@ -1,6 +1,7 @@
 """Writes docs/recipe.md from the types of a recipe; with `--check` it only says whether the page is up to date."""
 
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def _name(reference: Schema) -> str:
 def _section(part: Schema) -> str:
     fields = dict(part["properties"])
     kind = fields.pop("kind", None)
-    about = [_one_line(part["description"])] + ([f"Written as `kind: {kind['const']}`."] if kind else [])
+    about = [textwrap.fill(_one_line(part["description"]), 118, break_long_words=False, break_on_hyphens=False)]
+    about += [f"Written as `kind: {kind['const']}`."] if kind else []
     rows = [_row(name, field, required=name in part.get("required", ())) for name, field in fields.items()]
     table = ["", "| field | value | default | meaning |", "|---|---|---|---|", *rows] if rows else []
     return "\n".join([f"## {part['title']}", "", *about, *table, ""])
