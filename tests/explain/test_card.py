@@ -64,7 +64,7 @@ def test_sampled_evaluation_has_its_own_section(run):
     (section,) = pipeline.report_of(run.folder).sampled
     for words in pages(run.folder):
         assert "Sampled evaluation" in words
-        assert "each positive is ranked among itself and 3 items" in words
+        assert "each positive is ranked among itself and 3 other items" in words
     assert (section.draw, section.count, section.seed) == ("uniform", 3, 0)
     assert section.users_judged == pipeline.report_of(run.folder).catalogue.users_judged
 
