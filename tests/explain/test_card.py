@@ -176,5 +176,5 @@ def test_two_items_and_one_user_to_judge_make_a_card(tmp_path):
     data = worlds.write_world(tmp_path / "log", *tables)
     job = pipeline.run(worlds.world_recipe(data, {"train": {"epochs": 1, "batch_size": 4}}), runs=tmp_path)
     for words in pages(job.folder):
-        assert "Only 1 user could be judged" in words
+        assert "Only 1 user could be evaluated" in words
         assert "1 user" in words
