@@ -25,15 +25,18 @@ NAMED_BY_STAGE = {"recipe", "pipeline", "cli"}
 NAMED_IN_EACH_STAGE = {"ranker"}
 """One thing in several stages: `model/ranker.py` defines it, `train/ranker.py` trains it."""
 RETIRED = {
-    "asked", "tell", "hear", "told", "nobody", "given", "lent", "told_by_first", "gathered", "summed", "assist",
-    "joined_ranks", "ALONE", "Ranks", "sketch", "learner", "headline", "in_words", "judge_catalogue",
-    "judge_impressions", "judge_filtered", "judge_in_batch", "JudgedWindow", "Judged", "Details",
-    "may_be_recommended", "passing", "to_find", "parted_by", "said", "saying", "outlook", "trust", "place_of",
-    "hard_of", "Eligible", "settle", "reaching", "HELD", "Asker", "Ask", "Asking", "Wanted", "Met", "Kept", "Put",
-    "Gate", "Meters", "mistake", "try_again", "LookedAt", "spelling", "Piece", "Made", "decimal", "signed",
-    "bracket", "kept_memory", "twins", "spoilt", "dirt", "moment", "moments", "at_once", "CELLS", "PAIRS",
-    "AT_ONCE", "is_unasked", "Optimiser", "optimiser", "regularisation", "PerValue", "SideBySide", "Crosses",
-    "LengthGuess", "blocks", "wide", "only_mask", "only_rows",
+    "_answer_soon", "_answering", "_call_ranks", "_Lesson", "_notice_the_end", "_what_is_judged",
+    "_who_may_be_recommended", "ALONE", "Ask", "asked", "Asked", "Asker", "Asking", "assist", "at_once", "AT_ONCE",
+    "blocks", "bracket", "CELLS", "Crosses", "decimal", "Details", "dirt", "Eligible", "everything", "failed",
+    "Found", "Gate", "gathered", "given", "hard_of", "headline", "hear", "HELD", "holds", "in_words", "is_unasked",
+    "joined_ranks", "judge_catalogue", "judge_filtered", "judge_impressions", "judge_in_batch", "Judged",
+    "JudgedWindow", "Kept", "kept_memory", "Known", "learner", "LengthGuess", "lent", "Line", "Lists", "LookedAt",
+    "Made", "make", "may_be_recommended", "Met", "Meters", "Mined", "mistake", "moment", "moments", "nobody",
+    "Only", "only_mask", "only_rows", "Open", "open_answers", "Optimiser", "optimiser", "outlook", "PAIRS",
+    "parted_by", "passing", "passing_in_words", "PerValue", "Piece", "place_of", "Position", "Put", "Question",
+    "Ranks", "reaching", "regularisation", "said", "saying", "Seen", "settle", "Shown", "SideBySide", "signed",
+    "sketch", "spelling", "spoilt", "spread", "Stages", "summed", "tell", "to_find", "told", "told_by_first",
+    "Track", "trust", "try_again", "twins", "Wanted", "wide",
 }
 # fmt: on
 VERB = re.compile(r"[A-Z][a-z-]*s$")
