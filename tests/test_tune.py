@@ -141,7 +141,7 @@ def test_a_choice_may_be_a_mapping_and_one_that_does_not_fit_the_others_ends_its
     search = search_of(ranges, trials=8, name="unfit")
     failed = [trial for trial in tune(search) if trial.value is None]
     assert failed
-    assert all("hard_negatives compete beside drawn ones" in trial.reason for trial in failed)
+    assert all("hard_negatives are added to drawn negatives" in trial.reason for trial in failed)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def everything(creator: str) -> dict[str, Any]:
             {"kind": "users", "min_events": 3, "max_percentile": 99.5, "min_positives": 1, "min_negatives": 1},
         ],
         "filter_rounds": 2,
-        "sample": {"users": 0.7, "seed": 2**31 - 5},
+        "sample": {"users": 0.7},
         "positive_share": 0.6,
         "counters": {"item_id": COUNTED, "user_id": COUNTED, creator: COUNTED},
     }

@@ -82,7 +82,7 @@ DOT = Dot(kind="dot")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("score", "output"),
+    ("score", "output_norm"),
     [
         (Cosine(kind="cosine"), "none"),
         (DOT, "l2"),
@@ -91,8 +91,8 @@ DOT = Dot(kind="dot")
     ],
     ids=lambda value: getattr(value, "kind", value),
 )
-def test_training_evaluation_and_service_compute_the_same_score(prepared, tmp_path, score, output):
-    recommender, dataset, model = serve(prepared, tmp_path, score=score, output=output)
+def test_training_evaluation_and_service_compute_the_same_score(prepared, tmp_path, score, output_norm):
+    recommender, dataset, model = serve(prepared, tmp_path, score=score, output_norm=output_norm)
     as_of = recommender.bundle.as_of
     users = np.arange(len(dataset.users))
     at = np.full(len(users), as_of)

@@ -136,7 +136,7 @@ def test_what_cannot_be_shared_is_refused():
     with pytest.raises(RunError, match="batch_norm standardises over a batch, of which each of 3 processes sees a"):
         check_shareable(three, nn.Sequential(nn.BatchNorm1d(1)), twelve, num_examples=99)
     mining = Train.model_validate({"hard_negatives": {}})
-    with pytest.raises(RunError, match="hard_negatives are mined for the lines of one process, and 3 were started"):
+    with pytest.raises(RunError, match="hard_negatives are mined for the examples of one process, and 3 were started"):
         check_shareable(three, nn.Linear(1, 1), mining, num_examples=99)
 
 

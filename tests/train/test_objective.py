@@ -277,7 +277,7 @@ SOLVERS = [
     ({**IN_BATCH, "log_q": "corrected"}, "cosine", {}),
     ({**IN_BATCH, "uniform_negatives": 32}, "negative_distance", {}),
     (IN_BATCH, "dot", {"output_norm": "batch_norm"}),
-    ({"kind": "sampled_softmax", "negatives": 32}, "cosine", {"hidden": (16,), "dropout": 0.1}),
+    ({"kind": "sampled_softmax", "negatives": 32}, "cosine", {"hidden": (64,), "dropout": 0.1}),
     ({"kind": "full_softmax"}, "cosine", {"output_norm": "batch_norm"}),
     ({"kind": "bpr"}, "dot", {}),
     ({"kind": "bpr"}, "negative_distance", {"output_norm": "l2"}),
