@@ -6,9 +6,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer, UInt8
 
-POOL_SHARE: Final = (
-    1 / 8
-)  # masks up to this share of the items list their rows; measured faster than a bitmap up to 1/2
+# Masks up to this share of the items list their rows; measured faster than a bitmap up to 1/2.
+POOL_SHARE: Final = 1 / 8
 MAX_SPARE: Final = 256  # rows of a pool that are no longer in its mask: scored in vain, then dropped
 
 
