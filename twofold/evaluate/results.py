@@ -266,7 +266,7 @@ class Report:
     left_out: tuple[str, ...] = ()
     """Baselines that are not among the rows, with the reasons."""
     sampled: tuple[SampledSection, ...] = ()
-    """Results of each draw of negatives that the recipe's `judge` contains."""
+    """Results of each draw of negatives that the recipe's `evaluate` section contains."""
     heads: tuple[Calibration, ...] = ()
     """Calibration of the ranker's heads on impressions."""
 

@@ -78,8 +78,8 @@ class SequenceFeature(Section):
 
 
 class ClusterFeature(Section):
-    """Shares of the user's most recent events in each cluster of items (k-means on the items of the training "
-    "window)."""
+    """Shares of the user's most recent events in each cluster of items (k-means on the items of the training
+    window)."""
 
     kind: Literal["clusters"]
     events: Literal["positives", "negatives"]

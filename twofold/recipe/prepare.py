@@ -27,8 +27,8 @@ class UserFilter(Section):
     max_events: int | None = Field(default=None, ge=1)
     """Maximum number of events: users with more are often bots or shared devices. `null` means no maximum."""
     max_percentile: float | None = Field(default=None, ge=50, lt=100)
-    """Maximum as a percentile of the number of events of a user: 99.9 drops the most active 0.1 %. `null` means "
-    "none."""
+    """Maximum as a percentile of the number of events of a user: 99.9 drops the most active 0.1 %. `null` means
+    none."""
     min_positives: int = Field(default=0, ge=0)
     """Minimum number of events for which the positive rule is true."""
     min_negatives: int = Field(default=0, ge=0)
@@ -117,8 +117,8 @@ SplitRule = Annotated[TemporalSplit | LastEvents, Field(discriminator="kind")]
 
 
 class Sample(Section):
-    """Sample of users with all their events, chosen by a hash of the user id, so that it is equal on all SQL "
-    "engines."""
+    """Sample of users with all their events, chosen by a hash of the user id, so that it is equal on all SQL
+    engines."""
 
     users: float = Field(gt=0, le=1)
     """Share of users to keep. Labels, counters and item filters are computed on all users before."""
