@@ -43,6 +43,33 @@ def test_one_id_is_looked_up_as_many_are(ids):
         assert vocabulary.row_of(asked) == vocabulary.rows_of([asked]).tolist()[0]
 
 
+COLUMNS = {
+    "bool": [True, False, None],
+    "int8": pa.array([1, -2, 3], pa.int8()),
+    "uint8": pa.array([1, 2, 255], pa.uint8()),
+    "uint64": pa.array([1, 2, 2**64 - 1], pa.uint64()),
+    "whole doubles": [0.0, 1.0, 2.0],
+    "halves": [0.5, 1.0, 1.5],
+    "float": pa.array([0.1, 0.2, 3.0], pa.float32()),
+    "decimal": pa.array([1, 2, None], pa.decimal128(10, 2)),
+    "text": ["a", "True", "0.0"],
+    "large text": pa.array(["a", "b", "c"], pa.large_string()),
+    "dictionary": pa.array(["a", "b", "a"]).dictionary_encode(),
+    "date": pa.array([0, 1, 2], pa.date32()),
+    "time": pa.array([0, 1, 2], pa.time64("us")),
+    **{f"timestamp {unit}": pa.array([0, 10**9, 10**10], pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")},
+    "zoned": pa.array([0, 1, 2], pa.timestamp("us", "UTC")),
+}
+
+
+@pytest.mark.parametrize("values", COLUMNS.values(), ids=COLUMNS)
+def test_every_value_of_a_column_is_found_whatever_its_type(values):
+    column = pa.array(values)
+    rows = build_vocabulary(column, column).rows_of(column)
+    assert [row == -1 for row in rows] == [value is None for value in column.to_pylist()]
+    assert len(set(rows.tolist())) == len(set(column.to_pylist()))
+
+
 def test_null_and_empty_are_unknown():
     vocabulary = Vocabulary(pa.array([0, 1]), num_known=2)
     assert vocabulary.rows_of(pa.array([None, 1], pa.int64())).tolist() == [-1, 1]

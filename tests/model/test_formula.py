@@ -24,8 +24,9 @@ SAID = {"relevance": torch.tensor([[4.0, -1.0]]), "long": torch.tensor([[0.8, 0.
         ("relevance / (long - 0.5)", [13.3333, LAST]),
         ("POWER(relevance, 0.5)", [2.0, LAST]),
         ("GREATEST(relevance, long, 1)", [4.0, 1.0]),
-        ("LEAST(LN(relevance), long)", [0.8, 0.5]),  # both pass over NULL
-        ("GREATEST(LN(relevance), long)", [1.3863, 0.5]),
+        ("LEAST(LN(relevance), long)", [0.8, LAST]),  # NULL if an argument is
+        ("GREATEST(LN(relevance), long)", [1.3863, LAST]),
+        ("LEAST(long, 0.7, 3)", [0.7, 0.5]),
         ("NULLIF(relevance, -1) + 1", [5.0, LAST]),
         ("EXP(300 * relevance)", [-LAST, 0.0]),  # no number is beyond
         ("7", [7.0, 7.0]),

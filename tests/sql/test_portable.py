@@ -90,7 +90,20 @@ def answer(engine: duckdb.DuckDBPyConnection, text: str) -> object:
         ("yes OR no AND no", True),
         ("(yes OR no) AND no", False),
         ("LEAST(SQRT(i * i * 100), 8)", 8),
-        ("GREATEST(n, d, -3)", -2.5),
+        ("GREATEST(d, i, -3)", 7),
+        ("LEAST(d, i, -3)", -3),
+        ("LEAST(i, 7, big)", 7),
+        ("GREATEST(n, d, -3)", None),
+        ("GREATEST(d, -3, n)", None),
+        ("LEAST(n, 8)", None),
+        ("LEAST(8, n)", None),
+        ("LEAST(GREATEST(n, -3), 3)", None),
+        ("LEAST(GREATEST(d, -1), 3)", -1),
+        ("LEAST(1 - 3, -(2 - 5))", -2),
+        ("COALESCE(LEAST(n, 8), 0)", 0),
+        ("LEAST(yes, no)", 0),
+        ("LEAST(NULL, 8) IS NULL", True),
+        ("GREATEST(i, zero) / LEAST(i, zero)", None),
         ("COALESCE(n, i)", 7),
         ("COALESCE(n, yes) + 1", 2),
         ("NULLIF(i, 7)", None),
@@ -103,6 +116,12 @@ def answer(engine: duckdb.DuckDBPyConnection, text: str) -> object:
 )
 def test_meaning(engine: duckdb.DuckDBPyConnection, text: str, expected: object) -> None:
     assert answer(engine, text) == expected
+
+
+def test_the_sql_of_nested_minima_names_each_column_once() -> None:
+    written = rule_sql("LEAST(GREATEST(" * 13 + "watch_s" + ", -3), 3)" * 13)
+    assert written.count('"watch_s"') == 1
+    assert len(written) < 5_000
 
 
 # --- fuzz -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
-from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
+from twofold.dataset.vocabulary import UNKNOWN, Vocabulary, id_type
 from twofold.run_folder import write_json
 from twofold.tables import HOUR_MS
 
@@ -113,7 +113,7 @@ def _slices(
     if not keys:
         return np.zeros(len(ids) + 1, np.int64), np.zeros(len(ids) + 1, np.int64)
     key, start = pa.concat_arrays(keys), np.concatenate(first)
-    key = key.cast(pa.int64() if pa.types.is_integer(key.type) else pa.string())
+    key = key.cast(id_type(key.type))
     # A key whose hours are in two batches begins in the first of them.
     is_new = np.concatenate([[True], np.asarray(pc.not_equal(key[1:], key[:-1]))])
     key, start = key.filter(pa.array(is_new)), start[is_new]

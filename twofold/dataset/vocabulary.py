@@ -1,6 +1,7 @@
 """Vocabulary of ids: the only place where an `item_id` becomes an `item_row`, and back."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -90,8 +91,10 @@ class Vocabulary:
             ids = pa.array(ids)
         elif isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()
-        if isinstance(ids, pa.Array) and ids.type == self.ids.type:
-            return ids
+        if isinstance(ids, pa.Array):
+            # By the cast that built the vocabulary: Python writes True and 0.0 where Arrow writes true and 0.
+            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                return ids if ids.type == self.ids.type else ids.cast(self.ids.type)
         read = _as_integer if pa.types.is_int64(self.ids.type) else _as_text
         return pa.array(
             [read(value) for value in (ids.to_pylist() if isinstance(ids, pa.Array) else ids)], self.ids.type
@@ -121,10 +124,14 @@ def build_vocabulary(known: pa.Array | pa.ChunkedArray, all_ids: pa.Array | pa.C
     return Vocabulary(pa.concat_arrays([first, cold]), num_known=len(first))
 
 
+def id_type(type_: pa.DataType) -> pa.DataType:
+    """Returns the type in which a vocabulary stores values: int64, or string for all that is no 64-bit integer."""
+    return pa.int64() if pa.types.is_integer(type_) and not pa.types.is_uint64(type_) else pa.string()
+
+
 def _sorted_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
     unique = pc.unique(ids).drop_null()
-    kind = pa.int64() if pa.types.is_integer(unique.type) else pa.string()
-    unique = unique.cast(kind)
+    unique = unique.cast(id_type(unique.type))
     return unique.take(pc.array_sort_indices(unique))
 
 

@@ -64,8 +64,6 @@ def _calculate(node: exp.Expr, parts: list[Tensor]) -> Tensor:
             return torch.where(parts[0] == parts[1], torch.nan, parts[0])
         case exp.Coalesce():
             return reduce(lambda left, right: torch.where(left.isnan(), right, left), parts)
-        case exp.Greatest():  # GREATEST and LEAST ignore NULL
-            return reduce(lambda left, right: torch.where(left.isnan() | (right > left), right, left), parts)
-        case exp.Least():
-            return reduce(lambda left, right: torch.where(left.isnan() | (right < left), right, left), parts)
+        case exp.Greatest():  # NaN is the greatest, for which the portable form uses it
+            return reduce(lambda left, right: torch.where(left.isnan() | (left > right), left, right), parts)
     raise AssertionError(f"the recipe accepts {type(node).__name__}, which formulas do not implement")

@@ -200,7 +200,10 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
     type_ = own[column]
     is_right, wanted = {
         "category": (_is_plain(type_), "a plain column; a list is read by kind: bag"),
-        "bag": (type_.endswith("[]"), "a list column, such as VARCHAR[]; single values are read by kind: category"),
+        "bag": (
+            type_.endswith("[]") and _is_plain(type_[:-2]),
+            "a list column of plain values, such as VARCHAR[]; single values are read by kind: category",
+        ),
         "number": (_is_number(type_), "a number; text is read by kind: category"),
         "profile": (type_.startswith(_FRACTIONS) and type_.endswith("]"), "a list of FLOAT or DOUBLE"),
         "age": (type_ == "BIGINT", "UTC milliseconds as BIGINT, or timestamps"),
@@ -221,7 +224,7 @@ def _check_values(column: str, columns: Mapping[str, str], *, field: str, lackin
 
 
 def _is_plain(type_: str) -> bool:
-    return not type_.endswith("]") and not type_.startswith(("STRUCT", "MAP", "UNION", "BLOB"))
+    return not type_.endswith("]") and not type_.startswith(("STRUCT", "MAP", "UNION", "BLOB", "INTERVAL"))
 
 
 def _check_vectors(recipe: Recipe, source: Source, path: Path) -> None:

@@ -26,6 +26,8 @@ INTEGERS: Final = frozenset(
 )
 _ZONELESS: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"})
 _ZONED: Final = frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"})
+# Types whose values NumPy and Arrow cannot compare or look up, and Spark does not have.
+_AS_TEXT: Final = {"UUID": "VARCHAR", "JSON": "VARCHAR"}
 # Factor or integer divisor that turns an integer timestamp into milliseconds.
 _TO_MS: Final = {"s": " * 1000", "ms": "", "us": " // 1000", "ns": " // 1000000"}
 _KINDS: Final[Mapping[str, FileKind]] = {".parquet": "parquet", ".csv": "csv"}
@@ -158,7 +160,7 @@ def select_sql(projection: Mapping[str, tuple[str, str]], origin: str) -> str:
 
 def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed: Mapping[str, str]) -> SourceTable:
     named = _renamed(own, data.columns, files)
-    projection = {name: (own[column], quote_name(column)) for name, column in named.items()}
+    projection = {name: (_AS_TEXT.get(own[column], own[column]), quote_name(column)) for name, column in named.items()}
     for name in needed:
         if name not in named:
             raise DataError(
@@ -206,7 +208,7 @@ def _check_renaming(renaming: Mapping[str, str], own: Mapping[str, Mapping[str, 
 def _id(name: str, type_: str, column: str, files: tuple[Path, ...]) -> tuple[str, str]:
     if type_ in INTEGERS:
         return "BIGINT", column
-    if type_ in ("VARCHAR", "UUID") or type_.startswith("ENUM"):
+    if type_ == "VARCHAR" or type_.startswith("ENUM"):
         return "VARCHAR", column
     raise DataError(
         f"{_named(files)}: {name} is {type_}; an id is an integer or text (floats merge ids above 2^53). "

@@ -85,16 +85,8 @@ def _is_in(value: pa.Array, *options: pa.Array) -> pa.Array:
 
 
 def _greatest(left: pa.Array, right: pa.Array) -> pa.Array:
-    return _choose(_less(left, right), left, right)
-
-
-def _least(left: pa.Array, right: pa.Array) -> pa.Array:
-    return _choose(_less(right, left), left, right)
-
-
-def _choose(take_right: pa.Array, left: pa.Array, right: pa.Array) -> pa.Array:
-    """Chooses as LEAST and GREATEST do, which ignore NULL: where either side is NULL, the other one is taken."""
-    return pc.if_else(pc.coalesce(take_right, pc.is_null(left)), right, left)
+    """Returns what the engines' GREATEST does, which ignores NULL: where one side is NULL, the other one."""
+    return pc.if_else(pc.coalesce(_less(left, right), pc.is_null(left)), right, left)
 
 
 def _remainder(left: pa.Array, right: pa.Array) -> pa.Array:
@@ -160,5 +152,4 @@ _OPERATORS: Final[dict[type[exp.Expr], Callable[..., pa.Array]]] = {
     exp.Coalesce: pc.coalesce,
     exp.Nullif: lambda value, unwanted: pc.if_else(pc.fill_null(_equal(value, unwanted), False), None, value),
     exp.Greatest: lambda *values: reduce(_greatest, values),
-    exp.Least: lambda *values: reduce(_least, values),
 }

@@ -7,7 +7,9 @@ on NULL they agree. The new tree differs from the rule as follows:
 - a column is cast to the type that its context needs: DOUBLE in arithmetic or beside a number, BOOLEAN in a condition,
   VARCHAR beside a text;
 - `x / 0` and `x % 0`, LN(x) of x <= 0, SQRT(x) of x < 0 and POWER where it has no real value are NULL. Otherwise one
-  engine raises where another returns infinity, and NaN counts as larger than every number.
+  engine raises where another returns infinity, and NaN counts as larger than every number;
+- LEAST and GREATEST are NULL if an argument is NULL, as every other function is. The engines ignore NULL there, so that
+  `LEAST(watch_s, 8)` would give 8, the largest value, to an unknown watch time.
 
 Still different: FLOOR and CEIL beyond 2^63 (Spark returns an integer), the last digit of EXP, LN and POWER.
 """
@@ -178,12 +180,15 @@ def _calculation(node: exp.Expr) -> exp.Expr:
         case exp.Div() | exp.Mod():
             divisor = exp.Nullif(this=portable(node.expression, "number"), expression=_double(0.0))
             return type(node)(this=_operand(node.this, "number"), expression=divisor)
-        case exp.Least() | exp.Greatest():
-            first, *others = (portable(child, "number") for child in node.iter_expressions())
-            return type(node)(this=first, expressions=others, ignore_nulls=True)
+        case exp.Greatest():
+            return _greatest([portable(child, "number") for child in node.iter_expressions()])
+        case exp.Least():  # of the negatives, because NaN is above every number
+            return exp.Neg(
+                this=_greatest([exp.Neg(this=_operand(child, "number")) for child in node.iter_expressions()])
+            )
         case exp.Pow():
             power = exp.Pow(this=portable(node.this, "number"), expression=portable(node.expression, "number"))
-            return exp.Nullif(this=power, expression=_cast(exp.Literal.string("NaN"), None, "number"))
+            return exp.Nullif(this=power, expression=_nan())
         case exp.Ln():
             return exp.Ln(this=_above(portable(node.this, "number"), _double(0.0)))
         case exp.Sqrt():
@@ -192,6 +197,21 @@ def _calculation(node: exp.Expr) -> exp.Expr:
             return _cast(type(node)(this=portable(node.this, "number")), None, "number")
         case _:
             return type(node)(this=portable(node.this, "number"))
+
+
+def _greatest(written: list[exp.Expr]) -> exp.Expr:
+    """Returns the greatest argument, NULL if one is NULL. Names each argument once: a CASE would name it twice, and
+    double the text at each nesting.
+    """
+    first, *others = (
+        argument if argument.is_number else exp.Coalesce(this=argument, expressions=[_nan()]) for argument in written
+    )
+    return exp.Nullif(this=exp.Greatest(this=first, expressions=others, ignore_nulls=True), expression=_nan())
+
+
+def _nan() -> exp.Expr:
+    """Writes NaN, which is above every number and equals itself on every engine."""
+    return _cast(exp.Literal.string("NaN"), None, "number")
 
 
 def _above(written: exp.Expr, limit: exp.Expr) -> exp.Expr:
