@@ -35,8 +35,6 @@ from twofold.errors import RunError
 from twofold.tables import Json
 
 MANIFEST: Final = "manifest.json"
-FORMAT: Final = 2
-"""Version of the stages' formats, part of every digest: raised when a stage writes other files for the same inputs."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,11 @@ def run_stage(
 ) -> Stage:
     """Runs `work` in a partial folder and renames that to `run/name`; or finds the stage complete and unchanged.
 
-    `inputs` is everything the result depends on, as JSON: sections of the recipe and digests of earlier stages. `work`
-    takes the partial folder and returns facts for the manifest. If an earlier attempt with the same inputs was killed,
-    `work` gets the partial folder that it left, so that training can resume.
+    `inputs` is everything the result depends on, as JSON: the version of the stage's code, sections of the recipe and
+    digests of earlier stages. `work` takes the partial folder and returns facts for the manifest. If an earlier attempt
+    with the same inputs was killed, `work` gets the partial folder that it left, so that training can resume.
     """
-    digest = digest_of({"stage": name, "format": FORMAT, "inputs": inputs})
+    digest = digest_of({"stage": name, "inputs": inputs})
     done = find_stage(run, name)
     if done is not None and done.digest == digest:
         return done

@@ -10,6 +10,7 @@ from twofold.errors import RunError
 from twofold.evaluate.results import Report, load_report
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, load_ranker_data, load_ranker_stage
 from twofold.model.retriever import Model, load_model
+from twofold.pipeline.stage_versions import STAGE_VERSIONS
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
@@ -32,8 +33,11 @@ class Job:
     """Called with every complete stage, made now or found unchanged."""
 
     def run_stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], Mapping[str, Any]]) -> Stage:
-        """Makes a stage, or finds it unchanged (see `run_folder.run_stage`), and reports that it is complete."""
-        stage = run_stage(self.folder, name, inputs=inputs, work=work)
+        """Makes a stage, or finds it unchanged (see `run_folder.run_stage`), and reports that it is complete.
+
+        The version of the stage's code is one of its inputs.
+        """
+        stage = run_stage(self.folder, name, inputs={"version": STAGE_VERSIONS[name], **inputs}, work=work)
         self.on_stage_done(stage)
         return stage
 
