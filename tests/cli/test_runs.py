@@ -40,7 +40,7 @@ def test_the_table_of_runs_is_sorted_by_what_is_asked(call, tmp_path):
     code, out, _ = call("runs", "--runs", tmp_path)
     assert code == 0
     assert out.index("two") < out.index("one") < out.index("three")
-    assert ".500" in out
+    assert "0.500" in out
     _, out, _ = call("runs", "--runs", tmp_path, "--sort", "auc")
     assert out.index("one") < out.index("two") < out.index("three")
     code, _, err = call("runs", "--runs", tmp_path, "--sort", "mrr")
@@ -55,7 +55,7 @@ def test_on_a_narrow_terminal_names_fold_and_no_number_is_cut(monkeypatch, capsy
     cli_runs.list_all_runs(tmp_path)
     shown = capsys.readouterr().out
     assert "…" not in shown
-    for text in ("catalogue/", "recall@100", ".250", "recipe", "seconds"):
+    for text in ("catalogue/", "recall@100", "0.250", "recipe", "seconds"):
         assert text in shown
 
 

@@ -52,7 +52,9 @@ def test_only_known_outcomes_are_judged():
     assert evaluate_head("it", said, floats(*[np.nan] * 5)) is None
     nothing = evaluate_head("it", said, floats(0, 0, 0, 0, 0))
     assert (nothing.ratio, nothing.auc) == (None, None)
-    assert head_sentence(nothing).startswith("it, on 5 impressions: mean prediction .500, mean outcome .000 (ratio –)")
+    assert head_sentence(nothing).startswith(
+        "it, on 5 impressions: mean prediction 0.500, mean outcome 0.000 (ratio –)"
+    )
 
 
 def test_a_quantile_is_a_watch_time_of_items_as_long():

@@ -97,7 +97,9 @@ def test_a_part_of_a_recipe_is_shown_as_its_file_has_it(three, tmp_path):
 
 def test_the_terminal_says_it_in_two_tables(three):
     text = in_words(compare_run_folders(three))
-    assert re.search(r"catalogue recall@5 +\.\d{3} +\+\.\d{3} \[\.\d{3}, \.\d{3}\] \* +\.000 \[\.000, \.000\]", text)
+    assert re.search(
+        r"catalogue recall@5 +0\.\d{3} +\+0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] \* +0\.000 \[0\.000, 0\.000\]", text
+    )
     assert re.search(r"train\.epochs +1 +2", text)
     assert "150 users, 60 items" in text
     narrow = Console(width=50, file=StringIO())
@@ -129,10 +131,10 @@ def test_churn_is_what_another_run_no_longer_recommends(tmp_path):
 def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
     found = replace(compare_run_folders(three), churns=(0.25, None))
     text = in_words(found)
-    assert "25% of the recommendations of old to a user are no longer" in text
-    assert re.search(r"new: recall@5 differs significantly in (\d|none) of \d groups? \(p < \.05 after Holm\)", text)
+    assert "25 % of the recommendations of old to a user are no longer" in text
+    assert re.search(r"new: recall@5 differs significantly in (\d|none) of \d groups? \(p < 0\.05 after Holm\)", text)
     write_comparison_page(found, tmp_path / "page.html")
-    assert re.search(r"mean over the users of both:\s+new 25%, same –\.", (tmp_path / "page.html").read_text())
+    assert re.search(r"mean over the users of both:\s+new 25 %, same –\.", (tmp_path / "page.html").read_text())
 
 
 def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path):

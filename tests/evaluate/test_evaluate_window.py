@@ -150,14 +150,14 @@ def test_the_words_of_a_comparison():
         row = Row("item-kNN", {"m": Estimate(0.353, 0.34, 0.37)}, {"m": Estimate(value, low, high)})
         return compared_with(row, "m")
 
-    better = "significantly better than item-kNN .353 (difference +.033, 95 % interval [.020, .050])"
-    worse = "significantly worse than item-kNN .353 (difference −.033, 95 % interval [−.050, −.020])"
-    same = "not significantly different from item-kNN .353 (difference {}, 95 % interval {})"
+    better = "significantly better than item-kNN 0.353 (difference +0.033, 95 % interval [0.020, 0.050])"
+    worse = "significantly worse than item-kNN 0.353 (difference −0.033, 95 % interval [−0.050, −0.020])"
+    same = "not significantly different from item-kNN 0.353 (difference {}, 95 % interval {})"
     assert words(0.033, 0.02, 0.05) == better
     assert words(-0.033, -0.05, -0.02) == worse
-    assert words(0.004, -0.01, 0.02) == same.format("+.004", "[−.010, .020]")
-    assert words(-0.004, -0.02, 0.01) == same.format("−.004", "[−.020, .010]")
-    assert words(0.0, 0.0, 0.0) == same.format(".000", "[.000, .000]")
+    assert words(0.004, -0.01, 0.02) == same.format("+0.004", "[−0.010, 0.020]")
+    assert words(-0.004, -0.02, 0.01) == same.format("−0.004", "[−0.020, 0.010]")
+    assert words(0.0, 0.0, 0.0) == same.format("0.000", "[0.000, 0.000]")
 
 
 def test_a_group_of_items_has_a_baseline_and_left_out_ones_are_named(monkeypatch):

@@ -64,10 +64,10 @@ def test_heads_are_shown_where_there_are_any(report, tmp_path):
     page = Page(report_page(with_heads))
     assert "Each head of the ranker predicts an outcome of an impression." in page.text
     # The mean prediction is .4, and a quarter of the outcomes are true.
-    assert "long .400 .250 1.600 : 1" in page.text
-    assert "watch .400 .400 1.000 : 1 .000" in page.text
+    assert "long 0.400 0.250 1.600 : 1" in page.text
+    assert "watch 0.400 0.400 1.000 : 1 0.000" in page.text
     assert (
-        "mean absolute error 3.250 s, XAUC over all pairs .612. From the item's length alone: error 4.500 s"
+        "mean absolute error 3.250 s, XAUC over all pairs 0.612. From the item's length alone: error 4.500 s"
         in page.text
     )
     assert all(sentence in page.text for sentence in with_heads.verdict[-2:])

@@ -95,7 +95,7 @@ def test_a_sample_takes_users_whole_and_the_same_ones_again(tmp_path: Path) -> N
     assert Counter(column(events_of(out), "user_id"))[min(taken)] == 9
     assert rows_of(again) == rows_of(out)
     lines = {line.name: line for line in funnel_of(out)}
-    assert lines["a sample of users: 30%"].rows == len(rows_of(out))
+    assert lines["a sample of users: 30 %"].rows == len(rows_of(out))
     assert lines["test window of these users"].rows == len(rows_of(out, "test"))
 
 

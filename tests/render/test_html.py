@@ -39,7 +39,7 @@ def test_what_is_no_part_is_said_in_full(value, said):
         ("a|b `c` *d* ~e~ \\", r"a\|b \`c\` \*d\* \~e\~ " + "\\\\"),
         ("length_s _x_", r"length_s \_x\_"),
         ("one\n# two", r"one \# two"),
-        (".386 [.370, .401].", ".386 [.370, .401]."),
+        ("0.386 [0.370, 0.401].", "0.386 [0.370, 0.401]."),
     ],
 )
 def test_in_markdown_untrusted_text_means_nothing(text, shown):

@@ -16,6 +16,7 @@ from twofold.cli.options import RecipeFile, Settings
 from twofold.errors import RecipeError, RequestError
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import load_recipe, recipe_schema
+from twofold.render.numbers import percent
 
 if TYPE_CHECKING:
     from twofold.ingest.inspect_log import LogProfile
@@ -146,7 +147,7 @@ def _print_seen(console: Console, seen: "LogProfile") -> None:
         table = Table("column", "type", "NULL", "distinct", "range or most frequent", "role", box=SIMPLE_HEAD)
         table.title, table.title_justify = f"{profile.path}: {profile.rows:,} rows", "left"
         for column in profile.columns:
-            nulls, distinct = (f"{column.nulls:.1%}" if column.nulls else "", f"{column.distinct:,}")
+            nulls, distinct = (percent(column.nulls) if column.nulls else "", f"{column.distinct:,}")
             role = taken_as(seen, profile, column)
             cells = (printable(column.name), column.type, nulls, distinct, shown_values(column), role)
             table.add_row(*(Text(cell, overflow="fold") for cell in cells))

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from twofold.render.numbers import format_decimal, format_signed
+from twofold.render.numbers import format_decimal, format_signed, percent
 from twofold.run_folder import Stage
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def print_funnel(steps: "Sequence[FunnelLine]") -> None:
         scope = step.scope
         removed = f"{step.removed:,}" if step.removed else ""
         counts = (f"{step.rows:,}", removed, f"{step.users:,}", f"{step.items:,}")
-        table.add_row(step.name, *counts, f"{step.positive_share:.1%}")
+        table.add_row(step.name, *counts, percent(step.positive_share))
     Console().print(table)
 
 
@@ -43,7 +43,7 @@ def print_labels(report: Mapping[str, Any]) -> None:
     table = Table("length in s", "rows", "positive", "mean target", title="the label by length, on validation rows")
     for decile in report["deciles"]:
         length_and_rows = f"{decile['first_s']:g} to {decile['last_s']:g}", f"{decile['rows']:,}"
-        table.add_row(*length_and_rows, f"{decile['positive_share']:.1%}", f"{decile['mean_target']:.3f}")
+        table.add_row(*length_and_rows, percent(decile["positive_share"]), f"{decile['mean_target']:.3f}")
     table.box = SIMPLE_HEAD
     Console().print(table)
     for name in ("label", "target"):

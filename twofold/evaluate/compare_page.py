@@ -123,7 +123,7 @@ def _after(recipe: Recipe, changed: Mapping[str, Difference], field: str) -> str
 
 
 def direction(line: MetricComparison) -> str:
-    """Returns `better` or `worse` for a significant difference (p < .05 after Holm), else an empty text."""
+    """Returns `better` or `worse` for a significant difference (p < 0.05 after Holm), else an empty text."""
     if line.p_value is None or line.p_value >= 1 - LEVEL or not line.minus.value:
         return ""
     return "better" if line.minus.value > 0 else "worse"
@@ -134,7 +134,7 @@ def comparison_tables(found: RunComparison) -> list[Text | Table]:
     question = found.others[0].question
     title = f"{question.window} window · {plural(question.users, 'user')}, {plural(question.num_items, 'item')}"
     metrics, recipes = Table("", title=Text(title), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
-    metrics.caption = f"intervals of {LEVEL:.0%}, paired over users\n* p < .05 after Holm"
+    metrics.caption = f"intervals of {percent(LEVEL)}, paired over users\n* p < 0.05 after Holm"
     for name in found.names:
         metrics.add_column(Text(name if name == found.names[0] else f"{name} − {found.names[0]}"))
         recipes.add_column(Text(name))
@@ -157,7 +157,7 @@ def seeds_table(found: SeedComparison) -> Table:
     title = f"{found.run} − {found.base}, {plural(len(first.per_seed), 'seed')} of each"
     table = Table("", "difference", "by seed", "significant", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     few = f"fewer than {MIN_SEEDS} seeds are too few to claim a difference"
-    rule = f"significant: the interval ({LEVEL:.0%}, over users) excludes 0 and every seed has the same sign"
+    rule = f"significant: the interval ({percent(LEVEL)}, over users) excludes 0 and every seed has the same sign"
     table.caption, table.caption_justify = few if first.is_significant is None else rule, "left"
     for metric, claim in found.claims.items():
         if metric == found.primary_metric or metric in _MAIN_METRICS:
@@ -185,7 +185,7 @@ def _group_sentences(found: RunComparison) -> str:
     for other, gone in zip(found.others, found.churns, strict=True):
         slices = other.slices
         significant = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
-        groups = f"{len(significant) or 'none'} of {plural(len(slices.lines), 'group')} (p < .05 after Holm)"
+        groups = f"{len(significant) or 'none'} of {plural(len(slices.lines), 'group')} (p < 0.05 after Holm)"
         lines.append(f"{other.run}: {slices.metric} differs significantly in {groups}")
         lines += [
             f"  {line.by}: {line.name}: {format_difference(line.minus)} on {plural(line.users, 'user')}"

@@ -60,7 +60,7 @@ def _impressions_sentence(impressions: Section) -> str:
     strongest = max(impressions.rows[1:], key=lambda row: row.metrics[metric].value or 0)
     return (
         f"impressions AUC: the model reaches {format_estimate(auc)} on {plural(impressions.users_judged, 'user')}, "
-        f"{percent(bounds.headroom)} of the way from chance (.500) to a perfect order, and is "
+        f"{percent(bounds.headroom)} of the way from chance (0.500) to a perfect order, and is "
         f"{compared_with(strongest, metric)}."
     )
 
@@ -69,7 +69,7 @@ def format_estimate(estimate: Estimate) -> str:
     """Returns the value and its interval.
 
     >>> format_estimate(Estimate(0.3864, 0.37, 0.4011))
-    '.386 [.370, .401]'
+    '0.386 [0.370, 0.401]'
     """
     return f"{format_decimal(estimate.value)} {format_interval(estimate.low, estimate.high)}".rstrip()
 
@@ -78,6 +78,6 @@ def format_difference(difference: Estimate) -> str:
     """Returns a difference with its sign and its interval.
 
     >>> format_difference(Estimate(0.0364, 0.02, 0.0511))
-    '+.036 [.020, .051]'
+    '+0.036 [0.020, 0.051]'
     """
     return f"{format_signed(difference.value)} {format_interval(difference.low, difference.high)}".rstrip()

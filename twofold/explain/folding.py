@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 
 from twofold.explain.probes import HUB_SHARE, Probe
 from twofold.ragged import Ragged, chunks
-from twofold.render.numbers import format_decimal
+from twofold.render.numbers import format_decimal, percent
 from twofold.topk import NOT_ALLOWED, top_k
 
 NEIGHBORS: Final = 10
@@ -109,7 +109,7 @@ def probe_groups(
     crossing, chance_of_users = _crossing(grouping, likes)
     usual = 1.0 if crossing is None or chance_of_users == 0 else min(crossing / chance_of_users, 1.0)
     is_apart = usual < _UNRELATED
-    users = "no user likes two items" if crossing is None else f"users cross groups {usual:.0%} as often as chance"
+    users = "no user likes two items" if crossing is None else f"users cross groups {percent(usual)} as often as chance"
     purity = Probe(
         f"{grouping.name}/purity",
         1 - leak,

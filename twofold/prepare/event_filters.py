@@ -10,6 +10,7 @@ from typing import assert_never
 
 from twofold.prepare.hashing import PRIME, hash_sql
 from twofold.recipe.prepare import Filter, ItemFilter, Prepare, UserFilter
+from twofold.render.numbers import percent
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,17 @@ def select_train(prepare: Prepare, id_types: Mapping[str, str]) -> Selection:
     if prepare.sample is not None:
         hashed = hash_sql({"user_id": id_types["user_id"]}, seed=1)  # 0 cuts shards
         of_users = f"{hashed} < {int(prepare.sample.users * PRIME)}"
-        steps.append(FilterStep(f"a sample of users: {prepare.sample.users:.0%}", f"{steps[-1].where} AND {of_users}"))
+        steps.append(
+            FilterStep(f"a sample of users: {percent(prepare.sample.users)}", f"{steps[-1].where} AND {of_users}")
+        )
     if prepare.positive_share is not None:
         tables.append(("quota", quota_sql(steps[-1].where, prepare.positive_share)))
         of_row = {"user_id": id_types["user_id"], "item_id": id_types["item_id"], "at": "BIGINT"}
         drawn = f'("is_positive" OR {hash_sql(of_row, seed=1)} < (SELECT "below" FROM "quota"))'
         steps.append(
-            FilterStep(f"negatives thinned to {prepare.positive_share:.0%} positives", f"{steps[-1].where} AND {drawn}")
+            FilterStep(
+                f"negatives thinned to {percent(prepare.positive_share)} positives", f"{steps[-1].where} AND {drawn}"
+            )
         )
     return Selection(tuple(tables), tuple(steps), of_users)
 

@@ -17,6 +17,7 @@ from twofold.render.numbers import (
     format_decimal,
     format_interval,
     format_signed,
+    format_significant,
     in_full,
     in_short,
     percent,
@@ -46,6 +47,7 @@ def fill_page(package: str, template: str, values: Mapping[str, Any]) -> str:
         "probability": probability,
         "ratio": ratio,
         "signed": format_signed,
+        "significant": format_significant,
     }
     style = Markup((files("twofold.render") / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
     source = (files(package) / template).read_text(encoding="utf-8")

@@ -2,53 +2,72 @@
 
 
 def format_decimal(value: float | None) -> str:
-    """Returns three decimals without a leading zero, or four digits for larger numbers; a dash for `None`.
+    """Returns three decimals, or four digits for larger numbers; a dash for `None`.
 
     >>> format_decimal(0.3864), format_decimal(-0.0126), format_decimal(1.0), format_decimal(None)
-    ('.386', '−.013', '1.000', '–')
+    ('0.386', '−0.013', '1.000', '–')
     >>> format_decimal(57.7512), format_decimal(18633.2)
     ('57.75', '18,633')
     """
     if value is None:
         return "–"
     size = abs(value)
-    text = f"{size:,.{max(0, 3 - (size >= 10) - (size >= 100) - (size >= 1000))}f}".removeprefix("0")
-    return f"−{text}" if value < 0 and text.strip(".0") else text or "0"
+    text = f"{size:,.{max(0, 3 - (size >= 10) - (size >= 100) - (size >= 1000))}f}"
+    return f"−{text}" if value < 0 and text.strip(".0") else text
 
 
 def format_signed(value: float | None) -> str:
     """Returns a difference with its sign, if it is not rounded to 0.
 
     >>> format_signed(0.0214), format_signed(-0.0126), format_signed(0.0001)
-    ('+.021', '−.013', '.000')
+    ('+0.021', '−0.013', '0.000')
     """
     text = format_decimal(value)
     return f"+{text}" if value is not None and value > 0 and text.strip(".0") else text
+
+
+def format_significant(value: float | None) -> str:
+    """Returns three significant digits, for quantities of any size, such as a learning rate.
+
+    >>> format_significant(0.00002), format_significant(0.0021349), format_significant(8.5023), format_significant(0)
+    ('2e-05', '0.00213', '8.5', '0')
+    >>> format_significant(25123.0), format_significant(-0.5)
+    ('25,123', '−0.5')
+    """
+    if value is None:
+        return "–"
+    size = abs(value)
+    text = f"{size:,.0f}" if size >= 1000 else f"{size:.3g}"
+    return f"−{text}" if value < 0 else text
 
 
 def format_interval(low: float | None, high: float | None) -> str:
     """Returns an interval; an empty text if `low` is `None`.
 
     >>> format_interval(0.37, 0.4011)
-    '[.370, .401]'
+    '[0.370, 0.401]'
     """
     return "" if low is None else f"[{format_decimal(low)}, {format_decimal(high)}]"
 
 
 def percent(share: float | None) -> str:
-    """Returns a share in percent, with one decimal below ten percent."""
+    """Returns a share in percent, with one decimal below ten percent.
+
+    >>> percent(0.9512), percent(0.0412), percent(None)
+    ('95 %', '4.1 %', '–')
+    """
     if share is None:
         return "–"
-    return f"{share:.1%}" if abs(share) < 0.1 else f"{share:.0%}"
+    return f"{100 * share:.1f} %" if abs(share) < 0.1 else f"{100 * share:.0f} %"
 
 
 def probability(p: float | None) -> str:
     """Returns a p-value.
 
     >>> probability(0.0314), probability(0.00002)
-    ('.031', '<.001')
+    ('0.031', '<0.001')
     """
-    return "<.001" if p is not None and p < 0.0005 else format_decimal(p)
+    return "<0.001" if p is not None and p < 0.0005 else format_decimal(p)
 
 
 def ratio(positive_share: float) -> str:
