@@ -133,7 +133,7 @@ def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     assert "the best of 2 trials, by recall on the validation window" in out
     assert "The test window was not used" in out
     assert f"twofold run {tmp_path}/recipe.yaml --set train.epochs=1 --set retriever.dim=" in out
-    assert "trial-000 ." in err
+    assert "trial-000 0." in err
     assert "no run yet" in call("runs", "--runs", tmp_path / "runs")[1]  # a search is none
     again = call(*asked)
     assert again[1:] == (out, "")
