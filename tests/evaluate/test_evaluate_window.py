@@ -170,7 +170,7 @@ def test_a_group_of_items_has_a_baseline_and_left_out_ones_are_named(monkeypatch
     assert names[3:] == ["popularity, last 2 days", "popularity, own language", "item-kNN"]
     assert report.left_out == (
         "EASE: its cost is cubic in the number of items, so it is limited to 59 items",
-        "iALS: the library implicit is not installed, pip install 'twofold[ials]'",
+        "iALS: the library implicit is not installed, pip install 'twofold[train]'",
     )
     monkeypatch.undo()
     monkeypatch.setattr(baselines_module, "IALS_MAX_POSITIVES", 3)

@@ -279,4 +279,4 @@ def test_without_the_library_the_message_says_what_to_install(solved_run, tmp_pa
     command = [sys.executable, "-c", WITHOUT_THE_LIBRARY, str(recipe), str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stderr
-    assert "implicit is not installed, and this command needs it: pip install 'twofold[ials]'" in done.stderr
+    assert "implicit is not installed, and this command needs it: pip install 'twofold[train]'" in done.stderr

@@ -36,9 +36,9 @@ app.command(rich_help_panel=_RUNS)(runs.export)
 
 _EXTRAS: Final = {
     **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2", "sklearn"), "train"),
+    **dict.fromkeys(("implicit", "threadpoolctl"), "train"),
     **dict.fromkeys(("onnxruntime", "fastapi", "uvicorn", "msgspec", "prometheus_client"), "serve"),
     "redis": "redis",
-    "implicit": "ials",
     "optuna": "tune",
     **dict.fromkeys(("pyspark", "py4j"), "spark"),
 }

@@ -220,7 +220,7 @@ def baseline_scores(
     else:
         rows["EASE"] = ease(positives, window.user_rows)
     if find_spec("implicit") is None:
-        left_out.append("iALS: the library implicit is not installed, pip install 'twofold[ials]'")
+        left_out.append("iALS: the library implicit is not installed, pip install 'twofold[train]'")
     elif len(positives.user_rows) > IALS_MAX_POSITIVES:
         left_out.append(f"iALS: as a baseline it is limited to {IALS_MAX_POSITIVES:,} positives")
     else:

@@ -71,7 +71,7 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
             towers = partial(build_towers, config, arrays)
             return fit(towers, arrays, job.recipe.train, validate=validate, out=out, setup=job.setup)
         case Ials() as config:
-            from twofold.train.als import fit_factors  # its library is the extra `ials`
+            from twofold.train.als import fit_factors
 
             return fit_factors(arrays, config, seed=job.recipe.train.seed, validate=validate, out=out)
         case _ as config:
