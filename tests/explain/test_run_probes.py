@@ -65,11 +65,13 @@ def test_a_run_leaves_its_probes_and_its_gap(run):
     assert all(probe["source"] and probe["meaning"] for probe in probes)
     gap = json.loads((run.folder / "explain" / "gap.json").read_text())
     assert gap["batch_size"] == 16
-    assert sum(step["change"] for step in gap["steps"]) == pytest.approx(gap["served"] - gap["in_batch"])
+    steps = [*gap["exam"], *gap["serving"]]
+    assert sum(step["change"] for step in steps) == pytest.approx(gap["served"] - gap["in_batch"])
     # The bundle stores the model's own vectors and its score.
-    assert {step["cause"]: step["change"] for step in gap["steps"]}[SCORE] == 0
-    assert gap["verdict"].startswith("Of ")
-    assert "are in the top 10 of a batch of 16. The equivalent rank in the catalogue is K = " in gap["verdict"]
+    assert {step["cause"]: step["change"] for step in steps}[SCORE] == 0
+    assert gap["faults"] == []
+    assert gap["verdict"][0].startswith("Serving agrees with the model: the service finds ")
+    assert gap["about_exam"].startswith("A batch of 16 is a different exam, not a fault: ")
 
 
 def test_a_collapsed_model_raises_warnings(run):
@@ -96,9 +98,10 @@ def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, 
     # Training with cosine does not constrain the lengths.
     lengths = np.random.default_rng(0).lognormal(sigma=1.5, size=(len(vectors), 1)).astype(np.float32)
     index = build_index(vectors * lengths if named else vectors, score=score)
-    found = measure_gap(gap_case(model, arrays, window, index=index, indexed_items=arrays.items), batch_size=16, k=2)
-    assert (found.largest == SCORE) == named
-    change = {step.cause: step.change for step in found.steps}
+    case = gap_case(model, arrays, window, index=index, indexed_items=arrays.items, settings=recipe.train)
+    found = measure_gap(case, batch_size=16, k=2)
+    assert (SCORE in found.faults) == named
+    change = {step.cause: step.change for step in found.serving}
     assert change[SCORE] < -0.2 if named else change[SCORE] == 0
     assert change[STALE] == pytest.approx(0, abs=0.01)
 

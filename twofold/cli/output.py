@@ -84,7 +84,8 @@ def print_explanation(facts: Mapping[str, Any]) -> None:
     title = "gap between batch and catalogue"
     steps = Table("difference, from training to serving", "hit rate", "change", title=title, box=SIMPLE_HEAD)
     steps.add_row(f"in batches of {gap['batch_size']:,}, top {gap['k']}", format_decimal(gap["in_batch"]), "")
-    for step in gap["steps"]:
+    for step in (*gap["exam"], *gap["serving"]):
         steps.add_row(step["cause"], format_decimal(step["share"]), format_signed(step["change"]))
     Console().print(steps)
-    print(gap["verdict"])
+    for sentence in (*gap["verdict"], gap["about_exam"]):
+        print(sentence)

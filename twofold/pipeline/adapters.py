@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.dataset import Dataset
@@ -34,11 +35,15 @@ from twofold.index.filters import compile_filter
 from twofold.index.item_index import CALIBRATION_QUERIES, Index
 from twofold.index.score_kinds import items_as_products, queries_as_products
 from twofold.index.search import search
+from twofold.model.fold_in import FoldIn
+from twofold.model.multi_tower import MultiTower, towers_of
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
+from twofold.recipe.train import InBatchSoftmax, Train
 from twofold.topk import Products
+from twofold.train.negatives import log_mixed_probability
 
 
 def scores_of(model: Model, arrays: Dataset, window: EvaluationWindow) -> Products:
@@ -158,8 +163,37 @@ def allowed_items(attributes: pa.Table, where: str | None) -> AllowedItems | Non
     return AllowedItems(where, allowed)
 
 
+def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[np.ndarray, "items"]:
+    """Returns what training subtracts from the score of each item within a batch: temperature · log Q.
+
+    Q(j) is the probability that a column of a batch holds item j, from the training examples; an item without any
+    counts as one that has a single example, because no batch of training can hold it. 0 if the loss corrects nothing.
+    """
+    loss, num_items = settings.loss, len(arrays.items)
+    if isinstance(model, FoldIn) or not isinstance(loss, InBatchSoftmax) or loss.log_q == "none":
+        return np.zeros(num_items, np.float32)
+    rows = arrays.examples["train"]
+    counts = np.maximum(np.bincount(rows.item_rows[rows.label], minlength=num_items), 1)
+    log_q = log_mixed_probability(
+        torch.from_numpy(np.log(counts / counts.sum())),
+        batch=settings.batch_size,
+        uniform=loss.uniform_negatives,
+        num_items=arrays.items.num_known,
+    )
+    towers = towers_of(model, 0)
+    # A user's vector over several towers is shorter than that of one tower: see MultiTower.
+    scale = len(model.values) ** -0.5 if isinstance(model, MultiTower) and model.score == "cosine" else 1.0
+    return (log_q.numpy() * towers.temperature * scale).astype(np.float32)
+
+
 def gap_case(
-    model: Model, arrays: Dataset, window: EvaluationWindow, *, index: Index, indexed_items: Vocabulary
+    model: Model,
+    arrays: Dataset,
+    window: EvaluationWindow,
+    *,
+    index: Index,
+    indexed_items: Vocabulary,
+    settings: Train,
 ) -> gap.GapCase:
     """Returns the window as a task for the trained model and for the served index, which holds `indexed_items`."""
     dataset_row = arrays.items.rows_of(indexed_items.ids)
@@ -178,6 +212,7 @@ def gap_case(
         relevant=window.relevant,
         seen=window.seen,
         trained=Products(query_vectors[model.score], items_as_products(items, model.score)),
+        correction=batch_correction(model, arrays, settings),
         rescored=Products(query_vectors[index.score], items_as_products(rescored, index.score)),
         stored=Products(query_vectors[index.score], items_as_products(index.vectors, index.score)),
         returned_as=dataset_row,

@@ -39,7 +39,9 @@ def _explain(
     arrays, batch_size = models.data.retriever, job.recipe.train.batch_size
     window = evaluation_window(arrays, "test")
     index, indexed_items = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
-    case = gap_case(models.retriever, arrays, window, index=index, indexed_items=indexed_items)
+    case = gap_case(
+        models.retriever, arrays, window, index=index, indexed_items=indexed_items, settings=job.recipe.train
+    )
     gap = measure_gap(case, batch_size=batch_size, k=min(10, batch_size - 1))
     write_json(out / "gap.json", asdict(gap))
     lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
