@@ -20,6 +20,6 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         "evaluate": 1,
         "index": 1,
         "recommend": 1,
-        "explain": 1,
+        "explain": 2,  # 2: the gap has a verdict on serving, and corrects batches by log Q
     }
 )
