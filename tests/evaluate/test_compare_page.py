@@ -132,7 +132,14 @@ def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
     found = replace(compare_run_folders(three), churns=(0.25, None))
     text = in_words(found)
     assert "25 % of the recommendations of old to a user are no longer" in text
-    assert re.search(r"new: recall@5 differs significantly in (\d|none) of \d groups? \(p < 0\.05 after Holm\)", text)
+    assert "new:\n  not tested: 2 groups of fewer than 100 users\n  25 % of the recommendations" in text
+    lines = tuple(
+        replace(line, is_small=False, p_value=p)
+        for line, p in zip(found.others[0].slices.lines, (0.01, 0.2), strict=True)
+    )
+    other = replace(found.others[0], slices=replace(found.others[0].slices, lines=lines))
+    text = in_words(replace(found, others=(other, found.others[1])))
+    assert "new: recall@5 differs significantly in 1 of 2 groups (p < 0.05 after Holm)\n  half: even: +" in text
     write_comparison_page(found, tmp_path / "page.html")
     assert re.search(r"mean over the users of both:\s+new 25 %, same –\.", (tmp_path / "page.html").read_text())
 

@@ -1,4 +1,4 @@
-"""Groups against loops, Holm over all of them, small ones marked, days whose order changes flagged."""
+"""Groups against loops, Holm over those that are tested, small ones marked."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,8 @@ import scipy.stats
 from tests.evaluate.windows import lines, random_scores, random_window, scorer
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.significance import holm
-from twofold.evaluate.slices import Slicing, evaluate_days, evaluate_slices, slice_recall
+from twofold.evaluate.slices import Slicing, evaluate_slices, slice_recall
 from twofold.ragged import Ragged
-
-DAY = 86_400_000
 
 
 def judged_pairs(seed, users=300):
@@ -58,36 +56,28 @@ def test_every_line_is_paired_and_corrected_for_all_lines():
         assert line.is_small == (line.users < 100)
         assert line.minus.value == pytest.approx(np.mean(own[known] - other[known]))
         assert line.minus.value == pytest.approx(line.model.value - line.base.value)
-        raw.append(scipy.stats.ttest_rel(own[known], other[known]).pvalue)
-    assert [line.p_value for line in section.lines] == pytest.approx(holm(np.array(raw)).tolist())
+        raw.append(scipy.stats.ttest_rel(own[known], other[known]).pvalue if known.sum() >= 100 else np.nan)
+    expected = [None if np.isnan(p) else p for p in holm(np.array(raw))]
+    assert [line.p_value for line in section.lines] == pytest.approx(expected)
+    assert [line.p_value is None for line in section.lines] == [line.is_small for line in section.lines]
+    assert 0 < sum(line.is_small for line in section.lines) < len(section.lines)
 
 
 def test_an_empty_slice_is_left_out_and_no_slices_are_no_error():
     relevant = Ragged(np.array([0, 1]), np.array([0, 1, 2]))
-    nobody = Slicing("colour", np.array([0, -1]), ("red", "green"))
+    colours = Slicing("colour", np.array([0, 2]), ("red", "green", "blue"))
     ranks = np.array([1, 0])
-    section = evaluate_slices(ranks, ranks, relevant=relevant, slicings=(nobody,), k=5, base="itself")
-    assert [(line.name, line.users, line.is_small, line.p_value) for line in section.lines] == [("red", 1, True, None)]
+    section = evaluate_slices(ranks, ranks, relevant=relevant, slicings=(colours,), k=5, base="itself")
+    assert [(line.name, line.users, line.is_small, line.p_value) for line in section.lines] == [
+        ("red", 1, True, None),
+        ("blue", 1, True, None),
+    ]
     assert evaluate_slices(ranks, ranks, relevant=relevant, slicings=(), k=5, base="itself").lines == ()
 
 
-def test_days_have_a_mean_a_spread_and_a_flag():
-    query_at = np.array([0, 1, DAY, DAY + 1, 2 * DAY])
-    values = {"model": np.array([0.4, 0.6, 0.3, 0.3, np.nan]), "EASE": np.array([0.2, 0.4, 0.5, 0.3, 0.9])}
-    section = evaluate_days(values, query_at, metric="catalogue/recall@5")
-    assert [(day.day, day.users) for day in section.days] == [("1970-01-01", 2), ("1970-01-02", 2)]
-    assert section.days[0].values == pytest.approx({"model": 0.5, "EASE": 0.3})
-    assert section.mean == pytest.approx({"model": (0.5 + 0.3) / 2, "EASE": (0.3 + 0.4) / 2})
-    assert section.std["model"] == pytest.approx(np.std([0.5, 0.3], ddof=1))
-    assert section.order_changes  # the model leads on the first day, EASE on the second
-    assert not evaluate_days(
-        {"model": values["model"], "none": 0 * values["model"]}, query_at, metric="m"
-    ).order_changes
-
-
-def test_one_day_has_no_spread_and_the_clock_says_when_it_begins():
-    query_at = np.array([20 * 3_600_000, 30 * 3_600_000])
-    values = {"model": np.array([0.5, 0.7])}
-    one = evaluate_days(values, query_at, metric="m", utc_offset_h=8)
-    assert ([day.users for day in one.days], one.std, one.order_changes) == ([2], {"model": None}, False)
-    assert len(evaluate_days(values, query_at, metric="m").days) == 2
+def test_a_slicing_of_one_group_is_no_slicing_and_costs_the_others_nothing():
+    relevant, (ranks, base_ranks), slicing = judged_pairs(3)
+    all_of_one_age = Slicing("item age", np.zeros(len(ranks), np.int64), ("from 7 to 30 days", "older"))
+    arguments = {"relevant": relevant, "k": 10, "base": "the other"}
+    alone = evaluate_slices(ranks, base_ranks, slicings=(slicing,), **arguments)
+    assert evaluate_slices(ranks, base_ranks, slicings=(all_of_one_age, slicing), **arguments) == alone

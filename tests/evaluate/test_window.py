@@ -105,7 +105,7 @@ def test_of_a_declared_column_with_many_values_the_commonest_are_told_apart(tmp_
     items = [arrays.items.ids[int(row)].as_py() for row in window.relevant.values]
     assert groups(last) == [f"in {item}" if item in (10, 11) else None for item in items]
     assert "made" not in {each.name for each in slicings_of(arrays, window, tables=tables, columns=["made"])}
-    options = evaluation_options(arrays, window, tables=tables, with_target=False, utc_offset_h=0, columns=["made"])
+    options = evaluation_options(arrays, window, tables=tables, with_target=False, columns=["made"])
     known = [int(item) if int(item) < 13 else -1 for item in arrays.items.ids.to_pylist()]
     assert options.groups["made"].tolist() == known
 

@@ -180,7 +180,7 @@ def evaluate_results(folder: Path) -> tuple[str, Summary]:
     arrays = load_dataset(folder / "dataset")
     window = evaluation_window(arrays, "test")
     tables = (item_attributes(folder / "dataset"), pq.read_table(folder / "prepare" / "users.parquet"))
-    options = evaluation_options(arrays, window, tables=tables, with_target=True, utc_offset_h=8, columns=())
+    options = evaluation_options(arrays, window, tables=tables, with_target=True, columns=())
     scores = np.sin(np.arange(len(window.user_rows) * window.num_items, dtype=np.float64) ** 2)
     scores = scores.reshape(len(window.user_rows), -1).astype(np.float32)
     facts = dict.fromkeys(("recipe", "recipe_digest", "commit", "hardware", "precision"), "") | {

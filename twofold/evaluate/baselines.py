@@ -17,8 +17,7 @@ from jaxtyping import Float32, Int64
 from twofold.dataset.dataset import Dataset
 from twofold.errors import RequestError
 from twofold.evaluate.scores import ScoreBlock
-from twofold.evaluate.significance import SEED
-from twofold.evaluate.window import EvaluationWindow
+from twofold.evaluate.window import SEED, EvaluationWindow
 from twofold.ragged import chunks
 from twofold.tables import DAY_MS
 from twofold.topk import Products, top_k

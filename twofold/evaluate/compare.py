@@ -1,11 +1,12 @@
 """Comparison of two runs, paired over users; runs with different evaluation setups are refused."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
 from twofold.errors import RequestError
 from twofold.evaluate.per_user_values import load_values
@@ -14,11 +15,10 @@ from twofold.evaluate.significance import (
     Estimate,
     SeedClaim,
     across_seeds,
-    bootstrap,
     estimates,
-    holm,
+    holm_except,
     json_number,
-    paired_p_values,
+    mean_intervals,
 )
 from twofold.evaluate.slices import evaluate_slices
 from twofold.recipe.diff import recipe_differences
@@ -29,7 +29,11 @@ from twofold.run_folder import open_stage
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """One metric of a run and of the base run, and the paired difference; p after Holm over all metrics."""
+    """One metric of a run and of the base run, and the paired difference.
+
+    `p_value` is that of the paired t test: uncorrected for the headline metrics, after Holm for all others. `None`
+    means fewer than 2 users.
+    """
 
     metric: str
     run: Estimate
@@ -58,7 +62,7 @@ class SeedComparison:
     base: str
     primary_metric: str
     claims: Mapping[str, SeedClaim]
-    """Differences run − base, seed by seed, of every metric that all runs have."""
+    """Differences run − base of every metric that all runs have; p-values as in `MetricComparison`."""
 
 
 def compare_runs(run: Path, base: Path) -> Comparison:
@@ -70,9 +74,11 @@ def compare_runs(run: Path, base: Path) -> Comparison:
     ours, theirs = load_values(run), load_values(base)
     shared = [name for name in ours.metrics if name in theirs.metrics]
     own, other = (np.stack([each.metrics[name] for name in shared], axis=1) for each in (ours, theirs))
-    columns = (estimates(bootstrap(values)) for values in (own, other, own - other))
-    p_values = holm(paired_p_values(own - other))
     primary_metric = load_report(run / "report.json").primary_metric
+    differences = mean_intervals(own - other)
+    columns = (estimates(each) for each in (mean_intervals(own), mean_intervals(other), differences))
+    is_headline = np.isin(shared, headline_metrics(primary_metric))
+    p_values = holm_except(differences.p_value, is_headline)
     names = [folder.parent.name for folder in (run, base)]
     if names[0] == names[1]:
         names = [str(folder.parent) for folder in (run, base)]
@@ -89,6 +95,14 @@ def compare_runs(run: Path, base: Path) -> Comparison:
         base=names[1],
     )
     return Comparison(names[0], names[1], question, primary_metric, lines, slices)
+
+
+def headline_metrics(primary_metric: str) -> tuple[str, ...]:
+    """Returns the metrics that every report names first, whatever their values: the primary one, and NDCG@10.
+
+    They are chosen before any run, so their p-values are not corrected for the number of metrics.
+    """
+    return tuple(dict.fromkeys((primary_metric, "catalogue/ndcg@10")))
 
 
 def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedComparison, ...]:
@@ -117,10 +131,26 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
             folders[group.start].name,
             folders[0].name,
             primary_metric,
-            {name: across_seeds(*pair) for name, *pair in zip(shared, other, base, strict=True)},
+            _claims(shared, other, base, headlines=headline_metrics(primary_metric)),
         )
         for group, other in zip(groups[1:], others, strict=True)
     )
+
+
+def _claims(
+    metrics: Sequence[str],
+    runs: Sequence[Float64[np.ndarray, "_ users"]],
+    base: Sequence[Float64[np.ndarray, "_ users"]],
+    *,
+    headlines: Sequence[str],
+) -> dict[str, SeedClaim]:
+    claims = [across_seeds(*pair) for pair in zip(runs, base, strict=True)]
+    raw = np.array([np.nan if claim.p_value is None else claim.p_value for claim in claims])
+    adjusted = holm_except(raw, np.isin(metrics, headlines))
+    return {
+        metric: replace(claim, p_value=json_number(p))
+        for metric, claim, p in zip(metrics, claims, adjusted, strict=True)
+    }
 
 
 def _check_seeds(folders: Sequence[Path]) -> None:

@@ -13,14 +13,22 @@ from rich.table import Table
 from rich.text import Text
 
 from twofold.errors import RequestError
-from twofold.evaluate.compare import Comparison, MetricComparison, SeedComparison, check_comparable, compare_runs
+from twofold.evaluate.compare import (
+    Comparison,
+    MetricComparison,
+    SeedComparison,
+    check_comparable,
+    compare_runs,
+    headline_metrics,
+)
+from twofold.evaluate.results import FEW_USERS
 from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate
 from twofold.evaluate.summary_text import format_difference
 from twofold.recipe.diff import Difference, recipe_differences
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.render.html import fill_page, setting
-from twofold.render.numbers import format_decimal, format_signed, in_full, percent, plural
+from twofold.render.numbers import format_decimal, in_full, percent, plural
 from twofold.run_folder import atomic_file, find_stage, open_stage
 
 ABSENT: Final = "not set"
@@ -123,7 +131,7 @@ def _after(recipe: Recipe, changed: Mapping[str, Difference], field: str) -> str
 
 
 def direction(line: MetricComparison) -> str:
-    """Returns `better` or `worse` for a significant difference (p < 0.05 after Holm), else an empty text."""
+    """Returns `better` or `worse` for a significant difference (p < 0.05), else an empty text."""
     if line.p_value is None or line.p_value >= 1 - LEVEL or not line.minus.value:
         return ""
     return "better" if line.minus.value > 0 else "worse"
@@ -134,7 +142,8 @@ def comparison_tables(found: RunComparison) -> list[Text | Table]:
     question = found.others[0].question
     title = f"{question.window} window · {plural(question.users, 'user')}, {plural(question.num_items, 'item')}"
     metrics, recipes = Table("", title=Text(title), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
-    metrics.caption = f"intervals of {percent(LEVEL)}, paired over users\n* p < 0.05 after Holm"
+    headlines = " and ".join(in_full(each) for each in headline_metrics(found.primary_metric))
+    metrics.caption = f"intervals of {percent(LEVEL)}, paired over users\n* p < 0.05: {headlines} as they are, other metrics after Holm"
     for name in found.names:
         metrics.add_column(Text(name if name == found.names[0] else f"{name} − {found.names[0]}"))
         recipes.add_column(Text(name))
@@ -153,20 +162,21 @@ def comparison_tables(found: RunComparison) -> list[Text | Table]:
 
 def seeds_table(found: SeedComparison) -> Table:
     """Returns the main metrics over all seeds and by seed, for the terminal."""
-    first = next(iter(found.claims.values()))
-    title = f"{found.run} − {found.base}, {plural(len(first.per_seed), 'seed')} of each"
-    table = Table("", "difference", "by seed", "significant", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    seeds = len(next(iter(found.claims.values())).per_seed)
+    title = f"{found.run} − {found.base}, {plural(seeds, 'seed')} of each"
+    table = Table("", "difference", found.run, found.base, "significant", title=Text(title), box=SIMPLE_HEAD)
     few = f"fewer than {MIN_SEEDS} seeds are too few to claim a difference"
-    rule = f"significant: the interval ({percent(LEVEL)}, over users) excludes 0 and every seed has the same sign"
-    table.caption, table.caption_justify = few if first.is_significant is None else rule, "left"
+    rule = f"intervals of {percent(LEVEL)} over users and seeds; significant: p < 0.05, after Holm but for the headline metrics"
+    table.caption = few if seeds < MIN_SEEDS else rule
+    table.title_justify = table.caption_justify = "left"
     for metric, claim in found.claims.items():
         if metric == found.primary_metric or metric in _MAIN_METRICS:
             difference = format_difference(Estimate(claim.difference, claim.low, claim.high))
-            by_seed = "  ".join(map(format_signed, claim.per_seed))
-            significant = "–" if claim.is_significant is None else "yes" if claim.is_significant else "no"
-            table.add_row(
-                in_full(metric), difference, by_seed, significant, style="bold" * (metric == found.primary_metric)
-            )
+            by_seed = ("  ".join(map(format_decimal, each)) for each in (claim.per_seed, claim.base_per_seed))
+            is_significant = claim.p_value is not None and claim.p_value < 1 - LEVEL
+            significant = "–" if seeds < MIN_SEEDS else "yes" if is_significant else "no"
+            style = "bold" if metric == found.primary_metric else ""
+            table.add_row(in_full(metric), difference, *by_seed, significant, style=style)
     return table
 
 
@@ -185,8 +195,11 @@ def _group_sentences(found: RunComparison) -> str:
     for other, gone in zip(found.others, found.churns, strict=True):
         slices = other.slices
         significant = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
-        groups = f"{len(significant) or 'none'} of {plural(len(slices.lines), 'group')} (p < 0.05 after Holm)"
-        lines.append(f"{other.run}: {slices.metric} differs significantly in {groups}")
+        tested = sum(not line.is_small for line in slices.lines)
+        groups = f"{len(significant) or 'none'} of {plural(tested, 'group')} (p < 0.05 after Holm)"
+        lines.append(f"{other.run}: {slices.metric} differs significantly in {groups}" if tested else f"{other.run}:")
+        if tested < len(slices.lines):
+            lines.append(f"  not tested: {plural(len(slices.lines) - tested, 'group')} of fewer than {FEW_USERS} users")
         lines += [
             f"  {line.by}: {line.name}: {format_difference(line.minus)} on {plural(line.users, 'user')}"
             for line in significant
@@ -207,6 +220,7 @@ def write_comparison_page(found: RunComparison, path: Path) -> None:
     """Writes one self-contained HTML page: no script, no request, all text escaped."""
     main = [name for name in found.metrics if name == found.primary_metric or name in _MAIN_METRICS]
     values = {"found": found, "question": found.others[0].question, "main": main, "direction": direction}
+    values |= {"headlines": [in_full(each) for each in headline_metrics(found.primary_metric)]}
     page = fill_page("twofold.evaluate", "compare_page.html.j2", values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:

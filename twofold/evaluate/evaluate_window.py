@@ -20,7 +20,6 @@ from twofold.evaluate.results import (
     BatchLine,
     BatchSection,
     Bounds,
-    DaySection,
     EvaluationSetup,
     Facts,
     FilterLine,
@@ -35,11 +34,11 @@ from twofold.evaluate.results import (
 )
 from twofold.evaluate.sampled import Negatives, evaluate_sampled
 from twofold.evaluate.scores import FIRST_STAGE, ScoreBlock
-from twofold.evaluate.significance import RESAMPLES, SEED, estimates_of, json_number, means_of
-from twofold.evaluate.slices import Slicing, evaluate_days, evaluate_slices, item_groups, slicings_of
+from twofold.evaluate.significance import estimates_of, json_number, means_of
+from twofold.evaluate.slices import Slicing, evaluate_slices, item_groups, slicings_of
 from twofold.evaluate.summary_text import filter_sentences, summary_sentences
 from twofold.evaluate.watch_time import Watched, evaluate_watch_time, length_decile, watched_rows
-from twofold.evaluate.window import EvaluationWindow, PerUser, digest_of_relevant
+from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, digest_of_relevant
 from twofold.progress import progress_bar
 from twofold.recipe.features import CategoryFeature
 
@@ -60,8 +59,8 @@ class EvaluationOptions:
     watched: Watched | None = None
     relevant_digest: str = ""
     """Digest of the pairs to be found, see `digest_of_relevant`."""
-    utc_offset_h: int = 0
-    """Hours from UTC at whose midnight a day begins."""
+    dates: str = ""
+    """Days of the window in words."""
     allowed_items: AllowedItems | None = None
     """`None` means every item may be recommended."""
     sampled: tuple[Negatives, ...] = ()
@@ -143,7 +142,7 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
         window=window.name,
         track=window.track,
         tie_rule=TIE_RULE,
-        interval=f"95 %, bootstrap over users, {RESAMPLES:,} resamples, seed {SEED}; differences are paired",
+        interval="95 %, mean ± t · standard error over users; differences are paired",
         primary_metric=metric,
         verdict=(*verdict, *map(head_sentence, options.heads)),
         beats_all=all((row.model_minus[metric].low or 0) > 0 for row in catalogue.rows[1:]),
@@ -155,7 +154,6 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
         facts=TypeAdapter(Facts).validate_python(dict(facts)),
         question=_setup(evaluation, users=catalogue.users_judged),
         slices=_slice_section(evaluation),
-        days=_day_section(evaluation),
         watch_time=_watch_section(evaluation),
         filtered=filtered,
         left_out=left_out,
@@ -165,9 +163,9 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
 
 
 def _setup(evaluation: _Evaluation, *, users: int) -> EvaluationSetup:
-    window = evaluation.window
-    digest = evaluation.options.relevant_digest
-    return EvaluationSetup(window.name, window.track, TIE_RULE, window.num_items, users, digest)
+    window, options = evaluation.window, evaluation.options
+    digest = options.relevant_digest
+    return EvaluationSetup(window.name, options.dates, window.track, TIE_RULE, window.num_items, users, digest)
 
 
 def _slice_section(evaluation: _Evaluation) -> SliceSection | None:
@@ -183,13 +181,6 @@ def _slice_section(evaluation: _Evaluation) -> SliceSection | None:
     relevant, slicings = evaluation.window.relevant, evaluation.options.slicings
     k = int(metric.partition("@")[2])
     return evaluate_slices(ranks, base_ranks, relevant=relevant, slicings=slicings, k=k, base=base)
-
-
-def _day_section(evaluation: _Evaluation) -> DaySection | None:
-    metric, offset = evaluation.primary_metric, evaluation.options.utc_offset_h
-    values = {name: each.values[metric] for name, each in evaluation.catalogue.items()}
-    days = evaluate_days(values, evaluation.window.query_at, metric=metric, utc_offset_h=offset)
-    return days if len(days.days) > 1 else None
 
 
 def _watch_section(evaluation: _Evaluation) -> WatchSection | None:
@@ -243,10 +234,9 @@ def evaluation_options(
     *,
     tables: Sequence[pa.Table],
     with_target: bool,
-    utc_offset_h: int,
     columns: Sequence[str] = (),
 ) -> EvaluationOptions:
-    """Returns the options that follow from a data set: slices by category features and by `columns`, watch time, days.
+    """Returns the options that follow from a data set: slices by category features and by `columns`, watch time.
 
     See `slicings_of` for `tables`, `watched_rows` for `with_target`.
     """
@@ -257,7 +247,6 @@ def evaluation_options(
         groups=item_groups(dataset, tables, columns),
         watched=watched_rows(dataset, window, with_target=with_target),
         relevant_digest=digest_of_relevant(dataset, window),
-        utc_offset_h=utc_offset_h,
     )
 
 
@@ -295,7 +284,7 @@ def _impressions_section(evaluation: _Evaluation) -> Section:
 
 
 def _filter_section(evaluation: _Evaluation) -> FilterSection | None:
-    """Compares the same users with and without the rule, on the same bootstrap draws."""
+    """Compares the same users with and without the rule."""
     rule, filtered, whole = evaluation.options.allowed_items, evaluation.filtered, evaluation.catalogue[MODEL]
     if rule is None or filtered is None:
         return None

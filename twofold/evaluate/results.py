@@ -29,7 +29,7 @@ class Row:
 
 
 def rows_of(values: Mapping[str, PerUser]) -> tuple[Row, ...]:
-    """Returns one row per name, the model first; all intervals and differences come from the same draws of users."""
+    """Returns one row per name, the model first; all intervals are paired over the same users."""
     model = values[MODEL].values
     columns = {(name, metric): column for name, each in values.items() for metric, column in each.values.items()}
     columns |= {
@@ -97,7 +97,8 @@ class BatchSection:
 class SliceLine:
     """Results of one group: the model, the row `base` with which it is compared, and the paired difference.
 
-    `p_value` is two-sided, by the paired t test, after Holm over all groups. `None` means fewer than 2 users.
+    `p_value` is two-sided, by the paired t test, after Holm over all groups that are tested. `None` means that the
+    group is small and not tested.
     """
 
     by: str
@@ -118,27 +119,6 @@ class SliceSection:
     metric: str
     base: str
     lines: tuple[SliceLine, ...]
-
-
-@dataclass(frozen=True)
-class Day:
-    """Mean of each row over the users whose request is on one day."""
-
-    day: str
-    users: int
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
-class DaySection:
-    """Results day by day; `std` is over days. `None` means a single day."""
-
-    metric: str
-    days: tuple[Day, ...]
-    mean: dict[str, float]
-    std: dict[str, float | None]
-    order_changes: bool
-    """Whether the rows have different orders on different days."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +191,8 @@ class EvaluationSetup:
     """The setup of an evaluation. Two runs may be compared only if all fields are equal."""
 
     window: str
+    dates: str
+    """Days of the window in words, as in `Prepare.dates`."""
     track: Protocol
     tie_rule: str
     num_items: int
@@ -257,8 +239,6 @@ class Report:
     facts: Facts
     question: EvaluationSetup | None = None
     slices: SliceSection | None = None
-    days: DaySection | None = None
-    """Results by day; `None` means that the window is one day."""
     watch_time: WatchSection | None = None
     """Watch-time results; `None` means that the log has no watch times."""
     filtered: FilterSection | None = None

@@ -1,9 +1,8 @@
-"""Confidence intervals of means over users: the bootstrap, and its paired form for two models.
+"""Confidence intervals of means over users, by Student's t with standard errors clustered by user, and their p-values.
 
-Users are the unit: two recommendations to one user are not independent, so whole users are drawn (Efron 1979). The
-number of times that a draw contains a user is an independent Poisson variable of mean 1: the limit of drawing with
-replacement, with the mean taken over the drawn users (Chamandy et al., 2012), in a quarter of the time. The weights of
-all draws are one matrix, so all intervals of a report are one matrix product on the *same* draws.
+Users are the unit: two recommendations to one user, on one day or on several, are not independent. With hundreds of
+users these intervals agree with the bootstrap over users and with randomization (Smucker, Allan, Carterette, CIKM
+2007). They need no random draws, and an interval excludes 0 exactly where its p-value is below 0.05.
 """
 
 from collections.abc import Hashable, Mapping
@@ -11,95 +10,68 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import numpy as np
+import scipy.sparse
 import scipy.stats
-from jaxtyping import Float32, Float64, Shaped
-
-from twofold.ragged import chunks
+from jaxtyping import Bool, Float64, Int64, Shaped
 
 LEVEL: Final = 0.95
-RESAMPLES: Final = 1000
-SEED: Final = 0
 MIN_SEEDS: Final = 3  # least number of seeds for a claim
-CHUNK_ELEMENTS: Final = 2**24  # weights in memory at a time: 64 MiB, for any number of users
 Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Means over the users that have a value, with percentile intervals, one per metric.
+    """Means over the users that have a value, with intervals, one per metric.
 
-    NaN means that no user has a value.
+    A value of NaN means that no user has one; the other fields are NaN for fewer than 2 users.
     """
 
     value: Float64[np.ndarray, "_"]
     low: Float64[np.ndarray, "_"]
     high: Float64[np.ndarray, "_"]
+    p_value: Float64[np.ndarray, "_"]
+    """Two-sided p-values of a mean of 0. If all values are equal, they are 1 for the value 0 and 0 for any other."""
 
 
-def bootstrap(values: Float64[np.ndarray, "users _"], *, seed: int = 0, resamples: int = RESAMPLES) -> Intervals:
-    """Returns the mean of each column and its 95 % interval; NaN entries are users that the metric skips.
+def mean_intervals(
+    values: Float64[np.ndarray, "examples _"], users: Int64[np.ndarray, "examples"] | None = None
+) -> Intervals:
+    """Returns the mean of each column with its 95 % interval, mean ± t · se; NaN entries are skipped by the metric.
 
-    The same seed and number of users give the same draws, so columns of one call, and calls with one seed, are paired:
-    the interval of a - b tells whether a is better than b on the users that have a value in both. A draw in which no
-    user has a value (possible with few users) is left out of the percentiles.
+    Row i belongs to user `users[i]`; `None` means that each row is a user of its own. For n rows of G users,
+    se² = G / (G − 1) · Σ (sum of a user's deviations from the mean)² / n² (Liang and Zeger, Biometrika 1986), which is
+    s² / n for one row per user, and t has G − 1 degrees of freedom.
     """
-    users, metrics = values.shape
     known = ~np.isnan(values)
-    # Most metrics skip the same users, so each pattern of known users is multiplied once (unique(axis=1) takes 1 s).
-    _, first, pattern_of = np.unique([column.tobytes() for column in known.T], return_index=True, return_inverse=True)
-    value = _divide(np.where(known, values, 0).sum(axis=0), known.sum(axis=0))
-    # Single precision halves the time. Summing deviations from the mean keeps every digit of a large mean.
-    deviations = np.where(known, values - value, 0).astype(np.float32)
-    columns = np.concatenate([deviations, known[:, first].astype(np.float32)], axis=1)
-    rng = np.random.default_rng(seed)
-    means = np.empty((resamples, metrics))
-    for part in chunks(resamples, max(1, CHUNK_ELEMENTS // max(users, 1))):
-        sums = _weights(rng, part.stop - part.start, users) @ columns
-        means[part] = value + _divide(sums[:, :metrics], sums[:, metrics:][:, pattern_of])
-    low, high = np.full(metrics, np.nan), np.full(metrics, np.nan)
-    some = known.any(axis=0)
-    tail = (1 - LEVEL) / 2
-    quantile = (
-        np.nanquantile if np.isnan(means[:, some]).any() else np.quantile
-    )  # nanquantile is slow: it works column by column
-    low[some], high[some] = quantile(means[:, some], [tail, 1 - tail], axis=0)
-    return Intervals(value, low, high)
+    count = known.sum(axis=0)
+    value = _divide(np.where(known, values, 0).sum(axis=0), count)
+    deviations = np.where(known, values - value, 0)
+    clusters = count
+    if users is not None:
+        _, number = np.unique(users, return_inverse=True)
+        entries = (np.ones(len(users)), (number, np.arange(len(users))))
+        sum_of_user = scipy.sparse.csr_matrix(entries, shape=(int(number.max(initial=-1)) + 1, len(users)))
+        deviations, clusters = sum_of_user @ deviations, (sum_of_user @ known.astype(np.float64) > 0).sum(axis=0)
+    correction = _divide(clusters, clusters - 1.0)  # NaN for a single user
+    return _t_intervals(value, correction * _divide((deviations**2).sum(axis=0), count**2), clusters - 1.0)
 
 
-def _weights(rng: np.random.Generator, draws: int, users: int) -> Float32[np.ndarray, "_ users"]:
-    """Draws the number of times that each draw contains each user: Poisson variables, by inversion at 2^16 points.
-
-    This is 10 times faster than `rng.poisson`.
-    """
-    at_most = scipy.stats.poisson.cdf(np.arange(9), 1)
-    count_at = np.searchsorted(at_most, (np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
-    weights = np.empty((draws, users), np.float32)
-    for row in weights:
-        points = rng.bit_generator.random_raw(-(-users // 4)).view(np.uint16)  # four from each 64 bits
-        np.take(count_at, points[:users], out=row, mode="clip")
-    return weights
+def _t_intervals(
+    value: Float64[np.ndarray, "*batch"],
+    variance: Float64[np.ndarray, "*batch"],
+    degrees: Shaped[np.ndarray, "*batch"],
+) -> Intervals:
+    error, degrees = np.sqrt(variance), np.maximum(degrees, 1)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, degrees) * error
+    # A zero error means that all users have the same value: p = 0, or p = 1 if that value is 0.
+    size = np.divide(np.abs(value), error, out=np.where(np.abs(value) > 0, np.inf, 0.0), where=error > 0)
+    p_value = np.where(np.isnan(error), np.nan, 2 * scipy.stats.t.sf(size, degrees))
+    return Intervals(value, value - half, value + half, p_value)
 
 
 def _divide(sums: Shaped[np.ndarray, "*batch"], counts: Shaped[np.ndarray, "*batch"]) -> Float64[np.ndarray, "*batch"]:
     quotient: Float64[np.ndarray, "*batch"] = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
     return quotient
-
-
-def paired_p_values(differences: Float64[np.ndarray, "users _"]) -> Float64[np.ndarray, "_"]:
-    """Returns the two-sided p-value of each column's mean difference, by the paired t test; NaN for fewer than 2 users.
-
-    With hundreds of users the test agrees with the bootstrap and with randomization (Smucker, Allan, Carterette, CIKM
-    2007). NaN entries are skipped users. A column without any difference has p = 1.
-    """
-    known = ~np.isnan(differences)
-    count = known.sum(axis=0)
-    mean = _divide(np.where(known, differences, 0).sum(axis=0), count)
-    squares = (np.where(known, differences - mean, 0) ** 2).sum(axis=0)
-    error = np.sqrt(_divide(squares, count * np.maximum(count - 1, 0)))
-    # A zero error means that all users differ by the same amount: p = 0, or p = 1 if that amount is 0.
-    size = np.divide(np.abs(mean), error, out=np.where(np.abs(mean) > 0, np.inf, 0.0), where=error > 0)
-    p: Float64[np.ndarray, " _"] = 2 * scipy.stats.t.sf(size, np.maximum(count - 1, 1))
-    return np.where(count > 1, p, np.nan)
 
 
 def holm(p_values: Float64[np.ndarray, "length"]) -> Float64[np.ndarray, "length"]:
@@ -115,51 +87,71 @@ def holm(p_values: Float64[np.ndarray, "length"]) -> Float64[np.ndarray, "length
     return adjusted
 
 
+def holm_except(
+    p_values: Float64[np.ndarray, "length"], exempt: Bool[np.ndarray, "length"]
+) -> Float64[np.ndarray, "length"]:
+    """Adjusts the p-values that are not `exempt`: a metric that was named beforehand needs no correction."""
+    return np.where(exempt, p_values, holm(np.where(exempt, np.nan, p_values)))
+
+
 @dataclass(frozen=True)
 class SeedClaim:
-    """A comparison of two models over several seeds of each.
+    """A comparison of two models over several seeds of each, with the interval over users and over seeds.
 
-    `is_significant` says whether the interval of the mean difference, over users and seeds, excludes 0 and the
-    difference of every pair of seeds has the same sign. `None` means fewer than `MIN_SEEDS` pairs, from which nothing
-    may be claimed.
+    `None` means fewer than 2 seeds, from which no interval follows.
     """
 
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    p_value: float | None
     per_seed: tuple[float, ...]
-    std: float
-    """Standard deviation over the pairs of seeds."""
-    is_significant: bool | None
+    """Means over users of the run's seeds."""
+    base_per_seed: tuple[float, ...]
+    """Means over users of the base's seeds."""
 
 
-def across_seeds(a: Float64[np.ndarray, "_ users"], b: Float64[np.ndarray, "_ users"], *, seed: int = 0) -> SeedClaim:
-    """Compares a with b on one metric; row i of both contains the users' values under the i-th seed."""
-    differences = a - b
-    per_seed = np.array([_mean_of_known(values) for values in differences])
-    drawn = bootstrap(differences.mean(axis=0)[:, None], seed=seed)
-    low, high = float(drawn.low[0]), float(drawn.high[0])
-    one_side = (low > 0 and (per_seed > 0).all()) or (high < 0 and (per_seed < 0).all())
-    return SeedClaim(
-        difference=float(drawn.value[0]),
-        low=low,
-        high=high,
-        per_seed=tuple(per_seed.tolist()),
-        std=float(per_seed.std(ddof=1)) if len(per_seed) > 1 else float("nan"),
-        is_significant=bool(one_side) if len(per_seed) >= MIN_SEEDS else None,
-    )
+def across_seeds(a: Float64[np.ndarray, "_ users"], b: Float64[np.ndarray, "_ users"]) -> SeedClaim:
+    """Compares a with b on one metric; row i of each contains the users' values under the i-th of its seeds.
+
+    Users and seeds are both random effects: the variance of the difference is that of the mean over users plus that of
+    the mean over seeds, without their interaction, which both contain (two-way clustering; Owen, Annals of Applied
+    Statistics 2007). The seeds of a and of b are independent, so the order of the rows has no effect. The degrees of
+    freedom are Satterthwaite's.
+    """
+    known = ~np.isnan(np.concatenate([a, b])).any(axis=0)
+    a, b = a[:, known], b[:, known]
+    difference, seeds, users = float(_mean(a) - _mean(b)), min(len(a), len(b)), int(known.sum())
+    means = [tuple(each.mean(axis=1).tolist()) if users else (float("nan"),) * len(each) for each in (a, b)]
+    if seeds < 2 or users < 2:
+        return SeedClaim(difference, None, None, None, *means)
+    of_users = (a.mean(axis=0) - b.mean(axis=0)).var(ddof=1) / users
+    of_seeds = np.array([each.mean(axis=1).var(ddof=1) / len(each) for each in (a, b)])
+    interaction = sum(_residual_variance(each) / each.size for each in (a, b))
+    variance = of_users + max(of_seeds.sum() - interaction, 0.0)
+    errors = of_users**2 / (users - 1) + sum(of_seeds**2 / (np.array([len(a), len(b)]) - 1))
+    degrees = variance**2 / errors if errors > 0 else 1.0
+    found = _t_intervals(*(np.array([each]) for each in (difference, variance, degrees)))
+    return SeedClaim(difference, float(found.low[0]), float(found.high[0]), float(found.p_value[0]), *means)
 
 
-def _mean_of_known(values: Float64[np.ndarray, "users"]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+def _mean(values: Float64[np.ndarray, "_ users"]) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _residual_variance(values: Float64[np.ndarray, "_ users"]) -> float:
+    """Returns the variance that neither the seed nor the user explains."""
+    seeds, users = values.shape
+    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    return float((rest**2).sum() / ((seeds - 1) * (users - 1)))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over users and its 95 % bootstrap interval.
+    """A mean over users and its 95 % interval.
 
-    `None` means that no user has a value, or that the number is no mean over users and has no interval.
+    A value of `None` means that no user has one; an interval of `None` that fewer than 2 users have one, or that the
+    number is no mean over users.
     """
 
     value: float | None
@@ -167,16 +159,18 @@ class Estimate:
     high: float | None
 
 
-def estimates(drawn: Intervals) -> list[Estimate]:
+def estimates(intervals: Intervals) -> list[Estimate]:
     """Returns one estimate per column."""
-    numbers = zip(drawn.value, drawn.low, drawn.high, strict=True)
+    numbers = zip(intervals.value, intervals.low, intervals.high, strict=True)
     return [Estimate(*map(json_number, each)) for each in numbers]
 
 
-def estimates_of(columns: Mapping[Name, Float64[np.ndarray, "users"]]) -> dict[Name, Estimate]:
-    """Returns an estimate per name, all from the same draws of users."""
-    drawn = bootstrap(np.stack(list(columns.values()), axis=1), seed=SEED)
-    return dict(zip(columns, estimates(drawn), strict=True))
+def estimates_of(
+    columns: Mapping[Name, Float64[np.ndarray, "examples"]], users: Int64[np.ndarray, "examples"] | None = None
+) -> dict[Name, Estimate]:
+    """Returns an estimate per name; `users` as in `mean_intervals`."""
+    found = mean_intervals(np.stack(list(columns.values()), axis=1), users)
+    return dict(zip(columns, estimates(found), strict=True))
 
 
 def means_of(columns: Mapping[str, Float64[np.ndarray, "users"]]) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
-"""Slices: recall over groups of users and of items, and over the days of a window."""
+"""Slices: recall over groups of users and of items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,11 +10,11 @@ from jaxtyping import Float64, Int64
 
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.evaluate.results import FEW_USERS, Day, DaySection, SliceLine, SliceSection
-from twofold.evaluate.significance import bootstrap, estimates, holm, json_number, paired_p_values
+from twofold.evaluate.results import FEW_USERS, SliceLine, SliceSection
+from twofold.evaluate.significance import estimates, holm, json_number, mean_intervals
 from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import Ragged
-from twofold.tables import DAY_MS, HOUR_MS
+from twofold.tables import DAY_MS
 
 _ACTIVITY: Final = (1, 10, 50, 200)  # items seen before the request
 _AGES: Final = (1, 3, 7, 30)  # days since an item's first event
@@ -63,66 +63,37 @@ def evaluate_slices(
     k: int,
     base: str,
 ) -> SliceSection:
-    """Compares a model with the one named `base` on every group, by recall@k; p-values after Holm over all groups.
+    """Compares a model with the one named `base` on every group, by recall@k.
 
-    Empty groups are left out, and groups of fewer than 100 users are marked.
+    Empty groups are left out, and so are slicings of which a single group has pairs: that group is the whole window.
+    Groups of fewer than 100 users are marked and not tested; the p-values of the others are corrected by Holm.
     """
-    parts = [
-        (each, slice_recall(ranks, relevant, each, k=k), slice_recall(base_ranks, relevant, each, k=k))
-        for each in slicings
-    ]
-    if not parts:
+    if not (slicings := [each for each in slicings if len(np.unique(each.group[each.group >= 0])) > 1]):
         return SliceSection(f"recall@{k}", base, ())
-    ours, theirs = (np.concatenate([part[which] for part in parts], axis=1) for which in (1, 2))
-    ours_e, theirs_e, gap = (estimates(bootstrap(values)) for values in (ours, theirs, ours - theirs))
-    p_values = holm(paired_p_values(ours - theirs))
-    names = [(each.name, name) for each in slicings for name in each.names]
+    ours, theirs = (
+        np.concatenate([slice_recall(each, relevant, slicing, k=k) for slicing in slicings], axis=1)
+        for each in (ranks, base_ranks)
+    )
+    gaps = mean_intervals(ours - theirs)
+    model, other, gap = (estimates(each) for each in (mean_intervals(ours), mean_intervals(theirs), gaps))
     users = (~np.isnan(ours)).sum(axis=0)
+    p_values = holm(np.where(users < FEW_USERS, np.nan, gaps.p_value))
+    names = ((each.name, name) for each in slicings for name in each.names)
     lines = tuple(
         SliceLine(
             by,
             name,
             int(users[at]),
-            ours_e[at],
-            theirs_e[at],
+            model[at],
+            other[at],
             gap[at],
             json_number(p_values[at]),
-            bool(users[at] < FEW_USERS),
+            is_small=bool(users[at] < FEW_USERS),
         )
         for at, (by, name) in enumerate(names)
         if users[at]
     )
     return SliceSection(f"recall@{k}", base, lines)
-
-
-def evaluate_days(
-    values: Mapping[str, Float64[np.ndarray, "users"]],
-    query_at: Int64[np.ndarray, "users"],
-    *,
-    metric: str,
-    utc_offset_h: int = 0,
-) -> DaySection:
-    """Averages each row over the users of each day, by the day of their request, and compares the order of the rows.
-
-    Days without an evaluated user are left out.
-    """
-    day = (query_at + utc_offset_h * HOUR_MS) // DAY_MS
-    has_value = ~np.isnan(np.stack(list(values.values()))).any(axis=0)
-    days = []
-    for each in np.unique(day[has_value]):
-        users = has_value & (day == each)
-        means = {name: float(value[users].mean()) for name, value in values.items()}
-        days.append(Day(str(np.datetime64(int(each), "D")), int(users.sum()), means))
-    table = np.array([list(each.values.values()) for each in days]).reshape(len(days), len(values))
-    orders = {tuple(np.argsort(-row, kind="stable").tolist()) for row in table}
-    std = table.std(axis=0, ddof=1) if len(days) > 1 else np.full(len(values), np.nan)
-    return DaySection(
-        metric=metric,
-        days=tuple(days),
-        mean=dict(zip(values, table.mean(axis=0).tolist() if len(days) else [], strict=False)),
-        std={name: json_number(value) for name, value in zip(values, std, strict=True)},
-        order_changes=len(orders) > 1,
-    )
 
 
 def slicings_of(

@@ -43,7 +43,7 @@ def compared_with(row: Row, metric: str) -> str:
     """Says whether the model differs significantly from a baseline on a metric, and by how much."""
     other, gap = f"{row.name} {format_decimal(row.metrics[metric].value)}", row.model_minus[metric]
     if gap.value is None or gap.low is None or gap.high is None:
-        raise AssertionError(f"no user is evaluated on {metric}, so there is nothing to compare")
+        return f"not comparable with {other}, because fewer than two users are evaluated"
     size = f"(difference {format_signed(gap.value)}, 95 % interval {format_interval(gap.low, gap.high)})"
     if gap.low > 0:
         return f"significantly better than {other} {size}"

@@ -24,6 +24,7 @@ from twofold.topk import Products
 Protocol = Literal["time_free", "query_time"]
 
 
+SEED: Final = 0  # of the random row, of iALS and of the draws of batches
 CHUNK_ELEMENTS: Final = 2**22  # scores in memory at a time: about 100 MiB with sort keys; larger chunks were slower
 
 

@@ -53,6 +53,7 @@ def _evaluate(
     sources = score_sources(models.retriever, models.ranker, models.data, window)
     options = replace(
         _options(job, models, window, tables=(items, pq.read_table(prepared.folder / "users.parquet"))),
+        dates=job.recipe.prepare.dates("test"),
         allowed_items=allowed,
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),
         others={name: scores for name, scores in sources.items() if name != MODEL},
@@ -87,7 +88,6 @@ def _options(
         window,
         tables=tables,
         with_target=isinstance(job.recipe.train.loss, Regression),
-        utc_offset_h=job.recipe.prepare.utc_offset_h,
         columns=job.recipe.slice_columns,
     )
 

@@ -17,7 +17,8 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         "dataset": 1,
         "train": 1,
         "train/ranker": 1,
-        "evaluate": 1,
+        # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
+        "evaluate": 2,
         "index": 1,
         "recommend": 1,
         "explain": 2,  # 2: the gap has a verdict on serving, and corrects batches by log Q

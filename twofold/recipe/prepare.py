@@ -290,6 +290,19 @@ class Prepare(Section):
         name = self.outcomes[outcome].strip()
         return name if isinstance(self.labels.get(name), WatchQuantile) else None
 
+    def dates(self, split: Split) -> str:
+        """Returns the days of a window in words: 2022-05-08, or 2022-05-08 to 2022-05-10, the last day included."""
+        if isinstance(self.split, LastEvents):
+            windows = {
+                "test": f"last {self.split.test} events of each user",
+                "validation": f"{self.split.validation} events of each user before the last {self.split.test}",
+                "train": f"events of each user before the last {self.split.test + self.split.validation}",
+            }
+            return windows[split]
+        window: Window = getattr(self.split, split)
+        last = window.end - timedelta(days=1)
+        return f"{window.first}" if last == window.first else f"{window.first} to {last}"
+
     def bounds_ms(self, split: Split) -> tuple[int, int] | None:
         """Returns [first, end) of a window in UTC milliseconds, or None where each user has another window."""
         if isinstance(self.split, LastEvents):
