@@ -143,7 +143,10 @@ def comparison_tables(found: RunComparison) -> list[Text | Table]:
     title = f"{question.window} window · {plural(question.users, 'user')}, {plural(question.num_items, 'item')}"
     metrics, recipes = Table("", title=Text(title), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
     headlines = " and ".join(in_full(each) for each in headline_metrics(found.primary_metric))
-    metrics.caption = f"intervals of {percent(LEVEL)}, paired over users\n* p < 0.05: {headlines} as they are, other metrics after Holm"
+    metrics.caption = (
+        f"intervals of {percent(LEVEL)}, paired over users\n"
+        f"* p < 0.05: {headlines} as they are, other metrics after Holm"
+    )
     for name in found.names:
         metrics.add_column(Text(name if name == found.names[0] else f"{name} − {found.names[0]}"))
         recipes.add_column(Text(name))
@@ -166,7 +169,10 @@ def seeds_table(found: SeedComparison) -> Table:
     title = f"{found.run} − {found.base}, {plural(seeds, 'seed')} of each"
     table = Table("", "difference", found.run, found.base, "significant", title=Text(title), box=SIMPLE_HEAD)
     few = f"fewer than {MIN_SEEDS} seeds are too few to claim a difference"
-    rule = f"intervals of {percent(LEVEL)} over users and seeds; significant: p < 0.05, after Holm but for the headline metrics"
+    rule = (
+        f"intervals of {percent(LEVEL)} over users and seeds; significant: p < 0.05, after Holm but for the headline "
+        "metrics"
+    )
     table.caption = few if seeds < MIN_SEEDS else rule
     table.title_justify = table.caption_justify = "left"
     for metric, claim in found.claims.items():
