@@ -120,7 +120,7 @@ def dataset(folder: Path) -> dict[str, float]:
     out = folder / "dataset"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    return timed(lambda: build_dataset(folder / "prepare", recipe(folder / "world").features, out, utc_offset_h=0))
+    return timed(lambda: build_dataset(folder / "prepare", recipe(folder / "world").features, out, time_zone="UTC"))
 
 
 def loader(folder: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from twofold.dataset.features import feature_names
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
     write_prepared(folder / "prepare", random_events(0))
-    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 

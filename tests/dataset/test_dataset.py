@@ -25,7 +25,7 @@ from twofold.pipeline import run as pipeline
 def built(folder, events, features=FEATURES, **layout):
     folder.mkdir(parents=True, exist_ok=True)
     write_prepared(folder / "prepare", events, **layout)
-    facts = build_dataset(folder / "prepare", features, folder / "dataset", utc_offset_h=8)
+    facts = build_dataset(folder / "prepare", features, folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset"), facts
 
 
@@ -124,14 +124,14 @@ def test_files_whose_order_was_lost_are_refused(tmp_path, lost, order):
     pq.write_table(order(pq.read_table(path)), path)
     message = rf"{lost}/shard=1.parquet is not sorted by user and time: row \d+ .*delete {changed} and run"
     with pytest.raises(DataError, match=message):
-        build_dataset(changed, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+        build_dataset(changed, FEATURES, tmp_path / "dataset", time_zone="UTC")
 
 
 def test_a_user_in_two_shards_is_refused(tmp_path):
     changed = write_prepared(tmp_path / "prepare", random_events(0))
     shutil.copyfile(changed / "events" / "shard=0.parquet", changed / "events" / "shard=10.parquet")
     with pytest.raises(DataError, match="shard=10.parquet is not sorted by user and time: row 1 "):
-        build_dataset(changed, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+        build_dataset(changed, FEATURES, tmp_path / "dataset", time_zone="UTC")
 
 
 def test_what_preparation_writes_is_read(checkerboard, tmp_path):
@@ -139,7 +139,7 @@ def test_what_preparation_writes_is_read(checkerboard, tmp_path):
     asked = checkerboard.prepare.model_copy(update={"outcomes": asked})
     job = pipeline.Job(checkerboard.model_copy(update={"prepare": asked}), tmp_path / "run")
     prepared = pipeline.prepare(job).folder
-    build_dataset(prepared, checkerboard.features, tmp_path / "dataset", utc_offset_h=0)
+    build_dataset(prepared, checkerboard.features, tmp_path / "dataset", time_zone="UTC")
     whole = load_dataset(tmp_path / "dataset")
     found, users = whole.examples["train"], whole.users.ids_of(whole.examples["train"].user_rows).to_numpy()
     shards = sorted((prepared / "rows" / "split=train").glob("*.parquet"))

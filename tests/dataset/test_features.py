@@ -80,7 +80,7 @@ def fitted(items=ITEMS, users=USERS):
         users=users.take(TAUGHT),
         train=rows_at(item_rows=[0, 1], at=[0, 2 * DAY_MS], counter_values=COUNTED),
         num_known_items=2,
-        utc_offset_h=8,
+        time_zone="Asia/Shanghai",
     )
 
 

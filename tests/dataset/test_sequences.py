@@ -34,7 +34,7 @@ FEATURES = Features.model_validate(
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
     write_prepared(folder / "prepare", random_events(0))
-    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 
@@ -45,7 +45,7 @@ def timed(tmp_path_factory):
     tree = FEATURES.model_dump(mode="json")
     tree["user"][0] |= {"time_bias": True, "max_length": 9}
     tree["user"][1] |= {"time_bias": True}
-    build_dataset(folder / "prepare", Features.model_validate(tree), folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", Features.model_validate(tree), folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 

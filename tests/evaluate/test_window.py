@@ -27,7 +27,7 @@ def test_a_user_is_judged_by_the_last_event_and_knows_all_before_it(tmp_path: Pa
     rows += [(2, 4 - place, TRAIN + 100 + place, True) for place in range(4)]
     out = prepared(tmp_path, log_of(rows), split={"kind": "last_n"})
     (tmp_path / "dataset").mkdir()
-    build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+    build_dataset(out, FEATURES, tmp_path / "dataset", time_zone="UTC")
     arrays = load_dataset(tmp_path / "dataset")
     window = evaluation_window(arrays, "test")
     users, items = arrays.users.ids, arrays.items.ids
@@ -65,7 +65,7 @@ def three_kinds(tmp_path):
     log = log_of(rows, watch_s=[each / 2 for each in length], length_s=length)
     out = prepared(tmp_path, log)
     (tmp_path / "dataset").mkdir()
-    build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+    build_dataset(out, FEATURES, tmp_path / "dataset", time_zone="UTC")
     arrays = load_dataset(tmp_path / "dataset")
     return arrays, evaluation_window(arrays, "test")
 
@@ -123,7 +123,7 @@ def test_watched_rows_are_those_of_known_length_with_gains_of_training(tmp_path)
 def test_a_log_without_watch_times_has_nothing_watched(tmp_path):
     out = prepared(tmp_path, log_of([(1, 0, TRAIN, True), (2, 1, TRAIN, True)]))
     (tmp_path / "dataset").mkdir()
-    build_dataset(out, FEATURES, tmp_path / "dataset", utc_offset_h=0)
+    build_dataset(out, FEATURES, tmp_path / "dataset", time_zone="UTC")
     arrays = load_dataset(tmp_path / "dataset")
     assert watched_rows(arrays, evaluation_window(arrays, "test"), with_target=False) is None
 

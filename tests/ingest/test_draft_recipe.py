@@ -71,7 +71,7 @@ def test_what_is_not_known_is_not_asked_for(tmp_path: Path) -> None:
     recipe, drafted = loaded(tmp_path, seen(integer("pos"), facts=facts, given_columns=GivenColumns(time="pos")))
     assert isinstance(recipe.prepare.split, LastEvents)
     assert "this leaks the future" in drafted
-    assert "utc_offset_h" not in drafted
+    assert "time_zone" not in drafted
     assert [feature.kind for feature in recipe.features.user] == ["history"]
     assert [filter_.min_events for filter_ in recipe.prepare.filters] == [1, 1]
 

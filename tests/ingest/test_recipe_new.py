@@ -41,6 +41,21 @@ def test_the_command_shows_what_it_saw_and_what_to_do_next(
     assert call("--log", short_video, "--out", out, "--overwrite")[0] == 0
 
 
+def test_days_are_those_of_the_given_time_zone(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    key = keys()
+    log = write(tmp_path / "log.parquet", {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"]})
+    first = {}
+    for zone in ("UTC", "Pacific/Honolulu"):
+        out = tmp_path / f"{zone.replace('/', '-')}.yaml"
+        assert call("--log", log, "--out", out, "--time-zone", zone)[0] == 0
+        prepare = load_recipe(out).prepare
+        assert (prepare.time_zone, f"({zone})" in out.read_text()) == (zone, True)
+        first[zone] = prepare.split.train.first
+    assert (first["UTC"] - first["Pacific/Honolulu"]).days == 1  # the log begins at midnight UTC
+    code, _, error = call("--log", log, "--out", tmp_path / "r.yaml", "--time-zone", "Asia/Calcuta")
+    assert (code, "--time-zone: 'Asia/Calcuta' is not an IANA time zone; nearest: Asia/Calcutta" in error) == (2, True)
+
+
 def test_a_recipe_can_be_printed_alone(
     tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -35,7 +35,7 @@ COSINE, DOT = Cosine(kind="cosine"), Dot(kind="dot")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("per_value")
     write_prepared(folder / "prepare", random_events(0))
-    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 

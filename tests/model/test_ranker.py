@@ -31,7 +31,7 @@ WIDE = 5
 def arrays(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranker")
     write_prepared(folder / "prepare", random_events(0))
-    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")
     return load_ranker_data(folder / "dataset", FEATURES, FEATURES)
 
 

@@ -36,7 +36,7 @@ RECIPE = TwoTower(kind="two_tower", dim=8, hidden=(6,))
 def every_kind(tmp_path_factory):
     folder = tmp_path_factory.mktemp("every_kind")
     write_prepared(folder / "prepare", random_events(0))
-    build_dataset(folder / "prepare", EVERY_KIND, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", EVERY_KIND, folder / "dataset", time_zone="Asia/Shanghai")
     dataset = load_dataset(folder / "dataset")
     torch.manual_seed(0)
     return build_two_tower(RECIPE, dataset.features, dataset.vectors), dataset

@@ -117,7 +117,7 @@ def test_the_shipped_log(tmp_path: Path, kuairand_folder: Path) -> None:
     }
     recipe = world_recipe(
         {"kind": "table", **{name: kuairand_folder / f"{name}.parquet" for name in ("events", "items", "users")}},
-        {"prepare": {"positive": "long_view OR liked", "utc_offset_h": 8, "split": days}},
+        {"prepare": {"positive": "long_view OR liked", "time_zone": "Asia/Shanghai", "split": days}},
     )
     facts = prepare(recipe, tmp_path)
     lines = {line.name: line for line in funnel_lines(facts["funnel"])}

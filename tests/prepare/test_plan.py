@@ -134,7 +134,7 @@ def test_windows_are_half_open_days_of_the_recipes_zone(tmp_path: Path) -> None:
         (2, 6, TEST - beijing + DAY_MS, True),
     ]
     days = {name: {"first": date(2024, 1, first), "end": date(2024, 1, end)} for name, first, end in WINDOWS}
-    out = prepared(tmp_path, log_of(rows), utc_offset_h=8, split={"kind": "temporal"} | days)
+    out = prepared(tmp_path, log_of(rows), time_zone="Asia/Shanghai", split={"kind": "temporal"} | days)
     assert column(rows_of(out), "item_id") == [1, 2]
     assert column(rows_of(out, "validation"), "item_id") == [3, 4, 100, 100]
     assert column(rows_of(out, "test"), "item_id") == [5, 100, 100]

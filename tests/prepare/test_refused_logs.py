@@ -30,11 +30,11 @@ def test_times_of_another_unit_are_refused(tmp_path: Path, at: int, unit: str) -
 def test_windows_beside_the_log_are_told_its_days(tmp_path: Path) -> None:
     year = {name: {"first": f"2025-0{month}-01", "end": f"2025-0{month + 1}-01"} for name, month in MONTHS.items()}
     message = (
-        r"no event is in prepare\.split\.train, 2025-01-01 to 2025-02-01 \(end excluded, days at UTC-5\)\. "
+        r"no event is in prepare\.split\.train, 2025-01-01 to 2025-02-01 \(end excluded, days in Etc/GMT\+5\)\. "
         r"The log goes from 2023-12-31 to 2024-01-05: move the windows"
     )
     with pytest.raises(DataError, match=message):
-        prepare(recipe_of(tmp_path, log(), utc_offset_h=-5, split={"kind": "temporal"} | year), tmp_path)
+        prepare(recipe_of(tmp_path, log(), time_zone="Etc/GMT+5", split={"kind": "temporal"} | year), tmp_path)
 
 
 MONTHS = {"train": 1, "validation": 2, "test": 3}

@@ -17,10 +17,11 @@ from tests.worlds import DAY_MS, FIRST_MS, popularity_only, world_recipe, write_
 from twofold.cli.main import app
 from twofold.errors import DataError, RecipeError
 from twofold.ingest import world_events as world
+from twofold.local_time import local_ms, local_ms_sql
 from twofold.prepare import run_plan as stage
 from twofold.prepare.check import check_recipe
 from twofold.prepare.duckdb_engine import duckdb_engine
-from twofold.prepare.spark_engine import _explained, _only_part, _start, _stop, spark_engine
+from twofold.prepare.spark_engine import _explained, _only_part, _start, _stop, spark_engine, spark_sql
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
 
@@ -72,6 +73,15 @@ def prepare_with_both(recipe: Recipe, folder: Path, *, float_rtol: float = 0.0) 
 
 def rows_of(out: Path, split: str) -> int:
     return sum(pq.read_metadata(path).num_rows for path in (out / "rows" / f"split={split}").iterdir())
+
+
+def test_local_time_is_that_of_numpy_in_zones_with_half_hours_and_summer_time(session: Any) -> None:
+    for zone in ("Asia/Kolkata", "Europe/Berlin", "Australia/Lord_Howe"):
+        at = np.arange(FIRST_MS, FIRST_MS + 366 * DAY_MS, 7_777_777, dtype=np.int64)
+        local = local_ms_sql('"at"', zone, first_ms=int(at[0]), last_ms=int(at[-1]))
+        listed = ", ".join(f"({each})" for each in at.tolist())
+        rows = session.sql(spark_sql(f'SELECT {local} FROM (VALUES {listed}) AS "times"("at")')).collect()
+        assert [value for (value,) in rows] == local_ms(at, zone).tolist()
 
 
 # --- what is asked of a log -------------------------------------------------------------------------------------------

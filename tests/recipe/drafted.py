@@ -15,7 +15,7 @@ ASKED: dict[str, Any] = {
     "about": "what it shows",
     "data": {"kind": "table", "events": "../data/events.parquet"},
     "prepare": {
-        "utc_offset_h": 8,
+        "time_zone": "Asia/Shanghai",
         "positive": "long_view OR is_like",
         "filters": [{"kind": "items", "min_events": 5}, {"kind": "users", "min_positives": 2}],
         "split": {

@@ -1,4 +1,4 @@
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from twofold.recipe.features import (
 )
 from twofold.recipe.prepare import Prepare, TemporalSplit, Window
 from twofold.recipe.schema import Recipe
-from twofold.tables import DAY_MS
+from twofold.tables import DAY_MS, HOUR_MS
 
 
 def asked(**changes: Any) -> dict[str, Any]:
@@ -54,16 +54,32 @@ def test_a_recipe_is_frozen_and_closed() -> None:
         Recipe.model_validate(asked(train={"epoch": 5}))
 
 
-def test_days_begin_where_the_offset_says() -> None:
+def test_days_begin_at_midnight_of_the_time_zone() -> None:
     days = {name: Window(first=date(2022, 5, day), end=date(2022, 5, day + 1)) for name, day in
             (("train", 6), ("validation", 7), ("test", 8))}  # fmt: skip
     split = TemporalSplit(kind="temporal", **days)
-    utc, beijing = (Prepare(positive="liked", split=split, utc_offset_h=hours) for hours in (0, 8))
+    utc, beijing = (Prepare(positive="liked", split=split, time_zone=zone) for zone in ("UTC", "Asia/Shanghai"))
     first, end = utc.bounds_ms("test")
     assert first == 1_651_968_000_000  # 8 May 2022, 00:00 UTC
     assert end - first == DAY_MS
     assert beijing.bounds_ms("test") == (first - 8 * 60 * 60 * 1000, end - 8 * 60 * 60 * 1000)
     assert utc.bounds_ms("train")[1] == utc.bounds_ms("validation")[0]
+    india = Prepare(positive="liked", split=split, time_zone="Asia/Kolkata")
+    assert india.bounds_ms("test")[0] == first - 11 * 30 * 60 * 1000  # 5 hours and a half
+
+
+def test_a_day_on_which_the_clocks_change_has_23_or_25_hours() -> None:
+    for month, day, hours in ((3, 27, 23), (10, 30, 25)):
+        days = {name: Window(first=date(2022, month, at), end=date(2022, month, at) + timedelta(days=1)) for name, at in
+                (("train", day - 2), ("validation", day - 1), ("test", day))}  # fmt: skip
+        split = TemporalSplit(kind="temporal", **days)
+        first, end = Prepare(positive="liked", split=split, time_zone="Europe/Berlin").bounds_ms("test")
+        assert end - first == hours * HOUR_MS
+
+
+def test_a_time_zone_that_does_not_exist_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValidationError, match="'Asia/Kolkatta' is not an IANA time zone; nearest: Asia/Kolkata"):
+        Recipe.model_validate(asked(prepare={"time_zone": "Asia/Kolkatta"}))
 
 
 def test_windows_may_leave_a_gap_but_not_overlap() -> None:

@@ -134,7 +134,7 @@ def test_an_experiment_becomes_rows_and_arrays(path: str, world: Path, tmp_path:
     if share is not None:
         assert facts["splits"]["train"]["positive_share"] == pytest.approx(share, abs=0.03)
     (tmp_path / "dataset").mkdir()
-    build_dataset(tmp_path / "prepare", recipe.features, tmp_path / "dataset", utc_offset_h=0)
+    build_dataset(tmp_path / "prepare", recipe.features, tmp_path / "dataset", time_zone="UTC")
     rows = load_dataset(tmp_path / "dataset").examples["train"]
     assert len(rows) == facts["splits"]["train"]["rows"]
     if "a02" in path:

@@ -32,7 +32,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(folder):
     write_prepared(folder / "prepare", random_events(0))
-    as_of = build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)["last_event_at"] + 1
+    as_of = (
+        build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")["last_event_at"] + 1
+    )
     return folder, load_dataset(folder / "dataset"), as_of
 
 

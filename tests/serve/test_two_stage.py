@@ -51,7 +51,9 @@ def world(tmp_path_factory):
     """Returns the run folder, the dataset, the retriever's order and the ranker's scores, one row per user."""
     folder = tmp_path_factory.mktemp("run")
     write_prepared(folder / "prepare", random_events(0))
-    as_of = build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)["last_event_at"] + 1
+    as_of = (
+        build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")["last_event_at"] + 1
+    )
     dataset, arrays = load_dataset(folder / "dataset"), load_ranker_data(folder / "dataset", RETRIEVER, RANKER)
     torch.manual_seed(0)
     score = NegativeDistance(kind="negative_distance")

@@ -25,7 +25,7 @@ from twofold.train.objective import build_objective, draw_columns
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grouped")
     write_prepared(folder / "prepare", random_events(0))
-    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 

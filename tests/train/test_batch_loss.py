@@ -28,7 +28,7 @@ def dataset(tmp_path_factory):
     # Which lines share a sequence, and so how far back they read, depends on where parts end.
     user = tuple(feature for feature in FEATURES.user if feature.kind != "sequence")
     features = FEATURES.model_copy(update={"user": user})
-    build_dataset(folder / "prepare", features, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", features, folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 

@@ -65,7 +65,7 @@ def of_lines_alone(features):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     write_prepared(folder / "prepare", random_events(0))
-    build_dataset(folder / "prepare", of_lines_alone(FEATURES), folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", of_lines_alone(FEATURES), folder / "dataset", time_zone="Asia/Shanghai")
     cases = {
         name: {
             "train": {

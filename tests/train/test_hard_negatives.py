@@ -28,7 +28,7 @@ SAMPLED = SampledSoftmax(kind="sampled_softmax", negatives=32)
 
 def built(folder, events):
     write_prepared(folder / "prepare", events)
-    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 

@@ -225,7 +225,7 @@ def test_too_few_positives_are_refused(world, tmp_path):
 
 def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_fixed_vectors_as_they_are(tmp_path):
     write_prepared(tmp_path / "prepare", random_events(0))
-    build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", utc_offset_h=8)
+    build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", time_zone="Asia/Shanghai")
     dataset = load_dataset(tmp_path / "dataset")
     settings = Train(epochs=8, batch_size=32, learning_rate=0.01)
     models = []

@@ -61,7 +61,7 @@ def test_expected_counts_are_those_of_drawing_anything_but_the_own_item():
 
 def test_drawn_items_are_read_as_the_catalogue_is_at_the_moment_of_a_line(tmp_path):
     write_prepared(tmp_path / "prepare", random_events(0))
-    build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", utc_offset_h=8)
+    build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", time_zone="Asia/Shanghai")
     dataset = load_dataset(tmp_path / "dataset")
     batch = gather_batch(dataset, dataset.examples["train"], np.array([7]))
     drawn = torch.tensor([3, 0, 3])

@@ -21,7 +21,7 @@ ASKED = Candidates(num_candidates=6, skip_top=1, num_retrieved=5)
 
 def built(folder, events):
     write_prepared(folder / "prepare", events)
-    build_dataset(folder / "prepare", FEATURES, folder / "dataset", utc_offset_h=8)
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from twofold.cli.options import RecipeFile, Settings
 from twofold.errors import RecipeError, RequestError
+from twofold.local_time import check_time_zone
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import load_recipe, recipe_schema
 from twofold.render.numbers import percent
@@ -111,6 +112,9 @@ def new(
     ] = None,
     item: Annotated[str | None, typer.Option("--item", help="Name of the log's item column.")] = None,
     time: Annotated[str | None, typer.Option("--time", help="Name of the log's time column.")] = None,
+    time_zone: Annotated[
+        str, typer.Option("--time-zone", help="IANA time zone of days and hours, such as Asia/Kolkata.")
+    ] = "UTC",
     out: Annotated[Path, typer.Option("--out", help="File for the recipe; - prints it.")] = Path("recipe.yaml"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
 ) -> None:
@@ -119,12 +123,16 @@ def new(
     from twofold.ingest.draft_recipe import draft_recipe, recipe_name
     from twofold.ingest.inspect_log import check_draft, profile_log
 
+    try:
+        zone = check_time_zone(time_zone)
+    except ValueError as error:
+        raise RequestError(f"--time-zone: {error}.") from None
     folder = None if str(out) == "-" else out.parent
     if folder and out.exists() and not overwrite:
         raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
     console = Console(stderr=folder is None, highlight=False, soft_wrap=True)
     with Console(stderr=True).status("reading the log …"):
-        seen = profile_log(log, items=items, users=users, given_columns=GivenColumns(user, item, time))
+        seen = profile_log(log, items=items, users=users, given_columns=GivenColumns(user, item, time), time_zone=zone)
     _print_seen(console, seen)
     text = draft_recipe(seen, name=recipe_name(log), folder=folder)
     if folder is None:

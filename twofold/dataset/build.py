@@ -38,7 +38,7 @@ from twofold.recipe.features import ClusterFeature, CounterFeature, Features
 from twofold.tables import SPLITS
 
 
-def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h: int) -> dict[str, Any]:
+def build_dataset(prepared: Path, features: Features, out: Path, *, time_zone: str) -> dict[str, Any]:
     """Reads a prepare/ folder shard by shard, writes a dataset/ folder and returns facts for the manifest."""
     out.mkdir(exist_ok=True)
     users, users_table = _users(prepared, features)
@@ -59,7 +59,7 @@ def build_dataset(prepared: Path, features: Features, out: Path, *, utc_offset_h
         users=users_table.take(np.unique(examples["train"].user_rows)),
         train=examples["train"],
         num_known_items=items.num_known,
-        utc_offset_h=utc_offset_h,
+        time_zone=time_zone,
     )
     save_features(state, out / "features")
     save_user_attributes(state, users_table, out)

@@ -47,7 +47,7 @@ class FeatureState:
     """
 
     features: Features
-    utc_offset_h: int
+    time_zone: str
     num_known_items: int
     vocabularies: Mapping[str, Vocabulary]
     scales: Mapping[str, Scale]
@@ -67,7 +67,7 @@ class FeatureState:
 
 
 def fit_features(
-    features: Features, *, items: pa.Table, users: pa.Table, train: Examples, num_known_items: int, utc_offset_h: int
+    features: Features, *, items: pa.Table, users: pa.Table, train: Examples, num_known_items: int, time_zone: str
 ) -> FeatureState:
     """Fits vocabularies and scales on the items, users and examples of the training window.
 
@@ -104,7 +104,7 @@ def fit_features(
                     pass
                 case _:
                     assert_never(feature)
-    return FeatureState(features, utc_offset_h, num_known_items, vocabularies, scales)
+    return FeatureState(features, time_zone, num_known_items, vocabularies, scales)
 
 
 def _ages(uploaded_at: Int64[np.ndarray, "items"], train: Examples) -> Iterator[Float32[np.ndarray, "_"]]:
@@ -119,7 +119,7 @@ def save_features(state: FeatureState, folder: Path) -> None:
         vocabulary.save(folder / f"vocabulary.{name}.parquet")
     saved = {
         "features": state.features.model_dump(mode="json"),
-        "utc_offset_h": state.utc_offset_h,
+        "time_zone": state.time_zone,
         "num_known_items": state.num_known_items,
         "vocabularies": sorted(state.vocabularies),
         "scales": {name: asdict(scale) for name, scale in sorted(state.scales.items())},
@@ -132,7 +132,7 @@ def load_features(folder: Path) -> FeatureState:
     saved = json.loads((folder / "features.json").read_text())
     return FeatureState(
         Features.model_validate(saved["features"]),
-        saved["utc_offset_h"],
+        saved["time_zone"],
         saved["num_known_items"],
         {name: Vocabulary.load(folder / f"vocabulary.{name}.parquet") for name in saved["vocabularies"]},
         {name: Scale(scale["mean"], scale["std"]) for name, scale in saved["scales"].items()},

@@ -26,6 +26,7 @@ from twofold.dataset.counters import Counters, load_counters
 from twofold.dataset.features import FeatureState
 from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.npy import map_array
+from twofold.local_time import local_ms
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
@@ -44,7 +45,6 @@ from twofold.recipe.features import (
     VectorFeature,
     feature_name,
 )
-from twofold.tables import HOUR_MS
 
 ATTRIBUTES = (CategoryFeature, NumberFeature, ProfileFeature)
 """Kinds of features that read a column of the users table that the recipe names."""
@@ -227,7 +227,7 @@ def user_inputs(
             case ClusterFeature(events=events, max_length=length, num_clusters=k):
                 inputs[name] = shares(users.clusters[cluster_key(feature)].take(_newest(queries, events, length)), k)
             case TimeFeature(part=part):
-                times = clock_rows(part, queries.at + state.utc_offset_h * HOUR_MS)
+                times = clock_rows(part, local_ms(queries.at, state.time_zone))
                 inputs[name] = times if queries.at_is_known is None else times * queries.at_is_known
             case IdFeature() | CategoryFeature() | NumberFeature() | ProfileFeature():
                 inputs[name] = users.attributes[name][queries.user_rows]

@@ -77,7 +77,7 @@ def facts_of(seen: LogProfile) -> list[tuple[str, str]]:
     if events.days:
         first, last = events.days[0], events.days[-1]
         daily = round(median(day.events for day in events.days))
-        days = f"{first.date} to {last.date} (UTC), {plural(last.number - first.number + 1, 'day')}"
+        days = f"{first.date} to {last.date} ({seen.time_zone}), {plural(last.number - first.number + 1, 'day')}"
         facts.append(("days", f"{days}; {daily:,} rows on a median day"))
     share = events.positives / events.rows
     return [*facts, ("positive", f"{share:.1%} of the rows: {printable(seen.roles.positive)}")]
@@ -115,7 +115,8 @@ def _prepare(seen: LogProfile) -> list[str]:
     roles, events = seen.roles, seen.events
     lines = ["prepare:"]
     if roles.has_clock:
-        lines += _with_comment("  utc_offset_h: 0", "days begin at midnight UTC; in Beijing: 8, in New York: -5")
+        example = "" if seen.time_zone != "UTC" else "; write your users' zone, such as Asia/Kolkata or Europe/Berlin"
+        lines += _with_comment(f"  time_zone: {seen.time_zone}", f"days begin at its midnight{example}")
     if roles.derive:
         lines.append("  derive:")
         for ours, rule in roles.derive.items():

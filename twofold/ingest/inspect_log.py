@@ -15,6 +15,7 @@ import duckdb
 from twofold.errors import DataError
 from twofold.ingest.column_roles import UPLOADED, GivenColumns, Roles, guess_key, guess_roles, normalized_name
 from twofold.ingest.log_profile import Column, Day, EventFacts, Kind, TableProfile, look_of, printable, timestamp_unit
+from twofold.local_time import local_ms_sql
 from twofold.prepare.check import check_recipe
 from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_name, scan_sql
 from twofold.prepare.sources import (
@@ -48,6 +49,8 @@ class LogProfile:
     roles: Roles
     data: Table
     events: EventFacts
+    time_zone: str = "UTC"
+    """IANA time zone of the days in `events`."""
 
     @property
     def tables(self) -> tuple[TableProfile, ...]:
@@ -68,22 +71,23 @@ def profile_log(
     items: Path | None = None,
     users: Path | None = None,
     given_columns: GivenColumns = GivenColumns(),  # noqa: B008
+    time_zone: str = "UTC",
 ) -> LogProfile:
     """Returns the profile of a log: the columns of every table, their roles, and statistics of the events.
 
-    `given_columns` are not guessed. DataError if a file is missing, damaged or empty, if user, item or time cannot be
-    found, or if there is only one user or one item.
+    `given_columns` are not guessed. Days are those of the IANA time zone `time_zone`. DataError if a file is missing,
+    damaged or empty, if user, item or time cannot be found, or if there is only one user or one item.
     """
     tables = {"--log": log} | {name: path for name, path in (("--items", items), ("--users", users)) if path}
     looked = {name: look_at_table(path, field=name) for name, path in tables.items()}
     roles = guess_roles(looked["--log"], given_columns)
     sides = looked.get("--items"), looked.get("--users")
     data = data_section(looked["--log"], *sides, roles)
-    events = look_at_events(open_source(data), roles)
+    events = look_at_events(open_source(data), roles, time_zone)
     if events.positives == 0:
         roles = replace(roles, positive="TRUE", reason=f"every event, because {roles.positive} is true for none")
-        events = look_at_events(open_source(data), roles)
-    return LogProfile(looked["--log"], *sides, roles, data, events)
+        events = look_at_events(open_source(data), roles, time_zone)
+    return LogProfile(looked["--log"], *sides, roles, data, events, time_zone)
 
 
 def check_draft(text: str, folder: Path) -> None:
@@ -109,7 +113,7 @@ def look_at_table(path: Path, *, field: str) -> TableProfile:
     return TableProfile(path, rows, tuple(columns))
 
 
-def look_at_events(source: Source, roles: Roles) -> EventFacts:
+def look_at_events(source: Source, roles: Roles, time_zone: str) -> EventFacts:
     """Counts users, items, days and repeats of the events; DataError if there is only one user or item."""
     with _engine(source.files) as query:
         events = _events_sql(source, roles)
@@ -122,10 +126,7 @@ def look_at_events(source: Source, roles: Roles) -> EventFacts:
         _check_learnable(source, roles, rows=rows, users=users, items=items)
         share = min(1.0, _MAX_COMPARED / rows)
         compared, different, pairs = query(_compared_sql(source, share))[0]
-        by_day = (
-            f"""SELECT "at" // {DAY_MS} AS "day", COUNT(*), SUM("is_positive") FROM {events} GROUP BY 1 ORDER BY 1"""
-        )
-        days = query(by_day) if roles.has_clock else []
+        days = _days(query, events, time_zone) if roles.has_clock else ()
     return EventFacts(
         rows=rows,
         positives=positives,
@@ -137,7 +138,7 @@ def look_at_events(source: Source, roles: Roles) -> EventFacts:
         compared=compared,
         duplicates=compared - different,
         repeats=different - pairs,
-        days=tuple(Day(*day) for day in days),
+        days=days,
         hours=hours,
     )
 
@@ -287,6 +288,13 @@ def _events_sql(source: Source, roles: Roles) -> str:
         SELECT "user_id", "item_id", "at", CAST(COALESCE({positive}, FALSE) AS INTEGER) AS "is_positive" FROM {sql}
         WHERE "user_id" IS NOT NULL AND "item_id" IS NOT NULL AND "at" IS NOT NULL
     ) AS "events" """
+
+
+def _days(query: Query, events: str, time_zone: str) -> tuple[Day, ...]:
+    first_ms, last_ms = query(f'SELECT MIN("at"), MAX("at") FROM {events}')[0]
+    local = local_ms_sql('"at"', time_zone, first_ms=first_ms, last_ms=last_ms)
+    by_day = f'SELECT {local} // {DAY_MS}, COUNT(*), SUM("is_positive") FROM {events} GROUP BY 1 ORDER BY 1'
+    return tuple(Day(*day) for day in query(by_day))
 
 
 def _groups_sql(events: str, key: str, facts: str) -> str:

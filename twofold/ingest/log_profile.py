@@ -55,7 +55,7 @@ EPOCH: Final = date(1970, 1, 1)
 
 @dataclass(frozen=True)
 class Day:
-    """Number of events on one UTC day."""
+    """Number of events on one local day."""
 
     number: int
     """Days since 1970."""

@@ -7,8 +7,8 @@ from twofold.run_folder import Stage
 
 def build_dataset(job: Job, prepared: Stage) -> Stage:
     """Writes the arrays; vocabularies and features are fitted on the training window."""
-    features, offset = job.recipe.all_features, job.recipe.prepare.utc_offset_h
+    features, zone = job.recipe.all_features, job.recipe.prepare.time_zone
     inputs = {"prepare": prepared.digest, "features": features.model_dump(mode="json")}
     return job.run_stage(
-        "dataset", inputs, lambda out: build.build_dataset(prepared.folder, features, out, utc_offset_h=offset)
+        "dataset", inputs, lambda out: build.build_dataset(prepared.folder, features, out, time_zone=zone)
     )

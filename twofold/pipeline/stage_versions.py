@@ -12,9 +12,10 @@ from typing import Final
 
 STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
     {
-        # One comment per raise, the newest first: "2: what the stage does differently".
+        # One comment per raise, the newest first: the version, and what the stage does differently since.
         "prepare": 1,
-        "dataset": 1,
+        # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
+        "dataset": 2,
         "train": 1,
         "train/ranker": 1,
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from twofold.errors import DataError
+from twofold.local_time import local_ms
 from twofold.prepare.check import check_recipe
 from twofold.prepare.counter_sums import counted_columns
 from twofold.prepare.duckdb_engine import Engine, OpenEngine, duckdb_engine
@@ -25,7 +25,7 @@ from twofold.recipe.data import Table
 from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import write_json
-from twofold.tables import OUTCOME, Json, Split
+from twofold.tables import DAY_MS, OUTCOME, Json, Split
 
 # Number of events per shard of users, about: a sort of them fits in memory, so time grows linearly with the log.
 EVENTS_PER_SHARD: Final = 8_000_000
@@ -184,11 +184,10 @@ def _why_no_positives(recipe: Recipe, split: Split, funnel: list[FunnelLine], fi
     described = f"prepare.split.{split}, each user's last events"
     unfiltered = next(line for line in funnel if line.name == f"{split} window")
     if isinstance(days, TemporalSplit):
-        window, offset = getattr(days, split), recipe.prepare.utc_offset_h
-        described = f"prepare.split.{split}, {window.first} to {window.end} (end excluded, days at UTC{offset:+d})"
+        window, zone = getattr(days, split), recipe.prepare.time_zone
+        described = f"prepare.split.{split}, {window.first} to {window.end} (end excluded, days in {zone})"
         if unfiltered.rows == 0:
-            zone = timezone(timedelta(hours=offset))
-            first, last = (datetime.fromtimestamp(at / 1000, tz=zone).date() for at in (first_at, last_at))
+            first, last = (local_ms(np.array([first_at, last_at]), zone) // DAY_MS).astype("datetime64[D]")
             return f"no event is in {described}. The log goes from {first} to {last}: move the windows into it."
     elif unfiltered.rows == 0:
         return f"no user has an event for {described} and one left to train on. Use fewer of them."

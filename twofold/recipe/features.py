@@ -93,7 +93,7 @@ class ClusterFeature(Section):
 
 
 class TimeFeature(Section):
-    """Embedding of the hour of day or day of week of the request, in the time zone of `prepare.utc_offset_h`."""
+    """Embedding of the hour of day or day of week of the request, in the time zone `prepare.time_zone`."""
 
     kind: Literal["time"]
     part: Literal["hour", "weekday"]

@@ -41,7 +41,7 @@ RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
     "Recipe": {"judge": "evaluate"},
     "Table": {"sampled_negatives": "published_negatives"},
     "BelowMean": {"of": "column", "by": "key"},
-    "Prepare": {"rounds": "filter_rounds"},
+    "Prepare": {"rounds": "filter_rounds", "utc_offset_h": "time_zone"},
     "HistoryFeature": {
         **{"of": "events", "last": "max_length", "over": "vectors"},
         "table": "share_item_embedding",

@@ -7,12 +7,13 @@ the columns that `derive` and `labels` add.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.section import Expression, Name, Rule, Section
+from twofold.local_time import midnight_ms
+from twofold.recipe.section import Expression, Name, Rule, Section, TimeZone
 from twofold.tables import Split
 
 # --- filters ----------------------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ Filter = Annotated[UserFilter | ItemFilter, Field(discriminator="kind")]
 
 
 class Window(Section):
-    """Days from `first` (included) to `end` (excluded), in the time zone of `prepare.utc_offset_h`."""
+    """Days from `first` (included) to `end` (excluded), in the time zone `prepare.time_zone`."""
 
     first: date
     """First day of the window."""
@@ -240,8 +241,10 @@ class Prepare(Section):
 
     where: Rule | None = None
     """SQL condition on the events to read, such as language = 'hi'; others are ignored everywhere. `null` means all."""
-    utc_offset_h: int = Field(default=0, ge=-12, le=14)
-    """Time zone of days and hours, in hours from UTC: 8 for Beijing."""
+    time_zone: TimeZone = "UTC"
+    """Time zone of days and hours, by its IANA name, such as Asia/Kolkata or Europe/Berlin. A day begins at its
+    midnight, summer time included.
+    """
     split: SplitRule
     """Split of the events into training, validation and test."""
     derive: Mapping[Name, Expression] = {}
@@ -308,6 +311,4 @@ class Prepare(Section):
         if isinstance(self.split, LastEvents):
             return None
         window: Window = getattr(self.split, split)
-        zone = timezone(timedelta(hours=self.utc_offset_h))
-        first, end = (datetime(day.year, day.month, day.day, tzinfo=zone) for day in (window.first, window.end))
-        return int(first.timestamp()) * 1000, int(end.timestamp()) * 1000
+        return midnight_ms(window.first, self.time_zone), midnight_ms(window.end, self.time_zone)

@@ -30,7 +30,7 @@ class Candidates(Section):
     """Number of negatives drawn from the ranks [skip_top, num_candidates), without positives of the user."""
     request_time: Literal["event", "day"] = "day"
     """Time of a request: `event` is the time of its positive, when the item had already been shown; `day` is the user's
-    first event of that day (in the time zone of `prepare.utc_offset_h`), as in the report.
+    first event of that day (in the time zone `prepare.time_zone`), as in the report.
     """
     last_days: int | None = Field(default=None, ge=1)
     """Number of last days of the training window that requests are taken from. Older requests have other candidates

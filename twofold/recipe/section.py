@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from twofold.errors import RecipeError
+from twofold.local_time import check_time_zone
 from twofold.sql.portable import Kind
 from twofold.sql.rules import check_rule
 
@@ -30,6 +31,9 @@ Rule = Annotated[str, AfterValidator(lambda text: _checked(text, "condition"))]
 
 Expression = Annotated[str, AfterValidator(lambda text: _checked(text, "number"))]
 """SQL expression that is a number, or NULL, for each event."""
+
+TimeZone = Annotated[str, AfterValidator(check_time_zone)]
+"""IANA time zone, such as Asia/Kolkata."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 """Name of a column that a recipe computes."""

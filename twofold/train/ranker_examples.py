@@ -17,13 +17,14 @@ from twofold.dataset.dataset import Dataset
 from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
 from twofold.errors import DataError
+from twofold.local_time import midnights_before
 from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
 from twofold.progress import progress_bar
 from twofold.ragged import Ragged, chunks
 from twofold.recipe.features import AgeFeature, CounterFeature
 from twofold.recipe.ranker import Candidates
 from twofold.run_folder import write_json
-from twofold.tables import DAY_MS, HOUR_MS
+from twofold.tables import DAY_MS
 from twofold.topk import NOT_ALLOWED, exclude
 
 MINED: Final = "requests"
@@ -215,17 +216,17 @@ def request_times(
     """Returns the request time of each example: its own timestamp, or that of the user's first training event on the
     same day, in the time zone of the recipe.
     """
-    rows, shift = dataset.examples["train"], dataset.features.utc_offset_h * HOUR_MS
+    rows = dataset.examples["train"]
     if config.request_time == "event":
         return np.ascontiguousarray(rows.at[examples])
     users = rows.user_rows[examples]
     first, end = (np.searchsorted(rows.user_rows, users, side=side) for side in ("left", "right"))
-    midnight = (rows.at[examples] + shift) // DAY_MS * DAY_MS - shift
-    return np.ascontiguousarray(rows.at[search_slices(rows.at, first, end, midnight)])
+    midnights = midnights_before(rows.at[examples], dataset.features.time_zone)
+    return np.ascontiguousarray(rows.at[search_slices(rows.at, first, end, midnights)])
 
 
 def vector_days(dataset: Dataset, at: Int64[np.ndarray, "examples"]) -> Int64[np.ndarray, "examples"]:
-    """Returns the day whose item vectors each request uses: its own, or one for all if the item tower reads no time."""
+    """Returns the UTC day whose item vectors each request uses: its own, or one for all if no item feature is timed."""
     reads_time = any(isinstance(each, AgeFeature | CounterFeature) for each in dataset.features.features.item)
     return at // DAY_MS if reads_time else np.full(len(at), int(dataset.examples["train"].at.max()) // DAY_MS)
 
