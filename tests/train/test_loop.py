@@ -173,6 +173,15 @@ def test_training_ends_early_where_patience_does(world, tmp_path, patience, epoc
     assert facts["best_epoch"] == (1 if patience else 5)
 
 
+def test_with_patience_the_rate_rises_in_the_first_epoch_and_stays(world, tmp_path):
+    values = iter([0.1, 0.2, 0.3])
+    train(world, tmp_path / "a", validate=lambda model: next(values), epochs=3, patience=1)
+    rates = [line["learning_rate"] for line in pq.read_table(tmp_path / "a" / "training_steps.parquet").to_pylist()]
+    first, peak = len(rates) // 3, world[0].train.learning_rate
+    assert rates[:first] == [peak * (step + 1) / first for step in range(first)]
+    assert set(rates[first:]) == {peak}
+
+
 def die(*arguments):
     raise Killed
 

@@ -125,7 +125,7 @@ class HardNegatives(Section):
 
 
 class Train(Section):
-    """Training of the retriever: loss, negatives, and Adam with a learning rate that warms up and then falls as a
+    """Training of the retriever: loss, negatives, and AdamW with a learning rate that warms up and then falls as a
     cosine. The weights of the best epoch on the validation window are used.
     """
 
@@ -149,7 +149,11 @@ class Train(Section):
     of any value. Values with fewer examples than a batch are batched together; batches come in random order.
     """
     learning_rate: float = Field(default=2e-3, gt=0)
-    """Peak learning rate, reached after 5 % of the steps."""
+    """Peak learning rate, reached after 5 % of the steps, or after the first epoch if there is `patience`."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """Decoupled weight decay (AdamW; Loshchilov & Hutter, ICLR 2019): every step also multiplies matrices, embedding
+    tables included, by 1 - learning rate · weight_decay. Small logs with long trainings need it.
+    """
     max_grad_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient of a step; longer gradients are scaled down to it. `null` means no clipping."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -158,7 +162,10 @@ class Train(Section):
     the type that was used.
     """
     patience: int | None = Field(default=None, ge=1)
-    """Number of epochs in a row without a better validation metric after which training stops. `null` means never."""
+    """Number of epochs in a row without a better validation metric after which training stops; the best epoch is kept.
+    The learning rate then stays at its peak, because the last epoch is not known in advance. `null` means that all
+    `epochs` are trained while the learning rate falls as a cosine.
+    """
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the initial weights, of all random draws and of the order of the batches."""
 

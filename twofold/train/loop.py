@@ -45,6 +45,7 @@ from twofold.train.optimizer import (
     Optimizer,
     build_optimizer,
     clip_gradients,
+    constant_rate_at,
     lazy_tables,
     learning_rate_at,
     set_learning_rate,
@@ -103,13 +104,14 @@ def fit(
         predictor = _length_predictor(settings, model, objective)
         trainable = nn.ModuleList([model] if predictor is None else [model, predictor])
         distribute_model(ranks, trainable, in_columns=lazy_tables(trainable, rows_per_step=rows_per_step), folder=out)
-        rate = settings.learning_rate
-        optimizer = build_optimizer(trainable, learning_rate=rate, rows_per_step=rows_per_step, ranks=ranks)
-        checkpoint = out / CHECKPOINT
-        remedy = (
-            f"Lower train.learning_rate (now {settings.learning_rate:g}), or set train.max_grad_norm (now "
-            f"{settings.max_grad_norm})"
+        optimizer = build_optimizer(
+            trainable,
+            learning_rate=settings.learning_rate,
+            rows_per_step=rows_per_step,
+            weight_decay=settings.weight_decay,
+            ranks=ranks,
         )
+        checkpoint = out / CHECKPOINT
         save = partial(save_checkpoint, checkpoint, trainable, optimizer, settings=settings)
         resumed = load_checkpoint(checkpoint, trainable, optimizer, settings=settings)
         state, best = resumed or (TrainingState(), {})
@@ -121,13 +123,13 @@ def fit(
                 objective = with_hard_negatives(objective, model, is_begun=first > 0, folder=out)
                 for batch in _batches(objective, settings, state):
                     step, steps = _step_number(settings, state, objective.order)
-                    rate = learning_rate_at(step, steps=steps, peak=settings.learning_rate)
+                    rate = _learning_rate(settings, step, steps=steps)
                     set_learning_rate(optimizer, rate)
                     strength = _strength(settings, step / steps)
                     _seed_step(settings, state)
                     loss = _backward(objective, model, batch, optimizer, predictor=predictor, strength=strength)
                     gradient_norm = clip_gradients(optimizer, most=settings.max_grad_norm)
-                    check_divergence(loss, gradient_norm, state, remedy=remedy)
+                    check_divergence(loss, gradient_norm, state, remedy=_remedy(settings))
                     optimizer.step()
                     before, stepped = stepped, time.monotonic()
                     record = StepRecord(step + 1, loss, rate, gradient_norm, settings.batch_size / (stepped - before))
@@ -155,6 +157,14 @@ def fit(
     }
 
 
+def _remedy(settings: Train) -> str:
+    """Returns what to try after a training that diverged."""
+    return (
+        f"Lower train.learning_rate (now {settings.learning_rate:g}), or set train.max_grad_norm (now "
+        f"{settings.max_grad_norm})"
+    )
+
+
 def _is_past(due: float) -> float:
     return float(time.monotonic() > due)
 
@@ -165,6 +175,15 @@ def _save_and_schedule(save: Callable[[], None]) -> float:
     save()
     ended = time.monotonic()
     return ended + max(CHECKPOINT_EVERY_S, (ended - began) / CHECKPOINT_SHARE)
+
+
+def _learning_rate(settings: Train, step: int, *, steps: int) -> float:
+    """Returns the learning rate of a step: a cosine over all epochs, or, with `patience`, a constant after the first
+    epoch.
+    """
+    if settings.patience is None:
+        return learning_rate_at(step, steps=steps, peak=settings.learning_rate)
+    return constant_rate_at(step, warm_up=steps // settings.epochs, peak=settings.learning_rate)
 
 
 def _strength(settings: Train, progress: float) -> float:

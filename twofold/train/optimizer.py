@@ -27,6 +27,8 @@ class Optimizer:
     tables: tuple[nn.Embedding, ...] = ()
     """Tables that the lazy optimizer updates."""
     ranks: ProcessGroup = SINGLE_PROCESS
+    weight_decay: float = 0.0
+    """Weight decay of the lazy optimizer's tables, which PyTorch's lazy Adam does not have."""
 
     @property
     def parts(self) -> tuple[torch.optim.Optimizer, ...]:
@@ -45,6 +47,11 @@ class Optimizer:
 
     def step(self) -> None:
         """Updates the parameters that have a gradient."""
+        if self.lazy is not None and self.weight_decay > 0:
+            kept = 1 - self.lazy.param_groups[0]["lr"] * self.weight_decay
+            for weight in (table.weight for table in self.tables):
+                if weight.grad is not None:
+                    weight.data[weight.grad.coalesce().indices()[0]] *= kept
         for part in self.parts:
             part.step()
 
@@ -85,9 +92,18 @@ class Optimizer:
 
 
 def build_optimizer(
-    model: nn.Module, *, learning_rate: float, rows_per_step: int, ranks: ProcessGroup = SINGLE_PROCESS
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    rows_per_step: int,
+    weight_decay: float = 0.0,
+    ranks: ProcessGroup = SINGLE_PROCESS,
 ) -> Optimizer:
-    """Builds fused Adam, and for large tables lazy Adam, which leaves rows without a gradient unchanged.
+    """Builds fused AdamW, and for large tables lazy Adam, which leaves rows without a gradient unchanged.
+
+    Weight decay is decoupled from the gradient: a step also multiplies by 1 - learning rate · `weight_decay`
+    (Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2). Only matrices decay: biases,
+    the gains of normalizations and other vectors do not. Of a lazy table, only the rows with a gradient decay.
 
     `rows_per_step` is the largest number of rows that a step looks up in a table. Only a table that is read by lookups
     alone can be lazy; it is set to give sparse gradients. Histories read most rows of a table at every step, and with
@@ -99,11 +115,19 @@ def build_optimizer(
         table.sparse = True
     lazy = {id(table.weight) for table in tables}
     others = [parameter for parameter in model.parameters() if id(parameter) not in lazy]
-    dense = torch.optim.Adam(others, lr=learning_rate, fused=True)
+    groups = [
+        {"params": part, "weight_decay": decay}
+        for decay, part in (
+            (weight_decay, [parameter for parameter in others if parameter.ndim > 1]),
+            (0.0, [parameter for parameter in others if parameter.ndim <= 1]),
+        )
+        if part
+    ]
+    dense = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if not tables:
         return Optimizer(dense, ranks=ranks)
     sparse = torch.optim.SparseAdam([table.weight for table in tables], lr=learning_rate)
-    return Optimizer(dense, sparse, tuple(tables), ranks)
+    return Optimizer(dense, sparse, tuple(tables), ranks, weight_decay=weight_decay)
 
 
 def lazy_tables(model: nn.Module, *, rows_per_step: int) -> list[nn.Embedding]:
@@ -147,7 +171,7 @@ def clip_gradients(optimizer: Optimizer, *, most: float | None) -> float:
 
 
 def learning_rate_at(step: int, *, steps: int, peak: float) -> float:
-    """Returns the rate of a step: linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter, SGDR, ICLR 2017,
+    """Returns the rate of a step: linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter, *SGDR*, ICLR 2017,
     equation 5, one cycle).
 
     >>> [round(learning_rate_at(step, steps=100, peak=1.0), 2) for step in (0, 4, 5, 52, 99)]
@@ -157,6 +181,15 @@ def learning_rate_at(step: int, *, steps: int, peak: float) -> float:
     if step < warm_up:
         return peak * (step + 1) / warm_up
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
+
+
+def constant_rate_at(step: int, *, warm_up: int, peak: float) -> float:
+    """Returns the rate of a step of a training whose end is not known: linear warm-up, then the peak.
+
+    >>> [constant_rate_at(step, warm_up=4, peak=1.0) for step in (0, 3, 4, 1000)]
+    [0.25, 1.0, 1.0, 1.0]
+    """
+    return peak * min((step + 1) / max(warm_up, 1), 1.0)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
