@@ -1,4 +1,4 @@
-"""Writes the pictures of README.md: the report, the map and the live page of a finished run, by headless Chromium.
+"""Writes the pictures of README.md: the page of a run, its map and the live page of the service, by Chromium.
 
 python docs/make_images.py runs/kuairand
 """
@@ -20,7 +20,7 @@ PORT = 8642
 def main(run: Path) -> None:
     """Takes the three pictures; the service is started for the last one and stopped again."""
     IMAGES.mkdir(exist_ok=True)
-    picture((run / "evaluate" / "report.html").resolve().as_uri(), "report", size="1000,1050")
+    picture((run / "run.html").resolve().as_uri(), "run", size="1280,1050")
     picture((run / "explain" / "map.html").resolve().as_uri(), "map", size="1000,1050")
     server = subprocess.Popen([sys.executable, "-m", "twofold", "serve", str(run), "--port", str(PORT)])
     try:

@@ -80,7 +80,7 @@ def _log(client: MlflowClient, run: str, folder: Path) -> None:
         client.set_tag(run, f"twofold.{tag}", getattr(report.facts, tag))
     client.log_dict(run, {"funnel": [asdict(step) for step in report.facts.funnel]}, "funnel.json")
     client.log_artifact(run, str(folder / "recipe.yaml"))
-    for stage in (None, "evaluate", "explain"):  # the run's card, and the pages of its stages
+    for stage in (None, "evaluate", "explain"):  # the run's page, and the files of its stages
         for path in sorted(folder.joinpath(stage or "").iterdir()):
             if path.suffix in _PAGES:
                 client.log_artifact(run, str(path), stage)

@@ -6,12 +6,12 @@ runs/kuairand/
 ├── prepare/             rows, events, items, users, funnel          + manifest.json
 ├── dataset/             arrays, vocabularies, fitted features       + manifest.json
 ├── train/               weights, training log                       + manifest.json
-├── evaluate/            report.json, report.html                    + manifest.json
+├── evaluate/            report.json, values of single users        + manifest.json
 ├── index/               the bundle: all that the service opens      + manifest.json
 ├── recommend/           recommendations.parquet                     + manifest.json
 ├── explain/             probes.json, gap.json, the map              + manifest.json
-├── card.html, card.md   the run on one page
-└── comment.md           a comment for the card
+├── run.html, run.md     the run on one page, and its summary for a tracker
+└── comment.md           a comment for the page
 ```
 
 A stage writes into `<stage>.partial/`, which is renamed once the manifest, written last, is complete: a killed stage is

@@ -17,7 +17,7 @@ from twofold.errors import RequestError, RunError
 from twofold.evaluate.compare import check_comparable, compare_runs
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window
 from twofold.evaluate.per_user_values import load_values, save_values
-from twofold.evaluate.report_page import write_report
+from twofold.evaluate.results import write_report
 from twofold.evaluate.slices import Slicing, slice_recall
 from twofold.pipeline import run as pipeline
 from twofold.run_folder import locked

@@ -10,8 +10,7 @@ from twofold.errors import DataError, RunError
 from twofold.evaluate import baselines as baselines_module
 from twofold.evaluate.baselines import Interactions
 from twofold.evaluate.evaluate_window import AllowedItems, EvaluationOptions, evaluate_window, primary_k
-from twofold.evaluate.report_page import report_page, write_report
-from twofold.evaluate.results import Row, load_report
+from twofold.evaluate.results import Row, load_report, write_report
 from twofold.evaluate.significance import Estimate
 from twofold.evaluate.summary_text import compared_with
 from twofold.evaluate.window import EvaluationWindow
@@ -176,7 +175,6 @@ def test_a_group_of_items_has_a_baseline_and_left_out_ones_are_named(monkeypatch
     monkeypatch.setattr(baselines_module, "IALS_MAX_POSITIVES", 3)
     report = report_of(window, truth, before)
     assert report.left_out == ("iALS: as a baseline it is limited to 3 positives",)
-    assert "Baselines left out: iALS: as a baseline it is limited to 3 positives." in report_page(report)
 
 
 def test_allowed_items_are_evaluated_on_the_same_users_beside_their_ceiling():
@@ -196,8 +194,6 @@ def test_allowed_items_are_evaluated_on_the_same_users_beside_their_ceiling():
     held = f"which contain {format_decimal(ceiling)} of the relevant items: "
     words = f"index.where: number < 30 allows 30 of 60 items, {held}"
     assert report.verdict[-1].startswith(words + f"catalogue recall@5 is {format_decimal(ceiling)} [")
-    page = report_page(report)
-    assert "The recipe allows only items where <code>number &lt; 30</code>: 30 of\n60 at the time of the window" in page
 
 
 def test_a_window_of_few_users_says_so():

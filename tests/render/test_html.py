@@ -48,7 +48,7 @@ def test_in_markdown_untrusted_text_means_nothing(text, shown):
 
 def test_a_page_misses_no_value_and_the_style_asks_nobody():
     with pytest.raises(Exception, match="'found' is undefined"):
-        fill_page("twofold.evaluate", "compare_page.html.j2", {})
-    style = fill_page("twofold.render", "style.css", {})
+        fill_page(("twofold.evaluate",), "compare_page.html.j2", {})
+    style = fill_page((), "style.css", {})
     assert "url(" not in style
     assert "@import" not in style

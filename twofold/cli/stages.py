@@ -45,7 +45,7 @@ def run(
     device: Device = DeviceKind.cpu,
 ) -> None:
     """Run every stage: from a log to an evaluated model, an index and a file of recommendations."""
-    from twofold.explain.card import keep_base
+    from twofold.page.run_page import keep_base
     from twofold.pipeline.run import run_job, run_worker_rank
     from twofold.train.distributed import distributed_context
     from twofold.train.loop import Setup
@@ -60,8 +60,7 @@ def run(
         run_job(job, overwrite=overwrite)
     keep_base(job.folder, load_base(recipe, overrides=settings))
     _print_report(job.folder)
-    print(f"\nreport           {job.folder}/evaluate/report.html")
-    print(f"card             {job.folder}/card.html")
+    print(f"\npage             {job.folder}/run.html")
     print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
     if uri is not None:
         copy_to_mlflow(job.folder, uri=uri)
@@ -155,6 +154,7 @@ def evaluate(
         evaluate(job, prepared, arrays, retriever, ranker)
     if base is None:
         _print_report(job.folder)
+        print(f"\npage  {job.folder}/run.html")
     else:
         compare([base, job.folder])
 
@@ -171,11 +171,11 @@ def index(run_folder: RunFolder) -> None:
 def explain(
     run_folder: RunFolder,
     comment: Annotated[
-        str | None, typer.Option(help="Comment shown on the run's card; an empty text removes it.")
+        str | None, typer.Option(help="Comment shown on the run's page; an empty text removes it.")
     ] = None,
 ) -> None:
-    """Explain the results of a run: the gap from training to serving, probes with warnings, a map, the run's card."""
-    from twofold.explain.card import write_comment
+    """Explain the results of a run on its page: from training to serving, probes with warnings, a map."""
+    from twofold.page.run_page import write_comment
     from twofold.pipeline.run import explain, index, recommend, up_to_training
 
     with reopened(run_folder) as job:
@@ -185,11 +185,11 @@ def explain(
         indexed = index(job, arrays, retriever, ranker)
         explained = explain(job, arrays, retriever, indexed, recommend(job, indexed))
     print_explanation(explained.facts)
-    print(f"\ncard  {job.folder}/card.html")
+    print(f"\npage  {job.folder}/run.html")
 
 
 def _print_report(folder: Path) -> None:
-    from twofold.evaluate.report_page import report_lines
+    from twofold.evaluate.report_tables import report_lines
     from twofold.pipeline.job import report_of
 
     console = Console()

@@ -227,7 +227,7 @@ def write_comparison_page(found: RunComparison, path: Path) -> None:
     main = [name for name in found.metrics if name == found.primary_metric or name in _MAIN_METRICS]
     values = {"found": found, "question": found.others[0].question, "main": main, "direction": direction}
     values |= {"headlines": [in_full(each) for each in headline_metrics(found.primary_metric)]}
-    page = fill_page("twofold.evaluate", "compare_page.html.j2", values)
+    page = fill_page(("twofold.evaluate",), "compare_page.html.j2", values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Types of an evaluation report. `report.json` stores them; `report_page.py` renders them."""
+"""Types of an evaluation report. `report.json` stores them; the page of the run shows them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Estimate, estimates_of, json_number
 from twofold.evaluate.window import PerUser, Protocol
 from twofold.prepare.funnel import FunnelLine
+from twofold.run_folder import write_json
 from twofold.tables import ModelPart
 
 MODEL: Final = "model"
@@ -268,6 +269,11 @@ class Report:
             for metric, each in row.metrics.items()
         }
         return {metric: value for metric, value in values.items() if value is not None}
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes report.json into a folder."""
+    write_json(folder / "report.json", asdict(report))
 
 
 def load_report(path: Path) -> Report:

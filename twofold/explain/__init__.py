@@ -1,1 +1,1 @@
-"""Explanation of a run: the gap between batch and catalogue, probes of vectors and lists, the map, and the card."""
+"""Explanation of a run: from training batches to serving, probes of vectors and lists, and the map."""

@@ -72,7 +72,7 @@ def map_page(item_map: ItemMap) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     users = len(item_map.ids) - item_map.num_items
     values = {"map": item_map, "drawing": _interactive(item_map), "script": script, "digest": digest, "users": users}
-    return fill_page("twofold.explain", "map.html.j2", values)
+    return fill_page(("twofold.explain",), "map.html.j2", values)
 
 
 def map_picture(item_map: ItemMap) -> bytes:

@@ -17,12 +17,12 @@ from twofold.environment import commit, hardware
 from twofold.evaluate.baselines import positives_before
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
 from twofold.evaluate.per_user_values import save_values
-from twofold.evaluate.report_page import write_report
-from twofold.evaluate.results import MODEL
+from twofold.evaluate.results import MODEL, write_report
 from twofold.evaluate.sampled import negatives_of
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.ranker import describe_ranker
 from twofold.model.retriever import describe_model
+from twofold.page.run_page import PAGE, write_run_page
 from twofold.pipeline.adapters import allowed_items, evaluate_heads, score_sources
 from twofold.pipeline.index import index_inputs
 from twofold.pipeline.job import Job, TrainedModels, load_models
@@ -32,9 +32,15 @@ from twofold.run_folder import Stage
 
 
 def evaluate(job: Job, prepared: Stage, dataset: Stage, retriever: Stage, ranker: Stage | None) -> Stage:
-    """Writes report.json, report.html and the metrics of single users on the test window."""
+    """Writes report.json and the metrics of single users on the test window.
+
+    The page of the run is written beside the stages, unless the report is unchanged.
+    """
     inputs = index_inputs(job, dataset, retriever, ranker) | _evaluation_inputs(job)
-    return job.run_stage("evaluate", inputs, partial(_evaluate, job, prepared, dataset, retriever, ranker))
+    evaluated = job.run_stage("evaluate", inputs, partial(_evaluate, job, prepared, dataset, retriever, ranker))
+    if not evaluated.was_reused or not (job.folder / PAGE).is_file():
+        write_run_page(job.folder, is_explained=False)
+    return evaluated
 
 
 def _evaluate(

@@ -9,12 +9,12 @@ from typing import Any
 from twofold.dataset.dataset import item_attributes
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.evaluate.window import evaluation_window
-from twofold.explain.card import write_card
 from twofold.explain.gap import measure_gap
 from twofold.explain.map import MapUsers
 from twofold.explain.map_page import map_run
 from twofold.explain.run_probes import probe_records, probe_run, read_lists
 from twofold.index.item_index import load_index
+from twofold.page.run_page import write_run_page
 from twofold.pipeline.adapters import gap_case, probe_masked
 from twofold.pipeline.job import Job, load_models
 from twofold.run_folder import Stage, write_json
@@ -23,12 +23,12 @@ from twofold.run_folder import Stage, write_json
 def explain(job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommended: Stage) -> Stage:
     """Writes gap.json (from training batches to served lists), probes.json (with warnings) and the map.
 
-    The card of the run is written beside the stages.
+    The page of the run is written again beside the stages.
     """
     inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.slice_columns}
     work = partial(_explain, job, dataset, retriever, indexed, recommended)
     explained = job.run_stage("explain", inputs, work)
-    write_card(job.folder)
+    write_run_page(job.folder)
     return explained
 
 

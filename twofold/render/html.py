@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
 
@@ -24,17 +24,23 @@ from twofold.render.numbers import (
     plural,
     probability,
     ratio,
+    skipped_text,
 )
 from twofold.tables import Json
 
 
-def fill_page(package: str, template: str, values: Mapping[str, Any]) -> str:
-    """Fills a template of a package: HTML with all text escaped, or Markdown, whose filter `md` escapes text.
+def fill_page(packages: Sequence[str], template: str, values: Mapping[str, Any]) -> str:
+    """Fills a template: HTML with all text escaped, or Markdown, whose filter `md` escapes text.
 
-    An HTML page is self-contained: it makes no request, and `style` is the text of `style.css`.
+    A template, and those that it includes, is searched in `packages`, then among those that all pages share. An HTML
+    page is self-contained: it makes no request, and `style` is the text of `style.css`.
     """
     environment = Environment(
-        autoescape="html" in template, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=ChoiceLoader([PackageLoader(package, "") for package in (*packages, "twofold.render")]),
+        autoescape="html" in template,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "bracket": format_interval,
@@ -48,10 +54,11 @@ def fill_page(package: str, template: str, values: Mapping[str, Any]) -> str:
         "ratio": ratio,
         "signed": format_signed,
         "significant": format_significant,
+        "skipped": skipped_text,
+        "whole": "{:,.0f}".format,
     }
     style = Markup((files("twofold.render") / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
-    source = (files(package) / template).read_text(encoding="utf-8")
-    return environment.from_string(source).render(**values, style=style)
+    return environment.get_template(template).render(**values, style=style)
 
 
 def setting(recipe: Recipe, field: str, value: Json) -> str:

@@ -1,5 +1,7 @@
 """Formatting of numbers and metric names for sentences, tables and pages."""
 
+from collections.abc import Mapping
+
 
 def format_decimal(value: float | None) -> str:
     """Returns three decimals, or four digits for larger numbers; a dash for `None`.
@@ -29,7 +31,7 @@ def format_signed(value: float | None) -> str:
 def format_significant(value: float | None) -> str:
     """Returns three significant digits, for quantities of any size, such as a learning rate.
 
-    >>> format_significant(0.00002), format_significant(0.0021349), format_significant(8.5023), format_significant(0)
+    >>> format_significant(0.00002), format_significant(0.0021349), format_significant(8.5023), format_significant(0.0)
     ('2e-05', '0.00213', '8.5', '0')
     >>> format_significant(25123.0), format_significant(-0.5)
     ('25,123', '−0.5')
@@ -82,6 +84,16 @@ def ratio(positive_share: float) -> str:
 def plural(number: int, noun: str) -> str:
     """Returns a number with its noun: 1 user, 2 users."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def skipped_text(skipped: Mapping[str, int]) -> str:
+    """Returns numbers of users with the reasons for which they were skipped.
+
+    >>> skipped_text({"no positive": 3, "no impression": 0}), skipped_text({})
+    ('3 users with no positive', 'none')
+    """
+    reasons = [f"{plural(number, 'user')} with {reason}" for reason, number in skipped.items() if number]
+    return "; ".join(reasons) or "none"
 
 
 def in_full(metric: str) -> str:

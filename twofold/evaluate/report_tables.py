@@ -1,7 +1,5 @@
-"""Evaluation report as a self-contained HTML page and as tables for the terminal."""
+"""Evaluation report as tables for the terminal."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
@@ -11,72 +9,10 @@ from rich.text import Text
 from twofold.evaluate.results import MODEL, Report, SampledSection, Section
 from twofold.evaluate.significance import Estimate
 from twofold.evaluate.summary_text import format_difference, format_estimate
-from twofold.render.html import fill_page
 from twofold.render.numbers import format_decimal, in_short, percent, plural
-from twofold.run_folder import atomic_file, write_json
 
-_PLOT_WIDTH: Final = 440  # units of the plot: pixels at full width
-_PLOT_LEFT: Final = 190
 SAMPLED_METRICS: Final = ("sampled/hit_rate@10", "sampled/ndcg@10", "sampled/mrr")
 SAMPLED_NOTE: Final = "only for comparison with papers; the summary above is about the whole catalogue"
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One row of the plot: a label and positions on the horizontal axis."""
-
-    name: str
-    label: str
-    x: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Plot of the primary metric of all rows, with intervals; `ticks` are (position, text)."""
-
-    dots: tuple[Dot, ...]
-    ticks: tuple[tuple[float, str], ...]
-
-
-def write_report(report: Report, folder: Path) -> None:
-    """Writes report.json and report.html, a self-contained page: no script, no request, all text escaped."""
-    write_json(folder / "report.json", asdict(report))
-    with atomic_file(folder / "report.html") as partial:
-        partial.write_text(report_page(report), encoding="utf-8")
-
-
-def report_page(report: Report) -> str:
-    """Returns the report as one HTML page."""
-    values = {
-        "report": report,
-        "plot": plot_of(report),
-        "MODEL": MODEL,
-        "shown": shown_metrics(report),
-        "watched": watch_metrics(report),
-        "sampled_note": SAMPLED_NOTE,
-        "skipped_text": skipped_text,
-    }
-    return fill_page("twofold.evaluate", "report_page.html.j2", values)
-
-
-def plot_of(report: Report) -> Plot:
-    """Returns dots with intervals for every row of the catalogue table, on an axis that begins at 0."""
-    rows = [(row.name, row.metrics[report.primary_metric]) for row in report.catalogue.rows]
-    highest = max([each.high or each.value or 0.0 for _, each in rows] + [1e-9])
-    step = next((step for step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25) if highest / step <= 6), 0.25)
-    end = step * (int(highest / step) + 1)
-
-    def position(value: float | None) -> float:
-        return round(_PLOT_LEFT + _PLOT_WIDTH * (value or 0.0) / end, 1)
-
-    dots = tuple(
-        Dot(name, format_estimate(each), position(each.value), position(each.low), position(each.high))
-        for name, each in rows
-    )
-    ticks = tuple((position(number * step), format_decimal(number * step)) for number in range(round(end / step) + 1))
-    return Plot(dots, ticks)
 
 
 def shown_metrics(report: Report) -> list[str]:
@@ -85,12 +21,6 @@ def shown_metrics(report: Report) -> list[str]:
     names = ["recall@10", f"recall@{k}", f"hit_rate@{k}", "ndcg@10", "mrr@10", "map@10"]
     names = list(dict.fromkeys(f"catalogue/{name}" for name in names))
     return [name for name in names if name in report.catalogue.rows[0].metrics]
-
-
-def watch_metrics(report: Report) -> list[str]:
-    """Returns the watch-time metrics of the main table; the page hides the others in a section to open."""
-    names = report.watch_time.rows[0].metrics if report.watch_time else {}
-    return [name for name in names if not name.endswith("@5") and "_ln@" not in name]
 
 
 def report_lines(report: Report) -> list[Text | Table]:
@@ -172,9 +102,3 @@ def _cell(estimate: Estimate, *, with_interval: bool = True) -> Text:
 
 def _counts_text(section: Section) -> str:
     return f"{plural(section.users_judged, 'user')}, {plural(section.num_items, 'item')}"
-
-
-def skipped_text(skipped: dict[str, int]) -> str:
-    """Returns the numbers of skipped users with the reasons."""
-    reasons = [f"{plural(number, 'user')} with {reason}" for reason, number in skipped.items() if number]
-    return "; ".join(reasons) or "none"

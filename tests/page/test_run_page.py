@@ -1,4 +1,4 @@
-"""The card of a run: its content, what it says where something is missing, and that text is escaped."""
+"""The page of a run: its content, what is absent where a stage is missing, and that text is escaped."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests import worlds
 from twofold.cli.main import app
-from twofold.explain.card import keep_base, read_card, write_card, write_comment
+from twofold.page.run_page import keep_base, read_run_page, write_comment, write_run_page
 from twofold.pipeline import run as pipeline
 from twofold.recipe.load import dump_recipe, load_base
 from twofold.render.html import as_markdown
@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("carded")
+    folder = tmp_path_factory.mktemp("paged")
     recipe = worlds.checkerboard(folder / "log", num_users=48, num_items=32)
     judge = {"sampled": [{"kind": "drawn", "draw": "uniform", "count": 3}]}
     parts = {
@@ -31,42 +31,56 @@ def run(tmp_path_factory):
 
 
 def pages(folder):
-    return (folder / "card.html").read_text(), (folder / "card.md").read_text()
+    return (folder / "run.html").read_text(), (folder / "run.md").read_text()
 
 
-def test_a_run_leaves_its_card(run):
+def test_a_run_leaves_its_page(run):
     page, text = pages(run.folder)
     report = pipeline.report_of(run.folder)
+    sections = ("catalogue", "impressions", "in-batch", "gap", "sampled", "probes", "map", "data", "model", "training")
+    for section in sections:
+        assert f'id="{section}"' in page
+        assert f'href="#{section}"' in page
     for words in (page, text):
-        for heading in (
-            "Changes",
-            "Metrics",
-            "Data",
-            "Model",
-            "Training",
-            "Gap between batch and catalogue",
-            "Probes",
-            "Map",
-        ):
-            assert heading in words
-        assert "explain/map.html" in words
         assert "2024-01-01 to 2024-01-05" in words
-        assert "chance" in words
+        assert "Recall@" in words
+    assert 'href="explain/map.html"' in page
     assert page.count("<polyline") >= 2  # loss and validation
-    assert page.count("<rect") == len(report.facts.model) + 1  # and the score
+    assert page.count('<div class="part ') == len(report.facts.model) + 1  # and the score
     assert "data:image/png;base64," in page
     assert "default-src 'none'" in page
-    train = next(window for window in read_card(run.folder).windows if window.name == "train")
-    assert f"1 : {(1 - train.positive_share) / train.positive_share:.2f}" in text
+    train = next(window for window in read_run_page(run.folder).windows if window.name == "train")
+    for words in (page, text):
+        assert f"1 : {(1 - train.positive_share) / train.positive_share:.2f}" in words
+    assert len(text.splitlines()) < 50
 
 
-def test_sampled_evaluation_has_its_own_section(run):
+def test_sampled_ranking_has_its_own_section(run):
     (section,) = pipeline.report_of(run.folder).sampled
-    for words in pages(run.folder):
-        assert "Sampled evaluation" in words
-        assert "each positive is ranked among itself and 3 other items" in words
+    assert "Each positive is ranked among itself and 3 other items" in pages(run.folder)[0]
     assert (section.draw, section.count, section.seed) == ("uniform", 3, 0)
     assert section.users_judged == pipeline.report_of(run.folder).catalogue.users_judged
+
+
+def test_the_page_of_an_evaluation_has_no_explanation_of_another_model(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    page = write_run_page(folder, is_explained=False).read_text()
+    assert "Not measured yet: run twofold explain." in page
+    for section in ("gap", "probes", "map"):
+        assert f'id="{section}"' not in page
+
+
+def test_evaluate_writes_the_page_and_leaves_that_of_an_unchanged_report(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    assert CliRunner().invoke(app, ["evaluate", str(folder)]).exit_code == 0
+    assert (folder / "run.html").read_text() == pages(run.folder)[0]
+    shutil.rmtree(folder / "evaluate")
+    result = CliRunner().invoke(app, ["evaluate", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert f"page  {folder}/run.html" in result.output
+    page, _ = pages(folder)
+    assert 'id="catalogue"' in page
+    assert 'id="probes"' not in page
 
 
 def test_text_is_escaped(run):
@@ -87,18 +101,18 @@ def test_added_removed_and_changed_fields_are_shown(run, tmp_path):
     base = worlds.world_recipe(recipe.data.model_dump(), {"name": "older", "features": features})
     keep_base(folder, base)
     page, text = pages(folder)
-    kinds = {each.field: each.kind for each in read_card(folder).changes}
+    kinds = {each.field: each.kind for each in read_run_page(folder).changes}
     assert kinds["features.item.id"] == "added"
     assert kinds["features.item.length_s"] == kinds["features.user.negatives"] == "removed"
     assert kinds["train.batch_size"] == "changed"
-    assert "Compared with the base recipe, older" in page
+    assert "Compared with older." in page
     assert "| train.batch_size | changed | 128 | 16 |" in text
 
 
 def test_a_comment_is_stored_in_the_run_and_shown(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     write_comment(folder, f"Too short a history.\n{HOSTILE}\n")
-    write_card(folder)
+    write_run_page(folder)
     page, text = pages(folder)
     assert "Too short a history." in page
     assert "&lt;script&gt;alert(1)" in page
@@ -130,51 +144,56 @@ def test_the_command_line_stores_the_base_and_a_comment(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("missing", "text"),
+    ("missing", "sections"),
     [
-        ("prepare", "Changes"),
-        ("train", "No training log."),
-        ("evaluate", "This run has not been evaluated."),
-        ("explain", "This run has no map"),
-        ("explain/map.png", "This run has no map"),
+        ("prepare", ["data"]),
+        ("train", ["training"]),
+        ("evaluate", ["catalogue", "impressions", "in-batch", "sampled", "model"]),
+        ("explain", ["gap", "probes", "map"]),
     ],
 )
-def test_a_card_names_what_the_run_does_not_have(run, tmp_path, missing, text):
+def test_what_a_run_does_not_have_is_absent_from_its_page(run, tmp_path, missing, sections):
     folder = shutil.copytree(run.folder, tmp_path / "run")
-    path = folder / missing
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_card(folder)
-    for words in pages(folder):
-        assert text in words
+    shutil.rmtree(folder / missing)
+    page = write_run_page(folder).read_text()
+    for section in sections:
+        assert f'id="{section}"' in pages(run.folder)[0]
+        assert f'id="{section}"' not in page
+        assert f'href="#{section}"' not in page
 
 
-def test_a_recipe_alone_has_a_card(run, tmp_path):
+def test_a_map_without_its_picture_says_so(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    (folder / "explain" / "map.png").unlink()
+    assert "The picture explain/map.png is missing." in write_run_page(folder).read_text()
+
+
+def test_a_recipe_alone_has_a_page(run, tmp_path):
     shutil.copy(run.folder / "recipe.yaml", tmp_path / "recipe.yaml")
-    write_card(tmp_path)
+    write_run_page(tmp_path)
     for words in pages(tmp_path):
         assert "This run has not been evaluated." in words
 
 
 @pytest.mark.slow  # a whole run
-def test_a_run_whose_vectors_are_solved_has_a_card_of_all_its_parts(tmp_path):
+def test_a_run_whose_vectors_are_solved_has_a_page_of_all_its_parts(tmp_path):
     log = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32).data.model_dump()
     features = {"user": [{"kind": "history", "events": "positives", "max_length": 500}], "item": [{"kind": "id"}]}
     retriever = {"kind": "ials", "dim": 8, "regularization": 10}
     job = pipeline.run(worlds.world_recipe(log, {"features": features, "retriever": retriever}), runs=tmp_path)
-    for words in pages(job.folder):
-        assert "inner product, ials" in words
-        assert "iALS" in words  # the baseline
-        assert "explain/map.html" in words
+    page, _ = pages(job.folder)
+    assert "inner product, ials" in page
+    assert "iALS" in page  # the baseline
+    assert "explain/map.html" in page
 
 
 @pytest.mark.slow  # a whole run
-def test_two_items_and_one_user_to_judge_make_a_card(tmp_path):
+def test_two_items_and_one_user_to_judge_make_a_page(tmp_path):
     """One item alone is refused: see tests/prepare/test_duckdb_engine.py."""
     events = [(user, item, day * worlds.DAY_MS + user, True) for user in range(3) for item, day in ((0, 0), (1, 2))]
     events += [(user, 1, day * worlds.DAY_MS, True) for user, day in ((7, worlds.VALIDATION), (9, worlds.TEST))]
     tables = worlds._events(events, np.random.default_rng(0)), worlds._items(2)
     data = worlds.write_world(tmp_path / "log", *tables)
     job = pipeline.run(worlds.world_recipe(data, {"train": {"epochs": 1, "batch_size": 4}}), runs=tmp_path)
-    for words in pages(job.folder):
-        assert "Only 1 user could be evaluated" in words
-        assert "1 user" in words
+    page, _ = pages(job.folder)
+    assert "Only 1 user could be evaluated" in page

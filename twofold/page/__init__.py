@@ -1,0 +1,1 @@
+"""The page of a run: tiles, plots and sections of evaluation, explanation, data, model and training."""

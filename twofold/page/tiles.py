@@ -1,0 +1,91 @@
+"""Tiles that open the page of a run: three metrics, each against the best peer, and the number of warnings."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from twofold.evaluate.results import Report, Row
+from twofold.evaluate.significance import Estimate
+from twofold.render.difference_plot import Difference, Outcome
+from twofold.render.numbers import format_decimal, format_interval, format_signed, in_short, percent, plural
+from twofold.tables import Json
+
+RANDOM: Final = "random"
+_LONGEST_LIST: Final = 3  # warnings that a tile names
+_ACRONYMS: Final = ("auc", "xauc", "ndcg", "dcg", "mrr", "map", "wtg", "mae", "rmse")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number with its title, what it is compared with, and one sentence on the comparison."""
+
+    title: str
+    value: str
+    interval: str
+    peer: str
+    sentence: str
+    outcome: Outcome
+
+
+def metric_title(metric: str) -> str:
+    """Returns the name of a metric as a heading.
+
+    >>> metric_title("catalogue/recall@100"), metric_title("catalogue/ndcg@10"), metric_title("catalogue/hit_rate@5")
+    ('Recall@100', 'NDCG@10', 'Hit rate@5')
+    >>> metric_title("watch_time/dcg_wtg_ln@5")
+    'DCG WTG ln@5'
+    """
+    words = [word.upper() if word.partition("@")[0] in _ACRONYMS else word for word in in_short(metric).split()]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+
+
+def main_metrics(report: Report) -> tuple[str, ...]:
+    """Returns the two metrics of the full ranking that open the page: recall at the largest k that a tenth of the
+    catalogue exceeds, at most 100, and NDCG at 10 or at this k, if it is smaller.
+    """
+    cuts = sorted(int(name.partition("@")[2]) for name in report.catalogue.rows[0].metrics if "/recall@" in name)
+    fits = [k for k in cuts if k <= 100 and (k == 1 or 10 * k <= report.catalogue.num_items)]
+    return f"catalogue/recall@{max(fits)}", f"catalogue/ndcg@{min(max(fits), 10)}"
+
+
+def metric_tiles(report: Report, *, is_peer: Callable[[str], bool]) -> Iterator[Tile]:
+    """Yields a tile for each main metric of the full ranking and for AUC on shown items."""
+    for metric in main_metrics(report):
+        yield _tile(report.catalogue.rows, metric, metric_title(metric), is_peer=is_peer)
+    yield _tile(report.impressions.rows, "impressions/auc", "AUC on shown items", is_peer=is_peer)
+
+
+def _tile(rows: Sequence[Row], metric: str, title: str, *, is_peer: Callable[[str], bool]) -> Tile:
+    own = rows[0].metrics[metric]
+    peers = [row for row in rows[1:] if is_peer(row.name) and row.metrics[metric].value is not None]
+    interval = format_interval(own.low, own.high)
+    if own.value is None or not peers:
+        return Tile(title, format_decimal(own.value), interval, "", "No user of the test window has a value.", "")
+    best = max(peers, key=lambda row: row.metrics[metric].value or 0.0)
+    peer = f"best peer: {best.name} {format_decimal(best.metrics[metric].value)}"
+    sentence, outcome = comparison_sentence(best.name, best.metrics[metric], best.model_minus[metric])
+    return Tile(title, format_decimal(own.value), interval, peer, sentence, outcome)
+
+
+def comparison_sentence(name: str, peer: Estimate, minus: Estimate) -> tuple[str, Outcome]:
+    """Says whether the model differs significantly from a peer, and by how much; with the outcome."""
+    if minus.value is None or minus.low is None or minus.high is None:
+        return f"Too few users to compare with {name}.", ""
+    size = f"difference {format_signed(minus.value)} {format_interval(minus.low, minus.high)}"
+    outcome = Difference(name, minus.value, minus.low, minus.high).outcome
+    share = f"{percent(abs(minus.value / peer.value))} " if peer.value else ""
+    if outcome:
+        return f"{share}{outcome} than {name}: {size}.", outcome
+    return f"No significant difference from {name}: {size}.", outcome
+
+
+def warnings_tile(probes: Sequence[Json] | None) -> Tile:
+    """Returns the tile of the warnings; `None` means that the run has no stage `explain`."""
+    if probes is None:
+        return Tile("Warnings", "–", "", "", "Not measured yet: run twofold explain.", "")
+    names = [probe["name"].replace("_", " ") for probe in probes if probe["is_alarming"]]
+    if not names:
+        return Tile("Warnings", "0", "", f"of {plural(len(probes), 'probe')}", "No probe raises a warning.", "better")
+    more = f" and {len(names) - _LONGEST_LIST} more" if len(names) > _LONGEST_LIST else ""
+    sentence = f"{', '.join(names[:_LONGEST_LIST])}{more}.".capitalize()
+    return Tile("Warnings", str(len(names)), "", f"of {plural(len(probes), 'probe')}", sentence, "worse")
