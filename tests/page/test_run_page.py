@@ -42,7 +42,7 @@ def test_a_run_leaves_its_page(run):
         assert f'id="{section}"' in page
         assert f'href="#{section}"' in page
     for words in (page, text):
-        assert "2024-01-01 to 2024-01-05" in words
+        assert "2024-01-01 to 2024-01-04" in words
         assert "Recall@" in words
     assert 'href="explain/map.html"' in page
     assert page.count("<polyline") >= 2  # loss and validation

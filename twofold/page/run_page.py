@@ -239,7 +239,10 @@ def _is_peer(name: str) -> bool:
 
 
 def _tiles(page: RunPage) -> list[Tile]:
-    return [*metric_tiles(page.report, is_peer=_is_peer), warnings_tile(page.probes)] if page.report else []
+    if page.report is None:
+        return []
+    faults = page.gap["faults"] if page.gap else ()
+    return [*metric_tiles(page.report, is_peer=_is_peer), warnings_tile(page.probes, faults=faults)]
 
 
 def _plots(report: Report) -> Iterator[tuple[str, DifferencePlot]]:

@@ -11,7 +11,7 @@ from twofold.render.numbers import format_decimal, format_interval, format_signe
 from twofold.tables import Json
 
 RANDOM: Final = "random"
-_LONGEST_LIST: Final = 3  # warnings that a tile names
+_LONGEST_LIST: Final = 3  # number of warnings that a tile names
 _ACRONYMS: Final = ("auc", "xauc", "ndcg", "dcg", "mrr", "map", "wtg", "mae", "rmse")
 
 
@@ -79,13 +79,17 @@ def comparison_sentence(name: str, peer: Estimate, minus: Estimate) -> tuple[str
     return f"No significant difference from {name}: {size}.", outcome
 
 
-def warnings_tile(probes: Sequence[Json] | None) -> Tile:
-    """Returns the tile of the warnings; `None` means that the run has no stage `explain`."""
+def warnings_tile(probes: Sequence[Json] | None, *, faults: Sequence[str] = ()) -> Tile:
+    """Returns the tile of the warnings: probes beyond their thresholds and faults of serving.
+
+    `None` means that the run has no stage `explain`.
+    """
     if probes is None:
         return Tile("Warnings", "–", "", "", "Not measured yet: run twofold explain.", "")
-    names = [probe["name"].replace("_", " ") for probe in probes if probe["is_alarming"]]
+    names = [*faults, *(probe["name"].replace("_", " ") for probe in probes if probe["is_alarming"])]
+    scope = f"of {plural(len(probes), 'probe')} and the serving check"
     if not names:
-        return Tile("Warnings", "0", "", f"of {plural(len(probes), 'probe')}", "No probe raises a warning.", "better")
+        return Tile("Warnings", "0", "", scope, "No probe raises a warning, and serving loses nothing.", "better")
     more = f" and {len(names) - _LONGEST_LIST} more" if len(names) > _LONGEST_LIST else ""
-    sentence = f"{', '.join(names[:_LONGEST_LIST])}{more}.".capitalize()
-    return Tile("Warnings", str(len(names)), "", f"of {plural(len(probes), 'probe')}", sentence, "worse")
+    sentence = f"{', '.join(names[:_LONGEST_LIST])}{more}."
+    return Tile("Warnings", str(len(names)), "", scope, sentence[:1].upper() + sentence[1:], "worse")
