@@ -16,6 +16,9 @@ DAY_MS: Final = 24 * HOUR_MS
 LONG_VIEW_MS: Final = 18_000
 """A long view: 18 s of a longer item, all of a shorter one."""
 
+INTERNAL: Final = "_tf_"
+"""Prefix of the columns that preparation adds to a log; no column of a log or a recipe may have it."""
+
 Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 

@@ -16,8 +16,8 @@ def test_lists_become_lines_and_null_becomes_zeros(type_):
 @pytest.mark.parametrize(
     ("values", "found"),
     [
-        ([[1.0, 2.0], [1.0]], "of 1 numbers, of all of which 0 are NULL"),
-        ([[1.0, None]], "of 2 numbers, of all of which 1 are NULL"),
+        ([[1.0, 2.0], [1.0]], "of 1 numbers, of all of which 0 are NULL, NaN or infinite"),
+        ([[1.0, None]], "of 2 numbers, of all of which 1 are NULL, NaN or infinite"),
     ],
 )
 def test_lists_of_another_length_and_holes_are_refused(values, found):

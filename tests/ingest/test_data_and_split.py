@@ -171,7 +171,8 @@ def test_a_side_table_without_a_key_is_refused() -> None:
 def test_the_upload_time_is_read_where_a_recipe_can() -> None:
     events = log(integer("user_id"), integer("item_id"), moment("at"))
     assert data(events, items=side(integer("item_id"), moment("created_at"))).columns == {"uploaded_at": "created_at"}
-    in_ms = integer("created_at", 1.7e12, 1.71e12)  # the log counts in seconds
-    assert data(events, items=side(integer("item_id"), in_ms)).columns == {}
+    in_ms = data(events, items=side(integer("item_id"), integer("created_at", 1.7e12, 1.71e12)))
+    assert in_ms.columns == {"uploaded_at": "created_at"}
+    assert (in_ms.at_unit, in_ms.uploaded_at_unit) == ("s", "ms")
     stamped = replace(text("publish_time"), kind="timestamp", type="TIMESTAMP")
     assert data(events, items=side(integer("item_id"), stamped)).columns == {"uploaded_at": "publish_time"}

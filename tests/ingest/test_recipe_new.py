@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ingest.test_inspect_log import keys, write
+from tests.ingest.test_inspect_log import ROWS, keys, write
 from twofold.cli import main as cli
 from twofold.recipe.load import load_recipe
 
@@ -80,3 +80,15 @@ def test_what_cannot_be_told_is_one_message(tmp_path: Path, call: Callable[..., 
     assert (code, "Choose one: --user user_id" in error) == (2, True)
     assert call("--log", log, "--out", tmp_path / "r.yaml", "--user", "userId")[0] == 0
     assert call("--log", tmp_path / "nosuch.csv")[0] == 2
+
+
+def test_watch_s_in_another_case_is_the_watch_time(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    """SQL does not tell Watch_s from watch_s, so that a derived watch_s would read itself."""
+    columns = keys() | {"Watch_s": [float(row % 40) for row in range(ROWS)], "play_time_ms": list(range(ROWS))}
+    log = write(tmp_path / "log.parquet", columns)
+    code, _, error = call("--log", log, "--out", tmp_path / "recipe.yaml")
+    assert (code, error) == (0, "")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    keys_of_log = {"user_id": "user", "item_id": "item", "at": "seconds"}
+    assert recipe.data.columns == keys_of_log | {"watch_s": "Watch_s"}
+    assert (recipe.prepare.positive, recipe.prepare.derive) == ("watch_s >= 18", {})

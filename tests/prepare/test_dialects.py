@@ -10,7 +10,8 @@ import sqlglot
 from sqlglot import ErrorLevel, exp
 
 from tests.worlds import SPLIT
-from twofold.prepare.plan import build_plan, oddities_sql, repeats_sql
+from twofold.prepare.odd_values import oddities_sql
+from twofold.prepare.plan import build_plan, repeats_sql
 from twofold.prepare.sources import Source, SourceTable
 from twofold.prepare.spark_engine import spark_sql
 from twofold.recipe.prepare import Prepare
@@ -61,7 +62,7 @@ def statements(parts: dict[str, Any], log: Source) -> Iterator[tuple[str, bool]]
     for table in (log.events, log.items, log.users):
         yield table.select_sql('"own columns"'), False
     yield repeats_sql("item_id", "source_items"), False
-    for sql in (*oddities_sql(log).values(), *plan.priors.values()):
+    for sql in (*(sql for _, sql in oddities_sql(log)), *plan.priors.values()):
         yield sql, False
     for part in (*plan.steps, *plan.counts, *(shard.events for shard in plan.shards)):
         yield part.sql, False

@@ -112,7 +112,10 @@ def test_a_value_of_another_type_late_in_a_csv_names_its_line(tmp_path: Path) ->
     [
         ({"where": "user_id < 0"}, r"prepare\.where, user_id < 0, is true for none of its 72 rows\. Weaken it"),
         ({"weight": "0 - 1"}, r"prepare\.weight, 0 - 1, gives training rows weights of -1\.0 at least"),
-        ({"weight": "0"}, r"gives training rows weights of 0\.0 at least and 0\.0 on average\. A weight is 0 or more"),
+        (
+            {"weight": "0"},
+            r"gives training rows weights of 0\.0 at least and 0\.0 on average\. A weight is a number of 0",
+        ),
         (
             {"split": {"kind": "last_n", "test": 50}},
             r"no user has an event for prepare\.split\.validation, each user's last events and one left to train on",

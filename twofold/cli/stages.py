@@ -87,6 +87,8 @@ def prepare(
     with claimed(job, overwrite=overwrite):
         prepared = prepare(job)
     print_funnel(funnel_lines(prepared.facts["funnel"]))
+    for name, rows in prepared.facts["odd_rows"].items():
+        print(f"note: {rows:,} rows: {name}")
     if (labels := prepared.facts["labels"]) is not None:
         print_labels(labels)
 

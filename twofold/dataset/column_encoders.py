@@ -45,12 +45,25 @@ def fit_scale(pieces: Iterable[Float32[np.ndarray, "_"]]) -> Scale:
     return Scale(mean, (squares / count) ** 0.5 or 1.0) if count else Scale(0.0, 1.0)
 
 
-def numbers(column: pa.ChunkedArray, *, is_log: bool) -> Float32[np.ndarray, "_"]:
-    """Returns the column's numbers, NULL as NaN; with `is_log`, log(1 + x), where negative numbers count as 0."""
-    values = np.asarray(column.cast(pa.float64()).combine_chunks().to_numpy(zero_copy_only=False))
-    if is_log:
-        values = np.log1p(np.maximum(values, 0))
-    return values.astype(np.float32)
+def numbers(column: pa.ChunkedArray, *, is_log: bool, name: str) -> Float32[np.ndarray, "_"]:
+    """Returns the column's numbers, NULL as NaN; with `is_log`, log(1 + x).
+
+    DataError if a number is beyond float32, or negative with `is_log`.
+    """
+    values = np.asarray(column.cast(pa.float64(), safe=False).combine_chunks().to_numpy(zero_copy_only=False))
+    least, most = (float(end(values, initial=0, where=~np.isnan(values))) for end in (np.min, np.max))
+    if is_log and least < 0:
+        raise DataError(
+            f"the column {name} has negative numbers, down to {least:g}, and the feature that reads it has scale: log, "
+            f"which is log(1 + x) of numbers of 0 or more. Write scale: standard, or a column of its own with what you "
+            f"mean, such as the absolute value."
+        )
+    if max(-least, most) > float(np.finfo(np.float32).max):
+        raise DataError(
+            f"the column {name} goes from {least:g} to {most:g}, and a feature reads numbers up to 3.4e38. Write a "
+            f"column of smaller numbers, or NULL for what is unknown."
+        )
+    return (np.log1p(values) if is_log else values).astype(np.float32)
 
 
 def profiles(column: pa.ChunkedArray, length: int, *, name: str) -> Float32[np.ndarray, "_ length"]:
@@ -59,12 +72,13 @@ def profiles(column: pa.ChunkedArray, length: int, *, name: str) -> Float32[np.n
     lists = lists.cast(pa.list_(pa.float32()))
     lengths = pc.fill_null(pc.list_value_length(lists), length)
     values = pc.list_flatten(lists)
+    unknown = len(values) - int(np.isfinite(np.asarray(values)).sum())
     for actual in pc.unique(lengths).to_pylist():
-        if actual != length or values.null_count:
+        if actual != length or unknown:
             raise DataError(
-                f"the users' column {name} holds lists of {actual} numbers, of all of which {values.null_count} are "
-                f"NULL; the feature that reads the column has length: {length}. Write lists of one length, without "
-                f"NULL."
+                f"the users' column {name} holds lists of {actual} numbers, of all of which {unknown} are NULL, NaN or "
+                f"infinite; the feature that reads the column has length: {length}. Write lists of one length, without "
+                f"these."
             )
     rows = np.zeros((len(lists), length), np.float32)
     rows[np.asarray(pc.is_valid(lists))] = np.asarray(values).reshape(-1, length)

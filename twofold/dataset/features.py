@@ -90,7 +90,7 @@ def fit_features(
                     values = pc.list_flatten(table[column].combine_chunks())
                     vocabularies[key] = build_vocabulary(values, values)
                 case NumberFeature(column=column, scale=scale):
-                    scales[key] = fit_scale([numbers(table[column], is_log=scale == "log")])
+                    scales[key] = fit_scale([numbers(table[column], is_log=scale == "log", name=column)])
                 case AgeFeature():
                     scales[key] = fit_scale(_ages(timestamps(items["uploaded_at"]), train))
                 case CounterFeature():

@@ -297,6 +297,6 @@ def _attribute(
         case CategoryFeature(column=column):
             return value_rows(table[column], state.vocabularies[key])
         case NumberFeature(column=column, scale=scale):
-            return state.scales[key].apply(numbers(table[column], is_log=scale == "log"))
+            return state.scales[key].apply(numbers(table[column], is_log=scale == "log", name=column))
         case ProfileFeature(column=column, length=length):
             return profiles(table[column], length, name=column)

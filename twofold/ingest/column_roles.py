@@ -267,9 +267,9 @@ def _watched(columns: Sequence[Column]) -> tuple[dict[str, str], dict[str, str]]
     seconds: dict[str, str] = {}
     taken_as: dict[str, str] = {}
     for name, called, ours in (("watch time", WATCH, "watch_s"), ("length", LENGTH, "length_s")):
-        # Our own name comes first: then nothing needs to be derived.
-        for column in sorted(columns, key=lambda column: column.name != ours):
-            written = rule_name(column.name)
+        # Our own name comes first, in any case: then nothing needs to be derived.
+        for column in sorted(columns, key=lambda column: column.name.lower() != ours):
+            written = ours if column.name.lower() == ours else rule_name(column.name)
             is_number = column.kind in ("integer", "fraction") and column.high is not None and column.high > 1
             if written and is_number and (normalized_name(column.name) in called) and (seconds or ours == "watch_s"):
                 named = [TO_SECONDS[word] for word in words(column.name) if word in TO_SECONDS]

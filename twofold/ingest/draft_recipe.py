@@ -39,16 +39,7 @@ _MOST_FEATURES: Final = 12
 
 def draft_recipe(seen: LogProfile, *, name: str, folder: Path | None) -> str:
     """Returns a recipe as YAML. Paths are relative to the recipe's `folder`; `None` means absolute paths."""
-    lines = [
-        *_header(seen, name),
-        *_data(seen, folder),
-        "",
-        *_prepare(seen),
-        "",
-        *_features(seen),
-        "",
-        *_model(),
-    ]
+    lines = [*_header(seen, name), *_data(seen, folder), "", *_prepare(seen), "", *_features(seen), "", *_model()]
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +99,8 @@ def _data(seen: LogProfile, folder: Path | None) -> list[str]:
         unit = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}[seen.roles.at_unit]
         reads = f"the time is a whole number of {unit}" if seen.roles.has_clock else "an order, not a time"
         lines += _with_comment(f"  at_unit: {seen.data.at_unit}", reads)
+    if seen.data.uploaded_at_unit is not None:
+        lines += _with_comment(f"  uploaded_at_unit: {seen.data.uploaded_at_unit}", "unit of the items' uploaded_at")
     return lines
 
 

@@ -166,10 +166,14 @@ def data_section(log: TableProfile, items: TableProfile | None, users: TableProf
         columns["item_id"] = _shared_key(log, items, roles.item, guess_key(items, "item"), "item_id")
     if users is not None and not {roles.user, "user_id"} & names_of(users):
         columns["user_id"] = _shared_key(log, users, roles.user, guess_key(users, "user"), "user_id")
-    uploaded = _uploaded(items, roles.at_unit or "ms")
-    if uploaded is not None and uploaded != "uploaded_at":
-        columns["uploaded_at"] = uploaded
+    uploaded = _uploaded(items)
+    if uploaded is not None and uploaded.name != "uploaded_at":
+        columns["uploaded_at"] = uploaded.name
+    at_unit = roles.at_unit or "ms"
+    upload_unit = timestamp_unit(uploaded) if uploaded is not None and uploaded.kind == "integer" else at_unit
     derived = set(roles.derive)
+    seconds = {"watch_s", "length_s"} - derived
+    columns |= {name.lower(): name for name in names_of(log) if name.lower() in seconds and name not in seconds}
     undated = set() if uploaded else {"uploaded_at"}
     columns |= _freed(log, set(own), derived, columns)
     columns |= _freed(items, {"item_id", "uploaded_at"}, derived | undated, columns)
@@ -180,7 +184,8 @@ def data_section(log: TableProfile, items: TableProfile | None, users: TableProf
         items=items.path if items else None,
         users=users.path if users else None,
         columns=columns,
-        at_unit=roles.at_unit or "ms",
+        at_unit=at_unit,
+        uploaded_at_unit=None if upload_unit == at_unit else upload_unit,
     )
 
 
@@ -206,11 +211,12 @@ def _freed(table: TableProfile | None, taken: set[str], barred: set[str], column
     return freed
 
 
-def _uploaded(items: TableProfile | None, unit: str) -> str | None:
+def _uploaded(items: TableProfile | None) -> Column | None:
     """Returns the upload time column of the items file, if a recipe can read it."""
-    able = [c for c in items.columns if c.kind == "timestamp" or timestamp_unit(c) == unit] if items else []
-    named = [column.name for column in able if normalized_name(column.name) in UPLOADED]
-    return "uploaded_at" if "uploaded_at" in named else named[0] if named else None
+    columns = items.columns if items else ()
+    able = [c for c in columns if c.kind == "timestamp" or c.kind == "integer" and timestamp_unit(c) is not None]
+    named = [column for column in able if normalized_name(column.name) in UPLOADED]
+    return min(named, key=lambda column: column.name != "uploaded_at", default=None)
 
 
 def names_of(table: TableProfile | None) -> set[str]:

@@ -13,14 +13,18 @@ from typing import Final
 STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
     {
         # One comment per raise, the newest first: the version, and what the stage does differently since.
-        "prepare": 1,
+        # 2: LEAST and GREATEST of NULL, NaN and infinities are NULL; last_n is ordered by all columns.
+        "prepare": 2,
+        # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
-        "dataset": 2,
+        "dataset": 3,
         "train": 1,
-        "train/ranker": 1,
+        # 2: LEAST and GREATEST of NULL are NULL in a formula.
+        "train/ranker": 2,
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
         "evaluate": 2,
-        "index": 1,
+        # 2: LEAST and GREATEST of NULL are NULL in index.where.
+        "index": 2,
         "recommend": 1,
         "explain": 2,  # 2: the gap has a verdict on serving, and corrects batches by log Q
     }

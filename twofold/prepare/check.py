@@ -1,11 +1,12 @@
 """Checks of a recipe against its log before a row is read: columns, types, rules, references."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final, assert_never
 
 from twofold.errors import DataError, RecipeError
-from twofold.prepare.sources import INTEGERS, Source, open_source, table_paths
+from twofold.prepare.plan import used_columns
+from twofold.prepare.sources import FRACTIONS, Source, is_number, open_source, table_paths
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
@@ -24,12 +25,11 @@ from twofold.recipe.features import (
 )
 from twofold.recipe.index import Index
 from twofold.recipe.messages import did_you_mean
-from twofold.recipe.prepare import BelowMean, ItemBuckets, LastEvents, Prepare, WatchTimeGain
+from twofold.recipe.prepare import BelowMean, ItemBuckets, Label, LastEvents, Prepare, WatchTimeGain
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.sql.rules import check_columns, rule_columns
 
-_FRACTIONS: Final = ("DOUBLE", "FLOAT", "DECIMAL")
 _NUMBER: Final = "DOUBLE"
 
 
@@ -79,28 +79,11 @@ def check_recipe(recipe: Recipe) -> Source:
 def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
     """Returns name → SQL type of every column that a rule may read; RecipeError if a name of the recipe is taken."""
     columns = {**source.user_columns, **source.item_columns, **source.event_columns}
-    for part, names in (("derive", prepare.derive), ("labels", prepare.labels)):
-        for name in names:
-            if name in columns:
-                raise RecipeError(
-                    f"prepare.{part}.{name}: the log has a column {name} already. Choose another name for yours."
-                )
+    _check_free(prepare, columns)
+    _check_case(prepare, source)
     columns |= dict.fromkeys(prepare.derive, _NUMBER)
     for name, label in prepare.labels.items():
-        field = f"prepare.labels.{name}"
-        match label:
-            case BelowMean():
-                _need(label.column, columns, field=f"{field}.column", why="is averaged", numeric=True)
-                _need(label.key, columns, field=f"{field}.key", why="is averaged over")
-            case _:
-                for needed in ("watch_s", "length_s"):
-                    _need(needed, columns, field=field, why="the label needs", numeric=True)
-                if (
-                    isinstance(label, WatchTimeGain)
-                    and isinstance(label.buckets, ItemBuckets)
-                    and label.buckets.creator
-                ):
-                    _need(label.buckets.creator, columns, field=f"{field}.buckets.creator", why="is the creator")
+        _check_label(label, columns, field=f"prepare.labels.{name}")
     if isinstance(prepare.split, LastEvents):
         _need(
             prepare.split.ties, source.event_columns, field="prepare.split.ties", why="orders events with one timestamp"
@@ -118,13 +101,52 @@ def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
     }
 
 
+def _check_label(label: Label, columns: Mapping[str, str], *, field: str) -> None:
+    match label:
+        case BelowMean():
+            _need(label.column, columns, field=f"{field}.column", why="is averaged", numeric=True)
+            _need(label.key, columns, field=f"{field}.key", why="is averaged over")
+        case _:
+            for needed in ("watch_s", "length_s"):
+                _need(needed, columns, field=field, why="the label needs", numeric=True)
+            if isinstance(label, WatchTimeGain) and isinstance(label.buckets, ItemBuckets) and label.buckets.creator:
+                _need(label.buckets.creator, columns, field=f"{field}.buckets.creator", why="is the creator")
+
+
+def _check_free(prepare: Prepare, columns: Collection[str]) -> None:
+    """Raises RecipeError if a name of `derive` or `labels` is that of a column of the log."""
+    by_lower = {name.lower(): name for name in columns}
+    for part, names in (("derive", prepare.derive), ("labels", prepare.labels)):
+        for name in names:
+            if (taken := by_lower.get(name.lower())) is not None:
+                raise RecipeError(
+                    f"prepare.{part}.{name}: the log has a column {taken} already"
+                    f"{'' if taken == name else ', and SQL does not tell upper from lower case'}. "
+                    f"Choose another name for yours."
+                )
+
+
+def _check_case(prepare: Prepare, source: Source) -> None:
+    """Raises RecipeError if `prepare` reads a column whose name another table spells in another case."""
+    spelled = [(table, name) for table, own in source.tables.items() for name in own.columns]
+    for read in sorted(used_columns(prepare)):
+        first, *others = [(table, name) for table, name in spelled if name.lower() == read.lower()] or [("", read)]
+        for table, name in others:
+            if name != first[1]:
+                raise RecipeError(
+                    f"data.{first[0]} has a column {first[1]} and data.{table} a column {name}; prepare reads {read}, "
+                    f"and SQL does not tell upper from lower case. Rename one of them, as "
+                    f"data.columns: {{{name}_of_{table}: {name}}}."
+                )
+
+
 def _need(name: str, columns: Mapping[str, str], *, field: str, why: str, numeric: bool = False) -> None:
     if name not in columns:
         raise RecipeError(
             f"{field}: there is no column {name}, which {why} ({did_you_mean(name, columns)}columns available: "
             f"{', '.join(sorted(columns))}). Name one of them, or define it in prepare.derive."
         )
-    if numeric and not _is_number(columns[name]):
+    if numeric and not is_number(columns[name]):
         raise RecipeError(f"{field}: {name} is {columns[name]}; a number is needed.")
 
 
@@ -165,15 +187,11 @@ def _check_types(rule: str, columns: Mapping[str, str], *, field: str) -> None:
     """Raises RecipeError if a rule reads a list. DuckDB would accept a cast of a list, and fail on the first row."""
     for column in sorted(rule_columns(rule)):
         type_ = columns[column]
-        if not (_is_number(type_) or type_.startswith(("BOOLEAN", "VARCHAR", "ENUM")) and type_[-1] != "]"):
+        if not (is_number(type_) or type_.startswith(("BOOLEAN", "VARCHAR", "ENUM")) and type_[-1] != "]"):
             raise RecipeError(
                 f"{field} reads {column}, which is {type_}; a rule reads numbers, true and false, and text. "
                 f"Write what it needs of {column} into a column of its own. Rule: {rule}"
             )
-
-
-def _is_number(type_: str) -> bool:
-    return type_ in INTEGERS or type_.startswith(_FRACTIONS) and type_[-1] != "]"
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -204,8 +222,8 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
             type_.endswith("[]") and _is_plain(type_[:-2]),
             "a list column of plain values, such as VARCHAR[]; single values are read by kind: category",
         ),
-        "number": (_is_number(type_), "a number; text is read by kind: category"),
-        "profile": (type_.startswith(_FRACTIONS) and type_.endswith("]"), "a list of FLOAT or DOUBLE"),
+        "number": (is_number(type_), "a number; text is read by kind: category"),
+        "profile": (type_.startswith(FRACTIONS) and type_.endswith("]"), "a list of FLOAT or DOUBLE"),
         "age": (type_ == "BIGINT", "UTC milliseconds as BIGINT, or timestamps"),
     }[feature.kind]
     if not is_right:
@@ -237,7 +255,7 @@ def _check_vectors(recipe: Recipe, source: Source, path: Path) -> None:
                 raise DataError(
                     f"data.vectors.{name} has one row for each row of the items file; name that file in data.items."
                 )
-        elif type_ is None or not type_.startswith(_FRACTIONS) or not type_.endswith("]"):
+        elif type_ is None or not type_.startswith(FRACTIONS) or not type_.endswith("]"):
             found = "do not have it" if type_ is None else f"have it as {type_}"
             raise RecipeError(
                 f"features.vectors.{name}: the items of {path} {found}, and data.vectors names no file of it. "

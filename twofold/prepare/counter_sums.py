@@ -12,7 +12,7 @@ def counters_sql(key: str, counters: Counters) -> str:
     return f"""
         SELECT {quote_name(key)} AS "key", CAST(("at" - "at" % {HOUR_MS}) / {HOUR_MS} AS BIGINT) AS "hour",
             {_sums_sql(counters)}
-        FROM "ruled" WHERE "is kept" AND NOT "is estimated" AND {quote_name(key)} IS NOT NULL
+        FROM "ruled" WHERE "_tf_is_kept" AND NOT "_tf_is_estimated" AND {quote_name(key)} IS NOT NULL
         GROUP BY 1, 2 ORDER BY 1, 2
     """
 
@@ -21,7 +21,7 @@ def priors_sql(key: str, counters: Counters) -> str:
     """Returns one row with the same sums over the training window."""
     return f"""
         SELECT {_sums_sql(counters)} FROM "ruled"
-        WHERE "the split" = 0 AND NOT "is estimated" AND {quote_name(key)} IS NOT NULL
+        WHERE "_tf_split" = 0 AND NOT "_tf_is_estimated" AND {quote_name(key)} IS NOT NULL
     """
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import duckdb
 
 from twofold.errors import DataError
-from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text
+from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text, scan_sql
 from twofold.prepare.plan import Step
 from twofold.prepare.sources import Source
 
@@ -30,7 +30,8 @@ _LOG_ERRORS: Final = (
 
 @dataclass(frozen=True)
 class Engine:
-    """An SQL engine with the views source_events, source_items and source_users.
+    """An SQL engine with the views source_events, source_items and source_users, which read file_events, file_items and
+    file_users: the files with their own columns, of the tables that have files.
 
     `create` creates a table or view, and replaces one of the same name; `query` returns the rows of a SELECT; `export`
     writes them to a Parquet file, in the order of its ORDER BY.
@@ -54,8 +55,10 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
     folder = out.resolve()
     opened = open_duckdb(folder / "spill", files=source.files, folders=[folder], memory=memory)
     with opened as connection, _translated_errors(source, out):
-        for table, sql in (("events", source.events_sql), ("items", source.items_sql), ("users", source.users_sql)):
-            connection.execute(f'CREATE VIEW "source_{table}" AS {sql}')
+        for name, table in source.tables.items():
+            if table.files:
+                connection.execute(f'CREATE VIEW "file_{name}" AS SELECT * FROM {scan_sql(table.files)}')
+            connection.execute(f'CREATE VIEW "source_{name}" AS {table.select_sql(f"file_{name}")}')
 
         def create(step: Step) -> None:
             kind = "TABLE" if step.is_stored else "VIEW"

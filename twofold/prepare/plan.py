@@ -6,10 +6,10 @@ events, point-in-time histories. Validation and test are never filtered: a test 
 
 Statements use only SQL that engines agree on: integers wherever order matters, quoted names (`at` is reserved in DuckDB
 2), sums over RANGE frames. They read the views `source_events`, `source_items` and `source_users`, which an engine
-creates from the log. Names with blanks are internal: no column of a log has such a name.
+creates from the log. Columns that begin with `_tf_` are internal: no column of a log or a recipe may (`INTERNAL`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -111,9 +111,9 @@ def repeated_sql() -> str:
 def log_sql(prepare: Prepare, source: Source) -> str:
     """Returns the distinct rows of the log with every column that a rule may read, derived columns, and internal ones.
 
-    Internal columns: "the copies", the number of equal rows in the log; "is taken", the value of `where`; "is
-    estimated"; "is kept", if the row may be used; "the split", the index of its window in SPLITS, NULL outside all
-    windows; watch and length in ms.
+    Internal columns: _tf_copies, the number of equal rows in the log; _tf_is_taken, the value of `where`;
+    _tf_is_estimated; _tf_is_kept, if the row may be used; _tf_split, the index of its window in SPLITS, NULL outside
+    all windows; _tf_watch_ms and _tf_length_ms.
     """
     used = used_columns(prepare)
     sql = f'({_distinct_sql(source, used)}) AS "distinct"'
@@ -128,12 +128,13 @@ def log_sql(prepare: Prepare, source: Source) -> str:
         sql = f'(SELECT *, {rule_sql(rule, result="number")} AS "{name}" FROM {sql}) AS "derived"'
     taken = "TRUE" if prepare.where is None else f"COALESCE({rule_sql(prepare.where, result='condition')}, FALSE)"
     estimated = 'COALESCE("at_is_estimated", FALSE)' if has_estimates(source) else "FALSE"
-    sql = f'(SELECT *, {taken} AS "is taken", {estimated} AS "is estimated" FROM {sql}) AS "taken"'
-    sql = f'(SELECT *, {_kept_sql(prepare)} AS "is kept" FROM {sql}) AS "kept"'
+    sql = f'(SELECT *, {taken} AS "_tf_is_taken", {estimated} AS "_tf_is_estimated" FROM {sql}) AS "taken"'
+    sql = f'(SELECT *, {_kept_sql(prepare)} AS "_tf_is_kept" FROM {sql}) AS "kept"'
     watch = ", ".join(
-        f'{thousandths_sql(f"""CAST("{name}_s" AS DOUBLE)""")} AS "{name} in ms"' for name in _watched(prepare, source)
+        f'{thousandths_sql(f"""CAST("{name}_s" AS DOUBLE)""")} AS "_tf_{name}_ms"' for name in _watched(prepare, source)
     )
-    return f'SELECT *, {split_sql(prepare)} AS "the split"{", " + watch if watch else ""} FROM {sql}'
+    split = split_sql(prepare, [name for name in source.event_columns if name in used])
+    return f'SELECT *, {split} AS "_tf_split"{", " + watch if watch else ""} FROM {sql}'
 
 
 def _distinct_sql(source: Source, used: frozenset[str]) -> str:
@@ -143,10 +144,10 @@ def _distinct_sql(source: Source, used: frozenset[str]) -> str:
     is_repeated = " AND ".join(f'"repeated"."{key}" = "events"."{key}"' for key in ("user_id", "item_id", "at"))
     is_repeated = f'EXISTS (SELECT 1 FROM "repeated" WHERE {is_repeated})'
     return f"""
-        SELECT {", ".join(kept)}, 1 AS "the copies" FROM "source_events" AS "events" WHERE NOT {is_repeated}
+        SELECT {", ".join(kept)}, 1 AS "_tf_copies" FROM "source_events" AS "events" WHERE NOT {is_repeated}
         UNION ALL
-        SELECT {", ".join(kept)}, "the copies" FROM (
-            SELECT {all_columns}, CAST(COUNT(*) AS INTEGER) AS "the copies" FROM "source_events" AS "events"
+        SELECT {", ".join(kept)}, "_tf_copies" FROM (
+            SELECT {all_columns}, CAST(COUNT(*) AS INTEGER) AS "_tf_copies" FROM "source_events" AS "events"
             WHERE {is_repeated} GROUP BY {all_columns}
         ) AS "different"
     """
@@ -172,17 +173,22 @@ def used_columns(prepare: Prepare) -> frozenset[str]:
     return frozenset(names | ({prepare.split.ties} if isinstance(prepare.split, LastEvents) else set()))
 
 
-def split_sql(prepare: Prepare) -> str:
-    """Returns the index of an event's window in SPLITS; NULL means outside all windows."""
+def split_sql(prepare: Prepare, columns: Sequence[str]) -> str:
+    """Returns the index of an event's window in SPLITS; NULL means outside all windows.
+
+    `columns` are those that the rules read of an event.
+    """
     match prepare.split:
         case TemporalSplit():
             cases = " ".join(f"WHEN {window_sql(prepare, split)} THEN {index}" for index, split in enumerate(SPLITS))
-            return f'CAST(CASE WHEN NOT "is kept" THEN NULL {cases} END AS TINYINT)'
+            return f'CAST(CASE WHEN NOT "_tf_is_kept" THEN NULL {cases} END AS TINYINT)'
         case LastEvents(test=test, validation=validation, ties=ties):
-            order = f'ORDER BY "at" DESC, {quote_name(ties)} DESC, "item_id" DESC'
-            from_end = f'ROW_NUMBER() OVER (PARTITION BY "user_id", "is kept" {order})'
-            events = 'COUNT(*) OVER (PARTITION BY "user_id", "is kept")'
-            return f"""CAST(CASE WHEN NOT "is kept" THEN NULL WHEN {events} <= {test + validation} THEN 0
+            # All columns that a rule reads, so that the order of the files decides nothing.
+            by = (ties, "item_id", *(name for name in columns if name not in ("user_id", "at", ties, "item_id")))
+            order = f'ORDER BY "at" DESC, {", ".join(f"{quote_name(name)} DESC NULLS LAST" for name in by)}'
+            from_end = f'ROW_NUMBER() OVER (PARTITION BY "user_id", "_tf_is_kept" {order})'
+            events = 'COUNT(*) OVER (PARTITION BY "user_id", "_tf_is_kept")'
+            return f"""CAST(CASE WHEN NOT "_tf_is_kept" THEN NULL WHEN {events} <= {test + validation} THEN 0
                 WHEN {from_end} <= {test} THEN 2 WHEN {from_end} <= {test + validation} THEN 1 ELSE 0 END AS TINYINT)"""
         case _:
             assert_never(prepare.split)
@@ -201,9 +207,9 @@ def _kept_sql(prepare: Prepare) -> str:
     With `last_n`, order alone decides the windows, and an estimated time is in the right order.
     """
     if isinstance(prepare.split, LastEvents):
-        return f'"is taken" AND {HAS_KEYS}'
+        return f'"_tf_is_taken" AND {HAS_KEYS}'
     evaluated = " OR ".join(f"({window_sql(prepare, name)})" for name in SPLITS[1:])
-    return f'"is taken" AND {HAS_KEYS} AND NOT ("is estimated" AND ({evaluated}))'
+    return f'"_tf_is_taken" AND {HAS_KEYS} AND NOT ("_tf_is_estimated" AND ({evaluated}))'
 
 
 def _watched(prepare: Prepare, source: Source) -> list[str]:
@@ -225,7 +231,8 @@ def ruled_sql(prepare: Prepare, labels: Mapping[str, tuple[str, str]]) -> str:
     negative = "TRUE" if prepare.negative is None else rule_sql(prepare.negative, result="condition")
     positive = rule_sql(prepare.positive, result="condition")
     return f"""
-        SELECT *, COALESCE({positive}, FALSE) AS "is positive", COALESCE({negative}, FALSE) AS "is negative" FROM {sql}
+        SELECT *, COALESCE({positive}, FALSE) AS "_tf_is_positive", COALESCE({negative}, FALSE) AS "_tf_is_negative"
+        FROM {sql}
     """
 
 
@@ -233,9 +240,10 @@ def labelled_sql(prepare: Prepare, source: Source) -> str:
     """Returns the columns of every row that later steps read."""
     numbers = "".join(f', CAST({sql} AS FLOAT) AS "{name}"' for name, sql in _numbers_sql(prepare, source).items())
     return f"""
-        SELECT "user_id", "item_id", "at", "the split" AS "split", "is kept" AS "is_kept", "is taken" AS "is_taken",
-            "is positive" AS "is_positive", "is negative" AND NOT "is positive" AS "is_negative",
-            "is estimated" AS "is_estimated", "the copies" AS "copies"{numbers}
+        SELECT "user_id", "item_id", "at", "_tf_split" AS "split", "_tf_is_kept" AS "is_kept",
+            "_tf_is_taken" AS "is_taken", "_tf_is_positive" AS "is_positive",
+            "_tf_is_negative" AND NOT "_tf_is_positive" AS "is_negative",
+            "_tf_is_estimated" AS "is_estimated", "_tf_copies" AS "copies"{numbers}
         FROM "ruled"
     """
 
@@ -319,13 +327,3 @@ def repeats_sql(key: str, table: str) -> str:
         SELECT "{key}", COUNT(*) FROM "{table}"
         GROUP BY "{key}" HAVING COUNT(*) > 1 OR "{key}" IS NULL ORDER BY "{key}" LIMIT 3
     """
-
-
-def oddities_sql(source: Source) -> dict[str, str]:
-    """Returns name of an oddity of lengths → the SELECT that counts such rows. Rules decide how they are used."""
-    odd = {}
-    if "length_s" in source.event_columns:
-        odd["length of 0 or less"] = '"length_s" <= 0'
-    if {"length_s", "watch_s"} <= set(source.event_columns):
-        odd["watched longer than long"] = '"watch_s" > "length_s"'
-    return {name: f'SELECT COUNT(*) FROM "source_events" WHERE {where}' for name, where in odd.items()}

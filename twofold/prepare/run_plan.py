@@ -15,13 +15,16 @@ from twofold.errors import DataError
 from twofold.local_time import local_ms
 from twofold.prepare.check import check_recipe
 from twofold.prepare.counter_sums import counted_columns
+from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.duckdb_engine import Engine, OpenEngine, duckdb_engine
 from twofold.prepare.funnel import FunnelLine, count_funnel, split_lines
 from twofold.prepare.label_report import describe_labels
-from twofold.prepare.plan import Plan, build_plan, oddities_sql, repeats_sql
-from twofold.prepare.sources import Source, table_paths
+from twofold.prepare.odd_values import check_bare_conditions, oddities_sql
+from twofold.prepare.plan import Plan, build_plan, repeats_sql
+from twofold.prepare.sources import INTEGERS, Source, finite_sql, table_paths
 from twofold.progress import progress_bar
 from twofold.recipe.data import Table
+from twofold.recipe.features import AgeFeature
 from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import write_json
@@ -32,6 +35,7 @@ EVENTS_PER_SHARD: Final = 8_000_000
 # 1973 in milliseconds, and 1973 in microseconds (the year 5138 in milliseconds): every log lies between them.
 _FIRST_MS: Final = 10**11
 _LAST_MS: Final = 10**14
+_PER_SECOND: Final = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 _CHUNK_ROWS: Final = 100_000  # item vectors copied at once
 
 
@@ -49,8 +53,8 @@ def prepare(
         _check_unique(engine.query(repeats_sql("user_id", "source_users")), "user_id", paths["users"])
         rows = int(engine.query('SELECT COUNT(*) FROM "source_events"')[0][0])
         plan = build_plan(recipe.prepare, source, shards=math.ceil(rows / EVENTS_PER_SHARD))
-        facts, funnel = _run(plan, recipe, engine, out)
-        odd_rows = {name: int(engine.query(sql)[0][0]) for name, sql in oddities_sql(source).items()}
+        facts, funnel = _run(plan, recipe, engine, out, source=source)
+        odd_rows = _count_oddities(source, engine)
     _write_vectors(recipe.data, source, out)
     write_json(out / "funnel.json", [asdict(line) for line in funnel])
     splits = {
@@ -68,7 +72,9 @@ def prepare(
     }
 
 
-def _run(plan: Plan, recipe: Recipe, engine: Engine, out: Path) -> tuple[dict[str, Json], list[FunnelLine]]:
+def _run(
+    plan: Plan, recipe: Recipe, engine: Engine, out: Path, *, source: Source
+) -> tuple[dict[str, Json], list[FunnelLine]]:
     total = len(plan.steps) + 1 + len(plan.outputs) + sum(1 + len(shard.outputs) for shard in plan.shards)
     with progress_bar("prepare", total=total, unit="statements") as advance:
 
@@ -81,14 +87,17 @@ def _run(plan: Plan, recipe: Recipe, engine: Engine, out: Path) -> tuple[dict[st
         for step in plan.steps:
             engine.create(step)
             advance(1, step.name)
+        check_bare_conditions(recipe.prepare, source, engine.query)
         funnel = count_funnel(plan.counts, engine.query)
         first_at, last_at = engine.query('SELECT MIN("at"), MAX("at") FROM "labelled" WHERE "is_kept"')[0]
         advance(1, "funnel")
         _check_usable(recipe, funnel, first_at, last_at)
+        _check_uploads(recipe, source, engine, first_at)
         facts = {"first_at": first_at, "last_at": last_at}
         if recipe.prepare.weight is not None:
             facts["mean_weight"] = _mean_weight(recipe, plan, engine)
         _check_outcomes(recipe, plan, engine)
+        _check_target(recipe, plan, engine)
         for shard in plan.shards:
             engine.create(shard.events)
             advance(1, shard.events.name)
@@ -111,14 +120,22 @@ def _priors(plan: Plan, recipe: Recipe, engine: Engine) -> Json:
     }
 
 
+def _count_oddities(source: Source, engine: Engine) -> dict[str, Json]:
+    """Returns the number of rows of each oddity that the log has."""
+    found: dict[str, int] = {}
+    for names, sql in oddities_sql(source):
+        found |= {name: int(rows) for name, rows in zip(names, engine.query(sql)[0], strict=True)}
+    return {name: rows for name, rows in found.items() if rows}
+
+
 def _mean_weight(recipe: Recipe, plan: Plan, engine: Engine) -> float:
     """Returns the mean weight of the training rows, by which the loss divides weights."""
     sql = f'SELECT MIN("weight"), AVG(COALESCE("weight", 0)) FROM "labelled" WHERE {plan.train_condition}'
     least, mean = engine.query(sql)[0]
-    if least is not None and least < 0 or not mean:
+    if least is not None and least < 0 or not mean or not math.isfinite(mean):
         raise DataError(
             f"prepare.weight, {recipe.prepare.weight}, gives training rows weights of {least} at least and {mean} on "
-            f"average. A weight is 0 or more, and some must be more."
+            f"average. A weight is a number of 0 or more, and some must be more."
         )
     return float(mean)
 
@@ -128,13 +145,25 @@ def _check_outcomes(recipe: Recipe, plan: Plan, engine: Engine) -> None:
     for name, rule in recipe.prepare.outcomes.items():
         sql = f'SELECT MIN("{OUTCOME}{name}"), MAX("{OUTCOME}{name}") FROM "labelled" WHERE {plan.train_condition}'
         least, most = engine.query(sql)[0]
-        if least is None or least < 0 or most > 1 or least == most:
+        if least is None or not 0 <= least < most <= 1:
             found = "NULL in all training rows" if least is None else f"{least:g} to {most:g} in training rows"
             raise DataError(
                 f"prepare.outcomes.{name}, {rule}, is {found}. An outcome must lie between 0 and 1 and take more "
                 f"than one value: write a condition, such as liked, or a share, such as LEAST(watch_s / length_s, 1); "
                 f"or delete it."
             )
+
+
+def _check_target(recipe: Recipe, plan: Plan, engine: Engine) -> None:
+    """Raises DataError if the target of a training row is infinite or NaN, as EXP(1000) and its quotients are."""
+    if recipe.prepare.target is None:
+        return
+    where = f"{plan.train_condition} AND NOT {finite_sql(quote_name('target'))}"
+    if rows := int(engine.query(f'SELECT COUNT(*) FROM "labelled" WHERE {where}')[0][0]):
+        raise DataError(
+            f"prepare.target, {recipe.prepare.target}, is infinite or NaN in {rows:,} training rows. Limit it, as "
+            f"LEAST(…, 100)."
+        )
 
 
 # --- refusals of a log ------------------------------------------------------------------------------------------------
@@ -169,6 +198,26 @@ def _check_usable(recipe: Recipe, funnel: list[FunnelLine], first_at: int | None
                 f"{log}: the training rows contain only one {kind}; a model needs at least two. "
                 f"Use a log of more {kind}s, a longer prepare.split.train or weaker prepare.filters."
             )
+
+
+def _check_uploads(recipe: Recipe, source: Source, engine: Engine, first_at: int) -> None:
+    """Raises DataError if the recipe reads the age of items, and none was uploaded between 1973 and 5138."""
+    reads_age = any(isinstance(each, AgeFeature) for _, features in recipe.read_features() for each in features.item)
+    if not reads_age or not _FIRST_MS <= first_at < _LAST_MS:
+        return
+    latest = engine.query('SELECT MAX("uploaded_at") FROM "source_items"')[0][0]
+    if latest is None or _FIRST_MS <= latest < _LAST_MS:
+        return
+    data = recipe.data
+    unit = data.uploaded_at_unit or data.at_unit
+    raw = latest * _PER_SECOND[unit] // 1000
+    is_integer = source.items.own[data.columns.get("uploaded_at", "uploaded_at")] in INTEGERS
+    likely = [each for each, per_s in _PER_SECOND.items() if _FIRST_MS <= raw * 1000 // per_s < _LAST_MS]
+    instead = f"Write data.uploaded_at_unit: {likely[0]}" if is_integer and likely else "Convert the column"
+    raise DataError(
+        f"{data.items}: the latest uploaded_at is {raw if is_integer else latest}, which is no upload time in "
+        f"{unit if is_integer else 'ms'} (at begins with {first_at} ms). {instead}; an unknown upload time is NULL."
+    )
 
 
 def _why_no_events(recipe: Recipe, funnel: list[FunnelLine]) -> str:

@@ -6,7 +6,7 @@ sqlglot, Spark understand alike.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,13 +17,16 @@ from twofold.errors import DataError, RecipeError
 from twofold.prepare.duckdb_connection import first_line, quote_name, scan_sql
 from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
-from twofold.tables import EVENTS, ITEMS, USERS
+from twofold.tables import EVENTS, INTERNAL, ITEMS, USERS
 
 FileKind = Literal["parquet", "csv"]
 
 INTEGERS: Final = frozenset(
     f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 )
+FRACTIONS: Final = ("DOUBLE", "FLOAT", "DECIMAL")
+"""Types of fractions; DECIMAL has its digits behind."""
+_HAS_NAN: Final = frozenset({"FLOAT", "DOUBLE"})
 _ZONELESS: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"})
 _ZONED: Final = frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"})
 # Types whose values NumPy and Arrow cannot compare or look up, and Spark does not have.
@@ -41,12 +44,17 @@ class SourceTable:
 
     `own` is name → SQL type as in the files (for CSV: as its first lines suggest); `projection` is twofold's name →
     (SQL type, expression over the own columns). A table that the recipe does not name has no files and no rows.
+
+    `fractions` is twofold's name → own column, as SQL, of the FLOAT and DOUBLE columns. Their NaN and infinities become
+    NULL: spark and polars write an unknown number as NaN, and engines order NaN above every number, so that a rule such
+    as `watch_s >= 18` would be true for it.
     """
 
     files: tuple[Path, ...]
     kind: FileKind
     own: Mapping[str, str]
     projection: Mapping[str, tuple[str, str]]
+    fractions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -71,6 +79,11 @@ class Source:
     items: SourceTable
     users: SourceTable
     vector_files: tuple[Path, ...] = ()
+
+    @property
+    def tables(self) -> Mapping[str, SourceTable]:
+        """Tables by name: events, items, users."""
+        return {"events": self.events, "items": self.items, "users": self.users}
 
     @property
     def events_sql(self) -> str:
@@ -155,6 +168,18 @@ def select_sql(projection: Mapping[str, tuple[str, str]], origin: str) -> str:
     return f"SELECT {listed} FROM {origin}"
 
 
+def is_number(type_: str) -> bool:
+    """Checks whether an SQL type is that of single numbers."""
+    return type_ in INTEGERS or type_.startswith(FRACTIONS) and type_[-1] != "]"
+
+
+def finite_sql(number: str) -> str:
+    """Returns the condition that a FLOAT or DOUBLE is neither NaN nor infinite."""
+    # A comparison alone would be false for NaN, but DuckDB decides it by the statistics of a Parquet file, which leave
+    # NaN out.
+    return f"(NOT ISNAN({number}) AND ABS({number}) < CAST('Infinity' AS DOUBLE))"
+
+
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
@@ -167,15 +192,20 @@ def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed:
                 f"{_named(files)} has no column {name} ({did_you_mean(name, own)}its columns: {', '.join(own)}). "
                 f"Name the right one, as data.columns: {{{name}: …}}."
             )
+    fractions: dict[str, str] = {}
     for name, (type_, column) in projection.items():
         if name == "at" or (name == "uploaded_at" and needed == ITEMS):
-            projection[name] = _timestamp(name, type_, column, files, data.at_unit)
+            unit = data.at_unit if name == "at" else data.uploaded_at_unit or data.at_unit
+            projection[name] = _timestamp(name, type_, column, files, unit)
         elif name in needed:
             projection[name] = _id(name, type_, column, files)
+        elif type_ in _HAS_NAN:
+            fractions[name] = column
+            projection[name] = type_, f"CASE WHEN {finite_sql(column)} THEN {column} END"
     estimated, _ = projection.get("at_is_estimated", ("BOOLEAN", ""))
     if estimated != "BOOLEAN":
         raise DataError(f"{_named(files)}: at_is_estimated is {estimated}; write it as BOOLEAN.")
-    return SourceTable(files, _KINDS[files[0].suffix], own, projection)
+    return SourceTable(files, _KINDS[files[0].suffix], own, projection, fractions)
 
 
 def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[Path, ...]) -> dict[str, str]:
@@ -183,6 +213,11 @@ def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[P
     named: dict[str, str] = {}
     for column in own:
         for name in [ours for ours, theirs in renaming.items() if theirs == column] or [column]:
+            if name.lower().startswith(INTERNAL):
+                raise RecipeError(
+                    f"{_named(files)} has a column {name}, and names that begin with {INTERNAL} are those of internal "
+                    f"columns. Give it another one, as data.columns: {{log{name}: {column}}}."
+                )
             # Engines do not tell `At` from `at`.
             taken = next((other for other in named if other.lower() == name.lower()), None)
             if taken is not None:
@@ -226,8 +261,8 @@ def _timestamp(name: str, type_: str, column: str, files: tuple[Path, ...], unit
     if type_ in _ZONELESS:
         return "BIGINT", f"DATE_DIFF('millisecond', CAST('1970-01-01' AS TIMESTAMP), CAST({column} AS TIMESTAMP))"
     raise DataError(
-        f"{_named(files)}: {name} is {type_}; it must be UTC time as whole numbers (1650816000000; data.at_unit says "
-        f"of what), or a timestamp (2022-04-24 16:00:00). Floats lose the order of events, days have none."
+        f"{_named(files)}: {name} is {type_}; it must be UTC time as whole numbers (1650816000000; data.{name}_unit "
+        f"says of what), or a timestamp (2022-04-24 16:00:00). Floats lose the order of events, days have none."
     )
 
 

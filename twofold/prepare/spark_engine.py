@@ -63,8 +63,8 @@ def spark_engine(source: Source, out: Path, *, master: str = "local[2]") -> Iter
     spill.mkdir(parents=True)
     try:
         with _session(master, spill) as session, _explained(source, out):
-            for name, table in (("events", source.events), ("items", source.items), ("users", source.users)):
-                _make_view(_read_source(session, table), f"source_{name}")
+            for name, table in source.tables.items():
+                _make_view(_read_source(session, table, view=f"file_{name}"), f"source_{name}")
 
             def create(step: Step) -> None:
                 rows = session.sql(spark_sql(step.sql))
@@ -107,7 +107,8 @@ def spark_sql(sql: str, *, in_one_part: bool = False) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _read_source(session: "SparkSession", table: SourceTable) -> "DataFrame":
+def _read_source(session: "SparkSession", table: SourceTable, *, view: str) -> "DataFrame":
+    """Creates the view of a table's own columns, and returns their projection."""
     from pyspark.errors import AnalysisException
 
     if not table.files:
@@ -119,8 +120,8 @@ def _read_source(session: "SparkSession", table: SourceTable) -> "DataFrame":
         )
     try:
         rows = session.read.parquet(*(re.sub(r"([][{}*?\\])", r"\\\1", _uri(path)) for path in table.files))  # no globs
-        _make_view(rows.selectExpr(*(_own_sql(name, type_) for name, type_ in table.own.items())), "own columns")
-        return session.sql(spark_sql(table.select_sql('"own columns"')))
+        _make_view(rows.selectExpr(*(_own_sql(name, type_) for name, type_ in table.own.items())), view)
+        return session.sql(spark_sql(table.select_sql(view)))
     except AnalysisException as error:
         raise DataError(
             f"{table.files[0]}: Spark cannot read it: {_reason(error)}. Write that column in another type or leave it "

@@ -28,10 +28,10 @@ from twofold.tables import LONG_VIEW_MS
 ROWS: Final = '"log" AS "rows"'
 # Numbers are compared in thousandths. A millisecond of watching is far below the precision of a log.
 _THOUSANDTHS: Final = 1000
-_IS_FITTED_ON: Final = '"is kept" AND "the split" = 0 AND NOT "is estimated"'
+_IS_FITTED_ON: Final = '"_tf_is_kept" AND "_tf_split" = 0 AND NOT "_tf_is_estimated"'
 _WATCH: Final = 'CAST("rows"."watch_s" AS DOUBLE)'
 _LENGTH: Final = 'CAST("rows"."length_s" AS DOUBLE)'
-_IS_WATCHED: Final = f'{_IS_FITTED_ON} AND "watch in ms" IS NOT NULL AND "rows"."length in ms" > 0'
+_IS_WATCHED: Final = f'{_IS_FITTED_ON} AND "_tf_watch_ms" IS NOT NULL AND "rows"."_tf_length_ms" > 0'
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def _quantile(name: str, label: WatchQuantile) -> FittedLabel:
     buckets = _bucket_tables(name, EqualFrequencyBuckets(kind="equal_frequency", n=label.n))
     lengths, shares, quantile = f"{name}.lengths", f"{name}.all", f"{name}.quantile"
     counted = f"""
-        SELECT "l"."bucket", "watch in ms" AS "watch_ms", COUNT(CASE WHEN {_IS_FITTED_ON} THEN 1 END) AS "events"
-        FROM {ROWS} JOIN "{lengths}" AS "l" ON "l"."length_ms" = "rows"."length in ms"
-        WHERE "is kept" AND "watch in ms" IS NOT NULL GROUP BY "l"."bucket", "watch in ms"
+        SELECT "l"."bucket", "_tf_watch_ms" AS "watch_ms", COUNT(CASE WHEN {_IS_FITTED_ON} THEN 1 END) AS "events"
+        FROM {ROWS} JOIN "{lengths}" AS "l" ON "l"."length_ms" = "rows"."_tf_length_ms"
+        WHERE "_tf_is_kept" AND "_tf_watch_ms" IS NOT NULL GROUP BY "l"."bucket", "_tf_watch_ms"
     """
     table = f"""
         SELECT "bucket", "watch_ms", "events",
@@ -111,9 +111,9 @@ def _quantile(name: str, label: WatchQuantile) -> FittedLabel:
     return FittedLabel(
         {**buckets, shares: table, quantile: saved},
         (quantile,),
-        f'LEFT JOIN "{lengths}" ON "{lengths}"."length_ms" = "rows"."length in ms" '
+        f'LEFT JOIN "{lengths}" ON "{lengths}"."length_ms" = "rows"."_tf_length_ms" '
         f'LEFT JOIN "{shares}" ON "{shares}"."bucket" = "{lengths}"."bucket" '
-        f'AND "{shares}"."watch_ms" = "rows"."watch in ms"',
+        f'AND "{shares}"."watch_ms" = "rows"."_tf_watch_ms"',
         f'"{shares}"."quantile"',
     )
 
@@ -129,7 +129,7 @@ def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
     all_events = f'(SELECT {_mean_and_variance_sql()} FROM {ROWS} WHERE {_IS_WATCHED}) AS "all"'
     of_bucket = f"""
         (SELECT "l"."bucket", {_mean_and_variance_sql()} FROM {ROWS}
-        JOIN "{lengths}" AS "l" ON "l"."length_ms" = "rows"."length in ms"
+        JOIN "{lengths}" AS "l" ON "l"."length_ms" = "rows"."_tf_length_ms"
         WHERE {_IS_WATCHED} GROUP BY "l"."bucket") AS "own"
     """
     mean, variance = _shrunk_sql('"own"', '"all"', label.shrink)
@@ -142,7 +142,7 @@ def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
         # A length that is absent from training may have a bucket of its own (widths): it uses all events.
         f"{name}.all": f'SELECT "mean", "variance" FROM {all_events}',
     }
-    joins = f'LEFT JOIN "{lengths}" ON "{lengths}"."length_ms" = "rows"."length in ms" '
+    joins = f'LEFT JOIN "{lengths}" ON "{lengths}"."length_ms" = "rows"."_tf_length_ms" '
     joins += f'LEFT JOIN "{by_bucket}" ON "{by_bucket}"."bucket" = "{lengths}"."bucket" CROSS JOIN "{name}.all"'
     parent = _Group(f'COALESCE("{by_bucket}"."mean", "{name}.all"."mean")',
                     f'COALESCE("{by_bucket}"."variance", "{name}.all"."variance")')  # fmt: skip
@@ -156,8 +156,8 @@ def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
         joins += f' LEFT JOIN "{group}" ON "{group}"."key" = "rows".{quote_name(key)}'
         parent = _Group(*_shrunk_sql(f'"{group}"', parent, label.shrink))
         saved.append(group)
-    value = f"""CASE WHEN "rows"."length in ms" > 0 THEN
-        (CAST("rows"."watch in ms" AS DOUBLE) - {parent.mean}) / NULLIF(SQRT({parent.variance}), 0) END"""
+    value = f"""CASE WHEN "rows"."_tf_length_ms" > 0 THEN
+        (CAST("rows"."_tf_watch_ms" AS DOUBLE) - {parent.mean}) / NULLIF(SQRT({parent.variance}), 0) END"""
     return FittedLabel(tables, tuple(saved), joins, value)
 
 
@@ -178,7 +178,11 @@ def _finer_keys(buckets: Buckets) -> list[str]:
 
 def _mean_and_variance_sql() -> str:
     """Returns events, mean and unbiased variance of watch_ms. Sums are exact: squares overflow BIGINT, not decimals."""
-    n, total, squares = "CAST(COUNT(*) AS DOUBLE)", _sum_sql('"watch in ms"'), _sum_sql('"watch in ms" * "watch in ms"')
+    n, total, squares = (
+        "CAST(COUNT(*) AS DOUBLE)",
+        _sum_sql('"_tf_watch_ms"'),
+        _sum_sql('"_tf_watch_ms" * "_tf_watch_ms"'),
+    )
     variance = f"GREATEST(({squares} - {total} * {total} / {n}) / ({n} - 1), 0)"
     return f"""
         COUNT(*) AS "events", {total} / {n} AS "mean", CASE WHEN COUNT(*) > 1 THEN {variance} END AS "variance"
@@ -207,14 +211,14 @@ def _shrunk_sql(own: str, parent: str | _Group, k: float) -> tuple[str, str]:
 
 def _bucket_tables(name: str, buckets: WidthBuckets | EqualFrequencyBuckets) -> dict[str, str]:
     """Returns NAME.lengths: every length of the log → its bucket, named by its smallest length (ms)."""
-    lengths = f'SELECT DISTINCT "length in ms" AS "length_ms" FROM {ROWS} WHERE "is kept" AND "length in ms" > 0'
+    lengths = f'SELECT DISTINCT "_tf_length_ms" AS "length_ms" FROM {ROWS} WHERE "_tf_is_kept" AND "_tf_length_ms" > 0'
     if isinstance(buckets, WidthBuckets):
         width = round(buckets.seconds * 1000)
         found = f'SELECT "length_ms", "length_ms" - "length_ms" % {width} AS "bucket" FROM ({lengths}) AS "l"'
         return {f"{name}.lengths": found}
     counted = f"""
-        SELECT "length in ms" AS "length_ms", COUNT(*) AS "events" FROM {ROWS} WHERE {_IS_WATCHED}
-        GROUP BY "length in ms"
+        SELECT "_tf_length_ms" AS "length_ms", COUNT(*) AS "events" FROM {ROWS} WHERE {_IS_WATCHED}
+        GROUP BY "_tf_length_ms"
     """
     # The bucket of a length is the whole part of n · (events of shorter ones) / (all events): equal lengths share it.
     shorter = f"""

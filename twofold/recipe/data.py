@@ -37,6 +37,8 @@ class Table(Section):
     """
     at_unit: Literal["ms", "s", "us", "ns"] = "ms"
     """Unit of timestamps that are stored as integers."""
+    uploaded_at_unit: Literal["ms", "s", "us", "ns"] | None = None
+    """Unit of the column uploaded_at of the items, if it is stored as integers. `null` means that of `at_unit`."""
 
 
 Data = Table

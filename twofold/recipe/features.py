@@ -175,7 +175,7 @@ class NumberFeature(Section):
     column: str
     """Name of the column."""
     scale: Literal["standard", "log"]
-    """`log` takes log(1 + x) first: for numbers that span orders of magnitude, such as lengths."""
+    """`log` takes log(1 + x) first: for numbers of 0 or more that span orders of magnitude, such as lengths."""
     hidden_dim: Expansion = 0
     """Width of a hidden layer with ReLU for this number alone; 0 means the number enters unchanged."""
 

@@ -6,7 +6,7 @@ the columns that `derive` and `labels` add.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import Annotated, Literal
 
@@ -15,6 +15,17 @@ from pydantic import Field, model_validator
 from twofold.local_time import midnight_ms
 from twofold.recipe.section import Expression, Name, Rule, Section, TimeZone
 from twofold.tables import Split
+
+
+def _check_case(names: Sequence[str]) -> None:
+    """Raises ValueError if two names differ in case alone."""
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            if other.lower() == name.lower():
+                raise ValueError(
+                    f"{other} and {name} differ in case alone, which SQL does not tell apart; rename one of them"
+                )
+
 
 # --- filters ----------------------------------------------------------------------------------------------------------
 
@@ -111,7 +122,9 @@ class LastEvents(Section):
     validation: int = Field(default=1, ge=1)
     """Number of events before those that validate."""
     ties: str = "item_id"
-    """Column that orders the events of a user with equal timestamps, such as the position in a published file."""
+    """Column that orders the events of a user with equal timestamps, such as the position in a published file. Equal
+    ones are ordered by item_id, then by all columns that are read.
+    """
 
 
 SplitRule = Annotated[TemporalSplit | LastEvents, Field(discriminator="kind")]
@@ -230,6 +243,7 @@ class Counters(Section):
             raise ValueError(f"{name} is always counted; choose another name")
         for name in sorted(set(self.rates) & set(self.means)):
             raise ValueError(f"{name} is both a rate and a mean; rename one")
+        _check_case([*self.rates, *self.means])
         return self
 
 
@@ -252,7 +266,9 @@ class Prepare(Section):
     labels: Mapping[Name, Label] = {}
     """Watch-time labels by name, computed from watch_s and length_s and fitted on the training window."""
     positive: Rule
-    """SQL condition that makes an event positive; NULL counts as false."""
+    """SQL condition that makes an event positive; NULL counts as false. A number is a condition only if its values are
+    0 and 1: write rating >= 4, not rating.
+    """
     negative: Rule | None = None
     """SQL condition that puts an event into the negative history, unless it is positive. `null` means all events that
     are not positive.
@@ -286,6 +302,8 @@ class Prepare(Section):
     def _names_are_unique(self) -> Prepare:
         for name in sorted(set(self.derive) & set(self.labels)):
             raise ValueError(f"{name} is both in derive and in labels; rename one")
+        _check_case([*self.derive, *self.labels])
+        _check_case(list(self.outcomes))
         return self
 
     def quantile_of(self, outcome: str) -> str | None:

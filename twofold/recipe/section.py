@@ -10,6 +10,7 @@ from twofold.errors import RecipeError
 from twofold.local_time import check_time_zone
 from twofold.sql.portable import Kind
 from twofold.sql.rules import check_rule
+from twofold.tables import INTERNAL
 
 
 class Section(BaseModel):
@@ -35,5 +36,12 @@ Expression = Annotated[str, AfterValidator(lambda text: _checked(text, "number")
 TimeZone = Annotated[str, AfterValidator(check_time_zone)]
 """IANA time zone, such as Asia/Kolkata."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+
+def _not_internal(name: str) -> str:
+    if name.lower().startswith(INTERNAL):
+        raise ValueError(f"names that begin with {INTERNAL} are those of internal columns; choose another one")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"), AfterValidator(_not_internal)]
 """Name of a column that a recipe computes."""

@@ -77,6 +77,18 @@ def rule_columns(text: str) -> frozenset[str]:
         raise _beside(text, reason) from None
 
 
+def condition_columns(text: str, *, result: Kind | None = None) -> frozenset[str]:
+    """Returns the columns that a rule reads as true or false.
+
+    >>> sorted(condition_columns("liked OR shared IS TRUE OR watch_s > 3"))
+    ['liked', 'shared']
+    """
+    casts = rule_tree(text, result=result).find_all(exp.Cast)
+    return frozenset(
+        cast.this.name for cast in casts if cast.to.this is exp.DType.BOOLEAN and type(cast.this) is exp.Column
+    )
+
+
 def check_columns(text: str, columns: Collection[str], *, field: str) -> None:
     """Raises RecipeError if a rule reads other columns, with the field, the missing names and similar ones."""
     missing = sorted(rule_columns(text) - set(columns))

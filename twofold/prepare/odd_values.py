@@ -1,0 +1,125 @@
+"""Odd values of a log: those that are counted, and numbers that a rule may not read as a condition.
+
+SQL reads a number as true where it is not 0, so `positive: thumb` would count a thumb of -1 as positive.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twofold.errors import DataError
+from twofold.prepare.duckdb_connection import quote_name
+from twofold.prepare.sources import Source, finite_sql, is_number
+from twofold.recipe.prepare import Prepare
+from twofold.sql.portable import Kind
+from twofold.sql.rules import condition_columns
+
+
+def oddities_sql(source: Source) -> list[tuple[tuple[str, ...], str]]:
+    """Returns the names of oddities and the SELECT of their numbers of rows, for each table that may have any.
+
+    These are NaN and infinities, which are read as NULL, and impossible lengths, whose use is up to the rules.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    for side, table in source.tables.items():
+        odd = {
+            f"{side}: {name} is NaN or infinite, read as NULL": f"NOT {finite_sql(own)}"
+            for name, own in table.fractions.items()
+        }
+        found.append((f"file_{side}", odd))
+    odd = {}
+    if "length_s" in source.event_columns:
+        odd["length of 0 or less"] = '"length_s" <= 0'
+    if {"length_s", "watch_s"} <= set(source.event_columns):
+        odd["watched longer than long"] = '"watch_s" > "length_s"'
+    found.append(("source_events", odd))
+    return [(tuple(odd), f'SELECT {_counts_sql(odd.values())} FROM "{table}"') for table, odd in found if odd]
+
+
+def _counts_sql(conditions: Iterable[str]) -> str:
+    return ", ".join(f"COUNT(CASE WHEN {condition} THEN 1 END)" for condition in conditions)
+
+
+# --- numbers as conditions --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BareCondition:
+    """A number that a rule of the recipe reads as true or false, and the table or view that has it."""
+
+    column: str
+    field: str
+    rule: str
+    table: str
+
+
+def check_bare_conditions(prepare: Prepare, source: Source, query: Callable[[str], Sequence[Any]]) -> None:
+    """Raises DataError if a number that a rule reads as a condition has a value other than 0, 1 and NULL.
+
+    `query` runs a SELECT on the source tables and the view `ruled`; each table is read once.
+    """
+    found = bare_conditions(prepare, source)
+    for table in sorted({each.table for each in found}):
+        own = [each for each in found if each.table == table]
+        listed = ", ".join(_range_sql(each.column) for each in own)
+        values = query(f'SELECT {listed} FROM "{table}"')[0]
+        for number, each in enumerate(own):
+            least, most, others = values[3 * number : 3 * number + 3]
+            if others:
+                raise _refusal(each, least, most)
+
+
+def bare_conditions(prepare: Prepare, source: Source) -> list[BareCondition]:
+    """Returns the numbers that rules read as conditions, each with the first such rule."""
+    found: dict[str, BareCondition] = {}
+    for field, rule, result in _rules(prepare):
+        for column in sorted(condition_columns(rule, result=result) - found.keys()):
+            if (table := _table_of(column, prepare, source)) is not None:
+                found[column] = BareCondition(column, field, rule, table)
+    return list(found.values())
+
+
+def _rules(prepare: Prepare) -> list[tuple[str, str, Kind]]:
+    rules: list[tuple[str, str | None, Kind]] = [
+        *((f"prepare.derive.{name}", rule, "number") for name, rule in prepare.derive.items()),
+        ("prepare.where", prepare.where, "condition"),
+        ("prepare.positive", prepare.positive, "condition"),
+        ("prepare.negative", prepare.negative, "condition"),
+        ("prepare.weight", prepare.weight, "number"),
+        ("prepare.target", prepare.target, "number"),
+        *((f"prepare.outcomes.{name}", rule, "number") for name, rule in prepare.outcomes.items()),
+    ]
+    for key, counters in prepare.counters.items():
+        field = f"prepare.counters.{key}"
+        rules += [(f"{field}.rates.{name}", rule, "condition") for name, rule in counters.rates.items()]
+        rules += [(f"{field}.means.{name}", rule, "number") for name, rule in counters.means.items()]
+    return [(field, rule, result) for field, rule, result in rules if rule is not None]
+
+
+def _table_of(column: str, prepare: Prepare, source: Source) -> str | None:
+    """Returns the table or view of a column if it is a number; a column of two tables is the event's."""
+    sides: Mapping[str, Mapping[str, str]] = {
+        "source_events": source.event_columns,
+        "source_items": source.item_columns,
+        "source_users": source.user_columns,
+    }
+    for table, columns in sides.items():
+        if column in columns:
+            return table if is_number(columns[column]) else None
+    is_truth = column in prepare.labels and prepare.labels[column].kind in ("long_view", "below_mean")
+    return None if is_truth else "ruled"
+
+
+def _range_sql(column: str) -> str:
+    number = f"CAST({quote_name(column)} AS DOUBLE)"
+    return f"MIN({number}), MAX({number}), COUNT(CASE WHEN {number} NOT IN (0e0, 1e0) THEN 1 END)"
+
+
+def _refusal(bare: BareCondition, least: float, most: float) -> DataError:
+    name = bare.column if bare.column.isidentifier() else quote_name(bare.column)
+    limit = 0 if least < 0 else (least + most) / 2
+    return DataError(
+        f"{bare.field} reads {name} as a condition, and its values are numbers from {least:g} to {most:g}: as a "
+        f"condition, every number but 0 is true. Write the comparison that you mean, such as {name} > {limit:g}, or "
+        f"{name} <> 0. Rule: {bare.rule}"
+    )
