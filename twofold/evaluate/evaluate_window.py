@@ -77,10 +77,16 @@ class EvaluationResult:
     """A report and the values per user whose means its numbers are."""
 
     report: Report
-    catalogue: PerUser
+    rows: Mapping[str, PerUser]
+    """Catalogue metrics of every row, the model first."""
     impressions: PerUser
     filtered: PerUser | None = None
     """The catalogue ranking of the allowed items; `None` means every item is allowed."""
+
+    @property
+    def catalogue(self) -> PerUser:
+        """Catalogue metrics of the model."""
+        return self.rows[MODEL]
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def evaluate_window(
     primary_metric = primary_metric_of(window.num_items, is_two_stages=FIRST_STAGE in options.others)
     evaluation = _Evaluation(window, options, sources, catalogue, impressions, filtered, primary_metric)
     report = _report(evaluation, batch_size=batch_size, facts=facts, left_out=left_out)
-    return EvaluationResult(report, catalogue[MODEL], impressions[MODEL], filtered)
+    return EvaluationResult(report, catalogue, impressions[MODEL], filtered)
 
 
 def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any], left_out: tuple[str, ...]) -> Report:

@@ -1,28 +1,32 @@
-"""Per-user values of an evaluation on disk: one row per user, and one row per relevant pair.
+"""Per-user values of an evaluation on disk: of the model, of each relevant pair, and of every row of the report.
 
 Rows have ids, because two runs may number users and items differently and are compared user by user.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RunError
+from twofold.evaluate.days import DayValues
 from twofold.evaluate.evaluate_window import EvaluationResult
+from twofold.evaluate.results import MODEL
 from twofold.evaluate.slices import Slicing
-from twofold.evaluate.window import EvaluationWindow
+from twofold.evaluate.window import EvaluationWindow, PerUser
 from twofold.ragged import Ragged
 from twofold.run_folder import atomic_file
 
 USERS_FILE: Final = "users.parquet"
 PAIRS_FILE: Final = "pairs.parquet"
+ROWS_FILE: Final = "rows.parquet"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,44 @@ def save_values(
     pairs = pa.table(columns).sort_by([("user_id", "ascending"), ("item_id", "ascending")])
     with atomic_file(folder / PAIRS_FILE) as partial:
         pq.write_table(pairs, partial, compression="zstd")
+
+
+def save_rows(days: Sequence[DayValues], folder: Path, *, users: Vocabulary, metrics: Sequence[str]) -> None:
+    """Writes rows.parquet: per window and row of the report, these metrics of each user."""
+    parts = [
+        pa.table(
+            {
+                "window": pa.array([day.day] * len(day.users)).dictionary_encode(),
+                "row": pa.array([name] * len(day.users)).dictionary_encode(),
+                "user_id": users.ids.take(pa.array(day.users)),
+                **{metric: values.values[metric] for metric in metrics},
+            }
+        )
+        for day in days
+        for name, values in day.rows.items()
+    ]
+    with atomic_file(folder / ROWS_FILE) as partial:
+        pq.write_table(pa.concat_tables(parts).unify_dictionaries(), partial, compression="zstd")
+
+
+def load_rows(folders: Mapping[str, Path]) -> list[DayValues]:
+    """Reads the test windows of several runs, by the name that each window gets, with one number per user id."""
+    tables = [
+        pq.read_table(folder / ROWS_FILE, filters=pc.field("window") == "test").combine_chunks()
+        for folder in folders.values()
+    ]
+    ids = pa.concat_tables([table.select(["user_id"]) for table in tables])["user_id"].combine_chunks().unique()
+    days = []
+    for name, table in zip(folders, tables, strict=True):
+        users = pc.index_in(table["user_id"], ids).to_numpy().astype(np.int64)
+        of_row = table["row"].cast(pa.string()).to_numpy(zero_copy_only=False)
+        rows = {}
+        for row in dict.fromkeys(of_row):
+            values = {metric: np.asarray(table[metric])[of_row == row] for metric in table.column_names[3:]}
+            evaluated = int((~np.isnan(next(iter(values.values())))).sum())
+            rows[str(row)] = PerUser(values, evaluated, {})
+        days.append(DayValues(name, users[of_row == MODEL], rows))
+    return days
 
 
 def load_values(folder: Path) -> PerUserValues:

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from twofold.evaluate.days import days_table
 from twofold.evaluate.results import MODEL, Report, SampledSection, Section
 from twofold.evaluate.significance import Estimate
 from twofold.evaluate.summary_text import format_difference, format_estimate
@@ -27,7 +28,8 @@ def report_lines(report: Report) -> list[Text | Table]:
     """Returns the summary, then the catalogue, impressions, in-batch and sampled tables, for the terminal."""
     verdict = Text("\n".join(report.verdict))
     sampled = (_sampled_table(section) for section in report.sampled)
-    return [verdict, Text(), _catalogue_table(report), _impressions_table(report), _batch_table(report), *sampled]
+    tables = [_catalogue_table(report), _impressions_table(report), _batch_table(report), *sampled]
+    return [verdict, Text(), *tables, *([] if report.days is None else [days_table(report.days)])]
 
 
 def _catalogue_table(report: Report) -> Table:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from jaxtyping import Int64
 from pydantic import TypeAdapter, ValidationError
 
 from twofold.errors import RunError
@@ -29,8 +31,11 @@ class Row:
     model_minus: dict[str, Estimate]
 
 
-def rows_of(values: Mapping[str, PerUser]) -> tuple[Row, ...]:
-    """Returns one row per name, the model first; all intervals are paired over the same users."""
+def rows_of(values: Mapping[str, PerUser], users: Int64[np.ndarray, "examples"] | None = None) -> tuple[Row, ...]:
+    """Returns one row per name, the model first; all intervals are paired over the same users.
+
+    `users` has the user of each value, if users have several; `None` means one value per user.
+    """
     model = values[MODEL].values
     columns = {(name, metric): column for name, each in values.items() for metric, column in each.values.items()}
     columns |= {
@@ -39,7 +44,7 @@ def rows_of(values: Mapping[str, PerUser]) -> tuple[Row, ...]:
         if name != MODEL
         for metric, column in each.values.items()
     }
-    estimates = estimates_of(columns)
+    estimates = estimates_of(columns, users)
     rows = []
     for name, each in values.items():
         metrics = {metric: estimates[name, metric] for metric in each.values}
@@ -120,6 +125,32 @@ class SliceSection:
     metric: str
     base: str
     lines: tuple[SliceLine, ...]
+
+
+@dataclass(frozen=True)
+class DayRows:
+    """Results of one test day: the model's row first."""
+
+    day: str
+    users: int
+    """Number of evaluated users."""
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class DaySection:
+    """Results of one trained model on several test days, each a window of its own."""
+
+    metrics: tuple[str, ...]
+    days: tuple[DayRows, ...]
+    users: int
+    """Number of users who are evaluated on at least one day."""
+    requests: int
+    """Number of evaluated pairs of user and day."""
+    pooled: tuple[Row, ...]
+    """Means over all requests, with intervals clustered by user; the model's row first."""
+    order_changes: tuple[tuple[str, str], ...]
+    """Pairs of rows of which one is above the other on one day and below it on another, by the first metric."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +271,8 @@ class Report:
     facts: Facts
     question: EvaluationSetup | None = None
     slices: SliceSection | None = None
+    days: DaySection | None = None
+    """Results by day; `None` means that the recipe's `evaluate.windows` names no days."""
     watch_time: WatchSection | None = None
     """Watch-time results; `None` means that the log has no watch times."""
     filtered: FilterSection | None = None

@@ -68,6 +68,15 @@ class EvaluationWindow:
 
 
 @dataclass(frozen=True)
+class DayBounds:
+    """Bounds of a day that is evaluated as a window of its own: [first_at, end_at), UTC ms."""
+
+    name: str
+    first_at: int
+    end_at: int
+
+
+@dataclass(frozen=True)
 class PerUser:
     """Metrics of one model under one protocol: name → value of each user, NaN for a skipped user."""
 
@@ -86,25 +95,28 @@ class PerUser:
         return float(known.mean()) if len(known) else float("nan")
 
 
-def evaluation_window(dataset: Dataset, split: Split) -> EvaluationWindow:
-    """Returns every user of the window, with one request at the user's first impression in it.
+def evaluation_window(dataset: Dataset, split: Split, day: DayBounds | None = None) -> EvaluationWindow:
+    """Returns every user of the window, or of one day of it, with one request at the user's first impression in it.
 
     *Seen* are the items of all events strictly before the request, of every kind and window, so the ranking is of items
     that are new to the user; positives of the window on items already seen do not count as relevant.
     """
     rows, num_items = dataset.examples[split], len(dataset.items)
-    users, first = np.unique(rows.user_rows, return_index=True)
-    query_at = np.asarray(rows.at)[first]
-    user = np.searchsorted(users, rows.user_rows)
+    at = np.asarray(rows.at)
+    is_in = np.full(len(at), True) if day is None else (at >= day.first_at) & (at < day.end_at)
+    user_rows, item_rows, label = (np.asarray(each)[is_in] for each in (rows.user_rows, rows.item_rows, rows.label))
+    users, first = np.unique(user_rows, return_index=True)
+    query_at = at[is_in][first]
+    user = np.searchsorted(users, user_rows)
     counts = dataset.events.before(users, query_at)
     seen_items, _ = dataset.events.slices(users, counts)
     seen = np.unique(np.repeat(np.arange(len(users)), counts) * num_items + seen_items)
-    candidates, position = np.unique(user * num_items + rows.item_rows, return_inverse=True)
+    candidates, position = np.unique(user * num_items + item_rows, return_inverse=True)
     labels = np.zeros(len(candidates), bool)
-    labels[position[rows.label]] = True
+    labels[position[label]] = True
     relevant = np.setdiff1d(candidates[labels], seen, assume_unique=True)
     return EvaluationWindow(
-        name=split,
+        name=split if day is None else day.name,
         user_rows=users,
         query_at=query_at,
         seen=_ragged(seen, len(users), num_items),

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from twofold.evaluate.days import order_sentence
 from twofold.evaluate.results import FEW_USERS, MODEL, Report, WatchSection, load_report
 from twofold.evaluate.scores import FIRST_STAGE
 from twofold.page.model_drawing import drawings_of
@@ -86,6 +87,7 @@ SECTIONS: Final = (
     PageSection("changes", "Changes from the base recipe", "changes.html.j2", lambda page: page.base),
     PageSection("catalogue", "Full ranking", "catalogue.html.j2", lambda page: page.report),
     PageSection("allowed", "Allowed items", "allowed_items.html.j2", lambda page: page.report and page.report.filtered),
+    PageSection("days", "Days", "days.html.j2", lambda page: page.report and page.report.days),
     PageSection("slices", "Groups", "slices.html.j2", lambda page: page.report and page.report.slices),
     PageSection("impressions", "Shown items", "impressions.html.j2", lambda page: page.report),
     PageSection("heads", "Predicted outcomes", "calibration.html.j2", lambda page: page.report and page.report.heads),
@@ -218,6 +220,7 @@ def run_page(page: RunPage) -> str:
         "watch_metrics": _watch_metrics(report.watch_time) if report and report.watch_time else [],
         "drawings": drawings_of(report.facts.model, retriever_score=_score(page.recipe)) if report else (),
         "metric_title": metric_title,
+        "order_sentence": order_sentence,
         "MODEL": MODEL,
         "FEW_USERS": FEW_USERS,
     }

@@ -1,25 +1,30 @@
 """The stage `evaluate`: the models and the baselines on the test window."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int64
 
 from twofold.dataset.dataset import item_attributes
 from twofold.dataset.recent_counts import with_counts
 from twofold.digest import file_digest
 from twofold.environment import commit, hardware
-from twofold.evaluate.baselines import positives_before
+from twofold.evaluate.baselines import baseline_scores, positives_before
+from twofold.evaluate.calibration import Calibration
+from twofold.evaluate.compare import headline_metrics
+from twofold.evaluate.days import DayValues, evaluate_day, with_days
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
-from twofold.evaluate.per_user_values import save_values
+from twofold.evaluate.per_user_values import save_rows, save_values
 from twofold.evaluate.results import MODEL, write_report
 from twofold.evaluate.sampled import negatives_of
-from twofold.evaluate.window import EvaluationWindow, evaluation_window
+from twofold.evaluate.window import DayBounds, EvaluationWindow, evaluation_window
 from twofold.model.ranker import describe_ranker
 from twofold.model.retriever import describe_model
 from twofold.page.run_page import PAGE, write_run_page
@@ -57,20 +62,13 @@ def _evaluate(
     allowed = allowed_items(items, job.recipe.index.where)
     config, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
     sources = score_sources(models.retriever, models.ranker, models.data, window)
+    tables = (items, pq.read_table(prepared.folder / "users.parquet"))
     options = replace(
-        _options(job, models, window, tables=(items, pq.read_table(prepared.folder / "users.parquet"))),
-        dates=job.recipe.prepare.dates("test"),
+        _options(job, models, window, tables=tables),
         allowed_items=allowed,
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),
         others={name: scores for name, scores in sources.items() if name != MODEL},
-        heads=evaluate_heads(
-            models.retriever,
-            models.ranker,
-            models.data,
-            window,
-            prepare=job.recipe.prepare,
-            fitted=prepared.folder / "fitted",
-        ),
+        heads=_heads(job, models, window, fitted=prepared.folder / "fitted"),
     )
     result = evaluate_window(
         window,
@@ -80,21 +78,50 @@ def _evaluate(
         facts=_facts(job, models, (prepared, dataset, retriever)),
         options=options,
     )
-    write_report(result.report, out)
+    metrics = headline_metrics(result.report.primary_metric)
+    days = _evaluate_days(job, models, options.groups, metrics=metrics)
+    report = with_days(result.report, days)
+    write_report(report, out)
+    save_rows([DayValues("test", window.user_rows, result.rows), *days], out, users=arrays.users, metrics=metrics)
     save_values(result, window, out, users=arrays.users, items=arrays.items, slicings=options.slicings)
-    return {"metrics": result.report.metrics_of(MODEL)}
+    return {"metrics": report.metrics_of(MODEL)}
+
+
+def _evaluate_days(
+    job: Job, models: TrainedModels, groups: Mapping[str, Int64[np.ndarray, "items"]], *, metrics: Sequence[str]
+) -> list[DayValues]:
+    """Evaluates the days of `evaluate.windows`: the trained model as of each day, and baselines fitted on all days
+    before it.
+    """
+    arrays, found = models.data.retriever, []
+    for day in job.recipe.evaluate.windows:
+        first_at, end_at = job.recipe.prepare.day_ms(day)
+        window = evaluation_window(arrays, "test", DayBounds(f"{day}", first_at, end_at))
+        positives = positives_before(arrays, window, first_at=first_at)
+        sources = score_sources(models.retriever, models.ranker, models.data, window)
+        baselines, _ = baseline_scores(window, positives, groups)
+        found.append(evaluate_day(window, {MODEL: sources.pop(MODEL), **baselines, **sources}, metrics))
+    return found
 
 
 def _options(
     job: Job, models: TrainedModels, window: EvaluationWindow, *, tables: tuple[pa.Table, pa.Table]
 ) -> EvaluationOptions:
     """Returns the report's optional parts that follow from the dataset; `tables` describe items and users."""
-    return evaluation_options(
+    options = evaluation_options(
         models.data.retriever,
         window,
         tables=tables,
         with_target=isinstance(job.recipe.train.loss, Regression),
         columns=job.recipe.slice_columns,
+    )
+    return replace(options, dates=job.recipe.prepare.dates("test"))
+
+
+def _heads(job: Job, models: TrainedModels, window: EvaluationWindow, *, fitted: Path) -> tuple[Calibration, ...]:
+    """Returns the calibration of every head of the ranker; `fitted` is as for `evaluate_heads`."""
+    return evaluate_heads(
+        models.retriever, models.ranker, models.data, window, prepare=job.recipe.prepare, fitted=fitted
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from twofold.recipe.section import Section
 
@@ -42,6 +44,22 @@ class Evaluate(Section):
     most the twelve most frequent values. Columns of items are also probed for folding and add a baseline: the most
     popular items with the value that the user likes most, such as a language.
     """
+
+    windows: tuple[date, ...] = ()
+    """Days of the test window that are also evaluated one by one, each as a window of its own: every user again at the
+    first event of the day, with what is known until then, and the baselines fitted on all days before. The report has a
+    row per day, all days pooled, and the differences from every baseline. The model is not trained again.
+    """
+
+    @field_validator("windows")
+    @classmethod
+    def _two_days_in_order(cls, days: tuple[date, ...]) -> tuple[date, ...]:
+        if len(days) == 1:
+            raise ValueError(f"one day, {days[0]}, is no comparison of days: name two or more, or delete windows")
+        for earlier, later in pairwise(days):
+            if later <= earlier:
+                raise ValueError(f"{later} follows {earlier}: name each day once, in the order of time")
+        return days
 
     sampled: tuple[Sampled, ...] = ()
     """Sampled evaluation protocols of papers, one table each. They may order two models differently from the full

@@ -330,3 +330,7 @@ class Prepare(Section):
             return None
         window: Window = getattr(self.split, split)
         return midnight_ms(window.first, self.time_zone), midnight_ms(window.end, self.time_zone)
+
+    def day_ms(self, day: date) -> tuple[int, int]:
+        """Returns [first, end) of a day in UTC milliseconds."""
+        return midnight_ms(day, self.time_zone), midnight_ms(day + timedelta(days=1), self.time_zone)

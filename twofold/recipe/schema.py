@@ -15,7 +15,7 @@ from twofold.recipe.data import Data
 from twofold.recipe.evaluate import Evaluate, PublishedNegatives
 from twofold.recipe.features import CounterFeature, Features, with_features
 from twofold.recipe.index import Index
-from twofold.recipe.prepare import Prepare
+from twofold.recipe.prepare import LastEvents, Prepare, TemporalSplit
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_heads, check_reads
 from twofold.recipe.section import Section
@@ -121,6 +121,22 @@ class Recipe(Section):
     def all_features(self) -> Features:
         """Features that either stage reads, each once."""
         return with_features(self.features, self.ranker_features.user, self.ranker_features.item)
+
+    @model_validator(mode="after")
+    def _evaluated_days_are_tested(self) -> Recipe:
+        split, days = self.prepare.split, self.evaluate.windows
+        if days and isinstance(split, LastEvents):
+            raise ValueError(
+                "evaluate.windows names days, and prepare.split of kind last_n has none, since each user is tested at "
+                "another time. Delete windows, or choose a split of kind temporal."
+            )
+        for day in days:
+            if isinstance(split, TemporalSplit) and not split.test.first <= day < split.test.end:
+                raise ValueError(
+                    f"evaluate.windows names {day}, and prepare.split.test covers {self.prepare.dates('test')}. Name "
+                    "days of the test window, or make that window longer."
+                )
+        return self
 
     @model_validator(mode="after")
     def _published_negatives_exist(self) -> Recipe:
