@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,21 @@ def digest_of(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_stem(name: str) -> str:
+    """Returns the part of a file's name that stands for a name from a log or a recipe, whatever characters it has.
+
+    Names of letters, digits and `_` stand for themselves, others are replaced by their digest: `../x` would lead out of
+    the folder.
+
+    >>> file_stem("author_id")
+    'author_id'
+    >>> file_stem("genre/sub")
+    'name-dad599af99f9ded6'
+    """
+    is_plain = re.fullmatch(r"[A-Za-z0-9_]{1,150}", name)
+    return name if is_plain else f"name-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def file_digest(path: Path) -> str:

@@ -7,12 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from tests.prepare.tables import (
-    TRAIN,
-    column,
-    log_of,
-)
+from tests.prepare.tables import TEST, TRAIN, VALIDATION, column, log_of
 from tests.worlds import world_recipe, write_world
 from twofold.errors import DataError
 from twofold.prepare.run_plan import prepare
@@ -47,3 +44,34 @@ def test_a_file_of_vectors_that_is_none_is_refused(tmp_path: Path, content: Any,
     np.save(tmp_path / "look.npy", content, allow_pickle=True)
     with pytest.raises(DataError, match=message):
         prepare(world_recipe(data | {"vectors": {"look": tmp_path / "look.npy"}}), tmp_path / "out")
+
+
+def test_ids_of_a_csv_are_matched_by_the_engine_that_read_the_log(tmp_path: Path) -> None:
+    rows = [("a", "007", TRAIN, True), ("b", "003", TRAIN + 1, True), ("b", "100", TRAIN + 2, True)]
+    judged = [(user, "100", at, True) for user in ("a", "b") for at in (VALIDATION, TEST)]
+    user, item, at, liked = zip(*rows, *judged, strict=True)
+    log = pa.table({"user_id": list(user), "item_id": list(item), "at": list(at), "liked": list(liked)})
+    data = write_world(tmp_path / "log", log)
+    (tmp_path / "items.csv").write_text("item_id;name\n007;x\n100;y\n003;z\n")  # pyarrow reads these ids as integers
+    np.save(tmp_path / "look.npy", np.array([[7.0], [100.0], [3.0]], np.float32))
+    data |= {"items": tmp_path / "items.csv", "vectors": {"look": tmp_path / "look.npy"}}
+    prepare(world_recipe(data), tmp_path / "out")
+    assert column(pq.read_table(tmp_path / "out" / "items.parquet").to_pylist(), "item_id") == ["003", "007", "100"]
+    assert np.load(tmp_path / "out" / "vectors" / "look.npy").tolist() == [[3], [7], [100]]
+
+
+def test_an_archive_of_arrays_is_refused(tmp_path: Path) -> None:
+    data = write_world(tmp_path / "log", log_of([(1, 5, TRAIN, True), (2, 3, TRAIN, True)]), pa.table({"item_id": [5]}))
+    np.savez(tmp_path / "look.npz", a=np.zeros((1, 2)), b=np.zeros((1, 2)))
+    with pytest.raises(DataError, match=r"look\.npz is an archive of arrays \(a, b\)\. Write the one of the"):
+        prepare(world_recipe(data | {"vectors": {"look": tmp_path / "look.npz"}}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../../victim", "a/b", "..", ""])
+def test_a_name_of_vectors_is_never_a_path(tmp_path: Path, name: str) -> None:
+    data = write_world(tmp_path / "log", log_of([(1, 5, TRAIN, True)]), pa.table({"item_id": [5]}))
+    with pytest.raises(ValidationError, match="String should match pattern"):
+        world_recipe(data | {"vectors": {name: tmp_path / "look.npy"}})
+    features = {"user": [{"kind": "id"}], "item": [{"kind": "id"}], "vectors": {name: {}}}
+    with pytest.raises(ValidationError, match="String should match pattern"):
+        world_recipe(data, {"features": features})

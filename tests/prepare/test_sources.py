@@ -239,11 +239,11 @@ def test_a_missing_file_is_answered_with_what_lies_there(tmp_path: Path) -> None
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"data\.events: .*log\.xlsx holds no \.parquet and no \.csv file"):
+    with pytest.raises(DataError, match=r"data\.events: .*log\.xlsx holds no file that is read: \.parquet, \.pq"):
         open_source(Table(kind="table", events=tmp_path / "log.xlsx"))
     pq.write_table(LOG, tmp_path / "a.parquet")
     pa_csv.write_csv(LOG, tmp_path / "b.csv")
-    with pytest.raises(DataError, match=r"holds \.parquet and \.csv files together\. Name one file"):
+    with pytest.raises(DataError, match=r"holds csv and parquet files together\. Name one file"):
         open_source(Table(kind="table", events=tmp_path))
 
 
@@ -283,6 +283,22 @@ def test_a_fingerprint_follows_content_and_not_place(tmp_path: Path) -> None:
     assert open_source(table(tmp_path / "b", LOG)).fingerprint() == first
     assert open_source(table(tmp_path / "b", with_column("liked", [True, True]))).fingerprint() != first
     assert open_source(table(tmp_path / "a", LOG, pa.table({"item_id": [1]}))).fingerprint() != first
+
+
+def test_a_fingerprint_follows_the_role_of_a_file(tmp_path: Path) -> None:
+    pq.write_table(LOG, tmp_path / "log.parquet")
+    pq.write_table(pa.table({"item_id": [10], "user_id": [1]}), tmp_path / "side.parquet")
+    np.save(tmp_path / "a.npy", np.zeros((1, 2), np.float32))
+    np.save(tmp_path / "b.npy", np.ones((1, 2), np.float32))
+
+    def fingerprint(**parts: Any) -> str:
+        return open_source(Table(kind="table", events=tmp_path / "log.parquet", **parts)).fingerprint()
+
+    side, a, b = (tmp_path / name for name in ("side.parquet", "a.npy", "b.npy"))
+    assert fingerprint(items=side) != fingerprint(users=side)
+    both = fingerprint(items=side, vectors={"look": a, "sound": b})
+    assert fingerprint(items=side, vectors={"sound": b, "look": a}) == both
+    assert fingerprint(items=side, vectors={"sound": a, "look": b}) != both
 
 
 def test_a_fingerprint_follows_the_vectors_of_items_too(tmp_path: Path) -> None:

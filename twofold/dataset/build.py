@@ -33,6 +33,7 @@ from twofold.dataset.item_vectors import cluster_rows, fit_clusters, read_vector
 from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.tower_inputs import ATTRIBUTES, cluster_key, counter_values, load_counters_of, save_user_attributes
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
+from twofold.digest import file_stem
 from twofold.ragged import chunks
 from twofold.recipe.features import ClusterFeature, CounterFeature, Features
 from twofold.tables import SPLITS
@@ -143,13 +144,13 @@ def _write_counters(prepared: Path, features: Features, users: pa.Table, items: 
     """Writes the running totals of every counter key, and the counter values at the time of every example."""
     for side, table, rows in ((features.user, users, "user_rows"), (features.item, items, "item_rows")):
         for key in {feature.key for feature in side if isinstance(feature, CounterFeature)}:
-            write_counters(prepared, key, table[key], out=out / "counters" / key)
+            write_counters(prepared, key, table[key], out=out / "counters" / file_stem(key))
         counters = load_counters_of(side, out)
         for split in SPLITS if counters else ():
             examples = load_examples(out / "rows", split, ())
             with ExitStack() as stack:
                 append = {
-                    name: stack.enter_context(append_array(out / "rows" / f"{split}.{name}.npy", np.float32))
+                    name: stack.enter_context(append_array(out / "rows" / f"{split}.{file_stem(name)}.npy", np.float32))
                     for name in counter_names(side)
                 }
                 for block in chunks(len(examples), BATCH_ROWS):

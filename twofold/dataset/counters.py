@@ -18,6 +18,7 @@ from jaxtyping import Float32, Int64, Shaped
 from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary, id_type
+from twofold.digest import file_stem
 from twofold.run_folder import write_json
 from twofold.tables import HOUR_MS
 
@@ -77,7 +78,7 @@ def write_counters(prepared: Path, key: str, ids: pa.ChunkedArray | pa.Array, *,
     seen, sums = 0, dict.fromkeys(priors, 0)
     dtype = np.dtype([("hour", np.int64), *((name, np.int64) for name in priors)])
     with append_array(out / "hours.npy", dtype) as append:
-        for batch in _batches(prepared / "counters" / f"by={key}.parquet", ["key", *(dtype.names or ())]):
+        for batch in _batches(prepared / "counters" / f"by={file_stem(key)}.parquet", ["key", *(dtype.names or ())]):
             hours = np.zeros(len(batch), dtype)
             hours["hour"] = batch["hour"]
             for name in priors:

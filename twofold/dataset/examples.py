@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Int32, Int64, Shaped
 
 from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary
+from twofold.digest import file_stem
 from twofold.errors import DataError
 from twofold.tables import OUTCOME, Split
 
@@ -113,7 +114,7 @@ def load_examples(folder: Path, split: Split, counters: tuple[str, ...]) -> Exam
     outcomes = {path.stem.partition(f".{OUTCOME}")[2]: path for path in folder.glob(f"{split}.{OUTCOME}*.npy")}
     return Examples(
         map_array(folder / f"{split}.npy"),
-        {name: map_array(folder / f"{split}.{name}.npy") for name in counters},
+        {name: map_array(folder / f"{split}.{file_stem(name)}.npy") for name in counters},
         {name: map_array(path) for name, path in outcomes.items()},
     )
 

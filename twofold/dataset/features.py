@@ -18,6 +18,7 @@ from jaxtyping import Float32, Int64
 from twofold.dataset.column_encoders import Scale, fit_scale, log_days, numbers, timestamps
 from twofold.dataset.examples import BATCH_ROWS, Examples
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
+from twofold.digest import file_stem
 from twofold.ragged import chunks
 from twofold.recipe.features import (
     AgeFeature,
@@ -116,7 +117,7 @@ def save_features(state: FeatureState, folder: Path) -> None:
     """Writes `features.json` and one Parquet file per vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, vocabulary in state.vocabularies.items():
-        vocabulary.save(folder / f"vocabulary.{name}.parquet")
+        vocabulary.save(_vocabulary_file(folder, name))
     saved = {
         "features": state.features.model_dump(mode="json"),
         "time_zone": state.time_zone,
@@ -134,9 +135,14 @@ def load_features(folder: Path) -> FeatureState:
         Features.model_validate(saved["features"]),
         saved["time_zone"],
         saved["num_known_items"],
-        {name: Vocabulary.load(folder / f"vocabulary.{name}.parquet") for name in saved["vocabularies"]},
+        {name: Vocabulary.load(_vocabulary_file(folder, name)) for name in saved["vocabularies"]},
         {name: Scale(scale["mean"], scale["std"]) for name, scale in saved["scales"].items()},
     )
+
+
+def _vocabulary_file(folder: Path, key: str) -> Path:
+    tower, _, name = key.partition(".")
+    return folder / f"vocabulary.{tower}.{file_stem(name)}.parquet"
 
 
 def feature_names(state: FeatureState) -> tuple[tuple[str, ...], tuple[str, ...]]:

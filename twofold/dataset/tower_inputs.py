@@ -27,6 +27,7 @@ from twofold.dataset.features import FeatureState
 from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.npy import map_array
 from twofold.local_time import local_ms
+from twofold.digest import file_stem
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
@@ -117,7 +118,7 @@ def counter_values(
 
 def load_counters_of(side: tuple[UserFeature | ItemFeature, ...], folder: Path) -> dict[str, Counters]:
     """Maps the counters that a tower reads, by key."""
-    return {f.key: load_counters(folder / "counters" / f.key) for f in side if isinstance(f, CounterFeature)}
+    return {f.key: load_counters(folder / "counters" / file_stem(f.key)) for f in side if isinstance(f, CounterFeature)}
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -252,7 +253,9 @@ def save_user_attributes(state: FeatureState, users: pa.Table, folder: Path) -> 
         if isinstance(feature, _STORED_PER_USER):
             values = _attribute(feature, users, state, tower="user")
             unknown = np.zeros((1, *values.shape[1:]), values.dtype)
-            np.save(folder / "user_arrays" / f"{feature_name(feature)}.npy", np.concatenate([values, unknown]))
+            np.save(
+                folder / "user_arrays" / f"{file_stem(feature_name(feature))}.npy", np.concatenate([values, unknown])
+            )
 
 
 def load_user_arrays(features: Features, folder: Path) -> UserArrays:
@@ -261,7 +264,7 @@ def load_user_arrays(features: Features, folder: Path) -> UserArrays:
     attributes = [feature_name(f) for f in features.user if isinstance(f, _STORED_PER_USER)]
     clusters = [cluster_key(f) for f in features.user if isinstance(f, ClusterFeature)]
     return UserArrays(
-        {name: map_array(arrays / f"{name}.npy") for name in attributes},
+        {name: map_array(arrays / f"{file_stem(name)}.npy") for name in attributes},
         load_counters_of(features.user, folder),
         {key: map_array(arrays / f"clusters.{key}.npy") for key in clusters},
     )

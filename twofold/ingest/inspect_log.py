@@ -18,13 +18,8 @@ from twofold.ingest.log_profile import Column, Day, EventFacts, Kind, TableProfi
 from twofold.local_time import local_ms_sql
 from twofold.prepare.check import check_recipe
 from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_name, scan_sql
-from twofold.prepare.sources import (
-    INTEGERS,
-    Source,
-    columns_of,
-    files_at,
-    open_source,
-)
+from twofold.prepare.sources import INTEGERS, Source, is_number, open_source
+from twofold.prepare.table_files import table_files
 from twofold.recipe.data import Table
 from twofold.recipe.load import load_recipe
 from twofold.sql.rules import rule_sql
@@ -100,15 +95,16 @@ def check_draft(text: str, folder: Path) -> None:
 
 def look_at_table(path: Path, *, field: str) -> TableProfile:
     """Returns the statistics of a table's columns. `field` is the option that named the path."""
-    files = files_at(path, field)
-    types = columns_of(files, field=field)
+    files = table_files(path, field)
+    types = files.columns
     names = list(types)
     rows, columns = 0, []
-    with _engine(files) as query:
+    scan = scan_sql(files.paths, files.kind, has_partitions=bool(files.partitions))
+    with _engine(files.paths) as query:
         for first in range(0, len(names), _COLUMNS_PER_SCAN):
             some = names[first : first + _COLUMNS_PER_SCAN]
             listed = ", ".join(_column_sql(name, types[name]) for name in some)
-            rows, *facts = query(f"SELECT COUNT(*), {listed} FROM {scan_sql(files)}")[0]
+            rows, *facts = query(f"SELECT COUNT(*), {listed} FROM {scan}")[0]
             columns += [_column(name, types[name], rows, fact) for name, fact in zip(some, facts, strict=True)]
     return TableProfile(path, rows, tuple(columns))
 
@@ -201,12 +197,17 @@ def _shared_key(log: TableProfile, table: TableProfile, theirs: str, guessed: st
 
 
 def _freed(table: TableProfile | None, taken: set[str], barred: set[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Renames columns whose own name is reserved or used by another column. To engines, `At` equals `at`."""
+    """Renames columns whose own name is reserved or used by another column. To engines, `At` equals `at`.
+
+    A column called watch_s or length_s that holds no numbers is no time in seconds.
+    """
     freed = {}
+    timed = (column for column in (table.columns if table else ()) if column.name.lower() in ("watch_s", "length_s"))
+    untimed = {column.name.lower() for column in timed if not is_number(column.type)}
     for name in names_of(table):
         ours = name.lower()
         is_taken = ours in taken and columns.get(ours, name) != name and columns[ours] in names_of(table)
-        if is_taken or ours in barred:
+        if is_taken or ours in barred or ours in untimed:
             freed[f"{ours}_of_log"] = name
     return freed
 

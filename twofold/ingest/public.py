@@ -184,7 +184,9 @@ def _convert(layout: Layout, files: Files, partial: Path) -> dict[str, int]:
         progress_bar("convert", total=len(layout.tables), unit="tables") as advance,
     ):
         for name, source in layout.files.items():
-            scan = scan_sql([path.resolve() for path in files[name]], csv_options=source.csv_options)
+            paths = [path.resolve() for path in files[name]]
+            is_parquet = paths[0].suffix == ".parquet"
+            scan = scan_sql(paths, "parquet") if is_parquet else scan_sql(paths, "csv", csv_options=source.csv_options)
             connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {scan}")
         for table, sql in layout.tables.items():
             # Ordered by all columns, so that equal files give equal bytes; events by time first, to read single days.

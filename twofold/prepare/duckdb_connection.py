@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import duckdb
 
@@ -17,22 +17,27 @@ from twofold.errors import RecipeError
 # everything else.
 MEMORY_LIMIT: Final = "50%"
 
+FileKind = Literal["parquet", "csv", "json"]
+"""Formats of files; `json` is one array of objects, or one object a line."""
+
 
 @contextmanager
 def open_duckdb(
-    spill: Path, *, files: Iterable[Path] = (), folders: Iterable[Path] = (), memory: str = MEMORY_LIMIT
+    spill: Path | None, *, files: Iterable[Path] = (), folders: Iterable[Path] = (), memory: str = MEMORY_LIMIT
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Opens an in-memory DuckDB that may read `files`, use `folders` and spill to `spill`, which is deleted at the end.
 
-    `memory` is a share of the machine's memory, or an amount such as 2GB; RecipeError if it is neither.
+    `spill=None` means that it does not spill, which is enough to read headers. `memory` is a share of the machine's
+    memory, or an amount such as 2GB; RecipeError if it is neither.
     """
-    shutil.rmtree(spill, ignore_errors=True)  # left by a process that was killed
+    if spill is not None:
+        shutil.rmtree(spill, ignore_errors=True)  # left by a process that was killed
     settings = {
-        "temp_directory": quote_text(spill),
+        "temp_directory": "''" if spill is None else quote_text(spill),
         "TimeZone": "'UTC'",
         "enable_progress_bar": "false",  # it would appear in the middle of our own output
         "allowed_paths": _list_sql(files),
-        "allowed_directories": _list_sql((*folders, spill)),
+        "allowed_directories": _list_sql((*folders, *(() if spill is None else (spill,)))),
         "enable_external_access": "false",
         "lock_configuration": "true",  # last: nothing can be set after it
     }
@@ -43,7 +48,8 @@ def open_duckdb(
                 connection.execute(f"SET {name} = {value}")
             yield connection
     finally:
-        shutil.rmtree(spill, ignore_errors=True)
+        if spill is not None:
+            shutil.rmtree(spill, ignore_errors=True)
 
 
 def _limit_memory(connection: duckdb.DuckDBPyConnection, memory: str) -> None:
@@ -66,13 +72,16 @@ def quote_text(value: str | Path) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def scan_sql(files: Sequence[Path], *, csv_options: str = "") -> str:
-    """Returns the FROM clause that reads files of one kind as one table: Parquet, or else CSV with these options."""
-    # Without `hive_partitioning = false`, a parent folder called `split=train` would add a column of that name.
-    options = "".join(f", {option}" for option in ("hive_partitioning = false", csv_options) if option)
-    if files[0].suffix == ".parquet":
-        return f"read_parquet({_list_sql(files)}, hive_partitioning = false)"
-    return f"read_csv({_list_sql(files)}{options})"
+def scan_sql(files: Sequence[Path], kind: FileKind, *, has_partitions: bool = False, csv_options: str = "") -> str:
+    """Returns the FROM clause that reads files of one kind as one table, CSV with these options.
+
+    With `has_partitions`, folders named `column=value` give columns of text.
+    """
+    # Always written: by default, a parent folder called `split=train` would add a column of that name. Texts, because
+    # other engines guess other types.
+    options = ["hive_partitioning = true", "hive_types_autocast = false"]
+    options = options if has_partitions else ["hive_partitioning = false"]
+    return f"read_{kind}({', '.join([_list_sql(files), *options, *([csv_options] if csv_options else [])])})"
 
 
 def first_line(error: duckdb.Error) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from twofold.digest import file_stem
 from twofold.prepare.counter_sums import counters_sql, priors_sql
 from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.event_filters import Selection, select_train
@@ -85,7 +86,10 @@ def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
         Output("items.parquet", entities_sql("item_id", "source_items", source.item_columns)),
         Output("users.parquet", entities_sql("user_id", "source_users", source.user_columns)),
         *(Output(f"fitted/{name}.parquet", f'SELECT * FROM "{name}" ORDER BY 1, 2') for name in saved),
-        *(Output(f"counters/by={key}.parquet", counters_sql(key, each)) for key, each in prepare.counters.items()),
+        *(
+            Output(f"counters/by={file_stem(key)}.parquet", counters_sql(key, each))
+            for key, each in prepare.counters.items()
+        ),
     ]
     columns = frozenset(_numbers_sql(prepare, source))
     cuts = (

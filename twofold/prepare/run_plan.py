@@ -8,14 +8,13 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from twofold.errors import DataError
 from twofold.local_time import local_ms
 from twofold.prepare.check import check_recipe
 from twofold.prepare.counter_sums import counted_columns
-from twofold.prepare.duckdb_connection import quote_name
+from twofold.prepare.duckdb_connection import open_duckdb, quote_name
 from twofold.prepare.duckdb_engine import Engine, OpenEngine, duckdb_engine
 from twofold.prepare.funnel import FunnelLine, count_funnel, split_lines
 from twofold.prepare.label_report import describe_labels
@@ -262,15 +261,15 @@ def _why_no_positives(recipe: Recipe, split: Split, funnel: list[FunnelLine], fi
 def _write_vectors(data: Table, source: Source, out: Path) -> None:
     """Writes vectors/NAME.npy for each of `data.vectors`: float32, one row per item of items.parquet, or NaN.
 
-    DataError if a file is not a matrix of numbers with one row per row of the items file.
+    DuckDB reads the ids, whichever engine prepares: it keeps the order of the rows. DataError if a file is not a matrix
+    of numbers with one row per row of the items file.
     """
     if not data.vectors:
         return
-    _, own_name = source.items.projection["item_id"]
-    listed = ds.dataset([str(path) for path in source.items.files], format=source.items.kind)
-    ids = listed.to_table(columns=[own_name.strip('"').replace('""', '"')]).column(0).combine_chunks()
+    with open_duckdb(None, files=source.items.files) as connection:
+        ids = connection.sql(f'SELECT "item_id" FROM ({source.items_sql})').to_arrow_table()["item_id"]
     prepared = pq.read_table(out / "items.parquet", columns=["item_id"])["item_id"].combine_chunks()
-    position = pc.index_in(prepared, value_set=ids.cast(prepared.type))
+    position = pc.index_in(prepared, value_set=ids.combine_chunks().cast(prepared.type))
     has_vector, rows = np.asarray(pc.is_valid(position)), np.asarray(pc.fill_null(position, 0))
     (out / "vectors").mkdir(exist_ok=True)
     for name, path in data.vectors.items():
@@ -288,8 +287,12 @@ def _matrix(path: Path, field: str, *, rows: int) -> np.ndarray:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{field}: {path} cannot be read as .npy: {error}. Write it with numpy.save.") from None
-    is_matrix = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and vectors.dtype.kind == "f"
-    if not is_matrix or len(vectors) != rows:
+    if not isinstance(vectors, np.ndarray):
+        raise DataError(
+            f"{field}: {path} is an archive of arrays ({', '.join(vectors.files)}). Write the one of the vectors with "
+            f"numpy.save."
+        )
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != rows:
         raise DataError(
             f"{field}: {path} holds {vectors.dtype} of shape {vectors.shape}; it must be floats of shape ({rows:,}, "
             f"length), one row for each row of the items file."

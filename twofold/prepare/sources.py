@@ -1,25 +1,21 @@
 """Source tables of a recipe as SELECTs with the names and types of `twofold/tables.py`.
 
-Only one row per file is read, to see that the file has any: names and types come from Parquet footers and from the
-first lines of CSV, so a recipe is checked before its data are read. Projections are SQL that DuckDB and, through
-sqlglot, Spark understand alike.
+Names and types come from headers and first lines (`table_files.py`), so a recipe is checked before its data are read.
+Projections are SQL that DuckDB and, through sqlglot, Spark understand alike.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
-
-import duckdb
+from typing import Final
 
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError, RecipeError
-from twofold.prepare.duckdb_connection import first_line, quote_name, scan_sql
+from twofold.prepare.duckdb_connection import FileKind, quote_name, scan_sql
+from twofold.prepare.table_files import TableFiles, check_day_order, require_file, table_files
 from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
 from twofold.tables import EVENTS, INTERNAL, ITEMS, USERS
-
-FileKind = Literal["parquet", "csv"]
 
 INTEGERS: Final = frozenset(
     f"{sign}{size}" for sign in ("", "U") for size in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
@@ -33,7 +29,6 @@ _ZONED: Final = frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"})
 _AS_TEXT: Final = {"UUID": "VARCHAR", "JSON": "VARCHAR"}
 # Factor or integer divisor that turns an integer timestamp into milliseconds.
 _TO_MS: Final = {"s": " * 1000", "ms": "", "us": " // 1000", "ns": " // 1000000"}
-_KINDS: Final[Mapping[str, FileKind]] = {".parquet": "parquet", ".csv": "csv"}
 _WHOLE_DIGEST_BYTES: Final = 64 * 2**20
 _END_BYTES: Final = 2**20
 
@@ -42,8 +37,9 @@ _END_BYTES: Final = 2**20
 class SourceTable:
     """A table of a log: its files, their columns, and the projection to twofold's names and types.
 
-    `own` is name → SQL type as in the files (for CSV: as its first lines suggest); `projection` is twofold's name →
-    (SQL type, expression over the own columns). A table that the recipe does not name has no files and no rows.
+    `own` is name → SQL type as in the files; `partitions` are those of its columns that the names of folders give;
+    `projection` is twofold's name → (SQL type, expression over the own columns). A table that the recipe does not name
+    has no files and no rows.
 
     `fractions` is twofold's name → own column, as SQL, of the FLOAT and DOUBLE columns. Their NaN and infinities become
     NULL: spark and polars write an unknown number as NaN, and engines order NaN above every number, so that a rule such
@@ -55,6 +51,7 @@ class SourceTable:
     own: Mapping[str, str]
     projection: Mapping[str, tuple[str, str]]
     fractions: Mapping[str, str] = field(default_factory=dict)
+    partitions: tuple[str, ...] = ()
 
     @property
     def columns(self) -> dict[str, str]:
@@ -65,7 +62,8 @@ class SourceTable:
         """Returns the SELECT from the files as DuckDB reads them, or from `origin`, an engine's view or table."""
         if not self.files:
             return f"{select_sql(self.projection, '(SELECT 1) AS nothing')} WHERE FALSE"
-        return select_sql(self.projection, origin or scan_sql(self.files))
+        scan = scan_sql(self.files, self.kind, has_partitions=bool(self.partitions))
+        return select_sql(self.projection, origin or scan)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Source:
     events: SourceTable
     items: SourceTable
     users: SourceTable
-    vector_files: tuple[Path, ...] = ()
+    vector_files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def tables(self) -> Mapping[str, SourceTable]:
@@ -115,12 +113,17 @@ class Source:
         return tuple(dict.fromkeys((*self.events.files, *self.items.files, *self.users.files)))
 
     def fingerprint(self) -> str:
-        """Returns a digest that changes with a file's content, and not when its folder moves.
+        """Returns a digest that changes with the content or the role of a file, and not when its folder moves.
 
         Above 64 MiB, size, time of writing, first and last MiB replace the content, because a terabyte takes too long.
         """
-        read = (*self.files, *self.vector_files)
-        return digest_of([[path.name, path.stat().st_size, _content_digest(path)] for path in read])
+        tables = {"events": self.events, "items": self.items, "users": self.users}
+        return digest_of(
+            {
+                "tables": {role: [_file_facts(path, table) for path in table.files] for role, table in tables.items()},
+                "vectors": {name: _content_digest(path) for name, path in self.vector_files.items()},
+            }
+        )
 
 
 def open_source(data: Table) -> Source:
@@ -131,10 +134,9 @@ def open_source(data: Table) -> Source:
     timestamps without a zone are read as UTC.
     """
     paths = {"events": data.events, "items": data.items, "users": data.users}
-    found = {name: files_at(path, f"data.{name}") for name, path in paths.items() if path is not None}
-    own = {name: columns_of(files, field=f"data.{name}") for name, files in found.items()}
-    _check_renaming(data.columns, own)
-    events = _table(data, found["events"], own["events"], EVENTS)
+    found = {name: table_files(path, f"data.{name}") for name, path in paths.items() if path is not None}
+    _check_renaming(data.columns, {name: files.columns for name, files in found.items()})
+    events = _table(data, found["events"], EVENTS)
     sides = []
     for name, needed in (("items", ITEMS), ("users", USERS)):
         (key,) = needed
@@ -142,7 +144,7 @@ def open_source(data: Table) -> Source:
         if name not in found:
             sides.append(SourceTable((), "parquet", {}, {key: (type_, "NULL")}))
             continue
-        side = _table(data, found[name], own[name], needed)
+        side = _table(data, found[name], needed)
         if side.columns[key] != type_:
             raise DataError(
                 f"{key} is {side.columns[key]} in {_named(side.files)}, but {type_} in {_named(events.files)}: no id "
@@ -150,11 +152,11 @@ def open_source(data: Table) -> Source:
             )
         sides.append(side)
     for name, path in data.vectors.items():
-        _require(path, f"data.vectors.{name}")
+        require_file(path, f"data.vectors.{name}")
     if data.published_negatives is not None:
-        _require(data.published_negatives, "data.published_negatives")
+        require_file(data.published_negatives, "data.published_negatives")
     items, users = sides
-    return Source(events, items, users, tuple(path.resolve() for path in data.vectors.values()))
+    return Source(events, items, users, {name: path.resolve() for name, path in data.vectors.items()})
 
 
 def table_paths(data: Table) -> dict[str, Path]:
@@ -183,7 +185,8 @@ def finite_sql(number: str) -> str:
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
-def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed: Mapping[str, str]) -> SourceTable:
+def _table(data: Table, found: TableFiles, needed: Mapping[str, str]) -> SourceTable:
+    files, own = found.paths, found.columns
     named = _renamed(own, data.columns, files)
     projection = {name: (_AS_TEXT.get(own[column], own[column]), quote_name(column)) for name, column in named.items()}
     for name in needed:
@@ -197,6 +200,8 @@ def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed:
         if name == "at" or (name == "uploaded_at" and needed == ITEMS):
             unit = data.at_unit if name == "at" else data.uploaded_at_unit or data.at_unit
             projection[name] = _timestamp(name, type_, column, files, unit)
+            if type_ in _ZONELESS:
+                check_day_order(found, named[name])
         elif name in needed:
             projection[name] = _id(name, type_, column, files)
         elif type_ in _HAS_NAN:
@@ -205,7 +210,18 @@ def _table(data: Table, files: tuple[Path, ...], own: Mapping[str, str], needed:
     estimated, _ = projection.get("at_is_estimated", ("BOOLEAN", ""))
     if estimated != "BOOLEAN":
         raise DataError(f"{_named(files)}: at_is_estimated is {estimated}; write it as BOOLEAN.")
-    return SourceTable(files, _KINDS[files[0].suffix], own, projection, fractions)
+    for name in ("watch_s", "length_s"):
+        if not is_number(type_ := projection.get(name, ("DOUBLE", ""))[0]):
+            raise DataError(
+                f"{_named(files)}: {name} is {type_}; a column of that name is seconds as a number. Convert it, or "
+                f"give it another name, as data.columns: {{{name}_of_log: {named[name]}}}."
+            )
+    return SourceTable(files, found.kind, own, projection, fractions, found.partitions)
+
+
+def is_number(type_: str) -> bool:
+    """Returns whether values of an SQL type are single numbers."""
+    return type_ in INTEGERS or type_.startswith(("DOUBLE", "FLOAT", "DECIMAL")) and type_[-1] != "]"
 
 
 def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[Path, ...]) -> dict[str, str]:
@@ -269,58 +285,14 @@ def _timestamp(name: str, type_: str, column: str, files: tuple[Path, ...], unit
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def files_at(path: Path, field: str) -> tuple[Path, ...]:
-    """Returns the file at a path, or the files directly in a folder, in the order of their names."""
-    found = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = tuple(file.resolve() for file in found if file.suffix in _KINDS)
-    if len({file.suffix for file in files}) != 1:
-        kinds = "no .parquet and no .csv file" if not files else ".parquet and .csv files together"
-        raise DataError(f"{field}: {path} holds {kinds}. Name one file, or a folder of files of one kind.")
-    return files
-
-
-def columns_of(files: tuple[Path, ...], *, field: str) -> dict[str, str]:
-    """Returns name → SQL type, read from one file after the other, so that a message names the bad file."""
-    described: dict[str, str] = {}
-    for path in files:
-        _require(path, field)
-        scan = scan_sql((path,))
-        try:
-            with duckdb.connect() as connection:
-                columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()}
-                is_empty = not connection.execute(f"SELECT 1 FROM {scan} LIMIT 1").fetchall()
-        except duckdb.Error as error:
-            raise _damaged(path, error) from error
-        if is_empty:
-            raise DataError(f"{field}: {path} has no rows. Check that the export finished.")
-        if described and columns != described:
-            raise DataError(
-                f"{field}: {path} has the columns {columns}, but {files[0]} has {described}. "
-                f"All files of a folder need the same names and types."
-            )
-        described = columns
-    return described
-
-
-def _require(path: Path, field: str) -> None:
-    if not path.is_file():
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(
-            f"{field}: there is no file {path} "
-            f"({did_you_mean(path.name, beside)}a path is relative to the recipe file)."
-        )
-
-
-def _damaged(path: Path, error: duckdb.Error) -> DataError:
-    """Builds the error for a file that DuckDB cannot read, with DuckDB's reason."""
-    return DataError(
-        f"{path} cannot be read as {path.suffix[1:]} ({path.stat().st_size:,} bytes): {first_line(error)}. "
-        f"It is damaged, cut short or of another kind: copy or export it again."
-    )
-
-
 def _named(files: tuple[Path, ...]) -> str:
     return str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+
+
+def _file_facts(path: Path, table: SourceTable) -> list[str | int]:
+    """Returns name, size and content of a file; the folders that give its partitions belong to its name."""
+    name = "/".join(path.parts[-1 - len(table.partitions) :])
+    return [name, path.stat().st_size, _content_digest(path)]
 
 
 def _content_digest(path: Path) -> str:

@@ -33,6 +33,7 @@ _MEANING: Final = {
     "spark.sql.legacy.parquet.nanosAsLong": "true",  # else it refuses times in nanoseconds
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.parquet.compression.codec": "zstd",
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",  # names of folders are texts
     "spark.sql.adaptive.enabled": "true",
 }
 # DuckDB's types that Spark lacks, and Spark's types with the same values.
@@ -113,13 +114,16 @@ def _read_source(session: "SparkSession", table: SourceTable, *, view: str) -> "
 
     if not table.files:
         return session.sql(spark_sql(table.select_sql()))
-    if table.kind == "csv":
+    if table.kind != "parquet":
         raise DataError(
-            f"{table.files[0]}: Spark reads CSV by other rules than DuckDB, by which the recipe was checked. Write it "
-            f"as Parquet, as with duckdb.sql(\"COPY (FROM 'log.csv') TO 'log.parquet'\"), or take --engine duckdb."
+            f"{table.files[0]}: Spark reads {table.kind} by other rules than DuckDB, by which the recipe was checked. "
+            f"Write it as Parquet, as with duckdb.sql(\"COPY (FROM 'log.csv') TO 'log.parquet'\"), or take --engine "
+            f"duckdb."
         )
     try:
-        rows = session.read.parquet(*(re.sub(r"([][{}*?\\])", r"\\\1", _uri(path)) for path in table.files))  # no globs
+        paths = (re.sub(r"([][{}*?\\])", r"\\\1", _uri(path)) for path in table.files)  # no globs
+        root = table.files[0].parents[len(table.partitions)]
+        rows = session.read.option("basePath", _uri(root)).parquet(*paths)
         _make_view(rows.selectExpr(*(_own_sql(name, type_) for name, type_ in table.own.items())), view)
         return session.sql(spark_sql(table.select_sql(view)))
     except AnalysisException as error:

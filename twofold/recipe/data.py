@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from twofold.recipe.section import Section
+from twofold.recipe.section import Name, Section
 
 
 class Table(Section):
-    """A log as tables of Parquet or CSV. `twofold data` downloads public data sets in this form; `twofold recipe new`
-    writes this section for your own log.
+    """A log as tables of Parquet, CSV or JSON. `twofold data` downloads public data sets in this form; `twofold recipe
+    new` writes this section for your own log.
     """
 
     kind: Literal["table"]
     events: Path
-    """Path of the events: a file, or a folder of files of one format. Columns: user_id, item_id, at (UTC), and all that
-    the rules read.
+    """Path of the events: a file (.parquet, .pq, .csv, .tsv, .json, .jsonl; text also as .gz), or a folder of files of
+    one format. Folders in it named `day=2024-01-01` give a column of text, `day`. Columns: user_id, item_id, at (UTC),
+    and all that the rules read.
     """
     items: Path | None = None
     """Path of the items table: column item_id, and the attributes that features read. Without it, the items are those
@@ -29,7 +30,7 @@ class Table(Section):
     """Path of a table with the columns user_id and item_id (a list): the negatives that a paper published for each
     user's positives, for `evaluate.sampled`.
     """
-    vectors: Mapping[str, Path] = {}
+    vectors: Mapping[Name, Path] = {}
     """Paths of .npy files of item vectors, by name; one vector for each row of the items table, in its order."""
     columns: Mapping[str, str] = {}
     """Names of columns in your tables, by the name that twofold uses, as `user_id: uid`. Other columns keep their

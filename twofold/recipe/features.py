@@ -7,7 +7,7 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.section import Section
+from twofold.recipe.section import Name, Section
 
 Dim = Annotated[int, Field(ge=1, le=1024)]
 Expansion = Annotated[int, Field(ge=0, le=1024)]
@@ -217,10 +217,13 @@ ItemFeature = Annotated[
 ]
 
 
+_OF_A_COLUMN = (CategoryFeature, BagFeature, NumberFeature, ProfileFeature)
+
+
 class Features(Section):
     """Inputs of each tower."""
 
-    vectors: Mapping[str, Vectors] = {}
+    vectors: Mapping[Name, Vectors] = {}
     """Precomputed item vectors by name, for the key `vectors` of a feature."""
     user: tuple[UserFeature, ...] = Field(min_length=1)
     """Features of the user tower. Without an id, it serves new users as well as known ones."""
@@ -230,10 +233,11 @@ class Features(Section):
     @model_validator(mode="after")
     def _no_duplicates(self) -> Features:
         for tower in ("user", "item"):
-            names = [feature_name(feature) for feature in getattr(self, tower)]
-            for name in names:
-                if names.count(name) > 1:
-                    raise ValueError(f"the {tower} tower reads {name!r} twice; delete one")
+            by_name: dict[str, UserFeature | ItemFeature] = {}
+            for feature in getattr(self, tower):
+                other = by_name.setdefault(name := feature_name(feature), feature)
+                if other is not feature:
+                    raise ValueError(_same_name(tower, name, other, feature))
         return self
 
     @model_validator(mode="after")
@@ -258,6 +262,18 @@ class Features(Section):
                             f"list (it lists: {', '.join(self.vectors) or 'none'})"
                         )
         return self
+
+
+def _same_name(tower: str, name: str, first: UserFeature | ItemFeature, second: UserFeature | ItemFeature) -> str:
+    """Returns the message for two features of one name, and the way out if one of them is named by its column."""
+    if first.kind == second.kind:
+        return f"the {tower} tower reads {name!r} twice; delete one"
+    column = next((each.column for each in (second, first) if isinstance(each, _OF_A_COLUMN)), None)
+    way_out = f", or rename the column, as data.columns: {{{column}_of_log: {column}}}" if column is not None else ""
+    return (
+        f"the {tower} tower has two features called {name!r}, of kind: {first.kind} and of kind: {second.kind}; delete "
+        f"one{way_out}"
+    )
 
 
 def with_features(features: Features, user: tuple[UserFeature, ...], item: tuple[ItemFeature, ...]) -> Features:

@@ -1,0 +1,232 @@
+"""Files of a table: those at a path, and the names and types of their columns.
+
+Only headers, first lines and one row per file are read. Folders named `column=value`, as Hive and Spark write them,
+give a column of text.
+"""
+
+import csv
+import gzip
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow.parquet as pq
+
+from twofold.errors import DataError
+from twofold.prepare.duckdb_connection import FileKind, first_line, open_duckdb, quote_name, quote_text, scan_sql
+from twofold.recipe.messages import did_you_mean
+
+READABLE: Final = ".parquet, .pq, .csv, .tsv, .json, .jsonl (the text formats also with .gz)"
+"""Endings of the files that are read, for messages."""
+_KINDS: Final[Mapping[str, FileKind]] = {
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
+}
+_MAX_DEPTH: Final = 8  # of folders `column=value`; a link to a folder above would have no end
+# DuckDB reads a path with one of these as a pattern, which may stand for other files.
+_PATTERN: Final = re.compile(r"[*?\[]")
+_FIRST_ROWS: Final = 20_480  # as many as DuckDB guesses the types of a CSV file from
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """Files of one table, all of one kind and with the same columns.
+
+    `columns` is name → SQL type as in the files; for CSV and JSON, as their first lines suggest. `partitions` are those
+    that the names of folders give.
+    """
+
+    paths: tuple[Path, ...]
+    kind: FileKind
+    partitions: tuple[str, ...]
+    columns: Mapping[str, str]
+
+
+def table_files(path: Path, field: str) -> TableFiles:
+    """Returns the file at a path, or the files in a folder and its folders `column=value`, in the order of their names.
+
+    Files without rows are left out. Files and folders whose names begin with `_` or `.` are not read. DataError if
+    there is no file, if one is damaged, if none has a row, or if their kinds or columns differ. `field` is what named
+    the path.
+    """
+    paths = _paths(path, field)
+    kind, partitions = _common_kind(path, paths, field), _common_partitions(path, paths, field)
+    described: dict[Path, dict[str, str]] = {}
+    with open_duckdb(None, files=paths) as connection:
+        for file in paths:
+            if columns := _columns(connection, file, kind, has_partitions=bool(partitions)):
+                _check_repeated(file, kind, columns, field)
+                described[file] = columns
+    if not described:
+        files = path if len(paths) == 1 else f"each of the {len(paths):,} files in {path}"
+        raise DataError(f"{field}: {files} has no rows. Check that the export finished.")
+    first, own = next(iter(described.items()))
+    for file, columns in described.items():
+        if columns != own:
+            raise DataError(
+                f"{field}: {file} has the columns {columns}, but {first} has {own}. "
+                f"All files of a folder need the same names and types."
+            )
+    return TableFiles(tuple(described), kind, partitions, _without_parents(own, path, partitions, paths))
+
+
+def require_file(path: Path, field: str) -> None:
+    """Raises DataError, with similar names, if there is no file."""
+    if not path.is_file():
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(
+            f"{field}: there is no file {path} "
+            f"({did_you_mean(path.name, beside)}a path is relative to the recipe file)."
+        )
+
+
+def check_day_order(files: TableFiles, column: str) -> None:
+    """Raises DataError if all days of a CSV column, such as 01/05/2024, may be months: DuckDB reads the day first."""
+    if files.kind != "csv":
+        return
+    with open_duckdb(None, files=files.paths) as connection:
+        sniffed = (f"SELECT * FROM sniff_csv({quote_text(path)})" for path in files.paths)
+        formats = [connection.execute(f"SELECT DateFormat, TimestampFormat FROM ({sql})").fetchone() for sql in sniffed]
+        unclear = [text for pair in formats for text in pair or () if text and re.match("%[dm][-/]%[dm]", text)]
+        if not unclear:
+            return
+        origin = scan_sql(files.paths, files.kind, has_partitions=bool(files.partitions))
+        for rows in (f"(SELECT * FROM {origin} LIMIT {_FIRST_ROWS})", origin):
+            found = connection.execute(f"SELECT MAX(DAY({quote_name(column)})) FROM {rows}").fetchone()
+            if found is None or found[0] is None or found[0] > 12:
+                return
+    raise DataError(
+        f"{files.paths[0]}: {column} holds days such as 01/05/2024, and no number in them tells the day from the month "
+        f"(none is above 12). Write them as 2024-05-01."
+    )
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def _paths(path: Path, field: str) -> tuple[Path, ...]:
+    if not path.is_dir():
+        require_file(path, field)
+    root = path.resolve() if path.is_dir() else path.absolute()
+    paths = tuple(_walk(root, field, depth=0)) if root.is_dir() else (root,)
+    paths = tuple(file for file in paths if _kind_of(file))
+    if not paths:
+        raise DataError(f"{field}: {path} holds no file that is read: {READABLE}. Name a file, or a folder of files.")
+    for file in paths:
+        if others := set(glob(str(file)) if _PATTERN.search(str(file)) else ()) - {str(file)}:
+            raise DataError(
+                f"{field}: {file} is read as a pattern, because of *, ? or [ in its name, and {min(others)} fits it. "
+                f"Rename it."
+            )
+    return paths
+
+
+def _walk(folder: Path, field: str, *, depth: int) -> Iterator[Path]:
+    if (folder / "_delta_log").is_dir():
+        raise DataError(
+            f"{field}: {folder} is a Delta table, whose files also hold deleted rows. Write the current ones anew."
+        )
+    if depth > _MAX_DEPTH:
+        raise DataError(f"{field}: {folder} is {depth} folders deep; at most {_MAX_DEPTH} are read. Move its files up.")
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(("_", ".")):
+            continue
+        if not entry.is_dir():
+            yield entry
+        elif _partition_of(entry.name):
+            yield from _walk(entry, field, depth=depth + 1)
+
+
+def _kind_of(path: Path) -> FileKind | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    is_packed = suffixes[-1:] == [".gz"]
+    kind = _KINDS.get("".join(suffixes[-2:-1] if is_packed else suffixes[-1:]))
+    return None if is_packed and kind == "parquet" else kind
+
+
+def _partition_of(folder: str) -> str | None:
+    """Returns the column that a folder's name gives; `None` means none."""
+    name, sign, _ = folder.partition("=")
+    return name if sign and name else None
+
+
+def _common_kind(path: Path, paths: tuple[Path, ...], field: str) -> FileKind:
+    kinds = sorted({kind for file in paths if (kind := _kind_of(file))})
+    if len(kinds) > 1:
+        raise DataError(
+            f"{field}: {path} holds {' and '.join(kinds)} files together. Name one file, or a folder of files of one "
+            f"kind."
+        )
+    return kinds[0]
+
+
+def _common_partitions(path: Path, paths: tuple[Path, ...], field: str) -> tuple[str, ...]:
+    """Returns the columns that the folders below `path` give; DataError if they differ from file to file."""
+    root = path.resolve() if path.is_dir() else path.absolute().parent
+    found = {file: tuple(map(_partition_of, file.parent.relative_to(root).parts)) for file in paths}
+    levels = tuple(name for name in found[paths[0]] if name)
+    for file, names in found.items():
+        if names != levels:
+            raise DataError(
+                f"{field}: {file} lies in folders that give the columns {names or 'none'}, but {paths[0]} in folders "
+                f"that give {levels or 'none'}. All files need the same levels."
+            )
+    return levels
+
+
+def _without_parents(
+    own: dict[str, str], path: Path, partitions: tuple[str, ...], paths: tuple[Path, ...]
+) -> dict[str, str]:
+    """Returns the columns without those that DuckDB takes from folders above `path`, such as /data/split=train/log."""
+    above = {name for part in paths[0].parent.parts[: -len(partitions) or None] if (name := _partition_of(part))}
+    return {name: type_ for name, type_ in own.items() if not partitions or name in partitions or name not in above}
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def _columns(
+    connection: duckdb.DuckDBPyConnection, path: Path, kind: FileKind, *, has_partitions: bool
+) -> dict[str, str]:
+    """Returns name → SQL type; nothing if the file has no rows."""
+    scan = scan_sql((path,), kind, has_partitions=has_partitions)
+    try:
+        columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()}
+        return columns if connection.execute(f"SELECT 1 FROM {scan} LIMIT 1").fetchall() else {}
+    except duckdb.Error as error:
+        raise DataError(
+            f"{path} cannot be read as {kind} ({path.stat().st_size:,} bytes): {first_line(error)}. "
+            f"It is damaged, cut short or of another kind: copy or export it again."
+        ) from error
+
+
+def _check_repeated(path: Path, kind: FileKind, columns: Mapping[str, str], field: str) -> None:
+    """Raises DataError if two columns have one name, the second of which DuckDB calls NAME_1."""
+    lower = {name.lower() for name in columns}
+    if kind == "json" or not any(re.sub(r"_\d+$", "", name) in lower - {name} for name in lower):
+        return
+    names = pq.read_schema(path).names if kind == "parquet" else _csv_header(path)
+    repeated = {name.lower() for name in names if [other.lower() for other in names].count(name.lower()) > 1}
+    if repeated:
+        raise DataError(
+            f"{field}: {path} has several columns {', '.join(sorted(repeated))} (upper and lower case are the same). "
+            f"Rename all but one. Its columns: {', '.join(names)}."
+        )
+
+
+def _csv_header(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig", errors="replace")
+        if is_packed
+        else path.open(encoding="utf-8-sig", errors="replace") as text
+    ):
+        sample = text.readline()
+    delimiter = max(",;\t|", key=sample.count)
+    return next(csv.reader([sample], delimiter=delimiter), [])
