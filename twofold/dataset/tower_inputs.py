@@ -26,8 +26,8 @@ from twofold.dataset.counters import Counters, load_counters
 from twofold.dataset.features import FeatureState
 from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.npy import map_array
-from twofold.local_time import local_ms
 from twofold.digest import file_stem
+from twofold.local_time import local_ms
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,

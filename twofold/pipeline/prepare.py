@@ -1,9 +1,14 @@
 """The stage `prepare`: the log becomes labelled, split events."""
 
+from typing import Final
+
 from twofold.pipeline.job import Job
 from twofold.prepare import run_plan
 from twofold.prepare.check import check_recipe
 from twofold.run_folder import Stage
+
+_FILES: Final = {"kind", "events", "items", "users", "vectors", "published_negatives"}
+"""Fields of `data` whose files the fingerprint identifies, or which a later stage reads."""
 
 
 def prepare(job: Job) -> Stage:
@@ -12,6 +17,6 @@ def prepare(job: Job) -> Stage:
     inputs = {
         "prepare": job.recipe.prepare.model_dump(mode="json"),
         "data": source.fingerprint(),
-        **job.recipe.data.model_dump(mode="json", include={"columns", "at_unit"}),
+        **job.recipe.data.model_dump(mode="json", exclude=_FILES),
     }
     return job.run_stage("prepare", inputs, lambda out: run_plan.prepare(job.recipe, out, job.engine, source=source))

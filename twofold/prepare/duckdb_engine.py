@@ -15,7 +15,7 @@ from typing import Any, Final
 import duckdb
 
 from twofold.errors import DataError
-from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text, scan_sql
+from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text
 from twofold.prepare.plan import Step
 from twofold.prepare.sources import Source
 
@@ -57,7 +57,7 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
     with opened as connection, _translated_errors(source, out):
         for name, table in source.tables.items():
             if table.files:
-                connection.execute(f'CREATE VIEW "file_{name}" AS SELECT * FROM {scan_sql(table.files)}')
+                connection.execute(f'CREATE VIEW "file_{name}" AS SELECT * FROM {table.files_sql}')
             connection.execute(f'CREATE VIEW "source_{name}" AS {table.select_sql(f"file_{name}")}')
 
         def create(step: Step) -> None:

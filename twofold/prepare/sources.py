@@ -58,12 +58,16 @@ class SourceTable:
         """SQL types by twofold's names."""
         return {name: type_ for name, (type_, _) in self.projection.items()}
 
+    @property
+    def files_sql(self) -> str:
+        """FROM clause for the files as DuckDB reads them."""
+        return scan_sql(self.files, self.kind, has_partitions=bool(self.partitions))
+
     def select_sql(self, origin: str | None = None) -> str:
         """Returns the SELECT from the files as DuckDB reads them, or from `origin`, an engine's view or table."""
         if not self.files:
             return f"{select_sql(self.projection, '(SELECT 1) AS nothing')} WHERE FALSE"
-        scan = scan_sql(self.files, self.kind, has_partitions=bool(self.partitions))
-        return select_sql(self.projection, origin or scan)
+        return select_sql(self.projection, origin or self.files_sql)
 
 
 @dataclass(frozen=True)
@@ -117,13 +121,9 @@ class Source:
 
         Above 64 MiB, size, time of writing, first and last MiB replace the content, because a terabyte takes too long.
         """
-        tables = {"events": self.events, "items": self.items, "users": self.users}
-        return digest_of(
-            {
-                "tables": {role: [_file_facts(path, table) for path in table.files] for role, table in tables.items()},
-                "vectors": {name: _content_digest(path) for name, path in self.vector_files.items()},
-            }
-        )
+        tables = {role: [_file_facts(path, table) for path in table.files] for role, table in self.tables.items()}
+        vectors = {name: _content_digest(path) for name, path in self.vector_files.items()}
+        return digest_of({"tables": tables, "vectors": vectors})
 
 
 def open_source(data: Table) -> Source:
@@ -217,11 +217,6 @@ def _table(data: Table, found: TableFiles, needed: Mapping[str, str]) -> SourceT
                 f"give it another name, as data.columns: {{{name}_of_log: {named[name]}}}."
             )
     return SourceTable(files, found.kind, own, projection, fractions, found.partitions)
-
-
-def is_number(type_: str) -> bool:
-    """Returns whether values of an SQL type are single numbers."""
-    return type_ in INTEGERS or type_.startswith(("DOUBLE", "FLOAT", "DECIMAL")) and type_[-1] != "]"
 
 
 def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[Path, ...]) -> dict[str, str]:
