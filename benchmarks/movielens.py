@@ -18,6 +18,7 @@ from twofold.evaluate.results import Report, Row
 from twofold.evaluate.significance import Estimate
 from twofold.evaluate.summary_text import format_estimate
 from twofold.pipeline import run as pipeline
+from twofold.pipeline.job import claim_folder, report_of
 from twofold.recipe.diff import recipe_digest
 from twofold.recipe.load import load_recipe
 
@@ -50,9 +51,9 @@ def judged(name: str, *, seed: int) -> list[Line]:
     recipe = load_recipe(RECIPES / f"{name}.yaml", overrides=[f"train.seed={seed}"])
     job = pipeline.Job(recipe, Path("runs") / f"movielens-{name}-seed{seed}")
     job.folder.mkdir(parents=True, exist_ok=True)
-    pipeline.claim_folder(job, overwrite=False)
+    claim_folder(job, overwrite=False)
     pipeline.evaluate(job, *pipeline.up_to_training(job))
-    report = pipeline.report_of(job.folder)
+    report = report_of(job.folder)
     stated = {"seed": seed, "recipe_digest": recipe_digest(recipe), "commit": report.facts.commit}
     stated |= {"hardware": report.facts.hardware, "train_s": report.facts.seconds["train"]}
     return [stated | line for line in rows_of(report)]

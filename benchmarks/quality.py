@@ -14,6 +14,7 @@ from typing import Any
 
 from twofold.evaluate.results import Report
 from twofold.pipeline import run as pipeline
+from twofold.pipeline.job import claim_folder, report_of
 from twofold.recipe.diff import recipe_digest
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
@@ -54,9 +55,9 @@ def _report(recipe: Recipe, folder: Path) -> Report:
     """Up to the report: no index, no map."""
     job = pipeline.Job(recipe, folder)
     with locked(folder):
-        pipeline.claim_folder(job, overwrite=True)
+        claim_folder(job, overwrite=True)
         pipeline.evaluate(job, *pipeline.up_to_training(job))
-    return pipeline.report_of(folder)
+    return report_of(folder)
 
 
 def _lines(report: Report, *, recipe: str, seed: int) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def write_run(run: Path, kind: Kind = "mean", *, items: int = ITEMS, users: int 
             "max_length": HISTORY,
         }
         features = Features.model_validate({"user": [feature], "item": [{"kind": "id"}]})
-        state = FeatureState(features, 0, items, {}, {})
+        state = FeatureState(features, "UTC", items, {}, {})
         save_features(state, dataset / "features")
         _histories(draw, items, users, dataset)
         save_index(build_index(vectors), out)

@@ -103,7 +103,8 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def main() -> int:
+def update_recipe_page() -> int:
+    """Writes docs/recipe.md, or with `--check` compares it; returns the exit code."""
     page = recipe_page()
     if "--check" not in sys.argv:
         PAGE.write_text(page, encoding="utf-8")
@@ -114,4 +115,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update_recipe_page())

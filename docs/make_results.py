@@ -157,7 +157,7 @@ def _short(value: float) -> str:
     return f"{value:.3f}".replace("0.", ".", 1)
 
 
-def main() -> int:
+def update_results_page() -> int:
     """Writes or checks the page; returns the exit code."""
     page = results_page()
     if "--check" not in sys.argv:
@@ -169,4 +169,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update_results_page())

@@ -34,7 +34,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from twofold.digest import digest_of
 from twofold.errors import RecipeError, RunError, TwofoldError
-from twofold.pipeline import run as pipeline
+from twofold.pipeline.dataset import build_dataset
+from twofold.pipeline.job import Job, claim_folder
+from twofold.pipeline.prepare import prepare
+from twofold.pipeline.train import train
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.recipe.tune import Range, Tune
@@ -92,9 +95,9 @@ def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda tria
         )
     check_ranges(search, recipe.tune)
     with locked(search.folder):
-        base = pipeline.Job(recipe.model_copy(update={"tune": None}), search.folder)
-        pipeline.claim_folder(base, overwrite=False)
-        prepared = pipeline.prepare(base)
+        base = Job(recipe.model_copy(update={"tune": None}), search.folder)
+        claim_folder(base, overwrite=False)
+        prepared = prepare(base)
         study = _open_study(search.folder, recipe.tune, log=prepared.digest)
         for trial in _trials(study, recipe.tune):
             state, value = _try(search, trial)
@@ -201,12 +204,12 @@ def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]
         recipe = search.recipe(_changes(trial.params)).model_copy(update={"tune": None})
         data = _data_of(search, recipe)
         with locked(folder):
-            job = pipeline.Job(recipe, folder, on_validation=report)
-            pipeline.claim_folder(job, overwrite=False)
+            job = Job(recipe, folder, on_validation=report)
+            claim_folder(job, overwrite=False)
             for stage in ("prepare", "dataset"):
                 _link(data / stage, folder / stage)
-            dataset = pipeline.build_dataset(job, pipeline.prepare(job))
-            facts = pipeline.train(job, dataset).facts
+            dataset = build_dataset(job, prepare(job))
+            facts = train(job, dataset).facts
     except optuna.TrialPruned:
         return TrialState.PRUNED, None
     except TwofoldError as error:
@@ -218,9 +221,9 @@ def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]
 def _data_of(search: Search, recipe: Recipe) -> Path:
     """Returns the folder with the prepared log and the arrays of the recipe's features; builds them if needed."""
     folder = search.folder / "data" / digest_of(recipe.all_features.model_dump(mode="json"))[:12]
-    job = pipeline.Job(recipe, folder)
+    job = Job(recipe, folder)
     _link(search.folder / "prepare", folder / "prepare")
-    pipeline.build_dataset(job, pipeline.prepare(job))
+    build_dataset(job, prepare(job))
     return folder
 
 

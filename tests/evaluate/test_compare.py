@@ -20,6 +20,7 @@ from twofold.evaluate.per_user_values import load_values, save_values
 from twofold.evaluate.results import write_report
 from twofold.evaluate.slices import Slicing, slice_recall
 from twofold.pipeline import run as pipeline
+from twofold.pipeline.job import claim_folder
 from twofold.run_folder import locked
 
 
@@ -111,7 +112,7 @@ def test_the_command_line_says_what_changed_and_what_it_did(tmp_path):
         parts = {"train": {"epochs": epochs, "batch_size": 32, "learning_rate": 0.02, "seed": 0}}
         job = pipeline.Job(worlds.world_recipe(recipe.data.model_dump(), parts), tmp_path / name)
         with locked(job.folder):
-            pipeline.claim_folder(job, overwrite=False)
+            claim_folder(job, overwrite=False)
             pipeline.evaluate(job, *pipeline.up_to_training(job))
     shown = CliRunner().invoke(app, ["evaluate", str(tmp_path / "new"), "--base", str(tmp_path / "old")])
     assert shown.exit_code == 0, shown.output

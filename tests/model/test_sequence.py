@@ -14,7 +14,7 @@ from tests.worlds import FIRST_MS, TEST, pauses, walks, world_recipe
 from twofold.model.encoder import Encoder, Layers, Sequence
 from twofold.model.onnx_export import export_user_tower
 from twofold.model.sequence import TIMES, SequenceEncoder
-from twofold.pipeline.run import report_of
+from twofold.pipeline.job import report_of
 from twofold.recipe.load import dump_recipe
 from twofold.serve.onnx_models import load_user_tower
 

@@ -26,7 +26,7 @@ FEATURES = Features.model_validate(
         "item": [{"kind": "id"}],
     }
 )
-STATE = FeatureState(FEATURES, 0, 10, {}, {})
+STATE = FeatureState(FEATURES, "UTC", 10, {}, {})
 
 
 RECIPE = TwoTower(kind="two_tower", dim=8, hidden=(6,))

@@ -11,6 +11,7 @@ from tests import worlds
 from twofold.cli.main import app
 from twofold.page.run_page import keep_base, read_run_page, write_comment, write_run_page
 from twofold.pipeline import run as pipeline
+from twofold.pipeline.job import reopen, report_of
 from twofold.recipe.load import dump_recipe, load_base
 from twofold.render.html import as_markdown
 
@@ -36,7 +37,7 @@ def pages(folder):
 
 def test_a_run_leaves_its_page(run):
     page, text = pages(run.folder)
-    report = pipeline.report_of(run.folder)
+    report = report_of(run.folder)
     sections = ("catalogue", "impressions", "in-batch", "gap", "sampled", "probes", "map", "data", "model", "training")
     for section in sections:
         assert f'id="{section}"' in page
@@ -56,10 +57,10 @@ def test_a_run_leaves_its_page(run):
 
 
 def test_sampled_ranking_has_its_own_section(run):
-    (section,) = pipeline.report_of(run.folder).sampled
+    (section,) = report_of(run.folder).sampled
     assert "Each positive is ranked among itself and 3 other items" in pages(run.folder)[0]
     assert (section.draw, section.count, section.seed) == ("uniform", 3, 0)
-    assert section.users_judged == pipeline.report_of(run.folder).catalogue.users_judged
+    assert section.users_judged == report_of(run.folder).catalogue.users_judged
 
 
 def test_the_page_of_an_evaluation_has_no_explanation_of_another_model(run, tmp_path):
@@ -92,7 +93,7 @@ def test_text_is_escaped(run):
 
 def test_added_removed_and_changed_fields_are_shown(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
-    recipe = pipeline.reopen(folder).recipe
+    recipe = reopen(folder).recipe
     history = {"kind": "history", "events": "positives", "max_length": 100}
     features = {
         "user": [history, {"kind": "history", "events": "negatives", "max_length": 50}],
@@ -123,7 +124,7 @@ def test_a_comment_is_stored_in_the_run_and_shown(run, tmp_path):
 
 def test_the_command_line_stores_the_base_and_a_comment(run, tmp_path):
     """Every stage is reused: only the base in the recipe's file differs."""
-    recipe = pipeline.reopen(run.folder).recipe
+    recipe = reopen(run.folder).recipe
     older = recipe.model_copy(update={"about": "the older one", "train": recipe.train.model_copy(update={"epochs": 9})})
     (tmp_path / "older.yaml").write_text(dump_recipe(older))
     newer = f"base: older.yaml\nabout: {json.dumps(HOSTILE)}\ntrain: {{epochs: 2}}\n"

@@ -20,7 +20,7 @@ from twofold.evaluate.baselines import popularity, positives_before
 from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.window import evaluation_window
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.run import report_of
+from twofold.pipeline.job import reopen, report_of
 from twofold.recipe.index import Index
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.run_folder import find_stage
@@ -162,7 +162,7 @@ def test_the_table_of_runs_lists_it(solved):
 
 def test_evaluating_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="is no run folder: it holds no recipe.yaml. List the runs with `twofold runs`"):
-        pipeline.reopen(tmp_path)
+        reopen(tmp_path)
     with pytest.raises(RunError, match="there is no run folder"):
         twofold.load(tmp_path / "nowhere")
 

@@ -10,6 +10,7 @@ from twofold.dataset.dataset import load_dataset
 from twofold.evaluate.window import evaluation_window
 from twofold.ingest.public import find_set, make_tables
 from twofold.pipeline import run as pipeline
+from twofold.pipeline.job import report_of
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 
@@ -114,7 +115,7 @@ def test_leave_one_out_judges_every_rating_among_all_and_among_sampled(name: str
     job = pipeline.Job(small(recipe, tables, *counts), tmp_path / "run")
     job.folder.mkdir()
     pipeline.evaluate(job, *pipeline.up_to_training(job))
-    report = pipeline.report_of(job.folder)
+    report = report_of(job.folder)
     assert report.catalogue.users_judged == USERS
     assert [(section.draw, section.users_judged) for section in report.sampled] == [
         ("popularity", USERS),

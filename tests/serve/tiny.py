@@ -76,7 +76,7 @@ def write_dataset(folder: Path) -> None:
     )
     user = [{"kind": "history", "events": of, "max_length": LENGTH} for of in ("positives", "negatives")]
     features = {"user": [*user, {"kind": "time", "part": "hour"}], "item": [{"kind": "id"}]}
-    save_features(FeatureState(Features.model_validate(features), 0, NUM_KNOWN, {}, {}), folder / "features")
+    save_features(FeatureState(Features.model_validate(features), "UTC", NUM_KNOWN, {}, {}), folder / "features")
     flat = [event for events in EVENTS.values() for event in events]
     events = Histories(
         items.rows_of([item for item, _, _ in flat]).astype(np.int32),

@@ -14,7 +14,7 @@ from twofold.evaluate.window import evaluation_window
 from twofold.model.two_tower import build_two_tower
 from twofold.model.weights import encode
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.adapters import scores_of
+from twofold.pipeline.adapters import catalogue_scores
 from twofold.recipe.train import Adversary
 from twofold.train.loop import fit
 
@@ -90,7 +90,7 @@ def _explained_and_kinds(world, model):
         missed = probe.predict(vectors[~known]) - wanted[~known]
         explained.append(1 - (missed**2).mean() / wanted[~known].var())
     window = evaluation_window(dataset, "test")
-    scores = scores_of(model, dataset, window)(slice(0, len(window.user_rows)))
+    scores = catalogue_scores(model, dataset, window)(slice(0, len(window.user_rows)))
     users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)
     is_own = users[:, None] % 2 == items % 2
     return np.mean(explained), (scores[is_own].mean() - scores[~is_own].mean()) / scores.std()

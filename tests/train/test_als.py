@@ -18,7 +18,7 @@ from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError, RecipeError, RunError
 from twofold.model.fold_in import FOLD_IN, FoldIn, load_factors, save_factors
 from twofold.model.retriever import describe_model, item_vectors, load_model, user_vectors
-from twofold.pipeline.run import report_of
+from twofold.pipeline.job import report_of
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.retriever import Ials
 from twofold.run_folder import find_stage

@@ -12,6 +12,7 @@ from twofold.errors import RunError
 from twofold.model.ranker import build_ranker, load_ranker, load_ranker_data
 from twofold.model.retriever import load_model
 from twofold.pipeline import run as pipeline
+from twofold.pipeline.job import report_of
 from twofold.recipe.ranker import Listwise, Pairwise
 from twofold.recipe.schema import Recipe
 from twofold.recipe.train import Bce
@@ -53,7 +54,7 @@ def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(
     """Ten bright items of forty: whoever sees the group alone is right once in four."""
     *_, job = world
     pipeline.evaluate(job, *pipeline.up_to_training(job))
-    report = pipeline.report_of(job.folder)
+    report = report_of(job.folder)
     both, alone = (row for row in report.catalogue.rows if row.name in ("model", "retriever alone"))
     assert report.primary_metric == "catalogue/ndcg@10"
     assert both.metrics["catalogue/recall@5"].value > 0.95

@@ -17,6 +17,7 @@ from twofold.model.ranker import build_ranker, load_ranker, load_ranker_data
 from twofold.model.retriever import as_products, item_vectors, load_model, user_vectors
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import two_stages
+from twofold.pipeline.job import report_of
 from twofold.recipe.schema import Recipe
 from twofold.train import ranker as rank
 from twofold.train.ranker import fit_ranker, gather_impressions, head_losses
@@ -99,7 +100,7 @@ def world(tmp_path_factory):
 def judged(world):
     *_, job = world
     pipeline.evaluate(job, *pipeline.up_to_training(job))
-    return pipeline.report_of(job.folder)
+    return report_of(job.folder)
 
 
 def taught(world, job):

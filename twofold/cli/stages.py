@@ -46,7 +46,8 @@ def run(
 ) -> None:
     """Run every stage: from a log to an evaluated model, an index and a file of recommendations."""
     from twofold.page.run_page import keep_base
-    from twofold.pipeline.run import run_job, run_worker_rank
+    from twofold.pipeline.run import run_job
+    from twofold.pipeline.train import run_worker_rank
     from twofold.train.distributed import distributed_context
     from twofold.train.loop import Setup
 
@@ -101,7 +102,8 @@ def dataset(
     overwrite: Overwrite = False,
 ) -> None:
     """Turn the prepared log into arrays; fit vocabularies and features on the training window."""
-    from twofold.pipeline.run import build_dataset, prepare
+    from twofold.pipeline.dataset import build_dataset
+    from twofold.pipeline.prepare import prepare
 
     job = job_of(recipe, settings, runs, name)
     with claimed(job, overwrite=overwrite):
@@ -124,8 +126,10 @@ def train(
     on a shared disk.
     """
     from twofold.model.retriever import describe_towers
-    from twofold.pipeline.run import build_dataset, prepare, run_worker_rank, train_ranker
-    from twofold.pipeline.run import train as train_retriever
+    from twofold.pipeline.dataset import build_dataset
+    from twofold.pipeline.prepare import prepare
+    from twofold.pipeline.train import run_worker_rank, train_ranker
+    from twofold.pipeline.train import train as train_retriever
     from twofold.train.distributed import distributed_context
     from twofold.train.loop import Setup
 
@@ -149,7 +153,8 @@ def evaluate(
     base: Annotated[Path | None, typer.Option(help="Compare with this evaluated run, which becomes the base.")] = None,
 ) -> None:
     """Evaluate the model and the baselines on the test window of a run; reuse the report if nothing changed."""
-    from twofold.pipeline.run import evaluate, up_to_training
+    from twofold.pipeline.evaluate import evaluate
+    from twofold.pipeline.run import up_to_training
 
     with reopened(run_folder) as job:
         prepared, arrays, retriever, ranker = up_to_training(job)
@@ -163,7 +168,8 @@ def evaluate(
 
 def index(run_folder: RunFolder) -> None:
     """Write the bundle of a run, all that the service opens: user tower, item vectors, attributes, histories."""
-    from twofold.pipeline.run import index, up_to_training
+    from twofold.pipeline.index import index
+    from twofold.pipeline.run import up_to_training
 
     with reopened(run_folder) as job:
         _, arrays, retriever, ranker = up_to_training(job)
@@ -178,7 +184,9 @@ def explain(
 ) -> None:
     """Explain the results of a run on its page: from training to serving, probes with warnings, a map."""
     from twofold.page.run_page import write_comment
-    from twofold.pipeline.run import explain, index, recommend, up_to_training
+    from twofold.pipeline.explain import explain
+    from twofold.pipeline.index import index, recommend
+    from twofold.pipeline.run import up_to_training
 
     with reopened(run_folder) as job:
         if comment is not None:

@@ -31,7 +31,13 @@ from twofold.dataset.features import fit_features, save_features
 from twofold.dataset.histories import load_histories
 from twofold.dataset.item_vectors import cluster_rows, fit_clusters, read_vectors, write_vectors
 from twofold.dataset.npy import append_array, map_array
-from twofold.dataset.tower_inputs import ATTRIBUTES, cluster_key, counter_values, load_counters_of, save_user_attributes
+from twofold.dataset.tower_inputs import (
+    ATTRIBUTES,
+    cluster_key,
+    counter_values,
+    load_tower_counters,
+    save_user_attributes,
+)
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
 from twofold.digest import file_stem
 from twofold.ragged import chunks
@@ -145,7 +151,7 @@ def _write_counters(prepared: Path, features: Features, users: pa.Table, items: 
     for side, table, rows in ((features.user, users, "user_rows"), (features.item, items, "item_rows")):
         for key in {feature.key for feature in side if isinstance(feature, CounterFeature)}:
             write_counters(prepared, key, table[key], out=out / "counters" / file_stem(key))
-        counters = load_counters_of(side, out)
+        counters = load_tower_counters(side, out)
         for split in SPLITS if counters else ():
             examples = load_examples(out / "rows", split, ())
             with ExitStack() as stack:

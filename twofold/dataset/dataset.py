@@ -14,7 +14,7 @@ from twofold.dataset.examples import Examples, load_examples
 from twofold.dataset.features import FeatureState, load_features
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.npy import map_array
-from twofold.dataset.tower_inputs import ItemArrays, UserArrays, item_arrays, load_counters_of, load_user_arrays
+from twofold.dataset.tower_inputs import ItemArrays, UserArrays, item_arrays, load_tower_counters, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.recipe.features import CounterFeature, Features, ItemFeature, UserFeature, feature_name
 from twofold.tables import SPLITS, Split
@@ -46,7 +46,7 @@ def load_dataset(folder: Path, features: Features | None = None) -> Dataset:
     state = load_features(folder / "features")
     state = state if features is None else state.with_features(features)
     vectors = {name: map_array(folder / "vectors" / f"{name}.npy") for name in state.features.vectors}
-    counters = load_counters_of(state.features.item, folder)
+    counters = load_tower_counters(state.features.item, folder)
     return Dataset(
         folder=folder,
         users=Vocabulary.load(folder / "users.parquet"),

@@ -116,8 +116,8 @@ def counter_values(
     }
 
 
-def load_counters_of(side: tuple[UserFeature | ItemFeature, ...], folder: Path) -> dict[str, Counters]:
-    """Maps the counters that a tower reads, by key."""
+def load_tower_counters(side: tuple[UserFeature | ItemFeature, ...], folder: Path) -> dict[str, Counters]:
+    """Maps the counters that the counter features of a tower read, by key column, such as user_id."""
     return {f.key: load_counters(folder / "counters" / file_stem(f.key)) for f in side if isinstance(f, CounterFeature)}
 
 
@@ -265,7 +265,7 @@ def load_user_arrays(features: Features, folder: Path) -> UserArrays:
     clusters = [cluster_key(f) for f in features.user if isinstance(f, ClusterFeature)]
     return UserArrays(
         {name: map_array(arrays / f"{file_stem(name)}.npy") for name in attributes},
-        load_counters_of(features.user, folder),
+        load_tower_counters(features.user, folder),
         {key: map_array(arrays / f"clusters.{key}.npy") for key in clusters},
     )
 

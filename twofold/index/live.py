@@ -46,8 +46,8 @@ class Catalogue:
         return mask if rows is None else from_rows(rows, items=len(self.index)).intersection(mask)
 
 
-def catalogue(index: Index, attributes: pa.Table, filters: Filters | None = None) -> Catalogue:
-    """Returns all items of an index with their attributes; `filters` are reused where they exist already."""
+def whole_catalogue(index: Index, attributes: pa.Table, filters: Filters | None = None) -> Catalogue:
+    """Returns the catalogue in which every item of an index may be returned; `filters` are made unless given."""
     filters = Filters(attributes, index.vectors) if filters is None else filters
     return Catalogue(index, attributes, filters, full_mask(len(index)))
 
@@ -172,9 +172,9 @@ class LiveIndex:
         no_items = build_index(index.vectors[:0].copy(), score=index.score)
         self._now = Snapshot(
             items=items,
-            built=catalogue(index, attributes, filters),
+            built=whole_catalogue(index, attributes, filters),
             added=Vocabulary(items.ids[:0], 0),
-            changed=catalogue(no_items, attributes.slice(0, 0)),
+            changed=whole_catalogue(no_items, attributes.slice(0, 0)),
             changed_rows=np.empty(0, np.int64),
         )
         self._lock = Lock()
@@ -229,7 +229,7 @@ def _with_changes(now: Snapshot, attributes: pa.Table, vectors: Float32[np.ndarr
         items=now.items,
         built=replace(now.built, present=now.built.present.without_rows(rows[rows < len(now.items)])),
         added=Vocabulary(pa.concat_arrays([now.added.ids, new_ids]), 0),
-        changed=replace(catalogue(index, table), present=from_mask(present)),
+        changed=replace(whole_catalogue(index, table), present=from_mask(present)),
         changed_rows=all_rows[order],
     )
 

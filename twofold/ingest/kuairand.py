@@ -3,7 +3,7 @@
 from typing import Final
 
 from twofold.ingest.layout import CSV_WITH_HEADER, Layout, SourceFiles, column_types_sql
-from twofold.prepare.sources import select_sql
+from twofold.prepare.sources import projection_sql
 
 # Our name → SQL type, expression over the log, expression over the tails (which have
 # only the order, long view and like). `date` and `hourmin` are kept so that exact duplicates are equal in every
@@ -63,14 +63,14 @@ _ITEM_TYPES: Final = {
     "music_id": "DOUBLE",  # written as 9155697141.0 if any row has none; exact, because far below 2^53
 }
 _SIDE_TABLES: Final = {
-    "items": select_sql(_ITEMS, "videos"),
+    "items": projection_sql(_ITEMS, "videos"),
     "users": "SELECT * REPLACE (CAST(user_id AS BIGINT) AS user_id) FROM raw_users",
 }
 
 
 def _log_sql(log: str, *, without: str) -> str:
     columns = {name: (type_, value) for name, (type_, value, _) in _EVENTS.items() if name != without}
-    return select_sql(columns, log)
+    return projection_sql(columns, log)
 
 
 def kuairand_layouts(suffix: str, *parts: str) -> tuple[Layout, ...]:
@@ -105,7 +105,7 @@ KUAIRAND_PURE_SHIPPED: Final = Layout(
     {
         "events": _log_sql("standard", without="")
         + " UNION ALL "
-        + select_sql(
+        + projection_sql(
             {name: (type_, value) for name, (type_, _, value) in _EVENTS.items()},
             "tails JOIN tail_users USING (user_id)",
         ),

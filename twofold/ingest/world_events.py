@@ -257,9 +257,9 @@ def _write_users(folder: Path, users: Users) -> None:
     def seen(rows: slice) -> dict[str, Any]:
         return {
             "user_id": np.arange(rows.start, rows.stop) + FIRST_USER_ID,
-            "language": _names("language", users.language[rows]),
-            "city": _names("city", users.city[rows]),
-            "handset_maker": _names("maker", users.handset_maker[rows]),
+            "language": _numbered_texts("language", users.language[rows]),
+            "city": _numbered_texts("city", users.city[rows]),
+            "handset_maker": _numbered_texts("maker", users.handset_maker[rows]),
             "activity": _vectors(users.activity(rows)),
         }
 
@@ -278,11 +278,11 @@ def _write_users(folder: Path, users: Users) -> None:
 def _write_items(folder: Path, items: Items) -> None:
     def seen(rows: slice) -> dict[str, Any]:
         has = items.topics[rows] >= 0
-        names = _names("topic", items.topics[rows][has])
+        names = _numbered_texts("topic", items.topics[rows][has])
         return {
             "item_id": np.arange(rows.start, rows.stop) + FIRST_ITEM_ID,
             "creator_id": items.creator[rows].astype(np.int64) + 1,
-            "language": _names("language", items.language[rows]),
+            "language": _numbered_texts("language", items.language[rows]),
             "tags": pa.ListArray.from_arrays(np.append(0, has.sum(axis=1).cumsum()).astype(np.int32), names),
             "length_s": items.length_ms[rows] / 1000,
             "uploaded_at": items.uploaded_at[rows],
@@ -314,8 +314,8 @@ def _write_pieces(path: Path, num: int, columns: Callable[[slice], dict[str, Any
             file.write_table(table)
 
 
-def _names(kind: str, numbers: Int32[np.ndarray, "_"]) -> pa.Array:
-    """Returns texts such as "topic 3"."""
+def _numbered_texts(kind: str, numbers: Int32[np.ndarray, "_"]) -> pa.Array:
+    """Returns a text column that names each number: "topic 3" for kind "topic"."""
     listed = pa.array([f"{kind} {number}" for number in range(int(numbers.max(initial=0)) + 1)])
     return listed.take(pa.array(numbers))
 

@@ -46,8 +46,11 @@ from twofold.topk import Products
 from twofold.train.negatives import log_mixed_probability
 
 
-def scores_of(model: Model, arrays: Dataset, window: EvaluationWindow) -> Products:
-    """Returns scores of the window's users and all items, with item features as of the window's first request."""
+def catalogue_scores(model: Model, arrays: Dataset, window: EvaluationWindow) -> Products:
+    """Returns the retriever's scores of every item of the catalogue for each of the window's users.
+
+    Item features are as of the window's first request.
+    """
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
     return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
@@ -62,7 +65,7 @@ def score_sources(
     item ids.
     """
     if ranker is None:
-        return {MODEL: scores_of(model, arrays.retriever, window)}
+        return {MODEL: catalogue_scores(model, arrays.retriever, window)}
     both = two_stages(model, ranker, arrays, window)
     return {
         MODEL: both,

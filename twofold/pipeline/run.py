@@ -11,31 +11,12 @@ from twofold.pipeline.dataset import build_dataset
 from twofold.pipeline.evaluate import evaluate
 from twofold.pipeline.explain import explain
 from twofold.pipeline.index import index, recommend
-from twofold.pipeline.job import Job, claim_folder, reopen, report_of
+from twofold.pipeline.job import Job, claim_folder
 from twofold.pipeline.prepare import prepare
-from twofold.pipeline.train import run_worker_rank, train, train_ranker
+from twofold.pipeline.train import train, train_ranker
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import Stage, locked
-
-__all__ = [
-    "Job",
-    "build_dataset",
-    "claim_folder",
-    "evaluate",
-    "explain",
-    "index",
-    "prepare",
-    "recommend",
-    "reopen",
-    "report_of",
-    "run",
-    "run_job",
-    "run_worker_rank",
-    "train",
-    "train_ranker",
-    "up_to_training",
-]
 
 
 def run(

@@ -12,7 +12,7 @@ from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.multi_tower import build_towers
 from twofold.model.ranker import Ranker
 from twofold.model.retriever import Model
-from twofold.pipeline.adapters import scores_of, two_stages
+from twofold.pipeline.adapters import catalogue_scores, two_stages
 from twofold.pipeline.job import Job, TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, TwoTower
@@ -81,7 +81,7 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
 def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, model: Model) -> float:
     """Returns recall@k over the catalogue, and reports it to the job."""
     k = primary_k(len(arrays.items))
-    recall = evaluate_catalogue(window, scores_of(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
+    recall = evaluate_catalogue(window, catalogue_scores(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
     job.on_validation(recall)
     return recall
 

@@ -66,8 +66,8 @@ class SourceTable:
     def select_sql(self, origin: str | None = None) -> str:
         """Returns the SELECT from the files as DuckDB reads them, or from `origin`, an engine's view or table."""
         if not self.files:
-            return f"{select_sql(self.projection, '(SELECT 1) AS nothing')} WHERE FALSE"
-        return select_sql(self.projection, origin or self.files_sql)
+            return f"{projection_sql(self.projection, '(SELECT 1) AS nothing')} WHERE FALSE"
+        return projection_sql(self.projection, origin or self.files_sql)
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def table_paths(data: Table) -> dict[str, Path]:
     return {"events": data.events, "items": data.items or data.events, "users": data.users or data.events}
 
 
-def select_sql(projection: Mapping[str, tuple[str, str]], origin: str) -> str:
-    """Returns a SELECT of name → (type, expression) from `origin`, every column cast to its type."""
+def projection_sql(projection: Mapping[str, tuple[str, str]], origin: str) -> str:
+    """Returns the SELECT that gives the columns of a log twofold's names and types: name → (type, SQL of the value)."""
     listed = ", ".join(f"CAST({value} AS {type_}) AS {quote_name(name)}" for name, (type_, value) in projection.items())
     return f"SELECT {listed} FROM {origin}"
 

@@ -292,7 +292,7 @@ def unavailable(reason: str) -> HttpError:
 
 
 def internal_error() -> HttpError:
-    """Returns HTTP 500, without details for the client."""
+    """Returns the reply to a request that failed through a fault of the service: HTTP 500, without details."""
     return HttpError(Problem("The service failed; its log has the details."), status=500)
 
 

@@ -118,9 +118,11 @@ class _Exchanged(torch.autograd.Function):
 def distribute_model(
     ranks: ProcessGroup, model: nn.Module, *, in_columns: Collection[nn.Embedding], folder: Path
 ) -> None:
-    """Moves the model to the rank's device with the weights of rank 0, because equal seeds give equal weights only on
-    equal machines. Other ranks may pass a model on the device `meta`. The tables `in_columns` are sharded; `folder` has
-    room for whole ones.
+    """Moves a model to the device of each process: shards its embedding tables `in_columns` by columns among the
+    processes, and copies all other weights from rank 0.
+
+    Equal seeds give equal weights only on equal machines, hence the copies. Other ranks may pass a model on the device
+    `meta`. `folder` has room for whole tables.
     """
     if ranks.size == 1:
         model.to(ranks.device)
