@@ -5,7 +5,6 @@ import yaml
 
 from tests import worlds
 from twofold.errors import RecipeError, RunError
-from twofold.pipeline import run as pipeline
 from twofold.pipeline import train as train_stage
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.run_folder import Stage
@@ -92,7 +91,7 @@ def test_a_trial_below_the_median_is_pruned_and_its_number_counts_for_nothing(se
         facts = {"epochs": [{"validation": value} for value in heard], "best_epoch": 2}
         return Stage(job.folder / "train", "", facts, 0.0, was_reused=False)
 
-    monkeypatch.setattr(pipeline, "train", train)
+    monkeypatch.setattr(tune_module, "train", train)
     monkeypatch.setattr(tune_module, "_TO_COMPARE", 2)
     trials = {trial.number: trial for trial in tune(search_of({"retriever.dim": {"low": 2, "high": 9}}, trials=5))}
     assert list(trials)[:3] == [4, 1, 0]  # the best first
@@ -104,7 +103,7 @@ def test_a_trial_below_the_median_is_pruned_and_its_number_counts_for_nothing(se
 @pytest.mark.slow
 def test_a_search_that_was_killed_ends_as_one_that_was_not(search_of, monkeypatch):
     whole = [trial.changes for trial in tune(search_of(name="whole"))]
-    cut, train, calls = search_of(name="cut"), pipeline.train, []
+    cut, train, calls = search_of(name="cut"), tune_module.train, []
 
     def killed(job, dataset, **others):
         calls.append(job.folder.name)
@@ -112,7 +111,7 @@ def test_a_search_that_was_killed_ends_as_one_that_was_not(search_of, monkeypatc
             raise KeyboardInterrupt
         return train(job, dataset, **others)
 
-    monkeypatch.setattr(pipeline, "train", killed)
+    monkeypatch.setattr(tune_module, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         tune(cut)
     assert [trial.changes for trial in tune(cut)] == whole
