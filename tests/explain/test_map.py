@@ -152,3 +152,14 @@ def test_many_numbers_are_fifths_and_ids_are_names():
 def test_not_a_number_is_no_value():
     (facet,) = facets_of(pa.table({"plays": [1.0, float("nan"), None, float("inf")]}))
     assert facet.items.tolist() == [0]
+
+
+def test_a_cluster_is_named_in_words_not_by_columns_and_intervals():
+    seconds = np.arange(1.0, 101.0)
+    facets = facets_of(pa.table({"length_s": seconds, "made_at": (seconds * DAY_MS).astype(np.int64)}))
+    longest = module.name_cluster(seconds > 80, facets, 0)
+    assert longest.name == "01 · highest length, latest made"
+    assert longest.traits[0][:2] == ("length", "80.2 to 100")
+    few = facets_of(pa.table({"plays": [0.0] * 60 + [float(each) for each in range(40)]}))[0]
+    assert len(few.values) == 3
+    assert [few.phrase(code) for code in range(3)] == ["lowest plays", "middle plays", "highest plays"]

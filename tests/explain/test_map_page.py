@@ -112,3 +112,17 @@ def test_a_person_searches_and_nothing_leaves_the_page(browser: Browser, folder:
     assert browser.run("document.title") == "map · twofold"
     assert not browser.run("'taken' in window")
     assert browser.requested == [address]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 1000, 760, 420])
+def test_the_drawing_fits_the_window(browser: Browser, folder: Path, width: int) -> None:
+    browser.resize(width)
+    browser.open((folder / "map.html").as_uri())
+    browser.until("!!window.map && !!document.querySelector('canvas')")
+    edges = "['canvas', '.drawn'].map(name => document.querySelector(name).getBoundingClientRect().right)"
+    canvas, box = browser.run(edges)
+    assert canvas <= box <= width
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    # The legend is within the canvas.
+    assert browser.run("window.map.scenegraph().root.bounds.x2") <= canvas

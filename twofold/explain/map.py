@@ -17,6 +17,7 @@ from sklearn.manifold import trustworthiness
 
 from twofold.explain.folding import nearest_by_cosine
 from twofold.ragged import chunks
+from twofold.render.numbers import format_significant
 from twofold.topk import top_k
 
 MAX_ITEMS: Final = 8000  # a quarter of a minute on one core, and a page that a browser draws at once
@@ -31,6 +32,8 @@ _TRUST_SAMPLE: Final = 2000  # items whose neighbors on the map are compared wit
 _CHUNK_SCORES: Final = 2**21  # scores of users and items in memory at once
 _MIN_LIFT: Final = 1.3  # a value names a cluster if it is this many times as frequent there; not measured
 _BANDS: Final = 5
+_BAND_NAMES: Final = ("lowest", "low", "middle", "high", "highest")
+_TIME_NAMES: Final = ("earliest", "early", "middle", "late", "latest")
 _MAX_CATEGORIES: Final = 30  # a number column with more distinct values is cut into bands
 
 
@@ -50,6 +53,24 @@ class Facet:
     values: tuple[str, ...]
     is_band: bool = False
     """True if the values are bands of a number, lowest first."""
+
+    @property
+    def label(self) -> str:
+        """Name of the column in words.
+
+        >>> nothing = np.zeros(0, np.int64)
+        >>> [Facet(name, nothing, nothing, ()).label for name in ("length_s", "uploaded_at", "upload_type")]
+        ['length', 'uploaded', 'upload type']
+        """
+        return self.name.removesuffix("_s").removesuffix("_at").removesuffix("_id").replace("_", " ") or self.name
+
+    def phrase(self, code: int) -> str:
+        """Returns a value with the name of its column: "tags 20"; of a number the band in words: "highest length"."""
+        if not self.is_band:
+            return f"{self.label} {self.values[code]}"
+        names = _TIME_NAMES if self.name.endswith("_at") else _BAND_NAMES
+        at = round(code * (len(names) - 1) / max(len(self.values) - 1, 1))
+        return f"{names[at]} {self.label}"
 
     def first(self, num_items: int, *, most: int) -> tuple[str, ...]:
         """Returns the first value of each item, with bands numbered: "other" for all but the `most` frequent values,
@@ -101,7 +122,8 @@ def _bands(numbers: np.ndarray, *, in_days: bool) -> tuple[Int64[np.ndarray, "_"
     codes = np.searchsorted(inner, numbers, side="right").astype(np.int64)
     edges = [numbers.min(), *inner, numbers.max()]
     texts = [
-        str(np.datetime64(int(edge), "ms").astype("datetime64[D]")) if in_days else f"{edge:.4g}" for edge in edges
+        str(np.datetime64(int(edge), "ms").astype("datetime64[D]")) if in_days else format_significant(float(edge))
+        for edge in edges
     ]
     return codes, tuple(f"{low} to {high}" for low, high in pairwise(texts))
 
@@ -266,11 +288,11 @@ def name_cluster(inside: Bool[np.ndarray, "items"], facets: tuple[Facet, ...], n
         weight = np.where((lift >= _MIN_LIFT) & (own >= max(3, size / 10)), own * np.log(np.maximum(lift, 1)), 0)
         best = int(weight.argmax()) if len(weight) else 0
         if weight.size and weight[best] > 0:
-            trait = (facet.name, facet.values[best], float(own[best] / size), float(lift[best]))
-            traits.append((float(weight[best]), trait))
-    chosen = tuple(trait for _, trait in sorted(traits, key=lambda each: -each[0])[:3])
-    text = ", ".join(f"{facet} {value}" for facet, value, _, _ in chosen[:2]) or "no typical value"
-    return Cluster(f"{number + 1:02d} · {text}", size, chosen)
+            trait = (facet.label, facet.values[best], float(own[best] / size), float(lift[best]))
+            traits.append((float(weight[best]), trait, facet.phrase(best)))
+    chosen = sorted(traits, key=lambda each: -each[0])[:3]
+    text = ", ".join(phrase for _, _, phrase in chosen[:2]) or "no typical value"
+    return Cluster(f"{number + 1:02d} · {text}", size, tuple(trait for _, trait, _ in chosen))
 
 
 def points_table(item_map: ItemMap) -> pa.Table:

@@ -7,6 +7,7 @@ an interpreter, and the page's content security policy forbids every other scrip
 
 import base64
 import hashlib
+from collections import Counter
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,9 @@ _PALETTE: Final = (
 )
 _DRAW: Final = """
 const drawing = JSON.parse(document.getElementById("drawing").textContent);
+const width = document.getElementById("map").clientWidth;
+drawing.height = Math.min(drawing.height, Math.max(320, 0.75 * width));
+if (width < 1000) Object.assign(drawing.config.legend, {orient: "bottom", columns: width < 640 ? 1 : 2});
 vegaEmbed("#map", drawing, {renderer: "canvas", ast: true, actions: false}).then(drawn => { window.map = drawn.view; });
 """
 
@@ -50,7 +54,9 @@ def map_run(
         }
     item_map = draw_map(vectors, attributes, users=users)
     write_map(item_map, out)
-    clusters = [asdict(each) for each in item_map.clusters]
+    clusters = [
+        asdict(each) | {"color": _PALETTE[number % len(_PALETTE)]} for number, each in enumerate(item_map.clusters)
+    ]
     return {"drawn": item_map.summary, "trust": item_map.trustworthiness, "clusters": clusters}
 
 
@@ -76,10 +82,13 @@ def map_page(item_map: ItemMap) -> str:
 
 
 def map_picture(item_map: ItemMap) -> bytes:
-    """Returns the map as PNG, colored by cluster."""
+    """Returns the map as PNG, colored by cluster; the page of the run has its legend."""
     import vl_convert
 
-    marks = {"mark": _marks(0.75), "encoding": _encoding("c", item_map)}
+    encoding = _encoding("c", item_map)
+    for channel in ("color", "shape"):
+        encoding[channel]["legend"] = None
+    marks = {"mark": _marks(0.75), "encoding": encoding}
     picture: bytes = vl_convert.vegalite_to_png(_frame(item_map) | marks, scale=1)
     return picture
 
@@ -93,7 +102,7 @@ def _frame(item_map: ItemMap) -> dict[str, Json]:
         "data": {"name": "points", "values": _points(item_map)},
         "config": {
             "view": {"stroke": "#e3e1dc"},
-            "legend": {"labelLimit": 260, "symbolLimit": 30, "labelFontSize": 12},
+            "legend": {"labelLimit": 320, "symbolLimit": 30, "labelFontSize": 12},
         },
     }
 
@@ -127,7 +136,9 @@ def _texts(item_map: ItemMap, name: str) -> list[str]:
 
 
 def _interactive(item_map: ItemMap) -> dict[str, Json]:
-    names = [facet.name for facet in item_map.facets[:_MAX_ATTRIBUTES]]
+    facets = item_map.facets[:_MAX_ATTRIBUTES]
+    labels = Counter(facet.label for facet in facets)
+    names = [facet.label if labels[facet.label] == 1 else facet.name for facet in facets]
     keys = ["c", "k", *(f"a{number}" for number in range(len(names)))]
     texts = ["datum.i", *(f"datum.t{number}" for number in range(len(names)))]
     picked = {"type": "point", "fields": ["n", "s"], "on": "click", "clear": "dblclick"}
@@ -139,6 +150,8 @@ def _interactive(item_map: ItemMap) -> dict[str, Json]:
     tooltip += [{"field": f"t{number}", "title": f"{name} "} for number, name in enumerate(names)]
     colors = {"input": "select", "options": keys, "labels": ["cluster", "kind", *names], "name": "color by"}
     return _frame(item_map) | {
+        "width": "container",
+        "autosize": {"type": "fit-x", "contains": "padding"},
         "params": [
             {"name": "by", "value": "c", "bind": colors},
             {"name": "search", "value": "", "bind": {"input": "search", "name": "search", "placeholder": "id, value"}},
@@ -157,15 +170,16 @@ def _interactive(item_map: ItemMap) -> dict[str, Json]:
             {
                 "transform": [{"filter": f"datum.found || ({is_near})"}],
                 "name": "marked",
-                "mark": _marks(1.0) | {"size": 70, "stroke": "#111", "strokeWidth": 1},
-                "encoding": _encoding("group", item_map) | {"tooltip": tooltip},
+                "mark": _marks(1.0),
+                "encoding": _encoding("group", item_map)
+                | {"tooltip": tooltip, "size": {"value": 70}, "stroke": {"value": "#111"}},
             },
         ],
     }
 
 
 def _marks(opacity: float) -> dict[str, Json]:
-    return {"type": "point", "filled": True, "size": 26, "opacity": opacity, "clip": True}
+    return {"type": "point", "filled": True, "opacity": opacity, "clip": True, "strokeWidth": 0.8}
 
 
 def _encoding(color: str, item_map: ItemMap) -> dict[str, Json]:
@@ -181,8 +195,11 @@ def _encoding(color: str, item_map: ItemMap) -> dict[str, Json]:
         }
         for axis, start, end in zip("xy", low - margin, high + margin, strict=True)
     }
+    is_user = "datum.k == 'user'"
     kinds = {"domain": ["item", "user"], "range": ["circle", "triangle-up"]}
     return position | {
         "color": {"field": color, "type": "nominal", "title": None, "scale": {"range": list(_PALETTE)}},
         "shape": {"field": "k", "type": "nominal", "title": None, "scale": kinds},
+        "size": {"condition": {"test": is_user, "value": 44}, "value": 26},
+        "stroke": {"condition": {"test": is_user, "value": "#111"}, "value": None},
     }

@@ -49,7 +49,7 @@ def fill_page(packages: Sequence[str], template: str, values: Mapping[str, Any])
         "md": as_markdown,
         "in_full": in_full,
         "in_short": in_short,
-        "percent": percent,
+        "percent": lambda share: percent(share).replace(" ", "\N{NO-BREAK SPACE}"),
         "probability": probability,
         "ratio": ratio,
         "signed": format_signed,
