@@ -6,7 +6,7 @@ import pytest
 
 from twofold.errors import RequestError
 from twofold.run_folder import run_stage
-from twofold.runs import list_runs, sort_runs
+from twofold.runs import group_runs, list_runs
 
 
 def begun(folder, digest="abc"):
@@ -16,20 +16,25 @@ def begun(folder, digest="abc"):
     return folder
 
 
-def judged(folder, *, primary_metric="catalogue/recall@100", **metrics):
+def judged(folder, *, primary_metric="catalogue/recall@100", dates="2022-05-08", users=300, **metrics):
     """A run with a report; `recall=.5` is its primary metric's value."""
+    setup = {"dates": dates, "users": users, "num_items": 60}
     named = {primary_metric if name == "recall" else name: value for name, value in metrics.items()}
 
     def work(out):
-        (out / "report.json").write_text(json.dumps({"primary_metric": primary_metric}))
+        (out / "report.json").write_text(json.dumps({"primary_metric": primary_metric, "question": setup}))
         return {"metrics": named}
 
     run_stage(begun(folder), "evaluate", inputs=1, work=work)
 
 
+def names(group):
+    return [run.name for run in group.runs]
+
+
 def test_no_folder_is_an_empty_table(tmp_path):
     assert list_runs(tmp_path / "nowhere") == []
-    assert sort_runs([]) == ("catalogue/recall@100", [])
+    assert group_runs([]) == []
 
 
 def test_a_run_that_has_done_nothing_yet_is_listed(tmp_path):
@@ -62,13 +67,14 @@ def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path):
     judged(tmp_path / "small", primary_metric="catalogue/recall@5", recall=0.9)
     begun(tmp_path / "begun")
     lines = list_runs(tmp_path)
-    metric, ordered = sort_runs(lines)
-    assert metric == "catalogue/recall@100"
-    assert [line.name for line in ordered] == ["better", "worse", "begun", "small"]
-    assert [line.name for line in sort_runs(lines, metric="auc")[1]] == ["worse", "better", "begun", "small"]
+    evaluated, others = group_runs(lines)
+    assert evaluated.metric == "catalogue/recall@100"
+    assert names(evaluated) == ["better", "worse", "small"]
+    assert (names(others), others.window, others.metric) == (["begun"], "", "validation")
+    assert names(group_runs(lines, metric="auc")[0]) == ["worse", "better", "small"]
     message = r"no run has a metric recall; choose from: catalogue/recall@100, catalogue/recall@5$"
     with pytest.raises(RequestError, match=message):
-        sort_runs(lines, metric="recall")
+        group_runs(lines, metric="recall")
 
 
 @pytest.mark.parametrize(
@@ -91,5 +97,20 @@ def test_a_damaged_or_foreign_folder_does_not_hide_the_others(tmp_path, file, te
     (tmp_path / "ill" / file).write_text(text)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes.txt").write_text("no run")
-    assert [line.name for line in sort_runs(list_runs(tmp_path), metric="catalogue/recall@100")[1]][0] == "well"
+    groups = group_runs(list_runs(tmp_path), metric="catalogue/recall@100")
+    assert [name for group in groups for name in names(group)][0] == "well"
     assert {line.name for line in list_runs(tmp_path)} == {"well", "ill"}
+
+
+def test_runs_of_different_windows_are_never_in_one_ranking(tmp_path):
+    judged(tmp_path / "second-of-may", dates="2022-05-02", recall=0.428)
+    judged(tmp_path / "eighth-of-may", recall=0.399)
+    judged(tmp_path / "again", recall=0.41)
+    judged(tmp_path / "other-users", recall=0.9, users=1)
+    groups = group_runs(list_runs(tmp_path))
+    assert [names(group) for group in groups] == [["again", "eighth-of-may"], ["other-users"], ["second-of-may"]]
+    assert [group.window for group in groups] == [
+        "2022-05-08, 300 users, 60 items",
+        "2022-05-08, 1 user, 60 items",
+        "2022-05-02, 300 users, 60 items",
+    ]

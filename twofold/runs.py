@@ -12,12 +12,13 @@ from typing import Any, Final
 import yaml
 
 from twofold.errors import RequestError
+from twofold.render.numbers import plural
 from twofold.run_folder import MANIFEST, Stage, find_stage
 
 STAGES: Final = ("prepare", "dataset", "train", "evaluate", "index", "recommend", "explain")
 VALIDATION: Final = "validation"
 """Name of the metric that chose the best epoch: recall@k on the validation window; trials of a search have no other."""
-RECALL: Final = "catalogue/recall@100"
+_COUNTS: Final = (("users", "user"), ("num_items", "item"))
 STUDY: Final = "study.db"
 """File that marks the folder of a search."""
 
@@ -36,6 +37,10 @@ class RunSummary:
     changed_at: datetime | None
     """Time when that stage was completed; `None` means that no stage is complete."""
     seconds: float
+    window: str
+    """Test window in words: its days, the number of users and of items; empty means that the run is not evaluated."""
+    setup: str
+    """Evaluation setup as JSON, see `EvaluationSetup`; runs with different ones cannot be ranked together."""
     primary_metric: str
     """Metric of the report's verdict; empty means that the run is not evaluated."""
     metrics: dict[str, float]
@@ -51,24 +56,43 @@ def list_runs(runs: Path) -> list[RunSummary]:
     return [_summary(folder) for folder in folders if not (folder / STUDY).exists()]
 
 
-def sort_runs(runs: Sequence[RunSummary], *, metric: str | None = None) -> tuple[str, list[RunSummary]]:
-    """Returns the metric, and the runs with the highest value first; runs without a value come last, by name.
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs with the same evaluation setup, or those without any, with the highest value of `metric` first."""
 
-    `None` means the primary metric of most runs. RequestError for a metric that no evaluated run has.
+    window: str
+    """Test window in words; empty means that the runs are not evaluated."""
+    metric: str
+    runs: tuple[RunSummary, ...]
+
+
+def group_runs(runs: Sequence[RunSummary], *, metric: str | None = None) -> list[RunGroup]:
+    """Returns the runs by evaluation setup, the latest window first and runs without one last.
+
+    Within a group the highest value comes first, and runs without a value come last, by name. `metric` is by default
+    the primary metric of most runs of the group. RequestError for a metric that no run has.
     """
     known = {name for run in runs for name in run.metrics}
     if metric is not None and known and metric not in known:
         near = [name for name in known if metric in name] or get_close_matches(metric, known, n=10) or known
         raise RequestError(f"no run has a metric {metric}; choose from: {', '.join(sorted(near))}")
+    setups = sorted({(run.window, run.setup) for run in runs}, reverse=True)
+    return [_group([run for run in runs if (run.window, run.setup) == each], metric) for each in setups]
+
+
+def _group(runs: Sequence[RunSummary], metric: str | None) -> RunGroup:
     primary = Counter(run.primary_metric for run in runs if run.primary_metric)
-    chosen = metric or (primary.most_common(1)[0][0] if primary else RECALL)
-    return chosen, sorted(runs, key=lambda run: (-run.metrics.get(chosen, float("-inf")), run.name))
+    chosen = metric or (primary.most_common(1)[0][0] if primary else VALIDATION)
+    ordered = sorted(runs, key=lambda run: (-run.metrics.get(chosen, float("-inf")), run.name))
+    return RunGroup(runs[0].window, chosen, tuple(ordered))
 
 
 def _summary(folder: Path) -> RunSummary:
     done = {name: stage for name in STAGES if (stage := find_stage(folder, name)) is not None}
     last = list(done)[-1] if done else None
     evaluated, trained = done.get("evaluate"), done.get("train")
+    report = _read(evaluated.folder / "report.json") if evaluated else {}
+    setup = report.get("question")
     return RunSummary(
         name=folder.name,
         folder=folder,
@@ -77,9 +101,16 @@ def _summary(folder: Path) -> RunSummary:
         stage=last or "–",
         changed_at=_changed_at(folder / last / MANIFEST) if last else None,
         seconds=sum(_numbers({name: stage.seconds for name, stage in done.items()}).values(), start=0.0),
-        primary_metric=str(_read(evaluated.folder / "report.json").get("primary_metric", "")) if evaluated else "",
+        window=_window(setup if isinstance(setup, dict) else {}) if report else "",
+        setup=json.dumps(setup, sort_keys=True),
+        primary_metric=str(report.get("primary_metric", "")),
         metrics=(_validation(trained) if trained else {}) | (_metrics(evaluated) if evaluated else {}),
     )
+
+
+def _window(setup: Mapping[str, Any]) -> str:
+    users, items = (plural(number, noun) if isinstance(number := setup.get(key), int) else "" for key, noun in _COUNTS)
+    return ", ".join(part for part in (str(setup.get("dates") or "unknown days"), users, items) if part)
 
 
 def _read(path: Path) -> dict[str, Any]:

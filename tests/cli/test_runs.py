@@ -49,14 +49,24 @@ def test_the_table_of_runs_is_sorted_by_what_is_asked(call, tmp_path):
     assert "nowhere holds no run yet: `twofold run RECIPE` makes one" in call("runs", "--runs", tmp_path / "nowhere")[1]
 
 
-def test_on_a_narrow_terminal_names_fold_and_no_number_is_cut(monkeypatch, capsys, tmp_path):
-    judged(tmp_path / "a-run-of-a-long-name-that-says-all-it-tried", recall=0.25, auc=0.75)
+def test_on_80_columns_every_name_and_number_is_readable(monkeypatch, capsys, tmp_path):
+    judged(tmp_path / "kuairand-ranked-day-2022-05-02-0", recall=0.25, dates="2022-05-02", **{"impressions/auc": 0.75})
+    judged(tmp_path / "kuairand-ranked-day-2022-05-08-0", recall=0.125, **{"impressions/auc": 0.5})
+    judged(tmp_path / "a-run-of-a-very-long-name-that-says-all-that-it-tried", recall=0.5)
+    begun(tmp_path / "begun")
+    for name in ("kuairand-ranked-day-2022-05-02-0", "kuairand-ranked-day-2022-05-08-0"):
+        (tmp_path / name / "base.yaml").write_text("name: kuairand-ranked")
     monkeypatch.setenv("COLUMNS", "80")
     cli_runs.list_all_runs(tmp_path)
     shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
-    for text in ("catalogue/", "recall@100", "0.250", "recipe", "seconds"):
+    for text in ("kuairand-ranked-day-2022-05-02-0", "kuairand-ranked-day-2022-05-08-0", "recall@100", "recipe"):
         assert text in shown
+    first, second, last = (
+        shown.index(text) for text in ("tested on 2022-05-08", "tested on 2022-05-02", "not evaluated")
+    )
+    assert first < shown.index("0.125") < second < shown.index("0.250") < last < shown.index("begun ")
 
 
 def test_runs_are_compared_and_written_to_a_page(call, tmp_path):

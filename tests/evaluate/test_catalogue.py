@@ -11,6 +11,7 @@ from twofold.evaluate import window as window_module
 from twofold.evaluate.catalogue import evaluate_catalogue, evaluate_filtered
 from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.in_batch import evaluate_in_batch
+from twofold.evaluate.scores import rank_in_two_stages
 from twofold.topk import Products
 
 
@@ -146,3 +147,40 @@ def test_a_filter_that_lets_everything_pass_changes_nothing():
     for name, value in evaluate_catalogue(judged, model).values.items():
         np.testing.assert_array_equal(filtered.values[name.replace("catalogue/", "catalogue_filtered/")], value)
     assert filtered.mean("catalogue_filtered/ceiling") == 1
+
+
+def test_with_a_filter_the_ranker_gets_the_best_allowed_items_as_in_serving():
+    """Served: filter, then the retriever's best, then the ranker. Ranking first and filtering then loses items."""
+    judged, top, k = random_window(9, users=200, num_items=60), 8, 5
+    rng = np.random.default_rng(9)
+    retrieved = Products(*(rng.normal(size=(rows, 4)).astype(np.float32) for rows in (200, 60)))
+    liking = rng.normal(size=(200, 60)).astype(np.float32)
+    for user, relevant in enumerate(lines(judged.relevant)):
+        liking[user, relevant] += 2
+
+    def by_liking(users, item_rows, positions):
+        return liking[users[:, None], item_rows]
+
+    allowed = rng.random(60) < 0.3
+    both = rank_in_two_stages(retrieved, by_liking, seen=judged.seen, top=top)
+    filtered = evaluate_filtered(judged, both, allowed, ks=(k,))
+    scores = retrieved.queries @ retrieved.items.T
+    served, after = [], []
+    for user, (seen, relevant) in enumerate(zip(lines(judged.seen), lines(judged.relevant), strict=True)):
+        ranked = ranked_items(scores[user], seen)
+        candidates = [item for item in ranked if allowed[item]]
+        best = sorted(candidates[:top], key=lambda item, user=user: -liking[user, item])
+        served.append((best + candidates[top:])[:k])
+        best = sorted(ranked[:top], key=lambda item, user=user: -liking[user, item])
+        after.append([item for item in best + ranked[top:] if allowed[item]][:k])
+        if len(relevant):
+            gain = sum(1 / np.log2(place + 2) for place, item in enumerate(served[-1]) if item in relevant)
+            ideal = sum(1 / np.log2(place + 2) for place in range(min(len(relevant), k)))
+            assert filtered.values[f"catalogue_filtered/ndcg@{k}"][user] == pytest.approx(gain / ideal)
+    relevant = lines(judged.relevant)
+    found = [
+        np.mean([np.isin(own, each).mean() for own, each in zip(relevant, lists, strict=True) if len(own)])
+        for lists in (served, after)
+    ]
+    assert filtered.mean(f"catalogue_filtered/recall@{k}") == pytest.approx(found[0])
+    assert found[0] > found[1] * 1.2  # the world tells the two orders apart

@@ -20,7 +20,7 @@ from twofold.errors import RequestError
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.render.numbers import format_decimal, plural
-from twofold.runs import STAGES, RunSummary, list_runs, sort_runs
+from twofold.runs import RunGroup, RunSummary, group_runs, list_runs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,34 +37,49 @@ class Database(StrEnum):
 def list_all_runs(
     runs: Runs = Path("runs"),
     sort: Annotated[
-        str | None, typer.Option("--sort", help="Metric to sort by; default: the primary metric of most reports.")
+        str | None,
+        typer.Option("--sort", help="Metric to sort by; default: the primary metric of most reports of a window."),
     ] = None,
 ) -> None:
-    """List all runs, the best first."""
-    metric, summaries = sort_runs(list_runs(runs), metric=sort)
-    if not summaries:
+    """List all runs by test window, the best first: values of different windows cannot be compared."""
+    groups = group_runs(list_runs(runs), metric=sort)
+    if not groups:
         print(f"{runs} holds no run yet: `twofold run RECIPE` makes one, and --runs names another folder.")
         return
-    metrics = dict.fromkeys((metric, "impressions/auc"))
-    columns = {
-        "run": [run.name for run in summaries],
-        "recipe": [run.recipe_digest[:8] for run in summaries],
-        "base": [run.base for run in summaries],
-        "date": [_day(run) for run in summaries],
-        "last\nstage": [run.stage if run.stage != STAGES[-1] else "" for run in summaries],
-        # Two lines, so that they fit a terminal of 80 columns.
-        **{name.replace("/", "/\n"): [format_decimal(run.metrics.get(name)) for run in summaries] for name in metrics},
-        "seconds": [f"{run.seconds:,.0f}" for run in summaries],
+    for group in groups:
+        Console().print(_runs_table(group))
+
+
+def _runs_table(group: RunGroup) -> Table:
+    """Returns the table of one test window; it fits a terminal of 80 columns."""
+    metrics = dict.fromkeys((group.metric, "impressions/auc") if group.window else (group.metric,))
+    progress = {
+        "date": [_day(run) for run in group.runs],
+        "last stage": [run.stage for run in group.runs],
     }
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    filled = {heading: cells for heading, cells in columns.items() if any(cells)}
-    for heading in filled:  # names are folded where there is no room; a truncated number or date would mislead
-        is_text = heading in ("run", "recipe", "base", "date", "last\nstage")
-        no_wrap = heading not in ("run", "base")
-        table.add_column(heading, overflow="fold", no_wrap=no_wrap, justify="left" if is_text else "right")
-    for cells in zip(*filled.values(), strict=True):
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+    columns = {
+        "run": [run.name for run in group.runs],
+        "base": [run.base for run in group.runs],
+        "recipe": [run.recipe_digest[:8] for run in group.runs],
+        **({} if group.window else progress),
+        **{name: [format_decimal(run.metrics.get(name)) for run in group.runs] for name in metrics},
+    }
+    title = f"tested on {group.window}" if group.window else "not evaluated"
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    filled = {heading: cells for heading, cells in columns.items() if any(cells) and set(cells) != {"–"}}
+    for heading, cells in filled.items():  # names fold where there is no room; a cut number or date would mislead
+        is_name = heading in ("run", "base")
+        width = min(max(map(len, cells)), 32 if heading == "run" else 10) if is_name else None
+        table.add_column(
+            heading.rpartition("/")[2],
+            overflow="fold",
+            no_wrap=not is_name,
+            min_width=width,
+            justify="right" if heading in metrics else "left",
+        )
+    for row in zip(*filled.values(), strict=True):
+        table.add_row(*map(Text, row))
+    return table
 
 
 def tracking_uri(recipe: Recipe) -> str | None:

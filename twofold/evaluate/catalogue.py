@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from twofold.errors import DataError, RequestError
 from twofold.evaluate.metrics import KS, metrics_of_ranks
-from twofold.evaluate.scores import ScoreBlock, rank_products, rank_rows, user_chunks
+from twofold.evaluate.scores import ScoreBlock, TwoStages, rank_products, rank_rows, user_chunks
 from twofold.evaluate.window import CHUNK_ELEMENTS, EvaluationWindow, PerUser, checked_scores, window_chunks
 from twofold.ragged import chunks
 from twofold.topk import NOT_ALLOWED, Products
@@ -66,9 +66,13 @@ def evaluate_filtered(
 ) -> PerUser:
     """Ranks the allowed items only, and compares the ranking with *all* relevant items.
 
+    The filter comes first, as in serving: the ranker of `TwoStages` gets the retriever's best *allowed* items.
     `catalogue_filtered/ceiling` is the share of each user's relevant items that are allowed, which no ranking under
     this filter can exceed.
     """
+
+    if isinstance(score_block, TwoStages):
+        score_block = score_block.among(allowed, seen=window.seen)
 
     def allowed_scores(users: slice) -> Float32[np.ndarray, "queries items"]:
         scores = checked_scores(window, score_block, users)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from twofold.ragged import Ragged, chunks
 from twofold.topk import NOT_ALLOWED, Products, packed_keys, packed_scores, tie_order
@@ -34,8 +34,18 @@ CHUNK_USERS: Final = 512
 CHUNK_ELEMENTS: Final = 2**18  # keys partitioned at a time: 2 MiB, within the cache
 
 
-def rank_products(products: Products, users: slice, k: int, *, excluded: Ragged) -> Int64[np.ndarray, "queries k"]:
-    """Returns these users' best item rows by falling score, without the `excluded`; -1 if fewer than k are left."""
+def rank_products(
+    products: Products,
+    users: slice,
+    k: int,
+    *,
+    excluded: Ragged,
+    allowed: Bool[np.ndarray, "items"] | None = None,
+) -> Int64[np.ndarray, "queries k"]:
+    """Returns these users' best item rows by falling score, without the `excluded`; -1 if fewer than k are left.
+
+    `allowed` flags the items that are candidates for every user; `None` means all.
+    """
     queries, num_items = products.queries[users], len(products.items)
     # One buffer for all blocks, because fresh pages cost as much as the product.
     buffer = np.empty(len(queries) * min(max(_first_items(k), CHUNK_ITEMS), num_items), np.float32)
@@ -43,7 +53,10 @@ def rank_products(products: Products, users: slice, k: int, *, excluded: Ragged)
     def score_items(items: slice) -> Float32[np.ndarray, "queries _"]:
         width = items.stop - items.start
         out = buffer[: len(queries) * width].reshape(len(queries), width)
-        return np.matmul(queries, products.items[items].T, out=out)
+        scores = np.matmul(queries, products.items[items].T, out=out)
+        if allowed is not None:
+            scores[:, ~allowed[items]] = NOT_ALLOWED
+        return scores
 
     return _running_top_k(score_items, k, num_items=num_items, excluded=excluded)
 
@@ -141,6 +154,10 @@ class TwoStages:
         scores[query, ranked[query, position]] = above * (1 + ranked.shape[1] - position)
         return scores
 
+    def among(self, allowed: Bool[np.ndarray, "items"], *, seen: Ragged) -> "TwoStages":
+        """Returns both stages under a filter, as they are served: the candidates are the best unseen allowed items."""
+        return rank_in_two_stages(self.retrieved, self.score_pairs, seen=seen, top=self.found.shape[1], allowed=allowed)
+
     def pairs(
         self, users: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
     ) -> Float32[np.ndarray, "pairs"]:
@@ -164,21 +181,32 @@ def score_impressions(
     return scores
 
 
-def find_best(retrieved: Products, *, seen: Ragged, top: int) -> Int64[np.ndarray, "users k"]:
-    """Returns every user's `top` best items that are not `seen`, exactly; -1 if fewer are left."""
+def find_best(
+    retrieved: Products, *, seen: Ragged, top: int, allowed: Bool[np.ndarray, "items"] | None = None
+) -> Int64[np.ndarray, "users k"]:
+    """Returns every user's `top` best allowed items that are not `seen`, exactly; -1 if fewer are left."""
     users = len(retrieved.queries)
     found = np.empty((users, min(top, len(retrieved.items))), np.int64)
     for part in user_chunks(users):
-        found[part] = rank_products(retrieved, part, found.shape[1], excluded=seen.part(part))
+        found[part] = rank_products(retrieved, part, found.shape[1], excluded=seen.part(part), allowed=allowed)
     return found
 
 
-def rank_in_two_stages(retrieved: Products, score_pairs: ScorePairs, *, seen: Ragged, top: int) -> TwoStages:
-    """Finds every user's `top` best items that are not `seen`, exactly, and orders them by the second stage.
+def rank_in_two_stages(
+    retrieved: Products,
+    score_pairs: ScorePairs,
+    *,
+    seen: Ragged,
+    top: int,
+    allowed: Bool[np.ndarray, "items"] | None = None,
+) -> TwoStages:
+    """Finds every user's `top` best allowed items that are not `seen`, exactly, and orders them by the second stage.
 
-    Equal scores of the second stage keep the fixed order of ties.
+    `allowed` flags the candidates; `None` means all items. Equal scores of the second stage keep the fixed order of
+    ties.
     """
-    found, (rank, _) = find_best(retrieved, seen=seen, top=top), tie_order(len(retrieved.items))
+    found = find_best(retrieved, seen=seen, top=top, allowed=allowed)
+    rank, _ = tie_order(len(retrieved.items))
     ranked = np.empty_like(found)
     for part in user_chunks(len(found)):
         items = np.maximum(found[part], 0)

@@ -21,9 +21,10 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         "train": 1,
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 2,
+        # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 3,
+        "evaluate": 4,
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
         "index": 2,
         "recommend": 1,
