@@ -26,7 +26,7 @@ _HAS_NAN: Final = frozenset({"FLOAT", "DOUBLE"})
 _ZONELESS: Final = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"})
 _ZONED: Final = frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ_NS"})
 # Types whose values NumPy and Arrow cannot compare or look up, and Spark does not have.
-_AS_TEXT: Final = {"UUID": "VARCHAR", "JSON": "VARCHAR"}
+_AS_TEXT: Final = {f"{type_}{end}": f"VARCHAR{end}" for type_ in ("UUID", "JSON") for end in ("", "[]")}
 # Factor or integer divisor that turns an integer timestamp into milliseconds.
 _TO_MS: Final = {"s": " * 1000", "ms": "", "us": " // 1000", "ns": " // 1000000"}
 _WHOLE_DIGEST_BYTES: Final = 64 * 2**20
