@@ -47,7 +47,7 @@ def main(names: list[str]) -> None:
 
 
 def judged(name: str, *, seed: int) -> list[Line]:
-    """A line for each row and protocol of one run."""
+    """Returns one record per row and protocol of a run."""
     recipe = load_recipe(RECIPES / f"{name}.yaml", overrides=[f"train.seed={seed}"])
     job = pipeline.Job(recipe, Path("runs") / f"movielens-{name}-seed{seed}")
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def judged(name: str, *, seed: int) -> list[Line]:
 
 
 def rows_of(report: Report) -> list[Line]:
-    """Of the catalogue, and of each sampled section."""
+    """Returns the rows of the catalogue section and of every sampled section of a report."""
     parts = [("catalogue", report.catalogue.rows, CATALOGUE)]
     parts += [(f"sampled, {section.candidates}", section.rows, SAMPLED) for section in report.sampled]
     return [
@@ -72,13 +72,13 @@ def rows_of(report: Report) -> list[Line]:
 
 
 def values_of(row: Row, metrics: tuple[str, ...]) -> Line:
-    """Each with its interval."""
+    """Returns the value and the interval of each metric."""
     estimates = {metric: row.metrics[metric] for metric in metrics}
     return {metric: [each.value, each.low, each.high] for metric, each in estimates.items()}
 
 
 def show(name: str, lines: list[Line]) -> None:
-    """A table for each protocol; baselines do not depend on the seed."""
+    """Prints a table per protocol; baselines do not depend on the seed."""
     for protocol in dict.fromkeys(str(line["protocol"]) for line in lines):
         metrics = CATALOGUE if protocol == "catalogue" else SAMPLED
         table = Table("row", "seed", *(metric.partition("/")[2] for metric in metrics), title=f"{name}: {protocol}")

@@ -1,4 +1,4 @@
-"""How fast and how large is preparation? A world, prepared, made arrays and loaded; beside bare DuckDB and pandas.
+"""Time and memory of preparation: a world is prepared, turned into arrays and loaded; beside bare DuckDB and pandas.
 
     python benchmarks/prepare.py [million rows, million rows of the large one]     (default: 10 50)
 
@@ -30,7 +30,7 @@ READ = ("user_id", "item_id", "at", "watch_s", "length_s", "liked", "shared", "l
 
 
 def recipe(folder: Path) -> Any:
-    """What an experiment asks of a log: two rules, two filters, four windows' worth of days, two histories."""
+    """Returns the recipe of a typical experiment: two rules, two filters, windows of days, two histories."""
     from twofold.recipe.schema import Recipe
 
     days = {"train": (1, 26), "validation": (26, 27), "test": (27, 28)}
@@ -76,7 +76,7 @@ def scan(folder: Path) -> dict[str, float]:
 
 
 def pandas(folder: Path) -> dict[str, float]:
-    """The same rules, filters, windows and counts of histories in pandas, in memory, and written to Parquet."""
+    """Measures pandas on the same rules, filters, windows and counts of histories, in memory, written to Parquet."""
     import pandas as pd
 
     def work() -> None:

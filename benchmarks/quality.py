@@ -1,4 +1,4 @@
-"""How good are the shipped recipes, the retriever and both stages? Three seeds on the test day, beside every baseline,
+"""Quality of the shipped recipes, retriever and both stages: three seeds on the test day, beside every baseline,
 with paired intervals.
 
     python benchmarks/quality.py [seeds]
@@ -52,7 +52,7 @@ def main(seeds: int = 3) -> None:
 
 
 def _report(recipe: Recipe, folder: Path) -> Report:
-    """Up to the report: no index, no map."""
+    """Runs the stages up to the report, without index and map."""
     job = pipeline.Job(recipe, folder)
     with locked(folder):
         claim_folder(job, overwrite=True)
@@ -86,7 +86,7 @@ Cells = dict[tuple[str, int, str, str], dict[str, Any]]
 SEEDED = ("model", "retriever alone", "both stages without ids")
 """Rows that a seed changes: a baseline has none."""
 OURS = {"kuairand": "model", "kuairand-ranked": "both stages"}
-"""What is judged, by recipe."""
+"""Name that the table gives the model of each recipe."""
 
 
 def tables(saved: dict[str, Any]) -> str:

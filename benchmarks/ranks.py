@@ -1,4 +1,4 @@
-"""What do several processes hold of a large table, and what does a step of theirs cost? Columns beside copies.
+"""Memory and time of several processes that share a large embedding table: columns of it, beside copies.
 
     python benchmarks/ranks.py [steps]     (default: 30)
 
@@ -34,7 +34,7 @@ ROWS, DIM, BATCH, TEMPERATURE = 2_000_000, 64, 4096, 0.05
 
 
 def measured(kind: str, steps: int) -> None:
-    """Of this process and those beside it; the first one prints."""
+    """Measures this process together with the others; the first one prints."""
     torch.set_num_threads(1)
     with distributed_context("cpu") as ranks, TemporaryDirectory() as folder:
         before = held_mb("VmRSS")
@@ -80,7 +80,7 @@ def stepper(kind: str, ranks: ProcessGroup, folder: Path) -> Callable[[int], Non
 
 
 def add_up_copies(ranks: ProcessGroup, optimizer: Optimizer) -> None:
-    """What a table costs that every process holds: the rows and gradients of all, to each."""
+    """Adds up the rows and gradients of all processes in each: the cost of a table that every process copies."""
     if ranks.size == 1:
         return
     for table in optimizer.tables:

@@ -1,4 +1,4 @@
-"""How much of the machine does a training step use? Towers over ids, histories and sequences, beside plain PyTorch.
+"""Share of the machine's speed that a training step reaches: ids, histories and sequences, beside plain PyTorch.
 
     python benchmarks/train.py [rounds]     (default: 7)
 
@@ -49,7 +49,7 @@ def fused(users: Tensor, items: Tensor, lines: SoftmaxBatch) -> Tensor:
 
 
 def plain(users: Tensor, items: Tensor, lines: SoftmaxBatch) -> Tensor:
-    """The whole matrix."""
+    """Returns the softmax loss through the whole matrix of logits, as plain PyTorch computes it."""
     same = (lines.item_rows[:, None] == lines.item_rows) | (lines.user_rows[:, None] == lines.user_rows)
     logits = users @ items.T / TEMPERATURE - lines.log_q
     logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
@@ -143,7 +143,7 @@ def random_sequences(users: int, *, length: int) -> list[Tensor]:
 
 
 def sequence_operations(sequences: list[Tensor]) -> float:
-    """In the matrix products of a pass, each done three times: forward, and for both gradients; no padding counted."""
+    """Returns the operations of a pass in matrix products, each done three times: forward, and for both gradients."""
     layer = DIM * (4 * DIM + DIM + 2 * WIDER * DIM + WIDER * DIM)
     before = torch.cat([torch.arange(1, len(each)) for each in sequences]).double()
     attention = 2 * DIM * (before + 1)  # products with keys and with values
@@ -151,7 +151,7 @@ def sequence_operations(sequences: list[Tensor]) -> float:
 
 
 def update(optimizer: Optimizer, loss: Tensor) -> None:
-    """What follows every loss."""
+    """Runs the backward pass and the step of the optimizer."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -161,8 +161,8 @@ def update(optimizer: Optimizer, loss: Tensor) -> None:
 
 
 def machine_parts() -> dict[str, Work]:
-    """What it can do at most: a square product, the step's three products and exponentials block by block into memory
-    in use, 256 MB read.
+    """Returns work at the machine's limits: a square product, the step's three products and exponentials block by block
+    into memory in use, 256 MB read.
     """
     a, b, c = (torch.rand(2048, 2048) for _ in range(3))
     large, logits, out = torch.rand(2**26), torch.randn(512, 4096), torch.empty(512, 4096)
@@ -178,7 +178,7 @@ def machine_parts() -> dict[str, Work]:
 
 
 def floors_ms(machine: dict[str, float]) -> tuple[float, float]:
-    """Of a step at 4,096: products of its own shapes, products at the square one's speed; both with exponentials."""
+    """Returns floors of a step at 4,096 with exponentials: products of its own shapes, or at the square one's speed."""
     blocks = 4096 / 512
     own = sum(machine[name] for name in machine if name.startswith("product"))
     square = 3 * 4096**2 * DIM / 2048**3 * machine["square product"]
@@ -201,7 +201,7 @@ def medians_ms(parts: dict[str, Work], rounds: int) -> dict[str, float]:
 
 
 def loss_memory_mb(loss: Loss, batch: int) -> float:
-    """How far loss and gradients raise the peak of this process above what it held, in MB."""
+    """Returns how far loss and gradients raise the peak memory of this process above what it held, in MB."""
     users, items = (torch.randn(batch, DIM).requires_grad_() for _ in range(2))
     loss(users[:64], items[:64], random_lines(64, USERS, ITEMS)).backward()  # loads what is loaded once
     lines, before = random_lines(batch, USERS, ITEMS), held_mb("VmRSS")

@@ -1,4 +1,4 @@
-"""How many examples a second does training teach, beside TFRS, torch-rechub, RecTools and RecBole?
+"""Training examples a second, beside TFRS, torch-rechub, RecTools and RecBole.
 
     python benchmarks/train_peers.py [--rounds 3] [--threads 1] [--cache ~/.cache/twofold-peers]
 
@@ -95,7 +95,7 @@ def write_data(folder: Path) -> None:
 
 
 def take_our_turns(folder: Path, threads: int) -> None:
-    """What a peer's script does, for ours."""
+    """Trains twofold as the script of a peer trains the peer."""
     torch.set_num_threads(threads)
     pairs, file = (np.load(folder / name) for name in ("pairs.npz", "sequences.npz"))
     batches = [our_lines(*map(torch.from_numpy, each)) for each in zip(*(pairs[n] for n in NAMES), strict=True)]

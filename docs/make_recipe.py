@@ -23,14 +23,14 @@ Schema = dict[str, Any]
 
 
 def recipe_page() -> str:
-    """The whole page: one section a part, in the order in which a reader of a recipe meets them."""
+    """Returns the page: one section per part, in the order in which a reader of a recipe meets them."""
     schema = Recipe.model_json_schema()
     parts = [schema, *(schema["$defs"][name] for name in _reading_order(schema, schema["$defs"]))]
     return "\n".join([OPENING, *(_section(part) for part in parts)])
 
 
 def _reading_order(part: Schema, parts: Schema) -> list[str]:
-    """Names of all parts below this one: each before its own parts, in the order of the fields, once."""
+    """Returns the names of all parts below this one: each before its own parts, in the order of the fields, once."""
     names: dict[str, None] = {}
     for field in part["properties"].values():
         for name in _references(field):
@@ -71,7 +71,7 @@ def _row(name: str, field: Schema, *, required: bool) -> str:
 
 
 def _value(field: Schema) -> str:
-    """What may be written there, in words."""
+    """Returns the values that a field accepts, in words."""
     if "$ref" in field:
         return f"[{_name(field)}](#{_name(field).lower()})"
     if choices := field.get("oneOf") or field.get("anyOf"):

@@ -1,4 +1,4 @@
-"""What the tests of several packages use: the shipped data, and the tiny worlds, each written once a session."""
+"""Fixtures of several packages: the shipped data, and the tiny worlds, each written once a session."""
 
 import os
 from collections.abc import Iterator

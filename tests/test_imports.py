@@ -1,4 +1,4 @@
-"""What an import costs: where torch may be named, and that importing does nothing."""
+"""Cost of an import: torch is named in few places, and importing does nothing."""
 
 import ast
 import json

@@ -40,7 +40,7 @@ def test_every_package_is_named_and_nothing_else():
 
 
 def test_the_python_runs(checkerboard, tmp_path, monkeypatch):
-    """On a small world instead of the shipped log: the same calls."""
+    """The calls are those of the page, on a small world instead of the shipped log."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "kuairand.yaml").write_text(dump_recipe(checkerboard))

@@ -35,7 +35,7 @@ def lines(stage: str, word: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the first stage of the Dockerfile makes of what it copies, without the extra `redis`."""
+    """Builds the environment of the Dockerfile's first stage, without the extra `redis`."""
     folder = tmp_path_factory.mktemp("wheel")
     (folder / "source").mkdir()
     for *sources, target in map(str.split, lines(BUILD, "COPY")):
@@ -101,7 +101,7 @@ def test_what_is_installed_is_the_lock(environment: Path) -> None:
 
 @pytest.fixture
 def port(environment: Path, tmp_path: Path) -> Iterator[int]:
-    """Where the image's own command answers from a tiny run; it runs in the environment, with its paths."""
+    """Runs the image's own command on a tiny run, in that environment, and returns the port of the service."""
     run = write_run(tmp_path / "runs" / "current")
     (entry,), (rest,) = (lines(SERVER, word) for word in ("ENTRYPOINT", "CMD"))
     words = [word.replace("/histories/", f"{tmp_path}/") for word in json.loads(entry)]

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "twofold").rglob("*.py"))
+SCRIPTS = sorted(path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py"))
 
 FRAGMENT = re.compile(r"(Of|What|Those|Who|Whose|Whether|The same|How many|How|None[:;]|Where|As|In|With|One,)\b")
 FIELD_FRAGMENT = re.compile(r"(Of|What|Those|Who|Whose|The same|How many|None\b(?! means))")
@@ -69,7 +70,7 @@ def field_docs(path: Path) -> Iterator[tuple[int, str]]:
                     yield after.lineno, text
 
 
-@every_module
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=relative)
 def test_a_docstring_is_no_fragment(path: Path) -> None:
     found = []
     for node in nodes(path):
@@ -83,7 +84,7 @@ def test_a_docstring_is_no_fragment(path: Path) -> None:
 
 @every_module
 def test_the_docstring_of_a_function_begins_with_a_verb(path: Path) -> None:
-    """In the third person; on the command line, where it is the help text, in the imperative too."""
+    """The verb is in the third person; on the command line, where it is the help text, also in the imperative."""
     found = []
     for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property(node):

@@ -90,11 +90,11 @@ def withheld_item(user: int, num_items: int, window: str = "test") -> int:
 
 
 def leak(folder: Path, *, num_users: int = 120, num_items: int = 300) -> Recipe:
-    """A coin an item, tossed before the day of test, says whether it is liked from then on; before, likes are noise.
+    """Each item is liked or not from the day of test on, by a random draw; before that day, likes are noise.
 
     From the day of test on, everybody likes the items of `lucky_items` and no others, all met at one moment of the day.
-    Whoever peeks (popularity or vectors of the whole log, histories that see later events or those of the same moment)
-    ranks the day of test perfectly; who does not stays at chance: AUC .5.
+    A model that sees the future (popularity or vectors of the whole log, histories with later events or those of the
+    same moment) ranks the day of test perfectly; any other stays at chance: AUC 0.5.
     """
     draw = np.random.default_rng(1)
     lucky = lucky_items(num_items)
@@ -136,7 +136,7 @@ def popularity_only(folder: Path, *, num_users: int = 200, num_items: int = 60) 
 
 
 def liking(items: np.ndarray, num_items: int) -> np.ndarray:
-    """How likely an item of `popularity_only` is liked: item 0 most, the last one least."""
+    """Returns the probability that an item of `popularity_only` is liked: highest for item 0, lowest for the last."""
     return 0.9 * (1 - items / num_items) ** 2 + 0.02
 
 
@@ -240,7 +240,7 @@ def languages(folder: Path, *, num_users: int = 128, num_items: int = 128, num_l
 
 
 def spoken(rows: Any, num_languages: int = 2) -> Any:
-    """The language of a user or item of `languages`; its kind is another matter."""
+    """Returns the language of a user or item of `languages`, which is independent of its kind."""
     return rows // 2 % num_languages
 
 

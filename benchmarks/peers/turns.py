@@ -1,4 +1,4 @@
-"""What runs in a process of its own and waits for its turn; of the standard library alone, for every environment."""
+"""A process of its own that waits for its turn; of the standard library alone, for every environment."""
 
 import json
 import sys

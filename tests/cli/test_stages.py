@@ -211,7 +211,7 @@ def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):
     ids=["by default", "as asked"],
 )
 def test_waiting_threads_do_not_spin_for_long(given, said):
-    """As OpenMP says it, once PyTorch has loaded it."""
+    """OpenMP states its setting once PyTorch has loaded it."""
     program = "import sys; sys.argv = ['twofold', '--help']\n"
     program += "from twofold.cli.main import main\ntry: main()\nfinally: import torch"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}

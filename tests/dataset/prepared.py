@@ -1,4 +1,4 @@
-"""What preparation leaves, of a few events, written anew and naively: the contract that arrays are built on."""
+"""Prepared tables of a few events, written naively and without the preparation: the contract of the dataset."""
 
 import json
 from dataclasses import dataclass
@@ -136,7 +136,7 @@ def _row_columns(events: list[Event], own: list[Event]) -> dict[str, pa.Array]:
 
 
 def _items(items: int) -> pa.Table:
-    """In no order, so that vectors have to be brought into that of the rows."""
+    """Returns items in no order, so that vectors must be brought into the order of the item rows."""
     ids = np.random.default_rng(1).permutation(items).tolist()
     return pa.table(
         {
@@ -163,7 +163,7 @@ def _users(listed: list[str]) -> pa.Table:
 
 
 def _looks(items: int) -> np.ndarray:
-    """Of the items in the order of their table; every eighth has none."""
+    """Returns a vector per item, in the order of the items table; every eighth item has none."""
     looks = np.random.default_rng(2).standard_normal((items, 6)).astype(np.float32)
     looks[::8] = np.nan
     return looks

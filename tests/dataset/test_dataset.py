@@ -1,5 +1,5 @@
-"""What the arrays hold is what preparation wrote, however it is cut; files whose order was lost are refused; what is
-fitted, and what was known at a moment, does not depend on what came later.
+"""Arrays equal the prepared tables, in shards and pieces of any size; unsorted files are refused; later events change
+neither what is fitted nor a feature of the past.
 """
 
 import shutil
@@ -85,7 +85,7 @@ def test_pieces_of_any_size_give_the_same_arrays(tmp_path, dataset, monkeypatch)
 
 
 def contents(built):
-    """All that a dataset holds, as text or bytes."""
+    """Yields everything in a dataset as text or bytes."""
     for split in WINDOWS:
         yield built.examples[split].records.tobytes()
         yield {name: values.tobytes() for name, values in built.examples[split].counter_values.items()}

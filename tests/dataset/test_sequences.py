@@ -50,14 +50,14 @@ def timed(tmp_path_factory):
 
 
 def read(inputs, name):
-    """Per line, the events before its place."""
+    """Returns for each example the events before its place in the sequence."""
     rows, places = np.asarray(inputs[name]), np.asarray(inputs[f"{name}.places"])
     width = rows.shape[1] + 1
     return [rows[place // width, : place % width].tolist() for place in places]
 
 
 def alone(dataset, rows, name):
-    """Per line, what a request at its moment reads."""
+    """Returns for each example the inputs of a request at its time."""
     found = []
     for inputs in query_batches(dataset, np.asarray(rows.user_rows), np.asarray(rows.at)):
         found += [[row for row in line if row] for line in inputs[name].tolist()]

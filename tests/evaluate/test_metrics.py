@@ -34,7 +34,7 @@ def lists(seed, *, ties):
 
 
 def mind_ndcg(labels, scores, k):
-    """As in the evaluation script of the MIND competition: dcg_score / ndcg_score."""
+    """Computes NDCG as the evaluation script of the MIND competition does (dcg_score, ndcg_score)."""
 
     def dcg(gains):
         return sum((2**gain - 1) / log2(rank + 2) for rank, gain in enumerate(gains[:k]))

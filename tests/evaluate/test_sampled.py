@@ -58,7 +58,7 @@ def test_every_rank_counts_in_mrr_and_the_first_ten_in_mrr_at_10():
 
 
 def test_drawn_by_popularity_one_after_the_other():
-    """Of items that weigh 1, 2 and 5, two in turn: {a, b} comes as a then b, or as b then a."""
+    """Two of three items with weights 1, 2 and 5 are drawn in turn: {a, b} comes as a then b, or as b then a."""
     weights = np.array([0.0, 1, 2, 5, 0])
     users = 40_000
     judged = window(seen=[[]] * users, relevant=[[0]] * users, num_items=5)

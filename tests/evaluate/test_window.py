@@ -1,4 +1,4 @@
-"""Who is judged by what, where each user's last events are the window."""
+"""Evaluation windows: relevant pairs, seen items and candidates, of days and of each user's last events."""
 
 import itertools
 from dataclasses import replace

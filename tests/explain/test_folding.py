@@ -33,7 +33,7 @@ def folded(seed=0):
 
 
 def apart(seed=0):
-    """The same, with a region for each language."""
+    """Returns vectors that have a region of the space for each language."""
     rng = np.random.default_rng(seed)
     regions = 3 * unit(rng.normal(size=(3, DIM)))
     return unit(folded(seed) + regions[LANGUAGE.group])

@@ -54,7 +54,7 @@ def drafted(seen: LogProfile, folder: Path) -> Recipe:
 
 
 def prepared(seen: LogProfile, folder: Path) -> dict[str, Any]:
-    """What preparation makes of the drafted recipe: it runs."""
+    """Prepares the log by its drafted recipe."""
     (folder / "run").mkdir()
     return prepare(drafted(seen, folder), folder / "run")
 

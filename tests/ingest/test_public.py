@@ -1,4 +1,4 @@
-"""What is written of a public data set, and what is refused before anything is."""
+"""Tables of public data sets: their content, and refusals before anything is written."""
 
 from pathlib import Path
 from typing import Any

@@ -196,7 +196,7 @@ def top_items(log: Log, *, day: int) -> set[int]:
 
 
 def test_a_session_is_watched_item_after_item(log: Log) -> None:
-    """Between two events of a user lies what was watched of the first; most follow at once, the rest hours later."""
+    """The time between two events of a user is at least the watch time of the first; most follow at once."""
     events = log.events
     same = events["user_id"][1:] == events["user_id"][:-1]
     # A day's last session may run into the next day, whose own sessions do not wait for it.
@@ -275,7 +275,7 @@ def test_long_views_and_replays_are_the_fields(log: Log) -> None:
 
 
 def test_interest_differs_by_language_and_by_topic(log: Log) -> None:
-    """What folding destroys: groups that differ in interest although their members seldom meet."""
+    """Groups differ in interest although their members seldom meet: the structure that folding destroys."""
     known = interest(log)
     own = log.events["user_language"] == log.events["item_language"]
     assert known[own].mean() > known[~own].mean() + 0.1

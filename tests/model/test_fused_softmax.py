@@ -63,7 +63,7 @@ def test_equals_the_plain_softmax(seed, queries, extra, block, users, catalogue)
 
 
 def test_columns_may_lie_in_any_order():
-    """As where all items compete, or where columns of other processes stand before the own ones."""
+    """The own items may be any columns: all items compete, or items of other processes come before."""
     users, items, lines = draw(7, queries=9, items=12)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     place = torch.argsort(order)

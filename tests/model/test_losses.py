@@ -66,7 +66,10 @@ POSITIVE = 1
 
 
 def corrected_gradient(values, *, draws, batches):
-    """Of the scores of a 5-item catalogue: `draws` negatives by popularity a batch, the positive's item left out."""
+    """Returns the mean gradient of a 5-item catalogue's scores over batches of `draws` negatives by popularity.
+
+    The item of the positive is left out.
+    """
     rng = np.random.default_rng(0)
     scores = torch.tensor(values, requires_grad=True)
     drawn = torch.from_numpy(rng.choice(5, size=(batches, draws), p=POPULARITY))

@@ -41,7 +41,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def languages(dataset):
-    """Of each item row, read naively from the prepared table."""
+    """Returns the language of each item row, read naively from the prepared table."""
     lines = pq.read_table(dataset.folder.parent / "prepare" / "items.parquet").to_pylist()
     own = {line["item_id"]: line["language"] for line in lines}
     return [own[dataset.items.ids[row].as_py()] for row in range(len(dataset.items))]

@@ -57,7 +57,7 @@ def test_order_matters():
 
 
 def test_positions_are_distances():
-    """Without the start vector, moving all events along changes nothing: attention reads angles' differences."""
+    """Attention reads differences of angles: without the start vector, shifting all events changes nothing."""
     model, read = encoder(), events(length=4)
     layer, cosines, sines = model.layers[0], model.cosines, model.sines
     first, later = (layer(read, cosines[part], sines[part]) for part in (slice(0, 4), slice(3, 7)))
@@ -71,7 +71,7 @@ def test_one_layer_equals_a_loop_written_from_the_definition(moments):
     layer = model.layers[0]
 
     def of_time(position, place):
-        """Asked when the next event comes: so long ago was the event; nothing is known of the start's."""
+        """Returns the bias for the time from an event until the next one; the start vector has none."""
         if not moments:
             return 0
         passed = moments[position] - moments[place - 1]

@@ -1,4 +1,4 @@
-"""What is refused of a recipe and its log before a row is read: each message is read here."""
+"""Refusals of a recipe and its log before a row is read, with every message."""
 
 from pathlib import Path
 from typing import Any

@@ -57,7 +57,7 @@ def source(id_type: str, at: tuple[str, str]) -> Source:
 
 
 def statements(parts: dict[str, Any], log: Source) -> Iterator[tuple[str, bool]]:
-    """All that an engine is given, and whether it is written to a file."""
+    """Yields every statement for an engine, and whether its result is written to a file."""
     plan = build_plan(Prepare.model_validate({"positive": "liked", "split": SPLIT} | parts), log, shards=2)
     for table in (log.events, log.items, log.users):
         yield table.select_sql('"own columns"'), False

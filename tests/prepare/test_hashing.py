@@ -36,7 +36,7 @@ def test_the_largest_seeds_and_ids_overflow_nothing(seed: int) -> None:
 
 @pytest.mark.parametrize("step", [1, 2, 1000, 2**20])
 def test_ids_at_even_distances_spread_evenly(step: int) -> None:
-    """Of 20,000 ids, the number in each of 20 parts has a standard deviation of about sqrt(1000)."""
+    """The number of ids in each of 20 parts, of 20,000 in all, has a standard deviation of about sqrt(1000)."""
     values = hashed([place * step for place in range(20_000)], "BIGINT", seed=3)
     counts = np.bincount(np.asarray(values) * 20 // PRIME, minlength=20)
     assert np.abs(counts - 1000).max() < 6 * 1000**0.5

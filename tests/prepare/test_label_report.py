@@ -1,4 +1,4 @@
-"""What a label leans to: known answers, and the planted length bias of a world."""
+"""Correlation of labels with item length: known answers, and the planted length bias of a world."""
 
 from pathlib import Path
 

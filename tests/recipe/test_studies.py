@@ -28,12 +28,12 @@ RATES = {
 
 
 def both(name: str) -> set[str]:
-    """The feature of either history."""
+    """Returns the fields of the feature for both histories."""
     return {name.format("positives"), name.format("negatives")}
 
 
 def over_vectors(name: str) -> set[str]:
-    """What reading vectors in both towers adds."""
+    """Returns the fields that differ in a recipe whose towers both read these vectors."""
     return {f"features.vectors.{name}", f"features.item.{name}", *both(f"features.user.{{}}_{name}")}
 
 

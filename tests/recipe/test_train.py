@@ -1,4 +1,4 @@
-"""What cannot be taught is refused before any data is read, with what to write instead."""
+"""Training settings that cannot work are refused before any data is read, with what to write instead."""
 
 from typing import Any
 

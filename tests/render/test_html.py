@@ -1,4 +1,4 @@
-"""What pages share: settings as a recipe's file has them, and that text is text."""
+"""Parts that all pages share: settings appear as in the recipe's file, and text is never markup."""
 
 import pytest
 

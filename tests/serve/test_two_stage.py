@@ -1,4 +1,4 @@
-"""With a ranker, the service returns the order and scores of the evaluation, in tables and over HTTP."""
+"""A service with a ranker returns the order and scores of the evaluation, in tables and over HTTP."""
 
 import asyncio
 import shutil

@@ -135,7 +135,7 @@ WRITTEN = {
 
 
 def assert_refused_or_harmless(engine: duckdb.DuckDBPyConnection, text: str) -> bool:
-    """Whether the rule was accepted; if so, what it became holds allowed nodes alone, in both dialects, and runs."""
+    """Returns whether the rule was accepted; asserts that an accepted rule holds allowed nodes alone and runs."""
     try:
         written = {dialect: rule_sql(text, dialect) for dialect in ("duckdb", "spark")}
     except RecipeError:

@@ -52,7 +52,7 @@ def train(dataset, case, out, setup, die_at=None):
 
 
 def counted_numbers(dataset, model):
-    """What judges an epoch finds every table whole, and rows that can be looked up by one process."""
+    """The validation of an epoch finds every table whole, and one process can look its rows up."""
     known = torch.arange(1 + dataset.items.num_known)
     assert model.item.tables["id"](known).shape == (len(known), model.item.tables["id"].embedding_dim)
     return float(sum(parameter.numel() for parameter in model.parameters()))

@@ -14,7 +14,7 @@ from twofold.errors import DataError
 from twofold.evaluate.window import evaluation_window
 from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.adapters import scores_of
+from twofold.pipeline.adapters import catalogue_scores
 from twofold.recipe.train import InBatchSoftmax, Train
 from twofold.train.batch_groups import group_examples
 from twofold.train.loop import fit
@@ -142,9 +142,9 @@ def test_languages_that_never_meet_fold_and_uniform_negatives_heal_it(world, col
 
 
 def share_of_other_languages(model, dataset, *, k):
-    """Of the first k recommendations of all users."""
+    """Returns the share of items in another language among the first k recommendations of all users."""
     window = evaluation_window(dataset, "test")
-    scores = scores_of(model, dataset, window)(slice(0, len(window.user_rows)))
+    scores = catalogue_scores(model, dataset, window)(slice(0, len(window.user_rows)))
     best = np.argsort(-scores, axis=1)[:, :k]
     users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)
     return float((worlds.spoken(items[best]) != worlds.spoken(users)[:, None]).mean())

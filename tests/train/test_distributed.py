@@ -51,8 +51,10 @@ def torchrun(*arguments, timeout=120):
 
 
 def of_lines_alone(features):
-    """Without dropout, which is drawn for the lines that a process holds, and without sequences, where lines of one
-    user are read in one pass, so that a line sees as far back as those beside it let it.
+    """Returns the features without dropout and sequences, whose result depends on how the examples are divided.
+
+    Dropout is drawn for the examples that a process holds; a sequence is read in one pass for all examples of a user,
+    so that an example sees as far back as those beside it let it.
     """
     asked = features.model_dump(mode="json")
     asked["user"] = [feature for feature in asked["user"] if feature["kind"] != "sequence"]

@@ -1,4 +1,4 @@
-"""What training takes, against a sum by hand; what there is, against what the system says."""
+"""Memory that training needs, against a sum by hand; free memory, against what the system says."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a step lowers, against loops written from the definitions; every loss on the world it should solve."""
+"""Objectives against loops written from their definitions; every loss on the world that it should solve."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ from twofold.evaluate.window import evaluation_window
 from twofold.model import losses as losses_module
 from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.adapters import scores_of
+from twofold.pipeline.adapters import catalogue_scores
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import HardNegatives, Loss, Train
 from twofold.train.batch_loss import mean_loss
@@ -297,7 +297,7 @@ def test_the_checkerboard_is_solved(world, asked, score, changes, tmp_path):
     kept = []
 
     def validate(model):
-        scores = scores_of(model, dataset, window)
+        scores = catalogue_scores(model, dataset, window)
         kept.append(evaluate_catalogue(window, scores, ks=(1,)).mean("catalogue/hit_rate@1"))
         return kept[-1]
 

@@ -28,12 +28,12 @@ ITEMS, USERS = 160, 150
 
 
 def depth_of(item):
-    """What decides: long views become likelier with it, and likes end where it begins."""
+    """Returns the depth of items: with it long views become likelier and likes rarer."""
     return np.random.default_rng(7).permutation(np.linspace(-2, 2, ITEMS))[item]
 
 
 def chance_of(item):
-    """Of a long view."""
+    """Returns the probability of a long view."""
     return 1 / (1 + np.exp(1 - 1.5 * depth_of(item)))
 
 
@@ -166,7 +166,7 @@ def test_a_formula_is_what_validation_judges(world, tmp_path):
 
 
 def test_impressions_stand_where_the_retriever_has_them(world, tmp_path):
-    """Beside the same, asked one by one: what was met that day is met, later days are not known yet."""
+    """Ranks equal those of requests one by one: events of the day are seen, later days are not known yet."""
     recipe, arrays, model, _ = world
     dataset, asked = arrays.retriever, recipe.ranker
     requests = mine_requests(model, dataset, asked.candidates, seed=0, out=tmp_path)
@@ -206,7 +206,7 @@ def test_losses_are_the_cross_entropy_of_what_is_known(world, tmp_path):
 
 
 def test_the_lists_are_taught_as_without_heads_while_heads_weigh_next_to_nothing(world, tmp_path):
-    """What is drawn for the lists, and every initial weight, is that of a ranker without heads."""
+    """The lists drawn and every initial weight are those of a ranker without heads."""
     recipe, *_ = world
     (light,) = (head.model_copy(update={"weight": 1e-12}) for head in recipe.ranker.heads[:1])
     with_heads, _ = fitted(world, tmp_path / "with", heads=(light,))
