@@ -122,6 +122,48 @@ def test_counters_of_items_count_the_hours_before():
     np.testing.assert_allclose(inputs["item_id_like_24h"], (rates - 0.3) / 0.2, atol=1e-5)
 
 
+def test_a_new_item_has_nothing_that_is_fitted_or_counted_on_it_alone():
+    """Items 0 and 1 share a maker and a tag; maker y and tag c are those of item 2 alone, as are the ids and counts."""
+    items = pa.table(
+        {
+            "item_id": [10, 20, 30],
+            "maker": ["x", "x", "y"],
+            "tags": [["a", "a"], ["a"], ["c", "b"]],
+            "length_s": [1.0, 3.0, 2.0],
+            "uploaded_at": [0, 0, 0],
+        }
+    )
+    state = fit_features(
+        FEATURES,
+        items=items,
+        users=USERS.take(TAUGHT),
+        train=rows_at(item_rows=[0, 1], at=[0, 2 * DAY_MS], counter_values=COUNTED),
+        num_known_items=3,
+        time_zone="Asia/Shanghai",
+    )
+    assert state.vocabularies["item.maker"].num_known == state.vocabularies["item.tags"].num_known == 1
+    arrays = item_arrays(state, items, vectors={"look": LOOK}, counters=ITEM_COUNTERS)
+    rows, at = np.array([0, 1, 2, 2]), np.full(4, HOUR_MS)
+    known = item_inputs(state, arrays, item_rows=rows, at=at)
+    is_new = np.array([True, False, True, False])
+    inputs = item_inputs(state, arrays, item_rows=rows, at=at, is_new=is_new)
+    assert inputs["id"].tolist() == [0, 2, 0, 3]
+    assert inputs["maker"].tolist() == [1, 1, 0, 2]
+    assert inputs["tags"].tolist() == [[1, 1], [1, 0], [0, 0], [3, 2]]
+    prior = (0.4 - 0.3) / 0.2  # of a counter that has counted nothing
+    np.testing.assert_allclose(inputs["item_id_like_24h"][is_new], prior, atol=1e-5)
+    for name in ("length_s", "age", "look"):  # they describe the item, and are known before its first event
+        np.testing.assert_array_equal(inputs[name], known[name])
+    for name, values in inputs.items():
+        np.testing.assert_array_equal(values[~is_new], known[name][~is_new])
+
+
+def test_counters_that_several_items_share_stay():
+    first, end = np.array([0, 0, 5, 0]), np.array([5, 5, 9, 0])
+    shared = Counters(first, end, ITEM_COUNTERS["item_id"].hours, priors={})
+    assert shared.is_single.tolist() == [False, False, True, False]
+
+
 def test_cold_items_and_users_who_do_not_teach_change_nothing_that_is_fitted():
     changed = ITEMS.set_column(1, "maker", pa.array(["x", None, "other"]))
     changed = changed.set_column(3, "length_s", pa.array([1.0, 3.0, 9e9]))

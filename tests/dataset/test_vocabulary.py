@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
+from twofold.dataset.vocabulary import Vocabulary, build_value_vocabulary, build_vocabulary
 from twofold.errors import DataError
 
 
@@ -89,3 +89,19 @@ def test_saved_and_loaded_equal(tmp_path):
     loaded = Vocabulary.load(tmp_path / "v.parquet")
     assert loaded.ids.equals(vocabulary.ids)
     assert loaded.num_known == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "ids", "shared"),
+    [
+        (["b", None, "a", "b", "c", "c"], ["b", "c", "a"], 2),
+        ([[2, 2], [1, 3], None, [3], []], [3, 1, 2], 1),  # twice in one list is still one item
+        ([[], None], [], 0),
+        ([7, 8], [7, 8], 0),
+    ],
+)
+def test_values_that_several_rows_share_come_first(column, ids, shared):
+    kind = pa.list_(pa.int64()) if column == [[], None] else None
+    vocabulary = build_value_vocabulary(pa.chunked_array([pa.array(column, kind)]))
+    assert vocabulary.ids.to_pylist() == ids
+    assert vocabulary.num_known == shared

@@ -60,7 +60,7 @@ def test_one_item_and_one_user():
     assert {float(value[0]) for value in values.values()} == {1.0}
     assert evaluate_impressions(judged, scorer(np.zeros((1, 1), np.float32))).evaluated == 0
     in_batch = evaluate_in_batch(judged, scorer(np.zeros((1, 1), np.float32)), batch_size=8, seed=0)
-    assert (in_batch.batch_size, in_batch.ranks) == (1, {1: 1.0})
+    assert (in_batch.batch_size, in_batch.ks) == (1, (1,))
 
 
 def test_fewer_unseen_items_than_k_is_no_hit_and_no_error():

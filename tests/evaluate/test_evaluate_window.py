@@ -121,7 +121,8 @@ def test_what_was_judged_is_stated(report):
     assert report.cold_items == 6
     assert report.cold_relevant_share == pytest.approx((window.relevant.values < 6).mean())
     assert report.in_batch.batch_size == 32
-    assert [line.rank for line in report.in_batch.lines] == [line.k * 60 / 32 for line in report.in_batch.lines]
+    assert [line.k for line in report.in_batch.lines] == [1, 5, 10]
+    assert report.in_batch.sentence.startswith("A batch of 32 is a smaller and different exam: its ")
 
 
 def test_a_random_model_is_not_significantly_different():

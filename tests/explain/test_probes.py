@@ -9,12 +9,13 @@ from twofold.explain.probes import (
     found_among,
     gini,
     mean_cosine,
-    probe_cold_items,
+    new_item_probe,
     probe_lists,
     probe_norms,
     probe_vectors,
 )
 from twofold.ragged import Ragged
+from twofold.topk import Products
 
 
 def unit(vectors):
@@ -112,23 +113,41 @@ def test_popular_items_with_long_vectors():
         assert not probe.is_alarming
 
 
-def test_recall_that_depends_on_ids_raises_a_warning():
-    found = np.array([True, True, False, True, True, True])
-    alone = probe_cold_items(found, np.array([False] * 6), k=10)
-    assert (alone.value, alone.is_alarming) == (0, True)
-    kept = probe_cold_items(found, np.array([True, False, True, True, False, False]), k=10)
-    assert (kept.value, kept.is_alarming) == (pytest.approx(3 / 5), False)
-    assert probe_cold_items(np.zeros(6, bool), found, k=10).value is None
-    assert probe_cold_items(found[:0], found[:0], k=10).value is None
+def test_one_new_item_at_a_time_is_ranked_among_known_ones():
+    """Item 0 is user 0's favorite and item 1 the next; with the vectors of new items both come last."""
+    known = Products(np.eye(2, dtype=np.float32), np.array([[3, 0], [2, 1], [1, 2], [0, 3]], np.float32))
+    relevant, seen = Ragged(np.array([0, 1, 0]), np.array([0, 2, 3])), Ragged(np.array([3]), np.array([0, 1, 1]))
+    assert found_among(known, known.items, relevant=relevant, seen=seen, k=1).tolist() == [True, False, False]
+    assert found_among(known, known.items, relevant=relevant, seen=seen, k=2).tolist() == [True, True, False]
+    new_items = np.array([[1.5, 0], [0.5, 0], [9, 9], [9, 9]], np.float32)
+    # User 0 as a new item 0: only item 1 (2) is above 1.5; as a new item 1: items 0 and 2 are, item 3 is seen.
+    assert found_among(known, new_items, relevant=relevant, seen=seen, k=2).tolist() == [True, False, False]
+    assert found_among(known, new_items, relevant=relevant, seen=seen, k=4).tolist() == [True, True, True]
 
 
-def test_found_among_is_the_rank_in_the_unseen_catalogue():
-    queries = np.array([[1, 0], [0, 1]], np.float32)
-    items = np.array([[3, 0], [2, 1], [1, 2], [0, 3]], np.float32)
-    relevant = Ragged(np.array([1, 2, 0]), np.array([0, 2, 3]))
-    seen = Ragged(np.array([0]), np.array([0, 1, 1]))
-    assert found_among(queries, items, relevant=relevant, seen=seen, k=1).tolist() == [True, False, False]
-    assert found_among(queries, items, relevant=relevant, seen=seen, k=4).tolist() == [True, True, True]
+def test_equal_scores_are_no_hit_of_everyone():
+    """A model that gives every new item the score of all others finds k of N of them, by the fixed order of ties."""
+    known = Products(np.ones((200, 1), np.float32), np.ones((100, 1), np.float32))
+    relevant = Ragged(np.arange(200) % 100, np.arange(201))
+    nothing = Ragged(np.zeros(0, np.int64), np.zeros(201, np.int64))
+    found = found_among(known, known.items, relevant=relevant, seen=nothing, k=20)
+    assert found.mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_items_that_cannot_be_found_while_new_raise_a_warning():
+    rng = np.random.default_rng(0)
+    queries, items = unit(rng.normal(size=(200, 8))), unit(rng.normal(size=(300, 8)))
+    known = Products(queries, items)
+    relevant = Ragged(np.argmax(queries @ items.T, axis=1), np.arange(201))
+    nothing = Ragged(np.zeros(0, np.int64), np.zeros(201, np.int64))
+    lost = new_item_probe(known, -items, relevant=relevant, seen=nothing, k=10)
+    assert (lost.value, lost.is_alarming) == (0, True)
+    assert "1.000 with them, 0.033 by chance" in lost.meaning
+    kept = new_item_probe(known, items + np.float32(0.1), relevant=relevant, seen=nothing, k=10)
+    assert kept.value > 0.5
+    assert not kept.is_alarming
+    empty = Ragged(np.zeros(0, np.int64), np.zeros(201, np.int64))
+    assert new_item_probe(known, items, relevant=empty, seen=nothing, k=10).value is None
 
 
 def test_every_threshold_says_where_it_comes_from():

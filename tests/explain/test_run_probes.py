@@ -61,7 +61,7 @@ def test_a_run_leaves_its_probes_and_its_gap(run):
     names = [probe["name"] for probe in probes]
     assert len(set(names)) == len(names)
     wanted = {"effective_rank", "hub_skew", "norm_popularity", "coverage", "novelty", "creator/folding", "tags/purity"}
-    assert wanted | {"ids_masked", "overlap", "served_top_tenth"} <= set(names)
+    assert wanted | {"new_items", "overlap", "served_top_tenth"} <= set(names)
     assert all(probe["source"] and probe["meaning"] for probe in probes)
     gap = json.loads((run.folder / "explain" / "gap.json").read_text())
     assert gap["batch_size"] == 16

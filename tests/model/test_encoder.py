@@ -78,10 +78,10 @@ def test_normalized_outputs_are_those_of_the_formula(unit_length):
 
 def test_dropped_ids_are_read_as_the_unknown_which_is_trained_then():
     torch.manual_seed(0)
-    encoder = Encoder((Lookup("id", 5, 3, dropout=0.4),), Layers(2))
+    encoder = Encoder((Lookup("id", 5, 3, dropout=0.4, single_from=1),), Layers(2))
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.1)
     ids = torch.arange(1, 5, dtype=torch.int32).repeat(2000)
-    found = encoder._embed(encoder.feature_blocks[0], {"id": ids})
+    found = encoder._embed(encoder.feature_blocks[0], encoder._with_unknown({"id": ids}))
     is_unknown = (found == encoder.tables["id"].weight[0]).all(dim=1)
     assert abs(is_unknown.float().mean() - 0.4) < 4 * (0.4 * 0.6 / 8000) ** 0.5
     assert torch.equal(found[~is_unknown], encoder.tables["id"](ids)[~is_unknown])
@@ -90,6 +90,47 @@ def test_dropped_ids_are_read_as_the_unknown_which_is_trained_then():
     assert encoder.tables["id"].weight[0].abs().min() > 0
     encoder.eval()
     assert torch.equal(encoder._embed(encoder.feature_blocks[0], {"id": ids}), encoder.tables["id"](ids))
+
+
+def test_what_is_fitted_on_one_item_alone_is_unknown_together_with_its_id():
+    """Makers 3 and 4 and tag 2 belong to one item; maker 1 and tag 1 are shared, and stay."""
+    torch.manual_seed(0)
+    blocks = (
+        Lookup("id", 9, 3, dropout=0.5, single_from=1),
+        Lookup("maker", 5, 3, single_from=3),
+        Lookup("hour", 5, 3),
+        Pool("tags", 3, 3, single_from=2),
+    )
+    encoder = Encoder(blocks, Layers(2))
+    inputs = {
+        "id": torch.arange(1, 5, dtype=torch.int32).repeat(500),
+        "maker": torch.tensor([1, 3, 4, 0], dtype=torch.int32).repeat(500),
+        "hour": torch.tensor([4, 4, 4, 4], dtype=torch.int32).repeat(500),
+        "tags": torch.tensor([[1, 2], [2, 0], [1, 1], [0, 0]], dtype=torch.int32).repeat(500, 1),
+    }
+    masked = encoder._with_unknown(inputs)
+    is_new = masked["id"] == 0
+    assert 0.4 < is_new.float().mean() < 0.6
+    single = inputs["maker"] >= 3
+    assert torch.equal(masked["maker"], torch.where(is_new & single, 0, inputs["maker"]))
+    assert torch.equal(masked["tags"], torch.where(is_new[:, None] & (inputs["tags"] == 2), 0, inputs["tags"]))
+    assert torch.equal(masked["hour"], inputs["hour"])
+    # The unknown maker is trained as the unknown id is; the unknown hour never occurs, and padding stays zero.
+    encoder(inputs).sum().backward()
+    gradients = {name: table.weight.grad[0].abs().max() for name, table in encoder.tables.items()}
+    assert gradients["id"] > 0
+    assert gradients["maker"] > 0
+    assert gradients["hour"] == gradients["tags"] == 0
+    encoder.eval()
+    torch.testing.assert_close(encoder(inputs), encoder(inputs))
+
+
+def test_without_unknown_rate_nothing_is_masked_and_row_zero_stays_zero():
+    encoder = Encoder((Lookup("id", 9, 3, single_from=1), Lookup("maker", 5, 3, single_from=3)), Layers(2))
+    inputs = {"id": torch.arange(1, 9), "maker": torch.full((8,), 4)}
+    encoder(inputs).sum().backward()
+    for table in encoder.tables.values():
+        assert table.weight.grad[0].abs().max() == 0
 
 
 def test_row_zero_is_zero_and_is_not_trained():

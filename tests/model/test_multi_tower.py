@@ -17,7 +17,7 @@ from twofold.errors import DataError, RunError
 from twofold.evaluate.window import evaluation_window
 from twofold.model.multi_tower import MultiTower, assign_towers, build_towers, describe_unbuilt_towers
 from twofold.model.onnx_export import export_user_tower
-from twofold.model.retriever import describe_model, item_vectors, load_model, masked_item_vectors, user_vectors
+from twofold.model.retriever import describe_model, item_vectors, load_model, user_vectors
 from twofold.model.weights import encode
 from twofold.recipe.retriever import Cosine, Dot, TwoTower
 from twofold.recipe.train import FullSoftmax, InBatchSoftmax, SampledSoftmax, Train
@@ -75,7 +75,7 @@ def test_cosine_has_vectors_of_length_one(dataset):
     for vectors in (
         user_vectors(model, dataset, who, np.full(4, int(dataset.events.at.max()))),
         item_vectors(model, dataset, 0),
-        masked_item_vectors(model, dataset, 0),
+        item_vectors(model, dataset, 0, as_new=True),
     ):
         assert vectors.shape[1] == 8 * len(model.values)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)

@@ -107,15 +107,6 @@ def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_
         np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_unknown_ids_change_what_is_known_of_items(arrays, ranker, asking):
-    *_, side, _, _ = asking
-    at = int(arrays.ranker.events.at.max()) + 1
-    masked = encode_items(ranker, arrays.ranker, side.vectors, at, is_masked=True)
-    known = arrays.ranker.items.num_known
-    assert np.abs(masked.encoded[:known] - side.encoded[:known]).max(axis=1).min() > 1e-4
-    np.testing.assert_allclose(masked.encoded[known:], side.encoded[known:], rtol=1e-5)  # nobody knew theirs anyway
-
-
 def test_the_drawing_lists_every_parameter(ranker):
     parts = describe_ranker(ranker)
     drawn = sum(part.parameters for part in parts)

@@ -81,7 +81,7 @@ def test_the_gradients_are_those_of_one_large_batch(dataset, asked, monkeypatch,
 
 def tower_and_parts():
     torch.manual_seed(0)
-    tower = Encoder((Lookup("id", 30, 4, dropout=0.3), Number("age")), Layers(5, (64, 64), dropout=0.5))
+    tower = Encoder((Lookup("id", 30, 4, dropout=0.3, single_from=1), Number("age")), Layers(5, (64, 64), dropout=0.5))
     return tower, [{"id": torch.randint(30, (20,)), "age": torch.randn(20)} for _ in range(6)]
 
 

@@ -8,7 +8,7 @@ from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, random_events, write
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError
-from twofold.model.retriever import as_products, item_vectors, masked_item_vectors, user_vectors
+from twofold.model.retriever import as_products, item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.ranker import Candidates
 from twofold.recipe.retriever import TwoTower
@@ -98,12 +98,12 @@ def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_momen
         np.testing.assert_allclose(requests.item_vectors[requests.days[place]], factors, rtol=1e-4, atol=1e-5)
 
 
-def test_vectors_of_unknown_ids_lie_beside_those_of_known_ones(dataset, model, requests):
+def test_vectors_of_new_items_are_stored_beside_those_of_known_ones(dataset, model, requests):
     at = int(requests.at[0]) // DAY_MS * DAY_MS
-    masked = masked_item_vectors(model, dataset, at)
-    _, factors = as_products(model, masked[:0], masked)
-    np.testing.assert_allclose(requests.masked_item_vectors[requests.days[0]], factors, rtol=1e-4, atol=1e-5)
-    assert np.abs(requests.masked_item_vectors - requests.item_vectors).max() > 0.01
+    new_items = item_vectors(model, dataset, at, as_new=True)
+    _, factors = as_products(model, new_items[:0], new_items)
+    np.testing.assert_allclose(requests.new_item_vectors[requests.days[0]], factors, rtol=1e-4, atol=1e-5)
+    assert np.abs(requests.new_item_vectors - requests.item_vectors).max() > 0.01
 
 
 def test_nothing_after_the_training_window_matters(dataset, asked, model, requests, tmp_path):
@@ -115,7 +115,7 @@ def test_nothing_after_the_training_window_matters(dataset, asked, model, reques
     other = built(tmp_path, events)
     assert min(len(dataset.examples[split]) for split in ("validation", "test")) > 0
     again = mine_requests(model, other, asked, seed=0, out=tmp_path / "mined")
-    for name in ("examples", "at", "best", "user_vectors", "days", "item_vectors", "masked_item_vectors"):
+    for name in ("examples", "at", "best", "user_vectors", "days", "item_vectors", "new_item_vectors"):
         np.testing.assert_array_equal(getattr(again, name), getattr(requests, name), err_msg=name)
 
 

@@ -119,10 +119,14 @@ def query_batches(
         yield to_tensors(user_inputs(state, arrays, queries))
 
 
-def item_batches(dataset: Dataset, at: int, *, size: int = 65_536) -> Iterator[TensorInputs]:
-    """Yields the inputs of the item tower for the whole catalogue at one time, in chunks."""
+def item_batches(dataset: Dataset, at: int, *, as_new: bool = False, size: int = 65_536) -> Iterator[TensorInputs]:
+    """Yields the inputs of the item tower for the whole catalogue at one time, in chunks.
+
+    `as_new` describes every item as if it were new: see `item_inputs`.
+    """
     state, arrays = dataset.features, dataset.item_arrays
     for part in chunks(len(dataset.items), size):
         item_rows = np.arange(part.start, part.stop)
         timestamps = np.full(len(item_rows), at, np.int64)
-        yield to_tensors(item_inputs(state, arrays, item_rows=item_rows, at=timestamps))
+        is_new = np.ones(len(item_rows), bool) if as_new else None
+        yield to_tensors(item_inputs(state, arrays, item_rows=item_rows, at=timestamps, is_new=is_new))

@@ -7,13 +7,14 @@ span is two look-ups in running totals.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Bool, Float32, Int64, Shaped
 
 from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
@@ -63,6 +64,14 @@ class Counters:
         total = self._up_to(stop, name) - self._up_to(start, name)
         smoothed: np.ndarray = (unit * total + smoothing * prior) / (events + smoothing)
         return smoothed.astype(np.float32)
+
+    @cached_property
+    def is_single(self) -> Bool[np.ndarray, "_"]:
+        """Flags of the rows that have hours which no other row shares: for a counter of item_id, all with an event."""
+        flags, owners = np.zeros(len(self.first), bool), np.flatnonzero(self.end > self.first)
+        _, row_of, rows = np.unique(self.first[owners], return_inverse=True, return_counts=True)
+        flags[owners] = rows[row_of] == 1
+        return flags
 
     def _up_to(self, positions: Int64[np.ndarray, "batch"], column: str) -> Int64[np.ndarray, "batch"]:
         """Returns the sum over all hours before these positions."""

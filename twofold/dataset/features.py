@@ -1,7 +1,7 @@
 """Features fitted once on the training window and applied anywhere: one code path for training and serving.
 
 Row 0 of every embedding table stands for *none*: padding, an unknown value and a cold item alike. It is the zero vector
-and is not trained, because the training window has no example of it.
+and is not trained, because the training window has no example of it, unless `unknown_rate` makes some.
 """
 
 import json
@@ -12,12 +12,11 @@ from typing import Literal, assert_never
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.column_encoders import Scale, fit_scale, log_days, numbers, timestamps
 from twofold.dataset.examples import BATCH_ROWS, Examples
-from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
+from twofold.dataset.vocabulary import Vocabulary, build_value_vocabulary, build_vocabulary
 from twofold.digest import file_stem
 from twofold.ragged import chunks
 from twofold.recipe.features import (
@@ -67,6 +66,19 @@ class FeatureState:
         return replace(self, features=features)
 
 
+def single_from(state: FeatureState, tower: Literal["user", "item"], feature: UserFeature | ItemFeature) -> int | None:
+    """Returns the first row of a feature's embedding table that is fitted on one item (or user) alone: the id, and
+    values that no other has; such rows are the last of a table. `None` means the feature reads no such table.
+    """
+    match feature:
+        case IdFeature():
+            return 1
+        case CategoryFeature() | BagFeature():
+            return 1 + state.vocabularies[f"{tower}.{feature_name(feature)}"].num_known
+        case _:
+            return None
+
+
 def fit_features(
     features: Features, *, items: pa.Table, users: pa.Table, train: Examples, num_known_items: int, time_zone: str
 ) -> FeatureState:
@@ -85,11 +97,8 @@ def fit_features(
         for feature in side:
             key = f"{tower}.{feature_name(feature)}"
             match feature:
-                case CategoryFeature(column=column):
-                    vocabularies[key] = build_vocabulary(table[column], table[column])
-                case BagFeature(column=column):
-                    values = pc.list_flatten(table[column].combine_chunks())
-                    vocabularies[key] = build_vocabulary(values, values)
+                case CategoryFeature(column=column) | BagFeature(column=column):
+                    vocabularies[key] = build_value_vocabulary(table[column])
                 case NumberFeature(column=column, scale=scale):
                     scales[key] = fit_scale([numbers(table[column], is_log=scale == "log", name=column)])
                 case AgeFeature():

@@ -23,7 +23,7 @@ from twofold.dataset.column_encoders import (
     value_rows,
 )
 from twofold.dataset.counters import Counters, load_counters
-from twofold.dataset.features import FeatureState
+from twofold.dataset.features import FeatureState, single_from
 from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.npy import map_array
 from twofold.digest import file_stem
@@ -157,21 +157,59 @@ def item_inputs(
     item_rows: Int64[np.ndarray, "batch"],
     at: Int64[np.ndarray, "batch"],
     counts: Inputs | None = None,
+    is_new: Bool[np.ndarray, "batch"] | None = None,
 ) -> Inputs:
     """Returns the inputs of the item tower for these items at these times (UTC milliseconds).
 
-    `counts` are the results of `counter_values`; `None` means they are computed here.
+    `counts` are the results of `counter_values`; `None` means they are computed here. Items that `is_new` marks are
+    described as if they were new: without all that is fitted or counted on the item alone, which is its id, values of
+    categories and lists that no other item has, and counters of itself or of such a value. `None` marks none.
     """
     inputs = {name: values.take(item_rows, axis=0) for name, values in items.inputs.items()}
+    if is_new is not None:
+        inputs |= _as_new(state, inputs, is_new)
     if items.uploaded_at is not None:
         inputs["age"] = state.scales["item.age"].apply(log_days(items.uploaded_at[item_rows], at))
     if counts is None:
-        counts = counter_values(state.features.item, items.counters, rows=item_rows, at=at)
+        counts = _counts_of_items(state, items, rows=item_rows, at=at, is_new=is_new)
     for feature in state.features.item:
         if isinstance(feature, CounterFeature):
             name = feature_name(feature)
             inputs[name] = state.scales[f"item.{name}"].apply(counts[name])
     return inputs
+
+
+def _as_new(state: FeatureState, inputs: Inputs, is_new: Bool[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+    """Returns the embedding rows of a batch, those of new items without what is fitted on the item alone."""
+    masked = {}
+    for feature in state.features.item:
+        first, name = single_from(state, "item", feature), feature_name(feature)
+        if first is not None:
+            rows = inputs[name]
+            is_masked = is_new.reshape(-1, *[1] * (rows.ndim - 1)) & (rows >= first)
+            masked[name] = np.where(is_masked, 0, rows).astype(rows.dtype)
+    return masked
+
+
+def _counts_of_items(
+    state: FeatureState,
+    items: ItemArrays,
+    *,
+    rows: Int64[np.ndarray, "batch"],
+    at: Int64[np.ndarray, "batch"],
+    is_new: Bool[np.ndarray, "batch"] | None,
+) -> Inputs:
+    """Returns the counter features of items; those that count a new item alone have counted nothing."""
+    side = state.features.item
+    counts = counter_values(side, items.counters, rows=rows, at=at)
+    if is_new is None or not counts:
+        return counts
+    nothing = counter_values(side, items.counters, rows=np.full_like(rows, -1), at=at)
+    key_of = {feature_name(feature): feature.key for feature in side if isinstance(feature, CounterFeature)}
+    return {
+        name: np.where(is_new & items.counters[key_of[name]].is_single[rows], nothing[name], values)
+        for name, values in counts.items()
+    }
 
 
 # --- users ------------------------------------------------------------------------------------------------------------

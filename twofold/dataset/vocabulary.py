@@ -26,7 +26,8 @@ class Vocabulary:
     """Distinct ids in a fixed order; the row of an id is its position. The first `num_known` were seen in training.
 
     Known ids come first, so that `row >= num_known` is the test for *cold*, and an embedding table needs only
-    `num_known` rows.
+    `num_known` rows. In a vocabulary of values, the first `num_known` are those of several items: see
+    `build_value_vocabulary`.
     """
 
     ids: pa.Array
@@ -122,6 +123,26 @@ def build_vocabulary(known: pa.Array | pa.ChunkedArray, all_ids: pa.Array | pa.C
     every = _sorted_ids(all_ids)
     cold = every.filter(pc.invert(pc.is_in(every, value_set=first)))
     return Vocabulary(pa.concat_arrays([first, cold]), num_known=len(first))
+
+
+def build_value_vocabulary(column: pa.Array | pa.ChunkedArray) -> Vocabulary:
+    """Builds the vocabulary of a column's values, or of the values of its lists, one row per item or user: those that
+    several rows share first, which are `num_known`, then those of a single row, each part in rising order.
+
+    The vector of a value that only one item has, such as a creator with one video, is fitted on that item alone, and is
+    as unknown for a new item as its id.
+
+    >>> vocabulary = build_value_vocabulary(pa.array(["b", "a", "c", "c", None]))
+    >>> vocabulary.ids.to_pylist(), vocabulary.num_known
+    (['c', 'a', 'b'], 1)
+    """
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    owners = pa.array(np.arange(len(values)))
+    if pa.types.is_nested(values.type):
+        owners, values = pc.list_parent_indices(values), pc.list_flatten(values)
+    pairs = pa.table({"owner": owners, "value": values.cast(id_type(values.type))}).group_by(["value", "owner"])
+    owned = pairs.aggregate([])["value"].combine_chunks().drop_null().value_counts()
+    return build_vocabulary(owned.field("values").filter(pc.greater(owned.field("counts"), 1)), values)
 
 
 def id_type(type_: pa.DataType) -> pa.DataType:

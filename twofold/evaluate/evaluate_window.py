@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int64
 from pydantic import TypeAdapter
 
 from twofold.dataset.dataset import Dataset
@@ -14,11 +14,10 @@ from twofold.evaluate.baselines import Interactions, baseline_scores
 from twofold.evaluate.calibration import Calibration, head_sentence
 from twofold.evaluate.catalogue import TIE_RULE, evaluate_catalogue, evaluate_filtered
 from twofold.evaluate.impressions import bounds_of_impressions, evaluate_impressions
-from twofold.evaluate.in_batch import InBatch, catalogue_name, evaluate_in_batch
+from twofold.evaluate.in_batch import BatchSection, batch_section, evaluate_in_batch
+from twofold.evaluate.new_items import NewItemSection, evaluate_new_items, find_new_items
 from twofold.evaluate.results import (
     MODEL,
-    BatchLine,
-    BatchSection,
     Bounds,
     EvaluationSetup,
     Facts,
@@ -70,6 +69,10 @@ class EvaluationOptions:
     others: Mapping[str, ScoreBlock] = field(default_factory=dict)
     """Scores of further rows of the report, by name."""
     heads: tuple[Calibration, ...] = ()
+    correction: Float32[np.ndarray, "items"] | None = None
+    """Part of an item's score that training subtracts within a batch: see `evaluate_in_batch`."""
+    is_new: Bool[np.ndarray, "items"] | None = None
+    """Flags of the items without an event before the window. `None` means no section on them."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,12 @@ def evaluate_window(
 def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any], left_out: tuple[str, ...]) -> Report:
     window, options, metric = evaluation.window, evaluation.options, evaluation.primary_metric
     catalogue, impressions = _catalogue_section(evaluation), _impressions_section(evaluation)
-    first_stage = options.others.get(FIRST_STAGE, evaluation.sources[MODEL])  # the stage that is trained in batches
-    in_batch = _batch_section(evaluate_in_batch(window, first_stage, batch_size=batch_size, seed=SEED))
-    filtered = _filter_section(evaluation)
-    verdict = summary_sentences(catalogue, impressions, in_batch, primary_metric=metric)
+    filtered, new_items = _filter_section(evaluation), _new_item_section(evaluation)
+    verdict = summary_sentences(catalogue, impressions, primary_metric=metric)
     if filtered is not None:
         verdict = (*verdict, filter_sentences(filtered, window.num_items, primary_metric=metric))
+    if new_items is not None:
+        verdict = (*verdict, new_items.sentence)
     is_cold = window.is_cold[window.relevant.values]
     return Report(
         window=window.name,
@@ -156,7 +159,7 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
         cold_relevant_share=float(is_cold.mean()),
         catalogue=catalogue,
         impressions=impressions,
-        in_batch=in_batch,
+        in_batch=_batch_section(evaluation, batch_size=batch_size),
         facts=TypeAdapter(Facts).validate_python(dict(facts)),
         question=_setup(evaluation, users=catalogue.users_judged),
         slices=_slice_section(evaluation),
@@ -165,6 +168,7 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
         left_out=left_out,
         sampled=tuple(_sampled_section(evaluation, negatives) for negatives in options.sampled),
         heads=options.heads,
+        new_items=new_items,
     )
 
 
@@ -253,6 +257,7 @@ def evaluation_options(
         groups=item_groups(dataset, tables, columns),
         watched=watched_rows(dataset, window, with_target=with_target),
         relevant_digest=digest_of_relevant(dataset, window),
+        is_new=find_new_items(dataset, window),
     )
 
 
@@ -323,10 +328,20 @@ def _sampled_section(evaluation: _Evaluation, negatives: Negatives) -> SampledSe
     )
 
 
-def _batch_section(in_batch: InBatch) -> BatchSection:
-    estimates = estimates_of(in_batch.per_user.values)
-    lines = tuple(
-        BatchLine(k, rank, estimates[f"in_batch/hit_rate@{k}"], estimates[catalogue_name(rank)])
-        for k, rank in in_batch.ranks.items()
+def _batch_section(evaluation: _Evaluation, *, batch_size: int) -> BatchSection:
+    """Evaluates the stage that is trained in batches."""
+    stage = FIRST_STAGE if FIRST_STAGE in evaluation.sources else MODEL
+    in_batch = evaluate_in_batch(
+        evaluation.window,
+        evaluation.sources[stage],
+        batch_size=batch_size,
+        seed=SEED,
+        correction=evaluation.options.correction,
     )
-    return BatchSection(in_batch.batch_size, in_batch.pairs, in_batch.per_user.evaluated, in_batch.seed, lines)
+    return batch_section(in_batch, evaluation.catalogue[stage].values, num_items=evaluation.window.num_items)
+
+
+def _new_item_section(evaluation: _Evaluation) -> NewItemSection | None:
+    is_new, k = evaluation.options.is_new, primary_k(evaluation.window.num_items)
+    ranks = {name: each.ranks for name, each in evaluation.catalogue.items() if each.ranks is not None}
+    return None if is_new is None else evaluate_new_items(ranks, evaluation.window.relevant, is_new, k=k)

@@ -68,14 +68,11 @@ def _impressions_table(report: Report) -> Table:
 
 def _batch_table(report: Report) -> Table:
     batch = report.in_batch
-    title = f"in-batch · batch {batch.batch_size:,} · {plural(batch.pairs, 'pair')}"
-    table = _table(
-        title, f"K = k · {report.catalogue.num_items:,} / {batch.batch_size:,}: the corresponding catalogue rank"
-    )
-    for heading in ("k", "in-batch hit rate@k", "catalogue rank K", "same pairs, catalogue hit rate@K"):
+    table = _table(f"in-batch · batch {batch.batch_size:,} · {plural(batch.pairs, 'pair')}", batch.sentence)
+    for heading in ("hit rate@k of the same pairs, k", "in a batch", "uniform items", "catalogue"):
         table.add_column(heading, justify="right")
     for line in batch.lines:
-        table.add_row(str(line.k), format_estimate(line.in_batch), f"{line.rank:,.1f}", format_estimate(line.catalogue))
+        table.add_row(str(line.k), *map(format_estimate, (line.in_batch, line.uniform, line.catalogue)))
     return table
 
 

@@ -11,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from twofold.errors import RunError
 from twofold.evaluate.calibration import Calibration
+from twofold.evaluate.in_batch import BatchSection
+from twofold.evaluate.new_items import NewItemSection
 from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Estimate, estimates_of, json_number
 from twofold.evaluate.window import PerUser, Protocol
@@ -76,27 +78,6 @@ class Section:
     rows: tuple[Row, ...]
     bounds: dict[str, Bounds]
     """Bounds by metric; empty for protocols with so many candidates that chance does not matter."""
-
-
-@dataclass(frozen=True)
-class BatchLine:
-    """The hit rate@k in batches, and that of the same pairs at the corresponding `rank` = k·N/B of the catalogue."""
-
-    k: int
-    rank: float
-    in_batch: Estimate
-    catalogue: Estimate
-
-
-@dataclass(frozen=True)
-class BatchSection:
-    """Results of the model within batches. They are never comparable with the catalogue's at the same k."""
-
-    batch_size: int
-    pairs: int
-    users_judged: int
-    seed: int
-    lines: tuple[BatchLine, ...]
 
 
 @dataclass(frozen=True)
@@ -283,6 +264,8 @@ class Report:
     """Results of each draw of negatives that the recipe's `evaluate` section contains."""
     heads: tuple[Calibration, ...] = ()
     """Calibration of the ranker's heads on impressions."""
+    new_items: NewItemSection | None = None
+    """Results on items without an event before the window; `None` means that nobody likes one in the window."""
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """Returns all values of one row by metric; metrics without a value are left out."""

@@ -1,13 +1,11 @@
 """Summary sentences of an evaluation report."""
 
-from twofold.evaluate.results import FEW_USERS, BatchSection, FilterSection, Row, Section
+from twofold.evaluate.results import FEW_USERS, FilterSection, Row, Section
 from twofold.evaluate.significance import Estimate
 from twofold.render.numbers import format_decimal, format_interval, format_signed, percent, plural
 
 
-def summary_sentences(
-    catalogue: Section, impressions: Section, in_batch: BatchSection, *, primary_metric: str
-) -> tuple[str, ...]:
+def summary_sentences(catalogue: Section, impressions: Section, *, primary_metric: str) -> tuple[str, ...]:
     """Compares the model with every baseline on the primary metric, strongest first, then sums up the rest."""
     strongest_first = sorted(catalogue.rows[1:], key=lambda row: -(row.metrics[primary_metric].value or 0))
     value = format_estimate(catalogue.rows[0].metrics[primary_metric])
@@ -20,12 +18,6 @@ def summary_sentences(
         users = plural(catalogue.users_judged, "user")
         sentences.append(f"Only {users} could be evaluated: rely on the intervals, not on the values.")
     sentences.append(_impressions_sentence(impressions))
-    line = [line for line in in_batch.lines if line.k <= 10][-1]
-    sentences.append(
-        f"in-batch hit rate@{line.k}: {format_decimal(line.in_batch.value)} within a batch of {in_batch.batch_size:,}. "
-        f"This corresponds to rank {line.rank:,.0f} in the catalogue, where the same pairs have a hit rate of "
-        f"{format_decimal(line.catalogue.value)}."
-    )
     return tuple(sentences)
 
 

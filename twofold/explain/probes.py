@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from twofold.ragged import Ragged, chunks
 from twofold.render.numbers import format_decimal
-from twofold.topk import exclude, top_k
+from twofold.topk import Products, packed_keys, sortable_keys, tie_order
 
 _CHUNK_SCORES: Final = 2**21  # scores in memory at once
 HUB_SHARE: Final = 0.01  # the most frequent items, as a share of the catalogue
@@ -92,38 +92,54 @@ def probe_norms(vectors: Float32[np.ndarray, "items dim"], events: Int64[np.ndar
     )
 
 
-def probe_cold_items(found: Bool[np.ndarray, "pairs"], found_masked: Bool[np.ndarray, "pairs"], *, k: int) -> Probe:
-    """Measures how well new items would be found: `found_masked` is `found` with all item ids replaced by "unknown"."""
-    with_ids = float(found.mean()) if len(found) else 0.0
-    if with_ids == 0:
-        return Probe("ids_masked", None, f"no positive is in the top {k} even with item ids")
-    masked = float(found_masked.mean())
+def new_item_probe(
+    known: Products,
+    new_items: Float32[np.ndarray, "items dim"],
+    *,
+    relevant: Ragged,
+    seen: Ragged,
+    k: int,
+) -> Probe:
+    """Measures how often a positive item would be found if it alone were new, all others being as they are.
+
+    `known` are the scores of the window's users, `new_items` the vector that each item would have if it were new.
+    """
+    if len(relevant.values) == 0:
+        return Probe("new_items", None, "the window has no positive")
+    intact = float(found_among(known, known.items, relevant=relevant, seen=seen, k=k).mean())
+    as_new = float(found_among(known, new_items, relevant=relevant, seen=seen, k=k).mean())
+    chance = k / len(known.items)
     return Probe(
-        "ids_masked",
-        masked / with_ids,
-        f"share of recall@{k} left when item ids are masked ({format_decimal(masked)} of {format_decimal(with_ids)}): "
-        "what a new item can reach",
-        alarm_below=0.2,
+        "new_items",
+        as_new,
+        f"share of positives among the best {k} of their user if each alone were new: without its id, values that no "
+        f"other item has, and its own counters; {format_decimal(intact)} with them, {format_decimal(chance)} by chance",
+        alarm_below=2 * chance if intact > 4 * chance else None,
     )
 
 
 def found_among(
-    queries: Float32[np.ndarray, "users dim"],
-    items: Float32[np.ndarray, "items dim"],
+    known: Products,
+    own: Float32[np.ndarray, "items dim"],
     *,
     relevant: Ragged,
     seen: Ragged,
     k: int,
 ) -> Bool[np.ndarray, "pairs"]:
-    """Returns whether each relevant item is among its user's k best by inner product, without seen items."""
+    """Returns whether each relevant item, with its vector in `own`, is among its user's k best, all other items having
+    the vectors of `known`; without seen items.
+    """
     found = np.zeros(len(relevant.values), bool)
-    for users in chunks(len(queries), max(1, _CHUNK_SCORES // len(items))):
-        scores = queries[users] @ items.T
-        exclude(scores, seen.part(users))
-        best, positives = top_k(scores, k).item_rows, relevant.part(users)
-        first = relevant.offsets[users.start]
-        is_found = (best[positives.lines] == positives.values[:, None]).any(axis=1)
-        found[first : first + len(positives.values)] = is_found
+    for users in chunks(len(known.queries), max(1, _CHUNK_SCORES // len(known.items))):
+        keys, hidden, positives = sortable_keys(known(users)), seen.part(users), relevant.part(users)
+        keys[hidden.lines, hidden.values] = np.iinfo(np.int64).min
+        first, ranks = relevant.offsets[users.start], tie_order(len(known.items))[0]
+        scores = np.vecdot(known.queries[users][positives.lines], own[positives.values])
+        own_keys = packed_keys(scores, ranks[positives.values])
+        for part in chunks(len(scores), len(keys)):
+            row, item_rows = positives.lines[part], positives.values[part]
+            above = (keys[row] > own_keys[part, None]).sum(axis=1) - (keys[row, item_rows] > own_keys[part])
+            found[first + part.start : first + part.stop] = above < k
     return found
 
 

@@ -21,13 +21,15 @@ WINDOWS: Final = (1, 3, 10, 30, 100)
 class Lookup:
     """A block of one embedding per example; row 0 is *none* and stays zero.
 
-    With `dropout`, a training step reads that share of the examples as row 0, which is then trained: the unknown value.
+    With `dropout`, a training step treats that share of the examples as new: see `Encoder.forward`.
     """
 
     name: str
     rows: int
     dim: int
     dropout: float = 0.0
+    single_from: int | None = None
+    """First row that is fitted on one item (or user) alone. `None` means that no row is."""
 
     @property
     def width(self) -> int:
@@ -51,6 +53,8 @@ class Pool:
     length: int | None = None
     """Number of rows per example. `None` means any number, for a mean."""
     vectors: str | None = None
+    single_from: int | None = None
+    """First row that is fitted on one item (or user) alone. `None` means that no row is."""
 
     @property
     def width(self) -> int:
@@ -143,10 +147,11 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.feature_blocks = feature_blocks
+        self.unknown_rate = max((block.dropout for block in feature_blocks if isinstance(block, Lookup)), default=0.0)
         self.shared_tables = dict(shared_tables or {})  # a plain dict: its tables are not registered in this module
         self.tables = nn.ModuleDict(
             {
-                block.name: _table(block.rows, block.dim, trains_none=isinstance(block, Lookup) and block.dropout > 0)
+                block.name: _table(block.rows, block.dim, trains_none=self._trains_none(block))
                 for block in feature_blocks
                 if block.name not in self.shared_tables
                 and (isinstance(block, Lookup | Sequence) or (isinstance(block, Pool) and block.vectors is None))
@@ -169,17 +174,44 @@ class Encoder(nn.Module):
         return table
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
-        """Encodes `inputs`, which has one tensor per block by its name, and those of `Sequence`; others are ignored."""
+        """Encodes `inputs`, which has one tensor per block by its name, and those of `Sequence`; others are ignored.
+
+        A training step treats a share `unknown_rate` of the examples as new: in all blocks at once, it reads rows that
+        are fitted on one item alone as row 0. The id and a creator with one item are then unknown together, as they are
+        for a new item; with one of them left, the model would not learn to do without both.
+        """
+        if self.training and self.unknown_rate:
+            inputs = self._with_unknown(inputs)
         parts = [self._embed(block, inputs) for block in self.feature_blocks]
         vectors: Tensor = self.layers(torch.cat(parts, dim=1))
         return functional.normalize(vectors, dim=1) if self.is_unit_length else vectors
+
+    def _trains_none(self, block: Block) -> bool:
+        """Returns whether training reads row 0 of a block's table in place of other rows."""
+        return bool(
+            isinstance(block, Lookup)
+            and self.unknown_rate
+            and block.single_from is not None
+            and block.single_from < block.rows
+        )
+
+    def _with_unknown(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns the inputs with some examples, drawn anew, as those of new items."""
+        (id_block,) = (block for block in self.feature_blocks if isinstance(block, Lookup) and block.dropout)
+        ids = inputs[id_block.name]
+        is_new = torch.rand(ids.shape, device=ids.device) < id_block.dropout
+        masked = {}
+        for block in self.feature_blocks:
+            if isinstance(block, Lookup | Pool) and block.single_from is not None:
+                rows = inputs[block.name]
+                is_masked = is_new.reshape(-1, *[1] * (rows.ndim - 1)) & (rows >= block.single_from)
+                masked[block.name] = rows.masked_fill(is_masked, 0)
+        return {**inputs, **masked}
 
     def _embed(self, block: Block, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch _"]:
         values = inputs[block.name]
         match block:
             case Lookup():
-                if self.training and block.dropout:
-                    values = values * (torch.rand(values.shape, device=values.device) >= block.dropout)
                 vectors: Tensor = self.table_of(block)(values)
                 return vectors
             case Pool():

@@ -233,16 +233,9 @@ class EncodedItems:
     encoded: Float32[np.ndarray, "items dim"]
 
 
-def encode_items(
-    ranker: Ranker, dataset: Dataset, vectors: Float32[np.ndarray, "items _"], at: int, *, is_masked: bool = False
-) -> EncodedItems:
-    """Encodes the whole catalogue at one point in time. `is_masked` treats every item id as unknown; `vectors` must
-    then be computed the same way.
-    """
-    batches = item_batches(dataset, at)
-    if is_masked:
-        batches = ({**batch, "id": batch["id"] * 0} if "id" in batch else batch for batch in batches)
-    return EncodedItems(vectors, encode(ranker.item, batches))
+def encode_items(ranker: Ranker, dataset: Dataset, vectors: Float32[np.ndarray, "items _"], at: int) -> EncodedItems:
+    """Encodes the whole catalogue at one point in time; `vectors` are the retriever's."""
+    return EncodedItems(vectors, encode(ranker.item, item_batches(dataset, at)))
 
 
 def encode_users(

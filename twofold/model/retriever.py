@@ -16,7 +16,7 @@ from twofold.model.onnx_export import export_user_tower
 from twofold.model.two_tower import TwoTower
 from twofold.model.weights import encode, load_weights
 from twofold.recipe import retriever as retriever_recipe
-from twofold.recipe.features import Features, IdFeature
+from twofold.recipe.features import Features
 from twofold.tables import ModelPart
 
 Model: TypeAlias = Towers | FoldIn
@@ -33,24 +33,19 @@ def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Pat
             assert_never(config)
 
 
-def item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray, "items dim"]:
-    """Returns the item vectors of the whole catalogue at one time (UTC milliseconds)."""
+def item_vectors(model: Model, dataset: Dataset, at: int, *, as_new: bool = False) -> Float32[np.ndarray, "items dim"]:
+    """Returns the item vectors of the whole catalogue at one time (UTC milliseconds).
+
+    `as_new` gives each the vector that it would have if it were new: see `item_inputs`. For iALS, which knows an item
+    by its positives alone, that is zero.
+    """
     match model:
         case TwoTower() | MultiTower():
-            return encode_items(model, item_batches(dataset, at))
+            return encode_items(model, item_batches(dataset, at, as_new=as_new))
         case FoldIn():
-            return model.item_vectors
+            return np.zeros_like(model.item_vectors) if as_new else model.item_vectors
         case _:
             assert_never(model)
-
-
-def masked_item_vectors(model: Model, dataset: Dataset, at: int) -> Float32[np.ndarray, "items dim"] | None:
-    """Returns item vectors computed as if every id were unknown; `None` means that the item tower has no id feature."""
-    reads_ids = any(isinstance(feature, IdFeature) for feature in dataset.features.features.item)
-    if isinstance(model, FoldIn) or not reads_ids:
-        return None
-    batches = ({**batch, "id": batch["id"] * 0} for batch in item_batches(dataset, at))
-    return encode_items(model, batches)
 
 
 def user_vectors(

@@ -1,14 +1,14 @@
 """Two-tower retriever: a user encoder, an item encoder and the score of their outputs."""
 
 from collections.abc import Mapping
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from twofold.dataset.features import FeatureState
+from twofold.dataset.features import FeatureState, single_from
 from twofold.model.encoder import Block, Encoder, Layers, Lookup, Number, Pool, Sequence
 from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import (
@@ -73,10 +73,8 @@ def build_two_tower(
 ) -> TwoTower:
     """Builds the model of a recipe, with table sizes from the fitted features; `vectors` has one row per item row."""
     dims = {name: int(values.shape[1]) for name, values in vectors.items()}
-    user, item = (
-        tuple(_block(feature, state, f"{tower}.", dim=recipe.dim, dims=dims) for feature in side)
-        for tower, side in (("user", state.features.user), ("item", state.features.item))
-    )
+    user = tuple(_block(feature, state, "user", dim=recipe.dim, dims=dims) for feature in state.features.user)
+    item = tuple(_block(feature, state, "item", dim=recipe.dim, dims=dims) for feature in state.features.item)
     used = {block.vectors for block in user if isinstance(block, Pool)} - {None}
     fixed_tables = {name: _with_none(values) for name, values in vectors.items() if name in used}
     layers = Layers(
@@ -101,18 +99,22 @@ def build_two_tower(
 
 
 def _block(
-    feature: UserFeature | ItemFeature, state: FeatureState, tower: str, *, dim: int, dims: Mapping[str, int]
+    feature: UserFeature | ItemFeature,
+    state: FeatureState,
+    tower: Literal["user", "item"],
+    *,
+    dim: int,
+    dims: Mapping[str, int],
 ) -> Block:
-    name = feature_name(feature)
+    name, single = feature_name(feature), single_from(state, tower, feature)
+    rows = 1 + len(state.vocabularies.get(f"{tower}.{name}", range(state.num_known_items)))
     match feature:
         case HistoryFeature(max_length=length, vectors=fixed, pool=pool):
-            if fixed is None:
-                return Pool(name, 1 + state.num_known_items, dim, pool, length)
-            return Pool(name, 0, dims[fixed], pool, length, fixed)
+            return Pool(name, *((rows, dim) if fixed is None else (0, dims[fixed])), pool, length, fixed)
         case SequenceFeature(max_length=length):
             return Sequence(
                 name,
-                1 + state.num_known_items,
+                rows,
                 dim,
                 length,
                 num_layers=feature.num_layers,
@@ -120,21 +122,18 @@ def _block(
                 dropout=feature.dropout,
                 is_timed=feature.time_bias,
             )
-        case ClusterFeature():
-            return Number(name, feature.num_clusters)
-        case ProfileFeature():
-            return Number(name, feature.length)
+        case ClusterFeature(num_clusters=width) | ProfileFeature(length=width):
+            return Number(name, width)
         case VectorFeature():
             return Number(name, dims[feature.vectors])
         case IdFeature():
-            known = state.num_known_items if tower == "item." else len(state.vocabularies[tower + name])
-            return Lookup(name, 1 + known, dim, feature.unknown_rate)
+            return Lookup(name, rows, dim, feature.unknown_rate, single)
         case TimeFeature():
             return Lookup(name, 1 + (24 if feature.part == "hour" else 7), feature.dim)
         case CategoryFeature():
-            return Lookup(name, 1 + len(state.vocabularies[tower + name]), feature.dim)
+            return Lookup(name, rows, feature.dim, single_from=single)
         case BagFeature():
-            return Pool(name, 1 + len(state.vocabularies[tower + name]), feature.dim)
+            return Pool(name, rows, feature.dim, single_from=single)
         case NumberFeature() | AgeFeature() | CounterFeature():
             return Number(name, hidden_dim=feature.hidden_dim)
         case _:

@@ -87,6 +87,7 @@ SECTIONS: Final = (
     PageSection("changes", "Changes from the base recipe", "changes.html.j2", lambda page: page.base),
     PageSection("catalogue", "Full ranking", "catalogue.html.j2", lambda page: page.report),
     PageSection("allowed", "Allowed items", "allowed_items.html.j2", lambda page: page.report and page.report.filtered),
+    PageSection("new-items", "New items", "new_items.html.j2", lambda page: page.report and page.report.new_items),
     PageSection("days", "Days", "days.html.j2", lambda page: page.report and page.report.days),
     PageSection("slices", "Groups", "slices.html.j2", lambda page: page.report and page.report.slices),
     PageSection("impressions", "Shown items", "impressions.html.j2", lambda page: page.report),

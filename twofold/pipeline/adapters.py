@@ -30,7 +30,7 @@ from twofold.evaluate.scores import (
 )
 from twofold.evaluate.window import EvaluationWindow
 from twofold.explain import gap
-from twofold.explain.probes import Probe, found_among, probe_cold_items
+from twofold.explain.probes import Probe, new_item_probe
 from twofold.index.filters import compile_filter
 from twofold.index.item_index import CALIBRATION_QUERIES, Index
 from twofold.index.score_kinds import items_as_products, queries_as_products
@@ -38,7 +38,7 @@ from twofold.index.search import search
 from twofold.model.fold_in import FoldIn
 from twofold.model.multi_tower import MultiTower, towers_of
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
-from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
+from twofold.model.retriever import Model, as_products, item_vectors, user_vectors
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.train import InBatchSoftmax, Train
@@ -61,17 +61,12 @@ def score_sources(
 ) -> dict[str, ScoreBlock]:
     """Returns the scores that a report has rows for, by name, the model first.
 
-    With a ranker, the model is both stages together; further rows are the retriever alone, and both stages with unknown
-    item ids.
+    With a ranker, the model is both stages together; the retriever alone is a further row.
     """
     if ranker is None:
         return {MODEL: catalogue_scores(model, arrays.retriever, window)}
     both = two_stages(model, ranker, arrays, window)
-    return {
-        MODEL: both,
-        FIRST_STAGE: both.retrieved,
-        "both stages without ids": two_stages(model, ranker, arrays, window, is_masked=True),
-    }
+    return {MODEL: both, FIRST_STAGE: both.retrieved}
 
 
 def two_stages(
@@ -79,14 +74,9 @@ def two_stages(
     ranker: Ranker,
     arrays: RetrieverAndRankerData,
     window: EvaluationWindow,
-    *,
-    is_masked: bool = False,
 ) -> TwoStages:
-    """Returns both stages on the window's users: the ranker orders the retriever's best unseen items.
-
-    `is_masked` hides the ids of all items from both.
-    """
-    retrieved, pair_scorer = _retrieved(model, ranker, arrays, window, is_masked=is_masked)
+    """Returns both stages on the window's users: the ranker orders the retriever's best unseen items."""
+    retrieved, pair_scorer = _retrieved(model, ranker, arrays, window)
     return rank_in_two_stages(retrieved, pair_scorer(ranker), seen=window.seen, top=ranker.top)
 
 
@@ -105,7 +95,7 @@ def evaluate_heads(
     """
     if ranker is None or not ranker.names:
         return ()
-    retrieved, pair_scorer = _retrieved(model, ranker, arrays, window, is_masked=False)
+    retrieved, pair_scorer = _retrieved(model, ranker, arrays, window)
     best = find_best(retrieved, seen=window.seen, top=ranker.top)
     (rows,) = (rows for split, rows in arrays.ranker.examples.items() if split == window.name)
     queries, item_rows = np.searchsorted(window.user_rows, rows.user_rows), np.ascontiguousarray(rows.item_rows)
@@ -121,18 +111,17 @@ def evaluate_heads(
 
 
 def _retrieved(
-    model: Model, ranker: Ranker, arrays: RetrieverAndRankerData, window: EvaluationWindow, *, is_masked: bool
+    model: Model, ranker: Ranker, arrays: RetrieverAndRankerData, window: EvaluationWindow
 ) -> tuple[Products, Callable[[Ranker], ScorePairs]]:
     """Returns the retriever's scores, and a function from a ranker to its scores of pairs.
 
     That function takes any formula over the heads of `ranker`: users and items are encoded once.
     """
     at = int(window.query_at.min())
-    masked = masked_item_vectors(model, arrays.retriever, at) if is_masked else None
-    items = item_vectors(model, arrays.retriever, at) if masked is None else masked
+    items = item_vectors(model, arrays.retriever, at)
     users = user_vectors(model, arrays.retriever, window.user_rows, window.query_at)
     queries, factors = as_products(model, users, items)
-    item_inputs = encode_items(ranker, arrays.ranker, factors, at, is_masked=is_masked)
+    item_inputs = encode_items(ranker, arrays.ranker, factors, at)
     user_inputs = encode_users(ranker, arrays.ranker, window.user_rows, window.query_at)
 
     def pair_scorer(ranker: Ranker) -> ScorePairs:
@@ -223,17 +212,16 @@ def gap_case(
     )
 
 
-def probe_masked(model: Model, arrays: Dataset, window: EvaluationWindow, case: gap.GapCase) -> tuple[Probe, ...]:
-    """Measures what is found when all item ids are unknown; empty if the item tower reads no id."""
-    masked = masked_item_vectors(model, arrays, int(window.query_at.min()))
-    if masked is None:
-        return ()
-    k = primary_k(len(arrays.items))
-    found, found_masked = (
-        found_among(case.trained.queries, items, relevant=case.relevant, seen=case.seen, k=k)
-        for items in (case.trained.items, items_as_products(masked, model.score))
+def probe_new_items(model: Model, arrays: Dataset, window: EvaluationWindow, case: gap.GapCase) -> Probe:
+    """Measures how often a positive item is found if it is new and all others are as they are."""
+    new_items = item_vectors(model, arrays, int(window.query_at.min()), as_new=True)
+    return new_item_probe(
+        case.trained,
+        items_as_products(new_items, model.score),
+        relevant=case.relevant,
+        seen=case.seen,
+        k=primary_k(len(arrays.items)),
     )
-    return (probe_cold_items(found, found_masked, k=k),)
 
 
 def _with_norms_of(

@@ -28,7 +28,7 @@ from twofold.evaluate.window import DayBounds, EvaluationWindow, evaluation_wind
 from twofold.model.ranker import describe_ranker
 from twofold.model.retriever import describe_model
 from twofold.page.run_page import PAGE, write_run_page
-from twofold.pipeline.adapters import allowed_items, evaluate_heads, score_sources
+from twofold.pipeline.adapters import allowed_items, batch_correction, evaluate_heads, score_sources
 from twofold.pipeline.index import index_inputs
 from twofold.pipeline.job import Job, TrainedModels, load_models
 from twofold.recipe.diff import recipe_digest
@@ -66,6 +66,7 @@ def _evaluate(
     options = replace(
         _options(job, models, window, tables=tables),
         allowed_items=allowed,
+        correction=batch_correction(models.retriever, arrays, job.recipe.train),
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),
         others={name: scores for name, scores in sources.items() if name != MODEL},
         heads=_heads(job, models, window, fitted=prepared.folder / "fitted"),

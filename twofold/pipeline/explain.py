@@ -15,7 +15,7 @@ from twofold.explain.map_page import map_run
 from twofold.explain.run_probes import probe_records, probe_run, read_lists
 from twofold.index.item_index import load_index
 from twofold.page.run_page import write_run_page
-from twofold.pipeline.adapters import gap_case, probe_masked
+from twofold.pipeline.adapters import gap_case, probe_new_items
 from twofold.pipeline.job import Job, load_models
 from twofold.run_folder import Stage, write_json
 
@@ -47,7 +47,7 @@ def _explain(
     lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
     attributes = item_attributes(dataset.folder)
     probes = probe_run(arrays, index.vectors, lists, attributes=attributes, columns=job.recipe.slice_columns)
-    records = probe_records((*probes, *probe_masked(models.retriever, arrays, window, case)))
+    records = probe_records((*probes, probe_new_items(models.retriever, arrays, window, case)))
     write_json(out / "probes.json", records)
     users = MapUsers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
     return {"probes": records, "gap": asdict(gap), "map": map_run(out, index.vectors, attributes, users=users)}

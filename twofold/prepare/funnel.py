@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from twofold.prepare.event_filters import Selection
 from twofold.prepare.sources import Source
 from twofold.recipe.prepare import Prepare
+from twofold.render.numbers import percent
 from twofold.tables import SPLITS, Json, Split
 
 Scope = Literal["log", "train", "windows", "sample"]
@@ -49,8 +50,11 @@ def funnel_counts(prepare: Prepare, source: Source, selection: Selection) -> tup
     ]
     if prepare.where is not None:
         counts.append(Count("taken by prepare.where", "log", _count_sql(f'{HAS_KEYS} AND "is_taken"')))
-    if has_estimates(source):
-        counts.append(Count("no estimated time in validation or test", "log", _count_sql('"is_kept"')))
+    unusable = ["no estimated time in validation or test"] if has_estimates(source) else []
+    if prepare.new_items is not None:
+        unusable.append(f"{percent(prepare.new_items)} of the items only from the test window on")
+    if unusable:
+        counts.append(Count("; ".join(unusable), "log", _count_sql('"is_kept"')))
     counts += [Count(step.name, "train", _count_sql(step.where)) for step in selection.steps]
     evaluated = [(f"{split} window", f'"split" = {index}') for index, split in enumerate(SPLITS) if split != "train"]
     counts += [Count(name, "windows", _count_sql(where)) for name, where in evaluated]

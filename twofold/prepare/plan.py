@@ -18,7 +18,7 @@ from twofold.prepare.counter_sums import counters_sql, priors_sql
 from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.event_filters import Selection, select_train
 from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts, has_estimates
-from twofold.prepare.hashing import shard_sql
+from twofold.prepare.hashing import PRIME, hash_sql, shard_sql
 from twofold.prepare.sources import Source
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
 from twofold.recipe.prepare import LastEvents, Prepare, TemporalSplit
@@ -133,7 +133,7 @@ def log_sql(prepare: Prepare, source: Source) -> str:
     taken = "TRUE" if prepare.where is None else f"COALESCE({rule_sql(prepare.where, result='condition')}, FALSE)"
     estimated = 'COALESCE("at_is_estimated", FALSE)' if has_estimates(source) else "FALSE"
     sql = f'(SELECT *, {taken} AS "_tf_is_taken", {estimated} AS "_tf_is_estimated" FROM {sql}) AS "taken"'
-    sql = f'(SELECT *, {_kept_sql(prepare)} AS "_tf_is_kept" FROM {sql}) AS "kept"'
+    sql = f'(SELECT *, {_kept_sql(prepare, source)} AS "_tf_is_kept" FROM {sql}) AS "kept"'
     watch = ", ".join(
         f'{thousandths_sql(f"""CAST("{name}_s" AS DOUBLE)""")} AS "_tf_{name}_ms"' for name in _watched(prepare, source)
     )
@@ -205,15 +205,22 @@ def window_sql(prepare: Prepare, name: Split) -> str:
     return f'"at" >= {bounds[0]} AND "at" < {bounds[1]}'
 
 
-def _kept_sql(prepare: Prepare) -> str:
-    """Returns the condition for usable events: one with an estimated time is used in training only.
+def _kept_sql(prepare: Prepare, source: Source) -> str:
+    """Returns the condition for usable events: one with an estimated time is used in training only, and one of an item
+    of `new_items` from the test window on.
 
     With `last_n`, order alone decides the windows, and an estimated time is in the right order.
     """
     if isinstance(prepare.split, LastEvents):
         return f'"_tf_is_taken" AND {HAS_KEYS}'
     evaluated = " OR ".join(f"({window_sql(prepare, name)})" for name in SPLITS[1:])
-    return f'"_tf_is_taken" AND {HAS_KEYS} AND NOT ("_tf_is_estimated" AND ({evaluated}))'
+    kept = f'"_tf_is_taken" AND {HAS_KEYS} AND NOT ("_tf_is_estimated" AND ({evaluated}))'
+    if prepare.new_items is None:
+        return kept
+    bounds = prepare.bounds_ms("test")
+    assert bounds is not None
+    hashed = hash_sql({"item_id": source.event_columns["item_id"]}, seed=2)  # 0 cuts shards, 1 samples users
+    return f'{kept} AND NOT ("at" < {bounds[0]} AND {hashed} < {int(prepare.new_items * PRIME)})'
 
 
 def _watched(prepare: Prepare, source: Source) -> list[str]:

@@ -44,7 +44,7 @@ from twofold.train.ranker_impressions import Impressions, mine_impressions, outc
 SCALE_REQUESTS = 4096
 """Number of requests whose candidates determine `Scales`."""
 
-ID_DROPOUT: Final = 0.1
+UNKNOWN_RATE: Final = 0.1
 """Share of the candidates in training whose id is replaced by "unknown", for the ranker and in the retriever's vectors,
 so that cold items are ranked too.
 """
@@ -216,7 +216,7 @@ def gather_lists(
     """Gathers a batch of requests with negatives drawn by `seed`; features are those at the request time."""
     rng = np.random.default_rng(seed)
     lists = draw_lists(requests, dataset, which, config.candidates, rng=rng)
-    return _gather(requests, lists, dataset, which, id_dropout=ID_DROPOUT, rng=rng)
+    return _gather(requests, lists, dataset, which, unknown_rate=UNKNOWN_RATE, rng=rng)
 
 
 def gather_impressions(
@@ -227,11 +227,11 @@ def gather_impressions(
     *,
     seed: tuple[int, ...],
 ) -> ListBatch:
-    """Gathers a batch of impressions, each a list of its own item; `seed` draws the items whose id is masked."""
+    """Gathers a batch of impressions, each a list of its own item; `seed` draws the items that are treated as new."""
     item_rows = dataset.examples["train"].item_rows[impressions.examples[which], None]
     lists = CandidateLists(item_rows, impressions.ranks[which, None], np.ones_like(item_rows, bool))
     rng = np.random.default_rng(seed)
-    return _gather(impressions, lists, dataset, which, id_dropout=ID_DROPOUT, rng=rng)
+    return _gather(impressions, lists, dataset, which, unknown_rate=UNKNOWN_RATE, rng=rng)
 
 
 def _gather(
@@ -240,20 +240,19 @@ def _gather(
     dataset: Dataset,
     which: Int64[np.ndarray, "batch"],
     *,
-    id_dropout: float,
+    unknown_rate: float,
     rng: np.random.Generator,
 ) -> ListBatch:
     state, rows = dataset.features, dataset.examples["train"].take(source.examples[which])
     user_rows, at = np.ascontiguousarray(rows.user_rows), source.at[which]
     queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows, at=at)
     length, days = lists.item_rows.shape[1], source.days[which][:, None]
-    item = dict(item_inputs(state, dataset.item_arrays, item_rows=lists.item_rows.ravel(), at=np.repeat(at, length)))
+    is_new = rng.random(lists.item_rows.shape) < unknown_rate
+    item = item_inputs(
+        state, dataset.item_arrays, item_rows=lists.item_rows.ravel(), at=np.repeat(at, length), is_new=is_new.ravel()
+    )
     vectors = source.item_vectors[days, lists.item_rows]
-    is_masked = rng.random(lists.item_rows.shape) < id_dropout
-    if "id" in item:
-        item["id"] = item["id"] * ~is_masked.ravel()
-    if source.masked_item_vectors is not None:
-        vectors = np.where(is_masked[:, :, None], source.masked_item_vectors[days, lists.item_rows], vectors)
+    vectors = np.where(is_new[:, :, None], source.new_item_vectors[days, lists.item_rows], vectors)
     return ListBatch(
         user=to_tensors(user_inputs(state, dataset.user_arrays, queries)),
         item=to_tensors(item),

@@ -18,7 +18,7 @@ from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
 from twofold.errors import DataError
 from twofold.local_time import midnights_before
-from twofold.model.retriever import Model, as_products, item_vectors, masked_item_vectors, user_vectors
+from twofold.model.retriever import Model, as_products, item_vectors, user_vectors
 from twofold.progress import progress_bar
 from twofold.ragged import Ragged, chunks
 from twofold.recipe.features import AgeFeature, CounterFeature
@@ -52,8 +52,8 @@ class Requests:
     days: Int32[np.ndarray, "queries"]
     """Index of each request's day in `item_vectors`."""
     item_vectors: Float32[np.ndarray, "_ items dim"]
-    masked_item_vectors: Float32[np.ndarray, "_ items dim"] | None
-    """Item vectors with every id unknown; `None` means that the item tower has no id feature."""
+    new_item_vectors: Float32[np.ndarray, "_ items dim"]
+    """Item vectors as if every item were new."""
     liked: Ragged
     """Item rows of each user's positives of the window, by user row."""
     found_share: float
@@ -98,7 +98,7 @@ def mine_requests(model: Model, dataset: Dataset, config: Candidates, *, seed: i
 _DONE: Final = "new_positives.json"
 """Number of positives on new items, found or not; written last."""
 _DTYPES: Final = {"examples": np.int64, "at": np.int64, "best": np.int32, "user_vectors": np.float32, "days": np.int32}
-_OF_DAYS: Final = ("item_vectors", "masked_item_vectors")
+_OF_DAYS: Final = ("item_vectors", "new_item_vectors")
 
 
 def _mine(model: Model, dataset: Dataset, config: Candidates, *, seed: int, out: Path) -> None:
@@ -115,11 +115,9 @@ def _mine(model: Model, dataset: Dataset, config: Candidates, *, seed: int, out:
         advance = stack.enter_context(progress_bar("mine", total=len(chosen), unit="requests"))
         for number, day in enumerate(np.unique(day_of).tolist()):
             of_day = np.flatnonzero(day_of == day)
-            items, masked = (vectors(model, dataset, day * DAY_MS) for vectors in (item_vectors, masked_item_vectors))
-            assert items is not None
+            items, new_items = (item_vectors(model, dataset, day * DAY_MS, as_new=as_new) for as_new in (False, True))
             append["item_vectors"](as_products(model, items[:0], items)[1].ravel())
-            masked_products = items[:0] if masked is None else as_products(model, items[:0], masked)[1]
-            append["masked_item_vectors"](masked_products.ravel())
+            append["new_item_vectors"](as_products(model, items[:0], new_items)[1].ravel())
             for part in chunks(len(of_day), max(CHUNK_ELEMENTS // len(items), 1)):
                 examples, times = chosen[of_day[part]], at[of_day[part]]
                 found = _retrieve(
@@ -136,7 +134,7 @@ def _mine(model: Model, dataset: Dataset, config: Candidates, *, seed: int, out:
 
 
 def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
-    examples, at, best, users, days, items, masked = (
+    examples, at, best, users, days, items, new_items = (
         map_array(folder / f"{name}.npy") for name in (*_DTYPES, *_OF_DAYS)
     )
     num_items, dim = len(dataset.items), len(users) // max(len(examples), 1) or 1
@@ -147,7 +145,7 @@ def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
         users.reshape(-1, dim),
         days,
         items.reshape(-1, num_items, dim),
-        masked.reshape(-1, num_items, dim) if len(masked) else None,
+        new_items.reshape(-1, num_items, dim),
         _liked(dataset),
         len(examples) / max(json.loads((folder / _DONE).read_text()), 1),
     )

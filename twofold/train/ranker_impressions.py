@@ -38,7 +38,7 @@ class Impressions:
     """Rank in the retriever's order of unseen items, from 0; `top` for an item that the retriever does not find."""
     user_vectors: Float32[np.ndarray, "examples dim"]
     item_vectors: Float32[np.ndarray, "_ items dim"]
-    masked_item_vectors: Float32[np.ndarray, "_ items dim"] | None
+    new_item_vectors: Float32[np.ndarray, "_ items dim"]
 
     def __len__(self) -> int:
         """Returns the number of impressions."""
@@ -53,7 +53,7 @@ def mine_impressions(model: Model, dataset: Dataset, requests: Requests, config:
         _mine(model, dataset, requests, config, out=out)
     examples, at, days, ranks, users = (map_array(out / f"impressions.{name}.npy") for name in _DTYPES)
     users = users.reshape(-1, requests.item_vectors.shape[2])
-    impressions = Impressions(examples, at, days, ranks, users, requests.item_vectors, requests.masked_item_vectors)
+    impressions = Impressions(examples, at, days, ranks, users, requests.item_vectors, requests.new_item_vectors)
     for number, num_known in enumerate((~np.isnan(outcomes_of(dataset, examples, config))).sum(axis=0)):
         if num_known == 0:
             raise DataError(
