@@ -21,7 +21,7 @@ from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.scores import rank_in_two_stages
 from twofold.evaluate.window import evaluation_window
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.adapters import scores_of, two_stages
+from twofold.pipeline.adapters import catalogue_scores, two_stages
 from twofold.pipeline.job import TrainedModels, load_models, reopen
 from twofold.recipe.ranker import Mlp
 from twofold.train.ranker_examples import draw_lists, mine_requests
@@ -98,7 +98,11 @@ def main(folder: Path) -> None:
     ranked = rank_in_two_stages(
         products, score_pairs, seen=window.seen, top=job.recipe.ranker.candidates.num_candidates
     )
-    sources = {"retriever alone": scores_of(models.retriever, data.retriever, window), "ranker": both, "trees": ranked}
+    sources = {
+        "retriever alone": catalogue_scores(models.retriever, data.retriever, window),
+        "ranker": both,
+        "trees": ranked,
+    }
     for name, source in sources.items():
         print(f"{name:<16} {evaluate_catalogue(window, source, ks=(10,)).mean('catalogue/ndcg@10'):.4f}")
 
