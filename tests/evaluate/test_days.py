@@ -19,6 +19,7 @@ from twofold.evaluate.significance import mean_intervals
 from twofold.evaluate.window import DayBounds, PerUser, evaluation_window
 from twofold.page.run_page import write_run_page
 from twofold.pipeline import run as pipeline
+from twofold.pipeline.job import report_of
 from twofold.run_folder import locked
 from twofold.tables import DAY_MS
 
@@ -144,7 +145,7 @@ def test_a_run_judges_every_day_and_the_peers_of_a_later_day_know_the_earlier_on
     with locked(job.folder):
         pipeline.claim_folder(job, overwrite=False)
         pipeline.evaluate(job, *pipeline.up_to_training(job))
-    report = pipeline.report_of(job.folder)
+    report = report_of(job.folder)
     assert report.question.dates == "2024-01-06 to 2024-01-07"
     first, second = report.days.days
     assert (first.day, second.day) == ("2024-01-06", "2024-01-07")
@@ -163,7 +164,7 @@ def test_a_run_judges_every_day_and_the_peers_of_a_later_day_know_the_earlier_on
     with locked(alone.folder):
         pipeline.claim_folder(alone, overwrite=False)
         pipeline.evaluate(alone, *pipeline.up_to_training(alone))
-    rows = {row.name: row for row in pipeline.report_of(alone.folder).catalogue.rows}
+    rows = {row.name: row for row in report_of(alone.folder).catalogue.rows}
     for row in second.rows:
         for metric, estimate in row.metrics.items():
             assert estimate.value == pytest.approx(rows[row.name].metrics[metric].value), row.name
