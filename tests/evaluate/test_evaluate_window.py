@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 
 from twofold.errors import DataError, RunError
-from twofold.evaluate import baselines as baselines_module
-from twofold.evaluate.baselines import Interactions
-from twofold.evaluate.evaluate_window import AllowedItems, EvaluationOptions, evaluate_window, primary_k
-from twofold.evaluate.results import Row, load_report, write_report
+from twofold.evaluate import peer_tuning
+from twofold.evaluate.baseline_results import Headline, LeftOut
+from twofold.evaluate.evaluate_window import AllowedItems, EvaluationOptions, evaluate_window
+from twofold.evaluate.headline_metrics import primary_k
+from twofold.evaluate.peers import Interactions
+from twofold.evaluate.report_tables import report_lines
+from twofold.evaluate.results import load_report, write_report
+from twofold.evaluate.scores import FIRST_STAGE
 from twofold.evaluate.significance import Estimate
-from twofold.evaluate.summary_text import compared_with
+from twofold.evaluate.summary_text import badge_sentence, summary_sentences
 from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import Ragged
-from twofold.render.numbers import format_decimal, format_signed
+from twofold.render.numbers import format_decimal
 
 FACTS = {
     "recipe": "world",
@@ -61,10 +65,16 @@ def world(*, users=150, num_items=60, seed=0):
     )
     truth = rng.random((users, num_items)).astype(np.float32)
     np.put_along_axis(truth, relevant, 2 + truth[:, :2], axis=1)
-    before = Interactions(
-        np.repeat(np.arange(users), 5), seen.reshape(-1), np.full(users * 5, 9 * 86_400_000), users, num_items
-    )
+    times = np.full(users * 5, 9 * 86_400_000)
+    until = np.full(users, 10 * 86_400_000)
+    before = Interactions(np.repeat(np.arange(users), 5), seen.reshape(-1), times, until, users, num_items)
     return window, truth, before
+
+
+def validation(**kwargs):
+    """A world whose users had seen two items fewer, which are then to be found."""
+    window, _, before = world(**kwargs)
+    return replace(window, name="validation"), before
 
 
 def report_of(window, scores, before, **kwargs):
@@ -74,27 +84,40 @@ def report_of(window, scores, before, **kwargs):
 
 @pytest.fixture(scope="module")
 def report():
-    return report_of(*world())
+    return report_of(*world(), options=EvaluationOptions(validation=validation(seed=1)))
+
+
+BASELINES = (
+    "random",
+    "popularity",
+    "popularity of the last days",
+    "item-kNN",
+    "item-kNN with recency",
+    "EASE",
+    "EASE with recency",
+    "iALS",
+    "iALS with recency",
+)
 
 
 def test_a_model_that_knows_is_above_every_row(report):
     assert report.beats_all
-    assert [row.name for row in report.catalogue.rows] == [
-        "model",
-        "random",
-        "popularity",
-        "popularity, last 2 days",
-        "item-kNN",
-        "EASE",
-        "iALS",
-    ]
+    assert [row.name for row in report.catalogue.rows] == ["model", *BASELINES]
+    assert report.baselines == BASELINES
     assert report.primary_metric == "catalogue/recall@5"
     assert report.metrics_of("model")["catalogue/recall@5"] == 1
     assert report.metrics_of("model")["impressions/auc"] == 1
     assert "in_batch/hit_rate@10" in report.metrics_of("model")
-    assert report.verdict[0].startswith(
-        "catalogue recall@5: the model reaches 1.000 [1.000, 1.000] and is significantly better than "
+    recall, ndcg = report.headlines
+    assert (recall.metric, ndcg.metric) == ("catalogue/recall@5", "catalogue/ndcg@5")
+    values = {row.name: row.metrics["catalogue/ndcg@5"].value for row in report.catalogue.rows[1:]}
+    assert ndcg.baseline == max(values, key=values.get)
+    assert report.badge == (
+        f"Recall@5: better than the best baseline, {recall.baseline}. "
+        f"NDCG@5: better than the best baseline, {ndcg.baseline}."
     )
+    text = "\n".join(str(part) for part in report_lines(report))
+    assert text.startswith(report.badge + "\nRecall@5 1.000 [1.000, 1.000]: ")
 
 
 def test_every_difference_is_model_minus_row_on_the_same_users(report):
@@ -128,54 +151,81 @@ def test_what_was_judged_is_stated(report):
 def test_a_random_model_is_not_significantly_different():
     window, truth, before = world()
     noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
-    report = report_of(window, noise, before)
+    report = report_of(window, noise, before, options=EvaluationOptions(validation=validation(seed=1)))
     assert not report.beats_all
-    assert any("is not significantly different from random" in sentence for sentence in report.verdict)
+    assert "not significantly different from" in report.badge
+    assert all(": not significantly different from the best baseline, " in each for each in report.verdict[:2])
 
 
-def test_another_row_can_be_better_and_then_the_difference_is_stated():
+def test_parts_and_variants_of_the_model_are_no_baselines():
     window, truth, before = world()
-    noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
-    report = report_of(
-        window, noise, before, options=EvaluationOptions(others={"the truth": lambda users: truth[users].copy()})
+    variants = {name: (lambda users: truth[users].copy()) for name in (FIRST_STAGE, "both stages without ids")}
+    report = report_of(window, truth, before, options=EvaluationOptions(validation=validation(seed=1), others=variants))
+    assert report.catalogue.rows[-1].name == "both stages without ids"
+    assert report.baselines == BASELINES
+    assert report.beats_all  # though the model is not better than its own first stage, which is as good
+    assert not any("stage" in sentence or "retriever" in sentence for sentence in (report.badge, *report.verdict))
+
+
+def headline(metric, value, best, gap):
+    return Headline(metric, Estimate(value, value - 0.01, value + 0.01), "EASE", Estimate(best, None, None), gap)
+
+
+def test_the_words_of_a_comparison(report):
+    def words(*gap, value=0.386, best=0.353):
+        compared = headline("catalogue/hit_rate@10", value, best, Estimate(*gap))
+        sentences = summary_sentences([compared], report.catalogue, report.impressions, baselines=["EASE"], left_out=[])
+        return badge_sentence([compared], []), sentences[0]
+
+    assert words(0.033, 0.02, 0.05) == (
+        "Hit rate@10: better than the best baseline, EASE.",
+        "Hit rate@10 0.386 [0.376, 0.396]: 9.3 % better than the best baseline, EASE 0.353 (difference +0.033 "
+        "[0.020, 0.050]).",
     )
-    gap = report.catalogue.rows[-1].model_minus["catalogue/recall@5"]
-    assert gap.high < 0
-    expected = f"is significantly worse than the truth 1.000 (difference {format_signed(gap.value)}, "
-    assert expected in report.verdict[0]
+    assert words(-0.033, -0.05, -0.02) == (
+        "Hit rate@10: worse than the best baseline, EASE.",
+        "Hit rate@10 0.386 [0.376, 0.396]: 9.3 % worse than the best baseline, EASE 0.353 (difference −0.033 "
+        "[−0.050, −0.020]).",
+    )
+    same = "Hit rate@10 0.386 [0.376, 0.396]: not significantly different from the best baseline, EASE 0.353 ("
+    assert words(0.004, -0.01, 0.02)[1] == same + "difference +0.004 [−0.010, 0.020])."
+    assert words(0.0, 0.0, 0.0)[1] == same + "difference 0.000 [0.000, 0.000])."
+    # A baseline that finds nothing has no percentage.
+    assert ": better than the best baseline, EASE 0.000 " in words(0.386, 0.37, 0.4, best=0.0)[1]
 
 
-def test_the_words_of_a_comparison():
-    def words(value, low, high):
-        row = Row("item-kNN", {"m": Estimate(0.353, 0.34, 0.37)}, {"m": Estimate(value, low, high)})
-        return compared_with(row, "m")
-
-    better = "significantly better than item-kNN 0.353 (difference +0.033, 95 % interval [0.020, 0.050])"
-    worse = "significantly worse than item-kNN 0.353 (difference −0.033, 95 % interval [−0.050, −0.020])"
-    same = "not significantly different from item-kNN 0.353 (difference {}, 95 % interval {})"
-    assert words(0.033, 0.02, 0.05) == better
-    assert words(-0.033, -0.05, -0.02) == worse
-    assert words(0.004, -0.01, 0.02) == same.format("+0.004", "[−0.010, 0.020]")
-    assert words(-0.004, -0.02, 0.01) == same.format("−0.004", "[−0.020, 0.010]")
-    assert words(0.0, 0.0, 0.0) == same.format("0.000", "[0.000, 0.000]")
-
-
-def test_a_group_of_items_has_a_baseline_and_left_out_ones_are_named(monkeypatch):
+def test_a_group_of_items_has_a_baseline():
     window, truth, before = world()
-    monkeypatch.setattr(baselines_module, "find_spec", lambda name: None)
-    monkeypatch.setattr(baselines_module, "EASE_MAX_ITEMS", 59)
-    options = EvaluationOptions(groups={"language": np.arange(60) % 3})
-    report = report_of(window, truth, before, options=options)
-    names = [row.name for row in report.catalogue.rows]
-    assert names[3:] == ["popularity, last 2 days", "popularity, own language", "item-kNN"]
-    assert report.left_out == (
-        "EASE: its cost is cubic in the number of items, so it is limited to 59 items",
-        "iALS: the library implicit is not installed, pip install 'twofold[train]'",
-    )
-    monkeypatch.undo()
-    monkeypatch.setattr(baselines_module, "IALS_MAX_POSITIVES", 3)
+    report = report_of(window, truth, before, options=EvaluationOptions(groups={"language": np.arange(60) % 3}))
+    assert report.baselines[3] == "popularity, own language"
+
+
+def test_a_missing_baseline_is_named_and_is_never_a_green_badge(monkeypatch):
+    window, truth, before = world()
+    monkeypatch.setattr(peer_tuning, "EASE_MAX_ITEMS", 59)
+    report = report_of(window, truth, before, options=EvaluationOptions(validation=validation(seed=1)))
+    reason = "its cost is cubic in the number of items, so it is limited to 59 items"
+    assert report.left_out == (LeftOut("EASE", reason), LeftOut("EASE with recency", reason))
+    assert all(each.is_better for each in report.headlines)
+    assert not report.beats_all
+    assert report.badge.endswith(". Not run: EASE, EASE with recency.")
+    assert f"Not run: EASE ({reason})." in report.verdict
+    assert "Not run: EASE, EASE with recency." in "\n".join(str(part) for part in report_lines(report))
+
+
+def test_the_largest_log_that_ials_is_fitted_to_has_a_limit(monkeypatch):
+    window, truth, before = world()
+    monkeypatch.setattr(peer_tuning, "IALS_MAX_POSITIVES", 3)
     report = report_of(window, truth, before)
-    assert report.left_out == ("iALS: as a baseline it is limited to 3 positives",)
+    assert LeftOut("iALS", "as a baseline it is limited to 3 positives") in report.left_out
+
+
+def test_without_a_validation_window_no_recency_is_run_and_the_constants_are_fixed():
+    report = report_of(*world())
+    names = [f"{name} with recency" for name in ("item-kNN", "EASE", "iALS")]
+    assert [each.name for each in report.left_out] == names
+    assert not report.beats_all
+    assert report.tuning.constants_of("EASE") == {"l2": 500}
 
 
 def test_allowed_items_are_evaluated_on_the_same_users_beside_their_ceiling():
@@ -215,12 +265,12 @@ def test_one_user_one_item():
         is_cold=np.array([True]),
         track="time_free",
     )
-    nothing = Interactions(*(np.zeros(0, np.int64) for _ in range(3)), 1, 1)
+    nothing = Interactions(*(np.zeros(0, np.int64) for _ in range(3)), np.array([5]), 1, 1)
     report = report_of(window, np.zeros((1, 1), np.float32), nothing)
     assert report.metrics_of("model")["catalogue/recall@1"] == 1
     assert report.impressions.users_judged == 0
     assert "impressions/auc" not in report.metrics_of("model")
-    assert any("no user has both a positive and another impression" in sentence for sentence in report.verdict)
+    assert "AUC on shown items: undefined, because no user has both a positive" in report.verdict[-1]
 
 
 def test_a_window_in_which_all_positives_were_seen_is_refused():
@@ -231,7 +281,7 @@ def test_a_window_in_which_all_positives_were_seen_is_refused():
 
 
 def test_the_same_seed_gives_the_same_report(report):
-    assert report_of(*world()) == report
+    assert report_of(*world(), options=EvaluationOptions(validation=validation(seed=1))) == report
 
 
 def test_the_file_is_the_report(report, tmp_path):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser
-from tests.evaluate.test_evaluate_window import report_of, world
+from tests.evaluate.test_evaluate_window import report_of, validation, world
 from tests.worlds import world_recipe
+from twofold.evaluate.baseline_results import LeftOut
 from twofold.evaluate.calibration import Seconds, evaluate_head
 from twofold.evaluate.evaluate_window import AllowedItems, EvaluationOptions
 from twofold.evaluate.results import load_report, write_report
@@ -17,6 +18,7 @@ from twofold.evaluate.slices import Slicing
 from twofold.evaluate.summary_text import format_difference, format_estimate
 from twofold.evaluate.watch_time import Watched
 from twofold.page.run_page import RunPage, run_page
+from twofold.render.numbers import format_decimal
 
 DATA = {"kind": "table", "events": "/events.parquet"}
 
@@ -61,7 +63,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report():
-    return report_of(*world())
+    return report_of(*world(), options=EvaluationOptions(validation=validation(seed=1)))
 
 
 def test_heads_are_shown_where_there_are_any(report, tmp_path):
@@ -172,8 +174,9 @@ def test_sampled_ranking_has_its_own_section(report):
 
 
 def test_what_limits_the_comparison_is_said_at_the_top(report):
-    page = Page(report_page(replace(report, left_out=("iALS: as a baseline it is limited to 3 positives",)))).text
-    assert "Not run: iALS: as a baseline it is limited to 3 positives." in page
+    limited = replace(report, left_out=(LeftOut("iALS", "as a baseline it is limited to 3 positives"),))
+    page = Page(report_page(limited)).text
+    assert "Not run: iALS (as a baseline it is limited to 3 positives)." in page
     assert "Not run" not in report_page(report)
     few = "Only 7 users could be evaluated: rely on the intervals, not on the values."
     assert few in report_page(report_of(*world(users=7)))
@@ -215,3 +218,33 @@ def test_the_page_shows_slices_and_watch_time():
     assert "WTG@5" not in text  # every list has 4 impressions
     assert report.watch_time.by_length[0].first_s == 1
     assert "watch_time/xauc" in report.metrics_of("model")
+
+
+def test_a_part_of_the_model_is_no_peer_and_a_missing_peer_never_looks_like_success():
+    window, truth, before = world()
+    variants = {"retriever alone": lambda users: truth[users].copy()}
+    options = EvaluationOptions(validation=validation(seed=1), others=variants)
+    tuned = report_of(window, truth, before, options=options)
+    page = report_page(tuned)
+    assert page.count('class="tile better"') == 3
+    assert "best peer: retriever alone" not in page
+    missing = report_page(replace(tuned, left_out=(LeftOut("EASE", "the catalogue is large"),)))
+    assert 'class="tile better"' not in missing
+    text = Page(missing).text
+    assert "Not run: EASE (the catalogue is large). So nothing here is better than every peer." in text
+    assert text.count(" Not run: EASE. ") == 3
+
+
+def test_the_page_shows_how_the_peers_were_tuned(report):
+    text = Page(report_page(report)).text
+    assert "chosen on the validation window (150 users), by the geometric mean of Recall@5 and NDCG@5" in text
+    assert len(report.tuning.choices) == 7
+    for choice in report.tuning.choices:
+        (chosen,) = (trial for trial in choice.trials if trial.constants == choice.constants)
+        row = [choice.name, choice.in_text, format_decimal(chosen.recall), format_decimal(chosen.ndcg)]
+        assert " ".join([*row, str(len(choice.trials)), choice.remarks]).strip() in text
+        assert all(trial.in_text in text for trial in choice.trials)
+    text = Page(report_page(report_of(*world()))).text
+    assert "There is no validation window to choose the constants on" in text
+    assert "EASE l2 500 1 Not tuned" not in text
+    assert "EASE l2 500 0 Not tuned: there is no validation window" in text

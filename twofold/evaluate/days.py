@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twofold.evaluate.catalogue import evaluate_catalogue
+from twofold.evaluate.headline_metrics import headline_of
 from twofold.evaluate.results import MODEL, DayRows, DaySection, Report, rows_of
 from twofold.evaluate.scores import ScoreBlock
 from twofold.evaluate.summary_text import compared_with, format_difference, format_estimate
@@ -77,7 +78,7 @@ def with_days(report: Report, days: Sequence[DayValues]) -> Report:
     if not days:
         return report
     section = pool_days(days)
-    return replace(report, days=section, verdict=(*report.verdict, *day_sentences(section)))
+    return replace(report, days=section, verdict=(*report.verdict, *day_sentences(section, report.baselines)))
 
 
 def _order_changes(days: Sequence[DayValues], names: Sequence[str], metric: str) -> tuple[tuple[str, str], ...]:
@@ -90,16 +91,16 @@ def _order_changes(days: Sequence[DayValues], names: Sequence[str], metric: str)
     )
 
 
-def day_sentences(section: DaySection) -> tuple[str, ...]:
-    """Compares the model with the best other row over all days, by every metric, and names changes of their order."""
+def day_sentences(section: DaySection, baselines: Sequence[str]) -> tuple[str, ...]:
+    """Compares the model with the best baseline over all days, by every metric, and names changes of their order."""
     model, *others = section.pooled
     where = f"Pooled over {plural(len(section.days), 'test day')} ({plural(section.requests, 'request')} of "
     where += plural(section.users, "user")
     sentences = []
     for metric in section.metrics:
-        best = max(others, key=lambda row: row.metrics[metric].value or 0)
+        best = headline_of(model, [row for row in others if row.name in baselines], metric)
         value = format_estimate(model.metrics[metric])
-        sentences.append(f"{where}), {in_full(metric)} of the model is {value}, {compared_with(best, metric)}.")
+        sentences.append(f"{where}), {in_full(metric)} of the model is {value}, {compared_with(best)}.")
     return (*sentences, order_sentence(section))
 
 

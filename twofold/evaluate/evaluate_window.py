@@ -10,12 +10,16 @@ from jaxtyping import Bool, Float32, Int64
 from pydantic import TypeAdapter
 
 from twofold.dataset.dataset import Dataset
-from twofold.evaluate.baselines import Interactions, baseline_scores
+from twofold.evaluate.baseline_results import LeftOut, PeerTuning
+from twofold.evaluate.baselines import baseline_scores
 from twofold.evaluate.calibration import Calibration, head_sentence
 from twofold.evaluate.catalogue import TIE_RULE, evaluate_catalogue, evaluate_filtered
+from twofold.evaluate.headline_metrics import beats_all, deciding_metrics, headline_of, primary_k, primary_metric_of
 from twofold.evaluate.impressions import bounds_of_impressions, evaluate_impressions
 from twofold.evaluate.in_batch import BatchSection, batch_section, evaluate_in_batch
 from twofold.evaluate.new_items import NewItemSection, evaluate_new_items, find_new_items
+from twofold.evaluate.peer_tuning import choose_constants
+from twofold.evaluate.peers import Interactions
 from twofold.evaluate.results import (
     MODEL,
     Bounds,
@@ -35,7 +39,7 @@ from twofold.evaluate.sampled import Negatives, evaluate_sampled
 from twofold.evaluate.scores import FIRST_STAGE, ScoreBlock
 from twofold.evaluate.significance import estimates_of, json_number, means_of
 from twofold.evaluate.slices import Slicing, evaluate_slices, item_groups, slicings_of
-from twofold.evaluate.summary_text import filter_sentences, summary_sentences
+from twofold.evaluate.summary_text import badge_sentence, filter_sentences, summary_sentences
 from twofold.evaluate.watch_time import Watched, evaluate_watch_time, length_decile, watched_rows
 from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, digest_of_relevant
 from twofold.progress import progress_bar
@@ -73,6 +77,8 @@ class EvaluationOptions:
     """Part of an item's score that training subtracts within a batch: see `evaluate_in_batch`."""
     is_new: Bool[np.ndarray, "items"] | None = None
     """Flags of the items without an event before the window. `None` means no section on them."""
+    validation: tuple[EvaluationWindow, Interactions] | None = None
+    """The validation window and the positives before it, on which the constants of baselines are chosen."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,9 @@ class _Evaluation:
     impressions: Mapping[str, PerUser]
     filtered: PerUser | None
     primary_metric: str
+    baselines: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    tuning: PeerTuning
 
 
 def evaluate_window(
@@ -120,7 +129,8 @@ def evaluate_window(
     DataError if no user can be evaluated.
     """
     options = options or EvaluationOptions()
-    baselines, left_out = baseline_scores(window, positives, options.groups)
+    tuning = choose_constants(options.validation, metrics=deciding_metrics(window.num_items))
+    baselines, left_out = baseline_scores(window, positives, options.groups, tuning)
     sources = {MODEL: scores, **baselines, **options.others}
     catalogue: dict[str, PerUser] = {}
     impressions: dict[str, PerUser] = {}
@@ -132,16 +142,20 @@ def evaluate_window(
     rule = options.allowed_items
     filtered = None if rule is None else evaluate_filtered(window, scores, rule.allowed)
     primary_metric = primary_metric_of(window.num_items, is_two_stages=FIRST_STAGE in options.others)
-    evaluation = _Evaluation(window, options, sources, catalogue, impressions, filtered, primary_metric)
-    report = _report(evaluation, batch_size=batch_size, facts=facts, left_out=left_out)
+    evaluation = _Evaluation(
+        window, options, sources, catalogue, impressions, filtered, primary_metric, tuple(baselines), left_out, tuning
+    )
+    report = _report(evaluation, batch_size=batch_size, facts=facts)
     return EvaluationResult(report, catalogue, impressions[MODEL], filtered)
 
 
-def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any], left_out: tuple[str, ...]) -> Report:
+def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any]) -> Report:
     window, options, metric = evaluation.window, evaluation.options, evaluation.primary_metric
     catalogue, impressions = _catalogue_section(evaluation), _impressions_section(evaluation)
     filtered, new_items = _filter_section(evaluation), _new_item_section(evaluation)
-    verdict = summary_sentences(catalogue, impressions, primary_metric=metric)
+    rows, left_out = [row for row in catalogue.rows if row.name in evaluation.baselines], evaluation.left_out
+    headlines = tuple(headline_of(catalogue.rows[0], rows, each) for each in deciding_metrics(window.num_items))
+    verdict = summary_sentences(headlines, catalogue, impressions, baselines=evaluation.baselines, left_out=left_out)
     if filtered is not None:
         verdict = (*verdict, filter_sentences(filtered, window.num_items, primary_metric=metric))
     if new_items is not None:
@@ -154,7 +168,9 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
         interval="95 %, mean ± t · standard error over users; differences are paired",
         primary_metric=metric,
         verdict=(*verdict, *map(head_sentence, options.heads)),
-        beats_all=all((row.model_minus[metric].low or 0) > 0 for row in catalogue.rows[1:]),
+        badge=badge_sentence(headlines, left_out),
+        headlines=headlines,
+        beats_all=beats_all(rows, [each.metric for each in headlines]) and not left_out,
         cold_items=int(window.is_cold.sum()),
         cold_relevant_share=float(is_cold.mean()),
         catalogue=catalogue,
@@ -165,7 +181,9 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
         slices=_slice_section(evaluation),
         watch_time=_watch_section(evaluation),
         filtered=filtered,
+        baselines=evaluation.baselines,
         left_out=left_out,
+        tuning=evaluation.tuning,
         sampled=tuple(_sampled_section(evaluation, negatives) for negatives in options.sampled),
         heads=options.heads,
         new_items=new_items,
@@ -179,11 +197,11 @@ def _setup(evaluation: _Evaluation, *, users: int) -> EvaluationSetup:
 
 
 def _slice_section(evaluation: _Evaluation) -> SliceSection | None:
-    """Compares both stages with the first, or the model with the strongest other row, group by group."""
+    """Compares both stages with the first, or the model with the strongest baseline, group by group."""
     catalogue, metric = evaluation.catalogue, evaluation.primary_metric
     if not evaluation.options.slicings:
         return None
-    strongest = max((name for name in catalogue if name != MODEL), key=lambda name: catalogue[name].mean(metric))
+    strongest = max(evaluation.baselines, key=lambda name: catalogue[name].mean(metric))
     base = FIRST_STAGE if FIRST_STAGE in catalogue else strongest
     ranks, base_ranks = (catalogue[name].ranks for name in (MODEL, base))
     assert ranks is not None, "a catalogue ranking has ranks"
@@ -217,25 +235,6 @@ def _watch_section(evaluation: _Evaluation) -> WatchSection | None:
         if part.evaluated
     )
     return WatchSection(len(length), all_lengths[MODEL].evaluated, rows_of(all_lengths), by_length)
-
-
-def primary_k(num_items: int) -> int:
-    """Returns the k of the primary metric: 100, but at most a tenth of a small catalogue, where hits would mean little.
-
-    >>> [primary_k(items) for items in (1, 60, 300, 7502)]
-    [1, 5, 20, 100]
-    """
-    return max(k for k in (1, 5, 10, 20, 50, 100) if k == 1 or k * 10 <= num_items)
-
-
-def primary_metric_of(num_items: int, *, is_two_stages: bool) -> str:
-    """Returns the primary metric: recall for a retriever alone, NDCG at 10 where a ranker orders what it found.
-
-    >>> primary_metric_of(7502, is_two_stages=False), primary_metric_of(7502, is_two_stages=True)
-    ('catalogue/recall@100', 'catalogue/ndcg@10')
-    """
-    k = primary_k(num_items)
-    return f"catalogue/ndcg@{min(k, 10)}" if is_two_stages else f"catalogue/recall@{k}"
 
 
 def evaluation_options(

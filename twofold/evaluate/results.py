@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from pydantic import TypeAdapter, ValidationError
 
 from twofold.errors import RunError
+from twofold.evaluate.baseline_results import Headline, LeftOut, PeerTuning
 from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.in_batch import BatchSection
 from twofold.evaluate.new_items import NewItemSection
@@ -239,10 +240,14 @@ class Report:
     tie_rule: str
     interval: str
     primary_metric: str
-    """Name of the metric that the first sentences of `verdict` compare."""
+    """Name of the metric by which slices and days are compared; it is among `headlines`."""
+    badge: str
+    """The result in one sentence: the best baseline on each headline metric, and the baselines that were not run."""
+    headlines: tuple[Headline, ...]
+    """Recall and NDCG of the catalogue, each with its own best baseline."""
     verdict: tuple[str, ...]
     beats_all: bool
-    """Whether the paired interval of the primary metric lies above 0 for every baseline."""
+    """Whether every baseline was run and, on both headline metrics, the paired interval lies above 0 for each."""
     cold_items: int
     cold_relevant_share: float
     """Share of relevant pairs whose item has no training event."""
@@ -250,6 +255,8 @@ class Report:
     impressions: Section
     in_batch: BatchSection
     facts: Facts
+    tuning: PeerTuning
+    """Constants of the fitted baselines, and how they were chosen."""
     question: EvaluationSetup | None = None
     slices: SliceSection | None = None
     days: DaySection | None = None
@@ -258,7 +265,9 @@ class Report:
     """Watch-time results; `None` means that the log has no watch times."""
     filtered: FilterSection | None = None
     """Results among the allowed items; `None` means that the recipe allows every item."""
-    left_out: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    """Names of the rows that are baselines. The others are parts or variants of the model."""
+    left_out: tuple[LeftOut, ...] = ()
     """Baselines that are not among the rows, with the reasons."""
     sampled: tuple[SampledSection, ...] = ()
     """Results of each draw of negatives that the recipe's `evaluate` section contains."""

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float64, Int64
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError, RequestError
-from twofold.evaluate.baselines import Interactions
 from twofold.evaluate.metrics import ranking_metrics
+from twofold.evaluate.peers import Interactions
 from twofold.evaluate.scores import ScoreBlock
 from twofold.evaluate.window import EvaluationWindow, PerUser, scores_of_lists
 from twofold.ragged import Ragged, chunks

@@ -1,24 +1,39 @@
 """Summary sentences of an evaluation report."""
 
-from twofold.evaluate.results import FEW_USERS, FilterSection, Row, Section
+from collections.abc import Sequence
+
+from twofold.evaluate.baseline_results import Headline, LeftOut
+from twofold.evaluate.headline_metrics import headline_of
+from twofold.evaluate.results import FEW_USERS, FilterSection, Section
 from twofold.evaluate.significance import Estimate
-from twofold.render.numbers import format_decimal, format_interval, format_signed, percent, plural
+from twofold.render.numbers import format_decimal, format_interval, format_signed, in_short, percent, plural
 
 
-def summary_sentences(catalogue: Section, impressions: Section, *, primary_metric: str) -> tuple[str, ...]:
-    """Compares the model with every baseline on the primary metric, strongest first, then sums up the rest."""
-    strongest_first = sorted(catalogue.rows[1:], key=lambda row: -(row.metrics[primary_metric].value or 0))
-    value = format_estimate(catalogue.rows[0].metrics[primary_metric])
-    opening = f"{primary_metric.replace('/', ' ')}: the model reaches {value} and"
+def badge_sentence(headlines: Sequence[Headline], left_out: Sequence[LeftOut]) -> str:
+    """Says on which headline metrics the model beats the best baseline, and which baselines were not run."""
+    parts = [f"{_name(each.metric)}: {_outcome(each)} the best baseline, {each.baseline}." for each in headlines]
+    missing = [f"Not run: {', '.join(each.name for each in left_out)}."] if left_out else []
+    return " ".join(parts + missing)
+
+
+def summary_sentences(
+    headlines: Sequence[Headline],
+    catalogue: Section,
+    impressions: Section,
+    *,
+    baselines: Sequence[str],
+    left_out: Sequence[LeftOut],
+) -> tuple[str, ...]:
+    """Compares the model with the best baseline on each headline metric, then sums up the rest."""
     sentences = [
-        f"{opening if row is strongest_first[0] else 'The model'} is {compared_with(row, primary_metric)}."
-        for row in strongest_first
+        f"{_name(each.metric)} {format_estimate(each.model)}: {compared_with(each, prefix='the best baseline, ')}."
+        for each in headlines
     ]
+    sentences += [f"Not run: {each.name} ({each.reason})." for each in left_out]
     if catalogue.users_judged < FEW_USERS:
         users = plural(catalogue.users_judged, "user")
         sentences.append(f"Only {users} could be evaluated: rely on the intervals, not on the values.")
-    sentences.append(_impressions_sentence(impressions))
-    return tuple(sentences)
+    return (*sentences, _impressions_sentence(impressions, baselines))
 
 
 def filter_sentences(section: FilterSection, num_items: int, *, primary_metric: str) -> str:
@@ -31,30 +46,36 @@ def filter_sentences(section: FilterSection, num_items: int, *, primary_metric: 
     )
 
 
-def compared_with(row: Row, metric: str) -> str:
-    """Says whether the model differs significantly from a baseline on a metric, and by how much."""
-    other, gap = f"{row.name} {format_decimal(row.metrics[metric].value)}", row.model_minus[metric]
-    if gap.value is None or gap.low is None or gap.high is None:
-        return f"not comparable with {other}, because fewer than two users are evaluated"
-    size = f"(difference {format_signed(gap.value)}, 95 % interval {format_interval(gap.low, gap.high)})"
-    if gap.low > 0:
-        return f"significantly better than {other} {size}"
-    if gap.high < 0:
-        return f"significantly worse than {other} {size}"
-    return f"not significantly different from {other} {size}"
+def compared_with(compared: Headline, *, prefix: str = "") -> str:
+    """Says whether the model differs significantly from a baseline, and by how much; `prefix` precedes its name."""
+    gap, best = compared.minus, compared.best.value
+    has_size = best and gap.value is not None and (compared.is_better or compared.is_worse)
+    size = f"{percent(abs(gap.value or 0.0) / (best or 1.0))} " if has_size else ""
+    difference = "" if gap.low is None else f" (difference {format_difference(gap)})"
+    return f"{size}{_outcome(compared)} {prefix}{compared.baseline} {format_decimal(best)}{difference}"
 
 
-def _impressions_sentence(impressions: Section) -> str:
+def _outcome(compared: Headline) -> str:
+    if compared.minus.low is None:
+        return "not comparable (fewer than two users) with"
+    if compared.is_better:
+        return "better than"
+    return "worse than" if compared.is_worse else "not significantly different from"
+
+
+def _name(metric: str) -> str:
+    name = in_short(metric)
+    return name.upper() if name.startswith("ndcg") else name[0].upper() + name[1:]
+
+
+def _impressions_sentence(impressions: Section, baselines: Sequence[str]) -> str:
     metric = "impressions/auc"
-    auc, bounds = impressions.rows[0].metrics[metric], impressions.bounds[metric]
-    if auc.value is None or bounds.headroom is None:
-        return "impressions: no user has both a positive and another impression in the window, so AUC is undefined."
-    strongest = max(impressions.rows[1:], key=lambda row: row.metrics[metric].value or 0)
-    return (
-        f"impressions AUC: the model reaches {format_estimate(auc)} on {plural(impressions.users_judged, 'user')}, "
-        f"{percent(bounds.headroom)} of the way from chance (0.500) to a perfect order, and is "
-        f"{compared_with(strongest, metric)}."
-    )
+    auc = impressions.rows[0].metrics[metric]
+    if auc.value is None:
+        return "AUC on shown items: undefined, because no user has both a positive and another impression."
+    best = headline_of(impressions.rows[0], [row for row in impressions.rows if row.name in baselines], metric)
+    users = plural(impressions.users_judged, "user")
+    return f"AUC on shown items {format_estimate(auc)} (0.5 is random), {users}: {compared_with(best)}."
 
 
 def format_estimate(estimate: Estimate) -> str:

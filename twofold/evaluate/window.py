@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.dataset.dataset import Dataset
 from twofold.errors import DataError, RequestError
+from twofold.evaluate.peers import PeerScores
 from twofold.evaluate.scores import ScoreBlock, TwoStages
 from twofold.ragged import Ragged, chunks
 from twofold.recipe.features import reads_time
@@ -154,7 +155,7 @@ def _ragged(keys: Int64[np.ndarray, "pairs"], users: int, num_items: int) -> Rag
 
 def scores_of_lists(window: EvaluationWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
     """Returns the score of every item of each user's list."""
-    if isinstance(score_block, Products | TwoStages):
+    if isinstance(score_block, Products | TwoStages | PeerScores):
         return score_block.pairs(lists.lines, lists.values)
     scores = []
     for users in window_chunks(window):

@@ -13,7 +13,6 @@ from typing import Final
 
 from twofold.evaluate.days import order_sentence
 from twofold.evaluate.results import FEW_USERS, MODEL, Report, WatchSection, load_report
-from twofold.evaluate.scores import FIRST_STAGE
 from twofold.page.model_drawing import drawings_of
 from twofold.page.tiles import RANDOM, Tile, main_metrics, metric_tiles, metric_title, warnings_tile
 from twofold.page.training_curves import Curve, training_curves
@@ -86,6 +85,7 @@ class PageSection:
 SECTIONS: Final = (
     PageSection("changes", "Changes from the base recipe", "changes.html.j2", lambda page: page.base),
     PageSection("catalogue", "Full ranking", "catalogue.html.j2", lambda page: page.report),
+    PageSection("peers", "How the peers were tuned", "peer_tuning.html.j2", lambda page: page.report),
     PageSection("allowed", "Allowed items", "allowed_items.html.j2", lambda page: page.report and page.report.filtered),
     PageSection("new-items", "New items", "new_items.html.j2", lambda page: page.report and page.report.new_items),
     PageSection("days", "Days", "days.html.j2", lambda page: page.report and page.report.days),
@@ -237,16 +237,11 @@ def run_markdown(page: RunPage) -> str:
     return fill_page(_TEMPLATES, "run.md.j2", values)
 
 
-def _is_peer(name: str) -> bool:
-    """Tells whether a row of the report is another method, not random and not a part of the model itself."""
-    return name not in (MODEL, RANDOM, FIRST_STAGE) and not name.startswith("both stages")
-
-
 def _tiles(page: RunPage) -> list[Tile]:
     if page.report is None:
         return []
     faults = page.gap["faults"] if page.gap else ()
-    return [*metric_tiles(page.report, is_peer=_is_peer), warnings_tile(page.probes, faults=faults)]
+    return [*metric_tiles(page.report), warnings_tile(page.probes, faults=faults)]
 
 
 def _plots(report: Report) -> Iterator[tuple[str, DifferencePlot]]:

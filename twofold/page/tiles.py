@@ -1,6 +1,6 @@
 """Tiles that open the page of a run: three metrics, each against the best peer, and the number of warnings."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,30 +40,30 @@ def metric_title(metric: str) -> str:
 
 
 def main_metrics(report: Report) -> tuple[str, ...]:
-    """Returns the two metrics of the full ranking that open the page: recall at the largest k that a tenth of the
-    catalogue exceeds, at most 100, and NDCG at 10 or at this k, if it is smaller.
-    """
-    cuts = sorted(int(name.partition("@")[2]) for name in report.catalogue.rows[0].metrics if "/recall@" in name)
-    fits = [k for k in cuts if k <= 100 and (k == 1 or 10 * k <= report.catalogue.num_items)]
-    return f"catalogue/recall@{max(fits)}", f"catalogue/ndcg@{min(max(fits), 10)}"
+    """Returns the two metrics of the full ranking that open the page: recall and NDCG."""
+    return tuple(each.metric for each in report.headlines)
 
 
-def metric_tiles(report: Report, *, is_peer: Callable[[str], bool]) -> Iterator[Tile]:
+def metric_tiles(report: Report) -> Iterator[Tile]:
     """Yields a tile for each main metric of the full ranking and for AUC on shown items."""
     for metric in main_metrics(report):
-        yield _tile(report.catalogue.rows, metric, metric_title(metric), is_peer=is_peer)
-    yield _tile(report.impressions.rows, "impressions/auc", "AUC on shown items", is_peer=is_peer)
+        yield _tile(report, report.catalogue.rows, metric, metric_title(metric))
+    yield _tile(report, report.impressions.rows, "impressions/auc", "AUC on shown items")
 
 
-def _tile(rows: Sequence[Row], metric: str, title: str, *, is_peer: Callable[[str], bool]) -> Tile:
-    own = rows[0].metrics[metric]
-    peers = [row for row in rows[1:] if is_peer(row.name) and row.metrics[metric].value is not None]
+def _tile(report: Report, rows: Sequence[Row], metric: str, title: str) -> Tile:
+    """Returns the tile of a metric; it is never one of success while a peer was not run."""
+    own, names = rows[0].metrics[metric], [name for name in report.baselines if name != RANDOM]
+    peers = [row for row in rows if row.name in names and row.metrics[metric].value is not None]
     interval = format_interval(own.low, own.high)
     if own.value is None or not peers:
         return Tile(title, format_decimal(own.value), interval, "", "No user of the test window has a value.", "")
     best = max(peers, key=lambda row: row.metrics[metric].value or 0.0)
     peer = f"best peer: {best.name} {format_decimal(best.metrics[metric].value)}"
     sentence, outcome = comparison_sentence(best.name, best.metrics[metric], best.model_minus[metric])
+    if report.left_out:
+        sentence += f" Not run: {', '.join(each.name for each in report.left_out)}."
+        outcome = "" if outcome == "better" else outcome
     return Tile(title, format_decimal(own.value), interval, peer, sentence, outcome)
 
 

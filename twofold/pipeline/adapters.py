@@ -17,7 +17,8 @@ from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RecipeError
 from twofold.evaluate.calibration import Calibration, evaluate_head, evaluate_seconds
-from twofold.evaluate.evaluate_window import AllowedItems, primary_k
+from twofold.evaluate.evaluate_window import AllowedItems
+from twofold.evaluate.headline_metrics import primary_k
 from twofold.evaluate.results import MODEL
 from twofold.evaluate.scores import (
     FIRST_STAGE,

@@ -12,19 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from twofold.dataset.dataset import item_attributes
+from twofold.dataset.dataset import Dataset, item_attributes
 from twofold.dataset.recent_counts import with_counts
 from twofold.digest import file_digest
 from twofold.environment import commit, hardware
+from twofold.evaluate.baseline_results import PeerTuning
 from twofold.evaluate.baselines import baseline_scores, positives_before
 from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.compare import headline_metrics
 from twofold.evaluate.days import DayValues, evaluate_day, with_days
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
+from twofold.evaluate.peers import Interactions
 from twofold.evaluate.per_user_values import save_rows, save_values
 from twofold.evaluate.results import MODEL, write_report
 from twofold.evaluate.sampled import negatives_of
-from twofold.evaluate.window import DayBounds, EvaluationWindow, evaluation_window
+from twofold.evaluate.window import DayBounds, EvaluationWindow, evaluation_window, split_of
 from twofold.model.ranker import describe_ranker
 from twofold.model.retriever import describe_model
 from twofold.page.run_page import PAGE, write_run_page
@@ -54,8 +56,7 @@ def _evaluate(
     models = load_models(job, dataset, retriever, ranker)
     arrays = models.data.retriever
     window = evaluation_window(arrays, "test")
-    bounds = job.recipe.prepare.bounds_ms("test")
-    positives = positives_before(arrays, window, first_at=bounds[0] if bounds else None)
+    positives = _positives(job, arrays, window)
     items = with_counts(
         item_attributes(dataset.folder), arrays, job.recipe.index.recent_counts, as_of=int(window.query_at.min())
     )
@@ -65,6 +66,7 @@ def _evaluate(
     tables = (items, pq.read_table(prepared.folder / "users.parquet"))
     options = replace(
         _options(job, models, window, tables=tables),
+        validation=_validation(job, arrays),
         allowed_items=allowed,
         correction=batch_correction(models.retriever, arrays, job.recipe.train),
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),
@@ -80,7 +82,7 @@ def _evaluate(
         options=options,
     )
     metrics = headline_metrics(result.report.primary_metric)
-    days = _evaluate_days(job, models, options.groups, metrics=metrics)
+    days = _evaluate_days(job, models, options.groups, result.report.tuning, metrics=metrics)
     report = with_days(result.report, days)
     write_report(report, out)
     save_rows([DayValues("test", window.user_rows, result.rows), *days], out, users=arrays.users, metrics=metrics)
@@ -89,10 +91,15 @@ def _evaluate(
 
 
 def _evaluate_days(
-    job: Job, models: TrainedModels, groups: Mapping[str, Int64[np.ndarray, "items"]], *, metrics: Sequence[str]
+    job: Job,
+    models: TrainedModels,
+    groups: Mapping[str, Int64[np.ndarray, "items"]],
+    tuning: PeerTuning,
+    *,
+    metrics: Sequence[str],
 ) -> list[DayValues]:
     """Evaluates the days of `evaluate.windows`: the trained model as of each day, and baselines fitted on all days
-    before it.
+    before it, with the constants of the report.
     """
     arrays, found = models.data.retriever, []
     for day in job.recipe.evaluate.windows:
@@ -100,9 +107,22 @@ def _evaluate_days(
         window = evaluation_window(arrays, "test", DayBounds(f"{day}", first_at, end_at))
         positives = positives_before(arrays, window, first_at=first_at)
         sources = score_sources(models.retriever, models.ranker, models.data, window)
-        baselines, _ = baseline_scores(window, positives, groups)
+        baselines, _ = baseline_scores(window, positives, groups, tuning)
         found.append(evaluate_day(window, {MODEL: sources.pop(MODEL), **baselines, **sources}, metrics))
     return found
+
+
+def _validation(job: Job, arrays: Dataset) -> tuple[EvaluationWindow, Interactions] | None:
+    """Returns the validation window, on which the constants of baselines are chosen; `None` if it has no event."""
+    if not len(arrays.examples["validation"].user_rows):
+        return None
+    window = evaluation_window(arrays, "validation")
+    return window, _positives(job, arrays, window)
+
+
+def _positives(job: Job, arrays: Dataset, window: EvaluationWindow) -> Interactions:
+    bounds = job.recipe.prepare.bounds_ms(split_of(window))
+    return positives_before(arrays, window, first_at=bounds[0] if bounds else None)
 
 
 def _options(

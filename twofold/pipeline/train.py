@@ -7,7 +7,7 @@ from typing import Any, assert_never
 
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.evaluate.catalogue import evaluate_catalogue
-from twofold.evaluate.evaluate_window import primary_k, primary_metric_of
+from twofold.evaluate.headline_metrics import primary_k, primary_metric_of
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.multi_tower import build_towers
 from twofold.model.ranker import Ranker

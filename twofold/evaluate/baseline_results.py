@@ -1,0 +1,113 @@
+"""Types of a report that are about baselines: the best of them, those left out, and how their constants were chosen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from twofold.evaluate.significance import Estimate
+from twofold.render.numbers import format_significant
+
+Constants = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A baseline that was not run, and the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The model and the best baseline on one metric, with the paired difference model − baseline."""
+
+    metric: str
+    model: Estimate
+    baseline: str
+    best: Estimate
+    minus: Estimate
+
+    @property
+    def is_better(self) -> bool:
+        """Flag: the interval of the difference lies above 0."""
+        return self.minus.low is not None and self.minus.low > 0
+
+    @property
+    def is_worse(self) -> bool:
+        """Flag: the interval of the difference lies below 0."""
+        return self.minus.high is not None and self.minus.high < 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The two headline metrics of one choice of constants on the validation window."""
+
+    constants: dict[str, float]
+    recall: float
+    ndcg: float
+
+    @property
+    def quality(self) -> float:
+        """Geometric mean of both metrics."""
+        return float(np.sqrt(self.recall * self.ndcg))
+
+    @property
+    def in_text(self) -> str:
+        """Constants in words."""
+        return constants_text(self.constants)
+
+
+@dataclass(frozen=True)
+class PeerChoice:
+    """The constants of one baseline, and all that were tried; `trials` is empty if they were not chosen but fixed."""
+
+    name: str
+    constants: dict[str, float]
+    trials: tuple[Trial, ...]
+    at_end: tuple[str, ...] = ()
+    """Constants whose chosen value is an end of its grid, beyond which there might be a better one."""
+    score_std: float | None = None
+    """Standard deviation of the scores that the weight of recency is added to; `None` without a recency prior."""
+    note: str = ""
+    """Reason why the constants are fixed."""
+
+    @property
+    def in_text(self) -> str:
+        """Constants in words."""
+        return constants_text(self.constants)
+
+    @property
+    def remarks(self) -> str:
+        """Scale of the weight, and what else limits the choice."""
+        parts = (
+            [f"The score has a standard deviation of {format_significant(self.score_std)}."] if self.score_std else []
+        )
+        parts += [f"At the end of its grid: {', '.join(self.at_end)}."] if self.at_end else []
+        parts += [f"Not tuned: {self.note}."] if self.note else []
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class PeerTuning:
+    """Constants of all fitted baselines, with the window and the metrics by which they were chosen."""
+
+    window: str
+    """Name of the window, or an empty text if there was none to choose on."""
+    users: int
+    metrics: tuple[str, str]
+    choices: tuple[PeerChoice, ...]
+
+    def constants_of(self, name: str) -> dict[str, float] | None:
+        """Returns the constants of a baseline; `None` if it has no entry."""
+        return next((choice.constants for choice in self.choices if choice.name == name), None)
+
+
+def constants_text(constants: Constants) -> str:
+    """Returns constants with their values.
+
+    >>> constants_text({"l2": 500.0, "weight": 0.0812})
+    'l2 500, weight 0.0812'
+    """
+    return ", ".join(f"{name} {format_significant(value)}" for name, value in constants.items())

@@ -1,0 +1,292 @@
+"""Baselines with fitted parameters: item-kNN, EASE and iALS, each alone and with a recency prior.
+
+A `fit_…` function learns from `Interactions` and returns a frozen `Peer`, which scores every item for any user of the
+data set, in blocks of users. Popularity, scaled to a millionth, decides among items whose score is 0, and so orders the
+list of a user without any positive.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from jaxtyping import Float32, Int64
+
+from twofold.dataset.histories import search_slices
+from twofold.errors import RequestError
+from twofold.ragged import chunks
+from twofold.tables import DAY_MS
+from twofold.topk import Products
+
+EASE_MAX_ITEMS: Final = 20_000  # a matrix of 1.6 GB, and a minute of 2 cores for each inverse
+IALS_MAX_POSITIVES: Final = 20_000_000  # minutes of 2 cores
+IALS_ITERATIONS: Final = 15
+CHUNK_ELEMENTS: Final = 2**23  # pairs of items that item-kNN compares at once
+_CHUNK_LIKES: Final = 2**22  # weights gathered at once
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Positive events from which baselines learn: user, item and UTC time in ms. Any order; pairs may repeat."""
+
+    user_rows: Int64[np.ndarray, "length"]
+    item_rows: Int64[np.ndarray, "length"]
+    at: Int64[np.ndarray, "length"]
+    until: Int64[np.ndarray, "users"]
+    """Time of each user's request, UTC ms: the last days before it count for `Recency`."""
+    num_users: int
+    num_items: int
+
+    @cached_property
+    def likes(self) -> scipy.sparse.csr_matrix:
+        """Matrix users × items: 1 if the user liked the item, any number of times."""
+        ones = np.ones(len(self.user_rows), np.float32)
+        shape = (self.num_users, self.num_items)
+        likes = scipy.sparse.csr_matrix((ones, (self.user_rows, self.item_rows)), shape=shape)
+        likes.data[:] = 1  # repeated pairs were summed
+        return likes
+
+    @cached_property
+    def tie_breaker(self) -> Float32[np.ndarray, "items"]:
+        """Number of users who like each item, scaled to at most a millionth."""
+        count = np.asarray(self.likes.sum(axis=0), np.float32).reshape(-1)
+        return np.asarray(np.float32(1e-6) * count / max(float(count.max(initial=0)), 1.0), np.float32)
+
+
+@runtime_checkable
+class Peer(Protocol):
+    """A fitted baseline."""
+
+    def scores(self, user_rows: Int64[np.ndarray, "queries"]) -> Float32[np.ndarray, "queries items"]:
+        """Returns the scores of all items for these users; the caller may overwrite the array."""
+        ...
+
+    def pair_scores(
+        self, user_rows: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
+    ) -> Float32[np.ndarray, "pairs"]:
+        """Returns the scores of pairs of user and item."""
+        ...
+
+
+@dataclass(frozen=True)
+class ItemWeights:
+    """A peer that adds up, for an item, the weights of the items that the user likes: item-kNN and EASE."""
+
+    positives: Interactions
+    weights: scipy.sparse.csr_matrix | Float32[np.ndarray, "items items"]
+    """Entry [j, i] is what a like of item j adds to the score of item i."""
+
+    def scores(self, user_rows: Int64[np.ndarray, "queries"]) -> Float32[np.ndarray, "queries items"]:
+        """Returns the scores of all items for these users; the caller may overwrite the array."""
+        scores = self.positives.likes[user_rows] @ self.weights
+        dense: Float32[np.ndarray, "queries items"] = scores.toarray() if scipy.sparse.issparse(scores) else scores
+        dense += self.positives.tie_breaker
+        return dense
+
+    def pair_scores(
+        self, user_rows: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
+    ) -> Float32[np.ndarray, "pairs"]:
+        """Returns the scores of pairs of user and item."""
+        scores: Float32[np.ndarray, "pairs"] = self.positives.tie_breaker[item_rows]
+        longest = int(np.diff(self.positives.likes.indptr).max(initial=1))
+        for part in chunks(len(user_rows), max(1, _CHUNK_LIKES // max(longest, 1))):
+            likes = self.positives.likes[user_rows[part]]
+            pair = np.repeat(np.arange(part.stop - part.start), np.diff(likes.indptr))
+            added = np.asarray(self.weights[likes.indices, item_rows[part][pair]]).reshape(-1)
+            scores[part] += np.bincount(pair, added, minlength=part.stop - part.start).astype(np.float32)
+        return scores
+
+
+@dataclass(frozen=True)
+class Ials:
+    """A peer whose score is the inner product of a user vector and an item vector.
+
+    To score another history, solve its vector with `FoldIn(item_vectors, …, alpha, regularization)`.
+    """
+
+    positives: Interactions
+    user_vectors: Float32[np.ndarray, "users dim"]
+    item_vectors: Float32[np.ndarray, "items dim"]
+    alpha: float
+    regularization: float
+
+    def scores(self, user_rows: Int64[np.ndarray, "queries"]) -> Float32[np.ndarray, "queries items"]:
+        """Returns the scores of all items for these users; the caller may overwrite the array."""
+        scores: Float32[np.ndarray, "queries items"] = self.user_vectors[user_rows] @ self.item_vectors.T
+        scores += self.positives.tie_breaker
+        return scores
+
+    def pair_scores(
+        self, user_rows: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
+    ) -> Float32[np.ndarray, "pairs"]:
+        """Returns the scores of pairs of user and item."""
+        scores = Products(self.user_vectors, self.item_vectors).pairs(user_rows, item_rows)
+        scores += self.positives.tie_breaker[item_rows]
+        return scores
+
+
+@dataclass(frozen=True)
+class Recency:
+    """A peer that scores an item by log(1 + its positives in the `days` days before the user's request)."""
+
+    positives: Interactions
+    days: int
+
+    @cached_property
+    def _by_time(self) -> tuple[Int64[np.ndarray, "length"], Int64[np.ndarray, "length"]]:
+        order = np.argsort(self.positives.at, kind="stable")
+        return self.positives.at[order], self.positives.item_rows[order]
+
+    @cached_property
+    def _by_item(self) -> tuple[Int64[np.ndarray, "length"], Int64[np.ndarray, "_"]]:
+        """Times of the positives, those of one item together and in order, and where each item's begin."""
+        order = np.lexsort((self.positives.at, self.positives.item_rows))
+        items = np.arange(self.positives.num_items + 1)
+        return self.positives.at[order], np.searchsorted(self.positives.item_rows[order], items).astype(np.int64)
+
+    def scores(self, user_rows: Int64[np.ndarray, "queries"]) -> Float32[np.ndarray, "queries items"]:
+        """Returns the scores of all items for these users; the caller may overwrite the array."""
+        (at, item_rows), num_items = self._by_time, self.positives.num_items
+        until, query_of = np.unique(self.positives.until[user_rows], return_inverse=True)
+        low, high = (np.searchsorted(at, each) for each in (until - self.days * DAY_MS, until))
+        counts = np.zeros(num_items, np.int64)
+        scores = np.empty((len(until), num_items), np.float32)
+        before_low = before_high = int(low[0]) if len(low) else 0
+        for row in range(len(until)):  # the window only moves forward, so each positive enters and leaves once
+            np.add.at(counts, item_rows[before_high : high[row]], 1)
+            np.subtract.at(counts, item_rows[before_low : low[row]], 1)
+            before_low, before_high = low[row], high[row]
+            np.log1p(counts, out=scores[row], dtype=np.float32, casting="same_kind")
+        return scores[query_of]
+
+    def pair_scores(
+        self, user_rows: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
+    ) -> Float32[np.ndarray, "pairs"]:
+        """Returns the scores of pairs of user and item."""
+        (at, offsets), until = self._by_item, self.positives.until[user_rows]
+        first, end = offsets[item_rows], offsets[item_rows + 1]
+        low, high = (search_slices(at, first, end, each) for each in (until - self.days * DAY_MS, until))
+        scores: Float32[np.ndarray, "pairs"] = np.log1p(high - low).astype(np.float32)
+        return scores
+
+
+@dataclass(frozen=True)
+class WithRecency:
+    """A peer's scores plus `weight` times those of the recency prior. The weight is in units of the peer's score."""
+
+    peer: Peer
+    recency: Recency
+    weight: float
+
+    def scores(self, user_rows: Int64[np.ndarray, "queries"]) -> Float32[np.ndarray, "queries items"]:
+        """Returns the scores of all items for these users; the caller may overwrite the array."""
+        scores = self.recency.scores(user_rows)
+        scores *= np.float32(self.weight)
+        scores += self.peer.scores(user_rows)
+        return scores
+
+    def pair_scores(
+        self, user_rows: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
+    ) -> Float32[np.ndarray, "pairs"]:
+        """Returns the scores of pairs of user and item."""
+        recency = np.float32(self.weight) * self.recency.pair_scores(user_rows, item_rows)
+        return self.peer.pair_scores(user_rows, item_rows) + recency
+
+
+@dataclass(frozen=True)
+class PeerScores:
+    """A peer's scores of the users of a window, as a `ScoreBlock`."""
+
+    peer: Peer
+    user_rows: Int64[np.ndarray, "users"]
+
+    def __call__(self, users: slice) -> Float32[np.ndarray, "queries items"]:
+        """Returns the scores of a slice of the window's users for all items."""
+        return self.peer.scores(self.user_rows[users])
+
+    def pairs(
+        self, users: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
+    ) -> Float32[np.ndarray, "pairs"]:
+        """Returns the score of each pair of a user of the window and an item."""
+        return self.peer.pair_scores(self.user_rows[users], item_rows)
+
+
+def fit_item_knn(positives: Interactions, *, shrink: float = 10.0, neighbours: int = 500) -> ItemWeights:
+    """Computes the shrunk cosines of each item with its nearest `neighbours`, and with all that are equally near.
+
+    cos(i, j) = c_ij / (√(c_i c_j) + shrink), c being the number of users that like one or both (Sarwar et al. 2001;
+    shrinkage as in Bell and Koren 2007).
+    """
+    likes, items = positives.likes, positives.num_items
+    count = np.asarray(likes.sum(axis=0), np.float32).reshape(-1)
+    transposed = likes.T.tocsr()
+    parts = []
+    for part in chunks(items, max(1, CHUNK_ELEMENTS // items)):
+        cosine = (transposed[part] @ likes).toarray()  # (chunk, items): users who like both
+        cosine /= np.sqrt(count[part, None] * count) + np.float32(shrink) + np.float32(1e-9)
+        cosine[np.arange(len(cosine)), np.arange(part.start, part.stop)] = 0
+        if neighbours < items:
+            least = np.partition(cosine, items - neighbours, axis=1)[:, items - neighbours]
+            cosine[cosine < least[:, None]] = 0
+        parts.append(scipy.sparse.csr_matrix(cosine))
+    return ItemWeights(positives, scipy.sparse.vstack(parts).T.tocsr())
+
+
+def fit_ease(positives: Interactions, *, l2: float = 500.0) -> ItemWeights:
+    """Fits EASE (Steck, WWW 2019, eq. 8): B = I - P / diag(P) with P = (XᵀX + l2·I)⁻¹; a user's scores are x·B.
+
+    The cost is cubic in the number of items with a positive; RequestError above `EASE_MAX_ITEMS` items.
+    """
+    likes, items = positives.likes, positives.num_items
+    if items > EASE_MAX_ITEMS:
+        raise RequestError(
+            f"EASE inverts a matrix of items × items, so it is limited to {EASE_MAX_ITEMS:,} items, not {items:,}. "
+            "Leave it out, and compare with item-kNN."
+        )
+    weights = np.zeros((items, items), np.float32)
+    liked = np.flatnonzero(np.asarray(likes.sum(axis=0)).reshape(-1))  # all other rows and columns of B are 0
+    if not len(liked):
+        return ItemWeights(positives, weights)
+    part = likes[:, liked]
+    gram = (part.T @ part).toarray() + np.float32(l2) * np.eye(len(liked), dtype=np.float32)
+    factor = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+    inverse, info = scipy.linalg.lapack.get_lapack_funcs("potri", (factor,))(factor, lower=True, overwrite_c=True)
+    assert info == 0, "XᵀX + l2·I is positive definite for l2 > 0"
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    inverse /= -np.diag(inverse)
+    np.fill_diagonal(inverse, 0)
+    weights[np.ix_(liked, liked)] = inverse
+    return ItemWeights(positives, weights)
+
+
+def fit_ials(
+    positives: Interactions,
+    *,
+    dim: int = 128,
+    alpha: float = 40.0,
+    regularization: float = 300.0,
+    iterations: int = IALS_ITERATIONS,
+) -> Ials:
+    """Fits weighted alternating least squares (Hu, Koren, Volinsky, ICDM 2008) with the library `implicit`.
+
+    The confidence of a liked pair is 1 + alpha. Each half-step takes three steps of conjugate gradients (Takács,
+    Pilászy, Tikk, RecSys 2011). RequestError above `IALS_MAX_POSITIVES`.
+    """
+    from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    if len(positives.user_rows) > IALS_MAX_POSITIVES:
+        raise RequestError(
+            f"iALS as a baseline is limited to {IALS_MAX_POSITIVES:,} positives, not {len(positives.user_rows):,}. "
+            "Train it as a retriever instead: kind: ials."
+        )
+    confidence = positives.likes.copy()
+    confidence.data += np.float32(alpha)
+    with threadpool_limits(limits=1, user_api="blas"):  # each thread solves whole users
+        als = AlternatingLeastSquares(
+            factors=dim, regularization=regularization, alpha=1.0, iterations=iterations, random_state=0
+        )
+        als.fit(confidence, show_progress=False)
+    return Ials(positives, als.user_factors, als.item_factors, alpha, regularization)
