@@ -22,6 +22,8 @@ from twofold.evaluate.compare_page import (
     direction,
     write_comparison_page,
 )
+from twofold.evaluate.comparison_plots import group_plots
+from twofold.evaluate.summary_text import format_difference
 from twofold.recipe.load import dump_recipe
 from twofold.render.numbers import in_full
 from twofold.run_folder import run_stage
@@ -141,7 +143,7 @@ def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
     text = in_words(replace(found, others=(other, found.others[1])))
     assert "new: recall@5 differs significantly in 1 of 2 groups (p < 0.05 after Holm)\n  half: even: +" in text
     write_comparison_page(found, tmp_path / "page.html")
-    assert re.search(r"mean over the users of both:\s+new 25 %, same –\.", (tmp_path / "page.html").read_text())
+    assert re.search(r"mean over the users of both:\s+new 25\xa0%, same –\.", (tmp_path / "page.html").read_text())
 
 
 def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path):
@@ -162,6 +164,12 @@ def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_p
     assert not re.search(r"https?://|<script|<link|@import", page)
     for metric in found.metrics:
         assert in_full(metric) in page
+    for other in ("new", "same"):
+        assert f"<b>{other} − old</b>" in page
+        assert f"<b>recall@5: {other} − old</b>" in page
+    groups = page[page.index("<h2>Groups</h2>") :]
+    assert "No group has 100 users." in groups
+    assert "All 2 groups with values" in groups
     assert "features.item.creator" in page
     assert 'class="better"' in page
     evil = replace(found, names=("<b>old</b>", "new", "same"))
@@ -183,3 +191,38 @@ def test_what_cannot_be_compared_is_refused(three, tmp_path):
 def test_two_runs_of_one_name_are_told_apart_by_their_folders(three, tmp_path):
     again = a_run(tmp_path / "elsewhere" / "old", prepare={"positive": "liked", "split": SPLIT})
     assert compare_run_folders([three[0], again]).names == (str(three[0]), str(again))
+
+
+def test_the_page_says_which_run_is_better_and_plots_the_differences(three, tmp_path):
+    found = compare_run_folders(three)
+    write_comparison_page(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    better, same = (line.minus for line in found.metrics["catalogue/recall@5"])
+    assert re.search(rf"<b>new</b>: Recall@5 .* better \({re.escape(format_difference(better))}\)\.", page)
+    assert f"no significant difference ({format_difference(same)})." in page
+    first, second = page.split("<figure")[1:3]
+    assert '<div class="difference better"><span class="name">Recall@5' in first
+    assert 'class="difference better"' not in second
+    assert found.others[0].question.dates in page
+
+
+def test_groups_are_plotted_where_they_have_100_users(tmp_path):
+    sizes = replace(compare_run_folders([a_run(tmp_path / "old", noise=3.0), a_run(tmp_path / "new")]).others[0])
+    lines = [replace(line, is_small=False, users=150) for line in sizes.slices.lines]
+    ((by, plot),) = group_plots([replace(lines[0], p_value=0.01), replace(lines[1], p_value=0.2)])
+    assert by == "half"
+    assert [row.difference.outcome for row in plot.rows] == ["better", ""]  # not significant after Holm
+    assert [row.difference.note for row in plot.rows] == ["150 users"] * 2
+
+
+def test_seeds_of_one_recipe_are_named_as_such(three, tmp_path):
+    def said(train):
+        found = compare_run_folders([a_run(tmp_path / f"{train}", train=train), three[2]])
+        write_comparison_page(found, tmp_path / "page.html")
+        return "these are seeds of one recipe" in (tmp_path / "page.html").read_text()
+
+    one = a_run(tmp_path / "one", train={"epochs": 1, "seed": 1})
+    two = a_run(tmp_path / "two", train={"epochs": 1, "seed": 2})
+    write_comparison_page(compare_run_folders([one, two]), tmp_path / "page.html")
+    assert "these are seeds of one recipe, whose differences are chance" in (tmp_path / "page.html").read_text()
+    assert not said({"epochs": 1})

@@ -12,6 +12,7 @@ from twofold.errors import RequestError
 from twofold.evaluate.per_user_values import load_values
 from twofold.evaluate.results import EvaluationSetup, SliceSection, load_report
 from twofold.evaluate.significance import (
+    LEVEL,
     Estimate,
     SeedClaim,
     across_seeds,
@@ -40,6 +41,11 @@ class MetricComparison:
     base: Estimate
     minus: Estimate
     p_value: float | None
+
+    @property
+    def is_significant(self) -> bool:
+        """True if the p-value is below 0.05."""
+        return self.p_value is not None and self.p_value < 1 - LEVEL
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from twofold.evaluate.compare import (
     compare_runs,
     headline_metrics,
 )
+from twofold.evaluate.comparison_plots import group_plots, metric_plot
 from twofold.evaluate.results import FEW_USERS
 from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate
 from twofold.evaluate.summary_text import format_difference
@@ -28,7 +29,7 @@ from twofold.recipe.diff import Difference, recipe_differences
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.render.html import fill_page, setting
-from twofold.render.numbers import format_decimal, in_full, percent, plural
+from twofold.render.numbers import format_decimal, in_full, in_title, percent, plural
 from twofold.run_folder import atomic_file, find_stage, open_stage
 
 ABSENT: Final = "not set"
@@ -151,7 +152,7 @@ def comparison_tables(found: RunComparison) -> list[Text | Table]:
         metrics.add_column(Text(name if name == found.names[0] else f"{name} − {found.names[0]}"))
         recipes.add_column(Text(name))
     for metric, lines in found.metrics.items():
-        if metric == found.primary_metric or metric in _MAIN_METRICS:
+        if metric in _main_metrics(found):
             style = "bold" if metric == found.primary_metric else ""
             metrics.add_row(in_full(metric), format_decimal(lines[0].base.value), *map(_cell, lines), style=style)
     for field in found.fields:
@@ -224,10 +225,32 @@ def _cell(line: MetricComparison) -> Text:
 
 def write_comparison_page(found: RunComparison, path: Path) -> None:
     """Writes one self-contained HTML page: no script, no request, all text escaped."""
-    main = [name for name in found.metrics if name == found.primary_metric or name in _MAIN_METRICS]
-    values = {"found": found, "question": found.others[0].question, "main": main, "direction": direction}
-    values |= {"headlines": [in_full(each) for each in headline_metrics(found.primary_metric)]}
+    main = {name: found.metrics[name] for name in _main_metrics(found)}
+    values = {
+        "found": found,
+        "question": found.others[0].question,
+        "is_one_recipe": [each.field for each in found.fields] == ["train.seed"],
+        "main": main,
+        "sentences": [_sentence(line) for line in found.metrics[found.primary_metric]],
+        "plots": [metric_plot([each[number] for each in main.values()]) for number in range(len(found.others))],
+        "groups": [group_plots(other.slices.lines) for other in found.others],
+        "headlines": [in_title(each) for each in headline_metrics(found.primary_metric)],
+        "direction": direction,
+        "metric_title": in_title,
+    }
     page = fill_page(("twofold.evaluate",), "compare_page.html.j2", values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def _main_metrics(found: RunComparison) -> list[str]:
+    return [name for name in found.metrics if name == found.primary_metric or name in _MAIN_METRICS]
+
+
+def _sentence(line: MetricComparison) -> str:
+    """Says by how much a run differs from the first on a metric."""
+    share = percent(abs((line.minus.value or 0.0) / line.base.value)) if line.base.value else ""
+    outcome = f"{share} {direction(line)}".strip() if direction(line) else "no significant difference"
+    values = f"{format_decimal(line.run.value)}, first run {format_decimal(line.base.value)}"
+    return f"{in_title(line.metric)} {values}: {outcome} ({format_difference(line.minus)})."

@@ -24,10 +24,14 @@ class Difference:
     high: float
     note: str = ""
     """Second text of the row, such as its number of users."""
+    is_significant: bool = True
+    """False if a test over several differences says so, although the interval excludes zero."""
 
     @property
     def outcome(self) -> Outcome:
-        """Side of zero on which the interval lies."""
+        """Side of zero on which the interval lies; empty if the difference is not significant."""
+        if not self.is_significant:
+            return ""
         return "better" if self.low > 0 else "worse" if self.high < 0 else ""
 
 

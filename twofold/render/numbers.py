@@ -1,6 +1,9 @@
 """Formatting of numbers and metric names for sentences, tables and pages."""
 
 from collections.abc import Mapping
+from typing import Final
+
+_ACRONYMS: Final = ("auc", "xauc", "ndcg", "dcg", "mrr", "map", "wtg", "mae", "rmse")
 
 
 def format_decimal(value: float | None) -> str:
@@ -103,6 +106,18 @@ def in_full(metric: str) -> str:
     'catalogue hit rate@10'
     """
     return metric.replace("/", " ").replace("_", " ")
+
+
+def in_title(metric: str) -> str:
+    """Returns the name of a metric as a heading, without its protocol.
+
+    >>> in_title("catalogue/recall@100"), in_title("catalogue/ndcg@10"), in_title("catalogue/hit_rate@5")
+    ('Recall@100', 'NDCG@10', 'Hit rate@5')
+    >>> in_title("watch_time/dcg_wtg_ln@5")
+    'DCG WTG ln@5'
+    """
+    words = [word.upper() if word.partition("@")[0] in _ACRONYMS else word for word in in_short(metric).split()]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
 
 
 def in_short(metric: str) -> str:
