@@ -136,3 +136,11 @@ def test_the_section_says_what_a_batch_is():
     for line in section.lines:
         assert line.catalogue.value == pytest.approx(catalogue.mean(f"catalogue/recall@{line.k}"))
         assert line.in_batch.value == pytest.approx(result.per_user.mean(f"in_batch/hit_rate@{line.k}"))
+
+
+def test_no_hit_rate_is_measured_beyond_the_catalogue():
+    """A batch may be larger than the catalogue, which has no recall@k to compare with there."""
+    judged = random_window(0, users=40, num_items=30)
+    found = evaluate_in_batch(judged, scorer(random_scores(judged)), batch_size=64, seed=0)
+    assert found.batch_size > 30
+    assert max(found.ks) <= 30

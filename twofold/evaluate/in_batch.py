@@ -106,7 +106,7 @@ def evaluate_in_batch(
         first, end = window.relevant.offsets[[users.start, users.stop]]
         scores, pairs = checked_scores(window, score_block, users), slice(int(first), int(end))
         in_batch[pairs], uniform[pairs] = _pair_ranks(scores, corrected, batches, window=window, users=users)
-    ks = tuple(k for k in IN_BATCH_KS if k <= batches.popular.shape[1])
+    ks = tuple(k for k in IN_BATCH_KS if k <= min(batches.popular.shape[1], window.num_items))
     return InBatch(
         per_user=_hit_rates(window, ks, {"in_batch/hit_rate": in_batch, "in_batch/uniform_hit_rate": uniform}),
         ks=ks,
