@@ -1,5 +1,7 @@
 """Every kind of feature by hand; what is fitted sees nothing but the training window."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -244,3 +246,21 @@ def test_a_scale_does_not_depend_on_how_the_rows_are_cut(cuts):
     np.testing.assert_allclose([found.mean, found.std], [there.mean(), there.std()], rtol=1e-12)
     assert fit_scale([np.full(3, np.nan, np.float32)]) == Scale(0.0, 1.0)
     assert fit_scale([np.full(3, 7, np.float32)]) == Scale(7.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("zone", "at", "hour", "weekday"),
+    [
+        ("Asia/Kolkata", 1_651_948_200_000, 0, 7),  # Saturday 18:30 UTC is midnight of Sunday
+        ("Asia/Kolkata", 1_651_948_199_999, 23, 6),
+        ("Europe/Berlin", 1_648_342_799_999, 1, 7),  # the last moment before summer time
+        ("Europe/Berlin", 1_648_342_800_000, 3, 7),
+    ],
+)
+def test_the_hour_of_a_request_is_that_of_the_time_zone(tmp_path, zone, at, hour, weekday):
+    state = replace(fitted(), time_zone=zone)
+    save_features(state, tmp_path / "features")
+    users = arrays_of_users(state, tmp_path)
+    for opened in (state, load_features(tmp_path / "features")):  # the latter is what the service reads
+        inputs = user_inputs(opened, users, queries([0], [[0]], at=at))
+        assert (inputs["hour"].tolist(), inputs["weekday"].tolist()) == ([1 + hour], [weekday])
