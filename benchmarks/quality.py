@@ -1,58 +1,81 @@
-"""Quality of the shipped recipes, retriever and both stages: three seeds on the test day, beside every baseline,
-with paired intervals.
+"""Quality of the shipped recipes, retriever and both stages: four test days, three seeds, beside every baseline.
 
-    python benchmarks/quality.py [seeds]
-    python benchmarks/quality.py --tables
+    python benchmarks/quality.py                                  # trains everything: two hours on two cores
+    python benchmarks/quality.py --days 2022-05-06 --seeds 1      # a part of it
+    python benchmarks/quality.py --tables                         # prints the tables of what is saved
 
-Writes `quality.json` beside this file; the tables of README.md are made of it.
+Each day is a run of its own (a rolling retrain): it trains until the day before the validation day, which is the day
+before the test day. Everything else is the recipe. Writes `quality.json` beside this file; `docs/make_results.py` makes
+docs/results.md from it.
 """
 
+import argparse
 import json
-import sys
+from collections.abc import Sequence
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from twofold.evaluate.results import Report
+from twofold.evaluate.days import pool_days
+from twofold.evaluate.per_user_values import load_rows
+from twofold.evaluate.results import Report, Row
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.job import claim_folder, report_of
 from twofold.recipe.diff import recipe_digest
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.run_folder import locked
+from twofold.run_folder import locked, open_stage
 
 HERE = Path(__file__).parent
 SAVED = HERE / "quality.json"
 RECIPES = {name: HERE.parent / "recipes" / f"{name}.yaml" for name in ("kuairand", "kuairand-ranked")}
+DAYS = (date(2022, 5, 2), date(2022, 5, 4), date(2022, 5, 6), date(2022, 5, 8))
+SHIPPED_DAY = DAYS[-1]
+"""The test day of the recipes as they are shipped."""
 METRICS = (
     *(f"catalogue/{metric}@{k}" for metric in ("recall", "ndcg", "hit_rate", "mrr") for k in (10, 20, 50, 100)),
     "impressions/auc",
 )
+Saved = dict[str, Any]
 
 
-def main(seeds: int = 3) -> None:
-    """Runs, collects, saves, prints."""
-    lines: list[dict[str, Any]] = []
-    for name, recipe in RECIPES.items():
-        for seed in range(seeds):
-            settings = [f"train.seed={seed}"] + ([f"ranker.seed={seed}"] if name.endswith("ranked") else [])
-            report = _report(load_recipe(recipe, overrides=settings), Path("runs") / f"quality-{name}-seed{seed}")
-            lines += _lines(report, recipe=name, seed=seed)
-            saved = {
-                "recipes": {each: recipe_digest(load_recipe(path)) for each, path in RECIPES.items()},
-                "commit": report.facts.commit,
-                "hardware": report.facts.hardware,
-                "versions": report.facts.versions,
-                "window": report.window,
-                "users": report.catalogue.users_judged,
-                "items": report.catalogue.num_items,
-                "lines": lines,
-            }
+def main(days: Sequence[date] = DAYS, *, seeds: int = 3, runs: Path = Path("runs")) -> Saved:
+    """Trains and evaluates every recipe on every day with every seed; saves and returns what was found."""
+    saved: Saved = {"recipes": {name: recipe_digest(load_recipe(path)) for name, path in RECIPES.items()}}
+    saved |= {"days": [f"{day}" for day in days], "users": {}, "lines": [], "pooled": []}
+    for seed in range(seeds):
+        for name, path in RECIPES.items():
+            folders = {}
+            for day in days:
+                recipe = load_recipe(path, overrides=settings_of(load_recipe(path), day, seed))
+                folders[f"{day}"] = runs / f"quality-{name}-{day}-seed{seed}"
+                report = evaluated(recipe, folders[f"{day}"])
+                saved["lines"] += _lines(report, recipe=name, seed=seed, day=day)
+                saved["users"][f"{day}"] = report.catalogue.users_judged
+                facts = report.facts
+                saved |= {"commit": facts.commit, "hardware": facts.hardware, "versions": facts.versions}
+                saved["items"] = report.catalogue.num_items
+            saved["pooled"].append(_pooled(folders, recipe=name, seed=seed))
             SAVED.write_text(json.dumps(saved, indent=1) + "\n")
-    print(tables(saved))
+    return saved
 
 
-def _report(recipe: Recipe, folder: Path) -> Report:
-    """Runs the stages up to the report, without index and map."""
+def settings_of(recipe: Recipe, day: date, seed: int) -> list[str]:
+    """Returns the overrides that move the recipe's windows to a test day and set its seeds."""
+    before, after = day - timedelta(days=1), day + timedelta(days=1)
+    bounds = {
+        "train.end": before,
+        "validation.first": before,
+        "validation.end": day,
+        "test.first": day,
+        "test.end": after,
+    }
+    settings = [f"prepare.split.{field}={value}" for field, value in bounds.items()]
+    return [*settings, f"train.seed={seed}", *([f"ranker.seed={seed}"] if recipe.ranker is not None else [])]
+
+
+def evaluated(recipe: Recipe, folder: Path) -> Report:
+    """Runs the stages up to the report, without index and map; complete ones are used again."""
     job = pipeline.Job(recipe, folder)
     with locked(folder):
         claim_folder(job, overwrite=True)
@@ -60,43 +83,118 @@ def _report(recipe: Recipe, folder: Path) -> Report:
     return report_of(folder)
 
 
-def _lines(report: Report, *, recipe: str, seed: int) -> list[dict[str, Any]]:
+def _lines(report: Report, *, recipe: str, seed: int, day: date) -> list[Saved]:
     return [
-        {
-            "recipe": recipe,
-            "seed": seed,
-            "row": row.name,
-            "metric": metric,
-            "value": row.metrics[metric].value,
-            "low": row.metrics[metric].low,
-            "high": row.metrics[metric].high,
-            "model_minus": (ahead := row.model_minus.get(metric)) and [ahead.value, ahead.low, ahead.high],
-        }
+        {"recipe": recipe, "seed": seed, "day": f"{day}", **cell}
         for section in (report.catalogue, report.impressions)
         for row in section.rows
-        for metric in METRICS
-        if metric in row.metrics
+        for cell in _cells_of(row)
+        if cell["metric"] in METRICS
     ]
 
 
-# --- what README.md shows ---------------------------------------------------------------------------------------------
+def _cells_of(row: Row) -> list[Saved]:
+    cells = []
+    for metric, estimate in row.metrics.items():
+        ahead = row.model_minus.get(metric)
+        cells.append(
+            {
+                "row": row.name,
+                "metric": metric,
+                "value": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "model_minus": ahead and [ahead.value, ahead.low, ahead.high],
+            }
+        )
+    return cells
 
-Cells = dict[tuple[str, int, str, str], dict[str, Any]]
-"""By recipe, seed, row and metric."""
+
+def _pooled(folders: dict[str, Path], *, recipe: str, seed: int) -> Saved:
+    """Returns the means over all days of one recipe and seed, with intervals clustered by user."""
+    section = pool_days(load_rows({day: open_stage(folder, "evaluate").folder for day, folder in folders.items()}))
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "users": section.users,
+        "requests": section.requests,
+        "order_changes": section.order_changes,
+        "lines": [cell for row in section.pooled for cell in _cells_of(row)],
+    }
+
+
+# --- what docs/results.md shows ---------------------------------------------------------------------------------------
+
+Cells = dict[tuple[str, int, str, str], Saved]
+"""By recipe, seed, row and metric, of one day."""
 SEEDED = ("model", "retriever alone", "both stages without ids")
 """Rows that a seed changes: a baseline has none."""
 OURS = {"kuairand": "model", "kuairand-ranked": "both stages"}
 """Name that the table gives the model of each recipe."""
 
 
-def tables(saved: dict[str, Any]) -> str:
-    """The three tables of README.md, as Markdown."""
-    cells = {(line["recipe"], line["seed"], line["row"], line["metric"]): line for line in saved["lines"]}
-    retriever = _table(
-        cells, "kuairand", ["catalogue/recall@100", "catalogue/ndcg@10", "catalogue/hit_rate@10", "impressions/auc"]
-    )
-    both = _table(cells, "kuairand-ranked", ["catalogue/ndcg@10", "catalogue/recall@10", "catalogue/mrr@10"])
-    return "\n\n".join([retriever, both, _by_cut(cells)])
+def tables(saved: Saved) -> dict[str, str]:
+    """Returns the tables of docs/results.md as Markdown, by name; those over several days only if there are several."""
+    lines = (line for line in saved["lines"] if line["day"] == f"{SHIPPED_DAY}")
+    cells = {(line["recipe"], line["seed"], line["row"], line["metric"]): line for line in lines}
+    retriever = ["catalogue/recall@100", "catalogue/ndcg@10", "catalogue/hit_rate@10", "impressions/auc"]
+    both = ["catalogue/ndcg@10", "catalogue/recall@10", "catalogue/mrr@10"]
+    found = {
+        "retriever": _table(cells, "kuairand", retriever),
+        "ranker": _table(cells, "kuairand-ranked", both),
+        "cuts": _by_cut(cells),
+    }
+    for pooled in saved["pooled"]:
+        if pooled["seed"] == 0:
+            found[f"days of {pooled['recipe']}"] = days_table(saved, pooled["recipe"])
+    return found
+
+
+def days_table(saved: Saved, recipe: str) -> str:
+    """Returns a table per headline metric: every row by day and pooled, and the model's lead over it."""
+    pooled = [each for each in saved["pooled"] if each["recipe"] == recipe]
+    metrics = dict.fromkeys(line["metric"] for line in pooled[0]["lines"])
+    return "\n\n".join(_days_table(saved, pooled, metric) for metric in metrics)
+
+
+def _days_table(saved: Saved, pooled: list[Saved], metric: str) -> str:
+    recipe, shown = pooled[0]["recipe"], metric.partition("/")[2]
+    by_day = {
+        (line["seed"], line["day"], line["row"]): line
+        for line in saved["lines"]
+        if (line["recipe"], line["metric"]) == (recipe, metric)
+    }
+    heads = [f"{date.fromisoformat(day):%-d %B}" for day in saved["days"]]
+    table = [f"| {shown} | {' | '.join(heads)} | all days [95 %] | {OURS[recipe]} − row, all days |"]
+    table += ["|---" * (len(heads) + 3) + "|"]
+    for each in pooled:
+        for line in (line for line in each["lines"] if line["metric"] == metric):
+            row, seed = line["row"], each["seed"]
+            if row not in SEEDED and seed > 0:
+                continue
+            name = OURS[recipe] if row == "model" else row
+            name += f", seed {seed}" if row in SEEDED else ""
+            days = [_by_day(by_day[seed, day, row]) for day in saved["days"]]
+            leads = _leads(pooled, row, metric) if row not in SEEDED else line["model_minus"] and [line["model_minus"]]
+            lead = "; ".join(_interval(*lead) for lead in leads or [])
+            value = _interval(line["value"], line["low"], line["high"])
+            table.append(f"| {name} | {' | '.join(days)} | {value} | {lead} |")
+    return "\n".join(table)
+
+
+def _by_day(line: Saved) -> str:
+    lead = f" ({_interval(*line['model_minus'])})" if line["model_minus"] else ""
+    return f"{_short(line['value'])}{lead}"
+
+
+def _leads(pooled: list[Saved], row: str, metric: str) -> list[list[float]]:
+    """Returns the model's lead over a row, for each seed of the model."""
+    return [
+        line["model_minus"]
+        for each in pooled
+        for line in each["lines"]
+        if (line["row"], line["metric"]) == (row, metric)
+    ]
 
 
 def _table(cells: Cells, recipe: str, metrics: list[str]) -> str:
@@ -147,7 +245,10 @@ def _short(value: float) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--tables"]:
-        print(tables(json.loads(SAVED.read_text())))
-    else:
-        main(*(int(argument) for argument in sys.argv[1:2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--days", type=date.fromisoformat, nargs="+", default=DAYS, help="test days")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each recipe and day")
+    parser.add_argument("--tables", action="store_true", help="print the saved tables; train nothing")
+    given = parser.parse_args()
+    found = json.loads(SAVED.read_text()) if given.tables else main(given.days, seeds=given.seeds)
+    print("\n\n".join(tables(found).values()))
