@@ -22,7 +22,8 @@ from twofold.evaluate.scores import rank_in_two_stages
 from twofold.evaluate.window import evaluation_window
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import catalogue_scores, two_stages
-from twofold.pipeline.job import TrainedModels, load_models, reopen
+from twofold.pipeline.job import reopen
+from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
 from twofold.train.ranker_examples import draw_lists, mine_requests
 

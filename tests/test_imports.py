@@ -68,6 +68,13 @@ def test_an_import_loads_no_engine_reads_no_run_and_starts_nothing(module: str, 
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["kuairand", "recipe.yaml", "runs"]
 
 
+@pytest.mark.parametrize("module", ["twofold.pipeline.prepare", "twofold.pipeline.dataset", "twofold.pipeline.job"])
+def test_preparation_loads_no_torch(module: str, tmp_path: Path) -> None:
+    roots = {name.partition(".")[0] for name in import_elsewhere(module, cwd=tmp_path)["modules"]}
+    assert "duckdb" in roots
+    assert not roots & {"torch", "onnx", "onnxruntime", "fastapi"}
+
+
 def import_elsewhere(module: str, *, cwd: Path) -> dict[str, Any]:
     # -B: the interpreter's own cache of compiled files is not the module's doing.
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}

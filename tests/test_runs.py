@@ -40,9 +40,18 @@ def test_no_folder_is_an_empty_table(tmp_path):
 def test_a_run_that_has_done_nothing_yet_is_listed(tmp_path):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text("name: begun")
+    (tmp_path / "begun" / "run.json").write_text("{")
     (line,) = list_runs(tmp_path)
     assert (line.name, line.stage, line.seconds, line.metrics, line.recipe_digest) == ("begun", "–", 0.0, {}, "?")
     assert line.changed_at is None
+
+
+def test_tables_with_a_recipe_are_no_run(tmp_path):
+    (tmp_path / "world" / "events").mkdir(parents=True)
+    (tmp_path / "world" / "recipe.yaml").write_text("name: world")
+    assert list_runs(tmp_path) == []
+    run_stage(tmp_path / "world", "prepare", inputs=1, work=lambda out: {})
+    assert [run.name for run in list_runs(tmp_path)] == ["world"]
 
 
 def test_a_run_shows_its_last_stage_and_its_metrics(tmp_path):

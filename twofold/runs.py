@@ -50,10 +50,11 @@ class RunSummary:
 def list_runs(runs: Path) -> list[RunSummary]:
     """Returns all run folders in `runs`, by name; incomplete and damaged ones with what can be read.
 
-    A folder without recipe.yaml is no run, nor is the folder of a search, which holds its trials.
+    A run has a recipe.yaml and, beside it, run.json or a stage: a recipe may also lie with the tables of a log. The
+    folder of a search is no run; it holds its trials.
     """
     folders = sorted(path.parent for path in runs.glob("*/recipe.yaml")) if runs.is_dir() else []
-    return [_summary(folder) for folder in folders if not (folder / STUDY).exists()]
+    return [_summary(folder) for folder in folders if _is_run(folder) and not (folder / STUDY).exists()]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ def _group(runs: Sequence[RunSummary], metric: str | None) -> RunGroup:
     chosen = metric or (primary.most_common(1)[0][0] if primary else VALIDATION)
     ordered = sorted(runs, key=lambda run: (-run.metrics.get(chosen, float("-inf")), run.name))
     return RunGroup(runs[0].window, chosen, tuple(ordered))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").exists() or any((folder / stage / MANIFEST).exists() for stage in STAGES)
 
 
 def _summary(folder: Path) -> RunSummary:

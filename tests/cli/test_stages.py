@@ -128,6 +128,27 @@ def test_data_makes_a_world(call, tmp_path):
     assert code == 0
     assert "events 2,000 rows" in out
     assert f"items: {tmp_path}/world/items.parquet" in out
+    (tmp_path / "world" / "recipe.yaml").write_text("name: mine")
+    again = ("data", "world", "--rows", 1_000, "--to", tmp_path / "world")
+    code, _, err = call(*again)
+    assert code == 2
+    assert "holds a synthetic log already. Replace it with --overwrite, or name another folder with --to" in err
+    code, out, _ = call(*again, "--overwrite")
+    assert code == 0
+    assert "events 1,000 rows" in out
+    assert (tmp_path / "world" / "recipe.yaml").read_text() == "name: mine"
+
+
+def test_a_world_replaces_no_other_log_and_is_read_from_nowhere(call, tmp_path):
+    (tmp_path / "items.parquet").write_bytes(b"mine")
+    code, _, err = call("data", "world", "--rows", 1_000, "--to", tmp_path, "--overwrite")
+    assert code == 2
+    assert "holds items.parquet of a log that is no synthetic one. Name another folder with --to" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["items.parquet"]
+    code, _, err = call("data", "world", "--from", tmp_path, "--to", tmp_path / "world")
+    assert code == 2
+    assert f"world is generated, not read: leave out --from {tmp_path}" in err
+    assert not (tmp_path / "world").exists()
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ def test_numbers_that_cannot_be_are_refused(numbers: dict[str, Any], message: st
         World(**{"rows": 10_000} | numbers)
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RequestError, match="is not an empty folder; name a new one, or delete what it holds"):
-        write_world(tmp_path, World(rows=20_000, days=5))
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+def test_a_folder_that_holds_another_log_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "mine.parquet").write_text("mine")
+    with pytest.raises(RequestError, match="holds events of a log that is no synthetic one"):
+        write_world(tmp_path, World(rows=20_000, days=5), overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*.parquet")] == ["mine.parquet"]

@@ -81,7 +81,7 @@ def test_a_missing_field_says_what_it_is_for(tmp_path: Path) -> None:
     del asked["prepare"]["positive"], asked["data"]["events"]
     said = refusal(write(tmp_path / "r.yaml", asked))
     assert "prepare.positive: is missing — " in said
-    assert "data.events: is missing — Path of the events: a file, or a folder of files of one format." in said
+    assert "data.events: is missing — Path of the events: a file (.parquet, .pq, .csv" in said
 
 
 def test_every_problem_has_its_own_line(tmp_path: Path) -> None:

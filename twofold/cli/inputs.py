@@ -49,8 +49,10 @@ def data(
     if name == "world":
         from twofold.ingest.world_events import World, write_world
 
+        if origin is not None:
+            raise RequestError(f"world is generated, not read: leave out --from {origin}.")
         world = World(rows=rows or 1_000_000, seed=seed or 0)
-        block = data_block(write_world(to.resolve(), world))
+        block = data_block(write_world(to.resolve(), world, overwrite=overwrite))
         _print_tables({"events": world.rows, "items": world.items, "users": world.users}, block)
         return
     public = find_set(name)

@@ -32,7 +32,8 @@ from twofold.model.retriever import describe_model
 from twofold.page.run_page import PAGE, write_run_page
 from twofold.pipeline.adapters import allowed_items, batch_correction, evaluate_heads, score_sources
 from twofold.pipeline.index import index_inputs
-from twofold.pipeline.job import Job, TrainedModels, load_models
+from twofold.pipeline.job import Job
+from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.diff import recipe_digest
 from twofold.recipe.train import Regression
 from twofold.run_folder import Stage

@@ -16,7 +16,8 @@ from twofold.explain.run_probes import probe_records, probe_run, read_lists
 from twofold.index.item_index import load_index
 from twofold.page.run_page import write_run_page
 from twofold.pipeline.adapters import gap_case, probe_new_items
-from twofold.pipeline.job import Job, load_models
+from twofold.pipeline.job import Job
+from twofold.pipeline.trained_models import load_models
 from twofold.run_folder import Stage, write_json
 
 

@@ -11,7 +11,8 @@ from twofold.index.item_index import build_index, save_index
 from twofold.model.ranker import save_ranker
 from twofold.model.retriever import as_products, item_vectors, save_user_side
 from twofold.pipeline.adapters import allowed_items, calibration_queries
-from twofold.pipeline.job import Job, load_models
+from twofold.pipeline.job import Job
+from twofold.pipeline.trained_models import load_models
 from twofold.run_folder import Stage
 from twofold.serve.bundle import save_context
 from twofold.serve.recommender import load

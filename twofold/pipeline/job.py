@@ -1,22 +1,22 @@
-"""A job: the recipe of a run, where it runs, and how its stages are made and loaded again."""
+"""A job: the recipe of a run, where it runs, and how its stages are made. It loads no torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twofold.errors import RunError
 from twofold.evaluate.results import Report, load_report
-from twofold.model.ranker import Ranker, RetrieverAndRankerData, load_ranker_data, load_ranker_stage
-from twofold.model.retriever import Model, load_model
 from twofold.pipeline.stage_versions import STAGE_VERSIONS
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import Stage, open_stage, run_stage, write_json
-from twofold.train.loop import SINGLE_PROCESS_CPU, Setup
+
+if TYPE_CHECKING:
+    from twofold.train.loop import Setup
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Job:
     recipe: Recipe
     folder: Path
     engine: OpenEngine = duckdb_engine
-    setup: Setup = SINGLE_PROCESS_CPU
+    setup: "Setup | None" = None
+    """`None` means one process on the CPU."""
     on_validation: Callable[[float], None] = lambda value: None
     """Called with the validation metric after every epoch of the retriever; may stop training by raising."""
     on_stage_done: Callable[[Stage], None] = lambda stage: None
@@ -40,23 +41,6 @@ class Job:
         stage = run_stage(self.folder, name, inputs={"version": STAGE_VERSIONS[name], **inputs}, work=work)
         self.on_stage_done(stage)
         return stage
-
-
-@dataclass(frozen=True)
-class TrainedModels:
-    """Trained models, loaded with the arrays that they read."""
-
-    data: RetrieverAndRankerData
-    retriever: Model
-    ranker: Ranker | None
-    """`None` means that the recipe has no ranker."""
-
-
-def load_models(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None = None) -> TrainedModels:
-    """Loads the results of finished stages: the arrays, the retriever and, if there is one, the ranker."""
-    data = load_ranker_data(dataset.folder, job.recipe.features, job.recipe.ranker_features)
-    model = load_model(job.recipe.retriever, data.retriever, retriever.folder)
-    return TrainedModels(data, model, load_ranker_stage(job.recipe.ranker, data, ranker))
 
 
 def reopen(folder: Path) -> Job:

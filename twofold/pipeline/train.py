@@ -13,12 +13,13 @@ from twofold.model.multi_tower import build_towers
 from twofold.model.ranker import Ranker
 from twofold.model.retriever import Model
 from twofold.pipeline.adapters import catalogue_scores, two_stages
-from twofold.pipeline.job import Job, TrainedModels, load_models
+from twofold.pipeline.job import Job
+from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, TwoTower
 from twofold.run_folder import Stage
 from twofold.train.distributed import broadcast_from_rank0
-from twofold.train.loop import fit
+from twofold.train.loop import SINGLE_PROCESS_CPU, fit
 from twofold.train.ranker import fit_ranker
 
 
@@ -60,7 +61,7 @@ def _train_with_all_ranks(job: Job, dataset: Path, out: Path) -> Mapping[str, An
 
 def _signal_ranks(job: Job, is_needed: bool) -> bool:
     """Broadcasts from rank 0 whether there is a training to run; blocks until it does."""
-    return bool(broadcast_from_rank0(job.setup.ranks, lambda: float(is_needed)))
+    return bool(broadcast_from_rank0((job.setup or SINGLE_PROCESS_CPU).ranks, lambda: float(is_needed)))
 
 
 def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
@@ -69,7 +70,9 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     match job.recipe.retriever:
         case TwoTower() as config:
             towers = partial(build_towers, config, arrays)
-            return fit(towers, arrays, job.recipe.train, validate=validate, out=out, setup=job.setup)
+            return fit(
+                towers, arrays, job.recipe.train, validate=validate, out=out, setup=job.setup or SINGLE_PROCESS_CPU
+            )
         case Ials() as config:
             from twofold.train.als import fit_factors
 

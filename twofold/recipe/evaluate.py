@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from twofold.recipe.section import Section
+from twofold.recipe.section import Day, Section
 
 
 class DrawnNegatives(Section):
@@ -45,7 +45,7 @@ class Evaluate(Section):
     popular items with the value that the user likes most, such as a language.
     """
 
-    windows: tuple[date, ...] = ()
+    windows: tuple[Day, ...] = ()
     """Days of the test window that are also evaluated one by one, each as a window of its own: every user again at the
     first event of the day, with what is known until then, and the baselines fitted on all days before. The report has a
     row per day, all days pooled, and the differences from every baseline. The model is not trained again.

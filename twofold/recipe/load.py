@@ -4,6 +4,7 @@ All problems of a recipe are reported in one RecipeError, one line each: where i
 and what would be right.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from twofold.errors import RecipeError
-from twofold.recipe.messages import Problem, problems_of
+from twofold.recipe.messages import MAX_PROBLEMS, Problem, problems_of
 from twofold.recipe.schema import Recipe
-from twofold.recipe.yaml_files import base_path, parse_yaml, read_mapping, with_absolute_paths
+from twofold.recipe.yaml_files import MAX_DEPTH, base_path, is_text, parse_yaml, read_mapping, with_absolute_paths
 from twofold.tables import Json
 
 # --- file → Recipe ----------------------------------------------------------------------------------------------------
@@ -40,10 +41,13 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         own = _overridden(own, override)
     try:
-        return Recipe.model_validate(with_absolute_paths(own, Path.cwd()))
+        # As JSON, pydantic is strict about numbers, texts and flags, and still takes lists, paths and days.
+        return Recipe.model_validate_json(json.dumps(with_absolute_paths(own, Path.cwd())), strict=True)
     except ValidationError as error:
         problems = problems_of(error, Recipe)
-    raise RecipeError("\n".join(f"{_source(problem, sources, overrides)}: {problem}" for problem in problems))
+        more = error.error_count() - len(problems)
+    listed = [f"{_source(problem, sources, overrides)}: {problem}" for problem in problems]
+    raise RecipeError("\n".join([*listed, *([f"and {more:,} more"] if len(problems) == MAX_PROBLEMS and more else [])]))
 
 
 def load_base(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | None:
@@ -73,9 +77,13 @@ def _overridden(tree: Json, override: str) -> Json:
     """Returns a copy with one field set: `retriever.dim=96`, `features.user.0.max_length=50`."""
     field, sign, text = override.partition("=")
     keys = field.strip().split(".")
+    if len(keys) > MAX_DEPTH:
+        raise RecipeError(
+            f"--set {override[:40]}…: names a field of {len(keys):,} steps; a recipe has at most {MAX_DEPTH}"
+        )
     if not sign or not all(keys):
         raise RecipeError(f"--set {override}: cannot be read — write field=value, such as --set retriever.dim=96")
-    value = parse_yaml(text, f"--set {override}")
+    value = parse_yaml(text, _label(override))
 
     def changed(node: Json, depth: int) -> Json:
         if depth == len(keys):
@@ -94,13 +102,17 @@ def _overridden(tree: Json, override: str) -> Json:
     return changed(tree, 0)
 
 
+def _label(override: str) -> str:
+    return f"--set {override if len(override) <= 80 else override[:80] + '…'}"
+
+
 def _source(problem: Problem, sources: Sequence[tuple[str, Json]], overrides: Sequence[str]) -> str:
     """Returns where a problem was written: an override that sets its field, else the file with most of its path."""
     field = [str(step) for step in problem.path]
     for override in reversed(overrides):
         keys = override.partition("=")[0].strip().split(".")
         if field[: len(keys)] == keys:
-            return f"--set {override}"
+            return _label(override)
 
     def depth(tree: Json) -> int:
         for depth, step in enumerate(problem.path):
@@ -121,9 +133,27 @@ def dump_recipe(recipe: Recipe) -> str:
 
     Characters that YAML reads as line ends (U+0085, U+2028) are not restored when written raw, so they are escaped.
     """
-    return yaml.safe_dump(
-        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=recipe.about.isprintable(), width=120
+    return yaml.dump(
+        recipe.model_dump(mode="json"),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=recipe.about.isprintable(),
+        width=120,
     )
+
+
+class _Dumper(yaml.SafeDumper):
+    """A writer that quotes every text that `parse_yaml` would read as something else, such as 1e3."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        node = super().represent_str(data)
+        if not is_text(data):
+            node.style = "'"
+        assert isinstance(node, yaml.ScalarNode)
+        return node
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def recipe_schema() -> dict[str, Json]:

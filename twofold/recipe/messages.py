@@ -8,6 +8,7 @@ file.
 import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from twofold.sql.rules import nearest_names
 
 FieldPath = tuple[str | int, ...]
+MAX_PROBLEMS: Final = 50
+"""Number of errors that are told: similar names are sought for each, which takes time."""
 
 _TYPES: Final[Mapping[str, str]] = {
     "int": "must be a whole number",
@@ -36,6 +39,8 @@ _LIMITS: Final[Mapping[str, tuple[str, str]]] = {
     "too_short": ("must hold at least", "min_length"),
     "too_long": ("must hold at most", "max_length"),
 }
+
+_KEY: Final = "[key]"  # pydantic's last step for an error in a key of a mapping, which is the step before
 
 RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
     "Recipe": {"judge": "evaluate"},
@@ -87,10 +92,14 @@ class Problem:
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
-    """Returns every error once, in the order of the fields, without lists that are short because elements are wrong."""
+    """Returns the first `MAX_PROBLEMS` errors, in the order of the fields, each once.
+
+    A list that is too short because elements are wrong is no error of its own.
+    """
     errors = error.errors(include_url=False)
     parents = {each["loc"][:length] for each in errors for length in range(len(each["loc"]))}
-    return [_problem(each, root) for each in errors if not (each["type"] == "too_short" and each["loc"] in parents)]
+    told = [each for each in errors if not (each["type"] == "too_short" and each["loc"] in parents)]
+    return [_problem(each, root) for each in told[:MAX_PROBLEMS]]
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
@@ -130,11 +139,15 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
         case "literal_error":
             choices = [str(choice) for member in members(here) for choice in get_args(member)]
             return Problem(path, f"{value} does not exist", _choice(str(fault["input"]), choices))
+        case "string_pattern_mismatch" if fault["loc"][-1] == _KEY:
+            return Problem(path, f"{value} is no name", "write letters, digits and _; the first is no digit")
         case "string_pattern_mismatch":
             return Problem(path, f"is {value}", _expected(parent, last))
         case kind if kind in _LIMITS:
             words, limit = _LIMITS[kind]
             return Problem(path, f"is {value}", f"{words} {facts[limit]}")
+        case "string_type" if Path in members(here):
+            return Problem(path, f"is {value}", _TYPES["path"])
         case kind:
             return Problem(path, f"is {value}", _TYPES.get(kind.partition("_")[0], fault["msg"]))
 
@@ -159,6 +172,8 @@ def _locate(location: FieldPath, root: type[BaseModel]) -> tuple[FieldPath, Any,
     path: FieldPath = ()
     parent, here = None, root
     for step in location:
+        if step == _KEY:
+            continue
         parts = _parts(here)
         chosen = (
             [part for part in parts if step in _literals(part.model_fields["kind"].annotation)]

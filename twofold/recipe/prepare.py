@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from twofold.local_time import midnight_ms
-from twofold.recipe.section import Expression, Name, Rule, Section, TimeZone
+from twofold.recipe.section import Day, Expression, Name, Rule, Section, TimeZone
 from twofold.tables import Split
 
 
@@ -72,9 +72,9 @@ Filter = Annotated[UserFilter | ItemFilter, Field(discriminator="kind")]
 class Window(Section):
     """Days from `first` (included) to `end` (excluded), in the time zone `prepare.time_zone`."""
 
-    first: date
+    first: Day
     """First day of the window."""
-    end: date
+    end: Day
     """First day after the window."""
 
     @model_validator(mode="after")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
+from datetime import date
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from twofold.errors import RecipeError
 from twofold.local_time import check_time_zone
@@ -42,6 +45,19 @@ def _not_internal(name: str) -> str:
         raise ValueError(f"names that begin with {INTERNAL} are those of internal columns; choose another one")
     return name
 
+
+def _read_day(value: object) -> object:
+    """Reads a day that is written as text; pydantic would also take 1704585600 for one, as seconds since 1970."""
+    if not isinstance(value, str):
+        return value
+    with suppress(ValueError):
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+            return date.fromisoformat(value)
+    raise ValueError(f"is {value!r} — must be a day such as 2022-05-08")
+
+
+Day = Annotated[date, BeforeValidator(_read_day)]
+"""Day, written as 2022-05-08."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"), AfterValidator(_not_internal)]
 """Name of a column that a recipe computes."""

@@ -1,11 +1,13 @@
 """YAML files of recipes: safe reading, and the paths that they hold.
 
-A recipe is a subset of YAML: no aliases (a few lines of them grow to gigabytes), no tags, and no key twice in a mapping
-(YAML silently keeps the last).
+A recipe is a subset of YAML 1.2: no aliases (a few lines of them grow to gigabytes), no tags, no directives, and no key
+twice in a mapping (YAML silently keeps the last). Only `true`, `false`, `null` and decimal numbers are no text: YAML
+1.1 would read `010` as 8, `yes` as true, `12:30` as 750 and `2022-05-08` as a day.
 """
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,46 +17,31 @@ from twofold.errors import RecipeError
 from twofold.recipe.messages import did_you_mean
 from twofold.tables import Json
 
-MAX_BYTES: Final = 1_000_000
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without anchors, aliases, tags and repeated keys. A date stays text, so that the schema can name a bad
-    one.
-    """
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise yaml.composer.ComposerError(
-                None, None, "anchors (&), aliases (*) and tags (!) are not read; write the value out", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            is_text = key.tag == "tag:yaml.org,2002:str"
-            if not is_text or key.value in seen:
-                problem = f"the key {key.value} appears twice" if is_text else "a key must be text"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+MAX_BYTES: Final = 200_000  # a recipe of 400 columns has 60,000
+MAX_DEPTH: Final = 64
+"""Number of levels of lists and mappings, and of the steps of a field that `--set` names."""
+_MAX_DIGITS: Final = 100
+_CONSTANTS: Final = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FRACTION: Final = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
 def read_mapping(path: Path) -> dict[str, Json]:
     """Reads the mapping in a YAML file and makes the paths in its data section absolute."""
     if not path.is_file():
         raise RecipeError(_not_found(path))
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise RecipeError(f"{path} has {size:,} bytes; a recipe has at most {MAX_BYTES:,}. Is it a data file?")
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise RecipeError(
+            f"{path} has {path.stat().st_size:,} bytes; a recipe has at most {MAX_BYTES:,}. Is it a data file?"
+        )
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text: byte {error.start} cannot be read. Save it as UTF-8.") from None
     tree = parse_yaml(text, str(path))
@@ -75,15 +62,82 @@ def _not_found(path: Path) -> str:
 def parse_yaml(text: str, label: str) -> Json:
     """Parses YAML text; errors begin with the label and state line and column."""
     try:
-        return yaml.load(text, _Loader)
+        return _document(yaml.parse(text, Loader=yaml.CSafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RecipeError(f"{label}{where}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{label}: is not YAML: {' '.join(str(error).split())}") from None
-    except (RecursionError, ValueError):
-        raise RecipeError(f"{label}: is nested too deeply or holds a number that is too long") from None
+
+
+def is_text(plain: str) -> bool:
+    """Returns whether a scalar without quotation marks is read as text."""
+    return (
+        plain not in _CONSTANTS and plain != "<<" and not _INTEGER.fullmatch(plain) and not _FRACTION.fullmatch(plain)
+    )
+
+
+# --- events of the parser ---------------------------------------------------------------------------------------------
+
+
+def _document(events: Iterator[Any]) -> Json:
+    """Returns the value of the only document; `None` means that there is none."""
+    value, documents = None, 0
+    for event in events:
+        match event:
+            case yaml.DocumentStartEvent(version=None, tags=None) if documents == 0:
+                documents += 1
+            case yaml.DocumentStartEvent():
+                raise _fault("directives (%) are not read" if documents == 0 else "a second document begins", event)
+            case yaml.ScalarEvent() | yaml.SequenceStartEvent() | yaml.MappingStartEvent() | yaml.AliasEvent():
+                value = _value(event, events, depth=0)
+            case _:
+                pass
+    return value
+
+
+def _value(event: Any, events: Iterator[Any], *, depth: int) -> Json:
+    """Returns the value that begins with this event, and takes its further events."""
+    if event.anchor or getattr(event, "tag", None):
+        raise _fault("anchors (&), aliases (*) and tags (!) are not read; write the value out", event)
+    if depth > MAX_DEPTH:
+        raise _fault(f"is nested too deeply, in more than {MAX_DEPTH} levels", event)
+    if isinstance(event, yaml.ScalarEvent):
+        return _scalar(event)
+    if isinstance(event, yaml.SequenceStartEvent):
+        ends = yaml.SequenceEndEvent
+        return [_value(item, events, depth=depth + 1) for item in iter(lambda: _next(events, ends), None)]
+    mapping: dict[str, Json] = {}
+    while (key := _next(events, yaml.MappingEndEvent)) is not None:
+        name = _value(key, events, depth=depth + 1) if isinstance(key, yaml.ScalarEvent | yaml.AliasEvent) else None
+        if not isinstance(name, str) or key.implicit[0] and name == "<<":
+            raise _fault("a key must be text", key)
+        if name in mapping:
+            raise _fault(f"the key {name} appears twice", key)
+        mapping[name] = _value(next(events), events, depth=depth + 1)
+    return mapping
+
+
+def _next(events: Iterator[Any], end: type[Any]) -> Any:
+    """Returns the next event; `None` means that the collection ends."""
+    event = next(events)
+    return None if isinstance(event, end) else event
+
+
+def _scalar(event: Any) -> Json:
+    text: str = event.value
+    if not event.implicit[0] or is_text(text) or text == "<<":
+        return text
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if len(text) > _MAX_DIGITS:
+        raise _fault(f"a number that is too long: it has {len(text):,} digits", event)
+    return int(text) if _INTEGER.fullmatch(text) else float(text)
+
+
+def _fault(problem: str, event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
