@@ -135,11 +135,11 @@ def evaluate_with_rectools(folder: str) -> float:
         }
     )
     seen = pd.DataFrame({"user_id": users.repeat(relevant.shape[1]), "item_id": relevant.reshape(-1)})
-    asked = {f"{kind.__name__}@{k}": kind(k=k) for kind in (Recall, HitRate, NDCG, MRR, MAP) for k in KS}
+    metrics = {f"{kind.__name__}@{k}": kind(k=k) for kind in (Recall, HitRate, NDCG, MRR, MAP) for k in KS}
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        calc_metrics(asked, reco, interactions=seen)
+        calc_metrics(metrics, reco, interactions=seen)
         times.append(time.perf_counter() - started)
     return min(times)
 
@@ -154,8 +154,8 @@ def rectools_s(python: str, lists: np.ndarray, relevant: np.ndarray) -> float:
 
 def version_of_rectools(python: str) -> str:
     """Returns the version in RecTools' own Python."""
-    asked = [python, "-c", "from importlib.metadata import version; print(version('rectools'))"]
-    return subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    command = [python, "-c", "from importlib.metadata import version; print(version('rectools'))"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 # --- large ------------------------------------------------------------------------------------------------------------

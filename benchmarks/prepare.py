@@ -37,7 +37,7 @@ def recipe(folder: Path) -> Any:
     split = {name: {"first": f"2024-01-{first:02}", "end": f"2024-01-{end:02}"} for name, (first, end) in days.items()}
     data = {name: folder / (name if name == "events" else f"{name}.parquet") for name in ("events", "items", "users")}
     histories = [{"kind": "history", "events": of, "max_length": 100} for of in ("positives", "negatives")]
-    asked = {
+    tree = {
         "name": "benchmark",
         "data": {"kind": "table", **data},
         "prepare": {
@@ -54,7 +54,7 @@ def recipe(folder: Path) -> Any:
         "retriever": {"kind": "two_tower"},
         "train": {},
     }
-    return Recipe.model_validate(asked)
+    return Recipe.model_validate(tree)
 
 
 # --- the parts, each in its own process -------------------------------------------------------------------------------

@@ -81,14 +81,14 @@ def main() -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default=",".join(RUNS))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     differences: list[str] = []
-    for name in asked.only.split(","):
+    for name in options.only.split(","):
         runs = [
-            make_run(checkout, asked.folder / side, name) for side, checkout in vars(asked).items() if side in SIDES
+            make_run(checkout, options.folder / side, name) for side, checkout in vars(options).items() if side in SIDES
         ]
         differences += [f"{name}: {line}" for line in compare_runs(*runs)]
-        replies = [replies_of(checkout, run) for checkout, run in zip((asked.base, asked.new), runs, strict=True)]
+        replies = [replies_of(checkout, run) for checkout, run in zip((options.base, options.new), runs, strict=True)]
         differences += [f"{name}: reply {line}" for line in compare(*replies, at="")]
         print(f"{name}: {len(differences)} differences so far", flush=True)
     print("\n".join(differences[:100]))
@@ -191,11 +191,11 @@ def replies_of(checkout: Path, run: Path) -> list[Any]:
 
 def post(port: int, request: dict[str, object]) -> Any:
     body = json.dumps(request).encode()
-    asked = urllib.request.Request(
+    request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/recommend", data=body, headers={"content-type": "application/json"}
     )
     try:
-        return json.loads(urllib.request.urlopen(asked, timeout=30).read())
+        return json.loads(urllib.request.urlopen(request, timeout=30).read())
     except urllib.error.HTTPError as error:
         return {"status": error.code}
 

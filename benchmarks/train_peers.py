@@ -230,8 +230,8 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "twofold-peers")
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.ours:
-        take_our_turns(asked.ours, asked.threads)
+    options = parser.parse_args()
+    if options.ours:
+        take_our_turns(options.ours, options.threads)
     else:
-        main(asked.rounds, asked.threads, asked.cache)
+        main(options.rounds, options.threads, options.cache)

@@ -92,8 +92,8 @@ def test_a_day_begins_at_the_first_moment_that_is_not_before_it(zone, day):
 def test_the_midnight_of_each_timestamp():
     at = [midnight_ms(date(2022, 3, day), "Europe/Berlin") for day in (26, 27, 28)]
     assert np.diff(at).tolist() == [DAY_MS, 23 * HOUR_MS]  # the clocks go forward on the 27th
-    asked = np.array([at[2], at[2] - 1, at[1], at[1] + 5, at[0] + 1], np.int64)
-    assert midnights_before(asked, "Europe/Berlin").tolist() == [at[2], at[1], at[1], at[1], at[0]]
+    times = np.array([at[2], at[2] - 1, at[1], at[1] + 5, at[0] + 1], np.int64)
+    assert midnights_before(times, "Europe/Berlin").tolist() == [at[2], at[1], at[1], at[1], at[0]]
 
 
 def test_empty_and_absurd_times_are_no_error():

@@ -52,10 +52,10 @@ def test_each_trial_is_a_run_and_the_best_is_first(search_of):
     listed = {line.name: line for line in list_runs(search.folder)}
     for trial in trials:
         recipe = load_recipe(trial.folder / "recipe.yaml")
-        asked = {field: float(value) for field, _, value in (change.partition("=") for change in trial.changes)}
-        assert recipe.train.learning_rate == asked["train.learning_rate"]
+        values = {field: float(value) for field, _, value in (change.partition("=") for change in trial.changes)}
+        assert recipe.train.learning_rate == values["train.learning_rate"]
         assert 1e-4 <= recipe.train.learning_rate <= 3e-2
-        assert recipe.retriever.dim == asked["retriever.dim"]
+        assert recipe.retriever.dim == values["retriever.dim"]
         assert recipe.features.user[0].max_length in (5, 50)
         assert listed[trial.folder.name].stage == "train"
         assert listed[trial.folder.name].metrics == {VALIDATION: trial.value}

@@ -56,9 +56,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "asked"),
         "hatchling",
     ]
-    asked = subprocess.run(ask, capture_output=True, text=True, check=False)
-    if asked.returncode:
-        pytest.skip(f"no package index is reached from here: {asked.stderr.strip().splitlines()[-1]}")
+    pip = subprocess.run(ask, capture_output=True, text=True, check=False)
+    if pip.returncode:
+        pytest.skip(f"no package index is reached from here: {pip.stderr.strip().splitlines()[-1]}")
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     for command in lines(BUILD, "RUN"):
         command = command.replace("/opt", str(folder)).replace("/wheels", str(folder / "wheels"))

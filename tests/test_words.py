@@ -106,6 +106,13 @@ def test_no_identifier_is_a_retired_word(path: Path) -> None:
     assert not found
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+def test_no_identifier_of_a_test_is_asked(path: Path) -> None:
+    """It has meant a recipe, a section of one, users, items and a request: name what it holds."""
+    names = (getattr(node, field, None) for node in nodes(path) for field in ("id", "arg", "name", "asname"))
+    assert "asked" not in names
+
+
 @every_module
 def test_dimensions_have_one_of_the_defined_names(path: Path) -> None:
     found = Counter()

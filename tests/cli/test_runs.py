@@ -138,29 +138,29 @@ def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     tree = yaml.safe_load(dump_recipe(world))
     tree["tune"] = {"ranges": {"retriever.dim": {"choices": [2, 4]}}, "trials": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    asked = ("tune", tmp_path / "recipe.yaml", "--set", "train.epochs=1", "--runs", tmp_path / "runs")
-    code, out, err = call(*asked)
+    command = ("tune", tmp_path / "recipe.yaml", "--set", "train.epochs=1", "--runs", tmp_path / "runs")
+    code, out, err = call(*command)
     assert code == 0
     assert "the best of 2 trials, by recall on the validation window" in out
     assert "The test window was not used" in out
     assert f"twofold run {tmp_path}/recipe.yaml --set train.epochs=1 --set retriever.dim=" in out
     assert "trial-000 0." in err
     assert "no run yet" in call("runs", "--runs", tmp_path / "runs")[1]  # a search is none
-    again = call(*asked)
+    again = call(*command)
     assert again[1:] == (out, "")
 
 
 @pytest.mark.parametrize("says", ["the environment", "the recipe"])
 def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, checkerboard, tmp_path, monkeypatch, says):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(checkerboard))
-    asked = ["run", tmp_path / "recipe.yaml", "--runs", tmp_path / "runs"]
+    command = ["run", tmp_path / "recipe.yaml", "--runs", tmp_path / "runs"]
     if says == "the recipe":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-        asked += ["--set", "mlflow={}"]
+        command += ["--set", "mlflow={}"]
     else:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     monkeypatch.setattr(cli_runs, "find_spec", lambda name: None)
-    code, _, err = call(*asked)
+    code, _, err = call(*command)
     assert code == 2
     assert "the run is to be copied to sqlite:///mlflow.db, and mlflow is not installed" in err
     assert "pip install 'twofold[mlflow]', or unset MLFLOW_TRACKING_URI and delete the recipe's mlflow" in err
@@ -170,14 +170,14 @@ def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, checkerboa
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
 def test_an_index_is_copied_into_a_database(call, tmp_path):
     pytest.importorskip("qdrant_client")
-    asked = ("export", write_run(tmp_path / "tiny"), "--to", "qdrant", "--url", tmp_path / "there", "--name", "tiny")
-    code, out, err = call(*asked)
+    command = ("export", write_run(tmp_path / "tiny"), "--to", "qdrant", "--url", tmp_path / "there", "--name", "tiny")
+    code, out, err = call(*command)
     assert (code, err) == (0, "")
     assert out == f"{len(ITEMS)} items qdrant {tmp_path}/there tiny"
-    code, _, err = call(*asked)
+    code, _, err = call(*command)
     assert code == 2
     assert "'tiny' already; nothing was written. Name another" in err
-    code, _, err = call(*asked[:4], "--url", "nonsense://there")
+    code, _, err = call(*command[:4], "--url", "nonsense://there")
     assert code == 2
     assert "RequestError --url nonsense://there: the index cannot be copied there:" in err
     assert "If the copy had begun, delete the incomplete collection or choose another --name." in err

@@ -29,8 +29,8 @@ def test_a_row_reads_what_its_user_reads_who_asks_at_its_moment(dataset, split):
     rows = dataset.examples[split]
     batch = gather_batch(dataset, rows, np.arange(len(rows)))
     assert set(batch.user) == {*feature_names(dataset.features)[0], "positives_sequence.places"}
-    (asked,) = query_batches(dataset, np.asarray(rows.user_rows), np.asarray(rows.at))
-    assert as_bytes(batch.user) == as_bytes(asked)
+    (queried,) = query_batches(dataset, np.asarray(rows.user_rows), np.asarray(rows.at))
+    assert as_bytes(batch.user) == as_bytes(queried)
 
 
 def test_a_row_reads_what_the_catalogue_holds_at_its_moment(dataset):

@@ -135,9 +135,9 @@ def test_a_user_in_two_shards_is_refused(tmp_path):
 
 
 def test_what_preparation_writes_is_read(checkerboard, tmp_path):
-    asked = {"like": "liked", "half": "CASE WHEN liked THEN 0.5 WHEN user_id = 0 THEN 0 END"}
-    asked = checkerboard.prepare.model_copy(update={"outcomes": asked})
-    job = pipeline.Job(checkerboard.model_copy(update={"prepare": asked}), tmp_path / "run")
+    outcomes = {"like": "liked", "half": "CASE WHEN liked THEN 0.5 WHEN user_id = 0 THEN 0 END"}
+    changed_prepare = checkerboard.prepare.model_copy(update={"outcomes": outcomes})
+    job = pipeline.Job(checkerboard.model_copy(update={"prepare": changed_prepare}), tmp_path / "run")
     prepared = pipeline.prepare(job).folder
     build_dataset(prepared, checkerboard.features, tmp_path / "dataset", time_zone="UTC")
     whole = load_dataset(tmp_path / "dataset")

@@ -184,8 +184,8 @@ def test_users_and_items_of_one_column_name_have_values_of_their_own():
 
 def test_user_features_by_hand(tmp_path):
     state = fitted()
-    asked = queries([0, 1], [[1, 2, 3, 2], [0, 0, 0, 1]], at=[0, 17 * HOUR_MS])  # Thursday 08:00, Friday 01:00 there
-    inputs = user_inputs(state, arrays_of_users(state, tmp_path), asked)
+    requests = queries([0, 1], [[1, 2, 3, 2], [0, 0, 0, 1]], at=[0, 17 * HOUR_MS])  # Thursday 08:00, Friday 01:00 there
+    inputs = user_inputs(state, arrays_of_users(state, tmp_path), requests)
     assert inputs["positives"].tolist() == [[2, 0, 2], [0, 0, 1]]  # the newest three; item row 2 is cold
     assert inputs["positives_concat_look"].tolist() == [[3, 2], [0, 1]]  # its vector is known nevertheless
     assert inputs["positives_clusters_look"].tolist() == [[0.25, 0.75], [1, 0]]
@@ -210,8 +210,8 @@ def test_nobody_has_no_attributes_and_the_prior(tmp_path):
 
 def test_short_histories_are_padded_and_estimated_times_are_none(tmp_path):
     state = fitted()
-    asked = queries([0], [[2]], at=0, at_is_known=np.array([False]))
-    inputs = user_inputs(state, arrays_of_users(state, tmp_path), asked)
+    requests = queries([0], [[2]], at=0, at_is_known=np.array([False]))
+    inputs = user_inputs(state, arrays_of_users(state, tmp_path), requests)
     assert inputs["positives"].tolist() == [[0, 0, 2]]
     assert inputs["hour"].tolist() == [0]
 
@@ -219,10 +219,10 @@ def test_short_histories_are_padded_and_estimated_times_are_none(tmp_path):
 def test_what_is_known_of_the_counters_is_not_counted_again(tmp_path):
     state = fitted()
     counts = {"user_id_like_life": np.array([0.4], np.float32), "item_id_like_24h": np.array([0.7], np.float32)}
-    asked = queries([0], [[]])
-    inputs = user_inputs(state, arrays_of_users(state, tmp_path), asked, counts)
+    requests = queries([0], [[]])
+    inputs = user_inputs(state, arrays_of_users(state, tmp_path), requests, counts)
     np.testing.assert_allclose(inputs["user_id_like_life"], [1.0], atol=1e-5)
-    item = item_inputs(state, arrays_of_items(state), item_rows=np.array([0]), at=asked.at, counts=counts)
+    item = item_inputs(state, arrays_of_items(state), item_rows=np.array([0]), at=requests.at, counts=counts)
     np.testing.assert_allclose(item["item_id_like_24h"], [2.0], atol=1e-5)
 
 

@@ -69,25 +69,25 @@ def test_lines_that_stand_alone_read_what_a_request_reads(dataset):
     shuffled = rows.take(np.random.default_rng(0).permutation(len(rows)))
     by_kind = {"positives": dataset.positives, "negatives": dataset.negatives}
     for line in range(60):
-        asked = shuffled.take(np.array([line]))
-        inputs = sequence_inputs(dataset.features, by_kind, asked)
+        chosen = shuffled.take(np.array([line]))
+        inputs = sequence_inputs(dataset.features, by_kind, chosen)
         for name in ("positives_sequence", "negatives_sequence"):
-            assert read(inputs, name) == alone(dataset, asked, name)
+            assert read(inputs, name) == alone(dataset, chosen, name)
 
 
 def test_lines_of_one_user_share_a_sequence_and_read_its_newest_part(dataset):
     rows = dataset.examples["train"]
     inputs = gather_batch(dataset, rows, np.arange(len(rows))).user
-    asked = rows.take(np.arange(len(rows)))
-    by_itself = alone(dataset, asked, "negatives_sequence")
+    chosen = rows.take(np.arange(len(rows)))
+    by_itself = alone(dataset, chosen, "negatives_sequence")
     assert read(inputs, "negatives_sequence") == by_itself  # 40 hold every history
     assert len(inputs["negatives_sequence"]) == len(np.unique(rows.user_rows))
     cut = read(inputs, "positives_sequence")
-    for part, whole in zip(cut, alone(dataset, asked, "positives_sequence"), strict=True):
+    for part, whole in zip(cut, alone(dataset, chosen, "positives_sequence"), strict=True):
         assert part == whole[len(whole) - len(part) :]
     assert max(map(len, cut)) == 6
     assert any(
-        len(part) < len(whole) for part, whole in zip(cut, alone(dataset, asked, "positives_sequence"), strict=True)
+        len(part) < len(whole) for part, whole in zip(cut, alone(dataset, chosen, "positives_sequence"), strict=True)
     )
     assert len(inputs["positives_sequence"]) > len(np.unique(rows.user_rows))
 
@@ -97,8 +97,8 @@ def test_lines_of_one_user_share_a_sequence_and_read_its_newest_part(dataset):
 def test_lines_read_the_times_that_a_request_at_their_moment_reads(timed, name, labels):
     rows = timed.examples["train"]
     lines = np.flatnonzero(np.isin(rows.label, list(labels)))
-    asked, inputs = rows.take(lines), gather_batch(timed, rows, lines).user
-    (alone,) = query_batches(timed, np.asarray(asked.user_rows), np.asarray(asked.at))
+    chosen, inputs = rows.take(lines), gather_batch(timed, rows, lines).user
+    (alone,) = query_batches(timed, np.asarray(chosen.user_rows), np.asarray(chosen.at))
     taken, ages = (np.pad(inputs[part].numpy(), ((0, 0), (0, 1))) for part in (name, f"{name}.ages"))
     shown = 0
     for line, place in enumerate(inputs[f"{name}.places"].tolist()):

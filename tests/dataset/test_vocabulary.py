@@ -39,8 +39,8 @@ def test_what_cannot_be_an_id_is_unknown():
 @pytest.mark.parametrize("ids", [[3, 5, -7], ["3", "a", "é"], []])
 def test_one_id_is_looked_up_as_many_are(ids):
     vocabulary = Vocabulary(pa.array(ids, pa.int64() if ids[:1] == [3] else pa.string()), num_known=len(ids))
-    for asked in (*ids, 3, "5", 3.0, 3.5, None, 10**30, -(2**63), "", "zz", "a" * 99, float("nan")):
-        assert vocabulary.row_of(asked) == vocabulary.rows_of([asked]).tolist()[0]
+    for value in (*ids, 3, "5", 3.0, 3.5, None, 10**30, -(2**63), "", "zz", "a" * 99, float("nan")):
+        assert vocabulary.row_of(value) == vocabulary.rows_of([value]).tolist()[0]
 
 
 COLUMNS = {

@@ -183,11 +183,11 @@ def test_equal_scores_are_ordered_by_the_hash_of_the_item_and_not_by_the_retriev
 
 
 def test_impressions_are_ordered_by_the_ranker_which_is_told_where_the_retriever_placed_them(window, retrieved):
-    asked = []
+    pairs = []
 
     def noted(lines, item_rows, places):
         if item_rows.shape[1] == 1:
-            asked.extend(zip(lines.tolist(), item_rows[:, 0].tolist(), places[:, 0].tolist(), strict=True))
+            pairs.extend(zip(lines.tolist(), item_rows[:, 0].tolist(), places[:, 0].tolist(), strict=True))
         return item_rows.astype(np.float32)
 
     both = stages(window, retrieved, noted)
@@ -196,8 +196,8 @@ def test_impressions_are_ordered_by_the_ranker_which_is_told_where_the_retriever
         window, lambda users: np.tile(np.arange(ITEMS, dtype=np.float32), (USERS, 1))[users]
     )
     np.testing.assert_array_equal(judged.values["impressions/auc"], expected.values["impressions/auc"])
-    assert len(asked) == len(window.candidates.values)
-    for line, item, place in asked:
+    assert len(pairs) == len(window.candidates.values)
+    for line, item, place in pairs:
         found = both.found[line].tolist()
         assert place == (found.index(item) if item in found else TOP)
 

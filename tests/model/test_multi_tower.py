@@ -62,11 +62,11 @@ def test_a_product_of_wide_vectors_is_the_score_of_the_items_own_towers(dataset,
     model, rows = build(dataset, score=score), dataset.examples["train"]
     who, at = np.array(rows.user_rows[:5]), np.full(5, int(rows.at.max()))
     found = user_vectors(model, dataset, who, at) @ item_vectors(model, dataset, int(at[0])).T
-    (asked,), (items,) = query_batches(dataset, who, at), item_batches(dataset, int(at[0]))
+    (queried,), (items,) = query_batches(dataset, who, at), item_batches(dataset, int(at[0]))
     root = np.sqrt(len(model.values)) if score == COSINE else 1
     for row, language in enumerate(languages):
         towers = model.tower(model.values.index(str(language) if language is not None else "none"))
-        expected = encode(towers.user, [asked]) @ encode(towers.item, [items])[row] / root
+        expected = encode(towers.user, [queried]) @ encode(towers.item, [items])[row] / root
         np.testing.assert_allclose(found[:, row], expected, atol=1e-6)
 
 

@@ -39,8 +39,8 @@ def arrays(tmp_path_factory):
 def ranker(arrays):
     torch.manual_seed(0)
     heads = ({"outcome": "long"}, {"outcome": "like"})
-    asked = Mlp.model_validate({"kind": "mlp", "dim": 8, "hidden": (16, 4), "dropout": 0.3, "heads": heads})
-    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, vector_dim=WIDE)
+    config = Mlp.model_validate({"kind": "mlp", "dim": 8, "hidden": (16, 4), "dropout": 0.3, "heads": heads})
+    made = build_ranker(config, arrays.ranker.features, arrays.ranker.vectors, vector_dim=WIDE)
     made.fit_heads([0.3, 0.02])
     for last in (made.layers[-1], made.heads):
         torch.nn.init.normal_(last.weight)
@@ -94,16 +94,16 @@ def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_
     items = np.load(tmp_path / ITEMS)
     np.testing.assert_array_equal(items, side.encoded)
     for length in (1, 7):
-        asked = item_rows[:, :length]
+        rows = item_rows[:, :length]
         given = {
             "users": encoded,
-            "items": items[asked],
+            "items": items[rows],
             "user_vectors": user_vectors,
-            "item_vectors": side.vectors[asked],
+            "item_vectors": side.vectors[rows],
             "places": places[:, :length],
         }
         (scores,) = pairs.run(["scores"], given)
-        expected = rank_scores(ranker, side, users, user_vectors, asked, places[:, :length])
+        expected = rank_scores(ranker, side, users, user_vectors, rows, places[:, :length])
         np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -132,8 +132,8 @@ def test_a_formula_reads_what_the_heads_say(ranker, asking):
 
 def test_heads_begin_as_the_mean_of_what_they_are_to_learn(arrays, asking):
     users, user_vectors, side, item_rows, places = asking
-    asked = Mlp.model_validate({"kind": "mlp", "dim": 8, "heads": [{"outcome": "long"}], "formula": "long"})
-    made = build_ranker(asked, arrays.ranker.features, arrays.ranker.vectors, vector_dim=WIDE)
+    config = Mlp.model_validate({"kind": "mlp", "dim": 8, "heads": [{"outcome": "long"}], "formula": "long"})
+    made = build_ranker(config, arrays.ranker.features, arrays.ranker.vectors, vector_dim=WIDE)
     made.fit_heads([0.3])
     scores = rank_scores(made, side, users, user_vectors, item_rows, places)
     np.testing.assert_allclose(scores, 0.3, rtol=1e-5)

@@ -136,8 +136,8 @@ def test_the_future_and_the_time_of_day_change_nothing():
     torch.testing.assert_close(model(read, ages + 40 * DAY_S)[:, :6], whole[:, :6])
     assert not torch.allclose(model(read, ages + 40 * DAY_S)[:, 6], whole[:, 6])
     for count in range(6):
-        asked = torch.where(torch.arange(6) < count, ages - ages[:, count, None], 0)
-        torch.testing.assert_close(model(read, asked)[:, count], whole[:, count])
+        ages_then = torch.where(torch.arange(6) < count, ages - ages[:, count, None], 0)
+        torch.testing.assert_close(model(read, ages_then)[:, count], whole[:, count])
 
 
 @pytest.mark.slow
@@ -162,10 +162,10 @@ def test_whole_sequences_with_places_answer_as_each_history_alone():
     torch.manual_seed(0)
     tower = Encoder((BLOCK,), Layers(8)).eval()
     rows = torch.tensor([[3, 1, 4, 1, 0, 0], [5, 8, 2, 6, 5, 3]])
-    asked = [(0, 0), (0, 2), (0, 4), (1, 1), (1, 6)]
-    places = torch.tensor([line * 7 + count for line, count in asked])
+    requests = [(0, 0), (0, 2), (0, 4), (1, 1), (1, 6)]
+    places = torch.tensor([line * 7 + count for line, count in requests])
     together = tower({"seen": rows, "seen.places": places})
-    for vector, (line, count) in zip(together, asked, strict=True):
+    for vector, (line, count) in zip(together, requests, strict=True):
         alone = torch.zeros(1, 6, dtype=torch.int64)
         alone[0, :count] = rows[line, :count]
         torch.testing.assert_close(tower({"seen": alone})[0], vector)

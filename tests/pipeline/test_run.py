@@ -94,9 +94,9 @@ def test_where_all_share_one_taste_popularity_is_not_beaten_by_much(popularity_o
 
 @pytest.mark.slow
 def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_that_costs(popularity_only, tmp_path):
-    asked = {"recent_counts": {"likes_2d": {"events": "positives", "days": 2}}, "where": "likes_2d >= 30"}
+    index_tree = {"recent_counts": {"likes_2d": {"events": "positives", "days": 2}}, "where": "likes_2d >= 30"}
     short = popularity_only.model_copy(update={"train": popularity_only.train.model_copy(update={"epochs": 2})})
-    job = twofold.run(short.model_copy(update={"index": Index.model_validate(asked)}), runs=tmp_path)
+    job = twofold.run(short.model_copy(update={"index": Index.model_validate(index_tree)}), runs=tmp_path)
     events = pq.read_table(popularity_only.data.events)
     items, at, liked = (np.asarray(events[name]) for name in ("item_id", "at", "liked"))
 
@@ -126,7 +126,7 @@ def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_
     assert 0 < recall <= section.ceiling.value
     assert "index.where: likes_2d >= 30 allows" in report_of(job.folder).verdict[-1]
 
-    refused = short.model_copy(update={"index": Index.model_validate(asked | {"where": "likes_2d > 9999"})})
+    refused = short.model_copy(update={"index": Index.model_validate(index_tree | {"where": "likes_2d > 9999"})})
     with pytest.raises(RecipeError, match="likes_2d > 9999 is true for none of the 60 items, so nothing could be"):
         twofold.run(refused, runs=tmp_path, overwrite=True)
 

@@ -142,8 +142,8 @@ def _files_agree_with_a_second_way_of_counting(out: Path) -> None:
         of_kind = order[np.asarray(events[f"is_{kind}"])]
         for split in ("train", "validation", "test"):
             rows = pq.read_table(out / "rows" / f"split={split}" / "shard=0.parquet", partitioning=None)
-            asked = np.asarray(rows["user_id"]) * 2**42
-            before = np.searchsorted(of_kind, asked + np.asarray(rows["at"])) - np.searchsorted(of_kind, asked)
+            keys = np.asarray(rows["user_id"]) * 2**42
+            before = np.searchsorted(of_kind, keys + np.asarray(rows["at"])) - np.searchsorted(of_kind, keys)
             assert np.array_equal(before, np.asarray(rows[f"{kind}s_before"]))
 
 

@@ -66,9 +66,9 @@ def test_a_length_of_zero_divides_to_null_and_is_counted(tmp_path: Path) -> None
 def test_outcomes_are_kept_of_every_row_and_null_is_not_known(tmp_path: Path) -> None:
     rows = [(1, 0, TRAIN, True), (1, 1, TRAIN, False), (2, 2, TRAIN, None), (2, 3, TRAIN, False)]
     log = log_of(rows, share=[0.25, 0.375, 0.5, None])
-    asked = {"liking": "liked", "much": "share > 0.4 OR liked", "share": "share"}
-    out = prepared(tmp_path, log, outcomes=asked, positive="item_id IN (0, 100)")
-    names = [f"outcome_{name}" for name in asked]
+    outcomes = {"liking": "liked", "much": "share > 0.4 OR liked", "share": "share"}
+    out = prepared(tmp_path, log, outcomes=outcomes, positive="item_id IN (0, 100)")
+    names = [f"outcome_{name}" for name in outcomes]
     assert column(rows_of(out), *names) == [(1, 1, 0.25), (0, 0, 0.375), (None, 1, 0.5), (0, None, None)]
     assert column(rows_of(out, "test"), *names) == [(1, 1, None)] * 2  # whose share nobody wrote down
 

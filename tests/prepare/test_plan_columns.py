@@ -53,8 +53,8 @@ def test_a_column_of_items_and_users_is_the_items(tmp_path: Path) -> None:
     data = write_world(tmp_path, log_of(rows), pa.table({"item_id": [0, 1, 100], "language": ["hi", "ta", "hi"]}))
     pq.write_table(pa.table({"user_id": [1, 2], "language": ["ta", "hi"]}), tmp_path / "users.parquet")
     recipe = world_recipe(data | {"users": tmp_path / "users.parquet"})
-    asked = recipe.prepare.model_dump() | {"weight": "CASE WHEN language = 'hi' THEN 2 ELSE 1 END"}
-    prepare(world_recipe(recipe.data.model_dump(), {"prepare": asked}), tmp_path / "out")
+    prepare_tree = recipe.prepare.model_dump() | {"weight": "CASE WHEN language = 'hi' THEN 2 ELSE 1 END"}
+    prepare(world_recipe(recipe.data.model_dump(), {"prepare": prepare_tree}), tmp_path / "out")
     assert column(rows_of(tmp_path / "out"), "item_id", "weight") == [(0, 2.0), (1, 1.0), (1, 1.0), (0, 2.0)]
 
 

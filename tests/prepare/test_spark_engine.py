@@ -87,7 +87,7 @@ def test_local_time_is_that_of_numpy_in_zones_with_half_hours_and_summer_time(se
 # --- what is asked of a log -------------------------------------------------------------------------------------------
 
 
-def asked(recipe: Recipe, **parts: Any) -> Recipe:
+def with_prepare(recipe: Recipe, **parts: Any) -> Recipe:
     """The recipe with other parts of `prepare`."""
     return Recipe.model_validate(recipe.model_dump() | {"prepare": recipe.prepare.model_dump() | parts})
 
@@ -103,7 +103,7 @@ def test_everything_at_once_on_a_part_of_the_shipped_log(tmp_path: Path, kuairan
     log = pq.read_table(recipe.data.events)
     pq.write_table(log.filter(np.asarray(log["user_id"]) % 4 == 0), tmp_path / "events.parquet")
     data = {"data": recipe.data.model_dump() | {"events": tmp_path / "events.parquet"}}
-    recipe = asked(Recipe.model_validate(recipe.model_dump() | data), **everything("author_id"))
+    recipe = with_prepare(Recipe.model_validate(recipe.model_dump() | data), **everything("author_id"))
     out, _ = prepare_with_both(recipe, tmp_path)
     assert rows_of(out, "train") > 1_000
 
@@ -121,7 +121,7 @@ def test_last_events_of_a_world_in_shards(
     monkeypatch.setattr(stage, "EVENTS_PER_SHARD", 25_000)
     parts = {"where": "language <> 'language 0'", "split": {"kind": "last_n", "test": 3, "ties": "watch_s"}}
     labels = {"item_gain": {"kind": "wtg", "buckets": {"kind": "item", "creator": "creator_id"}}}
-    recipe = asked(world_recipe(short_videos), **parts, labels=labels, target="item_gain")
+    recipe = with_prepare(world_recipe(short_videos), **parts, labels=labels, target="item_gain")
     out, _ = prepare_with_both(recipe, tmp_path)
     assert len(list((out / "events").iterdir())) == 2
 
@@ -140,7 +140,7 @@ def test_everything_at_once_on_a_world_with_ids_of_text(
         pq.write_table(table, data[name])
     days = {"train": (1, 25), "validation": (25, 27), "test": (27, 29)}
     windows = {name: {"first": f"2024-01-{first:02}", "end": f"2024-01-{end}"} for name, (first, end) in days.items()}
-    recipe = asked(world_recipe(data), **everything("creator_id"), split={"kind": "temporal"} | windows)
+    recipe = with_prepare(world_recipe(data), **everything("creator_id"), split={"kind": "temporal"} | windows)
     out, _ = prepare_with_both(recipe, tmp_path)
     assert rows_of(out, "train") > 1_000
 
@@ -154,8 +154,10 @@ def test_everything_at_once_on_odd_values(tmp_path: Path, seed: int) -> None:
         "positive": "liked OR note IN ('it''s', '${x}', 'a\\n', '') OR below",
         "negative": f'gain < 0 OR "{ODD_NAME.replace(chr(34), 2 * chr(34))}" > 5',
     }
-    recipe = asked(world_recipe(write_world(tmp_path / "log", odd_log(seed), ODD_ITEMS)), **everything("creator"))
-    recipe = asked(recipe, **rules, filters=[{"kind": "items", "min_events": 2}], positive_share=0.9)
+    recipe = with_prepare(
+        world_recipe(write_world(tmp_path / "log", odd_log(seed), ODD_ITEMS)), **everything("creator")
+    )
+    recipe = with_prepare(recipe, **rules, filters=[{"kind": "items", "min_events": 2}], positive_share=0.9)
     prepare_with_both(recipe, tmp_path)
 
 
@@ -167,7 +169,7 @@ def test_odd_values_by_last_events_and_functions_of_doubles(tmp_path: Path) -> N
         "weight": "NULLIF(FLOOR(ABS(fine) * 100), 3)",
         "target": "curved + left + CEIL(fine)",
     }
-    recipe = asked(world_recipe(write_world(tmp_path / "log", odd_log(5), ODD_ITEMS)), **parts)
+    recipe = with_prepare(world_recipe(write_world(tmp_path / "log", odd_log(5), ODD_ITEMS)), **parts)
     prepare_with_both(recipe, tmp_path, float_rtol=2.0**-23)
 
 
@@ -227,7 +229,7 @@ def log() -> pa.Table:
 
 
 def test_text_read_as_a_number_is_refused_with_the_value(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    recipe = asked(world_recipe(write_world(tmp_path / "log", log())), positive="title > 1 OR liked")
+    recipe = with_prepare(world_recipe(write_world(tmp_path / "log", log())), positive="title > 1 OR liked")
     with pytest.raises(DataError, match=r"reading .*events\.parquet failed: The value 'a title' of .*text as a number"):
         stage.prepare(recipe, tmp_path, spark_engine)
     assert capfd.readouterr().err == ""

@@ -37,15 +37,15 @@ ASKED: dict[str, Any] = {
 }
 
 
-def write(path: Path, asked: dict[str, Any]) -> Path:
+def write(path: Path, tree: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(asked, sort_keys=False))
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
 
 
-def changed(field: str, value: Any, asked: dict[str, Any] = ASKED) -> dict[str, Any]:
+def changed(field: str, value: Any, tree: dict[str, Any] = ASKED) -> dict[str, Any]:
     """A copy of a recipe with one field set; the field's keys are divided by dots."""
-    copied = copy.deepcopy(asked)
+    copied = copy.deepcopy(tree)
     here: Any = copied
     *way, last = field.split(".")
     for step in way:

@@ -255,8 +255,8 @@ def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str
 # --- digest, difference, text, schema ---------------------------------------------------------------------------------
 
 
-def recipe_of(asked: dict[str, Any]) -> Recipe:
-    return Recipe.model_validate(asked)
+def recipe_of(tree: dict[str, Any]) -> Recipe:
+    return Recipe.model_validate(tree)
 
 
 def test_the_digest_is_of_what_is_asked_not_of_where_it_lies(tmp_path: Path) -> None:
@@ -319,8 +319,8 @@ def test_filters_are_known_by_their_place() -> None:
 @settings(max_examples=50, deadline=None)
 @given(about=st.text(st.characters(exclude_categories=["Cs"]), max_size=40), dim=st.integers(1, 4096))
 def test_a_dumped_recipe_loads_equal(tmp_path_factory: pytest.TempPathFactory, about: str, dim: int) -> None:
-    asked = changed("about", about, changed("retriever.dim", dim, changed("data.events", "/data/events.parquet")))
-    recipe = recipe_of(changed("train.learning_rate", 1e-5, asked))
+    tree = changed("about", about, changed("retriever.dim", dim, changed("data.events", "/data/events.parquet")))
+    recipe = recipe_of(changed("train.learning_rate", 1e-5, tree))
     path = tmp_path_factory.mktemp("dump") / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     assert load_recipe(path) == recipe

@@ -77,16 +77,16 @@ def test_a_wrong_field_is_named_with_what_would_be_right(
 
 
 def test_a_missing_field_says_what_it_is_for(tmp_path: Path) -> None:
-    asked = copy.deepcopy(ASKED)
-    del asked["prepare"]["positive"], asked["data"]["events"]
-    said = refusal(write(tmp_path / "r.yaml", asked))
+    tree = copy.deepcopy(ASKED)
+    del tree["prepare"]["positive"], tree["data"]["events"]
+    said = refusal(write(tmp_path / "r.yaml", tree))
     assert "prepare.positive: is missing — " in said
     assert "data.events: is missing — Path of the events: a file (.parquet, .pq, .csv" in said
 
 
 def test_every_problem_has_its_own_line(tmp_path: Path) -> None:
-    asked = changed("retriever.dimm", 3, changed("train.epochs", 0, changed("features.user.0.max_length", "x")))
-    lines = refusal(write(tmp_path / "r.yaml", asked)).splitlines()
+    tree = changed("retriever.dimm", 3, changed("train.epochs", 0, changed("features.user.0.max_length", "x")))
+    lines = refusal(write(tmp_path / "r.yaml", tree)).splitlines()
     fields = [line.removeprefix(f"{tmp_path / 'r.yaml'}: ").split(":")[0] for line in lines]
     assert fields == ["features.user.0.max_length", "retriever.dimm", "train.epochs"]
 

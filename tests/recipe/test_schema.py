@@ -20,7 +20,7 @@ from twofold.recipe.schema import Recipe
 from twofold.tables import DAY_MS, HOUR_MS
 
 
-def asked(**changes: Any) -> dict[str, Any]:
+def recipe_tree(**changes: Any) -> dict[str, Any]:
     split = {
         "kind": "temporal",
         "train": {"first": "2022-04-09", "end": "2022-05-07"},
@@ -39,7 +39,7 @@ def asked(**changes: Any) -> dict[str, Any]:
 
 
 def test_defaults_are_those_of_the_fields() -> None:
-    recipe = Recipe.model_validate(asked())
+    recipe = Recipe.model_validate(recipe_tree())
     assert recipe.data.events == Path("/data/events.parquet")
     assert recipe.retriever.dim == 64
     assert recipe.features.user == (HistoryFeature(kind="history", events="positives", max_length=100),)
@@ -47,11 +47,11 @@ def test_defaults_are_those_of_the_fields() -> None:
 
 
 def test_a_recipe_is_frozen_and_closed() -> None:
-    recipe = Recipe.model_validate(asked())
+    recipe = Recipe.model_validate(recipe_tree())
     with pytest.raises(ValidationError, match="frozen"):
         recipe.train.epochs = 5  # type: ignore[misc]
     with pytest.raises(ValidationError, match="epoch"):
-        Recipe.model_validate(asked(train={"epoch": 5}))
+        Recipe.model_validate(recipe_tree(train={"epoch": 5}))
 
 
 def test_days_begin_at_midnight_of_the_time_zone() -> None:
@@ -79,7 +79,7 @@ def test_a_day_on_which_the_clocks_change_has_23_or_25_hours() -> None:
 
 def test_a_time_zone_that_does_not_exist_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValidationError, match="'Asia/Kolkatta' is not an IANA time zone; nearest: Asia/Kolkata"):
-        Recipe.model_validate(asked(prepare={"time_zone": "Asia/Kolkatta"}))
+        Recipe.model_validate(recipe_tree(prepare={"time_zone": "Asia/Kolkatta"}))
 
 
 def test_windows_may_leave_a_gap_but_not_overlap() -> None:
@@ -105,15 +105,15 @@ def test_an_empty_window_is_refused() -> None:
 def test_a_tower_reads_nothing_twice() -> None:
     twice = {"user": [{"kind": "history", "events": "positives"}], "item": [{"kind": "id"}, {"kind": "id"}]}
     with pytest.raises(ValidationError, match="the item tower reads 'id' twice"):
-        Recipe.model_validate(asked(features=twice))
+        Recipe.model_validate(recipe_tree(features=twice))
 
 
 def test_a_rule_is_vetted_when_the_recipe_is_read() -> None:
-    prepare = asked()["prepare"]
+    prepare = recipe_tree()["prepare"]
     with pytest.raises(ValidationError, match=r"READ_CSV\(…\) cannot be part of a rule"):
-        Recipe.model_validate(asked(prepare=prepare | {"positive": "read_csv('x')"}))
+        Recipe.model_validate(recipe_tree(prepare=prepare | {"positive": "read_csv('x')"}))
     with pytest.raises(ValidationError, match="a number where a condition is needed"):
-        Recipe.model_validate(asked(prepare=prepare | {"negative": "LEAST(watch_s, 8)"}))
+        Recipe.model_validate(recipe_tree(prepare=prepare | {"negative": "LEAST(watch_s, 8)"}))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_feature_depends_on_the_time_of_the_request_only_with_a_time_bias() ->
 @pytest.mark.parametrize("name", ["", "A", "../up", "a b", "-a", "a/b", "x" * 101])
 def test_a_name_is_a_safe_folder_name(name: str) -> None:
     with pytest.raises(ValidationError, match="name"):
-        Recipe.model_validate(asked(name=name))
+        Recipe.model_validate(recipe_tree(name=name))
 
 
 def test_published_negatives_need_a_file() -> None:
@@ -147,6 +147,6 @@ def test_published_negatives_need_a_file() -> None:
     with pytest.raises(
         ValidationError, match=r"data\.published_negatives names no file\. Name it there, or draw some: {k"
     ):
-        Recipe.model_validate(asked(evaluate=published))
+        Recipe.model_validate(recipe_tree(evaluate=published))
     data = {"kind": "table", "events": "a.parquet", "published_negatives": "b.parquet"}
-    assert Recipe.model_validate(asked(evaluate=published, data=data)).evaluate.sampled[0].kind == "published"
+    assert Recipe.model_validate(recipe_tree(evaluate=published, data=data)).evaluate.sampled[0].kind == "published"

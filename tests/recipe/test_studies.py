@@ -100,8 +100,8 @@ def over(world: Path, path: Path) -> Recipe:
     names = {"events": "events", "items": "items.parquet", "users": "users.parquet"}
     settings = [f"data.{name}={world / file}" for name, file in names.items()]
     settings.append("prepare.filters.0.min_events=3")
-    asked = load_recipe(STUDIES / path)
-    train, is_apart = asked.train, asked.train.group_by or asked.retriever.separate_towers_by
+    study = load_recipe(STUDIES / path)
+    train, is_apart = study.train, study.train.group_by or study.retriever.separate_towers_by
     if train.batch_size >= 1024:  # more than a step or two an epoch
         settings.append(f"train.batch_size={32 if is_apart else 256}")
     if train.micro_batch_size is not None:

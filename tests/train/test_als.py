@@ -43,8 +43,8 @@ ALPHA, PENALTY, DIM = 3.0, 0.5, 2
 
 
 def solved_after(iterations, likes=LIKES, seed=0):
-    asked = Ials(kind="ials", dim=DIM, regularization=PENALTY, alpha=ALPHA, iterations=iterations)
-    return solve(scipy.sparse.csr_matrix(likes), asked, seed=seed)
+    config = Ials(kind="ials", dim=DIM, regularization=PENALTY, alpha=ALPHA, iterations=iterations)
+    return solve(scipy.sparse.csr_matrix(likes), config, seed=seed)
 
 
 def half_step(likes, fixed):

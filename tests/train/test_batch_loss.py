@@ -44,8 +44,8 @@ def in_double(batch):
 def taught(dataset, settings, folder):
     """The first batch, its loss, and the gradient of every parameter, in float64."""
     torch.manual_seed(0)
-    asked = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "dot"}, "hidden": (8,)})
-    model = build_two_tower(asked, dataset.features, dataset.vectors).eval()  # drops nothing
+    config = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "dot"}, "hidden": (8,)})
+    model = build_two_tower(config, dataset.features, dataset.vectors).eval()  # drops nothing
     objective = with_hard_negatives(build_objective(settings, dataset), model, is_begun=False, folder=folder)
     (batch, *_) = epoch_batches(dataset, dataset.examples["train"], objective.order, seed=(0, 0), first=0)
     loss, vectors = mean_loss(objective, model.double(), in_double(batch))
@@ -54,7 +54,7 @@ def taught(dataset, settings, folder):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "config",
     [
         {"loss": {"kind": "in_batch_softmax", "uniform_negatives": 11}},
         {"loss": {"kind": "in_batch_softmax", "uniform_negatives": 11}, "hard_negatives": HARD},
@@ -63,13 +63,13 @@ def taught(dataset, settings, folder):
         {"loss": {"kind": "bpr", "negatives": 9}, "hard_negatives": HARD},
         {"loss": {"kind": "bce"}},
     ],
-    ids=lambda asked: "-".join([asked["loss"]["kind"], *(["hard"] if "hard_negatives" in asked else [])]),
+    ids=lambda config: "-".join([config["loss"]["kind"], *(["hard"] if "hard_negatives" in config else [])]),
 )
-def test_the_gradients_are_those_of_one_large_batch(dataset, asked, monkeypatch, tmp_path):
+def test_the_gradients_are_those_of_one_large_batch(dataset, config, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "twofold.train.objective.sampled_inputs", lambda *args, ranks: doubled(negatives.sampled_inputs(*args))
     )
-    settings = Train.model_validate({**asked, "batch_size": 50})
+    settings = Train.model_validate({**config, "batch_size": 50})
     _, whole, expected = taught(dataset, settings, tmp_path)
     batch, loss, found = taught(dataset, settings.model_copy(update={"micro_batch_size": 16}), tmp_path)
     assert [len(part.weight) for part in batch.parts] == [16, 16, 16, 2]

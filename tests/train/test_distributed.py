@@ -56,11 +56,11 @@ def of_lines_alone(features):
     Dropout is drawn for the examples that a process holds; a sequence is read in one pass for all examples of a user,
     so that an example sees as far back as those beside it let it.
     """
-    asked = features.model_dump(mode="json")
-    asked["user"] = [feature for feature in asked["user"] if feature["kind"] != "sequence"]
-    for feature in (*asked["user"], *asked["item"]):
+    tree = features.model_dump(mode="json")
+    tree["user"] = [feature for feature in tree["user"] if feature["kind"] != "sequence"]
+    for feature in (*tree["user"], *tree["item"]):
         feature.update({name: 0.0 for name in ("dropout", "unknown_rate") if name in feature})
-    return Features.model_validate(asked)
+    return Features.model_validate(tree)
 
 
 @pytest.fixture(scope="module")

@@ -135,13 +135,13 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize(("easy", "is_collapsed"), [(100, False), (0, True)])
 def test_hard_negatives_alone_trip_the_alarm_of_collapse_and_mixed_ones_do_not(world, easy, is_collapsed, tmp_path):
     recipe, dataset = world
-    asked = TwoTower.model_validate({"kind": "two_tower", "dim": 16, "score": {"kind": "dot"}})
+    config = TwoTower.model_validate({"kind": "two_tower", "dim": 16, "score": {"kind": "dot"}})
     hard = HardNegatives(skip=0, top=8, easy_per_hard=easy)
     settings = recipe.train.model_copy(update={"loss": SAMPLED, "hard_negatives": hard})
     models, epochs = [], iter(range(100))
 
     def build():
-        models.append(build_two_tower(asked, dataset.features, dataset.vectors))
+        models.append(build_two_tower(config, dataset.features, dataset.vectors))
         return models[-1]
 
     fit(build, dataset, settings, validate=lambda model: float(next(epochs)), out=tmp_path)

@@ -32,11 +32,11 @@ def world(checkerboard, tmp_path_factory):
 
 def train(world, out, validate=lambda model: 0.0, per=None, **changes):
     recipe, dataset = world
-    asked = recipe.retriever.model_copy(update={"separate_towers_by": per})
+    config = recipe.retriever.model_copy(update={"separate_towers_by": per})
     settings = recipe.train.model_copy(update={"epochs": 2, "batch_size": 512, **changes})
     out.mkdir(exist_ok=True)
     facts = fit(
-        lambda: build_towers(asked, dataset),
+        lambda: build_towers(config, dataset),
         dataset,
         settings,
         validate=validate,

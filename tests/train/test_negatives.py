@@ -17,9 +17,9 @@ def test_q_is_the_share_of_the_rows_that_batches_are_made_of():
 def test_q_of_a_group_is_counted_on_its_own_rows():
     rows, groups = np.array([2, 2, 0, 2, 3]), np.array([0, 1, 1, 0, 0], np.int32)
     q = count_in_batch(rows, groups, num_items=4)
-    asked = torch.tensor([3, 2, 1, 0])
-    assert q.log(asked, group=0).exp().tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0])
-    assert q.log(asked, group=1).exp().tolist() == pytest.approx([0, 1 / 2, 0, 1 / 2])
+    item_rows = torch.tensor([3, 2, 1, 0])
+    assert q.log(item_rows, group=0).exp().tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0])
+    assert q.log(item_rows, group=1).exp().tolist() == pytest.approx([0, 1 / 2, 0, 1 / 2])
 
 
 def test_q_of_the_tail_is_not_clipped():

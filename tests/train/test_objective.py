@@ -38,12 +38,12 @@ def world(checkerboard, tmp_path_factory):
     return checkerboard, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
 
 
-def loss_of(asked):
-    return TypeAdapter(Loss).validate_python(asked)
+def loss_of(loss_config):
+    return TypeAdapter(Loss).validate_python(loss_config)
 
 
-def objective_of(asked, dataset, **changes):
-    return build_objective(Train(loss=loss_of(asked), **changes), dataset)
+def objective_of(loss_config, dataset, **changes):
+    return build_objective(Train(loss=loss_of(loss_config), **changes), dataset)
 
 
 def model_of(dataset, score="cosine", **changes):
@@ -75,21 +75,21 @@ def log_sum(terms):
     return math.log(sum(math.exp(term) for term in terms))
 
 
-def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
+def naive_softmax(loss_config, logits, line, *, users, items, q, num_items, drawn):
     """One line of the softmax losses; `logits` has a column an item of the catalogue."""
     own, score, b = items[line], logits[line], len(items)
     others = [j for j in range(b) if j != line and items[j] != own and users[j] != users[line]]
     uniform = [item for item in drawn if item != own]
-    if "logit_adjustment" in asked:
-        score = [each + asked["logit_adjustment"] * math.log(share) for each, share in zip(score, q, strict=True)]
-    if asked.get("log_q", "classic") == "corrected" or asked["kind"] != "in_batch_softmax":
-        popular = len(others) if asked["kind"] == "in_batch_softmax" else 0
+    if "logit_adjustment" in loss_config:
+        score = [each + loss_config["logit_adjustment"] * math.log(share) for each, share in zip(score, q, strict=True)]
+    if loss_config.get("log_q", "classic") == "corrected" or loss_config["kind"] != "in_batch_softmax":
+        popular = len(others) if loss_config["kind"] == "in_batch_softmax" else 0
         competing = ([items[j] for j in others] if popular else []) + uniform
         expected = {item: popular * q[item] / (1 - q[own]) + len(uniform) / (num_items - 1) for item in set(competing)}
         return log_sum([score[own], *(score[item] - math.log(expected[item]) for item in competing)]) - score[own]
 
     def corrected(item):
-        if asked["log_q"] == "none":
+        if loss_config["log_q"] == "none":
             return score[item]
         return score[item] - math.log((b * q[item] + len(drawn) / num_items) / (b + len(drawn)))
 
@@ -98,7 +98,7 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize(
-    "asked",
+    "loss_config",
     [
         *(
             {**IN_BATCH, "log_q": log_q, "uniform_negatives": count}
@@ -110,12 +110,12 @@ def naive_softmax(asked, logits, line, *, users, items, q, num_items, drawn):
         {"kind": "full_softmax", "logit_adjustment": 0.7},
         {"kind": "bpr", "negatives": 30},
     ],
-    ids=lambda asked: "-".join(map(str, asked.values())),
+    ids=lambda loss_config: "-".join(map(str, loss_config.values())),
 )  # fmt: skip
-def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, score, monkeypatch):
+def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, loss_config, score, monkeypatch):
     _, dataset = world
     dataset = with_rows(dataset, weight=np.random.default_rng(0).uniform(0.5, 2, len(dataset.examples["train"])))
-    objective, model = objective_of(asked, dataset), model_of(dataset, score)
+    objective, model = objective_of(loss_config, dataset), model_of(dataset, score)
     batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::13][:48])
     monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", 7 * 64)  # several chunks
     users, items = batch.user_rows.tolist(), batch.item_rows.tolist()
@@ -125,8 +125,10 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
     loss, own_vectors = mean_loss(objective, model, batch)
     num_items = dataset.items.num_known
     torch.manual_seed(1)
-    count = asked.get("uniform_negatives", asked.get("negatives", 0))
-    drawn = torch.randint(num_items, (count,)).tolist() if asked["kind"] != "full_softmax" else list(range(num_items))
+    count = loss_config.get("uniform_negatives", loss_config.get("negatives", 0))
+    drawn = (
+        torch.randint(num_items, (count,)).tolist() if loss_config["kind"] != "full_softmax" else list(range(num_items))
+    )
     with torch.no_grad():
         catalogue = model.item({"id": torch.arange(1, num_items + 1, dtype=torch.int32)})
         torch.testing.assert_close(own_vectors, catalogue[batch.item_rows])
@@ -135,12 +137,12 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, asked, sco
     q = counts / counts.sum()
     losses = []
     for line, item in enumerate(items):
-        if asked["kind"] == "bpr":
+        if loss_config["kind"] == "bpr":
             differences = [logits[line][item] - logits[line][other] for other in drawn if other != item]
             losses.append(sum(math.log(1 + math.exp(-each)) for each in differences) / len(differences))
         else:
             facts = {"users": users, "items": items, "q": q, "num_items": num_items, "drawn": drawn}
-            losses.append(naive_softmax(asked, logits, line, **facts))
+            losses.append(naive_softmax(loss_config, logits, line, **facts))
     mean_weight = float(dataset.examples["train"].weight[objective.examples].mean(dtype=float))
     expected = np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight
     assert loss.item() == pytest.approx(expected, rel=2e-4)
@@ -157,26 +159,26 @@ def mined_for(dataset, batch):
 
 @pytest.mark.parametrize("easy", [8, 0])
 @pytest.mark.parametrize(
-    "asked",
+    "loss_config",
     [
         *({**IN_BATCH, "log_q": log_q, "uniform_negatives": 10} for log_q in ("classic", "corrected", "none")),
         {"kind": "sampled_softmax", "negatives": 16},
         {"kind": "bpr", "negatives": 16},
     ],
-    ids=lambda asked: "-".join(map(str, asked.values())),
+    ids=lambda loss_config: "-".join(map(str, loss_config.values())),
 )  # fmt: skip
-def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monkeypatch):
+def test_mined_items_compete_with_their_own_line_alone(world, loss_config, easy, monkeypatch):
     _, dataset = world
     hard = HardNegatives(skip=1, top=6, easy_per_hard=easy)
-    objective, model = objective_of(asked, dataset, batch_size=24, hard_negatives=hard), model_of(dataset)
+    objective, model = objective_of(loss_config, dataset, batch_size=24, hard_negatives=hard), model_of(dataset)
     batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::13][:24])
     objective = replace(objective, hard_pool=mined_for(dataset, batch))
     monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", 7 * 64)
     torch.manual_seed(1)
     loss, _ = mean_loss(objective, model, batch)
     torch.manual_seed(1)
-    num_items, others = dataset.items.num_known, 16 if "negatives" in asked else 23 + 10
-    drawn = torch.randint(num_items, (asked.get("negatives", 10),)).tolist()
+    num_items, others = dataset.items.num_known, 16 if "negatives" in loss_config else 23 + 10
+    drawn = torch.randint(num_items, (loss_config.get("negatives", 10),)).tolist()
     each = round(others / 8) if easy else others
     mined, of = objective.hard_pool.draw(batch.user_rows, each)
     with torch.no_grad():
@@ -186,26 +188,28 @@ def test_mined_items_compete_with_their_own_line_alone(world, asked, easy, monke
     facts = {"users": batch.user_rows.tolist(), "items": batch.item_rows.tolist(), "q": counts / counts.sum()}
     facts |= {"num_items": num_items, "drawn": drawn}
     losses = [
-        naive_with_mined(asked, logits, line, facts, mined=mined[line].tolist(), of=int(of[line]), is_alone=easy == 0)
+        naive_with_mined(
+            loss_config, logits, line, facts, mined=mined[line].tolist(), of=int(of[line]), is_alone=easy == 0
+        )
         for line in range(24)
     ]
     assert loss.item() == pytest.approx(np.mean(losses), rel=2e-4)
 
 
-def naive_with_mined(asked, logits, line, facts, *, mined, of, is_alone):
+def naive_with_mined(loss_config, logits, line, facts, *, mined, of, is_alone):
     """One line: the softmax of the loss, and the mined ones as if all `of` ranks took part once more."""
     score, own, each = logits[line], facts["items"][line], len(mined)
     mined = mined if of else []
-    if asked["kind"] == "bpr":
+    if loss_config["kind"] == "bpr":
         others = [] if is_alone else [other for other in facts["drawn"] if other != own]
         losses = [math.log(1 + math.exp(score[other] - score[own])) for other in others + mined]
         return sum(losses) / max(len(losses), 1)
-    own_term, weight = score[own], 1.0 if asked.get("log_q") == "none" else of / each
-    if asked.get("log_q") == "classic" and not is_alone:
+    own_term, weight = score[own], 1.0 if loss_config.get("log_q") == "none" else of / each
+    if loss_config.get("log_q") == "classic" and not is_alone:
         columns = len(facts["items"]) + len(facts["drawn"])
         own_count = len(facts["items"]) * facts["q"][own] + len(facts["drawn"]) / facts["num_items"]
         own_term, weight = own_term - math.log(own_count / columns), weight * columns
-    before = 0.0 if is_alone else naive_softmax(asked, logits, line, **facts)
+    before = 0.0 if is_alone else naive_softmax(loss_config, logits, line, **facts)
     return log_sum([before + own_term, *(score[item] + math.log(weight) for item in mined)]) - own_term
 
 
@@ -213,8 +217,8 @@ def naive_with_mined(asked, logits, line, facts, *, mined, of, is_alone):
 def test_over_many_draws_the_mined_ranks_count_twice(world):
     """exp(loss) · exp(own) sums up the exponentials of own, all others, and those of the user's ranks once more."""
     _, dataset = world
-    asked, hard = {"kind": "sampled_softmax", "negatives": 32}, HardNegatives(skip=1, top=6, easy_per_hard=16)
-    objective, model = objective_of(asked, dataset, batch_size=6, hard_negatives=hard), model_of(dataset)
+    loss_config, hard = {"kind": "sampled_softmax", "negatives": 32}, HardNegatives(skip=1, top=6, easy_per_hard=16)
+    objective, model = objective_of(loss_config, dataset, batch_size=6, hard_negatives=hard), model_of(dataset)
     (batch,) = (gather_batch(dataset, dataset.examples["train"], objective.examples[[5]]),)
     objective = replace(objective, hard_pool=mined_for(dataset, batch))
     ranks = objective.hard_pool.item_rows[0].tolist()
@@ -229,13 +233,13 @@ def test_over_many_draws_the_mined_ranks_count_twice(world):
     assert abs(np.mean(sums) - float(expected / logits[batch.item_rows[0]].exp())) < 4 * spread
 
 
-@pytest.mark.parametrize("asked", [{"kind": "bce", "gamma": 1.5}, {"kind": "regression", "error": "mse"}])
-def test_a_pointwise_loss_reads_every_row_by_itself(world, asked):
+@pytest.mark.parametrize("loss_config", [{"kind": "bce", "gamma": 1.5}, {"kind": "regression", "error": "mse"}])
+def test_a_pointwise_loss_reads_every_row_by_itself(world, loss_config):
     _, dataset = world
     draw = np.random.default_rng(0)
     rows = len(dataset.examples["train"])
     dataset = with_rows(dataset, weight=draw.uniform(0.5, 2, rows), target=draw.normal(size=rows))
-    objective, model = objective_of(asked, dataset), model_of(dataset, "dot")
+    objective, model = objective_of(loss_config, dataset), model_of(dataset, "dot")
     assert objective.examples.tolist() == list(range(rows))
     batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::211])
     assert 0 < batch.label.sum() < len(batch.label)
@@ -245,7 +249,7 @@ def test_a_pointwise_loss_reads_every_row_by_itself(world, asked):
     losses = []
     for logit, label, target in zip(logits, batch.label.tolist(), batch.target.tolist(), strict=True):
         p = 1 / (1 + math.exp(-logit)) if label else 1 / (1 + math.exp(logit))
-        losses.append(-((1 - p) ** 1.5) * math.log(p) if asked["kind"] == "bce" else (logit - target) ** 2)
+        losses.append(-((1 - p) ** 1.5) * math.log(p) if loss_config["kind"] == "bce" else (logit - target) ** 2)
     mean_weight = float(dataset.examples["train"].weight.mean(dtype=float))
     assert loss.item() == pytest.approx(np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight, rel=1e-4)
 
@@ -259,16 +263,16 @@ def test_a_regression_leaves_out_rows_without_a_target(world):
 
 
 @pytest.mark.parametrize(
-    ("asked", "columns", "message"),
+    ("loss_config", "columns", "message"),
     [
         (IN_BATCH, {"label": False}, r"holds 0 positive events; a loss of kind in_batch_softmax .*prepare.positive"),
         ({"kind": "regression"}, {"target": np.nan}, r"holds 0 events with a target; .*Check prepare.target"),
         ({"kind": "bce"}, {"weight": 0}, r"mean weight of the 4,\d+ training examples is 0.*Check prepare.weight"),
     ],
 )
-def test_nothing_to_learn_is_refused(world, asked, columns, message):
+def test_nothing_to_learn_is_refused(world, loss_config, columns, message):
     with pytest.raises(DataError, match=message):
-        objective_of(asked, with_rows(world[1], **columns))
+        objective_of(loss_config, with_rows(world[1], **columns))
 
 
 # --- worlds -----------------------------------------------------------------------------------------------------------
@@ -289,8 +293,8 @@ SOLVERS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("asked", "score", "changes"), SOLVERS, ids=lambda value: str(value).replace(" ", ""))
-def test_the_checkerboard_is_solved(world, asked, score, changes, tmp_path):
+@pytest.mark.parametrize(("loss_config", "score", "changes"), SOLVERS, ids=lambda value: str(value).replace(" ", ""))
+def test_the_checkerboard_is_solved(world, loss_config, score, changes, tmp_path):
     recipe, dataset = world
     window = evaluation_window(dataset, "test")
     asked_model = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": SCORES[score], **changes})
@@ -301,7 +305,7 @@ def test_the_checkerboard_is_solved(world, asked, score, changes, tmp_path):
         kept.append(evaluate_catalogue(window, scores, ks=(1,)).mean("catalogue/hit_rate@1"))
         return kept[-1]
 
-    settings = recipe.train.model_copy(update={"loss": loss_of(asked), "epochs": 6})
+    settings = recipe.train.model_copy(update={"loss": loss_of(loss_config), "epochs": 6})
     fit(
         lambda: build_two_tower(asked_model, dataset.features, dataset.vectors),
         dataset,

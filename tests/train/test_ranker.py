@@ -33,8 +33,8 @@ def world(tmp_path_factory):
 
 def fitted(world, out, validate=lambda ranker: 0.0, **changes):
     recipe, arrays, model, _ = world
-    asked = recipe.ranker.model_copy(update={"epochs": 2, **changes})
-    facts = fit_ranker(model, arrays, config=asked, validate=validate, out=out)
+    config = recipe.ranker.model_copy(update={"epochs": 2, **changes})
+    facts = fit_ranker(model, arrays, config=config, validate=validate, out=out)
     return facts, (out / "weights.safetensors").read_bytes()
 
 

@@ -37,19 +37,19 @@ def model(dataset):
 
 
 @pytest.fixture(scope="module", params=["event", "day"])
-def asked(request):
+def config(request):
     return ASKED.model_copy(update={"request_time": request.param})
 
 
 @pytest.fixture(scope="module")
-def requests(dataset, model, asked, tmp_path_factory):
-    return mine_requests(model, dataset, asked, seed=0, out=tmp_path_factory.mktemp("mined"))
+def requests(dataset, model, config, tmp_path_factory):
+    return mine_requests(model, dataset, config, seed=0, out=tmp_path_factory.mktemp("mined"))
 
 
-def moment_of(dataset, line, asked):
+def moment_of(dataset, line, config):
     """The row's own, or that of its user's first row on the same day, eight hours east of Greenwich."""
     rows = dataset.examples["train"]
-    if asked.request_time == "event":
+    if config.request_time == "event":
         return int(rows.at[line])
     days = (rows.at + 8 * HOUR_MS) // DAY_MS
     return int(rows.at[(rows.user_rows == rows.user_rows[line]) & (days == days[line])].min())
@@ -75,9 +75,9 @@ def found_by_a_sort(dataset, model, line, at):
     ]
 
 
-def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_moment(dataset, model, requests, asked):
+def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_moment(dataset, model, requests, config):
     rows = dataset.examples["train"]
-    moments = {line: moment_of(dataset, line, asked) for line in np.flatnonzero(rows.label).tolist()}
+    moments = {line: moment_of(dataset, line, config) for line in np.flatnonzero(rows.label).tolist()}
     new = [
         line
         for line, at in moments.items()
@@ -106,7 +106,7 @@ def test_vectors_of_new_items_are_stored_beside_those_of_known_ones(dataset, mod
     assert np.abs(requests.new_item_vectors - requests.item_vectors).max() > 0.01
 
 
-def test_nothing_after_the_training_window_matters(dataset, asked, model, requests, tmp_path):
+def test_nothing_after_the_training_window_matters(dataset, config, model, requests, tmp_path):
     """The leak that flatters: items liked on the day of test left out of the negatives, or found by what came later."""
     events = [
         event if event.at < LAST_TRAIN_MS else type(event)(event.user, (event.item + 3) % 20, event.at, True, 1.0)
@@ -114,7 +114,7 @@ def test_nothing_after_the_training_window_matters(dataset, asked, model, reques
     ]
     other = built(tmp_path, events)
     assert min(len(dataset.examples[split]) for split in ("validation", "test")) > 0
-    again = mine_requests(model, other, asked, seed=0, out=tmp_path / "mined")
+    again = mine_requests(model, other, config, seed=0, out=tmp_path / "mined")
     for name in ("examples", "at", "best", "user_vectors", "days", "item_vectors", "new_item_vectors"):
         np.testing.assert_array_equal(getattr(again, name), getattr(requests, name), err_msg=name)
 
@@ -129,8 +129,8 @@ def test_fewer_requests_are_drawn_and_the_same_for_a_seed(dataset, model, tmp_pa
     assert len(first) <= 20
 
 
-def test_requests_are_of_the_last_days_alone(dataset, model, asked, tmp_path):
-    last = mine_requests(model, dataset, asked.model_copy(update={"last_days": 3}), seed=0, out=tmp_path)
+def test_requests_are_of_the_last_days_alone(dataset, model, config, tmp_path):
+    last = mine_requests(model, dataset, config.model_copy(update={"last_days": 3}), seed=0, out=tmp_path)
     rows = dataset.examples["train"]
     assert 0 < len(last) < int(rows.label.sum())
     assert rows.at[last.examples].min() > rows.at.max() - 3 * DAY_MS

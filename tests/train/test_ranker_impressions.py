@@ -111,8 +111,8 @@ def taught(world, job):
 
 def fitted(world, out, **changes):
     recipe, arrays, model, _ = world
-    asked = recipe.ranker.model_copy(update={"epochs": 2, **changes})
-    facts = fit_ranker(model, arrays, config=asked, validate=lambda ranker: 0.0, out=out)
+    config = recipe.ranker.model_copy(update={"epochs": 2, **changes})
+    facts = fit_ranker(model, arrays, config=config, validate=lambda ranker: 0.0, out=out)
     return facts, (out / "weights.safetensors").read_bytes()
 
 
@@ -155,9 +155,9 @@ def test_a_formula_orders_by_what_a_head_says(world, judged):
 def test_a_formula_is_what_validation_judges(world, tmp_path):
     heard = []
     recipe, arrays, model, _ = world
-    asked = recipe.ranker.model_copy(update={"epochs": 1, "formula": "long"})
+    config = recipe.ranker.model_copy(update={"epochs": 1, "formula": "long"})
     fit_ranker(
-        model, arrays, config=asked, validate=lambda ranker: heard.append(ranker.formula.name) or 0.0, out=tmp_path
+        model, arrays, config=config, validate=lambda ranker: heard.append(ranker.formula.name) or 0.0, out=tmp_path
     )
     assert heard == ["long"]
 
@@ -168,9 +168,9 @@ def test_a_formula_is_what_validation_judges(world, tmp_path):
 def test_impressions_stand_where_the_retriever_has_them(world, tmp_path):
     """Ranks equal those of requests one by one: events of the day are seen, later days are not known yet."""
     recipe, arrays, model, _ = world
-    dataset, asked = arrays.retriever, recipe.ranker
-    requests = mine_requests(model, dataset, asked.candidates, seed=0, out=tmp_path)
-    impressions = mine_impressions(model, dataset, requests, asked, out=tmp_path)
+    dataset, config = arrays.retriever, recipe.ranker
+    requests = mine_requests(model, dataset, config.candidates, seed=0, out=tmp_path)
+    impressions = mine_impressions(model, dataset, requests, config, out=tmp_path)
     rows = dataset.examples["train"]
     assert impressions.examples.tolist() == list(range(len(rows)))  # all days, and fewer than may be drawn
     for number in np.random.default_rng(0).integers(len(impressions), size=40):
