@@ -87,6 +87,19 @@ def test_nan_and_infinities_are_null_and_counted(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "items.parquet")["price"].to_pylist() == [None, 1, 2, 3, None]
 
 
+@pytest.mark.parametrize("known", [20.0, 0.0, -3.0])
+@pytest.mark.parametrize("type_", [pa.float64(), pa.float32()])
+def test_nan_is_null_although_the_statistics_of_a_file_leave_it_out(
+    tmp_path: Path, known: float, type_: pa.DataType
+) -> None:
+    """DuckDB decides ISNAN(x) and ABS(x) < infinity by the minimum and maximum of a Parquet file."""
+    log = log_of(FEW)
+    values = [known, math.nan, known, math.nan] + [known] * (len(log) - 4)
+    out = prepared(tmp_path, log.append_column("watch_s", pa.array(values, type_)), weight="COALESCE(watch_s, 50) + 10")
+    assert column(rows_of(out), "watch_s") == [known, None, known, None]
+    assert column(rows_of(out), "weight") == [known + 10, 60, known + 10, 60]
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [

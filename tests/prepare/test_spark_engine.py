@@ -161,6 +161,24 @@ def test_everything_at_once_on_odd_values(tmp_path: Path, seed: int) -> None:
     prepare_with_both(recipe, tmp_path)
 
 
+def test_nan_and_infinities_are_null_on_both_engines(tmp_path: Path) -> None:
+    log, draw = odd_log(4), np.random.default_rng(4)
+    for name, type_ in (("watch_s", pa.float64()), ("fine", pa.float32())):
+        values = draw.choice([np.nan, np.inf, -np.inf, -0.0, 2.5, 20.0], size=len(log))
+        log = log.set_column(log.column_names.index(name), name, pa.array(values, type_))
+    parts = {
+        "positive": "watch_s >= 18 OR fine > 2",
+        "weight": "LEAST(SQRT(watch_s), 2, COALESCE(fine, 1) + 3)",
+        "target": "GREATEST(LEAST(fine, watch_s), -1)",
+        "split": {"kind": "last_n", "test": 2, "ties": "note"},
+    }
+    recipe = asked(world_recipe(write_world(tmp_path / "log", log, ODD_ITEMS)), **parts)
+    out, _ = prepare_with_both(recipe, tmp_path)
+    rows = pq.read_table(out / "rows" / "split=train" / "shard=0.parquet", partitioning=None)
+    assert set(rows["watch_s"].to_pylist()) == {None, 0.0, 2.5, 20.0}
+    assert None in rows["target"].to_pylist()
+
+
 def test_odd_values_by_last_events_and_functions_of_doubles(tmp_path: Path) -> None:
     parts = {
         "split": {"kind": "last_n", "test": 2, "validation": 2, "ties": "watch_s"},

@@ -95,6 +95,10 @@ def spark_sql(sql: str, *, in_one_part: bool = False) -> str:
     for type_ in list(tree.find_all(exp.DataType)):
         if type_.this in _TYPES:
             type_.replace(exp.DataType.build(_TYPES[type_.this], dialect="spark"))
+    for call in list(tree.find_all(exp.Anonymous)):
+        if call.name.upper() == "ISFINITE":  # Spark has no function of that name, and a comparison is right in it
+            (number,) = call.expressions
+            call.replace(exp.maybe_parse(f"ABS({number.sql('duckdb')}) < CAST('Infinity' AS DOUBLE)", dialect="duckdb"))
     for window in list(tree.find_all(exp.Window)):
         if window.args.get("alias"):  # Spark reads OVER w - 1 as a name with a dash in it
             window.replace(exp.Paren(this=window.copy()))
