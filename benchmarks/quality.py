@@ -127,7 +127,7 @@ def _pooled(folders: dict[str, Path], *, recipe: str, seed: int) -> Saved:
 
 Cells = dict[tuple[str, int, str, str], Saved]
 """By recipe, seed, row and metric, of one day."""
-SEEDED = ("model", "retriever alone", "both stages without ids")
+SEEDED = ("model", "retriever alone")
 """Rows that a seed changes: a baseline has none."""
 OURS = {"kuairand": "model", "kuairand-ranked": "both stages"}
 """Name that the table gives the model of each recipe."""

@@ -39,7 +39,7 @@ The tables are computed by `python benchmarks/quality.py`.
 ### Retriever and ranker
 
 `recipes/kuairand-ranked.yaml` (recipe `{ranker}`). The ranker re-orders the retriever's 100 best items, so
-recall@100 does not change. *Without ids* is the same model with every item id replaced by "unknown".
+recall@100 does not change.
 
 {ranker_table}
 

@@ -60,9 +60,16 @@ def test_a_run_leaves_its_probes_and_its_gap(run):
     probes = json.loads((run.folder / "explain" / "probes.json").read_text())
     names = [probe["name"] for probe in probes]
     assert len(set(names)) == len(names)
-    wanted = {"effective_rank", "hub_skew", "norm_popularity", "coverage", "novelty", "creator/folding", "tags/purity"}
-    assert wanted | {"new_items", "overlap", "served_top_tenth"} <= set(names)
-    assert all(probe["source"] and probe["meaning"] for probe in probes)
+    wanted = {"effective_rank", "near_pairs", "hub_skew", "coverage", "top_tenth", "overlap", "cold_items", "new_items"}
+    wanted |= {f"{group}/{name}" for group in ("creator", "tags") for name in ("folding", "off_group", "top_share")}
+    assert set(names) == wanted
+    for probe in probes:
+        assert probe["meaning"]
+        if probe["alarm_above"] is not None or probe["alarm_below"] is not None:
+            assert probe["source"]
+            assert probe["next_step"]
+    lists = {probe["name"]: probe for probe in probes if probe["popularity"] is not None}
+    assert {"coverage", "top_tenth", "overlap", "creator/off_group"} <= lists.keys()
     gap = json.loads((run.folder / "explain" / "gap.json").read_text())
     assert gap["batch_size"] == 16
     steps = [*gap["exam"], *gap["serving"]]
@@ -81,7 +88,7 @@ def test_a_collapsed_model_raises_warnings(run):
     point += np.random.default_rng(0).normal(scale=1e-3, size=point.shape).astype(np.float32)
     attributes = item_attributes(run.folder / "dataset")
     records = probe_records(probe_run(arrays, point, lists, attributes=attributes))
-    assert {"effective_rank", "mean_cosine"} <= {each["name"] for each in records if each["is_alarming"]}
+    assert {"effective_rank", "near_pairs"} <= {each["name"] for each in records if each["is_alarming"]}
 
 
 @pytest.mark.slow  # a training
@@ -123,4 +130,4 @@ def test_languages_never_compared_in_training_raise_a_warning_though_no_tower_re
     job = pipeline.run(worlds.world_recipe(plain.data.model_dump(), {"train": train}), runs=tmp_path)
     probes = {probe["name"]: probe for probe in json.loads((job.folder / "explain" / "probes.json").read_text())}
     assert probes["language/folding"]["is_alarming"] == (uniform == 0)
-    assert probes["language/served_other"]["is_alarming"] is False
+    assert probes["language/off_group"]["is_alarming"] is False

@@ -148,4 +148,4 @@ def test_hard_negatives_alone_trip_the_alarm_of_collapse_and_mixed_ones_do_not(w
     assert not (tmp_path / MINED).exists()
     vectors = encode(models[-1].item, item_batches(dataset, int(dataset.events.at.max())))
     alarming = {probe.name for probe in probe_vectors(vectors) if probe.is_alarming}
-    assert alarming == ({"mean_cosine"} if is_collapsed else set())
+    assert alarming == ({"near_pairs"} if is_collapsed else set())

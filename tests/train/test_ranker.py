@@ -61,7 +61,7 @@ def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(
     assert alone.metrics["catalogue/recall@5"].value < 0.5
     assert alone.model_minus["catalogue/ndcg@5"].low > 0.3
     assert both.metrics["catalogue/recall@50"].value == alone.metrics["catalogue/recall@50"].value
-    assert "both stages without ids" in [row.name for row in report.catalogue.rows]
+    assert "retriever alone" in [row.name for row in report.catalogue.rows]
     parts = {part.tower for part in report.facts.model}
     assert parts == {"user", "item", "ranker, user", "ranker, item", "ranker"}
     manifest = json.loads((job.folder / "train" / "ranker" / "manifest.json").read_text())

@@ -75,10 +75,13 @@ def print_training(model: str, facts: Mapping[str, Any]) -> None:
 
 def print_explanation(facts: Mapping[str, Any]) -> None:
     """Prints the probes, warnings first, and the steps from training batches to served lists."""
-    table = Table("probe", "value", "", "meaning", box=SIMPLE_HEAD)
+    table = Table("probe", "model", "popular", "liked", "meaning", box=SIMPLE_HEAD)
     for probe in sorted(facts["probes"], key=lambda probe: not probe["is_alarming"]):
-        warning = "[bold red]warning[/]" if probe["is_alarming"] else ""
-        table.add_row(probe["name"], format_decimal(probe["value"]), warning, Text(probe["meaning"]))
+        numbers = (
+            "" if probe[name] is None else format_decimal(probe[name]) for name in ("value", "popularity", "positives")
+        )
+        warning = f" Warning: {probe['next_step']}" if probe["is_alarming"] else ""
+        table.add_row(probe["name"], *numbers, Text(probe["meaning"]).append(warning, style="bold red"))
     Console().print(table)
     gap = facts["gap"]
     title = "gap between batch and catalogue"

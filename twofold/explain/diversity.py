@@ -1,53 +1,188 @@
-"""Probes beyond accuracy: how recommended lists spread over items, how alike they are, and their content.
+"""Probes beyond accuracy: how recommended lists spread over items and groups, how alike they are, and their content.
 
-A list holds the item rows recommended to one user, at most K; users without a list are ignored.
+Every number is computed three times: for the recommended lists, for lists of the most popular items of the same length,
+and for what the same users liked in the test window. A list holds item rows of one user; users without a list are
+ignored.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.explain.folding import Grouping
-from twofold.explain.probes import Probe
-from twofold.ragged import Ragged
-from twofold.render.numbers import format_decimal
+from twofold.explain.probes import MARGIN, Probe, halfway
+from twofold.ragged import Ragged, chunks
+from twofold.render.numbers import format_decimal, plural
 
 TENTHS: Final = 10
 _USER_PAIRS: Final = 10_000  # drawn for the overlap, which is then known within .005
+_CHUNK_FLAGS: Final = 2**24  # flags of users × popular items in memory at once
 
 
-def probe_served(
-    lists: Ragged, events: Int64[np.ndarray, "items"], *, is_cold: Bool[np.ndarray, "items"], seed: int = 0
+@dataclass(frozen=True)
+class ComparedLists:
+    """Lists of the same users: the recommended ones, the most popular items that they have not seen, and their
+    positives of the test window.
+    """
+
+    served: Ragged
+    popular: Ragged
+    liked: Ragged
+
+
+def popular_lists(counts: Int64[np.ndarray, "items"], seen: Ragged, lengths: Int64[np.ndarray, "users"]) -> Ragged:
+    """Returns the most popular items that each user has not seen, as many as `lengths` says, best first."""
+    order = np.argsort(-counts, kind="stable")
+    rank = np.empty(len(counts), np.int64)
+    rank[order] = np.arange(len(counts))
+    longest = min(int(lengths.max(initial=0) + seen.sizes.max(initial=0)), len(counts))
+    item_rows = []
+    for users in chunks(len(lengths), max(1, _CHUNK_FLAGS // max(longest, 1))):
+        hidden = seen.part(users)
+        is_free = np.ones((users.stop - users.start, longest), bool)
+        ranks = rank[hidden.values]
+        is_free[hidden.lines[ranks < longest], ranks[ranks < longest]] = False
+        is_free &= np.cumsum(is_free, axis=1) <= lengths[users, None]
+        item_rows.append((is_free.sum(axis=1), order[np.nonzero(is_free)[1]]))
+    sizes = np.concatenate([each for each, _ in item_rows])
+    return Ragged(np.concatenate([each for _, each in item_rows]), np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def probe_lists(
+    lists: ComparedLists, events: Int64[np.ndarray, "items"], *, is_cold: Bool[np.ndarray, "items"], seed: int = 0
 ) -> tuple[Probe, ...]:
-    """Measures whether all users are recommended popular items; `events` counts the training positives of each item."""
-    shares, shares_of_log = served_shares(lists, events), served_shares(_all_events(events), events)
-    recommendations = max(len(lists.values), 1)
+    """Measures whether users are recommended the same, or popular, items; `events` counts the training positives of
+    each item.
+    """
     return (
-        Probe(
-            "served_top_tenth",
-            float(shares[-1]),
-            "share of recommendations from the most popular tenth of items, which had "
-            f"{format_decimal(float(shares_of_log[-1]))} of the positives",
-            alarm_above=(1 + float(shares_of_log[-1])) / 2,
-        ),
-        Probe(
-            "served_cold",
-            float(is_cold[lists.values].sum() / recommendations),
-            "share of recommendations of items without a training event",
-        ),
-        Probe(
-            "novelty",
-            novelty(lists, events),
-            "mean surprise of a recommended item in bits: -log2 of its share of positives",
-        ),
-        Probe(
-            "overlap",
-            overlap(lists, seed=seed),
-            "share of a list that is also in the list of another random user",
-            alarm_above=0.5,
-        ),
+        _coverage(lists, num_items=len(events)),
+        _top_tenth(lists, events),
+        _overlap(lists, num_items=len(events), seed=seed),
+        _cold(lists, is_cold),
     )
+
+
+def _coverage(lists: ComparedLists, *, num_items: int) -> Probe:
+    served, popular, liked = (
+        len(np.unique(each.values)) / num_items for each in (lists.served, lists.popular, lists.liked)
+    )
+    is_larger = len(lists.served.values) >= len(lists.liked.values) > 0
+    return Probe(
+        "coverage",
+        served,
+        f"share of the catalogue that is in some list, with {len(lists.served.values):,} recommendations; "
+        f"{len(lists.liked.values):,} positives",
+        popular,
+        liked if len(lists.liked.values) else None,
+        alarm_below=liked / 2 if is_larger else None,
+        source="half as many different items as people like",
+        next_step="Fewer items are recommended than people like. Add histories to features.user, and compare with "
+        "train.loss: {kind: in_batch_softmax, log_q: none}, which favors rare items.",
+    )
+
+
+def _top_tenth(lists: ComparedLists, events: Int64[np.ndarray, "items"]) -> Probe:
+    served, popular, liked = (
+        float(served_shares(each, events)[-1]) if len(each.values) else None
+        for each in (lists.served, lists.popular, lists.liked)
+    )
+    return Probe(
+        "top_tenth",
+        served,
+        "share of recommendations from the most popular tenth of items",
+        popular,
+        liked,
+        alarm_above=halfway(popular, liked) if _above(popular, liked) else None,
+        source="halfway from what people like to the most popular items",
+        next_step="Popular items crowd out the rest. Compare with train.loss: {kind: in_batch_softmax, log_q: none}, "
+        "and look at the recall of the tenths of items under Groups.",
+    )
+
+
+def _overlap(lists: ComparedLists, *, num_items: int, seed: int) -> Probe:
+    served, popular, liked = (overlap(each, seed=seed) for each in (lists.served, lists.popular, lists.liked))
+    sizes = lists.served.sizes[lists.served.sizes > 0]
+    by_chance = float(sizes.mean() / num_items) if len(sizes) else 0.0
+    return Probe(
+        "overlap",
+        served,
+        f"share of a list that is also in the list of another random user; {format_decimal(by_chance)} by chance",
+        popular,
+        liked,
+        alarm_above=halfway(popular, by_chance) if _above(popular, by_chance) else None,
+        source="halfway from random lists to one list for all",
+        next_step="Everybody gets nearly the same list. Add histories to features.user, or use retriever.score: "
+        "{kind: cosine, temperature: 0.1} in place of dot.",
+    )
+
+
+def _cold(lists: ComparedLists, is_cold: Bool[np.ndarray, "items"]) -> Probe:
+    served, popular, liked = (
+        float(is_cold[each.values].mean()) if len(each.values) else None
+        for each in (lists.served, lists.popular, lists.liked)
+    )
+    return Probe(
+        "cold_items",
+        served,
+        "share of recommendations of items without a training event",
+        popular,
+        liked,
+        alarm_below=liked / 2 if liked is not None and liked >= MARGIN / 2 else None,
+        source="half of their share of what people like",
+        next_step="Items without events are not recommended. Set unknown_rate: 0.3 on {kind: id}, and add features "
+        "that a new item has: tags, {kind: vector}, {kind: age}.",
+    )
+
+
+def probe_group_share(lists: ComparedLists, grouping: Grouping) -> Probe:
+    """Measures whether few groups (creators, say) receive most recommendations."""
+    served, popular, liked = (
+        _share_of_top_groups(each, grouping) for each in (lists.served, lists.popular, lists.liked)
+    )
+    count = int(grouping.group.max(initial=-1)) + 1
+    top = max(round(count / 100), 1)
+    return Probe(
+        f"{grouping.name}/top_share",
+        served,
+        f"share of recommendations from the {plural(top, 'most frequent value')} of {count:,}",
+        popular,
+        liked,
+        alarm_above=halfway(popular, liked) if _above(popular, liked) else None,
+        source="halfway from what people like to the most popular items",
+        next_step=f"Few values of {grouping.name} get most of the places. Limit them per list in your service, or "
+        "compare with train.loss: {kind: in_batch_softmax, log_q: none}.",
+    )
+
+
+def probe_content(lists: ComparedLists, name: str, vectors: Float32[np.ndarray, "items dim"]) -> Probe:
+    """Measures how alike the items of one list are by content."""
+    served, popular, liked = (
+        intra_list_similarity(each, vectors) for each in (lists.served, lists.popular, lists.liked)
+    )
+    return Probe(
+        f"{name}/list_similarity",
+        served,
+        "mean cosine of two items of a list, by content",
+        popular,
+        liked,
+        alarm_above=None if liked is None else halfway(1.0, liked),
+        source="halfway from what people like to one item repeated",
+        next_step=f"Lists repeat one kind of item. Drop {name} from features.item, or spread the list in your service.",
+    )
+
+
+def _above(bad: float | None, good: float | None) -> bool:
+    return bad is not None and good is not None and bad > good
+
+
+def _share_of_top_groups(lists: Ragged, grouping: Grouping) -> float | None:
+    """Returns the share of entries from the most frequent hundredth of all groups, at least one."""
+    group = grouping.group[lists.values]
+    counts = np.bincount(group[group >= 0], minlength=int(grouping.group.max(initial=0)) + 1)
+    top = max(round(len(counts) / 100), 1)
+    return float(np.sort(counts)[-top:].sum() / counts.sum()) if counts.sum() else None
 
 
 def served_shares(lists: Ragged, events: Int64[np.ndarray, "items"]) -> Float64[np.ndarray, "_"]:
@@ -58,16 +193,6 @@ def served_shares(lists: Ragged, events: Int64[np.ndarray, "items"]) -> Float64[
     counts = np.bincount(tenth[lists.values], minlength=TENTHS)
     shares: Float64[np.ndarray, " _"] = counts / max(counts.sum(), 1)
     return shares
-
-
-def novelty(lists: Ragged, events: Int64[np.ndarray, "items"]) -> float | None:
-    """Returns the mean self-information -log2 p of recommended items (Zhou et al., PNAS 2010), with one event added to
-    each item; `None` means there are no lists.
-    """
-    if len(lists.values) == 0:
-        return None
-    share = (events + 1) / (events.sum() + len(events))
-    return float(-np.log2(share[lists.values]).mean())
 
 
 def overlap(lists: Ragged, *, seed: int = 0) -> float | None:
@@ -102,34 +227,9 @@ def intra_list_similarity(lists: Ragged, vectors: Float32[np.ndarray, "items dim
     return float(similarity.mean()) if len(similarity) else None
 
 
-def probe_lists_of_groups(lists: Ragged, grouping: Grouping) -> Probe:
-    """Measures whether few groups (creators, say) receive most recommendations."""
-    group = grouping.group[lists.values]
-    counts = np.bincount(group[group >= 0], minlength=grouping.group.max(initial=0) + 1)
-    top = max(round(len(counts) / 100), 1)
-    share = float(np.sort(counts)[-top:].sum() / max(counts.sum(), 1))
-    return Probe(
-        f"{grouping.name}/top_share",
-        share,
-        f"share of recommendations from the {f'{top:,} ' if top > 1 else ''}most frequent of {len(counts):,} values",
-        alarm_above=0.5,
-    )
-
-
-def probe_content(lists: Ragged, name: str, vectors: Float32[np.ndarray, "items dim"]) -> Probe:
-    """Measures how alike the items of one list are by content."""
-    value = intra_list_similarity(lists, vectors)
-    return Probe(f"{name}/list_similarity", value, "mean cosine of two items of a list, by content", alarm_above=0.9)
-
-
 def _shared(one: Ragged, other: Ragged) -> Float64[np.ndarray, "_"]:
     """Returns the share of each list of `one` that the same list of `other` contains."""
     width = max(int(one.values.max(initial=0)), int(other.values.max(initial=0))) + 1
     is_shared = np.isin(one.lines * width + one.values, other.lines * width + other.values)
     shares: Float64[np.ndarray, " _"] = np.bincount(one.lines, is_shared, minlength=len(one.sizes)) / one.sizes
     return shares
-
-
-def _all_events(events: Int64[np.ndarray, "items"]) -> Ragged:
-    """Returns all events as one list."""
-    return Ragged(np.repeat(np.arange(len(events)), events), np.array([0, events.sum()]))

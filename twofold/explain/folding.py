@@ -2,7 +2,8 @@
 
 Training never pushed such groups apart, because no user sees both. Users decide which groups are unrelated: where few
 users like items of two groups and the vectors place them together all the same, the model was not trained to separate
-them. So the share of neighbors in other groups is compared with chance and with how often users cross groups.
+them. So the share of neighbors in other groups is compared with chance and with how often users cross groups, group by
+group: an average over items hides small groups that are folded into a large one.
 """
 
 from dataclasses import dataclass
@@ -10,26 +11,26 @@ from typing import Final
 
 import numpy as np
 import scipy.stats
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
-from twofold.explain.probes import HUB_SHARE, Probe
+from twofold.explain.probes import Probe, halfway
 from twofold.ragged import Ragged, chunks
-from twofold.render.numbers import format_decimal, percent
+from twofold.render.numbers import format_decimal
 from twofold.topk import NOT_ALLOWED, top_k
 
 NEIGHBORS: Final = 10
 _SAMPLE: Final = 10_000  # items, as queries and as neighbors: 1e8 cosines
 _CHUNK_SCORES: Final = 2**21  # cosines in memory at once
 _UNRELATED: Final = 0.5  # groups that users cross at most half as often as chance are unrelated
-_RIDGE: Final = 1e-3
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """The group of each item row, -1 where it is not known."""
+    """The group of each item row, -1 where it is not known, and the value that each group stands for."""
 
     name: str
     group: Int64[np.ndarray, "items"]
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,117 +65,123 @@ def nearest_by_cosine(
     return nearest, distances
 
 
-def probe_hubs(near: Neighborhood) -> tuple[Probe, ...]:
+def probe_hubs(near: Neighborhood) -> Probe:
     """Measures whether a few items are the neighbors of most others."""
     if len(near.items) <= NEIGHBORS:
-        return (Probe("hub_skew", None, f"fewer than {NEIGHBORS + 1} items have a vector"),)
+        return Probe("hub_skew", None, f"fewer than {NEIGHBORS + 1} items have a vector")
     counts = np.bincount(near.nearest.reshape(-1), minlength=len(near.items))
-    hubs = np.argsort(-counts, kind="stable")[: max(round(HUB_SHARE * len(counts)), 1)]
-    with_hub = float(np.isin(near.nearest, hubs).any(axis=1).mean())
-    skew = float(scipy.stats.skew(counts)) if np.ptp(counts) else 0.0
-    return (
-        Probe(
-            "hub_skew",
-            skew,
-            f"skewness of how often an item is among the {NEIGHBORS} nearest of another",
-            alarm_above=1.4,
-            source="Feldbauer and Flexer, KAIS 2019: above 1.4 there is hubness",
-        ),
-        Probe(
-            "hub_lists",
-            with_hub,
-            f"share of items whose nearest include a hub ({len(hubs):,} items that are nearest to most others)",
-            alarm_above=0.5,
-        ),
+    return Probe(
+        "hub_skew",
+        float(scipy.stats.skew(counts)) if np.ptp(counts) else 0.0,
+        f"skewness of how often an item is among the {NEIGHBORS} nearest of another; 0 if all are equally often",
+        alarm_above=1.4,
+        source="Feldbauer and Flexer, KAIS 2019: above 1.4 there is hubness",
+        next_step="Some items are near to very many. See whether they crowd the lists too (top_tenth, overlap); if so, "
+        "train.loss: {kind: in_batch_softmax, uniform_negatives: 512} pushes them away.",
     )
 
 
-def probe_groups(
-    near: Neighborhood, grouping: Grouping, likes: Ragged, *, served: Ragged | None = None
-) -> tuple[Probe, ...]:
-    """Measures how far items of other groups leak into an item's neighbors, and into a user's recommendations.
-
-    `likes` and `served` hold item rows, one list per user, of the same users. A warning needs groups that users keep
-    apart: where users cross groups at least half as often as chance, mixed neighbors are no fault.
+@dataclass(frozen=True)
+class _Groups:
+    """Per group: number of items with a vector, share of their neighbors in other groups and that by chance; share of
+    pairs of a user's likes that leave the group, over that by chance. NaN where there is nothing to count.
     """
+
+    items: Int64[np.ndarray, "_"]
+    leak: Float64[np.ndarray, "_"]
+    leak_by_chance: Float64[np.ndarray, "_"]
+    crossing: Float64[np.ndarray, "_"]
+
+    @property
+    def folding(self) -> Float64[np.ndarray, "_"]:
+        """0 where neighbors leave the group as seldom as users do, 1 where as often as chance; NaN where users cross
+        groups about as often as chance, so that mixed neighbors are no fault.
+        """
+        is_apart = (self.crossing < _UNRELATED) & (self.items > NEIGHBORS) & (self.leak_by_chance > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            folding = (self.leak / self.leak_by_chance - self.crossing) / (1 - self.crossing)
+        return np.where(is_apart, folding, np.nan)
+
+
+def probe_folding(near: Neighborhood, grouping: Grouping, likes: Ragged) -> Probe:
+    """Measures how far items of other groups leak into an item's neighbors, for the worst of the groups that users keep
+    apart and have more than 10 items. `likes` holds item rows, one list per user.
+    """
+    name = f"{grouping.name}/folding"
+    groups = _measure_groups(near, grouping, likes)
+    if (groups.items > 0).sum() < 2:
+        return Probe(name, None, "fewer than two groups")
+    known = groups.items > 0
+    mean = float(np.average(groups.leak[known], weights=groups.items[known]))
+    overall = f"on average {format_decimal(1 - mean)} of an item's nearest are of its own group"
+    folding = groups.folding
+    if np.isnan(folding).all():
+        return Probe(name, None, f"no group with more than {NEIGHBORS} items is kept apart by users; {overall}")
+    worst = int(np.nanargmax(folding))
+    value = f" {grouping.values[worst]!r}" if grouping.values else f" number {worst}"
+    return Probe(
+        name,
+        float(folding[worst]),
+        f"worst group,{value}: 0 if its items have neighbors in other groups as seldom as users cross, 1 if as often "
+        f"as chance; {format_decimal(1 - float(groups.leak[worst]))} of their nearest are of the group, {overall}",
+        alarm_above=0.5,
+        source="halfway from what users do to chance",
+        next_step=f"Items of {grouping.name}{value} lie among unrelated ones. Add negatives of all groups: train.loss: "
+        "{kind: in_batch_softmax, uniform_negatives: 512}, or separate the towers: retriever.separate_towers_by.",
+    )
+
+
+def _measure_groups(near: Neighborhood, grouping: Grouping, likes: Ragged) -> _Groups:
+    width = int(grouping.group.max(initial=-1)) + 1
     group = grouping.group[near.items]
     own = np.flatnonzero(group >= 0)
-    counts = np.bincount(group[own]) if len(own) else np.zeros(1, np.int64)
-    if (counts > 0).sum() < 2:
-        return (Probe(f"{grouping.name}/purity", None, "fewer than two groups"),)
+    items = np.bincount(group[own], minlength=width)
     neighbors = group[near.nearest[own]]
     known = neighbors >= 0
-    leak = float(((neighbors != group[own, None]) & known).sum() / max(known.sum(), 1))
-    chance = float(1 - ((counts[group[own]] - 1) / max(len(own) - 1, 1)).mean())
-    crossing, chance_of_users = _crossing(grouping, likes)
-    usual = 1.0 if crossing is None or chance_of_users == 0 else min(crossing / chance_of_users, 1.0)
-    is_apart = usual < _UNRELATED
-    users = "no user likes two items" if crossing is None else f"users cross groups {percent(usual)} as often as chance"
-    purity = Probe(
-        f"{grouping.name}/purity",
-        1 - leak,
-        f"share of an item's nearest items in its own group; {format_decimal(1 - chance)} by chance",
-    )
-    folding = Probe(
-        f"{grouping.name}/folding",
-        (leak / chance - usual) / (1 - usual) if is_apart and chance > 0 else None,
-        f"0 means that neighbors cross groups as seldom as users do, 1 as often as chance; {users}",
-        alarm_above=0.5,
-    )
-    probes = (purity, folding, _linear_probe(grouping.name, near.vectors[own], group[own], is_apart=is_apart))
-    return probes if served is None else (*probes, _served_crossing(grouping, likes, served, is_apart=is_apart))
+    others = np.bincount(group[own], ((neighbors != group[own, None]) & known).sum(axis=1), minlength=width)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        leak = others / np.bincount(group[own], known.sum(axis=1), minlength=width)
+        by_chance = 1 - (items - 1) / max(len(own) - 1, 1)
+    return _Groups(items, np.nan_to_num(leak), by_chance, _crossing(grouping, likes, width=width))
 
 
-def _crossing(grouping: Grouping, lists: Ragged) -> tuple[float | None, float]:
-    """Returns the share of pairs of one list that are of two groups, as mean over lists, and the share by chance.
-
-    `None` means that no list has two items of a known group.
-    """
+def _crossing(grouping: Grouping, lists: Ragged, *, width: int) -> Float64[np.ndarray, "_"]:
+    """Returns how often pairs of a list that begin in each group leave it, over the share by chance; at most 1."""
     group = grouping.group[lists.values]
-    kept = group >= 0
-    list_of, group = lists.lines[kept], group[kept]
+    list_of, group = lists.lines[group >= 0], group[group >= 0]
     count = np.bincount(list_of, minlength=len(lists.sizes)).astype(np.float64)
-    width = grouping.group.max(initial=0) + 1
-    cell, size = np.unique(list_of * width + group, return_counts=True)
-    same = np.bincount(cell // width, size * (size - 1.0), minlength=len(count))
-    several = count > 1
-    shares = np.bincount(group) / max(len(group), 1)
-    chance = float(1 - (shares**2).sum()) if len(group) else 0.0
-    if not several.any():
-        return None, chance
-    return float((1 - same[several] / (count[several] * (count[several] - 1))).mean()), chance
+    cell, size = np.unique(list_of * max(width, 1) + group, return_counts=True)
+    owner, group_of_cell = cell // max(width, 1), cell % max(width, 1)
+    leaving = np.bincount(group_of_cell, size * (count[owner] - size), minlength=width)
+    pairs = np.bincount(group_of_cell, size * (count[owner] - 1), minlength=width)
+    share = np.bincount(group, minlength=width) / max(len(group), 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.minimum(leaving / pairs / (1 - share), 1)
 
 
-def _served_crossing(grouping: Grouping, likes: Ragged, served: Ragged, *, is_apart: bool) -> Probe:
-    """Measures the share of recommendations from groups of which the user likes nothing."""
-    width = grouping.group.max(initial=0) + 1
-    liked = np.unique(likes.lines * width + grouping.group[likes.values])
-    has_likes = likes.sizes > 0
-    user, group = served.lines, grouping.group[served.values]
-    kept = (group >= 0) & has_likes[user]
-    name = f"{grouping.name}/served_other"
-    if not kept.any():
-        return Probe(name, None, "no user with likes is recommended an item of a known group")
-    other = ~np.isin(user[kept] * width + group[kept], liked)
-    meaning = "share of recommendations from a group of which the user never liked an item"
-    return Probe(name, float(other.mean()), meaning, alarm_above=0.5 if is_apart else None)
-
-
-def _linear_probe(
-    name: str, vectors: Float32[np.ndarray, "items dim"], group: Int64[np.ndarray, "items"], *, is_apart: bool
-) -> Probe:
-    """Measures how well ridge regression on one-hot groups, fitted to every second item, classifies the others."""
-    names, coded = np.unique(group, return_inverse=True)
-    features = np.hstack([vectors, np.ones((len(vectors), 1), np.float32)]).astype(np.float64)
-    train, test = slice(0, None, 2), slice(1, None, 2)
-    gram = features[train].T @ features[train] + _RIDGE * np.eye(features.shape[1])
-    sums = np.zeros((features.shape[1], len(names)))
-    np.add.at(sums.T, coded[train], features[train])
-    predicted = (features[test] @ np.linalg.solve(gram, sums)).argmax(axis=1)
-    largest = float(np.bincount(coded[test]).max(initial=0) / max(len(coded[test]), 1))
+def probe_off_group(grouping: Grouping, likes: Ragged, *, served: Ragged, popular: Ragged, liked: Ragged) -> Probe:
+    """Measures the share of recommendations from groups of which the user liked nothing. `likes` are those before the
+    test window; the other lists are of the same users.
+    """
+    shares = [_off_group_share(grouping, likes, each) for each in (served, popular, liked)]
+    is_above = shares[1] is not None and shares[2] is not None and shares[1] > shares[2]
     return Probe(
-        f"{name}/linear_probe",
-        float((predicted == coded[test]).mean()) if len(predicted) else 0.0,
-        f"accuracy of a linear probe for the group, on held-out items; the largest group has {format_decimal(largest)}",
-        alarm_below=(1 + largest) / 2 if is_apart else None,
+        f"{grouping.name}/off_group",
+        shares[0],
+        f"share of recommendations from a value of {grouping.name} of which the user never liked an item before",
+        shares[1],
+        shares[2],
+        alarm_above=halfway(shares[1], shares[2]) if is_above else None,
+        source="halfway from what people like to the most popular items",
+        next_step=f"Lists leave the user's own {grouping.name}. Add {{kind: category, column: {grouping.name}}} to "
+        f"features.item, or filter by it when you ask the service.",
     )
+
+
+def _off_group_share(grouping: Grouping, likes: Ragged, lists: Ragged) -> float | None:
+    """Returns the share among users with likes; `None` means there is no such entry of a known group."""
+    width = int(grouping.group.max(initial=0)) + 1
+    liked = np.unique(likes.lines * width + grouping.group[likes.values])
+    user, group = lists.lines, grouping.group[lists.values]
+    kept = (group >= 0) & (likes.sizes > 0)[user]
+    return float((~np.isin(user[kept] * width + group[kept], liked)).mean()) if kept.any() else None

@@ -1,13 +1,15 @@
-"""Probes of item vectors and recommended lists: collapse, hubs and sameness as numbers, with warnings.
+"""Probes of item vectors: collapse, crowding, hubs, and items that cannot be found while they are new.
 
-Most thresholds are guesses and say "not measured": they lie where a person who looks at the lists would complain. A
-picture of the vectors decides nothing; these numbers do.
+A number says little alone, so each probe stands beside the same number of something known: of the popularity row, of
+what users liked in the test window, or of vectors in random directions. A warning follows from these, not from a
+guessed constant, and says what to do next. A picture of the vectors decides nothing.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import scipy.special
 import scipy.stats
 from jaxtyping import Bool, Float32, Int64
 
@@ -16,80 +18,106 @@ from twofold.render.numbers import format_decimal
 from twofold.topk import Products, packed_keys, sortable_keys, tie_order
 
 _CHUNK_SCORES: Final = 2**21  # scores in memory at once
-HUB_SHARE: Final = 0.01  # the most frequent items, as a share of the catalogue
+_PAIRS: Final = 100_000  # drawn for the share of near pairs, which is then known within .002
+_NEAR: Final = 0.9  # a cosine at which two items have the same neighbors
+MARGIN: Final = 0.05
+"""Least difference that counts: two shares that are nearer to each other are the same."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One number, its meaning, and when it raises a warning: above `alarm_above` or below `alarm_below`.
+    """One number beside the same number of known references, and when it raises a warning: above `alarm_above` or below
+    `alarm_below`.
 
-    A value of `None` means that the number does not exist; `meaning` then says why. `source` is where the threshold
-    comes from.
+    `popularity` is the number of the lists of the most popular items, `positives` that of what users liked in the test
+    window; `None` means that there is none. A value of `None` means that the number does not exist; `meaning` then says
+    why. `source` is where the limit comes from, `next_step` what to do about a warning.
     """
 
     name: str
     value: float | None
     meaning: str
+    popularity: float | None = None
+    positives: float | None = None
     alarm_above: float | None = None
     alarm_below: float | None = None
-    source: str = "not measured"
+    source: str = ""
+    next_step: str = ""
 
     @property
     def is_alarming(self) -> bool:
-        """True if the value is beyond its threshold."""
+        """True if the value is beyond its limit."""
         if self.value is None:
             return False
         too_high = self.alarm_above is not None and self.value > self.alarm_above
         return too_high or (self.alarm_below is not None and self.value < self.alarm_below)
 
 
-def probe_vectors(vectors: Float32[np.ndarray, "items dim"]) -> tuple[Probe, ...]:
+def halfway(bad: float | None, good: float | None) -> float | None:
+    """Returns the limit between a bad and a good reference: a warning means that the value is nearer to the bad one.
+
+    `None` if one of them is unknown, or if they differ by less than `MARGIN`, so that nothing can be told.
+
+    >>> halfway(1.0, 0.6), halfway(0.62, 0.6), halfway(None, 0.6)
+    (0.8, None, None)
+    """
+    return None if bad is None or good is None or abs(bad - good) < MARGIN else (bad + good) / 2
+
+
+def probe_vectors(vectors: Float32[np.ndarray, "items dim"], *, seed: int = 0) -> tuple[Probe, ...]:
     """Measures whether the item vectors (at least two) use their space; by direction alone, without zero vectors."""
     dim = vectors.shape[1]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors[lengths[:, 0] > 0] / lengths[lengths > 0][:, None]
+    rng, items = np.random.default_rng(seed), len(vectors)
+    one = rng.integers(0, items, _PAIRS)
+    other = (one + rng.integers(1, max(items, 2), _PAIRS)) % items
+    near = float((np.vecdot(vectors[one], vectors[other]) > _NEAR).mean()) if items > 1 else 0.0
+    by_chance = near_by_chance(dim)
     return (
         Probe(
             "effective_rank",
             effective_rank(vectors),
             f"number of directions that the item vectors use, of {dim}",
-            alarm_below=min(dim, len(vectors)) / 10,
+            alarm_below=min(dim, items) / 8,
+            source="an eighth of the directions that random vectors use",
+            next_step="Add negatives, train.loss: {kind: in_batch_softmax, uniform_negatives: 512}; or lower "
+            "retriever.dim, if recall stays.",
         ),
         Probe(
-            "mean_cosine",
-            mean_cosine(vectors),
-            "mean cosine of two random items; 1 means that all vectors are one point",
-            alarm_above=0.5,
+            "near_pairs",
+            near,
+            f"share of pairs of items with a cosine above {_NEAR}; {format_decimal(by_chance)} for random directions; "
+            f"the mean cosine is {format_decimal(mean_cosine(vectors))}",
+            alarm_above=by_chance + MARGIN,
+            source=f"{MARGIN} above random directions",
+            next_step="Many items share one place. Lower retriever.score.temperature, or mix easy negatives in: "
+            "train.hard_negatives.easy_per_hard: 100.",
         ),
     )
 
 
-def probe_lists(item_rows: Int64[np.ndarray, "_"], *, num_items: int, num_lists: int) -> tuple[Probe, ...]:
-    """Measures whether all users are recommended the same items; `item_rows` are the items of all lists in a row."""
-    counts = np.bincount(item_rows, minlength=num_items)
-    hubs = max(round(num_items * HUB_SHARE), 1)
-    recommendations = max(int(counts.sum()), 1)
-    top_share = float(np.sort(counts)[-hubs:].sum() / recommendations)
-    most = float(counts.max() / max(num_lists, 1))
-    most_frequent = "most frequent item" if hubs == 1 else f"{hubs:,} most frequent items"
-    return (
-        Probe("coverage", float((counts > 0).mean()), "share of the catalogue that is in some list", alarm_below=0.05),
-        Probe("hub_share", top_share, f"share of all recommendations that go to the {most_frequent}", alarm_above=0.5),
-        Probe("commonest_item", most, "share of lists that contain the most frequent item", alarm_above=0.5),
-        Probe("gini", gini(counts), "Gini coefficient: 0 all items equally often, 1 a single item", alarm_above=0.98),
-    )
+def near_by_chance(dim: int) -> float:
+    """Returns the share of pairs of random directions with a cosine above 0.9: half a beta distribution.
+
+    >>> round(near_by_chance(2), 3), round(near_by_chance(16), 6)
+    (0.144, 0.0)
+    """
+    if dim < 2:
+        return 0.5
+    return float(scipy.special.betainc((dim - 1) / 2, 0.5, 1 - _NEAR**2) / 2)
 
 
-def probe_norms(vectors: Float32[np.ndarray, "items dim"], events: Int64[np.ndarray, "items"]) -> Probe:
-    """Measures whether popular items have long vectors; `events` counts the training events of each item."""
+def probe_norms(vectors: Float32[np.ndarray, "items dim"], events: Int64[np.ndarray, "items"]) -> tuple[Probe, ...]:
+    """Measures whether popular items have long vectors; `events` counts the training events of each item. Nothing if
+    all vectors are equally long, as with cosine.
+    """
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     if np.ptp(lengths) <= 1e-3 * lengths.max(initial=0) or np.ptp(events) == 0:
-        return Probe("norm_popularity", None, "all vectors are equally long, or all items equally popular")
-    return Probe(
-        "norm_popularity",
-        float(scipy.stats.spearmanr(lengths, events).statistic),
-        "rank correlation of vector length and popularity: long vectors raise a dot score and lower a distance score",
-    )
+        return ()
+    correlation = float(scipy.stats.spearmanr(lengths, events).statistic)
+    meaning = "rank correlation of vector length and popularity: long vectors raise a dot score, lower a distance score"
+    return (Probe("norm_popularity", correlation, meaning),)
 
 
 def new_item_probe(
@@ -112,9 +140,13 @@ def new_item_probe(
     return Probe(
         "new_items",
         as_new,
-        f"share of positives among the best {k} of their user if each alone were new: without its id, values that no "
-        f"other item has, and its own counters; {format_decimal(intact)} with them, {format_decimal(chance)} by chance",
-        alarm_below=2 * chance if intact > 4 * chance else None,
+        f"share of positives among the best {k} of their user if each alone were new, without its id, values that no "
+        f"other item has, and its own counters; at most, since training did see its other features; "
+        f"{format_decimal(intact)} with them, {format_decimal(chance)} by chance",
+        alarm_below=halfway(chance, intact),
+        source="halfway from chance to what is found with them",
+        next_step="Set unknown_rate: 0.3 on {kind: id}, add features that a new item has (tags, {kind: vector}), and "
+        "measure it: prepare.new_items: 0.05, as in recipes/studies/new-items.yaml.",
     )
 
 
@@ -163,14 +195,3 @@ def mean_cosine(vectors: Float32[np.ndarray, "items dim"]) -> float:
     items = len(vectors)
     total = vectors.astype(np.float64).sum(axis=0)
     return float((total @ total - items) / (items * max(items - 1, 1)))
-
-
-def gini(counts: Int64[np.ndarray, "items"]) -> float:
-    """Returns the Gini coefficient of how often each item occurs, zeros included.
-
-    >>> gini(np.array([5, 5, 5])), gini(np.array([0, 0, 0, 8]))
-    (0.0, 0.75)
-    """
-    ordered, items = np.sort(counts), len(counts)
-    weights = 2 * np.arange(1, items + 1) - items - 1
-    return float((weights * ordered).sum() / (items * max(ordered.sum(), 1)))

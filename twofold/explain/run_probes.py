@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from twofold.dataset.dataset import Dataset
-from twofold.explain.diversity import probe_content, probe_lists_of_groups, probe_served
-from twofold.explain.folding import Grouping, find_neighbors, probe_groups, probe_hubs
-from twofold.explain.probes import Probe, probe_lists, probe_norms, probe_vectors
+from twofold.dataset.examples import Examples
+from twofold.explain.diversity import ComparedLists, popular_lists, probe_content, probe_group_share, probe_lists
+from twofold.explain.folding import Grouping, find_neighbors, probe_folding, probe_hubs, probe_off_group
+from twofold.explain.probes import Probe, probe_norms, probe_vectors
 from twofold.ragged import Ragged
 from twofold.recipe.features import BagFeature, CategoryFeature
 
@@ -31,18 +32,35 @@ def probe_run(
 
     `attributes` has one row per item; `columns` are described at `groupings_of`.
     """
-    train = dataset.examples["train"]
-    events = np.bincount(train.item_rows[train.label], minlength=len(dataset.items))
-    is_cold = np.arange(len(dataset.items)) >= dataset.items.num_known
+    train, num_users, num_items = dataset.examples["train"], len(dataset.users), len(dataset.items)
+    events = np.bincount(train.item_rows[train.label], minlength=num_items)
+    is_cold = np.arange(num_items) >= dataset.items.num_known
     likes = Ragged(np.asarray(dataset.positives.item_rows, np.int64), np.asarray(dataset.positives.offsets))
+    before = _positives_of(train, num_users)
+    compared = ComparedLists(lists, _popular(dataset, likes, lists), _positives_of(dataset.examples["test"], num_users))
     near = find_neighbors(vectors)
-    probes = [*probe_vectors(vectors), *probe_hubs(near), probe_norms(vectors, events)]
-    probes += probe_lists(lists.values, num_items=len(dataset.items), num_lists=int((lists.sizes > 0).sum()))
-    probes += probe_served(lists, events, is_cold=is_cold)
+    probes = [*probe_vectors(vectors), probe_hubs(near), *probe_norms(vectors, events)]
+    probes += probe_lists(compared, events, is_cold=is_cold)
     for grouping in groupings_of(dataset, attributes, columns):
-        probes += [*probe_groups(near, grouping, likes, served=lists), probe_lists_of_groups(lists, grouping)]
-    probes += [probe_content(lists, name, np.asarray(content)) for name, content in dataset.vectors.items()]
+        off_group = probe_off_group(grouping, before, served=lists, popular=compared.popular, liked=compared.liked)
+        probes += [probe_folding(near, grouping, likes), off_group, probe_group_share(compared, grouping)]
+    probes += [probe_content(compared, name, np.asarray(content)) for name, content in dataset.vectors.items()]
     return tuple(probes)
+
+
+def _positives_of(examples: Examples, num_users: int) -> Ragged:
+    """Returns the positives of a window, one list per user row."""
+    users, items = examples.user_rows[examples.label], examples.item_rows[examples.label]
+    order = np.argsort(users, kind="stable")
+    offsets = np.searchsorted(users[order], np.arange(num_users + 1)).astype(np.int64)
+    return Ragged(np.asarray(items[order]), offsets)
+
+
+def _popular(dataset: Dataset, likes: Ragged, lists: Ragged) -> Ragged:
+    """Returns the items with most positives of the log that each user has not seen, as many as the user's list has."""
+    counts = np.bincount(likes.values, minlength=len(dataset.items))
+    seen = Ragged(np.asarray(dataset.events.item_rows, np.int64), np.asarray(dataset.events.offsets))
+    return popular_lists(counts, seen, lists.sizes)
 
 
 def groupings_of(dataset: Dataset, attributes: pa.Table, columns: Sequence[str] = ()) -> list[Grouping]:
@@ -60,8 +78,9 @@ def groupings_of(dataset: Dataset, attributes: pa.Table, columns: Sequence[str] 
         if pa.types.is_nested(column.type):
             filled = pc.if_else(pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0), column, None)
             column = pc.list_element(pc.list_slice(filled, 0, 1, return_fixed_size_list=True), 0)
-        codes = column.dictionary_encode().indices.fill_null(-1)
-        groupings.append(Grouping(name, codes.to_numpy(zero_copy_only=False).astype(np.int64)))
+        coded = column.dictionary_encode()
+        codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        groupings.append(Grouping(name, codes, tuple(map(str, coded.dictionary.to_pylist()))))
     return groupings
 
 
