@@ -57,6 +57,11 @@ def half_on_one_point(rng):
     return vectors
 
 
+def eight_kinds(rng):
+    """Items of a kind are alike, and there are as many of each: no fault."""
+    return unit(rng.normal(size=(8, 64)))[np.arange(2000) % 8] + 0.01 * rng.normal(size=(2000, 64)) / np.sqrt(64)
+
+
 def collapsed(rng):
     return np.ones((2000, 64)) + 1e-3 * rng.normal(size=(2000, 64))
 
@@ -69,12 +74,24 @@ def collapsed(rng):
         (lambda rng: isotropic(rng, 128), set()),
         (lambda rng: isotropic(rng, 3), set()),  # one pair in forty is near by chance alone
         (falling, set()),
+        (eight_kinds, set()),
         (few_directions, {"effective_rank"}),
         (two_points, {"near_pairs"}),
         (half_on_one_point, {"near_pairs"}),
         (collapsed, {"effective_rank", "near_pairs"}),
     ],
-    ids=["16 dims", "64 dims", "128 dims", "3 dims", "falling", "14 of 128", "two points", "half a point", "collapsed"],
+    ids=[
+        "16 dims",
+        "64 dims",
+        "128 dims",
+        "3 dims",
+        "falling",
+        "eight kinds",
+        "14 of 128",
+        "two points",
+        "half a point",
+        "collapsed",
+    ],
 )
 def test_planted_vectors_raise_their_warning_and_sound_ones_none(plant, expected):
     probes = probe_vectors(unit(plant(np.random.default_rng(0))))

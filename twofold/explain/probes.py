@@ -20,6 +20,7 @@ from twofold.topk import Products, packed_keys, sortable_keys, tie_order
 _CHUNK_SCORES: Final = 2**21  # scores in memory at once
 _PAIRS: Final = 100_000  # drawn for the share of near pairs, which is then known within .002
 _NEAR: Final = 0.9  # a cosine at which two items have the same neighbors
+_CROWDED: Final = 0.2  # near pairs: with fewer than 5 places for all items, places and not tastes decide
 MARGIN: Final = 0.05
 """Least difference that counts: two shares that are nearer to each other are the same."""
 
@@ -89,8 +90,8 @@ def probe_vectors(vectors: Float32[np.ndarray, "items dim"], *, seed: int = 0) -
             near,
             f"share of pairs of items with a cosine above {_NEAR}; {format_decimal(by_chance)} for random directions; "
             f"the mean cosine is {format_decimal(mean_cosine(vectors))}",
-            alarm_above=by_chance + MARGIN,
-            source=f"{MARGIN} above random directions",
+            alarm_above=by_chance + _CROWDED,
+            source=f"{_CROWDED} above random directions; half of the items in one place give 0.25",
             next_step="Many items share one place. Lower retriever.score.temperature, or mix easy negatives in: "
             "train.hard_negatives.easy_per_hard: 100.",
         ),
