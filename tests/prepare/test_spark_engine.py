@@ -172,7 +172,7 @@ def test_nan_and_infinities_are_null_on_both_engines(tmp_path: Path) -> None:
         "target": "GREATEST(LEAST(fine, watch_s), -1)",
         "split": {"kind": "last_n", "test": 2, "ties": "note"},
     }
-    recipe = asked(world_recipe(write_world(tmp_path / "log", log, ODD_ITEMS)), **parts)
+    recipe = with_prepare(world_recipe(write_world(tmp_path / "log", log, ODD_ITEMS)), **parts)
     out, _ = prepare_with_both(recipe, tmp_path)
     rows = pq.read_table(out / "rows" / "split=train" / "shard=0.parquet", partitioning=None)
     assert set(rows["watch_s"].to_pylist()) == {None, 0.0, 2.5, 20.0}
