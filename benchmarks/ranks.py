@@ -65,10 +65,10 @@ def stepper(kind: str, ranks: ProcessGroup, folder: Path) -> Callable[[int], Non
         users, items = (torch.randint(ROWS, (BATCH,)) for _ in range(2))
         own = torch.arange(BATCH)[part]
         weight = torch.full((len(own),), 1 / BATCH)
-        lines = SoftmaxBatch(users[part], weight, own, items, users, torch.zeros(BATCH))
+        lines = SoftmaxBatch(users[part], items[part], weight, torch.zeros(len(own)), items, users, torch.zeros(BATCH))
         vectors = all_gather_vectors(ranks, item({"id": 1 + items[part]}))
         queries, product = user({"id": 1 + users[part]}), product_dtype_of("auto", ranks.device)
-        loss = softmax_sum(queries, vectors, lines, temperature=TEMPERATURE, product_dtype=product)
+        loss = softmax_sum(queries / TEMPERATURE, vectors[own], vectors, lines, product_dtype=product)
         optimizer.zero_grad()
         loss.backward()
         sum_gradients(ranks, optimizer.copied)

@@ -45,13 +45,13 @@ Work = Callable[[], object]
 
 def fused(users: Tensor, items: Tensor, lines: SoftmaxBatch) -> Tensor:
     """Ours."""
-    return softmax_sum(users, items, lines, temperature=TEMPERATURE, product_dtype=PRODUCT)
+    return softmax_sum(users / TEMPERATURE, items, items, lines, product_dtype=PRODUCT)
 
 
 def plain(users: Tensor, items: Tensor, lines: SoftmaxBatch) -> Tensor:
     """Returns the softmax loss through the whole matrix of logits, as plain PyTorch computes it."""
     same = (lines.item_rows[:, None] == lines.item_rows) | (lines.user_rows[:, None] == lines.user_rows)
-    logits = users @ items.T / TEMPERATURE - lines.log_q
+    logits = users @ items.T / TEMPERATURE - lines.shift
     logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
     losses = functional.cross_entropy(logits, torch.arange(len(logits)), reduction="none")
     return (losses * lines.weight).sum()
@@ -62,7 +62,7 @@ def random_lines(batch: int, users: int, items: int) -> SoftmaxBatch:
     rows = (torch.rand(batch) ** 2 * items).long()
     log_q = -0.5 * torch.log(4.0 * items * (rows + 0.5))
     user_rows = torch.randint(users, (batch,))
-    return SoftmaxBatch(user_rows, torch.full((batch,), 1 / batch), torch.arange(batch), rows, user_rows, log_q)
+    return SoftmaxBatch(user_rows, rows, torch.full((batch,), 1 / batch), log_q, rows, user_rows, log_q)
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -110,9 +110,8 @@ def sequence_pass(sequences: list[Tensor]) -> tuple[Work, int]:
 
     def one_pass() -> None:
         for inputs, lines in batches:
-            update(
-                optimizer, softmax_sum(user(inputs), item(everything), lines, temperature=1.0, product_dtype=PRODUCT)
-            )
+            items = item(everything)
+            update(optimizer, softmax_sum(user(inputs), items[lines.own_rows], items, lines, product_dtype=PRODUCT))
 
     return one_pass, sum(len(lines.weight) for _, lines in batches)
 
@@ -131,7 +130,7 @@ def sequence_batches(sequences: list[Tensor]) -> list[tuple[dict[str, Tensor], S
         line, known = rows.nonzero(as_tuple=True)
         own, nobody = torch.cat([each[1:] for each in part]), torch.full((KNOWN,), -1)
         weight = torch.full((len(own),), 1 / len(own))
-        lines = SoftmaxBatch(line, weight, own, torch.arange(KNOWN), nobody, torch.zeros(KNOWN))
+        lines = SoftmaxBatch(line, own, weight, torch.zeros(len(own)), torch.arange(KNOWN), nobody, torch.zeros(KNOWN))
         batches.append(({"events": rows, "events.places": line * (rows.shape[1] + 1) + known + 1}, lines))
     return batches
 

@@ -117,7 +117,7 @@ NAMES = ("users", "items", "log_q")
 
 def our_lines(users: torch.Tensor, items: torch.Tensor, log_q: torch.Tensor) -> SoftmaxBatch:
     """A batch of pairs."""
-    return SoftmaxBatch(users, torch.full((len(users),), 1 / len(users)), torch.arange(len(users)), items, users, log_q)
+    return SoftmaxBatch(users, items, torch.full((len(users),), 1 / len(users)), log_q, items, users, log_q)
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------

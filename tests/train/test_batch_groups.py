@@ -16,7 +16,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import catalogue_scores
 from twofold.recipe.train import InBatchSoftmax, Train
-from twofold.train.batch_groups import group_examples
+from twofold.train.batch_groups import group_by_columns
 from twofold.train.loop import fit
 from twofold.train.objective import build_objective, draw_columns
 
@@ -50,28 +50,28 @@ def everything(dataset):
 
 @pytest.mark.parametrize("columns", [("language",), ("years",), ("language", "creator")])
 def test_a_group_is_the_rows_of_one_value_of_each_column(dataset, values, columns):
-    groups = group_examples(dataset, columns, everything(dataset), batch_size=2)
+    groups = group_by_columns(dataset, columns, everything(dataset), batch_size=2)
     wanted = list(zip(*(values[column] for column in columns), strict=True))
     assert len(set(wanted)) == groups.max() + 1 > 3  # None is one of them, and no group is too small for 2
     assert len(set(zip(wanted, groups.tolist(), strict=True))) == len(set(wanted))
 
 
 def test_items_come_before_users_where_both_have_the_column(dataset, values):
-    groups = group_examples(dataset, ("language",), everything(dataset), batch_size=2)
+    groups = group_by_columns(dataset, ("language",), everything(dataset), batch_size=2)
     assert groups.max() + 1 == len(set(values["language"])) == 4  # users speak four, none of them unknown
-    assert group_examples(dataset, (), everything(dataset), batch_size=2) is None
+    assert group_by_columns(dataset, (), everything(dataset), batch_size=2) is None
 
 
 def test_groups_under_a_batch_stand_together_or_join_the_smallest_that_fills_one(dataset, values):
     counts = sorted(values["years"].count(value) for value in set(values["years"]))
     middle = len(counts) // 2
     assert counts[middle] > counts[middle - 1]
-    groups = group_examples(dataset, ("years",), everything(dataset), batch_size=counts[middle])
+    groups = group_by_columns(dataset, ("years",), everything(dataset), batch_size=counts[middle])
     found = sorted(np.bincount(groups))
     assert found == sorted([sum(counts[:middle]), *counts[middle:]])
     # The smallest group alone does not fill a batch that the next one fills.
     assert counts[1] > counts[0]
-    groups = group_examples(dataset, ("years",), everything(dataset), batch_size=counts[1])
+    groups = group_by_columns(dataset, ("years",), everything(dataset), batch_size=counts[1])
     assert sorted(np.bincount(groups)) == sorted([counts[0] + counts[1], *counts[2:]])
 
 
@@ -101,10 +101,10 @@ def test_what_leaves_nothing_to_group_is_refused(dataset, values):
     with pytest.raises(
         DataError, match=rf"group_by: language has a single value in the {len(lines)} training examples"
     ):
-        group_examples(dataset, ("language",), lines, batch_size=2)
+        group_by_columns(dataset, ("language",), lines, batch_size=2)
     refusal = r"of the 4 groups of language, fewer than two fill a batch of 1,000 rows.*Lower train.batch_size"
     with pytest.raises(DataError, match=refusal):
-        group_examples(dataset, ("language",), everything(dataset), batch_size=1000)
+        group_by_columns(dataset, ("language",), everything(dataset), batch_size=1000)
 
 
 # --- folding ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import gather_batch, item_batches
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
-from twofold.train.negatives import count_in_batch, log_expected_counts, log_mixed_probability, sampled_inputs
+from twofold.train.negatives import count_in_batch, log_mixed_probability, sampled_inputs
 
 
 def test_q_is_the_share_of_the_rows_that_batches_are_made_of():
@@ -33,30 +33,6 @@ def test_a_mixture_has_the_probability_of_either_source_by_its_share():
     # Never drawn into a batch, and yet a candidate: the uniform ones hold it.
     found = log_mixed_probability(torch.tensor([0.5, 0.0]).log(), batch=30, uniform=10, num_items=20).exp()
     assert found.tolist() == pytest.approx([0.75 * 0.5 + 0.25 / 20, 0.25 / 20])
-
-
-def test_expected_counts_are_those_of_drawing_anything_but_the_own_item():
-    draw = np.random.default_rng(0)
-    q, own, in_batch, uniform = np.array([0.4, 0.3, 0.2, 0.1]), 1, 6, 3
-    totals = np.zeros(4)
-    for _ in range(20_000):
-        columns = np.concatenate([draw.choice(4, in_batch, p=q), draw.choice(4, uniform)])
-        totals += np.bincount(columns[columns != own], minlength=4)
-    # The mean count of competing columns: what is not the own item.
-    popular, even = in_batch * (1 - q[own]), uniform * 3 / 4
-    expected = popular * q / (1 - q[own]) + even / 3
-    assert totals[[0, 2, 3]] / 20_000 == pytest.approx(expected[[0, 2, 3]], rel=0.03)
-    # One line: columns 0 to 5 are the batch's, of which two hold its own item; 6 to 8 are drawn, one holds it.
-    columns = torch.tensor([0, 1, 2, 3, 1, 0, 2, 1, 3])
-    found = log_expected_counts(
-        (columns != own)[None],
-        own_q=torch.tensor([q[own]]),
-        column_q=torch.from_numpy(q)[columns],
-        in_batch=in_batch,
-        num_items=4,
-    )
-    by_hand = 4 * q[[0, 2, 3]] / (1 - q[own]) + 2 / 3
-    assert found.exp()[0, [0, 2, 3]].tolist() == pytest.approx(by_hand.tolist(), rel=1e-5)
 
 
 def test_drawn_items_are_read_as_the_catalogue_is_at_the_moment_of_a_line(tmp_path):

@@ -82,11 +82,14 @@ def naive_softmax(loss_config, logits, line, *, users, items, q, num_items, draw
     uniform = [item for item in drawn if item != own]
     if "logit_adjustment" in loss_config:
         score = [each + loss_config["logit_adjustment"] * math.log(share) for each, share in zip(score, q, strict=True)]
-    if loss_config.get("log_q", "classic") == "corrected" or loss_config["kind"] != "in_batch_softmax":
-        popular = len(others) if loss_config["kind"] == "in_batch_softmax" else 0
-        competing = ([items[j] for j in others] if popular else []) + uniform
-        expected = {item: popular * q[item] / (1 - q[own]) + len(uniform) / (num_items - 1) for item in set(competing)}
+    if loss_config.get("log_q", "classic") == "corrected" or loss_config["kind"] not in ("in_batch_softmax", "full_softmax"):
+        in_batch = b if loss_config["kind"] == "in_batch_softmax" else 0
+        held = [(in_batch * each + len(drawn) / num_items) / (in_batch + len(drawn)) for each in q]
+        competing = ([items[j] for j in others] if in_batch else []) + uniform
+        expected = {item: len(competing) * held[item] / (1 - held[own]) for item in set(competing)}
         return log_sum([score[own], *(score[item] - math.log(expected[item]) for item in competing)]) - score[own]
+    if loss_config["kind"] == "full_softmax":
+        return log_sum([score[own], *(score[item] for item in uniform)]) - score[own]
 
     def corrected(item):
         if loss_config["log_q"] == "none":
@@ -115,7 +118,7 @@ def naive_softmax(loss_config, logits, line, *, users, items, q, num_items, draw
 def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, loss_config, score, monkeypatch):
     _, dataset = world
     dataset = with_rows(dataset, weight=np.random.default_rng(0).uniform(0.5, 2, len(dataset.examples["train"])))
-    objective, model = objective_of(loss_config, dataset), model_of(dataset, score)
+    objective, model = objective_of(loss_config, dataset, precision="float32"), model_of(dataset, score)
     batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::13][:48])
     monkeypatch.setattr(losses_module, "CHUNK_ELEMENTS", 7 * 64)  # several chunks
     users, items = batch.user_rows.tolist(), batch.item_rows.tolist()

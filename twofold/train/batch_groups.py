@@ -1,4 +1,4 @@
-"""Groups of training examples, so that a batch holds one value of some columns, such as one language, or one tower."""
+"""Groups of training examples: a batch holds one day, one value of some columns (such as one language), or one tower."""
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -6,9 +6,64 @@ from jaxtyping import Int32, Int64
 from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.errors import DataError
 from twofold.model.multi_tower import MultiTower
+from twofold.recipe.features import AgeFeature, CounterFeature, Features
+from twofold.recipe.train import Train
+from twofold.tables import DAY_MS, HOUR_MS
+
+MIN_BATCHES = 4
+"""Smallest number of batches of a span of time: the examples beyond full batches wait for the next epoch, and with
+groups of one or two batches these would be many."""
 
 
 def group_examples(
+    dataset: Dataset, settings: Train, examples: Int64[np.ndarray, "examples"]
+) -> Int32[np.ndarray, "examples"] | None:
+    """Returns the group of each training example by `train.group_by` and `train.group_by_time`; `None` means one group.
+
+    Batches of one day make an item stand as a negative with the age, counters and probability that it had on the day of
+    the query. By default they are used where the item tower reads any of these.
+    """
+    groups = group_by_columns(dataset, settings.group_by, examples, batch_size=settings.batch_size)
+    span = settings.group_by_time
+    if span == "auto":
+        span = "day" if groups is None and reads_time(dataset.features.features) else "none"
+    if span == "none":
+        return groups
+    at = np.asarray(dataset.examples["train"].at[examples])
+    least = MIN_BATCHES * settings.batch_size
+    spans = group_by_span(at, HOUR_MS if span == "hour" else DAY_MS, min_examples=least)
+    if groups is not None:
+        spans = _filled(_numbered(groups.astype(np.int64) * (spans.max() + 1) + spans), settings.batch_size)
+    return spans.astype(np.int32) if spans.max(initial=0) > 0 else None
+
+
+def reads_time(features: Features) -> bool:
+    """Returns whether the item tower reads something that changes with time."""
+    return any(isinstance(feature, AgeFeature | CounterFeature) for feature in features.item)
+
+
+def group_by_span(
+    at: Int64[np.ndarray, "examples"], span_ms: int, *, min_examples: int
+) -> Int64[np.ndarray, "examples"]:
+    """Returns a number per span of time, ascending. Spans of fewer than `min_examples` are joined with the next ones,
+    and what is left at the end with the one before.
+
+    >>> group_by_span(np.array([5, 12, 13, 25, 38]), 10, min_examples=2).tolist()
+    [0, 0, 0, 1, 1]
+    """
+    spans, index, counts = np.unique(at // span_ms, return_inverse=True, return_counts=True)
+    group_of_span, group, size = np.zeros(len(spans), np.int64), 0, 0
+    for number, count in enumerate(counts):
+        if size >= min_examples:
+            group, size = group + 1, 0
+        group_of_span[number], size = group, size + count
+    if size < min_examples:
+        group_of_span[group_of_span == group] = max(group - 1, 0)
+    grouped: np.ndarray = group_of_span[index]
+    return grouped
+
+
+def group_by_columns(
     dataset: Dataset, columns: tuple[str, ...], examples: Int64[np.ndarray, "examples"], *, batch_size: int
 ) -> Int32[np.ndarray, "examples"] | None:
     """Returns the group of each training example: equal values of every column, NULL included; `None` without columns.

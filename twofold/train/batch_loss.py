@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import assert_never
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from twofold.dataset.batches import Batch, TensorInputs
 from twofold.model.encoder import Encoder
-from twofold.model.fused_softmax import SoftmaxBatch, softmax_sum
+from twofold.model.fused_softmax import SoftmaxBatch, competing_counts, softmax_sum
 from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softmax
 from twofold.model.multi_tower import Towers, towers_of
 from twofold.model.two_tower import TwoTower
 from twofold.recipe.train import Bce, Bpr, FullSoftmax, InBatchSoftmax, Regression, SampledSoftmax
 from twofold.train.distributed import all_gather_vectors
-from twofold.train.negatives import log_expected_counts, log_mixed_probability
+from twofold.train.negatives import log_mixed_probability
 from twofold.train.objective import Columns, Objective, draw_columns
 
 
@@ -50,21 +50,8 @@ def loss_of_vectors(
             losses = bce(model.own_logits(users, items[columns.own]), batch.label, gamma=gamma)
         case Regression(error=error):
             losses = regression(model.own_logits(users, items[columns.own]), batch.target, error=error)
-        case FullSoftmax() | InBatchSoftmax(log_q="classic" | "none") if objective.hard_pool is None:
-            softmax_batch = SoftmaxBatch(
-                batch.user_rows,
-                weight,
-                columns.own,
-                columns.item_rows,
-                columns.owners,
-                _log_q(objective, batch, columns),
-            )
-            queries, factors = model.as_products(users, items)
-            if model.score == "negative_distance":  # a difference of large squares, which bfloat16 products would lose
-                queries, factors = queries.double(), factors.double()
-            return softmax_sum(
-                queries, factors, softmax_batch, temperature=model.temperature, product_dtype=objective.product_dtype
-            )
+        case InBatchSoftmax() | SampledSoftmax() | FullSoftmax() if objective.hard_pool is None:
+            return _fused_softmax(objective, model, batch, columns, weight=weight, users=users, items=items)
         case InBatchSoftmax() | SampledSoftmax() | Bpr():
             losses = _against_sample(objective, model, batch, columns, users=users, items=items)
         case FullSoftmax():
@@ -74,18 +61,35 @@ def loss_of_vectors(
     return (losses * weight).sum()
 
 
-def _log_q(objective: Objective, batch: Batch, columns: Columns) -> Float[Tensor, "items"]:
-    """Returns what the softmax subtracts from the logit of each column: log Q or a multiple of it, or 0."""
-    if isinstance(objective.loss, FullSoftmax) and objective.loss.logit_adjustment > 0:
-        return -objective.loss.logit_adjustment * objective.in_batch.log(columns.item_rows, group=batch.group)
-    if not (isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic"):
-        return torch.zeros(len(columns.item_rows), device=columns.item_rows.device)
-    uniform = int((columns.owners < 0).sum())
-    return log_mixed_probability(
-        objective.in_batch.log(columns.item_rows, group=batch.group),
-        batch=len(columns.item_rows) - uniform,
-        uniform=uniform,
-        num_items=len(objective.item_pool(batch.group)),
+def _fused_softmax(
+    objective: Objective,
+    model: TwoTower,
+    batch: Batch,
+    columns: Columns,
+    *,
+    weight: Float[Tensor, "batch"],
+    users: Float[Tensor, "batch dim"],
+    items: Float[Tensor, "_ dim"],
+) -> Float[Tensor, ""]:
+    queries, factors = model.as_products(users, items)
+    if model.score == "negative_distance":  # a difference of large squares, which bfloat16 products would lose
+        queries, factors = queries.double(), factors.double()
+    shared = _competing(objective, columns)
+    shifts = _shifts(objective, batch, columns, shared)
+    return softmax_sum(
+        queries / model.temperature,
+        factors[columns.own],
+        factors[shared],
+        SoftmaxBatch(
+            batch.user_rows,
+            batch.item_rows,
+            weight,
+            shifts.own,
+            columns.item_rows[shared],
+            columns.owners[shared],
+            shifts.shared,
+        ),
+        product_dtype=objective.product_dtype,
     )
 
 
@@ -105,23 +109,15 @@ def _against_sample(
     item_rows, owners = columns.item_rows[shared], columns.owners[shared]
     queries, factors = model.as_products(users, items)
     positive = model.own_logits(users, items[columns.own])
-    counts = _log_counts(objective, batch, columns)
-    in_batch, num_items = int((owners >= 0).sum()), len(objective.item_pool(batch.group))
-    own_q, column_q = (objective.in_batch.log(rows, group=batch.group).exp() for rows in (batch.item_rows, item_rows))
+    shifts = _shifts(objective, batch, columns, shared)
 
     def losses(part: slice) -> Tensor:
         competing = (batch.item_rows[part, None] != item_rows) & (batch.user_rows[part, None] != owners)
         mined = torch.einsum("ld,lhd->lh", queries[part], factors[columns.hard[part]]) / model.temperature
-        mined = (mined - counts.mined[part, None]).masked_fill(columns.hard[part] < 0, -torch.inf)
-        negative = queries[part] @ factors[shared].T / model.temperature  # (batch, items)
-        if counts.shared is not None:
-            negative = negative - counts.shared[shared]
-        else:
-            negative = negative - log_expected_counts(
-                competing, own_q=own_q[part], column_q=column_q, in_batch=in_batch, num_items=num_items
-            )
+        mined = (mined - shifts.mined[part, None]).masked_fill(columns.hard[part] < 0, -torch.inf)
+        negative = queries[part] @ factors[shared].T / model.temperature - shifts.shared  # (batch, items)
         negatives = torch.cat([negative.masked_fill(~competing, -torch.inf), mined], dim=1)
-        own = positive[part] - counts.own[part]
+        own = positive[part] - shifts.own[part]
         return bpr(own, negatives) if isinstance(objective.loss, Bpr) else sampled_softmax(own, negatives)
 
     return by_chunks(losses, examples=len(users), columns=len(item_rows) + columns.hard.shape[1])
@@ -131,34 +127,61 @@ def _competing(objective: Objective, columns: Columns) -> slice:
     """Returns the shared columns that compete: in-batch and drawn ones, as the loss has; none if all are hard."""
     if objective.hard is not None and objective.hard.easy_per_hard == 0:
         return slice(0, 0)
-    own = int((columns.owners >= 0).sum())
-    return slice(0 if isinstance(objective.loss, InBatchSoftmax) else own, len(columns.item_rows))
+    has_own = isinstance(objective.loss, InBatchSoftmax | FullSoftmax)
+    return slice(0 if has_own else columns.num_in_batch, len(columns.item_rows))
 
 
 @dataclass(frozen=True)
-class _LogCounts:
-    """Corrections of the logits: the log of how often an example's sample is expected to hold an item."""
+class _Shifts:
+    """Corrections that are subtracted from the logits; equal shifts of all logits of an example change nothing."""
 
     own: Float[Tensor, "batch"]
+    shared: Float[Tensor, "items"]
     mined: Float[Tensor, "batch"]
-    shared: Float[Tensor, "items"] | None
-    """`None` means that it differs between examples."""
 
 
-def _log_counts(objective: Objective, batch: Batch, columns: Columns) -> _LogCounts:
-    """Returns the corrections. A hard negative is corrected for its own draws alone, even if another column holds its
-    item: the softmax is then the one over all items in which items of the mined ranks count twice.
+def _shifts(objective: Objective, batch: Batch, columns: Columns, shared: slice) -> _Shifts:
+    """Returns the corrections of the loss.
+
+    `classic` subtracts log Q from every logit, the own one included. `corrected` and sampled negatives subtract the log
+    of how often a negative is expected in the example's sample, n · Q(j) / (1 − Q(own)) for n competing columns, and
+    nothing from the own logit (Khrylchenko et al., *Correcting the LogQ correction*, RecSys 2025, section 3): here
+    log Q(j) from the columns, and the rest, which is equal for all of them, is added to the own logit. A hard negative
+    is corrected for its own draws alone, even if another column holds its item: the softmax is then the one over all
+    items in which items of the mined ranks count twice.
     """
-    zero = torch.zeros(len(batch.item_rows))
+    item_rows, zero = columns.item_rows[shared], torch.zeros(len(batch.item_rows), device=columns.item_rows.device)
     mined = torch.log(columns.hard.shape[1] / columns.hard_pool_size.clamp(min=1).float())
     match objective.loss:
-        case Bpr() | InBatchSoftmax(log_q="none"):
-            return _LogCounts(zero, zero, torch.zeros(len(columns.item_rows)))
-        case InBatchSoftmax(log_q="classic") if objective.hard is not None and objective.hard.easy_per_hard > 0:
-            shared = _log_q(objective, batch, columns) + math.log(len(columns.item_rows))
-            return _LogCounts(shared[columns.own], mined, shared)
-        case _:
-            return _LogCounts(zero, mined, None)
+        case FullSoftmax(logit_adjustment=adjustment) if adjustment > 0:
+            own, column = (
+                -adjustment * objective.in_batch.log(rows, group=batch.group) for rows in (batch.item_rows, item_rows)
+            )
+            return _Shifts(own, column, mined)
+        case Bpr() | FullSoftmax() | InBatchSoftmax(log_q="none"):
+            return _Shifts(zero, zero.new_zeros(len(item_rows)), torch.zeros_like(mined))
+        case _ if len(item_rows) == 0:
+            return _Shifts(zero, zero[:0], mined)
+    own, column = (_log_q(objective, rows, columns, group=batch.group) for rows in (batch.item_rows, item_rows))
+    if isinstance(objective.loss, InBatchSoftmax) and objective.loss.log_q == "classic":
+        return _Shifts(own, column, mined - math.log(len(item_rows)))
+    counted = SoftmaxBatch(batch.user_rows, batch.item_rows, zero, zero, item_rows, columns.owners[shared], column)
+    others = (1 - own.exp()).clamp(min=torch.finfo(own.dtype).tiny)
+    log_count = torch.log(competing_counts(counted).clamp(min=1) / others)
+    return _Shifts(-log_count, column, mined - log_count)
+
+
+def _log_q(objective: Objective, item_rows: Int64[Tensor, "_"], columns: Columns, *, group: int) -> Float[Tensor, "_"]:
+    """Returns log Q, the log probability that a competing column of the batch holds the item."""
+    num_items = objective.num_items_of(group)
+    if not isinstance(objective.loss, InBatchSoftmax):
+        return torch.full(item_rows.shape, -math.log(num_items), device=item_rows.device)
+    return log_mixed_probability(
+        objective.in_batch.log(item_rows, group=group),
+        batch=columns.num_in_batch,
+        uniform=len(columns.item_rows) - columns.num_in_batch,
+        num_items=num_items,
+    )
 
 
 def encode_parts(tower: Encoder, parts: Sequence[TensorInputs]) -> Float[Tensor, "_ dim"]:

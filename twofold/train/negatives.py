@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
@@ -64,24 +64,6 @@ def log_mixed_probability(
     if uniform == 0:
         return log_q
     return torch.log((batch * log_q.exp() + uniform / num_items) / (batch + uniform))
-
-
-def log_expected_counts(
-    competing: Bool[Tensor, "batch items"],
-    *,
-    own_q: Float[Tensor, "batch"],
-    column_q: Float[Tensor, "items"],
-    in_batch: int,
-    num_items: int,
-) -> Float[Tensor, "batch items"]:
-    """Returns the log of how often an example's competing columns are expected to hold the item of each column.
-
-    The first `in_batch` columns are the batch's: each holds j with Q'(j) = Q(j) / (1 - Q(own)), the probability given
-    that it is not the example's own item. The others are drawn uniformly from `num_items` items.
-    """
-    popular = competing[:, :in_batch].sum(dim=1) / (1 - own_q).clamp(min=torch.finfo(own_q.dtype).tiny)
-    uniform = competing[:, in_batch:].sum(dim=1) / max(num_items - 1, 1)
-    return torch.log(popular[:, None] * column_q + uniform[:, None])
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,14 @@ class Objective:
         """Number of items of the training window, from which negatives are drawn; later items are not known yet."""
         return self.dataset.items.num_known
 
-    def item_pool(self, group: int) -> Int64[Tensor, "items"]:
-        """Returns the item rows from which negatives of this group are drawn, ascending."""
-        return self.pools[group] if self.pools else torch.arange(self.num_items)
+    def num_items_of(self, group: int) -> int:
+        """Returns the number of items from which negatives of this group are drawn."""
+        return len(self.pools[group]) if self.pools else self.num_items
+
+    def draw_items(self, group: int) -> Int64[Tensor, "_"]:
+        """Draws the item rows of a batch's shared negatives uniformly, with replacement."""
+        drawn = torch.randint(self.num_items_of(group), (self.num_drawn,))
+        return self.pools[group][drawn] if self.pools else drawn
 
     @property
     def num_drawn(self) -> int:
@@ -113,7 +118,7 @@ def build_objective(
     examples = _examples(settings.loss, dataset)
     pools: tuple[Tensor, ...] = ()
     if per is None:
-        groups = group_examples(dataset, settings.group_by, examples, batch_size=settings.batch_size)
+        groups = group_examples(dataset, settings, examples)
     else:
         groups = group_by_tower(dataset, per, examples, batch_size=settings.batch_size)
         known = torch.from_numpy(per.tower_of_item[: dataset.items.num_known])
@@ -196,31 +201,36 @@ class Columns:
     """Size of the pool from which each example's hard negatives were drawn."""
     positions: Int64[Tensor, "_"]
     """Positions of the columns among the vectors that `all_gather_vectors` returns."""
+    num_in_batch: int
+    """Number of columns that belong to examples; the drawn ones follow."""
 
 
 def draw_columns(objective: Objective, batch: Batch) -> Columns:
     """Draws the columns of a batch: its own items, drawn negatives, then hard negatives. The full softmax has every
     item of the training window instead.
     """
-    ranks, size, pool = objective.ranks, len(batch.item_rows), objective.item_pool(batch.group)
+    ranks, size = objective.ranks, len(batch.item_rows)
     hard, hard_pool_size = torch.empty((size, 0), dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
     if isinstance(objective.loss, FullSoftmax):
+        pool = objective.pools[batch.group] if objective.pools else torch.arange(objective.num_items)
         inputs, item_rows = _inputs(objective, batch, [], pool), pool.to(ranks.device)
         owners, positions = torch.full_like(item_rows, -1), ranks.positions(own=0, drawn=len(item_rows))
         own = torch.searchsorted(item_rows, batch.item_rows.long())
-        return Columns(inputs, item_rows, owners, own, hard, hard_pool_size, positions)
-    drawn = pool[torch.randint(len(pool), (objective.num_drawn,))]
+        return Columns(inputs, item_rows, owners, own, hard, hard_pool_size, positions, num_in_batch=0)
+    drawn = objective.draw_items(batch.group)
     if objective.hard_pool is not None:
         hard, hard_pool_size = objective.hard_pool.draw(batch.user_rows.cpu(), objective.num_hard)
     mined, mined_column = torch.unique(hard.clamp(min=0), return_inverse=True)
+    in_batch = all_gather(ranks, batch.item_rows)
     return Columns(
         _inputs(objective, batch, [part.item for part in batch.parts or (batch,)], torch.cat([drawn, mined])),
-        torch.cat([all_gather(ranks, batch.item_rows), drawn.to(ranks.device)]),
+        torch.cat([in_batch, drawn.to(ranks.device)]),
         torch.cat([all_gather(ranks, batch.user_rows), torch.full_like(drawn, -1, device=ranks.device)]),
         torch.arange(size, device=ranks.device) + ranks.rank * size,
-        (size + len(drawn) + mined_column).masked_fill(hard < 0, -1).to(ranks.device),
+        (len(in_batch) + len(drawn) + mined_column).masked_fill(hard < 0, -1).to(ranks.device),
         hard_pool_size.to(ranks.device),
         ranks.positions(own=size, drawn=len(drawn) + len(mined)),
+        num_in_batch=len(in_batch),
     )
 
 
