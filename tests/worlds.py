@@ -182,6 +182,29 @@ def pauses(folder: Path, *, num_users: int = 600, num_items: int = 60) -> Recipe
     return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
 
 
+# --- fresh: age alone tells what is liked -----------------------------------------------------------------------------
+
+
+def fresh(folder: Path, *, num_users: int = 100, per_day: int = 20) -> Recipe:
+    """Everybody likes items of the day on which they were uploaded, whatever they are, and no others.
+
+    Every item is liked at the same age, so that age tells nothing if items are compared as of the moments of their own
+    likes. On the day of test nobody has met the items that are liked.
+    """
+    draw = np.random.default_rng(8)
+    lines = []
+    for user in range(num_users):
+        for day in (*TRAIN_DAYS, VALIDATION, TEST):
+            items = day * per_day + draw.choice(per_day, size=6, replace=False)
+            moments = day * DAY_MS + HOUR_MS + draw.choice(DAY_MS - HOUR_MS, size=6, replace=False)
+            lines += [(user, item, moment, True) for item, moment in zip(items, moments, strict=True)]
+    num_items = (TEST + 1) * per_day
+    uploaded = pa.array([FIRST_MS + row // per_day * DAY_MS for row in range(num_items)], pa.int64())
+    items = _items(num_items).drop(["uploaded_at"]).append_column("uploaded_at", uploaded)
+    features = {"user": [{"kind": "time", "part": "weekday"}], "item": [{"kind": "age", "hidden_dim": 8}]}
+    return world_recipe(write_world(folder, _events(lines, draw), items), {"features": features})
+
+
 # --- planted length bias ----------------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,13 @@
 """Batches of one language: what they hold, what negatives are counted by, what folds, what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests import worlds
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
@@ -11,12 +15,14 @@ from twofold.dataset.batches import epoch_batches
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError
+from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.window import evaluation_window
 from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import catalogue_scores
-from twofold.recipe.train import InBatchSoftmax, Train
-from twofold.train.batch_groups import group_by_columns
+from twofold.recipe.train import Bce, InBatchSoftmax, Train
+from twofold.tables import DAY_MS
+from twofold.train.batch_groups import group_by_columns, group_by_span, reads_time
 from twofold.train.loop import fit
 from twofold.train.objective import build_objective, draw_columns
 
@@ -105,6 +111,78 @@ def test_what_leaves_nothing_to_group_is_refused(dataset, values):
     refusal = r"of the 4 groups of language, fewer than two fill a batch of 1,000 rows.*Lower train.batch_size"
     with pytest.raises(DataError, match=refusal):
         group_by_columns(dataset, ("language",), everything(dataset), batch_size=1000)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=60), st.integers(1, 12))
+def test_spans_of_time_are_joined_until_they_are_large_enough(at, least):
+    span = 10**8
+    groups = group_by_span(np.array(at), span, min_examples=least)
+    spans = np.array(at) // span
+    assert all(len(set(groups[spans == each].tolist())) == 1 for each in spans)  # a span is never divided
+    order = np.argsort(at, kind="stable")
+    assert (np.diff(groups[order]) >= 0).all()
+    assert groups.min() == 0
+    assert len(set(groups.tolist())) == groups.max() + 1
+    assert groups.max() == 0 or np.bincount(groups).min() >= least
+
+
+def test_batches_are_of_one_day_where_an_item_changes_with_time(dataset):
+    rows = dataset.examples["train"]
+    assert reads_time(dataset.features.features)
+    objective = build_objective(Train(batch_size=4), dataset)
+    days = [
+        {(int(at) // DAY_MS) for at in batch.at}
+        for batch in epoch_batches(dataset, rows, objective.order, seed=(0, 0), first=0)
+    ]
+    assert len(days) > 10
+    assert len(set.union(*days)) > 3
+    assert objective.order.groups.max() > 2
+    for settings in (
+        Train(batch_size=4, group_by_time="none"),
+        Train(batch_size=4, loss=Bce(kind="bce")),  # no item stands beside another's query
+    ):
+        assert build_objective(settings, dataset).order.groups is None
+    hours = build_objective(Train(batch_size=4, group_by_time="hour"), dataset).order.groups
+    both = build_objective(Train(batch_size=2, group_by_time="day", group_by=("language",)), dataset).order.groups
+    assert hours.max() >= objective.order.groups.max()
+    assert both.max() > 3
+
+
+@pytest.mark.parametrize(("span", "uniform"), [("day", 512), ("none", 0)])
+def test_age_is_learned_where_items_are_compared_as_of_one_day(fresh_world, span, uniform, tmp_path):
+    """Only age tells which items the day of test likes. In mixed batches all items have the age of their own likes, so
+    that what is learned of it hangs on the initial weights.
+    """
+    recipe, dataset = fresh_world
+    window, last = evaluation_window(dataset, "test"), []
+    for seed in range(3):
+        found = []
+
+        def validate(model, found=found):
+            values = evaluate_catalogue(window, catalogue_scores(model, dataset, window), ks=(20,))
+            found.append(values.mean("catalogue/recall@20"))
+            return found[-1]
+
+        changes = {
+            "loss": InBatchSoftmax(kind="in_batch_softmax", uniform_negatives=uniform),
+            **{"group_by_time": span, "epochs": 4, "learning_rate": 0.003, "seed": seed},
+        }
+        settings = recipe.train.model_copy(update=changes)
+        build = partial(build_two_tower, recipe.retriever, dataset.features, dataset.vectors)
+        fit(build, dataset, settings, validate=validate, out=tmp_path)
+        last.append(found[-1])
+    assert (min(last) > 0.75) == (span == "day"), last
+
+
+@pytest.fixture(scope="module")
+def fresh_world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fresh")
+    recipe = worlds.fresh(folder / "log")
+    job = pipeline.Job(recipe, folder / "run")
+    return recipe, load_dataset(pipeline.build_dataset(job, pipeline.prepare(job)).folder)
 
 
 # --- folding ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Groups of training examples: a batch holds one day, one value of some columns (such as one language), or one tower."""
+"""Groups of training examples: a batch holds one day, one value of some columns, such as one language, or one tower."""
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -7,7 +7,7 @@ from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.errors import DataError
 from twofold.model.multi_tower import MultiTower
 from twofold.recipe.features import AgeFeature, CounterFeature, Features
-from twofold.recipe.train import Train
+from twofold.recipe.train import Bce, Regression, Train
 from twofold.tables import DAY_MS, HOUR_MS
 
 MIN_BATCHES = 4
@@ -26,7 +26,8 @@ def group_examples(
     groups = group_by_columns(dataset, settings.group_by, examples, batch_size=settings.batch_size)
     span = settings.group_by_time
     if span == "auto":
-        span = "day" if groups is None and reads_time(dataset.features.features) else "none"
+        competes = not isinstance(settings.loss, Bce | Regression)
+        span = "day" if groups is None and competes and reads_time(dataset.features.features) else "none"
     if span == "none":
         return groups
     at = np.asarray(dataset.examples["train"].at[examples])
