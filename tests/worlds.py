@@ -201,7 +201,10 @@ def fresh(folder: Path, *, num_users: int = 100, per_day: int = 20) -> Recipe:
     num_items = (TEST + 1) * per_day
     uploaded = pa.array([FIRST_MS + row // per_day * DAY_MS for row in range(num_items)], pa.int64())
     items = _items(num_items).drop(["uploaded_at"]).append_column("uploaded_at", uploaded)
-    features = {"user": [{"kind": "time", "part": "weekday"}], "item": [{"kind": "age", "hidden_dim": 8}]}
+    features = {
+        "user": [{"kind": "history", "events": "negatives", "max_length": 5}],  # there are none: all users are equal
+        "item": [{"kind": "age", "hidden_dim": 8}],
+    }
     return world_recipe(write_world(folder, _events(lines, draw), items), {"features": features})
 
 

@@ -1,30 +1,51 @@
-"""Fold-in of users for iALS: a user's vector solved from the vectors of the liked items, with NumPy alone, so that
-evaluation and serving share it.
+"""Retrievers that read nothing but liked items: iALS with fold-in of users, and item-item models of low rank.
 
-Weighted alternating least squares has a vector for every user of the training window. These vectors miss all later
-events, and a new user has none, so they are used neither in evaluation nor in serving. Instead, with the item vectors Y
-fixed, the user's half-step is solved again from the history at request time (Hu, Koren, Volinsky, ICDM 2008, eq. 4):
+Both are computed with NumPy alone, so that evaluation and serving share them.
+
+**iALS.** Weighted alternating least squares has a vector for every user of the training window. These vectors miss all
+later events, and a new user has none, so they are used neither in evaluation nor in serving. Instead, with the item
+vectors Y fixed, the user's half-step is solved again from the history at request time (Hu, Koren, Volinsky, ICDM 2008,
+eq. 4):
 
     x = (YᵀY + Yᵀ(C - I)Y + λI)⁻¹ Yᵀ C p,    c = 1 + alpha · times liked,    p = 1 where liked
 
 Positives of a history are not weighted: each counts as an event of mean weight.
+
+**Item-item models** (EASE, item-kNN) score an item by the sum of a column of weights W over the liked items. With
+W ≈ L·Rᵀ of low rank, a user's vector is the sum of the rows of L, and an item's vector is its row of R, so that an
+index serves them like towers.
+
+**Recency** is one more number of each vector: 1 for a user, `RecencyPrior.values` for an item.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, assert_never
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float32, Float64, Int32, Int64
 
 from twofold.dataset.tower_inputs import Inputs
 from twofold.ragged import chunks
 from twofold.run_folder import write_json
 
 FOLD_IN: Final = "fold_in.json"
+LEFT: Final = "left_vectors.npy"
 VECTORS: Final = "item_vectors.npy"
 CHUNK_ELEMENTS: Final = 2**21  # numbers gathered or solved at once: 16 MB
+
+
+@dataclass(frozen=True)
+class RecencyPrior:
+    """A term of the score that is equal for all users: weight · log(1 + positives of the item in the last days)."""
+
+    weight: float
+    days: int
+
+    def values(self, counts: Int64[np.ndarray, "items"]) -> Float32[np.ndarray, "items"]:
+        """Returns the term of each item from its number of positives in the last `days` days."""
+        return np.asarray(self.weight * np.log1p(counts), np.float32)
 
 
 @dataclass(frozen=True)
@@ -43,27 +64,30 @@ class FoldIn:
     default_vector: Float32[np.ndarray, "dim"]
     alpha: float
     regularization: float
+    prior: RecencyPrior | None = None
     _gram: Float64[np.ndarray, "dim dim"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Computes YᵀY + λI, which is the same for every user."""
-        gram = self.regularization * np.eye(self.dim)
-        for part in chunks(len(self.item_vectors), CHUNK_ELEMENTS // self.dim):
+        dim = self.item_vectors.shape[1]
+        gram = self.regularization * np.eye(dim)
+        for part in chunks(len(self.item_vectors), CHUNK_ELEMENTS // dim):
             vectors = self.item_vectors[part].astype(np.float64)
             gram += vectors.T @ vectors
         object.__setattr__(self, "_gram", gram)
 
     @property
     def dim(self) -> int:
-        """Dimension of the vectors."""
-        return int(self.item_vectors.shape[1])
+        """Dimension of the vectors, the prior included."""
+        return int(self.item_vectors.shape[1]) + (self.prior is not None)
 
-    def vectors(self, inputs: Inputs) -> Float32[np.ndarray, "batch dim"]:
+    def vectors(self, inputs: Inputs) -> Float32[np.ndarray, "batch _"]:
         """Returns one vector per history. The order does not matter; an item liked twice has twice the weight."""
         history = np.sort(inputs["positives"], axis=1)  # padding first, equal items adjacent
-        size = max(1, CHUNK_ELEMENTS // (self.dim * max(history.shape[1], self.dim)))
+        dim = self.item_vectors.shape[1]
+        size = max(1, CHUNK_ELEMENTS // (dim * max(history.shape[1], dim)))
         parts = [self._solved(history[part]) for part in chunks(len(history), size)]
-        return np.concatenate([np.empty((0, self.dim), np.float32), *parts])
+        return _with_one(np.concatenate([np.empty((0, dim), np.float32), *parts]), self.prior)
 
     def _solved(self, history: Int32[np.ndarray, "batch length"]) -> Float32[np.ndarray, "batch dim"]:
         longest = int((history > 0).sum(axis=1).max())
@@ -79,35 +103,87 @@ class FoldIn:
         return solved
 
 
-def save_factors(fold_in: FoldIn, folder: Path) -> None:
-    """Writes the two files that `load_factors` reads."""
-    np.save(folder / VECTORS, fold_in.item_vectors)
-    save_fold_in(fold_in, folder)
+@dataclass(frozen=True)
+class ItemSums:
+    """An item-item model of low rank: a user's vector is the sum of the left vectors of the liked items."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("positives",)
+    """Name of the only input: table rows (item row + 1), padded with 0."""
+    score: ClassVar[Literal["dot"]] = "dot"
+
+    item_vectors: Float32[np.ndarray, "items dim"]
+    left_vectors: Float32[np.ndarray, "items dim"]
+    prior: RecencyPrior | None = None
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors, the prior included."""
+        return int(self.item_vectors.shape[1]) + (self.prior is not None)
+
+    def vectors(self, inputs: Inputs) -> Float32[np.ndarray, "batch _"]:
+        """Returns one vector per history; an item that was liked several times counts once."""
+        history = np.sort(inputs["positives"], axis=1)  # padding first, equal items adjacent
+        is_first = (history > 0) & (np.diff(history, axis=1, prepend=0) > 0)
+        sums = np.zeros((len(history), self.left_vectors.shape[1]), np.float32)
+        for part in chunks(len(history), max(1, CHUNK_ELEMENTS // (history.shape[1] * sums.shape[1]))):
+            rows = self.left_vectors[history[part] - 1]  # (chunk, length, dim)
+            sums[part] = (is_first[part].astype(np.float32)[:, None, :] @ rows)[:, 0]
+        return _with_one(sums, self.prior)
 
 
-def load_factors(folder: Path) -> FoldIn:
+HistoryModel = FoldIn | ItemSums
+
+
+def _with_one(vectors: Float32[np.ndarray, "batch dim"], prior: RecencyPrior | None) -> Float32[np.ndarray, "batch _"]:
+    if prior is None:
+        return vectors
+    return np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], axis=1)
+
+
+def save_factors(model: HistoryModel, folder: Path) -> None:
+    """Writes the files that `load_factors` reads."""
+    np.save(folder / VECTORS, model.item_vectors)
+    save_fold_in(model, folder)
+
+
+def load_factors(folder: Path) -> HistoryModel:
     """Reads the files that `save_factors` wrote."""
-    return load_fold_in(folder, np.load(folder / VECTORS, allow_pickle=False))
+    return load_fold_in(folder, np.load(folder / VECTORS, allow_pickle=False), has_prior_column=False)
 
 
-def save_fold_in(fold_in: FoldIn, folder: Path) -> None:
+def save_fold_in(model: HistoryModel, folder: Path) -> None:
     """Writes all but the item vectors, for a folder whose index has them."""
-    write_json(
-        folder / FOLD_IN,
-        {
-            "alpha": fold_in.alpha,
-            "regularization": fold_in.regularization,
-            "nobody": fold_in.default_vector.tolist(),
-        },
-    )
+    prior = None if model.prior is None else {"weight": model.prior.weight, "days": model.prior.days}
+    match model:
+        case FoldIn():
+            own = {
+                "alpha": model.alpha,
+                "regularization": model.regularization,
+                "nobody": model.default_vector.tolist(),
+            }
+        case ItemSums():
+            own = {}
+            np.save(folder / LEFT, model.left_vectors)
+        case _:
+            assert_never(model)
+    write_json(folder / FOLD_IN, {**own, "prior": prior})
 
 
-def load_fold_in(folder: Path, item_vectors: Float32[np.ndarray, "items dim"]) -> FoldIn:
-    """Reads the file that `save_fold_in` wrote, for these item vectors; ValueError if the dimensions differ."""
+def load_fold_in(
+    folder: Path, item_vectors: Float32[np.ndarray, "items dim"], *, has_prior_column: bool = True
+) -> HistoryModel:
+    """Reads the files that `save_fold_in` wrote, for these item vectors; ValueError if the dimensions differ.
+
+    With `has_prior_column`, the last column of the vectors is the recency prior, if the model has one.
+    """
     saved = json.loads((folder / FOLD_IN).read_text())
-    default_vector = np.array(saved["nobody"], np.float32)
-    if len(default_vector) != item_vectors.shape[1]:
-        raise ValueError(
-            f"{FOLD_IN} has {len(default_vector)} dimensions, the item vectors have {item_vectors.shape[1]}"
-        )
-    return FoldIn(item_vectors, default_vector, saved["alpha"], saved["regularization"])
+    prior = None if saved["prior"] is None else RecencyPrior(**saved["prior"])
+    own = item_vectors[:, :-1] if prior is not None and has_prior_column else item_vectors
+    left = None if "nobody" in saved else np.load(folder / LEFT, mmap_mode="r", allow_pickle=False)
+    default_vector = np.array(saved.get("nobody", []), np.float32)
+    width = len(default_vector) if left is None else left.shape[1]
+    if width != own.shape[1]:
+        raise ValueError(f"{FOLD_IN} has {width} dimensions, the item vectors have {own.shape[1]}")
+    if left is not None:
+        return ItemSums(own, left, prior)
+    return FoldIn(own, default_vector, saved["alpha"], saved["regularization"], prior)

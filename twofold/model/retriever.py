@@ -9,7 +9,8 @@ from jaxtyping import Float32, Int64
 
 from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.dataset import Dataset, load_dataset
-from twofold.model.fold_in import FoldIn, load_factors, save_fold_in
+from twofold.dataset.recent_counts import count_events
+from twofold.model.fold_in import FOLD_IN, FoldIn, HistoryModel, ItemSums, load_factors, save_fold_in
 from twofold.model.multi_tower import MultiTower, Towers, build_towers, describe_unbuilt_towers, encode_items
 from twofold.model.multi_tower import describe_towers as describe_built_towers
 from twofold.model.onnx_export import export_user_tower
@@ -17,14 +18,19 @@ from twofold.model.two_tower import TwoTower
 from twofold.model.weights import encode, load_weights
 from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import Features
-from twofold.tables import ModelPart
+from twofold.tables import DAY_MS, ModelPart
 
-Model: TypeAlias = Towers | FoldIn
+Model: TypeAlias = Towers | HistoryModel
 
 
 def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Path) -> Model:
-    """Loads the model of a train/ folder, with the recipe and the dataset that it was trained with."""
+    """Loads the model of a train/ folder, with the recipe and the dataset that it was trained with.
+
+    With `kind: best` it is the peer that was better on the validation window, if one was.
+    """
     match config:
+        case retriever_recipe.TwoTower() if (folder / FOLD_IN).exists():
+            return load_factors(folder)
         case retriever_recipe.TwoTower():
             return load_weights(build_towers(config, dataset), folder / "weights.safetensors")
         case retriever_recipe.Ials():
@@ -42,10 +48,20 @@ def item_vectors(model: Model, dataset: Dataset, at: int, *, as_new: bool = Fals
     match model:
         case TwoTower() | MultiTower():
             return encode_items(model, item_batches(dataset, at, as_new=as_new))
-        case FoldIn():
-            return np.zeros_like(model.item_vectors) if as_new else model.item_vectors
+        case FoldIn() | ItemSums():
+            own = np.zeros_like(model.item_vectors) if as_new else model.item_vectors
+            return _with_prior(model, own, dataset, at)
         case _:
             assert_never(model)
+
+
+def _with_prior(
+    model: HistoryModel, vectors: Float32[np.ndarray, "items dim"], dataset: Dataset, at: int
+) -> Float32[np.ndarray, "items _"]:
+    if model.prior is None:
+        return vectors
+    counts = count_events(dataset.positives, len(dataset.items), first=at - model.prior.days * DAY_MS, end=at)
+    return np.concatenate([vectors, model.prior.values(counts)[:, None]], axis=1)
 
 
 def user_vectors(
@@ -58,7 +74,7 @@ def user_vectors(
     match model:
         case TwoTower() | MultiTower():
             vectors = encode(model.user, batches)
-        case FoldIn():
+        case FoldIn() | ItemSums():
             arrays = ({name: values.numpy() for name, values in inputs.items()} for inputs in batches)
             vectors = np.concatenate([model.vectors(inputs) for inputs in arrays])
         case _:
@@ -81,7 +97,7 @@ def save_user_side(model: Model, folder: Path) -> None:
     match model:
         case TwoTower() | MultiTower():
             export_user_tower(model.user, folder / "user_tower.onnx")
-        case FoldIn():
+        case FoldIn() | ItemSums():
             save_fold_in(model, folder)
         case _:
             assert_never(model)
@@ -98,10 +114,11 @@ def describe_model(model: Model) -> list[ModelPart]:
     match model:
         case TwoTower() | MultiTower():
             return describe_built_towers(model)
-        case FoldIn():
+        case FoldIn() | ItemSums():
             items, dim = model.item_vectors.shape
+            how = "solved from" if isinstance(model, FoldIn) else "sum of"
             return [
-                ModelPart("user", "positives", f"solved from their items' vectors → {dim}", 0),
+                ModelPart("user", "positives", f"{how} their items' vectors → {dim}", 0),
                 ModelPart("item", "id", f"{items:,} rows → {dim}", items * dim),
             ]
         case _:

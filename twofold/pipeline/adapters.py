@@ -36,7 +36,7 @@ from twofold.index.filters import compile_filter
 from twofold.index.item_index import CALIBRATION_QUERIES, Index
 from twofold.index.score_kinds import items_as_products, queries_as_products
 from twofold.index.search import search
-from twofold.model.fold_in import FoldIn
+from twofold.model.fold_in import HistoryModel
 from twofold.model.multi_tower import MultiTower, towers_of
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
 from twofold.model.retriever import Model, as_products, item_vectors, user_vectors
@@ -163,7 +163,7 @@ def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[
     counts as one that has a single example, because no batch of training can hold it. 0 if the loss corrects nothing.
     """
     loss, num_items = settings.loss, len(arrays.items)
-    if isinstance(model, FoldIn) or not isinstance(loss, InBatchSoftmax) or loss.log_q == "none":
+    if isinstance(model, HistoryModel) or not isinstance(loss, InBatchSoftmax) or loss.log_q == "none":
         return np.zeros(num_items, np.float32)
     rows = arrays.examples["train"]
     counts = np.maximum(np.bincount(rows.item_rows[rows.label], minlength=num_items), 1)

@@ -3,7 +3,8 @@
 ```
 index/
 ├── user_tower.onnx           the user tower: inputs named as the user features, output `vector`; or
-├── fold_in.json              how a user's vector is solved from a history and item_vectors.npy
+├── fold_in.json              how a user's vector is computed from a history and item_vectors.npy, or from
+├── left_vectors.npy          the vectors that an item-item model adds up
 ├── ranker.json               if there is a second stage: how many of the best items the ranker reorders; with
 ├── ranker_user.onnx          its user encoder, ranker_pairs.onnx its scores, ranker_items.npy its item encodings
 ├── item_vectors.npy          the vectors that are searched, with index.json; memory-mapped
@@ -37,7 +38,7 @@ from twofold.errors import DataError, RunError
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, load_index
 from twofold.index.item_mask import ItemMask
-from twofold.model.fold_in import FOLD_IN, FoldIn, load_fold_in
+from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
 from twofold.run_folder import open_stage, write_json
 from twofold.serve.onnx_models import USER_TOWER, Ranker, UserTower, load_ranker, load_user_tower
 
@@ -61,7 +62,7 @@ class Bundle:
     negatives: Histories
     user_arrays: UserArrays
     index: Index
-    tower: UserTower | FoldIn
+    tower: UserTower | HistoryModel
     ranker: Ranker | None
     as_of: int
     where: str | None
@@ -135,7 +136,10 @@ def _check_parts(bundle: Bundle, folder: Path) -> None:
             bundle.tower.dim != bundle.index.dim,
             f"user vectors have {bundle.tower.dim} dimensions, item vectors {bundle.index.dim}",
         ),
-        (inputs != set(expected), f"the graphs read {sorted(inputs)}, but the features are {expected}"),
+        (
+            not inputs <= set(expected) or (isinstance(bundle.tower, UserTower) and inputs != set(expected)),
+            f"the graphs read {sorted(inputs)}, but the features are {expected}",
+        ),
         (
             bundle.ranker is not None and len(bundle.ranker.items) != items,
             f"ranker_items.npy does not have {items} items",

@@ -173,14 +173,13 @@ def _shifts(objective: Objective, batch: Batch, columns: Columns, shared: slice)
 
 def _log_q(objective: Objective, item_rows: Int64[Tensor, "_"], columns: Columns, *, group: int) -> Float[Tensor, "_"]:
     """Returns log Q, the log probability that a competing column of the batch holds the item."""
-    num_items = objective.num_items_of(group)
     if not isinstance(objective.loss, InBatchSoftmax):
-        return torch.full(item_rows.shape, -math.log(num_items), device=item_rows.device)
+        return torch.full(item_rows.shape, -math.log(columns.pool_size), device=item_rows.device)
     return log_mixed_probability(
         objective.in_batch.log(item_rows, group=group),
         batch=columns.num_in_batch,
         uniform=len(columns.item_rows) - columns.num_in_batch,
-        num_items=num_items,
+        num_items=columns.pool_size,
     )
 
 

@@ -38,6 +38,14 @@ from twofold.train.negatives import (
 
 
 @dataclass(frozen=True)
+class Uploads:
+    """Known items in the order of their upload; those without an upload time come first."""
+
+    rows: Int64[Tensor, "items"]
+    at: Int64[Tensor, "items"]
+
+
+@dataclass(frozen=True)
 class Objective:
     """The loss of a recipe with its training examples and sampling probabilities."""
 
@@ -55,6 +63,8 @@ class Objective:
     """Type of the products of the fused softmax: see `train.precision`."""
     pools: tuple[Int64[Tensor, "_"], ...] = ()
     """Item pool of each batch group; empty means every item of the training window."""
+    uploads: "Uploads | None" = None
+    """`None` means that the item tower reads no upload time."""
 
     @property
     def examples(self) -> Int64[np.ndarray, "examples"]:
@@ -71,14 +81,16 @@ class Objective:
         """Number of items of the training window, from which negatives are drawn; later items are not known yet."""
         return self.dataset.items.num_known
 
-    def num_items_of(self, group: int) -> int:
-        """Returns the number of items from which negatives of this group are drawn."""
-        return len(self.pools[group]) if self.pools else self.num_items
+    def pool_of(self, batch: Batch) -> Int64[Tensor, "_"] | None:
+        """Returns the item rows from which the negatives of a batch are drawn; `None` means all known items.
 
-    def draw_items(self, group: int) -> Int64[Tensor, "_"]:
-        """Draws the item rows of a batch's shared negatives uniformly, with replacement."""
-        drawn = torch.randint(self.num_items_of(group), (self.num_drawn,))
-        return self.pools[group][drawn] if self.pools else drawn
+        An item that was uploaded after the batch was no negative for its users.
+        """
+        if self.pools:
+            return self.pools[batch.group]
+        if self.uploads is None:
+            return None
+        return self.uploads.rows[: int(torch.searchsorted(self.uploads.at, batch.at.max().cpu(), right=True))]
 
     @property
     def num_drawn(self) -> int:
@@ -146,7 +158,15 @@ def build_objective(
         ranks,
         product_dtype=product_dtype,
         pools=pools,
+        uploads=_uploads(dataset),
     )
+
+
+def _uploads(dataset: Dataset) -> Uploads | None:
+    if dataset.item_arrays.uploaded_at is None:
+        return None
+    at, rows = torch.from_numpy(dataset.item_arrays.uploaded_at[: dataset.items.num_known]).sort(stable=True)
+    return Uploads(rows, at)
 
 
 def _check_learnable(settings: Train, dataset: Dataset, mean_weight: float, *, num_examples: int) -> None:
@@ -203,6 +223,8 @@ class Columns:
     """Positions of the columns among the vectors that `all_gather_vectors` returns."""
     num_in_batch: int
     """Number of columns that belong to examples; the drawn ones follow."""
+    pool_size: int
+    """Number of items from which the drawn columns were drawn."""
 
 
 def draw_columns(objective: Objective, batch: Batch) -> Columns:
@@ -211,13 +233,23 @@ def draw_columns(objective: Objective, batch: Batch) -> Columns:
     """
     ranks, size = objective.ranks, len(batch.item_rows)
     hard, hard_pool_size = torch.empty((size, 0), dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
+    pool = objective.pool_of(batch)
     if isinstance(objective.loss, FullSoftmax):
-        pool = objective.pools[batch.group] if objective.pools else torch.arange(objective.num_items)
+        # Own items belong to it even if an upload time is wrong.
+        pool = (
+            torch.arange(objective.num_items)
+            if pool is None
+            else torch.unique(torch.cat([pool, batch.item_rows.cpu()]))
+        )
         inputs, item_rows = _inputs(objective, batch, [], pool), pool.to(ranks.device)
         owners, positions = torch.full_like(item_rows, -1), ranks.positions(own=0, drawn=len(item_rows))
         own = torch.searchsorted(item_rows, batch.item_rows.long())
-        return Columns(inputs, item_rows, owners, own, hard, hard_pool_size, positions, num_in_batch=0)
-    drawn = objective.draw_items(batch.group)
+        return Columns(
+            inputs, item_rows, owners, own, hard, hard_pool_size, positions, num_in_batch=0, pool_size=len(pool)
+        )
+    pool_size = objective.num_items if pool is None else len(pool)
+    drawn = torch.randint(pool_size, (objective.num_drawn,))
+    drawn = drawn if pool is None else pool[drawn]
     if objective.hard_pool is not None:
         hard, hard_pool_size = objective.hard_pool.draw(batch.user_rows.cpu(), objective.num_hard)
     mined, mined_column = torch.unique(hard.clamp(min=0), return_inverse=True)
@@ -231,6 +263,7 @@ def draw_columns(objective: Objective, batch: Batch) -> Columns:
         hard_pool_size.to(ranks.device),
         ranks.positions(own=size, drawn=len(drawn) + len(mined)),
         num_in_batch=len(in_batch),
+        pool_size=pool_size,
     )
 
 
