@@ -12,6 +12,8 @@ from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.multi_tower import build_towers
 from twofold.model.ranker import Ranker
 from twofold.model.retriever import Model
+from twofold.model.weights import load_weights
+from twofold.pipeline.best_model import serve_best
 from twofold.pipeline.adapters import catalogue_scores, two_stages
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import TrainedModels, load_models
@@ -70,9 +72,12 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     match job.recipe.retriever:
         case TwoTower() as config:
             towers = partial(build_towers, config, arrays)
-            return fit(
-                towers, arrays, job.recipe.train, validate=validate, out=out, setup=job.setup or SINGLE_PROCESS_CPU
-            )
+            setup = job.setup or SINGLE_PROCESS_CPU
+            facts = fit(towers, arrays, job.recipe.train, validate=validate, out=out, setup=setup)
+            if config.kind == "best" and setup.ranks.is_first:
+                trained = load_weights(towers(), out / "weights.safetensors")
+                facts |= serve_best(job.recipe.prepare, arrays, trained, out=out)
+            return facts
         case Ials() as config:
             from twofold.train.als import fit_factors
 

@@ -44,7 +44,11 @@ Score = Annotated[Cosine | Dot | NegativeDistance, Field(discriminator="kind")]
 class TwoTower(Section):
     """Two-tower model: a user encoder and an item encoder with separate features, whose output vectors are compared."""
 
-    kind: Literal["two_tower"]
+    kind: Literal["two_tower", "best"]
+    """`best` also fits item-kNN, EASE and iALS, each alone and with a recency prior, and serves whichever of them is
+    better than the towers on the validation window, if one is; the report says which. Then the user features must
+    hold a history of positives.
+    """
     dim: int = Field(default=64, ge=1, le=4096)
     """Width of the id embeddings and of the output vectors of both towers."""
     hidden: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = ()
@@ -127,6 +131,19 @@ def check_reads(retriever: Ials, features: Features) -> None:
         f"features: {{user: [{{kind: history, events: positives, max_length: 500}}], item: [{{kind: id}}]}}, or choose "
         f"kind: two_tower"
     )
+
+
+def check_best(retriever: TwoTower, features: Features) -> None:
+    """Raises ValueError if peers shall be served and the recipe has no history for them to read."""
+    has_history = any(
+        isinstance(each, HistoryFeature) and each.events == "positives" and each.vectors is None and each.pool == "mean"
+        for each in features.user
+    )
+    if retriever.kind == "best" and not has_history:
+        raise ValueError(
+            "retriever.kind: best may serve item-kNN, EASE or iALS, which read the positive history: add {kind: history, "
+            "events: positives, max_length: 100} to features.user, or choose kind: two_tower"
+        )
 
 
 def check_heads(retriever: TwoTower, features: Features) -> None:

@@ -17,7 +17,7 @@ from twofold.recipe.features import CounterFeature, Features, with_features
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import LastEvents, Prepare, TemporalSplit
 from twofold.recipe.ranker import Mlp
-from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_heads, check_reads
+from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_best, check_heads, check_reads
 from twofold.recipe.section import Section
 from twofold.recipe.train import Train, check_objective
 from twofold.recipe.tune import Tune
@@ -84,6 +84,7 @@ class Recipe(Section):
         match self.retriever:
             case TwoTower():
                 check_heads(self.retriever, self.features)
+                check_best(self.retriever, self.features)
                 check_objective(self.retriever, self.train, has_target=self.prepare.target is not None)
             case Ials():
                 check_reads(self.retriever, self.features)
