@@ -58,7 +58,10 @@ def _section(part: Schema) -> str:
     fields = dict(part["properties"])
     kind = fields.pop("kind", None)
     about = [textwrap.fill(_one_line(part["description"]), 118, break_long_words=False, break_on_hyphens=False)]
-    about += [f"Written as `kind: {kind['const']}`."] if kind else []
+    if kind:
+        names = kind.get("enum") or [kind["const"]]
+        about.append(f"Written as {' or '.join(f'`kind: {name}`' for name in names)}.")
+        about += [kind["description"]] if "description" in kind else []
     rows = [_row(name, field, required=name in part.get("required", ())) for name, field in fields.items()]
     table = ["", "| field | value | default | meaning |", "|---|---|---|---|", *rows] if rows else []
     return "\n".join([f"## {part['title']}", "", *about, *table, ""])

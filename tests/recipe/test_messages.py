@@ -24,7 +24,11 @@ from twofold.recipe.schema import Recipe
         ("data.kind", "tables", "data.kind: 'tables' does not exist — nearest: table; choose from: table"),
         ("prepare.split.kind", "tempral", "prepare.split.kind: tempral does not exist — nearest: temporal"),
         ("prepare.split", {"test": 1}, "prepare.split.kind: is missing — kinds: temporal, last_n"),
-        ("retriever.kind", "wals", "retriever.kind: wals does not exist — nearest: ials; choose from: two_tower, ials"),
+        (
+            "retriever.kind",
+            "wals",
+            "retriever.kind: wals does not exist — nearest: ials; choose from: two_tower, best, ials",
+        ),
         ("prepare.filters.1.kind", "user", "prepare.filters.1.kind: user does not exist — nearest: users"),
         ("prepare.filters.0", {"kind": "items"}, "prepare.filters.0.min_events: is missing"),
         (

@@ -82,13 +82,16 @@ def naive_softmax(loss_config, logits, line, *, users, items, q, num_items, draw
     uniform = [item for item in drawn if item != own]
     if "logit_adjustment" in loss_config:
         score = [each + loss_config["logit_adjustment"] * math.log(share) for each, share in zip(score, q, strict=True)]
-    if loss_config.get("log_q", "classic") == "corrected" or loss_config["kind"] not in ("in_batch_softmax", "full_softmax"):
+    if loss_config.get("log_q", "classic") == "corrected" or loss_config["kind"] not in (
+        "in_batch_softmax",
+        "full_softmax",
+    ):
         in_batch = b if loss_config["kind"] == "in_batch_softmax" else 0
         held = [(in_batch * each + len(drawn) / num_items) / (in_batch + len(drawn)) for each in q]
         competing = ([items[j] for j in others] if in_batch else []) + uniform
         expected = {item: len(competing) * held[item] / (1 - held[own]) for item in set(competing)}
         return log_sum([score[own], *(score[item] - math.log(expected[item]) for item in competing)]) - score[own]
-    if loss_config["kind"] == "full_softmax":
+    if kind == "full_softmax":
         return log_sum([score[own], *(score[item] for item in uniform)]) - score[own]
 
     def corrected(item):

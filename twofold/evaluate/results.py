@@ -1,7 +1,7 @@
 """Types of an evaluation report. `report.json` stores them; the page of the run shows them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -229,6 +229,10 @@ class Facts:
     seconds: dict[str, float]
     funnel: tuple[FunnelLine, ...] = ()
     model: tuple[ModelPart, ...] = ()
+    served: str | None = None
+    """Name of the served retriever where the recipe leaves the choice to the validation window."""
+    compared: dict[str, float] = field(default_factory=dict)
+    """Quality on the validation window of the retrievers that were compared, by name."""
 
 
 @dataclass(frozen=True)

@@ -170,4 +170,6 @@ def _facts(job: Job, models: TrainedModels, stages: tuple[Stage, Stage, Stage]) 
         "seconds": {stage.folder.name: round(stage.seconds, 1) for stage in stages},
         "funnel": stages[0].facts["funnel"],
         "model": [asdict(part) for part in parts],
+        "served": stages[2].facts.get("served"),
+        "compared": stages[2].facts.get("quality", {}),
     }

@@ -13,8 +13,8 @@ from twofold.model.multi_tower import build_towers
 from twofold.model.ranker import Ranker
 from twofold.model.retriever import Model
 from twofold.model.weights import load_weights
-from twofold.pipeline.best_model import serve_best
 from twofold.pipeline.adapters import catalogue_scores, two_stages
+from twofold.pipeline.best_model import serve_best
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp

@@ -141,8 +141,8 @@ def check_best(retriever: TwoTower, features: Features) -> None:
     )
     if retriever.kind == "best" and not has_history:
         raise ValueError(
-            "retriever.kind: best may serve item-kNN, EASE or iALS, which read the positive history: add {kind: history, "
-            "events: positives, max_length: 100} to features.user, or choose kind: two_tower"
+            "retriever.kind: best may serve item-kNN, EASE or iALS, which read the positive history: add to "
+            "features.user {kind: history, events: positives, max_length: 100}, or choose kind: two_tower"
         )
 
 

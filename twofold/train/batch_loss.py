@@ -44,14 +44,14 @@ def loss_of_vectors(
     items: Float[Tensor, "_ dim"],
 ) -> Float[Tensor, ""]:
     """Returns the mean loss of the examples, each weighted by its weight over the mean weight of all."""
-    weight = batch.weight / (len(users) * objective.ranks.size * objective.mean_weight)
+    weight = _weights(objective, batch)
     match objective.loss:
         case Bce(gamma=gamma):
             losses = bce(model.own_logits(users, items[columns.own]), batch.label, gamma=gamma)
         case Regression(error=error):
             losses = regression(model.own_logits(users, items[columns.own]), batch.target, error=error)
         case InBatchSoftmax() | SampledSoftmax() | FullSoftmax() if objective.hard_pool is None:
-            return _fused_softmax(objective, model, batch, columns, weight=weight, users=users, items=items)
+            return _fused_softmax(objective, model, batch, columns, users=users, items=items)
         case InBatchSoftmax() | SampledSoftmax() | Bpr():
             losses = _against_sample(objective, model, batch, columns, users=users, items=items)
         case FullSoftmax():
@@ -61,13 +61,17 @@ def loss_of_vectors(
     return (losses * weight).sum()
 
 
+def _weights(objective: Objective, batch: Batch) -> Float[Tensor, "batch"]:
+    """Returns what the loss of each example is multiplied by, so that the sum over all ranks is the weighted mean."""
+    return batch.weight / (len(batch.weight) * objective.ranks.size * objective.mean_weight)
+
+
 def _fused_softmax(
     objective: Objective,
     model: TwoTower,
     batch: Batch,
     columns: Columns,
     *,
-    weight: Float[Tensor, "batch"],
     users: Float[Tensor, "batch dim"],
     items: Float[Tensor, "_ dim"],
 ) -> Float[Tensor, ""]:
@@ -83,7 +87,7 @@ def _fused_softmax(
         SoftmaxBatch(
             batch.user_rows,
             batch.item_rows,
-            weight,
+            _weights(objective, batch),
             shifts.own,
             columns.item_rows[shared],
             columns.owners[shared],

@@ -165,7 +165,7 @@ def build_objective(
 def _uploads(dataset: Dataset) -> Uploads | None:
     if dataset.item_arrays.uploaded_at is None:
         return None
-    at, rows = torch.from_numpy(dataset.item_arrays.uploaded_at[: dataset.items.num_known]).sort(stable=True)
+    at, rows = torch.tensor(dataset.item_arrays.uploaded_at[: dataset.items.num_known]).sort(stable=True)
     return Uploads(rows, at)
 
 
