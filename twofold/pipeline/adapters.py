@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.dataset import Dataset
@@ -44,7 +43,7 @@ from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.train import InBatchSoftmax, Train
 from twofold.topk import Products
-from twofold.train.negatives import log_mixed_probability
+from twofold.train.negatives import mixed_log_q
 
 
 def catalogue_scores(model: Model, arrays: Dataset, window: EvaluationWindow) -> Products:
@@ -167,16 +166,13 @@ def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[
         return np.zeros(num_items, np.float32)
     rows = arrays.examples["train"]
     counts = np.maximum(np.bincount(rows.item_rows[rows.label], minlength=num_items), 1)
-    log_q = log_mixed_probability(
-        torch.from_numpy(np.log(counts / counts.sum())),
-        batch=settings.batch_size,
-        uniform=loss.uniform_negatives,
-        num_items=arrays.items.num_known,
+    log_q = mixed_log_q(
+        counts, batch=settings.batch_size, uniform=loss.uniform_negatives, num_items=arrays.items.num_known
     )
     towers = towers_of(model, 0)
     # A user's vector over several towers is shorter than that of one tower: see MultiTower.
     scale = len(model.values) ** -0.5 if isinstance(model, MultiTower) and model.score == "cosine" else 1.0
-    return (log_q.numpy() * towers.temperature * scale).astype(np.float32)
+    return (log_q * towers.temperature * scale).astype(np.float32)
 
 
 def gap_case(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
@@ -64,6 +64,14 @@ def log_mixed_probability(
     if uniform == 0:
         return log_q
     return torch.log((batch * log_q.exp() + uniform / num_items) / (batch + uniform))
+
+
+def mixed_log_q(
+    counts: Int64[np.ndarray, "items"], *, batch: int, uniform: int, num_items: int
+) -> Float32[np.ndarray, "items"]:
+    """Returns `log_mixed_probability` of each item from its number of training examples."""
+    log_q = torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32))
+    return log_mixed_probability(log_q, batch=batch, uniform=uniform, num_items=num_items).numpy()
 
 
 @dataclass(frozen=True)
