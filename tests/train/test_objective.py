@@ -82,11 +82,9 @@ def naive_softmax(loss_config, logits, line, *, users, items, q, num_items, draw
     uniform = [item for item in drawn if item != own]
     if "logit_adjustment" in loss_config:
         score = [each + loss_config["logit_adjustment"] * math.log(share) for each, share in zip(score, q, strict=True)]
-    if loss_config.get("log_q", "classic") == "corrected" or loss_config["kind"] not in (
-        "in_batch_softmax",
-        "full_softmax",
-    ):
-        in_batch = b if loss_config["kind"] == "in_batch_softmax" else 0
+    kind = loss_config["kind"]
+    if loss_config.get("log_q", "classic") == "corrected" or kind not in ("in_batch_softmax", "full_softmax"):
+        in_batch = b if kind == "in_batch_softmax" else 0
         held = [(in_batch * each + len(drawn) / num_items) / (in_batch + len(drawn)) for each in q]
         competing = ([items[j] for j in others] if in_batch else []) + uniform
         expected = {item: len(competing) * held[item] / (1 - held[own]) for item in set(competing)}
