@@ -12,6 +12,7 @@ from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.evaluate.baselines import positives_before
 from twofold.evaluate.evaluate_window import evaluation_options
+from twofold.evaluate.peers import Recency
 from twofold.evaluate.slices import slicings_of
 from twofold.evaluate.watch_time import watched_rows
 from twofold.evaluate.window import digest_of_relevant, evaluation_window
@@ -48,8 +49,19 @@ def test_a_user_is_judged_by_the_last_event_and_knows_all_before_it(tmp_path: Pa
     assert found == {(1, item) for item in range(4)} | {(2, item) for item in (4, 3, 2)} | {
         (user, 100) for user, *_ in JUDGED
     }
+    # The last days are counted back from each user's own question: when user 1 asks, user 2 has liked nothing yet.
+    assert known.until[window.user_rows].tolist() == window.query_at.tolist()
+    recent = Recency(known, 1).scores(window.user_rows)[:, items_of(arrays, range(5))]
+    np.testing.assert_allclose(recent, np.log1p([[1, 1, 1, 1, 0], [1, 1, 2, 2, 1]]), rtol=1e-6)
+    before_both = Recency(positives_before(arrays, window, first_at=TRAIN + 2), 1).scores(window.user_rows)
+    np.testing.assert_allclose(before_both[:, items_of(arrays, range(5))], np.log1p([[1, 1, 0, 0, 0]] * 2), rtol=1e-6)
     everything = positives_before(arrays, window, first_at=np.iinfo(np.int64).max)
     assert len(everything.at) == len(rows) + len(JUDGED)
+
+
+def items_of(arrays, ids):
+    """Returns the rows of items."""
+    return arrays.items.rows_of(pa.array(list(ids), arrays.items.ids.type))
 
 
 def three_kinds(tmp_path):

@@ -5,6 +5,7 @@ data set, in blocks of users. Popularity, scaled to a millionth, decides among i
 list of a user without any positive.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Protocol, runtime_checkable
@@ -23,7 +24,8 @@ from twofold.topk import Products
 EASE_MAX_ITEMS: Final = 20_000  # a matrix of 1.6 GB, and a minute of 2 cores for each inverse
 IALS_MAX_POSITIVES: Final = 20_000_000  # minutes of 2 cores
 IALS_ITERATIONS: Final = 15
-CHUNK_ELEMENTS: Final = 2**23  # pairs of items that item-kNN compares at once
+CHUNK_ELEMENTS: Final = 2**22  # pairs of items that a thread of item-kNN compares at once
+_THREADS: Final = 2
 _CHUNK_LIKES: Final = 2**22  # weights gathered at once
 
 
@@ -222,15 +224,18 @@ def fit_item_knn(positives: Interactions, *, shrink: float = 10.0, neighbours: i
     likes, items = positives.likes, positives.num_items
     count = np.asarray(likes.sum(axis=0), np.float32).reshape(-1)
     transposed = likes.T.tocsr()
-    parts = []
-    for part in chunks(items, max(1, CHUNK_ELEMENTS // items)):
+
+    def nearest(part: slice) -> scipy.sparse.csr_matrix:
         cosine = (transposed[part] @ likes).toarray()  # (chunk, items): users who like both
         cosine /= np.sqrt(count[part, None] * count) + np.float32(shrink) + np.float32(1e-9)
         cosine[np.arange(len(cosine)), np.arange(part.start, part.stop)] = 0
         if neighbours < items:
             least = np.partition(cosine, items - neighbours, axis=1)[:, items - neighbours]
             cosine[cosine < least[:, None]] = 0
-        parts.append(scipy.sparse.csr_matrix(cosine))
+        return scipy.sparse.csr_matrix(cosine)
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # NumPy leaves the other thread free while it divides and partitions
+        parts = list(pool.map(nearest, chunks(items, max(1, CHUNK_ELEMENTS // items))))
     return ItemWeights(positives, scipy.sparse.vstack(parts).T.tocsr())
 
 
