@@ -105,3 +105,11 @@ def test_values_that_several_rows_share_come_first(column, ids, shared):
     vocabulary = build_value_vocabulary(pa.chunked_array([pa.array(column, kind)]))
     assert vocabulary.ids.to_pylist() == ids
     assert vocabulary.num_known == shared
+
+
+def test_a_text_with_nul_is_refused_and_finds_nothing():
+    with pytest.raises(DataError, match=r"the text 'a\\x00' contains the character NUL, .* Remove it from the log"):
+        build_vocabulary(pa.array(["a", "a\0"]), pa.array(["a", "a\0"]))
+    vocabulary = Vocabulary(pa.array(["a", "b"]), num_known=2)
+    assert vocabulary.rows_of(["a", "a\0", None]).tolist() == [0, -1, -1]
+    assert vocabulary.row_of("a\0") == -1

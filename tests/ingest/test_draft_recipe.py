@@ -15,6 +15,7 @@ from twofold.ingest.log_profile import Column, EventFacts, TableProfile
 from twofold.recipe.load import load_recipe
 from twofold.recipe.prepare import LastEvents, TemporalSplit
 from twofold.recipe.schema import Recipe
+from twofold.recipe.yaml_files import parse_yaml
 
 KEYS = integer("user_id"), integer("item_id"), moment("ts")
 
@@ -171,6 +172,8 @@ def test_rows_without_keys_are_counted() -> None:
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 HOSTILE = [
+    ".5",
+    ".5e3",
     "u'; DROP TABLE x; --",
     'a "quoted" name',
     "item: [id] #1",
@@ -199,7 +202,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_text_reads_back(name: str) -> None:
-    assert yaml.safe_load(scalar(name)) == name
+    assert yaml.safe_load(scalar(name)) == parse_yaml(scalar(name), "recipe") == name
     assert yaml.safe_load(f"{{column: {scalar(name)}, x: 1}}") == {"column": name, "x": 1}
 
 
@@ -207,6 +210,7 @@ def test_a_hostile_text_reads_back(name: str) -> None:
 def test_any_text_reads_back(name: str) -> None:
     assert yaml.safe_load(f"a:\n  b: {scalar(name)}  # so it is") == {"a": {"b": name}}
     assert yaml.safe_load(f"{{a: {scalar(name)}, b: 1}}") == {"a": name, "b": 1}
+    assert parse_yaml(f"{{a: {scalar(name)}, b: 1}}", "recipe") == {"a": name, "b": 1}
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name])

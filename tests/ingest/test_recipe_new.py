@@ -92,3 +92,13 @@ def test_watch_s_in_another_case_is_the_watch_time(tmp_path: Path, call: Callabl
     keys_of_log = {"user_id": "user", "item_id": "item", "at": "seconds"}
     assert recipe.data.columns == keys_of_log | {"watch_s": "Watch_s"}
     assert (recipe.prepare.positive, recipe.prepare.derive) == ("watch_s >= 18", {})
+
+
+def test_watch_s_that_holds_no_numbers_gets_another_name(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    lines = [f"{row % 7},{row % 11},{1_704_067_200 + row * 900},{row % 2},{row % 60}m {row % 9}s" for row in range(900)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp,liked,watch_s", *lines]))
+    code, out, err = call("--log", tmp_path / "log.csv", "--out", "-")
+    assert code == 0, err
+    assert "watch_s_of_log: watch_s" in out

@@ -141,3 +141,13 @@ def test_row_zero_is_zero_and_is_not_trained():
     optimizer.step()
     assert encoder.tables["history"].weight[0].tolist() == [0.0] * 4
     assert encoder.tables["maker"].weight[0].tolist() == [0.0] * 2
+
+
+@pytest.mark.parametrize("name", ["type", "training", "keys", "a.b", "", "genre/sub"])
+def test_a_feature_may_have_any_name(name):
+    encoder = Encoder(
+        (Lookup(name, 5, 3), Number("length", hidden_dim=2), Number(f"{name}.x", hidden_dim=2)), Layers(2)
+    )
+    inputs = {name: torch.tensor([1, 2]), "length": torch.ones(2), f"{name}.x": torch.ones(2)}
+    assert encoder(inputs).shape == (2, 2)
+    assert sum(weight.shape == (5, 3) for weight in encoder.state_dict().values()) == 1

@@ -52,6 +52,12 @@ from twofold.recipe.schema import Recipe
         ("train", None, "train: is None — must be a mapping"),
         ("features.item", [], "features.item: is [] — must hold at least 1"),
         ("features.item.1", {"kind": "id"}, "features: the item tower reads 'id' twice; delete one"),
+        (
+            "features.item.1",
+            {"kind": "category", "column": "id"},
+            "features: the item tower has two features called 'id', of kind: id and of kind: category; delete one, or "
+            "rename the column, as data.columns: {id_of_log: id}",
+        ),
         ("name", "No Good", "name: is 'No Good' — Name of the run's folder: lower-case letters"),
         ("name", 5, "name: is 5 — must be text; put it in quotation marks"),
         ("data.events", 5, "data.events: is 5 — must be a path"),

@@ -39,6 +39,12 @@ class Vocabulary:
         """Prepares the search; DataError for NULL and for duplicates, which would give one id two rows."""
         if self.ids.null_count:
             raise DataError(f"a vocabulary cannot hold NULL; {self.ids.null_count} of its {len(self.ids)} ids are NULL")
+        if pa.types.is_string(self.ids.type) and pc.any(pc.match_substring(self.ids, "\0")).as_py():
+            value = self.ids.filter(pc.match_substring(self.ids, "\0"))[0].as_py()
+            raise DataError(
+                f"the text {value!r} contains the character NUL, which NumPy drops at the end of a text, so that two "
+                f"values would be one. Remove it from the log."
+            )
         values = _comparable(self.ids)
         order = np.argsort(values, kind="stable").astype(np.int64)
         keys = values[order]
@@ -62,6 +68,8 @@ class Vocabulary:
         if len(self) == 0 or len(typed) == 0:
             return np.full(len(typed), UNKNOWN, np.int64)
         missing = np.asarray(pc.is_null(typed))
+        if pa.types.is_string(typed.type):  # NumPy drops NUL at the end of a text
+            missing |= np.asarray(pc.fill_null(pc.ends_with(typed, "\0"), False))
         values = _comparable(
             pc.fill_null(typed, pa.scalar(0 if pa.types.is_int64(self.ids.type) else "", self.ids.type))
         )

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from twofold.digest import digest_of
 from twofold.model.sequence import SequenceEncoder
 
 INITIAL_STD = 0.1
@@ -151,7 +152,7 @@ class Encoder(nn.Module):
         self.shared_tables = dict(shared_tables or {})  # a plain dict: its tables are not registered in this module
         self.tables = nn.ModuleDict(
             {
-                block.name: _table(block.rows, block.dim, trains_none=self._trains_none(block))
+                module_key(block.name): _table(block.rows, block.dim, trains_none=self._trains_none(block))
                 for block in feature_blocks
                 if block.name not in self.shared_tables
                 and (isinstance(block, Lookup | Sequence) or (isinstance(block, Pool) and block.vectors is None))
@@ -163,13 +164,13 @@ class Encoder(nn.Module):
         self.dim = layers.dim
         self.is_unit_length = layers.unit_length
         self.readers = nn.ModuleDict(
-            {block.name: reader for block in feature_blocks if (reader := _reader(block)) is not None}
+            {module_key(block.name): reader for block in feature_blocks if (reader := _reader(block)) is not None}
         )
 
     def table_of(self, block: Block) -> nn.Embedding:
         """Returns the trained table that a block reads, own or shared."""
         is_shared = block.name in self.shared_tables
-        table = self.shared_tables[block.name] if is_shared else self.tables[block.name]
+        table = self.shared_tables[block.name] if is_shared else self.tables[module_key(block.name)]
         assert isinstance(table, nn.Embedding)
         return table
 
@@ -221,13 +222,18 @@ class Encoder(nn.Module):
             case Sequence():
                 ages = inputs[f"{block.name}.ages"] if block.is_timed else None
                 places = inputs.get(f"{block.name}.places")
-                return _encode_sequences(self.readers[block.name], self.table_of(block), values, ages, places)
+                return _encode_sequences(
+                    self.readers[module_key(block.name)], self.table_of(block), values, ages, places
+                )
             case Number():
                 numbers = values.reshape(-1, block.dim)
-                expanded: Tensor = self.readers[block.name](numbers) if block.hidden_dim else numbers
+                expanded: Tensor = self.readers[module_key(block.name)](numbers) if block.hidden_dim else numbers
                 return expanded
             case _:
                 assert_never(block)
+
+
+_NO_MODULES = nn.ModuleDict()
 
 
 class ConcatEncoder(nn.Module):
@@ -256,6 +262,15 @@ class ConcatEncoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """Encodes `inputs` with every encoder."""
         return torch.cat([encoder(inputs) for encoder in self.encoders], dim=1) * self.scale
+
+
+def module_key(name: str) -> str:
+    """Returns the name under which an encoder holds the modules of a feature.
+
+    PyTorch takes no dots, and no names of its own attributes, such as `type`; a column may have either.
+    """
+    is_free = name.isidentifier() and not hasattr(_NO_MODULES, name)
+    return name if is_free else f"feature_{digest_of(name)[:16]}"
 
 
 def _reader(block: Block) -> nn.Module | None:

@@ -4,7 +4,7 @@ from typing import assert_never
 
 from torch import nn
 
-from twofold.model.encoder import Block, Encoder, Lookup, Number, Pool, Sequence
+from twofold.model.encoder import Block, Encoder, Lookup, Number, Pool, Sequence, module_key
 from twofold.model.two_tower import TwoTower
 from twofold.tables import ModelPart
 
@@ -18,7 +18,7 @@ def describe_encoder(name: str, tower: Encoder) -> list[ModelPart]:
     """Returns every block and layer of one tower."""
     parts = []
     for block in tower.feature_blocks:
-        modules = [owned[block.name] for owned in (tower.tables, tower.readers) if block.name in owned]
+        modules = [owned[key] for owned in (tower.tables, tower.readers) if (key := module_key(block.name)) in owned]
         count = sum(parameter.numel() for module in modules for parameter in module.parameters())
         shape = f"{_shape(block)}, the item's table" if block.name in tower.shared_tables else _shape(block)
         parts.append(ModelPart(name, block.name, shape, count))
