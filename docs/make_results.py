@@ -125,7 +125,8 @@ PROTOCOLS = (
 def results_page() -> str:
     """Returns the whole page."""
     quality, movielens = (
-        json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("quality", "movielens")
+        json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("quality", "movielens")
     )
     tables = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))["tables"](quality)
     is_several = len(quality["days"]) > 1
@@ -169,7 +170,7 @@ def _order(pooled: Saved) -> str:
 
 def readme_table() -> str:
     """Returns the table of README.md: the models of seed 0 beside the best baselines on the shipped log."""
-    quality = json.loads((ROOT / "benchmarks" / "quality.json").read_text())
+    quality = json.loads((ROOT / "benchmarks" / "quality.json").read_text(encoding="utf-8"))
     lines = (line for line in quality["lines"] if line["day"] == "2022-05-08")
     cells = {(line["recipe"], line["seed"], line["row"], line["metric"]): line for line in lines}
     rows = [("two towers + ranker", "kuairand-ranked", "model"), ("two towers", "kuairand", "model")]

@@ -63,6 +63,15 @@ def test_nothing_unsafe_and_nothing_printed_outside_the_command_line(path: Path)
             assert node.func.id not in banned, f"line {node.lineno}: {node.func.id}(…)"
 
 
+@every_module
+def test_text_is_read_and_written_as_utf_8_whatever_the_locale(path: Path) -> None:
+    for node in nodes(path):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            keywords = {keyword.arg for keyword in node.keywords}
+            reads_text = node.func.attr == "read_text" or (node.func.attr == "write_text" and len(node.args) == 1)
+            assert not reads_text or "encoding" in keywords, f'line {node.lineno}: write encoding="utf-8"'
+
+
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=relative)
 def test_a_package_says_in_its_docstring_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

@@ -67,10 +67,10 @@ def run_stage(
         return done
     partial = run / f"{name}.partial"
     claim = partial / "inputs.digest"
-    if not (claim.exists() and claim.read_text() == digest):
+    if not (claim.exists() and claim.read_text(encoding="utf-8") == digest):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        claim.write_text(digest)
+        claim.write_text(digest, encoding="utf-8")
     started = time.perf_counter()
     facts = work(partial)
     seconds = time.perf_counter() - started
@@ -91,7 +91,7 @@ def run_stage(
 def find_stage(run: Path, name: str) -> Stage | None:
     """Returns a complete stage of a run folder; `None` means that it is absent or its manifest damaged."""
     try:
-        manifest = json.loads((run / name / MANIFEST).read_text())
+        manifest = json.loads((run / name / MANIFEST).read_text(encoding="utf-8"))
         return Stage(run / name, manifest["digest"], manifest["facts"], manifest["seconds"], was_reused=True)
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
         return None
@@ -110,7 +110,7 @@ def open_stage(run: Path, name: str, *, verify: bool = False) -> Stage:
             f"run {run} has no complete {name}/ stage{unfinished}. Run `twofold run` with its recipe again: "
             f"it continues."
         )
-    files = json.loads((stage.folder / MANIFEST).read_text())["files"]
+    files = json.loads((stage.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     for relative, expected in files.items():
         path = stage.folder / relative
         if not path.is_file():
@@ -128,7 +128,7 @@ def open_stage(run: Path, name: str, *, verify: bool = False) -> Stage:
 def write_json(path: Path, value: Json) -> None:
     """Writes a JSON file whole or not at all: to a file beside it, flushed to disk, then renamed."""
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def locked(run: Path) -> Iterator[None]:
     """Keeps other processes out of a run folder while the block runs; turns a full disk into a RunError."""
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
+    with (run / ".lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

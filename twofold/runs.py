@@ -121,7 +121,7 @@ def _window(setup: Mapping[str, Any]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """Returns the JSON object of a file; empty if there is none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _base(path: Path) -> str:
     try:
-        return str(yaml.safe_load(path.read_text())["name"])
+        return str(yaml.safe_load(path.read_text(encoding="utf-8"))["name"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return ""
 

@@ -55,7 +55,7 @@ def test_on_80_columns_every_name_and_number_is_readable(monkeypatch, capsys, tm
     judged(tmp_path / "a-run-of-a-very-long-name-that-says-all-that-it-tried", recall=0.5)
     begun(tmp_path / "begun")
     for name in ("kuairand-ranked-day-2022-05-02-0", "kuairand-ranked-day-2022-05-08-0"):
-        (tmp_path / name / "base.yaml").write_text("name: kuairand-ranked")
+        (tmp_path / name / "base.yaml").write_text("name: kuairand-ranked", encoding="utf-8")
     monkeypatch.setenv("COLUMNS", "80")
     cli_runs.list_all_runs(tmp_path)
     shown = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_runs_are_compared_and_written_to_a_page(call, tmp_path):
     assert "new − old" in out
     assert "train.epochs 1 4" in out
     assert f"page {page}" in out
-    assert "new compared with old" in page.read_text()
+    assert "new compared with old" in page.read_text(encoding="utf-8")
     code, _, err = call("compare", tmp_path / "old")
     assert code == 2
     assert "1 run cannot be compared" in err
@@ -137,7 +137,7 @@ def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     world = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32)
     tree = yaml.safe_load(dump_recipe(world))
     tree["tune"] = {"ranges": {"retriever.dim": {"choices": [2, 4]}}, "trials": 2}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     command = ("tune", tmp_path / "recipe.yaml", "--set", "train.epochs=1", "--runs", tmp_path / "runs")
     code, out, err = call(*command)
     assert code == 0
@@ -152,7 +152,7 @@ def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
 
 @pytest.mark.parametrize("says", ["the environment", "the recipe"])
 def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, checkerboard, tmp_path, monkeypatch, says):
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(checkerboard))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(checkerboard), encoding="utf-8")
     command = ["run", tmp_path / "recipe.yaml", "--runs", tmp_path / "runs"]
     if says == "the recipe":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "")

@@ -35,7 +35,7 @@ def a_run(folder, *, noise=0.0, window=None, **parts):
     """A judged run folder whose recipe has `parts` of its own."""
     made, *_ = judged_run(folder / "made", noise=noise, window=window)
     run_stage(folder, "evaluate", inputs=1, work=lambda out: shutil.copytree(made, out, dirs_exist_ok=True) and {})
-    (folder / "recipe.yaml").write_text(dump_recipe(world_recipe(DATA, parts)))
+    (folder / "recipe.yaml").write_text(dump_recipe(world_recipe(DATA, parts)), encoding="utf-8")
     return folder
 
 
@@ -143,13 +143,15 @@ def test_what_is_recommended_no_more_is_said_beside_the_groups(three, tmp_path):
     text = in_words(replace(found, others=(other, found.others[1])))
     assert "new: recall@5 differs significantly in 1 of 2 groups (p < 0.05 after Holm)\n  half: even: +" in text
     write_comparison_page(found, tmp_path / "page.html")
-    assert re.search(r"mean over the users of both:\s+new 25\xa0%, same –\.", (tmp_path / "page.html").read_text())
+    assert re.search(
+        r"mean over the users of both:\s+new 25\xa0%, same –\.", (tmp_path / "page.html").read_text(encoding="utf-8")
+    )
 
 
 def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path):
     found = compare_run_folders(three)
     write_comparison_page(found, tmp_path / "page.html")
-    page, text = (tmp_path / "page.html").read_text(), in_words(found)
+    page, text = (tmp_path / "page.html").read_text(encoding="utf-8"), in_words(found)
     assert page.index("<h2>Recipes</h2>") < page.index("<h2>Metrics</h2>") < page.index("<h2>Groups</h2>")
     assert "Recommendations</h2>" not in page
     assert text.index("train.epochs") < text.index("catalogue recall@5")
@@ -158,7 +160,7 @@ def test_what_the_recipes_ask_for_stands_before_what_came_of_it(three, tmp_path)
 def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_path):
     found = compare_run_folders(three)
     write_comparison_page(found, tmp_path / "pages" / "compared.html")
-    page = (tmp_path / "pages" / "compared.html").read_text()
+    page = (tmp_path / "pages" / "compared.html").read_text(encoding="utf-8")
     HTMLParser().feed(page)
     assert "default-src 'none'" in page
     assert not re.search(r"https?://|<script|<link|@import", page)
@@ -174,7 +176,7 @@ def test_the_page_asks_the_network_for_nothing_and_says_all_metrics(three, tmp_p
     assert 'class="better"' in page
     evil = replace(found, names=("<b>old</b>", "new", "same"))
     write_comparison_page(evil, tmp_path / "evil.html")
-    assert "<b>old" not in (tmp_path / "evil.html").read_text()
+    assert "<b>old" not in (tmp_path / "evil.html").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_compared_is_refused(three, tmp_path):
@@ -196,7 +198,7 @@ def test_two_runs_of_one_name_are_told_apart_by_their_folders(three, tmp_path):
 def test_the_page_says_which_run_is_better_and_plots_the_differences(three, tmp_path):
     found = compare_run_folders(three)
     write_comparison_page(found, tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
     better, same = (line.minus for line in found.metrics["catalogue/recall@5"])
     assert re.search(rf"<b>new</b>: Recall@5 .* better \({re.escape(format_difference(better))}\)\.", page)
     assert f"no significant difference ({format_difference(same)})." in page
@@ -219,10 +221,12 @@ def test_seeds_of_one_recipe_are_named_as_such(three, tmp_path):
     def said(train):
         found = compare_run_folders([a_run(tmp_path / f"{train}", train=train), three[2]])
         write_comparison_page(found, tmp_path / "page.html")
-        return "these are seeds of one recipe" in (tmp_path / "page.html").read_text()
+        return "these are seeds of one recipe" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
     one = a_run(tmp_path / "one", train={"epochs": 1, "seed": 1})
     two = a_run(tmp_path / "two", train={"epochs": 1, "seed": 2})
     write_comparison_page(compare_run_folders([one, two]), tmp_path / "page.html")
-    assert "these are seeds of one recipe, whose differences are chance" in (tmp_path / "page.html").read_text()
+    assert "these are seeds of one recipe, whose differences are chance" in (tmp_path / "page.html").read_text(
+        encoding="utf-8"
+    )
     assert not said({"epochs": 1})

@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_untrusted_text_is_data(folder):
-    page = (folder / "map.html").read_text()
+    page = (folder / "map.html").read_text(encoding="utf-8")
     assert page.count("</script>") == 2
     (drawing,) = re.findall(r'<script type="application/json" id="drawing">(.*?)</script>', page, re.DOTALL)
     points = json.loads(drawing)["data"]["values"]

@@ -193,7 +193,7 @@ def test_allowed_items_are_named(report):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 760, 420])
 def test_a_browser_draws_the_page_and_cuts_nothing_off(browser: Browser, report, tmp_path, width):
-    (tmp_path / "run.html").write_text(report_page(report))
+    (tmp_path / "run.html").write_text(report_page(report), encoding="utf-8")
     browser.resize(width)
     browser.open((tmp_path / "run.html").as_uri())
     assert browser.run("document.documentElement.scrollWidth") <= width

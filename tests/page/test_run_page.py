@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 
 def pages(folder):
-    return (folder / "run.html").read_text(), (folder / "run.md").read_text()
+    return (folder / "run.html").read_text(encoding="utf-8"), (folder / "run.md").read_text(encoding="utf-8")
 
 
 def test_a_run_leaves_its_page(run):
@@ -65,7 +65,7 @@ def test_sampled_ranking_has_its_own_section(run):
 
 def test_the_page_of_an_evaluation_has_no_explanation_of_another_model(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
-    page = write_run_page(folder, is_explained=False).read_text()
+    page = write_run_page(folder, is_explained=False).read_text(encoding="utf-8")
     assert "Not measured yet: run twofold explain." in page
     for section in ("gap", "probes", "map"):
         assert f'id="{section}"' not in page
@@ -74,7 +74,7 @@ def test_the_page_of_an_evaluation_has_no_explanation_of_another_model(run, tmp_
 def test_evaluate_writes_the_page_and_leaves_that_of_an_unchanged_report(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     assert CliRunner().invoke(app, ["evaluate", str(folder)]).exit_code == 0
-    assert (folder / "run.html").read_text() == pages(run.folder)[0]
+    assert (folder / "run.html").read_text(encoding="utf-8") == pages(run.folder)[0]
     shutil.rmtree(folder / "evaluate")
     result = CliRunner().invoke(app, ["evaluate", str(folder)])
     assert result.exit_code == 0, result.output
@@ -126,9 +126,9 @@ def test_the_command_line_stores_the_base_and_a_comment(run, tmp_path):
     """Every stage is reused: only the base in the recipe's file differs."""
     recipe = reopen(run.folder).recipe
     older = recipe.model_copy(update={"about": "the older one", "train": recipe.train.model_copy(update={"epochs": 9})})
-    (tmp_path / "older.yaml").write_text(dump_recipe(older))
+    (tmp_path / "older.yaml").write_text(dump_recipe(older), encoding="utf-8")
     newer = f"base: older.yaml\nabout: {json.dumps(HOSTILE)}\ntrain: {{epochs: 2}}\n"
-    (tmp_path / "newer.yaml").write_text(newer)
+    (tmp_path / "newer.yaml").write_text(newer, encoding="utf-8")
     folder = shutil.copytree(run.folder, tmp_path / "runs" / "world")
     commands = [
         ["run", str(tmp_path / "newer.yaml"), "--runs", str(tmp_path / "runs")],
@@ -156,7 +156,7 @@ def test_the_command_line_stores_the_base_and_a_comment(run, tmp_path):
 def test_what_a_run_does_not_have_is_absent_from_its_page(run, tmp_path, missing, sections):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     shutil.rmtree(folder / missing)
-    page = write_run_page(folder).read_text()
+    page = write_run_page(folder).read_text(encoding="utf-8")
     for section in sections:
         assert f'id="{section}"' in pages(run.folder)[0]
         assert f'id="{section}"' not in page
@@ -166,7 +166,7 @@ def test_what_a_run_does_not_have_is_absent_from_its_page(run, tmp_path, missing
 def test_a_map_without_its_picture_says_so(run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     (folder / "explain" / "map.png").unlink()
-    assert "The picture explain/map.png is missing." in write_run_page(folder).read_text()
+    assert "The picture explain/map.png is missing." in write_run_page(folder).read_text(encoding="utf-8")
 
 
 def test_a_recipe_alone_has_a_page(run, tmp_path):

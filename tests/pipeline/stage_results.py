@@ -98,7 +98,7 @@ def _content(path: Path) -> Any:
             with np.load(path) as arrays:
                 return {name: array.tolist() for name, array in arrays.items()}
         case ".json":
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         case _:
             raise ValueError(f"{path.name}: this kind of file has no summary yet; add one to {Path(__file__).name}")
 
@@ -284,7 +284,7 @@ def find_results(stage: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Records the results of every stage, or says which version must be raised first."""
-    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    recorded = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     for stage in RESULTS:
         with TemporaryDirectory() as folder:
             found = find_results(stage, Path(folder))
@@ -301,7 +301,7 @@ def main() -> None:
         stage: f'"version": {found["version"]}, "inputs": "{found["inputs"]}"' for stage, found in recorded.items()
     }
     stages = (f' {json.dumps(stage)}: {{{heads[stage]}, "results": {{\n{lines[stage]}\n }}}}' for stage in recorded)
-    RECORD.write_text("{\n" + ",\n".join(stages) + "\n}\n")
+    RECORD.write_text("{\n" + ",\n".join(stages) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

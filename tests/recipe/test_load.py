@@ -24,8 +24,8 @@ def test_a_file_becomes_a_recipe(tmp_path: Path) -> None:
 def test_days_may_be_written_bare_or_quoted(tmp_path: Path) -> None:
     quoted = write(tmp_path / "quoted.yaml", ASKED)
     bare = tmp_path / "bare.yaml"
-    bare.write_text(quoted.read_text().replace("'2022-05-07'", "2022-05-07"))
-    assert "'2022-05-07'" in quoted.read_text()
+    bare.write_text(quoted.read_text(encoding="utf-8").replace("'2022-05-07'", "2022-05-07"), encoding="utf-8")
+    assert "'2022-05-07'" in quoted.read_text(encoding="utf-8")
     assert load_recipe(bare).prepare == load_recipe(quoted).prepare
 
 
@@ -127,12 +127,12 @@ def test_what_yaml_1_1_would_change_stays_text(tmp_path: Path) -> None:
 )
 def test_a_text_that_looks_like_something_else_is_dumped_as_text(tmp_path: Path, about: str) -> None:
     recipe = recipe_of(changed("about", about, changed("data.events", "/data/events.parquet")))
-    (tmp_path / "dumped.yaml").write_text(dump_recipe(recipe))
+    (tmp_path / "dumped.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(tmp_path / "dumped.yaml") == recipe
 
 
 def test_of_many_problems_the_first_are_told(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("".join(f"k{number}: 1\n" for number in range(1000)))
+    (tmp_path / "r.yaml").write_text("".join(f"k{number}: 1\n" for number in range(1000)), encoding="utf-8")
     told = refusal(tmp_path / "r.yaml").splitlines()
     assert len(told) == 51
     assert told[-1] == "and 956 more"  # six sections are missing, too
@@ -147,7 +147,7 @@ def test_a_bomb_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     path = tmp_path / "bomb.yaml"
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
     assert "aliases" in refusal(path)  # followed, they would be ten thousand million values
 
 
@@ -322,14 +322,14 @@ def test_a_dumped_recipe_loads_equal(tmp_path_factory: pytest.TempPathFactory, a
     tree = changed("about", about, changed("retriever.dim", dim, changed("data.events", "/data/events.parquet")))
     recipe = recipe_of(changed("train.learning_rate", 1e-5, tree))
     path = tmp_path_factory.mktemp("dump") / "recipe.yaml"
-    path.write_text(dump_recipe(recipe))
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(path) == recipe
 
 
 def test_a_dumped_table_recipe_loads_equal(tmp_path: Path) -> None:
     table = {"kind": "table", "events": "/data/log.parquet"}
     recipe = recipe_of(changed("data", table))
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 

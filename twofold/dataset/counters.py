@@ -82,7 +82,7 @@ class Counters:
 
 def write_counters(prepared: Path, key: str, ids: pa.ChunkedArray | pa.Array, *, out: Path) -> None:
     """Turns `counters/by=KEY.parquet` into running totals: row r has the hours of key `ids[r]`, none for NULL."""
-    priors = json.loads((prepared / "counters" / "priors.json").read_text())[key]
+    priors = json.loads((prepared / "counters" / "priors.json").read_text(encoding="utf-8"))[key]
     keys, first = [], []
     seen, sums = 0, dict.fromkeys(priors, 0)
     dtype = np.dtype([("hour", np.int64), *((name, np.int64) for name in priors)])
@@ -106,7 +106,7 @@ def write_counters(prepared: Path, key: str, ids: pa.ChunkedArray | pa.Array, *,
 def load_counters(folder: Path) -> Counters:
     """Maps the arrays that `write_counters` wrote."""
     first, end, hours = (map_array(folder / f"{name}.npy") for name in ("first", "end", "hours"))
-    return Counters(first, end, hours, json.loads((folder / "priors.json").read_text()))
+    return Counters(first, end, hours, json.loads((folder / "priors.json").read_text(encoding="utf-8")))
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

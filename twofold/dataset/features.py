@@ -134,12 +134,12 @@ def save_features(state: FeatureState, folder: Path) -> None:
         "vocabularies": sorted(state.vocabularies),
         "scales": {name: asdict(scale) for name, scale in sorted(state.scales.items())},
     }
-    (folder / "features.json").write_text(json.dumps(saved, indent=1) + "\n")
+    (folder / "features.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
 
 def load_features(folder: Path) -> FeatureState:
     """Reads the files that `save_features` wrote."""
-    saved = json.loads((folder / "features.json").read_text())
+    saved = json.loads((folder / "features.json").read_text(encoding="utf-8"))
     return FeatureState(
         Features.model_validate(saved["features"]),
         saved["time_zone"],

@@ -107,7 +107,7 @@ def load_index(folder: Path) -> Index:
     """Maps the files of `save_index` into memory without reading them through; raises RunError if they do not fit."""
     path = folder / VECTORS
     try:
-        facts = json.loads((folder / FACTS).read_text())
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         items, dim, score, longest = (facts[name] for name in ("items", "dim", "score", "longest"))
     except (OSError, ValueError, KeyError) as error:

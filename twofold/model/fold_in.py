@@ -176,7 +176,7 @@ def load_fold_in(
 
     With `has_prior_column`, the last column of the vectors is the recency prior, if the model has one.
     """
-    saved = json.loads((folder / FOLD_IN).read_text())
+    saved = json.loads((folder / FOLD_IN).read_text(encoding="utf-8"))
     prior = None if saved["prior"] is None else RecencyPrior(**saved["prior"])
     own = item_vectors[:, :-1] if prior is not None and has_prior_column else item_vectors
     left = None if "nobody" in saved else np.load(folder / LEFT, mmap_mode="r", allow_pickle=False)

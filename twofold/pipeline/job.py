@@ -62,7 +62,7 @@ def claim_folder(job: Job, *, overwrite: bool) -> None:
             f"{job.folder} holds a run of another recipe. It differs in {listed}{more}. Keep it and choose another "
             f"folder with --run NAME, or discard its results with --overwrite."
         )
-    path.write_text(dump_recipe(job.recipe))
+    path.write_text(dump_recipe(job.recipe), encoding="utf-8")
     write_json(job.folder / "run.json", {"recipe_digest": recipe_digest(job.recipe), "twofold": version("twofold")})
 
 

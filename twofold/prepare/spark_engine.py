@@ -202,7 +202,7 @@ def _start(master: str, spill: Path) -> "SparkSession":
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
     }
-    (spill / "log4j2.properties").write_text(_NO_LOG)
+    (spill / "log4j2.properties").write_text(_NO_LOG, encoding="utf-8")
     builder = SparkSession.builder.master(master)
     for name, value in settings.items():
         builder = builder.config(name, value)

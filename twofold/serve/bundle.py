@@ -99,7 +99,7 @@ def open_bundle(run: Path) -> Bundle:
     try:
         features, index = load_features(folder / "features"), load_index(folder)
         attributes = pq.read_table(folder / "item_attributes.parquet")
-        context = json.loads((folder / CONTEXT).read_text())
+        context = json.loads((folder / CONTEXT).read_text(encoding="utf-8"))
         bundle = Bundle(
             users=Vocabulary.load(folder / "users.parquet"),
             items=Vocabulary.load(folder / "items.parquet"),

@@ -74,7 +74,7 @@ def load_ranker(folder: Path) -> Ranker | None:
     """Loads the ranker; `None` means the bundle has no second stage. RunError if onnxruntime cannot run a graph."""
     if not (folder / RANKER).exists():
         return None
-    top = json.loads((folder / RANKER).read_text())["top"]
+    top = json.loads((folder / RANKER).read_text(encoding="utf-8"))["top"]
     items = np.load(folder / RANKER_ITEMS, mmap_mode="r", allow_pickle=False)
     return Ranker(load_user_tower(folder / RANKER_USER), _session(folder / RANKER_PAIRS), np.asarray(items), top)
 

@@ -146,7 +146,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def open_service(options: ServeOptions, folder: Path) -> Service:
     """Opens the bundle in use since the last swap and the histories, with new metrics."""
     run, swap_file = options.run.resolve(), folder / CURRENT
-    name = json.loads(swap_file.read_text())["run"] if swap_file.exists() else run.name
+    name = json.loads(swap_file.read_text(encoding="utf-8"))["run"] if swap_file.exists() else run.name
     live_bundle = open_live_bundle(run.parent / name)
     return Service(live_bundle, run.parent, open_histories(options.histories), ServiceMetrics(), swap_file)
 
@@ -219,7 +219,7 @@ async def _follow_swaps(service: Service, folder: Path, last_swap: dict[str, str
 
 
 def _read_swap(path: Path) -> dict[str, str]:
-    swap: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    swap: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return swap
 
 

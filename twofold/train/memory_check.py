@@ -69,10 +69,10 @@ def available_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if not _MEMINFO.exists():
         return None
-    free = int(_MEMINFO.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+    free = int(_MEMINFO.read_text(encoding="utf-8").partition("MemAvailable:")[2].split()[0]) * 1024
     try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.stat").read_text().partition("anon ")[2].split()[0])
+        limit = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
+        used = int((_CGROUP / "memory.stat").read_text(encoding="utf-8").partition("anon ")[2].split()[0])
     except (OSError, ValueError, IndexError):  # no such container, or "max": no limit
         return free
     return min(free, limit - used)

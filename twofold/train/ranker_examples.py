@@ -147,7 +147,7 @@ def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
         items.reshape(-1, num_items, dim),
         new_items.reshape(-1, num_items, dim),
         _liked(dataset),
-        len(examples) / max(json.loads((folder / _DONE).read_text()), 1),
+        len(examples) / max(json.loads((folder / _DONE).read_text(encoding="utf-8")), 1),
     )
 
 
