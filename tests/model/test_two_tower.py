@@ -124,3 +124,17 @@ def test_the_description_tells_of_normalisation_too():
     assert [(part.name, part.shape) for part in parts if part.tower == "item"][1:] == [
         ("linear", "8 → 6"), ("linear", "6 → 8"), ("batch norm", "8"),
     ]  # fmt: skip
+
+
+def test_a_learned_temperature_is_described_saved_and_never_below_a_hundredth(tmp_path):
+    learned = {"kind": "cosine", "temperature": 0.07, "learn_temperature": True}
+    model = build_two_tower(TwoTower(kind="two_tower", dim=8, score=learned), STATE, {})
+    assert model.temperature.item() == pytest.approx(0.07)
+    parts = describe_model(model)
+    assert ("score", "temperature", 1) in [(part.tower, part.name, part.parameters) for part in parts]
+    assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        model.log_temperature.fill_(-20)
+    save_weights(model, tmp_path / "weights.safetensors")
+    fresh = build_two_tower(TwoTower(kind="two_tower", dim=8, score=learned), STATE, {})
+    assert load_weights(fresh, tmp_path / "weights.safetensors").temperature.item() == pytest.approx(0.01)

@@ -48,7 +48,9 @@ def objective_of(loss_config, dataset, **changes):
 
 def model_of(dataset, score="cosine", **changes):
     torch.manual_seed(0)
-    recipe = TwoTower.model_validate({"kind": "two_tower", "dim": 6, "score": SCORES[score], **changes})
+    recipe = TwoTower.model_validate(
+        {"kind": "two_tower", "dim": 6, "score": SCORES[score] if isinstance(score, str) else score, **changes}
+    )
     model = build_two_tower(recipe, dataset.features, dataset.vectors)
     with torch.no_grad():  # vectors of some length, where the score lets them have any
         for tower in (model.user, model.item):
@@ -150,6 +152,30 @@ def test_a_ranking_loss_is_the_weighted_mean_of_its_definition(world, loss_confi
     mean_weight = float(dataset.examples["train"].weight[objective.examples].mean(dtype=float))
     expected = np.mean(np.array(losses) * batch.weight.numpy()) / mean_weight
     assert loss.item() == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["in_batch_softmax", "sampled_softmax", "full_softmax", "bpr"])
+def test_a_learned_temperature_follows_the_slope_of_the_loss(world, kind):
+    _, dataset = world
+    learned = {"kind": "cosine", "temperature": 0.2, "learn_temperature": True}
+    objective = objective_of({"kind": kind}, dataset, precision="float32", batch_size=48)
+    model = model_of(dataset, score=learned)
+    batch = gather_batch(dataset, dataset.examples["train"], objective.examples[::13][:48])
+
+    def loss_at(log_temperature):
+        with torch.no_grad():
+            model.log_temperature.fill_(log_temperature)
+        torch.manual_seed(1)
+        return mean_loss(objective, model, batch)[0]
+
+    at, step = math.log(0.2), 1e-2
+    loss_at(at).backward()
+    slope = (loss_at(at + step) - loss_at(at - step)) / (2 * step)
+    assert abs(slope) > 0.01
+    assert model.log_temperature.grad.item() == pytest.approx(slope.item(), rel=0.02)
+    fixed = model_of(dataset, score=SCORES["cosine"])
+    torch.manual_seed(1)
+    torch.testing.assert_close(mean_loss(objective, fixed, batch)[0], loss_at(at))
 
 
 def mined_for(dataset, batch):
@@ -301,7 +327,9 @@ SOLVERS = [
 def test_the_checkerboard_is_solved(world, loss_config, score, changes, tmp_path):
     recipe, dataset = world
     window = evaluation_window(dataset, "test")
-    asked_model = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": SCORES[score], **changes})
+    asked_model = TwoTower.model_validate(
+        {"kind": "two_tower", "dim": 8, "score": SCORES[score] if isinstance(score, str) else score, **changes}
+    )
     kept = []
 
     def validate(model):

@@ -10,8 +10,9 @@ from twofold.tables import ModelPart
 
 
 def describe_model(model: TwoTower) -> list[ModelPart]:
-    """Returns every block and layer of both towers, read from the modules themselves."""
-    return [*describe_encoder("user", model.user), *describe_encoder("item", model.item)]
+    """Returns every block and layer of both towers, and a learned temperature, read from the modules themselves."""
+    learned = [] if model.log_temperature is None else [ModelPart("score", "temperature", "learned", 1)]
+    return [*describe_encoder("user", model.user), *describe_encoder("item", model.item), *learned]
 
 
 def describe_encoder(name: str, tower: Encoder) -> list[ModelPart]:

@@ -1,5 +1,6 @@
 """Two-tower retriever: a user encoder, an item encoder and the score of their outputs."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal, assert_never
 
@@ -43,7 +44,22 @@ class TwoTower(nn.Module):
         self.user = user
         self.item = item
         self.score = score.kind
-        self.temperature = score.temperature if isinstance(score, retriever_recipe.Cosine) else 1.0
+        self.fixed_temperature = score.temperature if isinstance(score, retriever_recipe.Cosine) else 1.0
+        self.log_temperature: nn.Parameter | None = None
+        if isinstance(score, retriever_recipe.Cosine) and score.learn_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(score.temperature)))
+
+    @property
+    def temperature(self) -> float | Float[Tensor, ""]:
+        """Divides the score in the loss; a tensor with a gradient if it is learned."""
+        if self.log_temperature is None:
+            return self.fixed_temperature
+        return self.log_temperature.exp().clamp(min=1 / retriever_recipe.LARGEST_SCALE)
+
+    @torch.no_grad()
+    def temperature_value(self) -> float:
+        """Returns the temperature as a number."""
+        return float(self.temperature)
 
     def as_products(
         self, users: Float[Tensor, "users dim"], items: Float[Tensor, "items dim"]

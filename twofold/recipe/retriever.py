@@ -13,13 +13,21 @@ from twofold.recipe.section import Section
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
+LARGEST_SCALE = 100.0
+"""Largest factor of the cosine in the loss if the temperature is learned, as in CLIP."""
+
+
 class Cosine(Section):
     """Cosine similarity: both vectors are normalized to length 1. The served score is the cosine itself."""
 
     kind: Literal["cosine"]
     temperature: float = Field(default=0.1, gt=0)
-    """Divides the cosine in the loss; a smaller value makes the softmax sharper. On the shipped log, .05 loses .035 of
-    recall@100 against .1, and .2 loses .007.
+    """Divides the cosine in the loss; a smaller value makes the softmax sharper. On the shipped log, 0.05 loses 0.035
+    of recall@100 against 0.1, and 0.2 loses 0.007.
+    """
+    learn_temperature: bool = False
+    """`true`: trains the temperature with the weights, from `temperature` on and not below 0.01 (CLIP, Radford et al.,
+    ICML 2021, section 2.4).
     """
 
 
@@ -88,8 +96,8 @@ class TwoTower(Section):
     def most(self) -> float:
         """Largest logit that the score can give in the loss."""
         match self.score:
-            case Cosine(temperature=temperature):
-                return 1 / temperature
+            case Cosine(temperature=temperature, learn_temperature=learn):
+                return LARGEST_SCALE if learn else 1 / temperature
             case NegativeDistance():
                 return 0.0
             case Dot():
