@@ -9,7 +9,7 @@ import pytest
 from tests.ingest.test_column_roles import integer, log, moment, text
 from twofold.errors import DataError
 from twofold.ingest.column_roles import guess_roles
-from twofold.ingest.draft_recipe import choose_split
+from twofold.ingest.draft_split import choose_split
 from twofold.ingest.inspect_log import data_section
 from twofold.ingest.log_profile import Column, Day, EventFacts, TableProfile
 from twofold.recipe.data import Table

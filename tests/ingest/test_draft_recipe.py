@@ -53,8 +53,12 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
     assert recipe.prepare.positive == "is_like OR watch_s >= 18"
     assert isinstance(recipe.prepare.split, TemporalSplit)
     assert [feature.kind for feature in recipe.features.user] == ["history", "time"]
-    assert [feature.kind for feature in recipe.features.item] == ["id"]
+    assert [feature.kind for feature in recipe.features.item] == ["id", "counter", "counter"]
+    assert recipe.retriever.kind == "best"
+    assert recipe.train.patience == 3
     for said in (
+        "kind: best",
+        "# popularity in the last 3 days",
         "#   rows       1,000",
         "#   days       2024-01-01 to 2024-01-10 (UTC), 10 days; 100 rows on a median day",
         "at_unit: s  ",
@@ -65,6 +69,25 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
         "  # weight: LEAST(SQRT(watch_s), 8)",
     ):
         assert said in drafted
+
+
+@pytest.mark.parametrize(
+    ("facts", "hours"),
+    [
+        (events([100] * 2), []),  # nothing to count yet
+        (events([100] * 30), [24, 72]),
+        (events([100] * 300), [168, 720]),  # a long log changes slowly
+        (replace(events([100] * 30), positives=100), [24, 72, 72]),  # and the rate of positives
+    ],
+)
+def test_recent_events_of_items_are_counted_over_spans_that_fit_the_log(
+    tmp_path: Path, facts: EventFacts, hours: list[int]
+) -> None:
+    recipe, _ = loaded(tmp_path, seen(facts=facts))
+    counters = [feature for feature in recipe.features.item if feature.kind == "counter"]
+    assert [feature.hours for feature in counters] == hours
+    assert [feature.statistic for feature in counters] == ["events", "events", "positive_rate"][: len(hours)]
+    assert set(recipe.prepare.counters) == ({"item_id"} if hours else set())
 
 
 def test_what_is_not_known_is_not_asked_for(tmp_path: Path) -> None:
@@ -116,7 +139,7 @@ def items_table() -> TableProfile:
 
 def test_columns_of_items_become_features(tmp_path: Path) -> None:
     recipe, drafted = loaded(tmp_path, seen(items=items_table()))
-    found = {getattr(f, "column", f.kind): f.kind for f in recipe.features.item}
+    found = {getattr(f, "column", f.kind): f.kind for f in recipe.features.item if f.kind != "counter"}
     assert found == {
         "id": "id",
         "age": "age",
@@ -146,7 +169,7 @@ def test_columns_of_users_become_features_and_names_are_not_taken_twice(tmp_path
 def test_many_columns_are_cut_and_said(tmp_path: Path) -> None:
     wide = side(integer("item_id"), *(text(f"attribute_{number}", "x", distinct=3) for number in range(30)))
     recipe, drafted = loaded(tmp_path, seen(items=wide))
-    assert len(recipe.features.item) == 1 + 12
+    assert len([each for each in recipe.features.item if each.kind != "counter"]) == 1 + 12
     assert "not used, more than 12 columns: attribute_12, " in drafted
     assert "and 10 more" in drafted
 

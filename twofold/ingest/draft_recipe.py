@@ -6,18 +6,16 @@ Each line has the number that it is based on beside it, so that a reader can dec
 import os
 import re
 import textwrap
-from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 from twofold.ingest.column_roles import COUNTS, GROUPS
+from twofold.ingest.draft_split import choose_split, events_within
 from twofold.ingest.inspect_log import LogProfile, names_of, our_name
 from twofold.ingest.log_profile import (
     EPOCH,
     Column,
-    Day,
     EventFacts,
     TableProfile,
     look_of,
@@ -25,7 +23,7 @@ from twofold.ingest.log_profile import (
     shown_values,
     words,
 )
-from twofold.recipe.prepare import LastEvents, TemporalSplit, Window
+from twofold.recipe.prepare import LastEvents, Window
 from twofold.recipe.retriever import Cosine, TwoTower
 from twofold.recipe.train import Train
 from twofold.recipe.yaml_files import is_text
@@ -121,7 +119,28 @@ def _prepare(seen: LogProfile) -> list[str]:
         lines += _with_comment(
             "  # weight: LEAST(SQRT(watch_s), 8)", "remove the first # to give long watches more weight"
         )
-    return [*lines, *_filters(events), *_split(events)]
+    return [*lines, *_counters(seen), *_filters(events), *_split(events)]
+
+
+def _counters(seen: LogProfile) -> list[str]:
+    if _recent_hours(seen) is None:
+        return []
+    return [
+        *_with_comment("  counters:", "events of each item by the hour, for the features of kind counter"),
+        f"    item_id: {{rates: {{positive_rate: {scalar(seen.roles.positive)}}}}}",
+    ]
+
+
+def _recent_hours(seen: LogProfile) -> tuple[int, int] | None:
+    """Returns two spans over which the recent events of an item are counted; `None` if the log has no true times.
+
+    A day and three days, or a week and a month if the log covers more than half a year: there the popularity of items
+    changes more slowly, and a day has few events.
+    """
+    days = seen.events.days
+    if not seen.roles.has_clock or len(days) < 3:
+        return None
+    return (24, 72) if days[-1].number - days[0].number < 183 else (168, 720)
 
 
 def _filters(events: EventFacts) -> list[str]:
@@ -178,9 +197,14 @@ def _features(seen: LogProfile) -> list[str]:
     if span >= 14:
         lines.append("    - {kind: time, part: weekday}")
     lines += _columns_as_features(seen, seen.users, names={"positives", "negatives", "hour", "weekday"})
-    lines += ["  item:", "    - {kind: id}"]
+    lines += ["  item:", *_with_comment("    - {kind: id, unknown_rate: 0.1}", "trains a vector for unknown items")]
     if seen.items and "uploaded_at" in {our_name(seen.data, name) for name in names_of(seen.items)}:
         lines += _with_comment("    - {kind: age}", "time since uploaded_at")
+    for hours in _recent_hours(seen) or ():
+        counter = f"    - {{kind: counter, key: item_id, statistic: events, hours: {hours}}}"
+        lines += _with_comment(counter, f"popularity in the last {plural(hours // 24, 'day')}")
+    for hours in (_recent_hours(seen) or ())[1:] if events.positives < events.rows else ():
+        lines.append(f"    - {{kind: counter, key: item_id, statistic: positive_rate, hours: {hours}}}")
     lines += _columns_as_features(seen, seen.items, names={"id", "age"})
     if seen.items is None:
         lines += _with_comment(
@@ -190,67 +214,23 @@ def _features(seen: LogProfile) -> list[str]:
 
 
 def _model() -> list[str]:
-    tower, score, train = TwoTower(kind="two_tower"), Cosine(kind="cosine"), Train()
+    tower, score, train = TwoTower(kind="best"), Cosine(kind="cosine"), Train()
     return [
         "retriever:",
-        f"  kind: {tower.kind}",
+        *_with_comment(f"  kind: {tower.kind}", "two towers, or iALS, EASE or item-kNN where these are better"),
         *_with_comment(f"  dim: {tower.dim}", "vector dimension; 128 if there are many events per item"),
         *_with_comment(
             f"  score: {{kind: {score.kind}, temperature: {score.temperature:g}}}",
             "a lower temperature puts more weight on hard negatives",
         ),
         "train:",
-        *_with_comment(f"  epochs: {train.epochs}", "passes over the positives; the best epoch is kept"),
+        *_with_comment("  epochs: 30", "at most so many passes over the positives; the best epoch is kept"),
+        *_with_comment("  patience: 3", "training stops after 3 epochs without a better one"),
         *_with_comment(f"  batch_size: {train.batch_size}", "4096 trains a large log faster"),
         f"  learning_rate: {train.learning_rate:g}",
         f"  seed: {train.seed}",
         *_with_comment("recommend_k: 50", "number of recommendations written per user"),
     ]
-
-
-# --- windows ----------------------------------------------------------------------------------------------------------
-
-
-def choose_split(events: EventFacts) -> tuple[TemporalSplit | LastEvents, str]:
-    """Returns the split and its reason: the last whole day tests, the one before validates; weeks if days are small."""
-    last, days = LastEvents(kind="last_n", test=1, validation=1), events.days
-    if not days:
-        return last, "the order of events is known, their days are not"
-    first, end = days[0].number, days[-1].number + 1
-    if end - first < 3:
-        return last, f"the log covers {plural(end - first, 'day')}: too few to train, validate and test on days apart"
-    for width, called in ((1, "day"), (7, "week"), (28, "4 weeks"), (91, "quarter"), (364, "year")):
-        whole = end - 1 if width == 1 and _is_cut_short(days) else end
-        bounds = (first, whole - 2 * width, whole - width, whole)
-        if bounds[0] < bounds[1] and _is_enough(events, bounds):
-            train, validation, test = (
-                Window(first=EPOCH + timedelta(days=a), end=EPOCH + timedelta(days=b))
-                for a, b in zip(bounds, bounds[1:], strict=False)
-            )
-            reason = f"test: last {called}; validation: the {called} before; train: everything earlier"
-            if whole < end:
-                reason += f"; {days[-1].date} is left out: it is incomplete"
-            return TemporalSplit(kind="temporal", train=train, validation=validation, test=test), reason
-    return last, "no cut in time leaves 1 % of the events to validate, 1 % to test and half of them to train"
-
-
-def _is_cut_short(days: Sequence[Day]) -> bool:
-    return days[-1].events * 2 < median(day.events for day in days[-8:-1])
-
-
-def _is_enough(events: EventFacts, bounds: tuple[int, ...]) -> bool:
-    """Returns whether 1 % (at most 100,000 events) validate and test, half train, and each window has positives."""
-    wanted = min(0.01 * events.rows, 100_000)
-    windows = [events_within(events, first, end) for first, end in zip(bounds, bounds[1:], strict=False)]
-    floors = (0.5 * events.rows, wanted, wanted)
-    return all(
-        sum(day.events for day in window) >= floor and any(day.positives for day in window)
-        for window, floor in zip(windows, floors, strict=True)
-    )
-
-
-def events_within(events: EventFacts, first: int, end: int) -> list[Day]:
-    return [day for day in events.days if first <= day.number < end]
 
 
 # --- features of items and users --------------------------------------------------------------------------------------
