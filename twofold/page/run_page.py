@@ -7,10 +7,10 @@ the stages, not in one, and is written again whenever a stage, a base or a comme
 import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from twofold.evaluate.comparison_plots import group_plots
 from twofold.evaluate.days import order_sentence
 from twofold.evaluate.results import FEW_USERS, MODEL, Report, WatchSection, load_report
 from twofold.page.model_drawing import drawings_of
@@ -19,7 +19,7 @@ from twofold.page.training_curves import Curve, training_curves
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.render.difference_plot import Difference, DifferencePlot, axis_of, difference_plot
+from twofold.render.difference_plot import Difference, DifferencePlot, difference_plot
 from twofold.render.html import fill_page, setting
 from twofold.run_folder import atomic_file, find_stage
 from twofold.tables import SPLITS, Json
@@ -217,7 +217,7 @@ def run_page(page: RunPage) -> str:
         "tiles": _tiles(page),
         "plots": list(_plots(report)) if report else [],
         "metrics": main_metrics(report) if report else (),
-        "groups": _group_plots(report) if report else [],
+        "groups": group_plots(report.slices.lines) if report and report.slices else [],
         "watch_metrics": _watch_metrics(report.watch_time) if report and report.watch_time else [],
         "drawings": drawings_of(report.facts.model, retriever_score=_score(page.recipe)) if report else (),
         "metric_title": metric_title,
@@ -255,24 +255,6 @@ def _plots(report: Report) -> Iterator[tuple[str, DifferencePlot]]:
         ]
         if (plot := difference_plot(known)) is not None:
             yield metric, plot
-
-
-def _group_plots(report: Report) -> list[tuple[str, DifferencePlot]]:
-    """Returns (slicing, plot of model − row in its groups) on one axis, without groups of fewer than 100 users."""
-    known = [
-        (line.by, Difference(line.name, line.minus.value, line.minus.low, line.minus.high, f"{line.users:,} users"))
-        for line in (report.slices.lines if report.slices else ())
-        if not line.is_small
-        and line.minus.value is not None
-        and line.minus.low is not None
-        and line.minus.high is not None
-    ]
-    axis = axis_of(each for _, each in known)
-    plots = (
-        (by, difference_plot([each for _, each in lines], is_sorted=False, axis=axis))
-        for by, lines in groupby(known, key=lambda line: line[0])
-    )
-    return [(by, plot) for by, plot in plots if plot is not None]
 
 
 def _watch_metrics(watch: WatchSection) -> list[str]:
