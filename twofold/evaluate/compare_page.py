@@ -252,5 +252,5 @@ def _sentence(line: MetricComparison) -> str:
     """Says by how much a run differs from the first on a metric."""
     share = percent(abs((line.minus.value or 0.0) / line.base.value)) if line.base.value else ""
     outcome = f"{share} {direction(line)}".strip() if direction(line) else "no significant difference"
-    values = f"{format_decimal(line.run.value)}, first run {format_decimal(line.base.value)}"
+    values = f"{format_decimal(line.run.value)} against {format_decimal(line.base.value)}"
     return f"{in_title(line.metric)} {values}: {outcome} ({format_difference(line.minus)})."

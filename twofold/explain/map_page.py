@@ -179,7 +179,7 @@ def _interactive(item_map: ItemMap) -> dict[str, Json]:
 
 
 def _marks(opacity: float) -> dict[str, Json]:
-    return {"type": "point", "filled": True, "opacity": opacity, "clip": True, "strokeWidth": 0.8}
+    return {"type": "point", "filled": True, "opacity": opacity, "clip": True, "strokeWidth": 0.5}
 
 
 def _encoding(color: str, item_map: ItemMap) -> dict[str, Json]:

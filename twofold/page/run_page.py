@@ -14,13 +14,14 @@ from twofold.evaluate.comparison_plots import group_plots
 from twofold.evaluate.days import order_sentence
 from twofold.evaluate.results import FEW_USERS, MODEL, Report, WatchSection, load_report
 from twofold.page.model_drawing import drawings_of
-from twofold.page.tiles import RANDOM, Tile, main_metrics, metric_tiles, metric_title, warnings_tile
+from twofold.page.tiles import RANDOM, Tile, main_metrics, metric_tiles, warnings_tile
 from twofold.page.training_curves import Curve, training_curves
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.render.difference_plot import Difference, DifferencePlot, difference_plot
 from twofold.render.html import fill_page, setting
+from twofold.render.numbers import in_title
 from twofold.run_folder import atomic_file, find_stage
 from twofold.tables import SPLITS, Json
 
@@ -220,7 +221,7 @@ def run_page(page: RunPage) -> str:
         "groups": group_plots(report.slices.lines) if report and report.slices else [],
         "watch_metrics": _watch_metrics(report.watch_time) if report and report.watch_time else [],
         "drawings": drawings_of(report.facts.model, retriever_score=_score(page.recipe)) if report else (),
-        "metric_title": metric_title,
+        "metric_title": in_title,
         "order_sentence": order_sentence,
         "MODEL": MODEL,
         "FEW_USERS": FEW_USERS,

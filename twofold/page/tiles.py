@@ -7,12 +7,11 @@ from typing import Final
 from twofold.evaluate.results import Report, Row
 from twofold.evaluate.significance import Estimate
 from twofold.render.difference_plot import Difference, Outcome
-from twofold.render.numbers import format_decimal, format_interval, format_signed, in_short, percent, plural
+from twofold.render.numbers import format_decimal, format_interval, format_signed, in_title, percent, plural
 from twofold.tables import Json
 
 RANDOM: Final = "random"
 _LONGEST_LIST: Final = 3  # number of warnings that a tile names
-_ACRONYMS: Final = ("auc", "xauc", "ndcg", "dcg", "mrr", "map", "wtg", "mae", "rmse")
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,6 @@ class Tile:
     outcome: Outcome
 
 
-def metric_title(metric: str) -> str:
-    """Returns the name of a metric as a heading.
-
-    >>> metric_title("catalogue/recall@100"), metric_title("catalogue/ndcg@10"), metric_title("catalogue/hit_rate@5")
-    ('Recall@100', 'NDCG@10', 'Hit rate@5')
-    >>> metric_title("watch_time/dcg_wtg_ln@5")
-    'DCG WTG ln@5'
-    """
-    words = [word.upper() if word.partition("@")[0] in _ACRONYMS else word for word in in_short(metric).split()]
-    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
-
-
 def main_metrics(report: Report) -> tuple[str, ...]:
     """Returns the two metrics of the full ranking that open the page: recall and NDCG."""
     return tuple(each.metric for each in report.headlines)
@@ -47,7 +34,7 @@ def main_metrics(report: Report) -> tuple[str, ...]:
 def metric_tiles(report: Report) -> Iterator[Tile]:
     """Yields a tile for each main metric of the full ranking and for AUC on shown items."""
     for metric in main_metrics(report):
-        yield _tile(report, report.catalogue.rows, metric, metric_title(metric))
+        yield _tile(report, report.catalogue.rows, metric, in_title(metric))
     yield _tile(report, report.impressions.rows, "impressions/auc", "AUC on shown items")
 
 
