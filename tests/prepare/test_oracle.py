@@ -167,7 +167,7 @@ def counters(log: pa.Table, **how: Any) -> pd.DataFrame:
     return rows.groupby(["key", "hour"], as_index=False).agg(**sums)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(EVENTS, st.booleans(), st.booleans(), st.sampled_from([1, 3]))
 def test_a_generated_log_is_prepared_as_the_oracle_says(
     events: list[tuple[Any, ...]], is_last_n: bool, filters: bool, rounds: int
@@ -184,7 +184,7 @@ def test_many_generated_logs_are_prepared_as_the_oracle_says(
     assert_equals_the_oracle(events, is_last_n=is_last_n, filters=filters, rounds=rounds)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(EVENTS, st.booleans(), st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_changes_no_byte(events: list[tuple[Any, ...]], is_last_n: bool, draw: Any) -> None:
     log, how = log_of(events), {"is_last_n": is_last_n, "filters": True, "rounds": 1}
