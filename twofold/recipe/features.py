@@ -151,8 +151,9 @@ class IdFeature(Section):
 
     kind: Literal["id"]
     unknown_rate: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training examples in which the id is replaced by `unknown`, which trains that embedding, so that
-    cold items can be found. 0 means the `unknown` embedding stays zero.
+    """Share of the training examples in which the item is treated as new: its id, and category and list values that no
+    other item has, are replaced by `unknown`, which trains these embeddings, so that new items can be found. 0 means
+    the `unknown` embeddings stay zero.
     """
 
 
