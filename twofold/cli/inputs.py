@@ -106,7 +106,9 @@ def check(
 
 @recipe_app.command()
 def new(
-    log: Annotated[Path, typer.Option("--log", exists=True, help="Your log: CSV or Parquet, or a folder of either.")],
+    log: Annotated[
+        Path, typer.Option("--log", exists=True, help="Your log: Parquet, CSV or JSON; a file or a folder.")
+    ],
     items: Annotated[Path | None, typer.Option("--items", exists=True, help="Table of item attributes.")] = None,
     users: Annotated[Path | None, typer.Option("--users", exists=True, help="Table of user attributes.")] = None,
     user: Annotated[

@@ -120,9 +120,9 @@ def _read_source(session: "SparkSession", table: SourceTable, *, view: str) -> "
         return session.sql(spark_sql(table.select_sql()))
     if table.kind != "parquet":
         raise DataError(
-            f"{table.files[0]}: Spark reads {table.kind} by other rules than DuckDB, by which the recipe was checked. "
-            f"Write it as Parquet, as with duckdb.sql(\"COPY (FROM 'log.csv') TO 'log.parquet'\"), or take --engine "
-            f"duckdb."
+            f"{table.files[0]}: Spark reads {table.kind.upper()} by other rules than DuckDB, by which the recipe was "
+            f"checked. Write it as Parquet, as with duckdb.sql(\"COPY (FROM 'log.csv') TO 'log.parquet'\"), or take "
+            f"--engine duckdb."
         )
     try:
         paths = (re.sub(r"([][{}*?\\])", r"\\\1", _uri(path)) for path in table.files)  # no globs
