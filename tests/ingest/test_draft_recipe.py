@@ -56,6 +56,7 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
     assert [feature.kind for feature in recipe.features.item] == ["id", "counter", "counter"]
     assert recipe.retriever.kind == "best"
     assert recipe.train.patience == 3
+    assert recipe.train.batch_size == 128
     for said in (
         "kind: best",
         "# popularity in the last 3 days",
