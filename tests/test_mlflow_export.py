@@ -43,6 +43,13 @@ def test_what_was_logged_is_what_the_run_says(made, store, tmp_path):
     report = json.loads((made / "evaluate" / "report.json").read_text())
     row = report["catalogue"]["rows"][0]["metrics"]
     assert found.data.metrics["catalogue/hit_rate_at_1"] == row["catalogue/hit_rate@1"]["value"]
+    (headline, *_) = report["headlines"]
+    name = headline["metric"].replace("@", "_at_")
+    assert found.data.tags[f"twofold.baseline.{name}"] == headline["baseline"]
+    assert found.data.tags["twofold.window"] == report["question"]["dates"] == "2024-01-06"
+    for suffix, key in (("", "model"), ("_baseline", "best"), ("_minus_baseline", "minus")):
+        for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
+            assert found.data.metrics[f"{name}{suffix}{end}"] == headline[key][field]
     assert [point.step for point in client.get_metric_history(run, "train/validation")] == list(range(10))
     log = pq.read_table(made / "train" / "training_steps.parquet").to_pydict()
     for name in ("loss", "learning_rate", "gradient_norm", "examples_per_s"):

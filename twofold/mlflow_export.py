@@ -78,6 +78,9 @@ def _log(client: MlflowClient, run: str, folder: Path) -> None:
         client.log_batch(run, metrics=metrics[part])
     for tag in ("recipe_digest", "commit", "hardware"):
         client.set_tag(run, f"twofold.{tag}", getattr(report.facts, tag))
+    client.set_tag(run, "twofold.window", report.question.dates if report.question else report.window)
+    for compared in report.headlines:
+        client.set_tag(run, f"twofold.baseline.{_mlflow_name(compared.metric)}", compared.baseline)
     client.log_dict(run, {"funnel": [asdict(step) for step in report.facts.funnel]}, "funnel.json")
     client.log_artifact(run, str(folder / "recipe.yaml"))
     for stage in (None, "evaluate", "explain"):  # the run's page, and the files of its stages
@@ -95,10 +98,17 @@ def _register(client: MlflowClient, run: str, folder: Path, name: str) -> None:
 
 
 def _metrics(report: Report, epochs: list[dict[str, Any]]) -> Iterator[Metric]:
-    """Yields the model's metrics on the test window, loss and validation by epoch, and the rows of the funnel."""
+    """Yields the model's metrics on the test window, the headline metrics with their intervals, those of the best
+    baseline and the difference from it, loss and validation by epoch, and the rows of the funnel."""
     now = int(time.time() * 1000)
     for name, value in report.metrics_of(MODEL).items():
         yield Metric(_mlflow_name(name), value, now, 0)
+    for compared in report.headlines:
+        numbers = {"": compared.model, "_baseline": compared.best, "_minus_baseline": compared.minus}
+        for suffix, estimate in numbers.items():
+            for end, number in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
+                if number is not None and suffix + end:
+                    yield Metric(f"{_mlflow_name(compared.metric)}{suffix}{end}", number, now, 0)
     for epoch in epochs:
         for name in ("loss", "validation"):
             if epoch[name] is not None:

@@ -132,8 +132,8 @@ def test_every_difference_is_model_minus_row_on_the_same_users(report):
 def test_bounds_and_headroom_stand_beside_the_impressions(report):
     for bounds in report.impressions.bounds.values():
         assert 0 < bounds.chance < bounds.best <= 1
-    ndcg = report.impressions.bounds["impressions/ndcg@5"]
-    value = report.metrics_of("model")["impressions/ndcg@5"]
+    ndcg = report.impressions.bounds["impressions/mrr"]
+    value = report.metrics_of("model")["impressions/mrr"]
     assert ndcg.headroom == pytest.approx((value - ndcg.chance) / (1 - ndcg.chance))
     assert not report.catalogue.bounds
 
@@ -307,3 +307,17 @@ def test_a_damaged_or_missing_report_is_named(report, tmp_path):
 
 def test_the_headline_of_a_small_catalogue_is_no_free_gift():
     assert [primary_k(items) for items in (1, 9, 50, 60, 300, 999, 1000, 10**6)] == [1, 1, 5, 5, 20, 50, 100, 100]
+
+
+def test_metrics_of_lists_shorter_than_k_are_not_given_and_the_page_says_why(report):
+    reason = "half of the lists have at most 4 items"
+    assert report.impressions.absent == {5: reason, 10: reason}
+    assert set(report.impressions.bounds) == {"impressions/auc", "impressions/mrr", "impressions/map"}
+    assert not {name for name in report.metrics_of("model") if name.startswith("impressions/") and "@" in name}
+    assert report.catalogue.absent == dict.fromkeys((100, 200, 500), "half of the users have at most 55 unseen items")
+    assert "catalogue/recall@50" in report.metrics_of("model")
+
+
+def test_a_reason_survives_the_file(report, tmp_path):
+    write_report(report, tmp_path)
+    assert load_report(tmp_path / "report.json").impressions.absent == report.impressions.absent

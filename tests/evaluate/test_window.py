@@ -15,7 +15,7 @@ from twofold.evaluate.evaluate_window import evaluation_options
 from twofold.evaluate.peers import Recency
 from twofold.evaluate.slices import slicings_of
 from twofold.evaluate.watch_time import watched_rows
-from twofold.evaluate.window import digest_of_relevant, evaluation_window
+from twofold.evaluate.window import PerUser, digest_of_relevant, evaluation_window, without_short_lists
 from twofold.ragged import Ragged
 from twofold.recipe.features import Features
 
@@ -154,3 +154,15 @@ def test_what_was_to_be_found_has_one_digest_however_rows_are_numbered(tmp_path)
     assert digest_of_relevant(arrays, turned) == digest
     fewer = replace(window, relevant=Ragged(np.zeros(0, np.int64), np.zeros_like(window.relevant.offsets)))
     assert digest_of_relevant(arrays, fewer) != digest
+
+
+def test_metrics_at_a_k_that_most_lists_do_not_reach_are_left_out_with_the_reason():
+    values = {"auc": np.array([0.5, 0.7, 0.6, np.nan]), "ndcg@2": np.ones(4), "ndcg@5": np.ones(4)}
+    values = {name: np.where(np.isnan(values["auc"]), np.nan, value) for name, value in values.items()}
+    found = PerUser(values, 3, {})
+    short = without_short_lists(found, np.array([2, 3, 9, 90]))
+    assert list(short.values) == ["auc", "ndcg@2"]
+    assert short.absent == {5: "half of the lists have at most 3 items"}
+    assert without_short_lists(found, np.array([5, 5, 9, 1])).absent == {}  # the last user is not evaluated
+    nobody = PerUser({"ndcg@5": np.array([np.nan])}, 0, {})
+    assert without_short_lists(nobody, np.array([1])) is nobody

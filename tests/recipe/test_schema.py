@@ -150,3 +150,23 @@ def test_published_negatives_need_a_file() -> None:
         Recipe.model_validate(recipe_tree(evaluate=published))
     data = {"kind": "table", "events": "a.parquet", "published_negatives": "b.parquet"}
     assert Recipe.model_validate(recipe_tree(evaluate=published, data=data)).evaluate.sampled[0].kind == "published"
+
+
+@pytest.mark.parametrize("feature", [{"kind": "age"}, {"kind": "counter", "key": "item_id", "statistic": "events"}])
+def test_item_features_that_depend_on_the_time_need_requests_of_one_time(feature: dict[str, Any]) -> None:
+    """Items are evaluated as of one time; with last_n, requests lie anywhere in the log."""
+    features = {
+        "user": [{"kind": "history", "events": "positives", "max_length": 100}],
+        "item": [{"kind": "id"}, feature],
+    }
+    counters = {"item_id": {"rates": {"like": "liked"}}}
+    split = recipe_tree()["prepare"]["split"]
+    for kind in (split, {"kind": "last_n"}):
+        prepare = {"positive": "liked", "counters": counters, "split": kind}
+        if kind == split:
+            Recipe.model_validate(recipe_tree(features=features, prepare=prepare))
+            continue
+        with pytest.raises(ValidationError) as refused:
+            Recipe.model_validate(recipe_tree(features=features, prepare=prepare))
+        assert f"features.item.1 of kind {feature['kind']} depends on the time of the request" in str(refused.value)
+        assert "Delete the feature, or choose a temporal split." in str(refused.value)

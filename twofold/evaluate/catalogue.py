@@ -21,11 +21,10 @@ def evaluate_catalogue(
 ) -> PerUser:
     """Ranks every item that the user had not seen before the window, cold ones included, in full and exactly.
 
-    `ks` defaults to those of `metrics.KS` that do not exceed the catalogue. Users without a relevant item are skipped
-    and counted. DataError if no user is left.
+    `ks` defaults to those of `metrics.KS` up to the median number of unseen items. Users without a relevant item are
+    skipped and counted. DataError if no user is left.
     """
-    if ks is None:
-        ks = [k for k in KS if k <= window.num_items]
+    ks, absent = _default_ks(window) if ks is None else (ks, {})
     if max(ks) > window.num_items:
         raise RequestError(
             f"a metric @{max(ks)} needs {max(ks)} items, but the catalogue has {window.num_items}: choose a smaller k"
@@ -53,8 +52,18 @@ def evaluate_catalogue(
         {f"catalogue/{name}": value for name, value in values.items()},
         evaluated=len(num_relevant) - without,
         skipped={"no positive on an item not seen before": without},
+        absent=absent,
         ranks=ranks,
     )
+
+
+def _default_ks(window: EvaluationWindow) -> tuple[Sequence[int], dict[int, str]]:
+    """Returns each k of `KS` at which metrics are given, and the reasons for the others."""
+    unseen = window.num_items - window.seen.sizes[window.relevant.sizes > 0]
+    # The metrics at up to a tenth of the catalogue are always given: the primary metric is one of them.
+    longest = max(float(np.median(unseen)) if len(unseen) else 0.0, window.num_items / 10, 1.0)
+    absent = {k: f"half of the users have at most {longest:,.0f} unseen items" for k in KS if k > longest}
+    return [k for k in KS if k not in absent], absent
 
 
 def evaluate_filtered(

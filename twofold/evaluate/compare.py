@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from twofold.errors import RequestError
+from twofold.evaluate.headline_metrics import deciding_metrics
 from twofold.evaluate.per_user_values import load_values
 from twofold.evaluate.results import EvaluationSetup, SliceSection, load_report
 from twofold.evaluate.significance import (
@@ -83,7 +84,7 @@ def compare_runs(run: Path, base: Path) -> Comparison:
     primary_metric = load_report(run / "report.json").primary_metric
     differences = mean_intervals(own - other)
     columns = (estimates(each) for each in (mean_intervals(own), mean_intervals(other), differences))
-    is_headline = np.isin(shared, headline_metrics(primary_metric))
+    is_headline = np.isin(shared, deciding_metrics(question.num_items))
     p_values = holm_except(differences.p_value, is_headline)
     names = [folder.parent.name for folder in (run, base)]
     if names[0] == names[1]:
@@ -103,14 +104,6 @@ def compare_runs(run: Path, base: Path) -> Comparison:
     return Comparison(names[0], names[1], question, primary_metric, lines, slices)
 
 
-def headline_metrics(primary_metric: str) -> tuple[str, ...]:
-    """Returns the metrics that every report names first, whatever their values: the primary one, and NDCG@10.
-
-    They are chosen before any run, so their p-values are not corrected for the number of metrics.
-    """
-    return tuple(dict.fromkeys((primary_metric, "catalogue/ndcg@10")))
-
-
 def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedComparison, ...]:
     """Compares several recipes over `seeds` runs each, sorted by recipe; the first recipe is the base.
 
@@ -123,8 +116,7 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
             f"{seeds} runs of the base recipe, then {seeds} of each other recipe."
         )
     evaluated = [open_stage(folder, "evaluate").folder for folder in folders]
-    for folder in evaluated[1:]:
-        check_comparable(folder, evaluated[0])
+    setups = [check_comparable(folder, evaluated[0]) for folder in evaluated[1:]]
     groups = [slice(first, first + seeds) for first in range(0, len(folders), seeds)]
     for group in groups:
         _check_seeds(folders[group])
@@ -137,7 +129,7 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
             folders[group.start].name,
             folders[0].name,
             primary_metric,
-            _claims(shared, other, base, headlines=headline_metrics(primary_metric)),
+            _claims(shared, other, base, headlines=deciding_metrics(setups[0].num_items)),
         )
         for group, other in zip(groups[1:], others, strict=True)
     )

@@ -19,9 +19,9 @@ from twofold.evaluate.compare import (
     SeedComparison,
     check_comparable,
     compare_runs,
-    headline_metrics,
 )
 from twofold.evaluate.comparison_plots import group_plots, metric_plot
+from twofold.evaluate.headline_metrics import deciding_metrics
 from twofold.evaluate.results import FEW_USERS
 from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate
 from twofold.evaluate.summary_text import format_difference
@@ -143,7 +143,7 @@ def comparison_tables(found: RunComparison) -> list[Text | Table]:
     question = found.others[0].question
     title = f"{question.window} window · {plural(question.users, 'user')}, {plural(question.num_items, 'item')}"
     metrics, recipes = Table("", title=Text(title), box=SIMPLE_HEAD), Table("recipe", box=SIMPLE_HEAD)
-    headlines = " and ".join(in_full(each) for each in headline_metrics(found.primary_metric))
+    headlines = " and ".join(in_full(each) for each in deciding_metrics(found.others[0].question.num_items))
     metrics.caption = (
         f"intervals of {percent(LEVEL)}, paired over users\n"
         f"* p < 0.05: {headlines} as they are, other metrics after Holm"
@@ -234,7 +234,7 @@ def write_comparison_page(found: RunComparison, path: Path) -> None:
         "sentences": [_sentence(line) for line in found.metrics[found.primary_metric]],
         "plots": [metric_plot([each[number] for each in main.values()]) for number in range(len(found.others))],
         "groups": [group_plots(other.slices.lines) for other in found.others],
-        "headlines": [in_title(each) for each in headline_metrics(found.primary_metric)],
+        "headlines": [in_title(each) for each in deciding_metrics(found.others[0].question.num_items)],
         "direction": direction,
         "metric_title": in_title,
     }

@@ -73,6 +73,11 @@ def pool_days(days: Sequence[DayValues]) -> DaySection:
     )
 
 
+def headline_first(report: Report) -> tuple[str, ...]:
+    """Returns the headline metrics of a report, the primary one first."""
+    return tuple(sorted((each.metric for each in report.headlines), key=lambda name: name != report.primary_metric))
+
+
 def with_days(report: Report, days: Sequence[DayValues]) -> Report:
     """Returns the report with the section and the sentences of these days, if there are any."""
     if not days:

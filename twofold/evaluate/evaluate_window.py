@@ -41,7 +41,7 @@ from twofold.evaluate.significance import estimates_of, json_number, means_of
 from twofold.evaluate.slices import Slicing, evaluate_slices, item_groups, slicings_of
 from twofold.evaluate.summary_text import badge_sentence, filter_sentences, summary_sentences
 from twofold.evaluate.watch_time import Watched, evaluate_watch_time, length_decile, watched_rows
-from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, digest_of_relevant
+from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, digest_of_relevant, without_short_lists
 from twofold.progress import progress_bar
 from twofold.recipe.features import CategoryFeature
 
@@ -137,7 +137,7 @@ def evaluate_window(
     with progress_bar("evaluate", total=len(sources), unit="rows") as advance:
         for name, source in sources.items():
             catalogue[name] = evaluate_catalogue(window, source)
-            impressions[name] = evaluate_impressions(window, source)
+            impressions[name] = without_short_lists(evaluate_impressions(window, source), window.candidates.sizes)
             advance(1, name)
     rule = options.allowed_items
     filtered = None if rule is None else evaluate_filtered(window, scores, rule.allowed)
@@ -179,7 +179,7 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
         facts=TypeAdapter(Facts).validate_python(dict(facts)),
         question=_setup(evaluation, users=catalogue.users_judged),
         slices=_slice_section(evaluation),
-        watch_time=_watch_section(evaluation),
+        watch_time=None if options.watched is None else _watch_section(window, evaluation.sources, options.watched),
         filtered=filtered,
         baselines=evaluation.baselines,
         left_out=left_out,
@@ -211,30 +211,28 @@ def _slice_section(evaluation: _Evaluation) -> SliceSection | None:
     return evaluate_slices(ranks, base_ranks, relevant=relevant, slicings=slicings, k=k, base=base)
 
 
-def _watch_section(evaluation: _Evaluation) -> WatchSection | None:
-    """Evaluates all rows on all impressions, and the model also by item length."""
-    watched = evaluation.options.watched
-    if watched is None:
-        return None
+def _watch_section(window: EvaluationWindow, sources: Mapping[str, ScoreBlock], watched: Watched) -> WatchSection:
+    """Evaluates all rows on all impressions, and the model also by item length; the model's row is first."""
     all_lengths: dict[str, PerUser] = {}
     deciles: tuple[PerUser, ...] = ()
-    for name, scores in evaluation.sources.items():
+    for name, scores in sources.items():
         # Only the model's score can be a prediction of the target; the scores of all other rows are for ordering.
         own = watched if name == MODEL else replace(watched, target=None)
-        all_lengths[name], parts = evaluate_watch_time(evaluation.window, scores, own)
+        found, parts = evaluate_watch_time(window, scores, own)
+        all_lengths[name] = without_short_lists(found, watched.item_rows.sizes)
         deciles = parts if name == MODEL else deciles
-    decile, length = length_decile(watched.length_s), watched.length_s
-    by_length = tuple(
-        LengthPart(
-            first_s=float(length[decile == number].min()),
-            last_s=float(length[decile == number].max()),
-            users=part.evaluated,
-            metrics=means_of(part.values) | {name: json_number(value) for name, value in part.pooled.items()},
-        )
-        for number, part in enumerate(deciles)
-        if part.evaluated
-    )
-    return WatchSection(len(length), all_lengths[MODEL].evaluated, rows_of(all_lengths), by_length)
+    decile, length, whole = length_decile(watched.length_s), watched.length_s, all_lengths[MODEL]
+    by_length = []
+    for number, part in enumerate(deciles):
+        if part.evaluated:
+            is_in = decile == number
+            means = means_of(without_short_lists(part, watched.where(is_in).item_rows.sizes).values)
+            means |= {name: json_number(value) for name, value in part.pooled.items()}
+            metrics = {name: means.get(name) for name in (*whole.values, *part.pooled)}
+            by_length.append(
+                LengthPart(float(length[is_in].min()), float(length[is_in].max()), part.evaluated, metrics)
+            )
+    return WatchSection(len(length), whole.evaluated, rows_of(all_lengths), tuple(by_length), whole.absent)
 
 
 def evaluation_options(
@@ -270,6 +268,7 @@ def _catalogue_section(evaluation: _Evaluation) -> Section:
         users_skipped=evaluation.catalogue[MODEL].skipped,
         rows=rows_of(evaluation.catalogue),
         bounds={},
+        absent=evaluation.catalogue[MODEL].absent,
     )
 
 
@@ -277,7 +276,7 @@ def _impressions_section(evaluation: _Evaluation) -> Section:
     rows = rows_of(evaluation.impressions)
     chance, best = (means_of(bound.values) for bound in bounds_of_impressions(evaluation.window))
     bounds = {}
-    for metric in chance:
+    for metric in (name for name in chance if name in rows[0].metrics):
         value, floor = rows[0].metrics[metric].value, chance[metric]
         headroom = None if value is None or floor is None or floor >= 1 else (value - floor) / (1 - floor)
         bounds[metric] = Bounds(floor, best[metric], headroom)
@@ -290,6 +289,7 @@ def _impressions_section(evaluation: _Evaluation) -> Section:
         users_skipped=evaluation.impressions[MODEL].skipped,
         rows=rows,
         bounds=bounds,
+        absent=evaluation.impressions[MODEL].absent,
     )
 
 

@@ -79,6 +79,8 @@ class Section:
     rows: tuple[Row, ...]
     bounds: dict[str, Bounds]
     """Bounds by metric; empty for protocols with so many candidates that chance does not matter."""
+    absent: dict[int, str] = field(default_factory=dict)
+    """Reasons for each k at which no metric is given."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ class WatchSection:
     users_judged: int
     rows: tuple[Row, ...]
     by_length: tuple[LengthPart, ...]
+    absent: dict[int, str] = field(default_factory=dict)
+    """Reasons for each k at which no metric is given."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ chunks: memory is bounded by `CHUNK_ELEMENTS` for any number of users, and for a
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -87,6 +87,8 @@ class PerUser:
     """Number of skipped users by reason."""
     pooled: dict[str, float] = field(default_factory=dict)
     """Metrics over the pairs of all users together."""
+    absent: dict[int, str] = field(default_factory=dict)
+    """Reasons for each k at which no metric is given."""
     ranks: Int64[np.ndarray, "pairs"] | None = None
     """Catalogue rank at which each pair of `window.relevant` was found, 0 if it was not."""
 
@@ -127,6 +129,22 @@ def evaluation_window(dataset: Dataset, split: Split, day: DayBounds | None = No
         num_items=num_items,
         is_cold=np.arange(num_items) >= dataset.items.num_known,
         track="query_time" if any(map(reads_time, dataset.features.features.user)) else "time_free",
+    )
+
+
+def without_short_lists(found: PerUser, sizes: Int64[np.ndarray, "users"]) -> PerUser:
+    """Leaves out the metrics at a k above the median size of the evaluated users' lists, with the reason.
+
+    Where most lists have at most k items, every order has nearly the same value at k.
+    """
+    is_evaluated = ~np.isnan(np.stack(list(found.values.values()))).all(axis=0)
+    if not is_evaluated.any():
+        return found
+    median = float(np.median(sizes[is_evaluated]))
+    k_of = {name: int(name.partition("@")[2] or 0) for name in found.values}
+    absent = {k: f"half of the lists have at most {median:g} items" for k in sorted(set(k_of.values())) if k > median}
+    return replace(
+        found, values={name: each for name, each in found.values.items() if k_of[name] not in absent}, absent=absent
     )
 
 

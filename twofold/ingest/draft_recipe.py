@@ -142,13 +142,15 @@ def _counters(seen: LogProfile) -> list[str]:
 
 
 def _recent_hours(seen: LogProfile) -> tuple[int, int] | None:
-    """Returns two spans over which the recent events of an item are counted; `None` if the log has no true times.
+    """Returns two spans over which the recent events of an item are counted; `None` if the log has no true times, or
+    if the split is of kind last_n, which refuses item features that depend on the time.
 
     A day and three days, or a week and a month if the log covers more than half a year: there the popularity of items
     changes more slowly, and a day has few events.
     """
     days = seen.events.days
-    if not seen.roles.has_clock or len(days) < 3:
+    is_by_days = not isinstance(choose_split(seen.events)[0], LastEvents)
+    if not seen.roles.has_clock or not is_by_days or len(days) < 3:
         return None
     return (24, 72) if days[-1].number - days[0].number < 183 else (168, 720)
 
@@ -208,12 +210,14 @@ def _features(seen: LogProfile) -> list[str]:
         lines.append("    - {kind: time, part: weekday}")
     lines += _columns_as_features(seen, seen.users, names={"positives", "negatives", "hour", "weekday"})
     lines += ["  item:", *_with_comment("    - {kind: id, unknown_rate: 0.1}", "trains a vector for unknown items")]
-    if seen.items and "uploaded_at" in {our_name(seen.data, name) for name in names_of(seen.items)}:
+    recent_hours = _recent_hours(seen) or ()
+    is_by_days = not isinstance(choose_split(events)[0], LastEvents)  # item ages need requests of one time
+    if is_by_days and seen.items and "uploaded_at" in {our_name(seen.data, name) for name in names_of(seen.items)}:
         lines += _with_comment("    - {kind: age}", "time since uploaded_at")
-    for hours in _recent_hours(seen) or ():
+    for hours in recent_hours:
         counter = f"    - {{kind: counter, key: item_id, statistic: events, hours: {hours}}}"
         lines += _with_comment(counter, f"popularity in the last {plural(hours // 24, 'day')}")
-    for hours in (_recent_hours(seen) or ())[1:] if events.positives < events.rows else ():
+    for hours in recent_hours[1:] if events.positives < events.rows else ():
         lines.append(f"    - {{kind: counter, key: item_id, statistic: positive_rate, hours: {hours}}}")
     lines += _columns_as_features(seen, seen.items, names={"id", "age"})
     if seen.items is None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from twofold.evaluate.comparison_plots import group_plots
 from twofold.evaluate.days import order_sentence
-from twofold.evaluate.results import FEW_USERS, MODEL, Report, WatchSection, load_report
+from twofold.evaluate.results import FEW_USERS, MODEL, Report, load_report
 from twofold.page.model_drawing import drawings_of
 from twofold.page.tiles import RANDOM, Tile, main_metrics, metric_tiles, warnings_tile
 from twofold.page.training_curves import Curve, training_curves
@@ -219,7 +219,6 @@ def run_page(page: RunPage) -> str:
         "plots": list(_plots(report)) if report else [],
         "metrics": main_metrics(report) if report else (),
         "groups": group_plots(report.slices.lines) if report and report.slices else [],
-        "watch_metrics": _watch_metrics(report.watch_time) if report and report.watch_time else [],
         "drawings": drawings_of(report.facts.model, retriever_score=_score(page.recipe)) if report else (),
         "metric_title": in_title,
         "order_sentence": order_sentence,
@@ -256,10 +255,3 @@ def _plots(report: Report) -> Iterator[tuple[str, DifferencePlot]]:
         ]
         if (plot := difference_plot(known)) is not None:
             yield metric, plot
-
-
-def _watch_metrics(watch: WatchSection) -> list[str]:
-    """Returns the metrics without a k that mean lists do not reach: there, every order has the same value."""
-    length = watch.impressions / max(watch.users_judged, 1)
-    cuts = ((name, name.partition("@")[2]) for name in watch.rows[0].metrics)
-    return [name for name, k in cuts if not k or int(k) <= length]

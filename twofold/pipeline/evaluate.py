@@ -19,8 +19,7 @@ from twofold.environment import commit, hardware
 from twofold.evaluate.baseline_results import PeerTuning
 from twofold.evaluate.baselines import baseline_scores, positives_before
 from twofold.evaluate.calibration import Calibration
-from twofold.evaluate.compare import headline_metrics
-from twofold.evaluate.days import DayValues, evaluate_day, with_days
+from twofold.evaluate.days import DayValues, evaluate_day, headline_first, with_days
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
 from twofold.evaluate.peers import Interactions
 from twofold.evaluate.per_user_values import save_rows, save_values
@@ -82,7 +81,7 @@ def _evaluate(
         facts=_facts(job, models, (prepared, dataset, retriever)),
         options=options,
     )
-    metrics = headline_metrics(result.report.primary_metric)
+    metrics = headline_first(result.report)
     days = _evaluate_days(job, models, options.groups, result.report.tuning, metrics=metrics)
     report = with_days(result.report, days)
     write_report(report, out)

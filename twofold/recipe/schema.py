@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from twofold.recipe.data import Data
 from twofold.recipe.evaluate import Evaluate, PublishedNegatives
-from twofold.recipe.features import CounterFeature, Features, with_features
+from twofold.recipe.features import AgeFeature, CounterFeature, Features, with_features
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import LastEvents, Prepare, TemporalSplit
 from twofold.recipe.ranker import Mlp
@@ -122,6 +122,19 @@ class Recipe(Section):
     def all_features(self) -> Features:
         """Features that either stage reads, each once."""
         return with_features(self.features, self.ranker_features.user, self.ranker_features.item)
+
+    @model_validator(mode="after")
+    def _item_times_are_those_of_the_requests(self) -> Recipe:
+        """Checks that items are never described as of a time that is years from the request."""
+        for field, features in self.read_features() if isinstance(self.prepare.split, LastEvents) else ():
+            for number, feature in enumerate(features.item):
+                if isinstance(feature, AgeFeature | CounterFeature):
+                    raise ValueError(
+                        f"{field}.item.{number} of kind {feature.kind} depends on the time of the request, and items "
+                        "are evaluated as of one time. With prepare.split of kind last_n, requests are at any time of "
+                        "the log, so ages and counters would be wrong. Delete the feature, or choose a temporal split."
+                    )
+        return self
 
     @model_validator(mode="after")
     def _evaluated_days_are_tested(self) -> Recipe:
