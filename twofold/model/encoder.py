@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twofold.digest import digest_of
+from twofold.model.module_key import module_key
 from twofold.model.sequence import SequenceEncoder
 
 INITIAL_STD = 0.1
@@ -233,9 +233,6 @@ class Encoder(nn.Module):
                 assert_never(block)
 
 
-_NO_MODULES = nn.ModuleDict()
-
-
 class ConcatEncoder(nn.Module):
     """Concatenated outputs of several encoders for the same examples, scaled by one factor."""
 
@@ -262,15 +259,6 @@ class ConcatEncoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """Encodes `inputs` with every encoder."""
         return torch.cat([encoder(inputs) for encoder in self.encoders], dim=1) * self.scale
-
-
-def module_key(name: str) -> str:
-    """Returns the name under which an encoder holds the modules of a feature.
-
-    PyTorch takes no dots, and no names of its own attributes, such as `type`; a column may have either.
-    """
-    is_free = name.isidentifier() and not hasattr(_NO_MODULES, name)
-    return name if is_free else f"feature_{digest_of(name)[:16]}"
 
 
 def _reader(block: Block) -> nn.Module | None:
