@@ -56,7 +56,7 @@ def found(tmp_path_factory):
     quality.RECIPES = {name: folder / f"{name}.yaml" for name in quality.RECIPES}
     quality.SAVED = folder / "quality.json"
     quality.SHIPPED_DAY = DAYS[-1]
-    quality.METRICS = ("catalogue/recall@5", "catalogue/ndcg@10")
+    quality.METRICS = ("catalogue/recall@5", "catalogue/ndcg@5")
     return quality, quality.main(DAYS, seeds=1, runs=folder / "runs")
 
 
@@ -82,7 +82,7 @@ def test_the_table_of_days_has_every_row_with_its_interval_and_difference(found)
     quality, saved = found
     first, second = quality.days_table(saved, "kuairand").split("\n\n")
     assert first.startswith("| recall@5 | 5 January | 6 January | all days [95 %] | model − row, all days |")
-    assert second.startswith("| ndcg@10 |")
+    assert second.startswith("| ndcg@5 |")
     rows = first.splitlines()[2:]
     assert rows[0].startswith("| model, seed 0 | ")
     assert all(row.count("[") == (1 if row.startswith("| model") else 4) for row in rows)

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from twofold.dataset.column_encoders import profiles
+from twofold.dataset.column_encoders import numbers, profiles
 from twofold.errors import DataError
 
 
@@ -23,3 +23,23 @@ def test_lists_become_lines_and_null_becomes_zeros(type_):
 def test_lists_of_another_length_and_holes_are_refused(values, found):
     with pytest.raises(DataError, match=rf"column rhythm holds lists {found}.* has length: 2\. Write"):
         profiles(pa.chunked_array([pa.array(values, pa.list_(pa.float64()))]), 2, name="rhythm")
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "message"),
+    [
+        (
+            [-3.5, 1.0, 2.0],
+            "log",
+            r"the column price has negative numbers, down to -3\.5, .* Write scale: standard, or",
+        ),
+        (
+            [1.0, 1e39, 2.0],
+            "standard",
+            r"the column price goes from 0 to 1e\+39, and a feature reads numbers up to 3\.4",
+        ),
+    ],
+)
+def test_numbers_that_a_feature_cannot_hold_are_refused(values, scale, message):
+    with pytest.raises(DataError, match=message):
+        numbers(pa.chunked_array([values]), is_log=scale == "log", name="price")

@@ -34,7 +34,7 @@ def folded(seed=0):
 
 
 def apart(grouping=LANGUAGE, seed=0):
-    """The same, with a region for each language."""
+    """Topics and languages decide where an item lies: a region for each language."""
     rng = np.random.default_rng(seed)
     regions = 3 * unit(rng.normal(size=(int(grouping.group.max()) + 1, DIM)))
     return unit(folded(seed) + regions[grouping.group])
@@ -75,7 +75,7 @@ def test_one_language_of_most_items_hides_no_fold():
 
 
 def test_two_small_languages_folded_into_a_large_one_raise_a_warning():
-    """Of 20 % of the items, two languages fold into the largest, which a mean over all items does not show."""
+    """Two languages with 20 % of the items fold into the largest; a mean over all items does not show it."""
     group = np.select([np.arange(ITEMS) % 10 < 6, np.arange(ITEMS) % 10 < 8], [0, 3], 0)
     group = np.where(np.arange(ITEMS) % 10 == 8, 1, np.where(np.arange(ITEMS) % 10 == 9, 2, group))
     languages = Grouping("language", group, ("hi", "ta", "bn", "en"))

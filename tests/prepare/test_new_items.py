@@ -18,7 +18,7 @@ COUNTERS = {"item_id": {"rates": {"like": "liked"}}}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The same log, prepared with and without new items."""
+    """One log, prepared with and without new items."""
     out = {}
     for share in (None, 0.25):
         folder = tmp_path_factory.mktemp("prepared")

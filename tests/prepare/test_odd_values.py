@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from tests.prepare.tables import TRAIN, column, log_of, prepared, rows_of
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
 from twofold.dataset.build import build_dataset
-from twofold.dataset.column_encoders import numbers
 from twofold.errors import DataError, RecipeError
 from twofold.prepare.check import check_recipe
 from twofold.prepare.run_plan import prepare
@@ -326,26 +325,6 @@ def test_numbers_that_are_0_1_or_null_are_conditions(tmp_path: Path) -> None:
 
 
 # --- numbers as features ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "scale", "message"),
-    [
-        (
-            [-3.5, 1.0, 2.0],
-            "log",
-            r"the column price has negative numbers, down to -3\.5, .* Write scale: standard, or",
-        ),
-        (
-            [1.0, 1e39, 2.0],
-            "standard",
-            r"the column price goes from 0 to 1e\+39, and a feature reads numbers up to 3\.4",
-        ),
-    ],
-)
-def test_numbers_that_a_feature_cannot_hold_are_refused(values: list[float], scale: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        numbers(pa.chunked_array([values]), is_log=scale == "log", name="price")
 
 
 def test_a_negative_number_on_a_log_scale_stops_the_dataset(tmp_path: Path) -> None:

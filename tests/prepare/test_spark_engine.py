@@ -311,13 +311,10 @@ def test_a_full_disk_and_a_full_memory_are_said_in_our_words(
     assert not isinstance(caught.value, OSError) or caught.value.errno == errno.ENOSPC
 
 
-def test_a_spark_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_spark_that_is_gone_and_parts_that_are_elsewhere_are_told(tmp_path: Path) -> None:
     source = check_recipe(world_recipe(write_world(tmp_path / "log", log())))
     with pytest.raises(DataError, match=r"or ended, .*events\.parquet"), _explained(source, tmp_path):
         raise ConnectionRefusedError("Connection refused")
-
-
-def test_what_other_machines_wrote_elsewhere_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"finds 0 parts there instead of one.* with --runs"):
         _only_part(tmp_path)
 
@@ -348,7 +345,6 @@ def test_the_command_line_prepares_with_spark(tmp_path: Path, capfd: pytest.Capt
     (tmp_path / "recipe.yaml").write_text(dump_recipe(popularity_only(tmp_path / "log")))
     options = ["--engine", "spark", "--spark-master", "local[2]", "--runs", str(tmp_path / "runs")]
     app(["prepare", str(tmp_path / "recipe.yaml"), *options], standalone_mode=False)
-    said = capfd.readouterr()
-    assert "train window" in said.out
-    assert "java" not in said.err.lower()
+    output = capfd.readouterr()
+    assert "train window" in output.out and "java" not in output.err.lower()  # noqa: PT018
     assert rows_of(tmp_path / "runs" / "world" / "prepare", "test") > 0

@@ -127,10 +127,7 @@ def new(
     from twofold.ingest.draft_recipe import draft_recipe, recipe_name
     from twofold.ingest.inspect_log import check_draft, profile_log
 
-    try:
-        zone = check_time_zone(time_zone)
-    except ValueError as error:
-        raise RequestError(f"--time-zone: {error}.") from None
+    zone = _zone(time_zone)
     folder = None if str(out) == "-" else out.parent
     if folder and out.exists() and not overwrite:
         raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
@@ -147,6 +144,13 @@ def new(
     check_draft(text, folder)
     out.write_text(text, encoding="utf-8")
     print(f"\nrecipe  {out}\nnext    twofold run {out}")
+
+
+def _zone(name: str) -> str:
+    try:
+        return check_time_zone(name)
+    except ValueError as error:
+        raise RequestError(f"--time-zone: {error}.") from None
 
 
 def _print_seen(console: Console, seen: "LogProfile") -> None:

@@ -176,12 +176,16 @@ def _pair_ranks(
 def batch_section(
     in_batch: InBatch, recall: Mapping[str, Float64[np.ndarray, "users"]], *, num_items: int
 ) -> BatchSection:
-    """Returns the section; `recall` are the stage's catalogue metrics: recall@k is the hit rate of the same pairs."""
-    values = in_batch.per_user.values | {f"recall@{k}": recall[f"catalogue/recall@{k}"] for k in in_batch.ks}
+    """Returns the section; `recall` are the stage's catalogue metrics: recall@k is the hit rate of the same pairs.
+
+    A k at which the catalogue has no recall, since most lists are shorter, has no line.
+    """
+    ks = [k for k in in_batch.ks if f"catalogue/recall@{k}" in recall]
+    values = in_batch.per_user.values | {f"recall@{k}": recall[f"catalogue/recall@{k}"] for k in ks}
     found = estimates_of(values)
     lines = tuple(
         BatchLine(k, found[f"in_batch/hit_rate@{k}"], found[f"in_batch/uniform_hit_rate@{k}"], found[f"recall@{k}"])
-        for k in in_batch.ks
+        for k in ks
     )
     return BatchSection(
         batch_size=in_batch.batch_size,

@@ -135,6 +135,10 @@ def _texts(item_map: ItemMap, name: str) -> list[str]:
     ]
 
 
+_QUIET: Json = {"test": "search != '' || isValid(picked.s)", "value": 0.15}
+"""Opacity of the other points while some are searched or picked."""
+
+
 def _interactive(item_map: ItemMap) -> dict[str, Json]:
     facets = item_map.facets[:_MAX_ATTRIBUTES]
     labels = Counter(facet.label for facet in facets)
@@ -144,7 +148,6 @@ def _interactive(item_map: ItemMap) -> dict[str, Json]:
     picked = {"type": "point", "fields": ["n", "s"], "on": "click", "clear": "dblclick"}
     found = f"search != '' && indexof(lower(join([{', '.join(texts)}], ' | ')), lower(search)) >= 0"
     is_near = "isValid(picked.s) && (picked.n[0] == datum.n || indexof(picked.s[0], ' ' + datum.n + ' ') >= 0)"
-    is_quiet = "search != '' || isValid(picked.s)"
     tooltip = [{"field": "i", "title": "id"}, {"field": "k", "title": "kind"}, {"field": "c", "title": "cluster"}]
     # The space after the name: vega-tooltip fetches the value of a field titled exactly "image".
     tooltip += [{"field": f"t{number}", "title": f"{name} "} for number, name in enumerate(names)]
@@ -165,7 +168,13 @@ def _interactive(item_map: ItemMap) -> dict[str, Json]:
                 ],
                 "mark": _marks(0.75),
                 "encoding": _encoding("group", item_map)
-                | {"tooltip": tooltip, "opacity": {"condition": {"test": is_quiet, "value": 0.15}, "value": 0.75}},
+                | {
+                    "tooltip": tooltip,
+                    "opacity": {
+                        "condition": {"test": "search != '' || isValid(picked.s)", "value": 0.15},
+                        "value": 0.75,
+                    },
+                },
             },
             {
                 "transform": [{"filter": f"datum.found || ({is_near})"}],

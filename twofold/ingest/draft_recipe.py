@@ -324,12 +324,8 @@ def _feature_kind(column: Column, rows: int) -> tuple[str | None, str]:
 
 def scalar(text: str) -> str:
     """Returns a text as a YAML scalar that parses to the same text."""
-    is_plain = re.fullmatch(r"[A-Za-z_./][\w./ >=<+*-]*", text, re.ASCII) and text == text.strip()
-    if (
-        is_plain
-        and is_text(text)
-        and not re.fullmatch(r"(?i:true|false|null|yes|no|on|off|y|n)|\W+|\.(?i:inf|nan)", text)
-    ):
+    is_plain = re.fullmatch(r"[A-Za-z_./][\w./ >=<+*-]*", text, re.ASCII) and text == text.strip() and is_text(text)
+    if is_plain and not re.fullmatch(r"(?i:true|false|null|yes|no|on|off|y|n)|\W+|\.(?i:inf|nan)", text):
         return text
     escaped = (f"\\{c}" if c in '"\\' else c if c.isprintable() else f"\\U{ord(c):08X}" for c in text)
     return f'"{"".join(escaped)}"'

@@ -98,8 +98,8 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     """
     errors = error.errors(include_url=False)
     parents = {each["loc"][:length] for each in errors for length in range(len(each["loc"]))}
-    told = [each for each in errors if not (each["type"] == "too_short" and each["loc"] in parents)]
-    return [_problem(each, root) for each in told[:MAX_PROBLEMS]]
+    problems = [each for each in errors if not (each["type"] == "too_short" and each["loc"] in parents)]
+    return [_problem(each, root) for each in problems[:MAX_PROBLEMS]]
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
