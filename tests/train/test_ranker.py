@@ -12,7 +12,7 @@ from twofold.errors import RunError
 from twofold.model.ranker import build_ranker, load_ranker, load_ranker_data
 from twofold.model.retriever import load_model
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.job import report_of
+from twofold.pipeline.job import claim_folder, report_of
 from twofold.recipe.ranker import Listwise, Pairwise
 from twofold.recipe.schema import Recipe
 from twofold.recipe.train import Bce
@@ -53,6 +53,7 @@ def lists(world, tmp_path):
 def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(world):
     """Ten bright items of forty: whoever sees the group alone is right once in four."""
     *_, job = world
+    claim_folder(job, overwrite=False)  # the page of the run reads the recipe there
     pipeline.evaluate(job, *pipeline.up_to_training(job))
     report = report_of(job.folder)
     both, alone = (row for row in report.catalogue.rows if row.name in ("model", "retriever alone"))

@@ -168,13 +168,7 @@ def _interactive(item_map: ItemMap) -> dict[str, Json]:
                 ],
                 "mark": _marks(0.75),
                 "encoding": _encoding("group", item_map)
-                | {
-                    "tooltip": tooltip,
-                    "opacity": {
-                        "condition": {"test": "search != '' || isValid(picked.s)", "value": 0.15},
-                        "value": 0.75,
-                    },
-                },
+                | {"tooltip": tooltip, "opacity": {"condition": _QUIET, "value": 0.75}},
             },
             {
                 "transform": [{"filter": f"datum.found || ({is_near})"}],
