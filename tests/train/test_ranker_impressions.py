@@ -73,7 +73,7 @@ def chances(folder: Path) -> Recipe:
         },
         "features": {"user": history, "item": [team]},
         "train": {
-            # With uniform negatives another, earlier epoch of the ranker orders best, and its heads are not calibrated yet.
+            # With uniform negatives an earlier epoch of the ranker orders best, and its heads are not calibrated yet.
             "loss": {"kind": "in_batch_softmax", "uniform_negatives": 0},
             **{"epochs": 10, "batch_size": 128, "learning_rate": 0.01, "seed": 0},
         },
