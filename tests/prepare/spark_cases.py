@@ -26,7 +26,10 @@ def assert_same_rows(expected: pa.Table, found: pa.Table, path: Path, *, float_r
             raise AssertionError(f"{path}, {name}, row {row}: {values[0]} on DuckDB, {values[1]} on Spark")
 
 
-COUNTED = {"rates": {"like": "liked", "whole": "done > 0.9"}, "means": {"watch": "watch_s", "gain": "gain_5s"}}
+COUNTED = {
+    "rates": {"like": "liked", "whole": "done > 0.9", "long": "done > 0.5"},
+    "means": {"watch": "watch_s", "gain": "gain_5s"},
+}
 
 
 def everything(creator: str) -> dict[str, Any]:
