@@ -58,9 +58,8 @@ def test_what_was_logged_is_what_the_run_says(made, store, tmp_path):
     rows = [point.value for point in client.get_metric_history(run, "funnel/rows")]
     assert rows == [line["rows"] for line in report["facts"]["funnel"]]
     assert found.data.tags["twofold.recipe_digest"] == report["facts"]["recipe_digest"]
-    pages = {file.path for file in client.list_artifacts(run, "evaluate")}
-    assert {"evaluate/report.html", "evaluate/report.json"} <= pages
-    assert "funnel.json" in {file.path for file in client.list_artifacts(run)}
+    assert "evaluate/report.json" in {file.path for file in client.list_artifacts(run, "evaluate")}
+    assert {"run.html", "recipe.yaml", "funnel.json"} <= {file.path for file in client.list_artifacts(run)}
 
 
 def test_the_registered_model_is_the_bundle_and_a_run_is_copied_once(made, store):
