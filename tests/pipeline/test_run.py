@@ -122,7 +122,7 @@ def test_only_what_the_recipe_lets_pass_is_recommended_and_the_report_says_what_
     holds = np.isin(vocabulary.ids_of(window.relevant.values).to_numpy(), list(judged))
     shares = np.bincount(window.relevant.lines, holds, len(window.user_rows)) / np.maximum(window.relevant.sizes, 1)
     assert section.ceiling.value == pytest.approx(shares[window.relevant.sizes > 0].mean())
-    recall = report_of(job.folder).metrics_of("model")["catalogue_filtered/recall@50"]
+    recall = report_of(job.folder).metrics_of("model")["catalogue_filtered/recall@10"]
     assert 0 < recall <= section.ceiling.value
     assert "index.where: likes_2d >= 30 allows" in report_of(job.folder).verdict[-1]
 
