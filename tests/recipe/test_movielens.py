@@ -10,7 +10,7 @@ from twofold.dataset.dataset import load_dataset
 from twofold.evaluate.window import evaluation_window
 from twofold.ingest.public import find_set, make_tables
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.job import report_of
+from twofold.pipeline.job import claim_folder, report_of
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 
@@ -114,6 +114,7 @@ def test_leave_one_out_judges_every_rating_among_all_and_among_sampled(name: str
     counts = ("evaluate.sampled.0.count=10", "evaluate.sampled.1.count=10")
     job = pipeline.Job(small(recipe, tables, *counts), tmp_path / "run")
     job.folder.mkdir()
+    claim_folder(job, overwrite=False)  # the page of the run reads the recipe there
     pipeline.evaluate(job, *pipeline.up_to_training(job))
     report = report_of(job.folder)
     assert report.catalogue.users_judged == USERS
