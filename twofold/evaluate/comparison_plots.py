@@ -17,7 +17,10 @@ def group_plots(lines: Iterable[SliceLine]) -> list[tuple[str, DifferencePlot]]:
     is, which is corrected for the number of groups.
     """
     known = [
-        (line.by, _difference(line.name, line.minus, plural(line.users, "user"), is_significant=_is_significant(line)))
+        (
+            line.by,
+            difference_of(line.name, line.minus, plural(line.users, "user"), is_significant=_is_significant(line)),
+        )
         for line in lines
         if not line.is_small and line.minus.low is not None
     ]
@@ -33,12 +36,13 @@ def metric_plot(lines: Iterable[MetricComparison]) -> DifferencePlot | None:
     """Returns the plot of a run's differences from the base run, one row per metric, in their order."""
     known = (line for line in lines if line.minus.low is not None)
     return difference_plot(
-        [_difference(in_title(line.metric), line.minus, is_significant=line.is_significant) for line in known],
+        [difference_of(in_title(line.metric), line.minus, is_significant=line.is_significant) for line in known],
         is_sorted=False,
     )
 
 
-def _difference(name: str, minus: Estimate, note: str = "", *, is_significant: bool) -> Difference:
+def difference_of(name: str, minus: Estimate, note: str = "", *, is_significant: bool = True) -> Difference:
+    """Returns an estimate that has an interval as a row of a plot."""
     value, low, high = minus.value, minus.low, minus.high
     assert value is not None, "an interval has a mean"
     assert low is not None, "an interval has two ends"

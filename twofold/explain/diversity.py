@@ -5,17 +5,19 @@ and for what the same users liked in the test window. A list holds item rows of 
 ignored.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.explain.folding import Grouping
-from twofold.explain.probes import MARGIN, Probe, halfway
+from twofold.explain.probes import MARGIN, Probe, halfway, halfway_above
 from twofold.ragged import Ragged, chunks
 from twofold.render.numbers import format_decimal, plural
 
+Value = TypeVar("Value")
 TENTHS: Final = 10
 _USER_PAIRS: Final = 10_000  # drawn for the overlap, which is then known within .005
 _CHUNK_FLAGS: Final = 2**24  # flags of users × popular items in memory at once
@@ -30,6 +32,10 @@ class ComparedLists:
     served: Ragged
     popular: Ragged
     liked: Ragged
+
+    def measured(self, measure: Callable[[Ragged], Value]) -> tuple[Value, Value, Value]:
+        """Returns what `measure` finds in the recommended, the popular and the liked lists."""
+        return measure(self.served), measure(self.popular), measure(self.liked)
 
 
 def popular_lists(counts: Int64[np.ndarray, "items"], seen: Ragged, lengths: Int64[np.ndarray, "users"]) -> Ragged:
@@ -65,9 +71,7 @@ def probe_lists(
 
 
 def _coverage(lists: ComparedLists, *, num_items: int) -> Probe:
-    served, popular, liked = (
-        len(np.unique(each.values)) / num_items for each in (lists.served, lists.popular, lists.liked)
-    )
+    served, popular, liked = lists.measured(lambda each: len(np.unique(each.values)) / num_items)
     is_larger = len(lists.served.values) >= len(lists.liked.values) > 0
     return Probe(
         "coverage",
@@ -84,9 +88,8 @@ def _coverage(lists: ComparedLists, *, num_items: int) -> Probe:
 
 
 def _top_tenth(lists: ComparedLists, events: Int64[np.ndarray, "items"]) -> Probe:
-    served, popular, liked = (
-        float(served_shares(each, events)[-1]) if len(each.values) else None
-        for each in (lists.served, lists.popular, lists.liked)
+    served, popular, liked = lists.measured(
+        lambda each: float(served_shares(each, events)[-1]) if len(each.values) else None
     )
     return Probe(
         "top_tenth",
@@ -94,7 +97,7 @@ def _top_tenth(lists: ComparedLists, events: Int64[np.ndarray, "items"]) -> Prob
         "share of recommendations from the most popular tenth of items",
         popular,
         liked,
-        alarm_above=halfway(popular, liked) if _above(popular, liked) else None,
+        alarm_above=halfway_above(popular, liked),
         source="halfway from what people like to the most popular items",
         next_step="Popular items crowd out the rest. Compare with train.loss: {kind: in_batch_softmax, log_q: none}, "
         "and look at the recall of the tenths of items under Groups.",
@@ -102,7 +105,7 @@ def _top_tenth(lists: ComparedLists, events: Int64[np.ndarray, "items"]) -> Prob
 
 
 def _overlap(lists: ComparedLists, *, num_items: int, seed: int) -> Probe:
-    served, popular, liked = (overlap(each, seed=seed) for each in (lists.served, lists.popular, lists.liked))
+    served, popular, liked = lists.measured(lambda each: overlap(each, seed=seed))
     sizes = lists.served.sizes[lists.served.sizes > 0]
     by_chance = float(sizes.mean() / num_items) if len(sizes) else 0.0
     return Probe(
@@ -111,7 +114,7 @@ def _overlap(lists: ComparedLists, *, num_items: int, seed: int) -> Probe:
         f"share of a list that is also in the list of another random user; {format_decimal(by_chance)} by chance",
         popular,
         liked,
-        alarm_above=halfway(popular, by_chance) if _above(popular, by_chance) else None,
+        alarm_above=halfway_above(popular, by_chance),
         source="halfway from random lists to one list for all",
         next_step="Everybody gets nearly the same list. Add histories to features.user, or use retriever.score: "
         "{kind: cosine, temperature: 0.1} in place of dot.",
@@ -119,9 +122,8 @@ def _overlap(lists: ComparedLists, *, num_items: int, seed: int) -> Probe:
 
 
 def _cold(lists: ComparedLists, is_cold: Bool[np.ndarray, "items"]) -> Probe:
-    served, popular, liked = (
-        float(is_cold[each.values].mean()) if len(each.values) else None
-        for each in (lists.served, lists.popular, lists.liked)
+    served, popular, liked = lists.measured(
+        lambda each: float(is_cold[each.values].mean()) if len(each.values) else None
     )
     return Probe(
         "cold_items",
@@ -138,9 +140,7 @@ def _cold(lists: ComparedLists, is_cold: Bool[np.ndarray, "items"]) -> Probe:
 
 def probe_group_share(lists: ComparedLists, grouping: Grouping) -> Probe:
     """Measures whether few groups (creators, say) receive most recommendations."""
-    served, popular, liked = (
-        _share_of_top_groups(each, grouping) for each in (lists.served, lists.popular, lists.liked)
-    )
+    served, popular, liked = lists.measured(lambda each: _share_of_top_groups(each, grouping))
     count = int(grouping.group.max(initial=-1)) + 1
     top = max(round(count / 100), 1)
     return Probe(
@@ -149,7 +149,7 @@ def probe_group_share(lists: ComparedLists, grouping: Grouping) -> Probe:
         f"share of recommendations from the {plural(top, 'most frequent value')} of {count:,}",
         popular,
         liked,
-        alarm_above=halfway(popular, liked) if _above(popular, liked) else None,
+        alarm_above=halfway_above(popular, liked),
         source="halfway from what people like to the most popular items",
         next_step=f"Few values of {grouping.name} get most of the places. Limit them per list in your service, or "
         "compare with train.loss: {kind: in_batch_softmax, log_q: none}.",
@@ -158,9 +158,7 @@ def probe_group_share(lists: ComparedLists, grouping: Grouping) -> Probe:
 
 def probe_content(lists: ComparedLists, name: str, vectors: Float32[np.ndarray, "items dim"]) -> Probe:
     """Measures how alike the items of one list are by content."""
-    served, popular, liked = (
-        intra_list_similarity(each, vectors) for each in (lists.served, lists.popular, lists.liked)
-    )
+    served, popular, liked = lists.measured(lambda each: intra_list_similarity(each, vectors))
     return Probe(
         f"{name}/list_similarity",
         served,
@@ -171,10 +169,6 @@ def probe_content(lists: ComparedLists, name: str, vectors: Float32[np.ndarray, 
         source="halfway from what people like to one item repeated",
         next_step=f"Lists repeat one kind of item. Drop {name} from features.item, or spread the list in your service.",
     )
-
-
-def _above(bad: float | None, good: float | None) -> bool:
-    return bad is not None and good is not None and bad > good
 
 
 def _share_of_top_groups(lists: Ragged, grouping: Grouping) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float32, Float64, Int64
 
-from twofold.explain.probes import Probe, halfway
+from twofold.explain.probes import Probe, halfway_above
 from twofold.ragged import Ragged, chunks
 from twofold.render.numbers import format_decimal
 from twofold.topk import NOT_ALLOWED, top_k
@@ -164,14 +164,13 @@ def probe_off_group(grouping: Grouping, likes: Ragged, *, served: Ragged, popula
     test window; the other lists are of the same users.
     """
     shares = [_off_group_share(grouping, likes, each) for each in (served, popular, liked)]
-    is_above = shares[1] is not None and shares[2] is not None and shares[1] > shares[2]
     return Probe(
         f"{grouping.name}/off_group",
         shares[0],
         f"share of recommendations from a value of {grouping.name} of which the user never liked an item before",
         shares[1],
         shares[2],
-        alarm_above=halfway(shares[1], shares[2]) if is_above else None,
+        alarm_above=halfway_above(shares[1], shares[2]),
         source="halfway from what people like to the most popular items",
         next_step=f"Lists leave the user's own {grouping.name}. Add {{kind: category, column: {grouping.name}}} to "
         f"features.item, or filter by it when you ask the service.",

@@ -65,6 +65,15 @@ def halfway(bad: float | None, good: float | None) -> float | None:
     return None if bad is None or good is None or abs(bad - good) < MARGIN else (bad + good) / 2
 
 
+def halfway_above(bad: float | None, good: float | None) -> float | None:
+    """Returns the same limit where the bad reference is the larger one, else `None`.
+
+    >>> halfway_above(1.0, 0.6), halfway_above(0.6, 1.0)
+    (0.8, None)
+    """
+    return halfway(bad, good) if bad is not None and good is not None and bad > good else None
+
+
 def probe_vectors(vectors: Float32[np.ndarray, "items dim"], *, seed: int = 0) -> tuple[Probe, ...]:
     """Measures whether the item vectors (at least two) use their space; by direction alone, without zero vectors."""
     dim = vectors.shape[1]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import ClassVar, Final, Literal, assert_never
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from twofold.dataset.tower_inputs import Inputs
 from twofold.ragged import chunks
@@ -79,7 +79,7 @@ class FoldIn:
     @property
     def dim(self) -> int:
         """Dimension of the vectors, the prior included."""
-        return int(self.item_vectors.shape[1]) + (self.prior is not None)
+        return _dim(self.item_vectors, self.prior)
 
     def vectors(self, inputs: Inputs) -> Float32[np.ndarray, "batch _"]:
         """Returns one vector per history. The order does not matter; an item liked twice has twice the weight."""
@@ -93,7 +93,7 @@ class FoldIn:
         longest = int((history > 0).sum(axis=1).max())
         history = history[:, history.shape[1] - longest :]
         liked = history > 0
-        is_first = liked & (np.diff(history, axis=1, prepend=0) > 0)
+        is_first = _first_of_equals(history)
         weight = self.alpha * liked  # C - I; padding has weight 0, so that any vector may stand at its row -1
         liked_vectors = self.item_vectors[history - 1].astype(np.float64)  # (batch, length, dim)
         left = self._gram + np.swapaxes(liked_vectors * weight[:, :, None], 1, 2) @ liked_vectors  # (batch, dim, dim)
@@ -118,12 +118,12 @@ class ItemSums:
     @property
     def dim(self) -> int:
         """Dimension of the vectors, the prior included."""
-        return int(self.item_vectors.shape[1]) + (self.prior is not None)
+        return _dim(self.item_vectors, self.prior)
 
     def vectors(self, inputs: Inputs) -> Float32[np.ndarray, "batch _"]:
         """Returns one vector per history; an item that was liked several times counts once."""
         history = np.sort(inputs["positives"], axis=1)  # padding first, equal items adjacent
-        is_first = (history > 0) & (np.diff(history, axis=1, prepend=0) > 0)
+        is_first = _first_of_equals(history)
         sums = np.zeros((len(history), self.left_vectors.shape[1]), np.float32)
         for part in chunks(len(history), max(1, CHUNK_ELEMENTS // (history.shape[1] * sums.shape[1]))):
             rows = self.left_vectors[history[part] - 1]  # (chunk, length, dim)
@@ -132,6 +132,16 @@ class ItemSums:
 
 
 HistoryModel = FoldIn | ItemSums
+
+
+def _dim(item_vectors: Float32[np.ndarray, "items dim"], prior: RecencyPrior | None) -> int:
+    return int(item_vectors.shape[1]) + (prior is not None)
+
+
+def _first_of_equals(history: Int32[np.ndarray, "batch length"]) -> Bool[np.ndarray, "batch length"]:
+    """Marks the first entry of every liked item in sorted histories, whose padding comes first."""
+    is_first: np.ndarray = np.diff(history, axis=1, prepend=0) > 0
+    return is_first
 
 
 def _with_one(vectors: Float32[np.ndarray, "batch dim"], prior: RecencyPrior | None) -> Float32[np.ndarray, "batch _"]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from twofold.evaluate.comparison_plots import group_plots
+from twofold.evaluate.comparison_plots import difference_of, group_plots
 from twofold.evaluate.days import order_sentence
 from twofold.evaluate.results import FEW_USERS, MODEL, Report, load_report
 from twofold.page.model_drawing import drawings_of
@@ -19,7 +19,7 @@ from twofold.page.training_curves import Curve, training_curves
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.render.difference_plot import Difference, DifferencePlot, difference_plot
+from twofold.render.difference_plot import DifferencePlot, difference_plot
 from twofold.render.html import fill_page, setting
 from twofold.render.numbers import in_title
 from twofold.run_folder import atomic_file, find_stage
@@ -248,10 +248,6 @@ def _plots(report: Report) -> Iterator[tuple[str, DifferencePlot]]:
     """Yields (metric, plot of model − row) for the main metrics, without the random row."""
     for metric in main_metrics(report):
         gaps = [(row.name, row.model_minus[metric]) for row in report.catalogue.rows[1:] if row.name != RANDOM]
-        known = [
-            Difference(name, gap.value, gap.low, gap.high)
-            for name, gap in gaps
-            if gap.value is not None and gap.low is not None and gap.high is not None
-        ]
+        known = [difference_of(name, gap) for name, gap in gaps if gap.low is not None]
         if (plot := difference_plot(known)) is not None:
             yield metric, plot

@@ -15,9 +15,11 @@ from jaxtyping import Float32, Int64
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RecipeError
+from twofold.evaluate.baselines import positives_before
 from twofold.evaluate.calibration import Calibration, evaluate_head, evaluate_seconds
 from twofold.evaluate.evaluate_window import AllowedItems
 from twofold.evaluate.headline_metrics import primary_k
+from twofold.evaluate.peers import Interactions
 from twofold.evaluate.results import MODEL
 from twofold.evaluate.scores import (
     FIRST_STAGE,
@@ -28,7 +30,7 @@ from twofold.evaluate.scores import (
     rank_in_two_stages,
     score_impressions,
 )
-from twofold.evaluate.window import EvaluationWindow
+from twofold.evaluate.window import EvaluationWindow, split_of
 from twofold.explain import gap
 from twofold.explain.probes import Probe, new_item_probe
 from twofold.index.filters import compile_filter
@@ -54,6 +56,12 @@ def catalogue_scores(model: Model, arrays: Dataset, window: EvaluationWindow) ->
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
     return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
+
+
+def positives_before_window(prepare: Prepare, arrays: Dataset, window: EvaluationWindow) -> Interactions:
+    """Returns the positives from which baselines of a whole window may learn: see `positives_before`."""
+    bounds = prepare.bounds_ms(split_of(window))
+    return positives_before(arrays, window, first_at=bounds[0] if bounds else None)
 
 
 def score_sources(

@@ -12,7 +12,6 @@ from sklearn.utils.extmath import randomized_svd
 
 from twofold.dataset.dataset import Dataset
 from twofold.evaluate.baseline_results import PeerChoice, PeerTuning
-from twofold.evaluate.baselines import positives_before
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.headline_metrics import deciding_metrics
 from twofold.evaluate.peer_tuning import PEER_KINDS, tune_peers
@@ -20,9 +19,8 @@ from twofold.evaluate.peers import Ials, Interactions, ItemWeights
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, RecencyPrior, save_factors
 from twofold.model.retriever import Model
-from twofold.pipeline.adapters import catalogue_scores
+from twofold.pipeline.adapters import catalogue_scores, positives_before_window
 from twofold.recipe.prepare import Prepare
-from twofold.tables import Split
 
 TOWERS: Final = "two towers"
 MAX_RANK: Final = 512
@@ -30,44 +28,36 @@ MAX_RANK: Final = 512
 _ALL_DAYS: Final = 36_500
 
 
-def serve_best(prepare: Prepare, arrays: Dataset, towers: Model, *, out: Path) -> dict[str, Any]:
-    """Compares the towers with the fitted peers on the validation window, and writes the peer if it is better.
+def serve_best(
+    prepare: Prepare, arrays: Dataset, window: EvaluationWindow, towers: Model, *, out: Path
+) -> dict[str, Any]:
+    """Compares the towers with the fitted peers on the validation `window`, and writes the peer if it is better.
 
     *Better* is the geometric mean of recall and NDCG, as for the constants of the peers. A peer is compared in the form
     in which it would be served: its vectors computed from the histories that the features read, item-item models
     of low rank. What is written is then fitted again on all positives before the test window, as in the report. Returns
     which model is served, and the quality of those that were compared.
     """
-    window = evaluation_window(arrays, "validation")
     metrics = deciding_metrics(window.num_items)
-    positives = _positives(prepare, arrays, window)
+    positives = positives_before_window(prepare, arrays, window)
     tuning = tune_peers(window, positives, metrics=metrics)
     quality = {TOWERS: _quality(arrays, window, towers, metrics)}
     if tuning is None:
         return {"served": TOWERS, "quality": quality}
-    expected = sorted(tuning.choices, key=lambda choice: -max((each.quality for each in choice.trials), default=0.0))
-    for choice in expected:
-        if max((each.quality for each in choice.trials), default=0.0) <= quality[TOWERS]:
+    for choice in sorted(tuning.choices, key=lambda choice: -choice.quality):
+        if choice.quality <= quality[TOWERS]:
             break
         peer = _as_served(choice, tuning, positives)
         if peer is None:
             continue
         quality[choice.name] = _quality(arrays, window, peer, metrics)
         if quality[choice.name] > quality[TOWERS]:
-            again = _as_served(choice, tuning, _positives(prepare, arrays, evaluation_window(arrays, "test")))
+            before_test = positives_before_window(prepare, arrays, evaluation_window(arrays, "test"))
+            again = _as_served(choice, tuning, before_test)
             assert again is not None
             save_factors(again, out)
             return {"served": choice.name, "quality": quality}
     return {"served": TOWERS, "quality": quality}
-
-
-def _positives(prepare: Prepare, arrays: Dataset, window: EvaluationWindow) -> Interactions:
-    bounds = prepare.bounds_ms(_split(window))
-    return positives_before(arrays, window, first_at=bounds[0] if bounds else None)
-
-
-def _split(window: EvaluationWindow) -> Split:
-    return "validation" if window.name == "validation" else "test"
 
 
 def _quality(arrays: Dataset, window: EvaluationWindow, model: Model, metrics: tuple[str, str]) -> float:

@@ -25,11 +25,17 @@ from twofold.evaluate.peers import Interactions
 from twofold.evaluate.per_user_values import save_rows, save_values
 from twofold.evaluate.results import MODEL, write_report
 from twofold.evaluate.sampled import negatives_of
-from twofold.evaluate.window import DayBounds, EvaluationWindow, evaluation_window, split_of
+from twofold.evaluate.window import DayBounds, EvaluationWindow, evaluation_window
 from twofold.model.ranker import describe_ranker
 from twofold.model.retriever import describe_model
 from twofold.page.run_page import PAGE, write_run_page
-from twofold.pipeline.adapters import allowed_items, batch_correction, evaluate_heads, score_sources
+from twofold.pipeline.adapters import (
+    allowed_items,
+    batch_correction,
+    evaluate_heads,
+    positives_before_window,
+    score_sources,
+)
 from twofold.pipeline.index import index_inputs
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import TrainedModels, load_models
@@ -56,7 +62,7 @@ def _evaluate(
     models = load_models(job, dataset, retriever, ranker)
     arrays = models.data.retriever
     window = evaluation_window(arrays, "test")
-    positives = _positives(job, arrays, window)
+    positives = positives_before_window(job.recipe.prepare, arrays, window)
     items = with_counts(
         item_attributes(dataset.folder), arrays, job.recipe.index.recent_counts, as_of=int(window.query_at.min())
     )
@@ -117,12 +123,7 @@ def _validation(job: Job, arrays: Dataset) -> tuple[EvaluationWindow, Interactio
     if not len(arrays.examples["validation"].user_rows):
         return None
     window = evaluation_window(arrays, "validation")
-    return window, _positives(job, arrays, window)
-
-
-def _positives(job: Job, arrays: Dataset, window: EvaluationWindow) -> Interactions:
-    bounds = job.recipe.prepare.bounds_ms(split_of(window))
-    return positives_before(arrays, window, first_at=bounds[0] if bounds else None)
+    return window, positives_before_window(job.recipe.prepare, arrays, window)
 
 
 def _options(

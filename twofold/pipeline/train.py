@@ -68,7 +68,8 @@ def _signal_ranks(job: Job, is_needed: bool) -> bool:
 
 def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
     arrays = load_dataset(dataset, job.recipe.features)
-    validate = partial(_validate_retriever, job, arrays, evaluation_window(arrays, "validation"))
+    window = evaluation_window(arrays, "validation")
+    validate = partial(_validate_retriever, job, arrays, window)
     match job.recipe.retriever:
         case TwoTower() as config:
             towers = partial(build_towers, config, arrays)
@@ -76,7 +77,7 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
             facts = fit(towers, arrays, job.recipe.train, validate=validate, out=out, setup=setup)
             if config.kind == "best" and setup.ranks.is_first:
                 trained = load_weights(towers(), out / "weights.safetensors")
-                facts |= serve_best(job.recipe.prepare, arrays, trained, out=out)
+                facts |= serve_best(job.recipe.prepare, arrays, window, trained, out=out)
             return facts
         case Ials() as config:
             from twofold.train.als import fit_factors

@@ -292,9 +292,9 @@ def with_features(features: Features, user: tuple[UserFeature, ...], item: tuple
     return Features.model_validate({"vectors": features.vectors, **sides})
 
 
-def reads_time(feature: UserFeature) -> bool:
+def reads_time(feature: UserFeature | ItemFeature) -> bool:
     """Returns whether the value depends on the time of the request, beyond the events before it."""
-    return isinstance(feature, TimeFeature | CounterFeature) or (
+    return isinstance(feature, TimeFeature | AgeFeature | CounterFeature) or (
         isinstance(feature, SequenceFeature) and feature.time_bias
     )
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from twofold.recipe.data import Data
 from twofold.recipe.evaluate import Evaluate, PublishedNegatives
-from twofold.recipe.features import AgeFeature, CounterFeature, Features, with_features
+from twofold.recipe.features import CounterFeature, Features, reads_time, with_features
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import LastEvents, Prepare, TemporalSplit
 from twofold.recipe.ranker import Mlp
@@ -128,7 +128,7 @@ class Recipe(Section):
         """Checks that items are never described as of a time that is years from the request."""
         for field, features in self.read_features() if isinstance(self.prepare.split, LastEvents) else ():
             for number, feature in enumerate(features.item):
-                if isinstance(feature, AgeFeature | CounterFeature):
+                if reads_time(feature):
                     raise ValueError(
                         f"{field}.item.{number} of kind {feature.kind} depends on the time of the request, and items "
                         "are evaluated as of one time. With prepare.split of kind last_n, requests are at any time of "

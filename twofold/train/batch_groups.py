@@ -6,7 +6,7 @@ from jaxtyping import Int32, Int64
 from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.errors import DataError
 from twofold.model.multi_tower import MultiTower
-from twofold.recipe.features import AgeFeature, CounterFeature, Features
+from twofold.recipe.features import reads_time
 from twofold.recipe.train import Bce, Regression, Train
 from twofold.tables import DAY_MS, HOUR_MS
 
@@ -27,7 +27,8 @@ def group_examples(
     span = settings.group_by_time
     if span == "auto":
         competes = not isinstance(settings.loss, Bce | Regression)
-        span = "day" if groups is None and competes and reads_time(dataset.features.features) else "none"
+        is_timed = any(map(reads_time, dataset.features.features.item))
+        span = "day" if groups is None and competes and is_timed else "none"
     if span == "none":
         return groups
     at = np.asarray(dataset.examples["train"].at[examples])
@@ -36,11 +37,6 @@ def group_examples(
     if groups is not None:
         spans = _filled(_numbered(groups.astype(np.int64) * (spans.max() + 1) + spans), settings.batch_size)
     return spans.astype(np.int32) if spans.max(initial=0) > 0 else None
-
-
-def reads_time(features: Features) -> bool:
-    """Returns whether the item tower reads something that changes with time."""
-    return any(isinstance(feature, AgeFeature | CounterFeature) for feature in features.item)
 
 
 def group_by_span(

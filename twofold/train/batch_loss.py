@@ -44,7 +44,6 @@ def loss_of_vectors(
     items: Float[Tensor, "_ dim"],
 ) -> Float[Tensor, ""]:
     """Returns the mean loss of the examples, each weighted by its weight over the mean weight of all."""
-    weight = _weights(objective, batch)
     match objective.loss:
         case Bce(gamma=gamma):
             losses = bce(model.own_logits(users, items[columns.own]), batch.label, gamma=gamma)
@@ -58,7 +57,7 @@ def loss_of_vectors(
             raise AssertionError("the full softmax has no hard negatives: all items compete already")
         case _:
             assert_never(objective.loss)
-    return (losses * weight).sum()
+    return (losses * _weights(objective, batch)).sum()
 
 
 def _weights(objective: Objective, batch: Batch) -> Float[Tensor, "batch"]:

@@ -21,7 +21,7 @@ from twofold.local_time import midnights_before
 from twofold.model.retriever import Model, as_products, item_vectors, user_vectors
 from twofold.progress import progress_bar
 from twofold.ragged import Ragged, chunks
-from twofold.recipe.features import AgeFeature, CounterFeature
+from twofold.recipe.features import reads_time
 from twofold.recipe.ranker import Candidates
 from twofold.run_folder import write_json
 from twofold.tables import DAY_MS
@@ -225,8 +225,8 @@ def request_times(
 
 def vector_days(dataset: Dataset, at: Int64[np.ndarray, "examples"]) -> Int64[np.ndarray, "examples"]:
     """Returns the UTC day whose item vectors each request uses: its own, or one for all if no item feature is timed."""
-    reads_time = any(isinstance(each, AgeFeature | CounterFeature) for each in dataset.features.features.item)
-    return at // DAY_MS if reads_time else np.full(len(at), int(dataset.examples["train"].at.max()) // DAY_MS)
+    is_timed = any(map(reads_time, dataset.features.features.item))
+    return at // DAY_MS if is_timed else np.full(len(at), int(dataset.examples["train"].at.max()) // DAY_MS)
 
 
 # --- drawn for every step ---------------------------------------------------------------------------------------------
