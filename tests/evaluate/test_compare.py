@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -28,20 +29,27 @@ def vocabulary(ids):
     return Vocabulary(pa.array(ids), num_known=len(ids))
 
 
-def judged_run(folder, *, noise=0.0, relevant_digest="a" * 64, shuffled=False, window=None):
-    """The evaluate/ folder of a run on one world; `shuffled` numbers its users and items differently."""
+@cache
+def judged_world(noise=0.0, relevant_digest="a" * 64, name="test"):
+    """The window of one world, the halves of its users, and their evaluation."""
     given, truth, before = world()
-    window = window or given
+    window = replace(given, name=name)
     scores = truth + noise * np.random.default_rng(5).random(truth.shape).astype(np.float32)
     halves = Slicing("half", window.relevant.lines % 2, ("even", "odd"))
     options = EvaluationOptions(slicings=(halves,), relevant_digest=relevant_digest)
     judged = evaluate_window(
         window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, options=options
     )
+    return window, halves, judged
+
+
+def judged_run(folder, *, shuffled=False, **changes):
+    """The evaluate/ folder of a run on one world; `shuffled` numbers its users and items differently."""
+    window, halves, judged = judged_world(**changes)
     out = folder / "evaluate"
     out.mkdir(parents=True)
     write_report(judged.report, out)
-    users = vocabulary([f"u{row:03}" for row in range(len(truth))][:: -1 if shuffled else 1])
+    users = vocabulary([f"u{row:03}" for row in range(len(window.user_rows))][:: -1 if shuffled else 1])
     items = vocabulary(list(range(window.num_items)))
     save_values(judged, window, out, users=users, items=items, slicings=(halves,))
     return out, judged, halves, window
@@ -83,9 +91,8 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path):
 
 
 def test_a_base_run_of_another_split_is_refused_with_the_fields_that_differ(tmp_path):
-    window, *_ = world()
     run, *_ = judged_run(tmp_path / "new")
-    other, *_ = judged_run(tmp_path / "other", relevant_digest="b" * 64, window=replace(window, name="validation"))
+    other, *_ = judged_run(tmp_path / "other", relevant_digest="b" * 64, name="validation")
     message = (
         r"new and .*other cannot be compared, .* differ in window \(test here, validation in the base run\), "
         r"relevant_digest \(aaaaaaaaaaaa… here, bbbbbbbbbbbb… in the base run\)\. Give both the same data"

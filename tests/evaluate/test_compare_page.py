@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from tests.evaluate.test_compare import judged_run
-from tests.evaluate.test_evaluate_window import world
 from tests.worlds import SPLIT, world_recipe
 from twofold.errors import RequestError, RunError
 from twofold.evaluate.compare_page import (
@@ -31,9 +30,9 @@ from twofold.run_folder import run_stage
 DATA = {"kind": "table", "events": "/events.parquet"}
 
 
-def a_run(folder, *, noise=0.0, window=None, **parts):
+def a_run(folder, *, noise=0.0, name="test", **parts):
     """A judged run folder whose recipe has `parts` of its own."""
-    made, *_ = judged_run(folder / "made", noise=noise, window=window)
+    made, *_ = judged_run(folder / "made", noise=noise, name=name)
     run_stage(folder, "evaluate", inputs=1, work=lambda out: shutil.copytree(made, out, dirs_exist_ok=True) and {})
     (folder / "recipe.yaml").write_text(dump_recipe(world_recipe(DATA, parts)), encoding="utf-8")
     return folder
@@ -184,8 +183,7 @@ def test_what_cannot_be_compared_is_refused(three, tmp_path):
         compare_run_folders(three[:1])
     with pytest.raises(RunError, match="there is no run folder"):
         compare_run_folders([three[0], tmp_path / "nowhere"])
-    window, *_ = world()
-    other = a_run(tmp_path / "other", window=replace(window, name="validation"))
+    other = a_run(tmp_path / "other", name="validation")
     with pytest.raises(RequestError, match=r"cannot be compared, .*window \(validation here, test in the base run\)"):
         compare_run_folders([*three, other])
 

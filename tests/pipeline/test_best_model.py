@@ -14,7 +14,8 @@ from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_
 from twofold.model.retriever import item_vectors, load_model, user_vectors
 from twofold.pipeline import best_model
 from twofold.pipeline.best_model import TOWERS
-from twofold.pipeline.job import report_of
+from twofold.pipeline.job import Job, report_of
+from twofold.pipeline.run import up_to_training
 from twofold.run_folder import find_stage
 from twofold.serve.recommender import load
 
@@ -49,11 +50,16 @@ def best(recipe, **train):
     return recipe.model_copy(update={"retriever": retriever, "train": recipe.train.model_copy(update=train)})
 
 
-def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
+@pytest.fixture(scope="module")
+def served_peer(popularity_only, tmp_path_factory):
+    """A run whose towers learned nothing."""
     recipe = best(popularity_only, epochs=1, learning_rate=1e-9)
-    run = twofold.run(recipe, runs=tmp_path).folder
-    stage = find_stage(run, "train")
-    facts = json.loads((stage.folder / "manifest.json").read_text())["facts"]
+    return twofold.run(recipe, runs=tmp_path_factory.mktemp("runs"))
+
+
+def test_towers_that_learned_nothing_are_not_served(served_peer):
+    run = served_peer.folder
+    facts = find_stage(run, "train").facts
     assert facts["served"] != TOWERS
     assert facts["quality"][facts["served"]] > facts["quality"][TOWERS] > 0
     assert (run / "index" / FOLD_IN).exists()
@@ -62,11 +68,10 @@ def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
     assert rows["model"] > 1.3 * rows["random"]
 
 
-def test_what_is_served_is_what_was_evaluated(popularity_only, tmp_path):
-    recipe = best(popularity_only, epochs=1, learning_rate=1e-9)
-    run = twofold.run(recipe, runs=tmp_path).folder
+def test_what_is_served_is_what_was_evaluated(served_peer):
+    run = served_peer.folder
     dataset, service = load_dataset(run / "dataset"), load(run)
-    model = load_model(recipe.retriever, dataset, run / "train")
+    model = load_model(served_peer.recipe.retriever, dataset, run / "train")
     at = json.loads((run / "index" / "context.json").read_text())["as_of"]
     users = np.arange(5)
     scores = user_vectors(model, dataset, users, np.full(5, at)) @ item_vectors(model, dataset, at).T
@@ -80,11 +85,10 @@ def test_what_is_served_is_what_was_evaluated(popularity_only, tmp_path):
 
 
 def test_towers_that_no_peer_beats_are_served(checkerboard, tmp_path):
-    run = twofold.run(best(checkerboard), runs=tmp_path).folder
-    facts = json.loads((run / "train" / "manifest.json").read_text())["facts"]
-    assert facts["served"] == TOWERS
-    assert facts["quality"][TOWERS] > 0.9
-    assert not (run / "train" / FOLD_IN).exists()
+    _, _, trained, _ = up_to_training(Job(best(checkerboard, epochs=6), tmp_path))
+    assert trained.facts["served"] == TOWERS
+    assert trained.facts["quality"][TOWERS] > 0.9
+    assert not (trained.folder / FOLD_IN).exists()
 
 
 def test_a_recipe_without_a_positive_history_is_refused(checkerboard):

@@ -70,7 +70,9 @@ def test_the_served_vector_answers_as_the_judged_one(checkerboard, solved):
 
 
 def test_the_leak_gives_no_profit(leak, tmp_path):
-    job = twofold.run(leak, runs=tmp_path)
+    job = pipeline.Job(leak, tmp_path)
+    pipeline.claim_folder(job, overwrite=False)
+    pipeline.evaluate(job, *pipeline.up_to_training(job))
     # All users share one coin an item, so chance spreads as the AUC of 150 against 150 items does:
     # its standard deviation is sqrt((150 + 150 + 1) / (12 · 150 · 150)) = .033.
     spread = math.sqrt((150 + 150 + 1) / (12 * 150 * 150))

@@ -1,7 +1,5 @@
 """Batches of one language: what they hold, what negatives are counted by, what folds, what is refused."""
 
-from functools import partial
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -114,6 +112,19 @@ def test_what_leaves_nothing_to_group_is_refused(dataset, values):
         group_by_columns(dataset, ("language",), everything(dataset), batch_size=1000)
 
 
+def last_epoch(recipe, dataset, out, **changes):
+    """Returns the model of a training's last epoch."""
+    models, epochs = [], iter(range(1000))
+
+    def build():
+        models.append(build_two_tower(recipe.retriever, dataset.features, dataset.vectors))
+        return models[-1]
+
+    settings = recipe.train.model_copy(update=changes)
+    fit(build, dataset, settings, validate=lambda model: float(next(epochs)), out=out)
+    return models[-1]
+
+
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
@@ -160,21 +171,13 @@ def test_age_is_learned_where_items_are_compared_as_of_one_day(fresh_world, span
     recipe, dataset = fresh_world
     window, last = evaluation_window(dataset, "test"), []
     for seed in range(3):
-        found = []
-
-        def validate(model, found=found):
-            values = evaluate_catalogue(window, catalogue_scores(model, dataset, window), ks=(20,))
-            found.append(values.mean("catalogue/recall@20"))
-            return found[-1]
-
         changes = {
             "loss": InBatchSoftmax(kind="in_batch_softmax", uniform_negatives=uniform),
             **{"group_by_time": span, "epochs": 4, "learning_rate": 0.003, "seed": seed},
         }
-        settings = recipe.train.model_copy(update=changes)
-        build = partial(build_two_tower, recipe.retriever, dataset.features, dataset.vectors)
-        fit(build, dataset, settings, validate=validate, out=tmp_path)
-        last.append(found[-1])
+        model = last_epoch(recipe, dataset, tmp_path, **changes)
+        found = evaluate_catalogue(window, catalogue_scores(model, dataset, window), ks=(20,))
+        last.append(found.mean("catalogue/recall@20"))
     assert (min(last) > 0.75) == (span == "day"), last
 
 
@@ -205,19 +208,9 @@ def world(tmp_path_factory):
 def test_languages_that_never_meet_fold_and_uniform_negatives_heal_it(world, columns, uniform, folds, tmp_path):
     recipe, dataset = world
     loss = InBatchSoftmax(kind="in_batch_softmax", uniform_negatives=uniform)
-    settings = recipe.train.model_copy(update={"loss": loss, "group_by": columns})
-    shares, epochs = [], iter(range(100))
-
-    def validate(model):
-        shares.append(share_of_other_languages(model, dataset, k=10))
-        return float(next(epochs))
-
-    def build():
-        return build_two_tower(recipe.retriever, dataset.features, dataset.vectors)
-
-    fit(build, dataset, settings, validate=validate, out=tmp_path)
+    share = share_of_other_languages(last_epoch(recipe, dataset, tmp_path, loss=loss, group_by=columns), dataset, k=10)
     # Of the items that a user has not met, half or more are of the other language: that is chance.
-    assert 0.25 < shares[-1] < 0.6 if folds else shares[-1] < 0.02
+    assert 0.25 < share < 0.6 if folds else share < 0.02
 
 
 def share_of_other_languages(model, dataset, *, k):

@@ -61,12 +61,10 @@ def met_before(dataset, user, at):
     return {item for item, moment in pairs if moment < at}
 
 
-def found_by_a_sort(dataset, model, line, at):
-    """The item rows that a naive search gives the user of a row at this moment."""
+def found_by_a_sort(dataset, line, at, items, asking):
+    """The item rows that a naive search gives the user of a row at this moment, by the vectors of items and user."""
     rows = dataset.examples["train"]
     user, own = int(rows.user_rows[line]), int(rows.item_rows[line])
-    items = item_vectors(model, dataset, at // DAY_MS * DAY_MS)  # these towers read the age: a moment is a day
-    asking = user_vectors(model, dataset, np.array([user]), np.array([at]))
     scores = -np.square(items[: dataset.items.num_known] - asking).sum(axis=1)
     liked = set(rows.item_rows[(rows.user_rows == user) & rows.label].tolist())
     left_out = (met_before(dataset, user, at) | liked) - {own}
@@ -83,7 +81,19 @@ def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_momen
         for line, at in moments.items()
         if rows.item_rows[line] not in met_before(dataset, rows.user_rows[line], at)
     ]
-    best = {line: found_by_a_sort(dataset, model, line, moments[line]) for line in new}
+    # These towers read the age: a moment is a day.
+    days = {at // DAY_MS for at in moments.values()}
+    items = {day: item_vectors(model, dataset, day * DAY_MS) for day in days}
+    users = dict(
+        zip(
+            new,
+            user_vectors(model, dataset, rows.user_rows[new], np.array([moments[line] for line in new])),
+            strict=True,
+        )
+    )
+    best = {
+        line: found_by_a_sort(dataset, line, moments[line], items[moments[line] // DAY_MS], users[line]) for line in new
+    }
     expected = [line for line in new if rows.item_rows[line] in best[line]]
     assert 0 < len(expected) < len(new) < len(moments)  # this log has all kinds
     assert sorted(requests.examples.tolist()) == expected
@@ -91,9 +101,7 @@ def test_requests_are_the_positives_on_new_items_that_a_sort_finds_at_that_momen
     for place, line in enumerate(requests.examples.tolist()):
         assert requests.at[place] == moments[line]
         assert requests.best[place].tolist() == [*best[line], *[-1] * (ASKED.num_candidates - len(best[line]))]
-        asking = user_vectors(model, dataset, rows.user_rows[[line]], requests.at[[place]])
-        items = item_vectors(model, dataset, moments[line] // DAY_MS * DAY_MS)
-        queries, factors = as_products(model, asking, items)
+        queries, factors = as_products(model, users[line][None], items[moments[line] // DAY_MS])
         np.testing.assert_allclose(requests.user_vectors[place], queries[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(requests.item_vectors[requests.days[place]], factors, rtol=1e-4, atol=1e-5)
 
