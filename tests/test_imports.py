@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 PACKAGE = Path(__file__).parents[1] / "twofold"
 MAY_IMPORT_TORCH = ("model/", "train/", "dataset/batches.py")
 
-# Run in a process of its own: what importing `argv[1]` loads, opens and starts.
+# Run in a process of its own: what importing the modules of `argv`, one after the other, loads, opens and starts.
 WATCHED_IMPORT = """
 import importlib, json, os, sys, threading
 
@@ -29,13 +27,15 @@ def watch(event, arguments):
         started.append(event)
 
 sys.addaudithook(watch)
-importlib.import_module(sys.argv[1])
-print(json.dumps({
-    "modules": sorted(sys.modules),
-    "opened": opened,
-    "started": started,
-    "threads": threading.active_count(),
-}))
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+    print(json.dumps({
+        "module": module,
+        "packages": sorted({name.partition(".")[0] for name in sys.modules}),
+        "opened": opened,
+        "started": started,
+        "threads": threading.active_count(),
+    }))
 """
 
 
@@ -51,35 +51,30 @@ def test_torch_is_named_only_where_it_is_trained_or_fed() -> None:
     assert not elsewhere
 
 
-@pytest.mark.parametrize(
-    "module", ["twofold", "twofold.serve", "twofold.serve.recommender", "twofold.serve.workers", "twofold.recipe.load"]
-)
-def test_an_import_loads_no_engine_reads_no_run_and_starts_nothing(module: str, tmp_path: Path) -> None:
+def test_an_import_loads_no_engine_reads_no_run_and_starts_nothing(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "kuairand"
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text("name: kuairand\n")
-    seen = import_elsewhere(module, cwd=tmp_path)
-    roots = {name.partition(".")[0] for name in seen["modules"]}
-    assert module in seen["modules"]
-    assert not roots & {"torch", "duckdb", "pyspark", "matplotlib", "sklearn"}
-    assert seen["opened"] == []
-    assert seen["started"] == []
-    assert seen["threads"] == 1
+    serving = ["twofold.serve", "twofold.serve.recommender", "twofold.serve.workers"]
+    for seen in import_elsewhere("twofold", "twofold.recipe.load", *serving, cwd=tmp_path):
+        assert not {"torch", "duckdb", "pyspark", "matplotlib", "sklearn"} & set(seen["packages"]), seen["module"]
+        assert (seen["opened"], seen["started"], seen["threads"]) == ([], [], 1), seen["module"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["kuairand", "recipe.yaml", "runs"]
 
 
-@pytest.mark.parametrize("module", ["twofold.pipeline.prepare", "twofold.pipeline.dataset", "twofold.pipeline.job"])
-def test_preparation_loads_no_torch(module: str, tmp_path: Path) -> None:
-    roots = {name.partition(".")[0] for name in import_elsewhere(module, cwd=tmp_path)["modules"]}
-    assert "duckdb" in roots
-    assert not roots & {"torch", "onnx", "onnxruntime", "fastapi"}
+def test_preparation_loads_no_torch(tmp_path: Path) -> None:
+    stages = ["twofold.pipeline.job", "twofold.pipeline.prepare", "twofold.pipeline.dataset"]
+    for seen in import_elsewhere(*stages, cwd=tmp_path):
+        assert not {"torch", "onnx", "onnxruntime", "fastapi"} & set(seen["packages"]), seen["module"]
+    assert "duckdb" in seen["packages"]
 
 
-def import_elsewhere(module: str, *, cwd: Path) -> dict[str, Any]:
-    # -B: the interpreter's own cache of compiled files is not the module's doing.
+def import_elsewhere(*modules: str, cwd: Path) -> list[dict[str, Any]]:
+    # -B: the interpreter's own cache of compiled files is not the modules' doing.
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    command = [sys.executable, "-B", "-c", WATCHED_IMPORT, module]
+    command = [sys.executable, "-B", "-c", WATCHED_IMPORT, *modules]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    seen: dict[str, Any] = json.loads(done.stdout)
+    seen = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["module"] for each in seen] == list(modules)
     return seen

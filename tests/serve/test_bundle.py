@@ -3,13 +3,16 @@
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.dataset.prepared import FEATURES, HOUR_MS, random_events, write_prepared
 from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
+from twofold.dataset.features import feature_names
 from twofold.dataset.tower_inputs import Queries, queries_at, user_inputs
 from twofold.errors import RunError
 from twofold.index.item_index import build_index, save_index
@@ -40,10 +43,22 @@ def prepared(folder):
 
 @pytest.fixture(scope="module")
 def served(prepared, folder):
-    return serve(prepared, folder, hidden=(6,))
+    names, _ = feature_names(prepared[1].features)
+    return serve(prepared, folder, lambda tower, path: write_graph_of_zeros(names, path))
 
 
-def serve(prepared, run, **config):
+def write_graph_of_zeros(names, path):
+    """Writes a graph with the inputs of a tower and vectors of zeros: it takes no export to test the inputs."""
+    zeros = numpy_helper.from_array(np.zeros((1, 8), np.float32), "zeros")
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    output = helper.make_tensor_value_info("vector", TensorProto.FLOAT, [1, 8])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["zeros"], ["vector"])], "user_tower", inputs, [output], [zeros]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def serve(prepared, run, write_tower, **config):
     """Writes and opens the bundle of an untrained model; returns it with the dataset and the model."""
     folder, dataset, as_of = prepared
     torch.manual_seed(0)
@@ -54,7 +69,7 @@ def serve(prepared, run, **config):
 
     def work(out):
         save_index(build_index(encode(model.item, item_batches(dataset, as_of)), score=model.score), out)
-        export_user_tower(model.user, out / USER_TOWER)
+        write_tower(model.user, out / USER_TOWER)
         save_context(folder / "dataset", out, as_of=as_of)
         return {}
 
@@ -94,7 +109,7 @@ DOT = Dot(kind="dot")
     ids=lambda value: getattr(value, "kind", value),
 )
 def test_training_evaluation_and_service_compute_the_same_score(prepared, tmp_path, score, output_norm):
-    recommender, dataset, model = serve(prepared, tmp_path, score=score, output_norm=output_norm)
+    recommender, dataset, model = serve(prepared, tmp_path, export_user_tower, score=score, output_norm=output_norm)
     as_of = recommender.bundle.as_of
     users = np.arange(len(dataset.users))
     at = np.full(len(users), as_of)
