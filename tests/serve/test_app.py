@@ -1,6 +1,7 @@
 """The HTTP API of the service, on a bundle whose lists can be computed by hand."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from tests.serve.client import Client
 from tests.serve.tiny import NOON, best, scores_of
 from twofold.serve.app import build_app
 from twofold.serve.event_store import LiveEvent, StoreError
+from twofold.serve.micro_batching import NO_STORE
 from twofold.serve.middleware import Limits
 from twofold.serve.responses import UNKNOWN_USER
-from twofold.serve.service import NO_STORE, Service
+from twofold.serve.service import Service
 
 NOON_OF_DAY_0 = {"at": NOON}
 
@@ -177,7 +179,7 @@ class DownStore:
 
 
 def test_without_the_store_lists_have_a_warning_and_events_are_refused(service: Service) -> None:
-    service.histories = DownStore()
+    service = replace(service, histories=DownStore())
     client = Client(build_app(service, Limits()))
     status, reply = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
     assert (status, reply["is_degraded"], reply["warnings"]) == (200, True, [NO_STORE])

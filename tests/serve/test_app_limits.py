@@ -50,7 +50,7 @@ def test_an_internal_error_has_no_details_in_the_reply(service: Service, monkeyp
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr("twofold.serve.service.make_lists", fail)
+    monkeypatch.setattr("twofold.serve.micro_batching.make_lists", fail)
     assert Client(build_app(service, Limits())).post("/v1/recommend", {"user_id": 10}) == (
         500,
         {"detail": "The service failed; its log has the details."},

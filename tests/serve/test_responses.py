@@ -5,7 +5,7 @@ import pytest
 
 from tests.serve.tiny import EVENTS, ITEMS, VECTORS, write_run
 from twofold.serve.live_bundle import LiveBundle, open_live_bundle
-from twofold.serve.responses import attributes_of, popular, reasons, similar
+from twofold.serve.responses import popular, reasons, similar
 from twofold.serve.user_state import user_state_of
 
 USERS = list(EVENTS)
@@ -50,4 +50,11 @@ def test_a_reason_is_the_positive_most_similar_to_the_item(live_bundle: LiveBund
 
 
 def test_attributes_are_the_columns_of_the_items_table(live_bundle: LiveBundle) -> None:
-    assert attributes_of(live_bundle, 1) == {"colour": "blue", "length_s": 10.0}
+    first, again = (live_bundle.attributes.of(live_bundle.items.now, np.array([1, 2, 1])) for _ in range(2))
+    assert [*map(bytes, first)] == [
+        b'{"colour":"blue","length_s":10.0}',
+        b'{"colour":null,"length_s":15.0}',
+        b'{"colour":"blue","length_s":10.0}',
+    ]
+    assert [*map(bytes, again)] == [*map(bytes, first)]
+    assert live_bundle.attributes.of(live_bundle.items.now, np.empty(0, np.int64)) == []

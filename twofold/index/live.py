@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64, Integer
+from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
@@ -94,12 +94,17 @@ class Snapshot:
         vectors[~is_changed] = self.built.index.vectors[item_rows[~is_changed]]
         return vectors
 
-    def attributes_of(self, item_row: int) -> dict[str, Any]:
-        """Returns the current row of the items table, item_id included."""
-        (changed,) = self._changed_of(np.array([item_row])).tolist()
-        table, row = (self.built.attributes, item_row) if changed < 0 else (self.changed.attributes, changed)
-        (attributes,) = table.slice(row, 1).to_pylist()
-        return dict(attributes)
+    def attributes_of(self, item_rows: Integer[np.ndarray, "items"]) -> list[dict[str, Any]]:
+        """Returns the current row of the items table of each item, item_id included."""
+        changed = self._changed_of(item_rows)
+        is_changed = changed >= 0
+        built = iter(self.built.attributes.take(pa.array(item_rows[~is_changed])).to_pylist())
+        updated = iter(self.changed.attributes.take(pa.array(changed[is_changed])).to_pylist())
+        return [next(updated if is_new else built) for is_new in is_changed.tolist()]
+
+    def is_changed(self, item_rows: Integer[np.ndarray, "items"]) -> Bool[np.ndarray, "items"]:
+        """Returns whether each item was added or updated since the index was built."""
+        return self._changed_of(item_rows) >= 0
 
     def search(
         self,

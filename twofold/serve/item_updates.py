@@ -115,7 +115,7 @@ def _as_arrays(items: Snapshot, upserts: Sequence[ItemUpsert]) -> tuple[pa.Table
                 f"item_id {upsert.item_id!r} does not have the catalogue's type, {items.items.ids.type}."
             )
         _check_upsert(upsert, item_id, items, is_new=row == UNKNOWN)
-        current = {} if row == UNKNOWN else items.attributes_of(row)
+        current = {} if row == UNKNOWN else items.attributes_of(np.array([row]))[0]
         attributes.append(current | upsert.attributes | {"item_id": item_id})
         is_kept = upsert.vector is None
         vectors.append(items.vectors_of(np.array([row]))[0] if is_kept else np.array(upsert.vector, np.float32))

@@ -1,12 +1,12 @@
 """A bundle in service, with its popularity counts and live items; tried with one request when it is opened."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64, Integer
 
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
@@ -15,6 +15,7 @@ from twofold.index.live import LiveIndex
 from twofold.ragged import Ragged
 from twofold.run_folder import open_stage
 from twofold.serve.bundle import Bundle, open_bundle
+from twofold.serve.item_attributes import EncodedAttributes
 from twofold.serve.item_updates import LiveItems
 from twofold.serve.two_stage import RankedItems, encode_users, retrieve_and_rank
 from twofold.serve.user_state import UserState, queries_of, user_state_of
@@ -30,9 +31,13 @@ class LiveBundle:
     bundle: Bundle
     name: str
     digest: str
+    num_events: Int64[np.ndarray, "items"]
+    """Events of each item in the log; `num_positives` are the positives among them."""
+    num_positives: Int64[np.ndarray, "items"]
     popularity: Float32[np.ndarray, "items"]
     items: LiveItems
     """The bundle's items with the updates since it was opened. An item row stays with its item forever."""
+    attributes: EncodedAttributes = field(default_factory=EncodedAttributes)
 
     def rule(self, where: str | None) -> str | None:
         """Returns the SQL condition for every recommended item: the bundle's own and the request's filter joined.
@@ -51,11 +56,14 @@ def open_live_bundle(run: Path) -> LiveBundle:
     """Opens the bundle of a run folder and makes a trial request; RunError if it is damaged or does not work."""
     bundle, digest = open_bundle(run), open_stage(run, "index").digest
     live_index = LiveIndex(bundle.index, bundle.items, bundle.attributes, filters=bundle.filters)
+    positives = _counts(bundle.positives.item_rows, len(bundle.items))
     live_bundle = LiveBundle(
         bundle=bundle,
         name=run.resolve().name,
         digest=digest,
-        popularity=_popularity(bundle),
+        num_events=_counts(bundle.events.item_rows, len(bundle.items)),
+        num_positives=positives,
+        popularity=_popularity(bundle, positives),
         items=LiveItems(live_index, bundle=digest, has_ranker=bundle.ranker is not None),
     )
     _make_trial_request(live_bundle, run)
@@ -75,11 +83,14 @@ def _make_trial_request(live_bundle: LiveBundle, run: Path) -> None:
         raise RunError(f"the bundle of {run} can be opened, but a trial request returns the scores {scores}")
 
 
-def _popularity(bundle: Bundle) -> Float32[np.ndarray, "items"]:
+def _counts(item_rows: Integer[np.ndarray, "events"], items: int) -> Int64[np.ndarray, "items"]:
+    return np.bincount(item_rows, minlength=items)
+
+
+def _popularity(bundle: Bundle, overall: Int64[np.ndarray, "items"]) -> Float32[np.ndarray, "items"]:
     """Counts each item's positives of the last two days; ties are broken by the positives of all days."""
-    rows, items = bundle.positives.item_rows, len(bundle.items)
-    overall: np.ndarray = np.bincount(rows, minlength=items)
-    recent: np.ndarray = np.bincount(rows[bundle.positives.at >= bundle.as_of - RECENT_MS], minlength=items)
+    rows = bundle.positives.item_rows[bundle.positives.at >= bundle.as_of - RECENT_MS]
+    recent = _counts(rows, len(bundle.items))
     return np.asarray(recent + overall / (1.0 + overall.max(initial=0)), np.float32)
 
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -219,6 +220,11 @@ def _log_request(route: str, method: str, status: int, seconds: float) -> None:
     if logger.isEnabledFor(level):
         facts = {"route": route, "method": method, "status": status, "ms": round(1e3 * seconds, 2)}
         logger.log(level, "request", extra={"facts": facts})
+
+
+def log(message: str, facts: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Writes one line to the log of the service."""
+    logging.getLogger("twofold.serve").info(message, extra={"facts": facts})
 
 
 class JsonLines(logging.Formatter):

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 SHARED_METRICS: Final = "PROMETHEUS_MULTIPROC_DIR"
-STAGES: Final = ("history", "encode", "search", "rank", "reply", "request")
+STAGES: Final = ("store", "history", "encode", "search", "rank", "reply", "request")
 BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 TOP_SHARE: Final = 0.01  # of the catalogue: concentration is these items' share of all exposures
 

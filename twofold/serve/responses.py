@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64, Integer
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from twofold.index.item_mask import ItemMask
 from twofold.index.live import Snapshot
@@ -159,7 +159,7 @@ def _recommendations(request: ListRequest, ranked: RankedList, metrics: ServiceM
     pairs = reasons(request.live_bundle, state, item_rows) if options.explain else None
     return Recommendations(
         user_id=request.user_id,
-        items=response_items(request.live_bundle, ranked, reason_pairs=pairs, describe=options.describe),
+        items=response_items(request.live_bundle, request.items, ranked, reason_pairs=pairs, describe=options.describe),
         source=source,
         is_degraded=bool(warnings),
         warnings=warnings,
@@ -172,6 +172,7 @@ def _recommendations(request: ListRequest, ranked: RankedList, metrics: ServiceM
 
 def response_items(
     live_bundle: LiveBundle,
+    items: Snapshot,
     ranked: RankedList,
     *,
     reason_pairs: list[list[tuple[int, float]]] | None = None,
@@ -189,7 +190,7 @@ def response_items(
     if reason_pairs is not None:
         explained = [_reasons(live_bundle, pairs) for pairs in reason_pairs]
         retrieved = ranked.retrieved or unset
-    described = [attributes_of(live_bundle, row) if describe else UNSET for row in item_rows.tolist()]
+    described: Sequence[Raw | UnsetType] = live_bundle.attributes.of(items, item_rows) if describe else unset
     return [
         Item(item.item_id, item.score, item.rank, item_reasons, attributes, before)
         for item, item_reasons, attributes, before in zip(plain, explained, described, retrieved, strict=True)
@@ -225,21 +226,16 @@ def _reasons(live_bundle: LiveBundle, pairs: list[tuple[int, float]]) -> list[Re
     return [Reason(item_id, cosine) for item_id, (_, cosine) in zip(ids, pairs, strict=True)]
 
 
-def attributes_of(live_bundle: LiveBundle, item_row: int) -> dict[str, Any]:
-    """Returns the columns of the items table for an item, without its id."""
-    attributes = live_bundle.items.now.attributes_of(item_row)
-    return {name: value for name, value in attributes.items() if name != "item_id"}
-
-
 def item_facts(live_bundle: LiveBundle, item_row: int) -> ItemFacts:
     """Returns an item's attributes and its numbers of events and positives in the log."""
-    bundle = live_bundle.bundle
+    bundle, rows = live_bundle.bundle, np.array([item_row])
+    is_in_log = item_row < len(bundle.items)
     return ItemFacts(
-        item_id=_item_ids(live_bundle, np.array([item_row]))[0],
-        attributes=attributes_of(live_bundle, item_row),
+        item_id=_item_ids(live_bundle, rows)[0],
+        attributes=live_bundle.attributes.of(live_bundle.items.now, rows)[0],
         is_cold=item_row >= bundle.items.num_known,
-        events=int((bundle.events.item_rows == item_row).sum()),
-        positives=int((bundle.positives.item_rows == item_row).sum()),
+        events=int(live_bundle.num_events[item_row]) if is_in_log else 0,
+        positives=int(live_bundle.num_positives[item_row]) if is_in_log else 0,
     )
 
 
@@ -248,9 +244,9 @@ def _history_items(request: ListRequest) -> list[HistoryItem]:
     state = request.state
     kinds = dict.fromkeys(state.negatives.tolist(), "negative") | dict.fromkeys(state.positives.tolist(), "positive")
     rows = state.seen[: -HISTORY_SHOWN - 1 : -1]
-    described = [
-        attributes_of(request.live_bundle, row) if request.options.describe else UNSET for row in rows.tolist()
-    ]
+    described: Sequence[Raw | UnsetType] = [UNSET] * len(rows)
+    if request.options.describe:
+        described = request.live_bundle.attributes.of(request.items, rows)
     return [
         HistoryItem(item_id, kinds.get(row, "met"), attributes)  # type: ignore[arg-type]
         for item_id, row, attributes in zip(_item_ids(request.live_bundle, rows), rows.tolist(), described, strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from twofold.serve.event_store import Kind
 
@@ -17,6 +17,8 @@ MAX_HISTORY: Final = 1_000
 MAX_USERS: Final = 1_000
 MAX_EVENTS: Final = 1_000
 MAX_K: Final = 1_000
+MAX_BATCH: Final = 20_000  # items of all lists of a batch: half a second of one core
+MAX_BATCH_EXPLAINED: Final = 5_000  # with reasons or attributes
 MAX_UPSERTS: Final = 200  # with vectors of 256 numbers they fill a body
 MAX_DIM: Final = 4_096
 RETRY_AFTER_S: Final = "1"
@@ -31,6 +33,7 @@ Filter = Annotated[
 ]
 Items = Annotated[list[Id], Meta(max_length=MAX_HISTORY)]
 Users = Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)]
+Attributes = Annotated[Raw, Meta(description="Columns of the items table.", extra_json_schema={"type": "object"})]
 Body = TypeVar("Body")
 Source = Literal["model", "popularity"]
 
@@ -144,7 +147,7 @@ class Item(Struct, frozen=True, gc=False):
     score: float
     rank: int
     reasons: list[Reason] | UnsetType = UNSET
-    attributes: dict[str, Any] | UnsetType = UNSET
+    attributes: Attributes | UnsetType = UNSET
     retrieved: Retrieved | UnsetType = UNSET
 
 
@@ -153,7 +156,7 @@ class HistoryItem(Struct, frozen=True):
 
     item_id: Id
     kind: Kind
-    attributes: dict[str, Any] | UnsetType = UNSET
+    attributes: Attributes | UnsetType = UNSET
 
 
 class Recommendations(Struct, frozen=True):
@@ -198,7 +201,7 @@ class ItemFacts(Struct, frozen=True):
     """Attributes and event counts of an item. `is_cold`: the training window has no event of the item."""
 
     item_id: Id
-    attributes: dict[str, Any]
+    attributes: Attributes
     is_cold: bool
     events: int
     positives: int

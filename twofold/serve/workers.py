@@ -28,9 +28,9 @@ from twofold.errors import RequestError, RunError, TwofoldError
 from twofold.serve.app import build_app
 from twofold.serve.event_store import open_histories
 from twofold.serve.live_bundle import open_live_bundle
-from twofold.serve.middleware import REQUEST_LOG, JsonLines, Limits
+from twofold.serve.middleware import REQUEST_LOG, JsonLines, Limits, log
 from twofold.serve.prometheus import SHARED_METRICS, ServiceMetrics
-from twofold.serve.service import Service, log
+from twofold.serve.service import Service
 
 TOKEN: Final = "TWOFOLD_TOKEN"
 MEMORY: Final = Path("/dev/shm")
@@ -154,6 +154,8 @@ def open_service(options: ServeOptions, folder: Path) -> Service:
 def _run_worker(options: ServeOptions, folder: Path, listening: socket.socket) -> None:
     import uvicorn
 
+    from twofold.serve.http_protocol import LimitedProtocol, LimitedServer
+
     write_log_as_json(log_requests=options.log_requests)
     last_swap = _read_swap(folder / CURRENT)
     try:
@@ -167,12 +169,14 @@ def _run_worker(options: ServeOptions, folder: Path, listening: socket.socket) -
         log_config=None,
         access_log=False,
         lifespan="on",
+        http=LimitedProtocol,
         ws="none",
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=int(GRACE_S),
     )
     with keep_freed_memory():  # scores of a batch are megabytes: a twentieth of a request's time
-        uvicorn.Server(config).run(sockets=[listening])
+        LimitedServer(config).run(sockets=[listening])
 
 
 @asynccontextmanager
@@ -228,5 +232,7 @@ def write_log_as_json(*, log_requests: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.captureWarnings(True)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line for every invalid request
     logging.getLogger("twofold.serve").setLevel(logging.INFO)
     logging.getLogger(REQUEST_LOG).setLevel(logging.INFO if log_requests else logging.WARNING)

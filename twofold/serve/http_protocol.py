@@ -1,0 +1,94 @@
+"""HTTP protocol and server of uvicorn with limits on what arrives before a request: headers and open connections.
+
+uvicorn limits neither the bytes nor the time of headers: one endless header costs time quadratic in its length, and
+half-sent requests hold their connections forever.
+"""
+
+import time
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from twofold.serve.schemas import RETRY_AFTER_S, Problem
+
+MAX_HEADER_BYTES: Final = 2**15  # counted from the second piece of data on, so at most one piece (256 KB) more
+HEADERS_TIMEOUT_S: Final = 5.0  # from the connection, or the first byte of a later request, to the end of its headers
+MAX_CONNECTIONS: Final = 4_096  # of one worker
+TICKS_PER_CHECK: Final = 5  # ticks of uvicorn's main loop take 0.1 s
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. Refusals are 400, 408, 431 or 503 with one sentence; then the connection is closed."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Refuses a connection beyond the limit."""
+        super().connection_made(transport)
+        self._refusal: tuple[int, str] | None = None
+        self._header_bytes = self._piece_bytes = 0
+        self._headers_since: float | None = time.monotonic()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(503, f"There are {MAX_CONNECTIONS:,} connections already: try again in {RETRY_AFTER_S} s.")
+
+    def data_received(self, data: bytes) -> None:
+        """Counts the bytes of headers that are not complete."""
+        self._piece_bytes = len(data)
+        is_in_headers = self._headers_since is not None
+        super().data_received(data)
+        if is_in_headers and self._headers_since is not None and not self.transport.is_closing():
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                self._refuse(431, f"The headers have more than {MAX_HEADER_BYTES:,} bytes.")
+
+    def on_message_begin(self) -> None:
+        """Starts the time and the count of the headers."""
+        super().on_message_begin()
+        self._header_bytes = 0
+        self._headers_since = time.monotonic()
+
+    def on_headers_complete(self) -> None:
+        """Stops the time; headers that arrived in one large piece are counted now."""
+        self._headers_since = None
+        if self._piece_bytes > MAX_HEADER_BYTES:
+            size = sum(len(name) + len(value) for name, value in self.headers)
+            if size > MAX_HEADER_BYTES:
+                self._refusal = (431, f"The headers have more than {MAX_HEADER_BYTES:,} bytes.")
+                raise ValueError  # the parser passes it on to uvicorn, which calls send_400_response
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Sends a refusal, of status 400 unless another reason is known."""
+        status, detail = self._refusal or (400, "This is not an HTTP request.")
+        self._refuse(status, detail)
+
+    def end_if_late(self, now: float) -> None:
+        """Refuses a request whose headers have not arrived in time."""
+        if self._headers_since is not None and now - self._headers_since > HEADERS_TIMEOUT_S:
+            self._refuse(408, f"The headers did not arrive within {HEADERS_TIMEOUT_S:g} s.")
+
+    def _refuse(self, status: int, detail: str) -> None:
+        body = msgspec.json.encode(Problem(detail))
+        again = f"retry-after: {RETRY_AFTER_S}\r\n" if status == 503 else ""
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n{again}"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self._headers_since = None
+        if not self.transport.is_closing():
+            self.transport.write(head.encode() + body)
+            self.transport.close()
+
+
+class LimitedServer(uvicorn.Server):
+    """A server that ends late requests. One check serves all connections: a timer each costs 30 µs a request."""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Checks the connections now and then, and returns whether the server should stop."""
+        if counter % TICKS_PER_CHECK == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, LimitedProtocol):
+                    connection.end_if_late(now)
+        return await super().on_tick(counter)
