@@ -57,20 +57,24 @@ def _name(reference: Schema) -> str:
 def _section(part: Schema) -> str:
     fields = dict(part["properties"])
     kind = fields.pop("kind", None)
-    about = [textwrap.fill(_one_line(part["description"]), 118, break_long_words=False, break_on_hyphens=False)]
+    about = [_fill(_one_line(part["description"]))]
     if kind:
         names = kind.get("enum") or [kind["const"]]
         about.append(f"Written as {' or '.join(f'`kind: {name}`' for name in names)}.")
-        about += [kind["description"]] if "description" in kind else []
-    rows = [_row(name, field, required=name in part.get("required", ())) for name, field in fields.items()]
-    table = ["", "| field | value | default | meaning |", "|---|---|---|---|", *rows] if rows else []
-    return "\n".join([f"## {part['title']}", "", *about, *table, ""])
+        about += [_fill(_one_line(kind["description"]))] if "description" in kind else []
+    rows = [_entry(name, field, required=name in part.get("required", ())) for name, field in fields.items()]
+    return "\n".join([f"## {part['title']}", "", *about, *(["", *rows] if rows else []), ""])
 
 
-def _row(name: str, field: Schema, *, required: bool) -> str:
-    default = "**required**" if required else f"`{_yaml(field['default'])}`"
-    cells = (f"`{name}`", _value(field), default, _one_line(field.get("description", "")))
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _entry(name: str, field: Schema, *, required: bool) -> str:
+    """Returns the list entry of a field: its name, the values that it accepts, its default, and what it means."""
+    default = "**required**" if required else f"default `{_yaml(field['default'])}`"
+    text = f"`{name}`: {_value(field)}; {default}. {_one_line(field.get('description', ''))}".rstrip()
+    return _fill(text, initial_indent="- ", subsequent_indent="  ")
+
+
+def _fill(text: str, **indents: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False, **indents)
 
 
 def _value(field: Schema) -> str:
@@ -83,8 +87,9 @@ def _value(field: Schema) -> str:
         return " or ".join(f"`{choice}`" for choice in field["enum"])
     if not field:
         return "anything"
-    if "additionalProperties" in field:
-        return f"mapping: name to {_value(field['additionalProperties'])}"
+    if "patternProperties" in field or "additionalProperties" in field:
+        (value,) = field.get("patternProperties", {}).values() or [field["additionalProperties"]]
+        return f"mapping: name to {_value(value)}"
     if field["type"] == "array":
         return f"list: {_value(field['items'])}"
     word = {"string": "text", "integer": "whole number", "null": "`null`"}.get(field["type"], field["type"])

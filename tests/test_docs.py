@@ -56,9 +56,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_lines_are_at_most_120_wide(page: Path) -> None:
-    """Tables and quoted output aside."""
+    """Quoted output aside; rows of tables may be 160 wide, and what needs more is a list."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    wide = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "<!--"))]
+    wide = [
+        line
+        for line in text.splitlines()
+        if len(line) > (160 if line.startswith("|") else 120) and not line.startswith("<!--")
+    ]
     assert not wide
 
 
