@@ -20,7 +20,7 @@ demo: .venv/ready-demo
 
 # One thread a worker: two workers with two threads each take turns on two cores.
 test: .venv/ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --durations 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 5
 
 # With Spark, which needs Java 17 on the machine: without it, its tests say so and skip.
 test-slow: .venv/ready-slow

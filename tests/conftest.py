@@ -1,8 +1,9 @@
-"""Fixtures of several packages: the shipped data, and the tiny worlds, each written once a session."""
+"""Fixtures of several packages: the shipped data, the tiny worlds, and two finished runs, each made once a session."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,11 @@ from hypothesis import HealthCheck, settings
 from tests import worlds
 from tests.browser import CHROMIUM, Browser
 from twofold.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from twofold.pipeline.job import Job
+
+HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
 
 # Speed is not judged here, on busy cores least of all. What lands is tried on fixed examples, your own run on new ones.
 settings.register_profile(
@@ -37,6 +43,36 @@ def leak(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="session")
 def popularity_only(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return worlds.popularity_only(tmp_path_factory.mktemp("popularity_only"))
+
+
+@pytest.fixture(scope="session")
+def solved(checkerboard: Recipe, tmp_path_factory: pytest.TempPathFactory) -> "Job":
+    """The finished run of the checkerboard."""
+    import twofold
+
+    return twofold.run(checkerboard, runs=tmp_path_factory.mktemp("solved"))
+
+
+@pytest.fixture(scope="session")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> "Job":
+    """A finished run with everything that a page shows; tests that change it copy it.
+
+    A category and tags that are unrelated to who likes what, a sampled ranking, and a text that no page may believe.
+    """
+    import twofold
+
+    folder = tmp_path_factory.mktemp("explained")
+    data = worlds.checkerboard(folder / "log", num_users=48, num_items=32).data.model_dump()
+    parts = {
+        "about": HOSTILE,
+        "features": {
+            "user": [{"kind": "history", "events": "positives", "max_length": 100}],
+            "item": [{"kind": "id"}, {"kind": "category", "column": "creator"}, {"kind": "bag", "column": "tags"}],
+        },
+        "evaluate": {"sampled": [{"kind": "drawn", "draw": "uniform", "count": 3}]},
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0},
+    }
+    return twofold.run(worlds.world_recipe(data, parts), runs=folder / "runs")
 
 
 @pytest.fixture

@@ -20,19 +20,10 @@ from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import gap_case
 from twofold.run_folder import locked, open_stage
 
-FEATURES = {
-    "user": [{"kind": "history", "events": "positives", "max_length": 100}],
-    "item": [{"kind": "id"}, {"kind": "category", "column": "creator"}, {"kind": "bag", "column": "tags"}],
-}
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The checkerboard, with a category and tags that are unrelated to who likes what."""
-    folder = tmp_path_factory.mktemp("explained")
-    recipe = worlds.checkerboard(folder / "log", num_users=48, num_items=32)
-    parts = {"features": FEATURES, "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0}}
-    return pipeline.run(worlds.world_recipe(recipe.data.model_dump(), parts), runs=folder / "runs")
+@pytest.fixture
+def run(explained):
+    return explained
 
 
 def test_groups_are_the_categories_of_the_item_tower_and_the_first_of_its_tags(run):

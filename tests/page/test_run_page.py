@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import worlds
+from tests.conftest import HOSTILE
 from twofold.cli.main import app
 from twofold.page.run_page import keep_base, read_run_page, write_comment, write_run_page
 from twofold.pipeline import run as pipeline
@@ -15,20 +16,10 @@ from twofold.pipeline.job import reopen, report_of
 from twofold.recipe.load import dump_recipe, load_base
 from twofold.render.html import as_markdown
 
-HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("paged")
-    recipe = worlds.checkerboard(folder / "log", num_users=48, num_items=32)
-    judge = {"sampled": [{"kind": "drawn", "draw": "uniform", "count": 3}]}
-    parts = {
-        "about": HOSTILE,
-        "evaluate": judge,
-        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0},
-    }
-    return pipeline.run(worlds.world_recipe(recipe.data.model_dump(), parts), runs=folder / "runs")
+@pytest.fixture
+def run(explained):
+    return explained
 
 
 def pages(folder):

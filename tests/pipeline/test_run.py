@@ -27,11 +27,6 @@ from twofold.run_folder import find_stage
 from twofold.runs import list_runs
 
 
-@pytest.fixture(scope="module")
-def solved(checkerboard, tmp_path_factory):
-    return twofold.run(checkerboard, runs=tmp_path_factory.mktemp("runs"))
-
-
 def test_checkerboard_the_withheld_item_is_each_users_first_recommendation(checkerboard, solved):
     report = report_of(solved.folder)
     model = report.metrics_of("model")

@@ -9,8 +9,8 @@ pytestmark = pytest.mark.slow  # a whole run
 
 
 @pytest.fixture(scope="module")
-def recommender(checkerboard, tmp_path_factory):
-    return twofold.load(twofold.run(checkerboard, runs=tmp_path_factory.mktemp("runs")).folder)
+def recommender(solved):
+    return twofold.load(solved.folder)
 
 
 def test_pandas_and_polars_read_recommendations(recommender):
