@@ -55,7 +55,7 @@ def test_the_shipped_recipe_is_valid(call, shipped):
     ("old", "new", "says"),
     [
         ("recommend_k: 50", "recomend_k: 50", ("recomend_k", "recommend_k")),
-        ("kind: two_tower", "kind: three_tower", ("retriever", "three_tower", "two_tower")),
+        ("kind: best", "kind: three_tower", ("retriever", "three_tower", "two_tower")),
         ("{first: 2022-05-08,", "{first: 2022-05-07,", ("overlap", "test.first is 2022-05-07", "2022-05-08")),
         ("long_view OR liked", "long_vew OR liked", ("prepare.positive", "long_vew", "long_view")),
         ("long_view OR liked", "(SELECT TRUE)", ("prepare.positive", "SELECT")),

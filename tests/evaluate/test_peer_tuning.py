@@ -86,7 +86,7 @@ def test_a_climb_goes_on_while_it_is_better_and_says_where_the_grid_ended():
             seen.append(value)
             return -abs(value - best)
 
-        return peer_tuning._climb(values, start, quality), set(seen)
+        return peer_tuning.climb(values, start, quality), set(seen)
 
     values = (1.0, 2.0, 3.0, 4.0, 5.0)
     assert climb(values, 2.0, 4.0) == (4.0, {2.0, 3.0, 4.0, 5.0})

@@ -1,21 +1,26 @@
 """`retriever.kind: best`: what is served is the towers or a peer, whichever is better on the validation window."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import twofold
+from tests import worlds
 from tests.worlds import world_recipe
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RecipeError
 from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_factors, load_fold_in, save_factors
-from twofold.model.retriever import item_vectors, load_model, user_vectors
+from twofold.model.multi_tower import build_towers
+from twofold.model.retriever import WEIGHTS, Blend, item_vectors, load_model, user_vectors
+from twofold.model.weights import load_weights
 from twofold.pipeline import best_model
-from twofold.pipeline.best_model import TOWERS
-from twofold.pipeline.job import Job, report_of
-from twofold.pipeline.run import up_to_training
+from twofold.pipeline import run as pipeline
+from twofold.pipeline.best_model import TOWERS, Served, load_tuning
+from twofold.pipeline.job import Job, claim_folder, report_of
+from twofold.recipe.features import HistoryFeature
 from twofold.run_folder import find_stage
 from twofold.serve.recommender import load
 
@@ -33,7 +38,7 @@ def test_a_user_is_the_sum_of_the_left_vectors_of_the_liked_items_each_once():
 @pytest.mark.parametrize("prior", [None, RecencyPrior(0.25, 3)])
 @pytest.mark.parametrize("kind", ["fold-in", "sums"])
 def test_what_was_saved_is_loaded_beside_factors_and_beside_an_index(kind, prior, tmp_path):
-    model = FoldIn(ITEMS, LEFT[0], 2.0, 3.0, prior) if kind == "fold-in" else ItemSums(ITEMS, LEFT, prior)
+    model = FoldIn(ITEMS, LEFT[0], 2.0, 3.0, prior, 0.5) if kind == "fold-in" else ItemSums(ITEMS, LEFT, prior, 0.5)
     save_factors(model, tmp_path)
     indexed = ITEMS if prior is None else np.c_[ITEMS, np.ones(6, np.float32)]
     for loaded in (load_factors(tmp_path), load_fold_in(tmp_path, indexed)):
@@ -50,16 +55,11 @@ def best(recipe, **train):
     return recipe.model_copy(update={"retriever": retriever, "train": recipe.train.model_copy(update=train)})
 
 
-@pytest.fixture(scope="module")
-def served_peer(popularity_only, tmp_path_factory):
-    """A run whose towers learned nothing."""
+def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
     recipe = best(popularity_only, epochs=1, learning_rate=1e-9)
-    return twofold.run(recipe, runs=tmp_path_factory.mktemp("runs"))
-
-
-def test_towers_that_learned_nothing_are_not_served(served_peer):
-    run = served_peer.folder
-    facts = find_stage(run, "train").facts
+    run = twofold.run(recipe, runs=tmp_path).folder
+    stage = find_stage(run, "train")
+    facts = json.loads((stage.folder / "manifest.json").read_text())["facts"]
     assert facts["served"] != TOWERS
     assert facts["quality"][facts["served"]] > facts["quality"][TOWERS] > 0
     assert (run / "index" / FOLD_IN).exists()
@@ -68,27 +68,75 @@ def test_towers_that_learned_nothing_are_not_served(served_peer):
     assert rows["model"] > 1.3 * rows["random"]
 
 
-def test_what_is_served_is_what_was_evaluated(served_peer):
-    run = served_peer.folder
+@pytest.mark.parametrize("weight", [None, 0.3])
+def test_what_is_served_is_what_was_evaluated(weight, popularity_only, tmp_path, monkeypatch):
+    served = Served("chosen", "EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight)
+    monkeypatch.setattr("twofold.pipeline.train.choose_served", lambda *_: (served, {}))
+    recipe = best(popularity_only, epochs=1, learning_rate=0.01)
+    job, run = Job(recipe, tmp_path), tmp_path
+    _, *fitted = pipeline.up_to_training(job)
+    pipeline.recommend(job, pipeline.index(job, *fitted))
     dataset, service = load_dataset(run / "dataset"), load(run)
-    model = load_model(served_peer.recipe.retriever, dataset, run / "train")
+    model = load_model(recipe.retriever, dataset, run / "train")
+    assert isinstance(model, ItemSums if weight is None else Blend)
     at = json.loads((run / "index" / "context.json").read_text())["as_of"]
     users = np.arange(5)
     scores = user_vectors(model, dataset, users, np.full(5, at)) @ item_vectors(model, dataset, at).T
-    served = pq.read_table(run / "recommend" / "recommendations.parquet").to_pylist()
+    recommended = pq.read_table(run / "recommend" / "recommendations.parquet").to_pylist()
     for user in users:
-        own = [each for each in served if each["user_id"] == dataset.users.ids[int(user)].as_py()]
+        own = [each for each in recommended if each["user_id"] == dataset.users.ids[int(user)].as_py()]
         rows = dataset.items.rows_of(np.array([each["item_id"] for each in own]))
         np.testing.assert_allclose([each["score"] for each in own], scores[user, rows], rtol=1e-4, atol=1e-5)
-    assert len(served) > 0
+    assert len(recommended) > 0
     assert service is not None
 
 
-def test_towers_that_no_peer_beats_are_served(checkerboard, tmp_path):
-    _, _, trained, _ = up_to_training(Job(best(checkerboard, epochs=6), tmp_path))
+def test_the_scores_of_a_blend_are_those_of_the_towers_plus_the_weighted_ones_of_the_peer(popularity_only, tmp_path):
+    job = Job(popularity_only, tmp_path)
+    _, stage, trained, _ = pipeline.up_to_training(job)
+    dataset, users, at = load_dataset(stage.folder), np.arange(7), np.full(7, 10**12)
+    towers = load_weights(build_towers(job.recipe.retriever, dataset), trained.folder / WEIGHTS)
+    peer = ItemSums(*DRAW.normal(size=(2, len(dataset.items), 3)).astype(np.float32), RecencyPrior(0.5, 9), 0.25)
+
+    def scores(model):
+        return user_vectors(model, dataset, users, at) @ item_vectors(model, dataset, 10**12).T
+
+    np.testing.assert_allclose(scores(Blend(towers, peer)), scores(towers) + scores(peer), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores(peer), 0.25 * scores(replace(peer, weight=1.0)), rtol=1e-4, atol=1e-6)
+
+
+def test_towers_that_no_peer_beats_are_served(tmp_path):
+    """Items of the world are new every day, so a peer has nothing to know them by."""
+    recipe = worlds.fresh(tmp_path)
+    history = HistoryFeature(kind="history", events="positives", max_length=5)
+    recipe = recipe.model_copy(update={"features": recipe.features.model_copy(update={"user": (history,)})})
+    _, _, trained, _ = pipeline.up_to_training(Job(best(recipe), tmp_path))
     assert trained.facts["served"] == TOWERS
-    assert trained.facts["quality"][TOWERS] > 0.9
+    assert trained.facts["quality"][TOWERS] == max(trained.facts["quality"].values()) > 0.4
     assert not (trained.folder / FOLD_IN).exists()
+
+
+@pytest.mark.parametrize("has_peer", [False, True])
+def test_after_a_selection_what_is_served_is_fitted_with_the_validation_window(has_peer, checkerboard, tmp_path):
+    recipe = checkerboard.model_copy(update={"train": checkerboard.train.model_copy(update={"refit": True})})
+    recipe = best(recipe) if has_peer else recipe
+    job, folder = Job(recipe, tmp_path), tmp_path
+    claim_folder(job, overwrite=False)
+    stages = pipeline.up_to_training(job)
+    chosen, final = (find_stage(each, "train").facts for each in (folder / "selection", folder))
+    first, last = (load_dataset(each / "dataset") for each in (folder / "selection", folder))
+    assert len(last.examples["train"]) == len(first.examples["train"]) + len(first.examples["validation"])
+    for name in ("validation", "test"):
+        assert len(last.examples[name]) == len(first.examples[name])
+    order = np.lexsort((last.examples["train"].at, last.examples["train"].user_rows))
+    np.testing.assert_array_equal(order, np.arange(len(order)))
+    known = [epoch["validation"] for epoch in chosen["epochs"][: chosen["best_epoch"] + 1]]
+    assert [epoch["validation"] for epoch in final["epochs"]] == known
+    assert final["best_epoch"] == len(known) - 1
+    if has_peer:
+        assert final["best"] == chosen["best"]
+        pipeline.evaluate(job, *stages)
+        assert report_of(folder).tuning == load_tuning(folder / "train") == load_tuning(folder / "selection" / "train")
 
 
 def test_a_recipe_without_a_positive_history_is_refused(checkerboard):

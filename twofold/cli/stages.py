@@ -126,10 +126,8 @@ def train(
     on a shared disk.
     """
     from twofold.model.retriever import describe_towers
-    from twofold.pipeline.dataset import build_dataset
-    from twofold.pipeline.prepare import prepare
-    from twofold.pipeline.train import run_worker_rank, train_ranker
-    from twofold.pipeline.train import train as train_retriever
+    from twofold.pipeline.run import up_to_training
+    from twofold.pipeline.train import run_worker_rank
     from twofold.train.distributed import distributed_context
     from twofold.train.loop import Setup
 
@@ -139,10 +137,8 @@ def train(
             run_worker_rank(job)
             return
         with claimed(job, overwrite=overwrite):
-            arrays = build_dataset(job, prepare(job))
-            print_model(describe_towers(job.recipe.retriever, job.recipe.features, arrays.folder))
-            retriever = train_retriever(job, arrays)
-            ranker = train_ranker(job, arrays, retriever)
+            _, arrays, retriever, ranker = up_to_training(job)
+    print_model(describe_towers(job.recipe.retriever, job.recipe.features, arrays.folder))
     print_training("retriever", retriever.facts)
     if ranker is not None:
         print_training("ranker", ranker.facts)

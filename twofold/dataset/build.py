@@ -14,6 +14,7 @@ dataset/
 ```
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,19 +43,25 @@ from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
 from twofold.digest import file_stem
 from twofold.ragged import chunks
 from twofold.recipe.features import ClusterFeature, CounterFeature, Features
-from twofold.tables import SPLITS
+from twofold.tables import SPLITS, Split
 
 
-def build_dataset(prepared: Path, features: Features, out: Path, *, time_zone: str) -> dict[str, Any]:
-    """Reads a prepare/ folder shard by shard, writes a dataset/ folder and returns facts for the manifest."""
+def build_dataset(
+    prepared: Path, features: Features, out: Path, *, time_zone: str, fit_on: Sequence[Split] = ("train",)
+) -> dict[str, Any]:
+    """Reads a prepare/ folder shard by shard, writes a dataset/ folder and returns facts for the manifest.
+
+    `fit_on` names the windows whose events are the training examples, on which vocabularies and features are fitted.
+    """
     out.mkdir(exist_ok=True)
     users, users_table = _users(prepared, features)
-    items, items_table = _items(prepared, features)
+    items, items_table = _items(prepared, features, fit_on)
     users.save(out / "users.parquet")
     items.save(out / "items.parquet")
     last_event_at = write_histories(prepared, users, items, out=out)
     for split in SPLITS:
-        write_examples(prepared, split, users, items, out=out / "rows")
+        windows = fit_on if split == "train" else (split,)
+        write_examples(prepared, split, users, items, out=out / "rows", windows=windows)
     vector_facts = _write_vectors(prepared, features, items, out=out)
     pq.write_table(items_table, out / "item_attributes.parquet", compression="zstd")
     pq.write_table(_without_lists(users_table), out / "user_attributes.parquet", compression="zstd")
@@ -94,19 +101,20 @@ def _users(prepared: Path, features: Features) -> tuple[Vocabulary, pa.Table]:
     names = [column.name for column in schema if column.name in read or not pa.types.is_nested(column.type)]
     table = pq.read_table(prepared / "users.parquet", columns=names)
     listed = build_vocabulary(table["user_id"], table["user_id"]).ids
-    active = distinct_ids(prepared, "events", "user_id", listed.type)
+    active = distinct_ids(prepared, ["events"], "user_id", listed.type)
     idle = listed.filter(pc.invert(pc.is_in(listed, value_set=active)))
     users = Vocabulary(pa.concat_arrays([active, idle]), num_known=len(active))
     return users, table.take(_positions(users, table["user_id"]))
 
 
-def _items(prepared: Path, features: Features) -> tuple[Vocabulary, pa.Table]:
-    """Returns the items and their table: the items of the training window first, then the cold ones."""
+def _items(prepared: Path, features: Features, fit_on: Sequence[Split]) -> tuple[Vocabulary, pa.Table]:
+    """Returns the items and their table: the items of the training examples first, then the cold ones."""
     names = pq.read_schema(prepared / "items.parquet").names
     vectors = _listed_vectors(prepared, features)
     table = pq.read_table(prepared / "items.parquet", columns=[name for name in names if name not in vectors])
     listed = build_vocabulary(table["item_id"], table["item_id"]).ids
-    items = build_vocabulary(distinct_ids(prepared, "rows/split=train", "item_id", listed.type), listed)
+    parts = [f"rows/split={window}" for window in fit_on]
+    items = build_vocabulary(distinct_ids(prepared, parts, "item_id", listed.type), listed)
     return items, table.take(_positions(items, table["item_id"]))
 
 

@@ -1,6 +1,6 @@
 """Training examples and histories on disk, written shard by shard from the prepared files in a checked order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,10 +87,13 @@ class Examples:
         return Examples(self.records.take(indices), counter_values, outcomes)
 
 
-def write_examples(prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path) -> None:
-    """Writes the records of one window, and one array per outcome of the recipe."""
-    part, columns = f"rows/split={split}", ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
-    named = pq.read_schema(shards[0]).names if (shards := _shards(prepared / part)) else []
+def write_examples(
+    prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path, windows: Sequence[Split]
+) -> None:
+    """Writes the records of `windows` as those of `split`, by user and time, and one array per outcome."""
+    parts = [f"rows/split={window}" for window in windows]
+    columns = ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
+    named = pq.read_schema(shards[0]).names if (shards := _shards(*(prepared / part for part in parts))) else []
     with ExitStack() as stack:
         append = stack.enter_context(append_array(out / f"{split}.npy", ROW))
         outcomes = {
@@ -98,7 +101,7 @@ def write_examples(prepared: Path, split: Split, users: Vocabulary, items: Vocab
             for name in named
             if name.startswith(OUTCOME)
         }
-        for user_rows, item_rows, batch in _in_order(prepared, part, users, items, columns=[*columns, *outcomes]):
+        for user_rows, item_rows, batch in _in_order(prepared, parts, users, items, columns=[*columns, *outcomes]):
             records = np.zeros(len(batch), ROW)
             records["user_rows"], records["item_rows"] = user_rows, item_rows
             records["at_is_known"] = ~batch["at_is_estimated"].to_numpy(zero_copy_only=False)
@@ -129,7 +132,7 @@ def write_histories(prepared: Path, users: Vocabulary, items: Vocabulary, *, out
             {name: stack.enter_context(append_array(out / f"{name}.{part}.npy", dtype)) for name in _HISTORIES}
             for part, dtype in (("item_rows", np.int32), ("at", np.int64))
         )
-        for user_rows, item_rows, batch in _in_order(prepared, "events", users, items, columns=flags):
+        for user_rows, item_rows, batch in _in_order(prepared, ["events"], users, items, columns=flags):
             at = np.asarray(batch["at"])
             last_at = max(last_at, int(at.max()))
             for name, flag in _HISTORIES.items():
@@ -142,10 +145,10 @@ def write_histories(prepared: Path, users: Vocabulary, items: Vocabulary, *, out
     return last_at
 
 
-def distinct_ids(prepared: Path, part: str, column: str, kind: pa.DataType) -> pa.Array:
+def distinct_ids(prepared: Path, parts: Sequence[str], column: str, kind: pa.DataType) -> pa.Array:
     """Returns the distinct ids of a column of the prepared files, in the order of the shards and their rows."""
     shards = [pa.array([], kind)]
-    for path in _shards(prepared / part):
+    for path in (path for part in parts for path in _shards(prepared / part)):
         ids = pa.array([], kind)
         for batch in _batches(path, [column]):
             ids = pc.unique(pa.concat_arrays([ids, pc.unique(batch[column]).cast(kind)]))
@@ -154,16 +157,18 @@ def distinct_ids(prepared: Path, part: str, column: str, kind: pa.DataType) -> p
 
 
 def _in_order(
-    prepared: Path, part: str, users: Vocabulary, items: Vocabulary, *, columns: list[str]
+    prepared: Path, parts: Sequence[str], users: Vocabulary, items: Vocabulary, *, columns: list[str]
 ) -> Iterator[tuple[Int64[np.ndarray, "events"], Int64[np.ndarray, "events"], pa.RecordBatch]]:
     """Yields user rows, item rows and record batches; DataError if a file is not sorted by user and time.
 
-    A partitioned writer can lose the order without an error (DuckDB's did), and every history would be wrong.
+    With several parts, each shard of theirs is merged in memory. A partitioned writer can lose the order without an
+    error (DuckDB's did), and every history would be wrong.
     """
     last_user, last_at = -1, 0
-    for path in _shards(prepared / part):
-        num_read = 0
-        for batch in _batches(path, ["user_id", "item_id", "at", *columns]):
+    read = ["user_id", "item_id", "at", *columns]
+    for path in _shards(*(prepared / part for part in parts)):
+        num_read, files = 0, [prepared / part / path.name for part in parts]
+        for batch in _merged(users, files, read) if len(files) > 1 else _batches(path, read):
             user_rows, at = _rows_of(users, batch["user_id"]), np.asarray(batch["at"])
             steps = np.diff(user_rows, prepend=last_user)
             falls = np.flatnonzero((steps < 0) | ((steps == 0) & (np.diff(at, prepend=last_at) < 0)))
@@ -177,8 +182,18 @@ def _in_order(
             last_user, last_at, num_read = int(user_rows[-1]), int(at[-1]), num_read + len(batch)
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard=*.parquet"), key=lambda path: int(path.stem.removeprefix("shard=")))
+def _shards(*folders: Path) -> list[Path]:
+    """Returns one file of each shard, in the order of the shards."""
+    files = {path.name: path for folder in reversed(folders) for path in folder.glob("shard=*.parquet")}
+    return sorted(files.values(), key=lambda path: int(path.stem.removeprefix("shard=")))
+
+
+def _merged(users: Vocabulary, paths: list[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of several files of one shard by user and time; of equal ones, those of the first file first."""
+    table = pa.concat_tables(pq.read_table(path, columns=columns) for path in paths if path.exists())
+    table = table.combine_chunks()
+    user_rows = _rows_of(users, table["user_id"].combine_chunks())
+    yield from table.take(np.lexsort((table["at"].to_numpy(), user_rows))).combine_chunks().to_batches(BATCH_ROWS)
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

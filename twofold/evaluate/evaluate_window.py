@@ -79,6 +79,8 @@ class EvaluationOptions:
     """Flags of the items without an event before the window. `None` means no section on them."""
     validation: tuple[EvaluationWindow, Interactions] | None = None
     """The validation window and the positives before it, on which the constants of baselines are chosen."""
+    tuning: PeerTuning | None = None
+    """Constants that are chosen already; `None` means that they are chosen on `validation`."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def evaluate_window(
     DataError if no user can be evaluated.
     """
     options = options or EvaluationOptions()
-    tuning = choose_constants(options.validation, metrics=deciding_metrics(window.num_items))
+    tuning = options.tuning or choose_constants(options.validation, metrics=deciding_metrics(window.num_items))
     baselines, left_out = baseline_scores(window, positives, options.groups, tuning)
     sources = {MODEL: scores, **baselines, **options.others}
     catalogue: dict[str, PerUser] = {}

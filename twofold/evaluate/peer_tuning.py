@@ -260,13 +260,13 @@ def _search(
 
     quality(chosen)
     for constant, values in grid:
-        chosen[constant] = _climb(values, chosen[constant], partial(quality_with, constant))
+        chosen[constant] = climb(values, chosen[constant], partial(quality_with, constant))
     ends = {constant: (values[0], values[-1]) for constant, values in grid}
     at_end = tuple(constant for constant in ends if chosen[constant] in ends[constant])
     return PeerChoice(name, chosen, tuple(trials.values()), at_end, score_std, note)
 
 
-def _climb(values: tuple[float, ...], start: float, quality: Callable[[float], float]) -> float:
+def climb(values: tuple[float, ...], start: float, quality: Callable[[float], float]) -> float:
     """Returns the value reached from `start` by steps to a better neighbor, upwards first, in one direction."""
     at = first = values.index(start)
     for step in (1, -1):

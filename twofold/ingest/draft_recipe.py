@@ -6,12 +6,12 @@ Each line has the number that it is based on beside it, so that a reader can dec
 import os
 import re
 import textwrap
-from math import log2
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 from twofold.ingest.column_roles import COUNTS, GROUPS
+from twofold.ingest.draft_model import model_lines
 from twofold.ingest.draft_split import choose_split, events_within
 from twofold.ingest.inspect_log import LogProfile, names_of, our_name
 from twofold.ingest.log_profile import (
@@ -25,8 +25,6 @@ from twofold.ingest.log_profile import (
     words,
 )
 from twofold.recipe.prepare import LastEvents, Window
-from twofold.recipe.retriever import Cosine, TwoTower
-from twofold.recipe.train import Train
 from twofold.recipe.yaml_files import is_text
 from twofold.render.numbers import plural
 
@@ -47,7 +45,7 @@ def draft_recipe(seen: LogProfile, *, name: str, folder: Path | None) -> str:
         "",
         *_features(seen),
         "",
-        *_model(seen.events),
+        *(line for written, remark in model_lines(seen.events) for line in _with_comment(written, remark)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -227,37 +225,6 @@ def _features(seen: LogProfile) -> list[str]:
     return lines
 
 
-def _batch_size(positives: int) -> int:
-    """Returns the power of two nearest to a 500th of the positives; the shipped log was better with 512 than 1,024.
-
-    >>> [_batch_size(positives) for positives in (1_000, 280_000, 10**9)]
-    [128, 512, 4096]
-    """
-    return int(min(max(2 ** round(log2(max(positives, 1) / 500)), 128), 4096))
-
-
-def _model(events: EventFacts) -> list[str]:
-    tower, score, train = TwoTower(kind="best"), Cosine(kind="cosine"), Train()
-    return [
-        "retriever:",
-        *_with_comment(f"  kind: {tower.kind}", "two towers, or iALS, EASE or item-kNN where these are better"),
-        *_with_comment(f"  dim: {tower.dim}", "vector dimension; 128 if there are many events per item"),
-        *_with_comment(
-            f"  score: {{kind: {score.kind}, temperature: {score.temperature:g}}}",
-            "a lower temperature puts more weight on hard negatives",
-        ),
-        "train:",
-        *_with_comment("  epochs: 30", "at most so many passes over the positives; the best epoch is kept"),
-        *_with_comment("  patience: 3", "training stops after 3 epochs without a better one"),
-        *_with_comment(
-            f"  batch_size: {_batch_size(events.positives)}", "small logs need small batches, and more steps"
-        ),
-        f"  learning_rate: {train.learning_rate:g}",
-        f"  seed: {train.seed}",
-        *_with_comment("recommend_k: 50", "number of recommendations written per user"),
-    ]
-
-
 # --- features of items and users --------------------------------------------------------------------------------------
 
 
@@ -333,6 +300,8 @@ def scalar(text: str) -> str:
 
 def _with_comment(line: str, remark: str) -> list[str]:
     """Returns a line with its comment: beside it if it fits, else above."""
+    if not remark:
+        return [line]
     beside = f"{line:<52}  # {remark}"
     if len(beside) <= _WIDTH and line.strip():
         return [beside]

@@ -65,6 +65,8 @@ class FoldIn:
     alpha: float
     regularization: float
     prior: RecencyPrior | None = None
+    weight: float = 1.0
+    """Factor of the user vectors, and so of all scores: the weight of this model in a sum of scores."""
     _gram: Float64[np.ndarray, "dim dim"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +89,8 @@ class FoldIn:
         dim = self.item_vectors.shape[1]
         size = max(1, CHUNK_ELEMENTS // (dim * max(history.shape[1], dim)))
         parts = [self._solved(history[part]) for part in chunks(len(history), size)]
-        return _with_one(np.concatenate([np.empty((0, dim), np.float32), *parts]), self.prior)
+        solved = np.concatenate([np.empty((0, dim), np.float32), *parts])
+        return _weighted(solved, self.prior, self.weight)
 
     def _solved(self, history: Int32[np.ndarray, "batch length"]) -> Float32[np.ndarray, "batch dim"]:
         longest = int((history > 0).sum(axis=1).max())
@@ -114,6 +117,8 @@ class ItemSums:
     item_vectors: Float32[np.ndarray, "items dim"]
     left_vectors: Float32[np.ndarray, "items dim"]
     prior: RecencyPrior | None = None
+    weight: float = 1.0
+    """Factor of the user vectors, as in `FoldIn`."""
 
     @property
     def dim(self) -> int:
@@ -128,7 +133,7 @@ class ItemSums:
         for part in chunks(len(history), max(1, CHUNK_ELEMENTS // (history.shape[1] * sums.shape[1]))):
             rows = self.left_vectors[history[part] - 1]  # (chunk, length, dim)
             sums[part] = (is_first[part].astype(np.float32)[:, None, :] @ rows)[:, 0]
-        return _with_one(sums, self.prior)
+        return _weighted(sums, self.prior, self.weight)
 
 
 HistoryModel = FoldIn | ItemSums
@@ -144,10 +149,12 @@ def _first_of_equals(history: Int32[np.ndarray, "batch length"]) -> Bool[np.ndar
     return is_first
 
 
-def _with_one(vectors: Float32[np.ndarray, "batch dim"], prior: RecencyPrior | None) -> Float32[np.ndarray, "batch _"]:
-    if prior is None:
-        return vectors
-    return np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], axis=1)
+def _weighted(
+    vectors: Float32[np.ndarray, "batch dim"], prior: RecencyPrior | None, weight: float
+) -> Float32[np.ndarray, "batch _"]:
+    if prior is not None:
+        vectors = np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], axis=1)
+    return vectors * np.float32(weight)
 
 
 def save_factors(model: HistoryModel, folder: Path) -> None:
@@ -176,7 +183,7 @@ def save_fold_in(model: HistoryModel, folder: Path) -> None:
             np.save(folder / LEFT, model.left_vectors)
         case _:
             assert_never(model)
-    write_json(folder / FOLD_IN, {**own, "prior": prior})
+    write_json(folder / FOLD_IN, {**own, "prior": prior, "weight": model.weight})
 
 
 def load_fold_in(
@@ -195,5 +202,5 @@ def load_fold_in(
     if width != own.shape[1]:
         raise ValueError(f"{FOLD_IN} has {width} dimensions, the item vectors have {own.shape[1]}")
     if left is not None:
-        return ItemSums(own, left, prior)
-    return FoldIn(own, default_vector, saved["alpha"], saved["regularization"], prior)
+        return ItemSums(own, left, prior, saved["weight"])
+    return FoldIn(own, default_vector, saved["alpha"], saved["regularization"], prior, saved["weight"])

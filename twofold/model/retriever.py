@@ -1,7 +1,8 @@
-"""Interface of all retrievers: loading, vectors, scores, export and summary of two-tower models and of iALS."""
+"""Interface of all retrievers: loading, vectors, scores, export and summary of two towers, of peers, and of both."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, assert_never
+from typing import ClassVar, Literal, TypeAlias, assert_never
 
 import numpy as np
 import torch
@@ -20,19 +21,37 @@ from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import Features
 from twofold.tables import DAY_MS, ModelPart
 
-Model: TypeAlias = Towers | HistoryModel
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Two towers and a peer, whose scores are added: each vector is the one of the towers, then the one of the peer.
+
+    The score of the towers must be an inner product. The peer holds its weight in the sum.
+    """
+
+    score: ClassVar[Literal["dot"]] = "dot"
+
+    towers: Towers
+    peer: HistoryModel
+
+
+Model: TypeAlias = Towers | HistoryModel | Blend
 
 
 def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Path) -> Model:
     """Loads the model of a train/ folder, with the recipe and the dataset that it was trained with.
 
-    With `kind: best` it is the peer that was better on the validation window, if one was.
+    With `kind: best` it is what was best on the validation window: the towers, a peer, or the sum of both.
     """
     match config:
-        case retriever_recipe.TwoTower() if (folder / FOLD_IN).exists():
-            return load_factors(folder)
         case retriever_recipe.TwoTower():
-            return load_weights(build_towers(config, dataset), folder / "weights.safetensors")
+            peer = load_factors(folder) if (folder / FOLD_IN).exists() else None
+            if peer is not None and not (folder / WEIGHTS).exists():
+                return peer
+            towers = load_weights(build_towers(config, dataset), folder / WEIGHTS)
+            return towers if peer is None else Blend(towers, peer)
         case retriever_recipe.Ials():
             return load_factors(folder)
         case _:
@@ -51,6 +70,9 @@ def item_vectors(model: Model, dataset: Dataset, at: int, *, as_new: bool = Fals
         case FoldIn() | ItemSums():
             own = np.zeros_like(model.item_vectors) if as_new else model.item_vectors
             return _with_prior(model, own, dataset, at)
+        case Blend():
+            parts = (item_vectors(part, dataset, at, as_new=as_new) for part in (model.towers, model.peer))
+            return np.concatenate([*parts], axis=1)
         case _:
             assert_never(model)
 
@@ -68,6 +90,9 @@ def user_vectors(
     model: Model, dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
 ) -> Float32[np.ndarray, "queries dim"]:
     """Returns the vectors of users of the log at these times, from their events strictly before."""
+    if isinstance(model, Blend):
+        parts = (user_vectors(part, dataset, user_rows, at) for part in (model.towers, model.peer))
+        return np.concatenate([*parts], axis=1)
     # Histories in a batch have about the same length, so that a sequence encoder reads little padding.
     order = np.argsort(dataset.positives.before(user_rows, at), kind="stable")
     batches = query_batches(dataset, user_rows[order], at[order])
@@ -99,6 +124,9 @@ def save_user_side(model: Model, folder: Path) -> None:
             export_user_tower(model.user, folder / "user_tower.onnx")
         case FoldIn() | ItemSums():
             save_fold_in(model, folder)
+        case Blend():
+            save_user_side(model.towers, folder)
+            save_user_side(model.peer, folder)
         case _:
             assert_never(model)
 
@@ -121,5 +149,8 @@ def describe_model(model: Model) -> list[ModelPart]:
                 ModelPart("user", "positives", f"{how} their items' vectors → {dim}", 0),
                 ModelPart("item", "id", f"{items:,} rows → {dim}", items * dim),
             ]
+        case Blend():
+            peer = [replace(part, name=f"{part.name} of the peer") for part in describe_model(model.peer)]
+            return [*describe_model(model.towers), *peer]
         case _:
             assert_never(model)

@@ -40,7 +40,7 @@ from twofold.index.search import search
 from twofold.model.fold_in import HistoryModel
 from twofold.model.multi_tower import MultiTower, towers_of
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
-from twofold.model.retriever import Model, as_products, item_vectors, user_vectors
+from twofold.model.retriever import Blend, Model, as_products, item_vectors, user_vectors
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.train import InBatchSoftmax, Train
@@ -170,6 +170,8 @@ def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[
     counts as one that has a single example, because no batch of training can hold it. 0 if the loss corrects nothing.
     """
     loss, num_items = settings.loss, len(arrays.items)
+    if isinstance(model, Blend):
+        return batch_correction(model.towers, arrays, settings)
     if isinstance(model, HistoryModel) or not isinstance(loss, InBatchSoftmax) or loss.log_q == "none":
         return np.zeros(num_items, np.float32)
     rows = arrays.examples["train"]

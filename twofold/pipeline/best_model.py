@@ -1,92 +1,167 @@
-"""Choice of what is served with `retriever.kind: best`: the trained towers, or a peer that is better on validation."""
+"""Choice of what is served with `retriever.kind: best`: the towers, a peer, or the sum of both, by validation."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float32
+from pydantic import TypeAdapter
 from sklearn.utils.extmath import randomized_svd
 
 from twofold.dataset.dataset import Dataset
-from twofold.evaluate.baseline_results import PeerChoice, PeerTuning
+from twofold.evaluate.baseline_results import PeerTuning
 from twofold.evaluate.catalogue import evaluate_catalogue
-from twofold.evaluate.headline_metrics import deciding_metrics
-from twofold.evaluate.peer_tuning import PEER_KINDS, tune_peers
+from twofold.evaluate.peer_tuning import PEER_KINDS, PeerKind, climb
 from twofold.evaluate.peers import Ials, Interactions, ItemWeights
-from twofold.evaluate.window import EvaluationWindow, evaluation_window
+from twofold.evaluate.window import EvaluationWindow
 from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, RecencyPrior, save_factors
-from twofold.model.retriever import Model
-from twofold.pipeline.adapters import catalogue_scores, positives_before_window
-from twofold.recipe.prepare import Prepare
+from twofold.model.multi_tower import Towers
+from twofold.model.retriever import WEIGHTS
+from twofold.pipeline.adapters import catalogue_scores
+from twofold.run_folder import write_json
+from twofold.topk import Products
 
 TOWERS: Final = "two towers"
+TUNING: Final = "peer_tuning.json"
+"""File of the stage `train` with the tuned constants of the peers."""
 MAX_RANK: Final = 512
 """Largest rank of a served item-item model. Its quality is measured after the truncation."""
+BLENDED: Final = 2
+"""Number of peers that are tried beside the towers: the best ones, of different kinds."""
+BLEND_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Weights of a peer's scores beside those of the towers, both in units of their standard deviations."""
+START_WEIGHT: Final = 0.2
+STD_USERS: Final = 256  # users whose scores give the standard deviation
 _ALL_DAYS: Final = 36_500
 
 
-def serve_best(
-    prepare: Prepare, arrays: Dataset, window: EvaluationWindow, towers: Model, *, out: Path
-) -> dict[str, Any]:
-    """Compares the towers with the fitted peers on the validation `window`, and writes the peer if it is better.
+@dataclass(frozen=True)
+class Served:
+    """The chosen retriever: its `name` in words, and how it is made."""
 
-    *Better* is the geometric mean of recall and NDCG, as for the constants of the peers. A peer is compared in the form
-    in which it would be served: its vectors computed from the histories that the features read, item-item models
-    of low rank. What is written is then fitted again on all positives before the test window, as in the report. Returns
-    which model is served, and the quality of those that were compared.
+    name: str
+    peer: str = ""
+    """Kind of the peer; empty means the towers alone."""
+    constants: Mapping[str, float] = field(default_factory=dict)
+    recency: Mapping[str, float] | None = None
+    """Constants of the peer's recency prior; `None` means that it has none."""
+    weight: float | None = None
+    """Factor of the peer's scores beside those of the towers; `None` means the peer alone."""
+
+
+def choose_served(
+    arrays: Dataset, window: EvaluationWindow, towers: Towers, tuning: PeerTuning | None, positives: Interactions
+) -> tuple[Served, dict[str, float]]:
+    """Compares the towers, the tuned peers and sums of both on `window`; returns the best, and the quality of each.
+
+    *Quality* is the geometric mean of recall and NDCG, as for the constants of the peers. A peer is compared in the
+    form in which it would be served: with user vectors from the histories that the features read, and item-item models
+    of low rank. The best peers of `BLENDED` kinds are also added to the towers, where the score of the towers is an
+    inner product. `positives` are those before the window, on which the peers are fitted.
     """
-    metrics = deciding_metrics(window.num_items)
-    positives = positives_before_window(prepare, arrays, window)
-    tuning = tune_peers(window, positives, metrics=metrics)
-    quality = {TOWERS: _quality(arrays, window, towers, metrics)}
     if tuning is None:
-        return {"served": TOWERS, "quality": quality}
-    for choice in sorted(tuning.choices, key=lambda choice: -choice.quality):
-        if choice.quality <= quality[TOWERS]:
-            break
-        peer = _as_served(choice, tuning, positives)
-        if peer is None:
+        return Served(TOWERS), {}
+    metrics = tuning.metrics
+    scores = catalogue_scores(towers, arrays, window)
+    found = [(_quality(window, scores, metrics), Served(TOWERS))]
+    peers = []
+    for kind in PEER_KINDS:
+        constants = tuning.constants_of(kind.name)
+        if constants is None:
             continue
-        quality[choice.name] = _quality(arrays, window, peer, metrics)
-        if quality[choice.name] > quality[TOWERS]:
-            before_test = positives_before_window(prepare, arrays, evaluation_window(arrays, "test"))
-            again = _as_served(choice, tuning, before_test)
-            assert again is not None
-            save_factors(again, out)
-            return {"served": choice.name, "quality": quality}
-    return {"served": TOWERS, "quality": quality}
+        fitted = _fit(kind, constants, positives)
+        for alone in _alone_and_with_recency(kind, tuning):
+            peer = catalogue_scores(replace(fitted, prior=_prior(alone)), arrays, window)
+            peers.append((_quality(window, peer, metrics), alone, peer))
+    found += [(quality, alone) for quality, alone, _ in peers]
+    best_of_kind = {alone.peer: (quality, alone, peer) for quality, alone, peer in sorted(peers, key=lambda at: at[0])}
+    best = sorted(best_of_kind.values(), key=lambda at: -at[0])[:BLENDED]
+    for _, alone, peer in best if towers.score != "negative_distance" else ():
+        found.append(_best_blend(window, scores, peer, alone, metrics))
+    return max(found, key=lambda at: at[0])[1], {served.name: quality for quality, served in found}
 
 
-def _quality(arrays: Dataset, window: EvaluationWindow, model: Model, metrics: tuple[str, str]) -> float:
+def fit_served(served: Served, positives: Interactions) -> HistoryModel:
+    """Fits the peer of what is served, and returns it as a model of vectors with its weight."""
+    kind = next(kind for kind in PEER_KINDS if kind.name == served.peer)
+    weight = 1.0 if served.weight is None else served.weight
+    return replace(_fit(kind, served.constants, positives), prior=_prior(served), weight=weight)
+
+
+def save_served(served: Served, positives: Interactions, out: Path) -> None:
+    """Writes the peer beside the weights of the towers, or, if it is served alone, in their place."""
+    if not served.peer:
+        return
+    save_factors(fit_served(served, positives), out)
+    if served.weight is None:
+        (out / WEIGHTS).unlink()
+
+
+def save_tuning(tuning: PeerTuning, folder: Path) -> None:
+    """Writes the constants of the peers, so that the report need not choose them again."""
+    write_json(folder / TUNING, TypeAdapter(PeerTuning).dump_python(tuning, mode="json"))
+
+
+def load_tuning(folder: Path) -> PeerTuning | None:
+    """Reads what `save_tuning` wrote; `None` if there is nothing."""
+    path = folder / TUNING
+    return TypeAdapter(PeerTuning).validate_json(path.read_bytes()) if path.exists() else None
+
+
+def _fit(kind: PeerKind, constants: Mapping[str, float], positives: Interactions) -> HistoryModel:
+    match kind.fit(positives, constants):
+        case Ials() as peer:
+            default = peer.user_vectors[np.unique(positives.user_rows)].mean(axis=0)
+            return FoldIn(peer.item_vectors, default, peer.alpha, peer.regularization)
+        case ItemWeights() as peer:
+            left, right = _low_rank(peer.weights)
+            return ItemSums(right, left)
+    raise AssertionError(f"{kind.name} has no form that an index can serve")
+
+
+def _prior(served: Served) -> RecencyPrior | None:
+    if served.recency is not None:
+        return RecencyPrior(served.recency["weight"], int(served.recency["days"]))
+    return None if served.peer == "iALS" else RecencyPrior(1e-6, _ALL_DAYS)  # popularity decides ties of sums
+
+
+def _alone_and_with_recency(kind: PeerKind, tuning: PeerTuning) -> list[Served]:
+    constants, recency = (tuning.constants_of(name) for name in (kind.name, kind.name_with_recency))
+    alone = Served(kind.name, kind.name, constants or {})
+    return [alone] if recency is None else [alone, replace(alone, name=kind.name_with_recency, recency=recency)]
+
+
+def _best_blend(
+    window: EvaluationWindow, towers: Products, peer: Products, alone: Served, metrics: tuple[str, str]
+) -> tuple[float, Served]:
+    """Returns the quality of the towers with the peer at its best weight, and how that is made."""
+    unit = _std(towers) / (_std(peer) or 1.0)
+    qualities: dict[float, float] = {}
+
+    def quality(factor: float) -> float:
+        if factor not in qualities:
+            queries = np.concatenate([towers.queries, np.float32(factor * unit) * peer.queries], axis=1)
+            items = np.concatenate([towers.items, peer.items], axis=1)
+            qualities[factor] = _quality(window, Products(queries, items), metrics)
+        return qualities[factor]
+
+    factor = climb(BLEND_WEIGHTS, START_WEIGHT, quality)
+    return quality(factor), replace(alone, name=f"{TOWERS} + {alone.name}", weight=factor * unit)
+
+
+def _quality(window: EvaluationWindow, scores: Products, metrics: tuple[str, str]) -> float:
     ks = tuple({int(metric.partition("@")[2]) for metric in metrics})
-    values = evaluate_catalogue(window, catalogue_scores(model, arrays, window), ks=ks)
+    values = evaluate_catalogue(window, scores, ks=ks)
     return math.sqrt(math.prod(values.mean(metric) for metric in metrics))
 
 
-def _as_served(choice: PeerChoice, tuning: PeerTuning, positives: Interactions) -> HistoryModel | None:
-    """Fits a peer and returns it as a model of vectors; `None` for the popularity of the last days."""
-    for kind in PEER_KINDS:
-        if choice.name not in (kind.name, kind.name_with_recency):
-            continue
-        constants = tuning.constants_of(kind.name)
-        assert constants is not None
-        has_recency = choice.name == kind.name_with_recency
-        prior = _prior(choice.constants) if has_recency else None
-        match kind.fit(positives, constants):
-            case Ials() as peer:
-                default = peer.user_vectors[np.unique(positives.user_rows)].mean(axis=0)
-                return FoldIn(peer.item_vectors, default, peer.alpha, peer.regularization, prior)
-            case ItemWeights() as peer:
-                left, right = _low_rank(peer.weights)
-                return ItemSums(right, left, prior or RecencyPrior(1e-6, _ALL_DAYS))  # popularity decides ties
-    return None
-
-
-def _prior(constants: Mapping[str, float]) -> RecencyPrior:
-    return RecencyPrior(constants["weight"], int(constants["days"]))
+def _std(scores: Products) -> float:
+    some = np.linspace(0, len(scores.queries) - 1, min(len(scores.queries), STD_USERS)).astype(np.int64)
+    return float((scores.queries[some] @ scores.items.T).std())
 
 
 def _low_rank(

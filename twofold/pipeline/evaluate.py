@@ -36,6 +36,7 @@ from twofold.pipeline.adapters import (
     positives_before_window,
     score_sources,
 )
+from twofold.pipeline.best_model import load_tuning
 from twofold.pipeline.index import index_inputs
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import TrainedModels, load_models
@@ -73,6 +74,7 @@ def _evaluate(
     options = replace(
         _options(job, models, window, tables=tables),
         validation=_validation(job, arrays),
+        tuning=load_tuning(retriever.folder),
         allowed_items=allowed,
         correction=batch_correction(models.retriever, arrays, job.recipe.train),
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),

@@ -1,7 +1,7 @@
 """A job: the recipe of a run, where it runs, and how its stages are made. It loads no torch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,11 @@ class Job:
         stage = run_stage(self.folder, name, inputs={"version": STAGE_VERSIONS[name], **inputs}, work=work)
         self.on_stage_done(stage)
         return stage
+
+
+def selection_job(job: Job) -> Job:
+    """Returns the job of the fit that chooses on the validation window, if `train.refit` asks for a second fit."""
+    return replace(job, folder=job.folder / "selection")
 
 
 def reopen(folder: Path) -> Job:

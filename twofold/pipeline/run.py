@@ -11,7 +11,7 @@ from twofold.pipeline.dataset import build_dataset
 from twofold.pipeline.evaluate import evaluate
 from twofold.pipeline.explain import explain
 from twofold.pipeline.index import index, recommend
-from twofold.pipeline.job import Job, claim_folder
+from twofold.pipeline.job import Job, claim_folder, selection_job
 from twofold.pipeline.prepare import prepare
 from twofold.pipeline.train import train, train_ranker
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
@@ -48,6 +48,23 @@ def run_job(job: Job, *, overwrite: bool = False) -> None:
 def up_to_training(job: Job) -> tuple[Stage, Stage, Stage, Stage | None]:
     """Runs the first stages; returns the prepared log, the dataset, the retriever and, if there is one, the ranker."""
     prepared = prepare(job)
-    dataset = build_dataset(job, prepared)
-    retriever = train(job, dataset)
-    return prepared, dataset, retriever, train_ranker(job, dataset, retriever)
+    return prepared, *fit_stages(job, prepared)
+
+
+def fit_stages(job: Job, prepared: Stage) -> tuple[Stage, Stage, Stage | None]:
+    """Builds the dataset and trains the models on it; returns the stages dataset, retriever and, if any, ranker.
+
+    With `train.refit` it does so twice. The first fit, in the folder `selection`, chooses the number of epochs and what
+    is served on the validation window; the second has that window among its examples.
+    """
+    if not job.recipe.train.refit:
+        dataset = build_dataset(job, prepared)
+        retriever = train(job, dataset)
+        return dataset, retriever, train_ranker(job, dataset, retriever)
+    selection = selection_job(job)
+    chosen = build_dataset(selection, prepared)
+    first = train(selection, chosen)
+    first_ranker = train_ranker(selection, chosen, first)
+    dataset = build_dataset(job, prepared, with_validation=True)
+    retriever = train(job, dataset, first)
+    return dataset, retriever, train_ranker(job, dataset, retriever, first_ranker)

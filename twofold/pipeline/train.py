@@ -1,64 +1,83 @@
 """The stages `train` and `train/ranker`: arrays become a retriever, and what it retrieves trains a ranker."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
+from pydantic import TypeAdapter
+
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.evaluate.catalogue import evaluate_catalogue
-from twofold.evaluate.headline_metrics import primary_k, primary_metric_of
+from twofold.evaluate.headline_metrics import deciding_metrics, primary_k, primary_metric_of
+from twofold.evaluate.peer_tuning import tune_peers
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
-from twofold.model.multi_tower import build_towers
+from twofold.model.multi_tower import Towers, build_towers
 from twofold.model.ranker import Ranker
-from twofold.model.retriever import Model
+from twofold.model.retriever import WEIGHTS, Model
 from twofold.model.weights import load_weights
-from twofold.pipeline.adapters import catalogue_scores, two_stages
-from twofold.pipeline.best_model import serve_best
-from twofold.pipeline.job import Job
+from twofold.pipeline.adapters import catalogue_scores, positives_before_window, two_stages
+from twofold.pipeline.best_model import Served, choose_served, load_tuning, save_served, save_tuning
+from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, TwoTower
-from twofold.run_folder import Stage
+from twofold.run_folder import Stage, find_stage
 from twofold.train.distributed import broadcast_from_rank0
 from twofold.train.loop import SINGLE_PROCESS_CPU, fit
 from twofold.train.ranker import fit_ranker
 
 
-def train(job: Job, dataset: Stage) -> Stage:
-    """Trains the retriever and writes its weights after the best epoch on the validation window."""
+def train(job: Job, dataset: Stage, selection: Stage | None = None) -> Stage:
+    """Trains the retriever and writes its weights after the best epoch on the validation window.
+
+    After a `selection`, whose epochs were validated already, it trains as many epochs as were best there.
+    """
     sections = job.recipe.model_dump(mode="json", include={"retriever", "train"})
-    inputs = {"dataset": dataset.digest, **sections}
-    retriever = job.run_stage("train", inputs, partial(_train_with_all_ranks, job, dataset.folder))
+    inputs = {"dataset": dataset.digest, **sections, **_digest_of(selection)}
+    facts = None if selection is None else selection.facts
+    retriever = job.run_stage("train", inputs, partial(_train_with_all_ranks, job, dataset.folder, facts))
     if retriever.was_reused:
         _signal_ranks(job, False)
     return retriever
 
 
 def run_worker_rank(job: Job) -> None:
-    """Runs a rank other than 0: waits for the dataset, then trains its share of every batch.
+    """Runs a rank other than 0: waits for each dataset, then trains its share of every batch.
 
     Only rank 0 prepares, writes and evaluates.
     """
-    if _signal_ranks(job, False):
-        _train(job, job.folder / "dataset", job.folder / "train.partial")
+    jobs = [selection_job(job), job] if job.recipe.train.refit else [job]
+    for number, each in enumerate(jobs):
+        if _signal_ranks(each, False):
+            selection = find_stage(jobs[0].folder, "train") if number else None
+            facts = None if selection is None else selection.facts
+            _train(each, each.folder / "dataset", facts, each.folder / "train.partial")
 
 
-def train_ranker(job: Job, dataset: Stage, retriever: Stage) -> Stage | None:
+def train_ranker(job: Job, dataset: Stage, retriever: Stage, selection: Stage | None = None) -> Stage | None:
     """Trains the ranker and writes its weights after the best epoch on validation; `None` means the recipe has none.
 
-    Its folder is inside that of the retriever whose items it orders, and is deleted with it.
+    Its folder is inside that of the retriever whose items it orders, and is deleted with it. After a `selection` it
+    trains as many epochs as were best there.
     """
     config = job.recipe.ranker
     if config is None:
         return None
     inputs = {"train": retriever.digest, "dataset": dataset.digest, "ranker": config.model_dump(mode="json")}
-    return job.run_stage("train/ranker", inputs, partial(_train_ranker, job, config, dataset, retriever))
+    inputs |= _digest_of(selection)
+    work = partial(_train_ranker, job, config, dataset, retriever, None if selection is None else selection.facts)
+    return job.run_stage("train/ranker", inputs, work)
 
 
-def _train_with_all_ranks(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
+def _digest_of(selection: Stage | None) -> dict[str, str]:
+    return {} if selection is None else {"selection": selection.digest}
+
+
+def _train_with_all_ranks(job: Job, dataset: Path, selected: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]:
     _signal_ranks(job, isinstance(job.recipe.retriever, TwoTower))
-    return _train(job, dataset, out)
+    return _train(job, dataset, selected, out)
 
 
 def _signal_ranks(job: Job, is_needed: bool) -> bool:
@@ -66,18 +85,19 @@ def _signal_ranks(job: Job, is_needed: bool) -> bool:
     return bool(broadcast_from_rank0((job.setup or SINGLE_PROCESS_CPU).ranks, lambda: float(is_needed)))
 
 
-def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
+def _train(job: Job, dataset: Path, selected: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]:
+    """Trains the retriever and returns the facts of the stage; `selected` are those of the fit that chose."""
     arrays = load_dataset(dataset, job.recipe.features)
-    window = evaluation_window(arrays, "validation")
-    validate = partial(_validate_retriever, job, arrays, window)
+    validate = _known_values(selected) or partial(
+        _validate_retriever, job, arrays, evaluation_window(arrays, "validation")
+    )
     match job.recipe.retriever:
         case TwoTower() as config:
             towers = partial(build_towers, config, arrays)
             setup = job.setup or SINGLE_PROCESS_CPU
             facts = fit(towers, arrays, job.recipe.train, validate=validate, out=out, setup=setup)
             if config.kind == "best" and setup.ranks.is_first:
-                trained = load_weights(towers(), out / "weights.safetensors")
-                facts |= serve_best(job.recipe.prepare, arrays, window, trained, out=out)
+                facts |= _serve_best(job, arrays, towers(), selected, out)
             return facts
         case Ials() as config:
             from twofold.train.als import fit_factors
@@ -85,6 +105,32 @@ def _train(job: Job, dataset: Path, out: Path) -> Mapping[str, Any]:
             return fit_factors(arrays, config, seed=job.recipe.train.seed, validate=validate, out=out)
         case _ as config:
             assert_never(config)
+
+
+def _known_values(selected: Mapping[str, Any] | None) -> list[float]:
+    """Returns the validation metric of each epoch up to the best one; empty if no fit has chosen yet."""
+    return [] if selected is None else [each["validation"] for each in selected["epochs"][: selected["best_epoch"] + 1]]
+
+
+def _serve_best(
+    job: Job, arrays: Dataset, towers: Towers, selected: Mapping[str, Any] | None, out: Path
+) -> dict[str, Any]:
+    """Writes what is served beside or instead of the towers; returns it, and the quality of all that were compared."""
+    if selected is not None:
+        served = TypeAdapter(Served).validate_python(selected["best"])
+        quality = selected["quality"]
+        tuning = load_tuning(selection_job(job).folder / "train")
+        positives = positives_before_window(job.recipe.prepare, arrays, evaluation_window(arrays, "test"))
+    else:
+        window = evaluation_window(arrays, "validation")
+        positives = positives_before_window(job.recipe.prepare, arrays, window)
+        tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
+        trained = load_weights(towers, out / WEIGHTS)
+        served, quality = choose_served(arrays, window, trained, tuning, positives)
+    if tuning is not None:
+        save_tuning(tuning, out)
+    save_served(served, positives, out)
+    return {"served": served.name, "best": asdict(served), "quality": quality}
 
 
 def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, model: Model) -> float:
@@ -95,9 +141,13 @@ def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, mod
     return recall
 
 
-def _train_ranker(job: Job, config: Mlp, dataset: Stage, retriever: Stage, out: Path) -> Mapping[str, Any]:
+def _train_ranker(
+    job: Job, config: Mlp, dataset: Stage, retriever: Stage, selected: Mapping[str, Any] | None, out: Path
+) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever)
-    validate = partial(_validate_ranker, models, evaluation_window(models.data.retriever, "validation"))
+    validate = _known_values(selected) or partial(
+        _validate_ranker, models, evaluation_window(models.data.retriever, "validation")
+    )
     return fit_ranker(models.retriever, models.data, config=config, validate=validate, out=out)
 
 

@@ -53,9 +53,10 @@ class TwoTower(Section):
     """Two-tower model: a user encoder and an item encoder with separate features, whose output vectors are compared."""
 
     kind: Literal["two_tower", "best"]
-    """`best` also fits item-kNN, EASE and iALS, each alone and with a recency prior, and serves whichever of them is
-    better than the towers on the validation window, if one is; the report says which. Then the user features must
-    hold a history of positives.
+    """`best` also fits item-kNN, EASE and iALS, each alone and with a recency prior, and serves what is best on the
+    validation window: the towers, one of these, or the sum of the towers' scores and weighted scores of one of these.
+    The vectors of the sum are those of both, one after the other. The report says what is served. The user features
+    must hold a history of positives.
     """
     dim: int = Field(default=64, ge=1, le=4096)
     """Width of the id embeddings and of the output vectors of both towers."""

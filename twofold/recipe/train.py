@@ -173,6 +173,11 @@ class Train(Section):
     The learning rate then stays at its peak, because the last epoch is not known in advance. `null` means that all
     `epochs` are trained while the learning rate falls as a cosine.
     """
+    refit: bool = False
+    """`true`: trains twice. The first fit chooses the number of epochs, and with `retriever.kind: best` what is served,
+    on the validation window; the second trains so many epochs with that window among its examples, as the baselines of
+    the report do. Only the second is evaluated on the test window and served.
+    """
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the initial weights, of all random draws and of the order of the batches."""
 

@@ -2,8 +2,8 @@
 
 ```
 index/
-├── user_tower.onnx           the user tower: inputs named as the user features, output `vector`; or
-├── fold_in.json              how a user's vector is computed from a history and item_vectors.npy, or from
+├── user_tower.onnx           the user tower: inputs named as the user features, output `vector`; instead or beside it
+├── fold_in.json              how a peer computes a user's vector from a history and item_vectors.npy, or from
 ├── left_vectors.npy          the vectors that an item-item model adds up
 ├── ranker.json               if there is a second stage: how many of the best items the ranker reorders; with
 ├── ranker_user.onnx          its user encoder, ranker_pairs.onnx its scores, ranker_items.npy its item encodings
@@ -40,7 +40,7 @@ from twofold.index.item_index import Index, load_index
 from twofold.index.item_mask import ItemMask
 from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
 from twofold.run_folder import open_stage, write_json
-from twofold.serve.onnx_models import USER_TOWER, Ranker, UserTower, load_ranker, load_user_tower
+from twofold.serve.onnx_models import USER_TOWER, BlendedTower, Ranker, UserTower, load_ranker, load_user_tower
 
 CONTEXT: Final = "context.json"
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
@@ -62,7 +62,7 @@ class Bundle:
     negatives: Histories
     user_arrays: UserArrays
     index: Index
-    tower: UserTower | HistoryModel
+    tower: UserTower | HistoryModel | BlendedTower
     ranker: Ranker | None
     as_of: int
     where: str | None
@@ -111,9 +111,7 @@ def open_bundle(run: Path) -> Bundle:
             negatives=load_histories(folder, "negatives"),
             user_arrays=load_user_arrays(features.features, folder),
             index=index,
-            tower=load_user_tower(folder / USER_TOWER)
-            if not (folder / FOLD_IN).exists()
-            else load_fold_in(folder, index.vectors),
+            tower=_load_tower(folder, index),
             ranker=load_ranker(folder),
             as_of=context["as_of"],
             where=context["where"],
@@ -122,6 +120,15 @@ def open_bundle(run: Path) -> Bundle:
         raise RunError(f"the bundle {folder} cannot be read: {error}. {_rebuild_hint(folder)}") from error
     _check_parts(bundle, folder)
     return bundle
+
+
+def _load_tower(folder: Path, index: Index) -> UserTower | HistoryModel | BlendedTower:
+    if not (folder / FOLD_IN).exists():
+        return load_user_tower(folder / USER_TOWER)
+    if not (folder / USER_TOWER).exists():
+        return load_fold_in(folder, index.vectors)
+    tower = load_user_tower(folder / USER_TOWER)
+    return BlendedTower(tower, load_fold_in(folder, index.vectors[:, tower.dim :]))
 
 
 def _check_parts(bundle: Bundle, folder: Path) -> None:
@@ -137,7 +144,7 @@ def _check_parts(bundle: Bundle, folder: Path) -> None:
             f"user vectors have {bundle.tower.dim} dimensions, item vectors {bundle.index.dim}",
         ),
         (
-            not inputs <= set(expected) or (isinstance(bundle.tower, UserTower) and inputs != set(expected)),
+            not inputs <= set(expected) or (not isinstance(bundle.tower, HistoryModel) and inputs != set(expected)),
             f"the graphs read {sorted(inputs)}, but the features are {expected}",
         ),
         (

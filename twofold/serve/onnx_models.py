@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from twofold.errors import RunError
+from twofold.model.fold_in import HistoryModel
 
 USER_TOWER: Final = "user_tower.onnx"
 RANKER_USER: Final = "ranker_user.onnx"  # these four are written by twofold/model/ranker.py
@@ -30,6 +31,28 @@ class UserTower:
         """Returns one vector per user, to be compared with item vectors; inputs of other models are ignored."""
         (vectors,) = self.session.run(["vector"], {name: inputs[name] for name in self.inputs})
         return np.asarray(vectors)
+
+
+@dataclass(frozen=True)
+class BlendedTower:
+    """The user tower beside a peer: a user's vector is the one of the tower, then the one of the peer."""
+
+    tower: UserTower
+    peer: HistoryModel
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the features that either reads."""
+        return tuple(dict.fromkeys((*self.tower.inputs, *self.peer.inputs)))
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return self.tower.dim + self.peer.dim
+
+    def vectors(self, inputs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "batch dim"]:
+        """Returns one vector per user."""
+        return np.concatenate([self.tower.vectors(inputs), self.peer.vectors(inputs)], axis=1)
 
 
 @dataclass(frozen=True)

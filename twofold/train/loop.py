@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -80,7 +80,7 @@ def fit(
     dataset: Dataset,
     settings: Train,
     *,
-    validate: Validate,
+    validate: Validate | Sequence[float],
     out: Path,
     setup: Setup = SINGLE_PROCESS_CPU,
 ) -> dict[str, Any]:
@@ -88,17 +88,16 @@ def fit(
 
     If `out` holds a checkpoint of a killed attempt, training resumes from it and ends where it would have ended. Equal
     seeds give equal weights on one machine with one number of threads. `build` is called twice: on the device `meta`,
-    to check the size, and after the seed is set. All ranks of a training call this; rank 0 builds and writes.
+    to check the size, and after the seed is set. All ranks of a training call this; rank 0 builds and writes. If
+    `validate` is a list of known values, it trains one epoch for each and keeps the last.
     """
     ranks = setup.ranks
     with torch.device("meta"):
         meta_model = build()
-    per = meta_model if isinstance(meta_model, MultiTower) else None
-    objective = build_objective(settings, dataset, per=per, ranks=ranks)
+    objective = build_objective(settings, dataset, per=_several_towers(meta_model), ranks=ranks)
     num_examples, rows_per_step = len(objective.examples), objective.items_per_step
     check_memory(meta_model, ranks, rows_per_step=rows_per_step)
     check_shareable(ranks, meta_model, settings, num_examples=num_examples)
-    parameters = sum(parameter.numel() for parameter in meta_model.parameters())
     with deterministic(settings.seed, ranks.device), keep_freed_memory():
         model = build() if ranks.is_first else meta_model
         predictor = _length_predictor(settings, model, objective)
@@ -117,7 +116,7 @@ def fit(
         state, best = resumed or (TrainingState(), {})
         done = state.epoch * num_examples + state.batch * settings.batch_size
         with _progress(ranks, total=settings.epochs * num_examples, done=done) as advance:
-            while state.epoch < settings.epochs and not _has_converged(state, settings.patience):
+            while not _has_ended(state, settings, validate):
                 started = stepped = time.monotonic()
                 due, first = started + CHECKPOINT_EVERY_S, state.batch
                 objective = with_hard_negatives(objective, model, is_begun=first > 0, folder=out)
@@ -139,7 +138,8 @@ def fit(
                         due = _save_and_schedule(partial(save, best=best, state=state))
                 speed = (state.batch - first) * settings.batch_size / (time.monotonic() - started)
                 with whole_tables(model) as fresh:
-                    state = finish_epoch(state, broadcast_from_rank0(ranks, lambda: validate(model)), speed)
+                    value = broadcast_from_rank0(ranks, partial(validation_of, validate, state, model))
+                    state = finish_epoch(state, value, speed, is_known=not callable(validate))
                     if ranks.is_first and state.best_epoch == state.epoch - 1:
                         best = weights_of(model, fresh=fresh)
                 save(best=best, state=state)
@@ -150,11 +150,15 @@ def fit(
             path.unlink(missing_ok=True)
     return {
         "examples": num_examples,
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in meta_model.parameters()),
         "precision": objective.precision,
         "best_epoch": state.best_epoch,
         "epochs": [asdict(record) for record in state.records],
     }
+
+
+def _several_towers(model: Towers) -> MultiTower | None:
+    return model if isinstance(model, MultiTower) else None
 
 
 def _remedy(settings: Train) -> str:
@@ -251,8 +255,18 @@ def _step_number(settings: Train, state: TrainingState, order: Order) -> tuple[i
     return state.epoch * len(order) + state.batch, settings.epochs * len(order)
 
 
-def finish_epoch(state: TrainingState, validation: float, examples_per_s: float) -> TrainingState:
-    """Returns the state after an epoch, which becomes the best one if its validation is higher than all before."""
+def validation_of(validate: Callable[[Any], float] | Sequence[float], state: TrainingState, model: Any) -> float:
+    """Returns the validation metric after an epoch: computed, or the known one."""
+    return validate(model) if callable(validate) else validate[state.epoch]
+
+
+def finish_epoch(
+    state: TrainingState, validation: float, examples_per_s: float, *, is_known: bool = False
+) -> TrainingState:
+    """Returns the state after an epoch, which becomes the best one if its validation is higher than all before.
+
+    With known validation values, the last epoch is the best one.
+    """
     record = EpochRecord(state.epoch, state.loss_sum / max(state.batch, 1), validation, float(round(examples_per_s)))
     best_so_far = max((earlier.validation for earlier in state.records), default=-np.inf)
     return replace(
@@ -260,14 +274,17 @@ def finish_epoch(state: TrainingState, validation: float, examples_per_s: float)
         epoch=state.epoch + 1,
         batch=0,
         loss_sum=0.0,
-        best_epoch=state.epoch if validation > best_so_far or not state.records else state.best_epoch,
+        best_epoch=state.epoch if is_known or validation > best_so_far or not state.records else state.best_epoch,
         records=(*state.records, record),
     )
 
 
-def _has_converged(state: TrainingState, patience: int | None) -> bool:
-    """Returns whether `patience` epochs have passed without a better one."""
-    return patience is not None and state.epoch - 1 - state.best_epoch >= patience
+def _has_ended(state: TrainingState, settings: Train, validate: Validate | Sequence[float]) -> bool:
+    """Returns whether all epochs are trained, or `patience` of them have passed without a better one."""
+    if not callable(validate):
+        return state.epoch >= len(validate)
+    is_converged = settings.patience is not None and state.epoch - 1 - state.best_epoch >= settings.patience
+    return state.epoch >= settings.epochs or is_converged
 
 
 def _length_predictor(settings: Train, model: Towers, objective: Objective) -> LengthPredictor | None:

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from twofold.train.loop import (
     check_divergence,
     deterministic,
     finish_epoch,
+    validation_of,
     weights_of,
 )
 from twofold.train.optimizer import Optimizer, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
@@ -69,13 +70,14 @@ def fit_ranker(
     data: RetrieverAndRankerData,
     *,
     config: Mlp,
-    validate: Callable[[Ranker], float],
+    validate: Callable[[Ranker], float] | Sequence[float],
     out: Path,
 ) -> dict[str, Any]:
     """Mines examples and trains; writes `weights.safetensors` of the best epoch and `training_log.parquet`.
 
     Returns facts. A killed training resumes from its checkpoint in `out`. `validate` evaluates both stages on the
-    validation window; higher is better.
+    validation window; higher is better. If it is a list of known values, one epoch is trained for each and the
+    last is kept.
     """
     requests = mine_requests(retriever, data.retriever, config.candidates, seed=config.seed, out=out / MINED)
     impressions = (
@@ -137,7 +139,7 @@ def _prepare(
 
 
 def _train(
-    training: RankerTraining, validate: Callable[[Ranker], float], *, resume_from: Path
+    training: RankerTraining, validate: Callable[[Ranker], float] | Sequence[float], *, resume_from: Path
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     """Trains all epochs that are left; returns the final state and the weights of the best epoch."""
     config, ranker, num_requests = training.config, training.ranker, len(training.requests)
@@ -145,11 +147,12 @@ def _train(
     state, best = resumed or (TrainingState(), weights_of(ranker))
     done = state.epoch * num_requests + state.batch * config.batch_size
     with progress_bar("rank", total=config.epochs * num_requests, unit="requests", done=done) as advance:
-        while state.epoch < config.epochs:
+        while state.epoch < (config.epochs if callable(validate) else len(validate)):
             started, first = time.monotonic(), state.batch
             state = _epoch(training, state, best, advance)
             speed = (state.batch - first) * config.batch_size / (time.monotonic() - started)
-            state = finish_epoch(state, validate(ranker), speed)
+            value = validation_of(validate, state, ranker)
+            state = finish_epoch(state, value, speed, is_known=not callable(validate))
             if state.best_epoch == state.epoch - 1:
                 best = weights_of(ranker)
             training.save(best=best, state=state)
