@@ -26,7 +26,7 @@ def test_the_terminal_shows_the_same_numbers(report):
     text = console.file.getvalue()
     for row in report.catalogue.rows:
         assert format_estimate(row.metrics[report.primary_metric]) in text
-    assert "headroom gained" in text
+    assert "model's way from random to perfect" in text
     assert report.verdict[0] in text
 
 

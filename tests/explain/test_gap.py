@@ -12,6 +12,7 @@ from twofold.explain.gap import (
     BY_POPULARITY,
     CANDIDATES,
     IDS,
+    LATER,
     MAX_LOSS,
     SCORE,
     SEEN,
@@ -47,7 +48,7 @@ def sound(seed=0, *, hard_batches=False):
     seen, relevant = order[:, -10:], order[:, :2]
     products, correction = Products(queries, items), hard_batches * rng.normal(scale=9, size=ITEMS).astype(np.float32)
     case = GapCase(
-        lists(relevant), lists(seen), products, correction, products, products, np.arange(ITEMS), lambda users, k: None
+        lists(relevant), lists(seen), products, correction, *[products] * 3, np.arange(ITEMS), lambda users, k: None
     )
     return searched(case), rng
 
@@ -94,7 +95,7 @@ def half_stale(case, rng):
 
 def other_score(case, rng):
     dot = replace(case.trained, items=case.trained.items * rng.lognormal(sigma=1.0, size=(ITEMS, 1)).astype(np.float32))
-    return searched(replace(case, rescored=dot, stored=dot))
+    return searched(replace(case, rescored=dot, later=dot, stored=dot))
 
 
 def forgetful_search(case, rng):
@@ -138,6 +139,41 @@ def test_a_sound_service_has_no_fault_and_loses_nothing(hard_batches):
     assert all(step.change == 0 for step in found.serving)
     (sentence,) = found.verdict
     assert sentence.startswith("Serving agrees with the model: ")
+
+
+def described_earlier(case, rng):
+    """The model as of the requests knows less of the items than as of the end of the log."""
+    noise = 0.2 * rng.normal(size=case.trained.items.shape)
+    earlier = replace(case.trained, items=unit(case.trained.items + noise))
+    return replace(case, trained=earlier, rescored=earlier)
+
+
+def test_a_gain_of_items_that_are_described_later_is_no_merit():
+    found = measure_gap(described_earlier(*sound()), batch_size=BATCH)
+    assert found.faults == ()
+    assert changes(found)[LATER] > 0.05
+    assert changes(found)[STALE] == 0
+    agrees, later = found.verdict
+    assert agrees.startswith("Serving agrees with the model: ")
+    assert later.startswith(f"+{changes(found)[LATER]:.3f} of this is neither a fault nor a merit: {LATER}, so that")
+
+
+def test_items_that_are_described_later_hide_no_fault():
+    case, rng = sound()
+    found = measure_gap(half_stale(described_earlier(case, rng), rng), batch_size=BATCH)
+    assert found.faults == (STALE,)
+    assert abs(found.served - found.model) < -changes(found)[STALE]  # together they look like less than the fault
+    assert found.verdict[0].startswith("Serving has 1 fault: ")
+    assert [sentence.split(":")[0] for sentence in found.verdict[2:]] == ["Fault"]
+
+
+def test_a_loss_of_items_that_are_described_later_is_no_fault():
+    case, rng = sound()
+    worse = half_stale(case, rng).stored
+    found = measure_gap(searched(replace(case, later=worse, stored=worse)), batch_size=BATCH)
+    assert changes(found)[LATER] < -0.05
+    assert found.faults == ()
+    assert found.verdict[1].startswith(f"−{-changes(found)[LATER]:.3f} of this is neither a fault")
 
 
 def test_two_faults_are_both_named():
@@ -197,7 +233,9 @@ def everybody_likes_the_same():
     relevant = np.concatenate([popular, other], axis=1)
     relevant = np.array([np.unique(items)[:1].tolist() + [items[-1]] for items in relevant])
     seen = np.full((USERS, 1), ITEMS - 1)
-    case = replace(case, relevant=lists(relevant), seen=lists(seen), trained=flat, rescored=flat, stored=flat)
+    case = replace(
+        case, relevant=lists(relevant), seen=lists(seen), trained=flat, rescored=flat, later=flat, stored=flat
+    )
     return searched(case), np.where(np.arange(ITEMS) < 60, np.log(10), 0).astype(np.float32)
 
 
@@ -223,7 +261,7 @@ def test_an_item_that_fills_a_batch_counts_once():
     products = Products(np.ones((31, 1), np.float32), np.array([[1], [0], [-1], [-2]], np.float32))
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(32, np.int64))
     case = GapCase(
-        relevant, nothing, products, np.zeros(4, np.float32), products, products, np.arange(4), lambda users, k: None
+        relevant, nothing, products, np.zeros(4, np.float32), *[products] * 3, np.arange(4), lambda users, k: None
     )
     found = measure_gap(searched(case), batch_size=20, k=2)
     assert found.distinct_items <= 3
@@ -245,7 +283,7 @@ def test_one_item_one_user():
     relevant = Ragged(np.array([0]), np.array([0, 1]))
     correction = np.zeros(1, np.float32)
     case = GapCase(
-        relevant, nothing, one, correction, one, one, np.array([0]), lambda users, k: np.zeros((1, k), np.int64)
+        relevant, nothing, one, correction, *[one] * 3, np.array([0]), lambda users, k: np.zeros((1, k), np.int64)
     )
     found = measure_gap(case, batch_size=16)
     assert (found.in_batch, found.served, found.faults) == (1, 1, ())

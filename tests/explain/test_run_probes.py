@@ -8,16 +8,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests import worlds
+from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import item_attributes, load_dataset
 from twofold.evaluate.window import evaluation_window
 from twofold.explain.gap import SCORE, STALE, measure_gap
 from twofold.explain.run_probes import groupings_of, probe_records, probe_run, read_lists
 from twofold.index.item_index import build_index
 from twofold.model.retriever import item_vectors, load_model
+from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import gap_case
+from twofold.recipe.retriever import TwoTower
+from twofold.recipe.train import Train
 from twofold.run_folder import locked, open_stage
 
 
@@ -82,6 +88,25 @@ def test_a_collapsed_model_raises_warnings(run):
     assert {"effective_rank", "near_pairs"} <= {each["name"] for each in records if each["is_alarming"]}
 
 
+def test_the_index_is_compared_with_what_the_model_computes_as_of_its_time(tmp_path):
+    """Items have ages and counters here, so that an index of a later time holds other vectors, which are not stale."""
+    write_prepared(tmp_path / "prepare", random_events(0))
+    build_dataset(tmp_path / "prepare", FEATURES, tmp_path / "dataset", time_zone="Asia/Shanghai")
+    arrays = load_dataset(tmp_path / "dataset")
+    torch.manual_seed(0)
+    model = build_two_tower(TwoTower(kind="two_tower", dim=8), arrays.features, arrays.vectors)
+    window, at = evaluation_window(arrays, "test"), int(arrays.events.at.max()) + 1
+    index = build_index(item_vectors(model, arrays, at), score=model.score)
+    for as_of in (at, int(window.query_at.min())):
+        case = gap_case(
+            model, arrays, window, index=index, indexed_items=arrays.items, as_of=as_of, settings=Train(batch_size=8)
+        )
+        assert np.allclose(case.stored.items, case.later.items, atol=1e-6) == (as_of == at)
+        assert not np.allclose(case.rescored.items, case.stored.items, atol=1e-6)
+        if as_of == at:
+            assert {step.cause: step.change for step in measure_gap(case, batch_size=8, k=2).serving}[STALE] == 0
+
+
 @pytest.mark.slow  # a training
 @pytest.mark.parametrize(("score", "named"), [("cosine", False), ("dot", True)])
 def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, named, tmp_path):
@@ -96,7 +121,8 @@ def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, 
     # Training with cosine does not constrain the lengths.
     lengths = np.random.default_rng(0).lognormal(sigma=1.5, size=(len(vectors), 1)).astype(np.float32)
     index = build_index(vectors * lengths if named else vectors, score=score)
-    case = gap_case(model, arrays, window, index=index, indexed_items=arrays.items, settings=recipe.train)
+    at = int(window.query_at.min())
+    case = gap_case(model, arrays, window, index=index, indexed_items=arrays.items, as_of=at, settings=recipe.train)
     found = measure_gap(case, batch_size=16, k=2)
     assert (SCORE in found.faults) == named
     change = {step.cause: step.change for step in found.serving}

@@ -279,9 +279,11 @@ def _impressions_section(evaluation: _Evaluation) -> Section:
     chance, best = (means_of(bound.values) for bound in bounds_of_impressions(evaluation.window))
     bounds = {}
     for metric in (name for name in chance if name in rows[0].metrics):
-        value, floor = rows[0].metrics[metric].value, chance[metric]
-        headroom = None if value is None or floor is None or floor >= 1 else (value - floor) / (1 - floor)
-        bounds[metric] = Bounds(floor, best[metric], headroom)
+        value, floor, top = rows[0].metrics[metric].value, chance[metric], best[metric]
+        headroom = None
+        if value is not None and floor is not None and top is not None and floor < top:
+            headroom = (value - floor) / (top - floor)
+        bounds[metric] = Bounds(floor, top, headroom)
     return Section(
         protocol="impressions",
         candidates="the distinct items that the log shows to the user in the window",

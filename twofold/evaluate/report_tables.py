@@ -51,7 +51,7 @@ def _catalogue_table(report: Report) -> Table:
 
 def _impressions_table(report: Report) -> Table:
     section = report.impressions
-    table = _table(f"impressions · {_counts_text(section)}", "headroom: (model − chance) / (1 − chance)")
+    table = _table(f"impressions · {_counts_text(section)}", "")
     metrics = list(section.bounds)
     table.add_column("")
     for metric in metrics:
@@ -60,9 +60,10 @@ def _impressions_table(report: Report) -> Table:
         cells = [_cell(row.metrics[metric], with_interval=False) for metric in metrics]
         table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
     table.add_section()
-    table.add_row("chance", *(format_decimal(section.bounds[metric].chance) for metric in metrics), style="dim")
+    table.add_row("random order", *(format_decimal(section.bounds[metric].chance) for metric in metrics), style="dim")
     table.add_row("perfect order", *(format_decimal(section.bounds[metric].best) for metric in metrics), style="dim")
-    table.add_row("headroom gained", *(percent(section.bounds[metric].headroom) for metric in metrics))
+    ways = (percent(section.bounds[metric].headroom) for metric in metrics)
+    table.add_row("model's way from random to perfect", *ways)
     return table
 
 

@@ -59,7 +59,7 @@ def rows_of(values: Mapping[str, PerUser], users: Int64[np.ndarray, "examples"] 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Values of a random and a perfect order; `headroom` is the model's (value - chance) / (1 - chance)."""
+    """Values of a random and a perfect order; `headroom` is the model's (value - chance) / (best - chance)."""
 
     chance: float | None
     best: float | None

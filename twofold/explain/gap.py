@@ -2,8 +2,10 @@
 
 A walk leads from the hit rate in training batches to that of the served lists, over the same pairs of users and
 positives. Each step changes one thing, so the steps add up to the gap. The first four describe how the two exams differ
-and are no fault: a batch has fewer candidates, popular ones, and its scores are corrected by log Q. The last four
-compare the served index with the model; a sound system loses nothing there, so a loss above `MAX_LOSS` is a fault.
+and are no fault: a batch has fewer candidates, popular ones, and its scores are corrected by log Q. The others compare
+the served index with the model; a sound system loses nothing there, so a loss above `MAX_LOSS` is a fault. One of them
+is neither a fault nor a merit: the index describes items as of the end of the log, so their ages and counters know the
+days of these requests.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +26,7 @@ CANDIDATES: Final = "the catalogue has more candidates than a batch"
 SEEN: Final = "serving removes items that the user has seen"
 OTHERS: Final = "the user's other positives compete in serving"
 SCORE: Final = "the index compares vectors by another score than training"
+LATER: Final = "the index describes items as of the end of the log, later than these requests"
 STALE: Final = "the index holds other vectors than the model computes now"
 IDS: Final = "the index returns items under other ids"
 APPROXIMATE: Final = "the search misses items that the index holds"
@@ -52,8 +55,9 @@ class GapCase:
     `relevant` are the item rows that each user should be recommended, `seen` those that serving removes. `trained` are
     the vectors that the model computes now, under the score of training; within a batch, training subtracts
     `correction` from the score of each item (temperature · log Q). `rescored` are the same vectors under the score of
-    the index; `stored` the vectors in the index, whose row i is returned as item row `returned_as[i]`. `search(users,
-    k)` returns the item rows that the index finds for these users, -1 where there are fewer.
+    the index, `later` those that the model computes as of the time of the index; `stored` the vectors in the index,
+    whose row i is returned as item row `returned_as[i]`. `search(users, k)` returns the item rows that the index finds
+    for these users, -1 where there are fewer.
     """
 
     relevant: Ragged
@@ -61,6 +65,7 @@ class GapCase:
     trained: Products
     correction: Float32[np.ndarray, "items"]
     rescored: Products
+    later: Products
     stored: Products
     returned_as: Int64[np.ndarray, "items"]
     search: Callable[[Int64[np.ndarray, "_"], int], Integer[np.ndarray, "_ _"]]
@@ -81,8 +86,8 @@ class Step:
 
     @property
     def is_fault(self) -> bool:
-        """True if the step loses more than `MAX_LOSS`, significantly."""
-        return self.change < -MAX_LOSS and self.high < 0
+        """True if the step loses more than `MAX_LOSS`, significantly, and not because items are described later."""
+        return self.cause != LATER and self.change < -MAX_LOSS and self.high < 0
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,7 @@ class _Walk:
         as_returned = replace(self.case.stored, items=self.case.stored.items[np.argsort(self.case.returned_as)])
         return {
             SCORE: self._found(self.case.rescored),
+            LATER: self._found(self.case.later),
             STALE: self._found(self.case.stored),
             IDS: self._found(as_returned),
             APPROXIMATE: self._found_by_index(),
@@ -275,18 +281,26 @@ def _verdict(model: float, serving: tuple[Step, ...]) -> tuple[str, ...]:
     """Returns whether the service finds what the model finds, then each fault with its repair."""
     served = serving[-1].share
     hit_rates = f"the service finds {format_decimal(served)} of the pairs, the model alone {format_decimal(model)}"
+    later = tuple(
+        f"{format_signed(step.change)} of this is neither a fault nor a merit: {step.cause}, so that their ages and "
+        f"counters know the days of these requests."
+        for step in serving
+        if step.cause == LATER and abs(step.change) > MAX_LOSS
+    )
     faults = [step for step in serving if step.is_fault]
     if not faults:
         limit = format_decimal(MAX_LOSS)
-        return (
-            f"Serving agrees with the model: {hit_rates}; score, vectors, ids and search each cost at most {limit}.",
+        agrees = (
+            f"Serving agrees with the model: {hit_rates}; score, vectors, ids and search each cost at most {limit}."
         )
+        return agrees, *later
     opening = f"Serving has {plural(len(faults), 'fault')}: {hit_rates}."
-    return opening, *(
+    named = (
         f"Fault: {step.cause} ({format_signed(step.change)} {format_interval(step.low, step.high)}). "
         f"{_REPAIRS[step.cause]}"
         for step in faults
     )
+    return opening, *later, *named
 
 
 def _about_exam(exam: tuple[Step, ...], *, start: float, k: int, batch_size: int, distinct: float) -> str:

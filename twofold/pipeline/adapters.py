@@ -192,14 +192,21 @@ def gap_case(
     *,
     index: Index,
     indexed_items: Vocabulary,
+    as_of: int,
     settings: Train,
 ) -> gap.GapCase:
-    """Returns the window as a task for the trained model and for the served index, which holds `indexed_items`."""
+    """Returns the window as a task for the trained model and for the served index.
+
+    The index holds `indexed_items` as of `as_of`, in UTC milliseconds.
+    """
     dataset_row = arrays.items.rows_of(indexed_items.ids)
     index_row = np.argsort(dataset_row)
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
-    rescored = items if index.score == model.score else _with_norms_of(items, index.vectors[index_row])
+    rescored, later = (
+        each if index.score == model.score else _with_norms_of(each, index.vectors[index_row])
+        for each in (items, item_vectors(model, arrays, as_of))
+    )
 
     def answers(queries: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:
         seen = window.seen.of(queries)
@@ -213,6 +220,7 @@ def gap_case(
         trained=Products(query_vectors[model.score], items_as_products(items, model.score)),
         correction=batch_correction(model, arrays, settings),
         rescored=Products(query_vectors[index.score], items_as_products(rescored, index.score)),
+        later=Products(query_vectors[index.score], items_as_products(later, index.score)),
         stored=Products(query_vectors[index.score], items_as_products(index.vectors, index.score)),
         returned_as=dataset_row,
         search=answers,

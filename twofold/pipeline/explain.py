@@ -41,7 +41,13 @@ def _explain(
     window = evaluation_window(arrays, "test")
     index, indexed_items = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
     case = gap_case(
-        models.retriever, arrays, window, index=index, indexed_items=indexed_items, settings=job.recipe.train
+        models.retriever,
+        arrays,
+        window,
+        index=index,
+        indexed_items=indexed_items,
+        as_of=indexed.facts["as_of"],
+        settings=job.recipe.train,
     )
     gap = measure_gap(case, batch_size=batch_size, k=min(10, batch_size - 1))
     write_json(out / "gap.json", asdict(gap))
