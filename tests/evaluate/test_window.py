@@ -163,6 +163,7 @@ def test_metrics_at_a_k_that_most_lists_do_not_reach_are_left_out_with_the_reaso
     short = without_short_lists(found, np.array([2, 3, 9, 90]))
     assert list(short.values) == ["auc", "ndcg@2"]
     assert short.absent == {5: "half of the lists have at most 3 items"}
+    assert without_short_lists(found, np.array([1, 1, 9, 90])).absent[5] == "half of the lists have at most 1 item"
     assert without_short_lists(found, np.array([5, 5, 9, 1])).absent == {}  # the last user is not evaluated
     nobody = PerUser({"ndcg@5": np.array([np.nan])}, 0, {})
     assert without_short_lists(nobody, np.array([1])) is nobody

@@ -21,7 +21,7 @@ from twofold.index.item_index import build_index
 from twofold.model.retriever import item_vectors, load_model
 from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.adapters import gap_case
+from twofold.pipeline.adapters import ServedIndex, gap_case
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import Train
 from twofold.run_folder import locked, open_stage
@@ -98,9 +98,8 @@ def test_the_index_is_compared_with_what_the_model_computes_as_of_its_time(tmp_p
     window, at = evaluation_window(arrays, "test"), int(arrays.events.at.max()) + 1
     index = build_index(item_vectors(model, arrays, at), score=model.score)
     for as_of in (at, int(window.query_at.min())):
-        case = gap_case(
-            model, arrays, window, index=index, indexed_items=arrays.items, as_of=as_of, settings=Train(batch_size=8)
-        )
+        served = ServedIndex(index, arrays.items, as_of)
+        case = gap_case(model, arrays, window, served=served, settings=Train(batch_size=8))
         assert np.allclose(case.stored.items, case.later.items, atol=1e-6) == (as_of == at)
         assert not np.allclose(case.rescored.items, case.stored.items, atol=1e-6)
         if as_of == at:
@@ -121,8 +120,8 @@ def test_a_model_of_cosines_whose_index_compares_inner_products_is_named(score, 
     # Training with cosine does not constrain the lengths.
     lengths = np.random.default_rng(0).lognormal(sigma=1.5, size=(len(vectors), 1)).astype(np.float32)
     index = build_index(vectors * lengths if named else vectors, score=score)
-    at = int(window.query_at.min())
-    case = gap_case(model, arrays, window, index=index, indexed_items=arrays.items, as_of=at, settings=recipe.train)
+    served = ServedIndex(index, arrays.items, int(window.query_at.min()))
+    case = gap_case(model, arrays, window, served=served, settings=recipe.train)
     found = measure_gap(case, batch_size=16, k=2)
     assert (SCORE in found.faults) == named
     change = {step.cause: step.change for step in found.serving}

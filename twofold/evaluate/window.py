@@ -142,7 +142,8 @@ def without_short_lists(found: PerUser, sizes: Int64[np.ndarray, "users"]) -> Pe
         return found
     median = float(np.median(sizes[is_evaluated]))
     k_of = {name: int(name.partition("@")[2] or 0) for name in found.values}
-    absent = {k: f"half of the lists have at most {median:g} items" for k in sorted(set(k_of.values())) if k > median}
+    reason = f"half of the lists have at most {median:g} item{'' if median == 1 else 's'}"
+    absent = {k: reason for k in sorted(set(k_of.values())) if k > median}
     return replace(
         found, values={name: each for name, each in found.values.items() if k_of[name] not in absent}, absent=absent
     )

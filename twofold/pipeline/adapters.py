@@ -4,7 +4,7 @@ With them, `evaluate`, `explain` and `index` never import a model.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -185,27 +185,27 @@ def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[
     return (log_q * towers.temperature_value() * scale).astype(np.float32)
 
 
-def gap_case(
-    model: Model,
-    arrays: Dataset,
-    window: EvaluationWindow,
-    *,
-    index: Index,
-    indexed_items: Vocabulary,
-    as_of: int,
-    settings: Train,
-) -> gap.GapCase:
-    """Returns the window as a task for the trained model and for the served index.
+@dataclass(frozen=True)
+class ServedIndex:
+    """The index of a bundle: its row i is item i of `items`, described as of `as_of` (UTC milliseconds)."""
 
-    The index holds `indexed_items` as of `as_of`, in UTC milliseconds.
-    """
-    dataset_row = arrays.items.rows_of(indexed_items.ids)
+    index: Index
+    items: Vocabulary
+    as_of: int
+
+
+def gap_case(
+    model: Model, arrays: Dataset, window: EvaluationWindow, *, served: ServedIndex, settings: Train
+) -> gap.GapCase:
+    """Returns the window as a task for the trained model and for the served index."""
+    index = served.index
+    dataset_row = arrays.items.rows_of(served.items.ids)
     index_row = np.argsort(dataset_row)
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
     rescored, later = (
         each if index.score == model.score else _with_norms_of(each, index.vectors[index_row])
-        for each in (items, item_vectors(model, arrays, as_of))
+        for each in (items, item_vectors(model, arrays, served.as_of))
     )
 
     def answers(queries: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:

@@ -15,7 +15,7 @@ from twofold.explain.map_page import map_run
 from twofold.explain.run_probes import probe_records, probe_run, read_lists
 from twofold.index.item_index import load_index
 from twofold.page.run_page import write_run_page
-from twofold.pipeline.adapters import gap_case, probe_new_items
+from twofold.pipeline.adapters import ServedIndex, gap_case, probe_new_items
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import load_models
 from twofold.run_folder import Stage, write_json
@@ -39,16 +39,9 @@ def _explain(
     models = load_models(job, dataset, retriever)
     arrays, batch_size = models.data.retriever, job.recipe.train.batch_size
     window = evaluation_window(arrays, "test")
-    index, indexed_items = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
-    case = gap_case(
-        models.retriever,
-        arrays,
-        window,
-        index=index,
-        indexed_items=indexed_items,
-        as_of=indexed.facts["as_of"],
-        settings=job.recipe.train,
-    )
+    index, items = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
+    served = ServedIndex(index, items, indexed.facts["as_of"])
+    case = gap_case(models.retriever, arrays, window, served=served, settings=job.recipe.train)
     gap = measure_gap(case, batch_size=batch_size, k=min(10, batch_size - 1))
     write_json(out / "gap.json", asdict(gap))
     lists = read_lists(recommended.folder / "recommendations.parquet", arrays)
