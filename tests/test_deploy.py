@@ -19,7 +19,7 @@ import pytest
 from tests.serve.redis_server import DURABLE, redis_in
 from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import write_run
-from twofold.cli.runs import Database, export
+from twofold.cli.serving import Database, export
 from twofold.serve.prometheus import SHARED_METRICS
 
 pytestmark = pytest.mark.slow

@@ -13,6 +13,7 @@ from tests.serve.tiny import ITEMS, write_run
 from tests.test_runs import begun, judged
 from twofold.cli import main as cli
 from twofold.cli import runs as cli_runs
+from twofold.cli import serving as cli_serving
 from twofold.evaluate.per_user_values import load_values
 from twofold.recipe.load import dump_recipe
 from twofold.render.numbers import format_decimal, format_signed
@@ -184,7 +185,7 @@ def test_an_index_is_copied_into_a_database(call, tmp_path):
 
 
 def test_a_database_whose_client_is_not_installed_is_said_before_anything_is_read(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_runs, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli_serving, "find_spec", lambda name: None)
     code, _, err = call("export", tmp_path / "no run", "--to", "qdrant", "--url", "http://127.0.0.1:6333")
     assert code == 2
     assert "--to qdrant needs qdrant_client, which is not installed: pip install 'twofold[export]'" in err

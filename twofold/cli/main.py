@@ -32,7 +32,7 @@ app.command(rich_help_panel=_SERVING)(serving.serve)
 app.command(name="runs", rich_help_panel=_RUNS)(runs.list_all_runs)
 app.command(rich_help_panel=_RUNS)(runs.compare)
 app.command(rich_help_panel=_RUNS)(runs.tune)
-app.command(rich_help_panel=_RUNS)(runs.export)
+app.command(rich_help_panel=_RUNS)(serving.export)
 
 _EXTRAS: Final = {
     **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2", "sklearn"), "train"),

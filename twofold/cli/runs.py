@@ -1,13 +1,11 @@
-"""Commands about many runs: list, compare, tune, and copies to other systems."""
+"""Commands about many runs: list, compare, tune, and copies to MLflow."""
 
 import os
 import re
 import sys
-from contextlib import closing
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -21,17 +19,6 @@ from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.render.numbers import format_decimal, plural
 from twofold.runs import RunGroup, RunSummary, group_runs, list_runs
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from twofold.index.item_index import Index
-
-
-class Database(StrEnum):
-    """Vector databases that an index can be copied to."""
-
-    qdrant = "qdrant"
 
 
 def list_all_runs(
@@ -174,42 +161,3 @@ def tune(
 def _rounded(change: str) -> str:
     """Returns a change with few digits, for reading; the printed command has all digits."""
     return re.sub(r"\d+\.\d{4,}(e-?\d+)?", lambda found: f"{float(found[0]):.3g}", change)
-
-
-def export(
-    run_folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/kuairand.")],
-    to: Annotated[Database, typer.Option("--to", help="Vector database to copy to.")],
-    url: Annotated[str, typer.Option("--url", help="Address of Qdrant, http://HOST:6333, or a folder.")],
-    name: Annotated[str, typer.Option("--name", help="Name of the new collection.")] = "items",
-) -> None:
-    """Copy item vectors and attributes into Qdrant, for a catalogue beyond one machine or for other programs."""
-    import pyarrow.parquet as pq
-
-    from twofold.index.item_index import load_index
-    from twofold.run_folder import open_stage
-
-    if find_spec("qdrant_client") is None:
-        raise RequestError(
-            f"--to {to.value} needs qdrant_client, which is not installed: pip install 'twofold[export]'"
-        )
-    folder = open_stage(run_folder, "index", verify=True).folder
-    index, attributes = load_index(folder), pq.read_table(folder / "item_attributes.parquet")
-    _into_qdrant(index, attributes, url=url, collection=name)
-    print(f"{len(index):,} items  {to.value} {url}  {name}")
-
-
-def _into_qdrant(index: "Index", attributes: "pa.Table", *, url: str, collection: str) -> None:
-    from qdrant_client import QdrantClient
-    from qdrant_client.http.exceptions import ApiException
-
-    from twofold.index.export import export_qdrant
-
-    try:
-        where: dict[str, Any] = {"url": url, "check_compatibility": False} if "://" in url else {"path": url}
-        with closing(QdrantClient(**where)) as client:
-            export_qdrant(index, attributes, client, collection=collection)
-    except (ApiException, OSError, ValueError, RuntimeError) as error:
-        raise RequestError(
-            f"--url {url}: the index cannot be copied there: {error}. Give http://HOST:6333, or a folder for Qdrant's "
-            f"embedded mode. If the copy had begun, delete the incomplete collection or choose another --name."
-        ) from error

@@ -1,7 +1,11 @@
-"""Commands that answer with a finished run: recommendations on the terminal, and the HTTP service."""
+"""Commands that use a finished run: recommendations on the terminal, the HTTP service, a copy in a vector database."""
 
 import json
-from typing import Annotated
+from contextlib import closing
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,6 +14,17 @@ from rich.table import Table
 import twofold
 from twofold.cli.options import RunFolder
 from twofold.errors import RequestError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from twofold.index.item_index import Index
+
+
+class Database(StrEnum):
+    """Vector databases that an index can be copied to."""
+
+    qdrant = "qdrant"
 
 
 def recommend(
@@ -66,3 +81,42 @@ def serve(
     print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
     store = histories or str(run_folder / "serve" / "histories.db")
     serve_run(ServeOptions(run_folder, store, host, port, workers, log_requests))
+
+
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/kuairand.")],
+    to: Annotated[Database, typer.Option("--to", help="Vector database to copy to.")],
+    url: Annotated[str, typer.Option("--url", help="Address of Qdrant, http://HOST:6333, or a folder.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the new collection.")] = "items",
+) -> None:
+    """Copy item vectors and attributes into Qdrant, for a catalogue beyond one machine or for other programs."""
+    import pyarrow.parquet as pq
+
+    from twofold.index.item_index import load_index
+    from twofold.run_folder import open_stage
+
+    if find_spec("qdrant_client") is None:
+        raise RequestError(
+            f"--to {to.value} needs qdrant_client, which is not installed: pip install 'twofold[export]'"
+        )
+    folder = open_stage(run_folder, "index", verify=True).folder
+    index, attributes = load_index(folder), pq.read_table(folder / "item_attributes.parquet")
+    _into_qdrant(index, attributes, url=url, collection=name)
+    print(f"{len(index):,} items  {to.value} {url}  {name}")
+
+
+def _into_qdrant(index: "Index", attributes: "pa.Table", *, url: str, collection: str) -> None:
+    from qdrant_client import QdrantClient
+    from qdrant_client.http.exceptions import ApiException
+
+    from twofold.index.export import export_qdrant
+
+    try:
+        where: dict[str, Any] = {"url": url, "check_compatibility": False} if "://" in url else {"path": url}
+        with closing(QdrantClient(**where)) as client:
+            export_qdrant(index, attributes, client, collection=collection)
+    except (ApiException, OSError, ValueError, RuntimeError) as error:
+        raise RequestError(
+            f"--url {url}: the index cannot be copied there: {error}. Give http://HOST:6333, or a folder for Qdrant's "
+            f"embedded mode. If the copy had begun, delete the incomplete collection or choose another --name."
+        ) from error
