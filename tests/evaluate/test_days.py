@@ -137,7 +137,7 @@ def recipe_of(folder, **evaluate):
     pq.write_table(pa.concat_tables([log.filter(~np.array(is_met)), moved]), folder / "events.parquet")
     parts = recipe.model_dump(mode="json", exclude_unset=True)
     parts["prepare"]["split"]["test"]["end"] = "2024-01-08"
-    return type(recipe).model_validate(parts | {"evaluate": evaluate, "train": {"epochs": 2, "batch_size": 64}})
+    return type(recipe).model_validate(parts | {"evaluate": evaluate, "train": {"epochs": 1, "batch_size": 64}})
 
 
 def test_a_run_judges_every_day_and_the_peers_of_a_later_day_know_the_earlier_one(tmp_path):

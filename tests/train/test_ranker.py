@@ -70,9 +70,9 @@ def test_what_only_the_ranker_sees_is_solved_and_recall_of_the_candidates_stays(
 
 
 def test_one_seed_gives_one_ranker_and_two_seeds_two(world, tmp_path):
-    _, first = fitted(world, tmp_path / "a")
-    assert fitted(world, tmp_path / "b")[1] == first
-    assert fitted(world, tmp_path / "c", seed=1)[1] != first
+    _, first = fitted(world, tmp_path / "a", epochs=1)
+    assert fitted(world, tmp_path / "b", epochs=1)[1] == first
+    assert fitted(world, tmp_path / "c", epochs=1, seed=1)[1] != first
     assert not (tmp_path / "a" / MINED).exists()
 
 
