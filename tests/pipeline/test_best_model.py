@@ -26,6 +26,7 @@ from twofold.serve.recommender import load
 
 DRAW = np.random.default_rng(0)
 ITEMS, LEFT = (DRAW.normal(size=(6, 3)).astype(np.float32) for _ in range(2))
+PARTS = (WEIGHTS, f"towers-1/{WEIGHTS}")
 HISTORY = np.array([[0, 0, 2, 5, 2], [0, 0, 0, 0, 0], [1, 2, 3, 4, 5]], np.int32)
 
 
@@ -68,17 +69,19 @@ def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
     assert rows["model"] > 1.3 * rows["random"]
 
 
-@pytest.mark.parametrize("weight", [None, 0.3])
-def test_what_is_served_is_what_was_evaluated(weight, popularity_only, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("weight", "ensemble"), [(None, 1), (0.3, 2)])
+def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only, tmp_path, monkeypatch):
     served = Served("chosen", "EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight)
     monkeypatch.setattr("twofold.pipeline.train.choose_served", lambda *_: (served, {}))
     recipe = best(popularity_only, epochs=1, learning_rate=0.01)
+    recipe = recipe.model_copy(update={"retriever": recipe.retriever.model_copy(update={"ensemble": ensemble})})
     job, run = Job(recipe, tmp_path), tmp_path
     _, *fitted = pipeline.up_to_training(job)
     pipeline.recommend(job, pipeline.index(job, *fitted))
     dataset, service = load_dataset(run / "dataset"), load(run)
     model = load_model(recipe.retriever, dataset, run / "train")
     assert isinstance(model, ItemSums if weight is None else Blend)
+    assert weight is None or len(model.parts) == 3
     at = json.loads((run / "index" / "context.json").read_text())["as_of"]
     users = np.arange(5)
     scores = user_vectors(model, dataset, users, np.full(5, at)) @ item_vectors(model, dataset, at).T
@@ -101,8 +104,22 @@ def test_the_scores_of_a_blend_are_those_of_the_towers_plus_the_weighted_ones_of
     def scores(model):
         return user_vectors(model, dataset, users, at) @ item_vectors(model, dataset, 10**12).T
 
-    np.testing.assert_allclose(scores(Blend(towers, peer)), scores(towers) + scores(peer), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores(Blend((towers, peer))), scores(towers) + scores(peer), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(scores(peer), 0.25 * scores(replace(peer, weight=1.0)), rtol=1e-4, atol=1e-6)
+
+
+def test_an_ensemble_holds_the_towers_of_consecutive_seeds(popularity_only, tmp_path):
+    def weights(name, **changes):
+        retriever = popularity_only.retriever.model_copy(update={"ensemble": changes.pop("ensemble", 1)})
+        train = popularity_only.train.model_copy(update={"epochs": 1, **changes})
+        job = Job(popularity_only.model_copy(update={"retriever": retriever, "train": train}), tmp_path / name)
+        _, _, trained, _ = pipeline.up_to_training(job)
+        return trained, [(trained.folder / part).read_bytes() for part in PARTS if (trained.folder / part).exists()]
+
+    trained, both = weights("both", ensemble=2, refit=True)
+    assert [len(each["epochs"]) for each in (trained.facts, *trained.facts["ensemble"])] == [1, 1]
+    (first,), (second,) = weights("first", refit=True)[1], weights("second", refit=True, seed=1)[1]
+    assert both == [first, second]
 
 
 def test_towers_that_no_peer_beats_are_served(tmp_path):

@@ -24,17 +24,32 @@ from twofold.tables import DAY_MS, ModelPart
 WEIGHTS = "weights.safetensors"
 
 
+def weights_path(folder: Path, number: int) -> Path:
+    """Returns the file with the weights of one of several pairs of towers in a train/ folder."""
+    return towers_folder(folder, number) / WEIGHTS
+
+
+def towers_folder(folder: Path, number: int) -> Path:
+    """Returns the folder of one of several pairs of towers: the train/ folder itself for the first."""
+    return folder / f"towers-{number}" if number else folder
+
+
 @dataclass(frozen=True)
 class Blend:
-    """Two towers and a peer, whose scores are added: each vector is the one of the towers, then the one of the peer.
+    """Retrievers whose scores are added: each vector holds those of all parts, one after the other.
 
-    The score of the towers must be an inner product. The peer holds its weight in the sum.
+    The parts are pairs of towers of several seeds and at most one peer, which holds its weight in the sum. Their scores
+    must be inner products.
     """
 
     score: ClassVar[Literal["dot"]] = "dot"
 
-    towers: Towers
-    peer: HistoryModel
+    parts: tuple[Towers | HistoryModel, ...]
+
+    @property
+    def towers(self) -> tuple[Towers, ...]:
+        """Parts that are towers."""
+        return tuple(part for part in self.parts if isinstance(part, Towers))
 
 
 Model: TypeAlias = Towers | HistoryModel | Blend
@@ -43,15 +58,15 @@ Model: TypeAlias = Towers | HistoryModel | Blend
 def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Path) -> Model:
     """Loads the model of a train/ folder, with the recipe and the dataset that it was trained with.
 
-    With `kind: best` it is what was best on the validation window: the towers, a peer, or the sum of both.
+    With `kind: best` it is what was best on the validation window: the towers, a peer, or the sum of both. With
+    `ensemble`, the towers are a sum themselves.
     """
     match config:
         case retriever_recipe.TwoTower():
-            peer = load_factors(folder) if (folder / FOLD_IN).exists() else None
-            if peer is not None and not (folder / WEIGHTS).exists():
-                return peer
-            towers = load_weights(build_towers(config, dataset), folder / WEIGHTS)
-            return towers if peer is None else Blend(towers, peer)
+            paths = [path for number in range(config.ensemble) if (path := weights_path(folder, number)).exists()]
+            parts: list[Towers | HistoryModel] = [load_weights(build_towers(config, dataset), path) for path in paths]
+            parts += [load_factors(folder)] if (folder / FOLD_IN).exists() else []
+            return parts[0] if len(parts) == 1 else Blend(tuple(parts))
         case retriever_recipe.Ials():
             return load_factors(folder)
         case _:
@@ -71,8 +86,7 @@ def item_vectors(model: Model, dataset: Dataset, at: int, *, as_new: bool = Fals
             own = np.zeros_like(model.item_vectors) if as_new else model.item_vectors
             return _with_prior(model, own, dataset, at)
         case Blend():
-            parts = (item_vectors(part, dataset, at, as_new=as_new) for part in (model.towers, model.peer))
-            return np.concatenate([*parts], axis=1)
+            return np.concatenate([item_vectors(part, dataset, at, as_new=as_new) for part in model.parts], axis=1)
         case _:
             assert_never(model)
 
@@ -91,8 +105,7 @@ def user_vectors(
 ) -> Float32[np.ndarray, "queries dim"]:
     """Returns the vectors of users of the log at these times, from their events strictly before."""
     if isinstance(model, Blend):
-        parts = (user_vectors(part, dataset, user_rows, at) for part in (model.towers, model.peer))
-        return np.concatenate([*parts], axis=1)
+        return np.concatenate([user_vectors(part, dataset, user_rows, at) for part in model.parts], axis=1)
     # Histories in a batch have about the same length, so that a sequence encoder reads little padding.
     order = np.argsort(dataset.positives.before(user_rows, at), kind="stable")
     batches = query_batches(dataset, user_rows[order], at[order])
@@ -117,16 +130,19 @@ def as_products(
     return queries.numpy(), factors.numpy()
 
 
-def save_user_side(model: Model, folder: Path) -> None:
-    """Writes the files from which the service computes user vectors, beside the index of the item vectors."""
+def save_user_side(model: Model, folder: Path, *, number: int = 0) -> None:
+    """Writes the files from which the service computes user vectors, beside the index of the item vectors.
+
+    `number` counts the towers of one retriever.
+    """
     match model:
         case TwoTower() | MultiTower():
-            export_user_tower(model.user, folder / "user_tower.onnx")
+            export_user_tower(model.user, folder / f"user_tower{f'.{number}' if number else ''}.onnx")
         case FoldIn() | ItemSums():
             save_fold_in(model, folder)
         case Blend():
-            save_user_side(model.towers, folder)
-            save_user_side(model.peer, folder)
+            for number, part in enumerate(model.parts):
+                save_user_side(part, folder, number=number)
         case _:
             assert_never(model)
 
@@ -150,7 +166,13 @@ def describe_model(model: Model) -> list[ModelPart]:
                 ModelPart("item", "id", f"{items:,} rows → {dim}", items * dim),
             ]
         case Blend():
-            peer = [replace(part, name=f"{part.name} of the peer") for part in describe_model(model.peer)]
-            return [*describe_model(model.towers), *peer]
+            # All pairs of towers have the same parts.
+            first = describe_built_towers(model.towers[0]) if model.towers else []
+            first = [replace(part, parameters=part.parameters * len(model.towers)) for part in first]
+            peers = [part for part in model.parts if not isinstance(part, Towers)]
+            of_peers = [
+                replace(part, name=f"{part.name} of the peer") for peer in peers for part in describe_model(peer)
+            ]
+            return [*first, *of_peers]
         case _:
             assert_never(model)

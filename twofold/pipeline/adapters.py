@@ -171,7 +171,7 @@ def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[
     """
     loss, num_items = settings.loss, len(arrays.items)
     if isinstance(model, Blend):
-        return batch_correction(model.towers, arrays, settings)
+        return np.asarray(sum(batch_correction(towers, arrays, settings) for towers in model.towers), np.float32)
     if isinstance(model, HistoryModel) or not isinstance(loss, InBatchSoftmax) or loss.log_q == "none":
         return np.zeros(num_items, np.float32)
     rows = arrays.examples["train"]

@@ -20,7 +20,7 @@ from twofold.evaluate.peers import Ials, Interactions, ItemWeights
 from twofold.evaluate.window import EvaluationWindow
 from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, RecencyPrior, save_factors
 from twofold.model.multi_tower import Towers
-from twofold.model.retriever import WEIGHTS
+from twofold.model.retriever import WEIGHTS, Blend
 from twofold.pipeline.adapters import catalogue_scores
 from twofold.run_folder import write_json
 from twofold.topk import Products
@@ -54,7 +54,11 @@ class Served:
 
 
 def choose_served(
-    arrays: Dataset, window: EvaluationWindow, towers: Towers, tuning: PeerTuning | None, positives: Interactions
+    arrays: Dataset,
+    window: EvaluationWindow,
+    towers: Towers | Blend,
+    tuning: PeerTuning | None,
+    positives: Interactions,
 ) -> tuple[Served, dict[str, float]]:
     """Compares the towers, the tuned peers and sums of both on `window`; returns the best, and the quality of each.
 
@@ -98,7 +102,8 @@ def save_served(served: Served, positives: Interactions, out: Path) -> None:
         return
     save_factors(fit_served(served, positives), out)
     if served.weight is None:
-        (out / WEIGHTS).unlink()
+        for path in out.rglob(WEIGHTS):
+            path.unlink()
 
 
 def save_tuning(tuning: PeerTuning, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The stages `train` and `train/ranker`: arrays become a retriever, and what it retrieves trains a ranker."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,14 @@ from twofold.evaluate.peer_tuning import tune_peers
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.multi_tower import Towers, build_towers
 from twofold.model.ranker import Ranker
-from twofold.model.retriever import WEIGHTS, Model
-from twofold.model.weights import load_weights
+from twofold.model.retriever import Blend, Model, load_model, towers_folder
 from twofold.pipeline.adapters import catalogue_scores, positives_before_window, two_stages
 from twofold.pipeline.best_model import Served, choose_served, load_tuning, save_served, save_tuning
 from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, TwoTower
-from twofold.run_folder import Stage, find_stage
+from twofold.run_folder import Stage, find_stage, write_json
 from twofold.train.distributed import broadcast_from_rank0
 from twofold.train.loop import SINGLE_PROCESS_CPU, fit
 from twofold.train.ranker import fit_ranker
@@ -88,23 +88,42 @@ def _signal_ranks(job: Job, is_needed: bool) -> bool:
 def _train(job: Job, dataset: Path, selected: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]:
     """Trains the retriever and returns the facts of the stage; `selected` are those of the fit that chose."""
     arrays = load_dataset(dataset, job.recipe.features)
-    validate = _known_values(selected) or partial(
-        _validate_retriever, job, arrays, evaluation_window(arrays, "validation")
-    )
     match job.recipe.retriever:
         case TwoTower() as config:
-            towers = partial(build_towers, config, arrays)
-            setup = job.setup or SINGLE_PROCESS_CPU
-            facts = fit(towers, arrays, job.recipe.train, validate=validate, out=out, setup=setup)
-            if config.kind == "best" and setup.ranks.is_first:
-                facts |= _serve_best(job, arrays, towers(), selected, out)
+            fits = [_fit_towers(job, config, arrays, selected, out, number) for number in range(config.ensemble)]
+            facts = {**fits[0], "parameters": sum(each["parameters"] for each in fits), "ensemble": fits[1:]}
+            if config.kind == "best" and (job.setup or SINGLE_PROCESS_CPU).ranks.is_first:
+                facts |= _serve_best(job, config, arrays, selected, out)
             return facts
         case Ials() as config:
             from twofold.train.als import fit_factors
 
+            validate = _known_values(selected) or _validation_of(job, arrays)
             return fit_factors(arrays, config, seed=job.recipe.train.seed, validate=validate, out=out)
         case _ as config:
             assert_never(config)
+
+
+def _fit_towers(
+    job: Job, config: TwoTower, arrays: Dataset, selected: Mapping[str, Any] | None, out: Path, number: int
+) -> dict[str, Any]:
+    """Trains one pair of towers, unless an attempt that was killed later has finished it; returns its facts."""
+    folder, setup = towers_folder(out, number), job.setup or SINGLE_PROCESS_CPU
+    done = folder / "facts.json"
+    if done.exists():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+    folder.mkdir(exist_ok=True)
+    chosen = selected if selected is None or number == 0 else selected["ensemble"][number - 1]
+    validate = _known_values(chosen) or _validation_of(job, arrays)
+    settings = job.recipe.train.model_copy(update={"seed": job.recipe.train.seed + number})
+    facts = fit(partial(build_towers, config, arrays), arrays, settings, validate=validate, out=folder, setup=setup)
+    if config.ensemble > 1 and setup.ranks.is_first:
+        write_json(done, facts)
+    return facts
+
+
+def _validation_of(job: Job, arrays: Dataset) -> Callable[[Model], float]:
+    return partial(_validate_retriever, job, arrays, evaluation_window(arrays, "validation"))
 
 
 def _known_values(selected: Mapping[str, Any] | None) -> list[float]:
@@ -113,7 +132,7 @@ def _known_values(selected: Mapping[str, Any] | None) -> list[float]:
 
 
 def _serve_best(
-    job: Job, arrays: Dataset, towers: Towers, selected: Mapping[str, Any] | None, out: Path
+    job: Job, config: TwoTower, arrays: Dataset, selected: Mapping[str, Any] | None, out: Path
 ) -> dict[str, Any]:
     """Writes what is served beside or instead of the towers; returns it, and the quality of all that were compared."""
     if selected is not None:
@@ -125,8 +144,9 @@ def _serve_best(
         window = evaluation_window(arrays, "validation")
         positives = positives_before_window(job.recipe.prepare, arrays, window)
         tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
-        trained = load_weights(towers, out / WEIGHTS)
-        served, quality = choose_served(arrays, window, trained, tuning, positives)
+        towers = load_model(config, arrays, out)
+        assert isinstance(towers, Towers | Blend)
+        served, quality = choose_served(arrays, window, towers, tuning, positives)
     if tuning is not None:
         save_tuning(tuning, out)
     save_served(served, positives, out)

@@ -2,7 +2,8 @@
 
 ```
 index/
-├── user_tower.onnx           the user tower: inputs named as the user features, output `vector`; instead or beside it
+├── user_tower.onnx           the user tower: inputs named as the user features, output `vector`; with an
+│                             ensemble also user_tower.1.onnx and so on; instead or beside them
 ├── fold_in.json              how a peer computes a user's vector from a history and item_vectors.npy, or from
 ├── left_vectors.npy          the vectors that an item-item model adds up
 ├── ranker.json               if there is a second stage: how many of the best items the ranker reorders; with
@@ -40,7 +41,7 @@ from twofold.index.item_index import Index, load_index
 from twofold.index.item_mask import ItemMask
 from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
 from twofold.run_folder import open_stage, write_json
-from twofold.serve.onnx_models import USER_TOWER, BlendedTower, Ranker, UserTower, load_ranker, load_user_tower
+from twofold.serve.onnx_models import USER_TOWER, BlendedTower, Ranker, UserTower, load_ranker, load_user_towers
 
 CONTEXT: Final = "context.json"
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
@@ -123,12 +124,12 @@ def open_bundle(run: Path) -> Bundle:
 
 
 def _load_tower(folder: Path, index: Index) -> UserTower | HistoryModel | BlendedTower:
-    if not (folder / FOLD_IN).exists():
-        return load_user_tower(folder / USER_TOWER)
-    if not (folder / USER_TOWER).exists():
-        return load_fold_in(folder, index.vectors)
-    tower = load_user_tower(folder / USER_TOWER)
-    return BlendedTower(tower, load_fold_in(folder, index.vectors[:, tower.dim :]))
+    parts: list[UserTower | HistoryModel] = [*load_user_towers(folder)]
+    if (folder / FOLD_IN).exists():
+        parts.append(load_fold_in(folder, index.vectors[:, sum(part.dim for part in parts) :]))
+    if not parts:
+        raise RunError(f"neither {USER_TOWER} nor {FOLD_IN} is there")
+    return parts[0] if len(parts) == 1 else BlendedTower(tuple(parts))
 
 
 def _check_parts(bundle: Bundle, folder: Path) -> None:

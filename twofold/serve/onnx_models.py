@@ -13,6 +13,7 @@ from twofold.errors import RunError
 from twofold.model.fold_in import HistoryModel
 
 USER_TOWER: Final = "user_tower.onnx"
+MOST_TOWERS: Final = 16  # the largest retriever.ensemble
 RANKER_USER: Final = "ranker_user.onnx"  # these four are written by twofold/model/ranker.py
 RANKER_PAIRS: Final = "ranker_pairs.onnx"
 RANKER_ITEMS: Final = "ranker_items.npy"
@@ -35,24 +36,23 @@ class UserTower:
 
 @dataclass(frozen=True)
 class BlendedTower:
-    """The user tower beside a peer: a user's vector is the one of the tower, then the one of the peer."""
+    """Parts whose scores are added: a user's vector holds those of all parts, one after the other."""
 
-    tower: UserTower
-    peer: HistoryModel
+    parts: tuple[UserTower | HistoryModel, ...]
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the features that either reads."""
-        return tuple(dict.fromkeys((*self.tower.inputs, *self.peer.inputs)))
+        """Names of the features that any part reads."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.inputs))
 
     @property
     def dim(self) -> int:
         """Dimension of the vectors."""
-        return self.tower.dim + self.peer.dim
+        return sum(part.dim for part in self.parts)
 
     def vectors(self, inputs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "batch dim"]:
         """Returns one vector per user."""
-        return np.concatenate([self.tower.vectors(inputs), self.peer.vectors(inputs)], axis=1)
+        return np.concatenate([part.vectors(inputs) for part in self.parts], axis=1)
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,13 @@ def load_user_tower(path: Path) -> UserTower:
     session = _session(path)
     (output,) = session.get_outputs()
     return UserTower(session, tuple(node.name for node in session.get_inputs()), output.shape[-1])
+
+
+def load_user_towers(folder: Path) -> list[UserTower]:
+    """Loads all user towers of a bundle, in the order of their parts of the item vectors."""
+    first = folder / USER_TOWER
+    paths = [first, *(folder / f"{first.stem}.{number}{first.suffix}" for number in range(1, MOST_TOWERS))]
+    return [load_user_tower(path) for path in paths if path.exists()]
 
 
 def load_ranker(folder: Path) -> Ranker | None:
