@@ -13,7 +13,7 @@ from tests.browser import CHROMIUM, Browser
 from twofold.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from twofold.pipeline.job import Job
+    from twofold.pipeline.run_result import RunResult
 
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) **bold**"
 
@@ -46,7 +46,7 @@ def popularity_only(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def solved(checkerboard: Recipe, tmp_path_factory: pytest.TempPathFactory) -> "Job":
+def solved(checkerboard: Recipe, tmp_path_factory: pytest.TempPathFactory) -> "RunResult":
     """The finished run of the checkerboard."""
     import twofold
 
@@ -54,7 +54,7 @@ def solved(checkerboard: Recipe, tmp_path_factory: pytest.TempPathFactory) -> "J
 
 
 @pytest.fixture(scope="session")
-def explained(tmp_path_factory: pytest.TempPathFactory) -> "Job":
+def explained(tmp_path_factory: pytest.TempPathFactory) -> "RunResult":
     """A finished run with everything that a page shows; tests that change it copy it.
 
     A category and tags that are unrelated to who likes what, a sampled ranking, and a text that no page may believe.

@@ -32,12 +32,13 @@ _PARAMS_PER_REQUEST: Final = 100
 _METRICS_PER_REQUEST: Final = 1000
 
 
-def log_run(folder: Path, *, uri: str) -> str:
+def log_run(folder: str | Path, *, uri: str) -> str:
     """Copies a run that has every stage to the MLflow at `uri`; returns MLflow's id of the run.
 
     A run that was copied before is found, not copied again. RunError if a stage is missing, or with MLflow's message if
     MLflow refuses the run.
     """
+    folder = Path(folder)
     stages = [open_stage(folder, name) for name in STAGES]
     digest = digest_of([stage.digest for stage in stages])
     name = load_recipe(folder / "recipe.yaml").name

@@ -74,6 +74,8 @@ def group_runs(runs: Sequence[RunSummary], *, metric: str | None = None) -> list
     the primary metric of most runs of the group. RequestError for a metric that no run has.
     """
     known = {name for run in runs for name in run.metrics}
+    if metric is not None and metric not in known and f"catalogue/{metric}" in known:
+        metric = f"catalogue/{metric}"
     if metric is not None and known and metric not in known:
         near = [name for name in known if metric in name] or get_close_matches(metric, known, n=10) or known
         raise RequestError(f"no run has a metric {metric}; choose from: {', '.join(sorted(near))}")

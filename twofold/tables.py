@@ -33,7 +33,7 @@ USERS: Final[dict[str, str]] = {"user_id": ID}
 # rows/split=…/shard=k.parquet, sorted by (user_id, at, item_id). `weight` is the weight of a row in the loss,
 # `target` the value that a regression predicts; NULL where unknown, as are watch_s and length_s. `positives_before` and
 # `negatives_before` count the user's events of that kind with a strictly earlier `at`: they are the lengths of the
-# histories in `HISTORY` as of this row.
+# histories in `HISTORY` as of this row. `is_relevant` marks what is to be found in an evaluated window.
 ROWS: Final[dict[str, str]] = {
     "user_id": ID,
     "item_id": ID,
@@ -46,6 +46,7 @@ ROWS: Final[dict[str, str]] = {
     "length_s": "FLOAT",
     "positives_before": "INTEGER",
     "negatives_before": "INTEGER",
+    "is_relevant": "BOOLEAN",
 }
 
 # Prefix of a FLOAT column for each of `prepare.outcomes`; the name of the outcome follows.

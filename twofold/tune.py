@@ -19,7 +19,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,8 +38,10 @@ from twofold.pipeline.dataset import build_dataset
 from twofold.pipeline.job import Job, claim_folder
 from twofold.pipeline.prepare import prepare
 from twofold.pipeline.train import train
+from twofold.prepare.last_days import with_dates
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
+from twofold.recipe.split import LastDays
 from twofold.recipe.tune import Range, Tune
 from twofold.run_folder import locked
 from twofold.runs import STUDY
@@ -94,6 +96,11 @@ def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda tria
             f"{{train.learning_rate: {{low: 1e-4, high: 1e-2, log: true}}}}}}"
         )
     check_ranges(search, recipe.tune)
+    if isinstance(recipe.prepare.split, LastDays):
+        recipe = with_dates(recipe)
+        dates = json.dumps(recipe.prepare.split.model_dump(mode="json"))
+        search = replace(search, settings=(*search.settings, f"prepare.split={dates}"))
+    assert recipe.tune is not None
     with locked(search.folder):
         base = Job(recipe.model_copy(update={"tune": None}), search.folder)
         claim_folder(base, overwrite=False)

@@ -125,6 +125,7 @@ def _row_columns(events: list[Event], own: list[Event]) -> dict[str, pa.Array]:
 
     return {
         "label": pa.array([e.liked for e in events]),
+        "is_relevant": pa.array([e.liked for e in events]),
         "at_is_estimated": pa.array([False for _ in events]),
         "weight": pa.array([1.0 for _ in events], pa.float32()),
         "target": pa.array([float(e.liked) for e in events], pa.float32()),

@@ -10,7 +10,7 @@ import pyarrow as pa
 from tests.prepare.tables import JUDGED, TEST, TRAIN, log_of, prepared
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
-from twofold.evaluate.baselines import positives_before
+from twofold.evaluate.baselines import own_again, positives_before
 from twofold.evaluate.evaluate_window import evaluation_options
 from twofold.evaluate.peers import Recency
 from twofold.evaluate.slices import slicings_of
@@ -167,3 +167,23 @@ def test_metrics_at_a_k_that_most_lists_do_not_reach_are_left_out_with_the_reaso
     assert without_short_lists(found, np.array([5, 5, 9, 1])).absent == {}  # the last user is not evaluated
     nobody = PerUser({"ndcg@5": np.array([np.nan])}, 0, {})
     assert without_short_lists(nobody, np.array([1])) is nobody
+
+
+def test_items_that_were_met_are_ranked_again_if_the_recipe_says_so(tmp_path):
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN, True), (1, 1, TRAIN + 1, True), (2, 2, TRAIN, True)]
+    rows += [(1, 0, TEST, True), (1, 2, TEST, True)]
+    out = prepared(tmp_path, log_of(rows))
+    (tmp_path / "dataset").mkdir()
+    build_dataset(out, FEATURES, tmp_path / "dataset", time_zone="UTC")
+    arrays = load_dataset(tmp_path / "dataset")
+    line = int(arrays.users.rows_of([1])[0])
+    new, again = (evaluation_window(arrays, "test", includes_seen=each) for each in (False, True))
+    at = np.flatnonzero(new.user_rows == line)
+    assert [set(window.relevant.of(at).values.tolist()) for window in (new, again)] == [
+        set(items_of(arrays, [2]).tolist()),
+        set(items_of(arrays, [0, 2]).tolist()),
+    ]
+    assert len(again.seen.values) == 0
+    scores = own_again(positives_before(arrays, again, first_at=TEST), again.user_rows)(slice(0, len(again.user_rows)))
+    best = np.argsort(-scores[int(at[0])])[:2]
+    assert best.tolist() == items_of(arrays, [1, 0]).tolist()  # item 1 was liked twice

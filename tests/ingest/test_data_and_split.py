@@ -13,7 +13,7 @@ from twofold.ingest.draft_split import choose_split
 from twofold.ingest.inspect_log import data_section
 from twofold.ingest.log_profile import Column, Day, EventFacts, TableProfile
 from twofold.recipe.data import Table
-from twofold.recipe.prepare import LastEvents, TemporalSplit
+from twofold.recipe.split import LastEvents, TemporalSplit
 from twofold.render.numbers import plural
 
 FIRST = (date(2024, 1, 1) - date(1970, 1, 1)).days

@@ -13,8 +13,8 @@ from twofold.ingest.draft_recipe import draft_recipe, facts_of, recipe_name, sca
 from twofold.ingest.inspect_log import LogProfile, data_section
 from twofold.ingest.log_profile import Column, EventFacts, TableProfile
 from twofold.recipe.load import load_recipe
-from twofold.recipe.prepare import LastEvents, TemporalSplit
 from twofold.recipe.schema import Recipe
+from twofold.recipe.split import LastDays, LastEvents
 from twofold.recipe.yaml_files import parse_yaml
 
 KEYS = integer("user_id"), integer("item_id"), moment("ts")
@@ -51,7 +51,7 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
     assert recipe.data.at_unit == "s"
     assert recipe.prepare.derive == {"watch_s": "watch_ms / 1000"}
     assert recipe.prepare.positive == "is_like OR watch_s >= 18"
-    assert isinstance(recipe.prepare.split, TemporalSplit)
+    assert recipe.prepare.split == LastDays(kind="last_days", test=1, validation=1)
     assert [feature.kind for feature in recipe.features.user] == ["history", "time"]
     assert [feature.kind for feature in recipe.features.item] == ["id", "counter", "counter"]
     assert recipe.retriever.kind == "best"
@@ -66,7 +66,7 @@ def test_a_draft_loads_and_says_what_it_rests_on(tmp_path: Path) -> None:
         "# 7 of 80 items have one event",
         "half of the users have 20 events or fewer, one in 1,000 more than 90",
         "# test: last day",
-        "# 800 events",
+        "# days: 2024-01-10; 100 events",
         "  # weight: LEAST(SQRT(watch_s), 8)",
     ):
         assert said in drafted
@@ -126,7 +126,7 @@ def items_table() -> TableProfile:
         integer("author_id", 0, 9e6, distinct=30),
         text("language", "hi", "en", distinct=2),
         text("title", "a", distinct=80),
-        text("tags", "a|b", distinct=30, lists=0.9),
+        text("tags", "a|b", distinct=30, separator="|"),
         fraction("length", 3, 900),
         fraction("warmth", -1, 1),
         fraction("play_cnt", 0, 1e6),
@@ -147,7 +147,7 @@ def test_columns_of_items_become_features(tmp_path: Path) -> None:
         "genres": "bag",
         "author_id": "category",
         "language": "category",
-        "tags": "category",
+        "tags": "bag",
         "length": "number",
         "warmth": "number",
     }
@@ -155,7 +155,7 @@ def test_columns_of_items_become_features(tmp_path: Path) -> None:
         "length": "log",
         "warmth": "standard",
     }
-    assert "as a list column it could be kind: bag" in drafted
+    assert 'column: tags, sep: "|"' in drafted
     assert "not used, counts of events, which include the future: play_cnt, rating" in drafted
     assert "not used, almost unique per row: title" in drafted
 

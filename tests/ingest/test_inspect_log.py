@@ -14,12 +14,14 @@ from twofold.errors import DataError, RecipeError
 from twofold.ingest import inspect_log as looking
 from twofold.ingest.column_roles import GivenColumns
 from twofold.ingest.draft_recipe import draft_recipe
-from twofold.ingest.inspect_log import LogProfile, check_draft, look_at_table, profile_log
+from twofold.ingest.inspect_log import LogProfile, check_draft, profile_log
+from twofold.ingest.inspect_table import engine, look_at_table
 from twofold.ingest.log_profile import EventFacts
+from twofold.prepare.last_days import with_dates
 from twofold.prepare.run_plan import prepare
 from twofold.recipe.load import load_recipe
-from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
+from twofold.recipe.split import TemporalSplit
 
 FIRST_S = 1_704_067_200  # 1 January 2024, 00:00 UTC
 DAY_S = 86_400
@@ -56,7 +58,7 @@ def drafted(seen: LogProfile, folder: Path) -> Recipe:
 def prepared(seen: LogProfile, folder: Path) -> dict[str, Any]:
     """Prepares the log by its drafted recipe."""
     (folder / "run").mkdir()
-    return prepare(drafted(seen, folder), folder / "run")
+    return prepare(with_dates(drafted(seen, folder)), folder / "run")
 
 
 # --- logs as they are found -------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ def test_ratings_in_seconds_as_csv(tmp_path: Path) -> None:
     seen = profile_log(log, items=write(tmp_path / "movies.csv", movies))
     assert (seen.data.at_unit, seen.roles.positive) == ("s", "rating >= 4")
     assert seen.events.positives == (ratings >= 4).sum()
-    split = drafted(seen, tmp_path).prepare.split
+    split = with_dates(drafted(seen, tmp_path)).prepare.split
     assert isinstance(split, TemporalSplit)
     assert split.test.end - split.test.first == timedelta(days=91)  # 4 weeks hold .7 % of the events
     assert prepared(seen, tmp_path)["splits"]["test"]["rows"] > 0
@@ -112,7 +114,8 @@ def test_text_ids_and_iso_timestamps(tmp_path: Path) -> None:
     }
     seen = profile_log(write(tmp_path / "log.csv", columns))
     assert seen.roles.at_unit is None
-    assert seen.events.positives == ROWS // 3
+    assert seen.events.positives == ROWS
+    assert seen.roles.signals.relevant == "event_type = 'purchase'"
     assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == ROWS // 10
 
 
@@ -184,7 +187,7 @@ def test_what_a_scan_says_of_columns(tmp_path: Path) -> None:
     assert (found["number"].low, found["number"].high, found["number"].is_whole) == (1.5, 3.0, False)
     assert (found["whole"].low, found["whole"].high) == (1.0, 3.0)
     assert (found["flag"].low, found["flag"].high, found["flag"].is_whole) == (0, 1, True)
-    assert (found["text"].dates, found["text"].lists) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert (found["text"].dates, dict(found["text"].separated)[","]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert found["text"].most_frequent[0] == "a,b"
     assert (found["nothing"].nulls, found["nothing"].distinct, found["nothing"].low) == (1, 0, None)
     assert {name: found[name].kind for name in ("list", "nested", "bytes")} == {
@@ -220,7 +223,7 @@ def test_a_hostile_name_is_a_name(tmp_path: Path, name: str) -> None:
 
 def test_the_engine_reads_the_given_files_alone(tmp_path: Path, short_video: Path) -> None:
     other = write(tmp_path / "secret.parquet", {"x": [1]})
-    with looking._engine((short_video,)) as query:
+    with engine((short_video,)) as query:
         assert query(f"SELECT COUNT(*) FROM '{short_video}'") == [(ROWS + 2,)]
         with pytest.raises(duckdb.PermissionException):
             query(f"SELECT * FROM '{other}'")

@@ -8,6 +8,7 @@ import pytest
 
 from tests.ingest.test_inspect_log import ROWS, keys, write
 from twofold.cli import main as cli
+from twofold.prepare.last_days import with_dates
 from twofold.recipe.load import load_recipe
 
 FIRST_S = 1_704_067_200  # 1 January 2024, 00:00 UTC
@@ -48,7 +49,7 @@ def test_days_are_those_of_the_given_time_zone(tmp_path: Path, call: Callable[..
     for zone in ("UTC", "Pacific/Honolulu"):
         out = tmp_path / f"{zone.replace('/', '-')}.yaml"
         assert call("--log", log, "--out", out, "--time-zone", zone)[0] == 0
-        prepare = load_recipe(out).prepare
+        prepare = with_dates(load_recipe(out)).prepare
         assert (prepare.time_zone, f"({zone})" in out.read_text()) == (zone, True)
         first[zone] = prepare.split.train.first
     assert (first["UTC"] - first["Pacific/Honolulu"]).days == 1  # the log begins at midnight UTC

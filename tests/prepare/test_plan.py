@@ -202,6 +202,7 @@ def test_files_are_sorted_and_of_the_declared_types(tmp_path: Path) -> None:
         "length_s": "float",
         "positives_before": "int32",
         "negatives_before": "int32",
+        "is_relevant": "bool",
     }
 
 
@@ -267,3 +268,10 @@ def test_shards_hold_every_row_once_and_every_user_in_one(tmp_path: Path, monkey
         assert sum(len(shard) for shard in users) == len(set.union(*users))
         rows = sorted((row for shard in shards for row in shard), key=str)
         assert rows == sorted(pq.read_table(whole / part, partitioning=None).to_pylist(), key=str)
+
+
+def test_what_is_judged_may_differ_from_what_trains(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (2, 1, TRAIN, True), (1, 1, TEST, True), (1, 2, TEST, True)]
+    out = prepared(tmp_path, log_of(rows, kind=["view", "view", "view", "buy"]), relevant="kind = 'buy'")
+    test = [row for row in rows_of(out, "test") if row["user_id"] == 1]
+    assert column(test, "item_id", "label", "is_relevant") == [(1, True, False), (2, True, True)]

@@ -189,7 +189,7 @@ def test_lists_pass_through(tmp_path: Path) -> None:
             [1.5e12, 1.6e12],
             r"at is DOUBLE; it must be UTC time as whole numbers \(1650816000000; data\.at_unit says of what\)",
         ),
-        ("at", ["2024-01-01", "2024-01-02"], r"at is VARCHAR; it must be UTC time"),
+        ("at", ["2024-01-01", "1.2.2024"], r"at is text, and '1.2.2024' cannot be read as a time"),
         ("at", [True, False], r"at is BOOLEAN; it must be UTC time"),
     ],
 )
@@ -198,10 +198,25 @@ def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path, column: str, valu
         open_source(table(tmp_path, with_column(column, values)))
 
 
-def test_days_are_no_moments(tmp_path: Path) -> None:
+def test_a_date_is_its_midnight_and_a_text_has_its_offset(tmp_path: Path) -> None:
     days = pa.array([19000, 19001], pa.int32()).cast(pa.date32())
-    with pytest.raises(DataError, match=r"at is DATE; .* days have none"):
-        open_source(table(tmp_path, LOG.set_column(2, "at", days)))
+    texts = pa.array(["2022-01-08T05:30:00+05:30", "2022-01-09"])
+    for number, times in enumerate((days, texts)):
+        (folder := tmp_path / str(number)).mkdir()
+        source = open_source(table(folder, LOG.set_column(2, "at", times)))
+        assert sorted(duckdb.execute(f'SELECT "at" FROM ({source.events_sql})').fetchall()) == [
+            (19000 * 86_400_000,),
+            (19001 * 86_400_000,),
+        ]
+
+
+def test_decimal_commas_are_read_where_the_recipe_says_so(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id;item_id;at;price\n1;7;1704067200000;13,27\n2;8;1704067200001;0,5\n")
+    data = Table(kind="table", events=tmp_path / "log.csv")
+    assert open_source(data).event_columns["price"] == "VARCHAR"
+    source = open_source(data.model_copy(update={"decimal_comma": ("events",)}))
+    assert source.event_columns["price"] == "DOUBLE"
+    assert duckdb.execute(f'SELECT "price" FROM ({source.events_sql}) ORDER BY 1').fetchall() == [(0.5,), (13.27,)]
 
 
 def test_estimated_is_true_or_false(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from twofold.recipe.features import (
     feature_name,
     reads_time,
 )
-from twofold.recipe.prepare import Prepare, TemporalSplit, Window
+from twofold.recipe.prepare import Prepare
 from twofold.recipe.schema import Recipe
+from twofold.recipe.split import TemporalSplit, Window
 from twofold.tables import DAY_MS, HOUR_MS
 
 

@@ -3,26 +3,23 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import gettempdir
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from twofold.cli.draft import new
 from twofold.cli.options import RecipeFile, Settings
-from twofold.errors import RecipeError, RequestError
-from twofold.local_time import check_time_zone
+from twofold.errors import RequestError
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import load_recipe, recipe_schema
-from twofold.render.numbers import percent
-
-if TYPE_CHECKING:
-    from twofold.ingest.inspect_log import LogProfile
+from twofold.recipe.split import LastDays
+from twofold.tables import SPLITS
 
 recipe_app = typer.Typer(help="Draft a recipe from a log, check one, compare two.", no_args_is_help=True)
+recipe_app.command()(new)
 
 
 def data(
@@ -88,8 +85,12 @@ def check(
     settings: Settings,
     columns: Annotated[bool, typer.Option("--columns", help="List the files and columns of its tables, too.")] = False,
 ) -> None:
-    """Check a recipe against its schema and against the columns of its data; no rows are read."""
+    """Check a recipe against its schema and against the columns of its data.
+
+    Of the rows only the first and last time are read, if windows are counted back from the log's end.
+    """
     from twofold.prepare.check import check_recipe
+    from twofold.prepare.last_days import with_dates
 
     loaded = load_recipe(recipe, overrides=settings)
     source = check_recipe(loaded)
@@ -101,75 +102,10 @@ def check(
             for column, kind in columns_of.columns.items():
                 table.add_row(name, column, kind)
         Console().print(table)
+    if isinstance(loaded.prepare.split, LastDays):
+        dated = with_dates(loaded).prepare
+        print("windows  " + "; ".join(f"{split}: {dated.dates(split)}" for split in SPLITS))
     print(f"{recipe} is valid: recipe {recipe_digest(loaded)[:12]}, {len(source.files)} data files")
-
-
-@recipe_app.command()
-def new(
-    log: Annotated[
-        Path, typer.Option("--log", exists=True, help="Your log: Parquet, CSV or JSON; a file or a folder.")
-    ],
-    items: Annotated[Path | None, typer.Option("--items", exists=True, help="Table of item attributes.")] = None,
-    users: Annotated[Path | None, typer.Option("--users", exists=True, help="Table of user attributes.")] = None,
-    user: Annotated[
-        str | None, typer.Option("--user", help="Name of the log's user column, if it is not recognized.")
-    ] = None,
-    item: Annotated[str | None, typer.Option("--item", help="Name of the log's item column.")] = None,
-    time: Annotated[str | None, typer.Option("--time", help="Name of the log's time column.")] = None,
-    time_zone: Annotated[
-        str, typer.Option("--time-zone", help="IANA time zone of days and hours, such as Asia/Kolkata.")
-    ] = "UTC",
-    out: Annotated[Path, typer.Option("--out", help="File for the recipe; - prints it.")] = Path("recipe.yaml"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
-) -> None:
-    """Read a log, guess the meaning of its columns, and write a commented recipe that runs."""
-    from twofold.ingest.column_roles import GivenColumns
-    from twofold.ingest.draft_recipe import draft_recipe, recipe_name
-    from twofold.ingest.inspect_log import check_draft, profile_log
-
-    zone = _zone(time_zone)
-    folder = None if str(out) == "-" else out.parent
-    if folder and out.exists() and not overwrite:
-        raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
-    console = Console(stderr=folder is None, highlight=False, soft_wrap=True)
-    with Console(stderr=True).status("reading the log …"):
-        seen = profile_log(log, items=items, users=users, given_columns=GivenColumns(user, item, time), time_zone=zone)
-    _print_seen(console, seen)
-    text = draft_recipe(seen, name=recipe_name(log), folder=folder)
-    if folder is None:
-        check_draft(text, Path(gettempdir()))
-        print(text, end="")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    check_draft(text, folder)
-    out.write_text(text, encoding="utf-8")
-    print(f"\nrecipe  {out}\nnext    twofold run {out}")
-
-
-def _zone(name: str) -> str:
-    try:
-        return check_time_zone(name)
-    except ValueError as error:
-        raise RequestError(f"--time-zone: {error}.") from None
-
-
-def _print_seen(console: Console, seen: "LogProfile") -> None:
-    """Prints every table's columns with their roles, and what was counted. Names are text here, never markup."""
-    from twofold.ingest.draft_recipe import facts_of
-    from twofold.ingest.inspect_log import taken_as
-    from twofold.ingest.log_profile import printable, shown_values
-
-    for profile in seen.tables:
-        table = Table("column", "type", "NULL", "distinct", "range or most frequent", "role", box=SIMPLE_HEAD)
-        table.title, table.title_justify = f"{profile.path}: {profile.rows:,} rows", "left"
-        for column in profile.columns:
-            nulls, distinct = (percent(column.nulls) if column.nulls else "", f"{column.distinct:,}")
-            role = taken_as(seen, profile, column)
-            cells = (printable(column.name), column.type, nulls, distinct, shown_values(column), role)
-            table.add_row(*(Text(cell, overflow="fold") for cell in cells))
-        console.print(table)
-    for heading, sentence in facts_of(seen):
-        console.print(Text(f"{heading:<11} {sentence}"))
 
 
 @recipe_app.command()

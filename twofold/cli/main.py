@@ -2,22 +2,40 @@
 
 import os
 import sys
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
+import twofold
 from twofold.cli import inputs, runs, serving, stages
 from twofold.errors import TwofoldError
 
 _INPUTS, _STAGES, _SERVING, _RUNS = "Data and recipes", "Stages", "Recommendations", "Finished runs"
 
 app = typer.Typer(
-    help="Recommender systems from an interaction log: prepare, train, evaluate, index and serve.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",  # breaks the lines of a paragraph at the width of the terminal
 )
+
+
+def _print_version(is_asked: bool) -> bool:
+    if is_asked:
+        print(f"twofold {twofold.__version__}")
+        raise typer.Exit
+    return is_asked
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Recommender systems from an interaction log: prepare, train, evaluate, index and serve."""
+
+
 app.command(rich_help_panel=_INPUTS)(inputs.data)
 app.add_typer(inputs.recipe_app, name="recipe", rich_help_panel=_INPUTS)
 app.command(rich_help_panel=_STAGES)(stages.run)

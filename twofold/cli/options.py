@@ -63,8 +63,9 @@ Device = Annotated[
 def job_of(recipe: Path, settings: list[str], runs: Path, name: str | None) -> "Job":
     """Returns the job of a recipe, which prints each stage as it is complete."""
     from twofold.pipeline.job import Job
+    from twofold.prepare.last_days import with_dates
 
-    loaded = load_recipe(recipe, overrides=settings)
+    loaded = with_dates(load_recipe(recipe, overrides=settings))
     return Job(loaded, runs / (name or loaded.name), on_stage_done=print_stage)
 
 

@@ -1,6 +1,7 @@
 """Commands that use a finished run: recommendations on the terminal, the HTTP service, a copy in a vector database."""
 
 import json
+import sys
 from contextlib import closing
 from enum import StrEnum
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from twofold.errors import RequestError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from twofold.dataset.vocabulary import Vocabulary
     from twofold.index.item_index import Index
 
 
@@ -42,12 +44,13 @@ def recommend(
     if (user is None) == (history is None):
         problem = "no user given" if user is None else "--user and --history exclude each other"
         raise RequestError(f"{problem}: pass --user ID (repeatable) or --history ID,ID,ID")
-    recommender = twofold.load(run_folder)
+    recommender, exclude_seen = twofold.load(run_folder), False if include_seen else None
     if history is not None:
         items = [item.strip() for item in history.split(",") if item.strip()]
-        answer = recommender.recommend_for_history(items, k=k, where=where, exclude_seen=not include_seen)
+        answer = recommender.recommend_for_history(items, k=k, where=where, exclude_seen=exclude_seen)
+        _note_unknown(items, recommender.bundle.items)
     else:
-        answer = recommender.recommend(user or [], k=k, where=where, exclude_seen=not include_seen)
+        answer = recommender.recommend(user or [], k=k, where=where, exclude_seen=exclude_seen)
     if as_json:
         for row in answer.to_pylist():
             print(json.dumps(row))
@@ -56,6 +59,13 @@ def recommend(
     for row in answer.to_pylist():
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
+
+
+def _note_unknown(items: list[str], known: "Vocabulary") -> None:
+    unknown = [item for item in items if known.row_of(item) < 0]
+    if unknown:
+        listed = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else "")
+        print(f"note: left out of the history, since the catalogue has no such item: {listed}", file=sys.stderr)
 
 
 def serve(

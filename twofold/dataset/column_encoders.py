@@ -90,6 +90,23 @@ def value_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndar
     return (vocabulary.rows_of(column) + 1).astype(np.int32)
 
 
+def value_lists(column: pa.ChunkedArray, sep: str | None) -> pa.ChunkedArray:
+    """Returns a column of lists: the column itself, or a text split at `sep`, without empty values.
+
+    >>> value_lists(pa.chunked_array([["pop | rock", "", None]]), "|").to_pylist()
+    [['pop', 'rock'], [], None]
+    """
+    if sep is None:
+        return column
+    split = pc.split_pattern(column.combine_chunks(), sep)
+    values = pc.utf8_trim_whitespace(pc.list_flatten(split))
+    kept = pc.greater(pc.utf8_length(values), 0)
+    per_list = np.bincount(np.asarray(pc.list_parent_indices(split))[np.asarray(kept)], minlength=len(split))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(per_list)]).astype(np.int32))
+    mask = pc.is_null(split) if split.null_count else None
+    return pa.chunked_array([pa.ListArray.from_arrays(offsets, values.filter(kept), mask=mask)])
+
+
 def bag_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndarray, "_ length"]:
     """Returns the embedding table's rows of each list's values, padded with 0 to the length of the longest list."""
     lists = column.combine_chunks()

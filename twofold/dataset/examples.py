@@ -33,11 +33,12 @@ ROW: Final = np.dtype(
         ("positives_before", np.int32),
         ("negatives_before", np.int32),
         ("label", np.bool_),
+        ("is_relevant", np.bool_),
         ("at_is_known", np.bool_),
     ],
     align=True,
 )
-"""One record per example: a shuffled epoch then reads one place of the file per example, not eleven."""
+"""One record per example: a shuffled epoch then reads one place of the file per example, not twelve."""
 _AS_PREPARED: Final = tuple(name for name in ROW.names or () if not name.endswith(("_rows", "_known")))
 _HISTORIES: Final[Mapping[str, str | None]] = {
     "events": None,
@@ -67,6 +68,7 @@ class Examples:
     positives_before: Int32[np.ndarray, "examples"] = field(init=False)
     negatives_before: Int32[np.ndarray, "examples"] = field(init=False)
     label: Bool[np.ndarray, "examples"] = field(init=False)
+    is_relevant: Bool[np.ndarray, "examples"] = field(init=False)
     at_is_known: Bool[np.ndarray, "examples"] = field(init=False)
 
     def __post_init__(self) -> None:

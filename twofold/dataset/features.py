@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64
 
-from twofold.dataset.column_encoders import Scale, fit_scale, log_days, numbers, timestamps
+from twofold.dataset.column_encoders import Scale, fit_scale, log_days, numbers, timestamps, value_lists
 from twofold.dataset.examples import BATCH_ROWS, Examples
 from twofold.dataset.vocabulary import Vocabulary, build_value_vocabulary, build_vocabulary
 from twofold.digest import file_stem
@@ -97,8 +97,10 @@ def fit_features(
         for feature in side:
             key = f"{tower}.{feature_name(feature)}"
             match feature:
-                case CategoryFeature(column=column) | BagFeature(column=column):
+                case CategoryFeature(column=column):
                     vocabularies[key] = build_value_vocabulary(table[column])
+                case BagFeature(column=column, sep=sep):
+                    vocabularies[key] = build_value_vocabulary(value_lists(table[column], sep))
                 case NumberFeature(column=column, scale=scale):
                     scales[key] = fit_scale([numbers(table[column], is_log=scale == "log", name=column)])
                 case AgeFeature():

@@ -20,6 +20,7 @@ from twofold.dataset.column_encoders import (
     profiles,
     shares,
     timestamps,
+    value_lists,
     value_rows,
 )
 from twofold.dataset.counters import Counters, load_counters
@@ -137,8 +138,8 @@ def item_arrays(
                 inputs[name] = id_rows(np.arange(1, len(items) + 1, dtype=np.int32), state.num_known_items)
             case CategoryFeature() | NumberFeature():
                 inputs[name] = _attribute(feature, items, state, tower="item")
-            case BagFeature(column=column):
-                inputs[name] = bag_rows(items[column], state.vocabularies[f"item.{name}"])
+            case BagFeature(column=column, sep=sep):
+                inputs[name] = bag_rows(value_lists(items[column], sep), state.vocabularies[f"item.{name}"])
             case VectorFeature(vectors=vectors_name):
                 inputs[name] = vectors[vectors_name]
             case AgeFeature():

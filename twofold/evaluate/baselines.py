@@ -1,6 +1,7 @@
 """Baselines that every report contains: random, popularity, and the fitted peers, from positives before the window."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import scipy.sparse
@@ -12,6 +13,8 @@ from twofold.evaluate.peer_tuning import PEER_KINDS, RECENT_POPULARITY, with_rec
 from twofold.evaluate.peers import Interactions, PeerScores, Recency
 from twofold.evaluate.scores import ScoreBlock
 from twofold.evaluate.window import SEED, EvaluationWindow
+
+OWN_AGAIN: Final = "own items again"
 
 
 def baseline_scores(
@@ -26,6 +29,7 @@ def baseline_scores(
         "random": random_scores(window.num_items, seed=SEED),
         "popularity": popularity(positives),
         RECENT_POPULARITY: PeerScores(Recency(positives, int(days)), window.user_rows),
+        **({OWN_AGAIN: own_again(positives, window.user_rows)} if window.includes_seen else {}),
         **{f"popularity, own {by}": popularity_of_own(positives, window.user_rows, g) for by, g in groups.items()},
     }
     left_out = []
@@ -62,6 +66,16 @@ def popularity(positives: Interactions) -> ScoreBlock:
     """Returns the number of positives of each item, the same list for every user."""
     counts = _counts(positives.item_rows, positives.num_items)
     return lambda users: np.tile(counts, (users.stop - users.start, 1))
+
+
+def own_again(positives: Interactions, user_rows: Int64[np.ndarray, "users"]) -> ScoreBlock:
+    """Ranks the items that a user liked before by how often, then all others by popularity."""
+    count = _counts(positives.item_rows, positives.num_items)
+    share = count / (float(count.max(initial=0)) + 1)
+    shape = (positives.num_users, positives.num_items)
+    ones = np.ones(len(positives.item_rows), np.float32)
+    own = scipy.sparse.csr_matrix((ones, (positives.user_rows, positives.item_rows)), shape=shape)[user_rows]
+    return lambda users: np.asarray(own[users].toarray() + share, np.float32)
 
 
 def popularity_of_own(

@@ -42,7 +42,7 @@ from twofold.evaluate.slices import Slicing, evaluate_slices, item_groups, slici
 from twofold.evaluate.summary_text import badge_sentence, filter_sentences, summary_sentences
 from twofold.evaluate.watch_time import Watched, evaluate_watch_time, length_decile, watched_rows
 from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, digest_of_relevant, without_short_lists
-from twofold.progress import progress_bar
+from twofold.progress import heartbeat, progress_bar
 from twofold.recipe.features import CategoryFeature
 
 
@@ -131,11 +131,11 @@ def evaluate_window(
     DataError if no user can be evaluated.
     """
     options = options or EvaluationOptions()
-    tuning = options.tuning or choose_constants(options.validation, metrics=deciding_metrics(window.num_items))
+    with heartbeat("evaluate"):
+        tuning = options.tuning or choose_constants(options.validation, metrics=deciding_metrics(window.num_items))
     baselines, left_out = baseline_scores(window, positives, options.groups, tuning)
     sources = {MODEL: scores, **baselines, **options.others}
-    catalogue: dict[str, PerUser] = {}
-    impressions: dict[str, PerUser] = {}
+    catalogue, impressions = dict[str, PerUser](), dict[str, PerUser]()
     with progress_bar("evaluate", total=len(sources), unit="rows") as advance:
         for name, source in sources.items():
             catalogue[name] = evaluate_catalogue(window, source)

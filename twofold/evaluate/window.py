@@ -34,8 +34,8 @@ class EvaluationWindow:
     """The users of one evaluated window, with one request each, and their interactions in the window.
 
     Lists contain distinct item rows. An item that the user saw before the window is in `seen` and never in `relevant`,
-    because the catalogue ranking excludes it. `candidates` are the user's own impressions in the window, whether or not
-    the user had seen them before.
+    because the catalogue ranking excludes it; with `includes_seen`, nothing is in `seen`. `candidates` are the user's
+    own impressions in the window, whether or not the user had seen them before.
     """
 
     name: str
@@ -46,11 +46,13 @@ class EvaluationWindow:
     relevant: Ragged
     candidates: Ragged
     labels: Bool[np.ndarray, "length"]
-    """Flags, one per entry of `candidates.values`, of pairs with a positive event in the window."""
+    """Flags, one per entry of `candidates.values`, of pairs with a relevant event in the window."""
     num_items: int
     is_cold: Bool[np.ndarray, "items"]
     """Flags of items without an event in training."""
     track: Protocol
+    includes_seen: bool = False
+    """Whether items are recommended that the user has already met."""
 
     def __post_init__(self) -> None:
         users = len(self.user_rows)
@@ -98,25 +100,30 @@ class PerUser:
         return float(known.mean()) if len(known) else float("nan")
 
 
-def evaluation_window(dataset: Dataset, split: Split, day: DayBounds | None = None) -> EvaluationWindow:
+def evaluation_window(
+    dataset: Dataset, split: Split, day: DayBounds | None = None, *, includes_seen: bool = False
+) -> EvaluationWindow:
     """Returns every user of the window, or of one day of it, with one request at the user's first impression in it.
 
     *Seen* are the items of all events strictly before the request, of every kind and window, so the ranking is of items
-    that are new to the user; positives of the window on items already seen do not count as relevant.
+    that are new to the user; relevant events of the window on items already seen do not count. With `includes_seen`,
+    every item is ranked and every relevant event counts.
     """
     rows, num_items = dataset.examples[split], len(dataset.items)
     at = np.asarray(rows.at)
     is_in = np.full(len(at), True) if day is None else (at >= day.first_at) & (at < day.end_at)
-    user_rows, item_rows, label = (np.asarray(each)[is_in] for each in (rows.user_rows, rows.item_rows, rows.label))
+    user_rows, item_rows, is_relevant = (
+        np.asarray(each)[is_in] for each in (rows.user_rows, rows.item_rows, rows.is_relevant)
+    )
     users, first = np.unique(user_rows, return_index=True)
     query_at = at[is_in][first]
     user = np.searchsorted(users, user_rows)
-    counts = dataset.events.before(users, query_at)
+    counts = np.zeros(len(users), np.int64) if includes_seen else dataset.events.before(users, query_at)
     seen_items, _ = dataset.events.slices(users, counts)
     seen = np.unique(np.repeat(np.arange(len(users)), counts) * num_items + seen_items)
     candidates, position = np.unique(user * num_items + item_rows, return_inverse=True)
     labels = np.zeros(len(candidates), bool)
-    labels[position[label]] = True
+    labels[position[is_relevant]] = True
     relevant = np.setdiff1d(candidates[labels], seen, assume_unique=True)
     return EvaluationWindow(
         name=split if day is None else day.name,
@@ -129,6 +136,7 @@ def evaluation_window(dataset: Dataset, split: Split, day: DayBounds | None = No
         num_items=num_items,
         is_cold=np.arange(num_items) >= dataset.items.num_known,
         track="query_time" if any(map(reads_time, dataset.features.features.user)) else "time_free",
+        includes_seen=includes_seen,
     )
 
 

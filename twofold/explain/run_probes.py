@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
+from twofold.dataset.column_encoders import value_lists
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.examples import Examples
 from twofold.explain.diversity import ComparedLists, popular_lists, probe_content, probe_group_share, probe_lists
@@ -69,12 +70,12 @@ def groupings_of(dataset: Dataset, attributes: pa.Table, columns: Sequence[str] 
 
     A column that no tower reads must be named in `columns`: its groups are those that training does not separate.
     """
-    of_tower = [
-        each.column for each in dataset.features.features.item if isinstance(each, CategoryFeature | BagFeature)
-    ]
+    features = dataset.features.features.item
+    of_tower = [each.column for each in features if isinstance(each, CategoryFeature | BagFeature)]
+    separators = {each.column: each.sep for each in features if isinstance(each, BagFeature)}
     groupings = []
     for name in dict.fromkeys([*of_tower, *(column for column in columns if column in attributes.column_names)]):
-        column = attributes[name].combine_chunks()
+        column = value_lists(attributes[name], separators.get(name)).combine_chunks()
         if pa.types.is_nested(column.type):
             filled = pc.if_else(pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0), column, None)
             column = pc.list_element(pc.list_slice(filled, 0, 1, return_fixed_size_list=True), 0)

@@ -5,49 +5,60 @@ Each line has the number that it is based on beside it, so that a reader can dec
 
 import os
 import re
-import textwrap
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
-from typing import Final
 
-from twofold.ingest.column_roles import COUNTS, GROUPS
+from twofold.errors import RecipeError
+from twofold.ingest.draft_features import counted_rate, draft_features, recent_hours
 from twofold.ingest.draft_model import model_lines
-from twofold.ingest.draft_split import choose_split, events_within
-from twofold.ingest.inspect_log import LogProfile, names_of, our_name
-from twofold.ingest.log_profile import (
-    EPOCH,
-    Column,
-    EventFacts,
-    TableProfile,
-    look_of,
-    printable,
-    shown_values,
-    words,
-)
-from twofold.recipe.prepare import LastEvents, Window
-from twofold.recipe.yaml_files import is_text
+from twofold.ingest.draft_questions import recommends_again
+from twofold.ingest.draft_split import choose_split, events_within, users_within
+from twofold.ingest.draft_yaml import scalar, with_comment
+from twofold.ingest.inspect_log import LogProfile, check_draft, profile_log
+from twofold.ingest.log_profile import EPOCH, EventFacts, printable
+from twofold.prepare.frames import Frame, table_path
+from twofold.recipe.load import load_recipe
+from twofold.recipe.schema import Recipe
+from twofold.recipe.split import LastEvents, TemporalSplit, Window
 from twofold.render.numbers import plural
-
-_WIDTH: Final = 118
-_MOST_FEATURES: Final = 12
-
 
 # --- the text ---------------------------------------------------------------------------------------------------------
 
 
 def draft_recipe(seen: LogProfile, *, name: str, folder: Path | None) -> str:
     """Returns a recipe as YAML. Paths are relative to the recipe's `folder`; `None` means absolute paths."""
+    split, reason = choose_split(seen.events, seen.answers.test_days)
     lines = [
         *_header(seen, name),
         *_data(seen, folder),
         "",
-        *_prepare(seen),
+        *_prepare(seen, split, reason),
         "",
-        *_features(seen),
+        *draft_features(seen, split),
+        *_index(seen),
         "",
-        *(line for written, remark in model_lines(seen.events) for line in _with_comment(written, remark)),
+        *(line for written, remark in model_lines(seen.events) for line in with_comment(written, remark)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_draft(tables: Mapping[str, Frame | None], out: Path, *, overwrite: bool) -> Recipe:
+    """Drafts a recipe from tables by their options (`--log`), which may be in memory, writes it and returns it."""
+    if out.exists() and not overwrite:
+        raise RecipeError(f"{out} exists. Pass overwrite=True, or another file as out.")
+    names = {"--log": "events", "--items": "items", "--users": "users"}
+    folder = out.parent / out.stem
+    paths = {each: None if t is None else table_path(t, names[each], folder) for each, t in tables.items()}
+    log = paths["--log"]
+    assert log is not None, "a log is a table"
+    seen = profile_log(log, items=paths["--items"], users=paths["--users"])
+    text = draft_recipe(seen, name=recipe_name(out), folder=out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_draft(text, out.parent)
+    out.write_text(text, encoding="utf-8")
+    return load_recipe(out)
 
 
 def recipe_name(log: Path) -> str:
@@ -100,57 +111,52 @@ def _data(seen: LogProfile, folder: Path | None) -> list[str]:
         if table is not None:
             lines.append(f"  {field}: {scalar(_path(table.path, folder))}")
     if seen.data.columns:
-        lines += _with_comment("  columns:", "our name: the name in your files")
+        lines += with_comment("  columns:", "our name: the name in your files")
         lines += [f"    {ours}: {scalar(theirs)}" for ours, theirs in seen.data.columns.items()]
+    if seen.data.decimal_comma:
+        lines += with_comment(f"  decimal_comma: [{', '.join(seen.data.decimal_comma)}]", "13,27 is a number there")
     if seen.roles.at_unit is not None:
         unit = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}[seen.roles.at_unit]
         reads = f"the time is a whole number of {unit}" if seen.roles.has_clock else "an order, not a time"
-        lines += _with_comment(f"  at_unit: {seen.data.at_unit}", reads)
+        lines += with_comment(f"  at_unit: {seen.data.at_unit}", reads)
     if seen.data.uploaded_at_unit is not None:
-        lines += _with_comment(f"  uploaded_at_unit: {seen.data.uploaded_at_unit}", "unit of the items' uploaded_at")
+        lines += with_comment(f"  uploaded_at_unit: {seen.data.uploaded_at_unit}", "unit of the items' uploaded_at")
     return lines
 
 
-def _prepare(seen: LogProfile) -> list[str]:
-    roles, events = seen.roles, seen.events
+def _prepare(seen: LogProfile, split: TemporalSplit | LastEvents, reason: str) -> list[str]:
+    roles, events, signals = seen.roles, seen.events, seen.roles.signals
     lines = ["prepare:"]
     if roles.has_clock:
-        example = "" if seen.time_zone != "UTC" else "; write your users' zone, such as Asia/Kolkata or Europe/Berlin"
-        lines += _with_comment(f"  time_zone: {seen.time_zone}", f"days begin at its midnight{example}")
+        example = seen.zone_reason or "write your users' zone, such as Asia/Kolkata or Europe/Berlin"
+        lines += with_comment(f"  time_zone: {seen.time_zone}", f"days begin at its midnight; {example}")
     if roles.derive:
         lines.append("  derive:")
         for ours, rule in roles.derive.items():
-            lines += _with_comment(f"    {ours}: {scalar(rule)}", "seconds; prepare.labels can read them")
+            lines += with_comment(f"    {ours}: {scalar(rule)}", "seconds; prepare.labels can read them")
     share = events.positives / events.rows
-    lines += _with_comment(f"  positive: {scalar(roles.positive)}", f"{roles.reason}; {share:.1%} of the rows")
-    if any(part.startswith("watch time") for part in roles.taken_as.values()):
-        lines += _with_comment(
+    lines += with_comment(f"  positive: {scalar(roles.positive)}", f"{roles.reason}; {share:.1%} of the rows")
+    if signals.relevant is not None:
+        lines += with_comment(f"  relevant: {scalar(signals.relevant)}", "what the report asks for")
+    if signals.negative is not None:
+        lines += with_comment(f"  negative: {scalar(signals.negative)}", "no event is a dislike unless one is logged")
+    if signals.weight is not None:
+        lines += with_comment(f"  weight: {scalar(signals.weight)}", "change the weights as you see fit")
+    elif any(part.startswith("watch time") for part in roles.taken_as.values()):
+        lines += with_comment(
             "  # weight: LEAST(SQRT(watch_s), 8)", "remove the first # to give long watches more weight"
         )
-    return [*lines, *_counters(seen), *_filters(events), *_split(events)]
+    return [*lines, *_counters(seen, split), *_filters(events), *_split(events, split, reason)]
 
 
-def _counters(seen: LogProfile) -> list[str]:
-    if _recent_hours(seen) is None:
+def _counters(seen: LogProfile, split: TemporalSplit | LastEvents) -> list[str]:
+    if recent_hours(seen, split) is None:
         return []
+    name, rule = counted_rate(seen)
     return [
-        *_with_comment("  counters:", "events of each item by the hour, for the features of kind counter"),
-        f"    item_id: {{rates: {{positive_rate: {scalar(seen.roles.positive)}}}}}",
+        *with_comment("  counters:", "events of each item by the hour, for the features of kind counter"),
+        f"    item_id: {{rates: {{{name}: {scalar(rule)}}}}}",
     ]
-
-
-def _recent_hours(seen: LogProfile) -> tuple[int, int] | None:
-    """Returns two spans over which the recent events of an item are counted; `None` if the log has no true times, or
-    if the split is of kind last_n, which refuses item features that depend on the time.
-
-    A day and three days, or a week and a month if the log covers more than half a year: there the popularity of items
-    changes more slowly, and a day has few events.
-    """
-    days = seen.events.days
-    is_by_days = not isinstance(choose_split(seen.events)[0], LastEvents)
-    if not seen.roles.has_clock or not is_by_days or len(days) < 3:
-        return None
-    return (24, 72) if days[-1].number - days[0].number < 183 else (168, 720)
 
 
 def _filters(events: EventFacts) -> list[str]:
@@ -158,156 +164,47 @@ def _filters(events: EventFacts) -> list[str]:
     item_events = 2 if events.lone_items * 2 < events.items else 1
     user_events = 2 if events.median_events >= 4 else 1
     return [
-        *_with_comment("  filters:", "drops rows from training only; evaluation keeps all users"),
-        *_with_comment(
+        *with_comment("  filters:", "drops rows from training only; evaluation keeps all users"),
+        *with_comment(
             f"    - {{kind: items, min_events: {item_events}}}",
             f"{events.lone_items:,} of {events.items:,} items have one event",
         ),
-        *_with_comment(
-            f"    - {{kind: users, min_events: {user_events}, min_positives: 1, max_percentile: 99.9}}",
+        *with_comment(
+            f"    - {{kind: users, min_events: {user_events}, max_percentile: 99.9}}",
             f"half of the users have {plural(events.median_events, 'event')} or fewer, one in 1,000 more than "
             f"{events.busiest_events:,}",
         ),
     ]
 
 
-def _split(events: EventFacts) -> list[str]:
-    split, reason = choose_split(events)
-    lines = _with_comment("  split:", reason)
+def _split(events: EventFacts, split: TemporalSplit | LastEvents, reason: str) -> list[str]:
+    lines = with_comment("  split:", reason)
     if isinstance(split, LastEvents):
         lines.append(f"    kind: {split.kind}")
-        lines += _with_comment(
+        lines += with_comment(
             f"    test: {split.test}",
             "each user's last event; this leaks the future: other users' later events are trained on",
         )
         return [*lines, f"    validation: {split.validation}"]
-    lines += _with_comment(f"    kind: {split.kind}", "the day of `end` is not in the window")
-    for name in ("train", "validation", "test"):
+    lines += with_comment("    kind: last_days", "counted back from the log's end, also when it has grown")
+    for name in ("test", "validation"):
         window: Window = getattr(split, name)
         first, end = ((day - EPOCH).days for day in (window.first, window.end))
         num = sum(day.events for day in events_within(events, first, end))
-        lines += _with_comment(f"    {name}: {{first: {window.first}, end: {window.end}}}", f"{num:,} events")
+        users = users_within(events, first, end) if name == "test" else None
+        judged = "" if users is None else f", about {plural(users, 'user')} to evaluate"
+        days = f"{window.first} to {window.end - timedelta(days=1)}" if end - first > 1 else f"{window.first}"
+        lines += with_comment(f"    {name}: {end - first}", f"days: {days}; {num:,} events{judged}")
+    if split.test.end <= events.days[-1].date:
+        lines += with_comment("    skip: 1", "the last day is incomplete; 0 if yours ends at midnight")
     return lines
 
 
-def _features(seen: LogProfile) -> list[str]:
-    events = seen.events
-    lines = [
-        "features:",
-        *_with_comment(
-            "  user:", "there is no user-id embedding, so new users work too: a user is the mean of their history"
-        ),
-    ]
-    lines += _with_comment("    - {kind: history, events: positives, max_length: 100}", "mean of the last 100")
-    if events.positives < events.rows:
-        lines += _with_comment("    - {kind: history, events: negatives, max_length: 100}", "seen and not positive")
-    span = events.days[-1].number - events.days[0].number + 1 if events.days else 0
-    if span >= 3 and events.hours > 1:
-        lines.append("    - {kind: time, part: hour}")
-    if span >= 14:
-        lines.append("    - {kind: time, part: weekday}")
-    lines += _columns_as_features(seen, seen.users, names={"positives", "negatives", "hour", "weekday"})
-    lines += ["  item:", *_with_comment("    - {kind: id, unknown_rate: 0.1}", "trains a vector for unknown items")]
-    recent_hours = _recent_hours(seen) or ()
-    is_by_days = not isinstance(choose_split(events)[0], LastEvents)  # item ages need requests of one time
-    if is_by_days and seen.items and "uploaded_at" in {our_name(seen.data, name) for name in names_of(seen.items)}:
-        lines += _with_comment("    - {kind: age}", "time since uploaded_at")
-    for hours in recent_hours:
-        counter = f"    - {{kind: counter, key: item_id, statistic: events, hours: {hours}}}"
-        lines += _with_comment(counter, f"popularity in the last {plural(hours // 24, 'day')}")
-    for hours in recent_hours[1:] if events.positives < events.rows else ():
-        lines.append(f"    - {{kind: counter, key: item_id, statistic: positive_rate, hours: {hours}}}")
-    lines += _columns_as_features(seen, seen.items, names={"id", "age"})
-    if seen.items is None:
-        lines += _with_comment(
-            "    ", "items without events cannot be found by id alone; --items FILE adds item features"
-        )
-    return lines
-
-
-# --- features of items and users --------------------------------------------------------------------------------------
-
-
-def _columns_as_features(seen: LogProfile, table: TableProfile | None, *, names: set[str]) -> list[str]:
-    """Returns one line per usable column of a side table, and the unused columns by reason. `names` are taken."""
-    if table is None:
+def _index(seen: LogProfile) -> list[str]:
+    if not recommends_again(seen):
         return []
-    lines: list[str] = []
-    left_out: dict[str, list[str]] = {}
-    for column in table.columns:
-        name = our_name(seen.data, column.name)
-        if name in ("item_id", "user_id", "uploaded_at"):
-            continue
-        kind, remark = _feature_kind(column, table.rows)
-        if kind is None or name in names or len(lines) == _MOST_FEATURES:
-            reason = (
-                remark
-                if kind is None
-                else "same name as another feature"
-                if name in names
-                else f"more than {_MOST_FEATURES} columns"
-            )
-            left_out.setdefault(reason, []).append(printable(name))
-            continue
-        scale = ", scale: log" if (column.low or 0) >= 0 and (column.high or 0) >= 100 else ", scale: standard"
-        rest = scale if kind == "number" else ""
-        lines += _with_comment(f"    - {{kind: {kind}, column: {scalar(name)}{rest}}}", remark)
-    for reason, columns in left_out.items():
-        more = f" and {len(columns) - 8} more" if len(columns) > 8 else ""
-        lines += _with_comment("    ", f"not used, {reason}: {', '.join(columns[:8])}{more}")
-    return lines
-
-
-def _feature_kind(column: Column, rows: int) -> tuple[str | None, str]:
-    """Returns the feature kind and a comment; `None` means no feature."""
-    about = f"about {plural(column.distinct, 'value')}"
-    named = words(column.name)
-    if column.kind == "list":
-        is_vector = column.type.startswith(("FLOAT[", "DOUBLE["))
-        return (
-            (None, "lists of numbers; features.vectors reads those of items")
-            if is_vector
-            else ("bag", "a list of values")
-        )
-    if column.distinct < 2 or column.nulls > 0.9:
-        return None, "almost always the same or missing"
-    if set(named) & COUNTS and column.kind in ("integer", "fraction"):
-        return None, "counts of events, which include the future"
-    if column.kind == "other" or look_of(column).startswith(("timestamp", "day")):
-        return None, "times or nested values"
-    is_number = column.kind in ("integer", "fraction")
-    is_named = bool({re.sub(r"\d+$", "", word) for word in named} & GROUPS)
-    if is_number and not (column.is_whole and (is_named or column.distinct <= 20)):
-        return "number", shown_values(column)
-    if column.distinct * 2 > max(rows, 40):
-        return None, "almost unique per row"
-    if column.lists >= 0.2:
-        return "category", f"{about}; as a list column it could be kind: bag"
-    return "category", f"{about}: {shown_values(column)}"
-
-
-# --- YAML -------------------------------------------------------------------------------------------------------------
-
-
-def scalar(text: str) -> str:
-    """Returns a text as a YAML scalar that parses to the same text."""
-    is_plain = re.fullmatch(r"[A-Za-z_./][\w./ >=<+*-]*", text, re.ASCII) and text == text.strip() and is_text(text)
-    if is_plain and not re.fullmatch(r"(?i:true|false|null|yes|no|on|off|y|n)|\W+|\.(?i:inf|nan)", text):
-        return text
-    escaped = (f"\\{c}" if c in '"\\' else c if c.isprintable() else f"\\U{ord(c):08X}" for c in text)
-    return f'"{"".join(escaped)}"'
-
-
-def _with_comment(line: str, remark: str) -> list[str]:
-    """Returns a line with its comment: beside it if it fits, else above."""
-    if not remark:
-        return [line]
-    beside = f"{line:<52}  # {remark}"
-    if len(beside) <= _WIDTH and line.strip():
-        return [beside]
-    indent = line[: len(line) - len(line.lstrip())] + "# "
-    above = textwrap.wrap(remark, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-    return [*above, line] if line.strip() else above
+    share = f"{seen.events.met_before:.0%} of what is asked for had been met on an earlier day"
+    return ["", "index:", *with_comment("  include_seen: true", f"items that were met are recommended again: {share}")]
 
 
 def _path(path: Path, folder: Path | None) -> str:

@@ -2,34 +2,111 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from math import sqrt
 from statistics import median
+from typing import Final
 
 from twofold.ingest.log_profile import EPOCH, Day, EventFacts
-from twofold.recipe.prepare import LastEvents, TemporalSplit, Window
+from twofold.recipe.split import LastEvents, TemporalSplit, Window
 from twofold.render.numbers import plural
 
+ENOUGH_USERS: Final = 1000
+"""Users with a relevant event in the test window, below which intervals become wide."""
+_WORTH_A_LEAK: Final = 3
+"""Users of a split by last events, as a multiple of those of the best window, for which it is taken although later
+events of other users are trained on."""
+_WIDTHS: Final = ((1, "day"), (7, "week"), (28, "4 weeks"), (91, "quarter"), (364, "year"))
+_LAST: Final = LastEvents(kind="last_n", test=1, validation=1)
 
-def choose_split(events: EventFacts) -> tuple[TemporalSplit | LastEvents, str]:
-    """Returns the split and its reason: the last whole day tests, the one before validates; weeks if days are small."""
-    last, days = LastEvents(kind="last_n", test=1, validation=1), events.days
+
+def choose_split(events: EventFacts, test_days: int | None = None) -> tuple[TemporalSplit | LastEvents, str]:
+    """Returns the split and its reason: the last whole day tests and the one before validates; longer windows if these
+    have few events or users; each user's last events if no window has enough. `test_days` is the user's choice.
+    """
+    days = events.days
     if not days:
-        return last, "the order of events is known, their days are not"
+        return _LAST, "the order of events is known, their days are not"
     first, end = days[0].number, days[-1].number + 1
     if end - first < 3:
-        return last, f"the log covers {plural(end - first, 'day')}: too few to train, validate and test on days apart"
-    for width, called in ((1, "day"), (7, "week"), (28, "4 weeks"), (91, "quarter"), (364, "year")):
-        whole = end - 1 if width == 1 and _is_cut_short(days) else end
-        bounds = (first, whole - 2 * width, whole - width, whole)
-        if bounds[0] < bounds[1] and _is_enough(events, bounds):
-            train, validation, test = (
-                Window(first=EPOCH + timedelta(days=a), end=EPOCH + timedelta(days=b))
-                for a, b in zip(bounds, bounds[1:], strict=False)
-            )
-            reason = f"test: last {called}; validation: the {called} before; train: everything earlier"
-            if whole < end:
-                reason += f"; {days[-1].date} is left out: it is incomplete"
-            return TemporalSplit(kind="temporal", train=train, validation=validation, test=test), reason
-    return last, "no cut in time leaves 1 % of the events to validate, 1 % to test and half of them to train"
+        return _LAST, f"the log covers {plural(end - first, 'day')}: too few to train, validate and test on days apart"
+    widths = _WIDTHS if test_days is None else ((test_days, f"{test_days} days"),)
+    fitting = [
+        (width, called, bounds)
+        for width, called in widths
+        if (bounds := _bounds(days, width))[0] < bounds[1] and (test_days or _is_enough(events, bounds))
+    ]
+    if not fitting:
+        return _LAST, "no cut in time leaves 1 % of the events to validate, 1 % to test and half of them to train"
+    wanted = min(ENOUGH_USERS, max(events.users_from, default=0) // 2)
+    most, widest = 0, fitting[0]
+    for each in fitting:
+        judged = users_within(events, *each[2][2:])
+        if judged is None or judged >= wanted or test_days:
+            return _temporal(each[2]), _reason(each[1], each[2], days)
+        most, widest = max((most, widest), (judged, each), key=lambda pair: pair[0])
+    if users_of_last_events(events) < _WORTH_A_LEAK * most:
+        return _temporal(widest[2]), _reason(widest[1], widest[2], days)
+    return (
+        _LAST,
+        f"the last event of each user: windows of days hold {plural(most, 'user')} at most, of {events.users:,}",
+    )
+
+
+def users_of_last_events(events: EventFacts) -> int:
+    """Returns about how many users have a relevant last event: as many as is the share of positive events."""
+    return round(max(events.users_from, default=0) * events.positives / events.rows)
+
+
+def users_within(events: EventFacts, first: int, end: int) -> int | None:
+    """Returns the number of users with a relevant event from day `first` to before `end`; `None` if not counted.
+
+    For a window that ends before the log does, it is the number on its busiest day at least.
+    """
+    days = events_within(events, first, end)
+    if not events.users_from or not days:
+        return None
+    most = max(day.users or 0 for day in days)
+    if end <= events.days[-1].number:
+        return most
+    return events.users_from[events.days.index(days[0])]
+
+
+def count_judged(events: EventFacts, test_days: int | None = None) -> int | None:
+    """Returns the number of users that the chosen test window judges; `None` if it is not known."""
+    split, _ = choose_split(events, test_days)
+    if isinstance(split, LastEvents):
+        return users_of_last_events(events) or None
+    return users_within(events, (split.test.first - EPOCH).days, (split.test.end - EPOCH).days)
+
+
+def interval_of(users: int) -> float:
+    """Returns half the 95 % interval of a recall over so many users, of the usual standard deviation of .35.
+
+    >>> round(interval_of(1000), 3)
+    0.022
+    """
+    return 1.96 * 0.35 / sqrt(users)
+
+
+def _bounds(days: Sequence[Day], width: int) -> tuple[int, int, int, int]:
+    first, end = days[0].number, days[-1].number + 1
+    whole = end - 1 if width == 1 and _is_cut_short(days) else end
+    return first, whole - 2 * width, whole - width, whole
+
+
+def _temporal(bounds: Sequence[int]) -> TemporalSplit:
+    train, validation, test = (
+        Window(first=EPOCH + timedelta(days=a), end=EPOCH + timedelta(days=b))
+        for a, b in zip(bounds, bounds[1:], strict=False)
+    )
+    return TemporalSplit(kind="temporal", train=train, validation=validation, test=test)
+
+
+def _reason(called: str, bounds: Sequence[int], days: Sequence[Day]) -> str:
+    reason = f"test: last {called}; validation: the {called} before; train: everything earlier"
+    if bounds[3] <= days[-1].number:
+        reason += f"; {days[-1].date} is left out: it is incomplete"
+    return reason
 
 
 def _is_cut_short(days: Sequence[Day]) -> bool:

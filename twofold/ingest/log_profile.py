@@ -33,8 +33,16 @@ class Column:
     """A number that never has a fraction."""
     dates: float = 0.0
     """Share of the texts that can be read as a timestamp."""
-    lists: float = 0.0
-    """Share of the texts that hold a comma or a bar."""
+    commas: float = 0.0
+    """Share of the texts that are numbers with a decimal comma."""
+    separated: tuple[tuple[str, float], ...] = ()
+    """Possible separators of a text's values, each with the share of the texts that contain it."""
+    separator: str | None = None
+    """Separator of the values of a text such as pop|rock; `None` means a single value."""
+    length: int | None = None
+    """Number of values of every list, if all are equal."""
+    median: float | None = None
+    """Approximate median of a number."""
     range: tuple[str, ...] = ()
     """Smallest and largest value, as text."""
     most_frequent: tuple[str, ...] = ()
@@ -48,6 +56,8 @@ class TableProfile:
     path: Path
     rows: int
     columns: tuple[Column, ...]
+    has_decimal_comma: bool = False
+    """Whether numbers of this CSV file are written as 13,27."""
 
 
 EPOCH: Final = date(1970, 1, 1)
@@ -61,6 +71,8 @@ class Day:
     """Days since 1970."""
     events: int
     positives: int
+    users: int | None = None
+    """Number of users with a relevant event; `None` means that they were not counted."""
 
     @property
     def date(self) -> date:
@@ -91,6 +103,12 @@ class EventFacts:
     """Days with events, in order; empty if the log has no clock."""
     hours: int
     """Number of the 24 hours of a day that occur."""
+    users_from: tuple[int, ...] = ()
+    """Number of users with a relevant event from each of `days` on; empty means that they were not counted."""
+    met_before: float = 0.0
+    """Share of the relevant events on an item that the user had met on an earlier day."""
+    quiet_hour: int | None = None
+    """First hour of the six, in UTC, with the fewest events; `None` if the log has no clock."""
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -161,7 +179,7 @@ def look_of(column: Column) -> str:
 def _look_of_text(column: Column) -> str:
     if column.dates >= 0.99:
         return "timestamp as text"
-    if column.lists >= 0.2:
+    if column.separator is not None:
         return "list as text"
     return "category" if column.distinct <= 1000 else "text"
 

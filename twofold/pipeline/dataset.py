@@ -5,6 +5,7 @@ from typing import Any
 
 from twofold.dataset import build
 from twofold.pipeline.job import Job
+from twofold.progress import heartbeat
 from twofold.run_folder import Stage
 from twofold.tables import Split
 
@@ -20,6 +21,7 @@ def build_dataset(job: Job, prepared: Stage, *, with_validation: bool = False) -
     inputs |= {"fit_on": fit_on} if with_validation else {}
 
     def work(out: Path) -> dict[str, Any]:
-        return build.build_dataset(prepared.folder, features, out, time_zone=zone, fit_on=fit_on)
+        with heartbeat("dataset"):
+            return build.build_dataset(prepared.folder, features, out, time_zone=zone, fit_on=fit_on)
 
     return job.run_stage("dataset", inputs, work)

@@ -62,7 +62,7 @@ def _evaluate(
 ) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever, ranker)
     arrays = models.data.retriever
-    window = evaluation_window(arrays, "test")
+    window = evaluation_window(arrays, "test", includes_seen=job.recipe.index.include_seen)
     positives = positives_before_window(job.recipe.prepare, arrays, window)
     items = with_counts(
         item_attributes(dataset.folder), arrays, job.recipe.index.recent_counts, as_of=int(window.query_at.min())
@@ -112,7 +112,8 @@ def _evaluate_days(
     arrays, found = models.data.retriever, []
     for day in job.recipe.evaluate.windows:
         first_at, end_at = job.recipe.prepare.day_ms(day)
-        window = evaluation_window(arrays, "test", DayBounds(f"{day}", first_at, end_at))
+        bounds, includes_seen = DayBounds(f"{day}", first_at, end_at), job.recipe.index.include_seen
+        window = evaluation_window(arrays, "test", bounds, includes_seen=includes_seen)
         positives = positives_before(arrays, window, first_at=first_at)
         sources = score_sources(models.retriever, models.ranker, models.data, window)
         baselines, _ = baseline_scores(window, positives, groups, tuning)
@@ -124,7 +125,7 @@ def _validation(job: Job, arrays: Dataset) -> tuple[EvaluationWindow, Interactio
     """Returns the validation window, on which the constants of baselines are chosen; `None` if it has no event."""
     if not len(arrays.examples["validation"].user_rows):
         return None
-    window = evaluation_window(arrays, "validation")
+    window = evaluation_window(arrays, "validation", includes_seen=job.recipe.index.include_seen)
     return window, positives_before_window(job.recipe.prepare, arrays, window)
 
 

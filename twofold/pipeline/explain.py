@@ -18,6 +18,7 @@ from twofold.page.run_page import write_run_page
 from twofold.pipeline.adapters import ServedIndex, gap_case, probe_new_items
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import load_models
+from twofold.progress import heartbeat
 from twofold.run_folder import Stage, write_json
 
 
@@ -27,7 +28,7 @@ def explain(job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommen
     The page of the run is written again beside the stages.
     """
     inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.slice_columns}
-    work = partial(_explain, job, dataset, retriever, indexed, recommended)
+    work = heartbeat("explain")(partial(_explain, job, dataset, retriever, indexed, recommended))
     explained = job.run_stage("explain", inputs, work)
     write_run_page(job.folder)
     return explained
@@ -38,7 +39,7 @@ def _explain(
 ) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever)
     arrays, batch_size = models.data.retriever, job.recipe.train.batch_size
-    window = evaluation_window(arrays, "test")
+    window = evaluation_window(arrays, "test", includes_seen=job.recipe.index.include_seen)
     index, items = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
     served = ServedIndex(index, items, indexed.facts["as_of"])
     case = gap_case(models.retriever, arrays, window, served=served, settings=job.recipe.train)

@@ -13,6 +13,7 @@ from twofold.model.retriever import as_products, item_vectors, save_user_side
 from twofold.pipeline.adapters import allowed_items, calibration_queries
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import load_models
+from twofold.progress import heartbeat
 from twofold.run_folder import Stage
 from twofold.serve.bundle import save_context
 from twofold.serve.recommender import load
@@ -21,7 +22,8 @@ from twofold.serve.recommender import load
 def index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None) -> Stage:
     """Writes the bundle, all that the service opens: user tower, item vectors, attributes, histories."""
     inputs = index_inputs(job, dataset, retriever, ranker)
-    return job.run_stage("index", inputs, partial(_index, job, dataset, retriever, ranker))
+    work = heartbeat("index")(partial(_index, job, dataset, retriever, ranker))
+    return job.run_stage("index", inputs, work)
 
 
 def recommend(job: Job, indexed: Stage) -> Stage:
@@ -54,7 +56,14 @@ def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out
     built = build_index(vectors, score=model.score, queries=calibration_queries(model, arrays, as_of))
     save_index(built, out)
     save_user_side(model, out)
-    save_context(dataset.folder, out, as_of=as_of, attributes=attributes, where=config.where)
+    save_context(
+        dataset.folder,
+        out,
+        as_of=as_of,
+        attributes=attributes,
+        where=config.where,
+        include_seen=config.include_seen,
+    )
     facts = {} if allowed is None else {"passing": int(allowed.allowed.sum())}
     return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **facts, **built.facts}
 

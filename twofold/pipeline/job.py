@@ -13,7 +13,7 @@ from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.run_folder import Stage, open_stage, run_stage, write_json
+from twofold.run_folder import Stage, find_stage, open_stage, run_stage, write_json
 
 if TYPE_CHECKING:
     from twofold.train.loop import Setup
@@ -57,9 +57,13 @@ def reopen(folder: Path) -> Job:
 
 
 def claim_folder(job: Job, *, overwrite: bool) -> None:
-    """Writes the recipe into the run folder; raises RunError if the folder holds a run of another recipe."""
+    """Writes the recipe into the run folder; raises RunError if the folder holds results of another recipe.
+
+    A run that failed before its first stage was complete has none.
+    """
     path = job.folder / "recipe.yaml"
-    changes = recipe_differences(load_recipe(path), job.recipe) if path.exists() and not overwrite else []
+    has_results = path.exists() and any(find_stage(job.folder, name) for name in STAGE_VERSIONS)
+    changes = recipe_differences(load_recipe(path), job.recipe) if has_results and not overwrite else []
     if changes:
         listed = "; ".join(f"{change.field}: {change.old} → {change.new}" for change in changes[:5])
         more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""

@@ -15,6 +15,7 @@ from twofold.pipeline.job import Job, claim_folder, selection_job
 from twofold.pipeline.prepare import prepare
 from twofold.pipeline.train import train, train_ranker
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
+from twofold.prepare.last_days import with_dates
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import Stage, locked
 
@@ -29,7 +30,7 @@ def run(
     on_stage_done: Callable[[Stage], None] = lambda stage: None,
 ) -> Job:
     """Runs every stage, from a log to evaluated recommendations; returns the job, whose folder then holds them all."""
-    job = Job(recipe, runs / (name or recipe.name), engine, on_stage_done=on_stage_done)
+    job = Job(with_dates(recipe), runs / (name or recipe.name), engine, on_stage_done=on_stage_done)
     run_job(job, overwrite=overwrite)
     return job
 

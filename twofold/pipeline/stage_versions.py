@@ -13,12 +13,14 @@ from typing import Final
 STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
     {
         # One comment per raise, the newest first: the version, and what the stage does differently since.
+        # 3: rows say whether they are relevant; dates and texts are read as times.
         # 2: LEAST and GREATEST of NULL, NaN and infinities are NULL; last_n is ordered by all columns.
-        "prepare": 2,
+        "prepare": 3,
+        # 5: examples say whether they are relevant.
         # 4: values that several items share come first in a vocabulary.
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
-        "dataset": 4,
+        "dataset": 5,
         # 5: kind best may serve the sum of the towers and a peer, and refits it only with train.refit.
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
@@ -35,8 +37,9 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
         "evaluate": 8,
+        # 3: the bundle says whether items that were met are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 2,
+        "index": 3,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.

@@ -35,7 +35,9 @@ def train(job: Job, dataset: Stage, selection: Stage | None = None) -> Stage:
     After a `selection`, whose epochs were validated already, it trains as many epochs as were best there.
     """
     sections = job.recipe.model_dump(mode="json", include={"retriever", "train"})
-    inputs = {"dataset": dataset.digest, **sections, **_digest_of(selection)}
+    # What validation ranks decides which epoch is kept.
+    seen = {"include_seen": True} if job.recipe.index.include_seen else {}
+    inputs = {"dataset": dataset.digest, **sections, **seen, **_digest_of(selection)}
     facts = None if selection is None else selection.facts
     retriever = job.run_stage("train", inputs, partial(_train_with_all_ranks, job, dataset.folder, facts))
     if retriever.was_reused:
@@ -123,7 +125,7 @@ def _fit_towers(
 
 
 def _validation_of(job: Job, arrays: Dataset) -> Callable[[Model], float]:
-    return partial(_validate_retriever, job, arrays, evaluation_window(arrays, "validation"))
+    return partial(_validate_retriever, job, arrays, _validation_window(job, arrays))
 
 
 def _known_values(selected: Mapping[str, Any] | None) -> list[float]:
@@ -141,7 +143,7 @@ def _serve_best(
         tuning = load_tuning(selection_job(job).folder / "train")
         positives = positives_before_window(job.recipe.prepare, arrays, evaluation_window(arrays, "test"))
     else:
-        window = evaluation_window(arrays, "validation")
+        window = _validation_window(job, arrays)
         positives = positives_before_window(job.recipe.prepare, arrays, window)
         tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
         towers = load_model(config, arrays, out)
@@ -151,6 +153,10 @@ def _serve_best(
         save_tuning(tuning, out)
     save_served(served, positives, out)
     return {"served": served.name, "best": asdict(served), "quality": quality}
+
+
+def _validation_window(job: Job, arrays: Dataset) -> EvaluationWindow:
+    return evaluation_window(arrays, "validation", includes_seen=job.recipe.index.include_seen)
 
 
 def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, model: Model) -> float:
@@ -166,7 +172,7 @@ def _train_ranker(
 ) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever)
     validate = _known_values(selected) or partial(
-        _validate_ranker, models, evaluation_window(models.data.retriever, "validation")
+        _validate_ranker, models, _validation_window(job, models.data.retriever)
     )
     return fit_ranker(models.retriever, models.data, config=config, validate=validate, out=out)
 

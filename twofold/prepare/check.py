@@ -25,9 +25,10 @@ from twofold.recipe.features import (
 )
 from twofold.recipe.index import Index
 from twofold.recipe.messages import did_you_mean
-from twofold.recipe.prepare import BelowMean, ItemBuckets, Label, LastEvents, Prepare, WatchTimeGain
+from twofold.recipe.prepare import BelowMean, ItemBuckets, Label, Prepare, WatchTimeGain
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
+from twofold.recipe.split import LastEvents
 from twofold.sql.rules import check_columns, rule_columns
 
 _NUMBER: Final = "DOUBLE"
@@ -36,6 +37,7 @@ _NUMBER: Final = "DOUBLE"
 def check_recipe(recipe: Recipe) -> Source:
     """Returns the recipe's source after every check that needs no rows."""
     source = open_source(recipe.data)
+    _check_dates(recipe, source)
     columns = _check_columns(recipe.prepare, source)
     for field, rule, available in _rules(recipe.prepare, columns):
         check_columns(rule, available, field=field)
@@ -71,6 +73,16 @@ def check_recipe(recipe: Recipe) -> Source:
             use="towers are made for",
         )
     return source
+
+
+def _check_dates(recipe: Recipe, source: Source) -> None:
+    """Raises RecipeError if the times are dates, which are the same day everywhere, and days are those of a zone."""
+    column = recipe.data.columns.get("at", "at")
+    if source.events.own.get(column) == "DATE" and recipe.prepare.time_zone != "UTC":
+        raise RecipeError(
+            f"prepare.time_zone is {recipe.prepare.time_zone}, but {column} of {recipe.data.events} holds dates, which "
+            f"begin at midnight UTC: in another zone they could be the day before. Write time_zone: UTC."
+        )
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -159,7 +171,7 @@ def _rules(prepare: Prepare, columns: Mapping[str, str]) -> Iterator[tuple[str, 
     before_labels = log_columns | dict.fromkeys(derived, _NUMBER)
     if prepare.where is not None:
         yield "prepare.where", prepare.where, before_labels
-    for name in ("positive", "negative", "weight", "target"):
+    for name in ("positive", "relevant", "negative", "weight", "target"):
         if (rule := getattr(prepare, name)) is not None:
             yield f"prepare.{name}", rule, columns
     for name, rule in prepare.outcomes.items():
@@ -218,16 +230,24 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
     type_ = own[column]
     is_right, wanted = {
         "category": (_is_plain(type_), "a plain column; a list is read by kind: bag"),
-        "bag": (
-            type_.endswith("[]") and _is_plain(type_[:-2]),
-            "a list column of plain values, such as VARCHAR[]; single values are read by kind: category",
-        ),
+        "bag": _bag_type(feature, type_),
         "number": (is_number(type_), "a number; text is read by kind: category"),
         "profile": (type_.startswith(FRACTIONS) and type_.endswith("]"), "a list of FLOAT or DOUBLE"),
         "age": (type_ == "BIGINT", "UTC milliseconds as BIGINT, or timestamps"),
     }[feature.kind]
     if not is_right:
         raise RecipeError(f"{where} reads {column} of {path}, which is {type_}; kind: {feature.kind} needs {wanted}.")
+
+
+def _bag_type(feature: UserFeature | ItemFeature, type_: str) -> tuple[bool, str]:
+    """Returns whether a bag can read a column of this type, and what it needs."""
+    if isinstance(feature, BagFeature) and feature.sep is not None:
+        return type_ == "VARCHAR", "a text column where it has a sep"
+    return (
+        type_.endswith("[]") and _is_plain(type_[:-2]),
+        "a list column of plain values, such as VARCHAR[]; a text such as pop|rock is read with sep: '|', and a single "
+        "value by kind: category",
+    )
 
 
 def _check_values(column: str, columns: Mapping[str, str], *, field: str, lacking: str, use: str) -> None:

@@ -21,7 +21,8 @@ from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts, has_estimates
 from twofold.prepare.hashing import PRIME, hash_sql, shard_sql
 from twofold.prepare.sources import Source
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
-from twofold.recipe.prepare import LastEvents, Prepare, TemporalSplit
+from twofold.recipe.prepare import Prepare
+from twofold.recipe.split import LastDays, LastEvents, TemporalSplit
 from twofold.sql.rules import rule_columns, rule_sql
 from twofold.tables import OUTCOME, SPLITS, Split
 
@@ -159,7 +160,8 @@ def _distinct_sql(source: Source, used: frozenset[str]) -> str:
 
 def used_columns(prepare: Prepare) -> frozenset[str]:
     """Returns the columns that `prepare` reads, derived ones included."""
-    rules: list[str | None] = [prepare.where, prepare.positive, prepare.negative, prepare.weight, prepare.target]
+    rules: list[str | None] = [prepare.where, prepare.positive, prepare.relevant, prepare.negative]
+    rules += [prepare.weight, prepare.target]
     rules += (*prepare.derive.values(), *prepare.outcomes.values())
     rules += (rule for each in prepare.counters.values() for rule in (*each.rates.values(), *each.means.values()))
     names = {"user_id", "item_id", "at", "at_is_estimated", "watch_s", "length_s", *prepare.counters}
@@ -194,6 +196,8 @@ def split_sql(prepare: Prepare, columns: Sequence[str]) -> str:
             events = 'COUNT(*) OVER (PARTITION BY "user_id", "_tf_is_kept")'
             return f"""CAST(CASE WHEN NOT "_tf_is_kept" THEN NULL WHEN {events} <= {test + validation} THEN 0
                 WHEN {from_end} <= {test} THEN 2 WHEN {from_end} <= {test + validation} THEN 1 ELSE 0 END AS TINYINT)"""
+        case LastDays():
+            raise AssertionError("windows of last_days get their dates before a plan is made")
         case _:
             assert_never(prepare.split)
 
@@ -241,8 +245,10 @@ def ruled_sql(prepare: Prepare, labels: Mapping[str, tuple[str, str]]) -> str:
         sql = f'(SELECT "rows".*, {value} AS "{name}" FROM {sql} {joins}) AS "rows"'
     negative = "TRUE" if prepare.negative is None else rule_sql(prepare.negative, result="condition")
     positive = rule_sql(prepare.positive, result="condition")
+    relevant = positive if prepare.relevant is None else rule_sql(prepare.relevant, result="condition")
     return f"""
-        SELECT *, COALESCE({positive}, FALSE) AS "_tf_is_positive", COALESCE({negative}, FALSE) AS "_tf_is_negative"
+        SELECT *, COALESCE({positive}, FALSE) AS "_tf_is_positive", COALESCE({negative}, FALSE) AS "_tf_is_negative",
+            COALESCE({relevant}, FALSE) AS "_tf_is_relevant"
         FROM {sql}
     """
 
@@ -254,7 +260,7 @@ def labelled_sql(prepare: Prepare, source: Source) -> str:
         SELECT "user_id", "item_id", "at", "_tf_split" AS "split", "_tf_is_kept" AS "is_kept",
             "_tf_is_taken" AS "is_taken", "_tf_is_positive" AS "is_positive",
             "_tf_is_negative" AND NOT "_tf_is_positive" AS "is_negative",
-            "_tf_is_estimated" AS "is_estimated", "_tf_copies" AS "copies"{numbers}
+            "_tf_is_relevant" AS "is_relevant", "_tf_is_estimated" AS "is_estimated", "_tf_copies" AS "copies"{numbers}
         FROM "ruled"
     """
 
@@ -306,10 +312,10 @@ def rows_sql(table: str, where: str, columns: frozenset[str]) -> str:
     outcomes = "".join(f', "{name}"' for name in sorted(columns) if name.startswith(OUTCOME))
     return f"""
         SELECT "user_id", "item_id", "at", "is_positive" AS "label", "is_estimated" AS "at_is_estimated", {numbers},
-            "positives_before", "negatives_before"{outcomes}
+            "positives_before", "negatives_before", "is_relevant"{outcomes}
         FROM {table} WHERE {where}
         ORDER BY "user_id", "at", "item_id", "label", "at_is_estimated", "weight", "target", "watch_s",
-            "length_s"{outcomes}
+            "length_s", "is_relevant"{outcomes}
     """
 
 

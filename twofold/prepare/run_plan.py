@@ -24,8 +24,8 @@ from twofold.prepare.sources import INTEGERS, Source, finite_sql, table_paths
 from twofold.progress import progress_bar
 from twofold.recipe.data import Table
 from twofold.recipe.features import AgeFeature
-from twofold.recipe.prepare import TemporalSplit
 from twofold.recipe.schema import Recipe
+from twofold.recipe.split import TemporalSplit
 from twofold.run_folder import write_json
 from twofold.tables import DAY_MS, OUTCOME, Json, Split
 

@@ -12,7 +12,7 @@ from typing import Final
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError, RecipeError
 from twofold.prepare.duckdb_connection import FileKind, quote_name, scan_sql
-from twofold.prepare.table_files import TableFiles, check_day_order, require_file, table_files
+from twofold.prepare.table_files import TableFiles, check_day_order, check_times, require_file, table_files
 from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
 from twofold.tables import EVENTS, INTERNAL, ITEMS, USERS
@@ -52,6 +52,7 @@ class SourceTable:
     projection: Mapping[str, tuple[str, str]]
     fractions: Mapping[str, str] = field(default_factory=dict)
     partitions: tuple[str, ...] = ()
+    csv_options: str = ""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -61,7 +62,7 @@ class SourceTable:
     @property
     def files_sql(self) -> str:
         """FROM clause for the files as DuckDB reads them."""
-        return scan_sql(self.files, self.kind, has_partitions=bool(self.partitions))
+        return scan_sql(self.files, self.kind, has_partitions=bool(self.partitions), csv_options=self.csv_options)
 
     def select_sql(self, origin: str | None = None) -> str:
         """Returns the SELECT from the files as DuckDB reads them, or from `origin`, an engine's view or table."""
@@ -134,7 +135,11 @@ def open_source(data: Table) -> Source:
     timestamps without a zone are read as UTC.
     """
     paths = {"events": data.events, "items": data.items, "users": data.users}
-    found = {name: table_files(path, f"data.{name}") for name, path in paths.items() if path is not None}
+    found = {
+        name: table_files(path, f"data.{name}", has_decimal_comma=name in data.decimal_comma)
+        for name, path in paths.items()
+        if path is not None
+    }
     _check_renaming(data.columns, {name: files.columns for name, files in found.items()})
     events = _table(data, found["events"], EVENTS)
     sides = []
@@ -199,8 +204,10 @@ def _table(data: Table, found: TableFiles, needed: Mapping[str, str]) -> SourceT
         if name == "at" or (name == "uploaded_at" and needed == ITEMS):
             unit = data.at_unit if name == "at" else data.uploaded_at_unit or data.at_unit
             projection[name] = _timestamp(name, type_, column, files, unit)
-            if type_ in _ZONELESS:
+            if type_ in _ZONELESS or type_ == "DATE":
                 check_day_order(found, named[name])
+            if type_ == "VARCHAR":
+                check_times(found, named[name])
         elif name in needed:
             projection[name] = _id(name, type_, column, files)
         elif type_ in _HAS_NAN:
@@ -215,7 +222,7 @@ def _table(data: Table, found: TableFiles, needed: Mapping[str, str]) -> SourceT
                 f"{_named(files)}: {name} is {type_}; a column of that name is seconds as a number. Convert it, or "
                 f"give it another name, as data.columns: {{{name}_of_log: {named[name]}}}."
             )
-    return SourceTable(files, found.kind, own, projection, fractions, found.partitions)
+    return SourceTable(files, found.kind, own, projection, fractions, found.partitions, found.csv_options)
 
 
 def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[Path, ...]) -> dict[str, str]:
@@ -264,15 +271,15 @@ def _id(name: str, type_: str, column: str, files: tuple[Path, ...]) -> tuple[st
 def _timestamp(name: str, type_: str, column: str, files: tuple[Path, ...], unit: str) -> tuple[str, str]:
     if type_ in INTEGERS:
         return "BIGINT", f"CAST({column} AS BIGINT){_TO_MS[unit]}"
-    # EPOCH_MS has no counterpart in Spark that sqlglot knows; this has.
-    if type_ in _ZONED:
+    # EPOCH_MS has no counterpart in Spark that sqlglot knows; this has. A text may have an offset.
+    if type_ in _ZONED or type_ == "VARCHAR":
         zone = "TIMESTAMP WITH TIME ZONE"
         return "BIGINT", f"DATE_DIFF('millisecond', CAST('1970-01-01 00:00:00+00' AS {zone}), CAST({column} AS {zone}))"
-    if type_ in _ZONELESS:
+    if type_ in _ZONELESS or type_ == "DATE":
         return "BIGINT", f"DATE_DIFF('millisecond', CAST('1970-01-01' AS TIMESTAMP), CAST({column} AS TIMESTAMP))"
     raise DataError(
         f"{_named(files)}: {name} is {type_}; it must be UTC time as whole numbers (1650816000000; data.{name}_unit "
-        f"says of what), or a timestamp (2022-04-24 16:00:00). Floats lose the order of events, days have none."
+        f"says of what), or a timestamp, a date or a text such as 2022-04-24 16:00:00. Floats lose the order of events."
     )
 
 

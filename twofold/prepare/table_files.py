@@ -45,21 +45,29 @@ class TableFiles:
     kind: FileKind
     partitions: tuple[str, ...]
     columns: Mapping[str, str]
+    csv_options: str = ""
+
+    @property
+    def scan(self) -> str:
+        """FROM clause that reads the files as one table."""
+        return scan_sql(self.paths, self.kind, has_partitions=bool(self.partitions), csv_options=self.csv_options)
 
 
-def table_files(path: Path, field: str) -> TableFiles:
+def table_files(path: Path, field: str, *, has_decimal_comma: bool = False) -> TableFiles:
     """Returns the file at a path, or the files in a folder and its folders `column=value`, in the order of their names.
 
     Files without rows are left out. Files and folders whose names begin with `_` or `.` are not read. DataError if
     there is no file, if one is damaged, if none has a row, or if their kinds or columns differ. `field` is what named
-    the path.
+    the path. With `has_decimal_comma`, numbers of CSV files are written as 13,27.
     """
     paths = _paths(path, field)
     kind, partitions = _common_kind(path, paths, field), _common_partitions(path, paths, field)
+    csv_options = "decimal_separator = ','" if has_decimal_comma and kind == "csv" else ""
     described: dict[Path, dict[str, str]] = {}
     with open_duckdb(None, files=paths) as connection:
         for file in paths:
-            if columns := _columns(connection, file, kind, has_partitions=bool(partitions)):
+            scan = scan_sql((file,), kind, has_partitions=bool(partitions), csv_options=csv_options)
+            if columns := _columns(connection, file, kind, scan):
                 _check_repeated(file, kind, columns, field)
                 described[file] = columns
     if not described:
@@ -72,7 +80,8 @@ def table_files(path: Path, field: str) -> TableFiles:
                 f"{field}: {file} has the columns {columns}, but {first} has {own}. "
                 f"All files of a folder need the same names and types."
             )
-    return TableFiles(tuple(described), kind, partitions, _without_parents(own, path, partitions, paths))
+    columns = _without_parents(own, path, partitions, paths)
+    return TableFiles(tuple(described), kind, partitions, columns, csv_options)
 
 
 def require_file(path: Path, field: str) -> None:
@@ -95,8 +104,7 @@ def check_day_order(files: TableFiles, column: str) -> None:
         unclear = [text for pair in formats for text in pair or () if text and re.match("%[dm][-/]%[dm]", text)]
         if not unclear:
             return
-        origin = scan_sql(files.paths, files.kind, has_partitions=bool(files.partitions))
-        for rows in (f"(SELECT * FROM {origin} LIMIT {_FIRST_ROWS})", origin):
+        for rows in (f"(SELECT * FROM {files.scan} LIMIT {_FIRST_ROWS})", files.scan):
             found = connection.execute(f"SELECT MAX(DAY({quote_name(column)})) FROM {rows}").fetchone()
             if found is None or found[0] is None or found[0] > 12:
                 return
@@ -104,6 +112,20 @@ def check_day_order(files: TableFiles, column: str) -> None:
         f"{files.paths[0]}: {column} holds days such as 01/05/2024, and no number in them tells the day from the month "
         f"(none is above 12). Write them as 2024-05-01."
     )
+
+
+def check_times(files: TableFiles, column: str) -> None:
+    """Raises DataError if one of the first texts of a column cannot be read as a time."""
+    text = quote_name(column)
+    rows = f"(SELECT {text} FROM {files.scan} LIMIT {_FIRST_ROWS})"
+    where = f"{text} IS NOT NULL AND TRY_CAST({text} AS TIMESTAMP WITH TIME ZONE) IS NULL"
+    with open_duckdb(None, files=files.paths) as connection:
+        found = connection.execute(f"SELECT {text} FROM {rows} WHERE {where} LIMIT 1").fetchone()
+    if found is not None:
+        raise DataError(
+            f"{files.paths[0]}: {column} is text, and {str(found[0])[:40]!r} cannot be read as a time. Write times as "
+            f"2024-01-31 18:30:00, with an offset such as +05:30 if they are not UTC, or as whole numbers."
+        )
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -190,11 +212,8 @@ def _without_parents(
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
-def _columns(
-    connection: duckdb.DuckDBPyConnection, path: Path, kind: FileKind, *, has_partitions: bool
-) -> dict[str, str]:
+def _columns(connection: duckdb.DuckDBPyConnection, path: Path, kind: FileKind, scan: str) -> dict[str, str]:
     """Returns name → SQL type; nothing if the file has no rows."""
-    scan = scan_sql((path,), kind, has_partitions=has_partitions)
     try:
         columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()}
         return columns if connection.execute(f"SELECT 1 FROM {scan} LIMIT 1").fetchall() else {}

@@ -18,7 +18,8 @@ class Table(Section):
     events: Path
     """Path of the events: a file (.parquet, .pq, .csv, .tsv, .json, .jsonl; text also as .gz), or a folder of files of
     one format. Folders in it named `day=2024-01-01` give a column of text, `day`. Columns: user_id, item_id, at (UTC),
-    and all that the rules read.
+    and all that the rules read. A time may be a whole number, a timestamp, a date, or one of them as text, such as
+    2024-01-31T18:30:00+05:30; without an offset it is UTC.
     """
     items: Path | None = None
     """Path of the items table: column item_id, and the attributes that features read. Without it, the items are those
@@ -36,6 +37,8 @@ class Table(Section):
     """Names of columns in your tables, by the name that twofold uses, as `user_id: uid`. Other columns keep their
     names.
     """
+    decimal_comma: tuple[Literal["events", "items", "users"], ...] = ()
+    """Tables of CSV files in which numbers have a decimal comma, as 13,27 for 13.27."""
     at_unit: Literal["ms", "s", "us", "ns"] = "ms"
     """Unit of timestamps that are stored as integers."""
     uploaded_at_unit: Literal["ms", "s", "us", "ns"] | None = None

@@ -116,11 +116,17 @@ class ProfileFeature(Section):
 
 
 class BagFeature(Section):
-    """Mean of the trained embeddings of the values in a list column, such as tags or genres."""
+    """Mean of the trained embeddings of the values in a list column, or in a text with separators, such as tags or
+    genres.
+    """
 
     kind: Literal["bag"]
     column: str
-    """Name of the list column of the items table."""
+    """Name of the column of the items table."""
+    sep: str | None = Field(default=None, min_length=1, max_length=8)
+    """Separator of the values of a text: `"|"` for pop|rock, `">"` for Home > Kitchen. Spaces around a value are
+    removed. `null` means that the column holds lists.
+    """
     dim: Dim = 16
     """Width of the embeddings."""
 

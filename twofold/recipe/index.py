@@ -28,6 +28,10 @@ class Index(Section):
     """Counts of recent events by name, as `engagement_15d: {events: positives, days: 15}`. Each is a column of the
     items for `where` and for the filters of requests.
     """
+    include_seen: bool = False
+    """`true`: items that the user has already met may be recommended again, as music is heard again and groceries are
+    bought again. The report then ranks all items, and everything served includes them unless a request excludes them.
+    """
     where: Rule | None = None
     """SQL condition over item columns and `recent_counts`, such as `engagement_15d >= 20`; other items are never
     recommended. The report evaluates it in a section of its own, against all relevant items. `null` means all items.

@@ -20,12 +20,13 @@ from twofold.tables import Json
 # --- file → Recipe ----------------------------------------------------------------------------------------------------
 
 
-def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """Loads a YAML file on top of its `base`, if it names one, and applies `field=value` overrides last.
 
     Mappings are merged; lists, values and mappings of another `kind` are replaced. Paths under `data` are relative to
     the file that holds them, those of an override to the working directory; in the Recipe they are absolute.
     """
+    path = Path(path)
     own = read_mapping(path)
     sources = [(str(path), own)]
     if "base" in own:

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from twofold.local_time import midnight_ms
-from twofold.recipe.section import Day, Expression, Name, Rule, Section, TimeZone
+from twofold.recipe.section import Expression, Name, Rule, Section, TimeZone
+from twofold.recipe.split import LastDays, LastEvents, SplitRule, TemporalSplit, Window
 from twofold.tables import Split
 
 
@@ -66,68 +67,7 @@ class ItemFilter(Section):
 Filter = Annotated[UserFilter | ItemFilter, Field(discriminator="kind")]
 
 
-# --- windows ----------------------------------------------------------------------------------------------------------
-
-
-class Window(Section):
-    """Days from `first` (included) to `end` (excluded), in the time zone `prepare.time_zone`."""
-
-    first: Day
-    """First day of the window."""
-    end: Day
-    """First day after the window."""
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Window:
-        if self.first >= self.end:
-            raise ValueError(
-                f"the window is empty: first {self.first} must lie before end {self.end} (end is excluded)"
-            )
-        return self
-
-
-class TemporalSplit(Section):
-    """Global temporal split: all users are cut at the same days, so no later event trains a prediction of an earlier
-    one. Days between two windows are not used.
-    """
-
-    kind: Literal["temporal"]
-    train: Window
-    """Window that the model trains on, and on which all statistics are fitted."""
-    validation: Window
-    """Window that chooses the best epoch. It may be several days long."""
-    test: Window
-    """Window that the report evaluates."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> TemporalSplit:
-        for earlier, later in (("train", "validation"), ("validation", "test")):
-            end, first = getattr(self, earlier).end, getattr(self, later).first
-            if first < end:
-                raise ValueError(
-                    f"windows overlap: {later}.first is {first}, but {earlier}.end is {end}. "
-                    f"Set {later}.first to {end} or later, so that no day is in both."
-                )
-        return self
-
-
-class LastEvents(Section):
-    """Leave-last-n-out split: the last events of each user are evaluated. It leaks the future, since later events of
-    other users are trained on. Users with too few events are only trained on.
-    """
-
-    kind: Literal["last_n"]
-    test: int = Field(default=1, ge=1)
-    """Number of last events of each user that are tested. 1, with 1 for validation, is leave-one-out."""
-    validation: int = Field(default=1, ge=1)
-    """Number of events before those that validate."""
-    ties: str = "item_id"
-    """Column that orders the events of a user with equal timestamps, such as the position in a published file. Equal
-    ones are ordered by item_id, then by all columns that are read.
-    """
-
-
-SplitRule = Annotated[TemporalSplit | LastEvents, Field(discriminator="kind")]
+# --- sample -----------------------------------------------------------------------------------------------------------
 
 
 class Sample(Section):
@@ -269,6 +209,10 @@ class Prepare(Section):
     """SQL condition that makes an event positive; NULL counts as false. A number is a condition only if its values are
     0 and 1: write rating >= 4, not rating.
     """
+    relevant: Rule | None = None
+    """SQL condition of the events that are to be found in the validation and test windows, if they are others than
+    those that train: `event = 'purchase'` where views train as well. `null` means `positive`.
+    """
     negative: Rule | None = None
     """SQL condition that puts an event into the negative history, unless it is positive. `null` means all events that
     are not positive.
@@ -334,6 +278,8 @@ class Prepare(Section):
                 "train": f"events of each user before the last {self.split.test + self.split.validation}",
             }
             return windows[split]
+        if isinstance(self.split, LastDays):
+            return self.split.describe(split)
         window: Window = getattr(self.split, split)
         last = window.end - timedelta(days=1)
         return f"{window.first}" if last == window.first else f"{window.first} to {last}"
@@ -342,6 +288,7 @@ class Prepare(Section):
         """Returns [first, end) of a window in UTC milliseconds, or None where each user has another window."""
         if isinstance(self.split, LastEvents):
             return None
+        assert isinstance(self.split, TemporalSplit), "windows of last_days get their dates before anything is read"
         window: Window = getattr(self.split, split)
         return midnight_ms(window.first, self.time_zone), midnight_ms(window.end, self.time_zone)
 

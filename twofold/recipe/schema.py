@@ -15,10 +15,11 @@ from twofold.recipe.data import Data
 from twofold.recipe.evaluate import Evaluate, PublishedNegatives
 from twofold.recipe.features import CounterFeature, Features, reads_time, with_features
 from twofold.recipe.index import Index
-from twofold.recipe.prepare import LastEvents, Prepare, TemporalSplit
+from twofold.recipe.prepare import Prepare
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_best, check_heads, check_reads
 from twofold.recipe.section import Section
+from twofold.recipe.split import LastDays, LastEvents, TemporalSplit
 from twofold.recipe.train import Train, check_objective
 from twofold.recipe.tune import Tune
 
@@ -143,6 +144,11 @@ class Recipe(Section):
             raise ValueError(
                 "evaluate.windows names days, and prepare.split of kind last_n has none, since each user is tested at "
                 "another time. Delete windows, or choose a split of kind temporal."
+            )
+        if days and isinstance(split, LastDays):
+            raise ValueError(
+                "evaluate.windows names days, and those of prepare.split of kind last_days move with the log. Delete "
+                "windows, or choose a split of kind temporal."
             )
         for day in days:
             if isinstance(split, TemporalSplit) and not split.test.first <= day < split.test.end:

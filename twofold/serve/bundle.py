@@ -17,7 +17,7 @@ index/
 ├── user_arrays/              attributes of users; the cluster of each item
 ├── counters/user_id/         event counts of each user, by the hour
 ├── events.*.npy              items seen by each user; positives.*.npy and negatives.*.npy are the parts the tower reads
-└── context.json              as_of: time of the item vectors and counts; where: rule for all recommended items, or null
+└── context.json              as_of: time of the item vectors and counts; where and include_seen, as in the recipe
 ```
 """
 
@@ -68,6 +68,8 @@ class Bundle:
     as_of: int
     where: str | None
     """The rule (`index.where`) that every recommended item satisfies, for all users."""
+    include_seen: bool = False
+    """Whether lists contain items that the user has already met, unless a request says otherwise."""
 
     def eligible(self, where: str | None) -> ItemMask | None:
         """Returns the items that a request with this filter may return; `None` means all."""
@@ -76,12 +78,19 @@ class Bundle:
 
 
 def save_context(
-    dataset: Path, out: Path, *, as_of: int, attributes: pa.Table | None = None, where: str | None = None
+    dataset: Path,
+    out: Path,
+    *,
+    as_of: int,
+    attributes: pa.Table | None = None,
+    where: str | None = None,
+    include_seen: bool = False,
 ) -> None:
     """Copies the parts of a dataset/ folder that serving needs to `out`, beside the user tower and the index.
 
     `as_of` (UTC milliseconds) is the time for which item ages were computed and recommendations are made. `attributes`
-    replace the dataset's, in the order of the item rows; every recommended item must satisfy the SQL condition `where`.
+    replace the dataset's, in the order of the item rows; every recommended item must satisfy the SQL condition
+    `where`. With `include_seen`, items that a user has met are recommended again.
     """
     names = [*TABLES, *(path.name for name in HISTORIES for path in dataset.glob(f"{name}.*.npy"))]
     for name in names:
@@ -91,7 +100,7 @@ def save_context(
             shutil.copytree(dataset / name, out / name, dirs_exist_ok=True)
     if attributes is not None:
         pq.write_table(attributes, out / "item_attributes.parquet", compression="zstd")
-    write_json(out / CONTEXT, {"as_of": as_of, "where": where})
+    write_json(out / CONTEXT, {"as_of": as_of, "where": where, "include_seen": include_seen})
 
 
 def open_bundle(run: Path) -> Bundle:
@@ -116,6 +125,7 @@ def open_bundle(run: Path) -> Bundle:
             ranker=load_ranker(folder),
             as_of=context["as_of"],
             where=context["where"],
+            include_seen=context["include_seen"],
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise RunError(f"the bundle {folder} cannot be read: {error}. {_rebuild_hint(folder)}") from error

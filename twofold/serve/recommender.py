@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from twofold.ragged import Ragged, chunks
 from twofold.run_folder import atomic_file
 from twofold.serve.bundle import Bundle, open_bundle
 from twofold.serve.two_stage import EncodedUsers, RankedItems, encode_users, retrieve_and_rank
+from twofold.serve.vector_tables import similar_items, vector_table, with_reasons
 from twofold.tables import RECOMMENDATIONS
 
 CHUNK_USERS: Final = 8192  # users per search: four blocks of the index, sorted by the number of excluded items
@@ -46,7 +47,7 @@ class Recommender:
         users: Ids,
         *,
         k: int = 20,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         items: Ids | None = None,
         where: str | None = None,
         at: int | None = None,
@@ -55,8 +56,9 @@ class Recommender:
 
         `items` restricts the lists to these ids, `where` to items for which the SQL filter is true. `at` (UTC
         milliseconds) is the request time: only earlier events are read and count as seen. `None` means after the last.
+        `exclude_seen=None` means as the recipe says (`index.include_seen`).
         """
-        user_rows = _user_rows(self.bundle.users, users)
+        user_rows, exclude_seen = _user_rows(self.bundle.users, users), self._excludes_seen(exclude_seen)
         chosen, unknown = (None, 0) if items is None else _item_rows(self.bundle.items, items, field="items")
         allowed = _allowed(self.bundle, chosen, where)
         parts = list(_recommend_chunks(self.bundle, user_rows, k, exclude_seen=exclude_seen, allowed=allowed, at=at))
@@ -68,7 +70,7 @@ class Recommender:
         *,
         negatives: Ids = (),
         k: int = 20,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         where: str | None = None,
         at: int | None = None,
     ) -> pa.Table:
@@ -86,7 +88,8 @@ class Recommender:
             positives=(positives[None] + 1).astype(np.int32),
             negatives=(negative_rows[None] + 1).astype(np.int32),
         )
-        seen = np.concatenate([positives, negative_rows]) if exclude_seen else np.empty(0, np.int64)
+        is_excluded = self._excludes_seen(exclude_seen)
+        seen = np.concatenate([positives, negative_rows]) if is_excluded else np.empty(0, np.int64)
         ranked = retrieve_and_rank(
             self.bundle,
             encode_users(self.bundle, queries),
@@ -97,13 +100,15 @@ class Recommender:
         table = _table(self.bundle, pa.nulls(1, self.bundle.users.ids.type), ranked)
         return _concatenate(self.bundle, [(table, _count_short(ranked, k))], lists=1, unknown=unknown + more_unknown)
 
-    def recommend_all(self, k: int, path: Path, *, exclude_seen: bool = True, where: str | None = None) -> int:
+    def recommend_all(
+        self, k: int, path: str | Path, *, exclude_seen: bool | None = None, where: str | None = None
+    ) -> int:
         """Writes the k best items of every user of the log to a Parquet file, all or nothing; returns its rows."""
-        user_rows = np.arange(len(self.bundle.users))
+        user_rows, exclude_seen = np.arange(len(self.bundle.users)), self._excludes_seen(exclude_seen)
         allowed = _allowed(self.bundle, None, where)
         rows = 0
         with (
-            atomic_file(path) as partial,
+            atomic_file(Path(path)) as partial,
             pq.ParquetWriter(partial, _schema(self.bundle), compression="zstd") as writer,
             progress_bar("recommend", total=len(user_rows), unit="users") as advance,
         ):
@@ -113,6 +118,44 @@ class Recommender:
                 rows += len(table)
                 advance(chunk.stop - chunk.start, "")
         return rows
+
+    def item_vectors(self) -> pa.Table:
+        """Returns item_id and vector of every item, as they are searched."""
+        return vector_table("item_id", self.bundle.items.ids, self.bundle.index.vectors)
+
+    def user_vectors(self, users: Ids | None = None, *, at: int | None = None) -> pa.Table:
+        """Returns user_id and vector of users as of `at` (UTC milliseconds; `None`: after the last event); `None` means
+        all users of the log. RequestError if a user is not in the log.
+        """
+        known = self.bundle.users
+        user_rows = np.arange(len(known)) if users is None else _user_rows(known, users)
+        encoded = _encode_log_users(self.bundle, user_rows, np.full(len(user_rows), at or self.bundle.as_of))
+        return vector_table("user_id", known.ids_of(user_rows), encoded.vectors)
+
+    def similar(self, item: Any, *, k: int = 20, where: str | None = None) -> pa.Table:
+        """Returns the k items most similar to one: item_id, score, rank; RequestError if the item is unknown."""
+        (item_row,), _ = _item_rows(self.bundle.items, [item], field="item")
+        allowed = _allowed(self.bundle, None, where)
+        return similar_items(self.bundle, int(item_row), _at_most_items(self.bundle, k), allowed=allowed)
+
+    def explain(self, user: Any, *, k: int = 20, where: str | None = None) -> pa.Table:
+        """Returns the k best items of a user, each with the most similar items that the user liked: `because`, and
+        their `similarity` (cosine).
+        """
+        table = self.recommend([user], k=k, where=where)
+        (user_row,) = _user_rows(self.bundle.users, [user])
+        positives = self.bundle.positives
+        liked = positives.item_rows[positives.offsets[user_row] : positives.offsets[user_row + 1]]
+        return with_reasons(self.bundle, table, np.asarray(liked, np.int64))
+
+    def __repr__(self) -> str:
+        """Returns the size of the bundle in one line."""
+        bundle = self.bundle
+        as_of = f"{np.datetime64(bundle.as_of, 'ms'):}"[:10]
+        return f"Recommender({len(bundle.items):,} items, {len(bundle.users):,} users, as of {as_of})"
+
+    def _excludes_seen(self, requested: bool | None) -> bool:
+        return not self.bundle.include_seen if requested is None else requested
 
 
 # --- users → vectors → lists ------------------------------------------------------------------------------------------

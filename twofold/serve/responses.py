@@ -62,9 +62,10 @@ class ListRequest:
     @property
     def excluded(self) -> Integer[np.ndarray, "_"]:
         """Item rows that may not be in the list, seen items included if the request excludes them."""
-        return (
-            np.concatenate([self.state.seen, self.excluded_rows]) if self.options.exclude_seen else self.excluded_rows
-        )
+        exclude_seen = self.options.exclude_seen
+        if exclude_seen is None:
+            exclude_seen = not self.live_bundle.bundle.include_seen
+        return np.concatenate([self.state.seen, self.excluded_rows]) if exclude_seen else self.excluded_rows
 
 
 class RankedList(NamedTuple):

@@ -51,12 +51,14 @@ NO_CONTEXT: Final = Context()
 
 
 class RecommendOptions(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Options of every request for recommendations."""
+    """Options of every request for recommendations. Without `exclude_seen`, the recipe's `index.include_seen` decides
+    whether items that the user has met are excluded.
+    """
 
     k: K = 20
     filter: Filter | None = None
     exclude: Items = []
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
     context: Context = NO_CONTEXT
     explain: bool = False
     describe: bool = False

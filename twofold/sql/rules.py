@@ -48,7 +48,9 @@ _SUMMARY: Final = (
 )
 _INSTEAD: Final[dict[type[exp.Expr], str]] = {
     **dict.fromkeys(
-        (exp.Cast, exp.TryCast), "Leave the cast out: a column is read as a number wherever one is needed."
+        (exp.Cast, exp.TryCast),
+        "Leave the cast out: a column is read as a number wherever one is needed. For numbers such as 13,27 in a "
+        "CSV file, write data.decimal_comma: [events].",
     ),
     exp.Log: "Write LN(x): engines disagree on the base of LOG.",
     exp.Round: "Write FLOOR(x + 0.5): engines disagree on ROUND.",
@@ -95,8 +97,21 @@ def check_columns(text: str, columns: Collection[str], *, field: str) -> None:
     if missing:
         raise RecipeError(
             f"{field} reads {' and '.join(_nearest(name, columns) for name in missing)}. "
-            f"Rule: {text}. Available columns: {', '.join(sorted(columns))}."
+            f"{_text_hint(text, missing, columns)}Rule: {text}. Available columns: {', '.join(sorted(columns))}."
         )
+
+
+def _text_hint(text: str, missing: Collection[str], columns: Collection[str]) -> str:
+    """Returns what to write if a missing name is compared with a column, as in event = purchase; else nothing."""
+    for comparison in _checked(text).find_all(exp.EQ, exp.NEQ, exp.In):
+        values = comparison.expressions if isinstance(comparison, exp.In) else [comparison.expression]
+        for value in values:
+            is_name = type(value) is exp.Column and type(comparison.this) is exp.Column
+            if is_name and value.name in missing and comparison.this.name in columns:
+                return (
+                    f"If {value.name} is a text, write it in single quotes: {comparison.this.name} = '{value.name}'. "
+                )
+    return ""
 
 
 def rule_sql(text: str, dialect: str = "duckdb", *, result: Kind | None = None) -> str:

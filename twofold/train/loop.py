@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -143,9 +143,9 @@ def fit(
                     if ranks.is_first and state.best_epoch == state.epoch - 1:
                         best = weights_of(model, fresh=fresh)
                 save(best=best, state=state)
+                advance(0, _epoch_line(state, settings))
     if ranks.is_first:
-        save_file(best, out / "weights.safetensors")
-        _write_logs(state, out)
+        _write_results(best, state, out)
         for path in (checkpoint, out / MINED):
             path.unlink(missing_ok=True)
     return {
@@ -155,6 +155,16 @@ def fit(
         "best_epoch": state.best_epoch,
         "epochs": [asdict(record) for record in state.records],
     }
+
+
+def _epoch_line(state: TrainingState, settings: Train) -> str:
+    """Describes the last epoch, and whether it is the best one so far."""
+    last, best = state.records[-1], state.records[state.best_epoch]
+    which = "the best so far" if last is best else f"best {best.validation:.4f} of epoch {best.epoch + 1}"
+    return (
+        f"epoch {last.epoch + 1} of at most {settings.epochs}: loss {last.loss:.3f}, validation {last.validation:.4f}, "
+        f"{which}; {last.examples_per_s:,.0f} examples/s"
+    )
 
 
 def _several_towers(model: Towers) -> MultiTower | None:
@@ -195,8 +205,9 @@ def _strength(settings: Train, progress: float) -> float:
     return strength_at(progress, most=settings.adversary.max_lambda) if settings.adversary else 0.0
 
 
-def _write_logs(state: TrainingState, out: Path) -> None:
-    """Writes `training_log.parquet`, one row per epoch, and `training_steps.parquet`."""
+def _write_results(best: Mapping[str, Tensor], state: TrainingState, out: Path) -> None:
+    """Writes the weights of the best epoch, `training_log.parquet`, one row per epoch, and `training_steps.parquet`."""
+    save_file(dict(best), out / "weights.safetensors")
     for name, log in (("training_log", state.records), ("training_steps", state.step_log())):
         pq.write_table(pa.Table.from_pylist([asdict(record) for record in log]), out / f"{name}.parquet")
 

@@ -1,0 +1,148 @@
+"""The command `twofold recipe new`: a commented recipe from a log, and what it is unsure of."""
+
+from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from twofold.errors import RecipeError, RequestError
+from twofold.local_time import check_time_zone
+from twofold.render.numbers import percent
+
+if TYPE_CHECKING:
+    from twofold.ingest.inspect_log import LogProfile
+
+
+_Log = Annotated[Path, typer.Option("--log", exists=True, help="Your log: Parquet, CSV or JSON; a file or a folder.")]
+_Items = Annotated[Path | None, typer.Option("--items", exists=True, help="Table of item attributes.")]
+_Users = Annotated[Path | None, typer.Option("--users", exists=True, help="Table of user attributes.")]
+_User = Annotated[str | None, typer.Option("--user", help="Name of the log's user column, if it is not recognized.")]
+_Item = Annotated[str | None, typer.Option("--item", help="Name of the log's item column.")]
+_Time = Annotated[str | None, typer.Option("--time", help="Name of the log's time column.")]
+_TimeZone = Annotated[
+    str | None, typer.Option("--time-zone", help="IANA time zone of days and hours, such as Asia/Kolkata.")
+]
+_Positive = Annotated[
+    str | None, typer.Option("--positive", help='Rule of the events that train, such as "rating >= 4".')
+]
+_Relevant = Annotated[
+    str | None, typer.Option("--relevant", help="Rule of the events that the report asks for, if others.")
+]
+_Weights = Annotated[str | None, typer.Option("--weights", help="Weights by kind of event: view=1,cart=4,purchase=10.")]
+_Repeats = Annotated[
+    bool | None, typer.Option("--repeats/--no-repeats", help="Recommend items again that a user has met.")
+]
+_TestDays = Annotated[
+    int | None, typer.Option("--test-days", min=1, help="Number of days to test; as many before them validate.")
+]
+_Out = Annotated[Path, typer.Option("--out", help="File for the recipe; - prints it.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")]
+
+
+def new(
+    log: _Log,
+    items: _Items = None,
+    users: _Users = None,
+    user: _User = None,
+    item: _Item = None,
+    time: _Time = None,
+    time_zone: _TimeZone = None,
+    positive: _Positive = None,
+    relevant: _Relevant = None,
+    weights: _Weights = None,
+    repeats: _Repeats = None,
+    test_days: _TestDays = None,
+    out: _Out = Path("recipe.yaml"),
+    overwrite: _Overwrite = False,
+) -> None:
+    """Read a log, guess the meaning of its columns, and write a commented recipe that runs.
+
+    It ends with the questions that it is unsure of, each with the option that answers it.
+    """
+    from twofold.ingest.column_roles import GivenColumns
+    from twofold.ingest.event_kinds import parse_weights
+    from twofold.ingest.inspect_log import Answers, profile_log
+
+    answers = Answers(
+        _rule(positive, "--positive"), _rule(relevant, "--relevant"), repeats, test_days, _zone(time_zone)
+    )
+    columns = GivenColumns(user, item, time, parse_weights(weights) if weights else {})
+    if str(out) != "-" and out.exists() and not overwrite:
+        raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
+    with Console(stderr=True).status("reading the log …"):
+        seen = profile_log(log, items=items, users=users, given_columns=columns, answers=answers)
+    _write(seen, log, None if str(out) == "-" else out)
+
+
+def _write(seen: "LogProfile", log: Path, out: Path | None) -> None:
+    """Prints what was found, writes the recipe, or prints it if `out` is None, and ends with the open questions."""
+    from twofold.ingest.draft_recipe import draft_recipe, recipe_name
+    from twofold.ingest.inspect_log import check_draft
+
+    folder = None if out is None else out.parent
+    console = Console(stderr=out is None, highlight=False, soft_wrap=True)
+    _print_seen(console, seen)
+    text = draft_recipe(seen, name=recipe_name(log), folder=folder)
+    if out is None or folder is None:
+        check_draft(text, Path(gettempdir()))
+        print(text, end="")
+        _print_questions(console, seen)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    check_draft(text, folder)
+    out.write_text(text, encoding="utf-8")
+    _print_questions(console, seen)
+    print(f"\nrecipe  {out}\nnext    twofold run {out}")
+
+
+def _zone(name: str | None) -> str | None:
+    try:
+        return None if name is None else check_time_zone(name)
+    except ValueError as error:
+        raise RequestError(f"--time-zone: {error}.") from None
+
+
+def _rule(text: str | None, option: str) -> str | None:
+    from twofold.sql.rules import check_rule
+
+    if text is not None:
+        try:
+            check_rule(text, result="condition")
+        except RecipeError as error:
+            raise RequestError(f"{option}: {error}") from None
+    return text
+
+
+def _print_seen(console: Console, seen: "LogProfile") -> None:
+    """Prints every table's columns with their roles, and what was counted. Names are text here, never markup."""
+    from twofold.ingest.draft_recipe import facts_of
+    from twofold.ingest.inspect_log import taken_as
+    from twofold.ingest.log_profile import printable, shown_values
+
+    for profile in seen.tables:
+        table = Table("column", "type", "NULL", "distinct", "range or most frequent", "role", box=SIMPLE_HEAD)
+        table.title, table.title_justify = f"{profile.path}: {profile.rows:,} rows", "left"
+        for column in profile.columns:
+            nulls, distinct = (percent(column.nulls) if column.nulls else "", f"{column.distinct:,}")
+            role = taken_as(seen, profile, column)
+            cells = (printable(column.name), column.type, nulls, distinct, shown_values(column), role)
+            table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+        console.print(table)
+    for heading, sentence in facts_of(seen):
+        console.print(Text(f"{heading:<11} {sentence}"))
+
+
+def _print_questions(console: Console, seen: "LogProfile") -> None:
+    """Prints what the draft is unsure of, each question with the option that answers it."""
+    from twofold.ingest.draft_questions import questions
+
+    found = questions(seen)
+    if found:
+        console.print(Text("\nUnsure of (the recipe holds the guesses; the options change them):"))
+    for number, question in enumerate(found, start=1):
+        console.print(Text(f"  {number}. {question.text}\n     {question.option}"))

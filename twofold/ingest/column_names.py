@@ -1,0 +1,88 @@
+"""Usual names of columns in logs, as sets of words without case, separators and units."""
+
+from typing import Final
+
+from twofold.ingest.log_profile import words
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_THINGS: Final = _set(
+    "video movie film photo product business article news book track song show episode clip content post doc document "
+    "note ad recipe game app course job poi place venue listing gmap offer"
+)
+# The three required roles: sets from the most to the least likely names; names within a set are equally likely.
+USER: Final = (
+    _set("userid uid"),
+    _set("user memberid customerid visitorid reviewerid accountid viewerid listenerid profileid"),
+    _set("member customer visitor reviewer account viewer sessionid session deviceid"),
+)
+ITEM: Final = (
+    _set("itemid iid"),
+    _set("item asin vid isbn sku") | {f"{thing}id" for thing in _THINGS},
+    _set("parentasin") | _THINGS,
+)
+TIME: Final = (
+    _set("at ts time timestamp datetime unixtime eventtime eventtimestamp eventts eventat"),
+    _set(
+        "date createdat eventdate watchedat viewedat playedat clickedat ratedat purchasedat listenedat reviewtime "
+        "unixreviewtime interactiontime starttime begintime logtime requesttime servertime"
+    ),
+)
+# Signals that an item was liked; that it was seen or opened; ratings; the column with the kind of event.
+LIKED: Final = _set(
+    "like liked love loved upvote upvoted thumbsup share shared forward forwarded follow followed favorite favorited "
+    "favourite fav collect collected save saved bookmark bookmarked download downloaded longview purchase purchased "
+    "buy bought order ordered transaction addtocart cart subscribe subscribed finish finished label"
+)
+SEEN: Final = _set("click clicked view viewed play played open opened watched valid validread")
+RATING: Final = _set("rating ratings stars star overall score userrating reviewrating")
+EVENT: Final = _set("event eventtype eventname action actiontype behavior behaviortype behaviour interaction type")
+WATCH: Final = _set(
+    "playtime playduration playedtime playingtime played watch watched watchtime watchduration watchingtime dwell "
+    "dwelltime viewtime viewduration viewingtime listen listened listentime timespent staytime"
+)
+LENGTH: Final = _set("duration length runtime len dur playlength") | {
+    f"{thing}{word}" for thing in _THINGS | {"item", "media", "total"} for word in ("duration", "length", "len", "dur")
+}
+SHARE: Final = _set("watchratio watchfraction watchpercent watchpct playedratiopct playratio completion")
+# For an items file: the upload time; single words in names of event counts, and in names of groups.
+UPLOADED: Final = _set(
+    "uploadedat uploadtime uploaddt uploaddate uploadts uploaded created createdat createtime createts published "
+    "publishedat publishtime publishdate publishts pubtime pubdate released releasedate releasedat releasetime "
+    "releasets postedat posted postts added addedat dateadded firstseen onlinesince launchdate"
+)
+COUNTS: Final = _set(
+    "cnt count counts num views likes clicks plays play shows show shares comments downloads popularity popular ctr "
+    "avg average mean votes vote rating ratings score rank sales hot stay progress complete"
+)
+GROUPS: Final = _set(
+    "id type category categories genre genres lang language city country region brand author artist creator channel "
+    "publisher music status code tag tab level label group cluster class kind gender occupation zip feat"
+)
+# Unit words in a name, and the SQL that converts to seconds.
+TO_SECONDS: Final = {
+    **dict.fromkeys(("us", "usec", "micros", "microseconds"), " / 1000000"),
+    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), " / 1000"),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), ""),
+    **dict.fromkeys(("min", "mins", "minutes"), " * 60"),
+}
+
+
+def normalized_name(name: str) -> str:
+    """Joins the words of a name, without the `is` of a flag and the unit of a number, as in the sets above."""
+    kept = [word for word in words(name) if word not in TO_SECONDS]
+    return "".join(kept[1:] if kept[:1] == ["is"] else kept)
+
+
+def is_length(name: str) -> bool:
+    """Returns whether a column's name is that of an item's length: duration, video_length, or video_ms."""
+    bare = normalized_name(name)
+    return bare in LENGTH or bare in _THINGS | {"item", "media", "total"} and has_unit(name)
+
+
+def has_unit(name: str) -> bool:
+    """Returns whether a column's name ends in a unit of time, as video_ms."""
+    return words(name)[-1] in TO_SECONDS if words(name) else False

@@ -1,0 +1,55 @@
+"""Dates of windows that a recipe counts back from the log's end."""
+
+from datetime import date, timedelta
+
+import numpy as np
+
+from twofold.errors import DataError
+from twofold.local_time import local_ms
+from twofold.prepare.duckdb_connection import open_duckdb
+from twofold.prepare.sources import open_source
+from twofold.recipe.schema import Recipe
+from twofold.recipe.split import LastDays, TemporalSplit, Window
+from twofold.tables import DAY_MS
+
+
+def with_dates(recipe: Recipe) -> Recipe:
+    """Returns the recipe with the dates of its windows, which follow from the first and last event of its log.
+
+    A recipe whose split has another kind is returned unchanged, and its log is not read. DataError if the log has no
+    event or too few days.
+    """
+    split = recipe.prepare.split
+    if not isinstance(split, LastDays):
+        return recipe
+    first_day, last_day = _days(recipe)
+    end = last_day + timedelta(days=1 - split.skip)
+    test, validation = end - timedelta(days=split.test), end - timedelta(days=split.test + split.validation)
+    first = first_day if split.train is None else validation - timedelta(days=split.train)
+    if first >= validation or validation < first_day:
+        raise DataError(
+            f"{recipe.data.events}: its days, {first_day} to {last_day} in {recipe.prepare.time_zone}, are too few for "
+            f"prepare.split: {split.test} to test, {split.validation} to validate and at least one to train on, after "
+            f"{split.skip} left out. Use fewer days, or kind: last_n."
+        )
+    days = TemporalSplit(
+        kind="temporal",
+        train=Window(first=max(first, first_day), end=validation),
+        validation=Window(first=validation, end=test),
+        test=Window(first=test, end=end),
+    )
+    return recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"split": days})})
+
+
+def _days(recipe: Recipe) -> tuple[date, date]:
+    """Returns the local days of the first and the last event."""
+    source = open_source(recipe.data)
+    has_keys = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL'
+    with open_duckdb(None, files=source.files) as connection:
+        sql = f'SELECT MIN("at"), MAX("at") FROM ({source.events_sql}) AS "log" WHERE {has_keys}'
+        found = connection.execute(sql).fetchone()
+    if found is None or found[0] is None:
+        raise DataError(f"{recipe.data.events}: in every row user_id, item_id or at is NULL. Fill them.")
+    days = local_ms(np.array(found, np.int64), recipe.prepare.time_zone) // DAY_MS
+    first, last = (date(1970, 1, 1) + timedelta(days=day) for day in days.tolist())
+    return first, last
