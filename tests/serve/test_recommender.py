@@ -91,7 +91,7 @@ def test_filter_and_candidates_restrict_the_list(recommender: Recommender) -> No
 
 
 def test_items_outside_the_rule_of_a_bundle_are_never_recommended(tmp_path: Path) -> None:
-    context = {"as_of": NOON, "where": "colour = 'red'"}
+    context = {"as_of": NOON, "where": "colour = 'red'", "include_seen": False}
     write_run(tmp_path / "red")
     replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
     reds = load(tmp_path / "red")
@@ -104,7 +104,7 @@ def test_items_outside_the_rule_of_a_bundle_are_never_recommended(tmp_path: Path
 
 def test_no_filter_undoes_the_rule_of_a_bundle(tmp_path: Path) -> None:
     write_run(tmp_path / "red")
-    context = {"as_of": NOON, "where": "colour = 'red'"}
+    context = {"as_of": NOON, "where": "colour = 'red'", "include_seen": False}
     replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
     live_bundle, filters = open_live_bundle(tmp_path / "red"), load(tmp_path / "red").bundle.filters
     assert live_bundle.rule(None) == "colour = 'red'"
@@ -257,3 +257,30 @@ def test_a_folder_without_a_bundle_is_refused(tmp_path: Path, copied: Path) -> N
     os.replace(copied / "index", copied / "index.partial")
     with pytest.raises(RunError, match=r"no complete index/ stage \(it was begun and not finished\)"):
         load(copied)
+
+
+def test_items_that_were_met_are_recommended_again_if_the_bundle_says_so(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    context = {"as_of": NOON, "where": None, "include_seen": True}
+    replace_part(tmp_path / "again", CONTEXT, lambda path: path.write_text(json.dumps(context)))
+    again, plain = load(tmp_path / "again"), load(run)
+    assert of_user(again.recommend([20], k=4), 20) == of_user(plain.recommend([20], k=4, exclude_seen=False), 20)
+    assert of_user(again.recommend([20], k=4, exclude_seen=True), 20) == of_user(plain.recommend([20], k=4), 20)
+
+
+def test_vectors_similar_items_and_reasons_are_tables(run: Path) -> None:
+    recommender = load(run)
+    assert "7 items" in repr(recommender)
+    items = recommender.item_vectors()
+    assert items["item_id"].to_pylist() == ITEMS
+    vectors = np.array(items["vector"].to_pylist(), np.float32)
+    assert len(recommender.user_vectors()) == len(EVENTS)
+    assert recommender.user_vectors([20])["user_id"].to_pylist() == [20]
+    similar = recommender.similar("a", k=3)
+    order = np.argsort(-(vectors[1:] @ vectors[0]))[:3] + 1
+    assert similar["item_id"].to_pylist() == [ITEMS[row] for row in order]
+    with pytest.raises(RequestError, match="item: item zebra is not among"):
+        recommender.similar("zebra")
+    explained = recommender.explain(20, k=2)
+    assert set(explained["because"][0].as_py()) <= {"c", "d", "e", "f"}
+    assert explained["similarity"][0].as_py() == sorted(explained["similarity"][0].as_py(), reverse=True)
