@@ -16,6 +16,7 @@ from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_
 from twofold.model.multi_tower import build_towers
 from twofold.model.retriever import WEIGHTS, Blend, item_vectors, load_model, user_vectors
 from twofold.model.weights import load_weights
+from twofold.page.run_page import read_run_page
 from twofold.pipeline import best_model
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.best_model import TOWERS, Served, load_tuning
@@ -153,6 +154,8 @@ def test_after_a_selection_what_is_served_is_fitted_with_the_validation_window(h
     if has_peer:
         assert final["best"] == chosen["best"]
         pipeline.evaluate(job, *stages)
+        curve = next(each for each in read_run_page(folder).curves if each.name == "validation")
+        assert len(curve.points) == len(chosen["epochs"])
         assert report_of(folder).tuning == load_tuning(folder / "train") == load_tuning(folder / "selection" / "train")
 
 

@@ -13,6 +13,7 @@ def model_lines(events: EventFacts) -> list[tuple[str, str]]:
     return [
         ("retriever:", ""),
         (f"  kind: {tower.kind}", "the towers, iALS, EASE or item-kNN, or a sum of two: what is best on validation"),
+        ("  # ensemble: 2", "remove the first # to add the scores of two pairs of towers: better, twice the time"),
         (f"  dim: {tower.dim}", "vector dimension; 128 if there are many events per item"),
         (
             f"  score: {{kind: {score.kind}, temperature: {score.temperature:g}}}",
