@@ -98,3 +98,20 @@ def test_the_page_of_results_shows_several_days_and_what_each_day_chose(found):
     assert "| 8 May | some parts of the design, as docs/log.md says: it is no fresh test day |" in text
     changes = saved["pooled"][0]["order_changes"]
     assert ("Rows whose order changes between the days: " in text) == bool(changes)
+
+
+@pytest.mark.slow
+def test_a_drafted_recipe_is_run_and_the_results_of_other_logs_are_kept(tmp_path):
+    worlds.checkerboard(tmp_path / "board", num_users=64, num_items=64)
+    drafts = loaded(ROOT / "benchmarks" / "drafts.py")
+    drafts.SAVED = tmp_path / "drafts.json"
+    log = drafts.Log("board", (("--log", "events.parquet"),))
+    found = drafts.main([log, drafts.Log("absent", log.files)], data=tmp_path, runs=tmp_path / "runs")
+    again = drafts.main([drafts.Log("absent", log.files)], data=tmp_path, runs=tmp_path / "runs")
+    assert json.loads(json.dumps(found)) == again
+    (result,) = found["logs"].values()
+    assert result["served"] in result["quality"]
+    head, _, first, second = drafts.table(found).splitlines()
+    assert head.startswith("| log | users, items | served | metric | model [95 %] | best baseline |")
+    assert first.startswith(f"| board | {result['users']:,}, 64 | {result['served']} | recall@")
+    assert second.startswith("|  |  |  | ndcg@")

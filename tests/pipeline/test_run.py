@@ -190,7 +190,7 @@ def test_a_run_killed_in_training_ends_with_the_metrics_of_an_uninterrupted_one(
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     judge(whole)
-    checkpoint = cut / "kuairand" / "train.partial" / "checkpoint.safetensors"
+    checkpoint = cut / "kuairand" / "selection" / "train.partial" / "checkpoint.safetensors"
     process = started("run", recipe, "--runs", cut)
     try:
         _wait_for(checkpoint, process)

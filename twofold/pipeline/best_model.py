@@ -30,6 +30,8 @@ TUNING: Final = "peer_tuning.json"
 """File of the stage `train` with the tuned constants of the peers."""
 MAX_RANK: Final = 512
 """Largest rank of a served item-item model. Its quality is measured after the truncation."""
+MOST_ITEMS_OF_SUMS: Final = 2**17
+"""Largest catalogue for which item-item models are served: two tables of rank 512 then hold 512 MB."""
 BLENDED: Final = 2
 """Number of peers that are tried beside the towers: the best ones, of different kinds."""
 BLEND_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -75,7 +77,7 @@ def choose_served(
     peers = []
     for kind in PEER_KINDS:
         constants = tuning.constants_of(kind.name)
-        if constants is None:
+        if constants is None or (kind.name != "iALS" and positives.num_items > MOST_ITEMS_OF_SUMS):
             continue
         fitted = _fit(kind, constants, positives)
         for alone in _alone_and_with_recency(kind, tuning):
