@@ -33,8 +33,8 @@ The tables are computed by `python benchmarks/quality.py`.
 {chosen}
 ### The retriever alone
 
-`recipes/kuairand.yaml` (recipe `{retriever}`); the model is the sum of two towers and iALS with recency, which was best
-on validation. iALS is a retriever of twofold too (`recipes/kuairand-ials.yaml`).
+`recipes/kuairand.yaml` (recipe `{retriever}`). The model is the sum of two towers and iALS with recency, which was
+best on validation. iALS is a retriever of twofold too (`recipes/kuairand-ials.yaml`).
 
 {retriever_table}
 
