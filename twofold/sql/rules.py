@@ -103,14 +103,11 @@ def check_columns(text: str, columns: Collection[str], *, field: str) -> None:
 
 def _text_hint(text: str, missing: Collection[str], columns: Collection[str]) -> str:
     """Returns what to write if a missing name is compared with a column, as in event = purchase; else nothing."""
-    for comparison in _checked(text).find_all(exp.EQ, exp.NEQ, exp.In):
-        values = comparison.expressions if isinstance(comparison, exp.In) else [comparison.expression]
-        for value in values:
-            is_name = type(value) is exp.Column and type(comparison.this) is exp.Column
-            if is_name and value.name in missing and comparison.this.name in columns:
-                return (
-                    f"If {value.name} is a text, write it in single quotes: {comparison.this.name} = '{value.name}'. "
-                )
+    for comparison in _checked(text).find_all(exp.EQ, exp.NEQ):
+        column, value = comparison.this, comparison.expression
+        is_name = type(value) is exp.Column and type(column) is exp.Column
+        if is_name and value.name in missing and column.name in columns:
+            return f"If {value.name} is a text, write it in single quotes: {column.name} = '{value.name}'. "
     return ""
 
 
