@@ -272,6 +272,11 @@ def test_shards_hold_every_row_once_and_every_user_in_one(tmp_path: Path, monkey
 
 def test_what_is_judged_may_differ_from_what_trains(tmp_path: Path) -> None:
     rows = [(1, 0, TRAIN, True), (2, 1, TRAIN, True), (1, 1, TEST, True), (1, 2, TEST, True)]
-    out = prepared(tmp_path, log_of(rows, kind=["view", "view", "view", "buy"]), relevant="kind = 'buy'")
+    relevant = "kind = 'buy' OR item_id = 100"
+    out = prepared(tmp_path, log_of(rows, kind=["view", "view", "view", "buy"]), relevant=relevant)
     test = [row for row in rows_of(out, "test") if row["user_id"] == 1]
     assert column(test, "item_id", "label", "is_relevant") == [(1, True, False), (2, True, True)]
+    with pytest.raises(
+        DataError, match=r"none of the events in prepare\.split\.validation, .* relevant by prepare\.rel"
+    ):
+        prepared(tmp_path / "none", log_of(rows, kind=["view"] * 4), relevant="kind = 'sold'")

@@ -27,7 +27,7 @@ from twofold.recipe.features import AgeFeature
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import TemporalSplit
 from twofold.run_folder import write_json
-from twofold.tables import DAY_MS, OUTCOME, Json, Split
+from twofold.tables import DAY_MS, OUTCOME, SPLITS, Json, Split
 
 # Number of events per shard of users, about: a sort of them fits in memory, so time grows linearly with the log.
 EVENTS_PER_SHARD: Final = 8_000_000
@@ -91,6 +91,7 @@ def _run(
         first_at, last_at = engine.query('SELECT MIN("at"), MAX("at") FROM "labelled" WHERE "is_kept"')[0]
         advance(1, "funnel")
         _check_usable(recipe, funnel, first_at, last_at)
+        _check_relevant(recipe, engine)
         _check_uploads(recipe, source, engine, first_at)
         facts = {"first_at": first_at, "last_at": last_at}
         if recipe.prepare.weight is not None:
@@ -196,6 +197,20 @@ def _check_usable(recipe: Recipe, funnel: list[FunnelLine], first_at: int | None
             raise DataError(
                 f"{log}: the training rows contain only one {kind}; a model needs at least two. "
                 f"Use a log of more {kind}s, a longer prepare.split.train or weaker prepare.filters."
+            )
+
+
+def _check_relevant(recipe: Recipe, engine: Engine) -> None:
+    """Raises DataError if no event of an evaluated window is relevant, before hours of training."""
+    rule = recipe.prepare.relevant
+    for index, split in enumerate(SPLITS):
+        if rule is None or split == "train":
+            continue
+        sql = f'SELECT COUNT(*) FROM "labelled" WHERE "is_kept" AND "is_relevant" AND "split" = {index}'
+        if not engine.query(sql)[0][0]:
+            raise DataError(
+                f"none of the events in prepare.split.{split}, {recipe.prepare.dates(split)}, is relevant by "
+                f"prepare.relevant, {rule}. Weaken the rule, or make the window longer."
             )
 
 
