@@ -328,7 +328,7 @@ def main(seconds: float = 600, to: Path = HERE / "faults.json") -> None:
         ).stdout.strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_average": os.getloadavg(),
-        "versions": {name: version(name) for name in ("fastapi", "uvicorn", "redis")},
+        "versions": {name: version(name) for name in ("uvicorn", "redis")},
         "workers": WORKERS,
         "clients": CLIENTS,
         "stores": stores,

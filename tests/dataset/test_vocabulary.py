@@ -23,6 +23,13 @@ def test_text_that_is_a_number_finds_the_number():
     assert vocabulary.rows_of(["6", "x", "7"]).tolist() == [1, -1, -1]
 
 
+@pytest.mark.parametrize("text", ["03", " 3", "3 ", "+3", "0_3", "\uff13", "-0", "3.0", ""])
+def test_only_the_usual_form_of_a_number_is_an_id(text):
+    vocabulary = Vocabulary(pa.array([0, 3]), num_known=2)
+    assert vocabulary.row_of(text) == -1
+    assert vocabulary.rows_of([text, "3", "-3"]).tolist() == [-1, 1, -1]
+
+
 def test_what_cannot_be_an_id_is_unknown():
     numbers = Vocabulary(pa.array([3, 5]), num_known=2)
     assert numbers.rows_of([3.7, 3.0, 10**30, None, "5", "five", b"5", float("nan")]).tolist()[:4] == [

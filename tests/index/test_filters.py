@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from twofold.errors import RecipeError, RequestError
 from twofold.index import filters as module
-from twofold.index.filters import Filters, compile_filter
+from twofold.index.filters import Filters, _entry_bytes, compile_filter
 from twofold.sql.rules import rule_sql
 
 DAY = datetime.date(2024, 5, 1)
@@ -185,7 +185,7 @@ def test_a_filter_is_compiled_once_and_its_vectors_are_cached(monkeypatch: pytes
 
 
 def test_the_least_recently_used_filter_is_dropped_first() -> None:
-    size = Filters(CACHED).eligible("age_days = 0").nbytes
+    size = _entry_bytes("age_days = 0", Filters(CACHED).eligible("age_days = 0"))
     filters = Filters(CACHED, max_bytes=3 * size)
     for text in ("age_days = 0", "age_days = 1", "age_days = 2"):
         filters.eligible(text)
@@ -213,9 +213,23 @@ def test_an_invalid_filter_is_refused_each_time_and_not_cached() -> None:
 
 
 def test_threads_share_the_filters() -> None:
-    filters = Filters(CACHED, VECTORS, max_bytes=2000)
+    most = 3 * _entry_bytes("age_days < 6", Filters(CACHED, VECTORS).eligible("age_days < 6"))
+    filters = Filters(CACHED, VECTORS, max_bytes=most)
     texts = [f"age_days < {number % 7}" for number in range(200)]
     with ThreadPoolExecutor(8) as threads:
         counts = [mask.count for mask in threads.map(filters.eligible, texts)]
     assert counts == [number % 7 for number in range(200)]
-    assert filters._bytes == sum(mask.nbytes for mask in filters._masks.values()) <= 2000
+    assert filters._bytes == sum(_entry_bytes(text, mask) for text, mask in filters._masks.items()) <= most
+
+
+def test_the_cache_counts_the_text_and_the_objects_of_an_entry() -> None:
+    filters = Filters(CACHED, max_bytes=100_000)  # its bits alone would be some 100 bytes
+    for number in range(200):
+        filters.eligible(f"age_days < {number} AND language <> '{'x' * 1_000}'")
+    assert 10 < len(filters) < 30
+
+
+def test_a_condition_is_parsed_once_for_all_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_filter("age_days < 4711", CACHED)
+    monkeypatch.setattr(module, "rule_tree", None)
+    assert compile_filter("age_days < 4711", CACHED.slice(0, 3)).tolist() == [True] * 3

@@ -34,6 +34,14 @@ def test_a_loaded_index_has_the_results_of_the_saved_one(index: Index, tmp_path:
     assert after.scores.tolist() == before.scores.tolist()
 
 
+def test_vectors_whose_scores_would_be_infinite_are_refused() -> None:
+    vectors = np.full((3, 4), 1e17, np.float32)
+    assert len(build_index(vectors, score="dot")) == 3
+    vectors[1] = 1e19
+    with pytest.raises(RunError, match=r"item row 1 has length .*; scores of vectors longer than 1e\+18 are infinite"):
+        build_index(vectors, score="dot")
+
+
 def test_vectors_of_a_diverged_model_are_refused() -> None:
     vectors = unit_vectors(4, 3)
     vectors[2, 1] = np.nan

@@ -70,25 +70,36 @@ def test_an_update_moves_an_item_and_keeps_its_row(live: LiveIndex) -> None:
     assert len(live.now) == ITEMS
 
 
-def test_a_removed_item_is_never_returned_and_may_come_back(live: LiveIndex) -> None:
+def test_a_withdrawn_item_is_never_returned_whatever_is_upserted(live: LiveIndex) -> None:
     live.upsert(table([7], [3]), np.float32([[9, 0]]))
     second = best(live)[1]
-    assert live.remove([7, second, 12345]) == 2
-    assert live.remove([7]) == 0
+    assert live.set_withdrawn([7, second, 12345, "no id"]) == 2
+    assert live.set_withdrawn([7, second, 12345]) == 0
     assert not {7, second} & set(best(live, ITEMS + 1))
     assert live.now.search(QUERIES, ITEMS + 1).counts.tolist() == [ITEMS - 1] * 3
-    live.upsert(table([7], [3]), np.float32([[8, 0]]))
-    assert best(live)[0] == 7
+    live.upsert(table([7, 12345], [3, 3]), np.float32([[8, 0], [9, 0]]))
+    assert not {7, second, 12345} & set(best(live, ITEMS + 1))
+    assert live.now.eligible("age_days >= 0").sum() == len(live.now) == ITEMS - 1
+    assert live.set_withdrawn([second]) == -2
+    assert best(live)[:2] == [12345, 7]
     assert live.now.rows_of([7]).tolist() == [ITEMS]
 
 
-def test_filters_exclusions_and_chosen_items_hold_for_all(live: LiveIndex) -> None:
+def test_a_change_that_cannot_be_recorded_is_not_made(live: LiveIndex) -> None:
+    def full_disk() -> None:
+        raise OSError("no space")
+
+    before = live.now
+    with pytest.raises(OSError, match="no space"):
+        live.upsert(table([7], [3]), np.float32([[9, 0]]), record=full_disk)
+    assert live.now is before
+
+
+def test_filters_and_exclusions_hold_for_all(live: LiveIndex) -> None:
     live.upsert(table([7, 8, 101], [3, 900, 900]), np.float32([[9, 0], [8, 0], [7, 0]]))
     assert best(live, where="age_days >= 900") == [8, 101]
     assert 101 not in best(live, ITEMS, where="age_days < 900")  # it is older now
     rows = live.now.rows_of([7, 8, 101, 102])
-    assert set(best(live, 9, among=rows)) == {7, 8, 101, 102}
-    assert best(live, 9, among=np.array([-1, ITEMS])) == [7]
     seen = Ragged(rows[:3], np.array([0, 3]))
     assert not {7, 8, 101} & set(best(live, ITEMS, excluded=seen))
     assert best(live, 9, where="age_days >= 900", excluded=Ragged(rows[1:2], np.array([0, 1]))) == [101]
@@ -98,7 +109,8 @@ def test_filters_exclusions_and_chosen_items_hold_for_all(live: LiveIndex) -> No
 
 operations = st.lists(
     st.tuples(
-        st.sampled_from(["upsert", "remove"]), st.lists(st.integers(95, 110), min_size=1, max_size=4, unique=True)
+        st.sampled_from(["upsert", "withdraw", "restore"]),
+        st.lists(st.integers(95, 110), min_size=1, max_size=4, unique=True),
     ),
     max_size=8,
 )
@@ -116,21 +128,21 @@ def test_after_any_changes_results_are_those_of_scoring_the_current_items(
 
     drawn = draw(10)
     live = live_index(drawn, score="negative_distance")
-    # The expected state: per row an id, a vector, an age, and whether the item is present.
-    ids, vectors, ages, present = list(range(100, 110)), list(drawn), list(range(10)), [True] * 10
+    # The expected state: per row an id, a vector and an age; and the withdrawn ids.
+    ids, vectors, ages, withdrawn = list(range(100, 110)), list(drawn), list(range(10)), set[int]()
     for kind, changed in changes:
-        if kind == "remove":
-            live.remove(changed)
-            for item in set(changed) & set(ids):
-                present[ids.index(item)] = False
+        if kind != "upsert":
+            withdrawn = withdrawn | set(changed) if kind == "withdraw" else withdrawn - set(changed)
+            live.set_withdrawn(withdrawn)
             continue
         new, age = draw(len(changed)), rng.integers(0, 20, len(changed)).tolist()
         live.upsert(table(changed, age), new)
         for item, vector, days in zip(changed, new, age, strict=True):
             if item not in ids:
-                ids, vectors, ages, present = [*ids, item], [*vectors, vector], [*ages, days], [*present, True]
+                ids, vectors, ages = [*ids, item], [*vectors, vector], [*ages, days]
             row = ids.index(item)
-            vectors[row], ages[row], present[row] = vector, days, True
+            vectors[row], ages[row] = vector, days
+    present = [item not in withdrawn for item in ids]
     excluded = Ragged(rng.integers(0, len(ids), 6), np.array([0, 1, 1, 6]))
     allowed = np.array(present) & compile_filter("age_days < 12", table(ids, ages))
     scores = np.stack([pair_scores(np.stack(vectors), query, "negative_distance") for query in QUERIES])
@@ -150,7 +162,7 @@ def test_new_items_are_found_beside_ivf_lists() -> None:
     query = np.random.default_rng(1).standard_normal((1, 8), np.float32)
     top = live.now.ids_of(live.now.search(query, 20).item_rows[0]).to_pylist()
     live.upsert(table([7], [3]), 100 * query)
-    live.remove(top[:10])
+    live.set_withdrawn(top[:10])
     after = live.now.ids_of(live.now.search(query, 20).item_rows[0]).to_pylist()
     assert after[:11] == [7, *top[10:]]
 
@@ -176,7 +188,7 @@ def test_a_search_sees_all_of_a_change_or_none_of_it(live: LiveIndex) -> None:
             for number in range(100):
                 live.upsert(table([7, 8], [0, 0]), np.full((2, 2), 50 + number, np.float32))
                 live.upsert(table([200 + number], [0]), np.float32([[1, 0]]))
-                live.remove([200 + number])
+                live.set_withdrawn(range(200, 201 + number))
         finally:
             stop.set()
         assert min(each.result() for each in searches) > 0

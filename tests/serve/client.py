@@ -11,7 +11,8 @@ class Client:
     """An HTTP client of an application in this process; `post` and `get` return (status, body)."""
 
     def __init__(self, app: Any, token: str | None = None) -> None:
-        self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        authorization = {} if token is None else {"authorization": f"Bearer {token}"}
+        self.headers = {"content-type": "application/json", **authorization}
         self._transport = httpx.ASGITransport(app)
 
     def send(self, *requests: tuple[str, str, Any]) -> list[httpx.Response]:
@@ -32,6 +33,10 @@ class Client:
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         (reply,) = self.send(("POST", path, body))
+        return reply.status_code, reply.json()
+
+    def delete(self, path: str) -> tuple[int, Any]:
+        (reply,) = self.send(("DELETE", path, b""))
         return reply.status_code, reply.json()
 
     def get(self, path: str) -> tuple[int, Any]:

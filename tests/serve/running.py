@@ -25,7 +25,7 @@ class Running:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "twofold", "serve", str(run), "--port", str(self.port), *options]
-        environment = os.environ | {"TWOFOLD_TOKEN": token}
+        environment = os.environ | {"TWOFOLD_TOKEN": token, "TWOFOLD_ADMIN_TOKEN": token}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
         self.log: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read)

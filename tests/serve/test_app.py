@@ -1,7 +1,6 @@
 """The HTTP API of the service, on a bundle whose lists can be computed by hand."""
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +8,11 @@ import pytest
 from tests.serve.client import Client
 from tests.serve.tiny import NOON, best, scores_of
 from twofold.serve.app import build_app
-from twofold.serve.event_store import LiveEvent, StoreError
+from twofold.serve.event_store import LiveEvent, SqliteHistories, StoreError
 from twofold.serve.micro_batching import NO_STORE
 from twofold.serve.middleware import Limits
+from twofold.serve.prometheus import ServiceMetrics
+from twofold.serve.recommender import Recommender
 from twofold.serve.responses import UNKNOWN_USER
 from twofold.serve.service import Service
 
@@ -44,6 +45,17 @@ def test_the_best_unseen_items_of_a_user(client: Client, service: Service) -> No
         "at": NOON,
         "bundle": service.current.digest[:12],
     }
+
+
+def test_http_and_tables_agree_for_the_same_request_time(client: Client, service: Service) -> None:
+    recommender = Recommender(service.current.bundle)
+    users = [10, 20, 30, 40]
+    for at in (2 * 3_600_000, NOON, NOON + 1):
+        table = recommender.recommend(users, k=3, at=at)
+        assert int(table.schema.metadata[b"at"]) == at
+        batch = client.post("/v1/recommend:batch", {"user_ids": users, "k": 3, "context": {"at": at}})[1]["answers"]
+        rows = [{"user_id": answer["user_id"], **item} for answer in batch for item in answer["items"]]
+        assert rows == [{**row, "score": pytest.approx(row["score"], abs=0)} for row in table.to_pylist()]
 
 
 def test_a_posted_history_gives_the_list_of_a_user_with_the_same_history(client: Client) -> None:
@@ -132,10 +144,10 @@ def test_similar_items_and_the_facts_of_one(client: Client) -> None:
 def test_a_posted_event_is_in_the_next_list_and_counts_as_seen(client: Client) -> None:
     before = client.post("/v1/recommend", {"user_id": 10, "k": 7})[1]
     first = ids(before)[0]
-    assert client.post("/v1/events", {"events": [{"user_id": 10, "item_id": first}]}) == (
-        200,
-        {"accepted": 1, "unknown_items": 0},
-    )
+    now = int(time.time() * 1000)
+    status, accepted = client.post("/v1/events", {"events": [{"user_id": 10, "item_id": first}]})
+    assert (status, accepted) == (200, {"accepted": 1, "unknown_items": 0, "at": accepted["at"]})
+    assert now <= accepted["at"] < now + 5_000
     after = client.post("/v1/recommend", {"user_id": 10, "k": 7, "explain": True})[1]
     assert first not in ids(after)
     assert after["history"][0] == {"item_id": first, "kind": "positive"}
@@ -146,10 +158,8 @@ def test_a_posted_event_is_in_the_next_list_and_counts_as_seen(client: Client) -
 
 def test_events_make_an_unknown_user_known(client: Client) -> None:
     events = [{"user_id": "new", "item_id": "a"}, {"user_id": "new", "item_id": "b", "kind": "negative"}]
-    assert client.post("/v1/events", {"events": [*events, {"user_id": "new", "item_id": "gone"}]})[1] == {
-        "accepted": 3,
-        "unknown_items": 1,
-    }
+    accepted = client.post("/v1/events", {"events": [*events, {"user_id": "new", "item_id": "gone"}]})[1]
+    assert (accepted["accepted"], accepted["unknown_items"]) == (3, 1)
     _, reply = client.post("/v1/recommend", {"user_id": "new", "context": {"at": int(time.time() * 1000) + 1000}})
     scores = scores_of(["a"], ["b"], hour=reply["at"] // 3_600_000 % 24)
     assert (reply["source"], ids(reply)) == ("model", best(scores, without="a b"))
@@ -165,8 +175,11 @@ def test_an_event_of_tomorrow_is_refused(client: Client) -> None:
     assert f"events[1].at is {tomorrow}: that is after now" in problem["detail"]
 
 
-class DownStore:
+class DownStore(SqliteHistories):
     """A store that is down."""
+
+    def __init__(self) -> None:
+        return
 
     async def append(self, events: Any) -> None:
         raise StoreError("down")
@@ -174,13 +187,13 @@ class DownStore:
     async def read(self, users: Any) -> list[list[LiveEvent]]:
         raise StoreError("down")
 
-    async def close(self) -> None:
-        return
+    async def check(self) -> None:
+        raise StoreError("down")
 
 
 def test_without_the_store_lists_have_a_warning_and_events_are_refused(service: Service) -> None:
-    service = replace(service, histories=DownStore())
-    client = Client(build_app(service, Limits()))
+    down = Service(service.current, service.current.folder.parent, DownStore(), ServiceMetrics())
+    client = Client(build_app(down, Limits()))
     status, reply = client.post("/v1/recommend", {"user_id": 10, "k": 3, "context": NOON_OF_DAY_0})
     assert (status, reply["is_degraded"], reply["warnings"]) == (200, True, [NO_STORE])
     assert ids(reply) == best(scores_of(["a", "cold"], ["b"]), without="a b cold", k=3)

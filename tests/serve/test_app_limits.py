@@ -28,7 +28,7 @@ from twofold.serve.service import Service
         ("recommend", {"user_id": 10, "filter": "read_text('/etc/passwd') = ''"}, 422, None, "read_text"),
         ("similar", {"item_id": "z"}, 422, "item_id", "no item of the catalogue has it. Its ids look like a, b, c."),
         ("events", {"events": []}, 422, "events", "events: expected `array` of length >= 1."),
-        ("admin/swap", {}, 403, None, "start the service with TWOFOLD_TOKEN set"),
+        ("admin/swap", {}, 403, None, "start the service with TWOFOLD_ADMIN_TOKEN set"),
     ],
 )
 def test_an_invalid_request_gets_one_message(
@@ -80,7 +80,7 @@ def test_a_large_body_is_refused_with_and_without_a_content_length(service: Serv
 
     async def streamed() -> httpx.Response:
         async with httpx.AsyncClient(transport=client._transport, base_url="http://twofold") as chunked:
-            return await chunked.post("/v1/recommend", content=parts())
+            return await chunked.post("/v1/recommend", content=parts(), headers=client.headers)
 
     reply = asyncio.run(streamed())
     assert (reply.status_code, reply.json()["detail"]) == (
@@ -134,8 +134,10 @@ def test_openapi_lists_every_route_and_its_types(client: Client) -> None:
         "/v1/recommend:batch",
         "/v1/similar",
         "/v1/events",
+        "/v1/events:remove",
         "/v1/items/{item_id}",
         "/v1/users",
+        "/v1/users/{user_id}",
         "/v1/admin/swap",
         "/v1/admin/items",
         "/health",

@@ -5,36 +5,15 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.serve.redis_server import redis_in
 from twofold.errors import RequestError
-from twofold.serve import event_store
+from twofold.serve import redis_store
 from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError, open_histories
 
 MAX_EVENTS = 5
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_in(tmp_path_factory.mktemp("redis")) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Returns the address of a store: each opening stands for a worker."""
-    return (
-        str(tmp_path / "serve" / "histories.db") if request.param == "sqlite" else request.getfixturevalue("redis_url")
-    )
-
-
-@pytest.fixture
-def user(request: pytest.FixtureRequest) -> str:
-    return request.node.name
 
 
 async def stored(store: LiveHistories, user: str) -> list[LiveEvent]:
@@ -184,8 +163,8 @@ def test_a_missing_server_raises_a_store_error_each_time(redis_url: str) -> None
 def test_a_hanging_server_is_waited_for_once_and_tried_again_later(
     redis_url: str, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_store, "TIMEOUT_S", 0.2)
-    monkeypatch.setattr(event_store, "PAUSE_S", 0.2)
+    monkeypatch.setattr(redis_store, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(redis_store, "PAUSE_S", 0.2)
 
     async def run_requests() -> None:
         store = open_histories(redis_url)

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.serve.tiny import EVENTS, ITEMS, best, replace_part, scores_of, write_run, write_tower
 from twofold.errors import RunError
 from twofold.serve.bundle import USER_TOWER
 from twofold.serve.live_bundle import LiveBundle, nearest, open_live_bundle
+from twofold.serve.onnx_models import load_user_tower
 from twofold.serve.user_state import user_state_of
 
 
@@ -24,6 +28,30 @@ def test_a_user_gets_the_same_list_alone_and_in_a_batch(live_bundle: LiveBundle)
         alone = nearest(live_bundle, [state], 4)
         assert alone.item_rows[0].tolist() == rows.tolist()
         assert alone.scores[0].tolist() == scores.tolist()
+
+
+def test_a_vector_does_not_depend_on_the_other_users_of_a_batch(tmp_path: Path) -> None:
+    """ONNX Runtime multiplies a single row with another kernel, whose sums differ in the last bits."""
+    draw = np.random.default_rng(0)
+    matrices = {name: draw.standard_normal((96, 96)).astype(np.float32) for name in ("first", "second")}
+    nodes = [
+        helper.make_node("MatMul", ["features", "first"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "second"], ["vector"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "user_tower",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 96])],
+        [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 96])],
+        [numpy_helper.from_array(value, name) for name, value in matrices.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "t.onnx")
+    tower = load_user_tower(tmp_path / "t.onnx")
+    features = draw.standard_normal((40, 96)).astype(np.float32)
+    together = tower.vectors({"features": features})
+    for size in (1, 2, 3, 16):
+        parts = [tower.vectors({"features": features[first : first + size]}) for first in range(0, 40, size)]
+        assert np.concatenate(parts).tolist() == together.tolist()
 
 
 def test_a_bundle_whose_trial_request_fails_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from twofold.serve.middleware import Limits, RequestGuard
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.service import Service
 
+IS_JSON = {"content-type": "application/json"}
 ROUTES = ["recommend", "recommend:batch", "similar", "events", "admin/swap"]
 FIELDS = (
     "user_id history negatives k filter exclude exclude_seen context explain describe user_ids item_id events at run"
@@ -60,7 +61,9 @@ def app(tmp_path: Path) -> RequestGuard:
 async def send_all(app: RequestGuard, numbers: range) -> Counter[int]:
     """Sends requests and counts the statuses; every error reply must have a message."""
     statuses: Counter[int] = Counter()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://twofold") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://twofold", headers=IS_JSON
+    ) as client:
         for number in numbers:
             route, body = malformed(number)
             reply = await client.post(f"/v1/{route}", content=body)

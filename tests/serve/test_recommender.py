@@ -58,7 +58,7 @@ def test_the_best_unseen_items_with_score_and_rank(recommender: Recommender) -> 
     assert of_user(table, 10) == best(expected, without="a b cold", k=3)
     assert table["rank"].to_pylist() == [1, 2, 3]
     assert table["score"].to_pylist() == pytest.approx([expected[item] for item in of_user(table, 10)], abs=1e-5)
-    assert facts(table) == {"lists": 1, "short_lists": 0, "unknown_items": 0, "as_of": NOON}
+    assert facts(table) == {"lists": 1, "short_lists": 0, "unknown_items": 0, "at": NOON, "as_of": NOON}
 
 
 def test_the_last_events_of_a_long_history_are_read_and_all_are_excluded(recommender: Recommender) -> None:
@@ -87,7 +87,7 @@ def test_filter_and_candidates_restrict_the_list(recommender: Recommender) -> No
     assert of_user(recommender.recommend([30], items=["b", "d", "none"]), 30) == best(scores, without="a c e f cold")
     both = recommender.recommend([30], items=["b", "d", "none"], where="length_s > 15")
     assert of_user(both, 30) == ["d"]
-    assert facts(both) == {"lists": 1, "short_lists": 1, "unknown_items": 1, "as_of": NOON}
+    assert facts(both) == {"lists": 1, "short_lists": 1, "unknown_items": 1, "at": NOON, "as_of": NOON}
 
 
 def test_items_outside_the_rule_of_a_bundle_are_never_recommended(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_a_batch_beyond_the_budget_is_refused(client: Client, body: dict[str, An
     assert (status, problem["field"], says in problem["detail"]) == (422, "k", True), problem
 
 
-def test_a_batch_within_the_budget_is_answered(client: Client) -> None:
+def test_a_batch_within_the_budget_is_answered(service: Service) -> None:
+    client = Client(build_app(service, Limits(timeout_s=60.0)))
     assert len(client.post(BATCH, {"user_ids": [10] * 1000, "k": 5, "describe": True})[1]["answers"]) == 1000
 
 
@@ -86,6 +87,25 @@ def test_batches_do_not_occupy_the_threads_of_filters(service: Service, monkeypa
     assert asyncio.run(together()) < 2
 
 
+def test_a_batch_reads_and_joins_histories_on_threads(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the event loop, a thousand users with 500 live events each would stop all other requests for seconds."""
+    used: dict[str, set[str]] = {"read": set(), "join": set()}
+    select, lists = service.histories._select, service._batcher._lists  # type: ignore[attr-defined]
+
+    def reading(*arguments: Any) -> Any:
+        used["read"].add(threading.current_thread().name)
+        return select(*arguments)
+
+    def joining(*arguments: Any) -> Any:
+        used["join"].add(threading.current_thread().name)
+        return lists(*arguments)
+
+    monkeypatch.setattr(service.histories, "_select", reading)
+    monkeypatch.setattr(service._batcher, "_lists", joining)
+    asyncio.run(service.recommend_batch(RecommendBatch(user_ids=[10] * 128, k=1)))
+    assert (used["read"], used["join"]) == ({"histories_0"}, {"batches_0"})
+
+
 def test_an_item_is_described_without_encoding_it_again(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"user_id": 30, "k": 7, "describe": True, "context": {"at": NOON}}
     first = client.post("/v1/recommend", body)[1]
@@ -105,7 +125,8 @@ def test_an_item_is_described_without_encoding_it_again(client: Client, monkeypa
 def test_the_facts_of_an_item_are_counted_once(client: Client, service: Service) -> None:
     expected = {name: sum(item == name for events in EVENTS.values() for item, _, _ in events) for name in ITEMS}
     none = Histories(np.empty(0, np.int32), np.empty(0, np.int64), service.current.bundle.events.offsets * 0)
-    service.current = replace(service.current, bundle=replace(service.current.bundle, events=none, positives=none))
+    bundle = replace(service.current.bundle, events=none, positives=none)
+    service.bundles.current = replace(service.current, bundle=bundle)
     assert {name: client.get(f"/v1/items/{name}")[1]["events"] for name in ITEMS} == expected
 
 

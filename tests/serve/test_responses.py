@@ -22,10 +22,10 @@ def names(rows: np.ndarray) -> list[str]:
 
 def test_popular_items_are_ordered_by_recent_then_all_positives(live_bundle: LiveBundle) -> None:
     liked = [item for events in EVENTS.values() for item, _, positive in events if positive]
-    best_first = popular(live_bundle, 3, excluded=np.empty(0, np.int64))
+    best_first = popular(live_bundle, 3, allowed=np.ones(len(ITEMS), bool), excluded=np.empty(0, np.int64))
     counts = [liked.count(item) for item in names(best_first.item_rows[0])]
     assert counts == sorted((liked.count(item) for item in ITEMS), reverse=True)[:3]
-    is_red = live_bundle.bundle.filters.eligible("colour = 'red'")
+    is_red = live_bundle.items.now.eligible("colour = 'red'")
     red = popular(live_bundle, 9, allowed=is_red, excluded=np.array([ITEMS.index("a")]))
     assert sorted(names(red.item_rows[0])) == ["cold", "d", "f"]
     assert red.counts.tolist() == [3]
@@ -34,8 +34,8 @@ def test_popular_items_are_ordered_by_recent_then_all_positives(live_bundle: Liv
 def test_similar_items_leave_the_item_out_and_obey_the_filter(live_bundle: LiveBundle) -> None:
     alike = VECTORS @ VECTORS[0]
     expected = [ITEMS[row] for row in np.argsort(-alike) if row != 0]
-    assert names(similar(live_bundle, 0, 9).item_rows[0]) == expected
-    blue = similar(live_bundle, 0, 9, where="colour = 'blue'")
+    assert names(similar(live_bundle.items.now, 0, 9).item_rows[0]) == expected
+    blue = similar(live_bundle.items.now, 0, 9, where="colour = 'blue'")
     assert names(blue.item_rows[0]) == [item for item in expected if item in "be"]
 
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from hypothesis import given, strategies
 
-from twofold.serve.schemas import Events, HttpError, Recommend, components, read_body
+from twofold.serve.http_errors import HttpError, read_body
+from twofold.serve.schemas import Events, Recommend, components
 
 RECOMMEND, EVENTS = msgspec.json.Decoder(Recommend), msgspec.json.Decoder(Events)
 

@@ -1,7 +1,6 @@
 """A service of several processes: killed workers, swaps and stops, tested over HTTP."""
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -19,16 +18,17 @@ import httpx
 import pytest
 
 from tests.serve.running import TOKEN, Running
-from tests.serve.tiny import ITEMS, replace_part, write_run, write_tower
+from tests.serve.tiny import ITEMS, other_run, replace_part, write_run, write_tower
 from twofold.errors import RequestError
-from twofold.run_folder import MANIFEST
 from twofold.serve.bundle import USER_TOWER
 from twofold.serve.event_store import LiveEvent, SqliteHistories, StoreError, open_histories
+from twofold.serve.http_errors import HttpError
 from twofold.serve.live_bundle import open_live_bundle
 from twofold.serve.prometheus import SHARED_METRICS, ServiceMetrics
-from twofold.serve.schemas import HttpError, Recommend, Swap
+from twofold.serve.schemas import Recommend, Swap
 from twofold.serve.service import Service
-from twofold.serve.workers import CURRENT, POLL_S, ServeOptions, _follow_swaps, serve
+from twofold.serve.shared_state import ChosenBundle, SharedFolder
+from twofold.serve.workers import ServeOptions, serve
 
 pytestmark = pytest.mark.slow
 
@@ -50,15 +50,6 @@ def start(run: Path) -> Iterator[Callable[..., Running]]:
     for service in running:
         if service.process.poll() is None:
             service.stop()
-
-
-def other_run(run: Path, name: str) -> Path:
-    """Copies a run under another name and gives its bundle another digest."""
-    other = run.parent / name
-    shutil.copytree(run, other)
-    manifest = other / "index" / MANIFEST
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"digest": name * 8}))
-    return other
 
 
 def test_a_killed_worker_is_replaced_and_no_acknowledged_event_is_lost(start: Callable[..., Running]) -> None:
@@ -129,25 +120,37 @@ def test_a_swap_reaches_all_workers_and_fails_no_request(start: Callable[..., Ru
 
 
 def test_a_swap_while_a_worker_opens_its_bundle_reaches_it(run: Path, tmp_path: Path) -> None:
-    other_run(run, "newer")
-    service = Service(open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics())
-    (tmp_path / CURRENT).write_text(json.dumps({"run": "newer", "bundle": "newer" * 8}))
+    newer = open_live_bundle(other_run(run, "newer"))
+    shared = SharedFolder(tmp_path)
+    service = Service(
+        open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics(), shared
+    )
+    shared.commit(ChosenBundle("newer", str(newer.folder), newer.digest))
+    assert not service.bundles.is_agreed
 
     async def begin() -> None:
-        async with _follow_swaps(service, tmp_path, {}):
-            await asyncio.sleep(3 * POLL_S)
+        await service.start()
         await service.histories.close()
 
     asyncio.run(begin())
     assert service.current.name == "newer"
 
 
-def test_a_swap_is_undone_if_the_other_workers_cannot_be_notified(run: Path, tmp_path: Path) -> None:
+def test_a_swap_is_undone_if_the_other_workers_cannot_be_notified(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
     other_run(run, "newer")
-    nowhere = tmp_path / "full" / CURRENT  # as on a full disk: what is written there fails
     service = Service(
-        open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics(), nowhere
+        open_live_bundle(run),
+        run.parent,
+        open_histories(tmp_path / "histories.db"),
+        ServiceMetrics(),
+        SharedFolder(tmp_path),
     )
+    monkeypatch.setattr(SharedFolder, "commit", full)
 
     async def run_requests() -> None:
         with pytest.raises(HttpError, match="the other workers cannot be notified of the swap") as refused:
@@ -213,11 +216,12 @@ def test_a_hangup_reopens_the_bundle(start: Callable[..., Running], run: Path) -
     shutil.move(newer / "index", run / "index")
     service.process.send_signal(signal.SIGHUP)
     service.until(lambda: len(service.logged("swapped")) == 2)
-    assert {service.call("/health")["bundle"] for _ in range(10)} == {"newernewerne"} != {before}
-    (run / "index" / "index.json").write_text("{")
+    (after,) = {service.call("/health")["bundle"] for _ in range(10)}
+    assert after != before
+    (run / "index" / "index.json").unlink()
     service.process.send_signal(signal.SIGHUP)
-    service.until(lambda: len(service.logged("swap refused")) == 2)
-    assert service.call("/health")["bundle"] == "newernewerne"
+    service.until(lambda: service.logged("swap refused"))
+    assert {service.call("/health")["bundle"] for _ in range(10)} == {after}
 
 
 def test_requests_in_progress_are_finished_when_the_service_stops(start: Callable[..., Running]) -> None:

@@ -104,6 +104,19 @@ def write_run(run: Path, *, again: int = 0) -> Path:
     return run
 
 
+def other_run(run: Path, name: str) -> Path:
+    """Copies a run under another name and gives its bundle other content."""
+    other = run.parent / name
+    shutil.copytree(run, other)
+    add_part(other, name)
+    return other
+
+
+def add_part(run: Path, text: str) -> None:
+    """Adds a file that nobody reads to a bundle: the content of the bundle is another then."""
+    replace_part(run, "note.txt", lambda path: path.write_text(text))
+
+
 def replace_part(run: Path, name: str, write: Any) -> None:
     """Replaces the content of a file together with its checksum in the manifest."""
     path = run / "index" / name

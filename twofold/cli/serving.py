@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import closing
+from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,6 +60,8 @@ def recommend(
     for row in answer.to_pylist():
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
+    as_of = int(answer.schema.metadata[b"at"])
+    print(f"as of {datetime.fromtimestamp(as_of / 1000, UTC):%Y-%m-%d %H:%M} UTC; the service answers as of now")
 
 
 def _note_unknown(items: list[str], known: "Vocabulary") -> None:
@@ -76,21 +79,30 @@ def serve(
     histories: Annotated[
         str | None,
         typer.Option(
-            help="Store of live events: a SQLite file or redis://HOST:PORT/DB; default: RUN/serve/histories.db."
+            help="Store of live events: a SQLite file or redis://HOST:PORT/DB; default: RUN/serve/histories.db.",
+            envvar="TWOFOLD_HISTORIES",
         ),
     ] = None,
+    keep_days: Annotated[
+        int, typer.Option(min=1, help="Days after a user's last post until the user's live events are deleted.")
+    ] = 90,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds between SIGTERM, when /ready fails, and the end of new connections.")
+    ] = 0,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log one line per request.")] = False,
 ) -> None:
     """Serve recommendations over HTTP, with a page to try them.
 
-    If the environment variable TWOFOLD_TOKEN is set, every request must carry it as a bearer token.
+    If the environment variable TWOFOLD_TOKEN is set, every request must carry it as a bearer token; it is required if
+    other machines are accepted. Swaps, item changes and data of users require TWOFOLD_ADMIN_TOKEN. A store with a
+    password is named in TWOFOLD_HISTORIES, because other users of the machine can read command lines.
     """
     from twofold.serve.workers import ServeOptions
     from twofold.serve.workers import serve as serve_run
 
     print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
     store = histories or str(run_folder / "serve" / "histories.db")
-    serve_run(ServeOptions(run_folder, store, host, port, workers, log_requests))
+    serve_run(ServeOptions(run_folder, store, host, port, workers, log_requests, keep_days, drain))
 
 
 def export(

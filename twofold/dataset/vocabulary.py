@@ -170,13 +170,13 @@ def _comparable(ids: pa.Array) -> np.ndarray:
 
 def _as_integer(value: Any) -> int | None:
     """Returns the integer that an id stands for: ids from a command line or a request are text, also if the log has
-    numbers.
+    numbers. Only its usual form does: the live events of user 3 are stored under "3", and not under "03" or " 3".
     """
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    is_same = isinstance(value, str) or number == value
+    is_same = value == str(number) if isinstance(value, str) else number == value
     return number if is_same and -(2**63) <= number < 2**63 else None
 
 

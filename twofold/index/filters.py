@@ -12,6 +12,7 @@ What this does not do: read list columns (tags). Store what you filter by as a c
 """
 
 from collections import OrderedDict
+from functools import lru_cache
 from threading import Lock
 from typing import Final
 
@@ -26,6 +27,7 @@ from twofold.index.item_mask import ItemMask, from_mask
 from twofold.sql.arrow import evaluate
 from twofold.sql.rules import check_columns, rule_tree
 
+ENTRY_BYTES: Final = 3_000  # of the objects around a mask, beside its bits and text
 CACHE_BYTES: Final = 2**27  # per process: ten languages of a million items at 64 dimensions
 
 
@@ -51,7 +53,7 @@ def compile_filter(text: str, attributes: pa.Table) -> Bool[np.ndarray, "items"]
     [False, True, True, False]
     """
     try:
-        tree = rule_tree(text, result="condition")
+        tree = _parsed(text)
         check_columns(text, attributes.column_names, field="filter")
     except RecipeError as error:
         raise RequestError(f"The filter cannot be used. {error}") from None
@@ -65,6 +67,16 @@ def compile_filter(text: str, attributes: pa.Table) -> Bool[np.ndarray, "items"]
             f"Compare numbers with numbers and text with 'text'."
         ) from None
     return np.asarray(pc.fill_null(is_true, False))
+
+
+@lru_cache(256)
+def _parsed(text: str) -> exp.Expr:
+    """Parses a condition once (3 ms): after an item update it is compiled again for the few changed items."""
+    return rule_tree(text, result="condition")
+
+
+def _entry_bytes(text: str, mask: ItemMask) -> int:
+    return mask.nbytes + len(text.encode()) + ENTRY_BYTES
 
 
 class Filters:
@@ -101,14 +113,14 @@ class Filters:
         with self._lock:
             self._drop(text)
             self._masks[text] = mask
-            self._bytes += mask.nbytes
+            self._bytes += _entry_bytes(text, mask)
             while self._bytes > self._max_bytes and self._masks:
                 self._drop(next(iter(self._masks)))
         return mask
 
     def _drop(self, text: str) -> None:
         dropped = self._masks.pop(text, None)
-        self._bytes -= 0 if dropped is None else dropped.nbytes
+        self._bytes -= 0 if dropped is None else _entry_bytes(text, dropped)
 
     def __contains__(self, text: str) -> bool:
         """Returns whether the mask of this filter is cached."""

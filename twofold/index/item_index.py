@@ -20,6 +20,7 @@ from twofold.run_folder import write_json
 
 MAX_FLAT: Final = 300_000  # items of a flat index: an exact search of them takes 5 ms on one busy core
 CALIBRATION_QUERIES: Final = 512  # items that the IVF lists are calibrated with, beside as many users
+MAX_LENGTH: Final = 1e18  # of a vector: the square of the sum of two lengths is finite in 32 bits
 VECTORS: Final = "item_vectors.npy"
 FACTS: Final = "index.json"
 
@@ -80,7 +81,14 @@ def build_index(
             f"{int((~finite).sum()):,} of {len(vectors):,} item vectors hold NaN or infinity (first: item row {row}): "
             f"the model has diverged. Lower train.learning_rate and run again."
         )
-    lengths = np.linalg.norm(vectors, axis=1)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1)
+    if len(vectors) and lengths.max() > MAX_LENGTH:
+        row = int(np.argmax(lengths))
+        raise RunError(
+            f"the vector of item row {row} has length {lengths[row]:.3g}; scores of vectors longer than {MAX_LENGTH:g} "
+            f"are infinite in 32 bits: the model has diverged. Lower train.learning_rate and run again."
+        )
     if score == "cosine" and (np.abs(lengths - 1) > 1e-3).any():
         row = int(np.argmax(np.abs(lengths - 1)))
         raise RunError(

@@ -7,6 +7,7 @@ items of the built index that were updated or removed are skipped there.
 What this does not do: survive the process, or grow without bound. Build a bundle of the current catalogue, and swap.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
@@ -21,7 +22,7 @@ from twofold.errors import RequestError
 from twofold.index.exact import keep_where
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, build_index
-from twofold.index.item_mask import ItemMask, from_mask, from_rows, full_mask
+from twofold.index.item_mask import ItemMask, full_mask
 from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged
 from twofold.topk import tie_order
@@ -38,12 +39,12 @@ class Catalogue:
     filters: Filters
     present: ItemMask
 
-    def eligible(self, where: str | None, rows: Int64[np.ndarray, "_"] | None) -> ItemMask:
-        """Returns the items that are present and satisfy the filter; of `rows` alone unless that is `None`."""
-        mask = self.present if where is None else self.filters.eligible(where)
-        if where is not None and self.present.count < len(self.index):
-            mask = mask.intersection(self.present)
-        return mask if rows is None else from_rows(rows, items=len(self.index)).intersection(mask)
+    def eligible(self, where: str | None) -> ItemMask:
+        """Returns the items that are present and satisfy the filter."""
+        if where is None:
+            return self.present
+        mask = self.filters.eligible(where)
+        return mask if self.present.count == len(self.index) else mask.intersection(self.present)
 
 
 def whole_catalogue(index: Index, attributes: pa.Table, filters: Filters | None = None) -> Catalogue:
@@ -64,6 +65,8 @@ class Snapshot:
     """New and updated items."""
     changed_rows: Int64[np.ndarray, "items"]
     """Item row of each row of `changed`."""
+    withdrawn: frozenset[Any] = frozenset()
+    """Ids that are never returned, whatever is upserted; some may be in no catalogue yet."""
 
     def __len__(self) -> int:
         """Returns the number of items that may be returned."""
@@ -112,25 +115,18 @@ class Snapshot:
         k: int,
         *,
         where: str | None = None,
-        among: Int64[np.ndarray, "_"] | None = None,
         excluded: Ragged | None = None,
     ) -> Neighbors:
-        """Returns the k best items of each query, as `search`; only those that satisfy the filter `where` and, unless
-        it is `None`, are in the item rows `among`.
-        """
+        """Returns the k best items of each query, as `search`; only those that satisfy the filter `where`."""
         if excluded is None:
             excluded = Ragged(np.empty(0, np.int64), np.zeros(len(queries) + 1, np.int64))
         excluded_changed = self._changed_of(excluded.values)
-        among_built, among_changed = None, None
-        if among is not None:
-            changed = self._changed_of(among)
-            among_built, among_changed = among[(changed < 0) & (among >= 0)], changed[changed >= 0]
-        is_whole = where is None and among is None and self.built.present.count == len(self.items)
+        is_whole = where is None and self.built.present.count == len(self.items)
         built_best = search(
             self.built.index,
             queries,
             k,
-            allowed=None if is_whole else self.built.eligible(where, among_built),
+            allowed=None if is_whole else self.built.eligible(where),
             excluded=keep_where(excluded, excluded.values, excluded_changed < 0),
         )
         if self.changed.present.count == 0:
@@ -139,10 +135,17 @@ class Snapshot:
             self.changed.index,
             queries,
             k,
-            allowed=self.changed.eligible(where, among_changed),
+            allowed=self.changed.eligible(where),
             excluded=keep_where(excluded, excluded_changed, excluded_changed >= 0),
         )
         return self._merge(built_best, changed_best, k)
+
+    def eligible(self, where: str | None) -> Bool[np.ndarray, "items"]:
+        """Returns for each item row, new items included, whether a list under the filter may contain the item."""
+        mask = np.zeros(len(self.items) + len(self.added), bool)
+        mask[: len(self.items)] = self.built.eligible(where).mask
+        mask[self.changed_rows] = self.changed.eligible(where).mask
+        return mask
 
     def _changed_of(self, item_rows: Integer[np.ndarray, "items"]) -> Int64[np.ndarray, "items"]:
         """Returns the row of each item in `changed`; -1 where the item was not changed."""
@@ -189,28 +192,30 @@ class LiveIndex:
         """The last complete snapshot: take it once for each request."""
         return self._now
 
-    def upsert(self, attributes: pa.Table, vectors: Float32[np.ndarray, "items dim"]) -> Snapshot:
-        """Adds or updates one item per row, all or none; a removed item becomes available again.
+    def upsert(
+        self,
+        attributes: pa.Table,
+        vectors: Float32[np.ndarray, "items dim"],
+        *,
+        record: Callable[[], None] = lambda: None,
+    ) -> Snapshot:
+        """Adds or updates one item per row, all or none; withdrawn items stay withdrawn.
 
         `attributes` has the columns of the catalogue, item_id among them. Raises RequestError if they do not fit it.
+        `record` is called once the change is known to be valid; if it raises, nothing changes.
         """
         with self._lock:
             attributes = _check_and_cast(attributes, vectors, self._now.built)
-            self._now = _with_changes(self._now, attributes, vectors)
+            changed = _with_changes(self._now, attributes, vectors)
+            record()
+            self._now = changed
             return self._now
 
-    def remove(self, ids: Ids) -> int:
-        """Removes items from all later results; returns how many of them were available before."""
+    def set_withdrawn(self, ids: Iterable[Any]) -> int:
+        """Withdraws exactly these items from all later results; returns how many became unavailable."""
         with self._lock:
             before = self._now
-            rows = before.rows_of(ids)
-            changed = before._changed_of(rows)
-            is_built = (rows >= 0) & (rows < len(before.items))
-            self._now = replace(
-                before,
-                built=replace(before.built, present=before.built.present.without_rows(rows[is_built])),
-                changed=replace(before.changed, present=before.changed.present.without_rows(changed[changed >= 0])),
-            )
+            self._now = _present(replace(before, withdrawn=frozenset(before.items.typed([*ids]).to_pylist()) - {None}))
             return len(before) - len(self._now)
 
 
@@ -228,14 +233,23 @@ def _with_changes(now: Snapshot, attributes: pa.Table, vectors: Float32[np.ndarr
     order = _in_tie_order(all_rows, len(now.items))
     table = pa.concat_tables([now.changed.attributes.filter(pa.array(stays)), attributes]).take(pa.array(order))
     index = build_index(np.concatenate([now.changed.index.vectors[stays], vectors])[order], score=now.built.index.score)
-    present = np.concatenate([now.changed.present.mask[stays], np.ones(len(rows), bool)])[order]
     new_ids = attributes["item_id"].filter(pa.array(is_new)).combine_chunks()
-    return Snapshot(
-        items=now.items,
-        built=replace(now.built, present=now.built.present.without_rows(rows[rows < len(now.items)])),
-        added=Vocabulary(pa.concat_arrays([now.added.ids, new_ids]), 0),
-        changed=replace(whole_catalogue(index, table), present=from_mask(present)),
-        changed_rows=all_rows[order],
+    added = Vocabulary(pa.concat_arrays([now.added.ids, new_ids]), 0)
+    changed = whole_catalogue(index, table)
+    return _present(Snapshot(now.items, now.built, added, changed, all_rows[order], now.withdrawn))
+
+
+def _present(snapshot: Snapshot) -> Snapshot:
+    """Returns the snapshot with the items that may be returned: each item once, and no withdrawn item."""
+    rows = snapshot.rows_of([*snapshot.withdrawn])
+    changed = snapshot._changed_of(rows)
+    gone = np.concatenate([rows, snapshot.changed_rows])
+    built = full_mask(len(snapshot.items)).without_rows(gone[(gone >= 0) & (gone < len(snapshot.items))])
+    others = full_mask(len(snapshot.changed_rows)).without_rows(changed[changed >= 0])
+    return replace(
+        snapshot,
+        built=replace(snapshot.built, present=built),
+        changed=replace(snapshot.changed, present=others),
     )
 
 

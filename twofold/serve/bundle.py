@@ -23,6 +23,8 @@ index/
 
 import json
 import shutil
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -35,12 +37,13 @@ from twofold.dataset.features import FeatureState, feature_names, load_features
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.tower_inputs import UserArrays, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
+from twofold.digest import digest_of
 from twofold.errors import DataError, RunError
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, load_index
 from twofold.index.item_mask import ItemMask
 from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
-from twofold.run_folder import open_stage, write_json
+from twofold.run_folder import MANIFEST, open_stage, write_json
 from twofold.serve.onnx_models import USER_TOWER, BlendedTower, Ranker, UserTower, load_ranker, load_user_towers
 
 CONTEXT: Final = "context.json"
@@ -101,6 +104,23 @@ def save_context(
     if attributes is not None:
         pq.write_table(attributes, out / "item_attributes.parquet", compression="zstd")
     write_json(out / CONTEXT, {"as_of": as_of, "where": where, "include_seen": include_seen})
+
+
+def content_digest(run: Path) -> str:
+    """Returns the digest of the names and checksums of a bundle's files; RunError if there is no complete bundle."""
+    folder = open_stage(run, "index").folder
+    return digest_of(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+
+
+def file_facts(run: Path) -> dict[str, tuple[int, int, int]]:
+    """Returns inode, size and modification time of each file of a bundle; a missing file has none."""
+    facts = {}
+    for path in sorted((run / "index").rglob("*")):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                facts[str(path)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return facts
 
 
 def open_bundle(run: Path) -> Bundle:

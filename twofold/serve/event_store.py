@@ -1,28 +1,38 @@
-"""Store of live events: what users did after the log ended, posted one by one and read for every request.
+"""Store of what must outlive a worker: live events of users, withdrawn items, and users to be forgotten.
 
-Two stores follow one contract. When `append` returns, every worker can read the event, and the event outlives a killed
-process. The same (user, item, timestamp) posted again is one event with the kind of the last post. The newest
-`max_events` of each user are stored: older ones are in the log by then, or lost. Ids are stored as text, because the
-next bundle numbers its rows differently.
+Live events are what users did after the log ended, posted one by one and read for every request. Two stores follow one
+contract, `LiveHistories`: SQLite (here) for the workers of one machine, Redis (`redis_store.py`) for many machines.
+When a write returns, every worker can read it, and it outlives a killed process. The same (user, item, timestamp)
+posted again is one event with the kind of the last post. The newest `max_events` of each user are stored: older ones
+are in the log by then, or lost. Ids are stored as text, because the next bundle numbers its rows differently.
 """
 
 import asyncio
+import re
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from twofold.errors import RequestError
+from twofold.tables import DAY_MS
 
 Kind = Literal["positive", "negative", "met"]
 """Liked; not liked; or neither: then the item only counts as seen."""
 
+MarkKind = Literal["withdrawn", "forgotten"]
+"""An item that no list may contain; or a user whose events in the log are ignored."""
+
 MAX_EVENTS_PER_USER: Final = 500
+KEEP_DAYS: Final = 90
+MAX_AHEAD_MS: Final = 60_000  # tolerance for fast clocks: an event of next year would be its user's last for a year
+KEY_MS: Final = DAY_MS  # an idempotency key is remembered for a day
 TIMEOUT_S: Final = 2.0  # for a lock, or for a reply from Redis
 MAX_ON_LOOP: Final = 32  # users read on the event loop, at most 500 events each
-PAUSE_S: Final = 1.0  # after a failure of Redis, so that not every request waits for Redis
+MAX_STORE_BYTES: Final = 2**33  # of a SQLite file; then it refuses as a full disk does
+LASTING_RETRY_S: Final = 30
 
 
 class LiveEvent(NamedTuple):
@@ -33,32 +43,95 @@ class LiveEvent(NamedTuple):
     kind: Kind
 
 
+class Marks(NamedTuple):
+    """Withdrawn items and forgotten users; every change gives another version."""
+
+    version: int
+    withdrawn: frozenset[str]
+    forgotten: frozenset[str]
+
+
+NO_MARKS: Final = Marks(0, frozenset(), frozenset())
+
+
 class StoreError(Exception):
-    """The store does not respond or cannot write. The request is valid and may be sent again."""
+    """The store does not respond or cannot write. The request is valid, and may be sent again after `retry_s` seconds;
+    `None` means that sending it again is of no use.
+    """
+
+    def __init__(self, message: str, *, retry_s: int | None = 1) -> None:
+        """Takes the reason, for the log."""
+        super().__init__(message)
+        self.retry_s = retry_s
 
 
 @runtime_checkable
 class LiveHistories(Protocol):
-    """Interface of a store."""
+    """Interface of a store. Every method raises StoreError if the store fails; a write is made whole or not at all."""
 
     async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
-        """Stores events of users durably, all or none; StoreError if that fails."""
+        """Stores events of users durably. Stored events that are ahead of the clock are set to now: it was wrong then,
+        and they would stay their user's newest.
+        """
 
     async def read(self, users: Sequence[str]) -> list[list[LiveEvent]]:
         """Returns the stored events of each user by timestamp, then item id; empty for an unknown user."""
+
+    async def remove(self, user: str, item_id: str, at: int | None) -> int:
+        """Removes a user's event with an item at a time, the newest if `at` is `None`; returns how many there were."""
+
+    async def delete_user(self, user: str) -> int:
+        """Deletes all events of a user and marks the user as forgotten; returns how many events there were."""
+
+    async def first_time(self, key: str, now: int) -> int:
+        """Returns the time at which an idempotency key was first used: `now`, unless it is known."""
+
+    async def mark(self, kind: MarkKind, ids: Sequence[str], *, is_marked: bool) -> None:
+        """Marks ids, or takes the marks away."""
+
+    async def marks(self, known: int) -> Marks | None:
+        """Returns all marks; `None` means that their version is still `known`."""
+
+    async def check(self) -> None:
+        """Writes a value: StoreError if nothing can be written."""
+
+    async def expire(self) -> None:
+        """Deletes the events of users without a post for longer than the store keeps them."""
 
     async def close(self) -> None:
         """Closes files and connections."""
 
 
-def open_histories(where: str | Path, *, max_events: int = MAX_EVENTS_PER_USER) -> LiveHistories:
-    """Opens a SQLite file, created if missing, or Redis: `redis://HOST:PORT/DB`; RequestError if that fails."""
+def open_histories(
+    where: str | Path, *, max_events: int = MAX_EVENTS_PER_USER, keep_days: int = KEEP_DAYS
+) -> LiveHistories:
+    """Opens a SQLite file, created if missing, or Redis: `redis://HOST:PORT/DB`; RequestError if that fails.
+
+    Events of a user are deleted `keep_days` after the user's last post.
+    """
     text = str(where)
     if text.startswith(("redis://", "rediss://", "unix://")):
-        return RedisHistories(text, max_events=max_events)
+        from twofold.serve.redis_store import RedisHistories
+
+        return RedisHistories(text, max_events=max_events, keep_days=keep_days)
     if "://" in text:
-        raise RequestError(f"--histories {text} is neither a file nor redis://HOST:PORT/DB: these are the two stores.")
-    return SqliteHistories(Path(where), max_events=max_events)
+        shown = without_password(text)
+        raise RequestError(f"--histories {shown} is neither a file nor redis://HOST:PORT/DB: these are the two stores.")
+    return SqliteHistories(Path(where), max_events=max_events, keep_days=keep_days)
+
+
+def without_password(url: str) -> str:
+    """Returns a URL with its user and password masked.
+
+    >>> without_password("redis://:secret@10.0.0.9:6379/0")
+    'redis://***@10.0.0.9:6379/0'
+    """
+    return re.sub(r"://.*@", "://***@", url)
+
+
+def now_ms() -> int:
+    """Returns the time of the clock (UTC milliseconds)."""
+    return time.time_ns() // 1_000_000
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------------------
@@ -67,15 +140,28 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS events (
     user_id TEXT NOT NULL, at INTEGER NOT NULL, item_id TEXT NOT NULL, kind TEXT NOT NULL,
     PRIMARY KEY (user_id, at, item_id)
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS last_posts (user_id TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (kind TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+_NOT_AHEAD: Final = "UPDATE OR REPLACE events SET at = ?2 WHERE user_id = ?1 AND at > ?2 + ?3"
 _UPSERT: Final = "INSERT INTO events VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = excluded.kind"
+_POSTED: Final = "INSERT OR REPLACE INTO last_posts VALUES (?, ?)"
 _DELETE_OLDEST: Final = """
 DELETE FROM events WHERE user_id = ?1 AND (at, item_id) <= (
     SELECT at, item_id FROM events WHERE user_id = ?1 ORDER BY at DESC, item_id DESC LIMIT 1 OFFSET ?2
 )
 """
 _SELECT: Final = "SELECT item_id, at, kind FROM events WHERE user_id = ? ORDER BY at, item_id"
+_REMOVE: Final = """
+DELETE FROM events WHERE user_id = ?1 AND item_id = ?2
+AND at = COALESCE(?3, (SELECT MAX(at) FROM events WHERE user_id = ?1 AND item_id = ?2))
+"""
+_EXPIRED: Final = "SELECT user_id FROM last_posts WHERE at < ?"
+_MARK, _UNMARK = "INSERT OR IGNORE INTO marks VALUES (?, ?)", "DELETE FROM marks WHERE kind = ? AND id = ?"
+_COUNT_UP: Final = "INSERT INTO numbers VALUES (?, 1) ON CONFLICT DO UPDATE SET value = value + 1"
 
 
 class SqliteHistories:
@@ -86,9 +172,9 @@ class SqliteHistories:
     the disk on a thread of its own, which finishes the write even if the request has been canceled.
     """
 
-    def __init__(self, path: Path, *, max_events: int = MAX_EVENTS_PER_USER) -> None:
+    def __init__(self, path: Path, *, max_events: int = MAX_EVENTS_PER_USER, keep_days: int = KEEP_DAYS) -> None:
         """Opens or creates the file."""
-        self._max_events = max_events
+        self._max_events, self._keep_ms = max_events, keep_days * DAY_MS
         self._write_thread, self._read_thread = ThreadPoolExecutor(1, "events"), ThreadPoolExecutor(1, "histories")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,29 +190,46 @@ class SqliteHistories:
         connection = sqlite3.connect(path, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(_SCHEMA)
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {MAX_STORE_BYTES // page_bytes}")
+        connection.executescript(_SCHEMA)
         return connection
 
     async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
         """Implements `LiveHistories`."""
         rows = [(user, event.at, event.item_id, event.kind) for user, event in events]
-        await asyncio.get_running_loop().run_in_executor(self._write_thread, self._write, rows)
+        users, now = {row[0] for row in rows}, now_ms()
 
-    def _write(self, rows: list[tuple[str, int, str, Kind]]) -> None:
-        try:
-            self._writer.execute("BEGIN IMMEDIATE")
+        def write(writer: sqlite3.Connection) -> None:
+            writer.executemany(_NOT_AHEAD, [(user, now, MAX_AHEAD_MS) for user in users])
+            writer.executemany(_UPSERT, rows)
+            writer.executemany(_DELETE_OLDEST, [(user, self._max_events) for user in users])
+            writer.executemany(_POSTED, [(user, now) for user in users])
+
+        await self._write(write)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        """Runs `work` in a transaction on the thread of the writer and returns its result."""
+
+        def write() -> Any:
             try:
-                self._writer.executemany(_UPSERT, rows)
-                self._writer.executemany(
-                    _DELETE_OLDEST, [(user, self._max_events) for user in {row[0] for row in rows}]
-                )
-                self._writer.execute("COMMIT")
-            except sqlite3.Error:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise StoreError(f"events cannot be written: {error}") from error
+                self._writer.execute("BEGIN IMMEDIATE")
+                try:
+                    result = work(self._writer)
+                    self._writer.execute("COMMIT")
+                except sqlite3.Error:
+                    if self._writer.in_transaction:
+                        self._writer.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                name = getattr(error, "sqlite_errorname", "")
+                is_full = name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
+                is_lasting = name.startswith(("SQLITE_READONLY", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
+                retry_s = None if is_lasting else LASTING_RETRY_S if is_full else 1
+                raise StoreError(f"the histories cannot be written: {error}", retry_s=retry_s) from error
+            return result
+
+        return await asyncio.get_running_loop().run_in_executor(self._write_thread, write)
 
     async def read(self, users: Sequence[str]) -> list[list[LiveEvent]]:
         """Implements `LiveHistories`."""
@@ -140,7 +243,70 @@ class SqliteHistories:
         try:
             return [[LiveEvent._make(row) for row in reader.execute(_SELECT, (user,))] for user in users]
         except sqlite3.Error as error:
-            raise StoreError(f"events cannot be read: {error}") from error
+            raise StoreError(f"the histories cannot be read: {error}") from error
+
+    async def remove(self, user: str, item_id: str, at: int | None) -> int:
+        """Implements `LiveHistories`."""
+        return int(await self._write(lambda writer: writer.execute(_REMOVE, (user, item_id, at)).rowcount))
+
+    async def delete_user(self, user: str) -> int:
+        """Implements `LiveHistories`."""
+
+        def write(writer: sqlite3.Connection) -> int:
+            deleted = writer.execute("DELETE FROM events WHERE user_id = ?", (user,)).rowcount
+            writer.execute("DELETE FROM last_posts WHERE user_id = ?", (user,))
+            writer.execute(_MARK, ("forgotten", user))
+            writer.execute(_COUNT_UP, ("marks",))
+            return int(deleted)
+
+        return int(await self._write(write))
+
+    async def first_time(self, key: str, now: int) -> int:
+        """Implements `LiveHistories`."""
+
+        def write(writer: sqlite3.Connection) -> int:
+            writer.execute("DELETE FROM keys WHERE key = ? AND at < ?", (key, now - KEY_MS))
+            writer.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (key, now))
+            (first,) = writer.execute("SELECT at FROM keys WHERE key = ?", (key,)).fetchone()
+            return int(first)
+
+        return int(await self._write(write))
+
+    async def mark(self, kind: MarkKind, ids: Sequence[str], *, is_marked: bool) -> None:
+        """Implements `LiveHistories`."""
+
+        def write(writer: sqlite3.Connection) -> None:
+            writer.executemany(_MARK if is_marked else _UNMARK, [(kind, each) for each in ids])
+            writer.execute(_COUNT_UP, ("marks",))
+
+        await self._write(write)
+
+    async def marks(self, known: int) -> Marks | None:
+        """Implements `LiveHistories`."""
+        try:
+            row = self._reader.execute("SELECT value FROM numbers WHERE name = 'marks'").fetchone()
+            if (version := 0 if row is None else row[0]) == known:
+                return None
+            marks = self._reader.execute("SELECT kind, id FROM marks").fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"the marks cannot be read: {error}") from error
+        ids = {name: frozenset(each for kind, each in marks if kind == name) for name in ("withdrawn", "forgotten")}
+        return Marks(version, ids["withdrawn"], ids["forgotten"])
+
+    async def check(self) -> None:
+        """Implements `LiveHistories`."""
+        await self._write(lambda writer: writer.execute(_COUNT_UP, ("checks",)))
+
+    async def expire(self) -> None:
+        """Implements `LiveHistories`."""
+        now = now_ms()
+
+        def write(writer: sqlite3.Connection) -> None:
+            writer.execute(f"DELETE FROM events WHERE user_id IN ({_EXPIRED})", (now - self._keep_ms,))
+            writer.execute("DELETE FROM last_posts WHERE at < ?", (now - self._keep_ms,))
+            writer.execute("DELETE FROM keys WHERE at < ?", (now - KEY_MS,))
+
+        await self._write(write)
 
     async def close(self) -> None:
         """Implements `LiveHistories`."""
@@ -148,78 +314,3 @@ class SqliteHistories:
             await asyncio.to_thread(thread.shutdown)
         for connection in (self._reader, self._batch_reader, self._writer):
             connection.close()
-
-
-# --- Redis ------------------------------------------------------------------------------------------------------------
-
-_SEPARATOR: Final = "\x1f"  # the unit separator of ASCII
-_KINDS: Final[tuple[Kind, ...]] = ("positive", "negative", "met")
-
-
-class RedisHistories:
-    """Redis or Valkey, for workers on many machines: one sorted set per user, scored by timestamp.
-
-    With `appendonly yes` and `appendfsync always`, a restart of the server loses nothing. Doubles are exact for
-    milliseconds up to the year 287396. While Redis is down, one request at a time tries it again; others fail at once.
-    """
-
-    def __init__(self, url: str, *, max_events: int = MAX_EVENTS_PER_USER) -> None:
-        """Connects with the first request."""
-        from redis.asyncio import Redis
-
-        self._max_events = max_events
-        self._down_until = 0.0  # on the monotonic clock; 0 while Redis responds
-        try:
-            self._redis: Any = Redis.from_url(
-                url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-            )
-        except ValueError as error:
-            raise RequestError(f"--histories {url} cannot be read: {error}. Write redis://HOST:PORT/DB.") from error
-
-    async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
-        """Implements `LiveHistories`."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for user, event in events:
-                members = {kind: _SEPARATOR.join((str(event.at), event.item_id, kind)) for kind in _KINDS}
-                pipe.zrem(_key(user), *members.values())
-                pipe.zadd(_key(user), {members[event.kind]: event.at})
-                pipe.zremrangebyrank(_key(user), 0, -self._max_events - 1)
-            await self._execute(pipe)
-
-    async def read(self, users: Sequence[str]) -> list[list[LiveEvent]]:
-        """Implements `LiveHistories`."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for user in users:
-                pipe.zrange(_key(user), 0, -1)
-            return [[_event_of(member) for member in members] for members in await self._execute(pipe)]
-
-    async def close(self) -> None:
-        """Implements `LiveHistories`."""
-        await self._redis.aclose()
-
-    async def _execute(self, pipe: Any) -> Any:
-        from redis import exceptions
-
-        if self._down_until:
-            if (now := time.monotonic()) < self._down_until:
-                raise StoreError("Redis does not respond: the last attempt failed a moment ago")
-            self._down_until = now + TIMEOUT_S + PAUSE_S  # only this request tries
-        try:
-            replies = await pipe.execute()
-        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-            self._down_until = time.monotonic() + PAUSE_S
-            raise StoreError(f"Redis does not respond: {type(error).__name__}") from error
-        except exceptions.RedisError as error:
-            raise StoreError(f"Redis refuses the command: {error}") from error
-        self._down_until = 0.0
-        return replies
-
-
-def _key(user: str) -> str:
-    return f"twofold:history:{user}"
-
-
-def _event_of(member: str) -> LiveEvent:
-    at, _, rest = member.partition(_SEPARATOR)
-    item_id, _, kind = rest.rpartition(_SEPARATOR)
-    return LiveEvent(item_id, int(at), kind)  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from twofold.serve.schemas import RETRY_AFTER_S, Problem
+from twofold.serve.http_errors import RETRY_AFTER_S
+from twofold.serve.schemas import Problem
 
 MAX_HEADER_BYTES: Final = 2**15  # counted from the second piece of data on, so at most one piece (256 KB) more
 HEADERS_TIMEOUT_S: Final = 5.0  # from the connection, or the first byte of a later request, to the end of its headers

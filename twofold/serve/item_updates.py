@@ -1,19 +1,19 @@
-"""Live item updates: items upserted and removed while serving, posted to one worker, read by all from a shared file.
+"""Live item updates: items upserted while serving are written to a file that all workers of a service read.
 
-A change is a line of an append-only file that the workers of one service share. Each worker reads on from its last
-position, so all of them, restarted ones included, apply the same changes in the same order. Vectors belong to the
-bundle that they were made for: another bundle takes over the removals only, because it was built from newer items.
+A record of the file holds whole items: the columns of the items table and the vectors. Each worker reads on from its
+last position, so that all of them, restarted ones included, apply the same changes in the same order; a change is
+written before it is applied. The file holds little more than the last state of each changed item. The vectors belong to
+the bundle that they were made for, and another bundle starts without them.
 
-Changes are lost when the service stops, and do not reach other machines. To make them permanent, build a bundle of the
-current catalogue and swap to it.
+Upserts are lost when the service stops, and do not reach other machines. To make them permanent, build a bundle of the
+current catalogue and swap to it. Withdrawn items are in the store of events (`event_store.py`).
 """
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -24,14 +24,21 @@ from msgspec import Struct
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RequestError
 from twofold.index.live import LiveIndex, Snapshot
-from twofold.serve.schemas import ItemChanges, ItemUpsert
+from twofold.ragged import chunks
+from twofold.serve.schemas import ItemUpsert
+from twofold.serve.shared_state import RecordLog
+
+COMPACT_FROM_BYTES: Final = 2**21
+GROWTH: Final = 2  # the file is rewritten when it is this many times as large as after the last time
+RECORD_ITEMS: Final = 1_000  # items in a record of a rewritten file
 
 
-class ChangeRecord(Struct, frozen=True):
-    """A line of the file: the digest of the changed bundle, and the changes."""
+class UpsertRecord(Struct, frozen=True):
+    """A record: the digest of the bundle, the rows of the items table as an Arrow stream, and the vectors."""
 
     bundle: str
-    changes: ItemChanges
+    table: bytes
+    vectors: bytes
 
 
 class LiveItems:
@@ -40,13 +47,13 @@ class LiveItems:
     def __init__(self, live_index: LiveIndex, *, bundle: str, has_ranker: bool) -> None:
         """Keeps changes in this process until `follow` names a file. `bundle` is the bundle's digest."""
         self._live_index, self._bundle, self._has_ranker = live_index, bundle, has_ranker
-        self._path: Path | None = None
-        self._bytes_read = 0
+        self._log: RecordLog | None = None
+        self._compacted_bytes = COMPACT_FROM_BYTES // GROWTH
         self._lock = Lock()
 
     def follow(self, path: Path) -> None:
         """Applies the changes in a file, and writes its own changes there."""
-        self._path = path
+        self._log = RecordLog(path)
         self.catch_up()
 
     @property
@@ -54,52 +61,59 @@ class LiveItems:
         """The last complete state."""
         return self._live_index.now
 
-    def change(self, changes: ItemChanges) -> tuple[int, int]:
-        """Applies changes, all or none; returns the numbers of items upserted and removed. RequestError if a change is
-        invalid.
-        """
-        with self._lock, self._locked_file() as file:
-            self._apply_new_lines(file)
-            removed = self._apply(changes)
-            if file is not None:
-                self._bytes_read += file.write(msgspec.json.encode(ChangeRecord(self._bundle, changes)) + b"\n")
-        return len(changes.upsert), removed
+    def upsert(self, upserts: Sequence[ItemUpsert]) -> None:
+        """Adds and updates items, all or none; RequestError if one is invalid, OSError if they cannot be written."""
+        if self._has_ranker:
+            raise RequestError(
+                "this bundle has a ranker, which cannot score items that are added or changed while it serves. "
+                "Withdraw items only, or build a bundle of the current catalogue and swap to it."
+            )
+        with self._lock, nullcontext() if self._log is None else self._log.locked():
+            self._apply_new_records()
+            table, vectors = _as_arrays(self._live_index.now, upserts)
+            self._live_index.upsert(table, vectors, record=lambda: self._append(table, vectors))
+            self._compact()
+
+    def set_withdrawn(self, item_ids: Iterable[str]) -> int:
+        """Withdraws exactly these items; returns how many became unavailable."""
+        return self._live_index.set_withdrawn(item_ids)
 
     def catch_up(self) -> None:
         """Applies the changes that other workers have written since."""
-        if self._path is None or not self._path.exists() or self._path.stat().st_size == self._bytes_read:
-            return
-        with self._lock, self._locked_file() as file:
-            self._apply_new_lines(file)
+        if self._log is not None and not self._log.is_read:
+            with self._lock, self._log.locked():
+                self._apply_new_records()
 
-    @contextmanager
-    def _locked_file(self) -> Iterator[Any]:
-        if self._path is None:
-            yield None
+    def _apply_new_records(self) -> None:
+        if self._log is None:
             return
-        with self._path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-            yield file
+        for data in self._log.new_records():
+            record = msgspec.msgpack.decode(data, type=UpsertRecord)
+            if record.bundle == self._bundle:
+                table = pa.ipc.open_stream(record.table).read_all()
+                vectors = np.frombuffer(record.vectors, np.float32).reshape(len(table), -1)
+                self._live_index.upsert(table, vectors)
 
-    def _apply_new_lines(self, file: Any) -> None:
-        if file is None:
+    def _append(self, table: pa.Table, vectors: Float32[np.ndarray, "items dim"]) -> None:
+        if self._log is not None:
+            self._log.append(self._record(table, vectors))
+
+    def _compact(self) -> None:
+        """Rewrites the file with the last state of each item, once it has grown."""
+        if self._log is None or self._log.size < GROWTH * self._compacted_bytes:
             return
-        file.seek(self._bytes_read)
-        for line in file:
-            record = msgspec.json.decode(line, type=ChangeRecord)
-            is_own = record.bundle == self._bundle
-            self._apply(record.changes if is_own else ItemChanges(remove=record.changes.remove))
-            self._bytes_read += len(line)
+        changed = self._live_index.now.changed
+        parts = chunks(len(changed.index), RECORD_ITEMS)
+        tables = ((changed.attributes.slice(part.start, part.stop - part.start), part) for part in parts)
+        self._log.replace(self._record(table, changed.index.vectors[part]) for table, part in tables)
+        self._compacted_bytes = max(self._log.size, COMPACT_FROM_BYTES // GROWTH)
 
-    def _apply(self, changes: ItemChanges) -> int:
-        if changes.upsert:
-            if self._has_ranker:
-                raise RequestError(
-                    "this bundle has a ranker, which cannot score items that are added or changed while it serves. "
-                    "Remove items only, or build a bundle of the current catalogue and swap to it."
-                )
-            self._live_index.upsert(*_as_arrays(self._live_index.now, changes.upsert))
-        return self._live_index.remove(changes.remove) if changes.remove else 0
+    def _record(self, table: pa.Table, vectors: Float32[np.ndarray, "items dim"]) -> bytes:
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, table.schema) as writer:
+            writer.write_table(table)
+        data = UpsertRecord(self._bundle, stream.getvalue().to_pybytes(), np.ascontiguousarray(vectors).tobytes())
+        return msgspec.msgpack.encode(data)
 
 
 def _as_arrays(items: Snapshot, upserts: Sequence[ItemUpsert]) -> tuple[pa.Table, Float32[np.ndarray, "items dim"]]:
@@ -118,11 +132,32 @@ def _as_arrays(items: Snapshot, upserts: Sequence[ItemUpsert]) -> tuple[pa.Table
         current = {} if row == UNKNOWN else items.attributes_of(np.array([row]))[0]
         attributes.append(current | upsert.attributes | {"item_id": item_id})
         is_kept = upsert.vector is None
-        vectors.append(items.vectors_of(np.array([row]))[0] if is_kept else np.array(upsert.vector, np.float32))
+        vectors.append(items.vectors_of(np.array([row]))[0] if is_kept else _as_vector(upsert, item_id))
     try:
-        return pa.Table.from_pylist(attributes, schema=schema), np.stack(vectors)
+        table = pa.Table.from_pylist(attributes, schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise RequestError(f"an attribute does not have the catalogue's type ({schema.to_string()}): {error}") from None
+    for upsert, stored in zip(upserts, table.to_pylist(), strict=True):
+        for name, value in upsert.attributes.items():
+            if name != "item_id":
+                _check_stored(upsert.item_id, schema.field(name), value, stored[name])
+    return table, np.stack(vectors)
+
+
+def _as_vector(upsert: ItemUpsert, item_id: Any) -> Float32[np.ndarray, "dim"]:
+    with np.errstate(over="ignore"):
+        vector = np.array(upsert.vector, np.float32)
+    if not np.isfinite(vector).all():
+        raise RequestError(f"item {item_id}: the vector has a number that is not finite as 32-bit float.")
+    return vector
+
+
+def _check_stored(item_id: Any, column: pa.Field, value: Any, stored: Any) -> None:
+    """Raises RequestError where Arrow stores another value than was given: it cuts 1.5 to 1 in a column of integers."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_kept = stored is None if value is None else is_number and pa.types.is_floating(column.type)
+    if not is_kept and (stored != value or isinstance(stored, bool) != isinstance(value, bool)):
+        raise RequestError(f"item {item_id}: {column.name} is {value!r}, but the column holds {column.type}.")
 
 
 def _check_upsert(upsert: ItemUpsert, item_id: Any, items: Snapshot, *, is_new: bool) -> None:

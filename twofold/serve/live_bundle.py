@@ -1,6 +1,6 @@
 """A bundle in service, with its popularity counts and live items; tried with one request when it is opened."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,8 +13,7 @@ from twofold.errors import RunError
 from twofold.index.item_mask import ItemMask
 from twofold.index.live import LiveIndex
 from twofold.ragged import Ragged
-from twofold.run_folder import open_stage
-from twofold.serve.bundle import Bundle, open_bundle
+from twofold.serve.bundle import Bundle, content_digest, file_facts, open_bundle
 from twofold.serve.item_attributes import EncodedAttributes
 from twofold.serve.item_updates import LiveItems
 from twofold.serve.two_stage import RankedItems, encode_users, retrieve_and_rank
@@ -29,8 +28,11 @@ class LiveBundle:
     """A bundle with everything that is computed from it once, when it is opened."""
 
     bundle: Bundle
-    name: str
+    folder: Path
+    """The run folder; a link has been followed."""
     digest: str
+    """Digest of the content of the bundle's files."""
+    file_facts: Mapping[str, tuple[int, int, int]]
     num_events: Int64[np.ndarray, "items"]
     """Events of each item in the log; `num_positives` are the positives among them."""
     num_positives: Int64[np.ndarray, "items"]
@@ -38,6 +40,19 @@ class LiveBundle:
     items: LiveItems
     """The bundle's items with the updates since it was opened. An item row stays with its item forever."""
     attributes: EncodedAttributes = field(default_factory=EncodedAttributes)
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.folder.name
+
+    def is_overwritten(self) -> bool:
+        """Returns whether a file was written to in place: it is mapped into memory, so that requests read the new
+        content, or end the process if the file is shorter now. A file that was replaced is another file.
+        """
+        now = file_facts(self.folder)
+        before = self.file_facts
+        return any(name in now and now[name][0] == facts[0] and now[name] != facts for name, facts in before.items())
 
     def rule(self, where: str | None) -> str | None:
         """Returns the SQL condition for every recommended item: the bundle's own and the request's filter joined.
@@ -53,14 +68,22 @@ class LiveBundle:
 
 
 def open_live_bundle(run: Path) -> LiveBundle:
-    """Opens the bundle of a run folder and makes a trial request; RunError if it is damaged or does not work."""
-    bundle, digest = open_bundle(run), open_stage(run, "index").digest
-    live_index = LiveIndex(bundle.index, bundle.items, bundle.attributes, filters=bundle.filters)
+    """Opens the bundle of a run folder and makes a trial request; RunError if it is damaged or does not work.
+
+    A link is followed once, so that all files are of one run even if it is changed meanwhile.
+    """
+    folder = run.resolve()
+    facts, digest = file_facts(folder), content_digest(folder)
+    bundle = open_bundle(folder)
+    if content_digest(folder) != digest:
+        raise RunError(f"the bundle of {run} was replaced while it was opened. Open it again.")
     positives = _counts(bundle.positives.item_rows, len(bundle.items))
+    live_index = LiveIndex(bundle.index, bundle.items, bundle.attributes, filters=bundle.filters)
     live_bundle = LiveBundle(
         bundle=bundle,
-        name=run.resolve().name,
+        folder=folder,
         digest=digest,
+        file_facts=facts,
         num_events=_counts(bundle.events.item_rows, len(bundle.items)),
         num_positives=positives,
         popularity=_popularity(bundle, positives),

@@ -11,7 +11,8 @@ import numpy as np
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.index.live import Snapshot
 from twofold.ragged import chunks
-from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError
+from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError, now_ms
+from twofold.serve.http_errors import HttpError, invalid_field
 from twofold.serve.live_bundle import LiveBundle
 from twofold.serve.middleware import log
 from twofold.serve.prometheus import ServiceMetrics
@@ -19,7 +20,6 @@ from twofold.serve.responses import ListRequest, make_lists
 from twofold.serve.schemas import (
     MAX_BATCH,
     MAX_BATCH_EXPLAINED,
-    HttpError,
     Id,
     Problem,
     Recommend,
@@ -27,7 +27,6 @@ from twofold.serve.schemas import (
     RecommendationsBatch,
     RecommendBatch,
     RecommendOptions,
-    invalid_field,
 )
 from twofold.serve.user_state import UserState, user_state_from_history, user_state_of
 
@@ -44,7 +43,9 @@ class MicroBatcher:
 
     def __init__(self, histories: LiveHistories, metrics: ServiceMetrics) -> None:
         """Starts with an empty queue."""
-        self.histories = histories
+        self._histories = histories
+        self.forgotten: frozenset[str] = frozenset()
+        """Users whose events of the log are ignored."""
         self._metrics = metrics
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,7 +124,7 @@ class MicroBatcher:
         """Reads the live histories of users with one command; without the store they are empty, with a warning."""
         try:
             with self._metrics.time_stage("store"):
-                return await self.histories.read([*map(str, user_ids)]) if user_ids else [], ()
+                return await self._histories.read([*map(str, user_ids)]) if user_ids else [], ()
         except StoreError as error:
             if (logged_at := time.monotonic()) > self._store_logged_at + STORE_LOG_S:  # not for every request
                 self._store_logged_at = logged_at
@@ -151,7 +152,7 @@ class MicroBatcher:
         self, request: "_Request", user_id: Id, live_events: list[LiveEvent], *, now: int, warnings: tuple[str, ...]
     ) -> ListRequest:
         bundle, items = request.live_bundle.bundle, request.items
-        row = bundle.users.row_of(user_id)
+        row = UNKNOWN if str(user_id) in self.forgotten else bundle.users.row_of(user_id)
         self._metrics.count_unknown("user", int(row == UNKNOWN))
         state = user_state_of(bundle, row, live_events, at=request.options.context.at, now=now, items=items)
         return self._list_request(request, user_id, state, warnings=warnings)
@@ -203,8 +204,3 @@ async def compiled_filter(live_bundle: LiveBundle, filter_text: str | None) -> s
     if where is not None and where not in live_bundle.bundle.filters:
         await asyncio.to_thread(live_bundle.bundle.filters.eligible, where)
     return where
-
-
-def now_ms() -> int:
-    """Returns the time of the clock (UTC milliseconds)."""
-    return time.time_ns() // 1_000_000

@@ -1,123 +1,157 @@
-"""Middleware: authentication, body size, concurrency, time limit, and one log line per request.
+"""Middleware: routing, authentication, body size, concurrency, time limit, and one log line per request.
 
-An error reply is a status and one sentence. The pages and the monitoring routes (`OPEN_PATHS`) need no token and never
-wait. POST requests are answered here directly, because the way through the application would make them half as slow
-again.
+An error reply is a status and one sentence.
 """
 
 import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from twofold.serve.http_errors import HttpError, internal_error, unavailable
 from twofold.serve.prometheus import ServiceMetrics
-from twofold.serve.schemas import MAX_BODY_BYTES, HttpError, Problem, internal_error, unavailable
+from twofold.serve.routing import JSON, Access, HttpResponse, Route, RouteTable
+from twofold.serve.schemas import MAX_BODY_BYTES, Problem
 
-OPEN_PATHS: Final = frozenset(("/", "/docs", "/openapi.json", "/health", "/ready", "/metrics"))
 REQUEST_LOG: Final = "twofold.serve.requests"
 CLIENT_CLOSED: Final = 499  # nginx's status for a client that disconnected before the reply
+ADMIN_TIMEOUT_S: Final = 600.0  # a swap reads the whole bundle
+NO_ADMIN: Final = "This route requires the admin token: start the service with TWOFOLD_ADMIN_TOKEN set."
+
+Message = dict[str, Any]
+Receive = Callable[[], Any]
+Send = Callable[[Message], Any]
+Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Limits:
     """Limits of one worker: requests beyond `max_waiting` are refused immediately, those over `timeout_s` are ended.
 
-    `token` is the bearer token that requests must send; `None` means no authentication.
+    `token` is the bearer token that requests must send, `admin_token` that of the routes that change the service or
+    read what is known of a user; it is valid for all routes. Without a token everyone may read; without an admin token
+    nobody may change anything. `hosts` are the values that the header Host may have, without the port; `None` means
+    any: a page of another site can make a browser send requests to a name that leads to this machine.
     """
 
     token: str | None = None
+    admin_token: str | None = None
+    hosts: frozenset[str] | None = None
     max_waiting: int = 128
     timeout_s: float = 5.0
     max_body_bytes: int = MAX_BODY_BYTES
 
 
-class HttpResponse(NamedTuple):
-    """An HTTP response: status, body and headers."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-
-
-PostHandler = Callable[[bytes], Awaitable[HttpResponse]]
-"""Function from the body of a POST to its response."""
-
-
 class RequestGuard:
-    """An ASGI application around another; POST requests to a path of `post_handlers` do not reach the inner one."""
+    """The ASGI application: every request passes it on its way to a route."""
 
-    def __init__(
-        self, app: ASGIApp, limits: Limits, metrics: ServiceMetrics, *, post_handlers: Mapping[str, PostHandler]
-    ) -> None:
-        """Starts without waiting requests."""
-        self._app = app
+    def __init__(self, routes: Sequence[Route], limits: Limits, metrics: ServiceMetrics, *, lifespan: Lifespan) -> None:
+        """Starts without waiting requests; `lifespan` is entered when the server starts and left when it stops."""
+        self._routes = RouteTable(routes)
         self._limits = limits
         self._metrics = metrics
-        self._post_handlers = post_handlers
+        self._lifespan = lifespan
         self._deadlines = _Deadlines(limits.timeout_s)
+        self._admin_deadlines = _Deadlines(ADMIN_TIMEOUT_S)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Handles one request, or the start and stop of the application."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
             return
         reply = _Reply(send)
         started = perf_counter()
-        path = scope["path"]
-        handler = self._post_handlers.get(path) if scope["method"] == "POST" else None
+        route: Route | None = None
         try:
-            if path in OPEN_PATHS:
-                await self._app(scope, receive, reply)
+            headers = dict(scope["headers"])
+            self._check_host(headers)
+            route, path_id = self._routes.find(scope["method"], scope["path"])
+            self._check_token(headers, route.access)
+            if route.is_limited:
+                await self._handle(route, path_id, headers, receive, reply)
             else:
-                await self._handle(scope, receive, reply, handler)
+                await reply.send(await route.respond(path_id))
         except HttpError as error:
             await reply.send_error(error)
         except Exception:  # details go to the log only
-            logging.getLogger("twofold.serve").exception("failed", extra={"facts": {"path": path}})
+            logging.getLogger("twofold.serve").exception("failed", extra={"facts": {"path": scope["path"]}})
             await reply.send_error(internal_error())
-        route = path if handler is not None else getattr(scope.get("route"), "path", "none")
-        self._metrics.count_reply(route, reply.status)
-        _log_request(route, scope["method"], reply.status, perf_counter() - started)
+        label = "none" if route is None else route.path
+        self._metrics.count_reply(label, reply.status)
+        _log_request(label, scope["method"], reply.status, perf_counter() - started)
 
-    async def _handle(self, scope: Scope, receive: Receive, reply: "_Reply", handler: PostHandler | None) -> None:
-        headers = dict(scope["headers"])
-        self._check_token(headers)
-        if len(self._deadlines) >= self._limits.max_waiting:
-            raise unavailable(f"{len(self._deadlines)} requests are waiting already")
-        task = self._deadlines.add()
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        step = "startup"
         try:
-            body = await self._body(headers, receive)
+            async with self._lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                step = "shutdown"
+                await receive()
+        except Exception:
+            logging.getLogger("twofold.serve").exception("failed", extra={"facts": {"step": step}})
+            await send({"type": f"lifespan.{step}.failed", "message": ""})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _handle(
+        self, route: Route, path_id: str, headers: Mapping[bytes, bytes], receive: Receive, reply: "_Reply"
+    ) -> None:
+        if len(self._deadlines) + len(self._admin_deadlines) >= self._limits.max_waiting:
+            raise unavailable(f"{len(self._deadlines)} requests are waiting already")
+        deadlines = self._admin_deadlines if route.access == "admin" else self._deadlines
+        task = deadlines.add()
+        try:
+            argument = path_id if route.request is None else await self._body(headers, receive)
             # Requests that arrived at the same time are counted before the first of them is answered.
             await asyncio.sleep(0)
             with self._metrics.time_stage("request"):
-                if handler is None:
-                    await self._app(scope, _replay(body, receive), reply)
-                else:
-                    await reply.send(await handler(body))
+                await reply.send(await route.respond(argument))
         except asyncio.CancelledError:
-            if not self._deadlines.was_ended(task):
+            if not deadlines.was_ended(task):
                 raise
-            raise unavailable(f"no answer within {self._limits.timeout_s:g} s") from None
+            raise unavailable(f"no answer within {deadlines.timeout_s:g} s") from None
         finally:
-            self._deadlines.remove(task)
+            deadlines.remove(task)
 
-    def _check_token(self, headers: Mapping[bytes, bytes]) -> None:
-        if self._limits.token is None:
+    def _check_host(self, headers: Mapping[bytes, bytes]) -> None:
+        if self._limits.hosts is None:
             return
-        authorization = headers.get(b"authorization", b"")
-        if not hmac.compare_digest(authorization, f"Bearer {self._limits.token}".encode()):
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+        if name not in self._limits.hosts:
+            detail = f"This service has no token and answers to {', '.join(sorted(self._limits.hosts))} only, not to"
+            raise HttpError(Problem(f"{detail} the host {name[:80]!r}. Set TWOFOLD_TOKEN."), status=403)
+
+    def _check_token(self, headers: Mapping[bytes, bytes], access: Access) -> None:
+        limits = self._limits
+        if access == "open" or (access == "read" and limits.token is None):
+            return
+        if access == "admin" and limits.admin_token is None:
+            raise HttpError(Problem(NO_ADMIN), status=403)
+        scheme, _, sent = headers.get(b"authorization", b"").partition(b" ")
+        valid = (limits.admin_token,) if access == "admin" else (limits.token, limits.admin_token)
+        is_valid = [
+            hmac.compare_digest(sent, token.encode())
+            for token in valid
+            if token is not None and scheme.lower() == b"bearer"
+        ]
+        if not any(is_valid):
             detail = "This service requires a token: send the header Authorization: Bearer TOKEN."
             raise HttpError(Problem(detail), status=401, headers={"www-authenticate": "Bearer"})
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != JSON.encode():  # pages of other sites can post text and forms without being asked, but not JSON
+            raise HttpError(Problem("Send the header Content-Type: application/json."), status=415)
         max_bytes = self._limits.max_body_bytes
         announced = headers.get(b"content-length", b"0")
         size = int(announced) if announced.isdigit() else 0
@@ -164,7 +198,7 @@ class _Deadlines:
     """The admitted tasks, each ended at its deadline. One timer serves all: one per task costs 30 µs a request."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: dict[asyncio.Task[Any], float] = {}  # oldest first
         self._ended: set[asyncio.Task[Any]] = set()
@@ -176,10 +210,10 @@ class _Deadlines:
         """Adds the current task."""
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        self._open[task] = loop.time() + self._timeout_s
+        self._open[task] = loop.time() + self.timeout_s
         if loop is not self._loop:
             self._loop = loop
-            loop.call_later(self._timeout_s, self._end_late, loop)
+            loop.call_later(self.timeout_s, self._end_late, loop)
         return task
 
     def was_ended(self, task: asyncio.Task[Any]) -> bool:
@@ -194,7 +228,7 @@ class _Deadlines:
         del self._open[task]
 
     def _end_late(self, loop: asyncio.AbstractEventLoop) -> None:
-        now, next_time = loop.time(), loop.time() + self._timeout_s
+        now, next_time = loop.time(), loop.time() + self.timeout_s
         for task, deadline in self._open.items():
             if deadline > now:
                 next_time = deadline
@@ -203,16 +237,6 @@ class _Deadlines:
                 self._ended.add(task)
                 task.cancel()
         loop.call_at(next_time, self._end_late, loop)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a receive function that gives the body that was read, then all later messages."""
-    left = [body]
-
-    async def replayed() -> Message:
-        return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
-
-    return replayed
 
 
 def _log_request(route: str, method: str, status: int, seconds: float) -> None:

@@ -29,9 +29,17 @@ class UserTower:
     dim: int
 
     def vectors(self, inputs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "batch dim"]:
-        """Returns one vector per user, to be compared with item vectors; inputs of other models are ignored."""
-        (vectors,) = self.session.run(["vector"], {name: inputs[name] for name in self.inputs})
-        return np.asarray(vectors)
+        """Returns one vector per user, to be compared with item vectors; inputs of other models are ignored.
+
+        A vector does not depend on the other users of the batch: for a single row, ONNX Runtime multiplies with another
+        kernel, whose sums differ in the last bits, so that row is computed twice (47 µs instead of 50).
+        """
+        read = {name: inputs[name] for name in self.inputs}
+        is_alone = any(len(values) == 1 for values in read.values())
+        if is_alone:
+            read = {name: np.concatenate([values, values]) for name, values in read.items()}
+        (vectors,) = self.session.run(["vector"], read)
+        return np.asarray(vectors[:1] if is_alone else vectors)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 SHARED_METRICS: Final = "PROMETHEUS_MULTIPROC_DIR"
 STAGES: Final = ("store", "history", "encode", "search", "rank", "reply", "request")
 BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+PAGE_S: Final = 1.0  # a page of many workers takes 7 ms and more
 TOP_SHARE: Final = 0.01  # of the catalogue: concentration is these items' share of all exposures
 
 
@@ -48,7 +49,16 @@ class ServiceMetrics:
         self.swaps = self._counter("swaps", "Bundles opened while serving.", "outcome")
         self._served = self._gauge("served_share", "Share of the catalogue in at least one list of this bundle.")
         self._on_top = self._gauge("exposure_of_top_items", "Share of exposures of the most shown 1% of items.")
+        self._bundle = Gauge(
+            "twofold_bundle_info",
+            "1 for the bundle that a worker uses.",
+            ["bundle"],
+            registry=self._registry,
+            multiprocess_mode="liveall",
+        )
+        self._bundle_in_use = ""
         self._exposures: np.ndarray = np.zeros(0, np.int64)
+        self._page, self._page_at = b"", -PAGE_S
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"twofold_{name}", about, labels, registry=self._registry)
@@ -68,6 +78,13 @@ class ServiceMetrics:
     def reset_exposure(self, items: int) -> None:
         """Counts exposure from zero for a new bundle, whose item rows are different."""
         self._exposures = np.zeros(items, np.int64)
+
+    def set_bundle(self, digest: str) -> None:
+        """States the bundle in use."""
+        if self._bundle_in_use:
+            self._bundle.labels(self._bundle_in_use).set(0)
+        self._bundle_in_use = digest
+        self._bundle.labels(digest).set(1)
 
     def count_reply(self, route: str, status: int) -> None:
         """Counts one reply."""
@@ -102,7 +119,12 @@ class ServiceMetrics:
         self._on_top.set(on_top)
 
     def page(self) -> bytes:
-        """Returns the metrics of all workers in Prometheus' text format."""
+        """Returns the metrics of all workers in Prometheus' text format, at most `PAGE_S` old."""
+        if (now := perf_counter()) > self._page_at + PAGE_S:
+            self._page, self._page_at = self._new_page(), now
+        return self._page
+
+    def _new_page(self) -> bytes:
         self.refresh()
         if SHARED_METRICS not in os.environ:
             return bytes(generate_latest(self._registry))

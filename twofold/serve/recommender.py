@@ -36,8 +36,9 @@ class Recommender:
     """A bundle that returns recommendations as Arrow tables (user_id, item_id, score, rank), best first, rank from 1.
 
     A list is shorter than k only if fewer items are eligible. The table's metadata are `lists`, `short_lists` (lists
-    shorter than k), `unknown_items` (ids of the request that no item has) and `as_of` (UTC milliseconds), the time for
-    which item ages were computed.
+    shorter than k), `unknown_items` (ids of the request that no item has), `at` (UTC milliseconds), the request time,
+    and `as_of`, the time for which item ages were computed. The HTTP service returns the same lists for the same `at`;
+    its default is now, and not `as_of`.
     """
 
     bundle: Bundle
@@ -62,7 +63,7 @@ class Recommender:
         chosen, unknown = (None, 0) if items is None else _item_rows(self.bundle.items, items, field="items")
         allowed = _allowed(self.bundle, chosen, where)
         parts = list(_recommend_chunks(self.bundle, user_rows, k, exclude_seen=exclude_seen, allowed=allowed, at=at))
-        return _concatenate(self.bundle, parts, lists=len(user_rows), unknown=unknown)
+        return _concatenate(self.bundle, parts, lists=len(user_rows), unknown=unknown, at=at)
 
     def recommend_for_history(
         self,
@@ -98,7 +99,8 @@ class Recommender:
             excluded=Ragged(seen, np.array([0, len(seen)])),
         )
         table = _table(self.bundle, pa.nulls(1, self.bundle.users.ids.type), ranked)
-        return _concatenate(self.bundle, [(table, _count_short(ranked, k))], lists=1, unknown=unknown + more_unknown)
+        parts = [(table, _count_short(ranked, k))]
+        return _concatenate(self.bundle, parts, lists=1, unknown=unknown + more_unknown, at=at)
 
     def recommend_all(
         self, k: int, path: str | Path, *, exclude_seen: bool | None = None, where: str | None = None
@@ -273,8 +275,11 @@ def _table(bundle: Bundle, users: pa.Array, ranked: RankedItems) -> pa.Table:
     return pa.table(columns, schema=_schema(bundle))
 
 
-def _concatenate(bundle: Bundle, parts: list[tuple[pa.Table, int]], *, lists: int, unknown: int) -> pa.Table:
+def _concatenate(
+    bundle: Bundle, parts: list[tuple[pa.Table, int]], *, lists: int, unknown: int, at: int | None
+) -> pa.Table:
     facts = {"lists": lists, "short_lists": sum(short for _, short in parts), "unknown_items": unknown}
-    metadata = {name: str(value) for name, value in (facts | {"as_of": bundle.as_of}).items()}
+    times = {"at": bundle.as_of if at is None else at, "as_of": bundle.as_of}
+    metadata = {name: str(value) for name, value in (facts | times).items()}
     tables = [_schema(bundle).empty_table(), *(table for table, _ in parts)]
     return pa.concat_tables(tables).replace_schema_metadata(metadata)

@@ -7,10 +7,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64, Integer
+from jaxtyping import Bool, Float32, Int64, Integer
 from msgspec import UNSET, Raw, UnsetType
 
-from twofold.index.item_mask import ItemMask
 from twofold.index.live import Snapshot
 from twofold.ragged import Ragged
 from twofold.serve.live_bundle import LiveBundle
@@ -84,7 +83,7 @@ def make_lists(requests: Sequence[ListRequest], metrics: ServiceMetrics) -> list
     lists: dict[int, RankedList] = {}
     for index, request in enumerate(requests):
         if request.state.is_blank:
-            allowed = request.items.built.eligible(request.where, None)
+            allowed = request.items.eligible(request.where)
             ranked = popular(request.live_bundle, request.k, allowed=allowed, excluded=request.excluded)
             lists[index] = ranked_lists(ranked)[0]
         else:
@@ -128,22 +127,22 @@ def popular(
     live_bundle: LiveBundle,
     k: int,
     *,
-    allowed: ItemMask | None = None,
+    allowed: Bool[np.ndarray, "items"],
     excluded: Integer[np.ndarray, "_"],
 ) -> RankedItems:
-    """Returns the k items with most positives in the log's last two days, for an unknown user; the score is a count.
-
-    Items added since the bundle was opened are not among them.
+    """Returns the k allowed items with most positives in the log's last two days, for an unknown user; the score is a
+    count. Items added since the bundle was opened have none.
     """
-    mask = np.ones((1, len(live_bundle.popularity)), bool) if allowed is None else allowed.mask[None].copy()
-    mask[0, excluded[excluded < len(live_bundle.popularity)]] = False
-    best = top_k(live_bundle.popularity[None], k, allowed=mask)
+    counts = np.zeros((1, len(allowed)), np.float32)
+    counts[0, : len(live_bundle.popularity)] = live_bundle.popularity
+    mask = allowed[None].copy()
+    mask[0, excluded[excluded < len(allowed)]] = False
+    best = top_k(counts, k, allowed=mask)
     return RankedItems(best.item_rows, best.scores, best.counts)
 
 
-def similar(live_bundle: LiveBundle, item_row: int, k: int, *, where: str | None = None) -> RankedItems:
+def similar(items: Snapshot, item_row: int, k: int, *, where: str | None = None) -> RankedItems:
     """Returns the k other items whose vectors score best with an item's own vector, in the index's score."""
-    items = live_bundle.items.now
     itself = Ragged(np.array([item_row]), np.array([0, 1]))
     found = items.search(items.vectors_of(np.array([item_row])), k, where=where, excluded=itself)
     return RankedItems(found.item_rows, found.scores, found.counts)

@@ -4,8 +4,7 @@ An invalid body gives one message: the field, its value, and the expected value.
 `twofold/tables.py`.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -21,7 +20,6 @@ MAX_BATCH: Final = 20_000  # items of all lists of a batch: half a second of one
 MAX_BATCH_EXPLAINED: Final = 5_000  # with reasons or attributes
 MAX_UPSERTS: Final = 200  # with vectors of 256 numbers they fill a body
 MAX_DIM: Final = 4_096
-RETRY_AFTER_S: Final = "1"
 
 Text = Annotated[str, Meta(min_length=1, max_length=256)]
 Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -34,7 +32,6 @@ Filter = Annotated[
 Items = Annotated[list[Id], Meta(max_length=MAX_HISTORY)]
 Users = Annotated[list[Id], Meta(min_length=1, max_length=MAX_USERS)]
 Attributes = Annotated[Raw, Meta(description="Columns of the items table.", extra_json_schema={"type": "object"})]
-Body = TypeVar("Body")
 Source = Literal["model", "popularity"]
 
 
@@ -97,15 +94,26 @@ class Event(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
 
 class Events(Struct, forbid_unknown_fields=True, frozen=True):
-    """Events to store, all or none. Events with `at` count once, even if they are posted again."""
+    """Events to store, all or none. Events with `at` count once, even if they are posted again; so do all events of
+    requests with the same `idempotency_key` within a day.
+    """
 
     events: Annotated[list[Event], Meta(min_length=1, max_length=MAX_EVENTS)]
+    idempotency_key: Text | None = None
+
+
+class EventRemoval(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A posted event to take back. Without `at`, it is the user's newest event with the item."""
+
+    user_id: Id
+    item_id: Id
+    at: Timestamp | None = None
 
 
 class Swap(Struct, forbid_unknown_fields=True, frozen=True):
     """The run to serve from now on: the name of a folder beside the current run. Default: the current run, reopened."""
 
-    run: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=128)] | None = None
+    run: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
 
 class ItemUpsert(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -119,10 +127,13 @@ class ItemUpsert(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
 
 class ItemChanges(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Items to upsert, then items to remove until they are upserted again: all or nothing."""
+    """Items to upsert; items to remove from all lists until they are restored, even if they are upserted; and items
+    to restore.
+    """
 
     upsert: Annotated[list[ItemUpsert], Meta(max_length=MAX_UPSERTS)] = []
     remove: Items = []
+    restore: Items = []
 
 
 # --- responses --------------------------------------------------------------------------------------------------------
@@ -193,10 +204,40 @@ class SimilarItems(Struct, frozen=True):
 
 
 class EventsAccepted(Struct, frozen=True):
-    """Number of events that are stored durably; `unknown_items` of them are of items outside the catalogue."""
+    """Number of events that are stored durably; `unknown_items` of them are of items outside the catalogue.
+
+    `at` is the time of the events that were posted without one.
+    """
 
     accepted: int
     unknown_items: int
+    at: int
+
+
+class EventsRemoved(Struct, frozen=True):
+    """Number of events that were stored and are no more."""
+
+    removed: int
+
+
+class StoredEvent(Struct, frozen=True):
+    """An event of a user: the item, the time (UTC milliseconds), and the outcome."""
+
+    item_id: Id
+    at: int
+    kind: Kind
+
+
+class UserData(Struct, frozen=True):
+    """All events of a user that the service knows: those of the bundle's log, and those posted to it.
+
+    `is_forgotten` means that the user was deleted: the events of the log are ignored.
+    """
+
+    user_id: Id
+    logged: list[StoredEvent]
+    posted: list[StoredEvent]
+    is_forgotten: bool
 
 
 class ItemFacts(Struct, frozen=True):
@@ -227,14 +268,16 @@ class Swapped(Struct, frozen=True):
 
 
 class ItemsChanged(Struct, frozen=True):
-    """Numbers of items upserted, of items removed that could be recommended before, and of items available now.
+    """Numbers of items upserted, of items removed that could be recommended before, of items restored, and of items
+    available now.
 
-    Other workers of this service follow within a second; services on other machines need a request of their own. The
-    changes last until the service stops or another bundle is swapped in, which takes over the removals only.
+    Other workers of this service follow within a second. Upserts last until the service stops or another bundle is
+    swapped in. Removals last until the items are restored, and hold for all services that share the store of events.
     """
 
     upserted: int
     removed: int
+    restored: int
     items: int
 
 
@@ -252,12 +295,14 @@ class Problem(Struct, frozen=True):
     value: Any = UNSET
 
 
-REQUESTS: Final = (Recommend, RecommendBatch, Similar, Events, Swap, ItemChanges)
+REQUESTS: Final = (Recommend, RecommendBatch, Similar, Events, EventRemoval, Swap, ItemChanges)
 RESPONSES: Final = (
     Recommendations,
     RecommendationsBatch,
     SimilarItems,
     EventsAccepted,
+    EventsRemoved,
+    UserData,
     ItemFacts,
     Health,
     Swapped,
@@ -268,72 +313,20 @@ RESPONSES: Final = (
 
 
 def components() -> dict[str, Any]:
-    """Returns the JSON schemas of all requests and responses, for OpenAPI."""
+    """Returns the JSON schemas of all requests and responses, for OpenAPI.
+
+    Bounds that JavaScript cannot represent are left out: pages would show another number.
+    """
     _, schemas = msgspec.json.schema_components((*REQUESTS, *RESPONSES), ref_template="#/components/schemas/{name}")
-    return schemas
+    return dict(_without_large_bounds(schemas))
 
 
-UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-# --- bytes → requests -------------------------------------------------------------------------------------------------
-
-
-class HttpError(Exception):
-    """An error reply: the problem, the HTTP status and the headers."""
-
-    def __init__(self, problem: Problem, *, status: int = 422, headers: Mapping[str, str] | None = None) -> None:
-        """Takes a status of 4xx, 500, or 503 with the header Retry-After."""
-        super().__init__(problem.detail)
-        self.problem = problem
-        self.status = status
-        self.headers = {"content-type": "application/json", **(headers or {})}
-
-
-def unavailable(reason: str) -> HttpError:
-    """Returns HTTP 503 with Retry-After: the service is overloaded or stopping, or its store is down."""
-    detail = f"The service is not available ({reason}): try again in {RETRY_AFTER_S} s."
-    return HttpError(Problem(detail), status=503, headers={"retry-after": RETRY_AFTER_S})
-
-
-def internal_error() -> HttpError:
-    """Returns the reply to a request that failed through a fault of the service: HTTP 500, without details."""
-    return HttpError(Problem("The service failed; its log has the details."), status=500)
-
-
-def invalid_field(detail: str, *, field: str, value: Any, status: int = 422) -> HttpError:
-    """Returns an error for an invalid field; values of more than 200 characters are left out."""
-    return HttpError(Problem(detail, field, value if len(repr(value)) <= 200 else UNSET), status=status)
-
-
-def read_body(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
-    """Decodes a request body; HttpError names the invalid field and its value."""
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `")
-        field = path.rstrip("`").removeprefix("$").removeprefix(".")
-        value = _value_at(body, field)
-        shown = "" if value is UNSET or isinstance(value, list | dict) else f" is {str(value)[:80]!r}"
-        detail = f"{field or 'The body'}{shown}: {text[0].lower()}{text[1:]}. The page /docs lists the valid values."
-        raise invalid_field(detail, field=field, value=value) from None
-    except UNREADABLE as error:
-        raise HttpError(Problem(f"The body is not JSON: {error}. Send a JSON object."), status=400) from None
-
-
-def _value_at(body: bytes, field: str) -> Any:
-    """Returns the value at a path such as `events[3].at`; UNSET if the path is not of this form."""
-    try:
-        value: Any = msgspec.json.decode(body)
-    except UNREADABLE:  # beyond the first error: a number too large, brackets too deep, no UTF-8
-        return UNSET
-    for part in field.replace("[", ".[").split(".") if field else ():
-        name = part.strip("[]")
-        match value:
-            case list() if name.isdecimal() and int(name) < len(value):
-                value = value[int(name)]
-            case Mapping() if name in value:
-                value = value[name]
-            case _:
-                return UNSET
-    return value
+def _without_large_bounds(schema: Any) -> Any:
+    match schema:
+        case dict():
+            is_shown = {name: not isinstance(value, int) or abs(value) < 2**53 for name, value in schema.items()}
+            return {name: _without_large_bounds(value) for name, value in schema.items() if is_shown[name]}
+        case list():
+            return [_without_large_bounds(value) for value in schema]
+        case _:
+            return schema

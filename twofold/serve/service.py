@@ -1,25 +1,31 @@
 """The service: requests become responses from the bundle in use, which can be swapped. No HTTP here; see `app.py`."""
 
 import asyncio
-import os
-from dataclasses import dataclass, field
+import re
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
-from twofold.run_folder import write_json
-from twofold.serve.event_store import LiveEvent, LiveHistories
-from twofold.serve.live_bundle import LiveBundle, open_live_bundle
-from twofold.serve.micro_batching import MicroBatcher, compiled_filter, now_ms
+from twofold.serve.bundle_swaps import POLL_S, BundleSwitch, not_agreed
+from twofold.serve.event_store import MAX_AHEAD_MS, NO_MARKS, LiveEvent, LiveHistories, StoreError, now_ms
+from twofold.serve.http_errors import invalid_field, unavailable
+from twofold.serve.live_bundle import LiveBundle
+from twofold.serve.micro_batching import MicroBatcher, compiled_filter
 from twofold.serve.middleware import log
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.responses import item_facts, ranked_lists, response_items, similar
 from twofold.serve.schemas import (
+    Event,
+    EventRemoval,
     Events,
     EventsAccepted,
+    EventsRemoved,
     Health,
     Id,
     ItemChanges,
@@ -32,43 +38,52 @@ from twofold.serve.schemas import (
     Similar,
     SimilarItems,
     SomeUsers,
+    StoredEvent,
     Swap,
     Swapped,
-    invalid_field,
-    unavailable,
+    UserData,
 )
+from twofold.serve.shared_state import SharedFolder
 
-MAX_AHEAD_MS: Final = 60_000  # tolerance for fast clocks: an event of next year would be its user's last for a year
 SOME_USERS: Final = 20
-ITEMS_POLL_S: Final = 0.5  # longest delay until a worker applies the item changes of the others
-PROBE: Final = "twofold:ready"  # id of no user
+STORE_LOG_S: Final = 1.0  # interval of the log lines while the store is down
+MARKS_POLL_S: Final = 0.5  # longest delay until a worker applies the withdrawals and item changes of the others
+EXPIRE_S: Final = 3600.0  # interval in which old events are deleted
+CHECK_S: Final = 1.0  # /ready writes to the store at most once in this interval
+RUN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+Result = TypeVar("Result")
 
 
-@dataclass
 class Service:
     """A bundle that can be swapped between two requests, a store of live events, and metrics.
 
     Every request reads `current` once and is answered by that bundle.
     """
 
-    current: LiveBundle
-    runs: Path
-    histories: LiveHistories
-    metrics: ServiceMetrics
-    swap_file: Path | None = None
-    """File with the run in use, read by the other workers; the file of item changes is stored beside it."""
-    is_stopping: bool = False
-    _swap_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    def __init__(
+        self,
+        current: LiveBundle,
+        runs: Path,
+        histories: LiveHistories,
+        metrics: ServiceMetrics,
+        shared: SharedFolder | None = None,
+    ) -> None:
+        """Starts with an open bundle; `shared` is the folder that the workers of one service share."""
+        self.histories, self.metrics = histories, metrics
+        self.bundles = BundleSwitch(current, runs, metrics, shared)
+        self.is_stopping = False
+        self._batcher = MicroBatcher(histories, metrics)
+        self._marks = NO_MARKS
+        self._store_logged_at = -STORE_LOG_S
+        self._check: asyncio.Task[None] | None = None
+        self._checked_at = -CHECK_S
 
-    def __post_init__(self) -> None:
-        """Starts counting exposure and following item changes."""
-        self._batcher = MicroBatcher(self.histories, self.metrics)
-        self.metrics.reset_exposure(len(self.current.bundle.items))
-        self._share_items(self.current)
+    @property
+    def current(self) -> LiveBundle:
+        """The bundle in use."""
+        return self.bundles.current
 
-    def _share_items(self, live_bundle: LiveBundle) -> None:
-        if self.swap_file is not None:
-            live_bundle.items.follow(self.swap_file.with_name("items.jsonl"))
+    # --- recommendations ----------------------------------------------------------------------------------------------
 
     async def recommend(self, body: Recommend) -> Recommendations:
         """Returns one list, for a user or for a history."""
@@ -83,12 +98,12 @@ class Service:
     async def similar(self, body: Similar) -> SimilarItems:
         """Returns the items most similar to one."""
         live_bundle = self.current
+        items = live_bundle.items.now
         item_row = self._item_row(live_bundle, body.item_id, status=422)
         where = await compiled_filter(live_bundle, body.filter)
-        k = min(body.k, max(len(live_bundle.items.now), 1))
-        (ranked,) = ranked_lists(similar(live_bundle, item_row, k, where=where))
-        items = response_items(live_bundle, live_bundle.items.now, ranked, describe=body.describe)
-        return SimilarItems(body.item_id, items, live_bundle.digest[:12])
+        (ranked,) = ranked_lists(similar(items, item_row, min(body.k, max(len(items), 1)), where=where))
+        listed = response_items(live_bundle, items, ranked, describe=body.describe)
+        return SimilarItems(body.item_id, listed, live_bundle.digest[:12])
 
     async def item(self, item_id: str) -> ItemFacts:
         """Returns attributes and event counts of an item."""
@@ -111,15 +126,21 @@ class Service:
             if event.at is not None and event.at > now + MAX_AHEAD_MS:
                 detail = f"events[{position}].at is {event.at}: that is after now, which is {now} (UTC milliseconds)."
                 raise invalid_field(detail, field=f"events[{position}].at", value=event.at)
-        await self.histories.append(
-            (str(event.user_id), LiveEvent(str(event.item_id), now if event.at is None else event.at, event.kind))
-            for event in events
-        )
+        if body.idempotency_key is not None:  # repeated, the events have the same time, and so are the same events
+            now = await self._stored(self.histories.first_time(body.idempotency_key, now))
+        await self._stored(self.histories.append([(str(event.user_id), _live_event(event, now)) for event in events]))
         rows = self.current.items.now.rows_of([event.item_id for event in events])
         unknown = int((rows == UNKNOWN).sum())
         self.metrics.count_unknown("item", unknown)
         self.metrics.events.inc(len(events))
-        return EventsAccepted(len(events), unknown)
+        return EventsAccepted(len(events), unknown, now)
+
+    async def remove_events(self, body: EventRemoval) -> EventsRemoved:
+        """Removes a stored event of a user, as if it had not been posted."""
+        removed = self.histories.remove(str(body.user_id), str(body.item_id), body.at)
+        return EventsRemoved(await self._stored(removed))
+
+    # --- users --------------------------------------------------------------------------------------------------------
 
     async def some_users(self) -> SomeUsers:
         """Returns some users of the log, evenly spaced."""
@@ -129,76 +150,161 @@ class Service:
         ).to_pylist()
         return SomeUsers(ids)
 
+    async def user(self, user_id: str) -> UserData:
+        """Returns all events of a user that the service knows."""
+        (live,) = await self._stored(self.histories.read([user_id]))
+        is_forgotten = user_id in self._marks.forgotten
+        logged = [] if is_forgotten else _logged_events(self.current, user_id)
+        posted = [StoredEvent(event.item_id, event.at, event.kind) for event in live]
+        return UserData(user_id, logged, posted, is_forgotten)
+
+    async def delete_user(self, user_id: str) -> EventsRemoved:
+        """Deletes a user's live events, and ignores the user's events of the log from now on, in every bundle."""
+        deleted = await self._stored(self.histories.delete_user(user_id))
+        await self._follow_marks()
+        log("user deleted", {"events": deleted})
+        return EventsRemoved(deleted)
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
     async def health(self) -> Health:
         """Returns name, digest and size of the bundle in use."""
         bundle = self.current.bundle
         return Health(self.current.name, self.current.digest[:12], len(bundle.items), len(bundle.users))
 
     async def ready(self) -> Health:
-        """Returns the same as `health`; HttpError (503) while the service is stopping or its store is down."""
+        """Returns the same as `health`; HttpError (503) while the service is stopping, its store cannot be written, or
+        this worker does not have the bundle of the others.
+        """
         if self.is_stopping:
             raise unavailable("it is stopping")
-        await self.histories.read([PROBE])
+        if not self.bundles.is_agreed:
+            raise not_agreed()
+        if self._check is None or (self._check.done() and time.monotonic() > self._checked_at + CHECK_S):
+            self._check = asyncio.get_running_loop().create_task(self._stored(self.histories.check()))
+            self._check.add_done_callback(lambda check: check.cancelled() or check.exception())  # requests raise it
+            self._checked_at = time.monotonic()
+        await asyncio.shield(self._check)
         return await self.health()
 
-    # --- item changes -------------------------------------------------------------------------------------------------
+    async def _stored(self, work: Awaitable[Result]) -> Result:
+        """Awaits work of the store; why it fails goes to the log, at most once a second."""
+        try:
+            return await work
+        except StoreError as error:
+            if (now := time.monotonic()) > self._store_logged_at + STORE_LOG_S:
+                self._store_logged_at = now
+                log("the store fails", {"error": str(error)})
+            raise
+
+    # --- administration -----------------------------------------------------------------------------------------------
 
     async def change_items(self, body: ItemChanges) -> ItemsChanged:
-        """Upserts and removes items, all or none; other workers follow within `ITEMS_POLL_S`."""
+        """Upserts, withdraws and restores items; other workers follow within `MARKS_POLL_S`.
+
+        If the withdrawals cannot be written, the upserts stand: the same request can be sent again.
+        """
         items = self.current.items
-        upserted, removed = await asyncio.to_thread(items.change, body)
-        log("items changed", {"upserted": upserted, "removed": removed})
-        return ItemsChanged(upserted, removed, len(items.now))
-
-    async def follow_items(self) -> None:
-        """Applies the item changes of other workers, until the task is canceled."""
-        while True:
-            await asyncio.sleep(ITEMS_POLL_S)
+        if body.upsert:
             try:
-                await asyncio.to_thread(self.current.items.catch_up)
-            except Exception as error:  # for example a full disk; the service continues with the items it has
-                log("item changes cannot be read", {"error": repr(error)})
+                await asyncio.to_thread(items.upsert, body.upsert)
+            except OSError as error:
+                log("item changes cannot be written", {"error": str(error)})
+                raise unavailable("item changes cannot be written now") from error
+        for ids, is_marked in ((body.restore, False), (body.remove, True)):
+            if ids:
+                marked = self.histories.mark("withdrawn", [*map(str, ids)], is_marked=is_marked)
+                await self._stored(marked)
+        removed = await self._follow_marks() if body.remove or body.restore else 0
+        facts = {"upserted": len(body.upsert), "removed": max(removed, 0), "restored": max(-removed, 0)}
+        log("items changed", facts)
+        return ItemsChanged(len(body.upsert), max(removed, 0), max(-removed, 0), len(items.now))
 
-    # --- another bundle -----------------------------------------------------------------------------------------------
+    async def _follow_marks(self) -> int:
+        """Applies the marks of the store; returns how many items became unavailable."""
+        marks = await self.histories.marks(self._marks.version)
+        if marks is None:
+            return 0
+        self._marks = marks
+        self._batcher.forgotten, self.bundles.withdrawn = marks.forgotten, marks.withdrawn
+        return await asyncio.to_thread(self.current.items.set_withdrawn, marks.withdrawn)
+
+    async def start(self) -> None:
+        """Waits until this worker uses the bundle of the others, and applies withdrawals and item changes."""
+        while not self.bundles.is_agreed:
+            await self.bundles.follow()
+            await asyncio.sleep(POLL_S)
+        with suppress(StoreError):  # it has been logged; the service starts with what the log knows
+            await self._follow_store()
+
+    async def follow(self) -> None:
+        """Follows the bundle, the item changes and the marks of other workers, until the task is canceled."""
+        next_marks = next_expiry = 0.0
+        while True:
+            await asyncio.sleep(POLL_S)
+            before = self.current
+            try:
+                await self.bundles.follow()
+                await self.bundles.check_files()
+                if time.monotonic() >= next_marks or self.current is not before:
+                    next_marks = time.monotonic() + MARKS_POLL_S
+                    self.metrics.refresh()
+                    await self._follow_store()
+                if time.monotonic() >= next_expiry:
+                    next_expiry = time.monotonic() + EXPIRE_S
+                    await self._stored(self.histories.expire())
+            except StoreError:
+                pass  # it has been logged; the service continues with what it knows
+            except Exception as error:
+                log("cannot follow the other workers", {"error": repr(error)})
+
+    async def _follow_store(self) -> None:
+        await asyncio.to_thread(self.current.items.catch_up)
+        await self._stored(self._follow_marks())
 
     async def swap(self, body: Swap) -> Swapped:
-        """Opens the bundle of another run beside the current one, or the current one again; other workers follow.
+        """Opens the bundle of another run in all workers, or the current one again.
 
-        RunError if the bundle is damaged or does not work, HttpError (503) if the other workers cannot be notified; in
-        both cases the previous bundle stays in use.
+        RunError if the bundle is damaged or does not work, HttpError (503) if not all workers can be reached; in both
+        cases the previous bundle stays in use.
         """
+        if body.run is not None and not RUN_NAME.fullmatch(body.run):
+            detail = f"run is {body.run[:80]!r}: name a folder beside the current run, of letters, digits and _ . -"
+            raise invalid_field(detail, field="run", value=body.run)
         before = self.current.digest
-        live_bundle = await self.open_run(body.run, notify=True)
+        live_bundle = await self.bundles.swap(body.run)
         return Swapped(live_bundle.name, live_bundle.digest[:12], was_swapped=live_bundle.digest != before)
 
-    async def open_run(self, name: str | None, *, notify: bool = False) -> LiveBundle:
-        """Opens a run and uses it from now on; after a RunError the previous one stays. `None` means the current run.
-
-        With `notify`, the other workers are notified first.
-        """
-        run = self.runs / (name or self.current.name)
-        async with self._swap_lock:
-            try:
-                live_bundle = await asyncio.to_thread(open_live_bundle, run)
-                await asyncio.to_thread(self._share_items, live_bundle)
-            except RunError as error:
-                self.metrics.swaps.labels("refused").inc()
-                log("swap refused", {"run": run.name, "error": str(error)})
-                raise RunError(str(error).replace(f"{self.runs}{os.sep}", "")) from error  # no paths for clients
-            if notify:
-                self._notify_workers(live_bundle)
-            self.current = live_bundle
-            self.metrics.reset_exposure(len(live_bundle.bundle.items))
-            self.metrics.swaps.labels("done").inc()
-            log("swapped", {"run": run.name, "bundle": live_bundle.digest[:12]})
-            return live_bundle
-
-    def _notify_workers(self, live_bundle: LiveBundle) -> None:
-        if self.swap_file is None:
-            return
+    async def reopen(self) -> None:
+        """Opens the current run again, in all workers; whatever the error, the previous bundle stays in use."""
         try:
-            write_json(self.swap_file, {"run": live_bundle.name, "bundle": live_bundle.digest})
-        except OSError as error:  # for example a full disk
-            self.metrics.swaps.labels("refused").inc()
-            log("swap refused", {"run": live_bundle.name, "error": repr(error)})
-            raise unavailable("the other workers cannot be notified of the swap") from error
+            await self.swap(Swap())
+        except RunError:
+            pass  # it has been logged
+        except Exception as error:
+            log("swap failed", {"error": repr(error)})
+
+
+def _live_event(event: Event, now: int) -> LiveEvent:
+    return LiveEvent(str(event.item_id), now if event.at is None else event.at, event.kind)
+
+
+def _logged_events(live_bundle: LiveBundle, user_id: str) -> list[StoredEvent]:
+    """Returns the events of a user in the log of the bundle, oldest first."""
+    bundle = live_bundle.bundle
+    user_row = bundle.users.row_of(user_id)
+    if user_row == UNKNOWN:
+        return []
+
+    def events(name: str) -> list[tuple[int, int]]:
+        history = getattr(bundle, name)
+        first, end = history.offsets[user_row : user_row + 2].tolist()
+        return [*zip(history.item_rows[first:end].tolist(), history.at[first:end].tolist(), strict=True)]
+
+    kinds = dict.fromkeys(events("negatives"), "negative") | dict.fromkeys(events("positives"), "positive")
+    seen = events("events")
+    ids = bundle.items.ids_of(np.array([row for row, _ in seen], np.int64)).to_pylist()
+    return [
+        StoredEvent(item_id, event[1], kinds.get(event, "met"))  # type: ignore[arg-type]
+        for item_id, event in zip(ids, seen, strict=True)
+    ]
