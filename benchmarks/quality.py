@@ -184,8 +184,10 @@ def _days_table(saved: Saved, pooled: list[Saved], metric: str) -> str:
 
 
 def _by_day(line: Saved) -> str:
-    lead = f" ({_interval(*line['model_minus'])})" if line["model_minus"] else ""
-    return f"{_short(line['value'])}{lead}"
+    if not line["model_minus"]:
+        return _short(line["value"])
+    lead, low, high = line["model_minus"]
+    return f"{_short(line['value'])} ({_short(lead)} ± {_short((high - low) / 2)})"
 
 
 def _leads(pooled: list[Saved], row: str, metric: str) -> list[list[float]]:

@@ -68,8 +68,8 @@ SEVERAL_DAYS = """\
 
 The recipes below, trained again for each test day: the windows of the recipe are moved, so that a run chooses on the
 day before its test day, and then trains on all days before it. Every day has the protocol of 8 May below. In
-brackets: the model minus the row, on that day. *All days* is the mean over all pairs of a user and a day
-({requests:,} requests of {users:,} users), with intervals clustered by user.
+brackets: the model minus the row, on that day, with half the width of its interval. *All days* is the mean over all
+pairs of a user and a day ({requests:,} requests of {users:,} users), with intervals clustered by user.
 
 {chosen}
 {kuairand}

@@ -85,7 +85,8 @@ def test_the_table_of_days_has_every_row_with_its_interval_and_difference(found)
     assert second.startswith("| ndcg@5 |")
     rows = first.splitlines()[2:]
     assert rows[0].startswith("| model, seed 0 | ")
-    assert all(row.count("[") == (1 if row.startswith("| model") else 4) for row in rows)
+    assert all(row.count("[") == (1 if row.startswith("| model") else 2) for row in rows)
+    assert all(row.count(" ± ") == (0 if row.startswith("| model") else 2) for row in rows)
 
 
 def test_the_page_of_results_shows_several_days_and_what_each_day_chose(found):
