@@ -2,6 +2,7 @@
 # make test    the fast tests (the slow ones: make test-slow)
 # make check   format, lint, types, layers, names and docstrings, spelling, generated docs
 # make docs    writes the generated pages of docs/
+# make studies runs recipes/studies with three seeds each, STUDY=features for one; it continues where it was stopped
 # make docs-site  builds the documentation as a site in build/site
 # make bench   every script of benchmarks/
 
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 SITE := $(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow check docs docs-site bench
+.PHONY: demo test test-slow check docs docs-site studies bench
 
 demo: .venv/ready-demo
 	$(BIN)/twofold run recipes/kuairand.yaml
@@ -34,12 +35,17 @@ check: .venv/ready-dev
 	$(BIN)/codespell
 	$(BIN)/python docs/make_recipe.py --check
 	$(BIN)/python docs/make_results.py --check
+	$(BIN)/python docs/make_studies.py --check
 	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_words.py
 	$(SITE)
 
 docs: .venv/ready-demo
 	$(BIN)/python docs/make_recipe.py
 	$(BIN)/python docs/make_results.py
+	$(BIN)/python docs/make_studies.py
+
+studies: .venv/ready-dev
+	$(BIN)/python docs/make_studies.py run $(STUDY)
 
 # A link or reference that leads nowhere is an error.
 docs-site: .venv/ready-dev

@@ -95,7 +95,7 @@ class Service:
             [sys.executable, "-m", "twofold", "serve", str(run), *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=os.environ | {"TWOFOLD_TOKEN": TOKEN, "TMPDIR": str(disk)},
+            env=os.environ | {"TWOFOLD_TOKEN": TOKEN, "TWOFOLD_ADMIN_TOKEN": TOKEN, "TMPDIR": str(disk)},
         )
         self.log: list[dict[str, Any]] = []
         self._killed: set[int] = set()

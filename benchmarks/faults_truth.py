@@ -9,6 +9,7 @@ from serve_bundle import AS_OF, HISTORY
 
 from twofold.dataset.histories import Histories, load_histories
 from twofold.run_folder import open_stage
+from twofold.serve.bundle import content_digest
 from twofold.serve.event_store import LiveEvent
 
 ITEMS, USERS, UNKNOWN_USERS, K = 2_000, 80, 40, 20
@@ -80,4 +81,4 @@ def read_truth(run: Path) -> Truth:
     seen, positives = (load_histories(stage.folder, name) for name in ("events", "positives"))
     overall = np.bincount(positives.item_rows, minlength=ITEMS)
     recent = np.bincount(positives.item_rows[positives.at >= AS_OF - TWO_DAYS_MS], minlength=ITEMS)
-    return Truth(run.name, stage.digest[:12], vectors, seen, positives, recent + overall / (1.0 + overall.max()))
+    return Truth(run.name, content_digest(run)[:12], vectors, seen, positives, recent + overall / (1.0 + overall.max()))

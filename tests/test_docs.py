@@ -47,6 +47,11 @@ def test_the_page_of_results_is_what_the_benchmarks_say() -> None:
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results_page(), "run `make docs`"
 
 
+def test_the_page_of_the_studies_is_what_their_recipes_and_runs_say() -> None:
+    studies_page = runpy.run_path(str(ROOT / "docs" / "make_studies.py"))["studies_page"]
+    assert (ROOT / "docs" / "studies.md").read_text(encoding="utf-8") == studies_page(), "run `make docs`"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -64,7 +64,9 @@ def test_each_trial_is_a_run_and_the_best_is_first(search_of):
 def test_the_test_window_is_not_looked_at(search_of, monkeypatch):
     looked, evaluation_window = [], train_stage.evaluation_window
     monkeypatch.setattr(
-        train_stage, "evaluation_window", lambda arrays, name: looked.append(name) or evaluation_window(arrays, name)
+        train_stage,
+        "evaluation_window",
+        lambda arrays, name, **how: looked.append(name) or evaluation_window(arrays, name, **how),
     )
     search = search_of({"retriever.dim": {"choices": [2, 4]}}, trials=2)
     tune(search)

@@ -111,7 +111,9 @@ def port(environment: Path, tmp_path: Path) -> Iterator[int]:
         number = free.getsockname()[1]
     command = [str(environment / "bin" / words[0]), *words[1:], str(run), "--port", str(number)]
     with (tmp_path / "log").open("w") as log:
-        service = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        service = subprocess.Popen(
+            command, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | {"TWOFOLD_TOKEN": "secret"}
+        )
         yield number
         service.send_signal(signal.SIGTERM)
         assert service.wait(60) == 0, (tmp_path / "log").read_text()
@@ -119,7 +121,9 @@ def port(environment: Path, tmp_path: Path) -> Iterator[int]:
 
 def ask(port: int, path: str, body: Any = None) -> Any:
     sent = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", sent, timeout=30) as reply:
+    headers = {"content-type": "application/json", "authorization": "Bearer secret"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", sent, headers)
+    with urllib.request.urlopen(request, timeout=30) as reply:
         return reply.read()
 
 

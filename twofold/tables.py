@@ -19,6 +19,20 @@ LONG_VIEW_MS: Final = 18_000
 INTERNAL: Final = "_tf_"
 """Prefix of the columns that preparation adds to a log; no column of a log or a recipe may have it."""
 
+Side = Literal["item", "user"]
+"""Table that a column belongs to."""
+
+
+def split_side(name: str) -> tuple[Side | None, str]:
+    """Splits a column that names its table, such as `user.language`; `None` means that it names none.
+
+    >>> split_side("user.language"), split_side("language"), split_side("a.b")
+    (('user', 'language'), (None, 'language'), (None, 'a.b'))
+    """
+    side, _, column = name.partition(".")
+    return (side, column) if side in ("item", "user") and column else (None, name)  # type: ignore[return-value]
+
+
 Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
 

@@ -145,7 +145,7 @@ def test_what_was_judged_is_stated(report):
     assert report.cold_items == 6
     assert report.cold_relevant_share == pytest.approx((window.relevant.values < 6).mean())
     assert report.in_batch.batch_size == 32
-    assert [line.k for line in report.in_batch.lines] == [1, 5, 10]
+    assert [line.k for line in report.in_batch.lines] == [1, 5, 10, 20]
     assert report.in_batch.sentence.startswith("A batch of 32 is a smaller and different exam: its ")
 
 
@@ -312,7 +312,7 @@ def test_the_headline_of_a_small_catalogue_is_no_free_gift():
 
 def test_metrics_of_lists_shorter_than_k_are_not_given_and_the_page_says_why(report):
     reason = "half of the lists have at most 4 items"
-    assert report.impressions.absent == {5: reason, 10: reason}
+    assert report.impressions.absent == dict.fromkeys((5, 10, 50, 100), reason)
     assert set(report.impressions.bounds) == {"impressions/auc", "impressions/mrr", "impressions/map"}
     assert not {name for name in report.metrics_of("model") if name.startswith("impressions/") and "@" in name}
     assert report.catalogue.absent == dict.fromkeys((100, 200, 500), "half of the users have at most 55 unseen items")

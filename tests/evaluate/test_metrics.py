@@ -53,6 +53,11 @@ def naive_map(labels, scores, k):
     return sum(sum(ordered[: r + 1]) / (r + 1) for r in range(min(k, len(ordered))) if ordered[r]) / sum(labels)
 
 
+def naive_recall(labels, scores, k):
+    ordered = [label for _, label in sorted(zip(scores, labels, strict=True), key=lambda pair: -pair[0])]
+    return sum(ordered[:k]) / sum(labels)
+
+
 def test_impression_metrics_equal_the_naive_formulas():
     scores, labels, offsets = lists(0, ties=False)
     ours = impression_metrics(scores, labels, ties=np.arange(len(scores)), offsets=offsets)
@@ -66,6 +71,7 @@ def test_impression_metrics_equal_the_naive_formulas():
             "mrr": mind_mrr(label, score),
             "map": average_precision_score(label, score),
             "map@10": naive_map(label, score, 10),
+            **{f"recall@{k}": naive_recall(label, score, k) for k in (5, 10, 50, 100)},
         }
         assert {name: ours[name][line] for name in ours} == pytest.approx(expected)
 
@@ -198,7 +204,7 @@ def test_chance_is_the_mean_over_all_orders_and_best_their_maximum(candidates, p
 
 def test_chance_counts_the_cut_of_lists_longer_than_ten():
     rng = np.random.default_rng(3)
-    candidates, positives, draws = 25, 12, 20_000
+    candidates, positives, draws = 120, 50, 4_000
     labels = rng.permuted(np.tile(np.arange(candidates) < positives, (draws, 1)), axis=1).reshape(-1)
     values = impression_metrics(
         np.tile(np.arange(candidates, 0, -1, dtype=np.float32), draws),

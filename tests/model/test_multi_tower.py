@@ -15,7 +15,7 @@ from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError, RunError
 from twofold.evaluate.window import evaluation_window
-from twofold.model.multi_tower import MultiTower, assign_towers, build_towers, describe_unbuilt_towers
+from twofold.model.multi_tower import MultiTower, Route, assign_towers, build_towers, describe_unbuilt_towers
 from twofold.model.onnx_export import export_user_tower
 from twofold.model.retriever import describe_model, item_vectors, load_model, user_vectors
 from twofold.model.weights import encode
@@ -68,6 +68,45 @@ def test_a_product_of_wide_vectors_is_the_score_of_the_items_own_towers(dataset,
         towers = model.tower(model.values.index(str(language) if language is not None else "none"))
         expected = encode(towers.user, [queried]) @ encode(towers.item, [items])[row] / root
         np.testing.assert_allclose(found[:, row], expected, atol=1e-6)
+
+
+def routed(dataset):
+    """Towers by language whose users are routed: even users to the first tower, every fourth to none."""
+    model = build(dataset, score=COSINE)
+    rows = 1 + len(dataset.features.vocabularies["user.language"])
+    own = np.where(np.arange(rows) % 4 == 0, -1, np.arange(rows) % 2)
+    return MultiTower(list(model.towers), model.values, model.tower_of_item, Route("language", own)), own
+
+
+def test_a_routed_user_finds_items_of_the_own_tower_alone_in_its_order(dataset):
+    model, own = routed(dataset)
+    who, at = np.arange(len(dataset.users)), np.full(len(dataset.users), int(dataset.examples["train"].at.max()))
+    (queried,), (items,) = query_batches(dataset, who, at), item_batches(dataset, int(at[0]))
+    tower_of_user = own[queried["language"].numpy()]
+    assert len(set(tower_of_user)) > 1
+    found = user_vectors(model, dataset, who, at) @ item_vectors(model, dataset, int(at[0])).T
+    for user, tower in enumerate(tower_of_user):
+        if tower < 0:  # a user of no known value is recommended items of all
+            assert (found[user] > 0).all()
+            continue
+        is_own = model.tower_of_item == tower
+        assert (found[user, ~is_own] == 0).all()
+        towers = model.tower(int(tower))
+        expected = (encode(towers.user, [queried]) @ encode(towers.item, [items]).T)[user]
+        np.testing.assert_allclose(found[user, is_own], 0.5 + expected[is_own] / 2, atol=1e-6)
+    for vectors in (user_vectors(model, dataset, who, at), item_vectors(model, dataset, int(at[0]))):
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_service_routes_as_the_model(dataset, tmp_path):
+    model, _ = routed(dataset)
+    who, at = np.arange(len(dataset.users)), np.full(len(dataset.users), int(dataset.examples["train"].at.max()))
+    export_user_tower(model.user, tmp_path / "user.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "user.onnx")
+    (queried,) = query_batches(dataset, who, at)
+    wanted = {each.name: queried[each.name].numpy() for each in session.get_inputs()}
+    np.testing.assert_allclose(session.run(None, wanted)[0], user_vectors(model, dataset, who, at), atol=1e-5)
 
 
 def test_cosine_has_vectors_of_length_one(dataset):

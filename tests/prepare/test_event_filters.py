@@ -189,6 +189,24 @@ def test_filters_count_and_remove_in_the_stated_order(
     assert len(rows_of(out, "test")) == 2
 
 
+def test_a_negative_of_a_filter_is_what_is_not_positive_whatever_the_negative_history_holds(tmp_path: Path) -> None:
+    """User 3 has an event that is neither positive nor in the negative history; the notes ask for a label of 0."""
+    log = log_of(
+        [(1, 0, TRAIN, True), (1, 1, TRAIN, False), (2, 0, TRAIN, True), (3, 0, TRAIN, True), (3, 2, TRAIN, False)]
+    )
+    filters = [{"kind": "users", "min_positives": 1, "min_negatives": 1}]
+    out = prepared(tmp_path, log, filters=filters, negative="item_id = 1")
+    assert {row["user_id"] for row in rows_of(out)} == {1, 3}
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 6), (1, 3)])
+def test_a_share_of_one_leaves_positives_alone(tmp_path: Path, share: float, kept: int) -> None:
+    log = log_of([(user, item, TRAIN + item, item == user) for user in (1, 2, 3) for item in range(1, 60)])
+    rows = rows_of(prepared(tmp_path, log, positive_share=share))
+    assert sum(row["label"] for row in rows) == 3
+    assert abs(len(rows) - kept) <= (0 if share == 1 else 5)
+
+
 def test_validation_counts_for_no_filter_and_is_not_filtered(tmp_path: Path) -> None:
     late = [(3, item, VALIDATION, True) for item in range(3)]
     filters = [{"kind": "users", "min_events": 2}]

@@ -13,8 +13,8 @@ import pytest
 
 from tests.prepare.tables import TEST, TRAIN, VALIDATION, events_of, log_of, prepared, rows_of
 from tests.worlds import DAY_MS, FIRST_MS
-from twofold.recipe.prepare import BelowMean, Completion, LongView, WatchQuantile, WatchTimeGain
-from twofold.recipe.prepare import Label as AnyLabel
+from twofold.recipe.labels import BelowMean, Completion, LongView, WatchQuantile, WatchTimeGain
+from twofold.recipe.labels import Label as AnyLabel
 
 SECONDS = {"kind": "width", "seconds": 5}
 
@@ -85,6 +85,16 @@ def test_gain_in_buckets_of_five_seconds(tmp_path: Path) -> None:
     rows = [(1, 0, 1.0, 4.9), (1, 1, 3.0, 0.1), (2, 2, 2.0, 5.0), (2, 3, 8.0, 9.9), (3, 4, 5.0, 7.0)]
     found = labelled(tmp_path, views(rows), {"kind": "wtg", "buckets": SECONDS, "shrink": 0})
     assert found == near(gains([1.0, 3.0]) + gains([2.0, 8.0, 5.0]))
+
+
+def test_gain_of_completion_standardizes_the_share_watched_within_its_bucket(tmp_path: Path) -> None:
+    rows = [(1, 0, 1.0, 4.0), (1, 1, 9.0, 3.0), (2, 2, 2.0, 5.0), (2, 3, 8.0, 9.5), (3, 4, 7.0, 7.0), (3, 5, None, 7.0)]
+    label = {"kind": "wtg", "buckets": SECONDS, "shrink": 0, "quantity": "completion"}
+    found = labelled(tmp_path, views(rows), label)
+    # a view beyond the end counts as whole
+    expected = gains([0.25, 1.0]) + gains([0.4, 8 / 9.5, 1.0])
+    assert found[:5] == pytest.approx(expected, abs=1e-5)
+    assert found[5] is None
 
 
 def test_gain_is_bounded_by_the_number_of_views(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_a_feature_is_known_by_its_name_not_by_its_place() -> None:
     assert differences(changed("features.item", [second, first])) == [
         Difference("features.item (order)", ["id", "author_id"], ["author_id", "id"], "changed")
     ]
-    bag = {"kind": "bag", "column": "author_id", "dim": 16}
+    bag = {"kind": "bag", "column": "author_id", "sep": None, "dim": 16}
     (difference,) = differences(changed("features.item.1", bag))
     assert (difference.field, difference.new, difference.kind) == ("features.item.author_id", bag, "changed")
 

@@ -23,7 +23,7 @@ from twofold.recipe.schema import Recipe
         ("trian", {}, "trian: does not exist — nearest: train; what may stand here: name, about, data"),
         ("data.kind", "tables", "data.kind: 'tables' does not exist — nearest: table; choose from: table"),
         ("prepare.split.kind", "tempral", "prepare.split.kind: tempral does not exist — nearest: temporal"),
-        ("prepare.split", {"test": 1}, "prepare.split.kind: is missing — kinds: temporal, last_n"),
+        ("prepare.split", {"test": 1}, "prepare.split.kind: is missing — kinds: temporal, last_days, last_n"),
         (
             "retriever.kind",
             "wals",

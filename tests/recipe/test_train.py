@@ -33,14 +33,6 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
         ({}, {"kind": "regression"}, {}, r"prepare.target, which the recipe does not define.*or choose kind: bce"),
         (DISTANCE, {"kind": "bce"}, {}, r"never above 0, so train.loss bce cannot predict a positive.*kind: dot"),
         (DISTANCE, {"kind": "regression"}, TARGET, r"never above 0, so train.loss regression"),
-        # sigmoid(1) = 1 / (1 + exp(-1)) = .73
-        (UNIT_DOT, {"kind": "bce"}, {}, r"at most 1 in the loss.*probability above 0.73.*temperature: 0.1"),
-        (
-            {"score": {"kind": "cosine", "temperature": 2}},
-            {"kind": "bce"},
-            {},
-            r"at most 0.5 in the loss.*probability above 0.62",
-        ),
         ({"dropout": 0.1}, {"kind": "bce"}, {}, r"dropout acts on hidden layers, and there are none: write hidden: "),
         (
             DISTANCE | PER,
@@ -72,6 +64,41 @@ def test_what_cannot_be_learned_is_refused(
 )
 def test_what_can_be_is_not(retriever: dict[str, Any], loss: dict[str, Any], prepare: dict[str, Any]) -> None:
     assert recipe(retriever, loss, **prepare).train.loss.kind == loss["kind"]
+
+
+@pytest.mark.parametrize(
+    ("retriever", "words"),
+    [
+        # sigmoid(1) = 1 / (1 + exp(-1)) = .73
+        (UNIT_DOT, ("at most 1 in the loss", "probability above 0.73", "temperature: 0.1")),
+        ({"score": {"kind": "cosine", "temperature": 2}}, ("at most 0.5 in the loss", "probability above 0.62")),
+        ({"score": {"kind": "dot"}}, ()),
+        ({"score": {"kind": "cosine", "temperature": 0.1}}, ()),
+    ],
+)
+def test_bce_on_a_bounded_score_is_trained_with_a_warning(retriever: dict[str, Any], words: tuple[str, ...]) -> None:
+    found = " ".join(recipe(retriever, {"kind": "bce"}).warnings)
+    assert bool(found) == bool(words)
+    assert all(word in found for word in words)
+
+
+@pytest.mark.parametrize(
+    ("retriever", "train", "message"),
+    [
+        ({}, {"batch_size": 1}, "batch_size is 1, and in_batch_softmax compares the items of a batch: write 2 or more"),
+        (
+            {"output_norm": "batch_norm", "score": {"kind": "dot"}},
+            {"batch_size": 1, "loss": {"kind": "bce"}},
+            "batch_norm standardizes over a batch, and train.batch_size is 1: write 2 or more, or output_norm: none",
+        ),
+    ],
+)
+def test_a_batch_of_one_is_refused_where_its_examples_are_compared(
+    retriever: dict[str, Any], train: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        taught(train, retriever)
+    assert taught({"batch_size": 1, "loss": {"kind": "bce"}, "optimizer": "sgd"}).train.batch_size == 1
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,23 @@ def test_lazy_adam_is_adam_where_every_step_moves_every_row():
 
 
 @pytest.mark.parametrize("rows_per_step", [1, ROWS])
-def test_a_checkpoint_goes_on_exactly(rows_per_step, tmp_path):
+def test_sgd_moves_each_weight_by_the_rate_times_its_gradient(rows_per_step):
+    model = encoder()
+    optimizer = build_optimizer(model, learning_rate=0.5, rows_per_step=rows_per_step, kind="sgd")
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    model({"id": torch.tensor([3, 3, 5])}).sum().backward()
+    gradients = {name: weight.grad.to_dense().clone() for name, weight in model.named_parameters()}
+    optimizer.step()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.detach(), before[name] - 0.5 * gradients[name])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("rows_per_step", [1, ROWS])
+def test_a_checkpoint_goes_on_exactly(rows_per_step, kind, tmp_path):
     def fresh():
         model = encoder()
-        return model, build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step)
+        return model, build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step, kind=kind)
 
     whole, optimizer = fresh()
     train(whole, optimizer, 7)

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -17,6 +18,9 @@ from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import load_recipe, recipe_schema
 from twofold.recipe.split import LastDays
 from twofold.tables import SPLITS
+
+if TYPE_CHECKING:
+    from twofold.ingest.world import World
 
 recipe_app = typer.Typer(help="Draft a recipe from a log, check one, compare two.", no_args_is_help=True)
 recipe_app.command()(new)
@@ -35,32 +39,53 @@ def data(
         int | None, typer.Option(min=1, help="Number of events of the synthetic log `world`; default: 1,000,000.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the log `world`; default: 0.")] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="Number of items of `world`; default: by the rows.")] = None,
+    content_dim: Annotated[int | None, typer.Option(min=1, help="Length of `world`'s content vectors; 32.")] = None,
+    length_style: Annotated[
+        float | None,
+        typer.Option(help="Share of the variance of log length that creators and content of `world` tell; default: 0."),
+    ] = None,
 ) -> None:
     """Download and convert a public data set, or generate a synthetic log, as tables that a recipe reads."""
-    from twofold.ingest.public import data_block, find_set, make_tables
-
     if name is None:
         _print_data_sets()
         return
     to = to or Path("data") / name
     if name == "world":
-        from twofold.ingest.world_events import World, write_world
+        from twofold.ingest.world_events import World
 
         if origin is not None:
             raise RequestError(f"world is generated, not read: leave out --from {origin}.")
-        world = World(rows=rows or 1_000_000, seed=seed or 0)
-        block = data_block(write_world(to.resolve(), world, overwrite=overwrite))
-        _print_tables({"events": world.rows, "items": world.items, "users": world.users}, block)
+        world = World(rows or 1_000_000, items=items or 0, seed=seed or 0)
+        world = replace(world, content_dim=content_dim or world.content_dim, length_style=length_style or 0.0)
+        _write_world(world, to, overwrite=overwrite)
         return
+    if any(each is not None for each in (rows, items, seed, content_dim, length_style)):
+        raise RequestError(
+            f"{name} has a fixed size; --rows, --items, --seed, --content-dim and --length-style are options of "
+            f"`twofold data world`."
+        )
+    _make_public(name, origin, to, overwrite=overwrite)
+
+
+def _make_public(name: str, origin: Path | None, to: Path, *, overwrite: bool) -> None:
+    from twofold.ingest.public import data_block, find_set, make_tables
+
     public = find_set(name)
-    if rows is not None or seed is not None:
-        raise RequestError(f"{name} has a fixed size; --rows and --seed are options of `twofold data world`.")
     tables = make_tables(public, origin, to, replace=overwrite)
     if (archive := tables.archive) is not None:
         comparison = "as published" if public.md5 else "none is published to compare it with"
         print(f"{archive.path}  {archive.size:,} bytes, MD5 {archive.md5} ({comparison})")
     _print_tables(tables.rows, data_block(tables.data))
     print(f"\nterms  {public.terms}")
+
+
+def _write_world(world: "World", to: Path, *, overwrite: bool) -> None:
+    from twofold.ingest.public import data_block
+    from twofold.ingest.world_events import write_world
+
+    block = data_block(write_world(to.resolve(), world, overwrite=overwrite))
+    _print_tables({"events": world.rows, "items": world.items, "users": world.users}, block)
 
 
 def _print_data_sets() -> None:
@@ -105,6 +130,8 @@ def check(
     if isinstance(loaded.prepare.split, LastDays):
         dated = with_dates(loaded).prepare
         print("windows  " + "; ".join(f"{split}: {dated.dates(split)}" for split in SPLITS))
+    for warning in loaded.warnings:
+        print(f"note: {warning}")
     print(f"{recipe} is valid: recipe {recipe_digest(loaded)[:12]}, {len(source.files)} data files")
 
 

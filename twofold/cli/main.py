@@ -49,13 +49,14 @@ app.command(rich_help_panel=_SERVING)(serving.recommend)
 app.command(rich_help_panel=_SERVING)(serving.serve)
 app.command(name="runs", rich_help_panel=_RUNS)(runs.list_all_runs)
 app.command(rich_help_panel=_RUNS)(runs.compare)
+app.command(rich_help_panel=_RUNS)(runs.tracker)
 app.command(rich_help_panel=_RUNS)(runs.tune)
 app.command(rich_help_panel=_RUNS)(serving.export)
 
 _EXTRAS: Final = {
     **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2", "sklearn"), "train"),
     **dict.fromkeys(("implicit", "threadpoolctl"), "train"),
-    **dict.fromkeys(("onnxruntime", "fastapi", "uvicorn", "msgspec", "prometheus_client"), "serve"),
+    **dict.fromkeys(("onnxruntime", "uvicorn", "msgspec", "prometheus_client"), "serve"),
     "redis": "redis",
     "optuna": "tune",
     **dict.fromkeys(("pyspark", "py4j"), "spark"),

@@ -1,5 +1,6 @@
 """Options that several commands share, and the jobs that they describe."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -66,6 +67,8 @@ def job_of(recipe: Path, settings: list[str], runs: Path, name: str | None) -> "
     from twofold.prepare.last_days import with_dates
 
     loaded = with_dates(load_recipe(recipe, overrides=settings))
+    for warning in loaded.warnings:
+        print(f"note: {warning}", file=sys.stderr)
     return Job(loaded, runs / (name or loaded.name), on_stage_done=print_stage)
 
 

@@ -124,6 +124,20 @@ def compare(
         print(f"page  {html}")
 
 
+def tracker(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders of run folders such as runs.")],
+    to: Annotated[Path, typer.Option("--to", help="File for the page.")] = Path("tracker.html"),
+    table: Annotated[Path | None, typer.Option("--table", help="Write the rows as Parquet, too.")] = None,
+) -> None:
+    """Write all runs as one page with a row for each: changes, data, drawing, metrics; sort, filter, pin, compare."""
+    from twofold.page.tracker_page import write_tracker
+
+    written = write_tracker(folders, to, table=table)
+    for folder, reason in written.unreadable.items():
+        print(f"note: {folder} was left out: {reason}", file=sys.stderr)
+    print(f"{plural(len(written.runs), 'run')}  {to}{f'  {table}' if table is not None else ''}")
+
+
 def tune(
     recipe: RecipeFile,
     settings: Settings,

@@ -29,6 +29,8 @@ class Order:
     """User row of each example, in ascending order; needed if `max_run` is above 1."""
     micro_batch_size: int | None = None
     """Number of a batch's examples that are encoded at once. `None` means the whole batch."""
+    is_shuffled: bool = True
+    """False: the batches of one group follow one another, in the order of the groups."""
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
@@ -62,4 +64,5 @@ class Order:
                 for end, count in zip(np.cumsum(counts), counts, strict=True)
             ]
         )
-        return positions[draw.permutation(first)[:, None] + np.arange(self.batch_size)]
+        first = draw.permutation(first) if self.is_shuffled else first
+        return positions[first[:, None] + np.arange(self.batch_size)]

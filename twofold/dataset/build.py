@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
+from twofold.dataset.column_encoders import POSITIVES
 from twofold.dataset.counters import write_counters
 from twofold.dataset.dataset import counter_names, load_splits
 from twofold.dataset.examples import BATCH_ROWS, distinct_ids, load_examples, write_examples, write_histories
@@ -42,7 +43,7 @@ from twofold.dataset.tower_inputs import (
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary
 from twofold.digest import file_stem
 from twofold.ragged import chunks
-from twofold.recipe.features import ClusterFeature, CounterFeature, Features
+from twofold.recipe.features import ClusterFeature, CounterFeature, Features, PopularityFeature
 from twofold.tables import SPLITS, Split
 
 
@@ -62,25 +63,24 @@ def build_dataset(
     for split in SPLITS:
         windows = fit_on if split == "train" else (split,)
         write_examples(prepared, split, users, items, out=out / "rows", windows=windows)
+    items_table = _with_popularity(items_table, features, out)
     vector_facts = _write_vectors(prepared, features, items, out=out)
     pq.write_table(items_table, out / "item_attributes.parquet", compression="zstd")
     pq.write_table(_without_lists(users_table), out / "user_attributes.parquet", compression="zstd")
     _write_counters(prepared, features, users_table, items_table, out=out)
     examples = load_splits(out, features)
+    train = examples["train"]
+    users_of_train = users_table.take(np.unique(train.user_rows))
+    known = items.num_known
     state = fit_features(
-        features,
-        items=items_table,
-        users=users_table.take(np.unique(examples["train"].user_rows)),
-        train=examples["train"],
-        num_known_items=items.num_known,
-        time_zone=time_zone,
+        features, items=items_table, users=users_of_train, train=train, num_known_items=known, time_zone=time_zone
     )
     save_features(state, out / "features")
     save_user_attributes(state, users_table, out)
     return {
         "users": len(users),
         "items": len(items),
-        "cold_items": len(items) - items.num_known,
+        "cold_items": len(items) - known,
         "rows": {split: len(arrays) for split, arrays in examples.items()},
         "events": len(load_histories(out, "events").at),
         "last_event_at": last_event_at,
@@ -116,6 +116,15 @@ def _items(prepared: Path, features: Features, fit_on: Sequence[Split]) -> tuple
     parts = [f"rows/split={window}" for window in fit_on]
     items = build_vocabulary(distinct_ids(prepared, parts, "item_id", listed.type), listed)
     return items, table.take(_positions(items, table["item_id"]))
+
+
+def _with_popularity(items: pa.Table, features: Features, out: Path) -> pa.Table:
+    """Adds the number of training positives of each item, if the recipe reads it."""
+    if not any(isinstance(feature, PopularityFeature) for feature in features.item):
+        return items
+    train = load_examples(out / "rows", "train", ())
+    counts = np.bincount(np.asarray(train.item_rows)[np.asarray(train.label)], minlength=len(items))
+    return items.append_column(POSITIVES, pa.array(counts))
 
 
 def _without_lists(table: pa.Table) -> pa.Table:

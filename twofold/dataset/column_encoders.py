@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError
-from twofold.tables import DAY_MS, HOUR_MS
+from twofold.tables import DAY_MS, HOUR_MS, INTERNAL
 
 _NEVER = np.int64(np.iinfo(np.int64).min)
 
@@ -43,6 +43,15 @@ def fit_scale(pieces: Iterable[Float32[np.ndarray, "_"]]) -> Scale:
         mean += shift * len(values) / both
         count = both
     return Scale(mean, (squares / count) ** 0.5 or 1.0) if count else Scale(0.0, 1.0)
+
+
+POSITIVES = f"{INTERNAL}positives"
+"""Column of the items with their number of training positives; only of recipes that read the popularity."""
+
+
+def popularity(items: pa.Table) -> Float32[np.ndarray, "items"]:
+    """Returns log(1 + training positives) of each item."""
+    return numbers(items[POSITIVES], is_log=True, name=POSITIVES)
 
 
 def numbers(column: pa.ChunkedArray, *, is_log: bool, name: str) -> Float32[np.ndarray, "_"]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from twofold.dataset.npy import map_array
 from twofold.dataset.tower_inputs import ItemArrays, UserArrays, item_arrays, load_tower_counters, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.recipe.features import CounterFeature, Features, ItemFeature, UserFeature, feature_name
-from twofold.tables import SPLITS, Split
+from twofold.tables import SPLITS, Side, Split, split_side
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,13 @@ def item_attributes(folder: Path) -> pa.Table:
     return pq.read_table(folder / "item_attributes.parquet")
 
 
-def attribute_column(folder: Path, name: str) -> tuple[Literal["item", "user"], pa.ChunkedArray]:
-    """Reads a column of the items or the users, in the order of their rows; of the items if both have it."""
-    side: Literal["item", "user"] = (
-        "item" if name in pq.read_schema(folder / "item_attributes.parquet").names else "user"
-    )
-    return side, pq.read_table(folder / f"{side}_attributes.parquet", columns=[name])[name]
+def attribute_column(folder: Path, name: str) -> tuple[Side, pa.ChunkedArray]:
+    """Reads a column of the items or the users, in the order of their rows; of the items if both have it, unless the
+    name begins with `user.`.
+    """
+    side, column = split_side(name)
+    side = side or ("item" if name in pq.read_schema(folder / "item_attributes.parquet").names else "user")
+    return side, pq.read_table(folder / f"{side}_attributes.parquet", columns=[column])[column]
 
 
 def counter_names(side: tuple[UserFeature | ItemFeature, ...]) -> tuple[str, ...]:

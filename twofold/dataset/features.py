@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64
 
-from twofold.dataset.column_encoders import Scale, fit_scale, log_days, numbers, timestamps, value_lists
+from twofold.dataset.column_encoders import (
+    Scale,
+    fit_scale,
+    log_days,
+    numbers,
+    popularity,
+    timestamps,
+    value_lists,
+)
 from twofold.dataset.examples import BATCH_ROWS, Examples
 from twofold.dataset.vocabulary import Vocabulary, build_value_vocabulary, build_vocabulary
 from twofold.digest import file_stem
@@ -30,6 +38,7 @@ from twofold.recipe.features import (
     IdFeature,
     ItemFeature,
     NumberFeature,
+    PopularityFeature,
     ProfileFeature,
     SequenceFeature,
     TimeFeature,
@@ -56,6 +65,13 @@ class FeatureState:
         """Returns how many of these events the user tower reads, by default also in sequence features; 0 if none."""
         kinds = HistoryFeature | ClusterFeature | SequenceFeature if sequences else HistoryFeature | ClusterFeature
         return max((f.max_length for f in self.features.user if isinstance(f, kinds) and f.events == events), default=0)
+
+    def num_buckets(self, feature: UserFeature | ItemFeature) -> int | None:
+        """Returns the number of rows of the table of ids that a feature reads; `None` means a row for each id."""
+        if isinstance(feature, HistoryFeature | SequenceFeature):
+            shared = (each for each in self.features.item if isinstance(each, IdFeature))
+            feature = next(shared, feature) if feature.share_item_embedding else feature
+        return feature.num_buckets if isinstance(feature, IdFeature) else None
 
     def reads_times(self, events: Literal["positives", "negatives"]) -> bool:
         """Returns whether the user tower reads the times of these events."""
@@ -103,6 +119,8 @@ def fit_features(
                     vocabularies[key] = build_value_vocabulary(value_lists(table[column], sep))
                 case NumberFeature(column=column, scale=scale):
                     scales[key] = fit_scale([numbers(table[column], is_log=scale == "log", name=column)])
+                case PopularityFeature():
+                    scales[key] = fit_scale([popularity(table)])
                 case AgeFeature():
                     scales[key] = fit_scale(_ages(timestamps(items["uploaded_at"]), train))
                 case CounterFeature():

@@ -41,7 +41,8 @@ def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], bat
             first = np.maximum(counts[newest] - feature.max_length, 0)
             ends = history.offsets[user_rows[newest]] + counts[newest]
             begins = ends - (counts[newest] - first)
-            rows = id_rows(_between(history.item_rows, begins, ends, padding=-1) + 1, known_items)
+            table_rows = _between(history.item_rows, begins, ends, padding=-1) + 1
+            rows = id_rows(table_rows, known_items, state.num_buckets(feature))
             known = np.cumsum(rows != 0, axis=1)[sequence, np.maximum(counts - first[sequence] - 1, 0)]
             known *= counts > first[sequence]
             name, ages = feature_name(feature), None

@@ -17,6 +17,7 @@ from twofold.dataset.column_encoders import (
     clock_rows,
     log_days,
     numbers,
+    popularity,
     profiles,
     shares,
     timestamps,
@@ -40,6 +41,7 @@ from twofold.recipe.features import (
     IdFeature,
     ItemFeature,
     NumberFeature,
+    PopularityFeature,
     ProfileFeature,
     SequenceFeature,
     TimeFeature,
@@ -135,13 +137,16 @@ def item_arrays(
         name = feature_name(feature)
         match feature:
             case IdFeature():
-                inputs[name] = id_rows(np.arange(1, len(items) + 1, dtype=np.int32), state.num_known_items)
+                rows = np.arange(1, len(items) + 1, dtype=np.int32)
+                inputs[name] = id_rows(rows, state.num_known_items, state.num_buckets(feature))
             case CategoryFeature() | NumberFeature():
                 inputs[name] = _attribute(feature, items, state, tower="item")
             case BagFeature(column=column, sep=sep):
                 inputs[name] = bag_rows(value_lists(items[column], sep), state.vocabularies[f"item.{name}"])
             case VectorFeature(vectors=vectors_name):
                 inputs[name] = vectors[vectors_name]
+            case PopularityFeature():
+                inputs[name] = state.scales[f"item.{name}"].apply(popularity(items))
             case AgeFeature():
                 uploaded_at = timestamps(items["uploaded_at"])
             case CounterFeature():
@@ -254,14 +259,14 @@ def user_inputs(
         counts = counter_values(state.features.user, users.counters, rows=queries.user_rows, at=queries.at)
     inputs: dict[str, np.ndarray] = {}
     for feature in state.features.user:
-        name = feature_name(feature)
+        name, known = feature_name(feature), (state.num_known_items, state.num_buckets(feature))
         match feature:
             case HistoryFeature(events=events, max_length=length, vectors=vectors):
                 history = _newest(queries, events, length)
-                inputs[name] = id_rows(history, state.num_known_items) if vectors is None else history
+                inputs[name] = id_rows(history, *known) if vectors is None else history
             case SequenceFeature(events=events, max_length=length):
                 if sequences is None:
-                    rows = id_rows(_newest(queries, events, length), state.num_known_items)
+                    rows = id_rows(_newest(queries, events, length), *known)
                     ages = _seconds_ago(queries, events, length) if feature.time_bias else None
                     inputs |= as_sequence(name, rows, ages)
             case ClusterFeature(events=events, max_length=length, num_clusters=k):
@@ -335,7 +340,8 @@ def _attribute(
     key = f"{tower}.{feature_name(feature)}"
     match feature:
         case IdFeature():
-            return value_rows(table[f"{tower}_id"], state.vocabularies[key])
+            rows = value_rows(table[f"{tower}_id"], state.vocabularies[key])
+            return id_rows(rows, len(state.vocabularies[key]), feature.num_buckets)
         case CategoryFeature(column=column):
             return value_rows(table[column], state.vocabularies[key])
         case NumberFeature(column=column, scale=scale):

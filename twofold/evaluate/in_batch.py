@@ -20,7 +20,7 @@ from twofold.ragged import chunks
 from twofold.render.numbers import format_decimal
 from twofold.topk import sortable_keys
 
-IN_BATCH_KS: Final = (1, 5, 10, 50)
+IN_BATCH_KS: Final = (1, 5, 10, 20, 50, 100, 200)
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,13 @@ def evaluate_in_batch(
         first, end = window.relevant.offsets[[users.start, users.stop]]
         scores, pairs = checked_scores(window, score_block, users), slice(int(first), int(end))
         in_batch[pairs], uniform[pairs] = _pair_ranks(scores, corrected, batches, window=window, users=users)
-    ks = tuple(k for k in IN_BATCH_KS if k <= min(batches.popular.shape[1], window.num_items))
+    distinct_items = float(batches.is_first.sum(axis=1).mean())
+    ks = tuple(k for k in IN_BATCH_KS if k <= distinct_items)  # beyond, every order finds everything
     return InBatch(
         per_user=_hit_rates(window, ks, {"in_batch/hit_rate": in_batch, "in_batch/uniform_hit_rate": uniform}),
         ks=ks,
         batch_size=batches.popular.shape[1],
-        distinct_items=float(batches.is_first.sum(axis=1).mean()),
+        distinct_items=distinct_items,
         is_corrected=bool(corrected.any()),
         pairs=total,
         seed=seed,

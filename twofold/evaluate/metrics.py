@@ -14,8 +14,12 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from twofold.errors import RequestError
 
 KS: Final = (1, 5, 10, 20, 50, 100, 200, 500)
-IMPRESSION_METRICS: Final = ("auc", "ndcg@5", "ndcg@10", "mrr", "map", "map@10")
-_DEPTH: Final = 10  # the largest k of IMPRESSION_METRICS
+IMPRESSION_RECALLS: Final = (5, 10, 50, 100)
+IMPRESSION_METRICS: Final = (
+    *("auc", "ndcg@5", "ndcg@10", "mrr", "map", "map@10"),
+    *(f"recall@{k}" for k in IMPRESSION_RECALLS),
+)
+_DEPTH: Final = 10  # the largest k of NDCG and MAP on impressions
 
 
 def ranking_metrics(
@@ -114,15 +118,16 @@ def impression_metrics(
 
     AUC counts a tie as one half. NDCG and MRR are those of the MIND evaluation (Wu et al., ACL 2020): gain 2^y - 1,
     and MRR = Σ(y / rank) / Σy, over *all* positives. `map` is scikit-learn's average precision (tied scores are one
-    threshold); `map@10` is the top-k metric of `ranking_metrics`. Where order matters, the larger of `ties` goes first
-    among equal scores.
+    threshold); `map@10` and `recall@k` are the top-k metrics of `ranking_metrics`. Where order matters, the larger of
+    `ties` goes first among equal scores.
 
     Three candidates, the positive second:
 
     >>> lists = {"ties": np.arange(3), "offsets": np.array([0, 3])}
     >>> score, label = np.array([0.9, 0.5, 0.1], np.float32), np.array([False, True, False])
-    >>> {name: round(float(value[0]), 3) for name, value in impression_metrics(score, label, **lists).items()}
-    {'auc': 0.5, 'ndcg@5': 0.631, 'ndcg@10': 0.631, 'mrr': 0.5, 'map': 0.5, 'map@10': 0.5}
+    >>> found = impression_metrics(score, label, **lists)
+    >>> {name: round(float(found[name][0]), 3) for name in ("auc", "ndcg@5", "mrr", "map", "map@10", "recall@5")}
+    {'auc': 0.5, 'ndcg@5': 0.631, 'mrr': 0.5, 'map': 0.5, 'map@10': 0.5, 'recall@5': 1.0}
 
     Equal scores contain no information, which gives an AUC of one half:
 
@@ -144,10 +149,9 @@ def _metrics_of_lists(
 ) -> dict[str, Float64[np.ndarray, "users"]]:
     """Computes IMPRESSION_METRICS; `divisor` is the number of positives, NaN for a list with a single class."""
     users, user = len(positives), ranked.user
-    hits = np.zeros((users, _DEPTH), bool)
-    top = ranked.rank <= _DEPTH
-    hits[user[top], ranked.rank[top] - 1] = ranked.label[top]
-    at_k = ranking_metrics(hits, positives, ks=(5, _DEPTH))
+    at_k = metrics_of_ranks(
+        user[ranked.label], ranked.rank[ranked.label], positives, ks=(5, _DEPTH, *IMPRESSION_RECALLS[2:])
+    )
     above = np.cumsum(ranked.label) - np.concatenate([[0], np.cumsum(positives)])[user]  # positives so far in the list
     above_group = above[offsets[user] + ranked.last - 1]
     return {
@@ -157,6 +161,7 @@ def _metrics_of_lists(
         "mrr": _sum(user, ranked.label / ranked.rank, users) / divisor,
         "map": _sum(user, ranked.label * above_group / ranked.last, users) / divisor,
         "map@10": at_k["map@10"],
+        **{f"recall@{k}": at_k[f"recall@{k}"] for k in IMPRESSION_RECALLS},
     }
 
 
@@ -181,12 +186,13 @@ def chance_metrics(
     With n candidates, p positives and H_m = 1 + 1/2 + … + 1/m: a rank has a positive with probability p/n, hence
     NDCG@k = p/n · Σ_{r≤min(k,n)} 1/log2(r+1) / ideal and MRR = H_n / n. The expected precision at a rank r with
     a positive is (1 + (r-1)(p-1)/(n-1)) / r, hence MAP@k = (H_m + (p-1)/(n-1) · (m - H_m)) / n with m =
-    min(k, n).
+    min(k, n). Recall@k is min(k, n) / n.
 
     One positive among two, first or second with equal probability:
 
-    >>> {name: round(float(value[0]), 3) for name, value in chance_metrics(np.array([2]), np.array([1])).items()}
-    {'auc': 0.5, 'ndcg@5': 0.815, 'ndcg@10': 0.815, 'mrr': 0.75, 'map': 0.75, 'map@10': 0.75}
+    >>> found = chance_metrics(np.array([2]), np.array([1]))
+    >>> {name: round(float(found[name][0]), 3) for name in ("auc", "ndcg@5", "mrr", "map", "map@10", "recall@5")}
+    {'auc': 0.5, 'ndcg@5': 0.815, 'mrr': 0.75, 'map': 0.75, 'map@10': 0.75, 'recall@5': 1.0}
     """
     n, p = num_candidates, num_positives
     longest = int(max(n.max(initial=1), _DEPTH))
@@ -207,6 +213,7 @@ def chance_metrics(
         "mrr": harmonic[n] / size,
         "map": mean_precision(n),
         "map@10": mean_precision(np.minimum(n, _DEPTH)),
+        **{f"recall@{k}": np.minimum(n, k) / size for k in IMPRESSION_RECALLS},
     }
     return {name: np.where(mixed, value, np.nan) for name, value in values.items()}
 
@@ -214,7 +221,8 @@ def chance_metrics(
 def best_metrics(
     num_candidates: Int64[np.ndarray, "users"], num_positives: Int64[np.ndarray, "users"]
 ) -> dict[str, Float64[np.ndarray, "users"]]:
-    """Returns the metrics of a perfect order: 1, but H_p / p for MRR and min(p, 10) / p for map@10 with p positives.
+    """Returns the metrics of a perfect order: 1, but with p positives H_p / p for MRR, min(p, 10) / p for map@10 and
+    min(p, k) / p for recall@k.
 
     >>> {name: float(value[0]) for name, value in best_metrics(np.array([3]), np.array([2])).items() if value[0] < 1}
     {'mrr': 0.75}
@@ -222,6 +230,7 @@ def best_metrics(
     p = np.maximum(num_positives, 1)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, p.max(initial=1) + 1))])
     limits = {"mrr": harmonic[p] / p, "map@10": np.minimum(p, _DEPTH) / p}
+    limits |= {f"recall@{k}": np.minimum(p, k) / p for k in IMPRESSION_RECALLS}
     mixed = (num_positives > 0) & (num_positives < num_candidates)
     return {name: np.where(mixed, limits.get(name, 1.0), np.nan) for name in IMPRESSION_METRICS}
 

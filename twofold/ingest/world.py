@@ -22,10 +22,12 @@ FIRST_USER_ID: Final = 1_001
 FIRST_ITEM_ID: Final = 5_000_000_001  # above 2^32, so that code which narrows an id fails here
 MOST_EVENTS_A_DAY: Final = 200  # of a mean user; ten times that, the most active ones, still fit into a day
 MEDIAN_LENGTH_S: Final = 20.0
+_LENGTH_SIGMA: Final = 0.9  # of the log
+_STYLE_IN_CONTENT: Final = 3.0  # beside topics and look, whose lengths are about 2
 
 Ids: TypeAlias = Sequence[int] | np.ndarray
 
-_CENTRES, _USERS, _ITEMS, EVENTS, _PICTURES = range(5)  # streams of random numbers
+_CENTRES, _USERS, _ITEMS, EVENTS, _PICTURES, _STYLES = range(6)  # streams of random numbers
 _AT_HOME: Final = 0.8  # share of users who live where their language is spoken
 _SECOND_TAG: Final = 0.3  # share of items with a second topic
 _MEAN_AGE_DAYS: Final = 30.0  # of the items there are on the first day
@@ -46,6 +48,8 @@ FORMULAS: Final = {
     "Users meet items of other languages rarely, and like them less.",
     "content": "topics and look, turned and blurred, of norm 1; neither language, nor quality, nor the rest",
     "pictures": "a creator's look far above the topics, turned and blurred, of norm 1",
+    "length_s": f"log-normal, median {MEDIAN_LENGTH_S:g}, sigma {_LENGTH_SIGMA}; a share length_style of the variance "
+    "of the log is the creator's, and content shows that part along one direction",
     "exposure": "an item is met with a chance in proportion to its popularity that day, among the items of the user's "
     "language (of another one in a share 1 - own_language), never before uploaded_at; taste has no say in it",
     "popularity": f"appeal × f(age at noon in days / peak_age_days) ^ drift, f(x) = {_EVERGREEN} + {1 - _EVERGREEN} × "
@@ -95,6 +99,8 @@ class World:
     """Strength with which popularity rises and decays with age; 0 means not at all."""
     length_bias: float = 0.5
     """Fraction watched ~ length ^ -length_bias."""
+    length_style: float = 0.0
+    """Share of the variance of log length that creators have and content shows; with 0, nothing tells the length."""
     noise: float = 0.0
     """Share of rows that are corrupted."""
     seed: int = 0
@@ -108,7 +114,8 @@ class World:
         for name in counts.split():
             if getattr(self, name) < 1:
                 raise RequestError(f"World: {name} is {getattr(self, name):,}; a world needs at least 1.")
-        for name, most in (("own_language", 1.0), ("length_bias", 1.0), ("noise", 0.5), ("zipf", 2.0), ("drift", 5.0)):
+        for name, most in (("own_language", 1.0), ("length_bias", 1.0), ("noise", 0.5), ("zipf", 2.0), ("drift", 5.0),
+                           ("length_style", 1.0)):  # fmt: skip
             if not 0 <= getattr(self, name) <= most:
                 raise RequestError(f"World: {name} is {getattr(self, name)}; it lies between 0 and {most:g}.")
         if self.seed < 0:
@@ -231,14 +238,15 @@ def plant_items(world: World) -> Items:
     topics[(draw.random(num) > _SECOND_TAG) | (topics[:, 0] == topics[:, 1]), 1] = -1
     theme = centres[topics[:, 0]] + 0.5 * centres[topics[:, 1]] * (topics[:, 1:] >= 0)
     rest = draw.standard_normal((num, world.dim), dtype=np.float32) / np.float32(2 * world.dim**0.5)
-    length_ms = 1000 * np.clip(MEDIAN_LENGTH_S * draw.lognormal(sigma=0.9, size=num), 3, 600)
+    factor, style = _length_style(world, creator, draw.lognormal(sigma=_LENGTH_SIGMA, size=num))
+    length_ms = 1000 * np.clip(MEDIAN_LENGTH_S * factor, 3, 600)
     fresh = world.first_ms + (np.arange(world.num_old, num) - world.num_old) // world.new_a_day * DAY_MS
     fresh += draw.integers(DAY_MS, size=len(fresh))
     aged = world.first_ms - 1 - (draw.exponential(_MEAN_AGE_DAYS * DAY_MS, size=world.num_old)).astype(np.int64)
     rank = 1 + np.argsort(np.argsort(-quality - draw.normal(size=num)))
     turn = draw.standard_normal((world.dim, world.content_dim), dtype=np.float32)
     blur = draw.standard_normal((num, world.content_dim), dtype=np.float32) / np.float32(2)
-    content = (theme + look) @ turn + blur
+    content = (theme + look) @ turn + blur + style
     camera = world.draws(_PICTURES)
     seen = (theme / 4 + 2 * look) @ camera.standard_normal((world.dim, world.content_dim), dtype=np.float32)
     pictures = seen + camera.standard_normal((num, world.content_dim), dtype=np.float32) / np.float32(2)
@@ -256,6 +264,21 @@ def plant_items(world: World) -> Items:
         content=content / np.linalg.norm(content, axis=1, keepdims=True),
         pictures=pictures / np.linalg.norm(pictures, axis=1, keepdims=True),
     )
+
+
+def _length_style(
+    world: World, creator: Int32[np.ndarray, "items"], own: Float64[np.ndarray, "items"]
+) -> tuple[Float64[np.ndarray, "items"], Float32[np.ndarray, "_ _"]]:
+    """Returns the factor of each item's length, and what is added to its content vector; `own` is the factor without a
+    creator's style.
+    """
+    if world.length_style == 0:
+        return own, np.zeros((1, world.content_dim), np.float32)
+    draw, share = world.draws(_STYLES), world.length_style
+    style = draw.standard_normal(world.creators)[creator] * share**0.5
+    direction = draw.standard_normal(world.content_dim)
+    shown = np.outer(style, _STYLE_IN_CONTENT * direction).astype(np.float32)
+    return np.exp((1 - share) ** 0.5 * np.log(own) + _LENGTH_SIGMA * style), shown
 
 
 def true_interest(folder: Path, user_ids: Ids, item_ids: Ids) -> Float32[np.ndarray, "_"]:

@@ -1,27 +1,64 @@
 """Separate two-tower models for each value of a column of the items, used as one model."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float32, Int64
-from torch import nn
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
 
 from twofold.dataset.batches import TensorInputs
 from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.errors import DataError
-from twofold.model.encoder import ConcatEncoder
+from twofold.model.encoder import ConcatEncoder, Encoder
 from twofold.model.summary import describe_model
 from twofold.model.two_tower import TwoTower, build_two_tower
 from twofold.model.weights import encode
 from twofold.recipe import retriever as retriever_recipe
 from twofold.tables import ModelPart
 
+ROUTED = 0.5**0.5
+"""Factor of the outputs of routed towers, and of the mark of the tower that follows them: the score of an item of the
+user's own tower is half the cosine plus one half, and that of any other item 0."""
 MOST_VALUES = 64
 """Maximum number of values, because vectors are as many times as wide; a column with more should be a feature."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A category of the user tower, and the tower that each row of its table is routed to, -1 for none."""
+
+    feature: str
+    tower_of_row: Int64[np.ndarray, "_"]
+
+
+class RoutedEncoder(ConcatEncoder):
+    """Outputs of the user's own tower, zeros for those of others, and the mark of the tower: a vector of length 1. A
+    user of no tower has all outputs and all marks, each divided by the root of their number.
+    """
+
+    def __init__(self, encoders: Iterable[Encoder], route: Route) -> None:
+        super().__init__(encoders)
+        own, num = route.tower_of_row, len(self.encoders)
+        marks = np.where((own < 0)[:, None], num**-0.5, own[:, None] == np.arange(num))
+        self.feature = route.feature
+        self.register_buffer("marks", torch.from_numpy(marks.astype(np.float32)), persistent=False)
+
+    @property
+    def dim(self) -> int:
+        """Output width: that of all encoders, and the marks."""
+        return super().dim + len(self.encoders)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
+        """Encodes `inputs` with every encoder, and marks the user's own."""
+        assert isinstance(self.marks, Tensor)
+        marks = self.marks[inputs[self.feature].long()]
+        parts = [encoder(inputs) * marks[:, [number]] for number, encoder in enumerate(self.encoders)]
+        return torch.cat([*parts, marks], dim=1) * ROUTED
 
 
 class MultiTower(nn.Module):
@@ -31,22 +68,38 @@ class MultiTower(nn.Module):
     zeros; a user's vector is the concatenation of all user towers' outputs. Their product is the score of the item's
     own towers. For cosine, the user's vector is divided by the root of the number of values: its length is then 1, and
     the order of the items is the same. Training never compares scores of different towers; the report shows how well
-    they mix.
+    they mix. With a route, users are recommended items of their own tower alone, see `RoutedEncoder`.
     """
 
-    def __init__(self, towers: Sequence[TwoTower], values: tuple[str, ...], tower_of_item: Int64[np.ndarray, "items"]):
+    def __init__(
+        self,
+        towers: Sequence[TwoTower],
+        values: tuple[str, ...],
+        tower_of_item: Int64[np.ndarray, "items"],
+        route: Route | None = None,
+    ) -> None:
         """Takes one model per value, in the order of `values`, and the index of the model of each item row."""
         super().__init__()
         self.towers = nn.ModuleList(towers)
         self.values = values
         self.tower_of_item = tower_of_item
+        self.route = route
         self.score = towers[0].score
+
+    @property
+    def scale(self) -> float:
+        """Factor of a tower's own score in that of the whole."""
+        if self.route is not None:
+            return ROUTED**2
+        return 1 / math.sqrt(len(self.values)) if self.score == "cosine" else 1.0
 
     @property
     def user(self) -> ConcatEncoder:
         """All user towers as one encoder."""
-        scale = 1 / math.sqrt(len(self.values)) if self.score == "cosine" else 1.0
-        return ConcatEncoder((self.tower(index).user for index in range(len(self.values))), scale=scale)
+        encoders = (self.tower(index).user for index in range(len(self.values)))
+        if self.route is not None:
+            return RoutedEncoder(encoders, self.route)
+        return ConcatEncoder(encoders, scale=self.scale)
 
     def tower(self, index: int) -> TwoTower:
         """Returns the model of one value."""
@@ -75,7 +128,11 @@ def encode_items(model: Towers, batches: Iterable[TensorInputs]) -> Float32[np.n
             own = np.flatnonzero(towers == index)
             own_inputs = {name: values[own] for name, values in inputs.items()}
             vectors[own, index] = encode(model.tower(index).item, [own_inputs])
-        parts.append(vectors.reshape(len(towers), -1))
+        flat = vectors.reshape(len(towers), -1)
+        if model.route is not None:
+            marks = (towers[:, None] == np.arange(len(model.values))).astype(np.float32)
+            flat = np.concatenate([flat, marks], axis=1) * np.float32(ROUTED)
+        parts.append(flat)
         first += len(towers)
     return np.concatenate(parts)
 
@@ -86,9 +143,14 @@ def build_towers(recipe: retriever_recipe.TwoTower, dataset: Dataset) -> Towers:
         return build_two_tower(recipe, dataset.features, dataset.vectors)
     column = attribute_column(dataset.folder, recipe.separate_towers_by)[1].combine_chunks()
     values, tower_of_item = assign_towers(column, num_known=dataset.items.num_known, column=recipe.separate_towers_by)
-    return MultiTower(
-        [build_two_tower(recipe, dataset.features, dataset.vectors) for _ in values], values, tower_of_item
-    )
+    route = None
+    if recipe.route_users:
+        known = dataset.features.vocabularies[f"user.{recipe.separate_towers_by}"].ids.to_pylist()
+        number = {value: index for index, value in enumerate(values)}
+        own = [-1, *(number.get(str(value), -1) for value in known)]
+        route = Route(recipe.separate_towers_by, np.array(own, np.int64))
+    towers = [build_two_tower(recipe, dataset.features, dataset.vectors) for _ in values]
+    return MultiTower(towers, values, tower_of_item, route)
 
 
 def describe_towers(model: Towers) -> list[ModelPart]:

@@ -22,6 +22,7 @@ from twofold.recipe.features import (
     IdFeature,
     ItemFeature,
     NumberFeature,
+    PopularityFeature,
     ProfileFeature,
     SequenceFeature,
     TimeFeature,
@@ -143,14 +144,14 @@ def _block(
         case VectorFeature():
             return Number(name, dims[feature.vectors])
         case IdFeature():
-            return Lookup(name, rows, dim, feature.unknown_rate, single)
+            return Lookup(name, min(rows, 1 + (feature.num_buckets or rows)), dim, feature.unknown_rate, single)
         case TimeFeature():
             return Lookup(name, 1 + (24 if feature.part == "hour" else 7), feature.dim)
         case CategoryFeature():
             return Lookup(name, rows, feature.dim, single_from=single)
         case BagFeature():
             return Pool(name, rows, feature.dim, single_from=single)
-        case NumberFeature() | AgeFeature() | CounterFeature():
+        case NumberFeature() | AgeFeature() | CounterFeature() | PopularityFeature():
             return Number(name, hidden_dim=feature.hidden_dim)
         case _:
             assert_never(feature)

@@ -194,7 +194,8 @@ def _windows(recipe: Recipe, prepared: Json) -> tuple[Window, ...]:
     return tuple(windows)
 
 
-def _score(recipe: Recipe) -> str:
+def score_text(recipe: Recipe) -> str:
+    """Returns the score of the retriever in words."""
     config = recipe.retriever.model_dump(mode="json")
     score = config.get("score")
     if score is None:
@@ -219,7 +220,7 @@ def run_page(page: RunPage) -> str:
         "plots": list(_plots(report)) if report else [],
         "metrics": main_metrics(report) if report else (),
         "groups": group_plots(report.slices.lines) if report and report.slices else [],
-        "drawings": drawings_of(report.facts.model, retriever_score=_score(page.recipe)) if report else (),
+        "drawings": drawings_of(report.facts.model, retriever_score=score_text(page.recipe)) if report else (),
         "metric_title": in_title,
         "order_sentence": order_sentence,
         "MODEL": MODEL,

@@ -181,7 +181,7 @@ def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[
     )
     towers = towers_of(model, 0)
     # A user's vector over several towers is shorter than that of one tower: see MultiTower.
-    scale = len(model.values) ** -0.5 if isinstance(model, MultiTower) and model.score == "cosine" else 1.0
+    scale = model.scale if isinstance(model, MultiTower) else 1.0
     return (log_q * towers.temperature_value() * scale).astype(np.float32)
 
 

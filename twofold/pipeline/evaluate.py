@@ -85,7 +85,7 @@ def _evaluate(
         window,
         sources[MODEL],
         positives,
-        batch_size=job.recipe.train.batch_size,
+        batch_size=max(job.recipe.train.batch_size, 2),
         facts=_facts(job, models, (prepared, dataset, retriever)),
         options=options,
     )

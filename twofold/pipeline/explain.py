@@ -38,7 +38,7 @@ def _explain(
     job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommended: Stage, out: Path
 ) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever)
-    arrays, batch_size = models.data.retriever, job.recipe.train.batch_size
+    arrays, batch_size = models.data.retriever, max(job.recipe.train.batch_size, 2)
     window = evaluation_window(arrays, "test", includes_seen=job.recipe.index.include_seen)
     index, items = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
     served = ServedIndex(index, items, indexed.facts["as_of"])

@@ -17,6 +17,7 @@ from twofold.recipe.features import (
     IdFeature,
     ItemFeature,
     NumberFeature,
+    PopularityFeature,
     ProfileFeature,
     SequenceFeature,
     TimeFeature,
@@ -24,12 +25,14 @@ from twofold.recipe.features import (
     VectorFeature,
 )
 from twofold.recipe.index import Index
+from twofold.recipe.labels import BelowMean, ItemBuckets, Label, WatchTimeGain
 from twofold.recipe.messages import did_you_mean
-from twofold.recipe.prepare import BelowMean, ItemBuckets, Label, Prepare, WatchTimeGain
+from twofold.recipe.prepare import Prepare
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastEvents
 from twofold.sql.rules import check_columns, rule_columns
+from twofold.tables import split_side
 
 _NUMBER: Final = "DOUBLE"
 
@@ -52,18 +55,16 @@ def check_recipe(recipe: Recipe) -> Source:
                 _check_feature(feature, own, field=f"{field}.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
     _check_index(recipe.index, source.item_columns)
+    both = {**source.user_columns, **source.item_columns}
     for field, parting, use in (
         ("train.group_by", recipe.train.group_by, "rows are grouped by"),
         ("evaluate.slices", recipe.evaluate.slices, "groups are made of"),
     ):
-        for column in parting:
-            _check_values(
-                column,
-                {**source.user_columns, **source.item_columns},
-                field=field,
-                lacking="neither the items nor the users have a",
-                use=use,
-            )
+        for name in parting:
+            side, column = split_side(name) if field == "train.group_by" else (None, name)
+            own = both if side is None else source.user_columns if side == "user" else source.item_columns
+            lacking = "neither the items nor the users have a" if side is None else f"the {side}s have no"
+            _check_values(column, own, field=field, lacking=lacking, use=use)
     if isinstance(recipe.retriever, TwoTower) and recipe.retriever.separate_towers_by is not None:
         _check_values(
             recipe.retriever.separate_towers_by,
@@ -213,7 +214,7 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
     match feature:
         case IdFeature() | TimeFeature() | VectorFeature() | CounterFeature():
             return  # they read ids, times and counters, which are checked elsewhere
-        case HistoryFeature() | SequenceFeature() | ClusterFeature():
+        case HistoryFeature() | SequenceFeature() | ClusterFeature() | PopularityFeature():
             return  # they read events, which every log has
         case CategoryFeature() | BagFeature() | NumberFeature() | ProfileFeature():
             column, where = feature.column, f"{field}.column"

@@ -78,7 +78,7 @@ def _filters(prepare: Prepare) -> Iterator[tuple[str, Filter]]:
 
 def filter_tables(filter_: Filter, where: str, kept: str) -> list[tuple[str, str]]:
     """Returns tables, the last one `kept`: the ids that a filter keeps, counted on rows of `labelled` where `where`."""
-    positives, negatives = (f'COUNT(CASE WHEN "{name}" THEN 1 END)' for name in ("is_positive", "is_negative"))
+    positives, negatives = (f"COUNT(CASE WHEN {rule} THEN 1 END)" for rule in ('"is_positive"', 'NOT "is_positive"'))
     match filter_:
         case ItemFilter():
             having = f"COUNT(*) >= {filter_.min_events}"

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.dataset as ds
 from jaxtyping import Float
 
-from twofold.recipe.prepare import ItemBuckets, Prepare, WatchTimeGain
+from twofold.recipe.labels import ItemBuckets, WatchTimeGain
+from twofold.recipe.prepare import Prepare
 from twofold.tables import Json
 
 # A rank correlation of a million rows has a standard error of .001.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from twofold.prepare.duckdb_connection import quote_name
-from twofold.recipe.prepare import (
+from twofold.recipe.labels import (
     BelowMean,
     Buckets,
     Completion,
@@ -31,6 +31,9 @@ _THOUSANDTHS: Final = 1000
 _IS_FITTED_ON: Final = '"_tf_is_kept" AND "_tf_split" = 0 AND NOT "_tf_is_estimated"'
 _WATCH: Final = 'CAST("rows"."watch_s" AS DOUBLE)'
 _LENGTH: Final = 'CAST("rows"."length_s" AS DOUBLE)'
+# Completion in whole millionths: the quotient of two whole numbers is rounded alike on every engine.
+_COMPLETION: Final = """CAST(FLOOR(CAST(1000000 * LEAST("rows"."_tf_watch_ms", "rows"."_tf_length_ms") AS DOUBLE)
+    / CAST("rows"."_tf_length_ms" AS DOUBLE) + 0.5) AS BIGINT)"""
 _IS_WATCHED: Final = f'{_IS_FITTED_ON} AND "_tf_watch_ms" IS NOT NULL AND "rows"."_tf_length_ms" > 0'
 
 
@@ -123,18 +126,18 @@ def _quantile(name: str, label: WatchQuantile) -> FittedLabel:
 
 def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
     """Computes (w - mean) / std; mean and variance of few events are shrunk towards those of the next wider group."""
-    by_length, by_bucket, lengths = label.buckets, f"{name}.bucket", f"{name}.lengths"
-    if isinstance(by_length, ItemBuckets):
-        by_length = EqualFrequencyBuckets(kind="equal_frequency", n=by_length.n)
-    all_events = f'(SELECT {_mean_and_variance_sql()} FROM {ROWS} WHERE {_IS_WATCHED}) AS "all"'
+    quantity = '"_tf_watch_ms"' if label.quantity == "watch_s" else _COMPLETION
+    mean_sql = _mean_and_variance_sql(quantity)
+    by_bucket, lengths = f"{name}.bucket", f"{name}.lengths"
+    all_events = f'(SELECT {mean_sql} FROM {ROWS} WHERE {_IS_WATCHED}) AS "all"'
     of_bucket = f"""
-        (SELECT "l"."bucket", {_mean_and_variance_sql()} FROM {ROWS}
+        (SELECT "l"."bucket", {mean_sql} FROM {ROWS}
         JOIN "{lengths}" AS "l" ON "l"."length_ms" = "rows"."_tf_length_ms"
         WHERE {_IS_WATCHED} GROUP BY "l"."bucket") AS "own"
     """
     mean, variance = _shrunk_sql('"own"', '"all"', label.shrink)
     tables = {
-        **_bucket_tables(name, by_length),
+        **_bucket_tables(name, _length_buckets(label.buckets)),
         by_bucket: f"""
             SELECT "bucket", "own"."events", {mean} AS "mean", {variance} AS "variance" FROM {of_bucket}
             CROSS JOIN {all_events}
@@ -150,14 +153,14 @@ def _gain(name: str, label: WatchTimeGain) -> FittedLabel:
     for key in _finer_keys(label.buckets):
         group = f"{name}.{key}"
         tables[group] = f"""
-            SELECT {quote_name(key)} AS "key", {_mean_and_variance_sql()} FROM {ROWS}
+            SELECT {quote_name(key)} AS "key", {mean_sql} FROM {ROWS}
             WHERE {_IS_WATCHED} AND {quote_name(key)} IS NOT NULL GROUP BY {quote_name(key)}
         """
         joins += f' LEFT JOIN "{group}" ON "{group}"."key" = "rows".{quote_name(key)}'
         parent = _Group(*_shrunk_sql(f'"{group}"', parent, label.shrink))
         saved.append(group)
-    value = f"""CASE WHEN "rows"."_tf_length_ms" > 0 THEN
-        (CAST("rows"."_tf_watch_ms" AS DOUBLE) - {parent.mean}) / NULLIF(SQRT({parent.variance}), 0) END"""
+    value = f"""CASE WHEN "rows"."_tf_length_ms" > 0 AND "_tf_watch_ms" IS NOT NULL THEN
+        (CAST({quantity} AS DOUBLE) - {parent.mean}) / NULLIF(SQRT({parent.variance}), 0) END"""
     return FittedLabel(tables, tuple(saved), joins, value)
 
 
@@ -169,6 +172,13 @@ class _Group:
     variance: str
 
 
+def _length_buckets(buckets: Buckets) -> WidthBuckets | EqualFrequencyBuckets:
+    """Returns the buckets of length, those of `ItemBuckets` too."""
+    if isinstance(buckets, ItemBuckets):
+        return EqualFrequencyBuckets(kind="equal_frequency", n=buckets.n)
+    return buckets
+
+
 def _finer_keys(buckets: Buckets) -> list[str]:
     """Returns the keys finer than the length, the widest group first."""
     if not isinstance(buckets, ItemBuckets):
@@ -176,13 +186,11 @@ def _finer_keys(buckets: Buckets) -> list[str]:
     return [buckets.creator, "item_id"] if buckets.creator else ["item_id"]
 
 
-def _mean_and_variance_sql() -> str:
-    """Returns events, mean and unbiased variance of watch_ms. Sums are exact: squares overflow BIGINT, not decimals."""
-    n, total, squares = (
-        "CAST(COUNT(*) AS DOUBLE)",
-        _sum_sql('"_tf_watch_ms"'),
-        _sum_sql('"_tf_watch_ms" * "_tf_watch_ms"'),
-    )
+def _mean_and_variance_sql(value: str) -> str:
+    """Returns events, mean and unbiased variance of whole numbers. Sums are exact: squares overflow BIGINT, not
+    decimals.
+    """
+    n, total, squares = "CAST(COUNT(*) AS DOUBLE)", _sum_sql(value), _sum_sql(f"{value} * {value}")
     variance = f"GREATEST(({squares} - {total} * {total} / {n}) / ({n} - 1), 0)"
     return f"""
         COUNT(*) AS "events", {total} / {n} AS "mean", CASE WHEN COUNT(*) > 1 THEN {variance} END AS "variance"

@@ -139,6 +139,16 @@ class AgeFeature(Section):
     """Width of a hidden layer with ReLU for this number alone; 0 means the number enters unchanged."""
 
 
+class PopularityFeature(Section):
+    """Popularity of the item: log(1 + its positives in the training window), standardized. It is the same at every
+    request; where ages are known, a counter tells more.
+    """
+
+    kind: Literal["popularity"]
+    hidden_dim: Expansion = 0
+    """Width of a hidden layer with ReLU for this number alone; 0 means the number enters unchanged."""
+
+
 class VectorFeature(Section):
     """Precomputed vector of the item, used unchanged."""
 
@@ -160,6 +170,10 @@ class IdFeature(Section):
     """Share of the training examples in which the item is treated as new: its id, and category and list values that no
     other item has, are replaced by `unknown`, which trains these embeddings, so that new items can be found. 0 means
     the `unknown` embeddings stay zero.
+    """
+    num_buckets: int | None = Field(default=None, ge=1)
+    """Number of rows of the table: the n-th known id, in rising order, has row n modulo this number, so that several
+    ids share a row. `null` means a row for each id.
     """
 
 
@@ -219,7 +233,14 @@ UserFeature = Annotated[
     Field(discriminator="kind"),
 ]
 ItemFeature = Annotated[
-    IdFeature | CategoryFeature | BagFeature | NumberFeature | AgeFeature | VectorFeature | CounterFeature,
+    IdFeature
+    | CategoryFeature
+    | BagFeature
+    | NumberFeature
+    | AgeFeature
+    | PopularityFeature
+    | VectorFeature
+    | CounterFeature,
     Field(discriminator="kind"),
 ]
 
@@ -323,7 +344,7 @@ def feature_name(feature: UserFeature | ItemFeature) -> str:
             return feature.column
         case CounterFeature():
             return f"{feature.key}_{feature.statistic}_{'life' if feature.hours is None else f'{feature.hours}h'}"
-        case IdFeature() | AgeFeature():
+        case IdFeature() | AgeFeature() | PopularityFeature():
             return feature.kind
         case _:
             assert_never(feature)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.features import Features, HistoryFeature, IdFeature, SequenceFeature
+from twofold.recipe.features import CategoryFeature, Features, HistoryFeature, IdFeature, SequenceFeature
 from twofold.recipe.section import Section
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -80,6 +80,11 @@ class TwoTower(Section):
     times wider as the column has values. Each value needs at least one batch of examples; items with a value that is
     new after training use the towers of the value with the most items. `null` means one pair of towers.
     """
+    route_users: bool = False
+    """`true`: users are recommended items of their own value of `separate_towers_by` alone, as from a model for each
+    language. Their value is that of the column of the same name of the users, which features.user must read as a
+    category, so that requests tell it; a user without a known value is recommended items of all values.
+    """
 
     @model_validator(mode="after")
     def _score_is_a_product(self) -> TwoTower:
@@ -97,6 +102,15 @@ class TwoTower(Section):
             raise ValueError(
                 f"ensemble: {self.ensemble} needs a score that is a product of vectors, and negative_distance is not "
                 f"one. Write score: {{kind: cosine}} or {{kind: dot}}, or delete ensemble"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _routes_have_towers(self) -> TwoTower:
+        if self.route_users and (self.separate_towers_by is None or not isinstance(self.score, Cosine)):
+            raise ValueError(
+                "route_users chooses among separate towers by a score of at most 1: write separate_towers_by: language "
+                "and score: {kind: cosine}, or delete route_users"
             )
         return self
 
@@ -165,6 +179,17 @@ def check_best(retriever: TwoTower, features: Features) -> None:
         raise ValueError(
             "retriever.kind: best may serve item-kNN, EASE or iALS, which read the positive history: add to "
             "features.user {kind: history, events: positives, max_length: 100}, or choose kind: two_tower"
+        )
+
+
+def check_routes(retriever: TwoTower, features: Features) -> None:
+    """Raises ValueError if users shall be routed by a column that their tower does not read."""
+    column = retriever.separate_towers_by
+    is_read = any(isinstance(each, CategoryFeature) and each.column == column for each in features.user)
+    if retriever.route_users and not is_read:
+        raise ValueError(
+            f"retriever.route_users reads the {column} of a user, which no request tells: add to features.user {{kind: "
+            f"category, column: {column}}}, or delete route_users"
         )
 
 

@@ -17,11 +17,12 @@ from twofold.recipe.features import CounterFeature, Features, reads_time, with_f
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.ranker import Mlp
-from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_best, check_heads, check_reads
+from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_best, check_heads, check_reads, check_routes
 from twofold.recipe.section import Section
 from twofold.recipe.split import LastDays, LastEvents, TemporalSplit
-from twofold.recipe.train import Train, check_objective
+from twofold.recipe.train import Train, check_objective, objective_warnings
 from twofold.recipe.tune import Tune
+from twofold.tables import split_side
 
 
 class Mlflow(Section):
@@ -59,12 +60,18 @@ class Recipe(Section):
     """MLflow server that finished runs are copied to. `null` means none, unless MLFLOW_TRACKING_URI is set."""
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on settings that can be trained but cost something."""
+        return objective_warnings(self.retriever, self.train) if isinstance(self.retriever, TwoTower) else ()
+
+    @property
     def slice_columns(self) -> tuple[str, ...]:
         """Columns whose values the report evaluates separately: those of `evaluate.slices`, and those by which batches
         are grouped or towers are separate, where embeddings of different values may overlap.
         """
         column = self.retriever.separate_towers_by if isinstance(self.retriever, TwoTower) else None
-        return (*self.train.group_by, *((column,) if column is not None else ()), *self.evaluate.slices)
+        grouped = (split_side(name)[1] for name in self.train.group_by)
+        return tuple(dict.fromkeys((*grouped, *((column,) if column is not None else ()), *self.evaluate.slices)))
 
     @model_validator(mode="after")
     def _counters_exist(self) -> Recipe:
@@ -86,6 +93,7 @@ class Recipe(Section):
             case TwoTower():
                 check_heads(self.retriever, self.features)
                 check_best(self.retriever, self.features)
+                check_routes(self.retriever, self.features)
                 check_objective(self.retriever, self.train, has_target=self.prepare.target is not None)
             case Ials():
                 check_reads(self.retriever, self.features)

@@ -125,7 +125,7 @@ class HardNegatives(Section):
 
 
 class Train(Section):
-    """Training of the retriever: loss, negatives, and AdamW with a learning rate that warms up and then falls as a
+    """Training of the retriever: loss, negatives, and an optimizer whose learning rate warms up and then falls as a
     cosine. The weights of the best epoch on the validation window are used.
     """
 
@@ -137,16 +137,27 @@ class Train(Section):
     """Negatives from the model's own ranking, in addition to those of the loss. `null` means none."""
     epochs: int = Field(default=4, ge=1, le=10_000)
     """Number of passes over the training examples: the positives, or all events for bce and regression."""
-    batch_size: int = Field(default=1024, ge=2, le=1_000_000)
-    """Number of examples in a step."""
+    batch_size: int = Field(default=1024, ge=1, le=1_000_000)
+    """Number of examples in a step. 1 is stochastic gradient descent in its first sense; losses in which the items of a
+    batch compete need 2.
+    """
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer: `adamw`, or `sgd`, plain stochastic gradient descent without momentum, which needs a learning rate of
+    its own, hundreds of times as large.
+    """
     micro_batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Number of examples encoded at a time, for batches that do not fit in memory. The gradient is that of the whole
     batch, and each example is encoded twice. `null` means the whole batch at once.
     """
     group_by: tuple[str, ...] = ()
     """Columns of the items, or of the users where the items have no such column: all examples of a batch share one
-    value of each, so that in-batch negatives are, for example, of the same language. Negatives that the loss draws are
-    of any value. Values with fewer examples than a batch are batched together; batches come in random order.
+    value of each, so that in-batch negatives are, for example, of the same language. `user.language` is the column of
+    the users where both have it. Negatives that the loss draws are of any value. Values with fewer examples than a
+    batch are batched together.
+    """
+    shuffle_batches: bool = True
+    """`false`: an epoch takes all batches of one group of `group_by` after the other, in the order of their values, as
+    from a log that is sorted and not shuffled.
     """
     group_by_time: Literal["auto", "none", "hour", "day"] = "auto"
     """Span of time that the examples of a batch share (UTC), so that an item stands as a negative with the age, the
@@ -191,6 +202,24 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
+    def _order_has_groups(self) -> Train:
+        if not self.shuffle_batches and not self.group_by:
+            raise ValueError(
+                "shuffle_batches: false keeps the order of groups, and group_by names none: write group_by: "
+                "[language], or delete shuffle_batches"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_has_other_items(self) -> Train:
+        if self.batch_size == 1 and isinstance(self.loss, InBatchSoftmax):
+            raise ValueError(
+                "batch_size is 1, and in_batch_softmax compares the items of a batch: write 2 or more, or choose kind: "
+                "sampled_softmax, full_softmax, bpr, bce or regression"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _loss_draws_negatives(self) -> Train:
         if self.hard_negatives is not None and not isinstance(self.loss, InBatchSoftmax | SampledSoftmax | Bpr):
             why = "has all items as negatives" if isinstance(self.loss, FullSoftmax) else "has no drawn negatives"
@@ -215,6 +244,11 @@ def check_objective(retriever: TwoTower, train: Train, *, has_target: bool) -> N
             "retriever.output_norm: batch_norm standardizes over the examples encoded together, so "
             "train.micro_batch_size would change the model. Write output_norm: l2 or none, or delete micro_batch_size"
         )
+    if retriever.output_norm == "batch_norm" and train.batch_size == 1:
+        raise ValueError(
+            "retriever.output_norm: batch_norm standardizes over a batch, and train.batch_size is 1: write 2 or more, "
+            "or output_norm: none"
+        )
     if isinstance(loss, Regression) and not has_target:
         raise ValueError(
             "train.loss is a regression of prepare.target, which the recipe does not define: write there the number to "
@@ -225,9 +259,15 @@ def check_objective(retriever: TwoTower, train: Train, *, has_target: bool) -> N
             f"retriever.score is never above 0, so train.loss {loss.kind} cannot predict a positive. Write score: "
             f"{{kind: dot}}, or choose kind: in_batch_softmax or bpr"
         )
-    if isinstance(loss, Bce) and retriever.most <= 1:
-        raise ValueError(
-            f"retriever.score is at most {retriever.most:.2g} in the loss, so bce never predicts a probability above "
-            f"{1 / (1 + math.exp(-retriever.most)):.2f}. Write score: {{kind: cosine, temperature: 0.1}}, or kind: dot "
-            f"without output_norm: l2"
-        )
+
+
+def objective_warnings(retriever: TwoTower, train: Train) -> tuple[str, ...]:
+    """Returns what a combination of score and loss costs, where it can be trained but not well."""
+    if not isinstance(train.loss, Bce) or retriever.most > 1:
+        return ()
+    return (
+        f"retriever.score is at most {retriever.most:.2g} in the loss, so bce never predicts a probability above "
+        f"{1 / (1 + math.exp(-retriever.most)):.2f}: the scores are an order, not probabilities, and learn little once "
+        f"positives are near. For more, write score: {{kind: cosine, temperature: 0.1}}, or kind: dot without "
+        f"output_norm: l2",
+    )

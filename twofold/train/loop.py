@@ -100,7 +100,7 @@ def fit(
     check_shareable(ranks, meta_model, settings, num_examples=num_examples)
     with deterministic(settings.seed, ranks.device), keep_freed_memory():
         model = build() if ranks.is_first else meta_model
-        predictor = _length_predictor(settings, model, objective)
+        checkpoint, predictor = out / CHECKPOINT, _length_predictor(settings, model, objective)
         trainable = nn.ModuleList([model] if predictor is None else [model, predictor])
         distribute_model(ranks, trainable, in_columns=lazy_tables(trainable, rows_per_step=rows_per_step), folder=out)
         optimizer = build_optimizer(
@@ -108,9 +108,9 @@ def fit(
             learning_rate=settings.learning_rate,
             rows_per_step=rows_per_step,
             weight_decay=settings.weight_decay,
+            kind=settings.optimizer,
             ranks=ranks,
         )
-        checkpoint = out / CHECKPOINT
         save = partial(save_checkpoint, checkpoint, trainable, optimizer, settings=settings)
         resumed = load_checkpoint(checkpoint, trainable, optimizer, settings=settings)
         state, best = resumed or (TrainingState(), {})

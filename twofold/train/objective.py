@@ -146,8 +146,8 @@ def build_objective(
         max_run=max((each.max_length for each in sequences), default=1),
         user_rows=np.asarray(rows.user_rows[examples]),
         micro_batch_size=settings.micro_batch_size,
+        is_shuffled=settings.shuffle_batches,
     )
-    product_dtype = product_dtype_of(settings.precision, ranks.device)
     return Objective(
         settings.loss,
         dataset,
@@ -156,7 +156,7 @@ def build_objective(
         mean_weight,
         settings.hard_negatives,
         ranks,
-        product_dtype=product_dtype,
+        product_dtype=product_dtype_of(settings.precision, ranks.device),
         pools=pools,
         uploads=_uploads(dataset),
     )

@@ -1,0 +1,91 @@
+"""The tracker as one HTML file that opens from disk: sort, filter, pin, edit comments, compare two runs.
+
+Names, comments and recipes are untrusted text: the template escapes all of it, the program of the page is fixed, and
+its content security policy allows no other script and no request.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import pyarrow.parquet as pq
+
+from twofold.evaluate.significance import Estimate
+from twofold.page.model_drawing import Drawing
+from twofold.page.tracker import METRICS, Tracker, change_text, read_tracker, tracker_table
+from twofold.render.html import fill_page
+from twofold.run_folder import atomic_file
+
+_SMALLER_IS_BETTER: Final = ("watch_time/mae", "watch_time/rmse")
+_PROTOCOLS: Final = {"impressions": "shown", "catalogue": "all items", "watch_time": "shown"}
+
+
+def write_tracker(folders: Sequence[Path], page: Path, *, table: Path | None = None) -> Tracker:
+    """Writes the page, and the same rows as Parquet if `table` is given; returns what was read.
+
+    RequestError if there is no evaluated run.
+    """
+    tracker = read_tracker(folders)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(page) as partial:
+        partial.write_text(tracker_page(tracker), encoding="utf-8")
+    if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(table) as partial:
+            pq.write_table(tracker_table(tracker), partial, compression="zstd")
+    return tracker
+
+
+def tracker_page(tracker: Tracker) -> str:
+    """Returns the page as one HTML file; equal drawings are stored once."""
+    script = (files("twofold.page") / "tracker.js").read_text(encoding="utf-8")
+    runs = tracker.runs
+    drawings = {run.drawings: f"drawing-{number}" for number, run in enumerate(runs)}
+    values = {
+        "groups": tracker.groups,
+        "unreadable": tracker.unreadable,
+        "metrics": [metric for metric in METRICS if any(metric in run.metrics for run in runs)],
+        "probes": list(dict.fromkeys(each.name for run in runs for each in run.variety)),
+        "windows": list(dict.fromkeys(name for run in runs for name in run.windows)),
+        "drawings": drawings,
+        "heading": _heading,
+        "change_text": change_text,
+        "outcome": _outcome,
+        "thumbnail": _thumbnail,
+        "script": script,
+        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return fill_page(("twofold.page",), "tracker.html.j2", values)
+
+
+def _heading(metric: str) -> tuple[str, str]:
+    """Returns the name of a metric and the items that are ranked.
+
+    >>> _heading("impressions/recall@5")
+    ('recall@5', 'shown')
+    """
+    protocol, _, name = metric.partition("/")
+    return name.replace("_", " "), _PROTOCOLS[protocol]
+
+
+def _outcome(metric: str, minus: Estimate | None) -> str:
+    """Returns `better` or `worse` if the interval of a difference excludes 0, else an empty text."""
+    if minus is None or minus.low is None or minus.high is None or minus.low <= 0 <= minus.high:
+        return ""
+    return "better" if (minus.low > 0) != (metric in _SMALLER_IS_BETTER) else "worse"
+
+
+def _thumbnail(drawings: tuple[Drawing, ...]) -> list[Mapping[str, float | int | str]]:
+    """Returns the boxes of a small picture of the first stage: inputs and layers of each tower, bottom to top."""
+    boxes: list[Mapping[str, float | str]] = []
+    for column, tower in enumerate(drawings[0].towers[:2] if drawings else ()):
+        parts = [*(("block", part) for part in tower.inputs), *(("layer", part) for part in tower.layers)]
+        height = 34 / max(len(parts), 1)
+        boxes += [
+            {"x": 2 + 29 * column, "y": round(2 + number * height, 1), "height": round(height * 0.8, 1), "kind": kind}
+            for number, (kind, _) in enumerate(parts)
+        ]
+    return boxes
