@@ -187,10 +187,11 @@ class Prepare(Section):
     def dates(self, split: Split) -> str:
         """Returns the days of a window in words: 2022-05-08, or 2022-05-08 to 2022-05-10, the last day included."""
         if isinstance(self.split, LastEvents):
+            test, both = self.split.test, self.split.test + self.split.validation
             windows = {
-                "test": f"last {self.split.test} events of each user",
-                "validation": f"{self.split.validation} events of each user before the last {self.split.test}",
-                "train": f"events of each user before the last {self.split.test + self.split.validation}",
+                "test": "last event of each user" if test == 1 else f"last {test} events of each user",
+                "validation": f"of the last {both} events of each user, the first {self.split.validation}",
+                "train": f"events of each user before the last {both}",
             }
             return windows[split]
         if isinstance(self.split, LastDays):
