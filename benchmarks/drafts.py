@@ -24,6 +24,7 @@ import duckdb
 from twofold.evaluate.results import Report
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.job import Job, claim_folder, report_of
+from twofold.prepare.last_days import with_dates
 from twofold.recipe.load import load_recipe
 from twofold.run_folder import locked, open_stage
 
@@ -102,7 +103,7 @@ def _result(log: Log, folder: Path, runs: Path) -> Saved:
     recipe.unlink(missing_ok=True)
     files = [text for option, name in log.files for text in (option, f"{folder / name}")]
     _twofold("recipe", "new", *files, *log.options, "--out", f"{recipe}")
-    job = Job(load_recipe(recipe), runs / log.name)
+    job = Job(with_dates(load_recipe(recipe)), runs / log.name)
     started = time.process_time()
     with locked(job.folder):
         claim_folder(job, overwrite=True)
