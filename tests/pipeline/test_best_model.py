@@ -136,7 +136,9 @@ def test_towers_that_no_peer_beats_are_served(tmp_path):
 
 @pytest.mark.parametrize("has_peer", [False, True])
 def test_after_a_selection_what_is_served_is_fitted_with_the_validation_window(has_peer, checkerboard, tmp_path):
-    recipe = checkerboard.model_copy(update={"train": checkerboard.train.model_copy(update={"refit": True})})
+    recipe = checkerboard.model_copy(
+        update={"train": checkerboard.train.model_copy(update={"refit": True, "epochs": 2})}
+    )
     recipe = best(recipe) if has_peer else recipe
     job, folder = Job(recipe, tmp_path), tmp_path
     claim_folder(job, overwrite=False)

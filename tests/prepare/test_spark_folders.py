@@ -1,11 +1,18 @@
 """Folders named by a column give the same texts on Spark and DuckDB."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
-from tests.prepare.test_spark_engine import prepare_with_both, pytestmark, session
 from tests.worlds import popularity_only, world_recipe
+
+pytest.importorskip("pyspark", reason="Spark is not installed: pip install 'twofold[spark]'")
+if shutil.which("java") is None:
+    pytest.skip("there is no Java", allow_module_level=True)
+
+from tests.prepare.test_spark_engine import prepare_with_both, pytestmark, session  # noqa: E402 - it skips as well
 
 __all__ = ["pytestmark", "session"]
 
