@@ -68,7 +68,7 @@ def test_a_person_requests_filters_and_likes(browser: Browser, service: Running)
 
 def test_the_page_of_routes_sends_what_it_shows(browser: Browser, service: Running) -> None:
     browser.open(f"http://127.0.0.1:{service.port}/docs")
-    browser.until("document.querySelectorAll('details').length === 10")
+    browser.until("document.querySelectorAll('details').length === 13")
     browser.run("document.querySelector('textarea').value = '{\"user_id\": 10, \"k\": 1}'")
     browser.run("document.querySelector('details button').click()")
     assert '"rank": 1' in browser.until("document.querySelector('pre').textContent")

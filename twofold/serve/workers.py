@@ -26,6 +26,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from twofold.dataset.malloc import keep_freed_memory
 from twofold.errors import RequestError, RunError, TwofoldError
+from twofold.run_folder import open_stage
 from twofold.serve.app import build_app, stop_on_sigterm
 from twofold.serve.bundle_swaps import POLL_S
 from twofold.serve.event_store import KEEP_DAYS, open_histories
@@ -71,6 +72,7 @@ def serve(options: ServeOptions) -> None:
     A worker that dies is replaced. RunError or RequestError if the bundle, the histories or the port cannot be opened.
     """
     _check_token(options.host)
+    open_stage(options.run, "index")  # before anything is written beside it
     asyncio.run(open_histories(options.histories).close())  # its error is the service's, and not that of each worker
     # Metrics are memory-mapped files: on a full disk a worker would be killed (SIGBUS) while counting, even in a swap.
     where = MEMORY if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MIN_MEMORY_BYTES else None
