@@ -86,15 +86,15 @@ def fit(
 ) -> dict[str, Any]:
     """Trains; writes `weights.safetensors` of the best epoch and logs of epochs and steps; returns facts.
 
-    If `out` holds a checkpoint of a killed attempt, training resumes from it and ends where it would have ended. Equal
-    seeds give equal weights on one machine with one number of threads. `build` is called twice: on the device `meta`,
-    to check the size, and after the seed is set. All ranks of a training call this; rank 0 builds and writes. If
-    `validate` is a list of known values, it trains one epoch for each and keeps the last.
+    A killed attempt resumes from its checkpoint in `out` and ends as it would have ended. Equal seeds give equal weights
+    on one machine with one number of threads. If `validate` is a list of known values, up to the best one, it trains
+    one epoch for each. `build` is called twice: on the device `meta`, and after the seed is set. All ranks call this.
     """
-    ranks = setup.ranks
+    ranks, epochs = setup.ranks, num_epochs(validate, settings.epochs)
     with torch.device("meta"):
         meta_model = build()
-    objective = build_objective(settings, dataset, per=_several_towers(meta_model), ranks=ranks)
+    per = meta_model if isinstance(meta_model, MultiTower) else None
+    objective = build_objective(settings, dataset, per=per, ranks=ranks)
     num_examples, rows_per_step = len(objective.examples), objective.items_per_step
     check_memory(meta_model, ranks, rows_per_step=rows_per_step)
     check_shareable(ranks, meta_model, settings, num_examples=num_examples)
@@ -115,8 +115,8 @@ def fit(
         resumed = load_checkpoint(checkpoint, trainable, optimizer, settings=settings)
         state, best = resumed or (TrainingState(), {})
         done = state.epoch * num_examples + state.batch * settings.batch_size
-        with _progress(ranks, total=settings.epochs * num_examples, done=done) as advance:
-            while not _has_ended(state, settings, validate):
+        with _progress(ranks, total=epochs * num_examples, done=done) as advance:
+            while state.epoch < epochs and not _has_converged(state, settings.patience):
                 started = stepped = time.monotonic()
                 due, first = started + CHECKPOINT_EVERY_S, state.batch
                 objective = with_hard_negatives(objective, model, is_begun=first > 0, folder=out)
@@ -139,11 +139,11 @@ def fit(
                 speed = (state.batch - first) * settings.batch_size / (time.monotonic() - started)
                 with whole_tables(model) as fresh:
                     value = broadcast_from_rank0(ranks, partial(validation_of, validate, state, model))
-                    state = finish_epoch(state, value, speed, is_known=not callable(validate))
+                    state = finish_epoch(state, value, speed)
                     if ranks.is_first and state.best_epoch == state.epoch - 1:
                         best = weights_of(model, fresh=fresh)
                 save(best=best, state=state)
-                advance(0, _epoch_line(state, settings))
+                advance(0, _epoch_line(state, epochs))
     if ranks.is_first:
         _write_results(best, state, out)
         for path in (checkpoint, out / MINED):
@@ -157,18 +157,14 @@ def fit(
     }
 
 
-def _epoch_line(state: TrainingState, settings: Train) -> str:
+def _epoch_line(state: TrainingState, epochs: int) -> str:
     """Describes the last epoch, and whether it is the best one so far."""
     last, best = state.records[-1], state.records[state.best_epoch]
     which = "the best so far" if last is best else f"best {best.validation:.4f} of epoch {best.epoch + 1}"
     return (
-        f"epoch {last.epoch + 1} of at most {settings.epochs}: loss {last.loss:.3f}, validation {last.validation:.4f}, "
+        f"epoch {last.epoch + 1} of at most {epochs}: loss {last.loss:.3f}, validation {last.validation:.4f}, "
         f"{which}; {last.examples_per_s:,.0f} examples/s"
     )
-
-
-def _several_towers(model: Towers) -> MultiTower | None:
-    return model if isinstance(model, MultiTower) else None
 
 
 def _remedy(settings: Train) -> str:
@@ -266,18 +262,18 @@ def _step_number(settings: Train, state: TrainingState, order: Order) -> tuple[i
     return state.epoch * len(order) + state.batch, settings.epochs * len(order)
 
 
+def num_epochs(validate: Callable[[Any], float] | Sequence[float], planned: int) -> int:
+    """Returns the number of epochs to train at most: as planned, or one for each known validation value."""
+    return planned if callable(validate) else len(validate)
+
+
 def validation_of(validate: Callable[[Any], float] | Sequence[float], state: TrainingState, model: Any) -> float:
     """Returns the validation metric after an epoch: computed, or the known one."""
     return validate(model) if callable(validate) else validate[state.epoch]
 
 
-def finish_epoch(
-    state: TrainingState, validation: float, examples_per_s: float, *, is_known: bool = False
-) -> TrainingState:
-    """Returns the state after an epoch, which becomes the best one if its validation is higher than all before.
-
-    With known validation values, the last epoch is the best one.
-    """
+def finish_epoch(state: TrainingState, validation: float, examples_per_s: float) -> TrainingState:
+    """Returns the state after an epoch, which becomes the best one if its validation is higher than all before."""
     record = EpochRecord(state.epoch, state.loss_sum / max(state.batch, 1), validation, float(round(examples_per_s)))
     best_so_far = max((earlier.validation for earlier in state.records), default=-np.inf)
     return replace(
@@ -285,17 +281,14 @@ def finish_epoch(
         epoch=state.epoch + 1,
         batch=0,
         loss_sum=0.0,
-        best_epoch=state.epoch if is_known or validation > best_so_far or not state.records else state.best_epoch,
+        best_epoch=state.epoch if validation > best_so_far or not state.records else state.best_epoch,
         records=(*state.records, record),
     )
 
 
-def _has_ended(state: TrainingState, settings: Train, validate: Validate | Sequence[float]) -> bool:
-    """Returns whether all epochs are trained, or `patience` of them have passed without a better one."""
-    if not callable(validate):
-        return state.epoch >= len(validate)
-    is_converged = settings.patience is not None and state.epoch - 1 - state.best_epoch >= settings.patience
-    return state.epoch >= settings.epochs or is_converged
+def _has_converged(state: TrainingState, patience: int | None) -> bool:
+    """Returns whether `patience` epochs have passed without a better one."""
+    return patience is not None and state.epoch - 1 - state.best_epoch >= patience
 
 
 def _length_predictor(settings: Train, model: Towers, objective: Objective) -> LengthPredictor | None:

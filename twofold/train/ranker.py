@@ -35,6 +35,7 @@ from twofold.train.loop import (
     check_divergence,
     deterministic,
     finish_epoch,
+    num_epochs,
     validation_of,
     weights_of,
 )
@@ -76,8 +77,8 @@ def fit_ranker(
     """Mines examples and trains; writes `weights.safetensors` of the best epoch and `training_log.parquet`.
 
     Returns facts. A killed training resumes from its checkpoint in `out`. `validate` evaluates both stages on the
-    validation window; higher is better. If it is a list of known values, one epoch is trained for each and the
-    last is kept.
+    validation window; higher is better. If it is a list of known values, up to the best one, one epoch is
+    trained for each.
     """
     requests = mine_requests(retriever, data.retriever, config.candidates, seed=config.seed, out=out / MINED)
     impressions = (
@@ -143,16 +144,16 @@ def _train(
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     """Trains all epochs that are left; returns the final state and the weights of the best epoch."""
     config, ranker, num_requests = training.config, training.ranker, len(training.requests)
+    epochs = num_epochs(validate, config.epochs)
     resumed = load_checkpoint(resume_from, ranker, training.optimizer, settings=config)
     state, best = resumed or (TrainingState(), weights_of(ranker))
     done = state.epoch * num_requests + state.batch * config.batch_size
-    with progress_bar("rank", total=config.epochs * num_requests, unit="requests", done=done) as advance:
-        while state.epoch < (config.epochs if callable(validate) else len(validate)):
+    with progress_bar("rank", total=epochs * num_requests, unit="requests", done=done) as advance:
+        while state.epoch < epochs:
             started, first = time.monotonic(), state.batch
             state = _epoch(training, state, best, advance)
             speed = (state.batch - first) * config.batch_size / (time.monotonic() - started)
-            value = validation_of(validate, state, ranker)
-            state = finish_epoch(state, value, speed, is_known=not callable(validate))
+            state = finish_epoch(state, validation_of(validate, state, ranker), speed)
             if state.best_epoch == state.epoch - 1:
                 best = weights_of(ranker)
             training.save(best=best, state=state)
