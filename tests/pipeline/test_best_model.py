@@ -73,7 +73,9 @@ def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
 @pytest.mark.parametrize(("weight", "ensemble"), [(None, 1), (0.3, 2)])
 def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only, tmp_path, monkeypatch):
     served = Served("chosen", "EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight)
-    monkeypatch.setattr("twofold.pipeline.train.choose_served", lambda *_: (served, {}))
+    monkeypatch.setattr(
+        "twofold.pipeline.train.choose_served", lambda *given: (served, {}, best_model.fit_served(served, given[-1]))
+    )
     recipe = best(popularity_only, epochs=1, learning_rate=0.01)
     recipe = recipe.model_copy(update={"retriever": recipe.retriever.model_copy(update={"ensemble": ensemble})})
     job, run = Job(recipe, tmp_path), tmp_path

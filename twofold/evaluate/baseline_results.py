@@ -74,11 +74,6 @@ class PeerChoice:
     """Reason why the constants are fixed."""
 
     @property
-    def quality(self) -> float:
-        """Quality of the best trial; 0 if nothing was tried."""
-        return max((each.quality for each in self.trials), default=0.0)
-
-    @property
     def in_text(self) -> str:
         """Constants in words."""
         return constants_text(self.constants)

@@ -61,8 +61,9 @@ def choose_served(
     towers: Towers | Blend,
     tuning: PeerTuning | None,
     positives: Interactions,
-) -> tuple[Served, dict[str, float]]:
-    """Compares the towers, the tuned peers and sums of both on `window`; returns the best, and the quality of each.
+) -> tuple[Served, dict[str, float], HistoryModel | None]:
+    """Compares the towers, the tuned peers and sums of both on `window`; returns the best, the quality of each, and the
+    peer of the best one if it has any.
 
     *Quality* is the geometric mean of recall and NDCG, as for the constants of the peers. A peer is compared in the
     form in which it would be served: with user vectors from the histories that the features read, and item-item models
@@ -70,39 +71,42 @@ def choose_served(
     inner product. `positives` are those before the window, on which the peers are fitted.
     """
     if tuning is None:
-        return Served(TOWERS), {}
+        return Served(TOWERS), {}, None
     metrics = tuning.metrics
     scores = catalogue_scores(towers, arrays, window)
     found = [(_quality(window, scores, metrics), Served(TOWERS))]
-    peers = []
+    peers, fits = [], {}
     for kind in PEER_KINDS:
         constants = tuning.constants_of(kind.name)
         if constants is None or (kind.name != "iALS" and positives.num_items > MOST_ITEMS_OF_SUMS):
             continue
-        fitted = _fit(kind, constants, positives)
+        fits[kind.name] = fitted = _fit(kind, constants, positives)
         for alone in _alone_and_with_recency(kind, tuning):
-            peer = catalogue_scores(replace(fitted, prior=_prior(alone)), arrays, window)
+            peer = catalogue_scores(_as_served(fitted, alone), arrays, window)
             peers.append((_quality(window, peer, metrics), alone, peer))
     found += [(quality, alone) for quality, alone, _ in peers]
     best_of_kind = {alone.peer: (quality, alone, peer) for quality, alone, peer in sorted(peers, key=lambda at: at[0])}
     best = sorted(best_of_kind.values(), key=lambda at: -at[0])[:BLENDED]
     for _, alone, peer in best if towers.score != "negative_distance" else ():
         found.append(_best_blend(window, scores, peer, alone, metrics))
-    return max(found, key=lambda at: at[0])[1], {served.name: quality for quality, served in found}
+    served = max(found, key=lambda at: at[0])[1]
+    peer_model = _as_served(fits[served.peer], served) if served.peer else None
+    return served, {each.name: quality for quality, each in found}, peer_model
 
 
-def fit_served(served: Served, positives: Interactions) -> HistoryModel:
-    """Fits the peer of what is served, and returns it as a model of vectors with its weight."""
-    kind = next(kind for kind in PEER_KINDS if kind.name == served.peer)
-    weight = 1.0 if served.weight is None else served.weight
-    return replace(_fit(kind, served.constants, positives), prior=_prior(served), weight=weight)
-
-
-def save_served(served: Served, positives: Interactions, out: Path) -> None:
-    """Writes the peer beside the weights of the towers, or, if it is served alone, in their place."""
+def fit_served(served: Served, positives: Interactions) -> HistoryModel | None:
+    """Fits the peer of what is served, and returns it as a model of vectors with its weight; `None` if it has none."""
     if not served.peer:
+        return None
+    kind = next(kind for kind in PEER_KINDS if kind.name == served.peer)
+    return _as_served(_fit(kind, served.constants, positives), served)
+
+
+def save_served(served: Served, peer: HistoryModel | None, out: Path) -> None:
+    """Writes the peer beside the weights of the towers, or, if it is served alone, in their place."""
+    if peer is None:
         return
-    save_factors(fit_served(served, positives), out)
+    save_factors(peer, out)
     if served.weight is None:
         for path in out.rglob(WEIGHTS):
             path.unlink()
@@ -130,10 +134,12 @@ def _fit(kind: PeerKind, constants: Mapping[str, float], positives: Interactions
     raise AssertionError(f"{kind.name} has no form that an index can serve")
 
 
-def _prior(served: Served) -> RecencyPrior | None:
+def _as_served(fitted: HistoryModel, served: Served) -> HistoryModel:
+    """Returns a fitted peer with its prior and its weight."""
+    prior = None if isinstance(fitted, FoldIn) else RecencyPrior(1e-6, _ALL_DAYS)  # popularity decides ties of sums
     if served.recency is not None:
-        return RecencyPrior(served.recency["weight"], int(served.recency["days"]))
-    return None if served.peer == "iALS" else RecencyPrior(1e-6, _ALL_DAYS)  # popularity decides ties of sums
+        prior = RecencyPrior(served.recency["weight"], int(served.recency["days"]))
+    return replace(fitted, prior=prior, weight=1.0 if served.weight is None else served.weight)
 
 
 def _alone_and_with_recency(kind: PeerKind, tuning: PeerTuning) -> list[Served]:

@@ -70,11 +70,11 @@ def _evaluate(
     allowed = allowed_items(items, job.recipe.index.where)
     config, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
     sources = score_sources(models.retriever, models.ranker, models.data, window)
-    tables = (items, pq.read_table(prepared.folder / "users.parquet"))
+    tables, tuning = (items, pq.read_table(prepared.folder / "users.parquet")), load_tuning(retriever.folder)
     options = replace(
         _options(job, models, window, tables=tables),
-        validation=_validation(job, arrays),
-        tuning=load_tuning(retriever.folder),
+        validation=_validation(job, arrays) if tuning is None else None,
+        tuning=tuning,
         allowed_items=allowed,
         correction=batch_correction(models.retriever, arrays, job.recipe.train),
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),

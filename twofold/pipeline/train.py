@@ -18,7 +18,7 @@ from twofold.model.multi_tower import Towers, build_towers
 from twofold.model.ranker import Ranker
 from twofold.model.retriever import Blend, Model, load_model, towers_folder
 from twofold.pipeline.adapters import catalogue_scores, positives_before_window, two_stages
-from twofold.pipeline.best_model import Served, choose_served, load_tuning, save_served, save_tuning
+from twofold.pipeline.best_model import Served, choose_served, fit_served, load_tuning, save_served, save_tuning
 from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
@@ -142,16 +142,17 @@ def _serve_best(
         quality = selected["quality"]
         tuning = load_tuning(selection_job(job).folder / "train")
         positives = positives_before_window(job.recipe.prepare, arrays, evaluation_window(arrays, "test"))
+        peer = fit_served(served, positives)
     else:
         window = _validation_window(job, arrays)
         positives = positives_before_window(job.recipe.prepare, arrays, window)
         tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
         towers = load_model(config, arrays, out)
         assert isinstance(towers, Towers | Blend)
-        served, quality = choose_served(arrays, window, towers, tuning, positives)
+        served, quality, peer = choose_served(arrays, window, towers, tuning, positives)
     if tuning is not None:
         save_tuning(tuning, out)
-    save_served(served, positives, out)
+    save_served(served, peer, out)
     return {"served": served.name, "best": asdict(served), "quality": quality}
 
 
