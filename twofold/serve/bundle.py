@@ -74,6 +74,10 @@ class Bundle:
     include_seen: bool = False
     """Whether lists contain items that the user has already met, unless a request says otherwise."""
 
+    def excludes_seen(self, requested: bool | None) -> bool:
+        """Returns whether a list excludes seen items: as requested, else as the recipe says."""
+        return not self.include_seen if requested is None else requested
+
     def eligible(self, where: str | None) -> ItemMask | None:
         """Returns the items that a request with this filter may return; `None` means all."""
         rules = [rule for rule in (self.where, where) if rule is not None]

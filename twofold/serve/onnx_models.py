@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,6 @@ from twofold.errors import RunError
 from twofold.model.fold_in import HistoryModel
 
 USER_TOWER: Final = "user_tower.onnx"
-MOST_TOWERS: Final = 16  # the largest retriever.ensemble
 RANKER_USER: Final = "ranker_user.onnx"  # these four are written by twofold/model/ranker.py
 RANKER_PAIRS: Final = "ranker_pairs.onnx"
 RANKER_ITEMS: Final = "ranker_items.npy"
@@ -104,8 +104,8 @@ def load_user_tower(path: Path) -> UserTower:
 def load_user_towers(folder: Path) -> list[UserTower]:
     """Loads all user towers of a bundle, in the order of their parts of the item vectors."""
     first = folder / USER_TOWER
-    paths = [first, *(folder / f"{first.stem}.{number}{first.suffix}" for number in range(1, MOST_TOWERS))]
-    return [load_user_tower(path) for path in paths if path.exists()]
+    others = (folder / f"{first.stem}.{number}{first.suffix}" for number in count(1))
+    return [load_user_tower(path) for path in takewhile(Path.exists, chain([first], others))]
 
 
 def load_ranker(folder: Path) -> Ranker | None:

@@ -59,7 +59,7 @@ class Recommender:
         milliseconds) is the request time: only earlier events are read and count as seen. `None` means after the last.
         `exclude_seen=None` means as the recipe says (`index.include_seen`).
         """
-        user_rows, exclude_seen = _user_rows(self.bundle.users, users), self._excludes_seen(exclude_seen)
+        user_rows, exclude_seen = _user_rows(self.bundle.users, users), self.bundle.excludes_seen(exclude_seen)
         chosen, unknown = (None, 0) if items is None else _item_rows(self.bundle.items, items, field="items")
         allowed = _allowed(self.bundle, chosen, where)
         parts = list(_recommend_chunks(self.bundle, user_rows, k, exclude_seen=exclude_seen, allowed=allowed, at=at))
@@ -89,7 +89,7 @@ class Recommender:
             positives=(positives[None] + 1).astype(np.int32),
             negatives=(negative_rows[None] + 1).astype(np.int32),
         )
-        is_excluded = self._excludes_seen(exclude_seen)
+        is_excluded = self.bundle.excludes_seen(exclude_seen)
         seen = np.concatenate([positives, negative_rows]) if is_excluded else np.empty(0, np.int64)
         ranked = retrieve_and_rank(
             self.bundle,
@@ -106,7 +106,7 @@ class Recommender:
         self, k: int, path: str | Path, *, exclude_seen: bool | None = None, where: str | None = None
     ) -> int:
         """Writes the k best items of every user of the log to a Parquet file, all or nothing; returns its rows."""
-        user_rows, exclude_seen = np.arange(len(self.bundle.users)), self._excludes_seen(exclude_seen)
+        user_rows, exclude_seen = np.arange(len(self.bundle.users)), self.bundle.excludes_seen(exclude_seen)
         allowed = _allowed(self.bundle, None, where)
         rows = 0
         with (
@@ -155,9 +155,6 @@ class Recommender:
         bundle = self.bundle
         as_of = f"{np.datetime64(bundle.as_of, 'ms'):}"[:10]
         return f"Recommender({len(bundle.items):,} items, {len(bundle.users):,} users, as of {as_of})"
-
-    def _excludes_seen(self, requested: bool | None) -> bool:
-        return not self.bundle.include_seen if requested is None else requested
 
 
 # --- users → vectors → lists ------------------------------------------------------------------------------------------

@@ -27,10 +27,9 @@ from twofold.serve.schemas import (
 )
 from twofold.serve.two_stage import RankedItems, encode_users, num_to_retrieve, rank
 from twofold.serve.user_state import UserState, queries_of
+from twofold.serve.vector_tables import most_similar_positives
 from twofold.topk import top_k
 
-REASONS: Final = 3  # items of the history named as reasons for a recommended item
-READ_FOR_REASONS: Final = 100  # newest positives among which reasons are searched
 HISTORY_SHOWN: Final = 50  # newest items of a history in an explained reply
 UNKNOWN_USER: Final = "nothing is known of this user: these are the items liked most lately"
 
@@ -61,10 +60,8 @@ class ListRequest:
     @property
     def excluded(self) -> Integer[np.ndarray, "_"]:
         """Item rows that may not be in the list, seen items included if the request excludes them."""
-        exclude_seen = self.options.exclude_seen
-        if exclude_seen is None:
-            exclude_seen = not self.live_bundle.bundle.include_seen
-        return np.concatenate([self.state.seen, self.excluded_rows]) if exclude_seen else self.excluded_rows
+        is_excluded = self.live_bundle.bundle.excludes_seen(self.options.exclude_seen)
+        return np.concatenate([self.state.seen, self.excluded_rows]) if is_excluded else self.excluded_rows
 
 
 class RankedList(NamedTuple):
@@ -204,21 +201,9 @@ def reasons(
 
     Similarity of vectors, not a cause: the tower reduces the whole history to one vector.
     """
-    positives = np.unique(state.positives[-READ_FOR_REASONS:])
-    if len(positives) == 0:
-        return [[] for _ in item_rows]
-    vectors_of = live_bundle.items.now.vectors_of
-    cosines = _unit(vectors_of(item_rows)) @ _unit(vectors_of(positives)).T  # (k, positives)
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :REASONS]
-    return [
-        [(int(positives[position]), float(of_item[position])) for position in positions]
-        for of_item, positions in zip(cosines, order, strict=True)
-    ]
-
-
-def _unit(vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray, "items dim"]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+    rows, cosines = most_similar_positives(live_bundle.items.now.vectors_of, item_rows, state.positives)
+    pairs = zip(rows.tolist(), cosines.tolist(), strict=True)
+    return [[*zip(rows_of_item, cosines_of_item, strict=True)] for rows_of_item, cosines_of_item in pairs]
 
 
 def _reasons(live_bundle: LiveBundle, pairs: list[tuple[int, float]]) -> list[Reason]:

@@ -1,10 +1,11 @@
 """Vectors of a bundle as tables, and what they say: similar items, and reasons for recommendations."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Integer
 
 from twofold.index.item_mask import ItemMask
 from twofold.index.search import search
@@ -39,19 +40,29 @@ def with_reasons(bundle: Bundle, table: pa.Table, positives: Int64[np.ndarray, "
 
     Similarity is the cosine of the vectors, not a cause: the tower reduces the whole history to one vector.
     """
-    liked = np.unique(positives[-READ_FOR_REASONS:])
     rows = bundle.items.rows_of(table["item_id"])
-    cosines = _unit(bundle.index.vectors[rows]) @ _unit(bundle.index.vectors[liked]).T
-    best = np.argsort(-cosines, axis=1, kind="stable")[:, :REASONS]
-    because = [bundle.items.ids_of(liked[line]) for line in best]
+    best, cosines = most_similar_positives(lambda item_rows: bundle.index.vectors[item_rows], rows, positives)
+    because = [bundle.items.ids_of(line) for line in best]
     lists = pa.ListArray.from_arrays(
         np.arange(len(best) + 1, dtype=np.int32) * best.shape[1],
         pa.concat_arrays([bundle.items.ids[:0], *because]),
     )
-    similarity = [line.tolist() for line in np.take_along_axis(cosines, best, axis=1)]
+    similarity = [line.tolist() for line in cosines]
     return table.append_column("because", lists).append_column(
         "similarity", pa.array(similarity, pa.list_(pa.float32()))
     )
+
+
+def most_similar_positives(
+    vectors_of: Callable[[Integer[np.ndarray, "_"]], Float32[np.ndarray, "_ dim"]],
+    item_rows: Integer[np.ndarray, "items"],
+    positives: Integer[np.ndarray, "events"],
+) -> tuple[Int64[np.ndarray, "items _"], Float32[np.ndarray, "items _"]]:
+    """Returns for each item the rows of the most similar of a user's newest positives and their cosines, best first."""
+    liked = np.unique(positives[-READ_FOR_REASONS:]).astype(np.int64)
+    cosines = _unit(vectors_of(item_rows)) @ _unit(vectors_of(liked)).T
+    best = np.argsort(-cosines, axis=1, kind="stable")[:, :REASONS]
+    return liked[best], np.take_along_axis(cosines, best, axis=1)
 
 
 def _unit(vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray, "items dim"]:
