@@ -81,21 +81,18 @@ def new(
 
 def _write(seen: "LogProfile", log: Path, out: Path | None) -> None:
     """Prints what was found, writes the recipe, or prints it if `out` is None, and ends with the open questions."""
-    from twofold.ingest.draft_recipe import draft_recipe, recipe_name
+    from twofold.ingest.draft_recipe import draft_recipe, recipe_name, save_draft
     from twofold.ingest.inspect_log import check_draft
 
-    folder = None if out is None else out.parent
     console = Console(stderr=out is None, highlight=False, soft_wrap=True)
     _print_seen(console, seen)
-    text = draft_recipe(seen, name=recipe_name(log), folder=folder)
-    if out is None or folder is None:
+    if out is None:
+        text = draft_recipe(seen, name=recipe_name(log), folder=None)
         check_draft(text, Path(gettempdir()))
         print(text, end="")
         _print_questions(console, seen)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    check_draft(text, folder)
-    out.write_text(text, encoding="utf-8")
+    save_draft(seen, out, name=recipe_name(log))
     _print_questions(console, seen)
     print(f"\nrecipe  {out}\nnext    twofold run {out}")
 

@@ -5,60 +5,61 @@ from typing import Final
 from twofold.ingest.log_profile import words
 
 
-def _set(text: str) -> frozenset[str]:
+def name_set(text: str) -> frozenset[str]:
+    """Returns the words of a text as a set of names."""
     return frozenset(text.split())
 
 
-_THINGS: Final = _set(
+_THINGS: Final = name_set(
     "video movie film photo product business article news book track song show episode clip content post doc document "
     "note ad recipe game app course job poi place venue listing gmap offer"
 )
 # The three required roles: sets from the most to the least likely names; names within a set are equally likely.
 USER: Final = (
-    _set("userid uid"),
-    _set("user memberid customerid visitorid reviewerid accountid viewerid listenerid profileid"),
-    _set("member customer visitor reviewer account viewer sessionid session deviceid"),
+    name_set("userid uid"),
+    name_set("user memberid customerid visitorid reviewerid accountid viewerid listenerid profileid"),
+    name_set("member customer visitor reviewer account viewer sessionid session deviceid"),
 )
 ITEM: Final = (
-    _set("itemid iid"),
-    _set("item asin vid isbn sku") | {f"{thing}id" for thing in _THINGS},
-    _set("parentasin") | _THINGS,
+    name_set("itemid iid"),
+    name_set("item asin vid isbn sku") | {f"{thing}id" for thing in _THINGS},
+    name_set("parentasin") | _THINGS,
 )
 TIME: Final = (
-    _set("at ts time timestamp datetime unixtime eventtime eventtimestamp eventts eventat"),
-    _set(
+    name_set("at ts time timestamp datetime unixtime eventtime eventtimestamp eventts eventat"),
+    name_set(
         "date createdat eventdate watchedat viewedat playedat clickedat ratedat purchasedat listenedat reviewtime "
         "unixreviewtime interactiontime starttime begintime logtime requesttime servertime"
     ),
 )
 # Signals that an item was liked; that it was seen or opened; ratings; the column with the kind of event.
-LIKED: Final = _set(
+LIKED: Final = name_set(
     "like liked love loved upvote upvoted thumbsup share shared forward forwarded follow followed favorite favorited "
     "favourite fav collect collected save saved bookmark bookmarked download downloaded longview purchase purchased "
     "buy bought order ordered transaction addtocart cart subscribe subscribed finish finished label"
 )
-SEEN: Final = _set("click clicked view viewed play played open opened watched valid validread")
-RATING: Final = _set("rating ratings stars star overall score userrating reviewrating")
-EVENT: Final = _set("event eventtype eventname action actiontype behavior behaviortype behaviour interaction type")
-WATCH: Final = _set(
+SEEN: Final = name_set("click clicked view viewed play played open opened watched valid validread")
+RATING: Final = name_set("rating ratings stars star overall score userrating reviewrating")
+EVENT: Final = name_set("event eventtype eventname action actiontype behavior behaviortype behaviour interaction type")
+WATCH: Final = name_set(
     "playtime playduration playedtime playingtime played watch watched watchtime watchduration watchingtime dwell "
     "dwelltime viewtime viewduration viewingtime listen listened listentime timespent staytime"
 )
-LENGTH: Final = _set("duration length runtime len dur playlength") | {
+LENGTH: Final = name_set("duration length runtime len dur playlength") | {
     f"{thing}{word}" for thing in _THINGS | {"item", "media", "total"} for word in ("duration", "length", "len", "dur")
 }
-SHARE: Final = _set("watchratio watchfraction watchpercent watchpct playedratiopct playratio completion")
+SHARE: Final = name_set("watchratio watchfraction watchpercent watchpct playedratiopct playratio completion")
 # For an items file: the upload time; single words in names of event counts, and in names of groups.
-UPLOADED: Final = _set(
+UPLOADED: Final = name_set(
     "uploadedat uploadtime uploaddt uploaddate uploadts uploaded created createdat createtime createts published "
     "publishedat publishtime publishdate publishts pubtime pubdate released releasedate releasedat releasetime "
     "releasets postedat posted postts added addedat dateadded firstseen onlinesince launchdate"
 )
-COUNTS: Final = _set(
+COUNTS: Final = name_set(
     "cnt count counts num views likes clicks plays play shows show shares comments downloads popularity popular ctr "
     "avg average mean votes vote rating ratings score rank sales hot stay progress complete"
 )
-GROUPS: Final = _set(
+GROUPS: Final = name_set(
     "id type category categories genre genres lang language city country region brand author artist creator channel "
     "publisher music status code tag tab level label group cluster class kind gender occupation zip feat"
 )

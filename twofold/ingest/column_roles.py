@@ -92,11 +92,10 @@ def guess_roles(
         if column.kind not in ("integer", "text"):
             raise _refused(log, column, role, "as whole numbers or as text", "BIGINT")
     unit = timestamp_unit(time) if time.kind == "integer" else None
-    is_dated = time.kind in ("timestamp", "day") or time.dates >= 0.99
-    if time.kind != "integer" and not is_dated:
+    if time.kind != "integer" and not time.is_dated:
         wanted = "BIGINT" if time.kind == "fraction" else "TIMESTAMP"
         raise _refused(log, time, "time", "as timestamps or as whole numbers", wanted)
-    has_clock = is_dated or unit is not None
+    has_clock = time.is_dated or unit is not None
     time_as = f"time ({unit})" if unit else "time" if has_clock else "time (order only)"
     others = [column for column in log.columns if column.name not in (user.name, item.name, time.name)]
     signals, taken_as = find_signals(others, items.columns if items else (), given_columns.weights)
@@ -104,7 +103,7 @@ def guess_roles(
         user=user.name,
         item=item.name,
         time=time.name,
-        at_unit=None if is_dated else unit or "ms",
+        at_unit=None if time.is_dated else unit or "ms",
         has_clock=has_clock,
         signals=signals,
         taken_as={user.name: "user", item.name: "item", time.name: time_as} | taken_as,
@@ -173,7 +172,7 @@ def _could_be_id(column: Column) -> bool:
 def _could_be_time(column: Column) -> bool:
     if column.nulls > 0.5 or column.distinct == 0:
         return False
-    return column.kind in ("timestamp", "day") or column.dates >= 0.99 or timestamp_unit(column) is not None
+    return column.is_dated or timestamp_unit(column) is not None
 
 
 def _refused(log: TableProfile, column: Column, role: str, wanted: str, type_: str) -> DataError:

@@ -87,9 +87,7 @@ def _uploaded(items: TableProfile | None) -> Column | None:
     able = [
         column
         for column in columns
-        if column.kind in ("timestamp", "day")
-        or column.dates >= 0.99
-        or (column.kind == "integer" and timestamp_unit(column) is not None)
+        if column.is_dated or (column.kind == "integer" and timestamp_unit(column) is not None)
     ]
     named = [column for column in able if normalized_name(column.name) in UPLOADED]
     return min(named, key=lambda column: column.name != "uploaded_at", default=None)

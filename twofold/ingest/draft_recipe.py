@@ -53,12 +53,16 @@ def write_draft(tables: Mapping[str, Frame | None], out: Path, *, overwrite: boo
     paths = {each: None if t is None else table_path(t, names[each], folder) for each, t in tables.items()}
     log = paths["--log"]
     assert log is not None, "a log is a table"
-    seen = profile_log(log, items=paths["--items"], users=paths["--users"])
-    text = draft_recipe(seen, name=recipe_name(out), folder=out.parent)
+    save_draft(profile_log(log, items=paths["--items"], users=paths["--users"]), out, name=recipe_name(out))
+    return load_recipe(out)
+
+
+def save_draft(seen: LogProfile, out: Path, *, name: str) -> None:
+    """Writes the drafted recipe to a file, once it has been checked."""
+    text = draft_recipe(seen, name=name, folder=out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     check_draft(text, out.parent)
     out.write_text(text, encoding="utf-8")
-    return load_recipe(out)
 
 
 def recipe_name(log: Path) -> str:

@@ -5,31 +5,27 @@ from dataclasses import dataclass
 from typing import Final
 
 from twofold.errors import RequestError
-from twofold.ingest.column_names import EVENT, LIKED, normalized_name
+from twofold.ingest.column_names import EVENT, LIKED, name_set, normalized_name
 from twofold.ingest.log_profile import Column, printable, rule_name
 from twofold.recipe.messages import did_you_mean
 
 _MOST_KINDS: Final = 20
 
 
-def _set(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 # Kinds by the interest that they show, each group with its weight in training.
-_TAKEN: Final = _set(
+_TAKEN: Final = name_set(
     "purchase purchased buy bought order ordered transaction sale sold paid pay payment conversion convert subscribe "
     "subscribed rent rented book booked hire hired apply applied download downloaded install checkoutcomplete"
 )
-_INTENDED: Final = LIKED - _TAKEN | _set(
+_INTENDED: Final = LIKED - _TAKEN | name_set(
     "addtobasket basket addbasket checkout begincheckout wish wishlist addtowishlist heart star complete completed "
     "fullplay repeat replay comment commented addtoplaylist addtolist"
 )
-_SEEN: Final = _set(
+_SEEN: Final = name_set(
     "view viewed viewitem itemview pv pageview productview detail detailview viewcontent click clicked clickitem open "
     "opened visit visited read play played listen listened watch watched stream streamed start started preview"
 )
-_REJECTED: Final = _set(
+_REJECTED: Final = name_set(
     "skip skipped dislike disliked hide hidden notinterested downvote downvoted thumbsdown report reported unlike "
     "block blocked return returned refund refunded"
 )

@@ -48,6 +48,11 @@ class Column:
     most_frequent: tuple[str, ...] = ()
     """Most frequent texts, cut at 60 characters."""
 
+    @property
+    def is_dated(self) -> bool:
+        """Flag: the values are timestamps or days, or texts that can be read as such."""
+        return self.kind in ("timestamp", "day") or self.dates >= 0.99
+
 
 @dataclass(frozen=True)
 class TableProfile:
@@ -177,7 +182,7 @@ def look_of(column: Column) -> str:
 
 
 def _look_of_text(column: Column) -> str:
-    if column.dates >= 0.99:
+    if column.is_dated:
         return "timestamp as text"
     if column.separator is not None:
         return "list as text"

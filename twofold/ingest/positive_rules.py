@@ -15,6 +15,8 @@ SHORT_S: Final = 120
 _MOST_POSITIVE: Final = 0.6  # of the ratings
 _FEWEST_POSITIVE: Final = 0.1
 _ENOUGH: Final = 0.8  # of a length, for items that are longer
+_SCALES: Final = {"": ("s", 1.0), " / 1000": ("ms", 1e-3), " / 1000000": ("us", 1e-6), " * 60": ("min", 60.0)}
+"""SQL that converts to seconds → name of the unit, and its length in seconds."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,10 @@ def _find_watched(columns: Sequence[Column], item_columns: Sequence[Column]) -> 
     length = _as_seconds("length_s", [*own["length_s"], *(c for c in lengths if c.name != watch[0].name)])
     found = {"watch_s": watch, **({"length_s": length} if length else {})}
     called = {"watch_s": "watch time", "length_s": "length"}
-    units = {"": "s", " / 1000": "ms", " / 1000000": "us", " * 60": "min"}
     return _Watched(
         {ours: f"{written}{scale}" for ours, (_, written, scale) in found.items()},
-        {column.name: f"{called[ours]} ({units[scale]})" for ours, (column, _, scale) in found.items()},
-        {ours: _seconds(column.median, scale) for ours, (column, _, scale) in found.items() if column.median},
+        {column.name: f"{called[ours]} ({_SCALES[scale][0]})" for ours, (column, _, scale) in found.items()},
+        {ours: column.median * _SCALES[scale][1] for ours, (column, _, scale) in found.items() if column.median},
     )
 
 
@@ -128,10 +129,6 @@ def _as_seconds(ours: str, columns: Sequence[Column]) -> tuple[Column, str, str]
             # No one watches for 28 hours: larger numbers are milliseconds.
             return column, written, named[-1] if named else " / 1000" if (column.high or 0) > 100_000 else ""
     return None
-
-
-def _seconds(median: float, scale: str) -> float:
-    return median * {"": 1, " / 1000": 1e-3, " / 1000000": 1e-6, " * 60": 60}[scale]
 
 
 def _positive(columns: Sequence[Column], watched: _Watched) -> tuple[str, str, dict[str, str]]:
