@@ -86,9 +86,9 @@ def fit(
 ) -> dict[str, Any]:
     """Trains; writes `weights.safetensors` of the best epoch and logs of epochs and steps; returns facts.
 
-    A killed attempt resumes from its checkpoint in `out` and ends as it would have ended. Equal seeds give equal weights
-    on one machine with one number of threads. If `validate` is a list of known values, up to the best one, it trains
-    one epoch for each. `build` is called twice: on the device `meta`, and after the seed is set. All ranks call this.
+    A killed attempt resumes from its checkpoint in `out` and ends as it would have ended. Equal seeds give equal
+    weights on one machine with one number of threads. If `validate` is a list of known values, up to the best one, it
+    trains one epoch for each. `build` is called twice: on the device `meta`, and seeded. All ranks call this.
     """
     ranks, epochs = setup.ranks, num_epochs(validate, settings.epochs)
     with torch.device("meta"):
