@@ -1,9 +1,9 @@
 """`prepare.new_items`: a share of the items has no event before the test window, in any file that training reads."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 
 from tests import worlds
 from twofold.dataset.build import build_dataset
@@ -75,13 +75,43 @@ def test_the_report_takes_them_for_its_new_items(folders):
 def test_the_funnel_names_the_step_and_its_rows_add_up(folders):
     facts = folders[0.25][1]
     lines = {line["name"]: line for line in facts["funnel"]}
-    step = lines["25 % of the items only from the test window on"]
+    step = lines["25 % of the items only in the test window"]
     assert step["removed"] == len(events(folders[None][0])) - len(events(folders[0.25][0])) > 0
-    assert not any("only from the test window" in line["name"] for line in folders[None][1]["funnel"])
+    assert not any("only in the test window" in line["name"] for line in folders[None][1]["funnel"])
 
 
-def test_a_split_by_last_events_is_refused_with_what_to_write(tmp_path):
-    log = worlds.checkerboard(tmp_path / "log", num_users=10, num_items=10)
-    parts = {"prepare": {"positive": "liked", "split": {"kind": "last_n"}, "new_items": 0.1}}
-    with pytest.raises(ValidationError, match=r"new_items: 0.1 removes the events before the test window, and with"):
-        worlds.world_recipe(log.data.model_dump(), parts)
+def test_with_last_events_each_user_keeps_them_as_test_events_alone(tmp_path):
+    split = {"kind": "last_n", "test": 1, "validation": 1}
+    out = {}
+    for share in (None, 0.25):
+        log = worlds.checkerboard(tmp_path / f"log {share}", num_users=60, num_items=40)
+        parts = {"prepare": {"positive": "TRUE", "split": split, "new_items": share}}
+        prepare(worlds.world_recipe(log.data.model_dump(), parts), tmp_path / f"{share}")
+        rows = pq.read_table(tmp_path / f"{share}" / "rows").to_pandas()
+        out[share] = {name: rows[rows.split == name] for name in ("train", "validation", "test")}
+    kept = {name: set(rows.item_id) for name, rows in out[0.25].items()}
+    chosen = set(out[None]["train"].item_id) - kept["train"]
+    assert 4 <= len(chosen) <= 16
+    assert not chosen & kept["validation"]
+    assert chosen & kept["test"]
+    tests = [rows["test"].set_index("user_id").item_id for rows in out.values()]
+    assert tests[0].loc[tests[1].index].equals(tests[1])
+    assert len(tests[1]) > 50
+
+
+def test_a_user_of_few_other_events_keeps_no_event_of_a_new_item(tmp_path):
+    """With two or fewer other events there is no window, and every event left would train."""
+    events = pa.table(
+        {
+            "user_id": [user for user in range(40) for _ in range(3)],
+            "item_id": [item for user in range(40) for item in (user, user + 40, user + 80)],
+            "at": [worlds.FIRST_MS + 1000 * n for n in range(120)],
+        }
+    )
+    pq.write_table(events, tmp_path / "events.parquet")
+    parts = {"prepare": {"positive": "TRUE", "split": {"kind": "last_n"}, "new_items": 0.5}}
+    prepare(worlds.world_recipe({"kind": "table", "events": tmp_path / "events.parquet"}, parts), tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "rows").to_pandas()
+    of_user = rows.groupby("user_id").size()
+    assert set(rows[rows.split == "test"].user_id) == set(of_user[of_user == 3].index)
+    assert 0 < len(of_user[of_user == 3]) < len(of_user) < 40

@@ -52,7 +52,7 @@ def funnel_counts(prepare: Prepare, source: Source, selection: Selection) -> tup
         counts.append(Count("taken by prepare.where", "log", _count_sql(f'{HAS_KEYS} AND "is_taken"')))
     unusable = ["no estimated time in validation or test"] if has_estimates(source) else []
     if prepare.new_items is not None:
-        unusable.append(f"{percent(prepare.new_items)} of the items only from the test window on")
+        unusable.append(f"{percent(prepare.new_items)} of the items only in the test window")
     if unusable:
         counts.append(Count("; ".join(unusable), "log", _count_sql('"is_kept"')))
     counts += [Count(step.name, "train", _count_sql(step.where)) for step in selection.steps]

@@ -9,7 +9,7 @@ Statements use only SQL that engines agree on: integers wherever order matters, 
 creates from the log. Columns that begin with `_tf_` are internal: no column of a log or a recipe may (`INTERNAL`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -17,14 +17,15 @@ from twofold.digest import file_stem
 from twofold.prepare.counter_sums import counters_sql, priors_sql
 from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.event_filters import Selection, select_train
-from twofold.prepare.funnel import HAS_KEYS, Count, funnel_counts, has_estimates
-from twofold.prepare.hashing import PRIME, hash_sql, shard_sql
+from twofold.prepare.funnel import Count, funnel_counts, has_estimates
+from twofold.prepare.hashing import shard_sql
 from twofold.prepare.sources import Source
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
+from twofold.prepare.windows import kept_sql, split_sql
 from twofold.recipe.prepare import Prepare
-from twofold.recipe.split import LastDays, LastEvents, TemporalSplit
+from twofold.recipe.split import LastEvents
 from twofold.sql.rules import rule_columns, rule_sql
-from twofold.tables import OUTCOME, SPLITS, Split
+from twofold.tables import OUTCOME, SPLITS
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def log_sql(prepare: Prepare, source: Source) -> str:
     all windows; _tf_watch_ms and _tf_length_ms.
     """
     used = used_columns(prepare)
+    read = [name for name in source.event_columns if name in used]
     sql = f'({_distinct_sql(source, used)}) AS "distinct"'
     have = set(source.event_columns)  # a column of two tables is the event's, else the item's
     for side, key, columns in (("items", "item_id", source.item_columns), ("users", "user_id", source.user_columns)):
@@ -134,11 +136,11 @@ def log_sql(prepare: Prepare, source: Source) -> str:
     taken = "TRUE" if prepare.where is None else f"COALESCE({rule_sql(prepare.where, result='condition')}, FALSE)"
     estimated = 'COALESCE("at_is_estimated", FALSE)' if has_estimates(source) else "FALSE"
     sql = f'(SELECT *, {taken} AS "_tf_is_taken", {estimated} AS "_tf_is_estimated" FROM {sql}) AS "taken"'
-    sql = f'(SELECT *, {_kept_sql(prepare, source)} AS "_tf_is_kept" FROM {sql}) AS "kept"'
+    sql = f'(SELECT *, {kept_sql(prepare, source, read)} AS "_tf_is_kept" FROM {sql}) AS "kept"'
     watch = ", ".join(
         f'{thousandths_sql(f"""CAST("{name}_s" AS DOUBLE)""")} AS "_tf_{name}_ms"' for name in _watched(prepare, source)
     )
-    split = split_sql(prepare, [name for name in source.event_columns if name in used])
+    split = split_sql(prepare, read)
     return f'SELECT *, {split} AS "_tf_split"{", " + watch if watch else ""} FROM {sql}'
 
 
@@ -177,54 +179,6 @@ def used_columns(prepare: Prepare) -> frozenset[str]:
             case _:
                 assert_never(label.kind)
     return frozenset(names | ({prepare.split.ties} if isinstance(prepare.split, LastEvents) else set()))
-
-
-def split_sql(prepare: Prepare, columns: Sequence[str]) -> str:
-    """Returns the index of an event's window in SPLITS; NULL means outside all windows.
-
-    `columns` are those that the rules read of an event.
-    """
-    match prepare.split:
-        case TemporalSplit():
-            cases = " ".join(f"WHEN {window_sql(prepare, split)} THEN {index}" for index, split in enumerate(SPLITS))
-            return f'CAST(CASE WHEN NOT "_tf_is_kept" THEN NULL {cases} END AS TINYINT)'
-        case LastEvents(test=test, validation=validation, ties=ties):
-            # All columns that a rule reads, so that the order of the files decides nothing.
-            by = (ties, "item_id", *(name for name in columns if name not in ("user_id", "at", ties, "item_id")))
-            order = f'ORDER BY "at" DESC, {", ".join(f"{quote_name(name)} DESC NULLS LAST" for name in by)}'
-            from_end = f'ROW_NUMBER() OVER (PARTITION BY "user_id", "_tf_is_kept" {order})'
-            events = 'COUNT(*) OVER (PARTITION BY "user_id", "_tf_is_kept")'
-            return f"""CAST(CASE WHEN NOT "_tf_is_kept" THEN NULL WHEN {events} <= {test + validation} THEN 0
-                WHEN {from_end} <= {test} THEN 2 WHEN {from_end} <= {test + validation} THEN 1 ELSE 0 END AS TINYINT)"""
-        case LastDays():
-            raise AssertionError("windows of last_days get their dates before a plan is made")
-        case _:
-            assert_never(prepare.split)
-
-
-def window_sql(prepare: Prepare, name: Split) -> str:
-    """Returns the condition that an event is in a window of days: first included, end excluded."""
-    bounds = prepare.bounds_ms(name)
-    assert bounds is not None
-    return f'"at" >= {bounds[0]} AND "at" < {bounds[1]}'
-
-
-def _kept_sql(prepare: Prepare, source: Source) -> str:
-    """Returns the condition for usable events: one with an estimated time is used in training only, and one of an item
-    of `new_items` from the test window on.
-
-    With `last_n`, order alone decides the windows, and an estimated time is in the right order.
-    """
-    if isinstance(prepare.split, LastEvents):
-        return f'"_tf_is_taken" AND {HAS_KEYS}'
-    evaluated = " OR ".join(f"({window_sql(prepare, name)})" for name in SPLITS[1:])
-    kept = f'"_tf_is_taken" AND {HAS_KEYS} AND NOT ("_tf_is_estimated" AND ({evaluated}))'
-    if prepare.new_items is None:
-        return kept
-    bounds = prepare.bounds_ms("test")
-    assert bounds is not None
-    hashed = hash_sql({"item_id": source.event_columns["item_id"]}, seed=2)  # 0 cuts shards, 1 samples users
-    return f'{kept} AND NOT ("at" < {bounds[0]} AND {hashed} < {int(prepare.new_items * PRIME)})'
 
 
 def _watched(prepare: Prepare, source: Source) -> list[str]:

@@ -154,8 +154,9 @@ class Prepare(Section):
     """Sample of the users. `null` means all users."""
     new_items: float | None = Field(default=None, gt=0, le=0.5)
     """Share of the items that are made new for a study of new items, such as .05: all their events before the test
-    window are removed, from training, histories, counters, labels and baselines alike, and the report's new items are
-    these. The share is chosen by a hash of the item id. `null` means none: the service should learn from every item.
+    window (with `last_n`, each user's own) are removed, from training, histories, counters, labels and baselines alike,
+    and the report's new items are these. The share is chosen by a hash of the item id. `null` means none: the service
+    should learn from every item.
     """
     positive_share: float | None = Field(default=None, gt=0, le=1)
     """Share of positives in the training window, reached by dropping random negatives: .7 means 7 : 3, and 1 positives
@@ -168,15 +169,6 @@ class Prepare(Section):
             raise ValueError(f"{name} is both in derive and in labels; rename one")
         _check_case([*self.derive, *self.labels])
         _check_case(list(self.outcomes))
-        return self
-
-    @model_validator(mode="after")
-    def _new_items_have_a_first_day(self) -> Prepare:
-        if self.new_items is not None and isinstance(self.split, LastEvents):
-            raise ValueError(
-                f"new_items: {self.new_items} removes the events before the test window, and with split kind: last_n "
-                "every user has another one. Write split: {kind: temporal, …}, or delete new_items"
-            )
         return self
 
     def quantile_of(self, outcome: str) -> str | None:
