@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from twofold.dataset.column_encoders import POSITIVES
-from twofold.dataset.counters import write_counters
-from twofold.dataset.dataset import counter_names, load_splits
+from twofold.dataset.counters import counter_names, write_counters
+from twofold.dataset.dataset import load_splits
 from twofold.dataset.examples import BATCH_ROWS, distinct_ids, load_examples, write_examples, write_histories
 from twofold.dataset.features import fit_features, save_features
 from twofold.dataset.histories import load_histories
@@ -35,7 +35,6 @@ from twofold.dataset.item_vectors import cluster_rows, fit_clusters, read_vector
 from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.tower_inputs import (
     ATTRIBUTES,
-    cluster_key,
     counter_values,
     load_tower_counters,
     save_user_attributes,
@@ -153,8 +152,8 @@ def _write_vectors(prepared: Path, features: Features, items: Vocabulary, *, out
         if isinstance(feature, ClusterFeature):
             vectors = map_array(out / "vectors" / f"{feature.vectors}.npy")
             centroids = fit_clusters(feature.vectors, vectors, num_known=items.num_known, k=feature.num_clusters)
-            np.save(out / "features" / f"centroids.{cluster_key(feature)}.npy", centroids)
-            np.save(out / "user_arrays" / f"clusters.{cluster_key(feature)}.npy", cluster_rows(centroids, vectors))
+            np.save(out / "features" / f"centroids.{feature.clusters_key}.npy", centroids)
+            np.save(out / "user_arrays" / f"clusters.{feature.clusters_key}.npy", cluster_rows(centroids, vectors))
     return facts
 
 

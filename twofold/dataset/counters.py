@@ -20,6 +20,7 @@ from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.vocabulary import UNKNOWN, Vocabulary, id_type
 from twofold.digest import file_stem
+from twofold.recipe.features import CounterFeature, ItemFeature, UserFeature, feature_name
 from twofold.run_folder import write_json
 from twofold.tables import HOUR_MS
 
@@ -132,3 +133,8 @@ def _slices(
         np.where(rows == UNKNOWN, 0, positions[rows]) for positions in (start, np.append(start[1:], hours))
     )
     return first_hours, end_hours
+
+
+def counter_names(side: tuple[UserFeature | ItemFeature, ...]) -> tuple[str, ...]:
+    """Returns the names of a tower's counter features."""
+    return tuple(feature_name(feature) for feature in side if isinstance(feature, CounterFeature))

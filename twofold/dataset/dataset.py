@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
+from twofold.dataset.counters import counter_names
 from twofold.dataset.examples import Examples, load_examples
 from twofold.dataset.features import FeatureState, load_features
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.npy import map_array
 from twofold.dataset.tower_inputs import ItemArrays, UserArrays, item_arrays, load_tower_counters, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.recipe.features import CounterFeature, Features, ItemFeature, UserFeature, feature_name
+from twofold.recipe.features import Features
 from twofold.tables import SPLITS, Side, Split, split_side
 
 
@@ -73,11 +74,6 @@ def attribute_column(folder: Path, name: str) -> tuple[Side, pa.ChunkedArray]:
     side, column = split_side(name)
     side = side or ("item" if name in pq.read_schema(folder / "item_attributes.parquet").names else "user")
     return side, pq.read_table(folder / f"{side}_attributes.parquet", columns=[column])[column]
-
-
-def counter_names(side: tuple[UserFeature | ItemFeature, ...]) -> tuple[str, ...]:
-    """Returns the names of a tower's counter features."""
-    return tuple(feature_name(feature) for feature in side if isinstance(feature, CounterFeature))
 
 
 def load_splits(folder: Path, features: Features) -> dict[Split, Examples]:

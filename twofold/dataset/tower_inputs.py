@@ -270,7 +270,7 @@ def user_inputs(
                     ages = _seconds_ago(queries, events, length) if feature.time_bias else None
                     inputs |= as_sequence(name, rows, ages)
             case ClusterFeature(events=events, max_length=length, num_clusters=k):
-                inputs[name] = shares(users.clusters[cluster_key(feature)].take(_newest(queries, events, length)), k)
+                inputs[name] = shares(users.clusters[feature.clusters_key].take(_newest(queries, events, length)), k)
             case TimeFeature(part=part):
                 times = clock_rows(part, local_ms(queries.at, state.time_zone))
                 inputs[name] = times if queries.at_is_known is None else times * queries.at_is_known
@@ -281,11 +281,6 @@ def user_inputs(
             case _:
                 assert_never(feature)
     return {**inputs, **(sequences or {})}
-
-
-def cluster_key(feature: ClusterFeature) -> str:
-    """Returns the name of the clusters that a feature reads; two features may read the same clusters."""
-    return f"{feature.vectors}.{feature.num_clusters}"
 
 
 def save_user_attributes(state: FeatureState, users: pa.Table, folder: Path) -> None:
@@ -306,7 +301,7 @@ def load_user_arrays(features: Features, folder: Path) -> UserArrays:
     """Maps the user arrays of a dataset/ folder or of a bundle."""
     arrays = folder / "user_arrays"
     attributes = [feature_name(f) for f in features.user if isinstance(f, _STORED_PER_USER)]
-    clusters = [cluster_key(f) for f in features.user if isinstance(f, ClusterFeature)]
+    clusters = [f.clusters_key for f in features.user if isinstance(f, ClusterFeature)]
     return UserArrays(
         {name: map_array(arrays / f"{file_stem(name)}.npy") for name in attributes},
         load_tower_counters(features.user, folder),

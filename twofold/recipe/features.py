@@ -78,8 +78,7 @@ class SequenceFeature(Section):
 
 
 class ClusterFeature(Section):
-    """Shares of the user's most recent events in each cluster of items (k-means on the items of the training
-    window)."""
+    """Shares of the user's most recent events in each cluster of items (k-means on the training window)."""
 
     kind: Literal["clusters"]
     events: Literal["positives", "negatives"]
@@ -90,6 +89,11 @@ class ClusterFeature(Section):
     """Maximum number of events; the most recent are kept."""
     num_clusters: int = Field(default=18, ge=2, le=4096)
     """Number of clusters."""
+
+    @property
+    def clusters_key(self) -> str:
+        """Name of the clusters that the feature reads; two features may read the same ones."""
+        return f"{self.vectors}.{self.num_clusters}"
 
 
 class TimeFeature(Section):
@@ -302,21 +306,6 @@ def _same_name(tower: str, name: str, first: UserFeature | ItemFeature, second: 
         f"the {tower} tower has two features called {name!r}, of kind: {first.kind} and of kind: {second.kind}; delete "
         f"one{way_out}"
     )
-
-
-def with_features(features: Features, user: tuple[UserFeature, ...], item: tuple[ItemFeature, ...]) -> Features:
-    """Adds features to both towers, each once; raises ValueError where two of one name differ."""
-    sides: dict[str, tuple[UserFeature | ItemFeature, ...]] = {}
-    for tower, old, new in (("user", features.user, user), ("item", features.item, item)):
-        by_name = {feature_name(feature): feature for feature in old}
-        for feature in new:
-            if by_name.setdefault(feature_name(feature), feature) != feature:
-                raise ValueError(
-                    f"the {tower} feature {feature_name(feature)} is defined twice, with different settings: write it "
-                    f"in ranker.features as in features.{tower}"
-                )
-        sides[tower] = tuple(by_name.values())
-    return Features.model_validate({"vectors": features.vectors, **sides})
 
 
 def reads_time(feature: UserFeature | ItemFeature) -> bool:

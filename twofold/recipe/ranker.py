@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from sqlglot import exp
 
 from twofold.errors import RecipeError
-from twofold.recipe.features import ItemFeature, UserFeature
+from twofold.recipe.features import Features, ItemFeature, UserFeature, feature_name
 from twofold.recipe.section import Expression, Name, Section
 from twofold.recipe.train import Bce
 from twofold.sql.rules import check_columns, rule_tree
@@ -76,6 +76,21 @@ class RankerFeatures(Section):
     """Features of the user and the request."""
     item: tuple[ItemFeature, ...] = Field(min_length=1)
     """Features of each candidate item."""
+
+
+def with_features(features: Features, user: tuple[UserFeature, ...], item: tuple[ItemFeature, ...]) -> Features:
+    """Adds features to both towers, each once; raises ValueError where two of one name differ."""
+    sides: dict[str, tuple[UserFeature | ItemFeature, ...]] = {}
+    for tower, old, new in (("user", features.user, user), ("item", features.item, item)):
+        by_name = {feature_name(feature): feature for feature in old}
+        for feature in new:
+            if by_name.setdefault(feature_name(feature), feature) != feature:
+                raise ValueError(
+                    f"the {tower} feature {feature_name(feature)} is defined twice, with different settings: write it "
+                    f"in ranker.features as in features.{tower}"
+                )
+        sides[tower] = tuple(by_name.values())
+    return Features.model_validate({"vectors": features.vectors, **sides})
 
 
 class Head(Section):

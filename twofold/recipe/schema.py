@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 
 from twofold.recipe.data import Data
 from twofold.recipe.evaluate import Evaluate, PublishedNegatives
-from twofold.recipe.features import CounterFeature, Features, reads_time, with_features
+from twofold.recipe.features import CounterFeature, Features, reads_time
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import Prepare
-from twofold.recipe.ranker import Mlp
+from twofold.recipe.ranker import Mlp, with_features
 from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_best, check_heads, check_reads, check_routes
 from twofold.recipe.section import Section
 from twofold.recipe.split import LastDays, LastEvents, TemporalSplit
