@@ -9,6 +9,8 @@ ARG EXTRAS=serve,redis
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY twofold twofold
+COPY recipes/kuairand.yaml recipes/
+COPY data/kuairand-pure data/kuairand-pure
 RUN python -m venv /opt/twofold
 RUN /opt/twofold/bin/pip wheel --no-deps --wheel-dir /wheels .
 RUN /opt/twofold/bin/pip install --no-cache-dir -c constraints.txt "$(echo /wheels/twofold-*.whl)[$EXTRAS]"

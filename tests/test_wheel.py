@@ -44,6 +44,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(ROOT / source, folder / "source" / target, ignore=ignored)
             else:
+                (folder / "source" / target).mkdir(exist_ok=True)
                 shutil.copy(ROOT / source, folder / "source" / target)
     ask = [
         sys.executable,
@@ -97,6 +98,17 @@ def test_what_is_installed_is_the_lock(environment: Path) -> None:
     installed = pins(python(environment, "-m", "pip", "freeze", "--exclude", "twofold"))
     assert len(installed) > 20
     assert installed - pins((ROOT / "constraints.txt").read_text()) == set()
+
+
+def test_it_brings_the_log_and_the_recipe_of_the_demo(environment: Path, tmp_path: Path) -> None:
+    call = f"print(copy_shipped(Path({str(tmp_path)!r})))"
+    copy = f"from pathlib import Path; from twofold.cli.demo import copy_shipped; {call}"
+    recipe = Path(python(environment, "-c", copy).strip())
+    assert recipe == tmp_path / "recipes" / "kuairand.yaml"
+    copied = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(copied) == 6
+    for path in copied:
+        assert (tmp_path / path).read_bytes() == (ROOT / path).read_bytes()
 
 
 @pytest.fixture

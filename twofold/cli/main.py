@@ -8,14 +8,13 @@ import typer
 from rich.console import Console
 
 import twofold
-from twofold.cli import inputs, runs, serving, stages
+from twofold.cli import demo, inputs, runs, serving, stages
 from twofold.errors import TwofoldError
 
 _INPUTS, _STAGES, _SERVING, _RUNS = "Data and recipes", "Stages", "Recommendations", "Finished runs"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",  # breaks the lines of a paragraph at the width of the terminal
 )
 
@@ -36,6 +35,7 @@ def options(
     """Recommender systems from an interaction log: prepare, train, evaluate, index and serve."""
 
 
+app.command(rich_help_panel=_INPUTS)(demo.demo)
 app.command(rich_help_panel=_INPUTS)(inputs.data)
 app.add_typer(inputs.recipe_app, name="recipe", rich_help_panel=_INPUTS)
 app.command(rich_help_panel=_STAGES)(stages.run)
