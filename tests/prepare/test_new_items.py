@@ -100,7 +100,7 @@ def test_with_last_events_each_user_keeps_them_as_test_events_alone(tmp_path):
 
 
 def test_a_user_of_few_other_events_keeps_no_event_of_a_new_item(tmp_path):
-    """With two or fewer other events there is no window, and every event left would train."""
+    """A user of at most two other events has no windows, so that all that is left would train."""
     events = pa.table(
         {
             "user_id": [user for user in range(40) for _ in range(3)],
