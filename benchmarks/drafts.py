@@ -1,6 +1,6 @@
 """Quality of drafted recipes: `recipe new`, then `run`, with no line edited, on logs of several kinds.
 
-    python benchmarks/drafts.py                        # the shipped log as plain CSV files, and two synthetic worlds
+    python benchmarks/drafts.py                        # the shipped log as plain CSV files, and synthetic logs
     python benchmarks/drafts.py --data FOLDER          # also the public logs that the folder holds, see `PUBLIC`
     python benchmarks/drafts.py --logs kuairand-csv    # some of them; results of the others are kept
     python benchmarks/drafts.py --tables               # prints the table of what is saved
@@ -14,13 +14,19 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the synthetic logs are those of the tests
+from tests.logs.music import write_music
+from tests.logs.news import write_news
+from tests.logs.ratings import write_ratings
+from tests.logs.shop import write_shop
+from tests.logs.video import write_video
 from twofold.evaluate.results import Report
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.job import Job, claim_folder, report_of
@@ -43,6 +49,8 @@ class Log:
     """Options of `recipe new` and their files."""
     options: tuple[str, ...] = ()
     world_seed: int | None = None
+    write: Callable[..., list[str]] | None = None
+    """Writes the files of a synthetic log of `tests/logs` and returns the options of `recipe new`."""
 
 
 CSV = (("--log", "events.csv"), ("--items", "items.csv"), ("--users", "users.csv"))
@@ -51,6 +59,11 @@ SHIPPED_LOGS = (
     Log("kuairand-csv", CSV),
     Log("world-0", WORLD, world_seed=0),
     Log("world-5", WORLD, world_seed=5),
+    Log("shop", (), write=write_shop),
+    Log("music", (), write=write_music),
+    Log("video", (), write=write_video),
+    Log("ratings", (), write=write_ratings),
+    Log("news", (), write=write_news),
 )
 PUBLIC = (
     Log("ml-latest-small", (("--log", "ml-latest-small.parquet"), ("--items", "movies.csv"))),
@@ -63,6 +76,8 @@ PUBLIC = (
 pairs of TikTok and Gowalla as one CSV file, training pairs first, with their position as the time.
 """
 WORLD_ROWS = 300_000
+SIZE = {"users": 3_000, "items": 600, "events": 150_000}
+"""Size of the logs of `tests/logs`."""
 
 
 def main(logs: Sequence[Log], *, data: Path | None, runs: Path = Path("runs/drafts")) -> Saved:
@@ -80,6 +95,13 @@ def main(logs: Sequence[Log], *, data: Path | None, runs: Path = Path("runs/draf
     return saved
 
 
+def _files_of(log: Log, folder: Path) -> list[str]:
+    """Returns the options of `recipe new` for the log's files, which are written first if `tests/logs` makes them."""
+    if log.write is not None:
+        return log.write(folder, **SIZE)
+    return [text for option, name in log.files for text in (option, f"{folder / name}")]
+
+
 def _folder_of(log: Log, data: Path | None, runs: Path) -> Path:
     """Returns the folder with the files of a log; those of the shipped log and of worlds are made in `runs`."""
     folder = runs / f"{log.name}-data"
@@ -91,6 +113,8 @@ def _folder_of(log: Log, data: Path | None, runs: Path) -> Path:
         for _, name in CSV:
             source, target = SHIPPED / name.replace(".csv", ".parquet"), folder / name
             duckdb.sql(f"COPY (FROM '{source}') TO '{target}' (HEADER)")
+    elif log.write is not None:
+        folder.mkdir(exist_ok=True)
     return folder if log in SHIPPED_LOGS else (data or runs) / log.name
 
 
@@ -101,8 +125,7 @@ def _twofold(*arguments: str) -> None:
 def _result(log: Log, folder: Path, runs: Path) -> Saved:
     recipe = runs / f"{log.name}.yaml"
     recipe.unlink(missing_ok=True)
-    files = [text for option, name in log.files for text in (option, f"{folder / name}")]
-    _twofold("recipe", "new", *files, *log.options, "--out", f"{recipe}")
+    _twofold("recipe", "new", *_files_of(log, folder), *log.options, "--out", f"{recipe}")
     job = Job(with_dates(load_recipe(recipe)), runs / log.name)
     started = time.process_time()
     with locked(job.folder):

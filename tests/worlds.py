@@ -140,6 +140,28 @@ def liking(items: np.ndarray, num_items: int) -> np.ndarray:
     return 0.9 * (1 - items / num_items) ** 2 + 0.02
 
 
+# --- habits: users come back to what they liked most often ------------------------------------------------------------
+
+
+def habits(folder: Path, *, num_users: int = 150, num_items: int = 400) -> Recipe:
+    """Each user has five items of their own, met again every day, the first most often; no two users are alike.
+
+    Only how often the user met an item tells how likely it comes next, and items that were met may be recommended.
+    """
+    draw = np.random.default_rng(11)
+    lines = []
+    for user in range(num_users):
+        own = draw.choice(num_items, size=5, replace=False)
+        for day in (*TRAIN_DAYS, VALIDATION, TEST):
+            size = 6 if day in TRAIN_DAYS else 2
+            items = own[np.minimum(draw.geometric(0.5, size=size) - 1, 4)]
+            lines += list(
+                zip([user] * size, items, day * DAY_MS + np.arange(size) * HOUR_MS, [True] * size, strict=True)
+            )
+    data = write_world(folder, _events(lines, draw), _items(num_items))
+    return world_recipe(data, {"index": {"include_seen": True}})
+
+
 # --- walks: order alone tells what comes next -------------------------------------------------------------------------
 
 

@@ -32,6 +32,15 @@ class Ragged:
         """Index of the list that each value belongs to."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.sizes)
 
+    def joined(self, other: "Ragged") -> "Ragged":
+        """Returns each list followed by that of another array with as many lists.
+
+        >>> Ragged(np.array([7, 8]), np.array([0, 2, 2])).joined(Ragged(np.array([9]), np.array([0, 1, 1]))).values
+        array([7, 8, 9])
+        """
+        order = np.argsort(np.concatenate([self.lines, other.lines]), kind="stable")
+        return Ragged(np.concatenate([self.values, other.values])[order], self.offsets + other.offsets)
+
     def part(self, lists: slice) -> "Ragged":
         """Returns the lists of a slice."""
         first, end = self.offsets[lists.start], self.offsets[lists.stop]

@@ -5,6 +5,7 @@ an order-preserving form, the lower half the rank of the item in a fixed shuffle
 *is* the answer, and a model that gives every item the same score gets a random list, not the catalogue's first page.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -114,14 +115,36 @@ def exclude(scores: Float32[np.ndarray, "queries items"], excluded: Ragged) -> N
 
 
 @dataclass(frozen=True)
+class Additions:
+    """Numbers added to the scores of some items of each user. The item rows of a user are distinct and rise."""
+
+    rows: Ragged
+    values: Float32[np.ndarray, "length"]
+    """Number for each of the item rows."""
+
+    def of(self, users: Int64[np.ndarray, "_"]) -> "Additions":
+        """Returns those of the chosen users, in the given order."""
+        taken = Ragged(np.arange(len(self.values)), self.rows.offsets).of(users)
+        return Additions(Ragged(self.rows.values[taken.values], taken.offsets), self.values[taken.values])
+
+
+def concatenate_additions(parts: Sequence[Additions]) -> Additions:
+    """Returns the additions of several groups of users, one group after another."""
+    sizes = np.concatenate([part.rows.sizes for part in parts])
+    rows = Ragged(np.concatenate([part.rows.values for part in parts]), np.concatenate([[0], np.cumsum(sizes)]))
+    return Additions(rows, np.concatenate([part.values for part in parts]))
+
+
+@dataclass(frozen=True)
 class Products:
-    """Scores that are inner products of query vectors and item vectors.
+    """Scores that are inner products of query vectors and item vectors, with additions for some pairs if there are any.
 
     RequestError if a vector contains NaN or infinity.
     """
 
     queries: Float32[np.ndarray, "users dim"]
     items: Float32[np.ndarray, "items dim"]
+    added: Additions | None = None
 
     def __post_init__(self) -> None:
         for name, vectors in (("user", self.queries), ("item", self.items)):
@@ -133,10 +156,17 @@ class Products:
                     f"train.learning_rate, or look for NaN in the {name}s' features."
                 )
 
-    def __call__(self, users: slice) -> Float32[np.ndarray, "queries items"]:
+    def __call__(self, users: slice | Int64[np.ndarray, "_"]) -> Float32[np.ndarray, "queries items"]:
         """Returns the scores of these users for all items."""
         scores: Float32[np.ndarray, "queries items"] = self.queries[users] @ self.items.T
+        if self.added is not None:
+            added = self.added.of(np.arange(len(self.queries))[users])
+            scores[added.rows.lines, added.rows.values] += added.values
         return scores
+
+    def of(self, users: Int64[np.ndarray, "_"]) -> "Products":
+        """Returns the scores of the chosen users, in the given order."""
+        return Products(self.queries[users], self.items, None if self.added is None else self.added.of(users))
 
     def pairs(
         self, users: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
@@ -145,4 +175,9 @@ class Products:
         scores = np.empty(len(users), np.float32)
         for part in chunks(len(users), _CHUNK_PAIRS):
             scores[part] = np.vecdot(self.queries[users[part]], self.items[item_rows[part]])
+        if self.added is not None and len(self.added.values):
+            keys = self.added.rows.lines * len(self.items) + self.added.rows.values
+            pairs = users * len(self.items) + item_rows
+            place = np.minimum(np.searchsorted(keys, pairs), len(keys) - 1)
+            scores += np.where(keys[place] == pairs, self.added.values[place], np.float32(0))
         return scores

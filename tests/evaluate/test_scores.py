@@ -1,6 +1,7 @@
 """The running top k against the whole row, sorted, and its memory; what a ranker may change in two stages."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.scores import rank_in_two_stages, rank_products, rank_rows, user_chunks
 from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import Ragged
-from twofold.topk import Products, exclude, tie_order, top_k
+from twofold.topk import Additions, Products, exclude, tie_order, top_k
 
 
 def whole_numbers(seed, *, users, items, dim=3):
@@ -42,6 +43,22 @@ def test_blocks_of_items_give_what_the_whole_row_gives(case, monkeypatch):
     expected = top_k(scores, k).item_rows
     assert (rank_products(products, slice(0, users), k, excluded=excluded) == expected).all()
     assert (rank_rows(products(slice(0, users)), k, excluded=excluded) == expected).all()
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_additions_count_in_every_block(case, monkeypatch):
+    rng = np.random.default_rng(case)
+    users, items, k = int(rng.integers(1, 9)), int(rng.integers(1, 60)), int(rng.integers(1, 12))
+    monkeypatch.setattr(ranking, "CHUNK_ITEMS", int(rng.integers(1, 9)))
+    monkeypatch.setattr(ranking, "_first_items", lambda k: k + case % 3)
+    plain = whole_numbers(case, users=users, items=items)
+    rows = random_lists(case, users=users, items=items, longest=min(items, 5))
+    rows = Ragged(np.concatenate([np.sort(rows.of(np.array([user])).values) for user in range(users)]), rows.offsets)
+    products = replace(plain, added=Additions(rows, rng.integers(-3, 4, len(rows.values)).astype(np.float32)))
+    excluded = random_lists(case + 1, users=users, items=items, longest=min(items, 5))
+    scores = products(slice(0, users))
+    exclude(scores, excluded)
+    assert (rank_products(products, slice(0, users), k, excluded=excluded) == top_k(scores, k).item_rows).all()
 
 
 def test_a_model_that_says_the_same_of_everything_gives_the_fixed_shuffle():

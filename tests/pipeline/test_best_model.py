@@ -12,9 +12,11 @@ from tests import worlds
 from tests.worlds import world_recipe
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RecipeError
+from twofold.evaluate.baselines import OWN_AGAIN
+from twofold.explain.gap import APPROXIMATE, IDS, STALE
 from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_factors, load_fold_in, save_factors
 from twofold.model.multi_tower import build_towers
-from twofold.model.retriever import WEIGHTS, Blend, item_vectors, load_model, user_vectors
+from twofold.model.retriever import REPEATS, WEIGHTS, Blend, item_vectors, load_model, repeats_of, user_vectors
 from twofold.model.weights import load_weights
 from twofold.page.run_page import read_run_page
 from twofold.pipeline import best_model
@@ -24,9 +26,11 @@ from twofold.pipeline.job import Job, claim_folder, report_of
 from twofold.recipe.features import HistoryFeature
 from twofold.run_folder import find_stage
 from twofold.serve.recommender import load
+from twofold.topk import top_k
 
 DRAW = np.random.default_rng(0)
 ITEMS, LEFT = (DRAW.normal(size=(6, 3)).astype(np.float32) for _ in range(2))
+SERVING = (STALE, IDS, APPROXIMATE)
 PARTS = (WEIGHTS, f"towers-1/{WEIGHTS}")
 HISTORY = np.array([[0, 0, 2, 5, 2], [0, 0, 0, 0, 0], [1, 2, 3, 4, 5]], np.int32)
 
@@ -109,6 +113,40 @@ def test_the_scores_of_a_blend_are_those_of_the_towers_plus_the_weighted_ones_of
 
     np.testing.assert_allclose(scores(Blend((towers, peer))), scores(towers) + scores(peer), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(scores(peer), 0.25 * scores(replace(peer, weight=1.0)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("learning_rate", [1e-9, 0.01])
+def test_where_users_come_back_to_items_how_often_they_met_them_is_added(learning_rate, tmp_path):
+    recipe = best(worlds.habits(tmp_path / "log"), epochs=2, learning_rate=learning_rate, refit=True)
+    run = twofold.run(recipe, runs=tmp_path).folder
+    facts = find_stage(run, "train").facts
+    assert facts["served"].endswith(f" + {OWN_AGAIN}")
+    assert facts["best"]["repeats"] > 0
+    rows = {row.name: row.metrics["catalogue/ndcg@10"].value for row in report_of(run).catalogue.rows}
+    assert rows["model"] > 0.97 * rows[OWN_AGAIN] > 0.6
+    # The index serves what was evaluated: no step from the model to its lists costs anything.
+    explained = json.loads((run / "explain" / "gap.json").read_text())
+    assert all(abs(step["change"]) < 0.01 for step in explained["serving"] if step["cause"] in SERVING)
+    assert explained["faults"] == []
+    dataset, service = load_dataset(run / "dataset"), load(run)
+    model = load_model(recipe.retriever, dataset, run / "train")
+    users, at = np.arange(len(dataset.users)), service.bundle.as_of
+    scores = user_vectors(model, dataset, users, np.full(len(users), at)) @ item_vectors(model, dataset, at).T
+    added = repeats_of(model, dataset, users, np.full(len(users), at))
+    scores[added.rows.lines, added.rows.values] += added.values
+    for user in users[::10].tolist():
+        listed = service.recommend([dataset.users.ids[user].as_py()], k=8)
+        found = dataset.items.rows_of(listed["item_id"].combine_chunks())
+        expected = top_k(scores[user : user + 1].astype(np.float32), 8).item_rows[0]
+        np.testing.assert_allclose(scores[user, found], scores[user, expected], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(listed["score"].to_numpy(), scores[user, found], rtol=1e-4, atol=1e-5)
+
+
+def test_where_items_are_not_met_again_nothing_is_added(popularity_only, tmp_path):
+    _, _, trained, _ = pipeline.up_to_training(Job(best(popularity_only, epochs=1), tmp_path))
+    assert OWN_AGAIN not in trained.facts["served"]
+    assert trained.facts["best"]["repeats"] == 0
+    assert not (trained.folder / REPEATS).exists()
 
 
 def test_an_ensemble_holds_the_towers_of_consecutive_seeds(popularity_only, tmp_path):

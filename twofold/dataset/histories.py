@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, Integer, Shaped
+from jaxtyping import Bool, Float32, Int32, Int64, Integer, Shaped
 
 from twofold.dataset.npy import map_array
+from twofold.ragged import Ragged
 
 SECOND_MS: Final = 1000
 
@@ -158,3 +159,19 @@ def _windows(
     whole = np.ndarray(len(values) - n + 1, f"V{values.itemsize * n}", buffer=values, strides=values.strides)
     rows: np.ndarray = whole[first]
     return rows.view(values.dtype).reshape(-1, n)
+
+
+def count_items(table_rows: Int32[np.ndarray, "batch length"]) -> tuple[Ragged, Float32[np.ndarray, "_"]]:
+    """Returns the distinct item rows of each history, in rising order, and how often each occurs in it.
+
+    `table_rows` are item rows + 1, padded with 0.
+
+    >>> rows, counts = count_items(np.array([[0, 3, 1, 3]], np.int32))
+    >>> rows.values.tolist(), counts.tolist()
+    ([0, 2], [1.0, 2.0])
+    """
+    lines, places = np.nonzero(table_rows)
+    width = int(table_rows.max(initial=0)) + 1
+    keys, counts = np.unique(lines * width + table_rows[lines, places], return_counts=True)
+    offsets = np.searchsorted(keys // width, np.arange(len(table_rows) + 1))
+    return Ragged(keys % width - 1, offsets), counts.astype(np.float32)

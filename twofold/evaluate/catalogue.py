@@ -101,7 +101,7 @@ def _ranked_lists(
     """Yields chunks of the users who have a relevant item, with their k best unseen items; -1 if fewer are left."""
     if isinstance(score_block, Products):
         users = np.flatnonzero(window.relevant.sizes)
-        products = Products(score_block.queries[users], score_block.items)
+        products = score_block.of(users)
         for part in user_chunks(len(users)):
             yield users[part], rank_products(products, part, k, excluded=window.seen.of(users[part]))
         return

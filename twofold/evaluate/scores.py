@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from twofold.ragged import Ragged, chunks
-from twofold.topk import NOT_ALLOWED, Products, packed_keys, packed_scores, tie_order
+from twofold.topk import NOT_ALLOWED, Additions, Products, packed_keys, packed_scores, tie_order
 
 ScoreBlock = Callable[[slice], Float32[np.ndarray, "queries items"]]
 """Scores of a slice of the window's users for the whole catalogue; the caller may overwrite the array."""
@@ -46,7 +46,8 @@ def rank_products(
 
     `allowed` flags the items that are candidates for every user; `None` means all.
     """
-    queries, num_items = products.queries[users], len(products.items)
+    chosen = products.of(np.arange(len(products.queries))[users])
+    queries, num_items, add = chosen.queries, len(products.items), _adder(chosen.added)
     # One buffer for all blocks, because fresh pages cost as much as the product.
     buffer = np.empty(len(queries) * min(max(_first_items(k), CHUNK_ITEMS), num_items), np.float32)
 
@@ -54,11 +55,26 @@ def rank_products(
         width = items.stop - items.start
         out = buffer[: len(queries) * width].reshape(len(queries), width)
         scores = np.matmul(queries, products.items[items].T, out=out)
+        add(scores, items)
         if allowed is not None:
             scores[:, ~allowed[items]] = NOT_ALLOWED
         return scores
 
     return _running_top_k(score_items, k, num_items=num_items, excluded=excluded)
+
+
+def _adder(added: Additions | None) -> Callable[[Float32[np.ndarray, "queries _"], slice], None]:
+    """Returns a function that adds to the scores of a block of items."""
+    if added is None:
+        return lambda scores, items: None
+    by_item = np.argsort(added.rows.values, kind="stable")
+    rows, owners, values = added.rows.values[by_item], added.rows.lines[by_item], added.values[by_item]
+
+    def add(scores: Float32[np.ndarray, "queries _"], items: slice) -> None:
+        low, high = np.searchsorted(rows, (items.start, items.stop))
+        scores[owners[low:high], rows[low:high] - items.start] += values[low:high]
+
+    return add
 
 
 def rank_rows(

@@ -194,7 +194,7 @@ class _Walk:
         names = (BY_POPULARITY, CANDIDATES, SEEN, OTHERS)
         in_batch, found = np.zeros(len(self.users), bool), {name: np.zeros(len(self.users), bool) for name in names}
         for part, users, row in self._chunks():
-            scores = self.case.trained.queries[users] @ self.case.trained.items.T
+            scores = self.case.trained(users)
             keys, corrected = sortable_keys(scores), sortable_keys(scores - self.case.correction)
             seen, positives = self.case.seen.of(users), self.case.relevant.of(users)
             own, own_corrected = keys[row, self.items[part]], corrected[row, self.items[part]]
@@ -214,7 +214,8 @@ class _Walk:
 
     def found_in_serving(self) -> dict[str, Bool[np.ndarray, "pairs"]]:
         """Returns the pairs found after each step from the model's vectors to the lists of the service."""
-        as_returned = replace(self.case.stored, items=self.case.stored.items[np.argsort(self.case.returned_as)])
+        in_order = self.case.stored.items[np.argsort(self.case.returned_as)]
+        as_returned = replace(self.case.stored, items=in_order, added=self.case.later.added)
         return {
             SCORE: self._found(self.case.rescored),
             LATER: self._found(self.case.later),
@@ -236,7 +237,7 @@ class _Walk:
         """Returns the pairs whose item is among the `depth` best of the catalogue, without seen items."""
         found = np.zeros(len(self.users), bool)
         for part, users, row in self._chunks():
-            keys, seen = sortable_keys(products.queries[users] @ products.items.T), self.case.seen.of(users)
+            keys, seen = sortable_keys(products(users)), self.case.seen.of(users)
             keys[seen.lines, seen.values] = _NEVER
             found[part] = keys[row, self.items[part]] >= np.maximum(self._threshold(keys), _NEVER + 1)[row]
         return found

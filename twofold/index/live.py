@@ -19,13 +19,14 @@ from jaxtyping import Bool, Float32, Int64, Integer
 
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
+from twofold.index.additions import keep_additions, merge_additions
 from twofold.index.exact import keep_where
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, build_index
 from twofold.index.item_mask import ItemMask, full_mask
 from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged
-from twofold.topk import tie_order
+from twofold.topk import Additions, TopK, tie_order
 
 MAX_CHANGED: Final = 10_000  # items: every query scans the changed items, 0.1 ms at this size
 
@@ -116,10 +117,15 @@ class Snapshot:
         *,
         where: str | None = None,
         excluded: Ragged | None = None,
+        added: Additions | None = None,
     ) -> Neighbors:
         """Returns the k best items of each query, as `search`; only those that satisfy the filter `where`."""
         if excluded is None:
             excluded = Ragged(np.empty(0, np.int64), np.zeros(len(queries) + 1, np.int64))
+        if added is not None:
+            others = self.search(queries, k, where=where, excluded=excluded.joined(added.rows))
+            own = keep_additions(added, excluded, self.eligible(where)[added.rows.values])
+            return self._with_additions(others, own, queries)
         excluded_changed = self._changed_of(excluded.values)
         is_whole = where is None and self.built.present.count == len(self.items)
         built_best = search(
@@ -139,6 +145,14 @@ class Snapshot:
             excluded=keep_where(excluded, excluded_changed, excluded_changed >= 0),
         )
         return self._merge(built_best, changed_best, k)
+
+    def _with_additions(
+        self, others: Neighbors, own: Additions, queries: Float32[np.ndarray, "queries dim"]
+    ) -> Neighbors:
+        found, vectors = TopK(others.item_rows, others.scores, others.counts), self.vectors_of(own.rows.values)
+        rank = _tie_rank(len(self.items))
+        best = merge_additions(found, own, vectors, queries, score=self.built.index.score, rank=rank)
+        return Neighbors(best.item_rows, best.scores, best.counts, others.is_exact)
 
     def eligible(self, where: str | None) -> Bool[np.ndarray, "items"]:
         """Returns for each item row, new items included, whether a list under the filter may contain the item."""

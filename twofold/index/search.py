@@ -26,12 +26,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from twofold.errors import RequestError
+from twofold.index.additions import keep_additions, merge_additions
 from twofold.index.exact import concatenate, rescore_and_sort, rounding_slack, search_exact
 from twofold.index.item_index import Index
 from twofold.index.item_mask import ItemMask, from_mask
 from twofold.index.ivf import IvfIndex
 from twofold.ragged import Ragged, chunks
-from twofold.topk import NOT_ALLOWED, TopK
+from twofold.topk import NOT_ALLOWED, Additions, TopK, tie_order
 
 CHUNK_QUERIES: Final = 256  # queries that a thread looks up in IVF lists before its next chunk
 CHUNK_MARKED: Final = 64  # queries whose excluded items are marked at once, one byte per item
@@ -60,11 +61,12 @@ def search(
     *,
     allowed: ItemMask | Bool[np.ndarray, "items"] | None = None,
     excluded: Ragged | None = None,
+    added: Additions | None = None,
 ) -> Neighbors:
     """Returns the k best items of each query among the `allowed` ones, without those the query excludes.
 
-    Where `is_exact`, the result equals `top_k` over all scores. A mask of `Filters.eligible` is faster than an array.
-    Raises RequestError for k < 1, NaN, or vectors of another width.
+    `added` is added to the scores. Where `is_exact`, the result equals `top_k` over all scores. A mask of
+    `Filters.eligible` is faster than an array. Raises RequestError for k < 1, NaN, or vectors of another width.
     """
     _check(index, queries, k)
     if len(queries) == 0:
@@ -72,6 +74,8 @@ def search(
     mask = from_mask(allowed) if isinstance(allowed, np.ndarray) else allowed
     if excluded is None:
         excluded = Ragged(np.empty(0, np.int64), np.zeros(len(queries) + 1, np.int64))
+    if added is not None:
+        return _search_with_additions(index, queries, k, allowed=mask, excluded=excluded, added=added)
     if index.ivf is None:
         best = search_exact(index, queries, k, allowed=mask, excluded=excluded)
         return Neighbors(best.item_rows, best.scores, best.counts, is_exact=True)
@@ -88,6 +92,24 @@ def search(
     best = concatenate([best for best, _ in results])
     is_exact = all(is_exact for _, is_exact in results)
     return Neighbors(best.item_rows[position], best.scores[position], best.counts[position], is_exact)
+
+
+def _search_with_additions(
+    index: Index,
+    queries: Float32[np.ndarray, "queries dim"],
+    k: int,
+    *,
+    allowed: ItemMask | None,
+    excluded: Ragged,
+    added: Additions,
+) -> Neighbors:
+    others = search(index, queries, k, allowed=allowed, excluded=excluded.joined(added.rows))
+    is_allowed = np.ones(len(added.values), bool) if allowed is None else allowed.contains(added.rows.values)
+    own = keep_additions(added, excluded, is_allowed)
+    vectors, (rank, _) = index.vectors[own.rows.values], tie_order(len(index))
+    found = TopK(others.item_rows, others.scores, others.counts)
+    best = merge_additions(found, own, vectors, queries, score=index.score, rank=rank)
+    return Neighbors(best.item_rows, best.scores, best.counts, others.is_exact)
 
 
 def _check(index: Index, queries: Float32[np.ndarray, "queries dim"], k: int) -> None:

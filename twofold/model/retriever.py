@@ -1,5 +1,6 @@
 """Interface of all retrievers: loading, vectors, scores, export and summary of two towers, of peers, and of both."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias, assert_never
@@ -10,6 +11,8 @@ from jaxtyping import Float32, Int64
 
 from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.dataset import Dataset, load_dataset
+from twofold.dataset.features import FeatureState
+from twofold.dataset.histories import count_items
 from twofold.dataset.recent_counts import count_events
 from twofold.model.fold_in import FOLD_IN, FoldIn, HistoryModel, ItemSums, load_factors, save_fold_in
 from twofold.model.multi_tower import MultiTower, Towers, build_towers, describe_unbuilt_towers, encode_items
@@ -19,9 +22,13 @@ from twofold.model.two_tower import TwoTower
 from twofold.model.weights import encode, load_weights
 from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import Features
+from twofold.run_folder import write_json
 from twofold.tables import DAY_MS, ModelPart
+from twofold.topk import Additions
 
 WEIGHTS = "weights.safetensors"
+REPEATS = "repeats.json"
+"""File of the stage `train` with the weight of repeats; without it there is none."""
 
 
 def weights_path(folder: Path, number: int) -> Path:
@@ -45,6 +52,8 @@ class Blend:
     score: ClassVar[Literal["dot"]] = "dot"
 
     parts: tuple[Towers | HistoryModel, ...]
+    repeats: float = 0.0
+    """Addition to the score of an item for each of the user's last positives that is of this item: see `repeats_of`."""
 
     @property
     def towers(self) -> tuple[Towers, ...]:
@@ -66,7 +75,8 @@ def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Pat
             paths = [path for number in range(config.ensemble) if (path := weights_path(folder, number)).exists()]
             parts: list[Towers | HistoryModel] = [load_weights(build_towers(config, dataset), path) for path in paths]
             parts += [load_factors(folder)] if (folder / FOLD_IN).exists() else []
-            return parts[0] if len(parts) == 1 else Blend(tuple(parts))
+            repeats = load_repeats(folder)
+            return parts[0] if len(parts) == 1 and not repeats else Blend(tuple(parts), repeats)
         case retriever_recipe.Ials():
             return load_factors(folder)
         case _:
@@ -118,6 +128,41 @@ def user_vectors(
         case _:
             assert_never(model)
     return vectors[np.argsort(order)]
+
+
+def repeats_of(
+    model: Model, dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
+) -> Additions | None:
+    """Returns what is added to the scores of items that users of the log met before these times; `None` is nothing.
+
+    It counts the positives that the user tower reads: the newest, up to the longest history.
+    """
+    if not isinstance(model, Blend) or not model.repeats:
+        return None
+    met = times_met(dataset, user_rows, at)
+    return replace(met, values=np.float32(model.repeats) * met.values)
+
+
+def times_met(dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]) -> Additions:
+    """Returns how often each user had met each item, among the positives that the user tower reads."""
+    counts = dataset.positives.before(user_rows, at)
+    return Additions(*count_items(dataset.positives.last(user_rows, counts, n=num_repeats(dataset.features))))
+
+
+def num_repeats(features: FeatureState) -> int:
+    """Returns the number of newest positives in which repeats are counted."""
+    return features.history_length("positives")
+
+
+def save_repeats(weight: float, folder: Path) -> None:
+    """Writes the weight of repeats beside the models that it is added to."""
+    write_json(folder / REPEATS, {"weight": weight})
+
+
+def load_repeats(folder: Path) -> float:
+    """Returns what `save_repeats` wrote; 0 if there is nothing."""
+    path = folder / REPEATS
+    return float(json.loads(path.read_text(encoding="utf-8"))["weight"]) if path.exists() else 0.0
 
 
 def as_products(
@@ -173,6 +218,7 @@ def describe_model(model: Model) -> list[ModelPart]:
             of_peers = [
                 replace(part, name=f"{part.name} of the peer") for peer in peers for part in describe_model(peer)
             ]
-            return [*first, *of_peers]
+            of_repeats = [ModelPart("user", "repeats", "times met × weight → score", 1)] if model.repeats else []
+            return [*first, *of_peers, *of_repeats]
         case _:
             assert_never(model)

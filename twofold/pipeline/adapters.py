@@ -40,11 +40,11 @@ from twofold.index.search import search
 from twofold.model.fold_in import HistoryModel
 from twofold.model.multi_tower import MultiTower, towers_of
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
-from twofold.model.retriever import Blend, Model, as_products, item_vectors, user_vectors
+from twofold.model.retriever import Blend, Model, as_products, item_vectors, repeats_of, user_vectors
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.train import InBatchSoftmax, Train
-from twofold.topk import Products
+from twofold.topk import Additions, Products
 from twofold.train.negatives import mixed_log_q
 
 
@@ -55,7 +55,11 @@ def catalogue_scores(model: Model, arrays: Dataset, window: EvaluationWindow) ->
     """
     users = user_vectors(model, arrays, window.user_rows, window.query_at)
     items = item_vectors(model, arrays, int(window.query_at.min()))
-    return Products(queries_as_products(users, model.score), items_as_products(items, model.score))
+    return Products(
+        queries_as_products(users, model.score),
+        items_as_products(items, model.score),
+        repeats_of(model, arrays, window.user_rows, window.query_at),
+    )
 
 
 def positives_before_window(prepare: Prepare, arrays: Dataset, window: EvaluationWindow) -> Interactions:
@@ -137,7 +141,8 @@ def _retrieved(
             ranker, item_inputs, user_inputs[rows], queries[rows], item_rows, ranks
         )
 
-    return Products(queries, factors), pair_scorer
+    added = repeats_of(model, arrays.retriever, window.user_rows, window.query_at)
+    return Products(queries, factors, added), pair_scorer
 
 
 def calibration_queries(model: Model, arrays: Dataset, at: int) -> Float32[np.ndarray, "queries dim"]:
@@ -171,7 +176,8 @@ def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[
     """
     loss, num_items = settings.loss, len(arrays.items)
     if isinstance(model, Blend):
-        return np.asarray(sum(batch_correction(towers, arrays, settings) for towers in model.towers), np.float32)
+        of_towers = [batch_correction(towers, arrays, settings) for towers in model.towers]
+        return np.asarray(sum(of_towers, np.zeros(num_items)), np.float32)
     if isinstance(model, HistoryModel) or not isinstance(loss, InBatchSoftmax) or loss.log_q == "none":
         return np.zeros(num_items, np.float32)
     rows = arrays.examples["train"]
@@ -208,20 +214,27 @@ def gap_case(
         for each in (items, item_vectors(model, arrays, served.as_of))
     )
 
+    added = repeats_of(model, arrays, window.user_rows, window.query_at)
+    in_index = (
+        None if added is None else Additions(Ragged(index_row[added.rows.values], added.rows.offsets), added.values)
+    )
+
     def answers(queries: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:
         seen = window.seen.of(queries)
-        rows = search(index, users[queries], k, excluded=Ragged(index_row[seen.values], seen.offsets)).item_rows
+        excluded = Ragged(index_row[seen.values], seen.offsets)
+        repeats = None if in_index is None else in_index.of(queries)
+        rows = search(index, users[queries], k, excluded=excluded, added=repeats).item_rows
         return np.where(rows < 0, -1, dataset_row[rows])
 
     query_vectors = {score: queries_as_products(users, score) for score in (model.score, index.score)}
     return gap.GapCase(
         relevant=window.relevant,
         seen=window.seen,
-        trained=Products(query_vectors[model.score], items_as_products(items, model.score)),
+        trained=Products(query_vectors[model.score], items_as_products(items, model.score), added),
         correction=batch_correction(model, arrays, settings),
-        rescored=Products(query_vectors[index.score], items_as_products(rescored, index.score)),
-        later=Products(query_vectors[index.score], items_as_products(later, index.score)),
-        stored=Products(query_vectors[index.score], items_as_products(index.vectors, index.score)),
+        rescored=Products(query_vectors[index.score], items_as_products(rescored, index.score), added),
+        later=Products(query_vectors[index.score], items_as_products(later, index.score), added),
+        stored=Products(query_vectors[index.score], items_as_products(index.vectors, index.score), in_index),
         returned_as=dataset_row,
         search=answers,
     )

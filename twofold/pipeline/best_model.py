@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -14,16 +15,17 @@ from sklearn.utils.extmath import randomized_svd
 
 from twofold.dataset.dataset import Dataset
 from twofold.evaluate.baseline_results import PeerTuning
+from twofold.evaluate.baselines import OWN_AGAIN
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.peer_tuning import PEER_KINDS, PeerKind, climb
 from twofold.evaluate.peers import Ials, Interactions, ItemWeights
 from twofold.evaluate.window import EvaluationWindow
 from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, RecencyPrior, save_factors
 from twofold.model.multi_tower import Towers
-from twofold.model.retriever import WEIGHTS, Blend
+from twofold.model.retriever import WEIGHTS, Blend, save_repeats, times_met
 from twofold.pipeline.adapters import catalogue_scores
 from twofold.run_folder import write_json
-from twofold.topk import Products
+from twofold.topk import Additions, Products
 
 TOWERS: Final = "two towers"
 TUNING: Final = "peer_tuning.json"
@@ -37,6 +39,9 @@ BLENDED: Final = 2
 BLEND_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Weights of a peer's scores beside those of the towers, both in units of their standard deviations."""
 START_WEIGHT: Final = 0.2
+REPEAT_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""Additions for each time that an item was met, in standard deviations of the other scores."""
+START_REPEATS: Final = 0.4
 STD_USERS: Final = 256  # users whose scores give the standard deviation
 _ALL_DAYS: Final = 36_500
 
@@ -53,6 +58,8 @@ class Served:
     """Constants of the peer's recency prior; `None` means that it has none."""
     weight: float | None = None
     """Factor of the peer's scores beside those of the towers; `None` means the peer alone."""
+    repeats: float = 0.0
+    """Addition to the score of an item for each time that the user has met it lately: see `Blend.repeats`."""
 
 
 def choose_served(
@@ -68,30 +75,32 @@ def choose_served(
     *Quality* is the geometric mean of recall and NDCG, as for the constants of the peers. A peer is compared in the
     form in which it would be served: with user vectors from the histories that the features read, and item-item models
     of low rank. The best peers of `BLENDED` kinds are also added to the towers, where the score of the towers is an
-    inner product. `positives` are those before the window, on which the peers are fitted.
+    inner product. Where lists may contain items that were met before, an addition for these is tried with the best.
+    `positives` are those before the window, on which the peers are fitted.
     """
     if tuning is None:
         return Served(TOWERS), {}, None
     metrics = tuning.metrics
     scores = catalogue_scores(towers, arrays, window)
-    found = [(_quality(window, scores, metrics), Served(TOWERS))]
-    peers, fits = [], {}
-    for kind in PEER_KINDS:
-        constants = tuning.constants_of(kind.name)
-        if constants is None or (kind.name != "iALS" and positives.num_items > MOST_ITEMS_OF_SUMS):
-            continue
-        fits[kind.name] = fitted = _fit(kind, constants, positives)
+    found = [(_quality(window, scores, metrics), Served(TOWERS), scores)]
+    fits = _fit_peers(tuning, positives)
+    peers = []
+    for kind in (each for each in PEER_KINDS if each.name in fits):
         for alone in _alone_and_with_recency(kind, tuning):
-            peer = catalogue_scores(_as_served(fitted, alone), arrays, window)
+            peer = catalogue_scores(_as_served(fits[kind.name], alone), arrays, window)
             peers.append((_quality(window, peer, metrics), alone, peer))
-    found += [(quality, alone) for quality, alone, _ in peers]
+    found += peers
     best_of_kind = {alone.peer: (quality, alone, peer) for quality, alone, peer in sorted(peers, key=lambda at: at[0])}
     best = sorted(best_of_kind.values(), key=lambda at: -at[0])[:BLENDED]
     for _, alone, peer in best if towers.score != "negative_distance" else ():
         found.append(_best_blend(window, scores, peer, alone, metrics))
+    best_found = max(found, key=lambda at: at[0])
+    if window.includes_seen and towers.score != "negative_distance":
+        met = times_met(arrays, window.user_rows, window.query_at)
+        found.append(_best_with_repeats(window, best_found[2], met, best_found[1], metrics))
     served = max(found, key=lambda at: at[0])[1]
     peer_model = _as_served(fits[served.peer], served) if served.peer else None
-    return served, {each.name: quality for quality, each in found}, peer_model
+    return served, {each.name: quality for quality, each, _ in found}, peer_model
 
 
 def fit_served(served: Served, positives: Interactions) -> HistoryModel | None:
@@ -104,6 +113,8 @@ def fit_served(served: Served, positives: Interactions) -> HistoryModel | None:
 
 def save_served(served: Served, peer: HistoryModel | None, out: Path) -> None:
     """Writes the peer beside the weights of the towers, or, if it is served alone, in their place."""
+    if served.repeats:
+        save_repeats(served.repeats, out)
     if peer is None:
         return
     save_factors(peer, out)
@@ -142,6 +153,16 @@ def _as_served(fitted: HistoryModel, served: Served) -> HistoryModel:
     return replace(fitted, prior=prior, weight=1.0 if served.weight is None else served.weight)
 
 
+def _fit_peers(tuning: PeerTuning, positives: Interactions) -> dict[str, HistoryModel]:
+    """Fits the tuned peers that an index can serve, by their kind."""
+    fits = {}
+    for kind in PEER_KINDS:
+        constants, is_large = tuning.constants_of(kind.name), positives.num_items > MOST_ITEMS_OF_SUMS
+        if constants is not None and (kind.name == "iALS" or not is_large):
+            fits[kind.name] = _fit(kind, constants, positives)
+    return fits
+
+
 def _alone_and_with_recency(kind: PeerKind, tuning: PeerTuning) -> list[Served]:
     constants, recency = (tuning.constants_of(name) for name in (kind.name, kind.name_with_recency))
     alone = Served(kind.name, kind.name, constants or {})
@@ -150,20 +171,33 @@ def _alone_and_with_recency(kind: PeerKind, tuning: PeerTuning) -> list[Served]:
 
 def _best_blend(
     window: EvaluationWindow, towers: Products, peer: Products, alone: Served, metrics: tuple[str, str]
-) -> tuple[float, Served]:
-    """Returns the quality of the towers with the peer at its best weight, and how that is made."""
+) -> tuple[float, Served, Products]:
+    """Returns the quality of the towers with the peer at its best weight, how that is made, and its scores."""
     unit = _std(towers) / (_std(peer) or 1.0)
-    qualities: dict[float, float] = {}
 
-    def quality(factor: float) -> float:
-        if factor not in qualities:
-            queries = np.concatenate([towers.queries, np.float32(factor * unit) * peer.queries], axis=1)
-            items = np.concatenate([towers.items, peer.items], axis=1)
-            qualities[factor] = _quality(window, Products(queries, items), metrics)
-        return qualities[factor]
+    def blend(factor: float) -> Products:
+        queries = np.concatenate([towers.queries, np.float32(factor * unit) * peer.queries], axis=1)
+        return Products(queries, np.concatenate([towers.items, peer.items], axis=1))
 
+    quality = cache(lambda factor: _quality(window, blend(factor), metrics))
     factor = climb(BLEND_WEIGHTS, START_WEIGHT, quality)
-    return quality(factor), replace(alone, name=f"{TOWERS} + {alone.name}", weight=factor * unit)
+    served = replace(alone, name=f"{TOWERS} + {alone.name}", weight=factor * unit)
+    return quality(factor), served, blend(factor)
+
+
+def _best_with_repeats(
+    window: EvaluationWindow, scores: Products, met: Additions, alone: Served, metrics: tuple[str, str]
+) -> tuple[float, Served, Products]:
+    """Returns the quality with the best addition for each time that an item was met, as `_best_blend`."""
+    unit = _std(scores)
+
+    def with_repeats(factor: float) -> Products:
+        return replace(scores, added=Additions(met.rows, np.float32(factor * unit) * met.values))
+
+    quality = cache(lambda factor: _quality(window, with_repeats(factor), metrics))
+    factor = climb(REPEAT_WEIGHTS, START_REPEATS, quality)
+    served = replace(alone, name=f"{alone.name} + {OWN_AGAIN}", repeats=factor * unit)
+    return quality(factor), served, with_repeats(factor)
 
 
 def _quality(window: EvaluationWindow, scores: Products, metrics: tuple[str, str]) -> float:
@@ -174,7 +208,7 @@ def _quality(window: EvaluationWindow, scores: Products, metrics: tuple[str, str
 
 def _std(scores: Products) -> float:
     some = np.linspace(0, len(scores.queries) - 1, min(len(scores.queries), STD_USERS)).astype(np.int64)
-    return float((scores.queries[some] @ scores.items.T).std())
+    return float(scores(some).std())
 
 
 def _low_rank(

@@ -5,17 +5,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from twofold.dataset.dataset import item_attributes
 from twofold.dataset.recent_counts import with_counts
 from twofold.index.item_index import build_index, save_index
 from twofold.model.ranker import save_ranker
-from twofold.model.retriever import as_products, item_vectors, save_user_side
+from twofold.model.retriever import Blend, as_products, item_vectors, num_repeats, save_user_side
 from twofold.pipeline.adapters import allowed_items, calibration_queries
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import load_models
 from twofold.progress import heartbeat
 from twofold.run_folder import Stage
-from twofold.serve.bundle import save_context
+from twofold.serve.bundle import Repeats, save_context
 from twofold.serve.recommender import load
 
 
@@ -60,10 +62,11 @@ def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out
         dataset.folder,
         out,
         as_of=as_of,
-        attributes=attributes,
         where=config.where,
         include_seen=config.include_seen,
+        repeats=Repeats(model.repeats, num_repeats(arrays.features)) if isinstance(model, Blend) else Repeats(),
     )
+    pq.write_table(attributes, out / "item_attributes.parquet", compression="zstd")  # with the recent counts
     facts = {} if allowed is None else {"passing": int(allowed.allowed.sum())}
     return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **facts, **built.facts}
 

@@ -25,7 +25,7 @@ import json
 import shutil
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Final
@@ -53,6 +53,14 @@ FOLDERS: Final = ("features", "user_arrays", "counters/user_id")
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """Addition to the score of an item for each of a user's newest positives, up to `length` of them, that is of it."""
+
+    weight: float = 0.0
+    length: int = 0
+
+
+@dataclass(frozen=True)
 class Bundle:
     """The parts of a bundle, checked to belong together."""
 
@@ -73,6 +81,7 @@ class Bundle:
     """The rule (`index.where`) that every recommended item satisfies, for all users."""
     include_seen: bool = False
     """Whether lists contain items that the user has already met, unless a request says otherwise."""
+    repeats: Repeats = Repeats()
 
     def excludes_seen(self, requested: bool | None) -> bool:
         """Returns whether a list excludes seen items: as requested, else as the recipe says."""
@@ -89,15 +98,15 @@ def save_context(
     out: Path,
     *,
     as_of: int,
-    attributes: pa.Table | None = None,
     where: str | None = None,
     include_seen: bool = False,
+    repeats: Repeats = Repeats(),
 ) -> None:
     """Copies the parts of a dataset/ folder that serving needs to `out`, beside the user tower and the index.
 
-    `as_of` (UTC milliseconds) is the time for which item ages were computed and recommendations are made. `attributes`
-    replace the dataset's, in the order of the item rows; every recommended item must satisfy the SQL condition
-    `where`. With `include_seen`, items that a user has met are recommended again.
+    `as_of` (UTC milliseconds) is the time for which item ages were computed and recommendations are made. Every
+    recommended item must satisfy the SQL condition `where`. With `include_seen`, items that a user has met are
+    recommended again.
     """
     names = [*TABLES, *(path.name for name in HISTORIES for path in dataset.glob(f"{name}.*.npy"))]
     for name in names:
@@ -105,9 +114,8 @@ def save_context(
     for name in FOLDERS:
         if (dataset / name).is_dir():
             shutil.copytree(dataset / name, out / name, dirs_exist_ok=True)
-    if attributes is not None:
-        pq.write_table(attributes, out / "item_attributes.parquet", compression="zstd")
-    write_json(out / CONTEXT, {"as_of": as_of, "where": where, "include_seen": include_seen})
+    context = {"as_of": as_of, "where": where, "include_seen": include_seen, "repeats": asdict(repeats)}
+    write_json(out / CONTEXT, context)
 
 
 def content_digest(run: Path) -> str:
@@ -150,6 +158,7 @@ def open_bundle(run: Path) -> Bundle:
             as_of=context["as_of"],
             where=context["where"],
             include_seen=context["include_seen"],
+            repeats=Repeats(**context["repeats"]),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise RunError(f"the bundle {folder} cannot be read: {error}. {_rebuild_hint(folder)}") from error

@@ -21,6 +21,7 @@ from twofold.serve.bundle import Bundle, open_bundle
 from twofold.serve.two_stage import EncodedUsers, RankedItems, encode_users, retrieve_and_rank
 from twofold.serve.vector_tables import similar_items, vector_table, with_reasons
 from twofold.tables import RECOMMENDATIONS
+from twofold.topk import concatenate_additions
 
 CHUNK_USERS: Final = 8192  # users per search: four blocks of the index, sorted by the number of excluded items
 ENCODE_CHUNK_USERS: Final = 256  # users per call of the tower: the vectors gathered for them fit in the cache
@@ -196,7 +197,10 @@ def _encode_log_users(
         parts.append(encode_users(bundle, queries))
     for_ranker = [part.ranker_vectors for part in parts if part.ranker_vectors is not None]
     vectors = np.concatenate([part.vectors for part in parts])
-    return EncodedUsers(vectors, np.concatenate(for_ranker) if for_ranker else None)
+    repeats = [part.repeats for part in parts if part.repeats is not None]
+    return EncodedUsers(
+        vectors, np.concatenate(for_ranker) if for_ranker else None, concatenate_additions(repeats) if repeats else None
+    )
 
 
 def _at_most_items(bundle: Bundle, k: int) -> int:

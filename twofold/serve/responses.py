@@ -110,7 +110,8 @@ def _lists_by_model(requests: list[ListRequest], metrics: ServiceMetrics) -> lis
     with metrics.time_stage("search"):
         rows = [request.excluded for request in requests]
         excluded = Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
-        found = requests[0].items.search(users.vectors, num_to_retrieve(bundle, k), where=where, excluded=excluded)
+        items, depth = requests[0].items, num_to_retrieve(bundle, k)
+        found = items.search(users.vectors, depth, where=where, excluded=excluded, added=users.repeats)
     if bundle.ranker is None:
         return ranked_lists(rank(bundle, users, found, k))
     with metrics.time_stage("rank"):

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from twofold.dataset.histories import count_items
 from twofold.dataset.tower_inputs import Queries, user_inputs
 from twofold.index.item_mask import ItemMask
 from twofold.index.score_kinds import items_as_products, queries_as_products
@@ -19,7 +20,7 @@ from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged, chunks
 from twofold.serve.bundle import Bundle
 from twofold.serve.onnx_models import Ranker
-from twofold.topk import NOT_ALLOWED, packed_keys, tie_order
+from twofold.topk import NOT_ALLOWED, Additions, packed_keys, tie_order
 
 CHUNK_PAIRS: Final = 2**14  # pairs of request and candidate scored by the ranker at once: a few MB
 
@@ -30,6 +31,8 @@ class EncodedUsers:
 
     vectors: Float32[np.ndarray, "batch dim"]
     ranker_vectors: Float32[np.ndarray, "batch _"] | None
+    repeats: Additions | None = None
+    """Additions to the scores of items that the users met before; `None` means none."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,22 @@ def encode_users(bundle: Bundle, queries: Queries) -> EncodedUsers:
     """Encodes users as the evaluation does; inputs that both stages read are computed once."""
     inputs = user_inputs(bundle.features, bundle.user_arrays, queries)
     ranker_vectors = None if bundle.ranker is None else bundle.ranker.user.vectors(inputs)
-    return EncodedUsers(bundle.tower.vectors(inputs), ranker_vectors)
+    return EncodedUsers(bundle.tower.vectors(inputs), ranker_vectors, _repeats_of(bundle, queries))
+
+
+def _repeats_of(bundle: Bundle, queries: Queries) -> Additions | None:
+    if not bundle.repeats.weight or bundle.repeats.length == 0:
+        return None
+    rows, met = count_items(queries.positives[:, -bundle.repeats.length :])
+    return Additions(rows, np.float32(bundle.repeats.weight) * met)
 
 
 def retrieve_and_rank(
     bundle: Bundle, users: EncodedUsers, k: int, *, allowed: ItemMask | None = None, excluded: Ragged | None = None
 ) -> RankedItems:
     """Returns the k best items of each user, among the allowed ones without the excluded."""
-    found = search(bundle.index, users.vectors, num_to_retrieve(bundle, k), allowed=allowed, excluded=excluded)
+    depth, repeats = num_to_retrieve(bundle, k), users.repeats
+    found = search(bundle.index, users.vectors, depth, allowed=allowed, excluded=excluded, added=repeats)
     return rank(bundle, users, found, k)
 
 
