@@ -88,7 +88,7 @@ metric is shown. *Minutes* are processor minutes of both fits, the choice of the
 |---|---|
 | kuairand-csv | the shipped log as three plain CSV files |
 | world-0, world-5 | synthetic short-video logs of 300,000 events (`twofold data world`, seeds 0 and 5) |
-| shop, music, video, ratings, news | synthetic logs of 150,000 events with 3,000 users and 600 items (`tests/logs`); shop and music ask for items that were met before |
+| shop, music, video, ratings, news | 150,000 events of `tests/logs`; in shop and music users repeat items |
 | ml-latest-small, ml-100k | MovieLens; the tests have a few hundred users, so they tell little |
 | amazon-toys | Amazon Toys 5-core, an order without times |
 | tiktok | pairs of the TikTok multi-modal set, an order without times |

@@ -77,7 +77,7 @@ def checkerboard(folder: Path, *, num_users: int = 128, num_items: int = 64) -> 
         for day, item, unliked in zip((VALIDATION, TEST), withheld, others[-2:], strict=True):
             morning = day * DAY_MS + int(draw.integers(DAY_MS // 2))
             lines += [(user, item, morning, True), (user, unliked, morning + DAY_MS // 4, False)]
-    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
+    return world_recipe(write_world(folder, events_of(lines, draw), items_of(num_items)))
 
 
 def withheld_item(user: int, num_items: int, window: str = "test") -> int:
@@ -108,7 +108,7 @@ def leak(folder: Path, *, num_users: int = 120, num_items: int = 300) -> Recipe:
         for day in (TEST, AFTER, AFTER + 1):
             items = draw.choice(num_items, size=30, replace=False)
             lines += [(user, item, day * DAY_MS + DAY_MS // 2, item in lucky) for item in items]
-    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)), {"train": {"epochs": 3}})
+    return world_recipe(write_world(folder, events_of(lines, draw), items_of(num_items)), {"train": {"epochs": 3}})
 
 
 def lucky_items(num_items: int) -> frozenset[int]:
@@ -132,34 +132,12 @@ def popularity_only(folder: Path, *, num_users: int = 200, num_items: int = 60) 
             moments = day * DAY_MS + draw.choice(DAY_MS, size=8, replace=False)
             likes = draw.random(8) < liking(items, num_items)
             lines += list(zip([user] * 8, items, moments, likes, strict=True))
-    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
+    return world_recipe(write_world(folder, events_of(lines, draw), items_of(num_items)))
 
 
 def liking(items: np.ndarray, num_items: int) -> np.ndarray:
     """Returns the probability that an item of `popularity_only` is liked: highest for item 0, lowest for the last."""
     return 0.9 * (1 - items / num_items) ** 2 + 0.02
-
-
-# --- habits: users come back to what they liked most often ------------------------------------------------------------
-
-
-def habits(folder: Path, *, num_users: int = 150, num_items: int = 400) -> Recipe:
-    """Each user has five items of their own, met again every day, the first most often; no two users are alike.
-
-    Only how often the user met an item tells how likely it comes next, and items that were met may be recommended.
-    """
-    draw = np.random.default_rng(11)
-    lines = []
-    for user in range(num_users):
-        own = draw.choice(num_items, size=5, replace=False)
-        for day in (*TRAIN_DAYS, VALIDATION, TEST):
-            size = 6 if day in TRAIN_DAYS else 2
-            items = own[np.minimum(draw.geometric(0.5, size=size) - 1, 4)]
-            lines += list(
-                zip([user] * size, items, day * DAY_MS + np.arange(size) * HOUR_MS, [True] * size, strict=True)
-            )
-    data = write_world(folder, _events(lines, draw), _items(num_items))
-    return world_recipe(data, {"index": {"include_seen": True}})
 
 
 # --- walks: order alone tells what comes next -------------------------------------------------------------------------
@@ -178,7 +156,7 @@ def walks(folder: Path, *, num_users: int = 240, num_items: int = 60) -> Recipe:
         moments = [day * DAY_MS + third * DAY_MS // 3 for day in TRAIN_DAYS for third in range(3)]
         moments += [VALIDATION * DAY_MS, TEST * DAY_MS]
         lines += list(zip([user] * 14, items, moments, [True] * 14, strict=True))
-    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
+    return world_recipe(write_world(folder, events_of(lines, draw), items_of(num_items)))
 
 
 # --- pauses: elapsed time alone tells what comes next -----------------------------------------------------------------
@@ -201,7 +179,7 @@ def pauses(folder: Path, *, num_users: int = 600, num_items: int = 60) -> Recipe
         moments = TEST * DAY_MS + draw.integers(HOUR_MS // 2) - np.append(np.cumsum(pause[:0:-1])[::-1], 0)
         items = (draw.integers(places) + np.arange(14)) % places + places * is_long
         lines += [(user, item, at, True) for item, at in zip(items, moments, strict=True) if at >= 0]
-    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)))
+    return world_recipe(write_world(folder, events_of(lines, draw), items_of(num_items)))
 
 
 # --- fresh: age alone tells what is liked -----------------------------------------------------------------------------
@@ -222,12 +200,12 @@ def fresh(folder: Path, *, num_users: int = 100, per_day: int = 20) -> Recipe:
             lines += [(user, item, moment, True) for item, moment in zip(items, moments, strict=True)]
     num_items = (TEST + 1) * per_day
     uploaded = pa.array([FIRST_MS + row // per_day * DAY_MS for row in range(num_items)], pa.int64())
-    items = _items(num_items).drop(["uploaded_at"]).append_column("uploaded_at", uploaded)
+    items = items_of(num_items).drop(["uploaded_at"]).append_column("uploaded_at", uploaded)
     features = {
         "user": [{"kind": "history", "events": "negatives", "max_length": 5}],  # there are none: all users are equal
         "item": [{"kind": "age", "hidden_dim": 8}],
     }
-    return world_recipe(write_world(folder, _events(lines, draw), items), {"features": features})
+    return world_recipe(write_world(folder, events_of(lines, draw), items), {"features": features})
 
 
 # --- planted length bias ----------------------------------------------------------------------------------------------
@@ -240,7 +218,7 @@ def length_bias(folder: Path, *, num_users: int = 150, num_items: int = 160) -> 
     the rest. A model of likes knows the length of every item; one that must not tell it can still know the kind.
     """
     draw = np.random.default_rng(4)
-    is_short = np.array(_items(num_items)["length_s"]) < 35
+    is_short = np.array(items_of(num_items)["length_s"]) < 35
     lines = []
     for user in range(num_users):
         for day in (*TRAIN_DAYS, VALIDATION, TEST):
@@ -257,7 +235,7 @@ def length_bias(folder: Path, *, num_users: int = 150, num_items: int = 160) -> 
         "retriever": {"kind": "two_tower", "dim": 8, "score": {"kind": "dot"}},
         "train": {"loss": {"kind": "bce"}, "epochs": 15, "batch_size": 256, "learning_rate": 0.01, "seed": 0},
     }
-    return world_recipe(write_world(folder, _events(lines, draw), _items(num_items)), parts)
+    return world_recipe(write_world(folder, events_of(lines, draw), items_of(num_items)), parts)
 
 
 # --- planted folding: languages that never meet -----------------------------------------------------------------------
@@ -283,8 +261,8 @@ def languages(folder: Path, *, num_users: int = 128, num_items: int = 128, num_l
             morning = day * DAY_MS + int(draw.integers(DAY_MS // 2))
             lines += [(user, item, morning, True), (user, unliked, morning + DAY_MS // 4, False)]
     named = [f"language {language}" for language in spoken(np.arange(num_items), num_languages)]
-    items = _items(num_items).append_column("language", [named])
-    return world_recipe(write_world(folder, _events(lines, draw), items))
+    items = items_of(num_items).append_column("language", [named])
+    return world_recipe(write_world(folder, events_of(lines, draw), items))
 
 
 def spoken(rows: Any, num_languages: int = 2) -> Any:
@@ -314,7 +292,7 @@ def polished(folder: Path, *, num_users: int = 120, num_items: int = 160) -> Rec
         lines += [(user, item, moment, item in bright) for item, moment in zip(met, moments, strict=True)]
         for day, wanted, unwanted in ((VALIDATION, bright[:2], dull[10:12]), (TEST, bright[2:4], dull[12:14])):
             lines += [(user, item, day * DAY_MS + DAY_MS // 2, item in wanted) for item in (*wanted, *unwanted)]
-    items = _items(num_items).append_column("team", [[f"team {number}" for number in group]])
+    items = items_of(num_items).append_column("team", [[f"team {number}" for number in group]])
     items = items.append_column("shine", [shine])
     parts = {
         "features": {
@@ -335,13 +313,13 @@ def polished(folder: Path, *, num_users: int = 120, num_items: int = 160) -> Rec
             "learning_rate": 0.01,
         },
     }
-    return world_recipe(write_world(folder, _events(lines, draw), items), parts)
+    return world_recipe(write_world(folder, events_of(lines, draw), items), parts)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _events(lines: list[tuple[Any, ...]], draw: np.random.Generator) -> pa.Table:
+def events_of(lines: list[tuple[Any, ...]], draw: np.random.Generator) -> pa.Table:
     """Events in no order at all: a correct reader sorts them."""
     users, items, moments, likes = (np.array(column) for column in zip(*lines, strict=True))
     table = pa.table(
@@ -355,7 +333,7 @@ def _events(lines: list[tuple[Any, ...]], draw: np.random.Generator) -> pa.Table
     return table.take(pa.array(draw.permutation(len(lines))))
 
 
-def _items(num_items: int) -> pa.Table:
+def items_of(num_items: int) -> pa.Table:
     """Attributes that say nothing of who likes what, so that features of every kind can be tried."""
     rows = range(num_items)
     return pa.table(

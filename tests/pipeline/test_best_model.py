@@ -115,9 +115,34 @@ def test_the_scores_of_a_blend_are_those_of_the_towers_plus_the_weighted_ones_of
     np.testing.assert_allclose(scores(peer), 0.25 * scores(replace(peer, weight=1.0)), rtol=1e-4, atol=1e-6)
 
 
+def habits(folder, *, num_users=150, num_items=400):
+    """Each user has five items of their own, met again every day, the first most often; no two users are alike.
+
+    Only how often the user met an item tells how likely it comes next, and items that were met may be recommended.
+    """
+    draw = np.random.default_rng(11)
+    lines = []
+    for user in range(num_users):
+        own = draw.choice(num_items, size=5, replace=False)
+        for day in (*worlds.TRAIN_DAYS, worlds.VALIDATION, worlds.TEST):
+            size = 6 if day in worlds.TRAIN_DAYS else 2
+            items = own[np.minimum(draw.geometric(0.5, size=size) - 1, 4)]
+            lines += list(
+                zip(
+                    [user] * size,
+                    items,
+                    day * worlds.DAY_MS + np.arange(size) * worlds.HOUR_MS,
+                    [True] * size,
+                    strict=True,
+                )
+            )
+    data = worlds.write_world(folder, worlds.events_of(lines, draw), worlds.items_of(num_items))
+    return world_recipe(data, {"index": {"include_seen": True}})
+
+
 @pytest.mark.parametrize("learning_rate", [1e-9, 0.01])
 def test_where_users_come_back_to_items_how_often_they_met_them_is_added(learning_rate, tmp_path):
-    recipe = best(worlds.habits(tmp_path / "log"), epochs=2, learning_rate=learning_rate, refit=True)
+    recipe = best(habits(tmp_path / "log"), epochs=2, learning_rate=learning_rate, refit=True)
     run = twofold.run(recipe, runs=tmp_path).folder
     facts = find_stage(run, "train").facts
     assert facts["served"].endswith(f" + {OWN_AGAIN}")
