@@ -1,5 +1,8 @@
 """The command `twofold recipe new`: a commented recipe from a log, and what it is unsure of."""
 
+import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +18,7 @@ from twofold.local_time import check_time_zone
 from twofold.render.numbers import percent
 
 if TYPE_CHECKING:
-    from twofold.ingest.inspect_log import LogProfile
+    from twofold.ingest.inspect_log import Answers, LogProfile
 
 
 _Log = Annotated[Path, typer.Option("--log", exists=True, help="Your log: Parquet, CSV or JSON; a file or a folder.")]
@@ -42,6 +45,7 @@ _TestDays = Annotated[
 ]
 _Out = Annotated[Path, typer.Option("--out", help="File for the recipe; - prints it.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")]
+_Yes = Annotated[bool, typer.Option("--yes", help="Take all guesses; ask nothing on a terminal.")]
 
 
 def new(
@@ -59,10 +63,12 @@ def new(
     test_days: _TestDays = None,
     out: _Out = Path("recipe.yaml"),
     overwrite: _Overwrite = False,
+    yes: _Yes = False,
 ) -> None:
     """Read a log, guess the meaning of its columns, and write a commented recipe that runs.
 
-    It ends with the questions that it is unsure of, each with the option that answers it.
+    On a terminal it asks what it is unsure of; elsewhere, and with --yes, it takes the guesses. It ends with the
+    questions that are left, each with the option that answers it.
     """
     from twofold.ingest.column_roles import GivenColumns
     from twofold.ingest.event_kinds import parse_weights
@@ -74,8 +80,13 @@ def new(
     columns = GivenColumns(user, item, time, parse_weights(weights) if weights else {})
     if str(out) != "-" and out.exists() and not overwrite:
         raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
+    profile = partial(profile_log, log, items=items, users=users)
     with Console(stderr=True).status("reading the log …"):
-        seen = profile_log(log, items=items, users=users, given_columns=columns, answers=answers)
+        seen = profile(given_columns=columns, answers=answers)
+    if not yes and str(out) != "-" and sys.stdin.isatty() and sys.stdout.isatty():
+        changed, by_kind = ask_questions(seen)
+        if (changed, by_kind) != (answers, None):
+            seen = profile(given_columns=replace(columns, weights=by_kind or columns.weights), answers=changed)
     _write(seen, log, None if str(out) == "-" else out)
 
 
@@ -95,6 +106,52 @@ def _write(seen: "LogProfile", log: Path, out: Path | None) -> None:
     save_draft(seen, out, name=recipe_name(log))
     _print_questions(console, seen)
     print(f"\nrecipe  {out}\nnext    twofold run {out}")
+
+
+def ask_questions(seen: "LogProfile") -> tuple["Answers", dict[str, float] | None]:
+    """Asks each question of the draft on the terminal; returns the answers, and weights by kind of event if given.
+
+    An empty line keeps the guess. An answer that cannot be read is asked for again.
+    """
+    from twofold.ingest.draft_questions import questions
+
+    answers, weights = seen.answers, None
+    for number, question in enumerate(questions(seen), start=1):
+        option = question.option.split()[0]
+        is_yes_or_no = option in ("--repeats", "--no-repeats")
+        example = "y or n" if is_yes_or_no else f"else write what follows {option} in {question.option}"
+        print(f"{number}. {question.text}")
+        while text := typer.prompt(f"   Enter keeps the guess; {example}", default="", show_default=False).strip():
+            try:
+                answers, weights = _with_answer(answers, weights, option, text)
+            except RequestError as error:
+                print(f"   {error}")
+                continue
+            break
+    return answers, weights
+
+
+def _with_answer(
+    answers: "Answers", weights: dict[str, float] | None, option: str, text: str
+) -> tuple["Answers", dict[str, float] | None]:
+    from twofold.ingest.event_kinds import parse_weights
+
+    match option:
+        case "--weights":
+            return answers, parse_weights(text)
+        case "--positive":
+            return replace(answers, positive=_rule(text, option)), weights
+        case "--relevant":
+            return replace(answers, relevant=_rule(text, option)), weights
+        case "--time-zone":
+            return replace(answers, time_zone=_zone(text)), weights
+        case "--test-days":
+            if not text.isdecimal() or int(text) == 0:
+                raise RequestError(f"--test-days: {text} is no number of days. Write 1 or more.")
+            return replace(answers, test_days=int(text)), weights
+    if text.lower() not in ("y", "yes", "n", "no"):
+        raise RequestError(f"{text} is neither y nor n.")
+    return replace(answers, repeats=text.lower().startswith("y")), weights
 
 
 def _zone(name: str | None) -> str | None:
