@@ -57,7 +57,7 @@ def test_an_empty_line_keeps_the_guess(drafted):
     kept, prompts = drafted()
     assert kept == guessed
     assert len(prompts) == 5
-    assert "Enter keeps the guess; y or n" in prompts[2]
+    assert prompts[2].strip() == "your answer, y or n"
 
 
 def test_an_answer_that_cannot_be_read_is_asked_for_again(drafted, capsys):

@@ -1,11 +1,11 @@
 """The command `twofold recipe new`: a commented recipe from a log, and what it is unsure of."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -18,6 +18,7 @@ from twofold.local_time import check_time_zone
 from twofold.render.numbers import percent
 
 if TYPE_CHECKING:
+    from twofold.ingest.column_roles import GivenColumns
     from twofold.ingest.inspect_log import Answers, LogProfile
 
 
@@ -67,12 +68,12 @@ def new(
 ) -> None:
     """Read a log, guess the meaning of its columns, and write a commented recipe that runs.
 
-    On a terminal it asks what it is unsure of; elsewhere, and with --yes, it takes the guesses. It ends with the
-    questions that are left, each with the option that answers it.
+    On a terminal it asks what it is unsure of. Elsewhere, and with --yes, it takes the guesses, and prints the
+    questions, each with the option that answers it.
     """
     from twofold.ingest.column_roles import GivenColumns
     from twofold.ingest.event_kinds import parse_weights
-    from twofold.ingest.inspect_log import Answers, profile_log
+    from twofold.ingest.inspect_log import Answers, LogProfile, profile_log
 
     answers = Answers(
         _rule(positive, "--positive"), _rule(relevant, "--relevant"), repeats, test_days, _zone(time_zone)
@@ -80,32 +81,52 @@ def new(
     columns = GivenColumns(user, item, time, parse_weights(weights) if weights else {})
     if str(out) != "-" and out.exists() and not overwrite:
         raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
-    profile = partial(profile_log, log, items=items, users=users)
-    with Console(stderr=True).status("reading the log …"):
-        seen = profile(given_columns=columns, answers=answers)
-    if not yes and str(out) != "-" and sys.stdin.isatty() and sys.stdout.isatty():
-        changed, by_kind = ask_questions(seen)
-        if (changed, by_kind) != (answers, None):
-            seen = profile(given_columns=replace(columns, weights=by_kind or columns.weights), answers=changed)
-    _write(seen, log, None if str(out) == "-" else out)
+
+    def profile(columns: GivenColumns, answers: Answers) -> LogProfile:
+        with Console(stderr=True).status("reading the log …"):
+            return profile_log(log, items=items, users=users, given_columns=columns, answers=answers)
+
+    is_asked = not yes and str(out) != "-" and sys.stdin.isatty() and sys.stdout.isatty()
+    _draft(log, profile, columns, answers, out=out, is_asked=is_asked)
+
+
+_Profile: TypeAlias = "Callable[[GivenColumns, Answers], LogProfile]"
+
+
+def _draft(
+    log: Path, profile: _Profile, columns: "GivenColumns", answers: "Answers", *, out: Path, is_asked: bool
+) -> None:
+    """Prints what was found, asks or prints the questions, and writes the recipe."""
+    seen, is_printed = profile(columns, answers), str(out) == "-"
+    console = Console(stderr=is_printed, highlight=False, soft_wrap=True)
+    _print_seen(console, seen)
+    if is_asked:
+        seen = _with_answers(seen, columns, profile)
+    _write(seen, log, None if is_printed else out)
+    if not is_asked:
+        _print_questions(console, seen)
+    if not is_printed:
+        print(f"\nrecipe  {out}\nnext    twofold run {out}")
+
+
+def _with_answers(seen: "LogProfile", columns: "GivenColumns", profile: _Profile) -> "LogProfile":
+    answers, weights = ask_questions(seen)
+    if (answers, weights) == (seen.answers, None):
+        return seen
+    return profile(replace(columns, weights=weights or columns.weights), answers)
 
 
 def _write(seen: "LogProfile", log: Path, out: Path | None) -> None:
-    """Prints what was found, writes the recipe, or prints it if `out` is None, and ends with the open questions."""
+    """Writes the recipe, or prints it if `out` is None."""
     from twofold.ingest.draft_recipe import draft_recipe, recipe_name, save_draft
     from twofold.ingest.inspect_log import check_draft
 
-    console = Console(stderr=out is None, highlight=False, soft_wrap=True)
-    _print_seen(console, seen)
     if out is None:
         text = draft_recipe(seen, name=recipe_name(log), folder=None)
         check_draft(text, Path(gettempdir()))
         print(text, end="")
-        _print_questions(console, seen)
-        return
-    save_draft(seen, out, name=recipe_name(log))
-    _print_questions(console, seen)
-    print(f"\nrecipe  {out}\nnext    twofold run {out}")
+    else:
+        save_draft(seen, out, name=recipe_name(log))
 
 
 def ask_questions(seen: "LogProfile") -> tuple["Answers", dict[str, float] | None]:
@@ -115,13 +136,15 @@ def ask_questions(seen: "LogProfile") -> tuple["Answers", dict[str, float] | Non
     """
     from twofold.ingest.draft_questions import questions
 
-    answers, weights = seen.answers, None
-    for number, question in enumerate(questions(seen), start=1):
+    answers, weights, found = seen.answers, None, questions(seen)
+    if found:
+        print("\nUnsure of (Enter keeps the guess):")
+    for number, question in enumerate(found, start=1):
         option = question.option.split()[0]
         is_yes_or_no = option in ("--repeats", "--no-repeats")
-        example = "y or n" if is_yes_or_no else f"else write what follows {option} in {question.option}"
-        print(f"{number}. {question.text}")
-        while text := typer.prompt(f"   Enter keeps the guess; {example}", default="", show_default=False).strip():
+        example = "y or n" if is_yes_or_no else "such as " + question.option.removeprefix(option).strip(' "')
+        print(f"  {number}. {question.text}")
+        while text := typer.prompt(f"     your answer, {example}", default="", show_default=False).strip():
             try:
                 answers, weights = _with_answer(answers, weights, option, text)
             except RequestError as error:
