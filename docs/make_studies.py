@@ -4,14 +4,16 @@
     python docs/make_studies.py                 # writes docs/studies.md from studies/*.json
     python docs/make_studies.py --check         # reports whether the page is current
 
-A run that is finished is not run again, and a killed one continues. `--rows 40000` makes a small world in place of the
-one that the base recipe names, `--only e01,e08` runs some experiments beside the base, `--seeds 1` fewer seeds.
+A run that is finished is not run again, and a killed one continues. Every experiment runs with one seed before any runs
+with the next, and the results are written after each seed. `--rows 40000` makes a small world in place of the one that
+the base recipe names, `--only e01,e08` runs some experiments beside the base, `--seeds 1` fewer seeds.
 """
 
 import argparse
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ from twofold.evaluate.compare import compare_seeds
 from twofold.evaluate.results import MODEL, Report
 from twofold.page.tracker_page import write_tracker
 from twofold.pipeline.job import report_of
+from twofold.pipeline.run import run
 from twofold.recipe.diff import recipe_digest
 from twofold.recipe.load import load_recipe
 from twofold.render.numbers import format_decimal, format_interval, format_signed
@@ -49,6 +52,10 @@ SHOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "two-stages": tuple(f"catalogue/{name}@{k}" for k in (10, 20, 50, 100) for name in ("hit_rate", "ndcg", "mrr")),
 }
 """Metrics and probes of each study's table."""
+SEEDS: Final = 2
+"""Number of seeds of every experiment."""
+NOT_RUN: Final = ("d01", "d03")
+"""Experiments whose log must be downloaded, and which take hours."""
 TITLES: Final[Mapping[str, str]] = {
     "features": "A. Features of two towers",
     "gap": "B. The gap between batch and catalogue",
@@ -75,13 +82,19 @@ for it, so the notes' values are not reached, and only the order of experiments 
 def run_study(study: str, *, seeds: int, only: Sequence[str], rows: int | None) -> Path:
     """Makes the data, runs the base and its experiments with each seed, and writes the results and the tracker."""
     paths = [STUDIES / study / "base.yaml", *sorted(each for each in (STUDIES / study).glob("*.yaml"))]
-    paths = [paths[0], *(each for each in paths[1:] if each.stem != "base" and (not only or each.stem in only))]
-    data = _make_data(paths[0], rows=rows)
-    folders = {path.stem: [_run(path, seed, data=data) for seed in range(seeds)] for path in paths}
-    result = RESULTS / f"{study}.json"
-    write_json(result, _results(study, paths, folders))
-    write_tracker([folder for each in folders.values() for folder in each], RESULTS / f"{study}.html")
+    paths = [paths[0], *(each for each in paths[1:] if _is_run(each, only))]
+    data, result = _make_data(paths[0], rows=rows), RESULTS / f"{study}.json"
+    folders: dict[str, list[Path]] = {path.stem: [] for path in paths}
+    for seed in range(seeds):
+        for path in paths:
+            folders[path.stem].append(_run(path, seed, data=data))
+        write_json(result, _results(study, paths, folders))
+        write_tracker([folder for each in folders.values() for folder in each], RESULTS / f"{study}.html")
     return result
+
+
+def _is_run(path: Path, only: Sequence[str]) -> bool:
+    return path.stem != "base" and path.stem not in NOT_RUN and (not only or path.stem in only)
 
 
 def _make_data(base: Path, *, rows: int | None) -> list[str]:
@@ -103,12 +116,21 @@ def _make_data(base: Path, *, rows: int | None) -> list[str]:
 
 
 def _run(path: Path, seed: int, *, data: Sequence[str]) -> Path:
-    study = path.parent.name
-    settings = [part for setting in (*data, f"train.seed={seed}") for part in ("--set", setting)]
-    name = f"{path.stem}-seed{seed}"
-    command = [sys.executable, "-m", "twofold", "run", str(path), *settings, "--run", name, "--runs", str(RUNS / study)]
-    subprocess.run([*command, "--overwrite"], check=True, cwd=ROOT)
-    return RUNS / study / name
+    """Runs one recipe with one seed. What does not depend on the seed or the model is taken from an earlier run."""
+    runs, name = RUNS / path.parent.name, f"{path.stem}-seed{seed}"
+    for earlier, stages in ((f"{path.stem}-seed0", ("prepare", "dataset")), ("base-seed0", ("prepare",))):
+        for stage in stages:
+            _copy_stage(runs / earlier / stage, runs / name / stage)
+    print(f"== {path.parent.name} {name}", flush=True)
+    run(load_recipe(path, overrides=[*data, f"train.seed={seed}"]), runs=runs, name=name, overwrite=True)
+    return runs / name
+
+
+def _copy_stage(source: Path, target: Path) -> None:
+    """Copies a stage that is complete; `run` uses it if its digest says that it is the same, and else replaces it."""
+    if source != target and source.is_dir() and not target.exists():
+        shutil.copytree(source, target.with_suffix(".copy"), dirs_exist_ok=True)
+        target.with_suffix(".copy").rename(target)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -265,7 +287,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", nargs="?", choices=["run"])
     parser.add_argument("studies", nargs="*", help="names of folders of recipes/studies; none: all")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", default="", help="names of experiments, with commas")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--check", action="store_true")

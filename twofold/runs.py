@@ -17,7 +17,9 @@ from twofold.run_folder import MANIFEST, Stage, find_stage
 
 STAGES: Final = ("prepare", "dataset", "train", "evaluate", "index", "recommend", "explain")
 VALIDATION: Final = "validation"
-"""Name of the metric that chose the best epoch: recall@k on the validation window; trials of a search have no other."""
+"""Name of the metric that chose the best epoch, on the validation window (`train.best_epoch_by`); trials of a search
+have no other.
+"""
 _COUNTS: Final = (("users", "user"), ("num_items", "item"))
 STUDY: Final = "study.db"
 """File that marks the folder of a search."""

@@ -7,8 +7,16 @@ import pytest
 
 from tests.evaluate.test_evaluate_window import world
 from twofold.evaluate import peer_tuning
+from twofold.evaluate.baselines import baseline_scores
 from twofold.evaluate.catalogue import evaluate_catalogue
-from twofold.evaluate.peer_tuning import PEER_KINDS, RECENT_POPULARITY, fixed_constants, tune_peers, with_recency
+from twofold.evaluate.peer_tuning import (
+    PEER_KINDS,
+    RECENT_POPULARITY,
+    choose_constants,
+    fixed_constants,
+    tune_peers,
+    with_recency,
+)
 from twofold.evaluate.peers import Interactions, PeerScores, Recency, fit_ease
 from twofold.ragged import Ragged
 
@@ -133,3 +141,14 @@ def test_without_anything_to_find_the_constants_are_fixed():
     assert fixed.constants_of("EASE with recency") is None
     assert all(choice.note.startswith("there is no validation window") for choice in fixed.choices)
     assert fit_ease(log, **fixed.constants_of("EASE")).weights.any()
+
+
+def test_a_brief_report_tunes_no_peer_and_its_report_says_so():
+    window, log = in_fashion()
+    tuning = choose_constants((window, log), metrics=METRICS, with_peers=False)
+    assert [choice.name for choice in tuning.choices] == [RECENT_POPULARITY]
+    rows, left_out = baseline_scores(window, log, {}, tuning)
+    assert set(rows) == {"random", "popularity", RECENT_POPULARITY}
+    assert {each.name for each in left_out} >= {"item-kNN", "EASE", "iALS", "EASE with recency"}
+    assert {each.reason for each in left_out} == {"the recipe leaves it out: evaluate.peers"}
+    assert [choice.name for choice in fixed_constants(METRICS, with_peers=False).choices] == [RECENT_POPULARITY]

@@ -98,6 +98,8 @@ class PeerTuning:
     users: int
     metrics: tuple[str, str]
     choices: tuple[PeerChoice, ...]
+    with_peers: bool = True
+    """False if the recipe leaves out the fitted baselines; only the days of recent popularity are chosen then."""
 
     def constants_of(self, name: str) -> dict[str, float] | None:
         """Returns the constants of a baseline; `None` if it has no entry."""

@@ -81,6 +81,8 @@ class EvaluationOptions:
     """The validation window and the positives before it, on which the constants of baselines are chosen."""
     tuning: PeerTuning | None = None
     """Constants that are chosen already; `None` means that they are chosen on `validation`."""
+    with_peers: bool = True
+    """False leaves out the fitted baselines, unless their constants are chosen already."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def evaluate_window(
     """
     options = options or EvaluationOptions()
     with heartbeat("evaluate"):
-        tuning = options.tuning or choose_constants(options.validation, metrics=deciding_metrics(window.num_items))
+        deciding = deciding_metrics(window.num_items)
+        tuning = options.tuning or choose_constants(options.validation, metrics=deciding, with_peers=options.with_peers)
     baselines, left_out = baseline_scores(window, positives, options.groups, tuning)
     sources = {MODEL: scores, **baselines, **options.others}
     catalogue, impressions = dict[str, PerUser](), dict[str, PerUser]()

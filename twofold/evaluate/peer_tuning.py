@@ -149,18 +149,20 @@ class _Questions:
 
 
 def choose_constants(
-    validation: tuple[EvaluationWindow, Interactions] | None, *, metrics: tuple[str, str]
+    validation: tuple[EvaluationWindow, Interactions] | None, *, metrics: tuple[str, str], with_peers: bool = True
 ) -> PeerTuning:
     """Returns what `tune_peers` chooses on the validation window, or fixed constants if that is not possible."""
-    tuned = None if validation is None else tune_peers(*validation, metrics=metrics)
-    return fixed_constants(metrics) if tuned is None else tuned
+    tuned = None if validation is None else tune_peers(*validation, metrics=metrics, with_peers=with_peers)
+    return fixed_constants(metrics, with_peers=with_peers) if tuned is None else tuned
 
 
-def tune_peers(window: EvaluationWindow, positives: Interactions, *, metrics: tuple[str, str]) -> PeerTuning | None:
+def tune_peers(
+    window: EvaluationWindow, positives: Interactions, *, metrics: tuple[str, str], with_peers: bool = True
+) -> PeerTuning | None:
     """Chooses the constants of every fitted baseline on one window, from the positives before it.
 
-    `metrics` are the two that decide, such as catalogue/recall@100 and catalogue/ndcg@10. `None` if no user of the
-    window has an unseen positive.
+    `metrics` are the two that decide, such as catalogue/recall@100 and catalogue/ndcg@10. Without `with_peers` only the
+    days of recent popularity are chosen. `None` if no user of the window has an unseen positive.
     """
     users = np.flatnonzero(window.relevant.sizes)
     if not len(users):
@@ -180,18 +182,18 @@ def tune_peers(window: EvaluationWindow, positives: Interactions, *, metrics: tu
         return recency[days]
 
     choices = [_choose_days(questions, recency_scores)]
-    for kind in PEER_KINDS:
+    for kind in PEER_KINDS if with_peers else ():
         if kind.too_large(positives) is None:
             choices += _choose(kind, questions, positives, recency_scores)
-    return PeerTuning(window.name, len(users), metrics, tuple(choices))
+    return PeerTuning(window.name, len(users), metrics, tuple(choices), with_peers)
 
 
-def fixed_constants(metrics: tuple[str, str]) -> PeerTuning:
+def fixed_constants(metrics: tuple[str, str], *, with_peers: bool = True) -> PeerTuning:
     """Returns start values for a report without a validation window; no baseline then has a recency prior."""
     note = "there is no validation window with a positive on an item not seen before"
     choices = [PeerChoice(RECENT_POPULARITY, {"days": _START_DAYS}, (), note=note)]
-    choices += [PeerChoice(kind.name, dict(kind.start), (), note=note) for kind in PEER_KINDS]
-    return PeerTuning("", 0, metrics, tuple(choices))
+    choices += [PeerChoice(kind.name, dict(kind.start), (), note=note) for kind in PEER_KINDS if with_peers]
+    return PeerTuning("", 0, metrics, tuple(choices), with_peers)
 
 
 def _choose_days(

@@ -75,6 +75,7 @@ def _evaluate(
         _options(job, models, window, tables=tables),
         validation=_validation(job, arrays) if tuning is None else None,
         tuning=tuning,
+        with_peers=not job.recipe.evaluate.brief,
         allowed_items=allowed,
         correction=batch_correction(models.retriever, arrays, job.recipe.train),
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),

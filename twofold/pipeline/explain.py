@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from twofold.dataset.dataset import item_attributes
 from twofold.dataset.vocabulary import Vocabulary
@@ -21,6 +21,8 @@ from twofold.pipeline.trained_models import load_models
 from twofold.progress import heartbeat
 from twofold.run_folder import Stage, write_json
 
+_NO_MAP: Final = {"missing": "This run has no map, because its recipe has evaluate.brief: true."}
+
 
 def explain(job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommended: Stage) -> Stage:
     """Writes gap.json (from training batches to served lists), probes.json (with warnings) and the map.
@@ -28,6 +30,7 @@ def explain(job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommen
     The page of the run is written again beside the stages.
     """
     inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.slice_columns}
+    inputs |= {"brief": True} if job.recipe.evaluate.brief else {}
     work = heartbeat("explain")(partial(_explain, job, dataset, retriever, indexed, recommended))
     explained = job.run_stage("explain", inputs, work)
     write_run_page(job.folder)
@@ -51,4 +54,5 @@ def _explain(
     records = probe_records((*probes, probe_new_items(models.retriever, arrays, window, case)))
     write_json(out / "probes.json", records)
     users = MapUsers(arrays.users.ids_of(window.user_rows), case.stored.queries, case.stored.items)
-    return {"probes": records, "gap": asdict(gap), "map": map_run(out, index.vectors, attributes, users=users)}
+    drawn = _NO_MAP if job.recipe.evaluate.brief else map_run(out, index.vectors, attributes, users=users)
+    return {"probes": records, "gap": asdict(gap), "map": drawn}

@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from twofold.dataset.dataset import Dataset, load_dataset
+from twofold.errors import DataError
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.headline_metrics import deciding_metrics, primary_k, primary_metric_of
+from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.peer_tuning import tune_peers
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.multi_tower import Towers, build_towers
@@ -23,6 +26,7 @@ from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, TwoTower
+from twofold.render.numbers import plural
 from twofold.run_folder import Stage, find_stage, write_json
 from twofold.train.distributed import broadcast_from_rank0
 from twofold.train.loop import SINGLE_PROCESS_CPU, fit
@@ -161,11 +165,23 @@ def _validation_window(job: Job, arrays: Dataset) -> EvaluationWindow:
 
 
 def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, model: Model) -> float:
-    """Returns recall@k over the catalogue, and reports it to the job."""
-    k = primary_k(len(arrays.items))
-    recall = evaluate_catalogue(window, catalogue_scores(model, arrays, window), ks=(k,)).mean(f"catalogue/recall@{k}")
-    job.on_validation(recall)
-    return recall
+    """Returns recall@k over the catalogue, or AUC on shown items, and reports it to the job.
+
+    DataError if AUC decides and no user of the window was shown a positive and a negative.
+    """
+    scores, k = catalogue_scores(model, arrays, window), primary_k(len(arrays.items))
+    if job.recipe.train.best_epoch_by == "auc":
+        value = evaluate_impressions(window, scores).mean("impressions/auc")
+        if np.isnan(value):
+            raise DataError(
+                f"train.best_epoch_by is auc, and none of the {plural(len(window.user_rows), 'user')} of the "
+                f"validation window was shown both a positive and a negative: write best_epoch_by: recall, or a longer "
+                f"prepare.split.validation"
+            )
+    else:
+        value = evaluate_catalogue(window, scores, ks=(k,)).mean(f"catalogue/recall@{k}")
+    job.on_validation(value)
+    return value
 
 
 def _train_ranker(

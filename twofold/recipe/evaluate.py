@@ -61,6 +61,12 @@ class Evaluate(Section):
                 raise ValueError(f"{later} follows {earlier}: name each day once, in the order of time")
         return days
 
+    brief: bool = False
+    """`true` leaves out what takes longer than training on a small log and says nothing of how two experiments differ:
+    the tuned item-kNN, EASE and iALS, and the map of the items. For studies. No report then says that a model is better
+    than every peer; `retriever.kind: best` needs the peers and has them anyway.
+    """
+
     sampled: tuple[Sampled, ...] = ()
     """Sampled evaluation protocols of papers, one table each. They may order two models differently from the full
     catalogue (Krichene & Rendle, KDD 2020), so use them only to compare with papers.
