@@ -134,8 +134,8 @@ def evaluate_window(
     """
     options = options or EvaluationOptions()
     with heartbeat("evaluate"):
-        deciding = deciding_metrics(window.num_items)
-        tuning = options.tuning or choose_constants(options.validation, metrics=deciding, with_peers=options.with_peers)
+        deciding, with_peers = deciding_metrics(window.num_items), options.with_peers
+        tuning = options.tuning or choose_constants(options.validation, metrics=deciding, with_peers=with_peers)
     baselines, left_out = baseline_scores(window, positives, options.groups, tuning)
     sources = {MODEL: scores, **baselines, **options.others}
     catalogue, impressions = dict[str, PerUser](), dict[str, PerUser]()

@@ -29,7 +29,11 @@ def explain(job: Job, dataset: Stage, retriever: Stage, indexed: Stage, recommen
 
     The page of the run is written again beside the stages.
     """
-    inputs = {"index": indexed.digest, "recommend": recommended.digest, "columns": job.recipe.slice_columns}
+    inputs: dict[str, Any] = {
+        "index": indexed.digest,
+        "recommend": recommended.digest,
+        "columns": job.recipe.slice_columns,
+    }
     inputs |= {"brief": True} if job.recipe.evaluate.brief else {}
     work = heartbeat("explain")(partial(_explain, job, dataset, retriever, indexed, recommended))
     explained = job.run_stage("explain", inputs, work)
