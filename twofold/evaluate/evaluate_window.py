@@ -144,14 +144,13 @@ def evaluate_window(
             catalogue[name] = evaluate_catalogue(window, source)
             impressions[name] = without_short_lists(evaluate_impressions(window, source), window.candidates.sizes)
             advance(1, name)
-    rule = options.allowed_items
-    filtered = None if rule is None else evaluate_filtered(window, scores, rule.allowed)
+    filtered = None if (rule := options.allowed_items) is None else evaluate_filtered(window, scores, rule.allowed)
     primary_metric = primary_metric_of(window.num_items, is_two_stages=FIRST_STAGE in options.others)
     evaluation = _Evaluation(
         window, options, sources, catalogue, impressions, filtered, primary_metric, tuple(baselines), left_out, tuning
     )
-    report = _report(evaluation, batch_size=batch_size, facts=facts)
-    return EvaluationResult(report, catalogue, impressions[MODEL], filtered)
+    shown, report = impressions[MODEL], _report(evaluation, batch_size=batch_size, facts=facts)
+    return EvaluationResult(report, catalogue, shown, filtered)
 
 
 def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any]) -> Report:
@@ -196,23 +195,21 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
 
 
 def _setup(evaluation: _Evaluation, *, users: int) -> EvaluationSetup:
-    window, options = evaluation.window, evaluation.options
-    digest = options.relevant_digest
+    window, options, digest = evaluation.window, evaluation.options, evaluation.options.relevant_digest
     return EvaluationSetup(window.name, options.dates, window.track, TIE_RULE, window.num_items, users, digest)
 
 
 def _slice_section(evaluation: _Evaluation) -> SliceSection | None:
     """Compares both stages with the first, or the model with the strongest baseline, group by group."""
-    catalogue, metric = evaluation.catalogue, evaluation.primary_metric
     if not evaluation.options.slicings:
         return None
-    strongest = max(evaluation.baselines, key=lambda name: catalogue[name].mean(metric))
-    base = FIRST_STAGE if FIRST_STAGE in catalogue else strongest
+    catalogue, metric = evaluation.catalogue, evaluation.primary_metric
+    names = (FIRST_STAGE,) if FIRST_STAGE in catalogue else evaluation.baselines
+    base = max(names, key=lambda name: catalogue[name].mean(metric))
     ranks, base_ranks = (catalogue[name].ranks for name in (MODEL, base))
-    assert ranks is not None, "a catalogue ranking has ranks"
-    assert base_ranks is not None, "a catalogue ranking has ranks"
-    relevant, slicings = evaluation.window.relevant, evaluation.options.slicings
-    k = int(metric.partition("@")[2])
+    if ranks is None or base_ranks is None:
+        raise AssertionError("a catalogue ranking has ranks")
+    relevant, slicings, k = evaluation.window.relevant, evaluation.options.slicings, int(metric.partition("@")[2])
     return evaluate_slices(ranks, base_ranks, relevant=relevant, slicings=slicings, k=k, base=base)
 
 
