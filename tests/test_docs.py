@@ -61,12 +61,17 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_lines_are_at_most_120_wide(page: Path) -> None:
-    """Quoted output aside; rows of tables may be 160 wide, and what needs more is a list."""
+    """Quoted output aside; rows of tables may be 160 wide, and what needs more is a list. Nobody writes the rows of
+    docs/studies.md: an experiment has a row, and each cell a value, chance and a difference.
+    """
+    is_generated = page.name == "studies.md"
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     wide = [
         line
         for line in text.splitlines()
-        if len(line) > (160 if line.startswith("|") else 120) and not line.startswith("<!--")
+        if len(line) > (160 if line.startswith("|") else 120)
+        and not line.startswith("<!--")
+        and not (is_generated and line.startswith("|"))
     ]
     assert not wide
 
