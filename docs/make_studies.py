@@ -23,6 +23,7 @@ from typing import Any, Final
 from twofold.errors import RequestError
 from twofold.evaluate.compare import compare_runs, compare_seeds
 from twofold.evaluate.results import MODEL, Report
+from twofold.page.run_page import keep_base
 from twofold.page.tracker_page import write_tracker
 from twofold.pipeline.job import report_of
 from twofold.pipeline.run import run
@@ -138,7 +139,10 @@ def _run(path: Path, seed: int, *, data: Sequence[str]) -> Path:
         for stage in stages:
             _copy_stage(runs / earlier / stage, runs / name / stage)
     print(f"== {path.parent.name} {name}", flush=True)
-    run(load_recipe(path, overrides=[*data, f"train.seed={seed}"]), runs=runs, name=name, overwrite=True)
+    settings = [*data, f"train.seed={seed}"]
+    run(load_recipe(path, overrides=settings), runs=runs, name=name, overwrite=True)
+    against = path.with_stem(COMPARED.get(path.stem, "base"))
+    keep_base(runs / name, None if path.stem == "base" else load_recipe(against, overrides=settings))
     return runs / name
 
 
