@@ -62,6 +62,8 @@ SHOWN: Final[Mapping[str, tuple[str, ...]]] = {
 """Metrics and probes of each study's table."""
 SEEDS: Final = 1
 """Number of seeds of every experiment."""
+BY_DEFAULT: Final = ("features", "watch-time", "practice")
+"""Studies that run if none is named; gap and two-stages take longer than all of these."""
 NOT_RUN: Final = ("d01", "d03", "c09", "prod-dnn", "e05")
 """Experiments that `make studies` leaves out: their log must be downloaded (d01, d03), they are not in the notes (c09,
 prod-dnn), or a step for every example takes too long (e05). `--only` runs them.
@@ -337,13 +339,13 @@ def main() -> int:
     """Runs a study, or writes or checks the page; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", nargs="?", choices=["run"])
-    parser.add_argument("studies", nargs="*", help="names of folders of recipes/studies; none: all")
+    parser.add_argument("studies", nargs="*", help="folders of recipes/studies; none: those run by default")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", default="", help="names of experiments, with commas")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    for study in options.studies or TITLES if options.verb == "run" else ():
+    for study in options.studies or BY_DEFAULT if options.verb == "run" else ():
         only = [each for each in options.only.split(",") if each]
         print(run_study(study, seeds=options.seeds, only=only, rows=options.rows))
     page = studies_page()
