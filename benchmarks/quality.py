@@ -166,7 +166,7 @@ def _days_table(saved: Saved, pooled: list[Saved], metric: str) -> str:
         if (line["recipe"], line["metric"]) == (recipe, metric)
     }
     heads = [f"{date.fromisoformat(day):%-d %B}" for day in saved["days"]]
-    table = [f"| {shown} | {' | '.join(heads)} | all days [95 %] | {OURS[recipe]} − row, all days |"]
+    table = [f"| {shown} | {' | '.join(heads)} | all days [95 %] | {OURS[recipe]} − row, all days, least seed |"]
     table += ["|---" * (len(heads) + 3) + "|"]
     for each in pooled:
         for line in (line for line in each["lines"] if line["metric"] == metric):
@@ -177,7 +177,7 @@ def _days_table(saved: Saved, pooled: list[Saved], metric: str) -> str:
             name += f", seed {seed}" if row in SEEDED else ""
             days = [_by_day(by_day[seed, day, row]) for day in saved["days"]]
             leads = _leads(pooled, row, metric) if row not in SEEDED else line["model_minus"] and [line["model_minus"]]
-            lead = "; ".join(_interval(*lead) for lead in leads or [])
+            lead = _interval(*min(leads)) if leads else ""  # of the seed with the smallest difference
             value = _interval(line["value"], line["low"], line["high"])
             table.append(f"| {name} | {' | '.join(days)} | {value} | {lead} |")
     return "\n".join(table)
