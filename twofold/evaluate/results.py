@@ -14,6 +14,7 @@ from twofold.evaluate.baseline_results import Headline, LeftOut, PeerTuning
 from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.in_batch import BatchSection
 from twofold.evaluate.new_items import NewItemSection
+from twofold.evaluate.rule_prices import RuleSection
 from twofold.evaluate.sampled import Draw
 from twofold.evaluate.significance import Estimate, estimates_of, json_number
 from twofold.evaluate.window import PerUser, Protocol
@@ -283,6 +284,8 @@ class Report:
     """Calibration of the ranker's heads on impressions."""
     new_items: NewItemSection | None = None
     """Results on items without an event before the window; `None` means that nobody likes one in the window."""
+    rerank: RuleSection | None = None
+    """Prices of the rules after ranking; `None` means that the recipe has none."""
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """Returns all values of one row by metric; metrics without a value are left out."""

@@ -9,7 +9,7 @@ What this does not do: survive the process, or grow without bound. Build a bundl
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from threading import Lock
 from typing import Any, Final
 
@@ -40,12 +40,11 @@ class Catalogue:
     filters: Filters
     present: ItemMask
 
-    def eligible(self, where: str | None) -> ItemMask:
-        """Returns the items that are present and satisfy the filter."""
-        if where is None:
-            return self.present
-        mask = self.filters.eligible(where)
-        return mask if self.present.count == len(self.index) else mask.intersection(self.present)
+    def eligible(self, *conditions: str | None) -> ItemMask:
+        """Returns the items that are present and satisfy every condition; `None` means no condition."""
+        masks = [self.filters.eligible(condition) for condition in conditions if condition is not None]
+        masks += [self.present] if not masks or self.present.count < len(self.index) else []
+        return reduce(ItemMask.intersection, masks)
 
 
 def whole_catalogue(index: Index, attributes: pa.Table, filters: Filters | None = None) -> Catalogue:
@@ -116,23 +115,26 @@ class Snapshot:
         k: int,
         *,
         where: str | None = None,
+        when: str | None = None,
         excluded: Ragged | None = None,
         added: Additions | None = None,
     ) -> Neighbors:
-        """Returns the k best items of each query, as `search`; only those that satisfy the filter `where`."""
+        """Returns the k best items of each query, as `search`; only those that satisfy the filter `where` and the
+        condition `when` of a rule.
+        """
         if excluded is None:
             excluded = Ragged(np.empty(0, np.int64), np.zeros(len(queries) + 1, np.int64))
         if added is not None:
-            others = self.search(queries, k, where=where, excluded=excluded.joined(added.rows))
-            own = keep_additions(added, excluded, self.eligible(where)[added.rows.values])
+            others = self.search(queries, k, where=where, when=when, excluded=excluded.joined(added.rows))
+            own = keep_additions(added, excluded, self.eligible(where, when)[added.rows.values])
             return self._with_additions(others, own, queries)
         excluded_changed = self._changed_of(excluded.values)
-        is_whole = where is None and self.built.present.count == len(self.items)
+        is_whole = where is when is None and self.built.present.count == len(self.items)
         built_best = search(
             self.built.index,
             queries,
             k,
-            allowed=None if is_whole else self.built.eligible(where),
+            allowed=None if is_whole else self.built.eligible(where, when),
             excluded=keep_where(excluded, excluded.values, excluded_changed < 0),
         )
         if self.changed.present.count == 0:
@@ -141,7 +143,7 @@ class Snapshot:
             self.changed.index,
             queries,
             k,
-            allowed=self.changed.eligible(where),
+            allowed=self.changed.eligible(where, when),
             excluded=keep_where(excluded, excluded_changed, excluded_changed >= 0),
         )
         return self._merge(built_best, changed_best, k)
@@ -154,12 +156,21 @@ class Snapshot:
         best = merge_additions(found, own, vectors, queries, score=self.built.index.score, rank=rank)
         return Neighbors(best.item_rows, best.scores, best.counts, others.is_exact)
 
-    def eligible(self, where: str | None) -> Bool[np.ndarray, "items"]:
-        """Returns for each item row, new items included, whether a list under the filter may contain the item."""
+    def eligible(self, *conditions: str | None) -> Bool[np.ndarray, "items"]:
+        """Returns for each item row, new items included, whether a list under the conditions may contain the item."""
         mask = np.zeros(len(self.items) + len(self.added), bool)
-        mask[: len(self.items)] = self.built.eligible(where).mask
-        mask[self.changed_rows] = self.changed.eligible(where).mask
+        mask[: len(self.items)] = self.built.eligible(*conditions).mask
+        mask[self.changed_rows] = self.changed.eligible(*conditions).mask
         return mask
+
+    @property
+    def attributes(self) -> pa.Table:
+        """The current items table, in the order of the item rows, new items included."""
+        if len(self.changed_rows) == 0:
+            return self.built.attributes
+        row = np.arange(len(self.items) + len(self.added))
+        row[self.changed_rows] = len(self.items) + np.arange(len(self.changed_rows))
+        return pa.concat_tables([self.built.attributes, self.changed.attributes]).take(pa.array(row))
 
     def _changed_of(self, item_rows: Integer[np.ndarray, "items"]) -> Int64[np.ndarray, "items"]:
         """Returns the row of each item in `changed`; -1 where the item was not changed."""

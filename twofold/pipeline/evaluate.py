@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from twofold.dataset.dataset import Dataset, item_attributes
-from twofold.dataset.recent_counts import with_counts
+from twofold.dataset.dataset import Dataset
 from twofold.digest import file_digest
 from twofold.environment import commit, hardware
 from twofold.evaluate.baseline_results import PeerTuning
@@ -39,6 +38,7 @@ from twofold.pipeline.adapters import (
 from twofold.pipeline.best_model import load_tuning
 from twofold.pipeline.index import index_inputs
 from twofold.pipeline.job import Job
+from twofold.pipeline.rerank import described_items, rule_section, with_rules
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.diff import recipe_digest
 from twofold.recipe.train import Regression
@@ -64,19 +64,17 @@ def _evaluate(
     arrays = models.data.retriever
     window = evaluation_window(arrays, "test", includes_seen=job.recipe.index.include_seen)
     positives = positives_before_window(job.recipe.prepare, arrays, window)
-    items = with_counts(
-        item_attributes(dataset.folder), arrays, job.recipe.index.recent_counts, as_of=int(window.query_at.min())
-    )
-    allowed = allowed_items(items, job.recipe.index.where)
+    items = described_items(job.recipe, dataset.folder, arrays, as_of=int(window.query_at.min()))
     config, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
     sources = score_sources(models.retriever, models.ranker, models.data, window)
+    rules = rule_section(job.recipe, items, models, window, sources[MODEL])
     tables, tuning = (items, pq.read_table(prepared.folder / "users.parquet")), load_tuning(retriever.folder)
     options = replace(
         _options(job, models, window, tables=tables),
         validation=_validation(job, arrays) if tuning is None else None,
         tuning=tuning,
         with_peers=not job.recipe.evaluate.brief,
-        allowed_items=allowed,
+        allowed_items=allowed_items(items, job.recipe.index.where),
         correction=batch_correction(models.retriever, arrays, job.recipe.train),
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),
         others={name: scores for name, scores in sources.items() if name != MODEL},
@@ -92,7 +90,7 @@ def _evaluate(
     )
     metrics = headline_first(result.report)
     days = _evaluate_days(job, models, options.groups, result.report.tuning, metrics=metrics)
-    report = with_days(result.report, days)
+    report = with_rules(with_days(result.report, days), rules)
     write_report(report, out)
     save_rows([DayValues("test", window.user_rows, result.rows), *days], out, users=arrays.users, metrics=metrics)
     save_values(result, window, out, users=arrays.users, items=arrays.items, slicings=options.slicings)

@@ -7,17 +7,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from twofold.dataset.dataset import item_attributes
-from twofold.dataset.recent_counts import with_counts
 from twofold.index.item_index import build_index, save_index
 from twofold.model.ranker import save_ranker
 from twofold.model.retriever import Blend, as_products, item_vectors, num_repeats, save_user_side
 from twofold.pipeline.adapters import allowed_items, calibration_queries
 from twofold.pipeline.job import Job
+from twofold.pipeline.rerank import check_rules, described_items, where_of
 from twofold.pipeline.trained_models import load_models
 from twofold.progress import heartbeat
-from twofold.run_folder import Stage
-from twofold.serve.bundle import Repeats, save_context
+from twofold.run_folder import Stage, write_json
+from twofold.serve.bundle import RERANK, Repeats, save_context
 from twofold.serve.recommender import load
 
 
@@ -36,12 +35,13 @@ def recommend(job: Job, indexed: Stage) -> Stage:
 
 def index_inputs(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None) -> dict[str, Any]:
     """Returns what both the bundle and the report depend on: the models, and which items may be recommended."""
-    config = job.recipe.index.model_dump(mode="json", exclude_defaults=True)
+    config, rerank = job.recipe.index.model_dump(mode="json", exclude_defaults=True), job.recipe.rerank
     return {
         "dataset": dataset.digest,
         "train": retriever.digest,
         **({} if ranker is None else {"ranker": ranker.digest}),
         **({"index": config} if config else {}),
+        **({} if rerank is None else {"rerank": rerank.model_dump(mode="json")}),
     }
 
 
@@ -49,8 +49,10 @@ def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out
     models, config = load_models(job, dataset, retriever, ranker), job.recipe.index
     model, arrays = models.retriever, models.data.retriever
     as_of = dataset.facts["last_event_at"] + 1
-    attributes = with_counts(item_attributes(dataset.folder), arrays, config.recent_counts, as_of=as_of)
-    allowed = allowed_items(attributes, config.where)
+    attributes = described_items(job.recipe, dataset.folder, arrays, as_of=as_of)
+    where = where_of(job.recipe)
+    allowed = allowed_items(attributes, where)
+    check_rules(job.recipe.rerank, attributes)
     vectors = item_vectors(model, arrays, as_of)
     if models.ranker is not None:
         factors = as_products(model, vectors[:0], vectors)[1]
@@ -62,11 +64,13 @@ def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out
         dataset.folder,
         out,
         as_of=as_of,
-        where=config.where,
+        where=where,
         include_seen=config.include_seen,
         repeats=Repeats(model.repeats, num_repeats(arrays.features)) if isinstance(model, Blend) else Repeats(),
     )
     pq.write_table(attributes, out / "item_attributes.parquet", compression="zstd")  # with the recent counts
+    if job.recipe.rerank is not None:
+        write_json(out / RERANK, job.recipe.rerank.model_dump(mode="json"))
     facts = {} if allowed is None else {"passing": int(allowed.allowed.sum())}
     return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **facts, **built.facts}
 

@@ -32,6 +32,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 3,
+        # 10: a section on the rules after ranking.
         # 9: recall on impressions; in-batch hit rates at 20, 100 and 200, none beyond a batch's distinct items.
         # 8: the way from random to perfect is a share of what a perfect order gains, which for MRR is below 1.
         # 7: no metrics at a k that most lists do not reach.
@@ -40,7 +41,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 9,
+        "evaluate": 10,
         # 4: the bundle holds the addition for items that a user met.
         # 3: the bundle says whether items that were met are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.

@@ -28,6 +28,7 @@ from twofold.recipe.index import Index
 from twofold.recipe.labels import BelowMean, ItemBuckets, Label, WatchTimeGain
 from twofold.recipe.messages import did_you_mean
 from twofold.recipe.prepare import Prepare
+from twofold.recipe.rerank import AGE, Limit
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastEvents
@@ -55,6 +56,7 @@ def check_recipe(recipe: Recipe) -> Source:
                 _check_feature(feature, own, field=f"{field}.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
     _check_index(recipe.index, source.item_columns)
+    _check_rerank(recipe, source.item_columns)
     both = {**source.user_columns, **source.item_columns}
     for field, parting, use in (
         ("train.group_by", recipe.train.group_by, "rows are grouped by"),
@@ -194,6 +196,23 @@ def _check_index(index: Index, own: Mapping[str, str]) -> None:
         columns = {**own, **dict.fromkeys(index.recent_counts, "BIGINT")}
         check_columns(index.where, columns, field="index.where")
         _check_types(index.where, columns, field="index.where")
+
+
+def _check_rerank(recipe: Recipe, own: Mapping[str, str]) -> None:
+    """Raises RecipeError if a rule after ranking reads a column that the items do not have or that does not fit."""
+    if recipe.rerank is None:
+        return
+    columns = {**own, **dict.fromkeys(recipe.index.recent_counts, "BIGINT")}
+    if "uploaded_at" in own:
+        columns.setdefault(AGE, _NUMBER)
+    for number, condition in recipe.rerank.conditions:
+        check_columns(condition, columns, field=f"rerank.rules.{number}.when")
+        _check_types(condition, columns, field=f"rerank.rules.{number}.when")
+    for number, rule in enumerate(recipe.rerank.rules):
+        if isinstance(rule, Limit):
+            field = f"rerank.rules.{number}.column"
+            values = {name: type_.removesuffix("[]") for name, type_ in own.items()}
+            _check_values(rule.column, values, field=field, lacking="the items have no", use="limits count")
 
 
 def _check_types(rule: str, columns: Mapping[str, str], *, field: str) -> None:

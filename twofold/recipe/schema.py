@@ -17,6 +17,7 @@ from twofold.recipe.features import CounterFeature, Features, reads_time
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.ranker import Mlp, with_features
+from twofold.recipe.rerank import Rerank
 from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_best, check_heads, check_reads, check_routes
 from twofold.recipe.section import Section
 from twofold.recipe.split import LastDays, LastEvents, TemporalSplit
@@ -48,6 +49,8 @@ class Recipe(Section):
     train: Train
     ranker: Mlp | None = None
     """Second stage: re-ranks the best candidates of the retriever. `null` means retrieval only."""
+    rerank: Rerank | None = None
+    """Rules after ranking: limits, quotas, boosts, diversity, pinned and blocked items. `null` means none."""
     index: Index = Index()
     """Items that may be recommended."""
     recommend_k: int = Field(default=50, ge=1, le=1000)

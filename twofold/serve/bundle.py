@@ -6,6 +6,7 @@ index/
 │                             ensemble also user_tower.1.onnx and so on; instead or beside them
 ├── fold_in.json              how a peer computes a user's vector from a history and item_vectors.npy, or from
 ├── left_vectors.npy          the vectors that an item-item model adds up
+├── rerank.json               if the recipe has rules after ranking: the rules, as in the recipe
 ├── ranker.json               if there is a second stage: how many of the best items the ranker reorders; with
 ├── ranker_user.onnx          its user encoder, ranker_pairs.onnx its scores, ranker_items.npy its item encodings
 ├── item_vectors.npy          the vectors that are searched, with index.json; memory-mapped
@@ -38,15 +39,19 @@ from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.tower_inputs import UserArrays, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.digest import digest_of
-from twofold.errors import DataError, RunError
+from twofold.errors import DataError, RequestError, RunError
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, load_index
 from twofold.index.item_mask import ItemMask
+from twofold.index.rule_columns import rule_columns
 from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
+from twofold.recipe.rerank import Rerank
+from twofold.reranking import RuleItems
 from twofold.run_folder import MANIFEST, open_stage, write_json
 from twofold.serve.onnx_models import USER_TOWER, BlendedTower, Ranker, UserTower, load_ranker, load_user_towers
 
 CONTEXT: Final = "context.json"
+RERANK: Final = "rerank.json"
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
 HISTORIES: Final = ("events", "positives", "negatives")
 FOLDERS: Final = ("features", "user_arrays", "counters/user_id")
@@ -58,6 +63,14 @@ class Repeats:
 
     weight: float = 0.0
     length: int = 0
+
+
+@dataclass(frozen=True)
+class BundleRules:
+    """Rules after ranking, and the items as the rules see them."""
+
+    config: Rerank
+    items: RuleItems
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,8 @@ class Bundle:
     include_seen: bool = False
     """Whether lists contain items that the user has already met, unless a request says otherwise."""
     repeats: Repeats = Repeats()
+    rules: BundleRules | None = None
+    """Rules after ranking; `None` means that the recipe has none."""
 
     def excludes_seen(self, requested: bool | None) -> bool:
         """Returns whether a list excludes seen items: as requested, else as the recipe says."""
@@ -159,11 +174,19 @@ def open_bundle(run: Path) -> Bundle:
             where=context["where"],
             include_seen=context["include_seen"],
             repeats=Repeats(**context["repeats"]),
+            rules=_load_rules(folder, attributes, index),
         )
-    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DataError, RequestError) as error:
         raise RunError(f"the bundle {folder} cannot be read: {error}. {_rebuild_hint(folder)}") from error
     _check_parts(bundle, folder)
     return bundle
+
+
+def _load_rules(folder: Path, attributes: pa.Table, index: Index) -> BundleRules | None:
+    if not (folder / RERANK).exists():
+        return None
+    config = Rerank.model_validate_json((folder / RERANK).read_bytes())
+    return BundleRules(config, RuleItems(rule_columns(config.rules, attributes), lambda rows: index.vectors[rows]))
 
 
 def _load_tower(folder: Path, index: Index) -> UserTower | HistoryModel | BlendedTower:

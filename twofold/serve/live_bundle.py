@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32, Int64, Integer
 
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
 from twofold.index.item_mask import ItemMask
-from twofold.index.live import LiveIndex
+from twofold.index.live import LiveIndex, Snapshot
+from twofold.index.rule_columns import rule_columns
 from twofold.ragged import Ragged
-from twofold.serve.bundle import Bundle, content_digest, file_facts, open_bundle
+from twofold.reranking import RuleItems
+from twofold.serve.bundle import Bundle, BundleRules, content_digest, file_facts, open_bundle
 from twofold.serve.item_attributes import EncodedAttributes
 from twofold.serve.item_updates import LiveItems
 from twofold.serve.two_stage import RankedItems, encode_users, retrieve_and_rank
@@ -21,6 +24,26 @@ from twofold.serve.user_state import UserState, queries_of, user_state_of
 from twofold.tables import DAY_MS
 
 RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)
+
+
+class LiveRules:
+    """The rules of a bundle with the items as they are now; safe to share between threads."""
+
+    def __init__(self, rules: BundleRules | None) -> None:
+        """Starts with the items of the bundle."""
+        self._rules = rules
+        self._last: tuple[pa.Table | None, BundleRules | None] = (None, rules)
+
+    def of(self, items: Snapshot) -> BundleRules | None:
+        """Returns the rules for a state of the items; their columns are read again when items were upserted."""
+        if self._rules is None or len(items.changed_rows) == 0:
+            return self._rules
+        changed, rules = self._last
+        if changed is not items.changed.attributes:
+            config = self._rules.config
+            rules = BundleRules(config, RuleItems(rule_columns(config.rules, items.attributes), items.vectors_of))
+            self._last = (items.changed.attributes, rules)
+        return rules
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,7 @@ class LiveBundle:
     popularity: Float32[np.ndarray, "items"]
     items: LiveItems
     """The bundle's items with the updates since it was opened. An item row stays with its item forever."""
+    rules: LiveRules
     attributes: EncodedAttributes = field(default_factory=EncodedAttributes)
 
     @property
@@ -88,6 +112,7 @@ def open_live_bundle(run: Path) -> LiveBundle:
         num_positives=positives,
         popularity=_popularity(bundle, positives),
         items=LiveItems(live_index, bundle=digest, has_ranker=bundle.ranker is not None),
+        rules=LiveRules(bundle.rules),
     )
     _make_trial_request(live_bundle, run)
     return live_bundle

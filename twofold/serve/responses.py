@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -11,7 +12,9 @@ from jaxtyping import Bool, Float32, Int64, Integer
 from msgspec import UNSET, Raw, UnsetType
 
 from twofold.index.live import Snapshot
+from twofold.index.search import Neighbors
 from twofold.ragged import Ragged
+from twofold.serve.bundle import BundleRules
 from twofold.serve.live_bundle import LiveBundle
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.schemas import (
@@ -19,13 +22,14 @@ from twofold.serve.schemas import (
     Id,
     Item,
     ItemFacts,
+    Moved,
     Reason,
     Recommendations,
     RecommendOptions,
     Retrieved,
     Source,
 )
-from twofold.serve.two_stage import RankedItems, encode_users, num_to_retrieve, rank
+from twofold.serve.two_stage import RankedItems, Ranking, apply_rules, encode_users, find_candidates, rank
 from twofold.serve.user_state import UserState, queries_of
 from twofold.serve.vector_tables import most_similar_positives
 from twofold.topk import top_k
@@ -65,11 +69,14 @@ class ListRequest:
 
 
 class RankedList(NamedTuple):
-    """Item rows and scores of one list, best first, without padding; with a ranker, also the retriever's results."""
+    """Item rows and scores of one list, best first, without padding; with a ranker, also the retriever's results; if
+    rules are explained, also what they moved.
+    """
 
     item_rows: Integer[np.ndarray, "k"]
     scores: Float32[np.ndarray, "k"]
     retrieved: list[Retrieved] | None = None
+    moved: list[Moved | UnsetType] | None = None
 
 
 def make_lists(requests: Sequence[ListRequest], metrics: ServiceMetrics) -> list[Recommendations]:
@@ -80,9 +87,7 @@ def make_lists(requests: Sequence[ListRequest], metrics: ServiceMetrics) -> list
     lists: dict[int, RankedList] = {}
     for index, request in enumerate(requests):
         if request.state.is_blank:
-            allowed = request.items.eligible(request.where)
-            ranked = popular(request.live_bundle, request.k, allowed=allowed, excluded=request.excluded)
-            lists[index] = ranked_lists(ranked)[0]
+            lists[index] = _popular_list(request)
         else:
             groups[id(request.live_bundle), id(request.items), request.k, request.where].append(index)
     for group in groups.values():
@@ -91,31 +96,46 @@ def make_lists(requests: Sequence[ListRequest], metrics: ServiceMetrics) -> list
         return [_recommendations(request, lists[index], metrics) for index, request in enumerate(requests)]
 
 
-def ranked_lists(ranked: RankedItems) -> list[RankedList]:
+def ranked_lists(ranked: RankedItems, rules: BundleRules | None = None) -> list[RankedList]:
     """Splits ranked items into one list per user and drops the padding."""
-    if ranked.retrieved is None:
-        rows_and_scores = zip(ranked.item_rows, ranked.scores, ranked.counts.tolist(), strict=True)
-        return [RankedList(rows[:count], scores[:count]) for rows, scores, count in rows_and_scores]
-    both_stages = zip(ranked.item_rows, ranked.scores, *ranked.retrieved, ranked.counts.tolist(), strict=True)
+    lists = []
+    for number, count in enumerate(ranked.counts.tolist()):
+        retrieved = moved = None
+        if ranked.retrieved is not None:
+            retrieved = [*map(Retrieved, *(each[number, :count].tolist() for each in ranked.retrieved))]
+        if ranked.moved is not None and rules is not None:
+            moved = _moved(rules, *(each[number, :count].tolist() for each in ranked.moved))
+        lists.append(RankedList(ranked.item_rows[number, :count], ranked.scores[number, :count], retrieved, moved))
+    return lists
+
+
+def _moved(rules: BundleRules, places: list[int], moved_by: list[int]) -> list[Moved | UnsetType]:
+    """Returns the place before the rules and the names of the rules, for items that have another place."""
+    names = [rule.name for rule in rules.config.rules]
     return [
-        RankedList(rows[:count], scores[:count], [*map(Retrieved, before[:count].tolist(), ranks[:count].tolist())])
-        for rows, scores, before, ranks, count in both_stages
+        Moved(place, [name for number, name in enumerate(names) if bits >> number & 1]) if place != now else UNSET
+        for now, (place, bits) in enumerate(zip(places, moved_by, strict=True), start=1)
     ]
 
 
 def _lists_by_model(requests: list[ListRequest], metrics: ServiceMetrics) -> list[RankedList]:
-    bundle, k, where = requests[0].live_bundle.bundle, requests[0].k, requests[0].where
+    first = requests[0]
+    bundle, rules = first.live_bundle.bundle, first.live_bundle.rules.of(first.items)
     with metrics.time_stage("encode"):
         users = encode_users(bundle, queries_of(bundle, [request.state for request in requests]))
+    rows = [request.excluded for request in requests]
+    excluded = Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+
+    def find(k: int, when: str | None) -> Neighbors:
+        repeats = users.repeats
+        return first.items.search(users.vectors, k, where=first.where, when=when, excluded=excluded, added=repeats)
+
     with metrics.time_stage("search"):
-        rows = [request.excluded for request in requests]
-        excluded = Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
-        items, depth = requests[0].items, num_to_retrieve(bundle, k)
-        found = items.search(users.vectors, depth, where=where, excluded=excluded, added=users.repeats)
-    if bundle.ranker is None:
-        return ranked_lists(rank(bundle, users, found, k))
-    with metrics.time_stage("rank"):
-        return ranked_lists(rank(bundle, users, found, k))
+        found = find_candidates(bundle, find, first.k)
+    with metrics.time_stage("rank") if bundle.ranker is not None or rules is not None else nullcontext():
+        is_explained = any(request.options.explain for request in requests)
+        ranked = apply_rules(rules, rank(bundle, users, found), first.k, explain=is_explained)
+        return ranked_lists(ranked, rules)
 
 
 # --- ranked items without a query vector ------------------------------------------------------------------------------
@@ -137,6 +157,19 @@ def popular(
     mask[0, excluded[excluded < len(allowed)]] = False
     best = top_k(counts, k, allowed=mask)
     return RankedItems(best.item_rows, best.scores, best.counts)
+
+
+def _popular_list(request: ListRequest) -> RankedList:
+    """Returns the list of an unknown user, in the order of the rules."""
+    bundle, rules = request.live_bundle.bundle, request.live_bundle.rules.of(request.items)
+
+    def find(k: int, when: str | None) -> RankedItems:
+        allowed = request.items.eligible(request.where, when)
+        return popular(request.live_bundle, k, allowed=allowed, excluded=request.excluded)
+
+    found = find_candidates(bundle, find, request.k)
+    ranked = apply_rules(rules, Ranking(found, None), request.k, explain=request.options.explain)
+    return ranked_lists(ranked, rules)[0]
 
 
 def similar(items: Snapshot, item_row: int, k: int, *, where: str | None = None) -> RankedItems:
@@ -188,10 +221,13 @@ def response_items(
     if reason_pairs is not None:
         explained = [_reasons(live_bundle, pairs) for pairs in reason_pairs]
         retrieved = ranked.retrieved or unset
+    moved = ranked.moved if reason_pairs is not None and ranked.moved is not None else unset
     described: Sequence[Raw | UnsetType] = live_bundle.attributes.of(items, item_rows) if describe else unset
     return [
-        Item(item.item_id, item.score, item.rank, item_reasons, attributes, before)
-        for item, item_reasons, attributes, before in zip(plain, explained, described, retrieved, strict=True)
+        Item(item.item_id, item.score, item.rank, item_reasons, attributes, before, other_place)
+        for item, item_reasons, attributes, before, other_place in zip(
+            plain, explained, described, retrieved, moved, strict=True
+        )
     ]
 
 

@@ -147,14 +147,29 @@ class Reason(Struct, frozen=True, gc=False):
 
 
 class Retrieved(Struct, frozen=True, gc=False):
-    """The retriever's score and rank (from 1) of an item, before the ranker reordered the list."""
+    """The retriever's score and rank (from 1) of an item, before the ranker reordered the list.
+
+    Rank 0 means that the item was found for a quota or a pin alone.
+    """
 
     score: float
     rank: int
 
 
+class Moved(Struct, frozen=True, gc=False):
+    """The place of an item before the rules of the recipe, and the rules that moved it: none where only others moved.
+
+    Place 0 means that the item was found for a quota or a pin alone.
+    """
+
+    place: int
+    rules: list[str]
+
+
 class Item(Struct, frozen=True, gc=False):
-    """A recommended item. Scores (the ranker's, if there is one) can be compared within one list only."""
+    """A recommended item. Scores (the ranker's, if there is one) can be compared within one list only; they are those
+    before the rules of the recipe, which change the order. `moved` is given for explained items with another place.
+    """
 
     item_id: Id
     score: float
@@ -162,6 +177,7 @@ class Item(Struct, frozen=True, gc=False):
     reasons: list[Reason] | UnsetType = UNSET
     attributes: Attributes | UnsetType = UNSET
     retrieved: Retrieved | UnsetType = UNSET
+    moved: Moved | UnsetType = UNSET
 
 
 class HistoryItem(Struct, frozen=True):

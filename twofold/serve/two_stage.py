@@ -1,4 +1,5 @@
-"""Two-stage recommendation: the retriever finds candidates, and the ranker, if there is one, reorders the best of them.
+"""Two-stage recommendation: the retriever finds candidates, the ranker, if there is one, reorders the best of them, and
+the recipe's rules, if it has any, reorder the result.
 
 The order is that of the evaluation (`twofold/evaluate/scores.py`): the ranker's candidates are the retriever's `top`
 best allowed items; they come first in the ranker's order, with ties in the fixed order; all other items follow in the
@@ -6,6 +7,7 @@ retriever's order. The ranker's scores of one request alone may differ in the la
 retriever's do not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,9 +20,10 @@ from twofold.index.item_mask import ItemMask
 from twofold.index.score_kinds import items_as_products, queries_as_products
 from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged, chunks
-from twofold.serve.bundle import Bundle
+from twofold.reranking import Candidates, guaranteed, merge_stages, reorder, with_guaranteed
+from twofold.serve.bundle import Bundle, BundleRules
 from twofold.serve.onnx_models import Ranker
-from twofold.topk import NOT_ALLOWED, Additions, packed_keys, tie_order
+from twofold.topk import Additions
 
 CHUNK_PAIRS: Final = 2**14  # pairs of request and candidate scored by the ranker at once: a few MB
 
@@ -37,16 +40,32 @@ class EncodedUsers:
 
 @dataclass(frozen=True)
 class RankedItems:
-    """Item rows by falling score, padded with -1 and score -inf, as in `Neighbors`.
+    """Item rows, best first, padded with -1 and score -inf, as in `Neighbors`.
 
     With a ranker the scores are the ranker's, and `retrieved` holds the retriever's scores and ranks, from 1. Items
-    beyond the ranker's candidates score lower than the last candidate, by as much as in the retriever's scores.
+    beyond the ranker's candidates score lower than the last candidate, by as much as in the retriever's scores. Rules
+    change the order, not the scores.
     """
 
     item_rows: Int64[np.ndarray, "batch k"]
     scores: Float32[np.ndarray, "batch k"]
     counts: Int64[np.ndarray, "batch"]
     retrieved: tuple[Float32[np.ndarray, "batch k"], Int64[np.ndarray, "batch k"]] | None = None
+    moved: tuple[Int64[np.ndarray, "batch k"], Int64[np.ndarray, "batch k"]] | None = None
+    """Place of each item before the rules, from 1, and the rules that moved it, as `Reordered.moved_by`. An item that
+    was found for a quota or a pin alone has place 0, and retrieved rank 0. `None` means that no rule is explained."""
+
+
+Find = Callable[[int, str | None], Neighbors | RankedItems]
+"""The k best items of each user under the request's filters and, if it is given, a further SQL condition."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All candidates in the order of the ranking; with a ranker, `retrieved` is as in `RankedItems`."""
+
+    candidates: Candidates
+    retrieved: tuple[Float32[np.ndarray, "batch k"], Int64[np.ndarray, "batch k"]] | None
 
 
 def encode_users(bundle: Bundle, queries: Queries) -> EncodedUsers:
@@ -66,52 +85,77 @@ def _repeats_of(bundle: Bundle, queries: Queries) -> Additions | None:
 def retrieve_and_rank(
     bundle: Bundle, users: EncodedUsers, k: int, *, allowed: ItemMask | None = None, excluded: Ragged | None = None
 ) -> RankedItems:
-    """Returns the k best items of each user, among the allowed ones without the excluded."""
-    depth, repeats = num_to_retrieve(bundle, k), users.repeats
-    found = search(bundle.index, users.vectors, depth, allowed=allowed, excluded=excluded, added=repeats)
-    return rank(bundle, users, found, k)
+    """Returns the k best items of each user, among the allowed ones without the excluded, in the order of the rules."""
+
+    def find(k: int, when: str | None) -> Neighbors:
+        mask = allowed
+        if when is not None:
+            mask = bundle.filters.eligible(when) if mask is None else mask.intersection(bundle.filters.eligible(when))
+        return search(bundle.index, users.vectors, k, allowed=mask, excluded=excluded, added=users.repeats)
+
+    found = find_candidates(bundle, find, k)
+    return apply_rules(bundle.rules, rank(bundle, users, found), k)
+
+
+def find_candidates(bundle: Bundle, find: Find, k: int) -> Candidates:
+    """Returns what the ranker and the rules choose k items from: the retrieved items, and those that a rule needs."""
+    found, most = find(num_to_retrieve(bundle, k), None), max(len(bundle.items), 1)
+    conditions = [] if bundle.rules is None else guaranteed(bundle.rules.config.rules)
+    others = [find(min(count, most), condition) for condition, count in conditions]
+    return with_guaranteed(found.item_rows, found.scores, [(each.item_rows, each.scores) for each in others])
 
 
 def num_to_retrieve(bundle: Bundle, k: int) -> int:
-    """Returns how many items the retriever must find: k, or the ranker's number of candidates if that is larger."""
-    return k if bundle.ranker is None else min(max(k, bundle.ranker.top), max(len(bundle.items), 1))
+    """Returns how many items the retriever must find: k, or as many as the ranker or the rules reorder if more."""
+    candidates = 0 if bundle.ranker is None else bundle.ranker.top
+    reordered = 0 if bundle.rules is None else bundle.rules.config.num_candidates
+    return max(k, min(max(candidates, reordered), max(len(bundle.items), 1)))
 
 
-def rank(bundle: Bundle, users: EncodedUsers, found: Neighbors, k: int) -> RankedItems:
-    """Returns the k best of the retrieved items, reordered by the ranker if there is one."""
+def rank(bundle: Bundle, users: EncodedUsers, found: Candidates) -> Ranking:
+    """Returns all candidates in the order of the ranker, if there is one."""
     if bundle.ranker is None:
-        return RankedItems(found.item_rows, found.scores, found.counts)
-    return _truncate(_reorder(bundle, bundle.ranker, users, found), k)
+        return Ranking(found, None)
+    scores = _ranker_scores(bundle, bundle.ranker, users, found)
+    ranked, positions = merge_stages(found, scores, num_items=len(bundle.items))
+    ranks = np.where(positions < found.num_ranked, positions + 1, 0)
+    return Ranking(ranked, (np.take_along_axis(found.scores, positions, axis=1), ranks))
 
 
-def _reorder(bundle: Bundle, ranker: Ranker, users: EncodedUsers, found: Neighbors) -> RankedItems:
+def _ranker_scores(
+    bundle: Bundle, ranker: Ranker, users: EncodedUsers, found: Candidates
+) -> Float32[np.ndarray, "batch _"]:
+    """Returns the scores of the first candidates of each user."""
     assert users.ranker_vectors is not None
-    score, top = bundle.index.score, min(ranker.top, found.item_rows.shape[1])
-    candidates, retriever_scores = np.maximum(found.item_rows[:, :top], 0), found.scores[:, :top]
+    score, top = bundle.index.score, min(ranker.top, found.num_ranked)
+    candidates = np.maximum(found.item_rows[:, :top], 0)
     scores = np.empty(candidates.shape, np.float32)
     for part in chunks(len(candidates), max(1, CHUNK_PAIRS // max(1, top))):
         rows = candidates[part]
         factors = items_as_products(bundle.index.vectors[rows.ravel()], score).reshape(*rows.shape, -1)
         queries = queries_as_products(users.vectors[part], score)
         scores[part] = ranker.scores(users.ranker_vectors[part], rows, queries, factors)
-    is_item = found.item_rows[:, :top] >= 0
-    scores[~is_item] = NOT_ALLOWED
-    tie_rank, _ = tie_order(max(1, len(bundle.items)))
-    order = np.argsort(packed_keys(scores, tie_rank[candidates]), axis=1)[:, ::-1]  # the padding comes last
-    # The other items score as far below the last candidate as in the retriever's scores.
-    shift = np.where(is_item, scores, np.inf).min(axis=1) - np.where(is_item, retriever_scores, np.inf).min(axis=1)
-    rest = np.where(found.item_rows[:, top:] >= 0, found.scores[:, top:] + shift[:, None], NOT_ALLOWED)
-    positions = np.hstack([order, np.tile(np.arange(top, found.item_rows.shape[1]), (len(order), 1))])
+    return scores
+
+
+def apply_rules(rules: BundleRules | None, ranking: Ranking, k: int, *, explain: bool = False) -> RankedItems:
+    """Returns the first k items of each user, in the order of the rules if there are any."""
+    candidates, retrieved = ranking.candidates, ranking.retrieved
+    if rules is None:
+        kept = None if retrieved is None else (retrieved[0][:, :k], retrieved[1][:, :k])
+        rows = candidates.item_rows[:, :k]
+        return RankedItems(rows, candidates.scores[:, :k], (rows >= 0).sum(axis=1), kept)
+    order = reorder(rules.config, rules.items, candidates, k, explain=explain)
+    positions, is_item = np.maximum(order.positions, 0), order.positions >= 0
+
+    def taken(values: np.ndarray, missing: int | float) -> np.ndarray:
+        return np.where(is_item, np.take_along_axis(values, positions, axis=1), missing).astype(values.dtype)
+
+    places = np.where(positions < candidates.num_ranked, positions + 1, 0)
     return RankedItems(
-        np.take_along_axis(found.item_rows, positions, axis=1),
-        np.hstack([np.take_along_axis(scores, order, axis=1), rest]).astype(np.float32),
-        found.counts,
-        (np.take_along_axis(found.scores, positions, axis=1), positions + 1),
+        taken(candidates.item_rows, -1),
+        taken(candidates.scores, -np.inf),
+        is_item.sum(axis=1),
+        None if retrieved is None else (taken(retrieved[0], -np.inf), taken(retrieved[1], 0)),
+        (places, order.moved_by) if explain else None,
     )
-
-
-def _truncate(ranked: RankedItems, k: int) -> RankedItems:
-    assert ranked.retrieved is not None
-    scores, ranks = ranked.retrieved
-    counts = np.minimum(ranked.counts, k)
-    return RankedItems(ranked.item_rows[:, :k], ranked.scores[:, :k], counts, (scores[:, :k], ranks[:, :k]))
