@@ -81,7 +81,9 @@ def test_every_day_is_a_run_of_its_own_and_all_are_pooled(found):
 def test_the_table_of_days_has_every_row_with_its_interval_and_difference(found):
     quality, saved = found
     first, second = quality.days_table(saved, "kuairand").split("\n\n")
-    assert first.startswith("| recall@5 | 5 January | 6 January | all days [95 %] | model − row, all days, least seed |")
+    assert first.startswith(
+        "| recall@5 | 5 January | 6 January | all days [95 %] | model − row, all days, least seed |"
+    )
     assert second.startswith("| ndcg@5 |")
     rows = first.splitlines()[2:]
     assert rows[0].startswith("| model, seed 0 | ")
