@@ -24,6 +24,8 @@ def recipe_digest(recipe: Recipe) -> str:
 def _essence(recipe: Recipe) -> dict[str, Json]:
     """Returns as JSON what determines a run; of a data path only its file name, since content has its own digest."""
     tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about", "tune", "mlflow"})
+    if recipe.rerank is None:  # a recipe without rules keeps the digest that its saved results state
+        del tree["rerank"]
     return with_paths(tree, lambda path: path and Path(path).name)
 
 
