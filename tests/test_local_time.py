@@ -74,7 +74,7 @@ def test_numpy_equals_zoneinfo(case):
 def test_sql_equals_numpy(case):
     zone, times = case
     sql = local_ms_sql('"at"', zone, first_ms=min(times), last_ms=max(times))
-    listed = ", ".join(f"({at})" for at in times)
+    listed = ", ".join(f"({at}::BIGINT)" for at in times)
     found = duckdb.sql(f'SELECT {sql} FROM (VALUES {listed}) AS "times"("at")').fetchall()
     assert [value for (value,) in found] == local_ms(np.array(times, np.int64), zone).tolist()
 

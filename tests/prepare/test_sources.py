@@ -11,6 +11,7 @@ import sqlglot
 
 from tests.worlds import FIRST_MS, write_world
 from twofold.errors import DataError, RecipeError
+from twofold.prepare.duckdb_connection import open_duckdb
 from twofold.prepare.sources import open_source
 from twofold.recipe.data import Table
 
@@ -204,7 +205,9 @@ def test_a_date_is_its_midnight_and_a_text_has_its_offset(tmp_path: Path) -> Non
     for number, times in enumerate((days, texts)):
         (folder := tmp_path / str(number)).mkdir()
         source = open_source(table(folder, LOG.set_column(2, "at", times)))
-        assert sorted(duckdb.execute(f'SELECT "at" FROM ({source.events_sql})').fetchall()) == [
+        with open_duckdb(None, folders=[folder]) as engine:  # its time zone is UTC, whatever that of the machine
+            found = engine.execute(f'SELECT "at" FROM ({source.events_sql})').fetchall()
+        assert sorted(found) == [
             (19000 * 86_400_000,),
             (19001 * 86_400_000,),
         ]
