@@ -184,7 +184,7 @@ def test_two_items_and_one_user_to_judge_make_a_page(tmp_path):
     """One item alone is refused: see tests/prepare/test_duckdb_engine.py."""
     events = [(user, item, day * worlds.DAY_MS + user, True) for user in range(3) for item, day in ((0, 0), (1, 2))]
     events += [(user, 1, day * worlds.DAY_MS, True) for user, day in ((7, worlds.VALIDATION), (9, worlds.TEST))]
-    tables = worlds._events(events, np.random.default_rng(0)), worlds._items(2)
+    tables = worlds.events_of(events, np.random.default_rng(0)), worlds.items_of(2)
     data = worlds.write_world(tmp_path / "log", *tables)
     job = pipeline.run(worlds.world_recipe(data, {"train": {"epochs": 1, "batch_size": 4}}), runs=tmp_path)
     page, _ = pages(job.folder)
