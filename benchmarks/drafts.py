@@ -22,11 +22,7 @@ from typing import Any
 import duckdb
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the synthetic logs are those of the tests
-from tests.logs.music import write_music
-from tests.logs.news import write_news
-from tests.logs.ratings import write_ratings
-from tests.logs.shop import write_shop
-from tests.logs.video import write_video
+from tests.logs.__main__ import WRITERS
 from twofold.evaluate.results import Report
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.job import Job, claim_folder, report_of
@@ -59,11 +55,7 @@ SHIPPED_LOGS = (
     Log("kuairand-csv", CSV),
     Log("world-0", WORLD, world_seed=0),
     Log("world-5", WORLD, world_seed=5),
-    Log("shop", (), write=write_shop),
-    Log("music", (), write=write_music),
-    Log("video", (), write=write_video),
-    Log("ratings", (), write=write_ratings),
-    Log("news", (), write=write_news),
+    *(Log(name, (), write=write) for name, write in WRITERS.items()),
 )
 PUBLIC = (
     Log("ml-latest-small", (("--log", "ml-latest-small.parquet"), ("--items", "movies.csv"))),

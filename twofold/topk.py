@@ -109,6 +109,19 @@ def top_k(
     return TopK(item_rows, best, (~missing).sum(axis=1))
 
 
+def best_of(
+    item_rows: Int64[np.ndarray, "queries _"],
+    scores: Float32[np.ndarray, "queries _"],
+    k: int,
+    *,
+    rank: Int64[np.ndarray, "items"],
+) -> TopK:
+    """Returns the k best of each query's candidates, in which row -1 with score -inf means none; `rank` breaks ties."""
+    order = np.lexsort((rank[item_rows], scores), axis=-1)[:, ::-1][:, :k]
+    rows = np.take_along_axis(item_rows, order, axis=1)
+    return TopK(rows, np.take_along_axis(scores, order, axis=1), (rows >= 0).sum(axis=1))
+
+
 def exclude(scores: Float32[np.ndarray, "queries items"], excluded: Ragged) -> None:
     """Writes -inf, in place, at each query's own excluded item rows: items already seen."""
     scores[excluded.lines, excluded.values] = NOT_ALLOWED
@@ -126,6 +139,10 @@ class Additions:
         """Returns those of the chosen users, in the given order."""
         taken = Ragged(np.arange(len(self.values)), self.rows.offsets).of(users)
         return Additions(Ragged(self.rows.values[taken.values], taken.offsets), self.values[taken.values])
+
+    def scaled(self, factor: float) -> "Additions":
+        """Returns the numbers times a factor, for the same items."""
+        return Additions(self.rows, np.float32(factor) * self.values)
 
 
 def concatenate_additions(parts: Sequence[Additions]) -> Additions:

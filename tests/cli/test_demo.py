@@ -20,7 +20,7 @@ def test_an_edited_recipe_is_kept(tmp_path):
     (tmp_path / "data" / "kuairand-pure" / "items.parquet").unlink()
     assert demo.copy_shipped(tmp_path).read_text() == "edited"
     assert (tmp_path / "data" / "kuairand-pure" / "items.parquet").exists()
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.writing"))
 
 
 def test_it_runs_the_copy_in_its_folder(tmp_path, monkeypatch, capsys):

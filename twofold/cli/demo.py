@@ -9,6 +9,7 @@ import typer
 import twofold
 from twofold.cli.stages import run
 from twofold.errors import DataError
+from twofold.run_folder import atomic_file
 
 _FILES: Final = (
     "recipes/kuairand.yaml",
@@ -45,9 +46,8 @@ def copy_shipped(to: Path, *, shipped: Path | None = None) -> Path:
         target = to / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.partial")
-            shutil.copyfile(shipped / name, partial)
-            partial.replace(target)
+            with atomic_file(target) as partial:
+                shutil.copyfile(shipped / name, partial)
     return to / _FILES[0]
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Int64
 from twofold.index.exact import keep_where
 from twofold.index.score_kinds import Score, pair_scores
 from twofold.ragged import Ragged
-from twofold.topk import NOT_ALLOWED, Additions, TopK, packed_keys, packed_scores
+from twofold.topk import NOT_ALLOWED, Additions, TopK, best_of
 
 
 def keep_additions(added: Additions, excluded: Ragged, is_allowed: Bool[np.ndarray, "_"]) -> Additions:
@@ -41,8 +41,4 @@ def merge_additions(
     own_rows, own_scores = np.full(shape, -1), np.full(shape, NOT_ALLOWED)
     own_rows[lines, places], own_scores[lines, places] = rows, scores
     all_rows, all_scores = np.hstack([found.item_rows, own_rows]), np.hstack([found.scores, own_scores])
-    keys = packed_keys(np.ascontiguousarray(all_scores), rank[all_rows])
-    order = np.argsort(keys, axis=1)[:, ::-1][:, :k]
-    item_rows = np.take_along_axis(all_rows, order, axis=1)
-    best = packed_scores(np.take_along_axis(keys, order, axis=1))
-    return TopK(item_rows, best, (item_rows >= 0).sum(axis=1))
+    return best_of(all_rows, all_scores, k, rank=rank)

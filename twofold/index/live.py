@@ -26,7 +26,7 @@ from twofold.index.item_index import Index, build_index
 from twofold.index.item_mask import ItemMask, full_mask
 from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged
-from twofold.topk import Additions, TopK, tie_order
+from twofold.topk import Additions, best_of, tie_order
 
 MAX_CHANGED: Final = 10_000  # items: every query scans the changed items, 0.1 ms at this size
 
@@ -151,9 +151,8 @@ class Snapshot:
     def _with_additions(
         self, others: Neighbors, own: Additions, queries: Float32[np.ndarray, "queries dim"]
     ) -> Neighbors:
-        found, vectors = TopK(others.item_rows, others.scores, others.counts), self.vectors_of(own.rows.values)
-        rank = _tie_rank(len(self.items))
-        best = merge_additions(found, own, vectors, queries, score=self.built.index.score, rank=rank)
+        vectors, rank = self.vectors_of(own.rows.values), _tie_rank(len(self.items))
+        best = merge_additions(others, own, vectors, queries, score=self.built.index.score, rank=rank)
         return Neighbors(best.item_rows, best.scores, best.counts, others.is_exact)
 
     def eligible(self, *conditions: str | None) -> Bool[np.ndarray, "items"]:
@@ -188,10 +187,8 @@ class Snapshot:
     def _merge(self, built: Neighbors, changed: Neighbors, k: int) -> Neighbors:
         changed_rows = np.where(changed.item_rows < 0, -1, self.changed_rows[changed.item_rows])
         rows, scores = np.hstack([built.item_rows, changed_rows]), np.hstack([built.scores, changed.scores])
-        order = np.lexsort((_tie_rank(len(self.items))[rows], scores), axis=-1)[:, ::-1][:, :k]
-        item_rows = np.take_along_axis(rows, order, axis=1)
-        best = np.take_along_axis(scores, order, axis=1)
-        return Neighbors(item_rows, best, (item_rows >= 0).sum(axis=1), built.is_exact and changed.is_exact)
+        best = best_of(rows, scores, k, rank=_tie_rank(len(self.items)))
+        return Neighbors(best.item_rows, best.scores, best.counts, built.is_exact and changed.is_exact)
 
 
 class LiveIndex:

@@ -41,16 +41,13 @@ DEPTH_FACTOR: Final = 1.25  # allowed items are rarely spread evenly: searches t
 
 
 @dataclass(frozen=True)
-class Neighbors:
+class Neighbors(TopK):
     """Item rows by descending score. Where fewer than k items are eligible, the tail is -1 with score -inf.
 
     `counts` is the number of real results of each query: always min(k, eligible items). `is_exact` means that no query
     can have missed an item; otherwise each found at least .99 of its items, on average over the calibration queries.
     """
 
-    item_rows: Int64[np.ndarray, "queries k"]
-    scores: Float32[np.ndarray, "queries k"]
-    counts: Int64[np.ndarray, "queries"]
     is_exact: bool
 
 
@@ -107,8 +104,7 @@ def _search_with_additions(
     is_allowed = np.ones(len(added.values), bool) if allowed is None else allowed.contains(added.rows.values)
     own = keep_additions(added, excluded, is_allowed)
     vectors, (rank, _) = index.vectors[own.rows.values], tie_order(len(index))
-    found = TopK(others.item_rows, others.scores, others.counts)
-    best = merge_additions(found, own, vectors, queries, score=index.score, rank=rank)
+    best = merge_additions(others, own, vectors, queries, score=index.score, rank=rank)
     return Neighbors(best.item_rows, best.scores, best.counts, others.is_exact)
 
 

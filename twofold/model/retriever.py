@@ -139,8 +139,7 @@ def repeats_of(
     """
     if not isinstance(model, Blend) or not model.repeats:
         return None
-    met = times_met(dataset, user_rows, at)
-    return replace(met, values=np.float32(model.repeats) * met.values)
+    return times_met(dataset, user_rows, at).scaled(model.repeats)
 
 
 def times_met(dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]) -> Additions:

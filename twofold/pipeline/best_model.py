@@ -192,7 +192,7 @@ def _best_with_repeats(
     unit = _std(scores)
 
     def with_repeats(factor: float) -> Products:
-        return replace(scores, added=Additions(met.rows, np.float32(factor * unit) * met.values))
+        return replace(scores, added=met.scaled(factor * unit))
 
     quality = cache(lambda factor: _quality(window, with_repeats(factor), metrics))
     factor = climb(REPEAT_WEIGHTS, START_REPEATS, quality)

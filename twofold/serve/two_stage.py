@@ -78,8 +78,8 @@ def encode_users(bundle: Bundle, queries: Queries) -> EncodedUsers:
 def _repeats_of(bundle: Bundle, queries: Queries) -> Additions | None:
     if not bundle.repeats.weight or bundle.repeats.length == 0:
         return None
-    rows, met = count_items(queries.positives[:, -bundle.repeats.length :])
-    return Additions(rows, np.float32(bundle.repeats.weight) * met)
+    met = Additions(*count_items(queries.positives[:, -bundle.repeats.length :]))
+    return met.scaled(bundle.repeats.weight)
 
 
 def retrieve_and_rank(
