@@ -1,5 +1,8 @@
 """A search over a recipe: what is tried, what is refused, what goes on after a kill, and that nobody looks ahead."""
 
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -47,6 +50,8 @@ def test_each_trial_is_a_run_and_the_best_is_first(search_of):
     search, heard = search_of(trials=4), []
     trials = tune(search, on_trial_done=heard.append)
     assert [trial.number for trial in heard] == [0, 1, 2, 3]
+    files = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert not [name for name in files if name.startswith(str(search.folder))]
     values = [trial.value for trial in trials]
     assert values == sorted(values, reverse=True)
     listed = {line.name: line for line in list_runs(search.folder)}

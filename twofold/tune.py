@@ -19,6 +19,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -105,11 +106,12 @@ def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda tria
         base = Job(recipe.model_copy(update={"tune": None}), search.folder)
         claim_folder(base, overwrite=False)
         prepared = prepare(base)
-        study = _open_study(search.folder, recipe.tune, log=prepared.digest)
-        for trial in _trials(study, recipe.tune):
-            state, value = _try(search, trial)
-            on_trial_done(_ended(search, study.tell(trial, value, state)))
-    trials = [_ended(search, trial) for trial in study.get_trials(states=ENDED)]
+        with _storage(search.folder) as storage:
+            study = _open_study(storage, search.folder, recipe.tune, log=prepared.digest)
+            for trial in _trials(study, recipe.tune):
+                state, value = _try(search, trial)
+                on_trial_done(_ended(search, study.tell(trial, value, state)))
+            trials = [_ended(search, trial) for trial in study.get_trials(states=ENDED)]
     if all(trial.value is None for trial in trials):
         raise RunError(f"none of {len(trials)} trials in {search.folder} succeeded; the last {trials[-1].reason}")
     return sorted(trials, key=lambda trial: -math.inf if trial.value is None else trial.value, reverse=True)
@@ -140,11 +142,22 @@ def command_of(search: Search, trial: Trial) -> str:
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
-def _open_study(folder: Path, config: Tune, *, log: str) -> optuna.Study:
-    """Opens or creates the study in a folder; raises RunError if it searches other ranges or another log."""
+@contextmanager
+def _storage(folder: Path) -> Iterator[optuna.storages.RDBStorage]:
+    """Yields the file of the study and closes its connections, which Optuna leaves to the garbage collector."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / STUDY).absolute()}")
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _open_study(storage: optuna.storages.RDBStorage, folder: Path, config: Tune, *, log: str) -> optuna.Study:
+    """Opens or creates the study of a folder; raises RunError if it searches other ranges or another log."""
     study = optuna.create_study(
-        storage=f"sqlite:///{(folder / STUDY).absolute()}",
+        storage=storage,
         study_name="tune",
         direction="maximize",
         load_if_exists=True,

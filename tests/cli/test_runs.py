@@ -169,6 +169,8 @@ def test_a_tracker_that_is_not_installed_is_said_before_the_run(call, checkerboa
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+# Qdrant 1.20 leaves a connection to SQLite, with which it asks for its abilities, to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 def test_an_index_is_copied_into_a_database(call, tmp_path):
     pytest.importorskip("qdrant_client")
     command = ("export", write_run(tmp_path / "tiny"), "--to", "qdrant", "--url", tmp_path / "there", "--name", "tiny")

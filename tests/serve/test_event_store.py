@@ -1,6 +1,8 @@
 """One contract, two stores: SQLite, and Redis where the machine has a server."""
 
 import asyncio
+import gc
+import os
 import sqlite3
 import subprocess
 import sys
@@ -133,6 +135,23 @@ def test_acknowledged_events_outlive_a_kill(tmp_path: Path) -> None:
         return events
 
     assert [event.at for event in asyncio.run(read())][: len(acknowledged)] == list(range(len(acknowledged)))
+
+
+def test_a_store_that_is_dropped_or_cannot_be_opened_closes_its_files(tmp_path: Path) -> None:
+    def open_files(path: Path) -> list[str]:
+        names = (os.path.realpath(link) for link in Path("/proc/self/fd").iterdir())
+        return [name for name in names if name.startswith(str(path))]
+
+    path = tmp_path / "histories.db"
+    store = open_histories(path)
+    assert open_files(path)
+    del store
+    gc.collect()
+    assert not open_files(path)
+    (tmp_path / "file").write_text("this is no database, and longer than its header")
+    with pytest.raises(RequestError, match="not a database"):
+        open_histories(tmp_path / "file")
+    assert not open_files(tmp_path / "file")
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

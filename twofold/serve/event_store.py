@@ -11,6 +11,7 @@ import asyncio
 import re
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,15 +185,21 @@ class SqliteHistories:
                 f"the histories in {path} cannot be opened: {error}. Name another file with --histories FILE, or "
                 f"delete this one with all posted events."
             ) from error
+        # A store that is dropped without `close` closes its files: Python 3.13 warns of those that it has to close.
+        self._close = weakref.finalize(self, _close_all, (self._reader, self._batch_reader, self._writer))
 
     @staticmethod
     def _connect(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {MAX_STORE_BYTES // page_bytes}")
-        connection.executescript(_SCHEMA)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+            connection.execute(f"PRAGMA max_page_count = {MAX_STORE_BYTES // page_bytes}")
+            connection.executescript(_SCHEMA)
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     async def append(self, events: Iterable[tuple[str, LiveEvent]]) -> None:
@@ -312,5 +319,9 @@ class SqliteHistories:
         """Implements `LiveHistories`."""
         for thread in (self._write_thread, self._read_thread):
             await asyncio.to_thread(thread.shutdown)
-        for connection in (self._reader, self._batch_reader, self._writer):
-            connection.close()
+        self._close()
+
+
+def _close_all(connections: Iterable[sqlite3.Connection]) -> None:
+    for connection in connections:
+        connection.close()
