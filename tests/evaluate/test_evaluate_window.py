@@ -10,7 +10,8 @@ from twofold.errors import DataError, RunError
 from twofold.evaluate import peer_tuning
 from twofold.evaluate.baseline_results import Headline, LeftOut
 from twofold.evaluate.evaluate_window import AllowedItems, EvaluationOptions, evaluate_window
-from twofold.evaluate.headline_metrics import primary_k
+from twofold.evaluate.headline_metrics import deciding_metrics, primary_k
+from twofold.evaluate.peer_tuning import tune_peers
 from twofold.evaluate.peers import Interactions
 from twofold.evaluate.report_tables import report_lines
 from twofold.evaluate.results import load_report, write_report
@@ -71,10 +72,11 @@ def world(*, users=150, num_items=60, seed=0):
     return window, truth, before
 
 
-def validation(**kwargs):
-    """A world whose users had seen two items fewer, which are then to be found."""
+def tuned(**kwargs):
+    """Returns constants chosen on a world whose users had seen two items fewer, which are then to be found."""
     window, _, before = world(**kwargs)
-    return replace(window, name="validation"), before
+    metrics = deciding_metrics(window.num_items)
+    return tune_peers(replace(window, name="validation"), before, metrics=metrics)
 
 
 def report_of(window, scores, before, **kwargs):
@@ -84,7 +86,7 @@ def report_of(window, scores, before, **kwargs):
 
 @pytest.fixture(scope="module")
 def report():
-    return report_of(*world(), options=EvaluationOptions(validation=validation(seed=1)))
+    return report_of(*world(), options=EvaluationOptions(tuning=tuned(seed=1)))
 
 
 BASELINES = (
@@ -152,7 +154,7 @@ def test_what_was_judged_is_stated(report):
 def test_a_random_model_is_not_significantly_different():
     window, truth, before = world()
     noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
-    report = report_of(window, noise, before, options=EvaluationOptions(validation=validation(seed=1)))
+    report = report_of(window, noise, before, options=EvaluationOptions(tuning=tuned(seed=1)))
     assert not report.beats_all
     assert "not significantly different from" in report.badge
     assert all(": not significantly different from the best baseline, " in each for each in report.verdict[:2])
@@ -161,7 +163,7 @@ def test_a_random_model_is_not_significantly_different():
 def test_parts_and_variants_of_the_model_are_no_baselines():
     window, truth, before = world()
     variants = {name: (lambda users: truth[users].copy()) for name in (FIRST_STAGE, "both stages without ids")}
-    report = report_of(window, truth, before, options=EvaluationOptions(validation=validation(seed=1), others=variants))
+    report = report_of(window, truth, before, options=EvaluationOptions(tuning=tuned(seed=1), others=variants))
     assert report.catalogue.rows[-1].name == "both stages without ids"
     assert report.baselines == BASELINES
     assert report.beats_all  # though the model is not better than its own first stage, which is as good
@@ -204,7 +206,7 @@ def test_a_group_of_items_has_a_baseline():
 def test_a_missing_baseline_is_named_and_is_never_a_green_badge(monkeypatch):
     window, truth, before = world()
     monkeypatch.setattr(peer_tuning, "EASE_MAX_ITEMS", 59)
-    report = report_of(window, truth, before, options=EvaluationOptions(validation=validation(seed=1)))
+    report = report_of(window, truth, before, options=EvaluationOptions(tuning=tuned(seed=1)))
     reason = "its cost is cubic in the number of items, so it is limited to 59 items"
     assert report.left_out == (LeftOut("EASE", reason), LeftOut("EASE with recency", reason))
     assert all(each.is_better for each in report.headlines)
@@ -282,7 +284,7 @@ def test_a_window_in_which_all_positives_were_seen_is_refused():
 
 
 def test_the_same_seed_gives_the_same_report(report):
-    assert report_of(*world(), options=EvaluationOptions(validation=validation(seed=1))) == report
+    assert report_of(*world(), options=EvaluationOptions(tuning=tuned(seed=1))) == report
 
 
 def test_the_file_is_the_report(report, tmp_path):

@@ -12,7 +12,6 @@ from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.peer_tuning import (
     PEER_KINDS,
     RECENT_POPULARITY,
-    choose_constants,
     fixed_constants,
     tune_peers,
     with_recency,
@@ -145,10 +144,10 @@ def test_without_anything_to_find_the_constants_are_fixed():
 
 def test_a_brief_report_tunes_no_peer_and_its_report_says_so():
     window, log = in_fashion()
-    tuning = choose_constants((window, log), metrics=METRICS, with_peers=False)
+    tuning = tune_peers(window, log, metrics=METRICS, with_peers=False)
     assert [choice.name for choice in tuning.choices] == [RECENT_POPULARITY]
     rows, left_out = baseline_scores(window, log, {}, tuning)
     assert set(rows) == {"random", "popularity", RECENT_POPULARITY}
     assert {each.name for each in left_out} >= {"item-kNN", "EASE", "iALS", "EASE with recency"}
-    assert {each.reason for each in left_out} == {"the recipe leaves it out: evaluate.peers"}
+    assert {each.reason for each in left_out} == {"the recipe leaves it out: evaluate.brief"}
     assert [choice.name for choice in fixed_constants(METRICS, with_peers=False).choices] == [RECENT_POPULARITY]

@@ -28,6 +28,8 @@ from twofold.dataset.dataset import item_attributes, load_dataset
 from twofold.digest import digest_of
 from twofold.evaluate.baselines import positives_before
 from twofold.evaluate.evaluate_window import evaluate_window, evaluation_options
+from twofold.evaluate.headline_metrics import deciding_metrics
+from twofold.evaluate.peer_tuning import tune_peers
 from twofold.evaluate.window import evaluation_window
 from twofold.explain.run_probes import probe_records, probe_run
 from twofold.index.item_index import build_index, save_index
@@ -185,7 +187,11 @@ def evaluate_results(folder: Path) -> tuple[str, Summary]:
     validation = evaluation_window(arrays, "validation")
     options = replace(
         evaluation_options(arrays, window, tables=tables, with_target=True, columns=()),
-        validation=(validation, positives_before(arrays, validation, first_at=None)),
+        tuning=tune_peers(
+            validation,
+            positives_before(arrays, validation, first_at=None),
+            metrics=deciding_metrics(window.num_items),
+        ),
     )
     scores = np.sin(np.arange(len(window.user_rows) * window.num_items, dtype=np.float64) ** 2)
     scores = scores.reshape(len(window.user_rows), -1).astype(np.float32)

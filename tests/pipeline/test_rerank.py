@@ -10,7 +10,7 @@ import twofold
 from tests import worlds
 from tests.serve.client import Client
 from twofold.errors import RecipeError
-from twofold.evaluate.rule_prices import lists_by_rules
+from twofold.evaluate.rule_prices import ALL, lists_by_rules
 from twofold.evaluate.window import evaluation_window
 from twofold.pipeline.adapters import score_sources
 from twofold.pipeline.job import reopen, report_of
@@ -73,7 +73,8 @@ def judged(run: Path) -> dict[int, tuple[int, list[int]]]:
     rules = rule_inputs(job.recipe, items, models.retriever, arrays, as_of=as_of)
     assert rules is not None
     sources = score_sources(models.retriever, models.ranker, models.data, window)
-    lists = lists_by_rules(window, sources["model"], rules, users=np.arange(len(window.user_rows)), k=K)
+    users = np.arange(len(window.user_rows))
+    lists = lists_by_rules(window, sources["model"], rules, {ALL: rules.config.rules}, users=users, k=K)[ALL]
     users = arrays.users.ids_of(window.user_rows).to_pylist()
     ids = [arrays.items.ids_of(rows[rows >= 0]).to_pylist() for rows in lists]
     return dict(zip(users, zip(window.query_at.tolist(), ids, strict=True), strict=True))

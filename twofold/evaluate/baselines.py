@@ -35,7 +35,7 @@ def baseline_scores(
     left_out = []
     for kind in PEER_KINDS:
         constants, recency = (tuning.constants_of(name) for name in (kind.name, kind.name_with_recency))
-        reason = kind.too_large(positives) if tuning.with_peers else "the recipe leaves it out: evaluate.peers"
+        reason = kind.too_large(positives) if tuning.with_peers else "the recipe leaves it out: evaluate.brief"
         if reason is not None or constants is None:
             names = (kind.name, kind.name_with_recency)
             left_out += [LeftOut(name, reason or "it was too large for the validation window") for name in names]

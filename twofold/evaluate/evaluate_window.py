@@ -18,7 +18,7 @@ from twofold.evaluate.headline_metrics import beats_all, deciding_metrics, headl
 from twofold.evaluate.impressions import bounds_of_impressions, evaluate_impressions
 from twofold.evaluate.in_batch import BatchSection, batch_section, evaluate_in_batch
 from twofold.evaluate.new_items import NewItemSection, evaluate_new_items, find_new_items
-from twofold.evaluate.peer_tuning import choose_constants
+from twofold.evaluate.peer_tuning import fixed_constants
 from twofold.evaluate.peers import Interactions
 from twofold.evaluate.results import (
     MODEL,
@@ -42,7 +42,7 @@ from twofold.evaluate.slices import Slicing, evaluate_slices, item_groups, slici
 from twofold.evaluate.summary_text import badge_sentence, filter_sentences, summary_sentences
 from twofold.evaluate.watch_time import Watched, evaluate_watch_time, length_decile, watched_rows
 from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, digest_of_relevant, without_short_lists
-from twofold.progress import heartbeat, progress_bar
+from twofold.progress import progress_bar
 from twofold.recipe.features import CategoryFeature
 
 
@@ -77,12 +77,8 @@ class EvaluationOptions:
     """Part of an item's score that training subtracts within a batch: see `evaluate_in_batch`."""
     is_new: Bool[np.ndarray, "items"] | None = None
     """Flags of the items without an event before the window. `None` means no section on them."""
-    validation: tuple[EvaluationWindow, Interactions] | None = None
-    """The validation window and the positives before it, on which the constants of baselines are chosen."""
     tuning: PeerTuning | None = None
-    """Constants that are chosen already; `None` means that they are chosen on `validation`."""
-    with_peers: bool = True
-    """False leaves out the fitted baselines, unless their constants are chosen already."""
+    """Constants of the baselines, chosen on the validation window. `None` means fixed ones: there is no such window."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +129,7 @@ def evaluate_window(
     DataError if no user can be evaluated.
     """
     options = options or EvaluationOptions()
-    with heartbeat("evaluate"):
-        deciding, with_peers = deciding_metrics(window.num_items), options.with_peers
-        tuning = options.tuning or choose_constants(options.validation, metrics=deciding, with_peers=with_peers)
+    tuning = options.tuning or fixed_constants(deciding_metrics(window.num_items))
     baselines, left_out = baseline_scores(window, positives, options.groups, tuning)
     sources = {MODEL: scores, **baselines, **options.others}
     catalogue, impressions = dict[str, PerUser](), dict[str, PerUser]()
@@ -144,24 +138,25 @@ def evaluate_window(
             catalogue[name] = evaluate_catalogue(window, source)
             impressions[name] = without_short_lists(evaluate_impressions(window, source), window.candidates.sizes)
             advance(1, name)
-    filtered = None if (rule := options.allowed_items) is None else evaluate_filtered(window, scores, rule.allowed)
+    rule = options.allowed_items
+    filtered = None if rule is None else evaluate_filtered(window, scores, rule.allowed)
     primary_metric = primary_metric_of(window.num_items, is_two_stages=FIRST_STAGE in options.others)
     evaluation = _Evaluation(
         window, options, sources, catalogue, impressions, filtered, primary_metric, tuple(baselines), left_out, tuning
     )
-    shown, report = impressions[MODEL], _report(evaluation, batch_size=batch_size, facts=facts)
-    return EvaluationResult(report, catalogue, shown, filtered)
+    report = _report(evaluation, batch_size=batch_size, facts=facts)
+    return EvaluationResult(report, catalogue, impressions[MODEL], filtered)
 
 
 def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any]) -> Report:
-    window, options, metric = evaluation.window, evaluation.options, evaluation.primary_metric
+    window, options, left_out = evaluation.window, evaluation.options, evaluation.left_out
     catalogue, impressions = _catalogue_section(evaluation), _impressions_section(evaluation)
     filtered, new_items = _filter_section(evaluation), _new_item_section(evaluation)
-    rows, left_out = [row for row in catalogue.rows if row.name in evaluation.baselines], evaluation.left_out
+    rows = [row for row in catalogue.rows if row.name in evaluation.baselines]
     headlines = tuple(headline_of(catalogue.rows[0], rows, each) for each in deciding_metrics(window.num_items))
     verdict = summary_sentences(headlines, catalogue, impressions, baselines=evaluation.baselines, left_out=left_out)
     if filtered is not None:
-        verdict = (*verdict, filter_sentences(filtered, window.num_items, primary_metric=metric))
+        verdict = (*verdict, filter_sentences(filtered, window.num_items, primary_metric=evaluation.primary_metric))
     if new_items is not None:
         verdict = (*verdict, new_items.sentence)
     is_cold = window.is_cold[window.relevant.values]
@@ -170,7 +165,7 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
         track=window.track,
         tie_rule=TIE_RULE,
         interval="95 %, mean ± t · standard error over users; differences are paired",
-        primary_metric=metric,
+        primary_metric=evaluation.primary_metric,
         verdict=(*verdict, *map(head_sentence, options.heads)),
         badge=badge_sentence(headlines, left_out),
         headlines=headlines,
@@ -207,8 +202,8 @@ def _slice_section(evaluation: _Evaluation) -> SliceSection | None:
     names = (FIRST_STAGE,) if FIRST_STAGE in catalogue else evaluation.baselines
     base = max(names, key=lambda name: catalogue[name].mean(metric))
     ranks, base_ranks = (catalogue[name].ranks for name in (MODEL, base))
-    if ranks is None or base_ranks is None:
-        raise AssertionError("a catalogue ranking has ranks")
+    assert ranks is not None  # a catalogue ranking has ranks
+    assert base_ranks is not None
     relevant, slicings, k = evaluation.window.relevant, evaluation.options.slicings, int(metric.partition("@")[2])
     return evaluate_slices(ranks, base_ranks, relevant=relevant, slicings=slicings, k=k, base=base)
 

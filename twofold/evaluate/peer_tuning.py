@@ -148,14 +148,6 @@ class _Questions:
         return ranks + np.bincount(pair, before, minlength=len(ranks)).astype(np.int64)
 
 
-def choose_constants(
-    validation: tuple[EvaluationWindow, Interactions] | None, *, metrics: tuple[str, str], with_peers: bool = True
-) -> PeerTuning:
-    """Returns what `tune_peers` chooses on the validation window, or fixed constants if that is not possible."""
-    tuned = None if validation is None else tune_peers(*validation, metrics=metrics, with_peers=with_peers)
-    return fixed_constants(metrics, with_peers=with_peers) if tuned is None else tuned
-
-
 def tune_peers(
     window: EvaluationWindow, positives: Interactions, *, metrics: tuple[str, str], with_peers: bool = True
 ) -> PeerTuning | None:

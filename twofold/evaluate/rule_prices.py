@@ -3,8 +3,9 @@
 The lists are those that the service returns: the same module orders them (`twofold/reranking.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -73,54 +74,71 @@ def lists_by_rules(
     window: EvaluationWindow,
     scores: Products | TwoStages,
     rules: RuleInputs,
+    variants: Mapping[str, tuple[RerankRule, ...]],
     *,
     users: Int64[np.ndarray, "queries"],
     k: int,
-) -> Int64[np.ndarray, "queries k"]:
-    """Returns the first k items of each of these users of the window, as they are served; -1 after the last one."""
-    lists = np.full((len(users), k), -1)
+) -> dict[str, Int64[np.ndarray, "queries k"]]:
+    """Returns, for each variant, the first k items of each of these users of the window, as they are served with its
+    rules; -1 after the last one.
+
+    The catalogue is searched, and the ranker runs, once for all variants with blocks and once for all others.
+    """
+    lists = {name: np.full((len(users), k), -1) for name in variants}
     for part in chunks(len(users), CHUNK_USERS):
-        candidates = _candidates(window, scores, rules, users[part], k=k)
-        if rules.config.rules:
-            positions = reorder(rules.config, rules.items, candidates, k).positions
-        else:
-            positions = np.tile(np.arange(min(k, candidates.num_ranked)), (len(candidates.item_rows), 1))
-        rows = np.take_along_axis(candidates.item_rows, np.maximum(positions, 0), axis=1)
-        lists[part, : rows.shape[1]] = np.where(positions >= 0, rows, -1)
+        candidates_of = _candidate_search(window, scores, rules, users[part], k=k)
+        for name, chosen in variants.items():
+            candidates = candidates_of(chosen)
+            config = rules.config.model_copy(update={"rules": chosen})
+            if chosen:
+                positions = reorder(config, rules.items, candidates, k).positions
+            else:
+                positions = np.tile(np.arange(min(k, candidates.num_ranked)), (len(candidates.item_rows), 1))
+            rows = np.take_along_axis(candidates.item_rows, np.maximum(positions, 0), axis=1)
+            lists[name][part, : rows.shape[1]] = np.where(positions >= 0, rows, -1)
     return lists
 
 
-def _candidates(
+def _candidate_search(
     window: EvaluationWindow,
     scores: Products | TwoStages,
     rules: RuleInputs,
     users: Int64[np.ndarray, "queries"],
     *,
     k: int,
-) -> Candidates:
-    """Returns the candidates of the ranking and of the rules, in the order of the ranker if there is one."""
+) -> Callable[[tuple[RerankRule, ...]], Candidates]:
+    """Returns a function from rules to the candidates of `users`, in the order of the ranker if there is one. What
+    several sets of rules have in common is found once.
+    """
     products = (scores.retrieved if isinstance(scores, TwoStages) else scores).of(users)
     seen, top = window.seen.of(users), scores.found.shape[1] if isinstance(scores, TwoStages) else 0
+    num_ranked = max(k, top, rules.config.num_candidates)
 
-    def find(count: int, allowed: Bool[np.ndarray, "items"]) -> tuple[np.ndarray, np.ndarray]:
+    @cache
+    def find(is_blocking: bool, condition: str | None, count: int) -> tuple[np.ndarray, np.ndarray]:
+        allowed = rules.unblocked if is_blocking else rules.allowed
+        if condition is not None:
+            allowed = allowed & rules.items.columns.flags[condition]
         rows = find_best(products, seen=seen, top=count, allowed=allowed)
         lines = np.repeat(np.arange(len(rows)), rows.shape[1])
         values = products.pairs(lines, np.maximum(rows, 0).ravel()).reshape(rows.shape)
         return rows, np.where(rows >= 0, values, NOT_ALLOWED)
 
-    allowed = rules.unblocked
-    ranked = find(max(k, top, rules.config.num_candidates), allowed)
-    flags = rules.items.columns.flags
-    others = [find(count, allowed & flags[condition]) for condition, count in guaranteed(rules.config.rules)]
-    candidates = with_guaranteed(*ranked, others)
-    if not isinstance(scores, TwoStages):
-        return candidates
-    top = min(top, candidates.num_ranked)
-    rows = np.maximum(candidates.item_rows[:, :top], 0)
-    ranker_scores: Float32[np.ndarray, "queries _"] = scores.score_pairs(
-        users, rows, np.tile(np.arange(top), (len(rows), 1))
-    )
-    return merge_stages(candidates, ranker_scores, num_items=window.num_items)[0]
+    @cache
+    def ranked(is_blocking: bool) -> Float32[np.ndarray, "queries _"]:
+        assert isinstance(scores, TwoStages)
+        rows = np.maximum(find(is_blocking, None, num_ranked)[0][:, :top], 0)
+        return np.asarray(scores.score_pairs(users, rows, np.tile(np.arange(rows.shape[1]), (len(rows), 1))))
+
+    def candidates_of(chosen: tuple[RerankRule, ...]) -> Candidates:
+        is_blocking = any(rule.kind == "block" for rule in chosen)
+        others = [find(is_blocking, condition, count) for condition, count in guaranteed(chosen)]
+        candidates = with_guaranteed(*find(is_blocking, None, num_ranked), others)
+        if not top:
+            return candidates
+        return merge_stages(candidates, ranked(is_blocking), num_items=window.num_items)[0]
+
+    return candidates_of
 
 
 def evaluate_rules(window: EvaluationWindow, scores: Products | TwoStages, rules: RuleInputs) -> RuleSection:
@@ -129,12 +147,7 @@ def evaluate_rules(window: EvaluationWindow, scores: Products | TwoStages, rules
     limit = next((rule for rule in rules.config.rules if isinstance(rule, Limit)), None)
     own = None if limit is None else rules.items.columns.values[limit.column].astype(np.int64)
     groups = np.arange(window.num_items)[:, None] if own is None else own
-    lists = {}
-    for name, chosen in _variants(rules.config).items():
-        config = rules.config.model_copy(update={"rules": chosen})
-        unblocked = rules.unblocked if any(rule.kind == "block" for rule in chosen) else rules.allowed
-        chosen_rules = replace(rules, config=config, unblocked=unblocked)
-        lists[name] = lists_by_rules(window, scores, chosen_rules, users=users, k=K)
+    lists = lists_by_rules(window, scores, rules, _variants(rules.config), users=users, k=K)
     values = {name: _accuracy(window, users, rows) for name, rows in lists.items()}
     lines = _lines(lists, values, groups=groups, is_new=rules.is_new)
     return RuleSection(

@@ -20,7 +20,8 @@ from twofold.evaluate.baselines import baseline_scores, positives_before
 from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.days import DayValues, evaluate_day, headline_first, with_days
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
-from twofold.evaluate.peers import Interactions
+from twofold.evaluate.headline_metrics import deciding_metrics
+from twofold.evaluate.peer_tuning import fixed_constants, tune_peers
 from twofold.evaluate.per_user_values import save_rows, save_values
 from twofold.evaluate.results import MODEL, write_report
 from twofold.evaluate.sampled import negatives_of
@@ -40,6 +41,7 @@ from twofold.pipeline.index import index_inputs
 from twofold.pipeline.job import Job
 from twofold.pipeline.rerank import described_items, rule_section, with_rules
 from twofold.pipeline.trained_models import TrainedModels, load_models
+from twofold.progress import heartbeat
 from twofold.recipe.diff import recipe_digest
 from twofold.recipe.train import Regression
 from twofold.run_folder import Stage
@@ -68,12 +70,10 @@ def _evaluate(
     config, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
     sources = score_sources(models.retriever, models.ranker, models.data, window)
     rules = rule_section(job.recipe, items, models, window, sources[MODEL])
-    tables, tuning = (items, pq.read_table(prepared.folder / "users.parquet")), load_tuning(retriever.folder)
+    tables = (items, pq.read_table(prepared.folder / "users.parquet"))
     options = replace(
         _options(job, models, window, tables=tables),
-        validation=_validation(job, arrays) if tuning is None else None,
-        tuning=tuning,
-        with_peers=not job.recipe.evaluate.brief,
+        tuning=load_tuning(retriever.folder) or _tuning(job, arrays, window),
         allowed_items=allowed_items(items, job.recipe.index.where),
         correction=batch_correction(models.retriever, arrays, job.recipe.train),
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),
@@ -120,12 +120,17 @@ def _evaluate_days(
     return found
 
 
-def _validation(job: Job, arrays: Dataset) -> tuple[EvaluationWindow, Interactions] | None:
-    """Returns the validation window, on which the constants of baselines are chosen; `None` if it has no event."""
-    if not len(arrays.examples["validation"].user_rows):
-        return None
-    window = evaluation_window(arrays, "validation", includes_seen=job.recipe.index.include_seen)
-    return window, positives_before_window(job.recipe.prepare, arrays, window)
+def _tuning(job: Job, arrays: Dataset, window: EvaluationWindow) -> PeerTuning:
+    """Returns the constants of the baselines of a report on `window`: those chosen on the validation window, or fixed
+    ones if nothing is to be found in that.
+    """
+    metrics, with_peers, tuned = deciding_metrics(window.num_items), not job.recipe.evaluate.brief, None
+    if len(arrays.examples["validation"].user_rows):
+        validation = evaluation_window(arrays, "validation", includes_seen=job.recipe.index.include_seen)
+        positives = positives_before_window(job.recipe.prepare, arrays, validation)
+        with heartbeat("evaluate"):
+            tuned = tune_peers(validation, positives, metrics=metrics, with_peers=with_peers)
+    return tuned or fixed_constants(metrics, with_peers=with_peers)
 
 
 def _options(

@@ -51,16 +51,6 @@ class Evaluate(Section):
     row per day, all days pooled, and the differences from every baseline. The model is not trained again.
     """
 
-    @field_validator("windows")
-    @classmethod
-    def _two_days_in_order(cls, days: tuple[date, ...]) -> tuple[date, ...]:
-        if len(days) == 1:
-            raise ValueError(f"one day, {days[0]}, is no comparison of days: name two or more, or delete windows")
-        for earlier, later in pairwise(days):
-            if later <= earlier:
-                raise ValueError(f"{later} follows {earlier}: name each day once, in the order of time")
-        return days
-
     brief: bool = False
     """`true` leaves out what takes longer than training on a small log and says nothing of how two experiments differ:
     the tuned item-kNN, EASE and iALS, and the map of the items. For studies. No report then says that a model is better
@@ -71,3 +61,13 @@ class Evaluate(Section):
     """Sampled evaluation protocols of papers, one table each. They may order two models differently from the full
     catalogue (Krichene & Rendle, KDD 2020), so use them only to compare with papers.
     """
+
+    @field_validator("windows")
+    @classmethod
+    def _two_days_in_order(cls, days: tuple[date, ...]) -> tuple[date, ...]:
+        if len(days) == 1:
+            raise ValueError(f"one day, {days[0]}, is no comparison of days: name two or more, or delete windows")
+        for earlier, later in pairwise(days):
+            if later <= earlier:
+                raise ValueError(f"{later} follows {earlier}: name each day once, in the order of time")
+        return days
