@@ -147,18 +147,19 @@ CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, at INTEGER NOT NULL) WITH
 CREATE TABLE IF NOT EXISTS marks (kind TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-_NOT_AHEAD: Final = "UPDATE OR REPLACE events SET at = ?2 WHERE user_id = ?1 AND at > ?2 + ?3"
+# Named parameters: Python 3.12.0 to 3.12.3 warn of numbered ones (CPython issue 117995).
+_NOT_AHEAD: Final = "UPDATE OR REPLACE events SET at = :now WHERE user_id = :user AND at > :now + :ahead"
 _UPSERT: Final = "INSERT INTO events VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = excluded.kind"
 _POSTED: Final = "INSERT OR REPLACE INTO last_posts VALUES (?, ?)"
 _DELETE_OLDEST: Final = """
-DELETE FROM events WHERE user_id = ?1 AND (at, item_id) <= (
-    SELECT at, item_id FROM events WHERE user_id = ?1 ORDER BY at DESC, item_id DESC LIMIT 1 OFFSET ?2
+DELETE FROM events WHERE user_id = :user AND (at, item_id) <= (
+    SELECT at, item_id FROM events WHERE user_id = :user ORDER BY at DESC, item_id DESC LIMIT 1 OFFSET :most
 )
 """
 _SELECT: Final = "SELECT item_id, at, kind FROM events WHERE user_id = ? ORDER BY at, item_id"
 _REMOVE: Final = """
-DELETE FROM events WHERE user_id = ?1 AND item_id = ?2
-AND at = COALESCE(?3, (SELECT MAX(at) FROM events WHERE user_id = ?1 AND item_id = ?2))
+DELETE FROM events WHERE user_id = :user AND item_id = :item
+AND at = COALESCE(:at, (SELECT MAX(at) FROM events WHERE user_id = :user AND item_id = :item))
 """
 _EXPIRED: Final = "SELECT user_id FROM last_posts WHERE at < ?"
 _MARK, _UNMARK = "INSERT OR IGNORE INTO marks VALUES (?, ?)", "DELETE FROM marks WHERE kind = ? AND id = ?"
@@ -208,9 +209,9 @@ class SqliteHistories:
         users, now = {row[0] for row in rows}, now_ms()
 
         def write(writer: sqlite3.Connection) -> None:
-            writer.executemany(_NOT_AHEAD, [(user, now, MAX_AHEAD_MS) for user in users])
+            writer.executemany(_NOT_AHEAD, [{"user": user, "now": now, "ahead": MAX_AHEAD_MS} for user in users])
             writer.executemany(_UPSERT, rows)
-            writer.executemany(_DELETE_OLDEST, [(user, self._max_events) for user in users])
+            writer.executemany(_DELETE_OLDEST, [{"user": user, "most": self._max_events} for user in users])
             writer.executemany(_POSTED, [(user, now) for user in users])
 
         await self._write(write)
@@ -254,7 +255,8 @@ class SqliteHistories:
 
     async def remove(self, user: str, item_id: str, at: int | None) -> int:
         """Implements `LiveHistories`."""
-        return int(await self._write(lambda writer: writer.execute(_REMOVE, (user, item_id, at)).rowcount))
+        removed = {"user": user, "item": item_id, "at": at}
+        return int(await self._write(lambda writer: writer.execute(_REMOVE, removed).rowcount))
 
     async def delete_user(self, user: str) -> int:
         """Implements `LiveHistories`."""
