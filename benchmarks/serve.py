@@ -39,10 +39,15 @@ REQUEST = """
 local count = 0
 request = function()
   count = count + 1
-  local body = string.format('{"user_id":%d,"k":%d}', (count * 7919) % USERS + 1, K)
+  local body = string.format('{"user_id":%d,"k":%dMORE}', (count * 7919) % USERS + 1, K)
   return wrk.format("POST", "/v1/recommend", {["Content-Type"] = "application/json"}, body)
 end
-""".replace("USERS", str(USERS)).replace("K)", f"{K})")
+"""
+
+
+def request_script(more: str = "") -> str:
+    """Returns the program of wrk that draws the requests; `more` are further fields of their bodies."""
+    return REQUEST.replace("USERS", str(USERS)).replace("K)", f"{K})").replace("MORE", more)
 
 
 def ours(run: Path) -> list[str]:
@@ -100,30 +105,36 @@ def loaded(command: list[str], script: Path, seconds: int) -> dict[str, Any]:
     try:
         wait_until_ready()
         wrk(script, 1)
-        stages, spent = stage_sums(), processor_seconds(service.pid)
-        measured = wrk(script, seconds)
-        measured["cpu_us"] = 1e6 * (processor_seconds(service.pid) - spent) / measured["requests"]
-        after = stage_sums()
-        measured["stages_us"] = {name: 1e6 * (after[name] - stages[name]) / measured["requests"] for name in stages}
-        return measured
+        return measured(service.pid, script, seconds)
     finally:
         service.terminate()
         service.wait(60)
 
 
-def wait_until_ready() -> None:
+def measured(process: int, script: Path, seconds: int, port: int = PORT) -> dict[str, Any]:
+    """Sends requests, and returns the figures of wrk with the processor time of the service by request and stage."""
+    stages, spent = stage_sums(port), processor_seconds(process)
+    figures = wrk(script, seconds, port)
+    figures["cpu_us"] = 1e6 * (processor_seconds(process) - spent) / figures["requests"]
+    time.sleep(1.1)  # the page of the metrics is made at most once a second
+    after = stage_sums(port)
+    figures["stages_us"] = {name: 1e6 * (after[name] - stages[name]) / figures["requests"] for name in stages}
+    return figures
+
+
+def wait_until_ready(port: int = PORT) -> None:
     for _ in range(240):
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.25)
     raise SystemExit("the service does not respond")
 
 
-def wrk(script: Path, seconds: int) -> dict[str, Any]:
+def wrk(script: Path, seconds: int, port: int = PORT) -> dict[str, Any]:
     command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", "-s", str(script)]
-    output = subprocess.run([*command, f"http://127.0.0.1:{PORT}"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([*command, f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=True).stdout
     assert "Non-2xx" not in output, output
     return {
         "requests": int(first_match(r"(\d+) requests in", output)),
@@ -152,10 +163,10 @@ def processor_seconds(pid: int) -> float:
     return own + sum(processor_seconds(int(child)) for child in children)
 
 
-def stage_sums() -> dict[str, float]:
+def stage_sums(port: int = PORT) -> dict[str, float]:
     """Returns the seconds by stage so far; empty for a service without these metrics."""
     try:
-        page = urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=5).read().decode()
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
     except urllib.error.HTTPError:
         return {}
     return {
@@ -193,7 +204,7 @@ def main(seconds: int = 8, rounds: int = 3) -> None:
         raise SystemExit("benchmarks/serve.py needs wrk: apt-get install wrk")
     folder = Path(tempfile.mkdtemp(prefix="twofold-bench-"))
     script = folder / "request.lua"
-    script.write_text(REQUEST)
+    script.write_text(request_script())
     runs = {kind: write_run(folder / kind, kind) for kind in KINDS}
     commands = {kind: ours(run) for kind, run in runs.items()} | {"naive": naive(runs["mean"])}
     results_of: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}

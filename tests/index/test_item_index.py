@@ -9,6 +9,7 @@ import pytest
 from tests.index.oracle import language_vectors, unit_vectors
 from twofold.errors import RunError
 from twofold.index.item_index import FACTS, VECTORS, Index, build_index, load_index, save_index
+from twofold.index.item_products import ITEM_PRODUCTS
 from twofold.index.ivf import LISTS
 from twofold.index.score_kinds import Score
 from twofold.index.search import search
@@ -98,3 +99,29 @@ def test_a_loaded_index_is_a_mapped_file_and_not_a_copy(index: Index, tmp_path: 
     vectors = load_index(tmp_path).vectors
     assert not vectors.flags.owndata
     assert not vectors.flags.writeable
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine", "negative_distance"])
+def test_the_packed_product_of_a_loaded_index_changes_no_result(tmp_path: Path, score: Score) -> None:
+    vectors = unit_vectors(5000, 24)
+    vectors[100:140] = vectors[7]  # ties
+    built = build_index(vectors if score == "cosine" else vectors * np.float32(3), score=score)
+    save_index(built, tmp_path)
+    loaded = load_index(tmp_path)
+    assert built.products is None
+    assert loaded.products is not None
+    queries = np.concatenate([unit_vectors(30, 24, seed=1), vectors[[7]]])
+    before, together = search(built, queries, 60), search(loaded, queries, 60)
+    assert together.item_rows.tolist() == before.item_rows.tolist()
+    assert together.scores.tolist() == before.scores.tolist()
+    for number in (0, 30):
+        alone = search(loaded, queries[[number]], 60)
+        assert alone.item_rows.tolist() == together.item_rows[[number]].tolist()
+        assert alone.scores.tolist() == together.scores[[number]].tolist()
+
+
+def test_a_graph_that_cannot_be_run_is_refused(index: Index, tmp_path: Path) -> None:
+    save_index(index, tmp_path)
+    (tmp_path / ITEM_PRODUCTS).write_bytes(b"no graph")
+    with pytest.raises(RunError, match=r"item_products.onnx is not a graph that onnxruntime can run: .*Delete "):
+        load_index(tmp_path)

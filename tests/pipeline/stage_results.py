@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
@@ -101,6 +102,8 @@ def _content(path: Path) -> Any:
                 return {name: array.tolist() for name, array in arrays.items()}
         case ".json":
             return json.loads(path.read_text(encoding="utf-8"))
+        case ".onnx":
+            return onnx.printer.to_text(onnx.load(path, load_external_data=False))
         case _:
             raise ValueError(f"{path.name}: this kind of file has no summary yet; add one to {Path(__file__).name}")
 

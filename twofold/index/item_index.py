@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from twofold.errors import RunError
+from twofold.index.item_products import ItemProducts, load_item_products, save_item_products
 from twofold.index.ivf import LISTS, CalibrationPoint, IvfIndex, build_ivf, load_ivf
 from twofold.index.score_kinds import Score
 from twofold.run_folder import write_json
@@ -34,6 +35,8 @@ class Index:
     longest: float
     """Length of the longest vector: bounds the rounding error of a score."""
     ivf: IvfIndex | None = None
+    products: ItemProducts | None = None
+    """Products of several queries with all items; `None` means that NumPy computes them."""
 
     def __len__(self) -> int:
         """Returns the number of items."""
@@ -104,15 +107,17 @@ def build_index(
 
 
 def save_index(index: Index, folder: Path) -> None:
-    """Writes vectors, IVF lists and index.json; their checksums are written by the stage's manifest."""
+    """Writes vectors, IVF lists or the graph of a flat index, and index.json; the stage's manifest has checksums."""
     np.save(folder / VECTORS, index.vectors)
     if index.ivf is not None:
         index.ivf.save(folder / LISTS)
+    elif len(index):
+        save_item_products(folder / VECTORS)
     write_json(folder / FACTS, index.facts)
 
 
 def load_index(folder: Path) -> Index:
-    """Maps the files of `save_index` into memory without reading them through; raises RunError if they do not fit."""
+    """Maps the files of `save_index` into memory; raises RunError if they do not fit."""
     path = folder / VECTORS
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -127,7 +132,7 @@ def load_index(folder: Path) -> Index:
             f"{path} holds {vectors.dtype} vectors of shape {vectors.shape}, but {FACTS} states "
             f"{items} x {dim} float32. They belong to two runs: delete {folder} and run `twofold run` again."
         )
-    return Index(np.asarray(vectors), score, longest, _load_lists(folder, facts))
+    return Index(np.asarray(vectors), score, longest, _load_lists(folder, facts), load_item_products(folder))
 
 
 def _load_lists(folder: Path, facts: dict[str, Any]) -> IvfIndex | None:

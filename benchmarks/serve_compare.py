@@ -1,0 +1,98 @@
+"""Compares the processor time per request of two source trees, in turn, in one run.
+
+    python benchmarks/serve_compare.py OTHER_TREE [--kinds mean,ranked] [--seconds 2] [--rounds 8] [--body …]
+
+Other work on the machine moves the figures of one minute by a third, but it moves those of both trees: their services
+run side by side, each gets a short round of requests in turn, and the ratio is the median over the pairs of rounds.
+Bundle, clients and requests are those of `serve.py`. Writes `serve_compare.json` beside this file.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import serve as one
+from serve_bundle import Kind, write_run
+
+HERE = Path(__file__).parent
+PORTS = {"before": 8771, "after": 8772}
+
+
+def start(tree: Path, run: Path, port: int) -> subprocess.Popen[bytes]:
+    """Starts the service of a source tree on core 0."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TWOFOLD_TOKEN": "", "PYTHONPATH": str(tree)}
+    command = ["taskset", "-c", "0", sys.executable, "-m", "twofold", "serve", str(run), "--port", str(port)]
+    histories = ["--histories", str(Path(tempfile.mkdtemp(prefix="twofold-bench-")) / "events.db")]
+    return subprocess.Popen([*command, *histories], env=environment, stdout=subprocess.DEVNULL, cwd=tree)
+
+
+def compare(run: Path, trees: dict[str, Path], script: Path, *, seconds: int, rounds: int) -> dict[str, Any]:
+    """Returns the processor µs per request of both trees and their ratio, with those of the stages."""
+    services = {name: start(tree, run, PORTS[name]) for name, tree in trees.items()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
+    try:
+        for name in trees:
+            one.wait_until_ready(PORTS[name])
+            one.wrk(script, 1, PORTS[name])
+        for number in range(rounds):
+            for name in sorted(trees, reverse=number % 2 == 1):
+                found[name].append(one.measured(services[name].pid, script, seconds, PORTS[name]))
+    finally:
+        for service in services.values():
+            service.terminate()
+        for service in services.values():
+            service.wait(60)
+    pairs = zip(found["before"], found["after"], strict=True)
+    return {
+        "before_over_after_cpu": median(before["cpu_us"] / after["cpu_us"] for before, after in pairs),
+        **{name: summary(rounds_of_tree) for name, rounds_of_tree in found.items()},
+    }
+
+
+def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the medians of rounds, and the least processor time per request."""
+    figures = {
+        field: round(median(one[field] for one in rounds), 2) for field in ("per_s", "p50_ms", "p99_ms", "cpu_us")
+    }
+    stages = {name: round(median(one["stages_us"][name] for one in rounds), 1) for name in rounds[0]["stages_us"]}
+    return figures | {"least_cpu_us": round(min(one["cpu_us"] for one in rounds), 1), "stages_us": stages}
+
+
+def main() -> None:
+    """Compares the trees for each kind of bundle, and prints and writes the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("other", type=Path)
+    parser.add_argument("--kinds", default="mean,transformer,ranked")
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--bundles", type=Path, default=None, help="folder of the bundles, kept between two runs")
+    parser.add_argument("--body", default="", help="further fields of the request, such as ',\"describe\":true'")
+    asked = parser.parse_args()
+    folder = asked.bundles or Path(tempfile.mkdtemp(prefix="twofold-bench-"))
+    script = Path(tempfile.mkdtemp(prefix="twofold-bench-")) / "request.lua"
+    script.write_text(one.request_script(asked.body))
+    trees = {"before": asked.other.resolve(), "after": HERE.parent}
+    kinds: list[Kind] = asked.kinds.split(",")
+    figures: dict[str, Any] = {}
+    for kind in kinds:
+        run = folder / kind
+        if not run.exists():
+            write_run(run, kind)
+        figures[kind] = compare(run, trees, script, seconds=asked.seconds, rounds=asked.rounds)
+        print(kind, json.dumps(figures[kind]))
+    commits = {
+        name: subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, **one.CAUGHT).stdout.strip()
+        for name, tree in trees.items()
+    }
+    saved = {"commits": commits, "load_average": os.getloadavg(), "body": asked.body, "figures": figures}
+    (HERE / "serve_compare.json").write_text(json.dumps(saved, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
