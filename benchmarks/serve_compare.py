@@ -4,7 +4,8 @@
 
 Other work on the machine moves the figures of one minute by a third, but it moves those of both trees: their services
 run side by side, each gets a short round of requests in turn, and the ratio is the median over the pairs of rounds.
-Bundle, clients and requests are those of `serve.py`. Writes `serve_compare.json` beside this file.
+Bundles, clients and requests are those of `serve.py`; each tree writes its own bundles, from the same draw. Writes
+`serve_compare.json` beside this file.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from statistics import median
 from typing import Any
 
 import serve as one
-from serve_bundle import Kind, write_run
 
 HERE = Path(__file__).parent
 PORTS = {"before": 8771, "after": 8772}
@@ -32,9 +32,19 @@ def start(tree: Path, run: Path, port: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *histories], env=environment, stdout=subprocess.DEVNULL, cwd=tree)
 
 
-def compare(run: Path, trees: dict[str, Path], script: Path, *, seconds: int, rounds: int) -> dict[str, Any]:
+def write_bundle(tree: Path, run: Path, kind: str) -> None:
+    """Writes a bundle with the code of a source tree, unless it is there already."""
+    if not run.exists():
+        paths = os.pathsep.join((str(tree), str(tree / "benchmarks")))
+        code = f"from pathlib import Path; from serve_bundle import write_run; write_run(Path({str(run)!r}), {kind!r})"
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True)
+
+
+def compare(
+    runs: dict[str, Path], trees: dict[str, Path], script: Path, *, seconds: int, rounds: int
+) -> dict[str, Any]:
     """Returns the processor µs per request of both trees and their ratio, with those of the stages."""
-    services = {name: start(tree, run, PORTS[name]) for name, tree in trees.items()}
+    services = {name: start(tree, runs[name], PORTS[name]) for name, tree in trees.items()}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
     try:
         for name in trees:
@@ -78,13 +88,12 @@ def main() -> None:
     script = Path(tempfile.mkdtemp(prefix="twofold-bench-")) / "request.lua"
     script.write_text(one.request_script(asked.body))
     trees = {"before": asked.other.resolve(), "after": HERE.parent}
-    kinds: list[Kind] = asked.kinds.split(",")
     figures: dict[str, Any] = {}
-    for kind in kinds:
-        run = folder / kind
-        if not run.exists():
-            write_run(run, kind)
-        figures[kind] = compare(run, trees, script, seconds=asked.seconds, rounds=asked.rounds)
+    for kind in asked.kinds.split(","):
+        runs = {name: folder / name / kind for name in trees}
+        for name, tree in trees.items():
+            write_bundle(tree, runs[name], kind)
+        figures[kind] = compare(runs, trees, script, seconds=asked.seconds, rounds=asked.rounds)
         print(kind, json.dumps(figures[kind]))
     commits = {
         name: subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, **one.CAUGHT).stdout.strip()

@@ -51,6 +51,15 @@ def test_a_position_answers_for_the_events_before_it_alone():
     assert not torch.allclose(before[:, 3:], whole[:, 3:])
 
 
+@pytest.mark.parametrize("is_timed", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_one_place_of_each_sequence_is_that_of_the_whole_pass(is_timed, num_layers):
+    model, read = encoder(is_timed=is_timed, num_layers=num_layers), events()
+    ages = torch.tensor([[900, 70, 9, 3, 1, 0]] * 3) if is_timed else None
+    places = torch.tensor([0, 3, 6])
+    torch.testing.assert_close(model.at(places, read, ages), model(read, ages)[torch.arange(3), places])
+
+
 def test_order_matters():
     model, read = encoder(), events()
     assert not torch.allclose(model(read)[:, -1], model(read[:, [1, 0, 2, 3, 4, 5]])[:, -1])

@@ -222,9 +222,9 @@ class Encoder(nn.Module):
             case Sequence():
                 ages = inputs[f"{block.name}.ages"] if block.is_timed else None
                 places = inputs.get(f"{block.name}.places")
-                return _encode_sequences(
-                    self.readers[module_key(block.name)], self.table_of(block), values, ages, places
-                )
+                encoder = self.readers[module_key(block.name)]
+                assert isinstance(encoder, SequenceEncoder)
+                return _encode_sequences(encoder, self.table_of(block), values, ages, places)
             case Number():
                 numbers = values.reshape(-1, block.dim)
                 expanded: Tensor = self.readers[module_key(block.name)](numbers) if block.hidden_dim else numbers
@@ -289,7 +289,7 @@ def mean_of_rows(table: Float[Tensor, "_ dim"], rows: Int[Tensor, "batch length"
 
 
 def _encode_sequences(
-    encoder: nn.Module,
+    encoder: SequenceEncoder,
     table: nn.Embedding,
     rows: Int[Tensor, "_ length"],
     ages: Int[Tensor, "_ length"] | None,
@@ -298,9 +298,11 @@ def _encode_sequences(
     """Returns the encoder's outputs at these places. `None` means after the last row of each sequence."""
     if places is None:
         counts = (rows != 0).sum(dim=1)
-        if not torch.compiler.is_exporting():  # columns that are padding in every sequence are cut off
-            longest = max(int(counts.max()), 1)
-            rows, ages = rows[:, :longest], None if ages is None else ages[:, :longest]
+        if torch.compiler.is_exporting():
+            return encoder.at(counts, table(rows), ages)
+        # Columns that are padding in every sequence are cut off.
+        longest = max(int(counts.max()), 1)
+        rows, ages = rows[:, :longest], None if ages is None else ages[:, :longest]
         places = torch.arange(rows.shape[0], device=rows.device) * (rows.shape[1] + 1) + counts
     outputs: Tensor = encoder(table(rows), ages).flatten(0, 1)
     return outputs[places]

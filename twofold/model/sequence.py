@@ -58,14 +58,36 @@ class SequenceEncoder(nn.Module):
 
         `ages`, for a timed encoder, are the seconds from each event until the time of the last position; 0 for padding.
         """
-        start = self.start.expand(events.shape[0], 1, -1)  # len() would be a constant to the exporter
-        vectors = self.dropout(torch.cat([start, events], dim=1))
-        length = vectors.shape[1]
-        buckets = None if ages is None else self._buckets(ages)
+        vectors, buckets = self._inputs(events, ages)
         for layer in self.layers:
-            vectors = layer(vectors, self.cosines[:length], self.sines[:length], buckets)
+            vectors = layer(vectors, *self._angles(vectors.shape[1]), buckets)
         outputs: Tensor = self.norm(vectors)
         return outputs
+
+    def at(
+        self,
+        places: Int[Tensor, "batch"],
+        events: Float[Tensor, "batch length dim"],
+        ages: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        """Returns one vector of each sequence, that at its place; the last layer computes no other."""
+        vectors, buckets = self._inputs(events, ages)
+        *layers, last = self.layers
+        assert isinstance(last, _Layer)
+        for layer in layers:
+            vectors = layer(vectors, *self._angles(vectors.shape[1]), buckets)
+        outputs: Tensor = self.norm(last.at(places, vectors, *self._angles(vectors.shape[1]), buckets))
+        return outputs
+
+    def _inputs(
+        self, events: Float[Tensor, "batch length dim"], ages: Int[Tensor, "batch length"] | None
+    ) -> tuple[Float[Tensor, "batch length+1 dim"], Int[Tensor, "batch length+1 length+1"] | None]:
+        start = self.start.expand(events.shape[0], 1, -1)  # len() would be a constant to the exporter
+        vectors = self.dropout(torch.cat([start, events], dim=1))
+        return vectors, None if ages is None else self._buckets(ages)
+
+    def _angles(self, length: int) -> tuple[Float[Tensor, "length _"], Float[Tensor, "length _"]]:
+        return self.cosines[:length], self.sines[:length]
 
     def _buckets(self, ages: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length+1 length+1"]:
         """Returns the bucket of the time from each event to the time of a position; 0 is for the start vector."""
@@ -99,12 +121,48 @@ class _Layer(nn.Module):
         buckets: Int[Tensor, "batch length length"] | None = None,
     ) -> Float[Tensor, "batch length dim"]:
         *projections, gate = self.attend(self.before_attention(vectors)).chunk(4, dim=-1)
-        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in projections)
+        query, key, value = map(self._split_heads, projections)
         query, key = (_rotated(part, cosines, sines) for part in (query, key))
         bias = None if self.by_time is None or buckets is None else _causal(self.by_time, buckets)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=bias is None)
-        attended = attended.transpose(1, 2).flatten(start_dim=2) * functional.silu(gate)
-        vectors = vectors + self.dropout(self.attended(attended))
+        return self._feed_forward(vectors, attended, gate)
+
+    def at(
+        self,
+        places: Int[Tensor, "batch"],
+        vectors: Float[Tensor, "batch length dim"],
+        cosines: Float[Tensor, "length _"],
+        sines: Float[Tensor, "length _"],
+        buckets: Int[Tensor, "batch length length"] | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        """Returns what `forward` returns at one place of each sequence: a fifth of its work."""
+        sequence, positions = (torch.arange(size, device=vectors.device) for size in vectors.shape[:2])
+        read = self.before_attention(vectors)
+        to_query, to_key, to_value, to_gate = self.attend.weight.chunk(4)
+        key, value = (self._split_heads(functional.linear(read, weight)) for weight in (to_key, to_value))
+        own = read[sequence, places][:, None]
+        query, gate = self._split_heads(functional.linear(own, to_query)), functional.linear(own, to_gate)
+        query = _rotated(query, cosines[places][:, None, None], sines[places][:, None, None])
+        bias = vectors.new_zeros(()).expand(vectors.shape[0], 1, 1, vectors.shape[1])
+        if self.by_time is not None and buckets is not None:
+            bias = self.by_time[:, buckets[sequence, places]].transpose(0, 1)[:, :, None]
+        bias = bias.masked_fill((positions > places[:, None])[:, None, None], -torch.inf)
+        attended = functional.scaled_dot_product_attention(query, _rotated(key, cosines, sines), value, attn_mask=bias)
+        return self._feed_forward(vectors[sequence, places][:, None], attended, gate)[:, 0]
+
+    def _split_heads(self, vectors: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch _ length _"]:
+        heads: Tensor = vectors.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        return heads
+
+    def _feed_forward(
+        self,
+        vectors: Float[Tensor, "batch length dim"],
+        attended: Float[Tensor, "batch _ length _"],
+        gate: Float[Tensor, "batch length dim"],
+    ) -> Float[Tensor, "batch length dim"]:
+        """Adds the gated results of the attention, and those of the feed-forward part."""
+        joined = attended.transpose(1, 2).flatten(start_dim=2) * functional.silu(gate)
+        vectors = vectors + self.dropout(self.attended(joined))
         gate, values = self.feed(self.before_feed(vectors)).chunk(2, dim=-1)
         fed: Tensor = self.dropout(self.fed(functional.silu(gate) * values))
         return vectors + fed
@@ -122,9 +180,9 @@ def _causal(
 
 def _rotated(
     vectors: Float[Tensor, "batch _ length _"],
-    cosines: Float[Tensor, "length _"],
-    sines: Float[Tensor, "length _"],
+    cosines: Float[Tensor, "*#batch _"],
+    sines: Float[Tensor, "*#batch _"],
 ) -> Float[Tensor, "batch _ length _"]:
-    """Rotates each pair of numbers by its angle at the position, so that inner products depend on distances alone."""
+    """Rotates each pair of numbers by its angle at its position, so that inner products depend on distances alone."""
     first, second = vectors.chunk(2, dim=-1)
     return torch.cat([first * cosines - second * sines, first * sines + second * cosines], dim=-1)

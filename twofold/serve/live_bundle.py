@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -69,6 +70,12 @@ class LiveBundle:
     def name(self) -> str:
         """Name of the run folder."""
         return self.folder.name
+
+    @cached_property
+    def integer_ids(self) -> Int64[np.ndarray, "items"] | None:
+        """Ids of the bundle's items where they are integers; `None` means that they are texts."""
+        ids = self.bundle.items.ids
+        return np.asarray(ids.to_numpy()) if pa.types.is_int64(ids.type) else None
 
     def is_overwritten(self) -> bool:
         """Returns whether a file was written to in place: it is mapped into memory, so that requests read the new

@@ -5,7 +5,7 @@ report for all.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from time import perf_counter
@@ -95,13 +95,19 @@ class ServiceMetrics:
         if count:
             self._unknown_ids[kind].inc(count)
 
-    def count_list(self, item_rows: Integer[np.ndarray, "k"], source: str, *, is_short: bool) -> None:
-        """Counts one list and the exposure of its items, whose rows are distinct."""
-        self._lists[source].inc()
-        if is_short:
-            self._short_lists.inc()
+    def count_lists(self, item_rows: Sequence[Integer[np.ndarray, "_"]], *, popular: int, short: int) -> None:
+        """Counts lists and the exposure of their items: `popular` of them are ordered by popularity, `short` are short.
+
+        Called once for the lists of a batch: counting each of them takes 6 µs a list.
+        """
+        for source, count in (("popularity", popular), ("model", len(item_rows) - popular)):
+            if count:
+                self._lists[source].inc(count)
+        if short:
+            self._short_lists.inc(short)
+        rows = np.concatenate([*item_rows, np.empty(0, np.int64)])
         # Items added while serving, or of the previous bundle, are not counted.
-        self._exposures[item_rows[item_rows < len(self._exposures)]] += 1
+        np.add.at(self._exposures, rows[rows < len(self._exposures)], 1)
 
     def exposure(self) -> tuple[float, float]:
         """Returns the share of the catalogue shown at least once, and the share of exposures of the top 1% of items."""

@@ -1,7 +1,7 @@
 """State of a user at a point in time: the events of the log and the live events merged, as inputs of the user tower."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -14,8 +14,7 @@ from twofold.serve.bundle import Bundle
 from twofold.serve.event_store import LiveEvent
 
 
-@dataclass(frozen=True)
-class UserState:
+class UserState(NamedTuple):
     """A user at a point in time with the items they have seen (row numbers, oldest first). User row -1 is a user who is
     not in the log.
 
@@ -54,8 +53,12 @@ def user_state_of(
     if at is None:
         after_last_event = live_events[-1].at + 1 if live_events else 0
         at = max(now, after_last_event, bundle.as_of)
-    item_ids = [event.item_id for event in live_events]
-    rows = (items or bundle.items).rows_of(item_ids) if live_events else np.empty(0, np.int64)
+    if not live_events:
+        positives, positives_at = _logged(bundle.positives, user_row, at)
+        negatives, negatives_at = _logged(bundle.negatives, user_row, at)
+        seen, _ = _logged(bundle.events, user_row, at)
+        return UserState(user_row, at, positives, negatives, seen, positives_at, negatives_at)
+    rows = (items or bundle.items).rows_of([event.item_id for event in live_events])
     known = [
         (row, event) for row, event in zip(rows.tolist(), live_events, strict=True) if row != UNKNOWN and event.at < at
     ]
@@ -84,23 +87,27 @@ def user_state_from_history(
     return UserState(UNKNOWN, at, positives, negatives, seen, positives_at, negatives_at), num_unknown
 
 
+def _logged(history: Histories, user_row: int, at: int) -> tuple[Integer[np.ndarray, "_"], Int64[np.ndarray, "_"]]:
+    """Returns item rows and timestamps of a user's log before `at`."""
+    first, end = (0, 0) if user_row == UNKNOWN else history.offsets[user_row : user_row + 2].tolist()
+    if end > first and history.at[end - 1] >= at:
+        end = first + int(history.at[first:end].searchsorted(at))
+    return history.item_rows[first:end], history.at[first:end]
+
+
 def _merge(
     history: Histories, user_row: int, at: int, live: list[tuple[int, int]]
 ) -> tuple[Integer[np.ndarray, "_"], Int64[np.ndarray, "_"]]:
     """Merges a user's log before `at` with live (item row, timestamp) pairs; returns item rows and timestamps in time
     order. Ties are ordered by item row, as in the log.
     """
-    first, end = (0, 0) if user_row == UNKNOWN else history.offsets[user_row : user_row + 2].tolist()
-    end = first + int(np.searchsorted(history.at[first:end], at))
+    rows, times = _logged(history, user_row, at)
     if not live:
-        return history.item_rows[first:end], history.at[first:end]
-    overlap = first + int(np.searchsorted(history.at[first:end], min(timestamp for _, timestamp in live)))
-    late = zip(history.item_rows[overlap:end].tolist(), history.at[overlap:end].tolist(), strict=True)
+        return rows, times
+    overlap = int(times.searchsorted(min(timestamp for _, timestamp in live)))
+    late = zip(rows[overlap:].tolist(), times[overlap:].tolist(), strict=True)
     tail = np.array(sorted({*late, *live}, key=_by_time), np.int64)
-    return (
-        np.concatenate([history.item_rows[first:overlap], tail[:, 0].astype(np.int32)]),
-        np.concatenate([history.at[first:overlap], tail[:, 1]]),
-    )
+    return np.concatenate([rows[:overlap], tail[:, 0].astype(np.int32)]), np.concatenate([times[:overlap], tail[:, 1]])
 
 
 def _by_time(pair: tuple[int, int]) -> tuple[int, int]:
@@ -117,19 +124,19 @@ def queries_of(bundle: Bundle, states: Sequence[UserState]) -> Queries:
     return Queries(
         user_rows=np.array([state.user_row for state in states]),
         at=np.array([state.at for state in states]),
-        positives=_newest([state.positives + 1 for state in states], num_positives, np.int32),
-        negatives=_newest([state.negatives + 1 for state in states], num_negatives, np.int32),
+        positives=_newest([state.positives for state in states], num_positives, np.int32, missing=-1) + 1,
+        negatives=_newest([state.negatives for state in states], num_negatives, np.int32, missing=-1) + 1,
         positives_at=None if positives_at is None else _newest(positives_at, num_positives, np.int64),
         negatives_at=None if negatives_at is None else _newest(negatives_at, num_negatives, np.int64),
     )
 
 
 def _newest(
-    histories: list[Integer[np.ndarray, "_"]], length: int, dtype: type[np.integer]
+    histories: list[Integer[np.ndarray, "_"]], length: int, dtype: type[np.integer], *, missing: int = 0
 ) -> Integer[np.ndarray, "batch length"]:
-    """Returns the newest `length` entries of each history, padded on the left with 0."""
-    padded = np.zeros((len(histories), length), dtype)
-    for row, history in zip(padded, histories, strict=True):
-        newest = history[max(len(history) - length, 0) :]
-        row[length - len(newest) :] = newest
+    """Returns the newest `length` entries of each history, padded on the left with `missing`."""
+    padded = np.full((len(histories), length), missing, dtype)
+    if length:
+        for row, history in zip(padded, histories, strict=True):
+            row[max(length - len(history), 0) :] = history[-length:]
     return padded
