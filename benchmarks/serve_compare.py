@@ -83,23 +83,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--bundles", type=Path, default=None, help="folder of the bundles, kept between two runs")
     parser.add_argument("--body", default="", help="further fields of the request, such as ',\"describe\":true'")
-    asked = parser.parse_args()
-    folder = asked.bundles or Path(tempfile.mkdtemp(prefix="twofold-bench-"))
+    options = parser.parse_args()
+    folder = options.bundles or Path(tempfile.mkdtemp(prefix="twofold-bench-"))
     script = Path(tempfile.mkdtemp(prefix="twofold-bench-")) / "request.lua"
-    script.write_text(one.request_script(asked.body))
-    trees = {"before": asked.other.resolve(), "after": HERE.parent}
+    script.write_text(one.request_script(options.body))
+    trees = {"before": options.other.resolve(), "after": HERE.parent}
     figures: dict[str, Any] = {}
-    for kind in asked.kinds.split(","):
+    for kind in options.kinds.split(","):
         runs = {name: folder / name / kind for name in trees}
         for name, tree in trees.items():
             write_bundle(tree, runs[name], kind)
-        figures[kind] = compare(runs, trees, script, seconds=asked.seconds, rounds=asked.rounds)
+        figures[kind] = compare(runs, trees, script, seconds=options.seconds, rounds=options.rounds)
         print(kind, json.dumps(figures[kind]))
     commits = {
         name: subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, **one.CAUGHT).stdout.strip()
         for name, tree in trees.items()
     }
-    saved = {"commits": commits, "load_average": os.getloadavg(), "body": asked.body, "figures": figures}
+    saved = {"commits": commits, "load_average": os.getloadavg(), "body": options.body, "figures": figures}
     (HERE / "serve_compare.json").write_text(json.dumps(saved, indent=1) + "\n")
 
 

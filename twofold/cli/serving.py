@@ -89,6 +89,10 @@ def serve(
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds between SIGTERM, when /ready fails, and the end of new connections.")
     ] = 0,
+    follow: Annotated[
+        Path | None,
+        typer.Option(help="Pointer of `twofold publish`: serve the bundle that it names, now and whenever it changes."),
+    ] = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log one line per request.")] = False,
 ) -> None:
     """Serve recommendations over HTTP, with a page to try them.
@@ -102,7 +106,23 @@ def serve(
 
     print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
     store = histories or str(run_folder / "serve" / "histories.db")
-    serve_run(ServeOptions(run_folder, store, host, port, workers, log_requests, keep_days, drain))
+    serve_run(ServeOptions(run_folder, store, host, port, workers, log_requests, keep_days, drain, follow))
+
+
+def publish(
+    run_folder: RunFolder,
+    pointer: Annotated[
+        Path, typer.Argument(help="A file on storage that all hosts share, such as shared/current.json.")
+    ],
+) -> None:
+    """Make a pointer name a run: services started with --follow POINTER swap to it, on every host.
+
+    The bundle is copied beside the pointer, unless the run is there already.
+    """
+    from twofold.serve.bundle_pointer import publish as publish_run
+
+    published = publish_run(run_folder, pointer)
+    print(f"{pointer} names {published.run}, bundle {published.bundle[:12]}")
 
 
 def export(

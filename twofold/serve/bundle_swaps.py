@@ -29,7 +29,7 @@ class BundleSwitch:
 
     def __init__(self, current: LiveBundle, runs: Path, metrics: ServiceMetrics, shared: SharedFolder | None) -> None:
         """Starts with an open bundle; `runs` is the folder of the runs that can be swapped in."""
-        self._runs, self._metrics, self._shared = runs, metrics, shared
+        self._runs, self.metrics, self._shared = runs, metrics, shared
         self._prepared: LiveBundle | None = None
         self._lock = asyncio.Lock()
         self._next_try, self._pause_s, self._next_check = 0.0, POLL_S, 0.0
@@ -45,8 +45,8 @@ class BundleSwitch:
         if self.withdrawn:
             live_bundle.items.set_withdrawn(self.withdrawn)
         self.current, self._prepared, self._error = live_bundle, None, ""
-        self._metrics.reset_exposure(len(live_bundle.bundle.items))
-        self._metrics.set_bundle(live_bundle.digest[:12])
+        self.metrics.reset_exposure(len(live_bundle.bundle.items))
+        self.metrics.set_bundle(live_bundle.digest[:12])
         self._report()
 
     def _report(self) -> None:
@@ -76,12 +76,12 @@ class BundleSwitch:
                 async with self._all_have_opened(requested, live_bundle):
                     self._use(live_bundle)
             except (RunError, HttpError) as error:
-                self._metrics.swaps.labels("refused").inc()
+                self.metrics.swaps.labels("refused").inc()
                 log("swap refused", {"run": requested, "error": str(error)})
                 if isinstance(error, RunError):  # no paths for clients
                     raise RunError(str(error).replace(f"{self._runs}{os.sep}", "")) from error
                 raise
-            self._metrics.swaps.labels("done").inc()
+            self.metrics.swaps.labels("done").inc()
             log("swapped", {"run": live_bundle.name, "bundle": live_bundle.digest[:12]})
             return live_bundle
 

@@ -49,6 +49,12 @@ class ServiceMetrics:
         self.swaps = self._counter("swaps", "Bundles opened while serving.", "outcome")
         self._served = self._gauge("served_share", "Share of the catalogue in at least one list of this bundle.")
         self._on_top = self._gauge("exposure_of_top_items", "Share of exposures of the most shown 1% of items.")
+        self.pointer_lag = Gauge(
+            "twofold_pointer_lag",
+            "1 while a worker does not use the bundle that the pointer of --follow names.",
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
         self._bundle = Gauge(
             "twofold_bundle_info",
             "1 for the bundle that a worker uses.",

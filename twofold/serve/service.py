@@ -1,7 +1,6 @@
 """The service: requests become responses from the bundle in use, which can be swapped. No HTTP here; see `app.py`."""
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
@@ -12,6 +11,7 @@ import numpy as np
 
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RunError
+from twofold.serve.bundle_pointer import RUN_NAME
 from twofold.serve.bundle_swaps import POLL_S, BundleSwitch, not_agreed
 from twofold.serve.event_store import MAX_AHEAD_MS, NO_MARKS, LiveEvent, LiveHistories, StoreError, now_ms
 from twofold.serve.http_errors import invalid_field, unavailable
@@ -50,7 +50,6 @@ STORE_LOG_S: Final = 1.0  # interval of the log lines while the store is down
 MARKS_POLL_S: Final = 0.5  # longest delay until a worker applies the withdrawals and item changes of the others
 EXPIRE_S: Final = 3600.0  # interval in which old events are deleted
 CHECK_S: Final = 1.0  # /ready writes to the store at most once in this interval
-RUN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 Result = TypeVar("Result")
 
 
@@ -72,6 +71,8 @@ class Service:
         self.histories, self.metrics = histories, metrics
         self.bundles = BundleSwitch(current, runs, metrics, shared)
         self.is_stopping = False
+        self.pointer: Path | None = None
+        """The pointer that the service follows; `None` means that swaps are requested over HTTP."""
         self._batcher = MicroBatcher(histories, metrics)
         self._marks = NO_MARKS
         self._store_logged_at = -STORE_LOG_S
@@ -271,6 +272,10 @@ class Service:
         if body.run is not None and not RUN_NAME.fullmatch(body.run):
             detail = f"run is {body.run[:80]!r}: name a folder beside the current run, of letters, digits and _ . -"
             raise invalid_field(detail, field="run", value=body.run)
+        if body.run is not None and self.pointer is not None:
+            raise RunError(
+                f"this service follows the pointer {self.pointer.name}: name the run there (twofold publish)"
+            )
         before = self.current.digest
         live_bundle = await self.bundles.swap(body.run)
         return Swapped(live_bundle.name, live_bundle.digest[:12], was_swapped=live_bundle.digest != before)

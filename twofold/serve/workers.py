@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +28,7 @@ from twofold.dataset.malloc import keep_freed_memory
 from twofold.errors import RequestError, RunError, TwofoldError
 from twofold.run_folder import open_stage
 from twofold.serve.app import build_app, stop_on_sigterm
+from twofold.serve.bundle_pointer import fetch, follow_pointer
 from twofold.serve.bundle_swaps import POLL_S
 from twofold.serve.event_store import KEEP_DAYS, open_histories
 from twofold.serve.live_bundle import open_live_bundle
@@ -64,6 +65,8 @@ class ServeOptions:
     log_requests: bool = False
     keep_days: int = KEEP_DAYS
     drain_s: float = 0.0
+    follow: Path | None = None
+    """The pointer that names the bundle to serve; `None` means that `run` is served."""
 
 
 def serve(options: ServeOptions) -> None:
@@ -72,6 +75,8 @@ def serve(options: ServeOptions) -> None:
     A worker that dies is replaced. RunError or RequestError if the bundle, the histories or the port cannot be opened.
     """
     _check_token(options.host)
+    if options.follow is not None:
+        options = replace(options, run=_followed_run(options.follow, options.run))
     open_stage(options.run, "index")  # before anything is written beside it
     asyncio.run(open_histories(options.histories).close())  # its error is the service's, and not that of each worker
     # Metrics are memory-mapped files: on a full disk a worker would be killed (SIGBUS) while counting, even in a swap.
@@ -84,6 +89,18 @@ def serve(options: ServeOptions) -> None:
         write_log_as_json(log_requests=options.log_requests)
         os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", SHARED_METRICS: f"{folder}/{METRICS}"}
         _Supervisor(options, Path(folder), listening).run()
+
+
+def _followed_run(pointer: Path, run: Path) -> Path:
+    """Returns the run that the pointer names or, if it cannot be had now, the run of the command line."""
+    try:
+        return fetch(pointer, Path(os.path.abspath(run)).parent)
+    except (RunError, OSError) as error:
+        if not (run / "index").is_dir():
+            raise RunError(f"{error} And there is no bundle in {run} to start with.") from error
+        write_log_as_json(log_requests=False)
+        log("pointer cannot be followed", {"error": str(error), "served": run.name})
+        return run
 
 
 def _check_token(host: str) -> None:
@@ -233,7 +250,9 @@ def open_service(options: ServeOptions, shared: SharedFolder) -> Service:
     if agreed.bundle != live_bundle.digest:
         raise RunError(f"the bundle in {agreed.folder} is no longer the one that the other workers use: swap to it.")
     histories = open_histories(options.histories, keep_days=options.keep_days)
-    return Service(live_bundle, run.parent, histories, ServiceMetrics(), shared)
+    service = Service(live_bundle, run.parent, histories, ServiceMetrics(), shared)
+    service.pointer = options.follow
+    return service
 
 
 def _run_worker(options: ServeOptions, folder: Path, listening: socket.socket) -> None:
@@ -289,12 +308,17 @@ async def _beside_requests(service: Service, shared: SharedFolder, options: Serv
 
     stop_on_sigterm(service, options.drain_s)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    beating = loop.create_task(beat())
+    tasks = [loop.create_task(beat())]
+    if options.follow is not None:
+        runs = Path(os.path.abspath(options.run)).parent
+        following = follow_pointer(options.follow, runs, bundles=service.bundles, shared=shared)
+        tasks.append(loop.create_task(following))
     (shared.folder / READY).touch()
     current = service.current
     log("ready", {"run": current.name, "bundle": current.digest[:12], "items": len(current.bundle.items)})
     yield
-    beating.cancel()
+    for task in tasks:
+        task.cancel()
     log("stopped")
 
 
