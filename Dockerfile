@@ -3,8 +3,10 @@
 #     docker build --tag twofold .
 #
 # Installed are the versions of the lock, `constraints.txt`; the extra `redis` is for histories that machines share.
+# For the same image from every build, pin the base by its content: --build-arg BASE=python@sha256:DIGEST.
 
-FROM python:3.11-slim-bookworm AS build
+ARG BASE=python:3.11.13-slim-bookworm
+FROM ${BASE} AS build
 ARG EXTRAS=serve,redis
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -15,8 +17,8 @@ RUN python -m venv /opt/twofold
 RUN /opt/twofold/bin/pip wheel --no-deps --wheel-dir /wheels .
 RUN /opt/twofold/bin/pip install --no-cache-dir -c constraints.txt "$(echo /wheels/twofold-*.whl)[$EXTRAS]"
 
-FROM python:3.11-slim-bookworm
-RUN useradd --uid 10001 twofold && install --directory --owner twofold /histories
+FROM ${BASE}
+RUN useradd --uid 10001 twofold && install --directory --owner twofold /histories /runs
 COPY --from=build /opt/twofold /opt/twofold
 ENV PATH=/opt/twofold/bin:$PATH PYTHONUNBUFFERED=1
 USER twofold

@@ -1,0 +1,141 @@
+"""The files in deploy/: they parse, name paths, metrics and options that the service has, and keep its promises."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from tests.serve.client import Client
+from tests.serve.redis_server import DURABLE
+from tests.serve.tiny import write_run
+from twofold.cli.main import app
+from twofold.serve.app import build_app
+from twofold.serve.event_store import open_histories
+from twofold.serve.live_bundle import open_live_bundle
+from twofold.serve.middleware import Limits
+from twofold.serve.prometheus import ServiceMetrics
+from twofold.serve.service import Service
+from twofold.serve.workers import GRACE_S
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+OBJECTS: list[dict[str, Any]] = [
+    each
+    for name in ("twofold", "redis")
+    for each in yaml.safe_load_all((DEPLOY / f"kubernetes/{name}.yaml").read_text())
+]
+(POD,) = (each["spec"]["template"]["spec"] for each in OBJECTS if each["kind"] == "Deployment")
+(CONTAINER,) = POD["containers"]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
+    run = write_run(tmp_path_factory.mktemp("runs") / "tiny")
+    histories = open_histories(run.parent / "histories.db")
+    return Client(build_app(Service(open_live_bundle(run), run.parent, histories, ServiceMetrics()), Limits()))
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.yaml")), ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_every_file_parses(path: Path) -> None:
+    assert all(isinstance(each, dict) for each in yaml.safe_load_all(path.read_text()))
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_every_probe_asks_a_path_that_answers_without_a_token(client: Client, probe: str) -> None:
+    request = CONTAINER[probe]["httpGet"]
+    assert request["port"] in {port["name"] for port in CONTAINER["ports"]}
+    assert client.get(request["path"])[0] == 200
+
+
+def test_a_service_that_stops_is_not_ready_but_alive() -> None:
+    """Kubernetes must stop sending requests, and not kill the service."""
+    paths = {name: CONTAINER[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/health", "liveness": "/health", "readiness": "/ready"}
+    drain = float(CONTAINER["args"][CONTAINER["args"].index("--drain") + 1])
+    readiness = CONTAINER["readinessProbe"]
+    assert drain > readiness["periodSeconds"] * readiness["failureThreshold"]
+    assert POD["terminationGracePeriodSeconds"] > drain + GRACE_S
+    assert COMPOSE["twofold"]["stop_grace_period"] == f"{POD['terminationGracePeriodSeconds']}s"
+
+
+def test_every_option_is_one_of_the_command() -> None:
+    known = {name for option in get_command(app).commands["serve"].params for name in option.opts}  # type: ignore[attr-defined]
+    compose = COMPOSE["twofold"]
+    for words in ([*compose["entrypoint"], *compose["command"]], [*CONTAINER["command"], *CONTAINER["args"]]):
+        assert words[:2] == ["twofold", "serve"]
+        assert {word for word in words if word.startswith("-")} <= known
+
+
+def expressions() -> list[str]:
+    panels = json.loads((DEPLOY / "grafana/dashboards/twofold.json").read_text())["panels"]
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+    return [target["expr"] for panel in panels for target in panel["targets"]] + [
+        rule["expr"] for rule in group["rules"]
+    ]
+
+
+def test_every_metric_of_dashboard_and_alerts_is_on_the_page_of_metrics(client: Client) -> None:
+    assert client.post("/v1/recommend", {"user_id": 10})[0] == 200
+    (page,) = client.send(("GET", "/metrics", b""))
+    known = set(re.findall(r"twofold_\w+", page.text))
+    named = {name for text in expressions() for name in re.findall(r"twofold_\w+", text)}
+    assert len(named) > 8
+    assert named <= known
+    stages = set(re.findall(r'stage="(\w+)"', page.text))
+    assert {stage for text in expressions() for stage in re.findall(r'stage!?="(\w+)"', text)} <= stages
+
+
+def test_the_root_is_read_only_and_nothing_runs_as_root() -> None:
+    assert all(COMPOSE[name]["read_only"] for name in ("twofold", "redis", "prometheus"))
+    assert COMPOSE["twofold"]["cap_drop"] == ["ALL"]
+    for each in OBJECTS:
+        if each["kind"] in ("Deployment", "StatefulSet"):
+            pod = each["spec"]["template"]["spec"]
+            assert pod["securityContext"]["runAsNonRoot"]
+            for container in pod["containers"]:
+                assert container["securityContext"]["readOnlyRootFilesystem"]
+                assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_no_image_has_a_floating_version_and_no_secret_is_written_down() -> None:
+    images = [service["image"] for name, service in COMPOSE.items() if name != "twofold"]
+    assert all(re.search(r":v?\d+\.\d+\.\d+", image) for image in images)
+    dockerfile = (DEPLOY.parent / "Dockerfile").read_text()
+    assert re.search(r"^ARG BASE=python:\d+\.\d+\.\d+-slim-bookworm$", dockerfile, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) == {"${BASE}"}
+    text = (DEPLOY / "compose.yaml").read_text()
+    for name in ("TWOFOLD_TOKEN", "TWOFOLD_ADMIN_TOKEN", "REDIS_PASSWORD", "GRAFANA_PASSWORD"):
+        assert f"${{{name}:?" in text  # refused without a value
+
+
+def test_redis_stores_every_acknowledged_event() -> None:
+    (redis,) = (each for each in OBJECTS if each["kind"] == "StatefulSet")
+    for words in (COMPOSE["redis"]["command"], redis["spec"]["template"]["spec"]["containers"][0]["args"]):
+        assert " ".join(DURABLE) in " ".join(words)
+
+
+def test_prometheus_accepts_the_alerts() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool on this machine: apt-get install prometheus")
+    done = subprocess.run(
+        [promtool, "check", "rules", DEPLOY / "alerts.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_kubectl_builds_the_manifests() -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("no kubectl on this machine")
+    done = subprocess.run([kubectl, "kustomize", DEPLOY / "kubernetes"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    assert {each["metadata"]["namespace"] for each in built} == {"twofold"}
+    assert len(built) == len(OBJECTS)
