@@ -89,6 +89,8 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
         set(), set(), {"train.group_by", "train.shuffle_batches", "train.batch_size", "train.loss.uniform_negatives"},
     ),
     B.format(10): (set(), set(), {"train.loss"}),
+    B.format(11): (set(), set(), {"train.loss.log_q"}),
+    B.format(12): (set(), set(), {"train.loss.log_q", "train.loss.uniform_negatives"}),
     C.format(1): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(2): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
     C.format(3): ({"prepare.labels.wtg"}, set(), {"prepare.positive"}),
@@ -109,6 +111,10 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     D.format(1): (set(), set(), {"train.batch_size"}),  # of data only file names count, since content has a digest
     D.format(2): (SAMPLED, set(), LEAVE_ONE_OUT),
     D.format(3): (SAMPLED, set(), LEAVE_ONE_OUT | {"train.batch_size"}),
+    D.format(4): (
+        {"evaluate.sampled.0"}, {"ranker.features.item.2", "ranker.features.item.3"},
+        LEAVE_ONE_OUT | {"data.items", "data.published_negatives", "ranker.features.item.1"},
+    ),
     P.format("p90"): ({"prepare.derive.watch_fraction"}, set(), {"prepare.positive"}),
     P.format("dnn"): ({"prepare.derive.watch_fraction"}, set(), {"prepare.positive", "retriever.hidden"}),
 }  # fmt: skip

@@ -1,0 +1,123 @@
+"""Tables of docs/studies.md, from the results that study_runs.py saved."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from study_runs import SHOWN, Saved
+
+from twofold.evaluate.results import MODEL
+from twofold.evaluate.scores import FIRST_STAGE
+from twofold.explain.gap import APPROXIMATE, BY_POPULARITY, CANDIDATES, OTHERS, SEEN
+from twofold.render.numbers import format_decimal, format_interval, format_signed
+
+WALK: Final[Mapping[str, str]] = {
+    "in a batch": "in a batch",
+    BY_POPULARITY: "as many uniform items",
+    CANDIDATES: "the catalogue, at the same share",
+    SEEN: "without seen items",
+    OTHERS: "other positives compete",
+    APPROXIMATE: "served",
+}
+"""Columns of the table that takes the gap apart, by the cause of the step that leads there."""
+STAGES: Final[Mapping[str, str]] = {"popularity": "popularity", FIRST_STAGE: "retriever", MODEL: "ranker"}
+"""Tables of two stages: rows of the report, and what the notes call them."""
+KS: Final = (10, 20, 50, 100)
+
+
+def tables_of(saved: Saved) -> list[str]:
+    """Returns the lines of a study's tables, with an empty line between two."""
+    if saved["study"] == "two-stages":
+        return [line for stage in STAGES for line in (*_stage_table(saved, stage), "")] + _sampled_table(saved)
+    parts = _main_table(saved)
+    parts += ["", *_walk_table(saved)] if saved["study"] == "gap" else []
+    return [*parts, "", *_folding_table(saved)] if "folding" in saved else parts
+
+
+def mean_of(row: Saved, metric: str) -> float | None:
+    """Returns the mean of a metric over the seeds; `None` means that no run has it."""
+    values = [value for value in row["metrics"][metric]["per_seed"] if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _main_table(saved: Saved) -> list[str]:
+    rows = saved["rows"]
+    metrics = [metric for metric in SHOWN[saved["study"]] if any(mean_of(row, metric) is not None for row in rows)]
+    lines = _head("positives", metrics)
+    for row in rows:
+        share = "–" if row["positive_share"] is None else format_decimal(row["positive_share"])
+        lines.append(_line(row, row["name"], share, [_cell(row, metric) for metric in metrics]))
+    for name, values in rows[0].get("beside", {}).items():
+        cells = [format_decimal(values.get(metric)) for metric in metrics]
+        lines.append(_line(rows[0], f"{rows[0]['name']}: {name}", "", cells))
+    return lines
+
+
+def _head(third: str, columns: Sequence[str]) -> list[str]:
+    return [f"| experiment | recipe | {third} | {' | '.join(columns)} |", f"|---|---|---|{'---|' * len(columns)}"]
+
+
+def _line(row: Saved, name: str, third: str, cells: Sequence[str]) -> str:
+    return f"| {name} | `{row['recipes'][0][:12]}` | {third} | {' | '.join(cells)} |"
+
+
+def _cell(row: Saved, metric: str) -> str:
+    found = row["metrics"][metric]
+    parts = [format_decimal(mean_of(row, metric))]
+    if found["chance"] is not None:
+        parts.append(f"chance {format_decimal(found['chance'])}")
+    if found["minus"] is not None:
+        difference, low, high = found["minus"]
+        parts.append(f"− {row['against']} {format_signed(difference)} {format_interval(low, high)}".strip())
+    return "<br>".join(parts)
+
+
+def _walk_table(saved: Saved) -> list[str]:
+    """Returns the hit rate@10 of the same pairs, one difference between the exams after the other."""
+    lines = _head("", list(WALK.values()))
+    for row in saved["rows"]:
+        shares = {step["cause"]: step["share"] for step in row["walk"]}
+        lines.append(_line(row, row["name"], "", [format_decimal(shares[cause]) for cause in WALK]))
+    return lines
+
+
+def _folding_table(saved: Saved) -> list[str]:
+    """Returns the folding of languages after each epoch, whichever epoch was kept."""
+    rows = [row for row in saved["rows"] if row["name"] in saved["folding"]]
+    epochs = max(map(len, saved["folding"].values()))
+    lines = _head("", [f"folding, epoch {epoch + 1}" for epoch in range(epochs)])
+    for row in rows:
+        values = saved["folding"][row["name"]]
+        lines.append(_line(row, row["name"], "", [format_decimal(each) for each in values]))
+    return lines
+
+
+def _stage_table(saved: Saved, stage: str) -> list[str]:
+    """Returns the table of one stage: a line for each experiment and k."""
+    names = ("hit_rate", "recall", "ndcg", "mrr")
+    lines = _head("k", [f"catalogue/{name}" for name in names])
+    for row in saved["rows"]:
+        for k in KS:
+            metrics = [f"catalogue/{name}@{k}" for name in names]
+            lines.append(_stage_line(row, stage, f"{k}", metrics))
+    return [f"{STAGES[stage].capitalize()}:", "", *lines]
+
+
+def _stage_line(row: Saved, stage: str, third: str, metrics: Sequence[str]) -> str:
+    """Returns the values of one stage of an experiment: of both stages together, or of a row beside them."""
+    values = {metric: mean_of(row, metric) for metric in metrics} if stage == MODEL else row["beside"][stage]
+    label = row["name"] if stage == MODEL else f"{row['name']}: {stage}"
+    return _line(row, label, third, [format_decimal(values.get(metric)) for metric in metrics])
+
+
+def _sampled_table(saved: Saved) -> list[str]:
+    """Returns the table of the experiments whose positives are also ranked among sampled items."""
+    metrics = [metric for metric in SHOWN[saved["study"]] if metric.startswith("sampled/")]
+    rows = [row for row in saved["rows"] if any(mean_of(row, metric) is not None for metric in metrics)]
+    metrics = [metric for metric in metrics if any(mean_of(row, metric) is not None for row in rows)]
+    if not rows:
+        return []
+    lines = _head("", metrics)
+    for row in rows:
+        for stage in STAGES:
+            lines.append(_stage_line(row, stage, "", metrics))
+    return ["Among sampled items:", "", *lines]
