@@ -2,7 +2,7 @@
 # make test    the fast tests (the slow ones: make test-slow)
 # make check   format, lint, types, layers, names and docstrings, spelling, generated docs
 # make docs    writes the generated pages of docs/
-# make studies runs studies A, C and E of recipes/studies, STUDY=gap for one; it continues where it was stopped
+# make studies runs the studies of recipes/studies, STUDY=gap for one; it continues where it was stopped
 # make docs-site  builds the documentation as a site in build/site
 # make bench   every script of benchmarks/
 

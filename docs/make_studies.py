@@ -25,8 +25,6 @@ from twofold.render.numbers import plural
 PAGE: Final = ROOT / "docs" / "studies.md"
 SEEDS: Final = 1
 """Number of seeds of every experiment."""
-BY_DEFAULT: Final = ("features", "watch-time", "practice")
-"""Studies that run if none is named; gap and two-stages take longer than all of these."""
 TITLES: Final[Mapping[str, str]] = {
     "features": "A. Features of two towers",
     "gap": "B. The gap between batch and catalogue",
@@ -38,7 +36,7 @@ PICTURES: Final[Mapping[str, str]] = {
     "gap": "A map of items by language, of one model for all languages and of a model for each",
     "practice": "A map of the items of two languages after each epoch, for each kind of negatives",
 }
-"""What the picture of a study shows, for those who cannot see it."""
+"""Texts in place of the picture of a study, for those who cannot see it."""
 OPENING: Final = ROOT / "docs" / "studies" / "opening.txt"
 
 
@@ -127,13 +125,13 @@ def main() -> int:
     """Runs a study, or writes or checks the page; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", nargs="?", choices=["run"])
-    parser.add_argument("studies", nargs="*", help="folders of recipes/studies; none: those run by default")
+    parser.add_argument("studies", nargs="*", help="folders of recipes/studies; none: all of them")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", default="", help="names of experiments, with commas")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    for study in options.studies or BY_DEFAULT if options.verb == "run" else ():
+    for study in options.studies or tuple(TITLES) if options.verb == "run" else ():
         only = [each for each in options.only.split(",") if each]
         print(run_study(study, seeds=options.seeds, only=only, rows=options.rows))
     page = studies_page()

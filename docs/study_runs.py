@@ -65,9 +65,9 @@ BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
     "two-stages": ("popularity", FIRST_STAGE),
 }
 """Rows of a report that are saved beside the model's."""
-NOT_RUN: Final = ("b10", "d01", "d03", "d04", "c09", "prod-dnn", "e05")
-"""Experiments that `make studies` leaves out: their log must be downloaded (d01, d03, d04), they are not in the notes
-(b10, c09, prod-dnn), or a step for every example takes too long (e05). `--only` runs them.
+NOT_RUN: Final = ("b09", "b10", "d01", "d03", "c09", "prod-dnn", "e05")
+"""Experiments that `make studies` leaves out: their log must be downloaded (d01, d03), they are not in the notes
+(b09, b10, c09, prod-dnn), or a step for every example takes too long (e05). `--only` runs them.
 """
 COMPARED: Final[Mapping[str, str]] = {
     **{"a02": "a01", "a04": "a03", "a05": "a03", "a06": "a04", "a08": "a07", "a09": "a08", "a10": "a08", "a11": "a03"},
@@ -128,8 +128,7 @@ def _run(path: Path, seed: int, *, data: Sequence[str]) -> Path:
         for stage in stages:
             _copy_stage(runs / earlier / stage, runs / name / stage)
     print(f"== {path.parent.name} {name}", flush=True)
-    is_of_base = load_recipe(path).data == load_recipe(path.with_stem("base")).data
-    settings = [*(data if is_of_base else ()), f"train.seed={seed}"]
+    settings = [*data, f"train.seed={seed}"]
     before = _processor_seconds()
     run(load_recipe(path, overrides=settings), runs=runs, name=name, overwrite=True)
     _add_seconds(runs / name / COST, _processor_seconds() - before)
@@ -243,6 +242,8 @@ def _differences(base: Sequence[Path], own: Sequence[Path]) -> dict[str, list[fl
 
 def _value(report: Report, folder: Path, metric: str) -> float | None:
     values = report.metrics_of(MODEL)
+    if report.filtered is not None:
+        values["catalogue_filtered/ceiling"] = report.filtered.ceiling.value
     if metric in values:
         return values[metric]
     if metric == LABEL_WITH_LENGTH:
