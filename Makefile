@@ -1,6 +1,7 @@
 # make demo    a fresh clone to judged recommendations: environment, run, table, next command
 # make test    the fast tests (the slow ones: make test-slow)
 # make check   format, lint, types, layers, names and docstrings, spelling, generated docs
+# make test-sail  preparation on Sail against DuckDB, row by row, in an environment of its own
 # make docs    writes the generated pages of docs/
 # make studies runs the studies of recipes/studies, STUDY=gap for one; it continues where it was stopped
 # make docs-site  builds the documentation as a site in build/site
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 SITE := $(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow check docs docs-site studies bench
+.PHONY: demo test test-slow test-sail check docs docs-site studies bench
 
 demo: .venv/ready-demo
 	$(BIN)/twofold run recipes/kuairand.yaml
@@ -50,6 +51,15 @@ studies: .venv/ready-dev
 # A link or reference that leads nowhere is an error.
 docs-site: .venv/ready-dev
 	$(SITE)
+
+# Sail needs no Java, and its client of Spark an environment of its own.
+test-sail: .venv-sail/ready
+	OMP_NUM_THREADS=1 .venv-sail/bin/python -m pytest -m slow tests/prepare/test_sail.py
+
+.venv-sail/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-sail
+	.venv-sail/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[train,sail,dev]'
+	@touch $@
 
 bench: .venv/ready-dev
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -19,6 +19,9 @@ LONG_VIEW_MS: Final = 18_000
 INTERNAL: Final = "_tf_"
 """Prefix of the columns that preparation adds to a log; no column of a log or a recipe may have it."""
 
+SHARD: Final = "shard"
+"""Column of the prepared events that holds the number of the shard of the user."""
+
 Side = Literal["item", "user"]
 """Table that a column belongs to."""
 

@@ -64,10 +64,12 @@ def statements(parts: dict[str, Any], log: Source) -> Iterator[tuple[str, bool]]
     yield repeats_sql("item_id", "source_items"), False
     for sql in (*(sql for _, sql in oddities_sql(log)), *plan.priors.values()):
         yield sql, False
-    for part in (*plan.steps, *plan.counts, *(shard.events for shard in plan.shards)):
+    for part in (*plan.steps, *plan.counts, plan.shards.rows, plan.shards.events):
         yield part.sql, False
-    for output in (*plan.outputs, *(output for shard in plan.shards for output in shard.outputs)):
+    for output in plan.outputs:
         yield output.sql, True
+    for shard_output in plan.shards.outputs:
+        yield shard_output.sql(plan.shards.events.name, has_shard=True), True
 
 
 MOMENTS = [
@@ -89,7 +91,10 @@ def everything() -> list[tuple[str, bool, exp.Expr]]:
     """Each statement for DuckDB; whether it is written to a file; and what Spark is given, read back."""
     logs = [source(id_type, at) for id_type, at in zip(("BIGINT", "VARCHAR"), MOMENTS, strict=True)]
     given = {each for parts, log in product(PARTS.values(), logs) for each in statements(parts, log)}
-    return [(sql, is_file, _read_back(spark_sql(sql, in_one_part=is_file))) for sql, is_file in sorted(given)]
+    return [
+        (sql, is_file, _read_back(spark_sql(sql, hint="REPARTITION(1)" if is_file else None)))
+        for sql, is_file in sorted(given)
+    ]
 
 
 def _read_back(written: str) -> exp.Expr:
@@ -132,7 +137,7 @@ def test_what_spark_would_read_otherwise_is_written_otherwise(duckdb: str, spark
 def test_an_order_with_ordinals_and_groups_is_kept() -> None:
     given = 'SELECT "a" AS "key", COUNT(*) FROM "t" GROUP BY 1 ORDER BY 1, 2 DESC'
     written = "SELECT /*+ REPARTITION(1) */ `a` AS `key`, COUNT(*) FROM `t` GROUP BY 1 SORT BY 1 NULLS LAST, 2 DESC"
-    assert spark_sql(given, in_one_part=True) == written
+    assert spark_sql(given, hint="REPARTITION(1)") == written
 
 
 def test_what_spark_has_no_words_for_is_an_error() -> None:

@@ -61,6 +61,7 @@ _EXTRAS: Final = {
     "redis": "redis",
     "optuna": "tune",
     **dict.fromkeys(("pyspark", "py4j"), "spark"),
+    "pysail": "sail",
 }
 """Module → the extra that installs it."""
 

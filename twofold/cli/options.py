@@ -54,7 +54,8 @@ Overwrite = Annotated[
 Engine = Annotated[EngineName, typer.Option("--engine", help="SQL engine; both write the same rows.")]
 Memory = Annotated[str | None, typer.Option("--memory", help="Memory limit of DuckDB: 2GB, or a share such as 50%.")]
 Master = Annotated[
-    str | None, typer.Option("--spark-master", help="Spark master: local[2], spark://HOST:7077, yarn or k8s://….")
+    str | None,
+    typer.Option("--spark-master", help="local[2], spark://HOST:7077, yarn, k8s://…, sc://HOST or sail (in process)."),
 ]
 Device = Annotated[
     DeviceKind, typer.Option("--device", help="Device for training: the processor, or one GPU per process.")

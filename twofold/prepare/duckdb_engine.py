@@ -8,7 +8,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,9 @@ import duckdb
 
 from twofold.errors import DataError
 from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text
-from twofold.prepare.plan import Step
+from twofold.prepare.plan import Shards, Step
 from twofold.prepare.sources import Source
+from twofold.tables import SHARD
 
 # Errors that the content of a log can cause while it is read. All other errors are bugs of the plan.
 _LOG_ERRORS: Final = (
@@ -34,12 +35,14 @@ class Engine:
     file_users: the files with their own columns, of the tables that have files.
 
     `create` creates a table or view, and replaces one of the same name; `query` returns the rows of a SELECT; `export`
-    writes them to a Parquet file, in the order of its ORDER BY.
+    writes them to a Parquet file, in the order of its ORDER BY. `export_shards` writes FOLDER/shard=N.parquet for each
+    output and shard below a folder, and calls a function with the path of each.
     """
 
     create: Callable[[Step], None]
     query: Callable[[str], Sequence[Any]]
     export: Callable[[str, Path], None]
+    export_shards: Callable[[Shards, Path, Callable[[str], None]], None]
 
 
 OpenEngine = Callable[[Source, Path], AbstractContextManager[Engine]]
@@ -67,7 +70,18 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
         def export(sql: str, path: Path) -> None:
             connection.execute(f"COPY ({sql}) TO {quote_text(path)} (FORMAT parquet, COMPRESSION zstd)")
 
-        yield Engine(create, lambda sql: connection.execute(sql).fetchall(), export)
+        def export_shards(shards: Shards, folder: Path, on_file: Callable[[str], None]) -> None:
+            """Writes one shard after another: the sort of a shard fits in memory, that of the log does not."""
+            for number in range(shards.count):
+                create(replace(shards.rows, sql=f'{shards.rows.sql} AND "{SHARD}" = {number}'))
+                create(shards.events)
+                for output in shards.outputs:
+                    path = f"{output.folder}/{SHARD}={number}.parquet"
+                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                    export(output.sql(shards.events.name), folder / path)
+                    on_file(path)
+
+        yield Engine(create, lambda sql: connection.execute(sql).fetchall(), export, export_shards)
 
 
 @contextmanager

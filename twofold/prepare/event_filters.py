@@ -46,7 +46,7 @@ def select_train(prepare: Prepare, id_types: Mapping[str, str]) -> Selection:
     lists: dict[str, str] = {}
     for number, (name, filter_) in enumerate(_filters(prepare)):
         key = "item_id" if isinstance(filter_, ItemFilter) else "user_id"
-        kept = f"kept by filter {number}"
+        kept = f"kept_by_filter_{number}"
         tables += filter_tables(filter_, steps[-1].where, kept)
         lists[key] = f'"{key}" IN (SELECT "{key}" FROM "{kept}")'
         steps.append(FilterStep(name, " AND ".join([steps[0].where, *lists.values()])))
@@ -94,8 +94,8 @@ def filter_tables(filter_: Filter, where: str, kept: str) -> list[tuple[str, str
             if filter_.max_events is not None:
                 conditions.append(f'"events" <= {filter_.max_events}')
             if filter_.max_percentile is not None:
-                steps = [(f"{kept}, at most", percentile_sql(filter_.max_percentile, counted))]
-                conditions.append(f'"events" <= (SELECT "at_most" FROM "{kept}, at most")')
+                steps = [(f"{kept}_at_most", percentile_sql(filter_.max_percentile, counted))]
+                conditions.append(f'"events" <= (SELECT "at_most" FROM "{kept}_at_most")')
             return [*steps, (kept, f'SELECT "user_id" FROM {counted} WHERE {" AND ".join(conditions)}')]
         case _:
             assert_never(filter_)

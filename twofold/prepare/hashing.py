@@ -18,11 +18,9 @@ def hash_sql(columns: Mapping[str, str], *, seed: int) -> str:
     return f"(({number} + 69621) * ({number} + 16807) % {PRIME})"
 
 
-def shard_sql(user_type: str, shard: int, shards: int) -> str:
-    """Returns the condition that a user belongs to a shard."""
-    if shards == 1:
-        return "TRUE"
-    return f"{hash_sql({'user_id': user_type}, seed=0)} % {shards} = {shard}"
+def shard_sql(user_type: str, shards: int) -> str:
+    """Returns the number of a user's shard, from 0 to `shards` - 1."""
+    return f"{hash_sql({'user_id': user_type}, seed=0)} % {shards}"
 
 
 def _number_sql(name: str, type_: str) -> str:

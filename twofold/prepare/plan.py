@@ -25,7 +25,7 @@ from twofold.prepare.windows import kept_sql, split_sql
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.split import LastEvents
 from twofold.sql.rules import rule_columns, rule_sql
-from twofold.tables import OUTCOME, SPLITS
+from twofold.tables import OUTCOME, SHARD, SPLITS
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,38 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A shard of users: the table of their events, and the files written from it."""
+class ShardOutput:
+    """A folder of the stage with one file per shard, and the columns, condition and order of its rows."""
 
+    folder: str
+    columns: str
+    where: str
+    order: str
+
+    def sql(self, events: str, *, has_shard: bool = False) -> str:
+        """Returns the SELECT from the table of events in the order of the files; `has_shard` adds and sorts shards."""
+        columns, order = (
+            (f'{self.columns}, "{SHARD}"', f'"{SHARD}", {self.order}') if has_shard else (self.columns, self.order)
+        )
+        return f'SELECT {columns} FROM "{events}" WHERE {self.where} ORDER BY {order}'
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of users, which an engine writes together or one after another.
+    `rows` is the view of the usable events of all shards, whose condition may be extended; `events`, which reads it, is
+    stored; `outputs` are written from `events`.
+    """
+
+    count: int
+    rows: Step
     events: Step
-    outputs: tuple[Output, ...]
+    outputs: tuple[ShardOutput, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order; counts and files that read them; then the shards, one after the other.
+    """Steps in order; counts and files that read them; then the files of the shards.
 
     `priors` is, for each key of `prepare.counters`, the SELECT of one row of sums over the training window;
     `train_condition` is the condition for training rows of `labelled`.
@@ -64,7 +86,7 @@ class Plan:
     steps: tuple[Step, ...]
     counts: tuple[Count, ...]
     outputs: tuple[Output, ...]
-    shards: tuple[Shard, ...]
+    shards: Shards
     priors: Mapping[str, str]
     train_condition: str
 
@@ -74,13 +96,19 @@ def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
     labels = {name: fit_label(name, label) for name, label in prepare.labels.items()}
     selection = select_train(prepare, source.event_columns)
     fitted = [(name, sql) for label in labels.values() for name, sql in label.tables.items()]
+    # A view is computed once per reader: with one reader, a view; with several, or a sort, a stored table.
+    is_log_stored, is_ruled_stored = bool(fitted) or isinstance(prepare.split, LastEvents), bool(prepare.counters)
     steps = (
         Step("repeated", repeated_sql()),
-        # Finding each user's last events needs a sort: a stored table sorts once, a view once per reader.
-        Step("log", log_sql(prepare, source), is_stored=isinstance(prepare.split, LastEvents)),
+        Step("log", log_sql(prepare, source), is_log_stored),
         *(Step(name, sql) for name, sql in fitted),
-        Step("ruled", ruled_sql(prepare, {name: (label.joins, label.value) for name, label in labels.items()}), False),
-        Step("labelled", labelled_sql(prepare, source)),
+        Step(
+            "ruled",
+            ruled_sql(prepare, {name: (label.joins, label.value) for name, label in labels.items()}),
+            is_ruled_stored,
+        ),
+        *_shard_steps(source, shards),
+        Step("labelled", labelled_sql(prepare, source, shards=shards)),
         *(Step(name, sql) for name, sql in selection.tables),
     )
     saved = [name for label in labels.values() for name in label.saved]
@@ -93,14 +121,10 @@ def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
             for key, each in prepare.counters.items()
         ),
     ]
-    columns = frozenset(_numbers_sql(prepare, source))
-    cuts = (
-        _shard(selection, shard_sql(source.event_columns["user_id"], number, shards), number, columns)
-        for number in range(shards)
-    )
     priors = {key: priors_sql(key, each) for key, each in prepare.counters.items()}
     counts = funnel_counts(prepare, source, selection)
-    return Plan(steps, counts, tuple(outputs), tuple(cuts), priors, selection.train_condition)
+    cut = _shards(selection, shards, frozenset(_numbers_sql(prepare, source)))
+    return Plan(steps, counts, tuple(outputs), cut, priors, selection.train_condition)
 
 
 # --- the log with its columns -----------------------------------------------------------------------------------------
@@ -207,16 +231,40 @@ def ruled_sql(prepare: Prepare, labels: Mapping[str, tuple[str, str]]) -> str:
     """
 
 
-def labelled_sql(prepare: Prepare, source: Source) -> str:
-    """Returns the columns of every row that later steps read."""
+def labelled_sql(prepare: Prepare, source: Source, *, shards: int = 1) -> str:
+    """Returns the columns of every row that later steps read, and the shard of its user."""
+    shard, joined = "0", ""
+    if shards > 1:
+        is_text = source.event_columns["user_id"] != "BIGINT"
+        shard = (
+            'COALESCE("_tf_shard", 0)' if is_text else shard_sql("BIGINT", shards)
+        )  # events without a user have none
+        joined = 'LEFT JOIN "user_shards" ON "_tf_user" = "user_id"' if is_text else ""
     numbers = "".join(f', CAST({sql} AS FLOAT) AS "{name}"' for name, sql in _numbers_sql(prepare, source).items())
     return f"""
         SELECT "user_id", "item_id", "at", "_tf_split" AS "split", "_tf_is_kept" AS "is_kept",
             "_tf_is_taken" AS "is_taken", "_tf_is_positive" AS "is_positive",
             "_tf_is_negative" AND NOT "_tf_is_positive" AS "is_negative",
-            "_tf_is_relevant" AS "is_relevant", "_tf_is_estimated" AS "is_estimated", "_tf_copies" AS "copies"{numbers}
-        FROM "ruled"
+            "_tf_is_relevant" AS "is_relevant", "_tf_is_estimated" AS "is_estimated", "_tf_copies" AS "copies",
+            CAST({shard} AS INTEGER) AS "{SHARD}"{numbers}
+        FROM "ruled" {joined}
     """
+
+
+def _shard_steps(source: Source, shards: int) -> list[Step]:
+    """Returns the table of the shards of users with ids of text: their hash costs 2 µs, so it is computed once a user,
+    not once an event.
+    """
+    type_ = source.event_columns["user_id"]
+    if shards == 1 or type_ == "BIGINT":
+        return []
+    users = 'SELECT DISTINCT "user_id" FROM "source_events" WHERE "user_id" IS NOT NULL'
+    return [
+        Step(
+            "user_shards",
+            f'SELECT "user_id" AS "_tf_user", {shard_sql(type_, shards)} AS "_tf_shard" FROM ({users}) AS "users"',
+        )
+    ]
 
 
 def _numbers_sql(prepare: Prepare, source: Source) -> dict[str, str]:
@@ -230,17 +278,16 @@ def _numbers_sql(prepare: Prepare, source: Source) -> dict[str, str]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _shard(selection: Selection, of_shard: str, number: int, columns: frozenset[str]) -> Shard:
-    where = f'"is_kept" AND {selection.of_users} AND {of_shard}'
-    name = "events of the shard"
-    outputs = [Output(f"events/shard={number}.parquet", history_sql(f'"{name}"'))]
+def _shards(selection: Selection, count: int, columns: frozenset[str]) -> Shards:
+    outputs = [_history_output()]
     for index, split in enumerate(SPLITS):
         kept = f'"split" = {index}' + (f" AND {selection.train_condition}" if split == "train" else "")
-        outputs.append(Output(f"rows/split={split}/shard={number}.parquet", rows_sql(f'"{name}"', kept, columns)))
-    return Shard(Step(name, events_sql(where)), tuple(outputs))
+        outputs.append(_rows_output(f"rows/split={split}", kept, columns))
+    usable = f'SELECT * FROM "labelled" WHERE "is_kept" AND {selection.of_users}'
+    return Shards(count, Step("usable", usable, False), Step("shard_events", events_sql("usable")), tuple(outputs))
 
 
-def events_sql(where: str) -> str:
+def events_sql(usable: str) -> str:
     """Returns usable events with the number of positives and negatives of their user strictly before.
 
     RANGE … 1 PRECEDING on integer milliseconds: events with one timestamp do not see each other. ROWS would let them.
@@ -248,14 +295,14 @@ def events_sql(where: str) -> str:
     return f"""
         SELECT *, CAST(COUNT(CASE WHEN "is_positive" THEN 1 END) OVER "past" AS INTEGER) AS "positives_before",
             CAST(COUNT(CASE WHEN "is_negative" THEN 1 END) OVER "past" AS INTEGER) AS "negatives_before"
-        FROM "labelled" WHERE {where}
+        FROM "{usable}"
         WINDOW "past" AS (
             PARTITION BY "user_id" ORDER BY "at" RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         )
     """
 
 
-def rows_sql(table: str, where: str, columns: frozenset[str]) -> str:
+def _rows_output(folder: str, where: str, columns: frozenset[str]) -> ShardOutput:
     """Returns the columns of `tables.ROWS` in its order; all other columns break ties, so that files repeat."""
     sources = {
         "weight": 'COALESCE("weight", 0)' if "weight" in columns else "1",
@@ -264,21 +311,24 @@ def rows_sql(table: str, where: str, columns: frozenset[str]) -> str:
     }
     numbers = ", ".join(f'CAST({sql} AS FLOAT) AS "{name}"' for name, sql in sources.items())
     outcomes = "".join(f', "{name}"' for name in sorted(columns) if name.startswith(OUTCOME))
-    return f"""
-        SELECT "user_id", "item_id", "at", "is_positive" AS "label", "is_estimated" AS "at_is_estimated", {numbers},
-            "positives_before", "negatives_before", "is_relevant"{outcomes}
-        FROM {table} WHERE {where}
-        ORDER BY "user_id", "at", "item_id", "label", "at_is_estimated", "weight", "target", "watch_s",
-            "length_s", "is_relevant"{outcomes}
-    """
+    return ShardOutput(
+        folder,
+        f'''"user_id", "item_id", "at", "is_positive" AS "label", "is_estimated" AS "at_is_estimated", {numbers},
+            "positives_before", "negatives_before", "is_relevant"{outcomes}''',
+        where,
+        f'''"user_id", "at", "item_id", "label", "at_is_estimated", "weight", "target", "watch_s", "length_s",
+            "is_relevant"{outcomes}''',
+    )
 
 
-def history_sql(table: str) -> str:
+def _history_output() -> ShardOutput:
     """Returns the columns of `tables.HISTORY`: events of all days, also those outside the windows."""
-    return f"""
-        SELECT "user_id", "item_id", "at", "is_positive", "is_negative" FROM {table}
-        ORDER BY "user_id", "at", "item_id", "is_positive", "is_negative"
-    """
+    return ShardOutput(
+        "events",
+        '"user_id", "item_id", "at", "is_positive", "is_negative"',
+        "TRUE",
+        '"user_id", "at", "item_id", "is_positive", "is_negative"',
+    )
 
 
 def entities_sql(key: str, table: str, columns: Iterable[str]) -> str:

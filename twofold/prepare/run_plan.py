@@ -66,7 +66,7 @@ def prepare(
         **facts,
         "odd_rows": odd_rows,
         "labels": labels,
-        "shards": len(plan.shards),
+        "shards": plan.shards.count,
         "funnel": [asdict(line) for line in funnel],
     }
 
@@ -74,7 +74,7 @@ def prepare(
 def _run(
     plan: Plan, recipe: Recipe, engine: Engine, out: Path, *, source: Source
 ) -> tuple[dict[str, Json], list[FunnelLine]]:
-    total = len(plan.steps) + 1 + len(plan.outputs) + sum(1 + len(shard.outputs) for shard in plan.shards)
+    total = len(plan.steps) + 1 + len(plan.outputs) + plan.shards.count * len(plan.shards.outputs)
     with progress_bar("prepare", total=total, unit="statements") as advance:
 
         def write(path: str, sql: str) -> None:
@@ -98,11 +98,7 @@ def _run(
             facts["mean_weight"] = _mean_weight(recipe, plan, engine)
         _check_outcomes(recipe, plan, engine)
         _check_target(recipe, plan, engine)
-        for shard in plan.shards:
-            engine.create(shard.events)
-            advance(1, shard.events.name)
-            for output in shard.outputs:
-                write(output.path, output.sql)
+        engine.export_shards(plan.shards, out.resolve(), lambda path: advance(1, path))
         for output in plan.outputs:
             write(output.path, output.sql)
     if plan.priors:

@@ -1,0 +1,198 @@
+"""Sessions of Spark: one that this process starts, a server of Spark Connect, or Sail; and their error messages."""
+
+import errno
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from twofold.errors import DataError, RecipeError
+from twofold.prepare.duckdb_engine import unreadable
+from twofold.prepare.sources import Source
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SAIL: Final = "sail"
+"""Master that stands for Sail in this process."""
+# Session settings that give Spark the meaning of DuckDB.
+_MEANING: Final = {
+    "spark.sql.ansi.enabled": "true",  # text that is no number is an error, and so is an overflow
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.variable.substitute": "false",  # a rule's '${x}' is a text
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # else it refuses times in nanoseconds
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.parquet.compression.codec": "zstd",
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",  # names of folders are texts
+    "spark.sql.adaptive.enabled": "true",
+}
+# Errors are raised, so nothing needs to be logged; `spark.log.level` would not hush the first lines.
+_NO_LOG: Final = """
+rootLogger = off, none
+appender.none.type = Null
+appender.none.name = none
+logger.gateway.name = org.apache.spark.api.python.PythonGatewayServer
+logger.gateway.level = off
+"""
+
+
+@contextmanager
+def open_session(master: str, spill: Path) -> Iterator["SparkSession"]:
+    """Opens a session with the settings that give Spark the meaning of DuckDB; see `spark_engine` for masters."""
+    from pyspark.logger import PySparkLogger
+
+    with _sail_session() if master == SAIL else _spark_session(master, spill) as session:
+        for name, value in _MEANING.items():
+            session.conf.set(name, value)
+        logger = PySparkLogger.getLogger("SQLQueryContextLogger")  # prints errors of SQL, which are raised besides
+        logger.disabled = True
+        try:
+            yield session
+        finally:
+            logger.disabled = False
+
+
+@contextmanager
+def _spark_session(master: str, spill: Path) -> Iterator["SparkSession"]:
+    if master.startswith("sc://"):
+        session = _connect(master)
+        try:
+            yield session
+        finally:
+            session.stop()
+        return
+    from pyspark.sql import SparkSession
+
+    running = SparkSession.getActiveSession()
+    session = running.newSession() if running else _start(master, spill)
+    try:
+        yield session
+    finally:
+        if not running:
+            _stop(session)
+
+
+@contextmanager
+def _sail_session() -> Iterator["SparkSession"]:
+    """Starts Sail on a free port of this machine, which only its own address reaches."""
+    os.environ.setdefault("RUST_LOG", "off")  # errors are raised; Sail reads this when it is loaded
+    from pysail.spark import SparkConnectServer
+
+    server = SparkConnectServer("127.0.0.1", 0)
+    server.start(background=True)
+    try:
+        _, port = server.listening_address
+        session = _connect(f"sc://127.0.0.1:{port}")
+        try:
+            yield session
+        finally:
+            session.stop()
+    finally:
+        server.stop()
+
+
+def _connect(master: str) -> "SparkSession":
+    """Opens a session of a server of Spark Connect."""
+    from pyspark.errors import PySparkException
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pandas, which has no part in this
+            from pyspark.sql.connect.session import SparkSession
+
+            session = SparkSession.builder.remote(master).create()
+        session.conf.get("spark.sql.session.timeZone")  # the first call connects
+    except PySparkException as error:
+        raise _not_started(master, reason_of(error)) from None
+    return session  # type: ignore[return-value]  # another class with the same methods
+
+
+def _start(master: str, spill: Path) -> "SparkSession":
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+    from pyspark.sql import SparkSession
+
+    home = os.environ.get("JAVA_HOME")
+    if shutil.which("java", path=f"{home}/bin" if home else None) is None:
+        where = f"JAVA_HOME is {home}, where there is no bin/java" if home else "there is no java on the PATH"
+        raise RecipeError(f"Spark needs Java 17 or later, and {where}. Install it, or take --engine duckdb.")
+    if not master.startswith(("local", "spark://", "yarn", "k8s://")):  # Spark would print a page of Java
+        raise _not_started(master, "it is no master")
+    settings = {
+        "spark.app.name": "twofold prepare",
+        "spark.driver.defaultJavaOptions": f"-Dlog4j2.configurationFile={(spill / 'log4j2.properties').as_uri()}",
+        "spark.local.dir": str(spill / "local"),
+        "spark.sql.warehouse.dir": f"file://{spill / 'warehouse'}",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+    }
+    (spill / "log4j2.properties").write_text(_NO_LOG, encoding="utf-8")
+    builder = SparkSession.builder.master(master)
+    for name, value in settings.items():
+        builder = builder.config(name, value)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pandas, which has no part in this
+            session: SparkSession = builder.getOrCreate()
+    except (PySparkException, Py4JError) as error:
+        raise _not_started(master, reason_of(error)) from None
+    return session
+
+
+def _stop(session: "SparkSession") -> None:
+    from py4j.protocol import Py4JError
+
+    with suppress(ConnectionError, Py4JError):  # if it ended by itself, the error was raised before
+        session.stop()
+
+
+def _not_started(master: str, reason: str) -> RecipeError:
+    return RecipeError(
+        f"--spark-master {master}: Spark did not start: {reason}. Name one that can be reached from here: local[2] for "
+        f"two threads of this machine, spark://HOST:7077, yarn, k8s://HOST:PORT, sc://HOST:PORT for Spark Connect, or "
+        f"sail for Sail in this process. Spark 4 needs Java 17 or later."
+    )
+
+
+@contextmanager
+def explained(source: Source, out: Path) -> Iterator[None]:
+    """Raises Spark's errors about a log, memory or a disk as twofold's, without Java's stack traces."""
+    from pyspark.errors import PySparkException
+
+    java, java_story = _java_errors()
+    expected: tuple[type[Exception], ...] = (ConnectionError, PySparkException, *java)
+    try:
+        yield
+    except expected as error:
+        story = str(error)
+        if "No space left on device" in story:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
+        has_ended = not isinstance(error, (PySparkException, *java_story)) or "StatusCode.UNAVAILABLE" in story
+        if has_ended or "OutOfMemoryError" in story:
+            raise DataError(
+                f"Spark ran out of memory, or ended, while it prepared {source.files[0]}: {reason_of(error)}. Give it "
+                f"more as spark.driver.memory and spark.executor.memory in its spark-defaults.conf, or here with "
+                f"PYSPARK_SUBMIT_ARGS='--driver-memory 8g pyspark-shell'."
+            ) from None
+        # A value is not as it should be; a file cannot be read. Sail has no codes.
+        if re.search(r"SQLSTATE: (22|KD)|^(error in|Cast error|Parquet error|Arrow error|External error)|cast", story):
+            raise unreadable(source, reason_of(error)) from None
+        raise
+
+
+def _java_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
+    """Returns the errors of Java, and those of them that have a story; none where only the client is installed."""
+    try:
+        from py4j.protocol import Py4JError, Py4JJavaError
+    except ImportError:
+        return (), ()
+    return (Py4JError,), (Py4JJavaError,)
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the first sentence of Spark's message, without class, code and advice."""
+    match = re.search(r"(?:^|\n)(?:An error occurred while calling \S+\n: \S+ )?(?:\[[\w.]+\] )?(.+)", str(error))
+    sentence = match[1] if match else type(error).__name__
+    return re.split(r"\.? SQLSTATE|(?<=\w[^.\s])\. ", sentence)[0].rstrip(".")
