@@ -143,7 +143,7 @@ def train_weights(folder):
 
 
 def test_divergence_stops_and_names_the_batch(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_backward", lambda *arguments, **named: float("nan"))
+    monkeypatch.setattr(loop, "_backward", lambda *arguments, **named: torch.tensor(float("nan")))
     refusal = r"the loss of epoch 0, batch 0 is nan. Lower train.learning_rate \(now .*train.max_grad_norm \(now None\)"
     with pytest.raises(RunError, match=refusal):
         train(world, tmp_path / "a")

@@ -39,6 +39,13 @@ class Batch:
     """Group of all examples of the batch: see `Order`."""
     parts: tuple["Batch", ...] = ()
     """Parts that are encoded one after another; a batch with parts has no inputs of its own. Empty means no parts."""
+    host: "Batch | None" = None
+    """The batch on the CPU, which random draws read without waiting for a device; `None` means this one."""
+
+    @property
+    def on_host(self) -> "Batch":
+        """The batch on the CPU."""
+        return self.host or self
 
 
 def to_tensors(inputs: Inputs) -> TensorInputs:

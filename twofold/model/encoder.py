@@ -300,8 +300,8 @@ def _encode_sequences(
         counts = (rows != 0).sum(dim=1)
         if torch.compiler.is_exporting():
             return encoder.at(counts, table(rows), ages)
-        # Columns that are padding in every sequence are cut off.
-        longest = max(int(counts.max()), 1)
+        # Columns that are padding in every sequence are cut off; on a GPU, where that would wait, they are computed.
+        longest = max(int(counts.max()), 1) if rows.device.type == "cpu" else rows.shape[1]
         rows, ages = rows[:, :longest], None if ages is None else ages[:, :longest]
         places = torch.arange(rows.shape[0], device=rows.device) * (rows.shape[1] + 1) + counts
     outputs: Tensor = encoder(table(rows), ages).flatten(0, 1)

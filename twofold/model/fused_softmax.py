@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+GPU_CHUNK_ELEMENTS = 2**28
+"""Number of logits in memory at a time on a GPU, where small kernels cost their launch: 1 GB of float32."""
 CHUNK_ELEMENTS = 2**21
 """Number of logits in memory at a time: 8 MB of float32, so 512 queries at batch size 4,096. Allocating large matrices
 costs more than the products in them (a 4,096 × 4,096 product took 31.5 ms into new memory, 12.6 into a reused buffer).
@@ -72,7 +74,7 @@ def competing_counts(batch: SoftmaxBatch) -> Int[Tensor, "queries"]:
     >>> competing_counts(batch).tolist()
     [1, 0, 1]
     """
-    both = int(torch.cat([batch.own_rows, batch.item_rows]).max()) + 1
+    both = torch.cat([batch.own_rows, batch.item_rows]).max().long() + 1  # a tensor: a number would wait for a device
     pairs = (
         (batch.user_rows, batch.owners, 1),
         (batch.own_rows, batch.item_rows, 1),
@@ -124,22 +126,27 @@ def _sum_and_gradients(
 ) -> tuple[Tensor, ...]:
     narrow = product_dtype if queries.dtype == torch.float32 else queries.dtype
     factors = items.to(narrow)
-    size = min(max(CHUNK_ELEMENTS // len(items), 1), len(queries))
+    is_cpu = _is_cpu(queries.device)
+    size = min(max((CHUNK_ELEMENTS if is_cpu else GPU_CHUNK_ELEMENTS) // len(items), 1), len(queries))
     # Without a narrower type, product and logits are one buffer, and copying one to the other does nothing.
     products = factors.new_empty(size, len(items))
     all_logits = products if narrow == queries.dtype else queries.new_empty(size, len(items))
     query_gradients, item_gradients_t = torch.empty_like(queries), queries.new_zeros(queries.shape[1], len(items))
     part = torch.empty_like(item_gradients_t, dtype=narrow)
     own_logits, misses = (queries * own).sum(dim=1) - batch.own_shift, torch.empty_like(batch.weight)
-    sorted_rows, shift = (torch.sort(batch.owners), torch.sort(batch.item_rows)), batch.shift.clamp(max=-_MASKED)
+    all_rows, shift = (batch.owners, batch.item_rows), batch.shift.clamp(max=-_MASKED)
+    sorted_rows = [torch.sort(rows) if is_cpu else None for rows in all_rows]
     total = queries.new_zeros(())
     for first in range(0, len(queries), size):
         block = slice(first, min(first + size, len(queries)))
         product, logits = (buffer[: block.stop - first] for buffer in (products, all_logits))
         logits.copy_(torch.mm(queries[block].to(narrow), factors.T, out=product)).sub_(shift)
-        for rows, (ordered, order) in zip((batch.user_rows, batch.own_rows), sorted_rows, strict=True):
-            masked = _equal_positions(rows[block], ordered, order, num_columns=len(items))
-            logits.view(-1).index_fill_(0, masked, _MASKED)
+        for rows, columns, ordered in zip((batch.user_rows, batch.own_rows), all_rows, sorted_rows, strict=True):
+            if ordered is None:  # the number of pairs would have to be read from the device
+                logits.masked_fill_(rows[block, None] == columns, _MASKED)
+            else:
+                masked = _equal_positions(rows[block], *ordered, num_columns=len(items))
+                logits.view(-1).index_fill_(0, masked, _MASKED)
         highest = logits.amax(dim=1)
         torch.softmax(logits, dim=1, out=logits)
         # The normalizer from the largest probability, which is at least 1 / number of columns: it never underflows.
@@ -152,6 +159,10 @@ def _sum_and_gradients(
         query_gradients[block] = (product @ factors - own[block]) * scale
         item_gradients_t += torch.mm((queries[block] * scale).to(narrow).T, product, out=part)
     return total, query_gradients, -misses[:, None] * queries, item_gradients_t.T
+
+
+def _is_cpu(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def _equal_positions(rows: Tensor, ordered: Tensor, order: Tensor, *, num_columns: int) -> Int[Tensor, "pairs"]:

@@ -1,8 +1,11 @@
 """Devices of a training: the CPU or one GPU per process."""
 
 import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +14,10 @@ from twofold.dataset.batches import Batch
 from twofold.errors import RunError
 
 DeviceName = Literal["cpu", "cuda"]
+PREFETCHED: Final = 2
+"""Batches that wait for a GPU. Not measured."""
+STEPS_PER_READ: Final = 50
+"""Steps of a GPU between two reads of the losses, each of which waits until the GPU has caught up."""
 
 
 def open_device(name: DeviceName, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
@@ -34,16 +41,42 @@ def open_device(name: DeviceName, *, local_rank: int = 0, local_size: int = 1) -
 
 
 def batch_on(device: torch.device, batch: Batch) -> Batch:
-    """Returns the batch with its tensors on the device."""
+    """Returns the batch with its tensors on the device, and the original as its `host`."""
     if device.type == "cpu":
         return batch
-    return replace(batch, **{field.name: _on(device, getattr(batch, field.name)) for field in fields(batch)})
+    moved = {field.name: _on(device, getattr(batch, field.name)) for field in fields(batch) if field.name != "host"}
+    return replace(batch, **moved, host=batch)
+
+
+def tensor_on(device: torch.device, tensor: Tensor) -> Tensor:
+    """Returns a tensor of the CPU on the device. The copy is queued: the CPU goes on, and the device's later work
+    waits.
+    """
+    if device.type == "cpu":
+        return tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yields the batches on the device. For a GPU, a thread gathers the next ones while the current one is computed:
+    NumPy releases Python's lock while it gathers.
+    """
+    if device.type == "cpu":
+        yield from batches
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Batch | None]] = deque(pool.submit(next, batches, None) for _ in range(PREFETCHED))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch_on(device, batch)
+        for each in waiting:
+            each.cancel()
 
 
 def _on(device: torch.device, value: Any) -> Any:
     match value:
         case Tensor():
-            return value.to(device)
+            return tensor_on(device, value)
         case tuple():
             return tuple(batch_on(device, part) for part in value)
         case dict():

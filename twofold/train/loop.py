@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,15 +21,15 @@ from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import Batch, epoch_batches
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.malloc import keep_freed_memory
-from twofold.errors import DataError, RunError
+from twofold.errors import DataError
 from twofold.model.adversary import LengthPredictor, strength_at
 from twofold.model.multi_tower import MultiTower, Towers
 from twofold.model.two_tower import TwoTower
 from twofold.progress import Advance, progress_bar
 from twofold.recipe.train import Train
 from twofold.train.batch_loss import mean_loss
-from twofold.train.checkpoint import EpochRecord, StepRecord, TrainingState, load_checkpoint, save_checkpoint
-from twofold.train.device import batch_on
+from twofold.train.checkpoint import EpochRecord, TrainingState, load_checkpoint, save_checkpoint
+from twofold.train.device import STEPS_PER_READ, prefetched
 from twofold.train.distributed import (
     SINGLE_PROCESS,
     ProcessGroup,
@@ -50,6 +51,7 @@ from twofold.train.optimizer import (
     learning_rate_at,
     set_learning_rate,
 )
+from twofold.train.pending_steps import PendingSteps
 from twofold.train.sharded_embedding import distribute_model, whole_tables
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -117,24 +119,24 @@ def fit(
         done = state.epoch * num_examples + state.batch * settings.batch_size
         with _progress(ranks, total=epochs * num_examples, done=done) as advance:
             while state.epoch < epochs and not _has_converged(state, settings.patience):
-                started = stepped = time.monotonic()
+                started, pending = time.monotonic(), _pending(settings, objective)
                 due, first = started + CHECKPOINT_EVERY_S, state.batch
                 objective = with_hard_negatives(objective, model, is_begun=first > 0, folder=out)
                 for batch in _batches(objective, settings, state):
-                    step, steps = _step_number(settings, state, objective.order)
-                    rate = _learning_rate(settings, step, steps=steps)
+                    current = replace(state, batch=state.batch + len(pending))
+                    step, steps = _step_number(settings, current, objective.order)
+                    rate, strength = _learning_rate(settings, step, steps=steps), _strength(settings, step / steps)
                     set_learning_rate(optimizer, rate)
-                    strength = _strength(settings, step / steps)
-                    _seed_step(settings, state)
+                    _seed_step(settings, current)
                     loss = _backward(objective, model, batch, optimizer, predictor=predictor, strength=strength)
                     gradient_norm = clip_gradients(optimizer, most=settings.max_grad_norm)
-                    check_divergence(loss, gradient_norm, state, remedy=_remedy(settings))
+                    pending.add(loss, gradient_norm, rate)
+                    is_due = pending.is_full or current.batch + 1 == len(objective.order)
+                    read, state = pending.read(state, last_step=step + 1) if is_due else (0, state)
                     optimizer.step()
-                    before, stepped = stepped, time.monotonic()
-                    record = StepRecord(step + 1, loss, rate, gradient_norm, settings.batch_size / (stepped - before))
-                    state = state.after(record, every=math.ceil(steps / MAX_STEP_RECORDS))
-                    advance(len(batch.weight) * ranks.size, f"loss {state.loss_sum / state.batch:.3f}")
-                    if broadcast_from_rank0(ranks, partial(_is_past, due)):
+                    if read:
+                        advance(read * len(batch.weight) * ranks.size, f"loss {state.loss_sum / state.batch:.3f}")
+                    if read and broadcast_from_rank0(ranks, partial(_is_past, due)):
                         due = _save_and_schedule(partial(save, best=best, state=state))
                 speed = (state.batch - first) * settings.batch_size / (time.monotonic() - started)
                 with whole_tables(model) as fresh:
@@ -167,12 +169,15 @@ def _epoch_line(state: TrainingState, epochs: int) -> str:
     )
 
 
-def _remedy(settings: Train) -> str:
-    """Returns what to try after a training that diverged."""
-    return (
+def _pending(settings: Train, objective: Objective) -> PendingSteps:
+    """Returns the empty list of the steps of an epoch that are not read yet."""
+    remedy = (
         f"Lower train.learning_rate (now {settings.learning_rate:g}), or set train.max_grad_norm (now "
         f"{settings.max_grad_norm})"
     )
+    every = 1 if objective.ranks.device.type == "cpu" else STEPS_PER_READ
+    merged = math.ceil(settings.epochs * len(objective.order) / MAX_STEP_RECORDS)
+    return PendingSteps(every, merged, settings.batch_size, remedy)
 
 
 def _is_past(due: float) -> float:
@@ -216,7 +221,7 @@ def _backward(
     *,
     predictor: LengthPredictor | None,
     strength: float,
-) -> float:
+) -> Float[Tensor, ""]:
     """Computes the gradients of the whole batch's loss and returns the loss."""
     ranks = objective.ranks
     loss, item_vectors = mean_loss(objective, model, batch)
@@ -227,21 +232,21 @@ def _backward(
     optimizer.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]
     sum_gradients(ranks, optimizer.copied)
-    return float(all_reduce_sum(ranks, loss.detach()))
+    return all_reduce_sum(ranks, loss.detach())
 
 
 def _batches(objective: Objective, settings: Train, state: TrainingState) -> Iterator[Batch]:
-    """Yields the remaining batches of an epoch: this rank's share of each."""
+    """Returns the remaining batches of an epoch: this rank's share of each."""
     ranks, dataset = objective.ranks, objective.dataset
-    for batch in epoch_batches(
+    batches = epoch_batches(
         dataset,
         dataset.examples["train"],
         objective.order,
         seed=(settings.seed, state.epoch),
         first=state.batch,
         share=ranks.part(min(settings.batch_size, len(objective.examples))),
-    ):
-        yield batch_on(ranks.device, batch)
+    )
+    return prefetched(batches, ranks.device)
 
 
 def _seed_step(settings: Train, state: TrainingState) -> None:
@@ -308,16 +313,6 @@ def _length_predictor(settings: Train, model: Towers, objective: Objective) -> L
         return LengthPredictor(model.item.dim, mean=float(logs.mean()), std=float(logs.std()))
 
 
-def check_divergence(loss: float, gradient_norm: float, state: TrainingState, *, remedy: str) -> None:
-    """Raises RunError if the loss or its gradient is not finite."""
-    what = "loss" if not np.isfinite(loss) else "gradient"
-    if not (np.isfinite(loss) and np.isfinite(gradient_norm)):
-        raise RunError(
-            f"training diverged: the {what} of epoch {state.epoch}, batch {state.batch} is "
-            f"{loss if what == 'loss' else gradient_norm}. {remedy}, and run again."
-        )
-
-
 def weights_of(model: nn.Module, *, fresh: Collection[str] = ()) -> dict[str, Tensor]:
     """Returns a copy of the weights on the CPU; the `fresh` ones are not copied, because nothing else uses them."""
     return {name: tensor.detach().to("cpu", copy=name not in fresh) for name, tensor in model.state_dict().items()}
@@ -325,12 +320,14 @@ def weights_of(model: nn.Module, *, fresh: Collection[str] = ()) -> dict[str, Te
 
 @contextmanager
 def deterministic(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Sets the seed and deterministic kernels, and restores the process at the end. On a GPU, where some kernels have
-    no deterministic form, PyTorch warns instead of failing.
+    """Sets the seed and deterministic kernels, and restores the process at the end. On a GPU only the seed is set, as
+    deterministic kernels sort where others add, and float32 products have the precision of TF32.
     """
     before, random_state = torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    products = torch.get_float32_matmul_precision()
+    torch.use_deterministic_algorithms(device.type != "cuda")
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else products)
     # Nothing here reads memory before it is written, and filling new memory took 5 to 8 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
@@ -338,5 +335,6 @@ def deterministic(seed: int, device: torch.device = CPU) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.set_float32_matmul_precision(products)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
         torch.set_rng_state(random_state)

@@ -10,6 +10,7 @@ from torch import Tensor
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.tower_inputs import item_inputs
+from twofold.train.device import tensor_on
 from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_gather
 
 
@@ -100,8 +101,8 @@ def sampled_inputs(
     """Returns the item tower's inputs for sampled items, each at the timestamp of some example of the batch. Every rank
     draws the same and returns its own share.
     """
-    at = all_gather(ranks, batch.at).cpu()
+    at = batch.on_host.at if ranks.size == 1 else all_gather(ranks, batch.at).cpu()
     times, share = at[torch.randint(len(at), drawn.shape)], ranks.share(len(drawn))
     state, arrays = dataset.features, dataset.item_arrays
     inputs = item_inputs(state, arrays, item_rows=drawn[share].numpy(), at=times[share].numpy())
-    return {name: values.to(ranks.device) for name, values in to_tensors(inputs).items()}
+    return {name: tensor_on(ranks.device, values) for name, values in to_tensors(inputs).items()}

@@ -28,6 +28,7 @@ from twofold.recipe.train import (
     Train,
 )
 from twofold.train.batch_groups import group_by_tower, group_examples
+from twofold.train.device import tensor_on
 from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_gather
 from twofold.train.negatives import (
     HardNegativePool,
@@ -90,7 +91,7 @@ class Objective:
             return self.pools[batch.group]
         if self.uploads is None:
             return None
-        return self.uploads.rows[: int(torch.searchsorted(self.uploads.at, batch.at.max().cpu(), right=True))]
+        return self.uploads.rows[: int(torch.searchsorted(self.uploads.at, batch.on_host.at.max(), right=True))]
 
     @property
     def num_drawn(self) -> int:
@@ -239,28 +240,27 @@ def draw_columns(objective: Objective, batch: Batch) -> Columns:
         pool = (
             torch.arange(objective.num_items)
             if pool is None
-            else torch.unique(torch.cat([pool, batch.item_rows.cpu()]))
+            else torch.unique(torch.cat([pool, batch.on_host.item_rows]))
         )
-        inputs, item_rows = _inputs(objective, batch, [], pool), pool.to(ranks.device)
+        inputs, item_rows = _inputs(objective, batch, [], pool), tensor_on(ranks.device, pool)
         owners, positions = torch.full_like(item_rows, -1), ranks.positions(own=0, drawn=len(item_rows))
         own = torch.searchsorted(item_rows, batch.item_rows.long())
-        return Columns(
-            inputs, item_rows, owners, own, hard, hard_pool_size, positions, num_in_batch=0, pool_size=len(pool)
-        )
+        no_hard = tensor_on(ranks.device, hard), tensor_on(ranks.device, hard_pool_size)
+        return Columns(inputs, item_rows, owners, own, *no_hard, positions, num_in_batch=0, pool_size=len(pool))
     pool_size = objective.num_items if pool is None else len(pool)
     drawn = torch.randint(pool_size, (objective.num_drawn,))
     drawn = drawn if pool is None else pool[drawn]
     if objective.hard_pool is not None:
-        hard, hard_pool_size = objective.hard_pool.draw(batch.user_rows.cpu(), objective.num_hard)
+        hard, hard_pool_size = objective.hard_pool.draw(batch.on_host.user_rows, objective.num_hard)
     mined, mined_column = torch.unique(hard.clamp(min=0), return_inverse=True)
     in_batch = all_gather(ranks, batch.item_rows)
     return Columns(
         _inputs(objective, batch, [part.item for part in batch.parts or (batch,)], torch.cat([drawn, mined])),
-        torch.cat([in_batch, drawn.to(ranks.device)]),
+        torch.cat([in_batch, tensor_on(ranks.device, drawn)]),
         torch.cat([all_gather(ranks, batch.user_rows), torch.full_like(drawn, -1, device=ranks.device)]),
         torch.arange(size, device=ranks.device) + ranks.rank * size,
-        (len(in_batch) + len(drawn) + mined_column).masked_fill(hard < 0, -1).to(ranks.device),
-        hard_pool_size.to(ranks.device),
+        tensor_on(ranks.device, (len(in_batch) + len(drawn) + mined_column).masked_fill(hard < 0, -1)),
+        tensor_on(ranks.device, hard_pool_size),
         ranks.positions(own=size, drawn=len(drawn) + len(mined)),
         num_in_batch=len(in_batch),
         pool_size=pool_size,

@@ -32,7 +32,6 @@ from twofold.train.checkpoint import TrainingState, load_checkpoint, save_checkp
 from twofold.train.loop import (
     CHECKPOINT,
     CHECKPOINT_EVERY_S,
-    check_divergence,
     deterministic,
     finish_epoch,
     num_epochs,
@@ -40,6 +39,7 @@ from twofold.train.loop import (
     weights_of,
 )
 from twofold.train.optimizer import Optimizer, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
+from twofold.train.pending_steps import check_divergence
 from twofold.train.ranker_examples import MINED, CandidateLists, Requests, draw_lists, mine_requests
 from twofold.train.ranker_impressions import Impressions, mine_impressions, outcomes_of
 
@@ -202,7 +202,7 @@ def _step(
         loss = loss + (head_losses(training.ranker, batch, outcomes) * weights).sum()
     training.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    gradient_norm, value = clip_gradients(training.optimizer, most=None), float(loss.detach())
+    gradient_norm, value = float(clip_gradients(training.optimizer, most=None)), float(loss.detach())
     remedy = f"Lower ranker.learning_rate (now {config.learning_rate:g})"
     check_divergence(value, gradient_norm, state, remedy=remedy)
     training.optimizer.step()
