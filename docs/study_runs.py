@@ -55,7 +55,11 @@ SHOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "practice": ("catalogue/recall@100", "catalogue/ndcg@10", "language/folding"),
     "two-stages": (
         *(f"catalogue/{name}@{k}" for k in (10, 20, 50, 100) for name in ("hit_rate", "recall", "ndcg", "mrr")),
-        *(f"sampled/{draw}/{name}" for draw in ("popularity", "uniform") for name in ("hit_rate@10", "ndcg@10", "mrr")),
+        *(
+            f"sampled/{draw}/{name}"
+            for draw in ("popularity-100", "uniform-100")
+            for name in ("hit_rate@10", "ndcg@10", "mrr")
+        ),
     ),
 }
 """Metrics and probes of each study's table."""
@@ -179,6 +183,7 @@ def _results(study: str, paths: Sequence[Path], folders: Mapping[str, Sequence[P
                 "against": against if minus else None,
                 "processor_s": [_cost(folder) for folder in own],
                 "beside": {name: _beside(reports[0], name, SHOWN[study]) for name in BESIDE.get(study, ())},
+                "model_minus": {name: _model_minus(reports[0], name, SHOWN[study]) for name in BESIDE.get(study, ())},
                 "walk": _walk(own[0]) if study == "gap" else [],
                 "metrics": {
                     metric: {
@@ -204,6 +209,14 @@ def _cost(folder: Path) -> float | None:
 def _beside(report: Report, name: str, metrics: Sequence[str]) -> dict[str, float]:
     values = report.metrics_of(name)
     return {metric: values[metric] for metric in metrics if metric in values}
+
+
+def _model_minus(report: Report, name: str, metrics: Sequence[str]) -> dict[str, list[float | None]]:
+    """Returns the paired differences of the model from a row of its catalogue, each with its interval."""
+    minus = {
+        metric: each for row in report.catalogue.rows if row.name == name for metric, each in row.model_minus.items()
+    }
+    return {metric: [each.value, each.low, each.high] for metric, each in minus.items() if metric in metrics}
 
 
 def _walk(folder: Path) -> list[Saved]:

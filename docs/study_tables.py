@@ -106,7 +106,16 @@ def _stage_line(row: Saved, stage: str, third: str, metrics: Sequence[str]) -> s
     """Returns the values of one stage of an experiment: of both stages together, or of a row beside them."""
     values = {metric: mean_of(row, metric) for metric in metrics} if stage == MODEL else row["beside"][stage]
     label = row["name"] if stage == MODEL else f"{row['name']}: {stage}"
-    return _line(row, label, third, [format_decimal(values.get(metric)) for metric in metrics])
+    minus = row["model_minus"].get(stage, {})
+    return _line(row, label, third, [_beside(values.get(metric), minus.get(metric)) for metric in metrics])
+
+
+def _beside(value: float | None, minus: Sequence[float] | None) -> str:
+    """Returns a value of a row beside the model, and what both stages together gain over it."""
+    if minus is None:
+        return format_decimal(value)
+    difference, low, high = minus
+    return f"{format_decimal(value)}<br>ranker − this {format_signed(difference)} {format_interval(low, high)}"
 
 
 def _sampled_table(saved: Saved) -> list[str]:
@@ -114,8 +123,6 @@ def _sampled_table(saved: Saved) -> list[str]:
     metrics = [metric for metric in SHOWN[saved["study"]] if metric.startswith("sampled/")]
     rows = [row for row in saved["rows"] if any(mean_of(row, metric) is not None for metric in metrics)]
     metrics = [metric for metric in metrics if any(mean_of(row, metric) is not None for row in rows)]
-    if not rows:
-        return []
     lines = _head("", metrics)
     for row in rows:
         for stage in STAGES:

@@ -49,7 +49,9 @@ def numbers_of(first, metric):
         return {format_decimal(step["share"]) for step in row["walk"] if step["cause"] == cause}
     metric = f"{metric}@{k}" if k.isdigit() else metric
     if ": " in name:
-        return {format_decimal(row["beside"][name.partition(": ")[2]][metric])}
+        beside = name.partition(": ")[2]
+        minus = row.get("model_minus", {}).get(beside, {}).get(metric, ())
+        return {format_decimal(row["beside"][beside][metric])} | {format_signed(value) for value in minus}
     saved = row["metrics"][metric]
     known = [value for value in saved["per_seed"] if value is not None]
     difference, *bounds = saved["minus"] or [None, None, None]
