@@ -5,6 +5,7 @@
 # make docs    writes the generated pages of docs/
 # make studies runs the studies of recipes/studies, STUDY=gap for one; it continues where it was stopped
 # make docs-site  builds the documentation as a site in build/site
+# make impressions  the public table of KuaiRand's impressions (benchmarks/impressions.py), about 10 minutes
 # make bench   every script of benchmarks/
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 SITE := $(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow test-sail check docs docs-site studies bench
+.PHONY: demo test test-slow test-sail check docs docs-site studies impressions bench
 
 demo: .venv/ready-demo
 	$(BIN)/twofold run recipes/kuairand.yaml
@@ -60,6 +61,10 @@ test-sail: .venv-sail/ready
 	$(PYTHON) -m venv .venv-sail
 	.venv-sail/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[train,sail,dev]'
 	@touch $@
+impressions: .venv/ready-dev
+	$(PIP) . 'lightgbm>=4.5'
+	$(BIN)/python benchmarks/impressions.py
+	$(BIN)/python docs/make_results.py
 
 bench: .venv/ready-dev
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

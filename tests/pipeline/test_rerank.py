@@ -1,6 +1,8 @@
 """Rules after ranking in a run with a ranker: served lists are those that the report evaluates."""
 
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +164,12 @@ def test_the_report_has_the_price_of_every_rule(run: Path) -> None:
     assert section.sentence in report_of(run).verdict
     page = (run / "run.html").read_text(encoding="utf-8")
     assert "Rules after ranking" in page
-    assert "at most 2 of one team in 4" in page
+    assert "2. at most 2 of one team in 4" in page
+    points = re.findall(r'class="point( best)?" style="left:([\d.]+)%;top:([\d.]+)%" title="([^"]+)"', page)
+    assert [html.unescape(name) for *_, name in points] == [line.name for line in section.lines]
+    assert [bool(best) for best, *_ in points] == [line.is_best for line in section.lines]
+    by_gini = sorted(zip(section.lines, points, strict=True), key=lambda pair: pair[0].gini)
+    assert [float(left) for _, (_, left, _, _) in by_gini] == sorted(float(left) for _, left, *_ in points)
 
 
 @pytest.mark.parametrize(

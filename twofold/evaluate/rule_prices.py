@@ -18,6 +18,7 @@ from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import chunks
 from twofold.recipe.rerank import Limit, Rerank, RerankRule
 from twofold.render.numbers import format_decimal, format_interval, format_signed
+from twofold.render.scatter_plot import ScatterPlot, ScatterPoint, scatter_plot
 from twofold.reranking import Candidates, RuleItems, guaranteed, merge_stages, reorder, with_guaranteed
 from twofold.topk import NOT_ALLOWED, Products
 
@@ -57,6 +58,13 @@ class RuleSection:
     """Column of the first limit, whose values the Gini coefficient is over; else `item_id`."""
     lines: tuple[RuleLine, ...]
     sentence: str
+
+    @property
+    def plot(self) -> ScatterPlot:
+        """NDCG and the Gini coefficient of every line, with the undominated ones joined."""
+        return scatter_plot(
+            [ScatterPoint(each.name, each.gini, each.ndcg.value or 0, each.is_best) for each in self.lines]
+        )
 
 
 @dataclass(frozen=True)
