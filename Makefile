@@ -61,6 +61,7 @@ test-sail: .venv-sail/ready
 	$(PYTHON) -m venv .venv-sail
 	.venv-sail/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[train,sail,dev]'
 	@touch $@
+
 impressions: .venv/ready-dev
 	$(PIP) . 'lightgbm>=4.5'
 	$(BIN)/python benchmarks/impressions.py

@@ -193,11 +193,11 @@ def tree_scores(
     days = log["day"].to_numpy()
     train = np.flatnonzero((days >= cut - 4) & (days < cut))
     tables = [rate_columns(log, train, cut - back, users) for back in (4, 7)]
-    table, asked = pd.concat(tables), rate_columns(log, rows, cut, users)
+    table, wanted = pd.concat(tables), rate_columns(log, rows, cut, users)
     labels = np.tile(log["long_view"].to_numpy()[train], len(tables))
     timed = {*FULL, "user_gap", "user_shown_1h", "session_shown"}
     names = [name for name in table.columns if is_full or name not in timed]
     fitted = (
         lightgbm.train(SETTINGS | {"seed": seed}, lightgbm.Dataset(table[names], labels), TREES) for seed in seeds
     )
-    return np.sum([trees.predict(asked[names], raw_score=True) for trees in fitted], axis=0)
+    return np.sum([trees.predict(wanted[names], raw_score=True) for trees in fitted], axis=0)
