@@ -18,7 +18,8 @@ from twofold.evaluate.compare import compare_runs, compare_seeds
 from twofold.evaluate.results import MODEL, Report
 from twofold.evaluate.scores import FIRST_STAGE
 from twofold.page.run_page import keep_base
-from twofold.page.tracker_page import write_tracker
+from twofold.page.tracker import read_tracker
+from twofold.page.tracker_page import tracker_page
 from twofold.pipeline.job import report_of
 from twofold.pipeline.run import run
 from twofold.recipe.diff import recipe_digest
@@ -99,7 +100,9 @@ def run_study(study: str, *, seeds: int, only: Sequence[str], rows: int | None) 
         if study == "gap" and set(MAPPED) <= set(folders):
             draw_gap(RUNS / study, RESULTS / "gap.svg")
         write_json(result, results)
-        write_tracker([folder for each in folders.values() for folder in each], RESULTS / f"{study}.html")
+        tracker = read_tracker([folder for each in folders.values() for folder in each])
+        page = tracker_page(tracker)  # without links: the runs are not published
+        (RESULTS / f"{study}.html").write_text(page, encoding="utf-8")
     return result
 
 

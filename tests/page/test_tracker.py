@@ -80,6 +80,9 @@ def test_the_page_is_one_file_without_requests_in_which_text_is_text(runs, tmp_p
     assert HOSTILE not in page
     assert page.count("<script") == 1
     assert page.count('<template id="drawing-') == 1  # both runs have one drawing
+    for name in ("world", "wider"):
+        assert f'<a href="runs/{name}/run.html">{name}</a>' in page
+        assert (tmp_path / "runs" / name / "run.html").is_file()
     table = pq.read_table(tmp_path / "tracker.parquet").to_pylist()
     assert [row["run"] for row in table] == ["world", "wider"] or [row["run"] for row in table] == ["wider", "world"]
     row = next(row for row in table if row["run"] == "wider")
@@ -97,7 +100,9 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(runs, tmp_path):
     assert [run.name for run in tracker.runs] == ["world"]
     (reason,) = tracker.unreadable.values()
     assert "is not a report: badge" in reason
-    assert f"Not read: {runs / 'wider'}" in tracker_page(tracker)
+    page = tracker_page(tracker)
+    assert f"Not read: {runs / 'wider'}" in page
+    assert "<a href" not in page
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

@@ -6,15 +6,18 @@ its content security policy allows no other script and no request.
 
 import base64
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import pyarrow.parquet as pq
 
 from twofold.evaluate.significance import Estimate
 from twofold.page.model_drawing import Drawing
+from twofold.page.run_page import PAGE as RUN_PAGE
 from twofold.page.tracker import METRICS, Tracker, change_text, read_tracker, tracker_table
 from twofold.render.html import fill_page
 from twofold.run_folder import atomic_file
@@ -26,12 +29,13 @@ _PROTOCOLS: Final = {"impressions": "shown", "catalogue": "all items", "watch_ti
 def write_tracker(folders: Sequence[Path], page: Path, *, table: Path | None = None) -> Tracker:
     """Writes the page, and the same rows as Parquet if `table` is given; returns what was read.
 
-    RequestError if there is no evaluated run.
+    The names of runs lead to their pages, by paths from the folder of the page. RequestError if there is no evaluated
+    run.
     """
     tracker = read_tracker(folders)
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(page) as partial:
-        partial.write_text(tracker_page(tracker), encoding="utf-8")
+        partial.write_text(tracker_page(tracker, links=_links(tracker, page.parent)), encoding="utf-8")
     if table is not None:
         table.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(table) as partial:
@@ -39,8 +43,16 @@ def write_tracker(folders: Sequence[Path], page: Path, *, table: Path | None = N
     return tracker
 
 
-def tracker_page(tracker: Tracker) -> str:
-    """Returns the page as one HTML file; equal drawings are stored once."""
+def _links(tracker: Tracker, folder: Path) -> dict[str, str]:
+    """Returns, by the name of the run, the address of its page as seen from a folder."""
+    pages = {run.name: run.folder / RUN_PAGE for run in tracker.runs}
+    return {
+        name: quote(Path(os.path.relpath(path, folder)).as_posix()) for name, path in pages.items() if path.is_file()
+    }
+
+
+def tracker_page(tracker: Tracker, *, links: Mapping[str, str] | None = None) -> str:
+    """Returns the page as one HTML file; equal drawings are stored once. `links` are addresses by the names of runs."""
     script = (files("twofold.page") / "tracker.js").read_text(encoding="utf-8")
     runs = tracker.runs
     drawings = {run.drawings: f"drawing-{number}" for number, run in enumerate(runs)}
@@ -51,6 +63,7 @@ def tracker_page(tracker: Tracker) -> str:
         "probes": list(dict.fromkeys(each.name for run in runs for each in run.variety)),
         "windows": list(dict.fromkeys(name for run in runs for name in run.windows)),
         "drawings": drawings,
+        "links": links or {},
         "heading": _heading,
         "change_text": change_text,
         "outcome": _outcome,
