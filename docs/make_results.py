@@ -98,8 +98,9 @@ NDCG@5 is over all users and 0 for users without a long view; the mean of both d
 table. The models are scripts of `benchmarks/`, not retrievers or rankers of twofold.
 
 *Strict* models are fitted up to 21 April, *refit* models on all days before the test; neither reads a label of the
-test. *Day by day* models are fitted before each test day, so they read labels of earlier test days. The settings were
-chosen on 27 and 28 April. The sum of the two models is fitted three times, with different seeds.
+test. *Day by day* models are fitted again before each test day, so they read labels of earlier test days; between the
+days of a user the refit scores decide. The settings were chosen on 27 and 28 April. All but the day-by-day models are
+fitted three times, with different seeds, and their scores are added.
 
 {table}
 
