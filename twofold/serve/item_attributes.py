@@ -26,7 +26,10 @@ class EncodedAttributes:
 
         Items that were changed while serving are encoded each time.
         """
-        rows, is_changed = item_rows.tolist(), items.is_changed(item_rows)
+        rows, encoded_rows = item_rows.tolist(), self._encoded
+        if len(items.changed_rows) == 0 and all(row in encoded_rows for row in rows):
+            return [encoded_rows[row] for row in rows]
+        is_changed = items.is_changed(item_rows)
         changed = set(item_rows[is_changed].tolist())
         found = {row: encoded for row in rows if row not in changed and (encoded := self._encoded.get(row)) is not None}
         missing = [row for row in dict.fromkeys(rows) if row not in found]

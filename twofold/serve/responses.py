@@ -214,23 +214,15 @@ def response_items(
     """Returns the items of a list with ids and ranks from 1, and with reasons and attributes if requested."""
     item_rows = ranked.item_rows
     ids = _item_ids(live_bundle, item_rows)
-    plain = list(map(Item, ids, ranked.scores.tolist(), range(1, len(ids) + 1)))
+    plain = ids, ranked.scores.tolist(), range(1, len(ids) + 1)
     if reason_pairs is None and not describe:
-        return plain
+        return list(map(Item, *plain))
     unset = [UNSET] * len(ids)
-    explained: Sequence[list[Reason] | UnsetType] = unset
-    retrieved: Sequence[Retrieved | UnsetType] = unset
-    if reason_pairs is not None:
-        explained = [_reasons(live_bundle, pairs) for pairs in reason_pairs]
-        retrieved = ranked.retrieved or unset
-    moved = ranked.moved if reason_pairs is not None and ranked.moved is not None else unset
     described: Sequence[Raw | UnsetType] = live_bundle.attributes.of(items, item_rows) if describe else unset
-    return [
-        Item(item.item_id, item.score, item.rank, item_reasons, attributes, before, other_place)
-        for item, item_reasons, attributes, before, other_place in zip(
-            plain, explained, described, retrieved, moved, strict=True
-        )
-    ]
+    if reason_pairs is None:
+        return list(map(Item, *plain, unset, described))
+    explained = [_reasons(live_bundle, pairs) for pairs in reason_pairs]
+    return list(map(Item, *plain, explained, described, ranked.retrieved or unset, ranked.moved or unset))
 
 
 def reasons(
