@@ -1,6 +1,6 @@
 """Compares the processor time per request of two source trees, in turn, in one run.
 
-    python benchmarks/serve_compare.py OTHER_TREE [--kinds mean,ranked] [--seconds 2] [--rounds 8] [--body …]
+    python benchmarks/serve_compare.py OTHER_TREE [--kinds mean,mean:describe] [--seconds 2] [--rounds 8]
 
 Other work on the machine moves the figures of one minute by a third, but it moves those of both trees: their services
 run side by side, each gets a short round of requests in turn, and the ratio is the median over the pairs of rounds.
@@ -78,28 +78,28 @@ def main() -> None:
     """Compares the trees for each kind of bundle, and prints and writes the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("other", type=Path)
-    parser.add_argument("--kinds", default="mean,transformer,ranked")
+    parser.add_argument("--kinds", default="mean,mean:describe,transformer,ranked")
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--bundles", type=Path, default=None, help="folder of the bundles, kept between two runs")
-    parser.add_argument("--body", default="", help="further fields of the request, such as ',\"describe\":true'")
     options = parser.parse_args()
     folder = options.bundles or Path(tempfile.mkdtemp(prefix="twofold-bench-"))
     script = Path(tempfile.mkdtemp(prefix="twofold-bench-")) / "request.lua"
-    script.write_text(one.request_script(options.body))
     trees = {"before": options.other.resolve(), "after": HERE.parent}
     figures: dict[str, Any] = {}
-    for kind in options.kinds.split(","):
-        runs = {name: folder / name / kind for name in trees}
-        for name, tree in trees.items():
-            write_bundle(tree, runs[name], kind)
-        figures[kind] = compare(runs, trees, script, seconds=options.seconds, rounds=options.rounds)
-        print(kind, json.dumps(figures[kind]))
+    for name in options.kinds.split(","):
+        kind, _, field = name.partition(":")
+        script.write_text(one.request_script(f',"{field}":true' if field else ""))
+        runs = {side: folder / side / kind for side in trees}
+        for side, tree in trees.items():
+            write_bundle(tree, runs[side], kind)
+        figures[name] = compare(runs, trees, script, seconds=options.seconds, rounds=options.rounds)
+        print(name, json.dumps(figures[name]))
     commits = {
         name: subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, **one.CAUGHT).stdout.strip()
         for name, tree in trees.items()
     }
-    saved = {"commits": commits, "load_average": os.getloadavg(), "body": options.body, "figures": figures}
+    saved = {"commits": commits, "load_average": os.getloadavg(), "figures": figures}
     (HERE / "serve_compare.json").write_text(json.dumps(saved, indent=1) + "\n")
 
 
