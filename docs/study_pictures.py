@@ -34,7 +34,6 @@ ANIMATED: Final = {
     "base": "items shown and not liked",
     "e02": "random",
     "e03": "in-batch and random",
-    "e04": "the same and hard",
 }
 """Runs of study E on its picture, and their negatives."""
 _SIDE: Final = 250  # of a panel, in units of the picture

@@ -77,6 +77,7 @@ NOT_RUN: Final = ("b09", "b10", "d01", "d03", "c09", "prod-dnn", "e05")
 COMPARED: Final[Mapping[str, str]] = {
     **{"a02": "a01", "a04": "a03", "a05": "a03", "a06": "a04", "a08": "a07", "a09": "a08", "a10": "a08", "a11": "a03"},
     **{"c02": "c01", "c03": "c02", "c04": "c03", "c05": "c03", "c06": "c05", "c07": "c03", "c08": "c03", "c09": "c03"},
+    **{"e03": "e02", "e04": "e03"},
 }
 """Experiments that are compared with another one than the base: the one that their opening says they change."""
 
@@ -150,7 +151,7 @@ def _processor_seconds() -> float:
 
 
 def _add_seconds(path: Path, seconds: float) -> None:
-    """Adds to the processor seconds of a run: a run that was killed and continued costs the sum of its parts."""
+    """Adds to the processor seconds of a run that was continued; what an attempt that was killed took is not known."""
     earlier = json.loads(path.read_text(encoding="utf-8"))["processor_s"] if path.exists() else 0.0
     write_json(path, {"processor_s": round(earlier + seconds, 1)})
 
