@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from twofold.dataset import npy
 from twofold.dataset.npy import append_array, map_array
 
 
@@ -19,3 +22,25 @@ def test_nothing_appended_is_an_empty_array(tmp_path):
     with append_array(tmp_path / "array.npy", np.float32):
         pass
     assert map_array(tmp_path / "array.npy").shape == (0,)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux says how a file is mapped")
+def test_a_large_file_that_is_read_at_random_is_not_read_ahead(tmp_path, monkeypatch):
+    path = tmp_path / "array.npy"
+    np.save(path, np.zeros(10_000))
+
+    def flags():
+        own = Path("/proc/self/smaps").read_text(encoding="utf-8").rpartition(str(path))[2]
+        return own.partition("VmFlags:")[2].partition("\n")[0].split()
+
+    small = map_array(path, is_read_at_random=True)
+    assert small.sum() == 0
+    assert "rr" not in flags()
+    del small
+    monkeypatch.setattr(npy, "_large_bytes", lambda: 80_000)
+    in_order = map_array(path)
+    assert "rr" not in flags()
+    del in_order
+    large = map_array(path, is_read_at_random=True)
+    assert "rr" in flags()
+    assert large.sum() == 0

@@ -51,7 +51,7 @@ def load_dataset(folder: Path, features: Features | None = None) -> Dataset:
         folder=folder,
         users=Vocabulary.load(folder / "users.parquet"),
         items=Vocabulary.load(folder / "items.parquet"),
-        examples=load_splits(folder, state.features),
+        examples=load_splits(folder, state.features, is_read_at_random=True),
         events=load_histories(folder, "events"),
         positives=load_histories(folder, "positives"),
         negatives=load_histories(folder, "negatives"),
@@ -76,7 +76,9 @@ def attribute_column(folder: Path, name: str) -> tuple[Side, pa.ChunkedArray]:
     return side, pq.read_table(folder / f"{side}_attributes.parquet", columns=[column])[column]
 
 
-def load_splits(folder: Path, features: Features) -> dict[Split, Examples]:
+def load_splits(folder: Path, features: Features, *, is_read_at_random: bool = False) -> dict[Split, Examples]:
     """Maps the examples of every window, with the counters of these features."""
     names = counter_names(features.user) + counter_names(features.item)
-    return {split: load_examples(folder / "rows", split, names) for split in SPLITS}
+    return {
+        split: load_examples(folder / "rows", split, names, is_read_at_random=is_read_at_random) for split in SPLITS
+    }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -114,13 +115,16 @@ def write_examples(
                 append_outcome(batch[name].to_numpy(zero_copy_only=False))
 
 
-def load_examples(folder: Path, split: Split, counters: tuple[str, ...]) -> Examples:
+def load_examples(
+    folder: Path, split: Split, counters: tuple[str, ...], *, is_read_at_random: bool = False
+) -> Examples:
     """Maps the examples that `write_examples` wrote, and the values of these counter features."""
+    map_rows = partial(map_array, is_read_at_random=is_read_at_random)
     outcomes = {path.stem.partition(f".{OUTCOME}")[2]: path for path in folder.glob(f"{split}.{OUTCOME}*.npy")}
     return Examples(
-        map_array(folder / f"{split}.npy"),
-        {name: map_array(folder / f"{split}.{file_stem(name)}.npy") for name in counters},
-        {name: map_array(path) for name, path in outcomes.items()},
+        map_rows(folder / f"{split}.npy"),
+        {name: map_rows(folder / f"{split}.{file_stem(name)}.npy") for name in counters},
+        {name: map_rows(path) for name, path in outcomes.items()},
     )
 
 

@@ -70,7 +70,9 @@ class Histories:
 
 def load_histories(folder: Path, name: str) -> Histories:
     """Maps the arrays that `Histories.save` wrote; nothing is read until it is used."""
-    item_rows, at, offsets = (map_array(folder / f"{name}.{part}.npy") for part in ("item_rows", "at", "offsets"))
+    item_rows, at, offsets = (
+        map_array(folder / f"{name}.{part}.npy", is_read_at_random=True) for part in ("item_rows", "at", "offsets")
+    )
     return Histories(item_rows, at, np.asarray(offsets))
 
 

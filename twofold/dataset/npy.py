@@ -1,5 +1,7 @@
 """Arrays in .npy files: written piece by piece and memory-mapped when read, so that none has to fit in memory."""
 
+import mmap
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,12 +30,24 @@ def append_array(path: Path, dtype: DTypeLike) -> Iterator[Callable[[np.ndarray]
         _write_header(file, dtype, length)
 
 
-def map_array(path: Path) -> np.ndarray:
-    """Maps a saved array; an empty one is read, because a file of length zero cannot be mapped."""
+def map_array(path: Path, *, is_read_at_random: bool = False) -> np.ndarray:
+    """Maps a saved array; an empty one is read, because a file of length zero cannot be mapped.
+
+    With `is_read_at_random`, the system reads no pages of a large file ahead: for a batch of random rows of a file that
+    is not in memory it read 1 GB instead of 17 MB. A smaller file is in memory after the first epoch anyway.
+    """
     try:
-        return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: indexing a memmap costs 5 µs each time
+        mapped = np.load(path, mmap_mode="r")
+        if is_read_at_random and mapped.nbytes >= _large_bytes() and hasattr(mmap, "MADV_RANDOM"):
+            mapped._mmap.madvise(mmap.MADV_RANDOM)
+        return np.asarray(mapped)  # a plain view: indexing a memmap costs 5 µs each time
     except ValueError:
         return np.asarray(np.load(path))
+
+
+def _large_bytes() -> int:
+    """Returns a quarter of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 def _write_header(file: BinaryIO, dtype: DTypeLike, length: int) -> None:
