@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 import twofold
-from twofold.cli import demo, inputs, runs, serving, stages
+from twofold.cli import demo, inputs, plan, runs, serving, stages
 from twofold.errors import TwofoldError
 
 _INPUTS, _STAGES, _SERVING, _RUNS = "Data and recipes", "Stages", "Recommendations", "Finished runs"
@@ -37,6 +37,7 @@ def options(
 
 app.command(rich_help_panel=_INPUTS)(demo.demo)
 app.command(rich_help_panel=_INPUTS)(inputs.data)
+app.command(rich_help_panel=_INPUTS)(plan.plan)
 app.add_typer(inputs.recipe_app, name="recipe", rich_help_panel=_INPUTS)
 app.command(rich_help_panel=_STAGES)(stages.run)
 app.command(rich_help_panel=_STAGES)(stages.prepare)

@@ -4,11 +4,13 @@ import errno
 import os
 import re
 import shutil
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from twofold.errors import DataError, RecipeError
 from twofold.prepare.duckdb_engine import unreadable
@@ -17,6 +19,8 @@ from twofold.prepare.sources import Source
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+CONNECT_PORT: Final = 15002
+"""Port of a server of Spark Connect whose address has none."""
 SAIL: Final = "sail"
 """Master that stands for Sail in this process."""
 # Session settings that give Spark the meaning of DuckDB.
@@ -96,9 +100,16 @@ def _sail_session() -> Iterator["SparkSession"]:
 
 
 def _connect(master: str) -> "SparkSession":
-    """Opens a session of a server of Spark Connect."""
+    """Opens a session of a server of Spark Connect; one that does not answer is named at once, where the client would
+    try again for ten minutes.
+    """
     from pyspark.errors import PySparkException
 
+    address = urlsplit(master)
+    try:
+        socket.create_connection((address.hostname or "", address.port or CONNECT_PORT), timeout=10).close()
+    except OSError as error:
+        raise _not_started(master, f"it does not answer ({error})") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # about pandas, which has no part in this
             from pyspark.sql.connect.session import SparkSession

@@ -1,0 +1,133 @@
+"""Cost of a run before it starts: processor hours, memory and disk of each stage, and which limit is met first.
+
+The constants are those of the run of 3 M rows in `benchmarks/scale.json`; a test computes them again and compares the
+prediction with a run of twice the size. They hold for the recipe of that benchmark: two rules, two filters, windows of
+days, two histories of 100, ids. Labels and counters about double the time of preparation. Memory is that of tables and
+orders; pages of mapped files come on top, as far as there is room. GPU hours are computed from products of matrices,
+and were not measured.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from twofold.recipe.features import HistoryFeature, SequenceFeature
+from twofold.recipe.retriever import TwoTower
+from twofold.recipe.schema import Recipe
+from twofold.recipe.train import InBatchSoftmax
+
+GB: Final = 10**9
+EXAMPLES_A_ROW: Final = 0.249
+"""Positive training events of an event of the log."""
+PREPARE_US: Final = 3.70
+DATASET_US: Final = 0.873
+TRAIN_US: Final = 77.8
+"""Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch."""
+PREPARE_BYTES: Final = 22.2
+DATASET_BYTES: Final = 75.5
+"""Bytes on disk of an event."""
+PREPARE_GB: Final = 0.35
+PREPARE_BYTES_IN_MEMORY: Final = 220.0
+"""Memory of preparation without a log, and bytes of an event in DuckDB's tables, which spill above its limit."""
+ARRAYS_GB: Final = 0.40
+TRAIN_GB: Final = 0.66
+"""Memory of the arrays and of training without a log: mostly the libraries."""
+_NUMBER_BYTES: Final = 4
+_COPIES: Final = 5  # a parameter, its gradient, two states of Adam, and the best epoch
+_ID_BYTES: Final = 21  # of a user in a vocabulary of integers: the id, its sorted copy and the order
+_SORT_BYTES: Final = 16  # of an event: the users of the training examples, and a sorted copy
+_ORDER_BYTES: Final = 26  # of a training example in a process: its index, its user, and the order of an epoch
+GPU_FLOPS: Final = 1e14  # a tenth of what an H100 or H200 has in bfloat16
+DAY_S: Final = 86_400
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of a log, and the machines that it is prepared and trained on."""
+
+    rows: float
+    users: float
+    items: float
+    machines: int = 1
+    cores: int = 16
+    memory_gb: float = 64.0
+    disk_gb: float = 1000.0
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Cost of one stage: processor hours in total, peak memory and bytes on disk of a machine, GPU hours in total."""
+
+    name: str
+    processor_h: float
+    memory_gb: float
+    disk_gb: float
+    machines: int
+    gpu_h: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit of a machine, and how many times what it has is needed: above 1, it is exceeded."""
+
+    name: str
+    times: float
+
+
+def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
+    """Returns the cost of preparation, of the arrays and of training."""
+    examples = scale.rows * EXAMPLES_A_ROW
+    parameters = table_parameters(recipe, scale.items)
+    machines = scale.machines  # Spark prepares on all of them, and ranks train on all
+    tables_gb = scale.rows * PREPARE_BYTES_IN_MEMORY / GB / machines
+    limit_gb = scale.memory_gb / 2  # DuckDB's; Spark is given as much
+    prepare = StageCost(
+        "prepare",
+        scale.rows * PREPARE_US / 3.6e9,
+        PREPARE_GB + min(tables_gb, limit_gb),
+        scale.rows * PREPARE_BYTES / GB / machines + max(tables_gb - limit_gb, 0.0),
+        machines,
+    )
+    arrays = StageCost(
+        "dataset",
+        scale.rows * DATASET_US / 3.6e9,
+        ARRAYS_GB + (scale.rows * _SORT_BYTES + scale.users * _ID_BYTES) / GB,
+        scale.rows * DATASET_BYTES / GB,
+        1,
+    )
+    memory = TRAIN_GB + (parameters * _NUMBER_BYTES * _COPIES + examples * _ORDER_BYTES + scale.users * _ID_BYTES) / GB
+    train = StageCost(
+        "train",
+        examples * recipe.train.epochs * TRAIN_US / 3.6e9,
+        memory,
+        parameters * _NUMBER_BYTES * (_COPIES - 1) / GB,
+        machines,
+        examples * recipe.train.epochs * flops_an_example(recipe) / GPU_FLOPS / 3600,
+    )
+    return prepare, arrays, train
+
+
+def limits(scale: Scale, costs: Sequence[StageCost]) -> list[Limit]:
+    """Returns the limits of a machine, those that are exceeded most first."""
+    found = []
+    for cost in costs:
+        found.append(Limit(f"memory of {cost.name}", cost.memory_gb / scale.memory_gb))
+        found.append(Limit(f"disk of {cost.name}", cost.disk_gb / scale.disk_gb))
+        # One process writes the arrays; the other stages use all cores.
+        cores = 1 if cost.machines == 1 and cost.name == "dataset" else scale.cores * cost.machines
+        found.append(Limit(f"a day for {cost.name}", cost.processor_h * 3600 / cores / DAY_S))
+    return sorted(found, key=lambda limit: limit.times, reverse=True)
+
+
+def table_parameters(recipe: Recipe, items: float) -> float:
+    """Returns the parameters of the tables of items: that of the ids, and one of each history with its own."""
+    dim = recipe.retriever.dim if isinstance(recipe.retriever, TwoTower) else 64
+    histories = [each for each in recipe.features.user if isinstance(each, HistoryFeature | SequenceFeature)]
+    return items * dim * (1 + len(histories))
+
+
+def flops_an_example(recipe: Recipe) -> float:
+    """Returns the floating-point operations of an example: logits against its batch, and their two gradients."""
+    dim = recipe.retriever.dim if isinstance(recipe.retriever, TwoTower) else 64
+    drawn = recipe.train.loss.uniform_negatives if isinstance(recipe.train.loss, InBatchSoftmax) else 0
+    return 6.0 * dim * (recipe.train.batch_size + drawn)
