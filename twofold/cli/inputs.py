@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from twofold.cli.draft import new
+from twofold.cli.examples import example_of
 from twofold.cli.options import RecipeFile, Settings
 from twofold.errors import RequestError
 from twofold.recipe.diff import recipe_differences, recipe_digest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from twofold.ingest.world import World
 
 recipe_app = typer.Typer(help="Draft a recipe from a log, check one, compare two.", no_args_is_help=True)
-recipe_app.command()(new)
+recipe_app.command(epilog=example_of("recipe new"))(new)
 
 
 def data(
@@ -104,7 +105,7 @@ def _print_tables(rows: Mapping[str, int], block: str) -> None:
     print(f"\nfor a recipe:\n{block}", end="")
 
 
-@recipe_app.command()
+@recipe_app.command(epilog=example_of("recipe check"))
 def check(
     recipe: RecipeFile,
     settings: Settings,
@@ -135,7 +136,7 @@ def check(
     print(f"{recipe} is valid: recipe {recipe_digest(loaded)[:12]}, {len(source.files)} data files")
 
 
-@recipe_app.command()
+@recipe_app.command(epilog=example_of("recipe diff"))
 def diff(old: RecipeFile, new: RecipeFile) -> None:
     """Compare two recipes: print the fields that are added, removed or changed."""
     table = Table("", "field", "first", "second", box=SIMPLE_HEAD, pad_edge=False)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 import twofold
 from twofold.cli import demo, inputs, plan, runs, serving, stages
+from twofold.cli.examples import example_of
 from twofold.errors import TwofoldError
 
 _INPUTS, _STAGES, _SERVING, _RUNS = "Data and recipes", "Stages", "Recommendations", "Finished runs"
@@ -36,22 +37,22 @@ def options(
 
 
 app.command(rich_help_panel=_INPUTS)(demo.demo)
-app.command(rich_help_panel=_INPUTS)(inputs.data)
-app.command(rich_help_panel=_INPUTS)(plan.plan)
+app.command(rich_help_panel=_INPUTS, epilog=example_of("data"))(inputs.data)
+app.command(rich_help_panel=_INPUTS, epilog=example_of("plan"))(plan.plan)
 app.add_typer(inputs.recipe_app, name="recipe", rich_help_panel=_INPUTS)
-app.command(rich_help_panel=_STAGES)(stages.run)
-app.command(rich_help_panel=_STAGES)(stages.prepare)
-app.command(rich_help_panel=_STAGES)(stages.dataset)
-app.command(rich_help_panel=_STAGES)(stages.train)
-app.command(rich_help_panel=_STAGES)(stages.evaluate)
-app.command(rich_help_panel=_STAGES)(stages.index)
-app.command(rich_help_panel=_STAGES)(stages.explain)
-app.command(rich_help_panel=_SERVING)(serving.recommend)
-app.command(rich_help_panel=_SERVING)(serving.serve)
-app.command(rich_help_panel=_SERVING)(serving.publish)
-app.command(name="runs", rich_help_panel=_RUNS)(runs.list_all_runs)
-app.command(rich_help_panel=_RUNS)(runs.compare)
-app.command(rich_help_panel=_RUNS)(runs.tracker)
+app.command(rich_help_panel=_STAGES, epilog=example_of("run"))(stages.run)
+app.command(rich_help_panel=_STAGES, epilog=example_of("prepare"))(stages.prepare)
+app.command(rich_help_panel=_STAGES, epilog=example_of("dataset"))(stages.dataset)
+app.command(rich_help_panel=_STAGES, epilog=example_of("train"))(stages.train)
+app.command(rich_help_panel=_STAGES, epilog=example_of("evaluate"))(stages.evaluate)
+app.command(rich_help_panel=_STAGES, epilog=example_of("index"))(stages.index)
+app.command(rich_help_panel=_STAGES, epilog=example_of("explain"))(stages.explain)
+app.command(rich_help_panel=_SERVING, epilog=example_of("recommend"))(serving.recommend)
+app.command(rich_help_panel=_SERVING, epilog=example_of("serve"))(serving.serve)
+app.command(rich_help_panel=_SERVING, epilog=example_of("publish"))(serving.publish)
+app.command(name="runs", rich_help_panel=_RUNS, epilog=example_of("runs"))(runs.list_all_runs)
+app.command(rich_help_panel=_RUNS, epilog=example_of("compare"))(runs.compare)
+app.command(rich_help_panel=_RUNS, epilog=example_of("tracker"))(runs.tracker)
 app.command(rich_help_panel=_RUNS)(runs.tune)
 app.command(rich_help_panel=_RUNS)(serving.export)
 
