@@ -47,7 +47,8 @@ def test_the_page_of_results_is_what_the_benchmarks_say() -> None:
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results_page(), "run `make docs`"
 
 
-def test_the_page_of_the_studies_is_what_their_recipes_and_runs_say() -> None:
+def test_the_page_of_the_studies_is_what_their_recipes_and_runs_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
     studies_page = runpy.run_path(str(ROOT / "docs" / "make_studies.py"))["studies_page"]
     assert (ROOT / "docs" / "studies.md").read_text(encoding="utf-8") == studies_page(), "run `make docs`"
 

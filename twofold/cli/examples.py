@@ -34,7 +34,7 @@ EXAMPLES: Final = {
     "runs": Example("twofold runs", "run … recall@100 …"),
     "compare": Example("twofold compare runs/short runs/other", "* p < 0.05: …"),
     "tracker": Example("twofold tracker runs --to tracker.html", "2 runs  tracker.html"),
-    "publish": Example("twofold publish runs/short shared/current.json", "shared/current.json"),
+    "publish": Example("twofold publish runs/short current.json", "current.json"),
     "serve": Example("twofold serve runs/short --port 8000", "http://127.0.0.1:8000/ …"),
 }
 
