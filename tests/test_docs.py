@@ -10,6 +10,9 @@ import pytest
 import typer
 
 from twofold.cli.main import app
+from twofold.prepare.check import check_recipe
+from twofold.recipe.diff import recipe_differences
+from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -89,3 +92,16 @@ def test_a_shipped_recipe_opens_with_what_to_expect(recipe: Path) -> None:
     opening = "\n".join(line for line in recipe.read_text(encoding="utf-8").splitlines()[:30] if line.startswith("#"))
     for word in ("shows", "expected", "time", "cores", "command"):
         assert word in opening.lower(), f"the opening comment of {recipe.name} does not state: {word}"
+
+
+COOKBOOK = re.findall(
+    r"## ([^\n]+)\n(?:(?!\n## ).)*?```yaml\n(.*?)```", (ROOT / "docs" / "cookbook.md").read_text(), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("block", [block for _, block in COOKBOOK], ids=[name for name, _ in COOKBOOK])
+def test_the_shipped_recipe_is_valid_with_each_block_of_the_cookbook(block: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"base: {ROOT / 'recipes' / 'kuairand.yaml'}\nname: changed\n{block}")
+    changed = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe_differences(load_recipe(ROOT / "recipes" / "kuairand.yaml"), changed)
+    check_recipe(changed)
