@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 from twofold.errors import DataError, RecipeError
@@ -112,13 +112,13 @@ def _connect(master: str) -> "SparkSession":
         raise _not_started(master, f"it does not answer ({error})") from None
     try:
         with warnings.catch_warnings(action="ignore"):  # about pandas, which has no part in this
-            from pyspark.sql.connect.session import SparkSession
+            from pyspark.sql.connect.session import SparkSession as RemoteSession
 
-            session = SparkSession.builder.remote(master).create()
+            session = RemoteSession.builder.remote(master).create()
         session.conf.get("spark.sql.session.timeZone")  # the first call connects
     except PySparkException as error:
         raise _not_started(master, reason_of(error)) from None
-    return session  # type: ignore[return-value]  # another class with the same methods
+    return cast("SparkSession", session)  # another class with the same methods
 
 
 def _start(master: str, spill: Path) -> "SparkSession":
