@@ -147,7 +147,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Keeps other processes out of a run folder while the block runs; turns a full disk into a RunError."""
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunError(
+            f"{run} cannot be a run folder: it or a folder above it is a file. Name another folder."
+        ) from None
     with (run / ".lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.ingest.test_inspect_log import ROWS, keys, write
@@ -40,6 +41,36 @@ def test_the_command_shows_what_it_saw_and_what_to_do_next(
     code, _, error = call("--log", short_video, "--out", out)
     assert (code, "exists. Overwrite it with --overwrite, or name another file with --out FILE" in error) == (2, True)
     assert call("--log", short_video, "--out", out, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "rule", "message"),
+    [
+        ("--positive", "lked = 1", "--positive reads `lked`, which does not exist"),
+        ("--relevant", "event = 'bought'", "--relevant reads `event`, which does not exist"),
+        ("--relevant", '"what happened" = bought', "write it in single quotes: \"what happened\" = 'bought'. "),
+        ("--positive", "watch_s > 1e9", "--positive: watch_s > 1e9 is true for none of the 1,200 events. Compare its"),
+        ("--relevant", "\"what happened\" = 'bouht'", "'bouht' is true for none of the 1,200 events. Compare its"),
+    ],
+)
+def test_a_rule_that_reads_no_column_or_finds_nothing_is_refused_before_a_recipe_is_written(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]], option: str, rule: str, message: str
+) -> None:
+    key = keys()
+    happened = np.where(np.arange(len(key["user"])) % 3, "looked", "bought")
+    columns = {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"], "what happened": happened}
+    log = write(tmp_path / "log.parquet", columns | {"watch_s": key["seconds"] % 50})
+    code, _, error = call("--log", log, "--out", tmp_path / "r.yaml", option, rule)
+    assert (code, message in " ".join(error.split())) == (2, True), error
+    assert not (tmp_path / "r.yaml").exists()
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, error = call("--log", short_video, "--out", tmp_path, "--overwrite")
+    assert (code, f"--out {tmp_path} is a folder. Name a file in it, such as {tmp_path}/recipe.yaml." in error) == (
+        2,
+        True,
+    )
 
 
 def test_days_are_those_of_the_given_time_zone(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:

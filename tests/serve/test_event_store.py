@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from twofold.errors import RequestError
-from twofold.serve import redis_store
+from twofold.serve import event_store, redis_store
 from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError, open_histories
 
 MAX_EVENTS = 5
@@ -63,7 +63,9 @@ def test_the_newest_events_are_stored_in_any_order_of_posting(where: str, user: 
     asyncio.run(posted())
 
 
-def test_concurrent_writers_lose_nothing(where: str, user: str) -> None:
+def test_concurrent_writers_lose_nothing(where: str, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_store, "TIMEOUT_S", 60.0)  # the disk may be busy with other tests
+
     async def write() -> None:
         stores = [open_histories(where) for _ in range(4)]
         posts = [

@@ -1,5 +1,6 @@
 """The command `twofold recipe new`: a commented recipe from a log, and what it is unsure of."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +36,8 @@ _Positive = Annotated[
     str | None, typer.Option("--positive", help='Rule of the events that train, such as "rating >= 4".')
 ]
 _Relevant = Annotated[
-    str | None, typer.Option("--relevant", help="Rule of the events that the report asks for, if others.")
+    str | None,
+    typer.Option("--relevant", help="Rule of the events that count as hits in the report, if not those of --positive."),
 ]
 _Weights = Annotated[str | None, typer.Option("--weights", help="Weights by kind of event: view=1,cart=4,purchase=10.")]
 _Repeats = Annotated[
@@ -79,6 +81,8 @@ def new(
         _rule(positive, "--positive"), _rule(relevant, "--relevant"), repeats, test_days, _zone(time_zone)
     )
     columns = GivenColumns(user, item, time, parse_weights(weights) if weights else {})
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder. Name a file in it, such as {out / 'recipe.yaml'}.")
     if str(out) != "-" and out.exists() and not overwrite:
         raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
 
@@ -142,7 +146,7 @@ def ask_questions(seen: "LogProfile") -> tuple["Answers", dict[str, float] | Non
     for number, question in enumerate(found, start=1):
         option = question.option.split()[0]
         is_yes_or_no = option in ("--repeats", "--no-repeats")
-        example = "y or n" if is_yes_or_no else "such as " + question.option.removeprefix(option).strip(' "')
+        example = "y or n" if is_yes_or_no else f"such as {shlex.split(question.option)[1]}"
         print(f"  {number}. {question.text}")
         while text := typer.prompt(f"     your answer, {example}", default="", show_default=False).strip():
             try:

@@ -42,4 +42,4 @@ EXAMPLES: Final = {
 def example_of(command: str) -> str:
     """Returns the example of a command as Markdown for the end of its help."""
     example = EXAMPLES[command]
-    return f"Example: `{example.command}`\n\nprints: `{example.output}`"
+    return f"Example: `{example.command}`\n\nIt prints, among others: `{example.output}`"

@@ -101,7 +101,7 @@ def compare(
         int | None, typer.Option("--seeds", min=1, help="Number of runs of each recipe, each with its own train.seed.")
     ] = None,
 ) -> None:
-    """Compare runs on one test window: metrics with intervals paired over users, and differences of their recipes.
+    """Compare runs on one test window: metrics with intervals of the differences, and what differs in the recipes.
 
     With `--seeds 3`, `twofold compare A0 A1 A2 B0 B1 B2` tests whether recipe B is better than A over all seeds.
     """

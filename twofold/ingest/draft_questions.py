@@ -1,5 +1,6 @@
 """Questions that a drafted recipe leaves open, each with the guess and the option that answers it."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,13 +58,24 @@ def _of_kinds(seen: LogProfile) -> list[DraftQuestion]:
     found = [DraftQuestion(f"How much does each kind of event count in training? {weights}.", f'--weights "{weights}"')]
     if kinds.unknown:
         left = ", ".join(map(printable, kinds.unknown))
-        found.append(DraftQuestion(f"Do these kinds of event show interest? They are not used: {left}.", "--weights …"))
+        with_first = f"{weights},{printable(kinds.unknown[0])}=1"
+        text = f"Do these kinds of event show interest? They are not used: {left}."
+        found.append(DraftQuestion(text, f'--weights "{with_first}"'))
     if seen.answers.relevant is None and kinds.relevant_choices:
         target = printable(relevant) if relevant else "all of them, since too few users have stronger ones"
         others = [rule for rule in (*kinds.relevant_choices, kinds.positive) if rule != relevant]
         text = f"Which kinds should the recommendations lead to? The report asks for {target}."
-        found.append(DraftQuestion(text, f'--relevant "{printable(others[0])}"'))
+        found.append(DraftQuestion(text, f"--relevant {_for_shell(printable(others[0]))}"))
     return found
+
+
+def _for_shell(rule: str) -> str:
+    """Returns a rule as one argument of a command line.
+
+    >>> print(_for_shell("event = 'bought'"), _for_shell('"what happened" IS NULL'))
+    "event = 'bought'" '"what happened" IS NULL'
+    """
+    return shlex.quote(rule) if set(rule) & set('"$`\\') else f'"{rule}"'
 
 
 def _of_repeats(seen: LogProfile) -> list[DraftQuestion]:

@@ -24,7 +24,7 @@ from twofold.prepare.sources import Source, open_source
 from twofold.recipe.data import Table
 from twofold.recipe.load import load_recipe
 from twofold.recipe.split import TemporalSplit
-from twofold.sql.rules import rule_columns, rule_sql
+from twofold.sql.rules import check_columns, rule_columns, rule_sql
 from twofold.tables import DAY_MS, HOUR_MS
 
 # Duplicates and repeats are counted on at most this many rows: those of a share of the users, chosen by hash.
@@ -115,8 +115,14 @@ def check_draft(text: str, folder: Path) -> None:
 
 
 def _as_answered(query: Query, source: Source, roles: Roles, answers: Answers) -> Roles:
-    """Returns the roles with the user's rules, or with the threshold that fits the distribution of the ratings."""
+    """Returns the roles with the user's rules, or with the threshold that fits the distribution of the ratings.
+
+    RecipeError if a rule reads a column that the log has not.
+    """
     signals = roles.signals
+    for option, rule in (("--positive", answers.positive), ("--relevant", answers.relevant)):
+        if rule is not None:
+            check_columns(rule, source.event_columns, field=option)
     if signals.rating is not None and answers.positive is None:
         column = rule_sql(signals.rating, result="number")
         counts = query(f'SELECT {column}, COUNT(*) FROM ({source.events_sql}) AS "log" GROUP BY 1 LIMIT 1000')
@@ -139,12 +145,26 @@ def _count(query: Query, source: Source, roles: Roles, answers: Answers, zone: s
         wanted = min(_ENOUGH_USERS, events.users // 4)
         if relevant is None or (is_by_days and (count_judged(events, answers.test_days) or 0) >= wanted):
             break
-    if events.positives == 0 and answers.positive is None:
+    _check_answered(events, answers)
+    if events.positives == 0:
         reason = f"every event, because {roles.positive} is true for none"
         signals = replace(roles.signals, positive="TRUE", reason=reason, kinds=None, relevant=None, rating=None)
         roles = replace(roles, signals=signals)
         events = look_at_events(query, source, roles, zone)
     return roles, events
+
+
+def _check_answered(events: EventFacts, answers: Answers) -> None:
+    """Raises DataError if a rule of the user is true for no event."""
+    for option, rule, has_events in (
+        ("--positive", answers.positive, events.positives > 0),
+        ("--relevant", answers.relevant, max(events.users_from, default=1) > 0),
+    ):
+        if rule is not None and not has_events:
+            raise DataError(
+                f"{option}: {rule} is true for none of the {events.rows:,} events. Compare its values with those that "
+                f"`twofold recipe new` prints for the column without this option."
+            )
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

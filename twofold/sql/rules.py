@@ -107,7 +107,8 @@ def _text_hint(text: str, missing: Collection[str], columns: Collection[str]) ->
         column, value = comparison.this, comparison.expression
         is_name = type(value) is exp.Column and type(column) is exp.Column
         if is_name and value.name in missing and column.name in columns:
-            return f"If {value.name} is a text, write it in single quotes: {column.name} = '{value.name}'. "
+            quoted = f"{column.sql(dialect='duckdb')} = '{value.name}'"
+            return f"If {value.name} is a text, write it in single quotes: {quoted}. "
     return ""
 
 
