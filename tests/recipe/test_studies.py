@@ -137,7 +137,7 @@ def over(world: Path, path: Path) -> Recipe:
     if study.train.batch_size == 1:  # a step for each of a few examples
         settings.append("prepare.sample.users=0.1")
     train, is_apart = study.train, study.train.group_by or getattr(study.retriever, "separate_towers_by", None)
-    if train.batch_size >= 1024:  # more than a step or two an epoch
+    if is_apart or train.batch_size >= 1024:  # more than a step or two an epoch
         settings.append(f"train.batch_size={32 if is_apart else 256}")
     if train.micro_batch_size is not None:
         settings.append("train.micro_batch_size=64")
