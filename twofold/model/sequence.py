@@ -180,8 +180,8 @@ def _causal(
 
 def _rotated(
     vectors: Float[Tensor, "batch _ length _"],
-    cosines: Float[Tensor, "*#batch _"],
-    sines: Float[Tensor, "*#batch _"],
+    cosines: Float[Tensor, "... _"],
+    sines: Float[Tensor, "... _"],
 ) -> Float[Tensor, "batch _ length _"]:
     """Rotates each pair of numbers by its angle at its position, so that inner products depend on distances alone."""
     first, second = vectors.chunk(2, dim=-1)
