@@ -81,10 +81,7 @@ def new(
         _rule(positive, "--positive"), _rule(relevant, "--relevant"), repeats, test_days, _zone(time_zone)
     )
     columns = GivenColumns(user, item, time, parse_weights(weights) if weights else {})
-    if out.is_dir():
-        raise RequestError(f"--out {out} is a folder. Name a file in it, such as {out / 'recipe.yaml'}.")
-    if str(out) != "-" and out.exists() and not overwrite:
-        raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
+    _check_out(out, overwrite=overwrite)
 
     def profile(columns: GivenColumns, answers: Answers) -> LogProfile:
         with Console(stderr=True).status("reading the log …"):
@@ -92,6 +89,13 @@ def new(
 
     is_asked = not yes and str(out) != "-" and sys.stdin.isatty() and sys.stdout.isatty()
     _draft(log, profile, columns, answers, out=out, is_asked=is_asked)
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder. Name a file in it, such as {out / 'recipe.yaml'}.")
+    if str(out) != "-" and out.exists() and not overwrite:
+        raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
 
 
 _Profile: TypeAlias = "Callable[[GivenColumns, Answers], LogProfile]"
