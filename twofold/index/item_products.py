@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from twofold.errors import RunError
+from twofold.onnx_session import open_session
 
 ITEM_PRODUCTS: Final = "item_products.onnx"
 
@@ -60,14 +61,9 @@ def load_item_products(folder: Path) -> ItemProducts | None:
     path = folder / ITEM_PRODUCTS
     if not path.exists():
         return None
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        return ItemProducts(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
-    except Exception as error:  # onnxruntime raises classes of its own, which share no other ancestor
+        return ItemProducts(open_session(path))
+    except Exception as error:  # see `open_session`
         raise RunError(
             f"{path} is not a graph that onnxruntime can run: {error}. Delete {folder} and run `twofold run` again."
         ) from error

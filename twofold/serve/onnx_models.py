@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int64
 
 from twofold.errors import RunError
 from twofold.model.fold_in import HistoryModel
+from twofold.onnx_session import open_session
 
 USER_TOWER: Final = "user_tower.onnx"
 RANKER_USER: Final = "ranker_user.onnx"  # these four are written by twofold/model/ranker.py
@@ -118,16 +119,10 @@ def load_ranker(folder: Path) -> Ranker | None:
 
 
 def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # One row is too little work for several threads, and in a batch the search beside it needs the cores.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_session(path)
         (_,) = session.get_outputs()
-    except Exception as error:  # onnxruntime raises classes of its own, which share no other ancestor
+    except Exception as error:  # see `open_session`
         raise RunError(
             f"{path} is not a graph with one output that onnxruntime can run: {error}. "
             f"Delete {path.parent} and run `twofold run` again."
