@@ -30,7 +30,7 @@ from twofold.evaluate.scores import (
     rank_in_two_stages,
     score_impressions,
 )
-from twofold.evaluate.window import EvaluationWindow, split_of
+from twofold.evaluate.window import DayBounds, EvaluationWindow, evaluation_window, split_of
 from twofold.explain import gap
 from twofold.explain.probes import Probe, new_item_probe
 from twofold.index.filters import compile_filter
@@ -43,7 +43,9 @@ from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, e
 from twofold.model.retriever import Blend, Model, as_products, item_vectors, repeats_of, user_vectors
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
+from twofold.recipe.schema import Recipe
 from twofold.recipe.train import InBatchSoftmax, Train
+from twofold.tables import Split
 from twofold.topk import Additions, Products
 from twofold.train.negatives import mixed_log_q
 
@@ -60,6 +62,11 @@ def catalogue_scores(model: Model, arrays: Dataset, window: EvaluationWindow) ->
         items_as_products(items, model.score),
         repeats_of(model, arrays, window.user_rows, window.query_at),
     )
+
+
+def window_of(recipe: Recipe, arrays: Dataset, split: Split, day: DayBounds | None = None) -> EvaluationWindow:
+    """Returns a window of the data set, with the items that the recipe recommends again; see `evaluation_window`."""
+    return evaluation_window(arrays, split, day, includes_seen=recipe.index.include_seen)
 
 
 def positives_before_window(prepare: Prepare, arrays: Dataset, window: EvaluationWindow) -> Interactions:

@@ -25,7 +25,7 @@ from twofold.evaluate.peer_tuning import fixed_constants, tune_peers
 from twofold.evaluate.per_user_values import save_rows, save_values
 from twofold.evaluate.results import MODEL, write_report
 from twofold.evaluate.sampled import negatives_of
-from twofold.evaluate.window import DayBounds, EvaluationWindow, evaluation_window
+from twofold.evaluate.window import DayBounds, EvaluationWindow
 from twofold.model.ranker import describe_ranker
 from twofold.model.retriever import describe_model
 from twofold.page.run_page import PAGE, write_run_page
@@ -35,6 +35,7 @@ from twofold.pipeline.adapters import (
     evaluate_heads,
     positives_before_window,
     score_sources,
+    window_of,
 )
 from twofold.pipeline.best_model import load_tuning
 from twofold.pipeline.index import index_inputs
@@ -64,7 +65,7 @@ def _evaluate(
 ) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever, ranker)
     arrays = models.data.retriever
-    window = evaluation_window(arrays, "test", includes_seen=job.recipe.index.include_seen)
+    window = window_of(job.recipe, arrays, "test")
     positives = positives_before_window(job.recipe.prepare, arrays, window)
     items = described_items(job.recipe, dataset.folder, arrays, as_of=int(window.query_at.min()))
     config, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
@@ -111,8 +112,7 @@ def _evaluate_days(
     arrays, found = models.data.retriever, []
     for day in job.recipe.evaluate.windows:
         first_at, end_at = job.recipe.prepare.day_ms(day)
-        bounds, includes_seen = DayBounds(f"{day}", first_at, end_at), job.recipe.index.include_seen
-        window = evaluation_window(arrays, "test", bounds, includes_seen=includes_seen)
+        window = window_of(job.recipe, arrays, "test", DayBounds(f"{day}", first_at, end_at))
         positives = positives_before(arrays, window, first_at=first_at)
         sources = score_sources(models.retriever, models.ranker, models.data, window)
         baselines, _ = baseline_scores(window, positives, groups, tuning)
@@ -126,7 +126,7 @@ def _tuning(job: Job, arrays: Dataset, window: EvaluationWindow) -> PeerTuning:
     """
     metrics, with_peers, tuned = deciding_metrics(window.num_items), not job.recipe.evaluate.brief, None
     if len(arrays.examples["validation"].user_rows):
-        validation = evaluation_window(arrays, "validation", includes_seen=job.recipe.index.include_seen)
+        validation = window_of(job.recipe, arrays, "validation")
         positives = positives_before_window(job.recipe.prepare, arrays, validation)
         with heartbeat("evaluate"):
             tuned = tune_peers(validation, positives, metrics=metrics, with_peers=with_peers)

@@ -8,14 +8,13 @@ from typing import Any, Final
 
 from twofold.dataset.dataset import item_attributes
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.evaluate.window import evaluation_window
 from twofold.explain.gap import measure_gap
 from twofold.explain.map import MapUsers
 from twofold.explain.map_page import map_run
 from twofold.explain.run_probes import probe_records, probe_run, read_lists
 from twofold.index.item_index import load_index
 from twofold.page.run_page import write_run_page
-from twofold.pipeline.adapters import ServedIndex, gap_case, probe_new_items
+from twofold.pipeline.adapters import ServedIndex, gap_case, probe_new_items, window_of
 from twofold.pipeline.job import Job
 from twofold.pipeline.trained_models import load_models
 from twofold.progress import heartbeat
@@ -46,7 +45,7 @@ def _explain(
 ) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever)
     arrays, batch_size = models.data.retriever, max(job.recipe.train.batch_size, 2)
-    window = evaluation_window(arrays, "test", includes_seen=job.recipe.index.include_seen)
+    window = window_of(job.recipe, arrays, "test")
     index, items = load_index(indexed.folder), Vocabulary.load(indexed.folder / "items.parquet")
     served = ServedIndex(index, items, indexed.facts["as_of"])
     case = gap_case(models.retriever, arrays, window, served=served, settings=job.recipe.train)

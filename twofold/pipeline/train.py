@@ -20,7 +20,7 @@ from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.multi_tower import Towers, build_towers
 from twofold.model.ranker import Ranker
 from twofold.model.retriever import Blend, Model, load_model, towers_folder
-from twofold.pipeline.adapters import catalogue_scores, positives_before_window, two_stages
+from twofold.pipeline.adapters import catalogue_scores, positives_before_window, two_stages, window_of
 from twofold.pipeline.best_model import Served, choose_served, fit_served, load_tuning, save_served, save_tuning
 from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.trained_models import TrainedModels, load_models
@@ -129,7 +129,7 @@ def _fit_towers(
 
 
 def _validation_of(job: Job, arrays: Dataset) -> Callable[[Model], float]:
-    return partial(_validate_retriever, job, arrays, _validation_window(job, arrays))
+    return partial(_validate_retriever, job, arrays, window_of(job.recipe, arrays, "validation"))
 
 
 def _known_values(selected: Mapping[str, Any] | None) -> list[float]:
@@ -148,7 +148,7 @@ def _serve_best(
         positives = positives_before_window(job.recipe.prepare, arrays, evaluation_window(arrays, "test"))
         peer = fit_served(served, positives)
     else:
-        window = _validation_window(job, arrays)
+        window = window_of(job.recipe, arrays, "validation")
         positives = positives_before_window(job.recipe.prepare, arrays, window)
         tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
         towers = load_model(config, arrays, out)
@@ -158,10 +158,6 @@ def _serve_best(
         save_tuning(tuning, out)
     save_served(served, peer, out)
     return {"served": served.name, "best": asdict(served), "quality": quality}
-
-
-def _validation_window(job: Job, arrays: Dataset) -> EvaluationWindow:
-    return evaluation_window(arrays, "validation", includes_seen=job.recipe.index.include_seen)
 
 
 def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, model: Model) -> float:
@@ -189,7 +185,7 @@ def _train_ranker(
 ) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever)
     validate = _known_values(selected) or partial(
-        _validate_ranker, models, _validation_window(job, models.data.retriever)
+        _validate_ranker, models, window_of(job.recipe, models.data.retriever, "validation")
     )
     return fit_ranker(models.retriever, models.data, config=config, validate=validate, out=out)
 
