@@ -216,10 +216,10 @@ def _impressions() -> str:
     saved = json.loads((ROOT / "benchmarks" / "impressions.json").read_text(encoding="utf-8"))
     table = ["| row | GAUC | NDCG@5 | mean | training, processor s |", "|---|---|---|---|---|"]
     for name, row in saved["rows"].items():
-        cells = [f"{row[key]:.4f}".replace("0.", ".", 1) for key in ("gauc", "ndcg@5", "mean")]
+        cells = [_short(row[key], digits=4) for key in ("gauc", "ndcg@5", "mean")]
         table.append(f"| {name} | {' | '.join(cells)} | {round(row['processor_s']) if 'processor_s' in row else ''} |")
     for name, values in saved["published"].items():
-        table.append(f"| {name} | {' | '.join(f'{value:.4f}'.replace('0.', '.', 1) for value in values)} | |")
+        table.append(f"| {name} | {' | '.join(_short(value, digits=4) for value in values)} | |")
     return IMPRESSIONS.format(impressions=saved["impressions"], users=saved["users"], table="\n".join(table))
 
 
@@ -286,8 +286,8 @@ def _triple(value: float, low: float, high: float) -> str:
     return f"{_short(value)} [{_short(low)}, {_short(high)}]"
 
 
-def _short(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1)
+def _short(value: float, *, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".replace("0.", ".", 1)
 
 
 def update_results_page() -> int:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from twofold.cli.options import Settings
 from twofold.recipe.load import load_recipe
+from twofold.render.numbers import plural
 
 
 def plan(
@@ -28,14 +29,12 @@ def plan(
 
     scale = Scale(rows, users, items, machines, cores, memory_gb, disk_gb)
     costs = stage_costs(load_recipe(recipe, overrides=settings), scale)
-    table = Table("stage", "processor hours", "GPU hours", "GB memory a machine", "GB disk a machine", "on",
-                  box=SIMPLE_HEAD)  # fmt: skip
+    columns = ("stage", "processor hours", "GPU hours", "GB memory a machine", "GB disk a machine", "on")
+    table = Table(*columns, box=SIMPLE_HEAD)
     for cost in costs:
         gpu = f"{cost.gpu_h:,.2f}" if cost.gpu_h else ""
-        where = f"{cost.machines} machine{'s' if cost.machines > 1 else ''}"
-        table.add_row(
-            cost.name, f"{cost.processor_h:,.2f}", gpu, f"{cost.memory_gb:,.1f}", f"{cost.disk_gb:,.1f}", where
-        )
+        sizes = f"{cost.processor_h:,.2f}", gpu, f"{cost.memory_gb:,.1f}", f"{cost.disk_gb:,.1f}"
+        table.add_row(cost.name, *sizes, plural(cost.machines, "machine"))
     Console(soft_wrap=True).print(table)
     found = limits(scale, costs)
     broken = [limit for limit in found if limit.times > 1]

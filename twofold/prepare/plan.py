@@ -236,9 +236,8 @@ def labelled_sql(prepare: Prepare, source: Source, *, shards: int = 1) -> str:
     shard, joined = "0", ""
     if shards > 1:
         is_text = source.event_columns["user_id"] != "BIGINT"
-        shard = (
-            'COALESCE("_tf_shard", 0)' if is_text else shard_sql("BIGINT", shards)
-        )  # events without a user have none
+        # Events without a user have no shard in the table.
+        shard = 'COALESCE("_tf_shard", 0)' if is_text else shard_sql("BIGINT", shards)
         joined = 'LEFT JOIN "user_shards" ON "_tf_user" = "user_id"' if is_text else ""
     numbers = "".join(f', CAST({sql} AS FLOAT) AS "{name}"' for name, sql in _numbers_sql(prepare, source).items())
     return f"""

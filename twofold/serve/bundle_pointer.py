@@ -27,7 +27,6 @@ from twofold.serve.bundle import content_digest
 from twofold.serve.bundle_swaps import MAX_PAUSE_S, BundleSwitch
 from twofold.serve.http_errors import HttpError
 from twofold.serve.middleware import log
-from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.shared_state import SharedFolder
 
 POINTER_POLL_S: Final = 2.0  # longest delay until a service begins to follow a new pointer
@@ -67,10 +66,8 @@ def publish(run: Path, file: Path) -> Pointer:
     replaced last and whole.
     """
     open_stage(run, "index", verify=True)
-    digest, runs = content_digest(run), file.parent
-    name = (
-        run.resolve().name if _is_same(run.resolve().parent, runs) else f"{run.resolve().name}-{digest[:SHORT_DIGEST]}"
-    )
+    digest, runs, whole = content_digest(run), file.parent, run.resolve()
+    name = whole.name if whole.parent == runs.resolve() else f"{whole.name}-{digest[:SHORT_DIGEST]}"
     try:
         if not _has(runs / name, digest):
             _copy(run, runs / name, digest)
@@ -109,10 +106,6 @@ def _has(run: Path, digest: str) -> bool:
         return False
 
 
-def _is_same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
-
-
 def _copy(run: Path, target: Path, digest: str) -> None:
     """Copies the bundle of a run, and compares every file of the copy with its checksum before it gets its name."""
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as folder:
@@ -135,28 +128,27 @@ async def follow_pointer(file: Path, runs: Path, *, bundles: BundleSwitch, share
     One worker of a service swaps, that with the lowest process id; all of them state whether they lag behind. After a
     failure the previous bundle stays in use, and the next attempt follows after a pause that doubles.
     """
-    pause_s, metrics = POINTER_POLL_S, bundles.metrics
+    pause_s = POINTER_POLL_S
     while True:
         await asyncio.sleep(pause_s)
         try:
-            await _follow_once(file, runs, bundles=bundles, shared=shared, metrics=metrics)
+            await _follow_once(file, runs, bundles=bundles, shared=shared)
             pause_s = POINTER_POLL_S
         except (RunError, HttpError, OSError) as error:
             log("pointer cannot be followed", {"error": str(error)})
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
 
-async def _follow_once(
-    file: Path, runs: Path, *, bundles: BundleSwitch, shared: SharedFolder, metrics: ServiceMetrics
-) -> None:
+async def _follow_once(file: Path, runs: Path, *, bundles: BundleSwitch, shared: SharedFolder) -> None:
+    lag = bundles.metrics.pointer_lag
     try:
         pointer = await asyncio.to_thread(read_pointer, file)
         lags = pointer.bundle != bundles.current.digest
     except RunError:
-        metrics.pointer_lag.set(1)
+        lag.set(1)
         raise
-    metrics.pointer_lag.set(lags)
+    lag.set(lags)
     if lags and os.getpid() == min(worker.process for worker in shared.workers()):
         folder = await asyncio.to_thread(fetch, file, runs)
         await bundles.swap(folder.name)
-        metrics.pointer_lag.set(bundles.current.digest != pointer.bundle)
+        lag.set(bundles.current.digest != pointer.bundle)
