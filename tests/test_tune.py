@@ -8,7 +8,7 @@ import yaml
 
 from tests import worlds
 from twofold.errors import RecipeError, RunError
-from twofold.pipeline import train as train_stage
+from twofold.pipeline import adapters
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.run_folder import Stage
 from twofold.runs import VALIDATION, list_runs
@@ -67,11 +67,11 @@ def test_each_trial_is_a_run_and_the_best_is_first(search_of):
 
 
 def test_the_test_window_is_not_looked_at(search_of, monkeypatch):
-    looked, evaluation_window = [], train_stage.evaluation_window
+    looked, evaluation_window = [], adapters.evaluation_window
     monkeypatch.setattr(
-        train_stage,
+        adapters,
         "evaluation_window",
-        lambda arrays, name, **how: looked.append(name) or evaluation_window(arrays, name, **how),
+        lambda arrays, name, *day, **how: looked.append(name) or evaluation_window(arrays, name, *day, **how),
     )
     search = search_of({"retriever.dim": {"choices": [2, 4]}}, trials=2)
     tune(search)
