@@ -8,6 +8,7 @@ from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import epoch_batches, gather_batch, item_batches, query_batches
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
+from twofold.dataset.example_blocks import ExampleBlocks
 from twofold.dataset.features import feature_names
 
 
@@ -53,7 +54,8 @@ def test_nothing_that_a_tower_reads_is_missing_or_endless(dataset):
 
 
 def test_the_order_of_an_epoch_is_its_seeds_and_a_resumed_one_continues_it(dataset):
-    rows, order = dataset.examples["train"], Order(np.arange(len(dataset.examples["train"])), 50)
+    rows = dataset.examples["train"]
+    order = Order(ExampleBlocks(rows), len(rows), 50)
     whole = list(epoch_batches(dataset, rows, order, seed=(0, 3), first=0))
     resumed = list(epoch_batches(dataset, rows, order, seed=(0, 3), first=2))
     assert [as_bytes(batch.user) for batch in whole[2:]] == [as_bytes(batch.user) for batch in resumed]

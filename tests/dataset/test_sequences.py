@@ -8,6 +8,7 @@ from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import epoch_batches, gather_batch, query_batches
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
+from twofold.dataset.example_blocks import ExampleBlocks
 from twofold.dataset.sequences import sequence_inputs, sequence_order
 from twofold.recipe.features import Features
 
@@ -141,12 +142,13 @@ def test_sequences_of_a_batch_are_of_about_equal_length():
 
 def test_batches_of_an_epoch_follow_the_order(dataset):
     rows = dataset.examples["train"]
-    lines = np.flatnonzero(rows.label)
-    order = Order(lines, 20, max_run=6, user_rows=np.asarray(rows.user_rows[lines]))
+    examples = ExampleBlocks(rows, "positive events")
+    order = Order(examples, len(examples.indices(0)), 20, max_run=6)
     batches = list(epoch_batches(dataset, rows, order, seed=(0, 0), first=0))
-    assert len(batches) == len(order) == len(lines) // 20
-    for batch, places in zip(batches, order.batches((0, 0)), strict=True):
-        assert batch.item_rows.tolist() == rows.item_rows[lines[places]].tolist()
+    assert len(batches) == len(order) == order.num_examples // 20
+    (made,) = order.epoch((0, 0))
+    for batch, indices in zip(batches, made.indices, strict=True):
+        assert batch.item_rows.tolist() == rows.item_rows[indices].tolist()
         assert len(batch.user["positives_sequence"]) < 20
 
 

@@ -17,10 +17,12 @@ from twofold.dataset.dataset import load_dataset
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import Train
-from twofold.train import loop
+from twofold.train import loop, objective
 from twofold.train import optimizer as optimise
 from twofold.train.distributed import broadcast_from_rank0, distributed_context
 from twofold.train.loop import Setup, fit
+
+BLOCK_ROWS = objective.BLOCK_ROWS
 
 
 class Killed(BaseException):
@@ -38,6 +40,7 @@ def train(dataset, case, out, setup, die_at=None):
         return backward(*arguments, **named)
 
     loop._backward, optimise.LAZY_FROM = counted, case["lazy_from"]
+    objective.BLOCK_ROWS, objective.BATCHES_A_BLOCK = case.get("block_rows", BLOCK_ROWS), 1
     try:
         fit(
             lambda: build_two_tower(model, dataset.features, dataset.vectors),

@@ -29,6 +29,7 @@ DOT, COSINE = {"kind": "dot"}, {"kind": "cosine", "temperature": 0.2}
 SETTINGS = {"epochs": 1, "batch_size": 24, "learning_rate": 0.01, "seed": 3}
 CASES = {
     "in-batch": ({"kind": "in_batch_softmax"}, COSINE, {"is_killed": True}),
+    "in-batch-blocks": ({"kind": "in_batch_softmax"}, COSINE, {"is_killed": True, "block_rows": 90}),
     "in-batch-lazy": ({"kind": "in_batch_softmax"}, COSINE, {"lazy_from": 0, "is_killed": True, "dim": 7}),
     "mixed-lazy": ({"kind": "in_batch_softmax", "uniform_negatives": 7}, COSINE, {"lazy_from": 0}),
     "in-batch-bfloat16": ({"kind": "in_batch_softmax"}, COSINE, {"precision": "bfloat16"}),

@@ -15,7 +15,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import Adversary, HardNegatives, InBatchSoftmax, Train
-from twofold.train import loop
+from twofold.train import loop, objective
 from twofold.train.loop import fit
 from twofold.train.optimizer import learning_rate_at
 
@@ -63,8 +63,13 @@ MINING = {"hard_negatives": HardNegatives(skip=2, top=20), "micro_batch_size": 2
 APART = {"separate_towers_by": "creator", "batch_size": 256}
 
 
+@pytest.mark.parametrize("block_rows", [None, 700])
 @pytest.mark.parametrize("changes", [{}, DRAWING, MINING, APART], ids=["shipped", "drawing", "mining", "apart"])
-def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch, changes):
+def test_a_killed_training_ends_where_an_uninterrupted_one_does(world, tmp_path, monkeypatch, changes, block_rows):
+    if block_rows is not None:
+        assert len(world[1].examples["train"]) > 5 * block_rows
+        monkeypatch.setattr(objective, "BLOCK_ROWS", block_rows)
+        monkeypatch.setattr(objective, "BATCHES_A_BLOCK", 1)
     whole_facts, whole = train(world, tmp_path / "whole", **changes)
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)  # a checkpoint at every step
     steps, original = iter(range(1, 1000)), loop._backward

@@ -10,13 +10,13 @@ from twofold.train.negatives import count_in_batch, log_mixed_probability, sampl
 
 
 def test_q_is_the_share_of_the_rows_that_batches_are_made_of():
-    q = count_in_batch(np.array([2, 2, 0, 2]), num_items=4)
+    q = count_in_batch([np.array([2, 2]), np.array([0, 2])], num_items=4)
     assert q.log(torch.arange(4)).exp().tolist() == pytest.approx([1 / 4, 0, 3 / 4, 0])
 
 
 def test_q_of_a_group_is_counted_on_its_own_rows():
-    rows, groups = np.array([2, 2, 0, 2, 3]), np.array([0, 1, 1, 0, 0], np.int32)
-    q = count_in_batch(rows, groups, num_items=4)
+    rows, groups = np.array([2, 2, 0, 2, 3]), np.array([0, 1, 1, 0, 0])
+    q = count_in_batch([(groups * 4 + rows)[part] for part in (slice(3), slice(3, 5))], num_items=4)
     item_rows = torch.tensor([3, 2, 1, 0])
     assert q.log(item_rows, group=0).exp().tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0])
     assert q.log(item_rows, group=1).exp().tolist() == pytest.approx([0, 1 / 2, 0, 1 / 2])
@@ -24,7 +24,7 @@ def test_q_of_a_group_is_counted_on_its_own_rows():
 
 def test_q_of_the_tail_is_not_clipped():
     rows = np.concatenate([np.zeros(3_000_000, np.int64), [1]])
-    assert float(count_in_batch(rows, num_items=2).log(torch.tensor([1]))) == pytest.approx(np.log(1 / 3_000_001))
+    assert float(count_in_batch([rows], num_items=2).log(torch.tensor([1]))) == pytest.approx(np.log(1 / 3_000_001))
 
 
 def test_a_mixture_has_the_probability_of_either_source_by_its_share():

@@ -1,6 +1,6 @@
 """Batches of tensors from memory-mapped arrays; histories are gathered by their offsets, never stored as lists."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from twofold.dataset.batch_order import Order
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.examples import Examples
+from twofold.dataset.npy import read_ahead, release
 from twofold.dataset.sequences import sequence_inputs
 from twofold.dataset.tower_inputs import Inputs, Queries, item_inputs, queries_at, user_inputs
 from twofold.ragged import chunks
@@ -84,13 +85,40 @@ def epoch_batches(
     dataset: Dataset, examples: Examples, order: Order, *, seed: tuple[int, int], first: int, share: slice = slice(None)
 ) -> Iterator[Batch]:
     """Yields this share of each batch of the epoch with `seed` = (run, epoch), from batch number `first` on."""
-    for positions in order.batches(seed)[first:, share]:
-        parts = [
-            gather_batch(dataset, examples, order.indices[positions[part]])
-            for part in chunks(len(positions), order.micro_batch_size or len(positions))
-        ]
-        batch = parts[0] if len(parts) == 1 else _joined(parts)
-        yield batch if order.groups is None else replace(batch, group=int(order.groups[positions[0]]))
+    for made in order.epoch(seed):
+        skipped = min(first, len(made.indices))
+        first -= skipped
+        if skipped == len(made.indices):
+            continue
+        for number in (made.block, made.following):
+            if number is not None:
+                _advise_block(dataset, examples, order.examples.part(number), read_ahead)
+        for indices, group in zip(made.indices[skipped:, share], made.groups[skipped:], strict=True):
+            parts = [
+                gather_batch(dataset, examples, indices[part])
+                for part in chunks(len(indices), order.micro_batch_size or len(indices))
+            ]
+            batch = parts[0] if len(parts) == 1 else _joined(parts)
+            yield batch if order.groups is None else replace(batch, group=int(group))
+        if len(order.examples) > 1:
+            _advise_block(dataset, examples, order.examples.part(made.block), release)
+
+
+def _advise_block(
+    dataset: Dataset, examples: Examples, part: slice, advise: Callable[[np.ndarray, slice], None]
+) -> None:
+    """Passes advice on what a batch reads of a block: the rows, and the histories of their users."""
+    for values in (examples.records, *examples.counter_values.values(), *examples.outcomes.values()):
+        advise(values, part)
+    users = examples.user_rows[part.start], examples.user_rows[part.stop - 1] + 1
+    state = dataset.features
+    for histories, length, is_timed in (
+        (dataset.positives, state.history_length("positives"), state.reads_times("positives")),
+        (dataset.negatives, state.history_length("negatives"), state.reads_times("negatives")),
+    ):
+        events = slice(int(histories.offsets[users[0]]), int(histories.offsets[users[1]]))
+        for values in (histories.item_rows, histories.at)[: (length > 0) + is_timed]:
+            advise(values, events)
 
 
 def _joined(parts: list[Batch]) -> Batch:

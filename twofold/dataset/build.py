@@ -69,7 +69,7 @@ def build_dataset(
     _write_counters(prepared, features, users_table, items_table, out=out)
     examples = load_splits(out, features)
     train = examples["train"]
-    users_of_train = users_table.take(np.unique(train.user_rows))
+    users_of_train = users_table.take(_distinct_ascending(train.user_rows))
     known = items.num_known
     state = fit_features(
         features, items=items_table, users=users_of_train, train=train, num_known_items=known, time_zone=time_zone
@@ -124,6 +124,16 @@ def _with_popularity(items: pa.Table, features: Features, out: Path) -> pa.Table
     train = load_examples(out / "rows", "train", ())
     counts = np.bincount(np.asarray(train.item_rows)[np.asarray(train.label)], minlength=len(items))
     return items.append_column(POSITIVES, pa.array(counts))
+
+
+def _distinct_ascending(values: Int64[np.ndarray, "_"]) -> Int64[np.ndarray, "_"]:
+    """Returns the distinct values of an ascending array, which is read in chunks.
+
+    >>> _distinct_ascending(np.array([2, 2, 3, 7, 7])).tolist()
+    [2, 3, 7]
+    """
+    found = [np.unique(values[part]) for part in chunks(len(values), BATCH_ROWS)]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
 
 
 def _without_lists(table: pa.Table) -> pa.Table:

@@ -45,6 +45,31 @@ def map_array(path: Path, *, is_read_at_random: bool = False) -> np.ndarray:
         return np.asarray(np.load(path))
 
 
+def read_ahead(array: np.ndarray, part: slice) -> None:
+    """Asks the system to read a part of a mapped array; of other arrays this does nothing."""
+    _advise(array, part, "MADV_WILLNEED")
+
+
+def release(array: np.ndarray, part: slice) -> None:
+    """Returns the pages of a part of a mapped array to the system, which may keep them in its cache; of other arrays
+    this does nothing.
+    """
+    _advise(array, part, "MADV_DONTNEED")
+
+
+def _advise(array: np.ndarray, part: slice, advice: str) -> None:
+    """Passes advice on the pages of a part of an array, if it is mapped and the system knows the advice."""
+    mapped: object = array
+    while isinstance(mapped, np.ndarray):
+        mapped = mapped.base
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, advice) or part.stop <= part.start:
+        return
+    page = mmap.PAGESIZE
+    first = array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    begin = (first + part.start * array.strides[0]) // page * page
+    mapped.madvise(getattr(mmap, advice), begin, first + part.stop * array.strides[0] - begin)
+
+
 def _large_bytes() -> int:
     """Returns a quarter of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4

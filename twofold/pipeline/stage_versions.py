@@ -23,12 +23,13 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 6,
+        # 7: logs of more than 2^20 rows are shuffled in blocks.
         # 6: kind best may add how often a user met an item, where items that were met are recommended again.
         # 5: kind best may serve the sum of the towers and a peer, and refits it only with train.refit.
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 6,
+        "train": 7,
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 3,

@@ -97,7 +97,7 @@ def fit(
         meta_model = build()
     per = meta_model if isinstance(meta_model, MultiTower) else None
     objective = build_objective(settings, dataset, per=per, ranks=ranks)
-    num_examples, rows_per_step = len(objective.examples), objective.items_per_step
+    num_examples, rows_per_step = objective.order.num_examples, objective.items_per_step
     check_memory(meta_model, ranks, rows_per_step=rows_per_step)
     check_shareable(ranks, meta_model, settings, num_examples=num_examples)
     with deterministic(settings.seed, ranks.device), keep_freed_memory():
@@ -244,7 +244,7 @@ def _batches(objective: Objective, settings: Train, state: TrainingState) -> Ite
         objective.order,
         seed=(settings.seed, state.epoch),
         first=state.batch,
-        share=ranks.part(min(settings.batch_size, len(objective.examples))),
+        share=ranks.part(min(settings.batch_size, objective.order.num_examples)),
     )
     return prefetched(batches, ranks.device)
 

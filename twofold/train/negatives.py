@@ -1,5 +1,6 @@
 """Sampling of negatives, with the probabilities that the correction of the loss needs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
 from twofold.dataset.dataset import Dataset
+from twofold.dataset.example_blocks import count_keys
 from twofold.dataset.tower_inputs import item_inputs
 from twofold.train.device import tensor_on
 from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_gather
@@ -38,18 +40,18 @@ class InBatchProbability:
         return self.log_q[found].masked_fill(self.keys[found] != keys, -torch.inf)
 
 
-def count_in_batch(
-    item_rows: Int64[np.ndarray, "examples"], groups: Int32[np.ndarray, "examples"] | None = None, *, num_items: int
-) -> InBatchProbability:
-    """Counts the items of the training examples, per group.
+def count_in_batch(keys: Iterable[Int64[np.ndarray, "_"]], *, num_items: int) -> InBatchProbability:
+    """Counts the keys, group · num_items + item, of the training examples in parts.
 
-    >>> count_in_batch(np.array([0, 0, 0, 2]), num_items=3).log(torch.arange(3)).exp()
+    >>> count_in_batch([np.array([0, 0]), np.array([0, 2])], num_items=3).log(torch.arange(3)).exp()
     tensor([0.7500, 0.0000, 0.2500])
     """
-    group = np.zeros(len(item_rows), np.int32) if groups is None else groups
-    keys, counts = np.unique(group.astype(np.int64) * num_items + item_rows, return_counts=True)
-    shares = counts / np.bincount(group)[keys // num_items]
-    return InBatchProbability(num_items, torch.from_numpy(keys), torch.from_numpy(np.log(shares).astype(np.float32)))
+    distinct, counts = count_keys(keys)
+    groups = distinct // num_items
+    totals = np.zeros(int(groups.max(initial=-1)) + 1, np.int64)
+    np.add.at(totals, groups, counts)
+    log_q = np.log(counts / totals[groups]).astype(np.float32)
+    return InBatchProbability(num_items, torch.from_numpy(distinct), torch.from_numpy(log_q))
 
 
 def log_mixed_probability(

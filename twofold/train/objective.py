@@ -11,6 +11,7 @@ from torch import Tensor
 from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import Batch, TensorInputs
 from twofold.dataset.dataset import Dataset
+from twofold.dataset.example_blocks import BATCHES_A_BLOCK, BLOCK_ROWS, ExampleBlocks
 from twofold.errors import DataError
 from twofold.model.fused_softmax import product_dtype_of
 from twofold.model.multi_tower import MultiTower
@@ -69,8 +70,8 @@ class Objective:
 
     @property
     def examples(self) -> Int64[np.ndarray, "examples"]:
-        """Indices of the training examples that enter the loss."""
-        return self.order.indices
+        """Indices of all training examples that enter the loss, of which training itself reads a block at a time."""
+        return np.concatenate(list(self.order.examples))
 
     @property
     def precision(self) -> str:
@@ -127,8 +128,8 @@ def build_objective(
     """Chooses the training examples, groups them (by the towers of `per` if there are several) and counts their items.
     Raises DataError if there is nothing to learn.
     """
-    rows = dataset.examples["train"]
-    examples = _examples(settings.loss, dataset)
+    rows, examples = dataset.examples["train"], _blocks(settings, dataset)
+    num_examples, mean_weight = _count(examples, settings.loss)
     pools: tuple[Tensor, ...] = ()
     if per is None:
         groups = group_examples(dataset, settings, examples)
@@ -136,16 +137,16 @@ def build_objective(
         groups = group_by_tower(dataset, per, examples, batch_size=settings.batch_size)
         known = torch.from_numpy(per.tower_of_item[: dataset.items.num_known])
         pools = tuple(torch.nonzero(known == tower).flatten() for tower in range(len(per.values)))
-    in_batch = count_in_batch(rows.item_rows[examples], groups, num_items=len(dataset.items))
-    mean_weight = float(rows.weight[examples].mean(dtype=np.float64))
-    _check_learnable(settings, dataset, mean_weight, num_examples=len(examples))
-    sequences = [each for each in dataset.features.features.user if isinstance(each, SequenceFeature)]
+    num_items = len(dataset.items)
+    keys = (rows.item_rows[part] + (0 if groups is None else groups.of(part) * num_items) for part in examples)
+    in_batch = count_in_batch(keys, num_items=num_items)
+    _check_learnable(settings, dataset, mean_weight, num_examples=num_examples)
     order = Order(
         examples,
+        num_examples,
         settings.batch_size,
         groups,
-        max_run=max((each.max_length for each in sequences), default=1),
-        user_rows=np.asarray(rows.user_rows[examples]),
+        max_run=_max_run(dataset),
         micro_batch_size=settings.micro_batch_size,
         is_shuffled=settings.shuffle_batches,
     )
@@ -183,22 +184,37 @@ def _check_learnable(settings: Train, dataset: Dataset, mean_weight: float, *, n
         )
 
 
-def _examples(loss: Loss, dataset: Dataset) -> Int64[np.ndarray, "examples"]:
+def _max_run(dataset: Dataset) -> int:
+    """Returns the number of a user's examples that stay together: the longest sequence that the user tower reads."""
+    user = dataset.features.features.user
+    return max((each.max_length for each in user if isinstance(each, SequenceFeature)), default=1)
+
+
+def _blocks(settings: Train, dataset: Dataset) -> ExampleBlocks:
+    """Returns the training examples in blocks; in one, if the batches of a group must follow one another."""
     rows = dataset.examples["train"]
-    match loss:
+    size = max(BLOCK_ROWS, BATCHES_A_BLOCK * settings.batch_size) if settings.shuffle_batches else max(len(rows), 1)
+    match settings.loss:
         case Bce():
-            examples, kind = np.arange(len(rows)), "events"
+            return ExampleBlocks(rows, "events", size)
         case Regression():
-            examples, kind = np.flatnonzero(np.isfinite(rows.target)), "events with a target"
+            return ExampleBlocks(rows, "events with a target", size)
         case _:
-            examples, kind = np.flatnonzero(rows.label), "positive events"
-    if len(examples) < 2:
+            return ExampleBlocks(rows, "positive events", size)
+
+
+def _count(examples: ExampleBlocks, loss: Loss) -> tuple[int, float]:
+    """Returns the number of training examples and their mean weight; DataError if there are not even two."""
+    number, weight = 0, 0.0
+    for indices in examples:
+        number, weight = number + len(indices), weight + float(examples.rows.weight[indices].sum(dtype=np.float64))
+    if number < 2:
         field = "prepare.target" if isinstance(loss, Regression) else "prepare.positive"
         raise DataError(
-            f"the training window holds {len(examples)} {kind}; a loss of kind {loss.kind} needs at least 2. "
+            f"the training window holds {number} {examples.kind}; a loss of kind {loss.kind} needs at least 2. "
             f"Check {field} and prepare.split.train."
         )
-    return examples
+    return number, weight / number
 
 
 @dataclass(frozen=True)
