@@ -8,9 +8,10 @@ an order-preserving form, the lower half the rank of the item in a fixed shuffle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, Shaped
 
 from twofold.errors import RequestError
 from twofold.ragged import Ragged, chunks
@@ -122,9 +123,14 @@ def best_of(
     return TopK(rows, np.take_along_axis(scores, order, axis=1), (rows >= 0).sum(axis=1))
 
 
-def exclude(scores: Float32[np.ndarray, "queries items"], excluded: Ragged) -> None:
-    """Writes -inf, in place, at each query's own excluded item rows: items already seen."""
-    scores[excluded.lines, excluded.values] = NOT_ALLOWED
+def lowest_score(dtype: np.dtype[Any]) -> np.float32 | int:
+    """Returns the score of an item that must not be returned, in an array of floats or of integers."""
+    return NOT_ALLOWED if dtype.kind == "f" else int(np.iinfo(dtype).min)
+
+
+def exclude(scores: Shaped[np.ndarray, "queries items"], excluded: Ragged) -> None:
+    """Writes the lowest score, in place, at each query's own excluded item rows: items already seen."""
+    scores[excluded.lines, excluded.values] = lowest_score(scores.dtype)
 
 
 @dataclass(frozen=True)

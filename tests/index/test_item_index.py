@@ -120,8 +120,8 @@ def test_the_packed_product_of_a_loaded_index_changes_no_result(tmp_path: Path, 
         assert alone.scores.tolist() == together.scores[[number]].tolist()
 
 
-def test_a_graph_that_cannot_be_run_is_refused(index: Index, tmp_path: Path) -> None:
-    save_index(index, tmp_path)
+def test_a_graph_that_cannot_be_run_is_refused(tmp_path: Path) -> None:
+    save_index(build_index(unit_vectors(100, 8), score="negative_distance"), tmp_path)
     (tmp_path / ITEM_PRODUCTS).write_bytes(b"no graph")
     with pytest.raises(RunError, match=r"item_products.onnx is not a graph that onnxruntime can run: .*Delete "):
         load_index(tmp_path)

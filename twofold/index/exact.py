@@ -4,24 +4,26 @@ A chunk of queries is one product; items that a query may not return are overwri
 least k items reach comes from the maxima of groups of items, so only the few hundred items above the threshold are
 sorted. These are scored again in one fixed order of summation, and ties are broken as in `twofold/topk.py`.
 
-Measured (30,000 items, 64 dimensions, 100 results, 80 items excluded, 16 queries at once, a core shared with another
-process): 190 µs a query with its results sorted, of which NumPy's product is 125; the packed product of a loaded index
-(`item_products.py`) takes 40. FAISS's scan alone takes 320 to 490, and 430 with sorted results and excluded items
-skipped, in a run where the product took 88. One query at a time: as fast as FAISS, up to a million items.
+A loaded index has a graph for the product: 8-bit integers, whose error has a bound (`quantized_products.py`), or packed
+floats (`item_products.py`). Measured (30,000 items, 64 dimensions, 100 results, 80 items excluded, processor time of a
+query with its results sorted, 1, 4 and 16 queries at once): integers 290, 103 and 57 µs, floats 411, 130 and 59; with
+300,000 items 1.4, 0.6 and 0.43 ms, floats 4.7, 3.4 and 3.1.
 """
 
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Integer
+from jaxtyping import Bool, Float, Float32, Int64, Integer, Shaped
 
 from twofold.index.item_index import Index
 from twofold.index.item_mask import ItemMask
+from twofold.index.quantized_products import QuantizedProducts
 from twofold.index.score_kinds import Score, pair_scores
 from twofold.ragged import Ragged, chunks
-from twofold.topk import NOT_ALLOWED, TopK, exclude, packed_keys, packed_scores, tie_order
+from twofold.topk import NOT_ALLOWED, TopK, exclude, lowest_score, packed_keys, packed_scores, tie_order
 
 CHUNK_SCORES: Final = 2**20  # scores in memory at once, 4 MB: they stay in the cache until they are read
+MIN_TOGETHER: Final = 16  # queries of a product, however many items there are: the matrix is read once for all
 CHUNK_PAIRS: Final = 2**15  # pairs of query and candidate scored at once: their vectors stay in the cache
 MAX_GROUP: Final = 32  # items in a group whose maximum is taken
 LOWEST: Final = np.finfo(np.float32).min  # above -inf, which is "not allowed"
@@ -41,15 +43,20 @@ def search_exact(
         excluded = _positions_in(rows, excluded)
     elif allowed is not None:
         mask = allowed.mask
-    slack, best = rounding_slack(index, queries), []
-    for part in chunks(len(queries), max(1, CHUNK_SCORES // max(1, len(vectors)))):
+    rounding, best = rounding_slack(index, queries), []
+    for part in chunks(len(queries), max(MIN_TOGETHER, CHUNK_SCORES // max(1, len(vectors)))):
         chunk = queries[part]
-        packed = products if len(chunk) > 1 else None  # for one query it saves nothing
-        scores = score_matrix(chunk @ vectors.T if packed is None else packed(chunk), chunk, squares)
+        if isinstance(products, QuantizedProducts):
+            scores, units, errors = products(chunk)
+            slack = errors + rounding[part] / units
+        else:
+            is_packed = products is not None and len(chunk) > 1  # for one query it saves nothing
+            inner = products(chunk) if products is not None and is_packed else chunk @ vectors.T
+            scores, slack = score_matrix(inner, chunk, squares), rounding[part]
         if mask is not None:
-            np.copyto(scores, NOT_ALLOWED, where=~mask)
+            np.copyto(scores, lowest_score(scores.dtype), where=~mask)
         exclude(scores, excluded.part(part))
-        query_of, position = candidates_above_threshold(scores, k, slack[part])
+        query_of, position = candidates_above_threshold(scores, k, slack)
         item_rows = position if rows is None else rows[position]
         best.append(rescore_and_sort(index.vectors, chunk, query_of=query_of, rows=item_rows, k=k, score=index.score))
     return concatenate(best)
@@ -72,23 +79,29 @@ def score_matrix(
 
 
 def candidates_above_threshold(
-    scores: Float32[np.ndarray, "queries items"], k: int, slack: Float32[np.ndarray, "queries"]
+    scores: Shaped[np.ndarray, "queries items"], k: int, slack: Float[np.ndarray, "queries"]
 ) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
-    """Returns (query, item) pairs that include each query's k best, ordered by query; never a pair of score -inf.
+    """Returns (query, item) pairs that include each query's k best, ordered by query; never a pair that is not allowed.
 
-    `slack` bounds how far the exact scores are from the given ones: k items have at least the threshold less one slack,
-    and an item two slacks below the threshold scores less than each of them.
+    Scores are floats, or integers that stand for them. `slack` bounds how far the exact scores are from the given ones:
+    k items have at least the threshold less one slack, and an item two slacks below the threshold scores less than each
+    of them.
 
     >>> candidates_above_threshold(np.float32([[3, 1, 2], [0, 0, -np.inf]]), 1, np.float32([0, 0]))
     (array([0, 1, 1]), array([0, 0, 1]))
     """
-    threshold = np.maximum(_reached_by_k(scores, k) - 2 * slack, LOWEST)
+    threshold = _reached_by_k(scores, k) - 2 * slack
+    if scores.dtype.kind == "f":
+        threshold = np.maximum(threshold, LOWEST)
+    else:
+        threshold = np.maximum(np.floor(threshold), lowest_score(scores.dtype) + 1).astype(scores.dtype)
     query_of, items = np.divmod(np.flatnonzero(scores >= threshold[:, None]), max(1, scores.shape[1]))
     return query_of, items
 
 
-def _reached_by_k(scores: Float32[np.ndarray, "queries items"], k: int) -> Float32[np.ndarray, "queries"]:
-    """Returns a score that at least k items of the query reach, or -inf: the k-th highest maximum of a group of items.
+def _reached_by_k(scores: Shaped[np.ndarray, "queries items"], k: int) -> Shaped[np.ndarray, "queries"]:
+    """Returns a score that at least k items of the query reach: the k-th highest maximum of a group of items, or the
+    lowest score if there are fewer groups.
 
     With several times as many groups as results, this is nearly the k-th highest score.
     """
@@ -96,7 +109,7 @@ def _reached_by_k(scores: Float32[np.ndarray, "queries items"], k: int) -> Float
     width = min(MAX_GROUP, max(1, items // (4 * k)))
     groups = items // width
     if groups < k:
-        return np.full(queries, -np.inf, np.float32)
+        return np.full(queries, lowest_score(scores.dtype), scores.dtype)
     # Adjacent rows are in different groups: where good items are adjacent, the threshold stays close.
     highest = scores[:, : groups * width].reshape(queries, width, groups).max(axis=1)
     highest.partition(groups - k, axis=1)

@@ -16,6 +16,12 @@ from jaxtyping import Float32
 from twofold.errors import RunError
 from twofold.index.item_products import ItemProducts, load_item_products, save_item_products
 from twofold.index.ivf import LISTS, CalibrationPoint, IvfIndex, build_ivf, load_ivf
+from twofold.index.quantized_products import (
+    QuantizedProducts,
+    load_quantized_products,
+    quantize_items,
+    save_quantized_products,
+)
 from twofold.index.score_kinds import Score
 from twofold.run_folder import write_json
 
@@ -35,8 +41,8 @@ class Index:
     longest: float
     """Length of the longest vector: bounds the rounding error of a score."""
     ivf: IvfIndex | None = None
-    products: ItemProducts | None = None
-    """Products of several queries with all items; `None` means that NumPy computes them."""
+    products: QuantizedProducts | ItemProducts | None = None
+    """Products of queries with all items; `None` means that NumPy computes them."""
 
     def __len__(self) -> int:
         """Returns the number of items."""
@@ -112,8 +118,17 @@ def save_index(index: Index, folder: Path) -> None:
     if index.ivf is not None:
         index.ivf.save(folder / LISTS)
     elif len(index):
-        save_item_products(folder / VECTORS)
+        _save_products(index, folder)
     write_json(folder / FACTS, index.facts)
+
+
+def _save_products(index: Index, folder: Path) -> None:
+    if index.score != "negative_distance":
+        items = quantize_items(index.vectors)
+        if items.is_precise(index.vectors):
+            save_quantized_products(items, folder)
+            return
+    save_item_products(folder / VECTORS)
 
 
 def load_index(folder: Path) -> Index:
@@ -132,7 +147,8 @@ def load_index(folder: Path) -> Index:
             f"{path} holds {vectors.dtype} vectors of shape {vectors.shape}, but {FACTS} states "
             f"{items} x {dim} float32. They belong to two runs: delete {folder} and run `twofold run` again."
         )
-    return Index(np.asarray(vectors), score, longest, _load_lists(folder, facts), load_item_products(folder))
+    products = load_quantized_products(folder) or load_item_products(folder)
+    return Index(np.asarray(vectors), score, longest, _load_lists(folder, facts), products)
 
 
 def _load_lists(folder: Path, facts: dict[str, Any]) -> IvfIndex | None:
