@@ -1,6 +1,6 @@
 """Compares the processor time per request of two source trees, in turn, in one run.
 
-    python benchmarks/serve_compare.py OTHER_TREE [--kinds mean,mean:describe] [--seconds 2] [--rounds 8]
+    python benchmarks/serve_compare.py OTHER_TREE [--cases mean,mean:describe] [--seconds 2] [--rounds 8]
 
 Other work on the machine moves the figures of one minute by a third, but it moves those of both trees: their services
 run side by side, each gets a short round of requests in turn, and the ratio is the median over the pairs of rounds.
@@ -32,16 +32,17 @@ def start(tree: Path, run: Path, port: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *histories], env=environment, stdout=subprocess.DEVNULL, cwd=tree)
 
 
-def write_bundle(tree: Path, run: Path, kind: str) -> None:
+def write_bundle(tree: Path, run: Path, kind: str, items: int) -> None:
     """Writes a bundle with the code of a source tree, unless it is there already."""
     if not run.exists():
         paths = os.pathsep.join((str(tree), str(tree / "benchmarks")))
-        code = f"from pathlib import Path; from serve_bundle import write_run; write_run(Path({str(run)!r}), {kind!r})"
+        call = f"write_run(Path({str(run)!r}), {kind!r}, items={items})"
+        code = f"from pathlib import Path; from serve_bundle import write_run; {call}"
         subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True)
 
 
 def compare(
-    runs: dict[str, Path], trees: dict[str, Path], script: Path, *, seconds: int, rounds: int
+    runs: dict[str, Path], trees: dict[str, Path], script: Path, *, seconds: int, rounds: int, connections: int
 ) -> dict[str, Any]:
     """Returns the processor µs per request of both trees and their ratio, with those of the stages."""
     services = {name: start(tree, runs[name], PORTS[name]) for name, tree in trees.items()}
@@ -52,7 +53,8 @@ def compare(
             one.wrk(script, 1, PORTS[name])
         for number in range(rounds):
             for name in sorted(trees, reverse=number % 2 == 1):
-                found[name].append(one.measured(services[name].pid, script, seconds, PORTS[name]))
+                process, port = services[name].pid, PORTS[name]
+                found[name].append(one.measured(process, script, seconds, port, connections=connections))
     finally:
         for service in services.values():
             service.terminate()
@@ -75,10 +77,10 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compares the trees for each kind of bundle, and prints and writes the figures."""
+    """Compares the trees for each case of `serve.py`, and prints and writes the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("other", type=Path)
-    parser.add_argument("--kinds", default="mean,mean:describe,transformer,ranked")
+    parser.add_argument("--cases", default="mean,mean:describe,transformer,ranked,many_items,alone")
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--bundles", type=Path, default=None, help="folder of the bundles, kept between two runs")
@@ -87,13 +89,16 @@ def main() -> None:
     script = Path(tempfile.mkdtemp(prefix="twofold-bench-")) / "request.lua"
     trees = {"before": options.other.resolve(), "after": HERE.parent}
     figures: dict[str, Any] = {}
-    for name in options.kinds.split(","):
-        kind, _, field = name.partition(":")
+    for name in options.cases.split(","):
+        case, _, field = name.partition(":")
+        kind, items, connections = one.CASES[case]
         script.write_text(one.request_script(f',"{field}":true' if field else ""))
-        runs = {side: folder / side / kind for side in trees}
+        runs = {side: folder / side / f"{kind}-{items}" for side in trees}
         for side, tree in trees.items():
-            write_bundle(tree, runs[side], kind)
-        figures[name] = compare(runs, trees, script, seconds=options.seconds, rounds=options.rounds)
+            write_bundle(tree, runs[side], kind, items)
+        figures[name] = compare(
+            runs, trees, script, seconds=options.seconds, rounds=options.rounds, connections=connections
+        )
         print(name, json.dumps(figures[name]))
     commits = {
         name: subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, **one.CAUGHT).stdout.strip()
