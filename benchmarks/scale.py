@@ -7,7 +7,7 @@ for the largest run is compared with what was measured (claim: within 15 %).
 
 Each stage runs in a process of its own. Processor time is measured, not the clock, which other programs stretch. Peak
 memory is that of everything that is resident, and of what is not a page of a file, which the system could not take
-back. Training takes at most a million examples of an epoch: its cost is per example. Stages that FILE has are not
+back. Training takes at most 250,000 examples of an epoch: its cost is per example. Stages that FILE has are not
 repeated; with --folder, a killed benchmark continues. Writes `scale.json` beside this file.
 """
 
@@ -31,7 +31,7 @@ from prepare import recipe, timed
 
 HERE = Path(__file__).parent
 STAGES = ("world", "prepare", "dataset", "train")
-MAX_EXAMPLES = 1_000_000
+MAX_EXAMPLES = 250_000
 
 
 def run_stage(folder: Path, stage: str, rows: int) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def run_stage(folder: Path, stage: str, rows: int) -> dict[str, Any]:
 
 
 def train(folder: Path, given: Any) -> dict[str, Any]:
-    """Trains one epoch, or its first million examples, on one thread, without validation."""
+    """Trains one epoch, or its first 250,000 examples, on one thread, without validation."""
     import torch
 
     from twofold.dataset.batches import epoch_batches

@@ -17,6 +17,7 @@ from twofold.model.losses import bce, bpr, by_chunks, regression, sampled_softma
 from twofold.model.multi_tower import Towers, towers_of
 from twofold.model.two_tower import TwoTower
 from twofold.recipe.train import Bce, Bpr, FullSoftmax, InBatchSoftmax, Regression, SampledSoftmax
+from twofold.train.device import reduced_precision
 from twofold.train.distributed import all_gather_vectors
 from twofold.train.negatives import log_mixed_probability
 from twofold.train.objective import Columns, Objective, draw_columns
@@ -27,8 +28,9 @@ def mean_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
     """Returns the loss of a batch and the vectors of its items. A rank returns its share of the whole batch's loss."""
     columns, towers = draw_columns(objective, batch), towers_of(model, batch.group)
-    users = encode_parts(towers.user, [part.user for part in batch.parts or (batch,)])
-    items = encode_parts(towers.item, columns.inputs)
+    with reduced_precision(objective.ranks.device, objective.product_dtype):
+        users = encode_parts(towers.user, [part.user for part in batch.parts or (batch,)]).float()
+        items = encode_parts(towers.item, columns.inputs).float()
     if objective.ranks.size > 1:
         items = all_gather_vectors(objective.ranks, items)[columns.positions]
     return loss_of_vectors(objective, towers, batch, columns, users=users, items=items), items[columns.own]
