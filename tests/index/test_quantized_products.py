@@ -81,12 +81,13 @@ def test_a_search_by_integers_returns_what_scoring_everything_does(name: str, tm
             assert found.scores.tolist() == expected.scores[rows].tolist()
 
 
-def test_an_index_whose_vectors_lose_too_much_has_products_of_floats(tmp_path: Path) -> None:
-    precise, coarse = unit_vectors(ITEMS, DIM), unit_vectors(ITEMS, DIM)
+def test_an_index_has_products_of_integers_where_few_items_are_candidates(tmp_path: Path) -> None:
+    precise, coarse = unit_vectors(30_000, DIM), unit_vectors(30_000, DIM)
     coarse[0] *= 1000  # the step of every dimension is the size of the other items
     for name, vectors, expected in (
         ("precise", precise, QUANTIZED_PRODUCTS),
         ("coarse", coarse, ITEM_PRODUCTS),
+        ("small", precise[:2000], ITEM_PRODUCTS),
     ):
         folder = tmp_path / name
         folder.mkdir()

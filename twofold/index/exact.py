@@ -5,9 +5,8 @@ least k items reach comes from the maxima of groups of items, so only the few hu
 sorted. These are scored again in one fixed order of summation, and ties are broken as in `twofold/topk.py`.
 
 A loaded index has a graph for the product: 8-bit integers, whose error has a bound (`quantized_products.py`), or packed
-floats (`item_products.py`). Measured (30,000 items, 64 dimensions, 100 results, 80 items excluded, processor time of a
-query with its results sorted, 1, 4 and 16 queries at once): integers 290, 103 and 57 µs, floats 411, 130 and 59; with
-300,000 items 1.4, 0.6 and 0.43 ms, floats 4.7, 3.4 and 3.1.
+floats (`item_products.py`); `benchmarks/serve_search.py` compares them. Of 30,000 items with 64 dimensions, 100 results
+and 80 excluded items, 16 queries at once take 57 µs each on a core shared with another process.
 """
 
 from typing import Final

@@ -2,7 +2,8 @@
 
 A search reads all item vectors, and for few queries at once that is most of its time: 7.7 MB for 30,000 items of 64
 dimensions, or 1.9 MB in 8 bits. Items whose product is within the error of the k best are scored again with the vectors
-themselves, so results are the same; with k 100, 250 of 30,000 items are, where 32-bit products leave 107.
+themselves, so results are the same; with k 100, 240 of 30,000 items are, where 32-bit products leave 105. In a small
+catalogue that costs more than is won.
 
 Each dimension has a step of its own, by which queries are multiplied instead, so that dimensions of different scale,
 as in a sum of two models, lose equally little. Processor time of a product for 1, 4 and 16 queries at once: 71, 89 and
@@ -29,8 +30,7 @@ MARGIN: Final = 1 + 1e-9  # for the rounding of the bounds themselves, in 64 bit
 CHUNK_ITEMS: Final = 2**14  # items quantized at once, in 64 bits
 TRIAL_QUERIES: Final = 64  # items whose neighbors decide whether the integers are precise enough
 TRIAL_K: Final = 100
-MAX_CANDIDATES: Final = 4 * TRIAL_K  # with more candidates, and more than `MAX_SHARE`, 32-bit products are as fast
-MAX_SHARE: Final = 0.005
+MAX_SHARE: Final = 0.01  # of the items; with more candidates, 32-bit products are as fast (benchmarks/serve_search.py)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ class QuantizedItems:
         return integers, units, errors / units * MARGIN
 
     def is_precise(self, vectors: Float32[np.ndarray, "items dim"]) -> bool:
-        """Returns whether few items are candidates for a search of `TRIAL_K`, with some of the items as queries."""
+        """Returns whether so few items are candidates for a search of `TRIAL_K` that integers are faster than floats;
+        tried with some of the items as queries.
+        """
         count, k = len(vectors), min(TRIAL_K, len(vectors))
         chosen = np.random.default_rng(0).choice(count, min(TRIAL_QUERIES, count), replace=False)
         queries, _, errors = self.quantize_queries(vectors[chosen])
@@ -69,7 +71,7 @@ class QuantizedItems:
         for query, error in zip(queries.astype(np.float32), errors.tolist(), strict=True):
             products = self.integers @ query
             num_candidates += int((products >= np.partition(products, count - k)[count - k] - 2 * error).sum())
-        return num_candidates <= len(chosen) * max(MAX_CANDIDATES, MAX_SHARE * count)
+        return num_candidates <= len(chosen) * MAX_SHARE * count
 
 
 def quantize_items(vectors: Float32[np.ndarray, "items dim"]) -> QuantizedItems:

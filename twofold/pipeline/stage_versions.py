@@ -43,12 +43,13 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
         "evaluate": 10,
+        # 7: products of integers only in catalogues so large that they are faster.
         # 6: the products of a flat index are those of integers, where these are precise enough.
         # 5: the graph of a flat index, item_products.onnx.
         # 4: the bundle holds the addition for items that a user met.
         # 3: the bundle says whether items that were met are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 6,
+        "index": 7,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.

@@ -10,7 +10,7 @@ index/
 ├── ranker.json               if there is a second stage: how many of the best items the ranker reorders; with
 ├── ranker_user.onnx          its user encoder, ranker_pairs.onnx its scores, ranker_items.npy its item encodings
 ├── item_vectors.npy          the vectors that are searched, with index.json; memory-mapped
-├── quantized_products.onnx   products of a search in 8 bits; if they are too coarse, item_products.onnx in 32; if there
+├── quantized_products.onnx   products of a search in 8 bits; in a small catalogue item_products.onnx, in 32; if there
 │                             are many items instead
 ├── item_lists.faiss          the same vectors as an inverted file; memory-mapped
 ├── users.parquet             id ↔ row
