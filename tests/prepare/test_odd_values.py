@@ -286,6 +286,7 @@ def test_upload_times_that_no_feature_reads_are_let_be_and_unreadable_ones_are_t
             r"prepare\.negative reads stars .* from 1 to 5: .* such as stars > 3, or",
         ),
         ({"where": "stars = TRUE"}, r"prepare\.where reads stars as a condition"),
+        ({"relevant": "thumb"}, r"prepare\.relevant reads thumb as a condition"),
         ({"weight": "CASE WHEN stars THEN 2 ELSE 1 END"}, r"prepare\.weight reads stars as a condition"),
         ({"target": "COALESCE(stars, FALSE) + 1 > 1 AND stars"}, r"prepare\.target reads stars as a condition"),
         (

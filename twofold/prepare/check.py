@@ -1,6 +1,6 @@
 """Checks of a recipe against its log before a row is read: columns, types, rules, references."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -43,9 +43,7 @@ def check_recipe(recipe: Recipe) -> Source:
     source = open_source(recipe.data)
     _check_dates(recipe, source)
     columns = _check_columns(recipe.prepare, source)
-    for field, rule, available in _rules(recipe.prepare, columns):
-        check_columns(rule, available, field=field)
-        _check_types(rule, columns, field=field)
+    _check_rules(recipe.prepare, columns)
     paths = table_paths(recipe.data)
     for tower, own, path in (
         ("user", source.user_columns, paths["users"]),
@@ -165,24 +163,19 @@ def _need(name: str, columns: Mapping[str, str], *, field: str, why: str, numeri
         raise RecipeError(f"{field}: {name} is {columns[name]}; a number is needed.")
 
 
-def _rules(prepare: Prepare, columns: Mapping[str, str]) -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """Yields every rule with its field and the columns that it may read."""
+def _check_rules(prepare: Prepare, columns: Mapping[str, str]) -> None:
+    """Raises RecipeError if a rule reads a column that does not exist before the rule is applied, or a list.
+
+    A derived column reads those of the log and those derived above it; `where` reads no label.
+    """
     derived = list(prepare.derive)
     log_columns = {name: type_ for name, type_ in columns.items() if name not in (*derived, *prepare.labels)}
-    for number, (name, rule) in enumerate(prepare.derive.items()):
-        yield f"prepare.derive.{name}", rule, log_columns | dict.fromkeys(derived[:number], _NUMBER)
-    before_labels = log_columns | dict.fromkeys(derived, _NUMBER)
-    if prepare.where is not None:
-        yield "prepare.where", prepare.where, before_labels
-    for name in ("positive", "relevant", "negative", "weight", "target"):
-        if (rule := getattr(prepare, name)) is not None:
-            yield f"prepare.{name}", rule, columns
-    for name, rule in prepare.outcomes.items():
-        yield f"prepare.outcomes.{name}", rule, columns
-    for key, counters in prepare.counters.items():
-        for kind, rules in (("rates", counters.rates), ("means", counters.means)):
-            for name, rule in rules.items():
-                yield f"prepare.counters.{key}.{kind}.{name}", rule, columns
+    for number, rule in enumerate(prepare.rules()):
+        available = columns
+        if number < len(derived) or rule.field == "prepare.where":
+            available = log_columns | dict.fromkeys(derived[:number], _NUMBER)
+        check_columns(rule.text, available, field=rule.field)
+        _check_types(rule.text, columns, field=rule.field)
 
 
 def _check_index(index: Index, own: Mapping[str, str]) -> None:

@@ -11,7 +11,6 @@ from twofold.errors import DataError
 from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.sources import Source, finite_sql, is_number
 from twofold.recipe.prepare import Prepare
-from twofold.sql.portable import Kind
 from twofold.sql.rules import condition_columns
 
 
@@ -72,28 +71,11 @@ def check_bare_conditions(prepare: Prepare, source: Source, query: Callable[[str
 def bare_conditions(prepare: Prepare, source: Source) -> list[BareCondition]:
     """Returns the numbers that rules read as conditions, each with the first such rule."""
     found: dict[str, BareCondition] = {}
-    for field, rule, result in _rules(prepare):
-        for column in sorted(condition_columns(rule, result=result) - found.keys()):
+    for rule in prepare.rules():
+        for column in sorted(condition_columns(rule.text, result=rule.result) - found.keys()):
             if (table := _table_of(column, prepare, source)) is not None:
-                found[column] = BareCondition(column, field, rule, table)
+                found[column] = BareCondition(column, rule.field, rule.text, table)
     return list(found.values())
-
-
-def _rules(prepare: Prepare) -> list[tuple[str, str, Kind]]:
-    rules: list[tuple[str, str | None, Kind]] = [
-        *((f"prepare.derive.{name}", rule, "number") for name, rule in prepare.derive.items()),
-        ("prepare.where", prepare.where, "condition"),
-        ("prepare.positive", prepare.positive, "condition"),
-        ("prepare.negative", prepare.negative, "condition"),
-        ("prepare.weight", prepare.weight, "number"),
-        ("prepare.target", prepare.target, "number"),
-        *((f"prepare.outcomes.{name}", rule, "number") for name, rule in prepare.outcomes.items()),
-    ]
-    for key, counters in prepare.counters.items():
-        field = f"prepare.counters.{key}"
-        rules += [(f"{field}.rates.{name}", rule, "condition") for name, rule in counters.rates.items()]
-        rules += [(f"{field}.means.{name}", rule, "number") for name, rule in counters.means.items()]
-    return [(field, rule, result) for field, rule, result in rules if rule is not None]
 
 
 def _table_of(column: str, prepare: Prepare, source: Source) -> str | None:

@@ -186,12 +186,8 @@ def _distinct_sql(source: Source, used: frozenset[str]) -> str:
 
 def used_columns(prepare: Prepare) -> frozenset[str]:
     """Returns the columns that `prepare` reads, derived ones included."""
-    rules: list[str | None] = [prepare.where, prepare.positive, prepare.relevant, prepare.negative]
-    rules += [prepare.weight, prepare.target]
-    rules += (*prepare.derive.values(), *prepare.outcomes.values())
-    rules += (rule for each in prepare.counters.values() for rule in (*each.rates.values(), *each.means.values()))
     names = {"user_id", "item_id", "at", "at_is_estimated", "watch_s", "length_s", *prepare.counters}
-    names |= {name for rule in rules if rule is not None for name in rule_columns(rule)}
+    names |= {name for rule in prepare.rules() for name in rule_columns(rule.text)}
     for label in prepare.labels.values():
         match label.kind:
             case "below_mean":

@@ -6,9 +6,10 @@ the columns that `derive` and `labels` add.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +17,7 @@ from twofold.local_time import midnight_ms
 from twofold.recipe.labels import Label, WatchQuantile
 from twofold.recipe.section import Expression, Name, Rule, Section, TimeZone
 from twofold.recipe.split import LastDays, LastEvents, SplitRule, TemporalSplit, Window
+from twofold.sql.portable import Kind
 from twofold.tables import Split
 
 
@@ -105,6 +107,26 @@ class Counters(Section):
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class PrepareRule:
+    """A rule of the section `prepare`: its field in the recipe, its text, and whether it is a condition or a number."""
+
+    field: str
+    text: str
+    result: Kind
+
+
+_RULES: Final[Mapping[str, Kind]] = {
+    "where": "condition",
+    "positive": "condition",
+    "relevant": "condition",
+    "negative": "condition",
+    "weight": "number",
+    "target": "number",
+}
+"""Fields of `prepare` that hold one rule each, in the order in which they are checked."""
+
+
 class Prepare(Section):
     """Preparation of a log, in this order: derived columns, windows, labels, filters, samples."""
 
@@ -170,6 +192,21 @@ class Prepare(Section):
         _check_case([*self.derive, *self.labels])
         _check_case(list(self.outcomes))
         return self
+
+    def rules(self) -> Iterator[PrepareRule]:
+        """Yields every rule of the section; the derived columns come first, in their order."""
+        for name, text in self.derive.items():
+            yield PrepareRule(f"prepare.derive.{name}", text, "number")
+        for name, result in _RULES.items():
+            if (text := getattr(self, name)) is not None:
+                yield PrepareRule(f"prepare.{name}", text, result)
+        for name, text in self.outcomes.items():
+            yield PrepareRule(f"prepare.outcomes.{name}", text, "number")
+        for key, counters in self.counters.items():
+            for name, text in counters.rates.items():
+                yield PrepareRule(f"prepare.counters.{key}.rates.{name}", text, "condition")
+            for name, text in counters.means.items():
+                yield PrepareRule(f"prepare.counters.{key}.means.{name}", text, "number")
 
     def quantile_of(self, outcome: str) -> str | None:
         """Returns the name of the quantile label that an outcome equals, or None."""
