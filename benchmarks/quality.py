@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from twofold.evaluate.days import pool_days
-from twofold.evaluate.per_user_values import load_rows
+from twofold.evaluate.per_user_values import load_row_values
 from twofold.evaluate.results import Report, Row
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.job import claim_folder, report_of
@@ -113,7 +113,9 @@ def _cells_of(row: Row) -> list[Saved]:
 
 def _pooled(folders: dict[str, Path], *, recipe: str, seed: int) -> Saved:
     """Returns the means over all days of one recipe and seed, with intervals clustered by user."""
-    section = pool_days(load_rows({day: open_stage(folder, "evaluate").folder for day, folder in folders.items()}))
+    section = pool_days(
+        load_row_values({day: open_stage(folder, "evaluate").folder for day, folder in folders.items()})
+    )
     return {
         "recipe": recipe,
         "seed": seed,

@@ -96,7 +96,7 @@ def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda tria
             f"{search.path} has no section tune, so nothing can be searched. Write one, such as tune: {{ranges: "
             f"{{train.learning_rate: {{low: 1e-4, high: 1e-2, log: true}}}}}}"
         )
-    check_ranges(search, recipe.tune)
+    _check_ranges(search, recipe.tune)
     if isinstance(recipe.prepare.split, LastDays):
         recipe = with_dates(recipe)
         dates = json.dumps(recipe.prepare.split.model_dump(mode="json"))
@@ -117,7 +117,7 @@ def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda tria
     return sorted(trials, key=lambda trial: -math.inf if trial.value is None else trial.value, reverse=True)
 
 
-def check_ranges(search: Search, config: Tune) -> None:
+def _check_ranges(search: Search, config: Tune) -> None:
     """Raises RecipeError with all ranges that the recipe cannot take: each end and each choice is tried alone."""
     faults = []
     for field, values in config.ranges.items():

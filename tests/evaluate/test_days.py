@@ -14,7 +14,7 @@ from tests.evaluate.test_compare import vocabulary
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.evaluate.days import DayValues, day_sentences, evaluate_day, pool_days
-from twofold.evaluate.per_user_values import load_rows, save_rows
+from twofold.evaluate.per_user_values import load_row_values, save_row_values
 from twofold.evaluate.significance import mean_intervals
 from twofold.evaluate.window import DayBounds, PerUser, evaluation_window
 from twofold.page.run_page import write_run_page
@@ -116,8 +116,8 @@ def test_rows_of_several_runs_are_read_with_one_number_per_user(tmp_path, two_da
     for day in two_days:
         (tmp_path / day.day).mkdir()
         saved = [DayValues("test", day.users, day.rows), DayValues("2023-01-01", day.users[:1], {})]
-        save_rows(saved, tmp_path / day.day, users=ids, metrics=[METRIC])
-    read = load_rows({day.day: tmp_path / day.day for day in two_days})
+        save_row_values(saved, tmp_path / day.day, users=ids, metrics=[METRIC])
+    read = load_row_values({day.day: tmp_path / day.day for day in two_days})
     assert pool_days(read) == pool_days(two_days)
 
 

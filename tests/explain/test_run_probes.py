@@ -15,8 +15,9 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import item_attributes, load_dataset
 from twofold.evaluate.window import evaluation_window
+from twofold.explain.diversity import read_lists
 from twofold.explain.gap import SCORE, STALE, measure_gap
-from twofold.explain.run_probes import groupings_of, probe_records, probe_run, read_lists
+from twofold.explain.run_probes import groupings_of, probe_records, probe_run
 from twofold.index.item_index import build_index
 from twofold.model.retriever import item_vectors, load_model
 from twofold.model.two_tower import build_two_tower

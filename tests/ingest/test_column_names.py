@@ -1,7 +1,7 @@
 import pytest
 
 from twofold.ingest.column_roles import normalized_name
-from twofold.ingest.log_profile import words
+from twofold.ingest.table_profile import words
 
 
 @pytest.mark.parametrize(

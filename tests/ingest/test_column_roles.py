@@ -5,7 +5,7 @@ import pytest
 
 from twofold.errors import DataError
 from twofold.ingest.column_roles import GivenColumns, Roles, guess_key, guess_roles
-from twofold.ingest.log_profile import Column, TableProfile, look_of, printable, rule_name
+from twofold.ingest.table_profile import Column, TableProfile, look_of, printable, rule_name
 
 SECONDS = (1_700_000_000.0, 1_700_864_000.0)  # ten days of November 2023
 

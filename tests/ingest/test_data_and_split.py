@@ -11,7 +11,7 @@ from twofold.errors import DataError
 from twofold.ingest.column_roles import guess_roles
 from twofold.ingest.draft_split import choose_split
 from twofold.ingest.inspect_log import data_section
-from twofold.ingest.log_profile import Column, Day, EventFacts, TableProfile
+from twofold.ingest.table_profile import Column, Day, EventFacts, TableProfile
 from twofold.recipe.data import Table
 from twofold.recipe.split import LastEvents, TemporalSplit
 from twofold.render.numbers import plural

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tests.ingest.test_column_roles import flag, fraction, integer, log, moment, text
 from tests.ingest.test_data_and_split import events, side
 from twofold.ingest.column_roles import GivenColumns, guess_roles
-from twofold.ingest.draft_recipe import draft_recipe, facts_of, recipe_name, scalar
-from twofold.ingest.inspect_log import LogProfile, data_section
-from twofold.ingest.log_profile import Column, EventFacts, TableProfile
+from twofold.ingest.draft_recipe import draft_recipe, recipe_name, scalar
+from twofold.ingest.inspect_log import LogProfile, data_section, log_facts
+from twofold.ingest.table_profile import Column, EventFacts, TableProfile
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastDays, LastEvents
@@ -180,15 +180,15 @@ def test_many_columns_are_cut_and_said(tmp_path: Path) -> None:
 
 def test_counts_of_a_share_of_the_users_are_scaled_and_said_to_be() -> None:
     facts = replace(events([100] * 10), compared=250, duplicates=5, repeats=10)
-    said = dict(facts_of(seen(facts=facts)))
+    said = dict(log_facts(seen(facts=facts)))
     assert said["duplicates"].startswith("about 20 rows")
     assert said["repeats"].startswith("about 40 rows")
-    assert dict(facts_of(seen()))["duplicates"].startswith("0 rows")
+    assert dict(log_facts(seen()))["duplicates"].startswith("0 rows")
 
 
 def test_rows_without_keys_are_counted() -> None:
     what = seen()
-    assert dict(facts_of(replace(what, log=replace(what.log, rows=1007))))["rows"] == (
+    assert dict(log_facts(replace(what, log=replace(what.log, rows=1007))))["rows"] == (
         "1,007; 7 lack user, item or time and are dropped"
     )
 

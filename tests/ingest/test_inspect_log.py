@@ -16,7 +16,7 @@ from twofold.ingest.column_roles import GivenColumns
 from twofold.ingest.draft_recipe import draft_recipe
 from twofold.ingest.inspect_log import LogProfile, check_draft, profile_log
 from twofold.ingest.inspect_table import engine, look_at_table
-from twofold.ingest.log_profile import EventFacts
+from twofold.ingest.table_profile import EventFacts
 from twofold.prepare.last_days import with_dates
 from twofold.prepare.run_plan import prepare
 from twofold.recipe.load import load_recipe

@@ -31,8 +31,8 @@ def test_the_same_pieces_give_the_same_bytes_sorted_by_time(tmp_path: Path) -> N
 def test_a_recipe_reads_what_was_written(tmp_path: Path) -> None:
     made = make_tables(find_set("ml-20m"), small_20m(tmp_path / "ml"), tmp_path / "out")
     source = open_source(made.data)
-    assert source.event_columns == {"user_id": "BIGINT", "item_id": "BIGINT", "at": "BIGINT", "rating": "DOUBLE"}
-    assert source.item_columns["genres"] == "VARCHAR[]"
+    assert source.events.columns == {"user_id": "BIGINT", "item_id": "BIGINT", "at": "BIGINT", "rating": "DOUBLE"}
+    assert source.items.columns["genres"] == "VARCHAR[]"
     out = (tmp_path / "out").resolve()
     assert data_block(made.data) == (
         f"data:\n  kind: table\n  events: {out}/events.parquet\n  items: {out}/items.parquet\n"

@@ -63,23 +63,23 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_a_recipe_reads_the_tables_under_their_canonical_names(tmp_path: Path) -> None:
     source = open_source(write_world(tmp_path / "world", SMALL))
-    assert source.event_columns == {
+    assert source.events.columns == {
         **dict.fromkeys(("user_id", "item_id", "at"), "BIGINT"),
         **dict.fromkeys(("watch_s", "length_s"), "DOUBLE"),
         **dict.fromkeys(("clicked", "liked", "shared", "downloaded", "long_view"), "BOOLEAN"),
     }
-    assert source.item_columns == {
+    assert source.items.columns == {
         **{"item_id": "BIGINT", "creator_id": "BIGINT", "language": "VARCHAR", "tags": "VARCHAR[]"},
         **{"length_s": "DOUBLE", "uploaded_at": "BIGINT", "content": "FLOAT[]", "pictures": "FLOAT[]"},
     }
-    assert source.user_columns == {
+    assert source.users.columns == {
         "user_id": "BIGINT",
         **dict.fromkeys(("language", "city", "handset_maker"), "VARCHAR"),
         "activity": "FLOAT[]",
     }
     counts = [
         duckdb.execute(f"SELECT COUNT(*), COUNT(DISTINCT {name}_id) FROM ({sql})").fetchall()
-        for name, sql in (("item", source.items_sql), ("user", source.users_sql))
+        for name, sql in (("item", source.items.select_sql()), ("user", source.users.select_sql()))
     ]
     assert counts == [[(SMALL.items, SMALL.items)], [(SMALL.users, SMALL.users)]]
 

@@ -209,7 +209,7 @@ def test_features_of_every_kind_over_the_right_columns_pass(tmp_path: Path) -> N
         {"kind": "number", "column": "length_s", "scale": "standard"},
         {"kind": "age"},
     ]
-    assert check_recipe(recipe_of(tmp_path, log(), items, features)).item_columns["uploaded_at"] == "BIGINT"
+    assert check_recipe(recipe_of(tmp_path, log(), items, features)).items.columns["uploaded_at"] == "BIGINT"
 
 
 # --- the disk, and what else the engine may touch ---------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_the_engine_reads_the_log_and_writes_the_stage_and_nothing_else(tmp_path
     secret.write_text("password\n1234\n")
     with duckdb_engine(source, tmp_path / "out") as engine:
         query = engine.query
-        assert query(f"SELECT COUNT(*) FROM ({source.events_sql})") == [(72,)]
+        assert query(f"SELECT COUNT(*) FROM ({source.events.select_sql()})") == [(72,)]
         for statement in (
             f"SELECT * FROM read_text('{secret}')",
             f"COPY (SELECT 1) TO '{tmp_path / 'elsewhere.parquet'}'",

@@ -36,12 +36,12 @@ def with_column(name: str, values: Any) -> pa.Table:
 def test_a_table_gives_its_columns_and_types_without_reading_rows(tmp_path: Path) -> None:
     items = pa.table({"item_id": pa.array([10], pa.int32()), "tags": [["a"]]})
     source = open_source(table(tmp_path, LOG, items))
-    assert source.event_columns == {"user_id": "BIGINT", "item_id": "BIGINT", "at": "BIGINT", "liked": "BOOLEAN"}
-    assert source.item_columns == {"item_id": "BIGINT", "tags": "VARCHAR[]"}
-    assert source.user_columns == {"user_id": "BIGINT"}
-    assert rows(source.events_sql) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
-    assert rows(source.items_sql) == [(10, ["a"])]
-    assert rows(source.users_sql) == []
+    assert source.events.columns == {"user_id": "BIGINT", "item_id": "BIGINT", "at": "BIGINT", "liked": "BOOLEAN"}
+    assert source.items.columns == {"item_id": "BIGINT", "tags": "VARCHAR[]"}
+    assert source.users.columns == {"user_id": "BIGINT"}
+    assert rows(source.events.select_sql()) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
+    assert rows(source.items.select_sql()) == [(10, ["a"])]
+    assert rows(source.users.select_sql()) == []
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_a_table_gives_its_columns_and_types_without_reading_rows(tmp_path: Path
 )
 def test_ids_become_bigint_or_text(tmp_path: Path, type_: pa.DataType, becomes: str) -> None:
     source = open_source(table(tmp_path, with_column("user_id", pa.array([1, 2]).cast(type_))))
-    assert source.event_columns["user_id"] == becomes
-    assert [row[0] for row in rows(source.events_sql)] == ([1, 2] if becomes == "BIGINT" else ["1", "2"])
+    assert source.events.columns["user_id"] == becomes
+    assert [row[0] for row in rows(source.events.select_sql())] == ([1, 2] if becomes == "BIGINT" else ["1", "2"])
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -59,14 +59,14 @@ def test_ids_become_bigint_or_text(tmp_path: Path, type_: pa.DataType, becomes: 
 def test_timestamps_become_utc_milliseconds(tmp_path: Path, unit: str, zone: str | None) -> None:
     at = pa.array([FIRST_MS, FIRST_MS + 1000]).cast(pa.timestamp("ms")).cast(pa.timestamp(unit, tz=zone))
     source = open_source(table(tmp_path, LOG.set_column(2, "at", at)))
-    assert source.event_columns["at"] == "BIGINT"
-    assert [row[2] for row in rows(source.events_sql)] == [FIRST_MS, FIRST_MS + 1000]
+    assert source.events.columns["at"] == "BIGINT"
+    assert [row[2] for row in rows(source.events.select_sql())] == [FIRST_MS, FIRST_MS + 1000]
 
 
 def test_a_csv_is_a_table_too(tmp_path: Path) -> None:
     pa_csv.write_csv(LOG, tmp_path / "log.csv")
     source = open_source(Table(kind="table", events=tmp_path / "log.csv"))
-    assert rows(source.events_sql) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
+    assert rows(source.events.select_sql()) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
 
 
 def test_a_folder_of_files_is_one_table_and_its_name_adds_no_column(tmp_path: Path) -> None:
@@ -75,14 +75,14 @@ def test_a_folder_of_files_is_one_table_and_its_name_adds_no_column(tmp_path: Pa
     for part in range(3):
         pq.write_table(LOG, folder / f"part-{part}.parquet")
     source = open_source(Table(kind="table", events=folder))
-    assert list(source.event_columns) == LOG.column_names
-    assert len(rows(source.events_sql)) == 3 * len(LOG)
+    assert list(source.events.columns) == LOG.column_names
+    assert len(rows(source.events.select_sql())) == 3 * len(LOG)
     assert len(source.files) == 3
 
 
 def test_a_column_of_any_name_is_passed_on(tmp_path: Path) -> None:
     source = open_source(table(tmp_path, LOG.append_column('select "x"; --', pa.array([1, 2]))))
-    assert [row[4] for row in rows(source.events_sql)] == [1, 2]
+    assert [row[4] for row in rows(source.events.select_sql())] == [1, 2]
 
 
 # --- columns under other names, moments in other units ----------------------------------------------------------------
@@ -93,17 +93,17 @@ def test_columns_are_renamed_in_every_table_that_has_them(tmp_path: Path) -> Non
     items = pa.table({"movie": [10], "title": ["x"]})
     renaming = {"user_id": "uid", "item_id": "movie", "at": "timestamp", "name": "title"}
     source = open_source(table(tmp_path, events, items).model_copy(update={"columns": renaming}))
-    assert list(source.event_columns) == ["user_id", "item_id", "at", "liked"]
-    assert list(source.item_columns) == ["item_id", "name"]
-    assert rows(source.events_sql) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
-    assert rows(source.items_sql) == [(10, "x")]
+    assert list(source.events.columns) == ["user_id", "item_id", "at", "liked"]
+    assert list(source.items.columns) == ["item_id", "name"]
+    assert rows(source.events.select_sql()) == [(1, 10, FIRST_MS, True), (2, 20, FIRST_MS + 1, False)]
+    assert rows(source.items.select_sql()) == [(10, "x")]
 
 
 def test_one_column_may_have_two_names_and_two_columns_may_swap_theirs(tmp_path: Path) -> None:
     renaming = {"user_id": "item_id", "item_id": "user_id", "thumb": "liked", "liked": "liked"}
     source = open_source(table(tmp_path, LOG).model_copy(update={"columns": renaming}))
-    assert list(source.event_columns) == ["item_id", "user_id", "at", "thumb", "liked"]
-    assert rows(source.events_sql)[0] == (1, 10, FIRST_MS, True, True)
+    assert list(source.events.columns) == ["item_id", "user_id", "at", "thumb", "liked"]
+    assert rows(source.events.select_sql())[0] == (1, 10, FIRST_MS, True, True)
 
 
 def test_a_renamed_column_that_no_table_has_is_answered_with_the_nearest(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_new_name_that_another_column_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"two columns At"):
         open_source(data.model_copy(update={"columns": {"At": "ts"}}))
     both = data.model_copy(update={"columns": {"at": "ts", "at_too": "at"}})
-    assert list(open_source(both).event_columns) == ["user_id", "item_id", "at_too", "liked", "at"]
+    assert list(open_source(both).events.columns) == ["user_id", "item_id", "at_too", "liked", "at"]
 
 
 @pytest.mark.parametrize(("unit", "a_ms"), [("s", 0.001), ("ms", 1), ("us", 1_000), ("ns", 1_000_000)])
@@ -134,8 +134,8 @@ def test_integer_moments_become_milliseconds(tmp_path: Path, unit: str, a_ms: fl
     items = pa.table({"item_id": [10], "uploaded_at": at[:1]})
     data = table(tmp_path, LOG.set_column(2, "at", at), items).model_copy(update={"at_unit": unit})
     source = open_source(data)
-    assert [row[2] for row in rows(source.events_sql)] == [FIRST_MS, FIRST_MS + 5_000]
-    assert rows(source.items_sql) == [(10, FIRST_MS)]
+    assert [row[2] for row in rows(source.events.select_sql())] == [FIRST_MS, FIRST_MS + 5_000]
+    assert rows(source.items.select_sql()) == [(10, FIRST_MS)]
 
 
 # --- for engines other than DuckDB ------------------------------------------------------------------------------------
@@ -169,8 +169,8 @@ def test_timestamps_are_written_as_spark_writes_them(tmp_path: Path) -> None:
 def test_lists_pass_through(tmp_path: Path) -> None:
     vectors = pa.array([[0.5, 1.0]], pa.list_(pa.float32()))
     source = open_source(table(tmp_path, LOG, pa.table({"item_id": [10], "tags": [["a"]], "vector": vectors})))
-    assert source.item_columns == {"item_id": "BIGINT", "tags": "VARCHAR[]", "vector": "FLOAT[]"}
-    assert rows(source.items_sql) == [(10, ["a"], [0.5, 1.0])]
+    assert source.items.columns == {"item_id": "BIGINT", "tags": "VARCHAR[]", "vector": "FLOAT[]"}
+    assert rows(source.items.select_sql()) == [(10, ["a"], [0.5, 1.0])]
 
 
 # --- bad tables -------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_a_date_is_its_midnight_and_a_text_has_its_offset(tmp_path: Path) -> Non
         (folder := tmp_path / str(number)).mkdir()
         source = open_source(table(folder, LOG.set_column(2, "at", times)))
         with open_duckdb(None, folders=[folder]) as engine:  # its time zone is UTC, whatever that of the machine
-            found = engine.execute(f'SELECT "at" FROM ({source.events_sql})').fetchall()
+            found = engine.execute(f'SELECT "at" FROM ({source.events.select_sql()})').fetchall()
         assert sorted(found) == [
             (19000 * 86_400_000,),
             (19001 * 86_400_000,),
@@ -216,10 +216,13 @@ def test_a_date_is_its_midnight_and_a_text_has_its_offset(tmp_path: Path) -> Non
 def test_decimal_commas_are_read_where_the_recipe_says_so(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user_id;item_id;at;price\n1;7;1704067200000;13,27\n2;8;1704067200001;0,5\n")
     data = Table(kind="table", events=tmp_path / "log.csv")
-    assert open_source(data).event_columns["price"] == "VARCHAR"
+    assert open_source(data).events.columns["price"] == "VARCHAR"
     source = open_source(data.model_copy(update={"decimal_comma": ("events",)}))
-    assert source.event_columns["price"] == "DOUBLE"
-    assert duckdb.execute(f'SELECT "price" FROM ({source.events_sql}) ORDER BY 1').fetchall() == [(0.5,), (13.27,)]
+    assert source.events.columns["price"] == "DOUBLE"
+    assert duckdb.execute(f'SELECT "price" FROM ({source.events.select_sql()}) ORDER BY 1').fetchall() == [
+        (0.5,),
+        (13.27,),
+    ]
 
 
 def test_estimated_is_true_or_false(tmp_path: Path) -> None:

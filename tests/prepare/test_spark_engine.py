@@ -229,7 +229,7 @@ def test_columns_of_every_type_are_read_alike(tmp_path: Path, at: pa.Array, unit
     found = []
     for engine in (duckdb_engine, spark_engine):
         with engine(source, tmp_path / "out") as opened:
-            listed = ", ".join(f'"{name}"' for name in source.event_columns if name != "nested")
+            listed = ", ".join(f'"{name}"' for name in source.events.columns if name != "nested")
             found.append(
                 [tuple(row) for row in opened.query(f'SELECT {listed} FROM "source_events" ORDER BY "user_id"')]
             )

@@ -23,7 +23,7 @@ OBJECTS = [dict(zip(LOG.column_names, row, strict=True)) for row in ROWS]
 
 def rows_at(path: Path) -> list[tuple[object, ...]]:
     source = open_source(Table(kind="table", events=path))
-    return duckdb.execute(f'SELECT user_id, item_id, "at", liked FROM ({source.events_sql})').fetchall()
+    return duckdb.execute(f'SELECT user_id, item_id, "at", liked FROM ({source.events.select_sql()})').fetchall()
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def test_lists_of_json_are_lists(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"item_id": 10, "tags": ["a", "b"]}\n{"item_id": 20, "tags": []}\n')
     pq.write_table(LOG, tmp_path / "log.parquet")
     source = open_source(Table(kind="table", events=tmp_path / "log.parquet", items=tmp_path / "items.jsonl"))
-    assert source.item_columns == {"item_id": "BIGINT", "tags": "VARCHAR[]"}
+    assert source.items.columns == {"item_id": "BIGINT", "tags": "VARCHAR[]"}
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -73,12 +73,12 @@ def test_folders_named_by_a_column_give_that_column_as_text(tmp_path: Path) -> N
     (log / "_SUCCESS").touch()
     (log / "day=2024-01-01" / ".part-0.parquet.crc").touch()
     source = open_source(Table(kind="table", events=log))
-    assert source.event_columns == {
+    assert source.events.columns == {
         **{"user_id": "BIGINT", "item_id": "BIGINT", "at": "BIGINT", "liked": "BOOLEAN"},
         **{"day": "VARCHAR", "hour": "VARCHAR"},
     }
     assert source.events.partitions == ("day", "hour")
-    assert sorted(duckdb.execute(source.events_sql).fetchall()) == [
+    assert sorted(duckdb.execute(source.events.select_sql()).fetchall()) == [
         (*ROWS[0], "2024-01-01", "00"),
         (*ROWS[1], "2024-01-02", "01"),
     ]
@@ -180,9 +180,9 @@ def test_days_that_may_be_months_are_refused(tmp_path: Path) -> None:
 def test_days_that_can_be_told_are_read_day_first(tmp_path: Path, written: tuple[str, ...]) -> None:
     (tmp_path / "log.csv").write_text(days(*written))
     source = open_source(Table(kind="table", events=tmp_path / "log.csv"))
-    assert duckdb.execute(f'SELECT MIN(MONTH(MAKE_TIMESTAMP("at" * 1000))) FROM ({source.events_sql})').fetchall() == [
-        (5,)
-    ]
+    assert duckdb.execute(
+        f'SELECT MIN(MONTH(MAKE_TIMESTAMP("at" * 1000))) FROM ({source.events.select_sql()})'
+    ).fetchall() == [(5,)]
 
 
 @pytest.mark.parametrize(("name", "values"), [("length_s", ["03:25", "x"]), ("watch_s", [[1.0], [2.0]])])
@@ -194,4 +194,4 @@ def test_seconds_that_are_no_numbers_are_refused_with_a_way_out(
     with pytest.raises(DataError, match=message):
         open_source(Table(kind="table", events=tmp_path / "log.parquet"))
     renamed = Table(kind="table", events=tmp_path / "log.parquet", columns={f"{name}_of_log": name})
-    assert f"{name}_of_log" in open_source(renamed).event_columns
+    assert f"{name}_of_log" in open_source(renamed).events.columns

@@ -25,13 +25,12 @@ from twofold.recipe.train import Train
 from twofold.train import device as devices
 from twofold.train import loop
 from twofold.train.batch_loss import mean_loss
-from twofold.train.checkpoint import TrainingState
 from twofold.train.device import batch_on, prefetched
 from twofold.train.distributed import ProcessGroup
 from twofold.train.loop import _pending, fit
 from twofold.train.objective import build_objective
 from twofold.train.optimizer import build_optimizer, clip_gradients
-from twofold.train.pending_steps import PendingSteps
+from twofold.train.training_state import PendingSteps, TrainingState
 
 META = torch.device("meta")
 SEQUENCE = {"kind": "sequence", "events": "positives", "max_length": 5, "num_layers": 1, "num_heads": 2, "dropout": 0.1}

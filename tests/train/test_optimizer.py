@@ -6,8 +6,9 @@ from torch import nn
 
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool
 from twofold.recipe.train import Train
-from twofold.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from twofold.train.checkpoint import load_checkpoint, save_checkpoint
 from twofold.train.optimizer import LAZY_FROM, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
+from twofold.train.training_state import TrainingState
 
 ROWS = 40
 

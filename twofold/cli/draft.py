@@ -205,9 +205,8 @@ def _rule(text: str | None, option: str) -> str | None:
 
 def _print_seen(console: Console, seen: "LogProfile") -> None:
     """Prints every table's columns with their roles, and what was counted. Names are text here, never markup."""
-    from twofold.ingest.draft_recipe import facts_of
-    from twofold.ingest.inspect_log import taken_as
-    from twofold.ingest.log_profile import printable, shown_values
+    from twofold.ingest.inspect_log import log_facts, taken_as
+    from twofold.ingest.table_profile import printable, shown_values
 
     for profile in seen.tables:
         table = Table("column", "type", "NULL", "distinct", "range or most frequent", "role", box=SIMPLE_HEAD)
@@ -218,7 +217,7 @@ def _print_seen(console: Console, seen: "LogProfile") -> None:
             cells = (printable(column.name), column.type, nulls, distinct, shown_values(column), role)
             table.add_row(*(Text(cell, overflow="fold") for cell in cells))
         console.print(table)
-    for heading, sentence in facts_of(seen):
+    for heading, sentence in log_facts(seen):
         console.print(Text(f"{heading:<11} {sentence}"))
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from twofold.dataset.column_encoders import POSITIVES
-from twofold.dataset.counters import counter_names, write_counters
+from twofold.dataset.counters import counter_names, load_tower_counters, write_counters
 from twofold.dataset.dataset import load_splits
 from twofold.dataset.examples import BATCH_ROWS, distinct_ids, load_examples, write_examples, write_histories
 from twofold.dataset.features import fit_features, save_features
@@ -36,7 +36,6 @@ from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.tower_inputs import (
     ATTRIBUTES,
     counter_values,
-    load_tower_counters,
     save_user_attributes,
 )
 from twofold.dataset.vocabulary import Vocabulary, build_vocabulary

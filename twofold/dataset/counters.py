@@ -138,3 +138,8 @@ def _slices(
 def counter_names(side: tuple[UserFeature | ItemFeature, ...]) -> tuple[str, ...]:
     """Returns the names of a tower's counter features."""
     return tuple(feature_name(feature) for feature in side if isinstance(feature, CounterFeature))
+
+
+def load_tower_counters(side: tuple[UserFeature | ItemFeature, ...], folder: Path) -> dict[str, Counters]:
+    """Maps the counters that the counter features of a tower read, by key column, such as user_id."""
+    return {f.key: load_counters(folder / "counters" / file_stem(f.key)) for f in side if isinstance(f, CounterFeature)}

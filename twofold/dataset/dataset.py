@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from twofold.dataset.counters import counter_names
+from twofold.dataset.counters import counter_names, load_tower_counters
 from twofold.dataset.examples import Examples, load_examples
 from twofold.dataset.features import FeatureState, load_features
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.npy import map_array
-from twofold.dataset.tower_inputs import ItemArrays, UserArrays, item_arrays, load_tower_counters, load_user_arrays
+from twofold.dataset.tower_inputs import ItemArrays, UserArrays, item_arrays, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.recipe.features import Features
 from twofold.tables import SPLITS, Side, Split, split_side

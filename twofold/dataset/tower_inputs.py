@@ -24,7 +24,7 @@ from twofold.dataset.column_encoders import (
     value_lists,
     value_rows,
 )
-from twofold.dataset.counters import Counters, load_counters
+from twofold.dataset.counters import Counters, load_tower_counters
 from twofold.dataset.features import FeatureState, single_from
 from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
 from twofold.dataset.npy import map_array
@@ -117,11 +117,6 @@ def counter_values(
         for feature in side
         if isinstance(feature, CounterFeature)
     }
-
-
-def load_tower_counters(side: tuple[UserFeature | ItemFeature, ...], folder: Path) -> dict[str, Counters]:
-    """Maps the counters that the counter features of a tower read, by key column, such as user_id."""
-    return {f.key: load_counters(folder / "counters" / file_stem(f.key)) for f in side if isinstance(f, CounterFeature)}
 
 
 # --- items ------------------------------------------------------------------------------------------------------------

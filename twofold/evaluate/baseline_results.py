@@ -56,7 +56,7 @@ class Trial:
     @property
     def in_text(self) -> str:
         """Constants in words."""
-        return constants_text(self.constants)
+        return _constants_text(self.constants)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class PeerChoice:
     @property
     def in_text(self) -> str:
         """Constants in words."""
-        return constants_text(self.constants)
+        return _constants_text(self.constants)
 
     @property
     def remarks(self) -> str:
@@ -106,10 +106,10 @@ class PeerTuning:
         return next((choice.constants for choice in self.choices if choice.name == name), None)
 
 
-def constants_text(constants: Constants) -> str:
+def _constants_text(constants: Constants) -> str:
     """Returns constants with their values.
 
-    >>> constants_text({"l2": 500.0, "weight": 0.0812})
+    >>> _constants_text({"l2": 500.0, "weight": 0.0812})
     'l2 500, weight 0.0812'
     """
     return ", ".join(f"{name} {format_significant(value)}" for name, value in constants.items())

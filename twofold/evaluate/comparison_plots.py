@@ -6,8 +6,8 @@ from itertools import groupby
 from twofold.evaluate.compare import MetricComparison
 from twofold.evaluate.results import SliceLine
 from twofold.evaluate.significance import LEVEL, Estimate
-from twofold.render.difference_plot import Difference, DifferencePlot, axis_of, difference_plot
 from twofold.render.numbers import in_title, plural
+from twofold.render.plots import Difference, DifferencePlot, axis_of, difference_plot
 
 
 def group_plots(lines: Iterable[SliceLine]) -> list[tuple[str, DifferencePlot]]:

@@ -80,13 +80,13 @@ def metrics_of_ranks(
         own = query[within]
         values[f"recall@{k}"] = np.bincount(own, minlength=queries) / relevant
         values[f"hit_rate@{k}"] = np.where(num_relevant > 0, first <= k, np.nan)
-        values[f"ndcg@{k}"] = np.bincount(own, gain[within], minlength=queries) / ideal_gain(num_relevant, k=k)
+        values[f"ndcg@{k}"] = np.bincount(own, gain[within], minlength=queries) / _ideal_gain(num_relevant, k=k)
         values[f"mrr@{k}"] = np.where(first <= k, 1 / first, 0 * relevant)
         values[f"map@{k}"] = np.bincount(own, precision[within], minlength=queries) / relevant
     return values
 
 
-def ideal_gain(num_relevant: Int64[np.ndarray, "queries"], *, k: int) -> Float64[np.ndarray, "queries"]:
+def _ideal_gain(num_relevant: Int64[np.ndarray, "queries"], *, k: int) -> Float64[np.ndarray, "queries"]:
     """Returns the DCG@k of a list that begins with all relevant items; NaN if no item is relevant."""
     best = np.concatenate([[np.nan], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
     ideal: Float64[np.ndarray, " queries"] = best[np.minimum(num_relevant, k)]
@@ -208,8 +208,8 @@ def chance_metrics(
 
     values = {
         "auc": np.full(len(n), 0.5),
-        "ndcg@5": p / size * discount[np.minimum(n, 5)] / ideal_gain(p, k=5),
-        "ndcg@10": p / size * discount[np.minimum(n, 10)] / ideal_gain(p, k=10),
+        "ndcg@5": p / size * discount[np.minimum(n, 5)] / _ideal_gain(p, k=5),
+        "ndcg@10": p / size * discount[np.minimum(n, 10)] / _ideal_gain(p, k=10),
         "mrr": harmonic[n] / size,
         "map": mean_precision(n),
         "map@10": mean_precision(np.minimum(n, _DEPTH)),

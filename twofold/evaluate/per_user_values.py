@@ -69,7 +69,7 @@ def save_values(
         pq.write_table(pairs, partial, compression="zstd")
 
 
-def save_rows(days: Sequence[DayValues], folder: Path, *, users: Vocabulary, metrics: Sequence[str]) -> None:
+def save_row_values(days: Sequence[DayValues], folder: Path, *, users: Vocabulary, metrics: Sequence[str]) -> None:
     """Writes rows.parquet: per window and row of the report, these metrics of each user."""
     parts = [
         pa.table(
@@ -87,7 +87,7 @@ def save_rows(days: Sequence[DayValues], folder: Path, *, users: Vocabulary, met
         pq.write_table(pa.concat_tables(parts).unify_dictionaries(), partial, compression="zstd")
 
 
-def load_rows(folders: Mapping[str, Path]) -> list[DayValues]:
+def load_row_values(folders: Mapping[str, Path]) -> list[DayValues]:
     """Reads the test windows of several runs, by the name that each window gets, with one number per user id."""
     tables = [
         pq.read_table(folder / ROWS_FILE, filters=pc.field("window") == "test").combine_chunks()

@@ -16,7 +16,7 @@ SAMPLED_METRICS: Final = ("sampled/hit_rate@10", "sampled/ndcg@10", "sampled/mrr
 SAMPLED_NOTE: Final = "only for comparison with papers; the summary above is about the whole catalogue"
 
 
-def shown_metrics(report: Report) -> list[str]:
+def _shown_metrics(report: Report) -> list[str]:
     """Returns the catalogue metrics of the main table; the page hides the others in a section to open."""
     k = report.primary_metric.partition("@")[2]
     names = ["recall@10", f"recall@{k}", f"hit_rate@{k}", "ndcg@10", "mrr@10", "map@10"]
@@ -35,7 +35,7 @@ def report_lines(report: Report) -> list[Text | Table]:
 def _catalogue_table(report: Report) -> Table:
     table = _table(f"catalogue · {report.window} window · {_counts_text(report.catalogue)}", "")
     # Two metrics fit into a terminal of 80 columns; the page has them all.
-    metrics = [metric for metric in shown_metrics(report) if metric in (report.primary_metric, "catalogue/ndcg@10")]
+    metrics = [metric for metric in _shown_metrics(report) if metric in (report.primary_metric, "catalogue/ndcg@10")]
     table.add_column("")
     for metric in metrics:
         table.add_column(in_short(metric), justify="right")

@@ -18,7 +18,7 @@ from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import chunks
 from twofold.recipe.rerank import Limit, Rerank, RerankRule
 from twofold.render.numbers import format_decimal, format_interval, format_signed
-from twofold.render.scatter_plot import ScatterPlot, ScatterPoint, scatter_plot
+from twofold.render.plots import ScatterPlot, ScatterPoint, scatter_plot
 from twofold.reranking import Candidates, RuleItems, guaranteed, merge_stages, reorder, with_guaranteed
 from twofold.topk import NOT_ALLOWED, Products
 

@@ -7,11 +7,14 @@ ignored.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from twofold.dataset.dataset import Dataset
 from twofold.explain.folding import Grouping
 from twofold.explain.probes import MARGIN, Probe, halfway, halfway_above
 from twofold.ragged import Ragged, chunks
@@ -36,6 +39,15 @@ class ComparedLists:
     def measured(self, measure: Callable[[Ragged], Value]) -> tuple[Value, Value, Value]:
         """Returns what `measure` finds in the recommended, the popular and the liked lists."""
         return measure(self.served), measure(self.popular), measure(self.liked)
+
+
+def read_lists(path: Path, dataset: Dataset) -> Ragged:
+    """Reads a file of recommendations as item rows, one list per user row, best first."""
+    table = pq.read_table(path, columns=["user_id", "item_id", "rank"])
+    users, items = dataset.users.rows_of(table["user_id"]), dataset.items.rows_of(table["item_id"])
+    order = np.lexsort((np.asarray(table["rank"]), users))
+    offsets = np.searchsorted(users[order], np.arange(len(dataset.users) + 1)).astype(np.int64)
+    return Ragged(items[order], offsets)
 
 
 def popular_lists(counts: Int64[np.ndarray, "items"], seen: Ragged, lengths: Int64[np.ndarray, "users"]) -> Ragged:

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from twofold.dataset.column_encoders import value_lists
@@ -83,15 +81,6 @@ def groupings_of(dataset: Dataset, attributes: pa.Table, columns: Sequence[str] 
         codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         groupings.append(Grouping(name, codes, tuple(map(str, coded.dictionary.to_pylist()))))
     return groupings
-
-
-def read_lists(path: Path, dataset: Dataset) -> Ragged:
-    """Reads a file of recommendations as item rows, one list per user row, best first."""
-    table = pq.read_table(path, columns=["user_id", "item_id", "rank"])
-    users, items = dataset.users.rows_of(table["user_id"]), dataset.items.rows_of(table["item_id"])
-    order = np.lexsort((np.asarray(table["rank"]), users))
-    offsets = np.searchsorted(users[order], np.arange(len(dataset.users) + 1)).astype(np.int64)
-    return Ragged(items[order], offsets)
 
 
 def probe_records(probes: Sequence[Probe]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from twofold.ingest.log_profile import words
+from twofold.ingest.table_profile import words
 
 
 def name_set(text: str) -> frozenset[str]:

@@ -11,7 +11,8 @@ from typing import Literal
 
 from twofold.errors import DataError
 from twofold.ingest.column_names import ITEM, TIME, USER, has_unit, normalized_name
-from twofold.ingest.log_profile import (
+from twofold.ingest.positive_rules import Signals, find_signals
+from twofold.ingest.table_profile import (
     Column,
     TableProfile,
     Unit,
@@ -22,7 +23,6 @@ from twofold.ingest.log_profile import (
     timestamp_unit,
     words,
 )
-from twofold.ingest.positive_rules import Signals, find_signals
 from twofold.recipe.messages import did_you_mean
 
 # --- roles ------------------------------------------------------------------------------------------------------------

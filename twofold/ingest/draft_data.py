@@ -6,7 +6,7 @@ from typing import Literal
 from twofold.errors import DataError
 from twofold.ingest.column_names import UPLOADED, normalized_name
 from twofold.ingest.column_roles import Roles, guess_key
-from twofold.ingest.log_profile import Column, TableProfile, printable, timestamp_unit
+from twofold.ingest.table_profile import Column, TableProfile, printable, timestamp_unit
 from twofold.prepare.sources import is_number
 from twofold.recipe.data import Table
 

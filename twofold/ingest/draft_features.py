@@ -7,7 +7,7 @@ from twofold.ingest.column_names import COUNTS, GROUPS
 from twofold.ingest.draft_data import names_of, our_name
 from twofold.ingest.draft_yaml import scalar, with_comment
 from twofold.ingest.inspect_log import LogProfile
-from twofold.ingest.log_profile import Column, TableProfile, look_of, printable, shown_values, words
+from twofold.ingest.table_profile import Column, TableProfile, look_of, printable, shown_values, words
 from twofold.recipe.split import LastEvents, TemporalSplit
 from twofold.render.numbers import plural
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from twofold.ingest.draft_split import ENOUGH_USERS, choose_split, count_judged, interval_of
 from twofold.ingest.inspect_log import LogProfile
-from twofold.ingest.log_profile import printable
+from twofold.ingest.table_profile import printable
 from twofold.ingest.time_zones import quiet_hour_hint
 from twofold.recipe.split import LastEvents
 

@@ -7,21 +7,22 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from math import log2
 from pathlib import Path
-from statistics import median
 
 from twofold.errors import RecipeError
 from twofold.ingest.draft_features import counted_rate, draft_features, recent_hours
-from twofold.ingest.draft_model import model_lines
 from twofold.ingest.draft_questions import recommends_again
 from twofold.ingest.draft_split import choose_split, events_within, users_within
 from twofold.ingest.draft_yaml import scalar, with_comment
-from twofold.ingest.inspect_log import LogProfile, check_draft, profile_log
-from twofold.ingest.log_profile import EPOCH, EventFacts, printable
+from twofold.ingest.inspect_log import LogProfile, check_draft, log_facts, profile_log
+from twofold.ingest.table_profile import EPOCH, EventFacts, printable
 from twofold.prepare.frames import Frame, table_path
 from twofold.recipe.load import load_recipe
+from twofold.recipe.retriever import Cosine, TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastEvents, TemporalSplit, Window
+from twofold.recipe.train import Train
 from twofold.render.numbers import plural
 
 # --- the text ---------------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def draft_recipe(seen: LogProfile, *, name: str, folder: Path | None) -> str:
         *draft_features(seen, split),
         *_index(seen),
         "",
-        *(line for written, remark in model_lines(seen.events) for line in with_comment(written, remark)),
+        *(line for written, remark in _model_lines(seen.events) for line in with_comment(written, remark)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -70,34 +71,8 @@ def recipe_name(log: Path) -> str:
     return re.sub(r"[^a-z0-9_.=,-]+", "-", log.stem.lower()).strip("-_.=,")[:100] or "log"
 
 
-def facts_of(seen: LogProfile) -> list[tuple[str, str]]:
-    """Returns the counts, each as a heading and a sentence."""
-    events, about = seen.events, "" if seen.events.compared >= seen.events.rows else "about "
-    scale = events.rows / events.compared
-    duplicates, repeats = round(events.duplicates * scale), round(events.repeats * scale)
-    keyless = seen.log.rows - events.rows
-    facts = [
-        ("rows", f"{seen.log.rows:,}" + (f"; {keyless:,} lack user, item or time and are dropped" if keyless else "")),
-        ("duplicates", f"{about}{duplicates:,} rows equal another row; they are dropped"),
-        ("repeats", f"{about}{repeats:,} rows repeat the user and item of an earlier row"),
-        (
-            "users",
-            f"{events.users:,}; half have {plural(events.median_events, 'event')} or fewer, 99.9 % at most "
-            f"{events.busiest_events:,}",
-        ),
-        ("items", f"{events.items:,}; {events.lone_items:,} have one event"),
-    ]
-    if events.days:
-        first, last = events.days[0], events.days[-1]
-        daily = round(median(day.events for day in events.days))
-        days = f"{first.date} to {last.date} ({seen.time_zone}), {plural(last.number - first.number + 1, 'day')}"
-        facts.append(("days", f"{days}; {daily:,} rows on a median day"))
-    share = events.positives / events.rows
-    return [*facts, ("positive", f"{share:.1%} of the rows: {printable(seen.roles.positive)}")]
-
-
 def _header(seen: LogProfile, name: str) -> list[str]:
-    facts = [f"#   {heading:<11}{sentence}" for heading, sentence in facts_of(seen)]
+    facts = [f"#   {heading:<11}{sentence}" for heading, sentence in log_facts(seen)]
     about = f"Drafted by `twofold recipe new` from {printable(seen.log.path.name)}."
     return [
         f"# {about} What it found:",
@@ -209,6 +184,64 @@ def _index(seen: LogProfile) -> list[str]:
         return []
     share = f"{seen.events.met_before:.0%} of what is asked for had been met on an earlier day"
     return ["", "index:", *with_comment("  include_seen: true", f"items that were met are recommended again: {share}")]
+
+
+def _model_lines(events: EventFacts) -> list[tuple[str, str]]:
+    """Returns the lines of the sections `retriever` and `train`, each with its reason; an empty text means none."""
+    tower, score, train = TwoTower(kind="best"), Cosine(kind="cosine"), Train()
+    epochs = _epochs(events.positives)
+    patience = min(3, epochs - 1)
+    return [
+        ("retriever:", ""),
+        (f"  kind: {tower.kind}", "the towers, iALS, EASE or item-kNN, or a sum of two: what is best on validation"),
+        ("  # ensemble: 2", "remove the first # to add the scores of two pairs of towers: better, twice the time"),
+        (f"  dim: {tower.dim}", "vector dimension; 128 if there are many events per item"),
+        (
+            f"  score: {{kind: {score.kind}, temperature: {score.temperature:g}}}",
+            "a lower temperature puts more weight on hard negatives",
+        ),
+        ("train:", ""),
+        (f"  epochs: {epochs}", f"at most so many passes over the positives, {_duration(events.positives)} each"),
+        (
+            f"  patience: {patience}",
+            f"training stops after {plural(patience, 'epoch')} without a better one, the best is kept",
+        ),
+        (f"  batch_size: {_batch_size(events.positives)}", "small logs need small batches, and more steps"),
+        (f"  learning_rate: {train.learning_rate:g}", ""),
+        ("  refit: true", "a second fit, for what is served, learns from the validation window too"),
+        (f"  seed: {train.seed}", ""),
+        ("recommend_k: 50", "number of recommendations written per user"),
+    ]
+
+
+def _batch_size(positives: int) -> int:
+    """Returns the power of two nearest to a 500th of the positives; the shipped log was better with 512 than 1,024.
+
+    >>> [_batch_size(positives) for positives in (1_000, 280_000, 10**9)]
+    [128, 512, 4096]
+    """
+    return int(min(max(2 ** round(log2(max(positives, 1) / 500)), 128), 4096))
+
+
+def _epochs(positives: int) -> int:
+    """Returns 30, or as many passes as show 60 million examples, an hour on one core; at least 2.
+
+    >>> [_epochs(positives) for positives in (1_000, 3_000_000, 10**9)]
+    [30, 20, 2]
+    """
+    return int(min(max(60_000_000 // max(positives, 1), 2), 30))
+
+
+def _duration(positives: int) -> str:
+    """Returns the usual time of a pass on one core: 20,000 examples a second, or 20 steps a second of small batches.
+
+    >>> [_duration(positives) for positives in (1_000, 2_000_000, 10**9)]
+    ['less than a minute', 'about 2 minutes', 'about 13.9 hours']
+    """
+    minutes = positives / min(20_000, 20 * _batch_size(positives)) / 60
+    if minutes < 1:
+        return "less than a minute"
+    return f"about {round(minutes / 60, 1):g} hours" if minutes > 90 else f"about {plural(round(minutes), 'minute')}"
 
 
 def _path(path: Path, folder: Path | None) -> str:

@@ -6,7 +6,7 @@ from math import sqrt
 from statistics import median
 from typing import Final
 
-from twofold.ingest.log_profile import EPOCH, Day, EventFacts
+from twofold.ingest.table_profile import EPOCH, Day, EventFacts
 from twofold.recipe.split import LastEvents, TemporalSplit, Window
 from twofold.render.numbers import plural
 
@@ -44,7 +44,7 @@ def choose_split(events: EventFacts, test_days: int | None = None) -> tuple[Temp
         if judged is None or judged >= wanted or test_days:
             return _temporal(each[2]), _reason(each[1], each[2], days)
         most, widest = max((most, widest), (judged, each), key=lambda pair: pair[0])
-    if users_of_last_events(events) < _WORTH_A_LEAK * most:
+    if _users_of_last_events(events) < _WORTH_A_LEAK * most:
         return _temporal(widest[2]), _reason(widest[1], widest[2], days)
     return (
         _LAST,
@@ -52,7 +52,7 @@ def choose_split(events: EventFacts, test_days: int | None = None) -> tuple[Temp
     )
 
 
-def users_of_last_events(events: EventFacts) -> int:
+def _users_of_last_events(events: EventFacts) -> int:
     """Returns about how many users have a relevant last event: as many as is the share of positive events."""
     return round(max(events.users_from, default=0) * events.positives / events.rows)
 
@@ -75,7 +75,7 @@ def count_judged(events: EventFacts, test_days: int | None = None) -> int | None
     """Returns the number of users that the chosen test window judges; `None` if it is not known."""
     split, _ = choose_split(events, test_days)
     if isinstance(split, LastEvents):
-        return users_of_last_events(events) or None
+        return _users_of_last_events(events) or None
     return users_within(events, (split.test.first - EPOCH).days, (split.test.end - EPOCH).days)
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from twofold.errors import RequestError
 from twofold.ingest.column_names import EVENT, LIKED, name_set, normalized_name
-from twofold.ingest.log_profile import Column, printable, rule_name
+from twofold.ingest.table_profile import Column, printable, rule_name
 from twofold.recipe.messages import did_you_mean
 
 _MOST_KINDS: Final = 20

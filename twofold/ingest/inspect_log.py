@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from twofold.errors import DataError
@@ -14,8 +15,8 @@ from twofold.ingest.column_roles import GivenColumns, Roles, guess_roles
 from twofold.ingest.draft_data import data_section, our_name
 from twofold.ingest.draft_split import choose_split, count_judged
 from twofold.ingest.inspect_table import Query, engine, look_at_table
-from twofold.ingest.log_profile import Column, Day, EventFacts, TableProfile, look_of
 from twofold.ingest.positive_rules import with_threshold
+from twofold.ingest.table_profile import Column, Day, EventFacts, TableProfile, look_of, printable
 from twofold.ingest.time_zones import guess_time_zone
 from twofold.local_time import local_ms_sql
 from twofold.prepare.check import check_recipe
@@ -24,6 +25,7 @@ from twofold.prepare.sources import Source, open_source
 from twofold.recipe.data import Table
 from twofold.recipe.load import load_recipe
 from twofold.recipe.split import TemporalSplit
+from twofold.render.numbers import plural
 from twofold.sql.rules import check_columns, rule_columns, rule_sql
 from twofold.tables import DAY_MS, HOUR_MS
 
@@ -111,6 +113,32 @@ def check_draft(text: str, folder: Path) -> None:
         check_recipe(load_recipe(Path(draft.name)))
 
 
+def log_facts(seen: LogProfile) -> list[tuple[str, str]]:
+    """Returns what the log holds, each count as a heading and a sentence."""
+    events, about = seen.events, "" if seen.events.compared >= seen.events.rows else "about "
+    scale = events.rows / events.compared
+    duplicates, repeats = round(events.duplicates * scale), round(events.repeats * scale)
+    keyless = seen.log.rows - events.rows
+    facts = [
+        ("rows", f"{seen.log.rows:,}" + (f"; {keyless:,} lack user, item or time and are dropped" if keyless else "")),
+        ("duplicates", f"{about}{duplicates:,} rows equal another row; they are dropped"),
+        ("repeats", f"{about}{repeats:,} rows repeat the user and item of an earlier row"),
+        (
+            "users",
+            f"{events.users:,}; half have {plural(events.median_events, 'event')} or fewer, 99.9 % at most "
+            f"{events.busiest_events:,}",
+        ),
+        ("items", f"{events.items:,}; {events.lone_items:,} have one event"),
+    ]
+    if events.days:
+        first, last = events.days[0], events.days[-1]
+        daily = round(median(day.events for day in events.days))
+        days = f"{first.date} to {last.date} ({seen.time_zone}), {plural(last.number - first.number + 1, 'day')}"
+        facts.append(("days", f"{days}; {daily:,} rows on a median day"))
+    share = events.positives / events.rows
+    return [*facts, ("positive", f"{share:.1%} of the rows: {printable(seen.roles.positive)}")]
+
+
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
@@ -122,10 +150,10 @@ def _as_answered(query: Query, source: Source, roles: Roles, answers: Answers) -
     signals = roles.signals
     for option, rule in (("--positive", answers.positive), ("--relevant", answers.relevant)):
         if rule is not None:
-            check_columns(rule, source.event_columns, field=option)
+            check_columns(rule, source.events.columns, field=option)
     if signals.rating is not None and answers.positive is None:
         column = rule_sql(signals.rating, result="number")
-        counts = query(f'SELECT {column}, COUNT(*) FROM ({source.events_sql}) AS "log" GROUP BY 1 LIMIT 1000')
+        counts = query(f'SELECT {column}, COUNT(*) FROM ({source.events.select_sql()}) AS "log" GROUP BY 1 LIMIT 1000')
         signals = with_threshold(signals, [(value, count) for value, count in counts if value is not None])
     if answers.positive is not None:
         signals = replace(signals, positive=answers.positive, reason="as given", kinds=None, rating=None)
@@ -140,7 +168,7 @@ def _count(query: Query, source: Source, roles: Roles, answers: Answers, zone: s
     choices = [answers.relevant] if answers.relevant or kinds is None else [*kinds.relevant_choices, None]
     for relevant in choices:
         roles = replace(roles, signals=replace(roles.signals, relevant=relevant))
-        events = look_at_events(query, source, roles, zone)
+        events = _look_at_events(query, source, roles, zone)
         is_by_days = isinstance(choose_split(events, answers.test_days)[0], TemporalSplit)
         wanted = min(_ENOUGH_USERS, events.users // 4)
         if relevant is None or (is_by_days and (count_judged(events, answers.test_days) or 0) >= wanted):
@@ -150,7 +178,7 @@ def _count(query: Query, source: Source, roles: Roles, answers: Answers, zone: s
         reason = f"every event, because {roles.positive} is true for none"
         signals = replace(roles.signals, positive="TRUE", reason=reason, kinds=None, relevant=None, rating=None)
         roles = replace(roles, signals=signals)
-        events = look_at_events(query, source, roles, zone)
+        events = _look_at_events(query, source, roles, zone)
     return roles, events
 
 
@@ -170,7 +198,7 @@ def _check_answered(events: EventFacts, answers: Answers) -> None:
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def look_at_events(query: Query, source: Source, roles: Roles, time_zone: str) -> EventFacts:
+def _look_at_events(query: Query, source: Source, roles: Roles, time_zone: str) -> EventFacts:
     """Counts users, items, days and repeats of the events; DataError if there is only one user or item."""
     events = _events_sql(source, roles)
     rows, positives = query(f'SELECT COUNT(*), COALESCE(SUM("is_positive"), 0) FROM {events}')[0]
@@ -228,11 +256,11 @@ def _events_sql(source: Source, roles: Roles) -> str:
     signals = roles.signals
     relevant = signals.positive if signals.relevant is None else signals.relevant
     read = {name for rule in (*signals.derive.values(), signals.positive, relevant) for name in rule_columns(rule)}
-    extra = [name for name in source.item_columns if name in read and name not in source.event_columns]
-    sql = f'({source.events_sql}) AS "log"'
+    extra = [name for name in source.items.columns if name in read and name not in source.events.columns]
+    sql = f'({source.events.select_sql()}) AS "log"'
     if extra:
         listed = ", ".join(f'"side".{quote_name(name)}' for name in extra)
-        joined = f'LEFT JOIN ({source.items_sql}) AS "side" ON "side"."item_id" = "log"."item_id"'
+        joined = f'LEFT JOIN ({source.items.select_sql()}) AS "side" ON "side"."item_id" = "log"."item_id"'
         sql = f'(SELECT "log".*, {listed} FROM {sql} {joined}) AS "with items"'
     for name, rule in signals.derive.items():
         sql = f'(SELECT *, {rule_sql(rule, result="number")} AS {quote_name(name)} FROM {sql}) AS "derived"'
@@ -264,10 +292,10 @@ def _groups_sql(events: str, key: str, facts: str) -> str:
 
 def _compared_sql(source: Source, share: float) -> str:
     """Counts rows, distinct rows and distinct user-item pairs of a share of the users, by 64-bit hash."""
-    whole = ", ".join(quote_name(name) for name in source.event_columns)
+    whole = ", ".join(quote_name(name) for name in source.events.columns)
     return f"""
         SELECT COUNT(*), COUNT(DISTINCT HASH({whole})), COUNT(DISTINCT HASH("user_id", "item_id"))
-        FROM ({source.events_sql}) AS "log" WHERE "user_id" IS NOT NULL AND {_of_share(share)}
+        FROM ({source.events.select_sql()}) AS "log" WHERE "user_id" IS NOT NULL AND {_of_share(share)}
     """
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import duckdb
 
 from twofold.errors import DataError
-from twofold.ingest.log_profile import Column, Kind, TableProfile
+from twofold.ingest.table_profile import Column, Kind, TableProfile
 from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_name, quote_text
 from twofold.prepare.sources import INTEGERS
 from twofold.prepare.table_files import TableFiles, table_files

@@ -6,7 +6,7 @@ from typing import Final
 
 from twofold.ingest.column_names import LIKED, RATING, SEEN, SHARE, TO_SECONDS, WATCH, is_length, normalized_name
 from twofold.ingest.event_kinds import EventKinds, find_kinds
-from twofold.ingest.log_profile import Column, is_flag, rule_name, words
+from twofold.ingest.table_profile import Column, is_flag, rule_name, words
 from twofold.tables import LONG_VIEW_MS
 
 _LONG_S: Final = LONG_VIEW_MS // 1000

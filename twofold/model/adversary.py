@@ -43,8 +43,9 @@ def reverse_gradient(values: Float[Tensor, "*batch"], strength: float) -> Float[
 
 
 def strength_at(progress: float, *, most: float) -> float:
-    """Returns a strength that rises from 0 to almost `most` with the progress (ibid., section 4): the predictor
-    is trained before its gradient is reversed at full strength.
+    """Returns the factor of the reversed gradient, which rises from 0 to almost `most` as training progresses.
+
+    The predictor is thus trained before the factor is large (Ganin & Lempitsky, ICML 2015, section 4).
 
     >>> [round(strength_at(progress, most=2.0), 2) for progress in (0.0, 0.1, 0.5, 1.0)]
     [0.0, 0.92, 1.97, 2.0]

@@ -1,6 +1,6 @@
 """Encoder of feature blocks to one vector. Both towers are this module with different blocks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, assert_never
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twofold.model.module_key import module_key
+from twofold.digest import digest_of
 from twofold.model.sequence import SequenceEncoder
 
 INITIAL_STD = 0.1
@@ -233,34 +233,6 @@ class Encoder(nn.Module):
                 assert_never(block)
 
 
-class ConcatEncoder(nn.Module):
-    """Concatenated outputs of several encoders for the same examples, scaled by one factor."""
-
-    def __init__(self, encoders: Iterable[Encoder], *, scale: float = 1.0) -> None:
-        super().__init__()
-        self.encoders = nn.ModuleList(encoders)
-        self.scale = scale
-
-    @property
-    def parts(self) -> tuple[Encoder, ...]:
-        """The encoders."""
-        return tuple(each for each in self.encoders if isinstance(each, Encoder))
-
-    @property
-    def feature_blocks(self) -> tuple[Block, ...]:
-        """The distinct blocks of all encoders."""
-        return tuple({block.name: block for part in self.parts for block in part.feature_blocks}.values())
-
-    @property
-    def dim(self) -> int:
-        """Output width of all encoders together."""
-        return sum(part.dim for part in self.parts)
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
-        """Encodes `inputs` with every encoder."""
-        return torch.cat([encoder(inputs) for encoder in self.encoders], dim=1) * self.scale
-
-
 def _reader(block: Block) -> nn.Module | None:
     """Returns the layers of a block beside its table; `None` means it has none."""
     match block:
@@ -346,3 +318,15 @@ def _table(rows: int, dim: int, *, trains_none: bool) -> nn.Embedding:
         nn.init.normal_(table.weight, std=INITIAL_STD)
         table.weight[0] = 0
     return table
+
+
+_NO_MODULES = nn.ModuleDict()
+
+
+def module_key(name: str) -> str:
+    """Returns the name under which an encoder holds the modules of a feature.
+
+    PyTorch takes no dots, and no names of its own attributes, such as `type`; a column may have either.
+    """
+    is_free = name.isidentifier() and not hasattr(_NO_MODULES, name)
+    return name if is_free else f"feature_{digest_of(name)[:16]}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from twofold.dataset.batches import TensorInputs
 from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.errors import DataError
-from twofold.model.encoder import ConcatEncoder, Encoder
+from twofold.model.encoder import Block, Encoder
 from twofold.model.summary import describe_model
 from twofold.model.two_tower import TwoTower, build_two_tower
 from twofold.model.weights import encode
@@ -34,6 +34,34 @@ class Route:
 
     feature: str
     tower_of_row: Int64[np.ndarray, "_"]
+
+
+class ConcatEncoder(nn.Module):
+    """Concatenated outputs of several encoders for the same examples, scaled by one factor."""
+
+    def __init__(self, encoders: Iterable[Encoder], *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.scale = scale
+
+    @property
+    def parts(self) -> tuple[Encoder, ...]:
+        """The encoders."""
+        return tuple(each for each in self.encoders if isinstance(each, Encoder))
+
+    @property
+    def feature_blocks(self) -> tuple[Block, ...]:
+        """The distinct blocks of all encoders."""
+        return tuple({block.name: block for part in self.parts for block in part.feature_blocks}.values())
+
+    @property
+    def dim(self) -> int:
+        """Output width of all encoders together."""
+        return sum(part.dim for part in self.parts)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch dim"]:
+        """Encodes `inputs` with every encoder."""
+        return torch.cat([encoder(inputs) for encoder in self.encoders], dim=1) * self.scale
 
 
 class RoutedEncoder(ConcatEncoder):

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twofold.model.encoder import Block, ConcatEncoder, Encoder, Lookup, Number, Pool, Sequence
+from twofold.model.encoder import Block, Encoder, Lookup, Number, Pool, Sequence
+from twofold.model.multi_tower import ConcatEncoder
 
 
 class _Positional(nn.Module):

@@ -31,7 +31,7 @@ REPEATS = "repeats.json"
 """File of the stage `train` with the weight of repeats; without it there is none."""
 
 
-def weights_path(folder: Path, number: int) -> Path:
+def _weights_path(folder: Path, number: int) -> Path:
     """Returns the file with the weights of one of several pairs of towers in a train/ folder."""
     return towers_folder(folder, number) / WEIGHTS
 
@@ -72,10 +72,10 @@ def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Pat
     """
     match config:
         case retriever_recipe.TwoTower():
-            paths = [path for number in range(config.ensemble) if (path := weights_path(folder, number)).exists()]
+            paths = [path for number in range(config.ensemble) if (path := _weights_path(folder, number)).exists()]
             parts: list[Towers | HistoryModel] = [load_weights(build_towers(config, dataset), path) for path in paths]
             parts += [load_factors(folder)] if (folder / FOLD_IN).exists() else []
-            repeats = load_repeats(folder)
+            repeats = _load_repeats(folder)
             return parts[0] if len(parts) == 1 and not repeats else Blend(tuple(parts), repeats)
         case retriever_recipe.Ials():
             return load_factors(folder)
@@ -158,7 +158,7 @@ def save_repeats(weight: float, folder: Path) -> None:
     write_json(folder / REPEATS, {"weight": weight})
 
 
-def load_repeats(folder: Path) -> float:
+def _load_repeats(folder: Path) -> float:
     """Returns what `save_repeats` wrote; 0 if there is nothing."""
     path = folder / REPEATS
     return float(json.loads(path.read_text(encoding="utf-8"))["weight"]) if path.exists() else 0.0

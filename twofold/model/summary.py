@@ -4,8 +4,7 @@ from typing import assert_never
 
 from torch import nn
 
-from twofold.model.encoder import Block, Encoder, Lookup, Number, Pool, Sequence
-from twofold.model.module_key import module_key
+from twofold.model.encoder import Block, Encoder, Lookup, Number, Pool, Sequence, module_key
 from twofold.model.two_tower import TwoTower
 from twofold.tables import ModelPart
 

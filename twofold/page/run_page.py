@@ -19,9 +19,9 @@ from twofold.page.training_curves import Curve, training_curves
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.render.difference_plot import DifferencePlot, difference_plot
 from twofold.render.html import fill_page, setting
 from twofold.render.numbers import in_title
+from twofold.render.plots import DifferencePlot, difference_plot
 from twofold.run_folder import atomic_file, find_stage
 from twofold.tables import SPLITS, Json
 
@@ -115,7 +115,7 @@ def write_run_page(run: Path, *, is_explained: bool = True) -> Path:
     there are any, are those of another model.
     """
     page = read_run_page(run, is_explained=is_explained)
-    for name, text in ((PAGE, run_page(page)), ("run.md", run_markdown(page))):
+    for name, text in ((PAGE, run_page(page)), ("run.md", _run_markdown(page))):
         with atomic_file(run / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return run / PAGE
@@ -230,7 +230,7 @@ def run_page(page: RunPage) -> str:
     return fill_page(_TEMPLATES, "run.html.j2", values)
 
 
-def run_markdown(page: RunPage) -> str:
+def _run_markdown(page: RunPage) -> str:
     """Returns a summary of the page in Markdown, for an experiment tracker."""
     rows = [*page.report.catalogue.rows] if page.report else []
     shown = {row.name: row for row in page.report.impressions.rows} if page.report else {}

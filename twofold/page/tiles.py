@@ -6,8 +6,8 @@ from typing import Final
 
 from twofold.evaluate.results import Report, Row
 from twofold.evaluate.significance import Estimate
-from twofold.render.difference_plot import Difference, Outcome
 from twofold.render.numbers import format_decimal, format_interval, format_signed, in_title, percent, plural
+from twofold.render.plots import Difference, Outcome
 from twofold.tables import Json
 
 RANDOM: Final = "random"
@@ -47,14 +47,14 @@ def _tile(report: Report, rows: Sequence[Row], metric: str, title: str) -> Tile:
         return Tile(title, format_decimal(own.value), interval, "", "No user of the test window has a value.", "")
     best = max(peers, key=lambda row: row.metrics[metric].value or 0.0)
     peer = f"best peer: {best.name} {format_decimal(best.metrics[metric].value)}"
-    sentence, outcome = comparison_sentence(best.name, best.metrics[metric], best.model_minus[metric])
+    sentence, outcome = _comparison_sentence(best.name, best.metrics[metric], best.model_minus[metric])
     if report.left_out:
         sentence += f" Not run: {', '.join(each.name for each in report.left_out)}."
         outcome = "" if outcome == "better" else outcome
     return Tile(title, format_decimal(own.value), interval, peer, sentence, outcome)
 
 
-def comparison_sentence(name: str, peer: Estimate, minus: Estimate) -> tuple[str, Outcome]:
+def _comparison_sentence(name: str, peer: Estimate, minus: Estimate) -> tuple[str, Outcome]:
     """Says whether the model differs significantly from a peer, and by how much; with the outcome."""
     if minus.value is None or minus.low is None or minus.high is None:
         return f"Too few users to compare with {name}.", ""

@@ -8,8 +8,8 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twofold.render.difference_plot import nice_ticks
 from twofold.render.numbers import format_significant
+from twofold.render.plots import nice_ticks
 
 WIDTH: Final = 300.0
 HEIGHT: Final = 110.0

@@ -22,7 +22,7 @@ from twofold.evaluate.days import DayValues, evaluate_day, headline_first, with_
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
 from twofold.evaluate.headline_metrics import deciding_metrics
 from twofold.evaluate.peer_tuning import fixed_constants, tune_peers
-from twofold.evaluate.per_user_values import save_rows, save_values
+from twofold.evaluate.per_user_values import save_row_values, save_values
 from twofold.evaluate.results import MODEL, write_report
 from twofold.evaluate.sampled import negatives_of
 from twofold.evaluate.window import DayBounds, EvaluationWindow
@@ -93,7 +93,7 @@ def _evaluate(
     days = _evaluate_days(job, models, options.groups, result.report.tuning, metrics=metrics)
     report = with_rules(with_days(result.report, days), rules)
     write_report(report, out)
-    save_rows([DayValues("test", window.user_rows, result.rows), *days], out, users=arrays.users, metrics=metrics)
+    save_row_values([DayValues("test", window.user_rows, result.rows), *days], out, users=arrays.users, metrics=metrics)
     save_values(result, window, out, users=arrays.users, items=arrays.items, slicings=options.slicings)
     return {"metrics": report.metrics_of(MODEL)}
 

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from twofold.dataset.dataset import item_attributes
 from twofold.dataset.vocabulary import Vocabulary
+from twofold.explain.diversity import read_lists
 from twofold.explain.gap import measure_gap
 from twofold.explain.map import MapUsers
 from twofold.explain.map_page import map_run
-from twofold.explain.run_probes import probe_records, probe_run, read_lists
+from twofold.explain.run_probes import probe_records, probe_run
 from twofold.index.item_index import load_index
 from twofold.page.run_page import write_run_page
 from twofold.pipeline.adapters import ServedIndex, gap_case, probe_new_items, window_of

@@ -49,10 +49,10 @@ def run_job(job: Job, *, overwrite: bool = False) -> None:
 def up_to_training(job: Job) -> tuple[Stage, Stage, Stage, Stage | None]:
     """Runs the first stages; returns the prepared log, the dataset, the retriever and, if there is one, the ranker."""
     prepared = prepare(job)
-    return prepared, *fit_stages(job, prepared)
+    return prepared, *_fit_stages(job, prepared)
 
 
-def fit_stages(job: Job, prepared: Stage) -> tuple[Stage, Stage, Stage | None]:
+def _fit_stages(job: Job, prepared: Stage) -> tuple[Stage, Stage, Stage | None]:
     """Builds the dataset and trains the models on it; returns the stages dataset, retriever and, if any, ranker.
 
     With `train.refit` it does so twice. The first fit, in the folder `selection`, chooses the number of epochs and what

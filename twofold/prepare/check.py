@@ -46,29 +46,29 @@ def check_recipe(recipe: Recipe) -> Source:
     _check_rules(recipe.prepare, columns)
     paths = table_paths(recipe.data)
     for tower, own, path in (
-        ("user", source.user_columns, paths["users"]),
-        ("item", source.item_columns, paths["items"]),
+        ("user", source.users.columns, paths["users"]),
+        ("item", source.items.columns, paths["items"]),
     ):
         for field, features in recipe.read_features():
             for number, feature in enumerate(getattr(features, tower)):
                 _check_feature(feature, own, field=f"{field}.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
-    _check_index(recipe.index, source.item_columns)
-    _check_rerank(recipe, source.item_columns)
-    both = {**source.user_columns, **source.item_columns}
+    _check_index(recipe.index, source.items.columns)
+    _check_rerank(recipe, source.items.columns)
+    both = {**source.users.columns, **source.items.columns}
     for field, parting, use in (
         ("train.group_by", recipe.train.group_by, "rows are grouped by"),
         ("evaluate.slices", recipe.evaluate.slices, "groups are made of"),
     ):
         for name in parting:
             side, column = split_side(name) if field == "train.group_by" else (None, name)
-            own = both if side is None else source.user_columns if side == "user" else source.item_columns
+            own = both if side is None else source.users.columns if side == "user" else source.items.columns
             lacking = "neither the items nor the users have a" if side is None else f"the {side}s have no"
             _check_values(column, own, field=field, lacking=lacking, use=use)
     if isinstance(recipe.retriever, TwoTower) and recipe.retriever.separate_towers_by is not None:
         _check_values(
             recipe.retriever.separate_towers_by,
-            source.item_columns,
+            source.items.columns,
             field="retriever.separate_towers_by",
             lacking="the items have no",
             use="towers are made for",
@@ -91,7 +91,7 @@ def _check_dates(recipe: Recipe, source: Source) -> None:
 
 def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
     """Returns name → SQL type of every column that a rule may read; RecipeError if a name of the recipe is taken."""
-    columns = {**source.user_columns, **source.item_columns, **source.event_columns}
+    columns = {**source.users.columns, **source.items.columns, **source.events.columns}
     _check_free(prepare, columns)
     _check_case(prepare, source)
     columns |= dict.fromkeys(prepare.derive, _NUMBER)
@@ -99,11 +99,14 @@ def _check_columns(prepare: Prepare, source: Source) -> dict[str, str]:
         _check_label(label, columns, field=f"prepare.labels.{name}")
     if isinstance(prepare.split, LastEvents):
         _need(
-            prepare.split.ties, source.event_columns, field="prepare.split.ties", why="orders events with one timestamp"
+            prepare.split.ties,
+            source.events.columns,
+            field="prepare.split.ties",
+            why="orders events with one timestamp",
         )
     for key in prepare.counters:
         _need(key, columns, field=f"prepare.counters.{key}", why="is the key of the counters")
-        if key != "user_id" and key not in source.item_columns:
+        if key != "user_id" and key not in source.items.columns:
             raise RecipeError(
                 f"prepare.counters.{key}: {key} is no column of the items, so no item would find its counts. Count by "
                 f"user_id, item_id or a column of data.items."
@@ -280,7 +283,7 @@ def _is_plain(type_: str) -> bool:
 
 def _check_vectors(recipe: Recipe, source: Source, path: Path) -> None:
     for name in recipe.features.vectors:
-        type_ = source.item_columns.get(name)
+        type_ = source.items.columns.get(name)
         if name in recipe.data.vectors:
             if not recipe.data.vectors[name].is_file():
                 raise DataError(f"data.vectors.{name}: there is no file {recipe.data.vectors[name]}.")

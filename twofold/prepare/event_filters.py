@@ -47,7 +47,7 @@ def select_train(prepare: Prepare, id_types: Mapping[str, str]) -> Selection:
     for number, (name, filter_) in enumerate(_filters(prepare)):
         key = "item_id" if isinstance(filter_, ItemFilter) else "user_id"
         kept = f"kept_by_filter_{number}"
-        tables += filter_tables(filter_, steps[-1].where, kept)
+        tables += _filter_tables(filter_, steps[-1].where, kept)
         lists[key] = f'"{key}" IN (SELECT "{key}" FROM "{kept}")'
         steps.append(FilterStep(name, " AND ".join([steps[0].where, *lists.values()])))
     of_users = "TRUE"
@@ -58,7 +58,7 @@ def select_train(prepare: Prepare, id_types: Mapping[str, str]) -> Selection:
             FilterStep(f"a sample of users: {percent(prepare.sample.users)}", f"{steps[-1].where} AND {of_users}")
         )
     if prepare.positive_share is not None:
-        tables.append(("quota", quota_sql(steps[-1].where, prepare.positive_share)))
+        tables.append(("quota", _quota_sql(steps[-1].where, prepare.positive_share)))
         of_row = {"user_id": id_types["user_id"], "item_id": id_types["item_id"], "at": "BIGINT"}
         drawn = f'("is_positive" OR {hash_sql(of_row, seed=1)} < (SELECT "below" FROM "quota"))'
         steps.append(
@@ -76,7 +76,7 @@ def _filters(prepare: Prepare) -> Iterator[tuple[str, Filter]]:
             yield filter_name(filter_) + (f", round {round_ + 1}" if prepare.filter_rounds > 1 else ""), filter_
 
 
-def filter_tables(filter_: Filter, where: str, kept: str) -> list[tuple[str, str]]:
+def _filter_tables(filter_: Filter, where: str, kept: str) -> list[tuple[str, str]]:
     """Returns tables, the last one `kept`: the ids that a filter keeps, counted on rows of `labelled` where `where`."""
     positives, negatives = (f"COUNT(CASE WHEN {rule} THEN 1 END)" for rule in ('"is_positive"', 'NOT "is_positive"'))
     match filter_:
@@ -94,14 +94,14 @@ def filter_tables(filter_: Filter, where: str, kept: str) -> list[tuple[str, str
             if filter_.max_events is not None:
                 conditions.append(f'"events" <= {filter_.max_events}')
             if filter_.max_percentile is not None:
-                steps = [(f"{kept}_at_most", percentile_sql(filter_.max_percentile, counted))]
+                steps = [(f"{kept}_at_most", _percentile_sql(filter_.max_percentile, counted))]
                 conditions.append(f'"events" <= (SELECT "at_most" FROM "{kept}_at_most")')
             return [*steps, (kept, f'SELECT "user_id" FROM {counted} WHERE {" AND ".join(conditions)}')]
         case _:
             assert_never(filter_)
 
 
-def percentile_sql(percentile: float, counted: str) -> str:
+def _percentile_sql(percentile: float, counted: str) -> str:
     """Returns the least number of events that at least `percentile` % of the users do not exceed, in exact integers."""
     return f"""
         SELECT MIN("events") AS "at_most" FROM (
@@ -112,7 +112,7 @@ def percentile_sql(percentile: float, counted: str) -> str:
     """
 
 
-def quota_sql(where: str, positive_share: float) -> str:
+def _quota_sql(where: str, positive_share: float) -> str:
     """Returns the hash below which a negative is kept, so that positives get that share; few negatives are all kept."""
     positives, negatives = (f'CAST(COUNT(CASE WHEN {condition} THEN 1 END) AS DOUBLE)'
                             for condition in ('"is_positive"', 'NOT "is_positive"'))  # fmt: skip

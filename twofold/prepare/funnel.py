@@ -69,7 +69,7 @@ def funnel_counts(prepare: Prepare, source: Source, selection: Selection) -> tup
 
 def has_estimates(source: Source) -> bool:
     """Checks whether the log marks events with a known order and an estimated time."""
-    return "at_is_estimated" in source.event_columns
+    return "at_is_estimated" in source.events.columns
 
 
 def _count_sql(where: str, *, each: str = "1") -> str:

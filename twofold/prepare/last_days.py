@@ -46,7 +46,7 @@ def _days(recipe: Recipe) -> tuple[date, date]:
     source = open_source(recipe.data)
     has_keys = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL'
     with open_duckdb(None, files=source.files) as connection:
-        sql = f'SELECT MIN("at"), MAX("at") FROM ({source.events_sql}) AS "log" WHERE {has_keys}'
+        sql = f'SELECT MIN("at"), MAX("at") FROM ({source.events.select_sql()}) AS "log" WHERE {has_keys}'
         found = connection.execute(sql).fetchone()
     if found is None or found[0] is None:
         raise DataError(f"{recipe.data.events}: in every row user_id, item_id or at is NULL. Fill them.")

@@ -27,9 +27,9 @@ def oddities_sql(source: Source) -> list[tuple[tuple[str, ...], str]]:
         }
         found.append((f"file_{side}", odd))
     odd = {}
-    if "length_s" in source.event_columns:
+    if "length_s" in source.events.columns:
         odd["length of 0 or less"] = '"length_s" <= 0'
-    if {"length_s", "watch_s"} <= set(source.event_columns):
+    if {"length_s", "watch_s"} <= set(source.events.columns):
         odd["watched longer than long"] = '"watch_s" > "length_s"'
     found.append(("source_events", odd))
     return [(tuple(odd), f'SELECT {_counts_sql(odd.values())} FROM "{table}"') for table, odd in found if odd]
@@ -57,7 +57,7 @@ def check_bare_conditions(prepare: Prepare, source: Source, query: Callable[[str
 
     `query` runs a SELECT on the source tables and the view `ruled`; each table is read once.
     """
-    found = bare_conditions(prepare, source)
+    found = _bare_conditions(prepare, source)
     for table in sorted({each.table for each in found}):
         own = [each for each in found if each.table == table]
         listed = ", ".join(_range_sql(each.column) for each in own)
@@ -68,7 +68,7 @@ def check_bare_conditions(prepare: Prepare, source: Source, query: Callable[[str
                 raise _refusal(each, least, most)
 
 
-def bare_conditions(prepare: Prepare, source: Source) -> list[BareCondition]:
+def _bare_conditions(prepare: Prepare, source: Source) -> list[BareCondition]:
     """Returns the numbers that rules read as conditions, each with the first such rule."""
     found: dict[str, BareCondition] = {}
     for rule in prepare.rules():
@@ -81,9 +81,9 @@ def bare_conditions(prepare: Prepare, source: Source) -> list[BareCondition]:
 def _table_of(column: str, prepare: Prepare, source: Source) -> str | None:
     """Returns the table or view of a column if it is a number; a column of two tables is the event's."""
     sides: Mapping[str, Mapping[str, str]] = {
-        "source_events": source.event_columns,
-        "source_items": source.item_columns,
-        "source_users": source.user_columns,
+        "source_events": source.events.columns,
+        "source_items": source.items.columns,
+        "source_users": source.users.columns,
     }
     for table, columns in sides.items():
         if column in columns:

@@ -94,27 +94,27 @@ class Plan:
 def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
     """Returns every statement of `prepare`. Examples and events are divided into `shards` files by user."""
     labels = {name: fit_label(name, label) for name, label in prepare.labels.items()}
-    selection = select_train(prepare, source.event_columns)
+    selection = select_train(prepare, source.events.columns)
     fitted = [(name, sql) for label in labels.values() for name, sql in label.tables.items()]
     # A view is computed once per reader: with one reader, a view; with several, or a sort, a stored table.
     is_log_stored, is_ruled_stored = bool(fitted) or isinstance(prepare.split, LastEvents), bool(prepare.counters)
     steps = (
-        Step("repeated", repeated_sql()),
+        Step("repeated", _repeated_sql()),
         Step("log", log_sql(prepare, source), is_log_stored),
         *(Step(name, sql) for name, sql in fitted),
         Step(
             "ruled",
-            ruled_sql(prepare, {name: (label.joins, label.value) for name, label in labels.items()}),
+            _ruled_sql(prepare, {name: (label.joins, label.value) for name, label in labels.items()}),
             is_ruled_stored,
         ),
         *_shard_steps(source, shards),
-        Step("labelled", labelled_sql(prepare, source, shards=shards)),
+        Step("labelled", _labelled_sql(prepare, source, shards=shards)),
         *(Step(name, sql) for name, sql in selection.tables),
     )
     saved = [name for label in labels.values() for name in label.saved]
     outputs = [
-        Output("items.parquet", entities_sql("item_id", "source_items", source.item_columns)),
-        Output("users.parquet", entities_sql("user_id", "source_users", source.user_columns)),
+        Output("items.parquet", _entities_sql("item_id", "source_items", source.items.columns)),
+        Output("users.parquet", _entities_sql("user_id", "source_users", source.users.columns)),
         *(Output(f"fitted/{name}.parquet", f'SELECT * FROM "{name}" ORDER BY 1, 2') for name in saved),
         *(
             Output(f"counters/by={file_stem(key)}.parquet", counters_sql(key, each))
@@ -130,7 +130,7 @@ def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
 # --- the log with its columns -----------------------------------------------------------------------------------------
 
 
-def repeated_sql() -> str:
+def _repeated_sql() -> str:
     """Returns the keys of more than one row: only these rows can be exact duplicates, and comparing keys is cheap."""
     return """
         SELECT "user_id", "item_id", "at" FROM "source_events"
@@ -146,10 +146,10 @@ def log_sql(prepare: Prepare, source: Source) -> str:
     all windows; _tf_watch_ms and _tf_length_ms.
     """
     used = used_columns(prepare)
-    read = [name for name in source.event_columns if name in used]
+    read = [name for name in source.events.columns if name in used]
     sql = f'({_distinct_sql(source, used)}) AS "distinct"'
-    have = set(source.event_columns)  # a column of two tables is the event's, else the item's
-    for side, key, columns in (("items", "item_id", source.item_columns), ("users", "user_id", source.user_columns)):
+    have = set(source.events.columns)  # a column of two tables is the event's, else the item's
+    for side, key, columns in (("items", "item_id", source.items.columns), ("users", "user_id", source.users.columns)):
         if extra := [name for name in columns if name in used and name not in have]:
             have |= set(extra)
             listed = ", ".join(f'"side".{quote_name(name)}' for name in extra)
@@ -170,8 +170,8 @@ def log_sql(prepare: Prepare, source: Source) -> str:
 
 def _distinct_sql(source: Source, used: frozenset[str]) -> str:
     """Returns rows with a unique key unchanged, and each other distinct row once, with its number of copies."""
-    kept = [quote_name(name) for name in source.event_columns if name in used]
-    all_columns = ", ".join(quote_name(name) for name in source.event_columns)
+    kept = [quote_name(name) for name in source.events.columns if name in used]
+    all_columns = ", ".join(quote_name(name) for name in source.events.columns)
     is_repeated = " AND ".join(f'"repeated"."{key}" = "events"."{key}"' for key in ("user_id", "item_id", "at"))
     is_repeated = f'EXISTS (SELECT 1 FROM "repeated" WHERE {is_repeated})'
     return f"""
@@ -202,14 +202,14 @@ def used_columns(prepare: Prepare) -> frozenset[str]:
 
 
 def _watched(prepare: Prepare, source: Source) -> list[str]:
-    available = {*source.event_columns, *source.item_columns, *source.user_columns, *prepare.derive}
+    available = {*source.events.columns, *source.items.columns, *source.users.columns, *prepare.derive}
     return [name for name in ("watch", "length") if f"{name}_s" in available]
 
 
 # --- labels and rules -------------------------------------------------------------------------------------------------
 
 
-def ruled_sql(prepare: Prepare, labels: Mapping[str, tuple[str, str]]) -> str:
+def _ruled_sql(prepare: Prepare, labels: Mapping[str, tuple[str, str]]) -> str:
     """Returns the log with its labels (name → joins, value) and the values of the rules for every row.
 
     A rule that gives NULL is false. An event that fulfils both rules is positive.
@@ -227,11 +227,11 @@ def ruled_sql(prepare: Prepare, labels: Mapping[str, tuple[str, str]]) -> str:
     """
 
 
-def labelled_sql(prepare: Prepare, source: Source, *, shards: int = 1) -> str:
+def _labelled_sql(prepare: Prepare, source: Source, *, shards: int = 1) -> str:
     """Returns the columns of every row that later steps read, and the shard of its user."""
     shard, joined = "0", ""
     if shards > 1:
-        is_text = source.event_columns["user_id"] != "BIGINT"
+        is_text = source.events.columns["user_id"] != "BIGINT"
         # Events without a user have no shard in the table.
         shard = 'COALESCE("_tf_shard", 0)' if is_text else shard_sql("BIGINT", shards)
         joined = 'LEFT JOIN "user_shards" ON "_tf_user" = "user_id"' if is_text else ""
@@ -250,7 +250,7 @@ def _shard_steps(source: Source, shards: int) -> list[Step]:
     """Returns the table of the shards of users with ids of text: their hash costs 2 µs, so it is computed once a user,
     not once an event.
     """
-    type_ = source.event_columns["user_id"]
+    type_ = source.events.columns["user_id"]
     if shards == 1 or type_ == "BIGINT":
         return []
     users = 'SELECT DISTINCT "user_id" FROM "source_events" WHERE "user_id" IS NOT NULL'
@@ -326,7 +326,7 @@ def _history_output() -> ShardOutput:
     )
 
 
-def entities_sql(key: str, table: str, columns: Iterable[str]) -> str:
+def _entities_sql(key: str, table: str, columns: Iterable[str]) -> str:
     """Returns users or items by rising id; those found only in events have NULL attributes."""
     attributes = "".join(f', "own".{quote_name(column)}' for column in columns if column != key)
     return f"""

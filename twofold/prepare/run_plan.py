@@ -278,7 +278,7 @@ def _write_vectors(data: Table, source: Source, out: Path) -> None:
     if not data.vectors:
         return
     with open_duckdb(None, files=source.items.files) as connection:
-        ids = connection.sql(f'SELECT "item_id" FROM ({source.items_sql})').to_arrow_table()["item_id"]
+        ids = connection.sql(f'SELECT "item_id" FROM ({source.items.select_sql()})').to_arrow_table()["item_id"]
     prepared = pq.read_table(out / "items.parquet", columns=["item_id"])["item_id"].combine_chunks()
     position = pc.index_in(prepared, value_set=ids.combine_chunks().cast(prepared.type))
     has_vector, rows = np.asarray(pc.is_valid(position)), np.asarray(pc.fill_null(position, 0))

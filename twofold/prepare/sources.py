@@ -89,30 +89,6 @@ class Source:
         return {"events": self.events, "items": self.items, "users": self.users}
 
     @property
-    def events_sql(self) -> str:
-        return self.events.select_sql()
-
-    @property
-    def items_sql(self) -> str:
-        return self.items.select_sql()
-
-    @property
-    def users_sql(self) -> str:
-        return self.users.select_sql()
-
-    @property
-    def event_columns(self) -> dict[str, str]:
-        return self.events.columns
-
-    @property
-    def item_columns(self) -> dict[str, str]:
-        return self.items.columns
-
-    @property
-    def user_columns(self) -> dict[str, str]:
-        return self.users.columns
-
-    @property
     def files(self) -> tuple[Path, ...]:
         """Files of the tables, each once."""
         return tuple(dict.fromkeys((*self.events.files, *self.items.files, *self.users.files)))

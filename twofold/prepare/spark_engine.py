@@ -107,7 +107,7 @@ class _Writer:
         (writer.partitionBy(partition_by) if partition_by else writer).parquet(self._uri(folder))
 
     def _uri(self, path: Path) -> str:
-        return source_uri(path, is_sail=self.is_sail)
+        return _source_uri(path, is_sail=self.is_sail)
 
     def _join(self, own: Path, folder: Path, *, order: str, path: Path) -> None:
         """Joins the parts in the folder `own` to one file; without any, it has no rows and the columns of the others.
@@ -190,10 +190,10 @@ def _read_source(session: "SparkSession", table: SourceTable, *, view: str, is_s
             f"Take --engine duckdb, or another --spark-master."
         )
     try:
-        paths = [source_uri(path, is_sail=is_sail) for path in table.files]
+        paths = [_source_uri(path, is_sail=is_sail) for path in table.files]
         paths = paths if is_sail else [re.sub(r"([][{}*?\\])", r"\\\1", path) for path in paths]  # no globs
         root = table.files[0].parents[len(table.partitions)]
-        rows = session.read.option("basePath", source_uri(root, is_sail=is_sail)).parquet(*paths)
+        rows = session.read.option("basePath", _source_uri(root, is_sail=is_sail)).parquet(*paths)
         _make_view(
             rows.selectExpr(*(_own_sql(name, type_, is_sail=is_sail) for name, type_ in table.own.items())),
             view,
@@ -220,6 +220,6 @@ def _make_view(rows: "DataFrame", name: str, *, is_sail: bool) -> None:
     rows.createOrReplaceTempView(name if is_sail else f"`{name}`")  # Sail takes the name as it is written
 
 
-def source_uri(path: Path, *, is_sail: bool) -> str:
+def _source_uri(path: Path, *, is_sail: bool) -> str:
     """Returns the address of a file; Sail's are escaped as those of the web."""
     return f"file://{quote(str(path)) if is_sail else path}"

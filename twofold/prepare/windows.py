@@ -20,7 +20,7 @@ def kept_sql(prepare: Prepare, source: Source, columns: Sequence[str]) -> str:
     events would not fill the windows keeps no event of a new item, because it would be a training event.
     """
     usable = f'"_tf_is_taken" AND {HAS_KEYS}'
-    hashed = hash_sql({"item_id": source.event_columns["item_id"]}, seed=2)  # 0 cuts shards, 1 samples users
+    hashed = hash_sql({"item_id": source.events.columns["item_id"]}, seed=2)  # 0 cuts shards, 1 samples users
     is_new = "FALSE" if prepare.new_items is None else f"{hashed} < {int(prepare.new_items * PRIME)}"
     if isinstance(prepare.split, LastEvents):
         if prepare.new_items is None:

@@ -102,12 +102,12 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     return [_problem(each, root) for each in problems[:MAX_PROBLEMS]]
 
 
-def members(annotation: Any) -> tuple[Any, ...]:
+def _members(annotation: Any) -> tuple[Any, ...]:
     """Returns the types of a field: the members of a union, without None and annotations."""
     if get_origin(annotation) is Annotated:
-        return members(get_args(annotation)[0])
+        return _members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return tuple(member for part in get_args(annotation) for member in members(part))
+        return tuple(member for part in get_args(annotation) for member in _members(part))
     return () if annotation is type(None) else (annotation,)
 
 
@@ -137,7 +137,7 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
         case "union_tag_invalid":
             return Problem((*path, "kind"), f"{facts['tag']} does not exist", _choice(facts["tag"], _kinds(here)))
         case "literal_error":
-            choices = [str(choice) for member in members(here) for choice in get_args(member)]
+            choices = [str(choice) for member in _members(here) for choice in get_args(member)]
             return Problem(path, f"{value} does not exist", _choice(str(fault["input"]), choices))
         case "string_pattern_mismatch" if fault["loc"][-1] == _KEY:
             return Problem(path, f"{value} is no name", "write letters, digits and _; the first is no digit")
@@ -146,7 +146,7 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
         case kind if kind in _LIMITS:
             words, limit = _LIMITS[kind]
             return Problem(path, f"is {value}", f"{words} {facts[limit]}")
-        case "string_type" if Path in members(here):
+        case "string_type" if Path in _members(here):
             return Problem(path, f"is {value}", _TYPES["path"])
         case kind:
             return Problem(path, f"is {value}", _TYPES.get(kind.partition("_")[0], fault["msg"]))
@@ -189,13 +189,13 @@ def _locate(location: FieldPath, root: type[BaseModel]) -> tuple[FieldPath, Any,
 
 def _inside(annotation: Any, step: str | int) -> Any:
     if isinstance(step, int):
-        return next((get_args(member)[0] for member in members(annotation) if get_args(member)), None)
+        return next((get_args(member)[0] for member in _members(annotation) if get_args(member)), None)
     fields = (part.model_fields.get(step) for part in _parts(annotation))
     return next((field.annotation for field in fields if field is not None), None)
 
 
 def _parts(annotation: Any) -> list[type[BaseModel]]:
-    return [member for member in members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
+    return [member for member in _members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
 
 
 def _kinds(annotation: Any) -> list[str]:

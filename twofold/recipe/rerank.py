@@ -133,7 +133,7 @@ class Pin(Section):
     @property
     def condition(self) -> str:
         """SQL condition that is true for the item."""
-        return self.when if self.when is not None else ids_condition([self.item if self.item is not None else ""])
+        return self.when if self.when is not None else _ids_condition([self.item if self.item is not None else ""])
 
     @model_validator(mode="after")
     def _names_an_item(self) -> Pin:
@@ -160,7 +160,7 @@ class Block(Section):
     @property
     def condition(self) -> str:
         """SQL condition that is true for the items."""
-        return self.when if self.when is not None else ids_condition(self.items)
+        return self.when if self.when is not None else _ids_condition(self.items)
 
     @model_validator(mode="after")
     def _names_items(self) -> Block:
@@ -238,10 +238,10 @@ def _check_places(rules: Sequence[RerankRule]) -> None:
             )
 
 
-def ids_condition(items: Sequence[str | int]) -> str:
+def _ids_condition(items: Sequence[str | int]) -> str:
     """Returns the SQL condition that is true for these ids, written as text, so that large numbers stay exact.
 
-    >>> ids_condition([7, "it's"])
+    >>> _ids_condition([7, "it's"])
     "item_id IN ('7', 'it''s')"
     """
     texts = ("'" + str(item).replace("'", "''") + "'" for item in items)

@@ -4,8 +4,8 @@ The random draws of a step depend only on its number, so a checkpoint needs no r
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,73 +18,10 @@ from twofold.recipe.section import Section
 from twofold.run_folder import atomic_file
 from twofold.train.optimizer import Optimizer
 from twofold.train.sharded_embedding import sharded, whole_tables
+from twofold.train.training_state import EpochRecord, StepRecord, TrainingState
 
 MARK = "twofold"
 MADE_FOR = "made for"
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """Measurements of one epoch; `validation` is the metric that chooses the best epoch."""
-
-    epoch: int
-    loss: float
-    validation: float
-    examples_per_s: float
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """Measurements of the steps since the previous record, up to number `step`: mean loss, last learning rate, and the
-    largest gradient norm before clipping.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    examples_per_s: float
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """Progress of a training: the next batch, and sums over the current epoch."""
-
-    epoch: int = 0
-    batch: int = 0
-    loss_sum: float = 0.0
-    best_epoch: int = -1
-    records: tuple[EpochRecord, ...] = field(default=())
-    steps: tuple[StepRecord, ...] = ()
-    loose: tuple[StepRecord, ...] = ()
-    """Step records not yet merged into `steps`."""
-
-    def after(self, step: StepRecord, *, every: int) -> "TrainingState":
-        """Returns the state after one more step; `every` single steps are merged into one record."""
-        loose = (*self.loose, step)
-        is_full = len(loose) == every
-        return replace(
-            self,
-            batch=self.batch + 1,
-            loss_sum=self.loss_sum + step.loss,
-            steps=(*self.steps, merge_steps(loose)) if is_full else self.steps,
-            loose=() if is_full else loose,
-        )
-
-    def step_log(self) -> tuple[StepRecord, ...]:
-        """Returns the records of all steps."""
-        return (*self.steps, merge_steps(self.loose)) if self.loose else self.steps
-
-
-def merge_steps(steps: Sequence[StepRecord]) -> StepRecord:
-    """Merges the records of steps with equally many examples."""
-    return StepRecord(
-        step=steps[-1].step,
-        loss=sum(step.loss for step in steps) / len(steps),
-        learning_rate=steps[-1].learning_rate,
-        gradient_norm=max(step.gradient_norm for step in steps),
-        examples_per_s=float(round(len(steps) / sum(1 / step.examples_per_s for step in steps))),
-    )
 
 
 def save_checkpoint(

@@ -28,7 +28,7 @@ from twofold.model.two_tower import TwoTower
 from twofold.progress import Advance, progress_bar
 from twofold.recipe.train import Train
 from twofold.train.batch_loss import mean_loss
-from twofold.train.checkpoint import EpochRecord, TrainingState, load_checkpoint, save_checkpoint
+from twofold.train.checkpoint import load_checkpoint, save_checkpoint
 from twofold.train.device import STEPS_PER_READ, prefetched
 from twofold.train.distributed import (
     SINGLE_PROCESS,
@@ -51,8 +51,8 @@ from twofold.train.optimizer import (
     learning_rate_at,
     set_learning_rate,
 )
-from twofold.train.pending_steps import PendingSteps
 from twofold.train.sharded_embedding import distribute_model, whole_tables
+from twofold.train.training_state import EpochRecord, PendingSteps, TrainingState
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_EVERY_S = 20.0

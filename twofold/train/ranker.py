@@ -28,7 +28,7 @@ from twofold.progress import Advance, progress_bar
 from twofold.ragged import chunks
 from twofold.recipe.ranker import Listwise, Mlp, Pairwise, RankerLoss
 from twofold.recipe.train import Bce
-from twofold.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from twofold.train.checkpoint import load_checkpoint, save_checkpoint
 from twofold.train.loop import (
     CHECKPOINT,
     CHECKPOINT_EVERY_S,
@@ -39,9 +39,9 @@ from twofold.train.loop import (
     weights_of,
 )
 from twofold.train.optimizer import Optimizer, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
-from twofold.train.pending_steps import check_divergence
 from twofold.train.ranker_examples import MINED, CandidateLists, Requests, draw_lists, mine_requests
 from twofold.train.ranker_impressions import Impressions, mine_impressions, outcomes_of
+from twofold.train.training_state import TrainingState, check_divergence
 
 SCALE_REQUESTS = 4096
 """Number of requests whose candidates determine `Scales`."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from twofold.render.difference_plot import Difference, axis_of, difference_plot, nice_ticks
+from twofold.render.plots import Difference, axis_of, difference_plot, nice_ticks
 
 BETTER = Difference("a", 0.02, 0.01, 0.04)
 WORSE = Difference("b", -0.01, -0.02, -0.005)
