@@ -1,40 +1,31 @@
-"""Layouts of the KuaiRand short-video data sets: as published, and the part of KuaiRand-Pure that is shipped here."""
+"""Layouts of the KuaiRand short-video data sets, as published."""
 
 from typing import Final
 
 from twofold.ingest.layout import CSV_WITH_HEADER, Layout, SourceFiles, column_types_sql
 from twofold.prepare.sources import projection_sql
 
-# Our name → SQL type, expression over the log, expression over the tails (which have
-# only the order, long view and like). `date` and `hourmin` are kept so that exact duplicates are equal in every
-# published column: without them, 412 more rows of KuaiRand-Pure's last 14 days would count as duplicates.
-_EVENTS: Final[dict[str, tuple[str, str, str]]] = {
-    "user_id": ("BIGINT", "user_id", "user_id"),
-    "item_id": ("BIGINT", "video_id", "video_id"),
-    "at": (
-        "BIGINT",
-        "time_ms",
-        # Estimated times that rise within the window of the tails, which begins on 9 April 2022, 00:00 in Beijing:
-        # event number pos + 1 of history_len is placed at that share of the time between the window's start and the
-        # user's last event.
-        "1649433600000 + (last_time_ms - 1649433600000) * (CAST(pos AS BIGINT) + 1) // history_len",
-    ),
-    "at_is_estimated": ("BOOLEAN", "FALSE", "TRUE"),
-    "clicked": ("BOOLEAN", "is_click", "NULL"),
-    "liked": ("BOOLEAN", "is_like", "is_like"),
-    "followed": ("BOOLEAN", "is_follow", "NULL"),
-    "commented": ("BOOLEAN", "is_comment", "NULL"),
-    "shared": ("BOOLEAN", "is_forward", "NULL"),
-    "disliked": ("BOOLEAN", "is_hate", "NULL"),
-    "long_view": ("BOOLEAN", "long_view", "long_view"),
-    "watch_s": ("DOUBLE", "CAST(play_time_ms AS DOUBLE) / 1000", "NULL"),
-    "length_s": ("DOUBLE", "CAST(duration_ms AS DOUBLE) / 1000", "NULL"),
-    "entered_profile": ("BOOLEAN", "is_profile_enter", "NULL"),
-    "profile_s": ("DOUBLE", "CAST(profile_stay_time AS DOUBLE) / 1000", "NULL"),
-    "comments_s": ("DOUBLE", "CAST(comment_stay_time AS DOUBLE) / 1000", "NULL"),
-    "tab": ("INTEGER", "tab", "NULL"),
-    "date": ("INTEGER", "date", "NULL"),
-    "hourmin": ("INTEGER", "hourmin", "NULL"),
+# Our name → SQL type and expression over the log. `date` and `hourmin` are kept so that exact duplicates are equal in
+# every published column: without them, 412 more rows of KuaiRand-Pure's last 14 days would count as duplicates.
+EVENTS: Final = {
+    "user_id": ("BIGINT", "user_id"),
+    "item_id": ("BIGINT", "video_id"),
+    "at": ("BIGINT", "time_ms"),
+    "clicked": ("BOOLEAN", "is_click"),
+    "liked": ("BOOLEAN", "is_like"),
+    "followed": ("BOOLEAN", "is_follow"),
+    "commented": ("BOOLEAN", "is_comment"),
+    "shared": ("BOOLEAN", "is_forward"),
+    "disliked": ("BOOLEAN", "is_hate"),
+    "long_view": ("BOOLEAN", "long_view"),
+    "watch_s": ("DOUBLE", "CAST(play_time_ms AS DOUBLE) / 1000"),
+    "length_s": ("DOUBLE", "CAST(duration_ms AS DOUBLE) / 1000"),
+    "entered_profile": ("BOOLEAN", "is_profile_enter"),
+    "profile_s": ("DOUBLE", "CAST(profile_stay_time AS DOUBLE) / 1000"),
+    "comments_s": ("DOUBLE", "CAST(comment_stay_time AS DOUBLE) / 1000"),
+    "tab": ("INTEGER", "tab"),
+    "date": ("INTEGER", "date"),
+    "hourmin": ("INTEGER", "hourmin"),
 }
 _LOG: Final = (
     "user_id video_id date hourmin time_ms is_click is_like is_follow is_comment is_forward is_hate long_view "
@@ -62,15 +53,10 @@ _ITEM_TYPES: Final = {
     "video_type": "VARCHAR",
     "music_id": "DOUBLE",  # written as 9155697141.0 if any row has none; exact, because far below 2^53
 }
-_SIDE_TABLES: Final = {
+SIDE_TABLES: Final = {
     "items": projection_sql(_ITEMS, "videos"),
     "users": "SELECT * REPLACE (CAST(user_id AS BIGINT) AS user_id) FROM raw_users",
 }
-
-
-def _log_sql(log: str, *, without: str) -> str:
-    columns = {name: (type_, value) for name, (type_, value, _) in _EVENTS.items() if name != without}
-    return projection_sql(columns, log)
 
 
 def kuairand_layouts(suffix: str, *parts: str) -> tuple[Layout, ...]:
@@ -88,27 +74,6 @@ def kuairand_layouts(suffix: str, *parts: str) -> tuple[Layout, ...]:
         "raw_users": SourceFiles((f"user_features_{suffix}.csv",), f"{CSV_WITH_HEADER}, sample_size=-1"),
     }
     random = {"random": SourceFiles((f"log_random_4_22_to_5_08_{suffix}.csv",), log_options)}
-    tables = {"events": _log_sql("standard", without="at_is_estimated"), **_SIDE_TABLES}
-    random_events = {"random_events": _log_sql("random", without="at_is_estimated")}
+    tables = {"events": projection_sql(EVENTS, "standard"), **SIDE_TABLES}
+    random_events = {"random_events": projection_sql(EVENTS, "random")}
     return Layout(files | random, tables | random_events), Layout(files, tables)
-
-
-# The part that the repository ships: 14 days of the standard log, and each user's last 50 impressions before them.
-KUAIRAND_PURE_SHIPPED: Final = Layout(
-    {
-        "standard": SourceFiles(("kuairand-pure-log-0425-0508.parquet",)),
-        "tails": SourceFiles(("kuairand-pure-train-tail50-0409-0424.parquet",)),
-        "tail_users": SourceFiles(("kuairand-pure-train-users.parquet",)),
-        "videos": SourceFiles(("kuairand-pure-items.parquet",)),
-        "raw_users": SourceFiles(("kuairand-pure-users.parquet",)),
-    },
-    {
-        "events": _log_sql("standard", without="")
-        + " UNION ALL "
-        + projection_sql(
-            {name: (type_, value) for name, (type_, _, value) in _EVENTS.items()},
-            "tails JOIN tail_users USING (user_id)",
-        ),
-        **_SIDE_TABLES,
-    },
-)

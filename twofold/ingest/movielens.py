@@ -1,4 +1,4 @@
-"""Layouts of the MovieLens data sets: as published, and three that the benchmarks read in a rebuilt form."""
+"""Layouts of the MovieLens data sets, as published."""
 
 from typing import Final
 
@@ -14,20 +14,19 @@ _100K_GENRES: Final = (
 )
 
 
-def _ratings_sql(user: str, item: str, seconds: str, *, order: str = "position", estimated: str = "") -> str:
+def _ratings_sql(user: str, item: str, seconds: str) -> str:
     """Returns the SELECT of ratings with `at` in milliseconds, distinct within each second of a user.
 
     Of a user's ratings in one second, the nth in the order of the file gets n - 1 added milliseconds: more than half of
     MovieLens shares its second with the user's rating before it, and papers that hold out "the last" rating break these
     ties by the order of the file. Beyond 1,000 ratings in a second the order is lost.
     """
-    flag = f", {estimated} AS at_is_estimated" if estimated else ""
     return f"""
         SELECT CAST({user} AS BIGINT) AS user_id, CAST({item} AS BIGINT) AS item_id,
             CAST({seconds} AS BIGINT) * 1000 + LEAST(999, ROW_NUMBER() OVER (
-                PARTITION BY {user}, {seconds} ORDER BY {order}
+                PARTITION BY {user}, {seconds} ORDER BY position
             ) - 1) AS "at",
-            CAST(rating AS DOUBLE) AS rating{flag}
+            CAST(rating AS DOUBLE) AS rating
         FROM (SELECT *, ROW_NUMBER() OVER () AS position FROM ratings)
     """
 
@@ -48,10 +47,6 @@ _MOVIES_CSV_SQL: Final = _movies_sql('"movieId"')
 MOVIELENS_CSV: Final = Layout(
     {"ratings": SourceFiles(("ratings.csv",), CSV_WITH_HEADER), "movies": _MOVIES_CSV},
     {"events": _ratings_sql('"userId"', '"movieId"', '"timestamp"'), "items": _MOVIES_CSV_SQL},
-)
-# Ratings rebuilt as Parquet, for benchmarks/movielens.py.
-MOVIELENS_SMALL_PARQUET: Final = Layout(
-    {"ratings": SourceFiles(("ml-latest-small.parquet",)), "movies": _MOVIES_CSV}, MOVIELENS_CSV.tables
 )
 
 _RATING_TYPES: Final = {"user": "BIGINT", "item": "BIGINT", "rating": "DOUBLE", "timestamp": "BIGINT"}
@@ -78,23 +73,6 @@ MOVIELENS_1M: Final = Layout(
             SELECT CAST("user" AS BIGINT) AS user_id, gender, CAST(age AS INTEGER) AS age,
                 CAST(occupation AS INTEGER) AS occupation, zip FROM raw_users
         """,
-    },
-)
-# MovieLens-1M rebuilt from published pieces, for benchmarks/movielens.py. Only a tenth of the times are published:
-# `timestamp_est` interpolates the others, and `pos` is the position in the sequence file of the SASRec paper. The 598
-# ratings of movies with fewer than 5 ratings have no position, and 537 of them no time: their `at` is NULL, and
-# preparation drops and counts them.
-MOVIELENS_1M_PARQUET: Final = Layout(
-    {
-        "ratings": SourceFiles(("ml-1m.parquet",)),
-        "movies": SourceFiles(("ml-1m-movies.parquet",)),
-        "raw_users": SourceFiles(("ml-1m-users.parquet",)),
-    },
-    {
-        **MOVIELENS_1M.tables,
-        "events": _ratings_sql(
-            '"user"', "item", "timestamp_est", order="pos NULLS LAST, position", estimated='"timestamp" IS NULL'
-        ),
     },
 )
 

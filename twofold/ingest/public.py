@@ -15,16 +15,10 @@ import yaml
 
 from twofold.errors import DataError
 from twofold.ingest.download import Archive, download, is_archive, is_named, unpack
-from twofold.ingest.kuairand import KUAIRAND_PURE_SHIPPED, kuairand_layouts
+from twofold.ingest.kuairand import kuairand_layouts
 from twofold.ingest.layout import Layout
-from twofold.ingest.movielens import (
-    MOVIELENS_1M,
-    MOVIELENS_1M_PARQUET,
-    MOVIELENS_100K,
-    MOVIELENS_CSV,
-    MOVIELENS_SMALL_PARQUET,
-)
-from twofold.ingest.paper_splits import NCF, NCF_REBUILT, SEQUENCE_FILE
+from twofold.ingest.movielens import MOVIELENS_1M, MOVIELENS_100K, MOVIELENS_CSV
+from twofold.ingest.paper_splits import NCF, SEQUENCE_FILE
 from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_text, scan_sql
 from twofold.progress import progress_bar
 from twofold.recipe.data import Table
@@ -215,7 +209,7 @@ PUBLIC_SETS: Final = (
         "short-video feed, 7,583 videos: 1.4 M impressions",
         "47 MB",
         _KUAIRAND_TERMS,
-        (*kuairand_layouts("pure", ""), KUAIRAND_PURE_SHIPPED),
+        kuairand_layouts("pure", ""),
         f"{_ZENODO}/KuaiRand-Pure.tar.gz",
         "0820331067a3784d9691136f772b35a7",
     ),
@@ -252,7 +246,7 @@ PUBLIC_SETS: Final = (
         "MovieLens: 100,836 ratings",
         "1 MB",
         _MOVIELENS_TERMS,
-        (MOVIELENS_CSV, MOVIELENS_SMALL_PARQUET),
+        (MOVIELENS_CSV,),
         f"{_GROUPLENS}/ml-latest-small.zip",
     ),
     PublicSet(
@@ -260,7 +254,7 @@ PUBLIC_SETS: Final = (
         "MovieLens: 1,000,209 ratings",
         "6 MB",
         _MOVIELENS_TERMS,
-        (MOVIELENS_1M, MOVIELENS_1M_PARQUET),
+        (MOVIELENS_1M,),
         f"{_GROUPLENS}/ml-1m.zip",
         "c4d9eecfca2ab87c1945afe126590906",
     ),
@@ -294,6 +288,6 @@ PUBLIC_SETS: Final = (
         "the NCF paper's leave-one-out files: train pairs, test item, 99 sampled negatives per user",
         "none",
         _OWN_TERMS,
-        (NCF, NCF_REBUILT),
+        (NCF,),
     ),
 )
