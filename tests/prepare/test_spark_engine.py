@@ -22,7 +22,7 @@ from twofold.prepare import run_plan as stage
 from twofold.prepare.check import check_recipe
 from twofold.prepare.duckdb_engine import duckdb_engine
 from twofold.prepare.spark_engine import _elsewhere, spark_engine, spark_sql
-from twofold.prepare.spark_session import _start, _stop, explained
+from twofold.prepare.spark_session import _start, _stop, translated_errors
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
 
@@ -307,14 +307,14 @@ def test_a_full_disk_and_a_full_memory_are_said_in_our_words(
     from pyspark.errors import PySparkException
 
     source = check_recipe(world_recipe(write_world(tmp_path / "log", log())))
-    with pytest.raises(error, match=match) as caught, explained(source, tmp_path):
+    with pytest.raises(error, match=match) as caught, translated_errors(source, tmp_path):
         raise PySparkException(said)
     assert not isinstance(caught.value, OSError) or caught.value.errno == errno.ENOSPC
 
 
 def test_a_spark_that_is_gone_and_parts_that_are_elsewhere_are_told(tmp_path: Path) -> None:
     source = check_recipe(world_recipe(write_world(tmp_path / "log", log())))
-    with pytest.raises(DataError, match=r"or ended, .*events\.parquet"), explained(source, tmp_path):
+    with pytest.raises(DataError, match=r"or ended, .*events\.parquet"), translated_errors(source, tmp_path):
         raise ConnectionRefusedError("Connection refused")
     assert "finds no parts there. Name a folder for runs" in str(_elsewhere(tmp_path))
 

@@ -116,7 +116,7 @@ def test_levels_of_folders_must_agree(tmp_path: Path) -> None:
 def test_a_delta_table_and_endless_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "delta" / "_delta_log").mkdir(parents=True)
     pq.write_table(LOG, tmp_path / "delta" / "part-0.parquet")
-    with pytest.raises(DataError, match=r"delta is a Delta table, whose files also hold deleted rows\. Write the curr"):
+    with pytest.raises(DataError, match=r"delta is a Delta table, whose files also hold deleted rows\. Write its curr"):
         table_files(tmp_path / "delta", "data.events")
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "up=1").symlink_to(tmp_path / "loop")

@@ -31,7 +31,7 @@ def demo(
 
 
 def copy_shipped(to: Path, *, shipped: Path | None = None) -> Path:
-    """Copies the shipped recipe and its log to a folder and returns the path of the recipe; existing files are kept.
+    """Copies what `demo` runs, the shipped recipe and log, to a folder and returns the recipe's path; keeps old files.
 
     `shipped` is the folder that holds both: by default the one in the installed package, or the repository.
     """

@@ -136,7 +136,7 @@ def _slices(
 
 
 def counter_names(side: tuple[UserFeature | ItemFeature, ...]) -> tuple[str, ...]:
-    """Returns the names of a tower's counter features."""
+    """Returns the names of the counter features of a tower."""
     return tuple(feature_name(feature) for feature in side if isinstance(feature, CounterFeature))
 
 

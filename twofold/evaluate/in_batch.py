@@ -1,8 +1,8 @@
 """The in-batch protocol: each positive among the items of a batch, with the scores that training compares.
 
-A batch is another exam than the catalogue. Its items are those of other positives, so popular ones occur in most
-batches, and training subtracts log Q from their scores. The same pairs are therefore also ranked among as many items
-that are drawn uniformly from the catalogue, which shows what the choice of candidates alone changes.
+A batch tests something else than the catalogue does. Its items are those of other positives, so popular ones occur in
+most batches, and training subtracts log Q from their scores. The same pairs are therefore also ranked among as many
+items that are drawn uniformly from the catalogue, which shows what the choice of candidates alone changes.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Report section on new items: those without any event before the window, ranked in the full catalogue.
 
-Nothing of them can have entered the model or a baseline. A catalogue has few such items, so `prepare.new_items` of a
+Neither the model nor a baseline can have learned from them. A catalogue has few such items, so `prepare.new_items` of a
 study recipe makes some: it removes all events of a share of the items from everything before the test window.
 """
 

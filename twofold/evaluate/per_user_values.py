@@ -88,7 +88,10 @@ def save_row_values(days: Sequence[DayValues], folder: Path, *, users: Vocabular
 
 
 def load_row_values(folders: Mapping[str, Path]) -> list[DayValues]:
-    """Reads the test windows of several runs, by the name that each window gets, with one number per user id."""
+    """Reads what `save_row_values` wrote for the test windows of several runs, with one number per user id.
+
+    Each window gets the name that its folder has in `folders`.
+    """
     tables = [
         pq.read_table(folder / ROWS_FILE, filters=pc.field("window") == "test").combine_chunks()
         for folder in folders.values()

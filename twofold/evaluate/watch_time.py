@@ -138,9 +138,9 @@ def xauc(
 
 
 def pooled_xauc(scores: Float32[np.ndarray, "length"], truth: Float64[np.ndarray, "length"]) -> float:
-    """Returns XAUC over the pairs of all users, from Kendall's tau in n log n steps; NaN for a single truth.
+    """Returns XAUC of watch times over the pairs of all users, from Kendall's tau; NaN if all watch times are equal.
 
-    XAUC = (1 + Somers' D) / 2.
+    XAUC = (1 + Somers' D) / 2, in n log n steps.
 
     >>> round(pooled_xauc(np.array([1, 2, 2], np.float32), np.array([1.0, 2.0, 3.0])), 3)
     0.833

@@ -260,7 +260,7 @@ def _find_clusters(unit: Float32[np.ndarray, "items dim"], *, seed: int) -> Int6
 def _best_items(
     users: MapUsers, drawn: Int64[np.ndarray, "users"], items: Int64[np.ndarray, "_"]
 ) -> Int64[np.ndarray, "users k"]:
-    """Returns the items on the map that each drawn user's vector scores highest, as positions in `items`."""
+    """Returns the items of the map that each drawn user's vector scores highest, as positions in `items`."""
     if len(drawn) == 0:
         return np.zeros((0, 0), np.int64)
     table, width = np.ascontiguousarray(users.items[items]), min(NEIGHBORS, len(items))

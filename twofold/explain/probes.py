@@ -27,7 +27,7 @@ MARGIN: Final = 0.05
 
 @dataclass(frozen=True)
 class Probe:
-    """One number beside the same number of known references, and when it raises a warning: above `alarm_above` or below
+    """A measured number beside the same number of known references. It raises a warning above `alarm_above` or below
     `alarm_below`.
 
     `popularity` is the number of the lists of the most popular items, `positives` that of what users liked in the test

@@ -13,8 +13,8 @@ from twofold.render.numbers import plural
 ENOUGH_USERS: Final = 1000
 """Users with a relevant event in the test window, below which intervals become wide."""
 _WORTH_A_LEAK: Final = 3
-"""Users of a split by last events, as a multiple of those of the best window, for which it is taken although later
-events of other users are trained on."""
+"""Ratio of the users that last events would test to those that the best window tests, from which last events are
+chosen, although they leak the future: later events of other users are trained on."""
 _WIDTHS: Final = ((1, "day"), (7, "week"), (28, "4 weeks"), (91, "quarter"), (364, "year"))
 _LAST: Final = LastEvents(kind="last_n", test=1, validation=1)
 

@@ -37,7 +37,7 @@ _ENOUGH_USERS: Final = 300
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of the user to what a draft cannot know; `None` means that it is guessed."""
+    """Answers of the user to the questions that a log leaves open; `None` means that the answer is guessed."""
 
     positive: str | None = None
     relevant: str | None = None
@@ -48,7 +48,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class LogProfile:
-    """All that a recipe is drafted from."""
+    """The profile of a log: its tables, the roles of their columns, counts of the events, and the user's answers."""
 
     log: TableProfile
     items: TableProfile | None
@@ -163,7 +163,7 @@ def _as_answered(query: Query, source: Source, roles: Roles, answers: Answers) -
 
 
 def _count(query: Query, source: Source, roles: Roles, answers: Answers, zone: str) -> tuple[Roles, EventFacts]:
-    """Counts the events; of the kinds of event, the strongest that enough users of the test window have is relevant."""
+    """Counts the events. The strongest kinds of event that enough users of the test window have become relevant."""
     kinds = roles.signals.kinds
     choices = [answers.relevant] if answers.relevant or kinds is None else [*kinds.relevant_choices, None]
     for relevant in choices:

@@ -14,7 +14,7 @@ SHORT_S: Final = 120
 """Median length up to which items are short videos: 18 s of a song of 210 s say little."""
 _MOST_POSITIVE: Final = 0.6  # of the ratings
 _FEWEST_POSITIVE: Final = 0.1
-_ENOUGH: Final = 0.8  # of a length, for items that are longer
+_ENOUGH: Final = 0.8  # share of the length that must be watched, for items longer than SHORT_S
 _SCALES: Final = {"": ("s", 1.0), " / 1000": ("ms", 1e-3), " / 1000000": ("us", 1e-6), " * 60": ("min", 60.0)}
 """SQL that converts to seconds → name of the unit, and its length in seconds."""
 

@@ -1,4 +1,4 @@
-"""The profile of a log: statistics of its tables, columns, events and days, and a description of a column's values."""
+"""Profiles of the tables of a log: statistics of columns, events and days, and a description of a column's values."""
 
 import re
 from collections.abc import Mapping
@@ -120,7 +120,7 @@ class EventFacts:
 
 
 def printable(text: str) -> str:
-    """Returns a text that is safe in a terminal and in a comment: invisible characters and line ends become ·."""
+    """Returns a name or value of a table, safe in a terminal and a comment: invisible characters become ·."""
     return "".join(character if character.isprintable() else "·" for character in text)
 
 

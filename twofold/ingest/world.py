@@ -31,7 +31,7 @@ _CENTRES, _USERS, _ITEMS, EVENTS, _PICTURES, _STYLES = range(6)  # streams of ra
 _AT_HOME: Final = 0.8  # share of users who live where their language is spoken
 _SECOND_TAG: Final = 0.3  # share of items with a second topic
 _MEAN_AGE_DAYS: Final = 30.0  # of the items there are on the first day
-_EVERGREEN: Final = 0.1  # popularity that age does not take
+_EVERGREEN: Final = 0.1  # share of the popularity that does not depend on age
 _DAILY_RHYTHM: Final = np.exp(1.5 * np.cos(np.arange(24) * np.pi / 12))
 
 # How users watch.
@@ -71,7 +71,7 @@ FORMULAS: Final = {
 
 @dataclass(frozen=True)
 class World:
-    """A short-video service in numbers. A count of 0 is derived from `rows`; RequestError if the numbers cannot be.
+    """A short-video service in numbers. A count of 0 is derived from `rows`; RequestError if numbers contradict others.
 
     `World(rows=1_000_000)` has 10,000 users, 12,000 items and 1,500 creators.
     """

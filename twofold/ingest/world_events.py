@@ -100,7 +100,7 @@ def _clear(folder: Path, *, overwrite: bool) -> None:
         raise RequestError(
             f"{folder} holds a synthetic log already. Replace it with --overwrite, or name another folder with --to."
         )
-    # First what says that the world is complete.
+    # This file first: where it is missing, the world is not complete.
     (folder / "truth" / "world.json").unlink(missing_ok=True)
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -127,7 +127,7 @@ class _Day:
 
 @dataclass(frozen=True)
 class _Sessions:
-    """Sessions by user and planned start (ms of the day): who, when, and the number of impressions up to their end."""
+    """Sessions ordered by user and planned start (ms of the day); `ends` counts impressions up to the end of each."""
 
     user: Int64[np.ndarray, "_"]
     start_ms: Int64[np.ndarray, "_"]

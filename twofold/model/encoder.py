@@ -197,7 +197,7 @@ class Encoder(nn.Module):
         )
 
     def _with_unknown(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Returns the inputs with some examples, drawn anew, as those of new items."""
+        """Returns the inputs in which some examples, drawn at random, are those of new items."""
         (id_block,) = (block for block in self.feature_blocks if isinstance(block, Lookup) and block.dropout)
         ids = inputs[id_block.name]
         is_new = torch.rand(ids.shape, device=ids.device) < id_block.dropout

@@ -159,7 +159,7 @@ def save_repeats(weight: float, folder: Path) -> None:
 
 
 def _load_repeats(folder: Path) -> float:
-    """Returns what `save_repeats` wrote; 0 if there is nothing."""
+    """Returns the weight that `save_repeats` wrote; 0 if there is no file."""
     path = folder / REPEATS
     return float(json.loads(path.read_text(encoding="utf-8"))["weight"]) if path.exists() else 0.0
 

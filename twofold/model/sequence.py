@@ -70,7 +70,7 @@ class SequenceEncoder(nn.Module):
         events: Float[Tensor, "batch length dim"],
         ages: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """Returns one vector of each sequence, that at its place; the last layer computes no other."""
+        """Returns the vector at one place of each sequence; the last layer computes no other."""
         vectors, buckets = self._inputs(events, ages)
         *layers, last = self.layers
         assert isinstance(last, _Layer)

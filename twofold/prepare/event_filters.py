@@ -113,7 +113,7 @@ def _percentile_sql(percentile: float, counted: str) -> str:
 
 
 def _quota_sql(where: str, positive_share: float) -> str:
-    """Returns the hash below which a negative is kept, so that positives get that share; few negatives are all kept."""
+    """Returns the SELECT of the hash below which a negative is kept, for that share of positives; `PRIME` keeps all."""
     positives, negatives = (f'CAST(COUNT(CASE WHEN {condition} THEN 1 END) AS DOUBLE)'
                             for condition in ('"is_positive"', 'NOT "is_positive"'))  # fmt: skip
     wanted = f"{positives} * {1 - positive_share!r}e0 / ({positive_share!r}e0 * NULLIF({negatives}, 0e0))"

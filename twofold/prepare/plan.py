@@ -65,6 +65,7 @@ class ShardOutput:
 @dataclass(frozen=True)
 class Shards:
     """The shards of users, which an engine writes together or one after another.
+
     `rows` is the view of the usable events of all shards, whose condition may be extended; `events`, which reads it, is
     stored; `outputs` are written from `events`.
     """

@@ -21,7 +21,7 @@ from twofold.prepare.duckdb_connection import open_duckdb, quote_text, scan_sql
 from twofold.prepare.duckdb_engine import Engine
 from twofold.prepare.plan import Shards, Step
 from twofold.prepare.sources import Source, SourceTable
-from twofold.prepare.spark_session import SAIL, explained, open_session, reason_of
+from twofold.prepare.spark_session import SAIL, open_session, reason_of, translated_errors
 from twofold.tables import SHARD
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def spark_engine(source: Source, out: Path, *, master: str = "local[2]") -> Iter
     shutil.rmtree(spill, ignore_errors=True)  # left by an attempt that was killed
     spill.mkdir(parents=True)
     try:
-        with open_session(master, spill) as session, explained(source, out):
+        with open_session(master, spill) as session, translated_errors(source, out):
             for name, table in source.tables.items():
                 rows = _read_source(session, table, view=f"file_{name}", is_sail=is_sail)
                 _make_view(rows, f"source_{name}", is_sail=is_sail)

@@ -23,8 +23,8 @@ CONNECT_PORT: Final = 15002
 """Port of a server of Spark Connect whose address has none."""
 SAIL: Final = "sail"
 """Master that stands for Sail in this process."""
-# Session settings that give Spark the meaning of DuckDB.
-_MEANING: Final = {
+# Session settings under which Spark computes what DuckDB computes.
+_AS_DUCKDB: Final = {
     "spark.sql.ansi.enabled": "true",  # text that is no number is an error, and so is an overflow
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.variable.substitute": "false",  # a rule's '${x}' is a text
@@ -46,11 +46,11 @@ logger.gateway.level = off
 
 @contextmanager
 def open_session(master: str, spill: Path) -> Iterator["SparkSession"]:
-    """Opens a session with the settings that give Spark the meaning of DuckDB; see `spark_engine` for masters."""
+    """Opens a session in which Spark computes what DuckDB computes; see `spark_engine` for masters."""
     from pyspark.logger import PySparkLogger
 
     with _sail_session() if master == SAIL else _spark_session(master, spill) as session:
-        for name, value in _MEANING.items():
+        for name, value in _AS_DUCKDB.items():
             session.conf.set(name, value)
         logger = PySparkLogger.getLogger("SQLQueryContextLogger")  # prints errors of SQL, which are raised besides
         logger.disabled = True
@@ -168,33 +168,33 @@ def _not_started(master: str, reason: str) -> RecipeError:
 
 
 @contextmanager
-def explained(source: Source, out: Path) -> Iterator[None]:
-    """Raises Spark's errors about a log, memory or a disk as twofold's, without Java's stack traces."""
+def translated_errors(source: Source, out: Path) -> Iterator[None]:
+    """Turns Spark's errors that a log, too little memory or a full disk can cause into ours, without stack traces."""
     from pyspark.errors import PySparkException
 
-    java, java_story = _java_errors()
+    java, java_with_text = _java_errors()
     expected: tuple[type[Exception], ...] = (ConnectionError, PySparkException, *java)
     try:
         yield
     except expected as error:
-        story = str(error)
-        if "No space left on device" in story:
+        text = str(error)
+        if "No space left on device" in text:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
-        has_ended = not isinstance(error, (PySparkException, *java_story)) or "StatusCode.UNAVAILABLE" in story
-        if has_ended or "OutOfMemoryError" in story:
+        has_ended = not isinstance(error, (PySparkException, *java_with_text)) or "StatusCode.UNAVAILABLE" in text
+        if has_ended or "OutOfMemoryError" in text:
             raise DataError(
                 f"Spark ran out of memory, or ended, while it prepared {source.files[0]}: {reason_of(error)}. Give it "
                 f"more as spark.driver.memory and spark.executor.memory in its spark-defaults.conf, or here with "
                 f"PYSPARK_SUBMIT_ARGS='--driver-memory 8g pyspark-shell'."
             ) from None
         # A value is not as it should be; a file cannot be read. Sail has no codes.
-        if re.search(r"SQLSTATE: (22|KD)|^(error in|Cast error|Parquet error|Arrow error|External error)|cast", story):
+        if re.search(r"SQLSTATE: (22|KD)|^(error in|Cast error|Parquet error|Arrow error|External error)|cast", text):
             raise unreadable(source, reason_of(error)) from None
         raise
 
 
 def _java_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
-    """Returns the errors of Java, and those of them that have a story; none where only the client is installed."""
+    """Returns the exceptions of Java, and those with a message of Java; none if only the client is installed."""
     try:
         from py4j.protocol import Py4JError, Py4JJavaError
     except ImportError:

@@ -31,7 +31,7 @@ def _essence(recipe: Recipe) -> dict[str, Json]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A field in which two recipes differ; `old` is None where it was added, `new` where it was removed."""
+    """A field in which two recipes differ. `old` is `None` if the field was added, `new` if it was removed."""
 
     field: str
     old: Json

@@ -1,8 +1,7 @@
 """Messages for the errors that pydantic finds in a recipe: the field, what is wrong, and what would be right.
 
 pydantic reports tuples, tags and inputs; a recipe has lists, kinds and values. Where a field is a choice of kinds,
-pydantic's location names the kind (`features.user.0.history.max_length`); the path shown is the one that stands in the
-file.
+pydantic's location names the kind (`features.user.0.history.max_length`); the path shown is that of the file.
 """
 
 import types
@@ -17,7 +16,7 @@ from twofold.sql.rules import nearest_names
 
 FieldPath = tuple[str | int, ...]
 MAX_PROBLEMS: Final = 50
-"""Number of errors that are told: similar names are sought for each, which takes time."""
+"""Number of errors that a message lists; the search for similar names takes time for each."""
 
 _TYPES: Final[Mapping[str, str]] = {
     "int": "must be a whole number",
