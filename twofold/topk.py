@@ -60,8 +60,7 @@ def packed_keys(scores: Float32[np.ndarray, "*batch"], ranks: Int64[np.ndarray, 
     """Packs scores in any order, with the tie rank of each score's item, as `sortable_keys` does."""
     bits = np.ascontiguousarray(scores + np.float32(0.0)).view(np.int32)  # + 0 turns -0.0 into 0.0
     bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)  # negative floats fall as their bits rise: flip them
-    keys: Int64[np.ndarray, "*batch"] = (bits.astype(np.int64) << 32) | ranks
-    return keys
+    return (bits.astype(np.int64) << 32) | ranks
 
 
 def packed_scores(keys: Int64[np.ndarray, "*batch"]) -> Float32[np.ndarray, "*batch"]:

@@ -130,8 +130,7 @@ def bag_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndarra
 
 def timestamps(column: pa.ChunkedArray) -> Int64[np.ndarray, "_"]:
     """Returns UTC milliseconds, with NULL encoded as `log_days` expects."""
-    filled: np.ndarray = pc.fill_null(column, int(_NEVER)).combine_chunks().to_numpy(zero_copy_only=False)
-    return filled
+    return pc.fill_null(column, int(_NEVER)).combine_chunks().to_numpy(zero_copy_only=False)
 
 
 def log_days(since: Int64[np.ndarray, "batch"], at: Int64[np.ndarray, "batch"]) -> Float32[np.ndarray, "batch"]:

@@ -35,8 +35,7 @@ class Projection:
 
     def apply(self, vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray, "items k"]:
         """Projects the centered vectors onto the components."""
-        reduced: np.ndarray = (vectors - self.mean) @ self.components.T
-        return reduced
+        return (vectors - self.mean) @ self.components.T
 
     def save(self, path: Path) -> None:
         """Writes one .npz file."""

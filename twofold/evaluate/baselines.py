@@ -101,8 +101,7 @@ def popularity_of_own(
 
 
 def _counts(item_rows: Int64[np.ndarray, "length"], num_items: int) -> Float32[np.ndarray, "items"]:
-    counts: Float32[np.ndarray, " items"] = np.bincount(item_rows, minlength=num_items).astype(np.float32)
-    return counts
+    return np.bincount(item_rows, minlength=num_items).astype(np.float32)
 
 
 def positives_before(dataset: Dataset, window: EvaluationWindow, *, first_at: int | None) -> Interactions:

@@ -89,8 +89,7 @@ def metrics_of_ranks(
 def _ideal_gain(num_relevant: Int64[np.ndarray, "queries"], *, k: int) -> Float64[np.ndarray, "queries"]:
     """Returns the DCG@k of a list that begins with all relevant items; NaN if no item is relevant."""
     best = np.concatenate([[np.nan], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
-    ideal: Float64[np.ndarray, " queries"] = best[np.minimum(num_relevant, k)]
-    return ideal
+    return best[np.minimum(num_relevant, k)]
 
 
 @dataclass(frozen=True)
@@ -203,8 +202,7 @@ def chance_metrics(
     follow = (p - 1) / (size - 1)
 
     def mean_precision(m: Int64[np.ndarray, "users"]) -> Float64[np.ndarray, "users"]:
-        precision: Float64[np.ndarray, " users"] = (harmonic[m] + follow * (m - harmonic[m])) / size
-        return precision
+        return (harmonic[m] + follow * (m - harmonic[m])) / size
 
     values = {
         "auc": np.full(len(n), 0.5),
@@ -263,12 +261,10 @@ def _auc(ranked: _Ranked, offsets: Int64[np.ndarray, "_"]) -> Float64[np.ndarray
     mid_ranks = _sum(ranked.user, ranked.label * (ranked.first + ranked.last) / 2, users)
     lost = mid_ranks - positives * (positives + 1) / 2  # pairs in which the negative ranks higher
     pairs = np.where(positives * negatives > 0, positives * negatives, np.nan)
-    area: Float64[np.ndarray, " users"] = 1 - lost / pairs
-    return area
+    return 1 - lost / pairs
 
 
 def _sum(
     user: Int64[np.ndarray, "length"], values: Bool[np.ndarray, "length"] | Float64[np.ndarray, "length"], users: int
 ) -> Float64[np.ndarray, "users"]:
-    sums: Float64[np.ndarray, " users"] = np.bincount(user, weights=values, minlength=users).astype(np.float64)
-    return sums
+    return np.bincount(user, weights=values, minlength=users).astype(np.float64)

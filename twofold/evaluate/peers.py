@@ -170,8 +170,7 @@ class Recency:
         (at, offsets), until = self._by_item, self.positives.until[user_rows]
         first, end = offsets[item_rows], offsets[item_rows + 1]
         low, high = (search_slices(at, first, end, each) for each in (until - self.days * DAY_MS, until))
-        scores: Float32[np.ndarray, "pairs"] = np.log1p(high - low).astype(np.float32)
-        return scores
+        return np.log1p(high - low).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,7 @@ def published_negatives(
         )
     by_user = np.zeros((len(window.user_rows), int(counts[0])), np.int64)
     by_user[with_relevant] = rows.reshape(len(with_relevant), -1)
-    negatives: Int64[np.ndarray, "pairs _"] = by_user[window.relevant.lines]
-    return negatives
+    return by_user[window.relevant.lines]
 
 
 def evaluate_sampled(

@@ -70,8 +70,7 @@ def _t_intervals(
 
 
 def _divide(sums: Shaped[np.ndarray, "*batch"], counts: Shaped[np.ndarray, "*batch"]) -> Float64[np.ndarray, "*batch"]:
-    quotient: Float64[np.ndarray, "*batch"] = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-    return quotient
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
 def holm(p_values: Float64[np.ndarray, "length"]) -> Float64[np.ndarray, "length"]:

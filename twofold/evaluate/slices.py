@@ -50,8 +50,7 @@ def slice_recall(
     has_group = slicing.group >= 0
     relevant_items = np.bincount(cell[has_group], minlength=shape[0] * shape[1]).reshape(shape)
     hits = np.bincount(cell[has_group & (ranks > 0) & (ranks <= k)], minlength=shape[0] * shape[1]).reshape(shape)
-    recall: Float64[np.ndarray, "users _"] = hits / np.where(relevant_items > 0, relevant_items, np.nan)
-    return recall
+    return hits / np.where(relevant_items > 0, relevant_items, np.nan)
 
 
 def evaluate_slices(

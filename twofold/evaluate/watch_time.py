@@ -77,8 +77,7 @@ def gains(
 ) -> Float64[np.ndarray, "examples"]:
     """Returns the watch-time gain (watch - mean) / std among items of like length (DVR; Zheng et al., MM 2022)."""
     bucket = np.searchsorted(scale.edges, length_s, side="right")
-    gain: Float64[np.ndarray, " examples"] = (watch_s - scale.mean[bucket]) / scale.std[bucket]
-    return gain
+    return (watch_s - scale.mean[bucket]) / scale.std[bucket]
 
 
 def is_long_view(
@@ -133,8 +132,7 @@ def xauc(
         right = (scores[one] > scores[other]) + 0.5 * (scores[one] == scores[other])
         won += np.bincount(user[one], right, minlength=len(sizes))
         pairs += np.bincount(user[one], minlength=len(sizes))
-    share: Float64[np.ndarray, " users"] = won / np.where(pairs > 0, pairs, np.nan)
-    return share
+    return won / np.where(pairs > 0, pairs, np.nan)
 
 
 def pooled_xauc(scores: Float32[np.ndarray, "length"], truth: Float64[np.ndarray, "length"]) -> float:

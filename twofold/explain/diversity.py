@@ -197,8 +197,7 @@ def served_shares(lists: Ragged, events: Int64[np.ndarray, "items"]) -> Float64[
     tenth = np.empty(len(events), np.int64)
     tenth[order] = np.arange(len(events)) * TENTHS // len(events)
     counts = np.bincount(tenth[lists.values], minlength=TENTHS)
-    shares: Float64[np.ndarray, " _"] = counts / max(counts.sum(), 1)
-    return shares
+    return counts / max(counts.sum(), 1)
 
 
 def overlap(lists: Ragged, *, seed: int = 0) -> float | None:
@@ -237,5 +236,4 @@ def _shared(one: Ragged, other: Ragged) -> Float64[np.ndarray, "_"]:
     """Returns the share of each list of `one` that the same list of `other` contains."""
     width = max(int(one.values.max(initial=0)), int(other.values.max(initial=0))) + 1
     is_shared = np.isin(one.lines * width + one.values, other.lines * width + other.values)
-    shares: Float64[np.ndarray, " _"] = np.bincount(one.lines, is_shared, minlength=len(one.sizes)) / one.sizes
-    return shares
+    return np.bincount(one.lines, is_shared, minlength=len(one.sizes)) / one.sizes

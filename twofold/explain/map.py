@@ -253,8 +253,7 @@ def _find_clusters(unit: Float32[np.ndarray, "items dim"], *, seed: int) -> Int6
     count = int(np.clip(round(np.sqrt(len(unit)) / 4), 2, _MAX_CLUSTERS))
     group = KMeans(count, n_init=3, random_state=seed).fit_predict(unit)
     order = np.argsort(-np.bincount(group, minlength=count), kind="stable")
-    by_size: Int64[np.ndarray, " items"] = np.argsort(order)[group].astype(np.int64)
-    return by_size
+    return np.argsort(order)[group].astype(np.int64)
 
 
 def _best_items(

@@ -89,8 +89,7 @@ def map_picture(item_map: ItemMap) -> bytes:
     for channel in ("color", "shape"):
         encoding[channel]["legend"] = None
     marks = {"mark": _marks(0.75), "encoding": encoding}
-    picture: bytes = vl_convert.vegalite_to_png(_frame(item_map) | marks, scale=1)
-    return picture
+    return vl_convert.vegalite_to_png(_frame(item_map) | marks, scale=1)
 
 
 def _frame(item_map: ItemMap) -> dict[str, Json]:

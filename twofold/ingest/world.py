@@ -176,8 +176,7 @@ class Users:
     def activity(self, rows: slice) -> Float32[np.ndarray, "_ 24"]:
         """Returns the share of sessions that some users begin in each hour of the day (UTC)."""
         hours = (np.arange(24) - self.peak_hour[rows, None]) % 24
-        shares: Float32[np.ndarray, "_ 24"] = daily_rhythm().astype(np.float32)[hours]
-        return shares
+        return daily_rhythm().astype(np.float32)[hours]
 
 
 @dataclass(frozen=True)
@@ -207,8 +206,7 @@ class Items:
 
 def daily_rhythm() -> Float64[np.ndarray, "24"]:
     """Returns the share of a user's sessions by hours after the busiest one."""
-    shares: Float64[np.ndarray, "24"] = _DAILY_RHYTHM / _DAILY_RHYTHM.sum()
-    return shares
+    return _DAILY_RHYTHM / _DAILY_RHYTHM.sum()
 
 
 def plant_users(world: World) -> Users:
@@ -300,8 +298,7 @@ def interest_of(
     quality: Float32[np.ndarray, "_"],
 ) -> Float32[np.ndarray, "_"]:
     """Returns, pair by pair, the probability that a user with that latent vector likes that item."""
-    interest: Float32[np.ndarray, "_"] = 1 / (1 + np.exp(-(np.einsum("rd,rd->r", users, items) + quality)))
-    return interest
+    return 1 / (1 + np.exp(-(np.einsum("rd,rd->r", users, items) + quality)))
 
 
 def _planted(folder: Path, kind: str, first_id: int, ids: Ids) -> tuple[pa.Table, Int64[np.ndarray, "_"]]:
@@ -318,8 +315,7 @@ def _planted(folder: Path, kind: str, first_id: int, ids: Ids) -> tuple[pa.Table
 
 
 def _matrix(vectors: pa.ChunkedArray) -> Float32[np.ndarray, "pairs dim"]:
-    values: Float32[np.ndarray, "pairs dim"] = vectors.combine_chunks().flatten().to_numpy().reshape(len(vectors), -1)
-    return values
+    return vectors.combine_chunks().flatten().to_numpy().reshape(len(vectors), -1)
 
 
 def _centres(world: World) -> tuple[Float32[np.ndarray, "_ dim"], Float32[np.ndarray, "_ dim"]]:

@@ -252,8 +252,7 @@ def _times(sessions: _Sessions, taken_ms: Int64[np.ndarray, "_"]) -> Int64[np.nd
     first_rows = np.append(0, sessions.ends[:-1])
     apart = sessions.user << _USER_BITS
     lead = np.maximum.accumulate(apart + sessions.start_ms - before[first_rows]) - apart
-    times: Int64[np.ndarray, "_"] = before + sessions.per_row(lead)
-    return times
+    return before + sessions.per_row(lead)
 
 
 def _corrupt(

@@ -213,8 +213,7 @@ class Encoder(nn.Module):
         values = inputs[block.name]
         match block:
             case Lookup():
-                vectors: Tensor = self.table_of(block)(values)
-                return vectors
+                return self.table_of(block)(values)
             case Pool():
                 table = self.table_of(block).weight if block.vectors is None else getattr(self, _buffer(block.vectors))
                 assert isinstance(table, Tensor)
@@ -227,8 +226,7 @@ class Encoder(nn.Module):
                 return _encode_sequences(encoder, self.table_of(block), values, ages, places)
             case Number():
                 numbers = values.reshape(-1, block.dim)
-                expanded: Tensor = self.readers[module_key(block.name)](numbers) if block.hidden_dim else numbers
-                return expanded
+                return self.readers[module_key(block.name)](numbers) if block.hidden_dim else numbers
             case _:
                 assert_never(block)
 

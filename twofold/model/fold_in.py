@@ -145,8 +145,7 @@ def _dim(item_vectors: Float32[np.ndarray, "items dim"], prior: RecencyPrior | N
 
 def _first_of_equals(history: Int32[np.ndarray, "batch length"]) -> Bool[np.ndarray, "batch length"]:
     """Marks the first entry of every liked item in sorted histories, whose padding comes first."""
-    is_first: np.ndarray = np.diff(history, axis=1, prepend=0) > 0
-    return is_first
+    return np.diff(history, axis=1, prepend=0) > 0
 
 
 def _weighted(

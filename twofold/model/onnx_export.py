@@ -23,8 +23,7 @@ class _Positional(nn.Module):
         self.names = names
 
     def forward(self, *values: Tensor) -> Float[Tensor, "batch dim"]:
-        vector: Tensor = self.tower(dict(zip(self.names, values, strict=True)))
-        return vector
+        return self.tower(dict(zip(self.names, values, strict=True)))
 
 
 def export_user_tower(tower: Encoder | ConcatEncoder, path: Path) -> None:

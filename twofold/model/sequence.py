@@ -61,8 +61,7 @@ class SequenceEncoder(nn.Module):
         vectors, buckets = self._inputs(events, ages)
         for layer in self.layers:
             vectors = layer(vectors, *self._angles(vectors.shape[1]), buckets)
-        outputs: Tensor = self.norm(vectors)
-        return outputs
+        return self.norm(vectors)
 
     def at(
         self,
@@ -76,8 +75,7 @@ class SequenceEncoder(nn.Module):
         assert isinstance(last, _Layer)
         for layer in layers:
             vectors = layer(vectors, *self._angles(vectors.shape[1]), buckets)
-        outputs: Tensor = self.norm(last.at(places, vectors, *self._angles(vectors.shape[1]), buckets))
-        return outputs
+        return self.norm(last.at(places, vectors, *self._angles(vectors.shape[1]), buckets))
 
     def _inputs(
         self, events: Float[Tensor, "batch length dim"], ages: Int[Tensor, "batch length"] | None

@@ -151,8 +151,8 @@ def _paths(path: Path, field: str) -> tuple[Path, ...]:
 def _walk(folder: Path, field: str, *, depth: int) -> Iterator[Path]:
     if (folder / "_delta_log").is_dir():
         raise DataError(
-            f"{field}: {folder} is a Delta table, whose files also hold deleted rows. Write its current rows to another "
-            f"folder, as Parquet."
+            f"{field}: {folder} is a Delta table, whose files also hold deleted rows. Write its current rows to "
+            f"another folder, as Parquet."
         )
     if depth > _MAX_DEPTH:
         raise DataError(f"{field}: {folder} is {depth} folders deep; at most {_MAX_DEPTH} are read. Move its files up.")

@@ -197,6 +197,5 @@ def encode_parts(tower: Encoder, parts: Sequence[TensorInputs]) -> Float[Tensor,
     more encoding: about a third of the towers' time.
     """
     if len(parts) == 1:
-        vectors: Tensor = tower(parts[0])
-        return vectors
+        return tower(parts[0])
     return torch.cat([checkpoint(tower, part, use_reentrant=False) for part in parts])

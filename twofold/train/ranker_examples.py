@@ -265,5 +265,4 @@ def ranks_in(
     [[1, 3]]
     """
     matches = item_rows[:, :, None] == best[:, None, :]  # (queries, length, k)
-    ranks: np.ndarray = np.where(matches.any(axis=2), matches.argmax(axis=2), best.shape[1])
-    return ranks
+    return np.where(matches.any(axis=2), matches.argmax(axis=2), best.shape[1])
