@@ -216,7 +216,7 @@ def test_keys_of_side_tables() -> None:
     ],
 )
 def test_positive_is_what_the_log_says_of_liking(columns: tuple[Column, ...], positive: str) -> None:
-    assert roles(*columns).positive == positive
+    assert roles(*columns).signals.positive == positive
 
 
 @pytest.mark.parametrize(
@@ -242,14 +242,14 @@ def test_positive_is_what_the_log_says_of_liking(columns: tuple[Column, ...], po
 )
 def test_seconds_are_derived(watch: Column, length: Column, derive: dict[str, str]) -> None:
     found = roles(watch, length)
-    assert found.derive == derive
+    assert found.signals.derive == derive
     assert found.taken_as[watch.name].startswith("watch time")
     assert found.taken_as[length.name].startswith("length")
 
 
 def test_a_length_alone_and_a_flag_called_watched_derive_nothing() -> None:
-    assert roles(integer("duration")).derive == {}
-    assert roles(flag("watched"), integer("duration")).derive == {}
+    assert roles(integer("duration")).signals.derive == {}
+    assert roles(flag("watched"), integer("duration")).signals.derive == {}
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_a_short_video_log(tmp_path: Path, short_video: Path) -> None:
         "is_like": "positive flag",
     }
     rule = "is_like OR watch_s >= LEAST(length_s, 18) AND length_s > 0"
-    assert seen.roles.positive == rule
+    assert seen.roles.signals.positive == rule
     liked = duckdb.execute(
         f"SELECT SUM((is_like = 1 OR play_time_ms >= LEAST(duration_ms, 18000))::INT) FROM '{short_video}'"
     ).fetchall()[0][0]
@@ -96,7 +96,7 @@ def test_ratings_in_seconds_as_csv(tmp_path: Path) -> None:
     movies = {"movieId": np.arange(31), "title": [f"Film {n}" for n in range(31)], "genres": ["a|b", *["c"] * 30]}
     log = write(tmp_path / "ratings.csv", columns)
     seen = profile_log(log, items=write(tmp_path / "movies.csv", movies))
-    assert (seen.data.at_unit, seen.roles.positive) == ("s", "rating >= 4")
+    assert (seen.data.at_unit, seen.roles.signals.positive) == ("s", "rating >= 4")
     assert seen.events.positives == (ratings >= 4).sum()
     split = with_dates(drafted(seen, tmp_path)).prepare.split
     assert isinstance(split, TemporalSplit)
@@ -123,7 +123,7 @@ def test_a_log_of_hours_is_judged_by_last_events(tmp_path: Path) -> None:
     key = keys(days=1)
     columns = {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"]}
     seen = profile_log(write(tmp_path / "log.parquet", columns))
-    assert seen.roles.positive == "TRUE"
+    assert seen.roles.signals.positive == "TRUE"
     assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == 20
 
 
@@ -144,8 +144,8 @@ def test_an_order_instead_of_a_time(tmp_path: Path) -> None:
 def test_a_rule_that_holds_for_no_event_is_not_proposed(tmp_path: Path) -> None:
     columns = {"user_id": keys()["user"], "item_id": keys()["item"], "ts": keys()["seconds"], "dwell": [9] * ROWS}
     seen = profile_log(write(tmp_path / "log.csv", columns))
-    assert (seen.roles.positive, seen.events.positives) == ("TRUE", ROWS)
-    assert seen.roles.reason == "every event, because watch_s >= 18 is true for none"
+    assert (seen.roles.signals.positive, seen.events.positives) == ("TRUE", ROWS)
+    assert seen.roles.signals.reason == "every event, because watch_s >= 18 is true for none"
 
 
 def test_rows_without_keys_are_left_out_of_the_counts(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_hostile_name_is_a_name(tmp_path: Path, name: str) -> None:
     values = [key["user"], key["item"], key["seconds"], np.arange(ROWS) % 2]
     log = write(tmp_path / "log.parquet", dict(zip(names, values, strict=True)) | {"like": np.arange(ROWS) % 3 // 2})
     seen = profile_log(log, given_columns=GivenColumns(*names[:3]))
-    assert (seen.events.users, seen.events.items, seen.roles.positive) == (20, 31, '"like"')
+    assert (seen.events.users, seen.events.items, seen.roles.signals.positive) == (20, 31, '"like"')
     assert list(drafted(seen, tmp_path).data.columns.values()) == names[:3]
 
 

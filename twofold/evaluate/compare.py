@@ -13,12 +13,12 @@ from twofold.evaluate.headline_metrics import deciding_metrics
 from twofold.evaluate.per_user_values import load_values
 from twofold.evaluate.results import EvaluationSetup, SliceSection, load_report
 from twofold.evaluate.significance import (
-    LEVEL,
     Estimate,
     SeedClaim,
     across_seeds,
     estimates,
     holm_except,
+    is_significant,
     json_number,
     mean_intervals,
 )
@@ -46,7 +46,7 @@ class MetricComparison:
     @property
     def is_significant(self) -> bool:
         """True if the p-value is below 0.05."""
-        return self.p_value is not None and self.p_value < 1 - LEVEL
+        return is_significant(self.p_value)
 
 
 @dataclass(frozen=True)

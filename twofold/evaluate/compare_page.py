@@ -17,13 +17,12 @@ from twofold.evaluate.compare import (
     Comparison,
     MetricComparison,
     SeedComparison,
-    check_comparable,
     compare_runs,
 )
 from twofold.evaluate.comparison_plots import group_plots, metric_plot
 from twofold.evaluate.headline_metrics import deciding_metrics
 from twofold.evaluate.results import FEW_USERS
-from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate
+from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate, is_significant
 from twofold.evaluate.summary_text import format_difference
 from twofold.recipe.diff import Difference, recipe_differences
 from twofold.recipe.load import load_recipe
@@ -80,8 +79,6 @@ def compare_run_folders(folders: Sequence[Path]) -> RunComparison:
     if len(folders) < 2:
         raise RequestError(f"{plural(len(folders), 'run')} cannot be compared: name two or more, the base run first.")
     evaluated = [open_stage(folder, "evaluate").folder for folder in folders]
-    for each in evaluated[1:]:
-        check_comparable(each, evaluated[0])
     unique = len({folder.name for folder in folders}) == len(folders)
     return RunComparison(
         names=tuple(folder.name if unique else str(folder) for folder in folders),
@@ -133,7 +130,7 @@ def _after(recipe: Recipe, changed: Mapping[str, Difference], field: str) -> str
 
 def direction(line: MetricComparison) -> str:
     """Returns `better` or `worse` for a significant difference (p < 0.05), else an empty text."""
-    if line.p_value is None or line.p_value >= 1 - LEVEL or not line.minus.value:
+    if not line.is_significant or not line.minus.value:
         return ""
     return "better" if line.minus.value > 0 else "worse"
 
@@ -180,8 +177,7 @@ def seeds_table(found: SeedComparison) -> Table:
         if metric == found.primary_metric or metric in _MAIN_METRICS:
             difference = format_difference(Estimate(claim.difference, claim.low, claim.high))
             by_seed = ("  ".join(map(format_decimal, each)) for each in (claim.per_seed, claim.base_per_seed))
-            is_significant = claim.p_value is not None and claim.p_value < 1 - LEVEL
-            significant = "–" if seeds < MIN_SEEDS else "yes" if is_significant else "no"
+            significant = "–" if seeds < MIN_SEEDS else "yes" if is_significant(claim.p_value) else "no"
             style = "bold" if metric == found.primary_metric else ""
             table.add_row(in_full(metric), difference, *by_seed, significant, style=style)
     return table
@@ -201,7 +197,7 @@ def _group_sentences(found: RunComparison) -> str:
     lines = []
     for other, gone in zip(found.others, found.churns, strict=True):
         slices = other.slices
-        significant = [line for line in slices.lines if line.p_value is not None and line.p_value < 1 - LEVEL]
+        significant = [line for line in slices.lines if is_significant(line.p_value)]
         tested = sum(not line.is_small for line in slices.lines)
         groups = f"{len(significant) or 'none'} of {plural(tested, 'group')} (p < 0.05 after Holm)"
         lines.append(f"{other.run}: {slices.metric} differs significantly in {groups}" if tested else f"{other.run}:")

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from twofold.evaluate.compare import MetricComparison
 from twofold.evaluate.results import SliceLine
-from twofold.evaluate.significance import LEVEL, Estimate
+from twofold.evaluate.significance import Estimate, is_significant
 from twofold.render.numbers import in_title, plural
 from twofold.render.plots import Difference, DifferencePlot, axis_of, difference_plot
 
@@ -19,7 +19,9 @@ def group_plots(lines: Iterable[SliceLine]) -> list[tuple[str, DifferencePlot]]:
     known = [
         (
             line.by,
-            difference_of(line.name, line.minus, plural(line.users, "user"), is_significant=_is_significant(line)),
+            difference_of(
+                line.name, line.minus, plural(line.users, "user"), is_significant=is_significant(line.p_value)
+            ),
         )
         for line in lines
         if not line.is_small and line.minus.low is not None
@@ -48,7 +50,3 @@ def difference_of(name: str, minus: Estimate, note: str = "", *, is_significant:
     assert low is not None, "an interval has two ends"
     assert high is not None, "an interval has two ends"
     return Difference(name, value, low, high, note, is_significant)
-
-
-def _is_significant(line: SliceLine) -> bool:
-    return line.p_value is not None and line.p_value < 1 - LEVEL

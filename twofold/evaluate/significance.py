@@ -110,6 +110,11 @@ class SeedClaim:
     """Means over users of the base's seeds."""
 
 
+def is_significant(p_value: float | None) -> bool:
+    """Returns whether a p-value is below 0.05; `None` means that nothing was tested."""
+    return p_value is not None and p_value < 1 - LEVEL
+
+
 def across_seeds(a: Float64[np.ndarray, "_ users"], b: Float64[np.ndarray, "_ users"]) -> SeedClaim:
     """Compares a with b on one metric; row i of each contains the users' values under the i-th of its seeds.
 

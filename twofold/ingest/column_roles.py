@@ -44,21 +44,6 @@ class Roles:
     taken_as: Mapping[str, str]
     """Column → its role, for columns that have one."""
 
-    @property
-    def derive(self) -> Mapping[str, str]:
-        """Columns that the recipe derives, as rules by name."""
-        return self.signals.derive
-
-    @property
-    def positive(self) -> str:
-        """Rule of positive events."""
-        return self.signals.positive
-
-    @property
-    def reason(self) -> str:
-        """Reason for the rule `positive`, as a comment in the recipe."""
-        return self.signals.reason
-
 
 @dataclass(frozen=True)
 class GivenColumns:

@@ -24,7 +24,7 @@ def data_section(log: TableProfile, items: TableProfile | None, users: TableProf
         columns["uploaded_at"] = uploaded.name
     at_unit = roles.at_unit or "ms"
     upload_unit = timestamp_unit(uploaded) if uploaded is not None and uploaded.kind == "integer" else at_unit
-    derived = set(roles.derive)
+    derived = set(roles.signals.derive)
     seconds = {"watch_s", "length_s"} - derived
     columns |= {name.lower(): name for name in names_of(log) if name.lower() in seconds and name not in seconds}
     undated = set() if uploaded else {"uploaded_at"}

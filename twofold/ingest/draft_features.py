@@ -82,7 +82,7 @@ def _of_times(seen: LogProfile, split: TemporalSplit | LastEvents) -> list[str]:
 def counted_rate(seen: LogProfile) -> tuple[str, str]:
     """Returns the name and the rule of the rate that counters count: of relevant events, or of positive ones."""
     relevant = seen.roles.signals.relevant
-    return ("positive_rate", seen.roles.positive) if relevant is None else ("relevant_rate", relevant)
+    return ("positive_rate", seen.roles.signals.positive) if relevant is None else ("relevant_rate", relevant)
 
 
 def _vectors(items: TableProfile | None) -> list[Column]:

@@ -36,7 +36,7 @@ def questions(seen: LogProfile) -> list[DraftQuestion]:
 
 
 def _of_positives(seen: LogProfile) -> list[DraftQuestion]:
-    share, rule = seen.events.positives / seen.events.rows, printable(seen.roles.positive)
+    share, rule = seen.events.positives / seen.events.rows, printable(seen.roles.signals.positive)
     if seen.answers.positive is not None or seen.roles.signals.kinds is not None:
         return []
     if rule == "TRUE" and share == 1:

@@ -109,12 +109,12 @@ def _prepare(seen: LogProfile, split: TemporalSplit | LastEvents, reason: str) -
     if roles.has_clock:
         example = seen.zone_reason or "write your users' zone, such as Asia/Kolkata or Europe/Berlin"
         lines += with_comment(f"  time_zone: {seen.time_zone}", f"days begin at its midnight; {example}")
-    if roles.derive:
+    if signals.derive:
         lines.append("  derive:")
-        for ours, rule in roles.derive.items():
+        for ours, rule in signals.derive.items():
             lines += with_comment(f"    {ours}: {scalar(rule)}", "seconds; prepare.labels can read them")
     share = events.positives / events.rows
-    lines += with_comment(f"  positive: {scalar(roles.positive)}", f"{roles.reason}; {share:.1%} of the rows")
+    lines += with_comment(f"  positive: {scalar(signals.positive)}", f"{signals.reason}; {share:.1%} of the rows")
     if signals.relevant is not None:
         lines += with_comment(f"  relevant: {scalar(signals.relevant)}", "what the report asks for")
     if signals.negative is not None:

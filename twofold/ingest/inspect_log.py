@@ -136,7 +136,7 @@ def log_facts(seen: LogProfile) -> list[tuple[str, str]]:
         days = f"{first.date} to {last.date} ({seen.time_zone}), {plural(last.number - first.number + 1, 'day')}"
         facts.append(("days", f"{days}; {daily:,} rows on a median day"))
     share = events.positives / events.rows
-    return [*facts, ("positive", f"{share:.1%} of the rows: {printable(seen.roles.positive)}")]
+    return [*facts, ("positive", f"{share:.1%} of the rows: {printable(seen.roles.signals.positive)}")]
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def _count(query: Query, source: Source, roles: Roles, answers: Answers, zone: s
             break
     _check_answered(events, answers)
     if events.positives == 0:
-        reason = f"every event, because {roles.positive} is true for none"
+        reason = f"every event, because {roles.signals.positive} is true for none"
         signals = replace(roles.signals, positive="TRUE", reason=reason, kinds=None, relevant=None, rating=None)
         roles = replace(roles, signals=signals)
         events = _look_at_events(query, source, roles, zone)

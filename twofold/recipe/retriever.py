@@ -89,21 +89,13 @@ class TwoTower(Section):
 
     @model_validator(mode="after")
     def _score_is_a_product(self) -> TwoTower:
-        if self.separate_towers_by is not None and isinstance(self.score, NegativeDistance):
-            raise ValueError(
-                f"separate_towers_by: {self.separate_towers_by} needs a score that is a product of vectors, and "
-                f"negative_distance is not one. Write score: {{kind: cosine}} or {{kind: dot}}, or delete "
-                f"separate_towers_by"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _scores_can_be_added(self) -> TwoTower:
-        if self.ensemble > 1 and isinstance(self.score, NegativeDistance):
-            raise ValueError(
-                f"ensemble: {self.ensemble} needs a score that is a product of vectors, and negative_distance is not "
-                f"one. Write score: {{kind: cosine}} or {{kind: dot}}, or delete ensemble"
-            )
+        adds_up = {"separate_towers_by": self.separate_towers_by is not None, "ensemble": self.ensemble > 1}
+        for field, is_set in adds_up.items():
+            if is_set and isinstance(self.score, NegativeDistance):
+                raise ValueError(
+                    f"{field}: {getattr(self, field)} needs a score that is a product of vectors, and "
+                    f"negative_distance is not one. Write score: {{kind: cosine}} or {{kind: dot}}, or delete {field}"
+                )
         return self
 
     @model_validator(mode="after")
