@@ -50,7 +50,7 @@ def single_values(inputs: dict[str, np.ndarray], rows: int) -> np.ndarray:
 def pairs(users: np.ndarray, items: np.ndarray, scores: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """Returns one row per candidate: user columns, item columns, retrieval score and rank."""
     length = ranks.shape[1]
-    return np.column_stack([np.repeat(users, length, axis=0), items, scores.ravel(), ranks.ravel()])
+    return np.column_stack([np.repeat(users, length, axis=0), items, scores.ravel(), ranks[:, :, 0].ravel()])
 
 
 def fit(models: TrainedModels, config: Mlp) -> lightgbm.Booster:
@@ -69,7 +69,7 @@ def fit(models: TrainedModels, config: Mlp) -> lightgbm.Booster:
     users = user_columns(dataset, np.ascontiguousarray(rows.user_rows), at)
     items = item_columns(dataset, lists.item_rows.ravel(), np.repeat(at, length))
     # LightGBM breaks the ties of its first scores by position: the retriever's order must not put positives first.
-    order = np.argsort(lists.ranks, axis=1, kind="stable")
+    order = np.argsort(lists.ranks[:, :, 0], axis=1, kind="stable")
     kept = (order + which[:, None] * length)[np.take_along_axis(lists.competing, order, axis=1)]
     table = lightgbm.Dataset(
         pairs(users, items, scores, lists.ranks)[kept], kept % length == 0, group=lists.competing.sum(axis=1)
@@ -84,7 +84,7 @@ def main(folder: Path) -> None:
     _, dataset, retriever, ranker = pipeline.up_to_training(job)
     models = load_models(job, dataset, retriever, ranker)
     window, data, trees = evaluation_window(models.data.retriever, "test"), models.data, fit(models, job.recipe.ranker)
-    both = two_stages(models.retriever, models.ranker, data, window)
+    both = two_stages(models, models.ranker, window)
     at = int(window.query_at.min())
     item_rows = np.arange(len(data.ranker.items))
     items = item_columns(data.ranker, item_rows, np.full(len(item_rows), at))

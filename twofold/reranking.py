@@ -107,7 +107,8 @@ def merge_stages(
     """Reorders the first candidates by the ranker's scores; returns them with the positions that they had.
 
     The other items follow in the retriever's order: their scores are as far below that of the last candidate as in the
-    retriever's scores. Equal scores keep the fixed order of ties.
+    retriever's scores, or, where the retriever prefers them to a candidate of another source, as below the first of
+    them. Equal scores keep the fixed order of ties.
     """
     top, rows = ranker_scores.shape[1], candidates.item_rows
     is_item = rows[:, :top] >= 0
@@ -115,6 +116,7 @@ def merge_stages(
     tie_rank, _ = tie_order(max(1, num_items))
     order = np.argsort(packed_keys(scores, tie_rank[np.maximum(rows[:, :top], 0)]), axis=1)[:, ::-1]  # padding last
     lowest = np.where(is_item, candidates.scores[:, :top], np.inf).min(axis=1)
+    lowest = np.maximum(lowest, candidates.scores[:, top:].max(axis=1, initial=NOT_ALLOWED))
     shift = np.where(is_item, scores, np.inf).min(axis=1) - lowest
     rest = np.where(rows[:, top:] >= 0, candidates.scores[:, top:] + shift[:, None], NOT_ALLOWED)
     positions = np.hstack([order, np.tile(np.arange(top, rows.shape[1]), (len(order), 1))])

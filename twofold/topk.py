@@ -149,6 +149,16 @@ class Additions:
         """Returns the numbers times a factor, for the same items."""
         return Additions(self.rows, np.float32(factor) * self.values)
 
+    def pairs(
+        self, users: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"], *, num_items: int
+    ) -> Float32[np.ndarray, "pairs"]:
+        """Returns the number of each pair; 0 where there is none."""
+        if not len(self.values):
+            return np.zeros(len(users), np.float32)
+        keys, pairs = self.rows.lines * num_items + self.rows.values, users * num_items + item_rows
+        place = np.minimum(np.searchsorted(keys, pairs), len(keys) - 1)
+        return np.where(keys[place] == pairs, self.values[place], np.float32(0))
+
 
 def concatenate_additions(parts: Sequence[Additions]) -> Additions:
     """Returns the additions of several groups of users, one group after another."""
@@ -197,9 +207,6 @@ class Products:
         scores = np.empty(len(users), np.float32)
         for part in chunks(len(users), _CHUNK_PAIRS):
             scores[part] = np.vecdot(self.queries[users[part]], self.items[item_rows[part]])
-        if self.added is not None and len(self.added.values):
-            keys = self.added.rows.lines * len(self.items) + self.added.rows.values
-            pairs = users * len(self.items) + item_rows
-            place = np.minimum(np.searchsorted(keys, pairs), len(keys) - 1)
-            scores += np.where(keys[place] == pairs, self.added.values[place], np.float32(0))
+        if self.added is not None:
+            scores += self.added.pairs(users, item_rows, num_items=len(self.items))
         return scores

@@ -149,7 +149,7 @@ def retrieved():
 
 
 def by_place(lines, item_rows, places):
-    return -places.astype(np.float32)
+    return -places[..., 0].astype(np.float32)
 
 
 def by_item(lines, item_rows, places):
@@ -204,7 +204,7 @@ def test_impressions_are_ordered_by_the_ranker_which_is_told_where_the_retriever
 
     def noted(lines, item_rows, places):
         if item_rows.shape[1] == 1:
-            pairs.extend(zip(lines.tolist(), item_rows[:, 0].tolist(), places[:, 0].tolist(), strict=True))
+            pairs.extend(zip(lines.tolist(), item_rows[:, 0].tolist(), places[:, 0, 0].tolist(), strict=True))
         return item_rows.astype(np.float32)
 
     both = stages(window, retrieved, noted)

@@ -58,7 +58,7 @@ def asking(arrays, ranker):
     vectors, user_vectors = (draw.standard_normal((count, WIDE)).astype(np.float32) for count in (items, users))
     side = encode_items(ranker, arrays.ranker, vectors, int(at[0]))
     item_rows = np.stack([draw.permutation(items)[:7] for _ in range(users)])
-    places = np.tile(np.arange(7), (users, 1))
+    places = np.tile(np.arange(7), (users, 1))[:, :, None]
     return encoded, user_vectors, side, item_rows, places
 
 

@@ -15,8 +15,9 @@ from twofold.errors import RecipeError
 from twofold.evaluate.rule_prices import ALL, lists_by_rules
 from twofold.evaluate.window import evaluation_window
 from twofold.pipeline.adapters import score_sources
+from twofold.pipeline.item_table import described_items
 from twofold.pipeline.job import reopen, report_of
-from twofold.pipeline.rerank import check_rules, described_items, rule_inputs
+from twofold.pipeline.rerank import check_rules, rule_inputs
 from twofold.pipeline.trained_models import load_models
 from twofold.prepare.check import check_recipe
 from twofold.recipe.rerank import Rerank
@@ -74,7 +75,7 @@ def judged(run: Path) -> dict[int, tuple[int, list[int]]]:
     items = described_items(job.recipe, stages[0].folder, arrays, as_of=as_of)
     rules = rule_inputs(job.recipe, items, models.retriever, arrays, as_of=as_of)
     assert rules is not None
-    sources = score_sources(models.retriever, models.ranker, models.data, window)
+    sources = score_sources(models, window)
     users = np.arange(len(window.user_rows))
     lists = lists_by_rules(window, sources["model"], rules, {ALL: rules.config.rules}, users=users, k=K)[ALL]
     users = arrays.users.ids_of(window.user_rows).to_pylist()

@@ -112,7 +112,7 @@ def test_losses_are_those_of_the_lists_written_naively(lists):
     ranker, batch = lists
     ranker.eval()
     with torch.inference_mode():
-        items = ranker.item(batch.item).reshape(*batch.ranks.shape, -1)
+        items = ranker.item(batch.item).reshape(*batch.competing.shape, -1)
         scores = ranker(ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks)
         kinds = (Listwise(kind="softmax"), Pairwise(kind="bpr"), Bce(kind="bce", gamma=2))
         softmax, bpr, focal = (list_losses(ranker, batch, kind).tolist() for kind in kinds)
@@ -130,7 +130,7 @@ def test_a_ranker_begins_as_the_retrievers_order(world, lists):
     recipe, arrays, _, _ = world
     _, batch = lists
     made = build_ranker(recipe.ranker, arrays.ranker.features, {}, vector_dim=batch.user_vectors.shape[1])
-    items = made.item(batch.item).reshape(*batch.ranks.shape, -1)
+    items = made.item(batch.item).reshape(*batch.competing.shape, -1)
     scores = made(made.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks)
     retrieved = (batch.user_vectors[:, None] * batch.item_vectors).sum(dim=2)
     torch.testing.assert_close(scores, retrieved)

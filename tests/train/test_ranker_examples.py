@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.dataset.prepared import FEATURES, LAST_TRAIN_MS, random_events, write_prepared
+from twofold.candidate_sources import ranks_in
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import DataError
@@ -13,7 +14,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.recipe.ranker import Candidates
 from twofold.recipe.retriever import TwoTower
 from twofold.tables import DAY_MS, HOUR_MS
-from twofold.train.ranker_examples import draw_lists, mine_requests, ranks_in
+from twofold.train.ranker_examples import draw_lists, mine_requests
 
 RETRIEVER = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "negative_distance"}})
 ASKED = Candidates(num_candidates=6, skip_top=1, num_retrieved=5)
@@ -176,7 +177,5 @@ def test_ranks_are_those_of_the_retriever():
 
 def test_a_window_without_requests_is_said(dataset, model, tmp_path):
     nothing = built(tmp_path, [type(e)(e.user, e.item, e.at, e.at >= LAST_TRAIN_MS, 1.0) for e in random_events(0)])
-    with pytest.raises(
-        DataError, match=r"none on an item that was new to its user is among the 6 items that the retriever finds"
-    ):
+    with pytest.raises(DataError, match=r"none on an item that was new to its user is among the 6 candidates"):
         mine_requests(model, nothing, ASKED, seed=0, out=tmp_path / "mined")

@@ -18,10 +18,11 @@ from twofold.model.retriever import as_products, item_vectors, load_model, user_
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import two_stages
 from twofold.pipeline.job import claim_folder, report_of
+from twofold.pipeline.trained_models import TrainedModels
 from twofold.recipe.schema import Recipe
 from twofold.train import ranker as rank
 from twofold.train.ranker import fit_ranker, gather_impressions, head_losses
-from twofold.train.ranker_examples import mine_requests
+from twofold.train.ranker_examples import Mining, mine_requests
 from twofold.train.ranker_impressions import mine_impressions, outcomes_of
 
 ITEMS, USERS = 160, 150
@@ -146,7 +147,7 @@ def test_a_formula_orders_by_what_a_head_says(world, judged):
     depth = depth_of(arrays.retriever.items.ids.to_numpy())
 
     def first(ranker):
-        return float(depth[two_stages(model, ranker, arrays, window).ranked[:, :5]].mean())
+        return float(depth[two_stages(TrainedModels(arrays, model, ranker), ranker, window).ranked[:, :5]].mean())
 
     relevance = first(ranker)
     assert first(ranker.with_formula("relevance")) == relevance
@@ -176,7 +177,7 @@ def test_impressions_stand_where_the_retriever_has_them(world, tmp_path):
     recipe, arrays, model, _ = world
     dataset, config = arrays.retriever, recipe.ranker
     requests = mine_requests(model, dataset, config.candidates, seed=0, out=tmp_path)
-    impressions = mine_impressions(model, dataset, requests, config, out=tmp_path)
+    impressions = mine_impressions(Mining(model, dataset, config.candidates), requests, config, out=tmp_path)
     rows = dataset.examples["train"]
     assert impressions.examples.tolist() == list(range(len(rows)))  # all days, and fewer than may be drawn
     for number in np.random.default_rng(0).integers(len(impressions), size=40):
@@ -190,14 +191,16 @@ def test_impressions_stand_where_the_retriever_has_them(world, tmp_path):
         met = dataset.events.item_rows[start:end][dataset.events.at[start:end] < at]
         others = np.setdiff1d(np.arange(len(scores)), [*met, item])
         expected = 40 if item in met else min(40, (scores[others] > scores[item] + 1e-6).sum())
-        assert expected <= impressions.ranks[number] <= expected + 39  # items of one team are equal to the retriever
+        assert expected <= impressions.ranks[number, 0] <= expected + 39  # items of one team are equal to the retriever
         np.testing.assert_allclose(impressions.user_vectors[number], query[0], atol=1e-6)
 
 
 def test_losses_are_the_cross_entropy_of_what_is_known(world, tmp_path):
     recipe, arrays, model, _ = world
     requests = mine_requests(model, arrays.retriever, recipe.ranker.candidates, seed=0, out=tmp_path)
-    impressions = mine_impressions(model, arrays.retriever, requests, recipe.ranker, out=tmp_path)
+    impressions = mine_impressions(
+        Mining(model, arrays.retriever, recipe.ranker.candidates), requests, recipe.ranker, out=tmp_path
+    )
     ranker = build_ranker(recipe.ranker, arrays.ranker.features, {}, vector_dim=16)
     ranker.fit_heads([0.2, 0.5])  # and nothing else yet: every impression is as likely
     which = np.arange(50)
@@ -254,7 +257,7 @@ def test_a_head_whose_outcome_nobody_knows_is_refused(world, tmp_path):
     unknown = replace(arrays.retriever, examples={**rows, "train": replace(rows["train"], outcomes=outcomes)})
     requests = mine_requests(model, arrays.retriever, recipe.ranker.candidates, seed=0, out=tmp_path)
     with pytest.raises(DataError, match=r"ranker.heads.0 has nothing to learn from: long is unknown for all 12,000"):
-        mine_impressions(model, unknown, requests, recipe.ranker, out=tmp_path)
+        mine_impressions(Mining(model, unknown, recipe.ranker.candidates), requests, recipe.ranker, out=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from twofold.candidate_sources import by_popularity
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.histories import Histories
 from twofold.ragged import chunks
 from twofold.recipe.index import Recent
+from twofold.recipe.ranker import Candidates, PopularitySource
 from twofold.tables import DAY_MS
 
 CHUNK_EVENTS: Final = 2**22  # events counted at once: 48 MiB of a mapped log
@@ -24,6 +26,15 @@ def with_counts(attributes: pa.Table, dataset: Dataset, counts: Mapping[str, Rec
         events = count_events(histories[count.events], len(attributes), first=first, end=as_of)
         attributes = attributes.append_column(name, pa.array(events))
     return attributes
+
+
+def popular_items(
+    config: Candidates, positives: Histories, items: int, *, at: int
+) -> dict[int, Int64[np.ndarray, "_"]]:
+    """Returns what sources of kind popularity read at a time (UTC ms): see `CandidateSources.popular`."""
+    days = {source.days for source in config.sources if isinstance(source, PopularitySource)}
+    counts = {n: count_events(positives, items, first=at - n * DAY_MS, end=at) for n in days}
+    return {n: by_popularity(each) for n, each in counts.items()}
 
 
 def count_events(history: Histories, items: int, *, first: int, end: int) -> Int64[np.ndarray, "items"]:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from twofold.errors import RunError
 from twofold.evaluate.baseline_results import Headline, LeftOut, PeerTuning
 from twofold.evaluate.calibration import Calibration
+from twofold.evaluate.candidate_recall import SourceSection
 from twofold.evaluate.in_batch import BatchSection
 from twofold.evaluate.new_items import NewItemSection
 from twofold.evaluate.rule_prices import RuleSection
@@ -286,6 +287,8 @@ class Report:
     """Results on items without an event before the window; `None` means that nobody likes one in the window."""
     rerank: RuleSection | None = None
     """Prices of the rules after ranking; `None` means that the recipe has none."""
+    candidates: SourceSection | None = None
+    """Recall of the candidates of all sources; `None` means that the retriever is the only one."""
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """Returns all values of one row by metric; metrics without a value are left out."""

@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from twofold.candidate_sources import MergedCandidates
 from twofold.evaluate.metrics import ranking_metrics
-from twofold.evaluate.scores import TwoStages, find_best
+from twofold.evaluate.scores import TwoStages, find_best, find_candidates
 from twofold.evaluate.significance import Estimate, estimates_of
 from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import chunks
@@ -119,34 +120,45 @@ def _candidate_search(
     several sets of rules have in common is found once.
     """
     products = (scores.retrieved if isinstance(scores, TwoStages) else scores).of(users)
-    seen, top = window.seen.of(users), scores.found.shape[1] if isinstance(scores, TwoStages) else 0
+    seen, top = window.seen.of(users), scores.candidates.num_candidates if isinstance(scores, TwoStages) else 0
+    sources = scores.sources.of(users) if isinstance(scores, TwoStages) and scores.sources is not None else None
     num_ranked = max(k, top, rules.config.num_candidates)
 
     @cache
-    def find(is_blocking: bool, condition: str | None, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def merged(is_blocking: bool) -> MergedCandidates:
         allowed = rules.unblocked if is_blocking else rules.allowed
-        if condition is not None:
-            allowed = allowed & rules.items.columns.flags[condition]
-        rows = find_best(products, seen=seen, top=count, allowed=allowed)
-        lines = np.repeat(np.arange(len(rows)), rows.shape[1])
-        values = products.pairs(lines, np.maximum(rows, 0).ravel()).reshape(rows.shape)
-        return rows, np.where(rows >= 0, values, NOT_ALLOWED)
+        return find_candidates(products, seen=seen, top=top, allowed=allowed, sources=sources, count=num_ranked)
+
+    @cache
+    def find(is_blocking: bool, condition: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        allowed = (rules.unblocked if is_blocking else rules.allowed) & rules.items.columns.flags[condition]
+        return _with_scores(products, find_best(products, seen=seen, top=count, allowed=allowed))
 
     @cache
     def ranked(is_blocking: bool) -> Float32[np.ndarray, "queries _"]:
         assert isinstance(scores, TwoStages)
-        rows = np.maximum(find(is_blocking, None, num_ranked)[0][:, :top], 0)
-        return np.asarray(scores.score_pairs(users, rows, np.tile(np.arange(rows.shape[1]), (len(rows), 1))))
+        found = merged(is_blocking)
+        rows = found.item_rows[:, :top]
+        return np.asarray(scores.score_pairs(users, np.maximum(rows, 0), found.ranks(rows)))
 
     def candidates_of(chosen: tuple[RerankRule, ...]) -> Candidates:
         is_blocking = any(rule.kind == "block" for rule in chosen)
         others = [find(is_blocking, condition, count) for condition, count in guaranteed(chosen)]
-        candidates = with_guaranteed(*find(is_blocking, None, num_ranked), others)
+        candidates = with_guaranteed(*_with_scores(products, merged(is_blocking).item_rows), others)
         if not top:
             return candidates
         return merge_stages(candidates, ranked(is_blocking), num_items=window.num_items)[0]
 
     return candidates_of
+
+
+def _with_scores(
+    products: Products, rows: Int64[np.ndarray, "queries _"]
+) -> tuple[Int64[np.ndarray, "queries _"], Float32[np.ndarray, "queries _"]]:
+    """Returns the items of each query with the retriever's scores."""
+    lines = np.repeat(np.arange(len(rows)), rows.shape[1])
+    values = products.pairs(lines, np.maximum(rows, 0).ravel()).reshape(rows.shape)
+    return rows, np.where(rows >= 0, values, NOT_ALLOWED)
 
 
 def evaluate_rules(window: EvaluationWindow, scores: Products | TwoStages, rules: RuleInputs) -> RuleSection:

@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
+from twofold.candidate_sources import (
+    CandidateSources,
+    MergedCandidates,
+    SourceQueries,
+    concatenate_candidates,
+    merge_sources,
+    source_lists,
+)
 from twofold.ragged import Ragged, chunks
 from twofold.topk import NOT_ALLOWED, Additions, Products, packed_keys, packed_scores, tie_order
 
@@ -19,11 +27,11 @@ ScoreBlock = Callable[[slice], Float32[np.ndarray, "queries items"]]
 """Scores of a slice of the window's users for the whole catalogue; the caller may overwrite the array."""
 
 ScorePairs = Callable[
-    [Int64[np.ndarray, "queries"], Int64[np.ndarray, "queries length"], Int64[np.ndarray, "queries length"]],
+    [Int64[np.ndarray, "queries"], Int64[np.ndarray, "queries length"], Int64[np.ndarray, "queries length _"]],
     Float32[np.ndarray, "queries length"],
 ]
-"""Scores of the second stage from users of the window, item rows of each, and the positions of these items in the first
-stage's list, from 0; the length of that list for an item that is not in it."""
+"""Scores of the second stage from users of the window, item rows of each, and the ranks of these items in the list of
+the retriever and of each further source, from 0; the number of candidates for an item that is not in a list."""
 FIRST_STAGE: Final = "retriever alone"
 """Name of the report's row of the first stage, with which both stages are compared."""
 CHUNK_PAIRS: Final = 2**15  # pairs that the ranker scores at a time
@@ -149,18 +157,38 @@ def _merged(best: Int64[np.ndarray, "queries k"], waiting: _Waiting) -> Int64[np
 
 
 @dataclass(frozen=True)
+class WindowSources:
+    """The sources of candidates beside the retriever, with the newest positives of each user of a window."""
+
+    sources: CandidateSources
+    likes: Int32[np.ndarray, "users length"]
+    """As in `SourceQueries`."""
+
+    def of(self, users: Int64[np.ndarray, "_"]) -> "WindowSources":
+        """Returns the sources with the positives of the chosen users."""
+        return WindowSources(self.sources, self.likes[users])
+
+
+@dataclass(frozen=True)
 class TwoStages:
     """A ScoreBlock of a retriever and a ranker: its candidates first, in the ranker's order, then all others.
 
-    The candidates stay first whatever the ranker's scores, so recall at their number is the retriever's.
+    The candidates stay first whatever the ranker's scores, so recall at their number is that of the candidates; without
+    further sources it is the retriever's.
     """
 
     retrieved: Products
-    found: Int64[np.ndarray, "users k"]
-    """Best unseen items of each user by falling score of the retriever; -1 if fewer are left."""
+    candidates: MergedCandidates
+    """Candidates of each user, in the order in which they were found."""
     ranked: Int64[np.ndarray, "users k"]
-    """Items of `found` in the ranker's order."""
+    """Candidates in the ranker's order; -1 if fewer are left."""
     score_pairs: ScorePairs
+    sources: WindowSources | None = None
+
+    @property
+    def found(self) -> Int64[np.ndarray, "users k"]:
+        """Item rows of the candidates; -1 if fewer are left."""
+        return self.candidates.item_rows
 
     def __call__(self, users: slice) -> Float32[np.ndarray, "queries items"]:
         """Returns scores whose order is that of both stages; their size has no meaning."""
@@ -172,28 +200,28 @@ class TwoStages:
 
     def among(self, allowed: Bool[np.ndarray, "items"], *, seen: Ragged) -> "TwoStages":
         """Returns both stages under a filter, as they are served: the candidates are the best unseen allowed items."""
-        return rank_in_two_stages(self.retrieved, self.score_pairs, seen=seen, top=self.found.shape[1], allowed=allowed)
+        top = self.candidates.num_candidates
+        candidates = find_candidates(self.retrieved, seen=seen, top=top, allowed=allowed, sources=self.sources)
+        return order_candidates(self.retrieved, candidates, self.score_pairs, sources=self.sources)
 
     def pairs(
         self, users: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
     ) -> Float32[np.ndarray, "pairs"]:
         """Returns the ranker's scores of pairs, found by the retriever or not: it alone orders impressions."""
-        return score_impressions(self.found, self.score_pairs, users, item_rows)
+        return score_impressions(self.candidates, self.score_pairs, users, item_rows)
 
 
 def score_impressions(
-    found: Int64[np.ndarray, "users k"],
+    candidates: MergedCandidates,
     score_pairs: ScorePairs,
     users: Int64[np.ndarray, "pairs"],
     item_rows: Int64[np.ndarray, "pairs"],
 ) -> Float32[np.ndarray, "pairs"]:
-    """Returns the second stage's score of each pair, whether or not the first stage has `found` the item."""
+    """Returns the second stage's score of each pair, whether or not the item is among the `candidates`."""
     scores = np.empty(len(users), np.float32)
     for part in chunks(len(users), CHUNK_PAIRS):
         items = item_rows[part, None]
-        is_item = found[users[part]] == items
-        positions = np.where(is_item.any(axis=1), is_item.argmax(axis=1), found.shape[1])
-        scores[part] = score_pairs(users[part], items, positions[:, None])[:, 0]
+        scores[part] = score_pairs(users[part], items, candidates.of(users[part]).ranks(items))[:, 0]
     return scores
 
 
@@ -208,26 +236,64 @@ def find_best(
     return found
 
 
+def find_candidates(
+    retrieved: Products,
+    *,
+    seen: Ragged,
+    top: int,
+    allowed: Bool[np.ndarray, "items"] | None = None,
+    sources: WindowSources | None = None,
+    count: int | None = None,
+) -> MergedCandidates:
+    """Finds every user's `top` candidates among the allowed items that are not `seen`, exactly.
+
+    They are the retriever's best, or, with `sources`, the union. `allowed` flags the candidates; `None` means all
+    items. With a `count` above `top`, the retriever's next items follow the candidates.
+    """
+    found = find_best(retrieved, seen=seen, top=max(top, count or top), allowed=allowed)
+    if sources is None:
+        return merge_sources(found, (), (), top=top)
+    flags, parts = sources.sources.flags, []
+    for part in user_chunks(len(found)):
+        queries = SourceQueries(sources.likes[part], seen.part(part), allowed)
+        own, users = retrieved.of(np.arange(part.start, part.stop)), queries.excluded
+
+        def search(condition: str, own: Products = own, users: Ragged = users) -> Int64[np.ndarray, "queries _"]:
+            is_true = flags[condition] if allowed is None else flags[condition] & allowed
+            return find_best(own, seen=users, top=top, allowed=is_true)
+
+        lists = source_lists(sources.sources, queries, search)
+        parts.append(merge_sources(found[part], lists, sources.sources.quotas, top=top))
+    return concatenate_candidates(parts)
+
+
+def order_candidates(
+    retrieved: Products,
+    candidates: MergedCandidates,
+    score_pairs: ScorePairs,
+    *,
+    sources: WindowSources | None = None,
+) -> TwoStages:
+    """Orders candidates by the second stage. Equal scores keep the fixed order of ties."""
+    found = candidates.item_rows
+    rank, _ = tie_order(len(retrieved.items))
+    ranked = np.empty_like(found)
+    for part in user_chunks(len(found)):
+        items = np.maximum(found[part], 0)
+        scores = score_pairs(np.arange(part.start, part.stop), items, candidates.of(part).ranks(found[part]))
+        order = np.lexsort((-rank[items], np.where(found[part] >= 0, -scores, np.inf)))
+        ranked[part] = np.take_along_axis(found[part], order, axis=1)
+    return TwoStages(retrieved, candidates, ranked, score_pairs, sources)
+
+
 def rank_in_two_stages(
     retrieved: Products,
     score_pairs: ScorePairs,
     *,
     seen: Ragged,
     top: int,
-    allowed: Bool[np.ndarray, "items"] | None = None,
+    sources: WindowSources | None = None,
 ) -> TwoStages:
-    """Finds every user's `top` best allowed items that are not `seen`, exactly, and orders them by the second stage.
-
-    `allowed` flags the candidates; `None` means all items. Equal scores of the second stage keep the fixed order of
-    ties.
-    """
-    found = find_best(retrieved, seen=seen, top=top, allowed=allowed)
-    rank, _ = tie_order(len(retrieved.items))
-    ranked = np.empty_like(found)
-    for part in user_chunks(len(found)):
-        items = np.maximum(found[part], 0)
-        positions = np.tile(np.arange(items.shape[1]), (len(items), 1))
-        scores = score_pairs(np.arange(part.start, part.stop), items, positions)
-        order = np.lexsort((-rank[items], np.where(found[part] >= 0, -scores, np.inf)))
-        ranked[part] = np.take_along_axis(found[part], order, axis=1)
-    return TwoStages(retrieved, found, ranked, score_pairs)
+    """Finds every user's `top` candidates that are not `seen`, exactly, and orders them by the second stage."""
+    candidates = find_candidates(retrieved, seen=seen, top=top, sources=sources)
+    return order_candidates(retrieved, candidates, score_pairs, sources=sources)

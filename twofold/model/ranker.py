@@ -1,5 +1,6 @@
 """The ranker, the second stage of recommendation: a network that scores pairs of a user and a candidate item."""
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -68,7 +69,8 @@ class Ranker(nn.Module):
     """Encoders of users and items, and layers that turn a pair into one score: higher is better.
 
     A pair is described by the outputs of both encoders and their product, the retriever's two vectors and their
-    product, and the retrieval score and rank. The retriever's vectors are those whose inner product is its score.
+    product, the retrieval score and rank, and the rank in the list of each further source of candidates. The
+    retriever's vectors are those whose inner product is its score.
 
     The initial ranker keeps the retriever's order: its output is the retrieval score times `retrieval_weight`, plus a
     last layer that begins at zero. `heads` predict the recipe's outcomes as log-odds, from the last hidden layer, and
@@ -87,7 +89,8 @@ class Ranker(nn.Module):
         self.item = item
         self.vector_dim = vector_dim
         self.top = config.candidates.num_candidates
-        width = 3 * user.dim + 3 * vector_dim + 2
+        self.num_sources = len(config.candidates.sources)
+        width = 3 * user.dim + 3 * vector_dim + 2 + self.num_sources
         layers: list[nn.Module] = []
         for hidden in config.hidden:
             layers += [nn.Linear(width, hidden), nn.ReLU()]
@@ -128,7 +131,7 @@ class Ranker(nn.Module):
         items: Float[Tensor, "queries length dim"],
         user_vectors: Float[Tensor, "queries _"],
         item_vectors: Float[Tensor, "queries length _"],
-        ranks: Int[Tensor, "queries length"],
+        ranks: Int[Tensor, "queries length _"],
     ) -> Float[Tensor, "queries length"]:
         """Returns the score that orders each query's items; the inputs are those of `relevance_and_logits`."""
         relevance, logits = self.relevance_and_logits(users, items, user_vectors, item_vectors, ranks)
@@ -144,17 +147,20 @@ class Ranker(nn.Module):
         items: Float[Tensor, "queries length dim"],
         user_vectors: Float[Tensor, "queries _"],
         item_vectors: Float[Tensor, "queries length _"],
-        ranks: Int[Tensor, "queries length"],
+        ranks: Int[Tensor, "queries length _"],
     ) -> tuple[Float[Tensor, "queries length"], Float[Tensor, "queries length _"]]:
         """Returns the relevance of each query's items and the log-odds of every head.
 
-        `users` and `items` are outputs of the encoders, the vectors are the retriever's, and ranks count from 0.
+        `users` and `items` are outputs of the encoders, and the vectors are the retriever's. Ranks are those in the
+        retriever's list, then in that of each source; they count from 0, and `top` means that the item is not there.
         """
         product = user_vectors[:, None] * item_vectors
         score = (product.sum(dim=2) - self.score_mean) / self.score_std
-        rank = (torch.log1p(ranks.to(product.dtype)) - self.rank_mean) / self.rank_std
+        log_ranks = torch.log1p(ranks.to(product.dtype))
+        rank = (log_ranks[:, :, :1] - self.rank_mean) / self.rank_std
+        in_sources = [1 - log_ranks[:, :, 1:] / math.log1p(self.top)] if self.num_sources else []  # 0: not listed
         user_side = torch.cat([users, user_vectors], dim=1)[:, None].expand(-1, items.shape[1], -1)
-        parts = [user_side, items, item_vectors, users[:, None] * items, product, score[:, :, None], rank[:, :, None]]
+        parts = [user_side, items, item_vectors, users[:, None] * items, product, score[:, :, None], rank, *in_sources]
         inner, (*layers, last) = torch.cat(parts, dim=2), self.layers
         for layer in layers:
             inner = layer(inner)
@@ -214,7 +220,8 @@ def export_pairs(ranker: Ranker, path: Path) -> None:
         "items": torch.zeros(2, 3, ranker.user.dim),
         "user_vectors": torch.zeros(2, ranker.vector_dim),
         "item_vectors": torch.zeros(2, 3, ranker.vector_dim),
-        "places": torch.zeros(2, 3, dtype=torch.int64),  # the graph's name of `ranks`
+        # The graph's name of `ranks`.
+        "places": torch.zeros(2, 3, 1 + ranker.num_sources, dtype=torch.int64),
     }
     requests, length = torch.export.Dim("requests"), torch.export.Dim("length")
     per_item = {0: requests, 1: length}
@@ -252,10 +259,10 @@ def rank_scores(
     users: Float32[np.ndarray, "queries dim"],
     user_vectors: Float32[np.ndarray, "queries _"],
     item_rows: Int64[np.ndarray, "queries length"],
-    ranks: Int64[np.ndarray, "queries length"],
+    ranks: Int64[np.ndarray, "queries length _"],
 ) -> Float32[np.ndarray, "queries length"]:
     """Computes the scores of each query's candidates. `users` come from `encode_users`; `ranks` are the candidates'
-    ranks in the retriever's order, from 0.
+    ranks in the list of the retriever and of each source, from 0.
     """
     was_training = ranker.training
     ranker.eval()

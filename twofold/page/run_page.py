@@ -89,6 +89,12 @@ SECTIONS: Final = (
     PageSection("peers", "How the peers were tuned", "peer_tuning.html.j2", lambda page: page.report),
     PageSection("allowed", "Allowed items", "allowed_items.html.j2", lambda page: page.report and page.report.filtered),
     PageSection("rules", "Rules after ranking", "rule_prices.html.j2", lambda page: page.report and page.report.rerank),
+    PageSection(
+        "candidates",
+        "Sources of candidates",
+        "candidate_recall.html.j2",
+        lambda page: page.report and page.report.candidates,
+    ),
     PageSection("new-items", "New items", "new_items.html.j2", lambda page: page.report and page.report.new_items),
     PageSection("days", "Days", "days.html.j2", lambda page: page.report and page.report.days),
     PageSection("slices", "Groups", "slices.html.j2", lambda page: page.report and page.report.slices),

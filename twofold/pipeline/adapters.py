@@ -26,7 +26,7 @@ from twofold.evaluate.scores import (
     ScoreBlock,
     ScorePairs,
     TwoStages,
-    find_best,
+    find_candidates,
     rank_in_two_stages,
     score_impressions,
 )
@@ -41,6 +41,7 @@ from twofold.model.fold_in import HistoryModel
 from twofold.model.multi_tower import MultiTower, towers_of
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
 from twofold.model.retriever import Blend, Model, as_products, item_vectors, repeats_of, user_vectors
+from twofold.pipeline.trained_models import TrainedModels
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.schema import Recipe
@@ -75,48 +76,40 @@ def positives_before_window(prepare: Prepare, arrays: Dataset, window: Evaluatio
     return positives_before(arrays, window, first_at=bounds[0] if bounds else None)
 
 
-def score_sources(
-    model: Model, ranker: Ranker | None, arrays: RetrieverAndRankerData, window: EvaluationWindow
-) -> dict[str, ScoreBlock]:
+def score_sources(models: TrainedModels, window: EvaluationWindow) -> dict[str, ScoreBlock]:
     """Returns the scores that a report has rows for, by name, the model first.
 
     With a ranker, the model is both stages together; the retriever alone is a further row.
     """
-    if ranker is None:
-        return {MODEL: catalogue_scores(model, arrays.retriever, window)}
-    both = two_stages(model, ranker, arrays, window)
+    if models.ranker is None:
+        return {MODEL: catalogue_scores(models.retriever, models.data.retriever, window)}
+    both = two_stages(models, models.ranker, window)
     return {MODEL: both, FIRST_STAGE: both.retrieved}
 
 
-def two_stages(
-    model: Model,
-    ranker: Ranker,
-    arrays: RetrieverAndRankerData,
-    window: EvaluationWindow,
-) -> TwoStages:
-    """Returns both stages on the window's users: the ranker orders the retriever's best unseen items."""
-    retrieved, pair_scorer = _retrieved(model, ranker, arrays, window)
-    return rank_in_two_stages(retrieved, pair_scorer(ranker), seen=window.seen, top=ranker.top)
+def two_stages(models: TrainedModels, ranker: Ranker, window: EvaluationWindow) -> TwoStages:
+    """Returns both stages on the window's users: the ranker orders the best unseen items of the retriever and of the
+    other sources of candidates.
+    """
+    retrieved, pair_scorer = _retrieved(models.retriever, ranker, models.data, window)
+    sources = None if models.sources is None else models.sources.of_window(window)
+    return rank_in_two_stages(retrieved, pair_scorer(ranker), seen=window.seen, top=ranker.top, sources=sources)
 
 
 def evaluate_heads(
-    model: Model,
-    ranker: Ranker | None,
-    arrays: RetrieverAndRankerData,
-    window: EvaluationWindow,
-    *,
-    prepare: Prepare,
-    fitted: Path,
+    models: TrainedModels, window: EvaluationWindow, *, prepare: Prepare, fitted: Path
 ) -> tuple[Calibration, ...]:
     """Compares the predictions of every head of the ranker with the outcomes of the window's impressions.
 
     `fitted` is the folder in which preparation stores the quantiles of watch time.
     """
+    ranker = models.ranker
     if ranker is None or not ranker.names:
         return ()
-    retrieved, pair_scorer = _retrieved(model, ranker, arrays, window)
-    best = find_best(retrieved, seen=window.seen, top=ranker.top)
-    (rows,) = (rows for split, rows in arrays.ranker.examples.items() if split == window.name)
+    retrieved, pair_scorer = _retrieved(models.retriever, ranker, models.data, window)
+    sources = None if models.sources is None else models.sources.of_window(window)
+    best = find_candidates(retrieved, seen=window.seen, top=ranker.top, sources=sources)
+    (rows,) = (rows for split, rows in models.data.ranker.examples.items() if split == window.name)
     queries, item_rows = np.searchsorted(window.user_rows, rows.user_rows), np.ascontiguousarray(rows.item_rows)
     heads = []
     for name in ranker.names:

@@ -39,8 +39,10 @@ from twofold.pipeline.adapters import (
 )
 from twofold.pipeline.best_model import load_tuning
 from twofold.pipeline.index import index_inputs
+from twofold.pipeline.item_table import described_items
 from twofold.pipeline.job import Job
-from twofold.pipeline.rerank import described_items, rule_section, with_rules
+from twofold.pipeline.rerank import rule_section, with_rules
+from twofold.pipeline.sources import with_sources
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.progress import heartbeat
 from twofold.recipe.diff import recipe_digest
@@ -69,7 +71,7 @@ def _evaluate(
     positives = positives_before_window(job.recipe.prepare, arrays, window)
     items = described_items(job.recipe, dataset.folder, arrays, as_of=int(window.query_at.min()))
     config, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
-    sources = score_sources(models.retriever, models.ranker, models.data, window)
+    sources = score_sources(models, window)
     rules = rule_section(job.recipe, items, models, window, sources[MODEL])
     tables = (items, pq.read_table(prepared.folder / "users.parquet"))
     options = replace(
@@ -91,7 +93,7 @@ def _evaluate(
     )
     metrics = headline_first(result.report)
     days = _evaluate_days(job, models, options.groups, result.report.tuning, metrics=metrics)
-    report = with_rules(with_days(result.report, days), rules)
+    report = with_rules(with_days(with_sources(result.report, window, sources[MODEL]), days), rules)
     write_report(report, out)
     save_row_values([DayValues("test", window.user_rows, result.rows), *days], out, users=arrays.users, metrics=metrics)
     save_values(result, window, out, users=arrays.users, items=arrays.items, slicings=options.slicings)
@@ -114,7 +116,7 @@ def _evaluate_days(
         first_at, end_at = job.recipe.prepare.day_ms(day)
         window = window_of(job.recipe, arrays, "test", DayBounds(f"{day}", first_at, end_at))
         positives = positives_before(arrays, window, first_at=first_at)
-        sources = score_sources(models.retriever, models.ranker, models.data, window)
+        sources = score_sources(models, window)
         baselines, _ = baseline_scores(window, positives, groups, tuning)
         found.append(evaluate_day(window, {MODEL: sources.pop(MODEL), **baselines, **sources}, metrics))
     return found
@@ -149,9 +151,7 @@ def _options(
 
 def _heads(job: Job, models: TrainedModels, window: EvaluationWindow, *, fitted: Path) -> tuple[Calibration, ...]:
     """Returns the calibration of every head of the ranker; `fitted` is as for `evaluate_heads`."""
-    return evaluate_heads(
-        models.retriever, models.ranker, models.data, window, prepare=job.recipe.prepare, fitted=fitted
-    )
+    return evaluate_heads(models, window, prepare=job.recipe.prepare, fitted=fitted)
 
 
 def _evaluation_inputs(job: Job) -> dict[str, Any]:

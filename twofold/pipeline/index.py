@@ -11,12 +11,13 @@ from twofold.index.item_index import build_index, save_index
 from twofold.model.ranker import save_ranker
 from twofold.model.retriever import Blend, as_products, item_vectors, num_repeats, save_user_side
 from twofold.pipeline.adapters import allowed_items, calibration_queries
+from twofold.pipeline.item_table import described_items
 from twofold.pipeline.job import Job
-from twofold.pipeline.rerank import check_rules, described_items, where_of
+from twofold.pipeline.rerank import check_rules, where_of
 from twofold.pipeline.trained_models import load_models
 from twofold.progress import heartbeat
 from twofold.run_folder import Stage, write_json
-from twofold.serve.bundle import RERANK, Repeats, save_context
+from twofold.serve.bundle import RERANK, Repeats, save_context, save_sources
 from twofold.serve.recommender import load
 
 
@@ -57,6 +58,8 @@ def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out
     if models.ranker is not None:
         factors = as_products(model, vectors[:0], vectors)[1]
         save_ranker(models.ranker, models.data, factors, at=as_of, folder=out)
+    if models.sources is not None:
+        save_sources(models.sources.config, models.sources.neighbors, out)
     built = build_index(vectors, score=model.score, queries=calibration_queries(model, arrays, as_of))
     save_index(built, out)
     save_user_side(model, out)

@@ -1,14 +1,11 @@
 """Rules after ranking in the pipeline: the columns of the items that they read, and their section of the report."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from twofold.dataset.column_encoders import timestamps
-from twofold.dataset.dataset import Dataset, item_attributes
-from twofold.dataset.recent_counts import with_counts
+from twofold.dataset.dataset import Dataset
 from twofold.errors import RecipeError
 from twofold.evaluate.new_items import find_new_items
 from twofold.evaluate.results import Report
@@ -19,26 +16,15 @@ from twofold.index.rule_columns import rule_columns
 from twofold.model.retriever import Model, item_vectors
 from twofold.pipeline.adapters import allowed_items
 from twofold.pipeline.trained_models import TrainedModels
-from twofold.recipe.rerank import AGE, Pin, Rerank, without_blocked
+from twofold.recipe.rerank import Pin, Rerank, without_blocked
 from twofold.recipe.schema import Recipe
 from twofold.reranking import RuleColumns, RuleItems
-from twofold.tables import DAY_MS
 from twofold.topk import Products
 
 
 def where_of(recipe: Recipe) -> str | None:
     """Returns the condition for every recommended item: `index.where` without the blocked items; `None` means all."""
     return without_blocked(recipe.index.where, () if recipe.rerank is None else recipe.rerank.rules)
-
-
-def described_items(recipe: Recipe, folder: Path, arrays: Dataset, *, as_of: int) -> pa.Table:
-    """Returns the items table in the order of the item rows, with recent counts and, if a rule reads it, `age_days`."""
-    items = with_counts(item_attributes(folder), arrays, recipe.index.recent_counts, as_of=as_of)
-    if recipe.rerank is None or AGE not in recipe.rerank.columns or AGE in items.column_names:
-        return items
-    uploaded, is_known = timestamps(items["uploaded_at"]), items["uploaded_at"].is_valid().to_numpy()
-    days = np.maximum((as_of - uploaded) / DAY_MS, 0)  # an item seen before its upload date is new, not negative
-    return items.append_column(AGE, pa.array(days, mask=~is_known))
 
 
 def check_rules(rerank: Rerank | None, items: pa.Table) -> RuleColumns | None:

@@ -30,9 +30,11 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
         "train": 7,
+        # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
-        "train/ranker": 3,
+        "train/ranker": 4,
+        # 11: a section on the sources of candidates; an item that is not found has the rank num_candidates.
         # 10: a section on the rules after ranking.
         # 9: recall on impressions; in-batch hit rates at 20, 100 and 200, none beyond a batch's distinct items.
         # 8: the way from random to perfect is a share of what a perfect order gains, which for MRR is below 1.
@@ -42,14 +44,15 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 10,
+        "evaluate": 11,
+        # 8: the graph of the ranker takes a rank for each source of candidates, which the bundle holds.
         # 7: products of integers only in catalogues so large that they are faster.
         # 6: the products of a flat index are those of integers, where these are precise enough.
         # 5: the graph of a flat index, item_products.onnx.
         # 4: the bundle holds the addition for items that a user met.
         # 3: the bundle says whether items that were met are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 7,
+        "index": 8,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.

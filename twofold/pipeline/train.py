@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
@@ -23,6 +23,7 @@ from twofold.model.retriever import Blend, Model, load_model, towers_folder
 from twofold.pipeline.adapters import catalogue_scores, positives_before_window, two_stages, window_of
 from twofold.pipeline.best_model import Served, choose_served, fit_served, load_tuning, save_served, save_tuning
 from twofold.pipeline.job import Job, selection_job
+from twofold.pipeline.sources import fit_sources
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, TwoTower
@@ -184,14 +185,25 @@ def _train_ranker(
     job: Job, config: Mlp, dataset: Stage, retriever: Stage, selected: Mapping[str, Any] | None, out: Path
 ) -> Mapping[str, Any]:
     models = load_models(job, dataset, retriever)
+    sources = fit_sources(job.recipe, models.data.retriever)
+    if sources is not None and sources.neighbors is not None:
+        sources.neighbors.save(out)
+    models = replace(models, sources=sources)
     validate = _known_values(selected) or partial(
         _validate_ranker, models, window_of(job.recipe, models.data.retriever, "validation")
     )
-    return fit_ranker(models.retriever, models.data, config=config, validate=validate, out=out)
+    return fit_ranker(
+        models.retriever,
+        models.data,
+        config=config,
+        validate=validate,
+        out=out,
+        sources_before=None if sources is None else sources.before,
+    )
 
 
 def _validate_ranker(models: TrainedModels, window: EvaluationWindow, ranker: Ranker) -> float:
     """Returns the report's primary metric of both stages together."""
     metric = primary_metric_of(window.num_items, is_two_stages=True)
-    scores = two_stages(models.retriever, ranker, models.data, window)
+    scores = two_stages(models, ranker, window)
     return evaluate_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)

@@ -195,16 +195,19 @@ def _check_index(index: Index, own: Mapping[str, str]) -> None:
 
 
 def _check_rerank(recipe: Recipe, own: Mapping[str, str]) -> None:
-    """Raises RecipeError if a rule after ranking reads a column that the items do not have or that does not fit."""
-    if recipe.rerank is None:
-        return
+    """Raises RecipeError if a rule after ranking or a source of candidates reads a column that the items do not have or
+    that does not fit.
+    """
     columns = {**own, **dict.fromkeys(recipe.index.recent_counts, "BIGINT")}
     if "uploaded_at" in own:
         columns.setdefault(AGE, _NUMBER)
-    for number, condition in recipe.rerank.conditions:
-        check_columns(condition, columns, field=f"rerank.rules.{number}.when")
-        _check_types(condition, columns, field=f"rerank.rules.{number}.when")
-    for number, rule in enumerate(recipe.rerank.rules):
+    of_rules = () if recipe.rerank is None else recipe.rerank.conditions
+    of_sources = () if recipe.ranker is None else recipe.ranker.candidates.conditions
+    for section, conditions in (("rerank.rules", of_rules), ("ranker.candidates.sources", of_sources)):
+        for number, condition in conditions:
+            check_columns(condition, columns, field=f"{section}.{number}.when")
+            _check_types(condition, columns, field=f"{section}.{number}.when")
+    for number, rule in enumerate(() if recipe.rerank is None else recipe.rerank.rules):
         if isinstance(rule, Limit):
             field = f"rerank.rules.{number}.column"
             values = {name: type_.removesuffix("[]") for name, type_ in own.items()}

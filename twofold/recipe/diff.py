@@ -26,6 +26,8 @@ def _essence(recipe: Recipe) -> dict[str, Json]:
     tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about", "tune", "mlflow"})
     if recipe.rerank is None:  # a recipe without rules keeps the digest that its saved results state
         del tree["rerank"]
+    if recipe.ranker is not None and not recipe.ranker.candidates.sources:  # likewise one without further sources
+        del tree["ranker"]["candidates"]["sources"]
     return with_paths(tree, lambda path: path and Path(path).name)
 
 

@@ -10,11 +10,65 @@ from sqlglot import exp
 
 from twofold.errors import RecipeError
 from twofold.recipe.features import Features, ItemFeature, UserFeature, feature_name
-from twofold.recipe.section import Expression, Name, Section
+from twofold.recipe.section import Expression, Name, Rule, Section
 from twofold.recipe.train import Bce
 from twofold.sql.rules import check_columns, rule_tree
 
-# --- training examples ------------------------------------------------------------------------------------------------
+# --- candidates -------------------------------------------------------------------------------------------------------
+
+Quota = Annotated[int, Field(ge=1, le=5000)]
+
+
+class ItemKnnSource(Section):
+    """Items that are liked by the same users as the last items that the user liked: item-kNN (Sarwar et al., WWW 2001),
+    fitted on the training window.
+    """
+
+    kind: Literal["item_knn"]
+    quota: Quota
+    """Number of candidates that this source brings."""
+    last_likes: int = Field(default=10, ge=1, le=1000)
+    """Number of newest positives of the user that are read. `features.user` must hold a history that is as long."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source in the report and in explained replies."""
+        return f"item-kNN of {self.last_likes} likes"
+
+
+class PopularitySource(Section):
+    """Items with most positives in the last days before the first request of the window in the report, and before the
+    end of the log in a served bundle.
+    """
+
+    kind: Literal["popularity"]
+    quota: Quota
+    """Number of candidates that this source brings."""
+    days: int = Field(default=2, ge=1, le=3660)
+    """Number of days, of 24 hours each."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source in the report and in explained replies."""
+        return f"popularity of {self.days} days"
+
+
+class ConditionSource(Section):
+    """The retriever's best items among those for which a condition is true, such as new items: `age_days < 3`."""
+
+    kind: Literal["condition"]
+    quota: Quota
+    """Number of candidates that this source brings."""
+    when: Rule
+    """SQL condition over the columns of the items, `recent_counts` and `age_days`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source in the report and in explained replies."""
+        return f"where {self.when}"
+
+
+Source = Annotated[ItemKnnSource | PopularitySource | ConditionSource, Field(discriminator="kind")]
 
 
 class Candidates(Section):
@@ -23,7 +77,14 @@ class Candidates(Section):
     """
 
     num_candidates: int = Field(default=100, ge=1, le=10_000)
-    """Number of best unseen items of the retriever that are re-ranked, in training, evaluation and serving."""
+    """Number of unseen items that are re-ranked, in training, evaluation and serving: the retriever's best ones, or,
+    with `sources`, fewer of these and those of the sources.
+    """
+    sources: tuple[Source, ...] = Field(default=(), max_length=8)
+    """Further sources of candidates, each with a quota. They take the last places of the retriever's candidates; what
+    they leave free, the retriever fills. The ranker reads the rank of a candidate in the list of each source. The
+    report compares the recall of all candidates with that of the retriever alone. An empty list means no other source.
+    """
     skip_top: int = Field(default=0, ge=0, le=10_000)
     """Number of best ranks from which no negative is drawn: the user would like many of these items."""
     num_retrieved: int = Field(default=30, ge=1, le=10_000)
@@ -47,6 +108,26 @@ class Candidates(Section):
                 f"num_candidates above skip_top"
             )
         return self
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Candidates:
+        total, names = sum(source.quota for source in self.sources), [source.name for source in self.sources]
+        if total >= self.num_candidates:
+            raise ValueError(
+                f"sources: their quotas are {total} together and num_candidates is {self.num_candidates}: no place is "
+                f"left for the retriever. Lower the quotas, or raise num_candidates"
+            )
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(
+                    f"sources.{number}: `{name}` is listed twice. Delete one, and add its quota to the other"
+                )
+        return self
+
+    @property
+    def conditions(self) -> tuple[tuple[int, str], ...]:
+        """Condition of each source that has one, with the number of the source."""
+        return tuple((n, each.when) for n, each in enumerate(self.sources) if isinstance(each, ConditionSource))
 
 
 class Listwise(Section):

@@ -13,16 +13,24 @@ from pydantic import Field, model_validator
 
 from twofold.recipe.data import Data
 from twofold.recipe.evaluate import Evaluate, PublishedNegatives
-from twofold.recipe.features import CounterFeature, Features, reads_time
+from twofold.recipe.features import (
+    ClusterFeature,
+    CounterFeature,
+    Features,
+    HistoryFeature,
+    SequenceFeature,
+    reads_time,
+)
 from twofold.recipe.index import Index
 from twofold.recipe.prepare import Prepare
-from twofold.recipe.ranker import Mlp, with_features
+from twofold.recipe.ranker import ItemKnnSource, Mlp, with_features
 from twofold.recipe.rerank import Rerank
 from twofold.recipe.retriever import Ials, Retriever, TwoTower, check_best, check_heads, check_reads, check_routes
 from twofold.recipe.section import Section
 from twofold.recipe.split import LastDays, LastEvents, TemporalSplit
 from twofold.recipe.train import Train, check_objective, objective_warnings
 from twofold.recipe.tune import Tune
+from twofold.sql.rules import rule_columns
 from twofold.tables import split_side
 
 
@@ -112,6 +120,29 @@ class Recipe(Section):
                 raise ValueError(
                     f"ranker.heads.{number} predicts {head.outcome}, and prepare.outcomes has "
                     f"{', '.join(outcomes) or 'nothing'}. Add it there, as in outcomes: {{{head.outcome}: liked}}"
+                )
+        return self
+
+    @property
+    def condition_columns(self) -> frozenset[str]:
+        """Columns of the items that the conditions of rules and of sources of candidates read."""
+        of_sources = () if self.ranker is None else self.ranker.candidates.conditions
+        of_rules = frozenset[str]() if self.rerank is None else self.rerank.columns
+        return of_rules.union(*(rule_columns(text) for _, text in of_sources))
+
+    @model_validator(mode="after")
+    def _sources_can_read(self) -> Recipe:
+        features = (*self.features.user, *self.ranker_features.user)
+        kinds = HistoryFeature | SequenceFeature | ClusterFeature
+        longest = max(
+            (each.max_length for each in features if isinstance(each, kinds) and each.events == "positives"), default=0
+        )
+        for number, source in enumerate(self.ranker.candidates.sources if self.ranker else ()):
+            if isinstance(source, ItemKnnSource) and source.last_likes > longest:
+                raise ValueError(
+                    f"ranker.candidates.sources.{number}: item_knn reads the last {source.last_likes} likes, and the "
+                    f"longest history of positives in features.user has {longest}. Lower last_likes, or add {{kind: "
+                    f"history, events: positives, max_length: {source.last_likes}}}"
                 )
         return self
 

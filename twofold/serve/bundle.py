@@ -9,6 +9,8 @@ index/
 ├── rerank.json               if the recipe has rules after ranking: the rules, as in the recipe
 ├── ranker.json               if there is a second stage: how many of the best items the ranker reorders; with
 ├── ranker_user.onnx          its user encoder, ranker_pairs.onnx its scores, ranker_items.npy its item encodings
+├── sources.json              if the ranker has further sources of candidates: its `candidates`, as in the recipe; with
+├── item_neighbors.*.npy      the nearest items of each item, if a source is item_knn
 ├── item_vectors.npy          the vectors that are searched, with index.json; memory-mapped
 ├── quantized_products.onnx   products of a search in 8 bits; in a small catalogue item_products.onnx, in 32; if there
 │                             are many items instead
@@ -36,8 +38,10 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twofold.candidate_sources import CandidateSources, ItemNeighbors, load_neighbors
 from twofold.dataset.features import FeatureState, feature_names, load_features
 from twofold.dataset.histories import Histories, load_histories
+from twofold.dataset.recent_counts import popular_items
 from twofold.dataset.tower_inputs import UserArrays, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.digest import digest_of
@@ -47,6 +51,7 @@ from twofold.index.item_index import Index, load_index
 from twofold.index.item_mask import ItemMask
 from twofold.index.rule_columns import rule_columns
 from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
+from twofold.recipe.ranker import Candidates
 from twofold.recipe.rerank import Rerank
 from twofold.reranking import RuleItems
 from twofold.run_folder import MANIFEST, open_stage, write_json
@@ -54,6 +59,7 @@ from twofold.serve.onnx_models import USER_TOWER, BlendedTower, Ranker, UserTowe
 
 CONTEXT: Final = "context.json"
 RERANK: Final = "rerank.json"
+SOURCES: Final = "sources.json"
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
 HISTORIES: Final = ("events", "positives", "negatives")
 FOLDERS: Final = ("features", "user_arrays", "counters/user_id")
@@ -99,6 +105,8 @@ class Bundle:
     repeats: Repeats = Repeats()
     rules: BundleRules | None = None
     """Rules after ranking; `None` means that the recipe has none."""
+    sources: CandidateSources | None = None
+    """Sources of candidates beside the retriever; `None` means that the recipe has none."""
 
     def excludes_seen(self, requested: bool | None) -> bool:
         """Returns whether a list excludes seen items: as requested, else as the recipe says."""
@@ -135,6 +143,13 @@ def save_context(
     write_json(out / CONTEXT, context)
 
 
+def save_sources(config: Candidates, neighbors: ItemNeighbors | None, out: Path) -> None:
+    """Writes the sources of candidates, and what item-kNN reads, beside the ranker."""
+    write_json(out / SOURCES, config.model_dump(mode="json"))
+    if neighbors is not None:
+        neighbors.save(out)
+
+
 def content_digest(run: Path) -> str:
     """Returns the digest of the names and checksums of a bundle's files; RunError if there is no complete bundle."""
     folder = open_stage(run, "index").folder
@@ -159,6 +174,7 @@ def open_bundle(run: Path) -> Bundle:
         features, index = load_features(folder / "features"), load_index(folder)
         attributes = pq.read_table(folder / "item_attributes.parquet")
         context = json.loads((folder / CONTEXT).read_text(encoding="utf-8"))
+        positives = load_histories(folder, "positives")
         bundle = Bundle(
             users=Vocabulary.load(folder / "users.parquet"),
             items=Vocabulary.load(folder / "items.parquet"),
@@ -166,7 +182,7 @@ def open_bundle(run: Path) -> Bundle:
             filters=Filters(attributes, index.vectors),
             features=features,
             events=load_histories(folder, "events"),
-            positives=load_histories(folder, "positives"),
+            positives=positives,
             negatives=load_histories(folder, "negatives"),
             user_arrays=load_user_arrays(features.features, folder),
             index=index,
@@ -177,6 +193,7 @@ def open_bundle(run: Path) -> Bundle:
             include_seen=context["include_seen"],
             repeats=Repeats(**context["repeats"]),
             rules=_load_rules(folder, attributes, index),
+            sources=_load_sources(folder, positives, len(index), as_of=context["as_of"]),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError, RequestError) as error:
         raise RunError(f"the bundle {folder} cannot be read: {error}. {_rebuild_hint(folder)}") from error
@@ -189,6 +206,15 @@ def _load_rules(folder: Path, attributes: pa.Table, index: Index) -> BundleRules
         return None
     config = Rerank.model_validate_json((folder / RERANK).read_bytes())
     return BundleRules(config, RuleItems(rule_columns(config.rules, attributes), lambda rows: index.vectors[rows]))
+
+
+def _load_sources(folder: Path, positives: Histories, items: int, *, as_of: int) -> CandidateSources | None:
+    if not (folder / SOURCES).exists():
+        return None
+    config = Candidates.model_validate_json((folder / SOURCES).read_bytes())
+    return CandidateSources(
+        config, load_neighbors(folder), popular_items(config, positives, items, at=as_of), {}, items
+    )
 
 
 def _load_tower(folder: Path, index: Index) -> UserTower | HistoryModel | BlendedTower:

@@ -79,8 +79,10 @@ class Ranker:
         item_rows: Int64[np.ndarray, "batch k"],
         user_vectors: Float32[np.ndarray, "batch dim"],
         item_vectors: Float32[np.ndarray, "batch k dim"],
+        ranks: Int64[np.ndarray, "batch k _"],
     ) -> Float32[np.ndarray, "batch k"]:
-        """Computes scores of each user's items, given in the retriever's order; `users` are the outputs of `user`.
+        """Computes scores of each user's items; `users` are the outputs of `user`, and `ranks` those in the list of the
+        retriever and of each source.
 
         The vectors are the retriever's, in the form whose inner product is the retriever's score.
         """
@@ -89,7 +91,7 @@ class Ranker:
             "items": self.items[item_rows],
             "user_vectors": user_vectors,
             "item_vectors": item_vectors,
-            "places": np.tile(np.arange(item_rows.shape[1]), (len(item_rows), 1)),
+            "places": ranks,
         }
         (scores,) = self.pairs.run(["scores"], inputs)
         return np.asarray(scores)

@@ -27,7 +27,15 @@ from twofold.serve.schemas import (
     Retrieved,
     Source,
 )
-from twofold.serve.two_stage import RankedItems, Ranking, apply_rules, encode_users, find_candidates, rank
+from twofold.serve.two_stage import (
+    RankedItems,
+    Ranking,
+    apply_rules,
+    encode_users,
+    find_candidates,
+    rank,
+    source_queries,
+)
 from twofold.serve.user_state import UserState, queries_of
 from twofold.serve.vector_tables import most_similar_positives
 from twofold.topk import top_k
@@ -99,13 +107,18 @@ def make_lists(requests: Sequence[ListRequest], metrics: ServiceMetrics) -> list
         return [_recommendations(request, lists[index]) for index, request in enumerate(requests)]
 
 
-def ranked_lists(ranked: RankedItems, rules: BundleRules | None = None) -> list[RankedList]:
-    """Splits ranked items into one list per user and drops the padding."""
+def ranked_lists(ranked: RankedItems, rules: BundleRules | None = None, names: Sequence[str] = ()) -> list[RankedList]:
+    """Splits ranked items into one list per user and drops the padding; `names` are those of the candidates' lists."""
     lists = []
     for number, count in enumerate(ranked.counts.tolist()):
         retrieved = moved = None
         if ranked.retrieved is not None:
-            retrieved = [*map(Retrieved, *(each[number, :count].tolist() for each in ranked.retrieved))]
+            scores, ranks = (each[number, :count].tolist() for each in ranked.retrieved)
+            listed: list[list[str] | UnsetType] = [UNSET] * count
+            if ranked.listed_by is not None:
+                bits = ranked.listed_by[number, :count].tolist()
+                listed = [[name for place, name in enumerate(names) if each >> place & 1] for each in bits]
+            retrieved = [*map(Retrieved, scores, ranks, listed)]
         if ranked.moved is not None and rules is not None:
             moved = _moved(rules, *(each[number, :count].tolist() for each in ranked.moved))
         lists.append(RankedList(ranked.item_rows[number, :count], ranked.scores[number, :count], retrieved, moved))
@@ -134,11 +147,20 @@ def _lists_by_model(requests: list[ListRequest], metrics: ServiceMetrics) -> lis
         return first.items.search(users.vectors, k, where=first.where, when=when, excluded=excluded, added=repeats)
 
     with metrics.time_stage("search"):
-        found = find_candidates(bundle, find, first.k)
+        queries = source_queries(users, _allowed(first), excluded)
+        found = find_candidates(bundle, find, first.k, users=users, queries=queries)
     with metrics.time_stage("rank") if bundle.ranker is not None or rules is not None else nullcontext():
         is_explained = any(request.options.explain for request in requests)
         ranked = apply_rules(rules, rank(bundle, users, found), first.k, explain=is_explained)
-        return ranked_lists(ranked, rules)
+        return ranked_lists(ranked, rules, () if bundle.sources is None else bundle.sources.names)
+
+
+def _allowed(request: ListRequest) -> Bool[np.ndarray, "items"] | None:
+    """Returns the items that the sources may list; `None` means all."""
+    items = request.items
+    if request.live_bundle.bundle.sources is None or (request.where is None and len(items) == len(items.items)):
+        return None
+    return items.eligible(request.where)
 
 
 # --- ranked items without a query vector ------------------------------------------------------------------------------
@@ -171,7 +193,7 @@ def _popular_list(request: ListRequest) -> RankedList:
         return popular(request.live_bundle, k, allowed=allowed, excluded=request.excluded)
 
     found = find_candidates(bundle, find, request.k)
-    ranked = apply_rules(rules, Ranking(found, None), request.k, explain=request.options.explain)
+    ranked = apply_rules(rules, Ranking(found.candidates, None), request.k, explain=request.options.explain)
     return ranked_lists(ranked, rules)[0]
 
 

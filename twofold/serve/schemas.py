@@ -149,11 +149,13 @@ class Reason(Struct, frozen=True, gc=False):
 class Retrieved(Struct, frozen=True, gc=False):
     """The retriever's score and rank (from 1) of an item, before the ranker reordered the list.
 
-    Rank 0 means that the item was found for a quota or a pin alone.
+    Rank 0 means that the item was found for a quota or a pin alone, or by another source of candidates. With several
+    sources, `sources` names those whose list holds the item.
     """
 
     score: float
     rank: int
+    sources: list[str] | UnsetType = UNSET
 
 
 class Moved(Struct, frozen=True, gc=False):

@@ -2,9 +2,9 @@
 the recipe's rules, if it has any, reorder the result.
 
 The order is that of the evaluation (`twofold/evaluate/scores.py`): the ranker's candidates are the retriever's `top`
-best allowed items; they come first in the ranker's order, with ties in the fixed order; all other items follow in the
-retriever's order. The ranker's scores of one request alone may differ in the last bits from those within a batch; the
-retriever's do not.
+best allowed items, or the union of fewer of them with those of further sources (`twofold/candidate_sources.py`). They
+come first in the ranker's order, with ties in the fixed order; all other items follow in the retriever's order. The
+ranker's scores of one request alone may differ in the last bits from those within a batch; the retriever's do not.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
+from twofold.candidate_sources import MergedCandidates, SourceQueries, merge_sources, ranks_in, source_lists
 from twofold.dataset.histories import count_items
 from twofold.dataset.tower_inputs import Queries, user_inputs
 from twofold.index.item_mask import ItemMask
-from twofold.index.score_kinds import items_as_products, queries_as_products
+from twofold.index.score_kinds import items_as_products, pair_scores, queries_as_products
 from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged, chunks
 from twofold.reranking import Candidates, guaranteed, merge_stages, reorder, with_guaranteed
 from twofold.serve.bundle import Bundle, BundleRules
 from twofold.serve.onnx_models import Ranker
-from twofold.topk import Additions
+from twofold.topk import NOT_ALLOWED, Additions
 
 CHUNK_PAIRS: Final = 2**14  # pairs of request and candidate scored by the ranker at once: a few MB
 
@@ -36,6 +37,8 @@ class EncodedUsers:
     ranker_vectors: Float32[np.ndarray, "batch _"] | None
     repeats: Additions | None = None
     """Additions to the scores of items that the users met before; `None` means none."""
+    likes: Int32[np.ndarray, "batch length"] | None = None
+    """Newest positives, as in `SourceQueries`; `None` means that no source of candidates reads them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class RankedItems:
     moved: tuple[Int64[np.ndarray, "batch k"], Int64[np.ndarray, "batch k"]] | None = None
     """Place of each item before the rules, from 1, and the rules that moved it, as `Reordered.moved_by`. An item that
     was found for a quota or a pin alone has place 0, and retrieved rank 0. `None` means that no rule is explained."""
+    listed_by: Int64[np.ndarray, "batch k"] | None = None
+    """Bit i is set where list i holds the item: the retriever's, then those of the sources. `None` means that there is
+    no source but the retriever. An item that only other sources list has retrieved rank 0."""
 
 
 Find = Callable[[int, str | None], Neighbors | RankedItems]
@@ -61,18 +67,30 @@ Find = Callable[[int, str | None], Neighbors | RankedItems]
 
 
 @dataclass(frozen=True)
+class FoundCandidates:
+    """The candidates of the ranker and the rules; for the ranker, the lists in which they were found."""
+
+    candidates: Candidates
+    retrieved_ranks: Int64[np.ndarray, "batch k"]
+    """Rank of each candidate in what the retriever found, from 1; 0 for an item of a rule or another source alone."""
+    merged: MergedCandidates
+
+
+@dataclass(frozen=True)
 class Ranking:
-    """All candidates in the order of the ranking; with a ranker, `retrieved` is as in `RankedItems`."""
+    """All candidates in the order of the ranking; with a ranker, the other fields are as in `RankedItems`."""
 
     candidates: Candidates
     retrieved: tuple[Float32[np.ndarray, "batch k"], Int64[np.ndarray, "batch k"]] | None
+    listed_by: Int64[np.ndarray, "batch k"] | None = None
 
 
 def encode_users(bundle: Bundle, queries: Queries) -> EncodedUsers:
     """Encodes users as the evaluation does; inputs that both stages read are computed once."""
     inputs = user_inputs(bundle.features, bundle.user_arrays, queries)
     ranker_vectors = None if bundle.ranker is None else bundle.ranker.user.vectors(inputs)
-    return EncodedUsers(bundle.tower.vectors(inputs), ranker_vectors, _repeats_of(bundle, queries))
+    likes = None if bundle.sources is None else queries.positives
+    return EncodedUsers(bundle.tower.vectors(inputs), ranker_vectors, _repeats_of(bundle, queries), likes)
 
 
 def _repeats_of(bundle: Bundle, queries: Queries) -> Additions | None:
@@ -93,16 +111,61 @@ def retrieve_and_rank(
             mask = bundle.filters.eligible(when) if mask is None else mask.intersection(bundle.filters.eligible(when))
         return search(bundle.index, users.vectors, k, allowed=mask, excluded=excluded, added=users.repeats)
 
-    found = find_candidates(bundle, find, k)
+    found = find_candidates(bundle, find, k, users=users, queries=source_queries(users, allowed, excluded))
     return apply_rules(bundle.rules, rank(bundle, users, found), k)
 
 
-def find_candidates(bundle: Bundle, find: Find, k: int) -> Candidates:
-    """Returns what the ranker and the rules choose k items from: the retrieved items, and those that a rule needs."""
+def source_queries(
+    users: EncodedUsers, allowed: ItemMask | Bool[np.ndarray, "items"] | None, excluded: Ragged | None
+) -> SourceQueries | None:
+    """Returns what the sources of candidates read; `None` means that there is no source but the retriever."""
+    if users.likes is None:
+        return None
+    if excluded is None:
+        excluded = Ragged(np.empty(0, np.int64), np.zeros(len(users.likes) + 1, np.int64))
+    return SourceQueries(users.likes, excluded, allowed.mask if isinstance(allowed, ItemMask) else allowed)
+
+
+def find_candidates(
+    bundle: Bundle, find: Find, k: int, *, users: EncodedUsers | None = None, queries: SourceQueries | None = None
+) -> FoundCandidates:
+    """Returns what the ranker and the rules choose k items from: the retrieved items, those of the sources, and those
+    that a rule needs.
+    """
     found, most = find(num_to_retrieve(bundle, k), None), max(len(bundle.items), 1)
+    top = min(0 if bundle.ranker is None else bundle.ranker.top, most)
+    if bundle.sources is None or users is None or queries is None:
+        merged, scores = merge_sources(found.item_rows, (), (), top=top), found.scores
+    else:
+        lists = source_lists(bundle.sources, queries, lambda condition: find(top, condition).item_rows)
+        merged = merge_sources(found.item_rows, lists, bundle.sources.quotas, top=bundle.sources.config.num_candidates)
+        scores = _scores_of(bundle, users, found, merged.item_rows)
     conditions = [] if bundle.rules is None else guaranteed(bundle.rules.config.rules)
     others = [find(min(count, most), condition) for condition, count in conditions]
-    return with_guaranteed(found.item_rows, found.scores, [(each.item_rows, each.scores) for each in others])
+    candidates = with_guaranteed(merged.item_rows, scores, [(each.item_rows, each.scores) for each in others])
+    ranks = np.zeros(candidates.item_rows.shape, np.int64)
+    width = found.item_rows.shape[1]
+    if bundle.sources is None:
+        ranks[:, :width] = np.arange(1, width + 1)
+    else:
+        places = ranks_in(found.item_rows, merged.item_rows)
+        ranks[:, :width] = np.where(places < width, places + 1, 0)
+    return FoundCandidates(candidates, ranks, merged)
+
+
+def _scores_of(
+    bundle: Bundle, users: EncodedUsers, found: Neighbors | RankedItems, item_rows: Int64[np.ndarray, "batch k"]
+) -> Float32[np.ndarray, "batch k"]:
+    """Returns the retriever's score of each item, whether or not the retriever found it."""
+    width, places = found.item_rows.shape[1], ranks_in(found.item_rows, item_rows)
+    scores = np.take_along_axis(found.scores, np.minimum(places, width - 1), axis=1)
+    scores[item_rows < 0] = NOT_ALLOWED
+    lines, columns = np.nonzero((places == width) & (item_rows >= 0))
+    rows = item_rows[lines, columns]
+    own = pair_scores(bundle.index.vectors[rows], users.vectors[lines], bundle.index.score)
+    added = 0 if users.repeats is None else users.repeats.pairs(lines, rows, num_items=len(bundle.items))
+    scores[lines, columns] = own + added
+    return scores
 
 
 def num_to_retrieve(bundle: Bundle, k: int) -> int:
@@ -112,29 +175,47 @@ def num_to_retrieve(bundle: Bundle, k: int) -> int:
     return max(k, min(max(candidates, reordered), max(len(bundle.items), 1)))
 
 
-def rank(bundle: Bundle, users: EncodedUsers, found: Candidates) -> Ranking:
+def rank(bundle: Bundle, users: EncodedUsers, found: FoundCandidates) -> Ranking:
     """Returns all candidates in the order of the ranker, if there is one."""
+    candidates = found.candidates
     if bundle.ranker is None:
-        return Ranking(found, None)
-    scores = _ranker_scores(bundle, bundle.ranker, users, found)
-    ranked, positions = merge_stages(found, scores, num_items=len(bundle.items))
-    ranks = np.where(positions < found.num_ranked, positions + 1, 0)
-    return Ranking(ranked, (np.take_along_axis(found.scores, positions, axis=1), ranks))
+        return Ranking(candidates, None)
+    top = min(bundle.ranker.top, candidates.num_ranked)
+    if bundle.sources is None:
+        ranks = np.tile(np.arange(top)[:, None], (len(candidates.item_rows), 1, 1))
+    else:
+        ranks = found.merged.ranks(candidates.item_rows[:, :top])
+    scores = _ranker_scores(bundle, bundle.ranker, users, candidates, ranks)
+    ranked, positions = merge_stages(candidates, scores, num_items=len(bundle.items))
+    retrieved = (
+        np.take_along_axis(candidates.scores, positions, axis=1),
+        np.take_along_axis(found.retrieved_ranks, positions, axis=1),
+    )
+    if bundle.sources is None:
+        return Ranking(ranked, retrieved)
+    listed_by = (found.retrieved_ranks > 0).astype(np.int64)
+    for number in range(1, ranks.shape[2]):
+        listed_by[:, :top] |= (ranks[:, :, number] < found.merged.num_candidates).astype(np.int64) << number
+    return Ranking(ranked, retrieved, np.take_along_axis(listed_by, positions, axis=1))
 
 
 def _ranker_scores(
-    bundle: Bundle, ranker: Ranker, users: EncodedUsers, found: Candidates
-) -> Float32[np.ndarray, "batch _"]:
-    """Returns the scores of the first candidates of each user."""
+    bundle: Bundle,
+    ranker: Ranker,
+    users: EncodedUsers,
+    found: Candidates,
+    ranks: Int64[np.ndarray, "batch k _"],
+) -> Float32[np.ndarray, "batch k"]:
+    """Returns the scores of the first candidates of each user; `ranks` are those in each list."""
     assert users.ranker_vectors is not None
-    score, top = bundle.index.score, min(ranker.top, found.num_ranked)
+    score, top = bundle.index.score, ranks.shape[1]
     candidates = np.maximum(found.item_rows[:, :top], 0)
     scores = np.empty(candidates.shape, np.float32)
     for part in chunks(len(candidates), max(1, CHUNK_PAIRS // max(1, top))):
         rows = candidates[part]
         factors = items_as_products(bundle.index.vectors[rows.ravel()], score).reshape(*rows.shape, -1)
         queries = queries_as_products(users.vectors[part], score)
-        scores[part] = ranker.scores(users.ranker_vectors[part], rows, queries, factors)
+        scores[part] = ranker.scores(users.ranker_vectors[part], rows, queries, factors, ranks[part])
     return scores
 
 
@@ -143,8 +224,9 @@ def apply_rules(rules: BundleRules | None, ranking: Ranking, k: int, *, explain:
     candidates, retrieved = ranking.candidates, ranking.retrieved
     if rules is None:
         kept = None if retrieved is None else (retrieved[0][:, :k], retrieved[1][:, :k])
-        rows = candidates.item_rows[:, :k]
-        return RankedItems(rows, candidates.scores[:, :k], (rows >= 0).sum(axis=1), kept)
+        rows, listed_by = candidates.item_rows[:, :k], ranking.listed_by
+        listed_by = None if listed_by is None else listed_by[:, :k]
+        return RankedItems(rows, candidates.scores[:, :k], (rows >= 0).sum(axis=1), kept, listed_by=listed_by)
     order = reorder(rules.config, rules.items, candidates, k, explain=explain)
     positions, is_item = np.maximum(order.positions, 0), order.positions >= 0
 
@@ -158,4 +240,5 @@ def apply_rules(rules: BundleRules | None, ranking: Ranking, k: int, *, explain:
         is_item.sum(axis=1),
         None if retrieved is None else (taken(retrieved[0], -np.inf), taken(retrieved[1], 0)),
         (places, order.moved_by) if explain else None,
+        None if ranking.listed_by is None else taken(ranking.listed_by, 0),
     )

@@ -39,7 +39,15 @@ from twofold.train.loop import (
     weights_of,
 )
 from twofold.train.optimizer import Optimizer, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
-from twofold.train.ranker_examples import MINED, CandidateLists, Requests, draw_lists, mine_requests
+from twofold.train.ranker_examples import (
+    MINED,
+    CandidateLists,
+    Mining,
+    Requests,
+    SourcesBefore,
+    draw_lists,
+    mine_requests,
+)
 from twofold.train.ranker_impressions import Impressions, mine_impressions, outcomes_of
 from twofold.train.training_state import TrainingState, check_divergence
 
@@ -61,7 +69,7 @@ class ListBatch:
     """Features of the items, one row per candidate, request by request."""
     user_vectors: Float[Tensor, "batch _"]
     item_vectors: Float[Tensor, "batch length _"]
-    ranks: Int64[Tensor, "batch length"]
+    ranks: Int64[Tensor, "batch length _"]
     competing: Bool[Tensor, "batch length"]
     weight: Float[Tensor, "batch"]
 
@@ -73,17 +81,19 @@ def fit_ranker(
     config: Mlp,
     validate: Callable[[Ranker], float] | Sequence[float],
     out: Path,
+    sources_before: SourcesBefore | None = None,
 ) -> dict[str, Any]:
     """Mines examples and trains; writes `weights.safetensors` of the best epoch and `training_log.parquet`.
 
     Returns facts. A killed training resumes from its checkpoint in `out`. `validate` evaluates both stages on the
     validation window; higher is better. If it is a list of known values, up to the best one, one epoch is
-    trained for each.
+    trained for each. `sources_before` is as for `mine_requests`.
     """
-    requests = mine_requests(retriever, data.retriever, config.candidates, seed=config.seed, out=out / MINED)
-    impressions = (
-        mine_impressions(retriever, data.retriever, requests, config, out=out / MINED) if config.heads else None
+    requests = mine_requests(
+        retriever, data.retriever, config.candidates, seed=config.seed, out=out / MINED, sources_before=sources_before
     )
+    mining = Mining(retriever, data.retriever, config.candidates, sources_before)
+    impressions = mine_impressions(mining, requests, config, out=out / MINED) if config.heads else None
     vector_dim = requests.user_vectors.shape[1]
     with deterministic(config.seed), keep_freed_memory():
         ranker = build_ranker(config, data.ranker.features, data.ranker.vectors, vector_dim=vector_dim)
@@ -270,7 +280,7 @@ def _gather(
 
 def list_losses(ranker: Ranker, batch: ListBatch, loss: RankerLoss) -> Float[Tensor, "batch"]:
     """Returns the loss of each candidate list, whose first item is the positive."""
-    num_requests, length = batch.ranks.shape
+    num_requests, length = batch.competing.shape
     items = ranker.item(batch.item).reshape(num_requests, length, -1)
     scores, _ = ranker.relevance_and_logits(
         ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks
@@ -307,5 +317,5 @@ def _fit_scales(requests: Requests, dataset: Dataset, config: Mlp) -> Scales:
     lists = draw_lists(requests, dataset, which, config.candidates, rng=np.random.default_rng(config.seed))
     vectors = requests.item_vectors[requests.days[which][:, None], lists.item_rows]
     scores = np.vecdot(requests.user_vectors[which][:, None], vectors)[lists.competing]
-    ranks = np.log1p(lists.ranks[lists.competing])
+    ranks = np.log1p(lists.ranks[lists.competing, 0])
     return Scales(float(scores.mean()), float(scores.std()) or 1.0, float(ranks.mean()), float(ranks.std()) or 1.0)

@@ -4,6 +4,7 @@ Nothing from later windows is read. `ranker_impressions.py` has the examples of 
 """
 
 import json
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,16 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int16, Int32, Int64
 
+from twofold.candidate_sources import (
+    CandidateSources,
+    MergedCandidates,
+    SourceQueries,
+    merge_sources,
+    ranks_in,
+    source_lists,
+)
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
@@ -35,9 +44,9 @@ CHUNK_ELEMENTS: Final = 2**24
 
 @dataclass(frozen=True)
 class Requests:
-    """Positives of the training window on items new to their users that the retriever found at that time.
+    """Positives of the training window on items new to their users that were among the candidates at that time.
 
-    Those that it did not find are left out: the ranker never sees such items, and as positives they would teach that
+    Those that were not found are left out: the ranker never sees such items, and as positives they would teach that
     the retriever's best items are the worst. Item vectors are computed once per day of the requests if the item tower
     reads the time, otherwise once.
     """
@@ -47,7 +56,11 @@ class Requests:
     at: Int64[np.ndarray, "queries"]
     """Request times."""
     best: Int32[np.ndarray, "queries k"]
-    """Item rows by falling score, without items seen before and the user's other positives; -1 where fewer are left."""
+    """Item rows of the candidates in the order of `MergedCandidates`, without items seen before and the user's other
+    positives; -1 where fewer are left.
+    """
+    ranks: Int16[np.ndarray, "queries k _"]
+    """Rank of each candidate in the list of the retriever and of each source, from 0."""
     user_vectors: Float32[np.ndarray, "queries dim"]
     days: Int32[np.ndarray, "queries"]
     """Index of each request's day in `item_vectors`."""
@@ -57,7 +70,7 @@ class Requests:
     liked: Ragged
     """Item rows of each user's positives of the window, by user row."""
     found_share: float
-    """Share of the positives on new items that the retriever found."""
+    """Share of the positives on new items that are among the candidates."""
 
     def __len__(self) -> int:
         """Returns the number of requests."""
@@ -69,8 +82,8 @@ class CandidateLists:
     """Candidates of some requests, one row per request, the positive first."""
 
     item_rows: Int64[np.ndarray, "queries length"]
-    ranks: Int64[np.ndarray, "queries length"]
-    """Ranks in the retriever's order, from 0; `top` for an item that the retriever did not find."""
+    ranks: Int64[np.ndarray, "queries length _"]
+    """Ranks in the list of the retriever and of each source, from 0; `top` for an item that is not there."""
     competing: Bool[np.ndarray, "queries length"]
     """False for a candidate that does not exist or that the user likes."""
 
@@ -78,18 +91,31 @@ class CandidateLists:
 # --- mined once -------------------------------------------------------------------------------------------------------
 
 
-def mine_requests(model: Model, dataset: Dataset, config: Candidates, *, seed: int, out: Path) -> Requests:
-    """Queries the retriever at the time of every request, exactly and in chunks, and maps the arrays written to `out`.
+SourcesBefore = Callable[[int], CandidateSources]
+"""The sources of candidates beside the retriever, which know nothing of what is at or after a time in UTC ms."""
 
+
+def mine_requests(
+    model: Model,
+    dataset: Dataset,
+    config: Candidates,
+    *,
+    seed: int,
+    out: Path,
+    sources_before: SourcesBefore | None = None,
+) -> Requests:
+    """Finds the candidates at the time of every request, exactly and in chunks, and maps the arrays written to `out`.
+
+    Sources are as of the beginning of the request's day in UTC; `None` means that there is none but the retriever.
     Items outside the training window are never found. Raises DataError if no request is left.
     """
     if not (out / _DONE).exists():
-        _mine(model, dataset, config, seed=seed, out=out)
-    requests = _load(out, dataset, config.num_candidates)
+        _mine(Mining(model, dataset, config, sources_before), seed=seed, out=out)
+    requests = _load(out, dataset, config)
     if len(requests) == 0:
         raise DataError(
             f"the ranker has nothing to learn from: of the positives of the training window, none on an item that was "
-            f"new to its user is among the {config.num_candidates} items that the retriever finds. Raise "
+            f"new to its user is among the {config.num_candidates} candidates. Raise "
             f"ranker.candidates.num_candidates, check prepare.positive, or delete ranker."
         )
     return requests
@@ -97,44 +123,79 @@ def mine_requests(model: Model, dataset: Dataset, config: Candidates, *, seed: i
 
 _DONE: Final = "new_positives.json"
 """Number of positives on new items, found or not; written last."""
-_DTYPES: Final = {"examples": np.int64, "at": np.int64, "best": np.int32, "user_vectors": np.float32, "days": np.int32}
+_DTYPES: Final = {
+    "examples": np.int64,
+    "at": np.int64,
+    "best": np.int32,
+    "ranks": np.int16,  # at most 10,000 candidates
+    "user_vectors": np.float32,
+    "days": np.int32,
+}
 _OF_DAYS: Final = ("item_vectors", "new_item_vectors")
 
 
-def _mine(model: Model, dataset: Dataset, config: Candidates, *, seed: int, out: Path) -> None:
+@dataclass(frozen=True)
+class Mining:
+    """Models and data that find the candidates of training requests."""
+
+    model: Model
+    dataset: Dataset
+    config: Candidates
+    sources_before: SourcesBefore | None = None
+
+    def by_day(
+        self, at: Int64[np.ndarray, "examples"]
+    ) -> Iterator[tuple[int, CandidateSources | None, Int64[np.ndarray, "_"]]]:
+        """Yields the day of the item vectors, the sources, and the indices of the requests of one day after another."""
+        vector_day = vector_days(self.dataset, at)
+        for day in np.unique(vector_day).tolist():
+            of_day = np.flatnonzero(vector_day == day)
+            if self.sources_before is None:
+                yield day, None, of_day
+                continue
+            source_day = at[of_day] // DAY_MS
+            for each in np.unique(source_day).tolist():
+                yield day, self.sources_before(each * DAY_MS), of_day[source_day == each]
+
+
+def _mine(mining: Mining, *, seed: int, out: Path) -> None:
+    model, dataset, config = mining.model, mining.dataset, mining.config
     rows = dataset.examples["train"]
     chosen, liked = np.flatnonzero(rows.label & (rows.at > first_request_time(dataset, config))), _liked(dataset)
     chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[: config.max_requests])
     at = request_times(dataset, chosen, config)
-    day_of, num_new = vector_days(dataset, at), 0
+    num_new, number, last_day, items = 0, -1, None, np.empty((0, 0), np.float32)
     with ExitStack() as stack:
         append = {
             name: stack.enter_context(append_array(out / f"{name}.npy", dtype))
             for name, dtype in {**_DTYPES, **dict.fromkeys(_OF_DAYS, np.float32)}.items()
         }
         advance = stack.enter_context(progress_bar("mine", total=len(chosen), unit="requests"))
-        for number, day in enumerate(np.unique(day_of).tolist()):
-            of_day = np.flatnonzero(day_of == day)
-            items, new_items = (item_vectors(model, dataset, day * DAY_MS, as_new=as_new) for as_new in (False, True))
-            append["item_vectors"](as_products(model, items[:0], items)[1].ravel())
-            append["new_item_vectors"](as_products(model, items[:0], new_items)[1].ravel())
+        for day, sources, of_day in mining.by_day(at):
+            if day != last_day:
+                number, last_day = number + 1, day
+                items, new = (item_vectors(model, dataset, day * DAY_MS, as_new=as_new) for as_new in (False, True))
+                append["item_vectors"](as_products(model, items[:0], items)[1].ravel())
+                append["new_item_vectors"](as_products(model, items[:0], new)[1].ravel())
             for part in chunks(len(of_day), max(CHUNK_ELEMENTS // len(items), 1)):
                 examples, times = chosen[of_day[part]], at[of_day[part]]
-                found = _retrieve(
-                    model, dataset, (examples, times), items=items, liked=liked, top=config.num_candidates
-                )
+                found = _retrieve(mining, (examples, times), sources, items=items, liked=liked)
                 is_found = found.own_rank < config.num_candidates
                 num_new += len(is_found)
                 kept = found.which[is_found]
-                columns = (examples[kept], times[kept], found.best[is_found], found.user_vectors[is_found])
+                columns = (
+                    *(examples[kept], times[kept], found.best[is_found]),
+                    *(found.ranks[is_found], found.user_vectors[is_found]),
+                )
                 for name, values in zip(_DTYPES, (*columns, kept * 0 + number), strict=True):
                     append[name](values.ravel())
                 advance(part.stop - part.start, "")
     write_json(out / _DONE, num_new)
 
 
-def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
-    examples, at, best, users, days, items, new_items = (
+def _load(folder: Path, dataset: Dataset, config: Candidates) -> Requests:
+    top, num_sources = config.num_candidates, len(config.sources)
+    examples, at, best, ranks, users, days, items, new_items = (
         map_array(folder / f"{name}.npy") for name in (*_DTYPES, *_OF_DAYS)
     )
     num_items, dim = len(dataset.items), len(users) // max(len(examples), 1) or 1
@@ -142,6 +203,7 @@ def _load(folder: Path, dataset: Dataset, top: int) -> Requests:
         examples,
         at,
         best.reshape(-1, top),
+        ranks.reshape(-1, top, 1 + num_sources),
         users.reshape(-1, dim),
         days,
         items.reshape(-1, num_items, dim),
@@ -160,29 +222,29 @@ def _liked(dataset: Dataset) -> Ragged:
 
 @dataclass(frozen=True)
 class _Retrieved:
-    """The retriever's results for the requests on new items."""
+    """The candidates of the requests on new items."""
 
     which: Int64[np.ndarray, "queries"]
     own_rank: Int64[np.ndarray, "queries"]
-    """Rank of the positive; see `ranks_in`."""
+    """Position of the positive; see `ranks_in`."""
     best: Int32[np.ndarray, "queries k"]
+    ranks: Int16[np.ndarray, "queries k _"]
     user_vectors: Float32[np.ndarray, "queries dim"]
 
 
 def _retrieve(
-    model: Model,
-    dataset: Dataset,
+    mining: Mining,
     requests: tuple[Int64[np.ndarray, "examples"], Int64[np.ndarray, "examples"]],
+    sources: CandidateSources | None,
     *,
     items: Float32[np.ndarray, "items dim"],
     liked: Ragged,
-    top: int,
 ) -> _Retrieved:
-    """Retrieves for these examples at these times, where the example's item is new to its user.
+    """Finds the candidates for these examples at these times, where the example's item is new to its user.
 
     Of the user's positives of the window only the example's own can be found: the others are no negatives.
     """
-    examples, at = requests
+    (examples, at), model, dataset, top = requests, mining.model, mining.dataset, mining.config.num_candidates
     rows = dataset.examples["train"].take(examples)
     seen = Ragged(*dataset.events.slices(rows.user_rows, dataset.events.before(rows.user_rows, at)))
     is_seen = np.bincount(seen.lines, weights=seen.values == rows.item_rows[seen.lines], minlength=len(examples)) > 0
@@ -197,10 +259,39 @@ def _retrieve(
     exclude(scores, seen)
     exclude(scores, liked.of(user_rows))
     scores[np.arange(len(new)), own] = own_scores
-    best = torch.from_numpy(scores).topk(min(top, scores.shape[1]))
-    found = best.indices.masked_fill(best.values.isneginf(), -1).numpy().astype(np.int32)
-    best_rows = np.pad(found, ((0, 0), (0, top - found.shape[1])), constant_values=-1)
-    return _Retrieved(new, ranks_in(best_rows, own[:, None].astype(np.int64))[:, 0], best_rows, queries)
+    candidates = candidates_from(dataset, scores, user_rows, at[new], top=top, sources=sources)
+    best = np.pad(candidates.item_rows, ((0, 0), (0, top - candidates.item_rows.shape[1])), constant_values=-1)
+    own_rank, ranks = ranks_in(best, own[:, None])[:, 0], candidates.ranks(best)
+    return _Retrieved(new, own_rank, best.astype(np.int32), ranks.astype(np.int16), queries)
+
+
+def candidates_from(
+    dataset: Dataset,
+    scores: Float32[np.ndarray, "queries items"],
+    user_rows: Int64[np.ndarray, "queries"],
+    at: Int64[np.ndarray, "queries"],
+    *,
+    top: int,
+    sources: CandidateSources | None,
+) -> MergedCandidates:
+    """Returns the candidates of users at these times from the retriever's scores, where -inf means not allowed."""
+
+    def best_of(scores: Float32[np.ndarray, "queries items"]) -> Int64[np.ndarray, "queries _"]:
+        best = torch.from_numpy(scores).topk(min(top, scores.shape[1]))
+        return best.indices.masked_fill(best.values.isneginf(), -1).numpy()
+
+    if sources is None:
+        return merge_sources(best_of(scores), (), (), top=top)
+    line, item = np.nonzero(scores == NOT_ALLOWED)
+    excluded = Ragged(item, np.searchsorted(line, np.arange(len(scores) + 1)))
+    length = dataset.features.history_length("positives")
+    likes = dataset.positives.last(user_rows, dataset.positives.before(user_rows, at), n=length)
+    lists = source_lists(
+        sources,
+        SourceQueries(likes, excluded),
+        lambda condition: best_of(np.where(sources.flags[condition], scores, NOT_ALLOWED)),
+    )
+    return merge_sources(best_of(scores), lists, sources.quotas, top=top)
 
 
 def first_request_time(dataset: Dataset, config: Candidates) -> int:
@@ -253,16 +344,6 @@ def draw_lists(
     competing = (drawn >= 0) & ~np.isin(keys, liked.lines * num_items + liked.values)
     competing[:, 0] = True
     item_rows = np.maximum(drawn, 0)
-    return CandidateLists(item_rows, ranks_in(best, item_rows), competing)
-
-
-def ranks_in(
-    best: Int32[np.ndarray, "queries k"], item_rows: Int64[np.ndarray, "queries length"]
-) -> Int64[np.ndarray, "queries length"]:
-    """Returns the rank of each item in its row of `best`, from 0; k if it is not there.
-
-    >>> ranks_in(np.array([[7, 8, -1]], np.int32), np.array([[8, 3]])).tolist()
-    [[1, 3]]
-    """
-    matches = item_rows[:, :, None] == best[:, None, :]  # (queries, length, k)
-    return np.where(matches.any(axis=2), matches.argmax(axis=2), best.shape[1])
+    ranks, positions, top = requests.ranks[which], ranks_in(best, item_rows)[:, :, None], config.num_candidates
+    own = np.take_along_axis(ranks, np.minimum(positions, top - 1), axis=1).astype(np.int64)
+    return CandidateLists(item_rows, np.where(positions < top, own, top), competing)

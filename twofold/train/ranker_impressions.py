@@ -12,16 +12,25 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
+from twofold.candidate_sources import CandidateSources
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.npy import append_array, map_array
 from twofold.errors import DataError
-from twofold.model.retriever import Model, as_products, user_vectors
+from twofold.model.retriever import as_products, user_vectors
 from twofold.progress import progress_bar
 from twofold.ragged import Ragged, chunks
 from twofold.recipe.ranker import Mlp
 from twofold.run_folder import write_json
 from twofold.topk import NOT_ALLOWED, exclude
-from twofold.train.ranker_examples import CHUNK_ELEMENTS, Requests, first_request_time, request_times, vector_days
+from twofold.train.ranker_examples import (
+    CHUNK_ELEMENTS,
+    Mining,
+    Requests,
+    candidates_from,
+    first_request_time,
+    request_times,
+    vector_days,
+)
 
 _DONE: Final = "impressions.json"
 _DTYPES: Final = {"examples": np.int64, "at": np.int64, "days": np.int32, "ranks": np.int64, "user_vectors": np.float32}
@@ -34,8 +43,9 @@ class Impressions:
     examples: Int64[np.ndarray, "examples"]
     at: Int64[np.ndarray, "examples"]
     days: Int32[np.ndarray, "examples"]
-    ranks: Int64[np.ndarray, "examples"]
-    """Rank in the retriever's order of unseen items, from 0; `top` for an item that the retriever does not find."""
+    ranks: Int64[np.ndarray, "examples _"]
+    """Rank in the list of the retriever and of each source, of unseen items, from 0; `top` for one that is not there.
+    """
     user_vectors: Float32[np.ndarray, "examples dim"]
     item_vectors: Float32[np.ndarray, "_ items dim"]
     new_item_vectors: Float32[np.ndarray, "_ items dim"]
@@ -45,14 +55,16 @@ class Impressions:
         return len(self.examples)
 
 
-def mine_impressions(model: Model, dataset: Dataset, requests: Requests, config: Mlp, *, out: Path) -> Impressions:
+def mine_impressions(mining: Mining, requests: Requests, config: Mlp, *, out: Path) -> Impressions:
     """Queries the retriever for impressions of the days of the requests and maps the arrays written to `out`. There are
     at most as many as there may be requests. Raises DataError if no outcome of a head is known.
     """
     if not (out / _DONE).exists():
-        _mine(model, dataset, requests, config, out=out)
+        _mine(mining, requests, config, out=out)
+    dataset = mining.dataset
     examples, at, days, ranks, users = (map_array(out / f"impressions.{name}.npy") for name in _DTYPES)
     users = users.reshape(-1, requests.item_vectors.shape[2])
+    ranks = ranks.reshape(-1, 1 + len(config.candidates.sources))
     impressions = Impressions(examples, at, days, ranks, users, requests.item_vectors, requests.new_item_vectors)
     for number, num_known in enumerate((~np.isnan(outcomes_of(dataset, examples, config))).sum(axis=0)):
         if num_known == 0:
@@ -72,25 +84,27 @@ def outcomes_of(
     return np.stack([outcomes[head.outcome][examples] for head in config.heads], axis=1)
 
 
-def _mine(model: Model, dataset: Dataset, requests: Requests, config: Mlp, *, out: Path) -> None:
+def _mine(mining: Mining, requests: Requests, config: Mlp, *, out: Path) -> None:
+    dataset = mining.dataset
     examples = _draw(dataset, config)
     at = request_times(dataset, examples, config.candidates)
     days, first = np.unique(vector_days(dataset, requests.at), return_index=True)
-    day_of = vector_days(dataset, at)
+    number_of_day = dict(zip(days.tolist(), requests.days[first].tolist(), strict=True))
     with ExitStack() as stack:
         append = {
             name: stack.enter_context(append_array(out / f"impressions.{name}.npy", dtype))
             for name, dtype in _DTYPES.items()
         }
         advance = stack.enter_context(progress_bar("mine", total=len(examples), unit="impressions"))
-        # A day without requests has no item vectors, and next to no impressions: it is left out.
-        for day, number in zip(days, requests.days[first], strict=True):
-            of_day = np.flatnonzero(day_of == day)
+        for day, sources, of_day in mining.by_day(at):
+            if day not in number_of_day:  # without requests it has no item vectors, and next to no impressions
+                continue
+            number = number_of_day[day]
             items = requests.item_vectors[number]
             for part in chunks(len(of_day), max(CHUNK_ELEMENTS // len(items), 1)):
                 which = of_day[part]
                 own = examples[which], at[which]
-                users, ranks = _retrieve(model, dataset, *own, items=items, top=config.candidates.num_candidates)
+                users, ranks = _retrieve(mining, *own, items=items, sources=sources)
                 for name, values in zip(_DTYPES, (*own, np.full(len(which), number), ranks, users), strict=True):
                     append[name](values.ravel())
                 advance(len(which), "")
@@ -105,15 +119,15 @@ def _draw(dataset: Dataset, config: Mlp) -> Int64[np.ndarray, "examples"]:
 
 
 def _retrieve(
-    model: Model,
-    dataset: Dataset,
+    mining: Mining,
     examples: Int64[np.ndarray, "examples"],
     at: Int64[np.ndarray, "examples"],
     *,
     items: Float32[np.ndarray, "items dim"],
-    top: int,
-) -> tuple[Float32[np.ndarray, "examples dim"], Int64[np.ndarray, "examples"]]:
-    """Returns the user vector and the item's rank of each example; examples of one request must be adjacent."""
+    sources: CandidateSources | None,
+) -> tuple[Float32[np.ndarray, "examples dim"], Int64[np.ndarray, "examples _"]]:
+    """Returns the user vector and the item's ranks of each example; examples of one request must be adjacent."""
+    model, dataset, top = mining.model, mining.dataset, mining.config.num_candidates
     rows = dataset.examples["train"]
     user_rows, item_rows = rows.user_rows[examples], rows.item_rows[examples]
     is_new = np.append(True, (np.diff(user_rows) != 0) | (np.diff(at) != 0))
@@ -125,4 +139,8 @@ def _retrieve(
     exclude(scores, Ragged(*dataset.events.slices(request_users, dataset.events.before(request_users, times))))
     own_scores = scores[request, item_rows]
     num_above = (scores[request] > own_scores[:, None]).sum(axis=1)
-    return queries[request], np.where(own_scores == NOT_ALLOWED, top, np.minimum(num_above, top))
+    ranks = np.where(own_scores == NOT_ALLOWED, top, np.minimum(num_above, top))[:, None]
+    if sources is not None:
+        found = candidates_from(dataset, scores, request_users, times, top=top, sources=sources)
+        ranks = np.hstack([ranks, found.of(request).ranks(item_rows[:, None])[:, 0, 1:]])
+    return queries[request], ranks
