@@ -137,9 +137,7 @@ def _candidate_search(
     @cache
     def ranked(is_blocking: bool) -> Float32[np.ndarray, "queries _"]:
         assert isinstance(scores, TwoStages)
-        found = merged(is_blocking)
-        rows = found.item_rows[:, :top]
-        return np.asarray(scores.score_pairs(users, np.maximum(rows, 0), found.ranks(rows)))
+        return _ranker_scores(scores, users, merged(is_blocking))
 
     def candidates_of(chosen: tuple[RerankRule, ...]) -> Candidates:
         is_blocking = any(rule.kind == "block" for rule in chosen)
@@ -150,6 +148,14 @@ def _candidate_search(
         return merge_stages(candidates, ranked(is_blocking), num_items=window.num_items)[0]
 
     return candidates_of
+
+
+def _ranker_scores(
+    both: TwoStages, users: Int64[np.ndarray, "queries"], found: MergedCandidates
+) -> Float32[np.ndarray, "queries _"]:
+    """Returns the ranker's scores of the candidates."""
+    rows = found.item_rows[:, : found.num_candidates]
+    return np.asarray(both.score_pairs(users, np.maximum(rows, 0), found.ranks(rows)))
 
 
 def _with_scores(
