@@ -6,18 +6,16 @@
 The first fit of the run, which knows nothing of the validation day, chooses for each kind of source its number and its
 quota by the recall of 100 candidates. The second fit is judged on the test day: each choice alone, and all together.
 Both are done for the retriever that is served, the sum of towers and iALS, and for its towers alone. Writes
-benchmarks/candidate_sources.json.
+benchmarks/candidate_sources.jsonl, a line for each.
 """
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from twofold.candidate_sources import merge_sources
-from twofold.environment import hardware
-from twofold.evaluate.candidate_recall import evaluate_sources
+from twofold.evaluate.candidate_recall import SourceSection, evaluate_sources
 from twofold.evaluate.scores import find_candidates
 from twofold.model.retriever import Blend
 from twofold.pipeline.adapters import catalogue_scores, window_of
@@ -28,6 +26,7 @@ from twofold.recipe.schema import Recipe
 from twofold.run_folder import open_stage
 from twofold.tables import Split
 
+RESULTS: Final = Path(__file__).with_suffix(".jsonl")
 NUM_CANDIDATES: Final = 100
 SOURCES: Final = [
     *({"kind": "item_knn", "last_likes": likes} for likes in (3, 10, 30)),
@@ -62,39 +61,36 @@ class Listed:
         self.names, self.lists = own.sources.names[1:], found.lists
         self.words = f"{split}, {'towers alone' if towers_alone else 'served'}"
 
-    def evaluated(self, quotas: Quotas) -> dict:
-        """Returns the section of the report for some of the sources."""
+    def evaluated(self, quotas: Quotas) -> SourceSection:
+        """Returns the section of the report for some of the sources, and adds its sentence to the file of results."""
         lists = [self.lists[1 + self.names.index(name)] for name in quotas]
         merged = merge_sources(self.lists[0], lists, tuple(quotas.values()), top=NUM_CANDIDATES)
         section = evaluate_sources(self.window, merged, ["retriever", *quotas])
-        print(self.words, quotas, section.sentence, flush=True)
-        return {"quotas": quotas, **asdict(section)}
+        record = {"window": self.words, "quotas": quotas, "sentence": section.sentence}
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        print(*record.values(), flush=True)
+        return section
 
 
-def chosen_and_judged(job: Job, *, towers_alone: bool) -> dict[str, list[dict]]:
+def choose_and_judge(job: Job, *, towers_alone: bool) -> None:
     """Chooses on the validation day of the first fit, and judges the choices on the test day of the second."""
     validation = Listed(selection_job(job), "validation", towers_alone=towers_alone)
-    tried, best = [], {}
+    best: Quotas = {}
     for first in ("item-kNN", "popularity", "where"):
-        own = [{name: quota} for name in validation.names if name.startswith(first) for quota in QUOTAS]
-        sections = [validation.evaluated(quotas) for quotas in own]
-        best |= max(sections, key=lambda each: each["union"]["value"])["quotas"]
-        tried += sections
-    tried.append(validation.evaluated(best))
+        tried = [{name: quota} for name in validation.names if name.startswith(first) for quota in QUOTAS]
+        best |= max(tried, key=lambda quotas: validation.evaluated(quotas).union.value or 0)
+    validation.evaluated(best)
     test = Listed(job, "test", towers_alone=towers_alone)
-    judged = [*({name: quota} for name, quota in best.items()), best]
-    return {"validation": tried, "test": [test.evaluated(quotas) for quotas in judged]}
+    for quotas in (*({name: quota} for name, quota in best.items()), best):
+        test.evaluated(quotas)
 
 
 def main(run: Path) -> None:
     """Measures both retrievers."""
-    job = reopen(run)
-    found = {
-        "hardware": hardware(),
-        "served": chosen_and_judged(job, towers_alone=False),
-        "towers": chosen_and_judged(job, towers_alone=True),
-    }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    RESULTS.unlink(missing_ok=True)
+    for towers_alone in (False, True):
+        choose_and_judge(reopen(run), towers_alone=towers_alone)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def world(tmp_path_factory):
     users_vectors = user_vectors(model, arrays.retriever, users, at)
     queries, factors = as_products(model, users_vectors, item_vectors(model, arrays.retriever, as_of))
     found = np.argsort(-(queries @ factors.T), axis=1)  # no ties in an untrained model
-    candidates, positions = found[:, :TOP], np.tile(np.arange(TOP), (len(users), 1))
+    candidates, positions = found[:, :TOP], np.tile(np.arange(TOP)[:, None], (len(users), 1, 1))
     side = encode_items(ranker, arrays.ranker, factors, as_of)
     of_ranker = encode(ranker.user, query_batches(arrays.ranker, users, at))
     return folder, dataset, found, rank_scores(ranker, side, of_ranker, queries, candidates, positions)
