@@ -1,16 +1,18 @@
 """Training from a cold disk beside training from memory: speed, bytes read and resident memory.
 
-    python benchmarks/cold_training.py FOLDER [--rounds 3] [--examples 500000] [--memory-gb 2] [--out FILE]
+    python benchmarks/cold_training.py [FOLDER] [--rounds 3] [--examples 100000] [--memory-gb 1.2] [--out FILE]
 
-FOLDER is one of a size that `scale.py --folder` has kept. Claims: a cold data set is read at 80 % or more of the speed
-from memory; the memory of a rank that is not a page of a file is at most 1.5 GB beside tables, at every size.
+FOLDER is one of a size that `scale.py --folder` has kept; without it, a world of 10 M rows is made. Claims: a cold data
+set is read at 80 % or more of the speed from memory; the memory of a rank that is not a page of a file is at most 1.5
+GB beside tables, at every size.
 
 Each round trains twice in a process of its own, on one thread: after the system has dropped the pages of the data set
 from its cache, and after it has read them all. The speed is that of the steps of the first examples of an epoch. Other
 programs stretch the clock of both, by different factors; so a second ratio is computed from the cold process alone:
 its processor time over that and the time that it waited for its batches beyond what the same stretch explains. With
 --memory-gb, the cold process runs in a control group that holds so much, pages of files included (Linux, as root).
-Writes `cold_training.json` beside this file, one entry per size and limit.
+Writes `cold_training.json` beside this file, one entry per size and limit. Its entries `before` are those of the order
+that this one replaced, a shuffle of the whole epoch, on the same machine and day.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
@@ -121,9 +124,9 @@ def not_waiting(run: dict[str, Any]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--examples", type=int, default=500_000)
+    parser.add_argument("--examples", type=int, default=100_000)
     parser.add_argument("--memory-gb", type=float)
     parser.add_argument("--out", type=Path, default=HERE / "cold_training.json")
     parser.add_argument("--one", action="store_true")
@@ -131,9 +134,15 @@ if __name__ == "__main__":
     if given.one:
         print(json.dumps(one(given.folder, given.examples)))
     else:
-        run = main(given.folder, given.rounds, given.examples, given.memory_gb)
-        earlier = json.loads(given.out.read_text(encoding="utf-8"))["runs"] if given.out.exists() else []
-        kept = [each for each in earlier if (each["rows"], each["memory_gb"]) != (run["rows"], run["memory_gb"])]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = given.folder or Path(temporary) / str(10 * 10**6)
+            if given.folder is None:
+                scale.main([10], folder.parent, folder.parent / "scale.json", ["world", "prepare", "dataset"])
+            run = main(folder, given.rounds, given.examples, given.memory_gb)
+        earlier = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {"runs": []}
+        kept = [
+            each for each in earlier["runs"] if (each["rows"], each["memory_gb"]) != (run["rows"], run["memory_gb"])
+        ]
         versions = {name: version(name) for name in ("twofold", "numpy", "torch")}
-        saved = {"cores": os.cpu_count(), "versions": versions, "runs": [*kept, run]}
+        saved = earlier | {"cores": os.cpu_count(), "versions": versions, "runs": [*kept, run]}
         given.out.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")

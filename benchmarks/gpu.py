@@ -1,6 +1,6 @@
 """Training on a GPU, or the same on the CPU: speed, waits, share of the device's products, and equal weights.
 
-    python benchmarks/gpu.py [--device cuda] [--rows 3000000] [--seconds 400] [--small] [--out FILE]
+    python benchmarks/gpu.py [--device cuda] [--rows 3000000] [--batch-size 8192] [--seconds 400] [--out FILE]
 
 One command of at most nine minutes. Each part is saved when it ends, and a repeated command does only the parts that
 FILE lacks; a part that fails is saved with its error. Parts:
@@ -11,7 +11,8 @@ FILE lacks; a part that fails is saved with its error. Parts:
 - compiled: forward and backward pass of the sequence encoder, as it is and through torch.compile
 
 A step's waits are the time in which Python waits for a batch, and for the losses that are read once in 50 steps; the
-rest is the time to queue the work. No GPU has run this yet; a test runs it on the CPU, in small.
+rest is the time to queue the work. No GPU has run this yet. On the CPU, the default where there is no GPU, the sizes
+are those of a test. Writes `gpu.json` beside this file.
 """
 
 import argparse
@@ -265,12 +266,12 @@ def main(name: DeviceName, size: Size, seconds: float, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_gpu else "cpu")
     parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--batch-size", type=int, default=8192)
     parser.add_argument("--seconds", type=float, default=400.0)
-    parser.add_argument("--small", action="store_true", help="sizes of a test on the CPU")
     parser.add_argument("--out", type=Path, default=HERE / "gpu.json")
     given = parser.parse_args()
-    full = Size(given.rows, given.batch_size, product=8192, steps=200)
-    main(given.device, Size(30_000, 256, 256, 3) if given.small else full, given.seconds, given.out)
+    small, full = Size(30_000, 256, 256, 3), Size(given.rows, given.batch_size, product=8192, steps=200)
+    main(given.device, small if given.device == "cpu" else full, given.seconds, given.out)

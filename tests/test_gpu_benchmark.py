@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_benchmark(out: Path) -> str:
-    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--small", "--out", str(out)]
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

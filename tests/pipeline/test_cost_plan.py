@@ -14,7 +14,7 @@ from twofold.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 RUNS: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "scale.json").read_text(encoding="utf-8"))["runs"]
-FITTED, LARGEST = next(run for run in RUNS if run["rows"] == 3_000_000), max(RUNS, key=lambda run: run["rows"])
+SMALL, FITTED, LARGEST = (next(run for run in RUNS if run["rows"] == rows * 10**6) for rows in (3, 10, 30))
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +28,58 @@ def recipe() -> Recipe:
     )
 
 
-def test_the_constants_are_those_of_the_run_of_three_million_rows() -> None:
+def step_seconds(run: dict[str, Any]) -> float:
+    """Returns the processor time of all steps of a training and of reading their batches."""
+    return float(run["train"]["step_processor_s"] + run["train"]["read_processor_s"])
+
+
+def test_the_constants_are_those_of_the_runs_of_three_and_ten_million_rows() -> None:
     rows, train = FITTED["rows"], FITTED["train"]
-    assert pytest.approx(FITTED["prepare"]["processor_s"] / rows * 1e6, rel=0.01) == cost_plan.PREPARE_US
+    assert pytest.approx(SMALL["prepare"]["processor_s"] / SMALL["rows"] * 1e6, rel=0.01) == cost_plan.PREPARE_US
+    spilled = 1 - cost_plan.GB / (rows * cost_plan.PREPARE_BYTES_IN_MEMORY)  # the benchmark's limit is 1 GB
+    more = FITTED["prepare"]["processor_s"] / rows * 1e6 - cost_plan.PREPARE_US
+    assert pytest.approx(more / spilled, rel=0.01) == cost_plan.SPILL_US
     assert pytest.approx(FITTED["dataset"]["processor_s"] / rows * 1e6, rel=0.01) == cost_plan.DATASET_US
-    assert pytest.approx(train["processor_s"] / train["examples"] * 1e6, rel=0.01) == cost_plan.TRAIN_US
+    assert pytest.approx(step_seconds(FITTED) / train["trained"] * 1e6, rel=0.01) == cost_plan.TRAIN_US
     assert pytest.approx(train["examples"] / rows, rel=0.01) == cost_plan.EXAMPLES_A_ROW
     for stage, bytes_ in (("prepare", cost_plan.PREPARE_BYTES), ("dataset", cost_plan.DATASET_BYTES)):
         assert pytest.approx(FITTED[stage]["disk"] / rows, rel=0.01) == bytes_
 
 
-def test_the_prediction_for_a_larger_run_is_within_a_factor_of_one_and_a_half(recipe: Recipe) -> None:
-    assert LARGEST["rows"] >= 2 * FITTED["rows"]
+def predictions(recipe: Recipe) -> dict[str, tuple[float, float]]:
+    """Returns what is predicted for the largest run, and what was measured."""
     size = LARGEST["rows"], LARGEST["dataset"]["users"], LARGEST["dataset"]["items"]
-    predicted = stage_costs(recipe, Scale(*(float(each) for each in size), memory_gb=2.0))
-    assert {"prepare", "dataset"} <= LARGEST.keys()
-    for cost in (cost for cost in predicted if cost.name in LARGEST):
-        measured = LARGEST[cost.name]
-        assert 1 / 1.5 < cost.processor_h * 3600 / measured["processor_s"] < 1.5, cost
-        assert cost.memory_gb / measured["peak_gb"] < 1.5, cost
-        if cost.name != "dataset":  # of whose peak a third is pages of files, which the system can take back
-            assert cost.memory_gb / measured["peak_gb"] > 1 / 1.5, cost
-    arrays = predicted[1]
-    assert 1 / 1.15 < arrays.disk_gb * 1e9 / LARGEST["dataset"]["disk"] < 1.15
+    prepare, dataset, train = stage_costs(recipe, Scale(*(float(each) for each in size), memory_gb=2.0))
+    trained = step_seconds(LARGEST) / LARGEST["train"]["trained"]
+    return {
+        "memory of prepare, GB": (prepare.memory_gb, LARGEST["prepare"]["peak_gb"]),
+        "memory of dataset without pages of files, GB": (dataset.memory_gb, LARGEST["dataset"]["anonymous_gb"]),
+        "memory of train, GB": (train.memory_gb, LARGEST["train"]["peak_gb"]),
+        "files of prepare, GB": (LARGEST["rows"] * cost_plan.PREPARE_BYTES / 1e9, LARGEST["prepare"]["disk"] / 1e9),
+        "files of dataset, GB": (dataset.disk_gb, LARGEST["dataset"]["disk"] / 1e9),
+        "processor seconds of an epoch": (train.processor_h * 3600, trained * LARGEST["train"]["examples"]),
+        "processor seconds of prepare": (prepare.processor_h * 3600, LARGEST["prepare"]["processor_s"]),
+        "processor seconds of dataset": (dataset.processor_h * 3600, LARGEST["dataset"]["processor_s"]),
+    }
+
+
+def test_the_prediction_for_three_times_the_rows_is_near_the_run(recipe: Recipe) -> None:
+    """Preparation was measured beside a load of 20 on 2 cores, and is held to a factor of 1.7 only."""
+    for name, (predicted, measured) in predictions(recipe).items():
+        most = 1.7 if name == "processor seconds of prepare" else 1.15
+        assert 1 / most < predicted / measured < most, name
+
+
+def test_the_page_has_the_numbers_of_the_runs(recipe: Recipe) -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for name, (predicted, measured) in predictions(recipe).items():
+        assert f"| {name} | {predicted:.3g} | {measured:.3g} |" in page
+    for run in json.loads((ROOT / "benchmarks" / "cold_training.json").read_text(encoding="utf-8"))["runs"]:
+        cold, warm = run["cold"][0], run["warm"][0]
+        cells = [f"{run['rows'] // 10**6} M", run["memory_gb"] or "all", run["dataset_gb"], cold["read_mb"] / 1000]
+        cells += [cold["examples_per_s"], warm["examples_per_s"], run["not_waiting"], cold["anonymous_gb"]]
+        line = " | ".join(each if isinstance(each, str) else f"{each:,.4g}" for each in cells)
+        assert f"| {line} |" in page
 
 
 def test_what_is_exceeded_most_comes_first(recipe: Recipe) -> None:
@@ -64,7 +93,8 @@ def test_what_is_exceeded_most_comes_first(recipe: Recipe) -> None:
 
 def test_costs_grow_with_the_log_and_shrink_with_machines(recipe: Recipe) -> None:
     one, many = (stage_costs(recipe, Scale(3e9, 1e8, 1e7, machines=machines)) for machines in (1, 16))
-    assert [cost.processor_h for cost in one] == [cost.processor_h for cost in many]
+    assert [cost.processor_h for cost in one[1:]] == [cost.processor_h for cost in many[1:]]
+    assert one[0].processor_h > many[0].processor_h  # more of it fits in memory
     assert one[0].disk_gb > 10 * many[0].disk_gb
     assert one[1] == many[1]  # one process writes the arrays, whatever there is
 

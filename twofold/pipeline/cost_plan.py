@@ -1,9 +1,9 @@
 """Cost of a run before it starts: processor hours, memory and disk of each stage, and which limit is met first.
 
-The constants are those of the run of 3 M rows in `benchmarks/scale.json`; a test computes them again and compares the
-prediction with a run of twice the size. They hold for the recipe of that benchmark: two rules, two filters, windows of
-days, two histories of 100, ids. Labels and counters about double the time of preparation. Memory is that of tables and
-orders; pages of mapped files come on top, as far as there is room. GPU hours are computed from products of matrices,
+The constants are those of the runs of 3 M and 10 M rows in `benchmarks/scale.json`; a test computes them again and
+compares the prediction with the run of 30 M. They hold for the recipe of that benchmark: two rules, two filters,
+windows of days, two histories of 100, ids. Labels and counters about double the time of preparation. Memory is that of
+tables; pages of mapped files come on top, as far as there is room. GPU hours are computed from products of matrices,
 and were not measured.
 """
 
@@ -17,26 +17,27 @@ from twofold.recipe.schema import Recipe
 from twofold.recipe.train import InBatchSoftmax
 
 GB: Final = 10**9
-EXAMPLES_A_ROW: Final = 0.249
+EXAMPLES_A_ROW: Final = 0.2488
 """Positive training events of an event of the log."""
-PREPARE_US: Final = 3.70
-DATASET_US: Final = 0.873
-TRAIN_US: Final = 77.8
-"""Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch."""
-PREPARE_BYTES: Final = 22.2
-DATASET_BYTES: Final = 75.5
+PREPARE_US: Final = 2.61
+SPILL_US: Final = 0.98
+DATASET_US: Final = 0.636
+TRAIN_US: Final = 76.9
+"""Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch.
+`SPILL_US` comes on top for each event beyond what preparation may hold in memory.
+"""
+PREPARE_BYTES: Final = 21.86
+DATASET_BYTES: Final = 74.4
 """Bytes on disk of an event."""
 PREPARE_GB: Final = 0.35
 PREPARE_BYTES_IN_MEMORY: Final = 220.0
 """Memory of preparation without a log, and bytes of an event in DuckDB's tables, which spill above its limit."""
-ARRAYS_GB: Final = 0.40
-TRAIN_GB: Final = 0.66
-"""Memory of the arrays and of training without a log: mostly the libraries."""
+ARRAYS_GB: Final = 0.38
+TRAIN_GB: Final = 0.67
+"""Memory of the arrays and of training without a log: the libraries, and the blocks that training reads."""
 _NUMBER_BYTES: Final = 4
 _COPIES: Final = 5  # a parameter, its gradient, two states of Adam, and the best epoch
 _ID_BYTES: Final = 21  # of a user in a vocabulary of integers: the id, its sorted copy and the order
-_SORT_BYTES: Final = 16  # of an event: the users of the training examples, and a sorted copy
-_ORDER_BYTES: Final = 26  # of a training example in a process: its index, its user, and the order of an epoch
 GPU_FLOPS: Final = 1e14  # a tenth of what an H100 or H200 has in bfloat16
 DAY_S: Final = 86_400
 
@@ -81,9 +82,10 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     machines = scale.machines  # Spark prepares on all of them, and ranks train on all
     tables_gb = scale.rows * PREPARE_BYTES_IN_MEMORY / GB / machines
     limit_gb = scale.memory_gb / 2  # DuckDB's; Spark is given as much
+    spilled = max(1 - limit_gb / tables_gb, 0.0)
     prepare = StageCost(
         "prepare",
-        scale.rows * PREPARE_US / 3.6e9,
+        scale.rows * (PREPARE_US + SPILL_US * spilled) / 3.6e9,
         PREPARE_GB + min(tables_gb, limit_gb),
         scale.rows * PREPARE_BYTES / GB / machines + max(tables_gb - limit_gb, 0.0),
         machines,
@@ -91,11 +93,11 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     arrays = StageCost(
         "dataset",
         scale.rows * DATASET_US / 3.6e9,
-        ARRAYS_GB + (scale.rows * _SORT_BYTES + scale.users * _ID_BYTES) / GB,
+        ARRAYS_GB + scale.users * _ID_BYTES / GB,
         scale.rows * DATASET_BYTES / GB,
         1,
     )
-    memory = TRAIN_GB + (parameters * _NUMBER_BYTES * _COPIES + examples * _ORDER_BYTES + scale.users * _ID_BYTES) / GB
+    memory = TRAIN_GB + (parameters * _NUMBER_BYTES * _COPIES + scale.users * _ID_BYTES) / GB
     train = StageCost(
         "train",
         examples * recipe.train.epochs * TRAIN_US / 3.6e9,
