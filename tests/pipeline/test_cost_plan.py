@@ -14,7 +14,7 @@ from twofold.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 RUNS: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "scale.json").read_text(encoding="utf-8"))["runs"]
-SMALL, FITTED, LARGEST = (next(run for run in RUNS if run["rows"] == rows * 10**6) for rows in (3, 10, 30))
+FITTED, LARGEST = (next(run for run in RUNS if run["rows"] == rows * 10**6) for rows in (10, 30))
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,9 @@ def step_seconds(run: dict[str, Any]) -> float:
     return float(run["train"]["step_processor_s"] + run["train"]["read_processor_s"])
 
 
-def test_the_constants_are_those_of_the_runs_of_three_and_ten_million_rows() -> None:
+def test_the_constants_are_those_of_the_run_of_ten_million_rows() -> None:
     rows, train = FITTED["rows"], FITTED["train"]
-    assert pytest.approx(SMALL["prepare"]["processor_s"] / SMALL["rows"] * 1e6, rel=0.01) == cost_plan.PREPARE_US
-    spilled = 1 - cost_plan.GB / (rows * cost_plan.PREPARE_BYTES_IN_MEMORY)  # the benchmark's limit is 1 GB
-    more = FITTED["prepare"]["processor_s"] / rows * 1e6 - cost_plan.PREPARE_US
-    assert pytest.approx(more / spilled, rel=0.01) == cost_plan.SPILL_US
+    assert pytest.approx(FITTED["prepare"]["processor_s"] / rows * 1e6, rel=0.01) == cost_plan.PREPARE_US
     assert pytest.approx(FITTED["dataset"]["processor_s"] / rows * 1e6, rel=0.01) == cost_plan.DATASET_US
     assert pytest.approx(step_seconds(FITTED) / train["trained"] * 1e6, rel=0.01) == cost_plan.TRAIN_US
     assert pytest.approx(train["examples"] / rows, rel=0.01) == cost_plan.EXAMPLES_A_ROW
@@ -93,8 +90,7 @@ def test_what_is_exceeded_most_comes_first(recipe: Recipe) -> None:
 
 def test_costs_grow_with_the_log_and_shrink_with_machines(recipe: Recipe) -> None:
     one, many = (stage_costs(recipe, Scale(3e9, 1e8, 1e7, machines=machines)) for machines in (1, 16))
-    assert [cost.processor_h for cost in one[1:]] == [cost.processor_h for cost in many[1:]]
-    assert one[0].processor_h > many[0].processor_h  # more of it fits in memory
+    assert [cost.processor_h for cost in one] == [cost.processor_h for cost in many]
     assert one[0].disk_gb > 10 * many[0].disk_gb
     assert one[1] == many[1]  # one process writes the arrays, whatever there is
 

@@ -1,7 +1,7 @@
 """Cost of a run before it starts: processor hours, memory and disk of each stage, and which limit is met first.
 
-The constants are those of the runs of 3 M and 10 M rows in `benchmarks/scale.json`; a test computes them again and
-compares the prediction with the run of 30 M. They hold for the recipe of that benchmark: two rules, two filters,
+The constants are those of the run of 10 M rows in `benchmarks/scale.json`; a test computes them again and compares
+the prediction with the run of 30 M. They hold for the recipe of that benchmark: two rules, two filters,
 windows of days, two histories of 100, ids. Labels and counters about double the time of preparation. Memory is that of
 tables; pages of mapped files come on top, as far as there is room. GPU hours are computed from products of matrices,
 and were not measured.
@@ -19,13 +19,10 @@ from twofold.recipe.train import InBatchSoftmax
 GB: Final = 10**9
 EXAMPLES_A_ROW: Final = 0.2488
 """Positive training events of an event of the log."""
-PREPARE_US: Final = 2.61
-SPILL_US: Final = 0.98
+PREPARE_US: Final = 3.145
 DATASET_US: Final = 0.636
 TRAIN_US: Final = 76.9
-"""Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch.
-`SPILL_US` comes on top for each event beyond what preparation may hold in memory.
-"""
+"""Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch."""
 PREPARE_BYTES: Final = 21.86
 DATASET_BYTES: Final = 74.4
 """Bytes on disk of an event."""
@@ -82,10 +79,9 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     machines = scale.machines  # Spark prepares on all of them, and ranks train on all
     tables_gb = scale.rows * PREPARE_BYTES_IN_MEMORY / GB / machines
     limit_gb = scale.memory_gb / 2  # DuckDB's; Spark is given as much
-    spilled = max(1 - limit_gb / tables_gb, 0.0)
     prepare = StageCost(
         "prepare",
-        scale.rows * (PREPARE_US + SPILL_US * spilled) / 3.6e9,
+        scale.rows * PREPARE_US / 3.6e9,
         PREPARE_GB + min(tables_gb, limit_gb),
         scale.rows * PREPARE_BYTES / GB / machines + max(tables_gb - limit_gb, 0.0),
         machines,
