@@ -13,7 +13,16 @@ ITEMS = 8
 
 
 def reordered(
-    rules, *, creators=None, flags=(), scores=None, vectors=None, k=ITEMS, num_candidates=ITEMS, explain=False
+    rules,
+    *,
+    creators=None,
+    flags=(),
+    scores=None,
+    vectors=None,
+    hours=None,
+    num_candidates=ITEMS,
+    explain=False,
+    k=ITEMS,
 ):
     """Returns the order of items 0 to 7, whose scores fall, and what moved each of them."""
     config = Rerank.model_validate({"num_candidates": num_candidates, "rules": rules})
@@ -23,7 +32,8 @@ def reordered(
     vectors = np.eye(ITEMS, dtype=np.float32) if vectors is None else np.asarray(vectors, np.float32)
     rows = np.arange(ITEMS)[None]
     values = np.linspace(1, 0, ITEMS, dtype=np.float32)[None] if scores is None else np.array([scores], np.float32)
-    candidates = Candidates(rows, values, np.zeros((1, ITEMS), bool), ITEMS)
+    hours = None if hours is None else np.array([hours])
+    candidates = Candidates(rows, values, np.zeros((1, ITEMS), bool), ITEMS, hours)
     found = reorder(config, RuleItems(columns, lambda rows: vectors[rows]), candidates, k, explain=explain)
     return found.positions[0].tolist(), found.moved_by[0].tolist()
 
@@ -70,6 +80,30 @@ def test_a_boost_adds_a_share_of_the_range_of_the_scores_and_ties_keep_the_order
     assert reordered([rule], flags={"x": [4]}, scores=scores)[0] == [0, 4, 1, 2, 3, 5, 6, 7]
     assert reordered([rule], flags={"x": [4]}, scores=[8, 8, 6, 5, 4, 3, 2, 0])[0] == [0, 1, 4, 2, 3, 5, 6, 7]
     assert reordered([rule | {"add": -0.5}], flags={"x": [0]}, scores=scores)[0] == [1, 2, 3, 0, 4, 5, 6, 7]
+
+
+def test_decay_lowers_what_was_met_lately_by_half_as_much_after_each_half_life():
+    rule = {"kind": "decay", "subtract": 0.5, "half_life_hours": 24}
+    scores, never = [8, 7, 6, 5, 4, 3, 2, 0], np.inf
+    assert reordered([rule], scores=scores)[0] == list(range(ITEMS))
+    assert reordered([rule], scores=scores, hours=[never] * ITEMS)[0] == list(range(ITEMS))
+    for hours, place in (
+        (0, 3),
+        (24, 1),
+        (48, 0),
+        (24_000, 0),
+    ):  # its score falls to 4, 6, 7 and 8; ties keep the order
+        order, moved_by = reordered([rule], scores=scores, hours=[hours, *[never] * 7], explain=True)
+        assert order.index(0) == place
+        assert moved_by[place] == (1 if place else 0)
+        assert [item for item in order if item] == list(range(1, ITEMS))
+    assert reordered([rule], scores=scores, hours=[0] * ITEMS)[0] == list(range(ITEMS))
+
+
+def test_decay_and_boost_are_added():
+    rules = [{"kind": "decay", "subtract": 0.5, "half_life_hours": 24}, {"kind": "boost", "when": "x", "add": 0.5}]
+    hours = [0, *[np.inf] * 7]
+    assert reordered(rules, flags={"x": [0]}, scores=[8, 7, 6, 5, 4, 3, 2, 0], hours=hours)[0] == list(range(ITEMS))
 
 
 def test_diversity_is_the_formula_of_the_paper():

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from twofold.ragged import chunks
-from twofold.recipe.rerank import Boost, Diversity, Limit, Pin, Quota, Rerank, RerankRule
-from twofold.rule_counts import LimitCounts, QuotaCounts
+from twofold.recipe.rerank import Boost, Decay, Diversity, Limit, Pin, Quota, Rerank, RerankRule
+from twofold.rule_counts import LimitCounts, Meetings, QuotaCounts
 from twofold.topk import NOT_ALLOWED, packed_keys, tie_order
 
 CHUNK_USERS: Final = 64  # lists reordered at a time: their vectors take 13 MB with 200 candidates of 256 dimensions
@@ -52,10 +52,17 @@ class Candidates:
     is_guaranteed: Bool[np.ndarray, "queries k"]
     """Whether an item may be placed wherever it ranks, because a quota or a pin asks for it."""
     num_ranked: int
+    hours_since: Float64[np.ndarray, "queries k"] | None = None
+    """Hours since the user met the item, as in `Meetings`; `None` means that no rule reads them."""
 
     def part(self, users: slice) -> "Candidates":
         """Returns the candidates of some lists."""
-        return Candidates(self.item_rows[users], self.scores[users], self.is_guaranteed[users], self.num_ranked)
+        hours = None if self.hours_since is None else self.hours_since[users]
+        return Candidates(self.item_rows[users], self.scores[users], self.is_guaranteed[users], self.num_ranked, hours)
+
+    def with_meetings(self, met: Meetings | None) -> "Candidates":
+        """Adds the hours since the user met each item; `None` means that no rule reads them."""
+        return self if met is None else replace(self, hours_since=met.hours_since(self.item_rows))
 
     def take(self, positions: Int64[np.ndarray, "queries k"]) -> "Candidates":
         """Returns the candidates in another order, the first of which are the ranking's."""
@@ -179,6 +186,9 @@ class _Greedy:
                 flags = columns.flags[rule.when][rows]
                 self._worth += rule.add * flags
                 self.moved_by |= flags.astype(np.int64) << number
+            elif isinstance(rule, Decay) and candidates.hours_since is not None:  # else nothing was met
+                self._worth -= rule.subtract * np.exp2(-candidates.hours_since / rule.half_life_hours)
+                self.moved_by |= np.isfinite(candidates.hours_since).astype(np.int64) << number
         self._limits = [
             (n, LimitCounts(r, columns.values[r.column][rows])) for n, r in numbered if isinstance(r, Limit)
         ]

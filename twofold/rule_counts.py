@@ -1,9 +1,38 @@
-"""Counts of the items that were placed into lists, for the rules that limit or require a number of them."""
+"""Inputs of rules: counts of the items that were placed into lists, and when users met items."""
+
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float64, Int32, Int64
 
+from twofold.ragged import Ragged
 from twofold.recipe.rerank import Limit, Quota
+from twofold.tables import HOUR_MS
+
+
+@dataclass(frozen=True)
+class Meetings:
+    """Events of each query's user before the request."""
+
+    rows: Ragged
+    """Item rows of each user, in any order."""
+    at: Int64[np.ndarray, "length"]
+    """Time of each event, UTC ms."""
+    query_at: Int64[np.ndarray, "queries"]
+    """Time of each request, UTC ms."""
+
+    def hours_since(self, item_rows: Int64[np.ndarray, "queries k"]) -> Float64[np.ndarray, "queries k"]:
+        """Returns the hours from the last event of each item to the request; infinity where there is no event."""
+        width = int(max(self.rows.values.max(initial=0), item_rows.max(initial=0))) + 2
+        keys = self.rows.lines * width + self.rows.values
+        order = np.lexsort((self.at, keys))
+        wanted = np.arange(len(item_rows))[:, None] * width + np.maximum(item_rows, 0)
+        last = np.searchsorted(keys, wanted, side="right", sorter=order) - 1
+        if not len(keys):
+            return np.full(item_rows.shape, np.inf)
+        event = order[np.maximum(last, 0)]
+        is_met = (last >= 0) & (keys[event] == wanted) & (item_rows >= 0)
+        return np.asarray(np.where(is_met, (self.query_at[:, None] - self.at[event]) / HOUR_MS, np.inf))
 
 
 class LimitCounts:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32, Int32, Int64, Integer, Shaped
 
 from twofold.dataset.npy import map_array
 from twofold.ragged import Ragged
+from twofold.rule_counts import Meetings
 
 SECOND_MS: Final = 1000
 
@@ -58,9 +59,20 @@ class Histories:
         self, user_rows: Int64[np.ndarray, "queries"], counts: Int64[np.ndarray, "queries"]
     ) -> tuple[Int32[np.ndarray, "_"], Int64[np.ndarray, "queries+1"]]:
         """Returns each user's first `counts` item rows, one user after another, and the offsets of the users."""
+        positions, offsets = self._positions(user_rows, counts)
+        return self.item_rows[positions], offsets
+
+    def _positions(
+        self, user_rows: Int64[np.ndarray, "queries"], counts: Int64[np.ndarray, "queries"]
+    ) -> tuple[Int64[np.ndarray, "_"], Int64[np.ndarray, "queries+1"]]:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         shift = np.repeat(self.offsets[user_rows] - offsets[:-1], counts)
-        return self.item_rows[np.arange(offsets[-1]) + shift], offsets
+        return np.arange(offsets[-1]) + shift, offsets
+
+    def meetings(self, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]) -> Meetings:
+        """Returns each user's events strictly before `at`."""
+        positions, offsets = self._positions(user_rows, self.before(user_rows, at))
+        return Meetings(Ragged(self.item_rows[positions], offsets), self.at[positions], at)
 
     def save(self, folder: Path, name: str) -> None:
         """Writes three arrays that `load_histories` maps."""

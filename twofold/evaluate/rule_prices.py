@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.candidate_sources import MergedCandidates
+from twofold.dataset.histories import Histories
 from twofold.evaluate.metrics import ranking_metrics
 from twofold.evaluate.scores import TwoStages, find_best, find_candidates
 from twofold.evaluate.significance import Estimate, estimates_of
@@ -77,6 +78,8 @@ class RuleInputs:
     allowed: Bool[np.ndarray, "items"]
     unblocked: Bool[np.ndarray, "items"]
     is_new: Bool[np.ndarray, "items"] | None = None
+    events: Histories | None = None
+    """Events of all users; `None` means that no rule reads when a user met an item."""
 
 
 def lists_by_rules(
@@ -95,9 +98,10 @@ def lists_by_rules(
     """
     lists = {name: np.full((len(users), k), -1) for name in variants}
     for part in chunks(len(users), CHUNK_USERS):
-        candidates_of = _candidate_search(window, scores, rules, users[part], k=k)
+        candidates_of, own = _candidate_search(window, scores, rules, users[part], k=k), users[part]
+        met = None if rules.events is None else rules.events.meetings(window.user_rows[own], window.query_at[own])
         for name, chosen in variants.items():
-            candidates = candidates_of(chosen)
+            candidates = candidates_of(chosen).with_meetings(met)
             config = rules.config.model_copy(update={"rules": chosen})
             if chosen:
                 positions = reorder(config, rules.items, candidates, k).positions

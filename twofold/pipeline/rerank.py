@@ -57,6 +57,7 @@ def rule_inputs(recipe: Recipe, items: pa.Table, model: Model, arrays: Dataset, 
         RuleItems(columns, lambda rows: vectors[rows]),
         all_items if where is None else where.allowed,
         all_items if unblocked is None else unblocked.allowed,
+        events=arrays.events if recipe.rerank.reads_meetings else None,
     )
 
 

@@ -170,13 +170,32 @@ class Block(Section):
         return self
 
 
-RerankRule = Annotated[Limit | Boost | Quota | Diversity | Pin | Block, Field(discriminator="kind")]
+class Decay(Section):
+    """Reduction of the score of items that the user has met in any event, which halves with time. Lists must hold such
+    items: `index.include_seen: true`.
+    """
+
+    kind: Literal["decay"]
+    subtract: float = Field(gt=0, le=10)
+    """Reduction for an item that was met just now, where 1 is the distance from the score of the last candidate to that
+    of the first.
+    """
+    half_life_hours: float = Field(gt=0, le=87_600)
+    """Hours after which half of the reduction is left."""
+
+    @property
+    def name(self) -> str:
+        """Name of the rule in the report and in explained replies."""
+        return f"decay {self.subtract:g}, half in {self.half_life_hours:g} h"
+
+
+RerankRule = Annotated[Limit | Boost | Quota | Diversity | Pin | Block | Decay, Field(discriminator="kind")]
 
 
 class Rerank(Section):
     """Rules after ranking. The report has the price of each, and the service returns the lists that the report
-    evaluates. Pins come before quotas, quotas before limits, and these before boosts and diversity; ties keep the order
-    of the ranking.
+    evaluates. Pins come before quotas, quotas before limits, and these before boosts, decay and diversity; ties keep
+    the order of the ranking.
     """
 
     num_candidates: int = Field(default=200, ge=2, le=1000)
@@ -213,8 +232,15 @@ class Rerank(Section):
                     f"rules.{number}: {reach} is {getattr(rule, reach)}, and num_candidates is {self.num_candidates}: "
                     f"only so many places are reordered. Raise num_candidates, or lower {reach}"
                 )
+        if sum(isinstance(rule, Decay) for rule in self.rules) > 1:
+            raise ValueError("rules: there are two of kind decay, and an item has one reduction. Delete one of them")
         _check_places(self.rules)
         return self
+
+    @property
+    def reads_meetings(self) -> bool:
+        """Whether a rule reads when the user met an item."""
+        return any(isinstance(rule, Decay) for rule in self.rules)
 
 
 def _check_places(rules: Sequence[RerankRule]) -> None:

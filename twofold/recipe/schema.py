@@ -58,7 +58,9 @@ class Recipe(Section):
     ranker: Mlp | None = None
     """Second stage: re-ranks the best candidates of the retriever. `null` means retrieval only."""
     rerank: Rerank | None = None
-    """Rules after ranking: limits, quotas, boosts, diversity, pinned and blocked items. `null` means none."""
+    """Rules after ranking: limits, quotas, boosts, decay of repeats, diversity, pinned and blocked items. `null` means
+    none.
+    """
     index: Index = Index()
     """Items that may be recommended."""
     recommend_k: int = Field(default=50, ge=1, le=1000)
@@ -143,6 +145,16 @@ class Recipe(Section):
                     f"ranker.candidates.sources.{number}: item_knn reads the last {source.last_likes} likes, and the "
                     f"longest history of positives in features.user has {longest}. Lower last_likes, or add {{kind: "
                     f"history, events: positives, max_length: {source.last_likes}}}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _decay_has_repeats(self) -> Recipe:
+        for number, rule in enumerate(self.rerank.rules if self.rerank else ()):
+            if rule.kind == "decay" and not self.index.include_seen:
+                raise ValueError(
+                    f"rerank.rules.{number}: decay lowers items that the user has met, and the lists hold none of "
+                    f"these. Write index: {{include_seen: true}}, or delete the rule"
                 )
         return self
 

@@ -108,6 +108,11 @@ class Bundle:
     sources: CandidateSources | None = None
     """Sources of candidates beside the retriever; `None` means that the recipe has none."""
 
+    @property
+    def reads_meetings(self) -> bool:
+        """Whether a rule reads when a user met an item."""
+        return self.rules is not None and self.rules.config.reads_meetings
+
     def excludes_seen(self, requested: bool | None) -> bool:
         """Returns whether a list excludes seen items: as requested, else as the recipe says."""
         return not self.include_seen if requested is None else requested

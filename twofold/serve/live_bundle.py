@@ -1,7 +1,7 @@
 """A bundle in service, with its popularity counts and live items; tried with one request when it is opened."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from twofold.serve.bundle import Bundle, BundleRules, content_digest, file_facts
 from twofold.serve.item_attributes import EncodedAttributes
 from twofold.serve.item_updates import LiveItems
 from twofold.serve.two_stage import RankedItems, encode_users, retrieve_and_rank
-from twofold.serve.user_state import UserState, queries_of, user_state_of
+from twofold.serve.user_state import UserState, meetings_of, queries_of, user_state_of
 from twofold.tables import DAY_MS
 
 RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)
@@ -159,5 +159,5 @@ def nearest(
 ) -> RankedItems:
     """Returns the k best items of each user by the model."""
     bundle = live_bundle.bundle
-    users = encode_users(bundle, queries_of(bundle, states))
+    users = replace(encode_users(bundle, queries_of(bundle, states)), met=meetings_of(bundle, states))
     return retrieve_and_rank(bundle, users, k, allowed=allowed, excluded=excluded)

@@ -1,7 +1,7 @@
 """Recommendations as Arrow tables, from a bundle without HTTP, torch or a SQL engine: NumPy, FAISS and ONNX Runtime."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from twofold.errors import RequestError
 from twofold.index.item_mask import ItemMask, from_rows
 from twofold.progress import progress_bar
 from twofold.ragged import Ragged, chunks
+from twofold.rule_counts import Meetings
 from twofold.run_folder import atomic_file
 from twofold.serve.bundle import Bundle, open_bundle
 from twofold.serve.two_stage import EncodedUsers, RankedItems, encode_users, retrieve_and_rank
@@ -91,10 +92,12 @@ class Recommender:
             negatives=(negative_rows[None] + 1).astype(np.int32),
         )
         is_excluded = self.bundle.excludes_seen(exclude_seen)
-        seen = np.concatenate([positives, negative_rows]) if is_excluded else np.empty(0, np.int64)
+        seen = np.concatenate([positives, negative_rows])
+        met = Meetings(Ragged(seen, np.array([0, len(seen)])), np.full(len(seen), queries.at[0]), queries.at)
+        seen = seen[: len(seen) * is_excluded]
         ranked = retrieve_and_rank(
             self.bundle,
-            encode_users(self.bundle, queries),
+            replace(encode_users(self.bundle, queries), met=met if self.bundle.reads_meetings else None),
             _at_most_items(self.bundle, k),
             allowed=_allowed(self.bundle, None, where),
             excluded=Ragged(seen, np.array([0, len(seen)])),
@@ -175,9 +178,10 @@ def _recommend_chunks(
         rows = user_rows[chunk]
         timestamps = np.full(len(rows), bundle.as_of if at is None else at)
         num_seen = bundle.events.before(rows, timestamps) if exclude_seen else np.zeros(len(rows), np.int64)
+        met = bundle.events.meetings(rows, timestamps) if bundle.reads_meetings else None
         ranked = retrieve_and_rank(
             bundle,
-            _encode_log_users(bundle, rows, timestamps),
+            replace(_encode_log_users(bundle, rows, timestamps), met=met),
             _at_most_items(bundle, k),
             allowed=allowed,
             excluded=Ragged(*bundle.events.slices(rows, num_seen)),

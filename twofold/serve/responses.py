@@ -36,7 +36,7 @@ from twofold.serve.two_stage import (
     rank,
     source_queries,
 )
-from twofold.serve.user_state import UserState, queries_of
+from twofold.serve.user_state import UserState, meetings_of, queries_of
 from twofold.serve.vector_tables import most_similar_positives
 from twofold.topk import top_k
 
@@ -151,7 +151,8 @@ def _lists_by_model(requests: list[ListRequest], metrics: ServiceMetrics) -> lis
         found = find_candidates(bundle, find, first.k, users=users, queries=queries)
     with metrics.time_stage("rank") if bundle.ranker is not None or rules is not None else nullcontext():
         is_explained = any(request.options.explain for request in requests)
-        ranked = apply_rules(rules, rank(bundle, users, found), first.k, explain=is_explained)
+        met = meetings_of(bundle, [request.state for request in requests])
+        ranked = apply_rules(rules, rank(bundle, users, found), first.k, met=met, explain=is_explained)
         return ranked_lists(ranked, rules, () if bundle.sources is None else bundle.sources.names)
 
 

@@ -22,6 +22,7 @@ from twofold.index.score_kinds import items_as_products, pair_scores, queries_as
 from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged, chunks
 from twofold.reranking import Candidates, guaranteed, merge_stages, reorder, with_guaranteed
+from twofold.rule_counts import Meetings
 from twofold.serve.bundle import Bundle, BundleRules
 from twofold.serve.onnx_models import Ranker
 from twofold.topk import NOT_ALLOWED, Additions
@@ -39,6 +40,8 @@ class EncodedUsers:
     """Additions to the scores of items that the users met before; `None` means none."""
     likes: Int32[np.ndarray, "batch length"] | None = None
     """Newest positives, as in `SourceQueries`; `None` means that no source of candidates reads them."""
+    met: Meetings | None = None
+    """Events of the users; `None` means that no rule reads them."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def retrieve_and_rank(
         return search(bundle.index, users.vectors, k, allowed=mask, excluded=excluded, added=users.repeats)
 
     found = find_candidates(bundle, find, k, users=users, queries=source_queries(users, allowed, excluded))
-    return apply_rules(bundle.rules, rank(bundle, users, found), k)
+    return apply_rules(bundle.rules, rank(bundle, users, found), k, met=users.met)
 
 
 def source_queries(
@@ -219,9 +222,11 @@ def _ranker_scores(
     return scores
 
 
-def apply_rules(rules: BundleRules | None, ranking: Ranking, k: int, *, explain: bool = False) -> RankedItems:
+def apply_rules(
+    rules: BundleRules | None, ranking: Ranking, k: int, *, met: Meetings | None = None, explain: bool = False
+) -> RankedItems:
     """Returns the first k items of each user, in the order of the rules if there are any."""
-    candidates, retrieved = ranking.candidates, ranking.retrieved
+    candidates, retrieved = ranking.candidates.with_meetings(met), ranking.retrieved
     if rules is None:
         kept = None if retrieved is None else (retrieved[0][:, :k], retrieved[1][:, :k])
         rows, listed_by = candidates.item_rows[:, :k], ranking.listed_by

@@ -10,6 +10,8 @@ from twofold.dataset.histories import Histories
 from twofold.dataset.tower_inputs import Queries
 from twofold.dataset.vocabulary import UNKNOWN, Ids
 from twofold.index.live import Snapshot
+from twofold.ragged import Ragged
+from twofold.rule_counts import Meetings
 from twofold.serve.bundle import Bundle
 from twofold.serve.event_store import LiveEvent
 
@@ -29,6 +31,7 @@ class UserState(NamedTuple):
     seen: Integer[np.ndarray, "_"]
     positives_at: Int64[np.ndarray, "_"]
     negatives_at: Int64[np.ndarray, "_"]
+    seen_at: Int64[np.ndarray, "_"]
 
     @property
     def is_blank(self) -> bool:
@@ -56,8 +59,8 @@ def user_state_of(
     if not live_events:
         positives, positives_at = _logged(bundle.positives, user_row, at)
         negatives, negatives_at = _logged(bundle.negatives, user_row, at)
-        seen, _ = _logged(bundle.events, user_row, at)
-        return UserState(user_row, at, positives, negatives, seen, positives_at, negatives_at)
+        seen, seen_at = _logged(bundle.events, user_row, at)
+        return UserState(user_row, at, positives, negatives, seen, positives_at, negatives_at, seen_at)
     rows = (items or bundle.items).rows_of([event.item_id for event in live_events])
     known = [
         (row, event) for row, event in zip(rows.tolist(), live_events, strict=True) if row != UNKNOWN and event.at < at
@@ -67,8 +70,8 @@ def user_state_of(
         _merge(history, user_row, at, [(row, event.at) for row, event in readable if event.kind == kind])
         for history, kind in ((bundle.positives, "positive"), (bundle.negatives, "negative"))
     )
-    seen, _ = _merge(bundle.events, user_row, at, [(row, event.at) for row, event in known])
-    return UserState(user_row, at, positives, negatives, seen, positives_at, negatives_at)
+    seen, seen_at = _merge(bundle.events, user_row, at, [(row, event.at) for row, event in known])
+    return UserState(user_row, at, positives, negatives, seen, positives_at, negatives_at, seen_at)
 
 
 def user_state_from_history(
@@ -83,8 +86,8 @@ def user_state_from_history(
     seen, num_readable = np.concatenate([known_positives, known_negatives]), len(bundle.items)
     num_unknown = len(positive_rows) + len(negative_rows) - len(seen)
     positives, negatives = (rows[rows < num_readable] for rows in (known_positives, known_negatives))
-    positives_at, negatives_at = np.full(len(positives), at), np.full(len(negatives), at)
-    return UserState(UNKNOWN, at, positives, negatives, seen, positives_at, negatives_at), num_unknown
+    positives_at, negatives_at, seen_at = (np.full(len(rows), at) for rows in (positives, negatives, seen))
+    return UserState(UNKNOWN, at, positives, negatives, seen, positives_at, negatives_at, seen_at), num_unknown
 
 
 def _logged(history: Histories, user_row: int, at: int) -> tuple[Integer[np.ndarray, "_"], Int64[np.ndarray, "_"]]:
@@ -129,6 +132,15 @@ def queries_of(bundle: Bundle, states: Sequence[UserState]) -> Queries:
         positives_at=None if positives_at is None else _newest(positives_at, num_positives, np.int64),
         negatives_at=None if negatives_at is None else _newest(negatives_at, num_negatives, np.int64),
     )
+
+
+def meetings_of(bundle: Bundle, states: Sequence[UserState]) -> Meetings | None:
+    """Returns the events of users before their requests; `None` means that no rule reads them."""
+    if not bundle.reads_meetings:
+        return None
+    rows = Ragged(np.concatenate([each.seen for each in states]), np.cumsum([0, *(len(each.seen) for each in states)]))
+    times = np.concatenate([each.seen_at for each in states])
+    return Meetings(rows, times, np.array([each.at for each in states]))
 
 
 def _newest(
