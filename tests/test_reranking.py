@@ -32,7 +32,7 @@ def reordered(
     vectors = np.eye(ITEMS, dtype=np.float32) if vectors is None else np.asarray(vectors, np.float32)
     rows = np.arange(ITEMS)[None]
     values = np.linspace(1, 0, ITEMS, dtype=np.float32)[None] if scores is None else np.array([scores], np.float32)
-    hours = None if hours is None else np.array([hours])
+    hours = None if hours is None else np.array([hours], float)
     candidates = Candidates(rows, values, np.zeros((1, ITEMS), bool), ITEMS, hours)
     found = reorder(config, RuleItems(columns, lambda rows: vectors[rows]), candidates, k, explain=explain)
     return found.positions[0].tolist(), found.moved_by[0].tolist()

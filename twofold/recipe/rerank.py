@@ -239,7 +239,7 @@ class Rerank(Section):
 
     @property
     def reads_meetings(self) -> bool:
-        """Whether a rule reads when the user met an item."""
+        """Returns whether a rule reads when the user met an item."""
         return any(isinstance(rule, Decay) for rule in self.rules)
 
 

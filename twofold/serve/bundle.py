@@ -110,7 +110,7 @@ class Bundle:
 
     @property
     def reads_meetings(self) -> bool:
-        """Whether a rule reads when a user met an item."""
+        """Returns whether a rule reads when a user met an item."""
         return self.rules is not None and self.rules.config.reads_meetings
 
     def excludes_seen(self, requested: bool | None) -> bool:
