@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests import worlds
 from twofold.cli import main as cli
 from twofold.recipe.load import dump_recipe
 
@@ -171,6 +172,24 @@ def test_runs_of_an_empty_place_says_how_one_is_made(call, tmp_path):
     code, out, _ = call("runs", "--runs", tmp_path)
     assert code == 0
     assert "holds no run yet: `twofold run RECIPE` makes one, and --runs names another folder" in out
+
+
+def test_prepare_names_the_next_command_and_a_failed_one_is_no_run(call, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(worlds.checkerboard(tmp_path / "log")), encoding="utf-8")
+    runs = tmp_path / "runs"
+    code, _, err = call("prepare", path, "--runs", runs, "--set", "prepare.positive='a' = 'b'")
+    assert (code, "Error" in err) == (2, True), err
+    assert "holds no run yet" in call("runs", "--runs", runs)[1]
+    code, out, _ = call("prepare", path, "--runs", runs, "--run", "mine", "--set", "train.epochs=2")
+    assert (code, f"next twofold run {path} --set train.epochs=2 --runs {runs} --run mine" in out) == (0, True), out
+    assert "mine" in call("runs", "--runs", runs)[1]
+
+
+@pytest.mark.parametrize("k", [0, 1001])
+def test_the_length_of_a_list_has_bounds_in_words(call, tmp_path, k):
+    code, _, err = call("recommend", tmp_path, "--user", 1, "-k", k)
+    assert (code, f"-k {k}: a list has 1 to 1000 items. Write a number between them." in err) == (2, True), err
 
 
 def test_recommend_wants_to_know_for_whom(call, tmp_path):

@@ -19,7 +19,7 @@ from twofold.evaluate.significance import mean_intervals
 from twofold.evaluate.window import DayBounds, PerUser, evaluation_window
 from twofold.page.run_page import write_run_page
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.job import report_of
+from twofold.pipeline.job import claim_folder, report_of
 from twofold.run_folder import locked
 from twofold.tables import DAY_MS
 
@@ -144,7 +144,7 @@ def test_a_run_judges_every_day_and_the_peers_of_a_later_day_know_the_earlier_on
     recipe = recipe_of(tmp_path / "log", windows=["2024-01-06", "2024-01-07"])
     job = pipeline.Job(recipe, tmp_path / "run")
     with locked(job.folder):
-        pipeline.claim_folder(job, overwrite=False)
+        claim_folder(job, overwrite=False)
         pipeline.evaluate(job, *pipeline.up_to_training(job))
     report = report_of(job.folder)
     assert report.question.dates == "2024-01-06 to 2024-01-07"
@@ -163,7 +163,7 @@ def test_a_run_judges_every_day_and_the_peers_of_a_later_day_know_the_earlier_on
     parts["prepare"]["split"]["test"] |= {"first": "2024-01-07"}
     alone = pipeline.Job(type(recipe).model_validate(parts), tmp_path / "alone")
     with locked(alone.folder):
-        pipeline.claim_folder(alone, overwrite=False)
+        claim_folder(alone, overwrite=False)
         pipeline.evaluate(alone, *pipeline.up_to_training(alone))
     rows = {row.name: row for row in report_of(alone.folder).catalogue.rows}
     for row in second.rows:

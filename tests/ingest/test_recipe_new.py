@@ -65,6 +65,60 @@ def test_a_rule_that_reads_no_column_or_finds_nothing_is_refused_before_a_recipe
     assert not (tmp_path / "r.yaml").exists()
 
 
+def small_log(path: Path) -> Path:
+    """Writes a log of user, item and time; its ending names the format."""
+    key = keys()
+    return write(path, {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"]})
+
+
+def test_a_misspelt_file_is_answered_with_the_nearest_name(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    log = small_log(tmp_path / "events.csv")
+    for given, message in (
+        (tmp_path / "evnts.csv", "nearest: events.csv; a path is relative to "),
+        (tmp_path / "x.csv", "its folder holds events.csv; a path is relative to "),
+        (tmp_path / "mine" / "events.csv", f"there is no folder {tmp_path / 'mine'} either; "),
+    ):
+        for arguments in (("--log", given), ("--log", log, "--items", given)):
+            code, _, error = call(*arguments, "--out", tmp_path / "r.yaml")
+            assert (code, f"{arguments[-2]}: there is no file {given} ({message}" in error) == (2, True), error
+
+
+def test_more_days_to_test_than_the_log_has_are_refused(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    log = small_log(tmp_path / "log.parquet")
+    code, _, error = call("--log", log, "--out", tmp_path / "r.yaml", "--test-days", 500)
+    message = "and 500 to test and as many to validate leave none to train on. Write at most "
+    assert (code, message in error) == (2, True), error
+    most = int(error.partition("Write at most ")[2].partition(".")[0])
+    assert call("--log", log, "--out", tmp_path / "r.yaml", "--test-days", most + 1)[0] == 2
+    assert not (tmp_path / "r.yaml").exists()
+    assert call("--log", log, "--out", tmp_path / "r.yaml", "--test-days", most)[0] == 0
+
+
+@pytest.mark.parametrize("delimiter", ["~", "::"])
+def test_a_delimiter_that_is_not_recognized_is_named_with_a_statement_that_works(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, delimiter: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = small_log(tmp_path / "log.csv")
+    log.write_text(log.read_text().replace(",", delimiter))
+    code, _, error = call("--log", log)
+    assert (code, f"separated by {delimiter!r}; commas, semicolons, tabs and | are recognized" in error) == (2, True)
+    exec(next(line.strip() for line in error.splitlines() if "import duckdb" in line), {})
+    assert call("--log", "log.parquet")[0] == 0
+
+
+def test_drafts_of_one_log_have_names_of_their_own(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    log = small_log(tmp_path / "events.csv")
+    for out in ("recipe.yaml", "purchases.yaml"):
+        assert call("--log", log, "--out", tmp_path / out)[0] == 0
+    assert load_recipe(tmp_path / "recipe.yaml").name == "events"
+    assert load_recipe(tmp_path / "purchases.yaml").name == "purchases"
+
+
 def test_a_folder_is_no_recipe(tmp_path: Path, short_video: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     code, _, error = call("--log", short_video, "--out", tmp_path, "--overwrite")
     assert (code, f"--out {tmp_path} is a folder. Name a file in it, such as {tmp_path}/recipe.yaml." in error) == (

@@ -20,7 +20,7 @@ from twofold.evaluate.baselines import popularity, positives_before
 from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.window import evaluation_window
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.job import reopen, report_of
+from twofold.pipeline.job import claim_folder, reopen, report_of
 from twofold.recipe.index import Index
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.run_folder import find_stage
@@ -66,7 +66,7 @@ def test_the_served_vector_answers_as_the_judged_one(checkerboard, solved):
 
 def test_the_leak_gives_no_profit(leak, tmp_path):
     job = pipeline.Job(leak, tmp_path)
-    pipeline.claim_folder(job, overwrite=False)
+    claim_folder(job, overwrite=False)
     pipeline.evaluate(job, *pipeline.up_to_training(job))
     # All users share one coin an item, so chance spreads as the AUC of 150 against 150 items does:
     # its standard deviation is sqrt((150 + 150 + 1) / (12 · 150 · 150)) = .033.

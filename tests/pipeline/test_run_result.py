@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.job import report_of
+from twofold.pipeline.job import claim_folder, report_of
 from twofold.pipeline.run_result import RunResult
 from twofold.prepare.frames import with_tables
 from twofold.recipe.schema import Recipe
@@ -15,8 +15,8 @@ from twofold.run_folder import find_stage, locked
 def test_a_run_that_failed_before_its_first_stage_claims_no_folder(checkerboard: Recipe, tmp_path: Path) -> None:
     typo = checkerboard.model_copy(update={"about": "a typo"})
     with locked(tmp_path / "run"):
-        pipeline.claim_folder(pipeline.Job(typo, tmp_path / "run"), overwrite=False)
-        pipeline.claim_folder(pipeline.Job(checkerboard, tmp_path / "run"), overwrite=False)
+        claim_folder(pipeline.Job(typo, tmp_path / "run"), overwrite=False)
+        claim_folder(pipeline.Job(checkerboard, tmp_path / "run"), overwrite=False)
 
 
 def test_a_run_has_numbers_and_tables(solved: RunResult, checkerboard: Recipe) -> None:
@@ -34,6 +34,6 @@ def test_tables_in_memory_are_those_of_a_run(solved: RunResult, checkerboard: Re
     events = pq.read_table(checkerboard.data.events).to_pandas()
     job = pipeline.Job(with_tables(checkerboard, {"events": events}, tmp_path / "tables"), tmp_path / "run")
     with locked(job.folder):
-        pipeline.claim_folder(job, overwrite=False)
+        claim_folder(job, overwrite=False)
         prepared = pipeline.prepare(job)
     assert prepared.facts["splits"] == find_stage(solved.folder, "prepare").facts["splits"]

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,6 +174,22 @@ def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
     assert load_recipe(path).retriever.dim == 32
 
 
+@pytest.mark.parametrize("rule", ["\"x\" = 'buy'", "'buy' = x", "x = 'a: b'", "x = 'buy' OR \"y z\" > 1"])
+def test_a_rule_with_quotation_marks_needs_no_others(tmp_path: Path, rule: str) -> None:
+    path = write(tmp_path / "r.yaml", ASKED)
+    assert load_recipe(path, overrides=[f"prepare.positive={rule}"]).prepare.positive == rule
+
+
+def test_a_rule_that_yaml_cannot_read_is_shown_in_quotation_marks(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    for value in ("'buy' = event", "event: buy"):
+        path.write_text(f"name: x\nprepare:\n  positive: {value}\n", encoding="utf-8")
+        said = refusal(path)
+        assert "line 3" in said and "write it in quotation marks, its own ones doubled: positive: " in said
+        mended = said.partition("doubled: ")[2]
+        assert yaml.safe_load(mended) == {"positive": value}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -185,7 +202,7 @@ def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
         ("features.user.2.max_length=3", r"features.user has no element 2 — it has 2, counted from 0"),
         ("features.user.max_length=3", r"features.user has no element max_length"),
         ("name.x=3", r"name is 'tiny', which has no field x"),
-        ("retriever.hidden=[1", r"--set retriever.hidden=\[1, line \d, column \d+: "),
+        ("retriever.hidden=[1", r"--set retriever.hidden=\[1: its value begins as a list or mapping .* every bracket"),
         ("prepare.positive=EXISTS (SELECT 1)", r"prepare.positive: A query cannot be part"),
     ],
 )

@@ -265,7 +265,10 @@ def test_a_service_that_cannot_start_gives_one_message(run: Path, tmp_path: Path
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(RequestError, match=rf"cannot listen on 127.0.0.1:{port}: .*in use.*--host and --port"):
-            serve(ServeOptions(run, str(tmp_path / "histories.db"), port=port))
+            serve(ServeOptions(run, str(tmp_path / "histories.db"), port=port), on_listening=pytest.fail)
+        command = [sys.executable, "-m", "twofold", "serve", "--port", f"{port}", str(run)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stdout) == (2, ""), "an address at which nothing answers"
     command = [sys.executable, "-m", "twofold", "serve", "--port", "0"]
     for folder, says in ((tmp_path / "nowhere", "there is no run folder"), (tmp_path, "no complete index/ stage")):
         done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False, timeout=120)

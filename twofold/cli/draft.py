@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from twofold.ingest.inspect_log import Answers, LogProfile
 
 
-_Log = Annotated[Path, typer.Option("--log", exists=True, help="Your log: Parquet, CSV or JSON; a file or a folder.")]
-_Items = Annotated[Path | None, typer.Option("--items", exists=True, help="Table of item attributes.")]
-_Users = Annotated[Path | None, typer.Option("--users", exists=True, help="Table of user attributes.")]
+DEFAULT_OUT: Final = "recipe.yaml"
+"""File for a recipe that is named after its log; another file gives the recipe its own name."""
+_Log = Annotated[Path, typer.Option("--log", help="Your log: Parquet, CSV or JSON; a file or a folder.")]
+_Items = Annotated[Path | None, typer.Option("--items", help="Table of item attributes.")]
+_Users = Annotated[Path | None, typer.Option("--users", help="Table of user attributes.")]
 _User = Annotated[str | None, typer.Option("--user", help="Name of the log's user column, if it is not recognized.")]
 _Item = Annotated[str | None, typer.Option("--item", help="Name of the log's item column.")]
 _Time = Annotated[str | None, typer.Option("--time", help="Name of the log's time column.")]
@@ -46,7 +48,7 @@ _Repeats = Annotated[
 _TestDays = Annotated[
     int | None, typer.Option("--test-days", min=1, help="Number of days to test; as many before them validate.")
 ]
-_Out = Annotated[Path, typer.Option("--out", help="File for the recipe; - prints it.")]
+_Out = Annotated[Path, typer.Option("--out", help="File for the recipe, and so the name of its runs; - prints it.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Take all guesses; ask nothing on a terminal.")]
 
@@ -64,7 +66,7 @@ def new(
     weights: _Weights = None,
     repeats: _Repeats = None,
     test_days: _TestDays = None,
-    out: _Out = Path("recipe.yaml"),
+    out: _Out = Path(DEFAULT_OUT),
     overwrite: _Overwrite = False,
     yes: _Yes = False,
 ) -> None:
@@ -134,7 +136,7 @@ def _write(seen: "LogProfile", log: Path, out: Path | None) -> None:
         check_draft(text, Path(gettempdir()))
         print(text, end="")
     else:
-        save_draft(seen, out, name=recipe_name(log))
+        save_draft(seen, out, name=recipe_name(log if out.name == DEFAULT_OUT else out))
 
 
 def ask_questions(seen: "LogProfile") -> tuple["Answers", dict[str, float] | None]:

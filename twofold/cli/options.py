@@ -74,16 +74,6 @@ def job_of(recipe: Path, settings: list[str], runs: Path, name: str | None) -> "
 
 
 @contextmanager
-def claimed(job: "Job", *, overwrite: bool) -> Iterator[None]:
-    """Locks and claims the job's run folder while the block runs."""
-    from twofold.pipeline.job import claim_folder
-
-    with locked(job.folder):
-        claim_folder(job, overwrite=overwrite)
-        yield
-
-
-@contextmanager
 def reopened(run_folder: Path) -> Iterator["Job"]:
     """Locks a run folder while the block runs, and gives the block its job."""
     from twofold.pipeline.job import reopen

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -30,13 +30,23 @@ class Database(StrEnum):
     qdrant = "qdrant"
 
 
+MAX_K: Final = 1000
+"""Largest number of items of a list, as in the service."""
+
+
+def _checked_k(k: int) -> int:
+    if not 1 <= k <= MAX_K:
+        raise RequestError(f"-k {k}: a list has 1 to {MAX_K} items. Write a number between them.")
+    return k
+
+
 def recommend(
     run_folder: RunFolder,
     user: Annotated[list[str] | None, typer.Option("--user", help="Id of a user of the log. Repeatable.")] = None,
     history: Annotated[
         str | None, typer.Option(help="Items that a user outside the log liked, oldest first: 12,34,56.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="Number of items per user.")] = 20,
+    k: Annotated[int, typer.Option("-k", callback=_checked_k, help="Number of items per user, 1 to 1000.")] = 20,
     where: Annotated[str | None, typer.Option(help="Only items for which this is true: length_s < 60.")] = None,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Include items the user has seen.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one line per item.")] = False,
@@ -58,10 +68,19 @@ def recommend(
         return
     table = Table(*answer.column_names)
     for row in answer.to_pylist():
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(_shown_score(value) if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
     as_of = int(answer.schema.metadata[b"at"])
     print(f"as of {datetime.fromtimestamp(as_of / 1000, UTC):%Y-%m-%d %H:%M} UTC; the service answers as of now")
+
+
+def _shown_score(score: float) -> str:
+    """Returns four decimals, or three digits of a score that is too small for them.
+
+    >>> _shown_score(0.71234), _shown_score(-12.5), _shown_score(1.5e-22), _shown_score(0.0)
+    ('0.7123', '-12.5000', '1.5e-22', '0.0000')
+    """
+    return f"{score:.3g}" if 0 < abs(score) < 1e-3 else f"{score:.4f}"
 
 
 def _note_unknown(items: list[str], known: "Vocabulary") -> None:
@@ -104,9 +123,12 @@ def serve(
     from twofold.serve.workers import ServeOptions
     from twofold.serve.workers import serve as serve_run
 
-    print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
+    def print_url(port: int) -> None:
+        print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
+
     store = histories or str(run_folder / "serve" / "histories.db")
-    serve_run(ServeOptions(run_folder, store, host, port, workers, log_requests, keep_days, drain, follow))
+    options = ServeOptions(run_folder, store, host, port, workers, log_requests, keep_days, drain, follow)
+    serve_run(options, on_listening=print_url)
 
 
 def publish(

@@ -1,5 +1,6 @@
 """One command per stage, and `run` for all of them."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,6 @@ from twofold.cli.options import (
     RunName,
     Runs,
     Settings,
-    claimed,
     job_of,
     open_engine,
     reopened,
@@ -81,6 +81,7 @@ def prepare(
     master: Master = None,
 ) -> None:
     """Filter, label and split the log; print the rows that each step leaves."""
+    from twofold.pipeline.job import claimed
     from twofold.pipeline.prepare import prepare
     from twofold.prepare.funnel import funnel_lines
 
@@ -92,6 +93,14 @@ def prepare(
         print(f"note: {rows:,} rows: {name}")
     if (labels := prepared.facts["labels"]) is not None:
         print_labels(labels)
+    print(f"next  {' '.join(['twofold run', *map(shlex.quote, _again(recipe, settings, runs, name))])}")
+
+
+def _again(recipe: Path, settings: list[str], runs: Path, name: str | None) -> list[str]:
+    """Returns the arguments that lead to the same run folder."""
+    changes = [part for setting in settings for part in ("--set", setting)]
+    folder = [*([] if runs == Path("runs") else ["--runs", f"{runs}"]), *([] if name is None else ["--run", name])]
+    return [f"{recipe}", *changes, *folder]
 
 
 def dataset(
@@ -103,6 +112,7 @@ def dataset(
 ) -> None:
     """Turn the prepared log into arrays; fit vocabularies and features on the training window."""
     from twofold.pipeline.dataset import build_dataset
+    from twofold.pipeline.job import claimed
     from twofold.pipeline.prepare import prepare
 
     job = job_of(recipe, settings, runs, name)
@@ -126,6 +136,7 @@ def train(
     on a shared disk.
     """
     from twofold.model.retriever import describe_towers
+    from twofold.pipeline.job import claimed
     from twofold.pipeline.run import up_to_training
     from twofold.pipeline.train import run_worker_rank
     from twofold.train.distributed import distributed_context

@@ -23,6 +23,7 @@ from twofold.ingest.table_profile import (
     timestamp_unit,
     words,
 )
+from twofold.prepare.duckdb_connection import python_statement, quote_name, quote_text
 from twofold.recipe.messages import did_you_mean
 
 # --- roles ------------------------------------------------------------------------------------------------------------
@@ -162,13 +163,16 @@ def _could_be_time(column: Column) -> bool:
 
 def _refused(log: TableProfile, column: Column, role: str, wanted: str, type_: str) -> DataError:
     # Seconds with a fraction are kept to the millisecond; the unit of the resulting whole number follows from its size.
-    quoted = '"' + printable(column.name).replace('"', '""') + '"'
-    scale = 1000 if role == "time" and timestamp_unit(column) == "s" else 1
-    value = f"{quoted} * {scale}" if scale > 1 else quoted
+    name, target = quote_name(column.name), f"{log.path.stem}-converted.parquet"
+    scale = " * 1000" if role == "time" and timestamp_unit(column) == "s" else ""
+    is_text = type_ == "TIMESTAMP" and column.kind == "text"
+    value = f"STRPTIME({name}, '%d/%m/%Y %H:%M')" if is_text else f"CAST({name}{scale} AS {type_})"
+    sql = f"COPY (SELECT * REPLACE ({value} AS {name}) FROM {quote_text(log.path)}) TO {quote_text(target)}"
+    found = f"{column.type} such as {shown_values(column)}" if is_text else column.type
+    example = ", with the format of your times in place of %d/%m/%Y %H:%M" if is_text else ""
     return DataError(
-        f"{log.path}: the {role}, {printable(column.name)}, is {column.type}; a recipe reads it {wanted}. "
-        f"In DuckDB:\n  COPY (SELECT * REPLACE (CAST({value} AS {type_}) AS {quoted}) "
-        f"FROM '{log.path}') TO '{log.path.stem}-converted.parquet';\nthen --log {log.path.stem}-converted.parquet"
+        f"{log.path}: the {role}, {printable(column.name)}, is {found}; a recipe reads it {wanted}. "
+        f"In Python{example}:\n{printable(python_statement(sql))}\nthen --log {target}"
     )
 
 

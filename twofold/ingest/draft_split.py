@@ -6,6 +6,7 @@ from math import sqrt
 from statistics import median
 from typing import Final
 
+from twofold.errors import RequestError
 from twofold.ingest.table_profile import EPOCH, Day, EventFacts
 from twofold.recipe.split import LastEvents, TemporalSplit, Window
 from twofold.render.numbers import plural
@@ -50,6 +51,25 @@ def choose_split(events: EventFacts, test_days: int | None = None) -> tuple[Temp
         _LAST,
         f"the last event of each user: windows of days hold {plural(most, 'user')} at most, of {events.users:,}",
     )
+
+
+def check_test_days(events: EventFacts, test_days: int) -> None:
+    """Raises RequestError if the log is too short to test, and to validate, on so many days."""
+    days = events.days
+    if not days:
+        raise RequestError(
+            f"--test-days {test_days}: the log has no days, only an order, so each user's last event is tested. "
+            f"Leave --test-days out, or name the column of times with --time COL."
+        )
+    length = days[-1].number + 1 - days[0].number
+    if _bounds(days, test_days)[1] <= days[0].number:
+        found = f"--test-days {test_days}: the log has {plural(length, 'day')}, {days[0].date} to {days[-1].date}"
+        most = (length - 1) // 2
+        if most == 0:
+            raise RequestError(f"{found}: too few to train, validate and test on days apart. Leave --test-days out.")
+        raise RequestError(
+            f"{found}, and {test_days} to test and as many to validate leave none to train on. Write at most {most}."
+        )
 
 
 def _users_of_last_events(events: EventFacts) -> int:

@@ -13,7 +13,7 @@ from typing import Final
 from twofold.errors import DataError
 from twofold.ingest.column_roles import GivenColumns, Roles, guess_roles
 from twofold.ingest.draft_data import data_section, our_name
-from twofold.ingest.draft_split import choose_split, count_judged
+from twofold.ingest.draft_split import check_test_days, choose_split, count_judged
 from twofold.ingest.inspect_table import Query, engine, look_at_table
 from twofold.ingest.positive_rules import with_threshold
 from twofold.ingest.table_profile import Column, Day, EventFacts, TableProfile, look_of, printable
@@ -183,7 +183,9 @@ def _count(query: Query, source: Source, roles: Roles, answers: Answers, zone: s
 
 
 def _check_answered(events: EventFacts, answers: Answers) -> None:
-    """Raises DataError if a rule of the user is true for no event."""
+    """Raises DataError if a rule of the user is true for no event; RequestError if the log has too few test days."""
+    if answers.test_days is not None:
+        check_test_days(events, answers.test_days)
     for option, rule, has_events in (
         ("--positive", answers.positive, events.positives > 0),
         ("--relevant", answers.relevant, max(events.users_from, default=1) > 0),

@@ -14,6 +14,7 @@ from twofold.ingest.table_profile import Column, Kind, TableProfile
 from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_name, quote_text
 from twofold.prepare.sources import INTEGERS
 from twofold.prepare.table_files import TableFiles, table_files
+from twofold.prepare.time_texts import try_time_sql
 
 Query = Callable[[str], list[Any]]
 
@@ -108,7 +109,7 @@ def _column_sql(name: str, type_: str) -> str:
         facts |= {"first": f"CAST({low} AS VARCHAR)", "last": f"CAST({high} AS VARCHAR)"}
     if kind == "text":
         facts["commonest"] = f"APPROX_TOP_K(LEFT({text}, {_SHOWN}), 5)"
-        facts["dates"] = f"COUNT(TRY_CAST({text} AS TIMESTAMP WITH TIME ZONE))"
+        facts["dates"] = f"COUNT({try_time_sql(text)})"
         facts["commas"] = f"COUNT(CASE WHEN REGEXP_FULL_MATCH({text}, '{_DECIMAL_COMMA}') THEN 1 END)"
         for number, separator in enumerate(SEPARATORS):
             facts[f"separated_{number}"] = f"COUNT(CASE WHEN CONTAINS({text}, {quote_text(separator)}) THEN 1 END)"

@@ -1,22 +1,26 @@
 """A job: the recipe of a run, where it runs, and how its stages are made. It loads no torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from twofold.errors import RunError
+from twofold.errors import RunError, TwofoldError
 from twofold.evaluate.results import Report, load_report
 from twofold.pipeline.stage_versions import STAGE_VERSIONS
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.run_folder import Stage, find_stage, open_stage, run_stage, write_json
+from twofold.run_folder import Stage, find_stage, locked, open_stage, run_stage, write_json
 
 if TYPE_CHECKING:
     from twofold.train.loop import Setup
+
+
+_CLAIM: Final = ("recipe.yaml", "run.json")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,24 @@ def claim_folder(job: Job, *, overwrite: bool) -> None:
         )
     path.write_text(dump_recipe(job.recipe), encoding="utf-8")
     write_json(job.folder / "run.json", {"recipe_digest": recipe_digest(job.recipe), "twofold": version("twofold")})
+
+
+@contextmanager
+def claimed(job: Job, *, overwrite: bool) -> Iterator[None]:
+    """Locks and claims the run folder while the block runs; see `claim_folder`.
+
+    If the block fails by an error that the user can repair, and no stage is complete, the folder is emptied again, so
+    that it does not count as a run.
+    """
+    with locked(job.folder):
+        claim_folder(job, overwrite=overwrite)
+        try:
+            yield
+        except TwofoldError:
+            if not any(find_stage(job.folder, name) for name in STAGE_VERSIONS):
+                for name in _CLAIM:
+                    (job.folder / name).unlink(missing_ok=True)
+            raise
 
 
 def report_of(folder: Path) -> Report:

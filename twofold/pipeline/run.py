@@ -11,13 +11,13 @@ from twofold.pipeline.dataset import build_dataset
 from twofold.pipeline.evaluate import evaluate
 from twofold.pipeline.explain import explain
 from twofold.pipeline.index import index, recommend
-from twofold.pipeline.job import Job, claim_folder, selection_job
+from twofold.pipeline.job import Job, claimed, selection_job
 from twofold.pipeline.prepare import prepare
 from twofold.pipeline.train import train, train_ranker
 from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
 from twofold.prepare.last_days import with_dates
 from twofold.recipe.schema import Recipe
-from twofold.run_folder import Stage, locked
+from twofold.run_folder import Stage
 
 
 def run(
@@ -37,8 +37,7 @@ def run(
 
 def run_job(job: Job, *, overwrite: bool = False) -> None:
     """Runs every stage of a job. `overwrite` discards the results of another recipe in its folder."""
-    with locked(job.folder):
-        claim_folder(job, overwrite=overwrite)
+    with claimed(job, overwrite=overwrite):
         prepared, dataset, retriever, ranker = up_to_training(job)
         evaluate(job, prepared, dataset, retriever, ranker)
         indexed = index(job, dataset, retriever, ranker)

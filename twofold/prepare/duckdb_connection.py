@@ -89,5 +89,10 @@ def first_line(error: duckdb.Error) -> str:
     return str(error).split("\n\n")[0].split(".\n")[0].replace("\n", "; ").rstrip(".")
 
 
+def python_statement(sql: str) -> str:
+    """Returns SQL as a line of Python, for a message: whoever has twofold has the module, but not always a shell."""
+    return f'  import duckdb; duckdb.sql("""{sql}""")'
+
+
 def _list_sql(paths: Iterable[Path]) -> str:
     return f"[{', '.join(quote_text(path) for path in paths)}]"

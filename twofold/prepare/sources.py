@@ -11,8 +11,9 @@ from typing import Final
 
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError, RecipeError
-from twofold.prepare.duckdb_connection import FileKind, quote_name, scan_sql
-from twofold.prepare.table_files import TableFiles, check_day_order, check_times, require_file, table_files
+from twofold.prepare.duckdb_connection import FileKind, quote_name, quote_text, scan_sql
+from twofold.prepare.table_files import TableFiles, require_file, table_files
+from twofold.prepare.time_texts import check_day_order, time_format
 from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
 from twofold.tables import EVENTS, INTERNAL, ITEMS, USERS
@@ -179,11 +180,7 @@ def _table(data: Table, found: TableFiles, needed: Mapping[str, str]) -> SourceT
     for name, (type_, column) in projection.items():
         if name == "at" or (name == "uploaded_at" and needed == ITEMS):
             unit = data.at_unit if name == "at" else data.uploaded_at_unit or data.at_unit
-            projection[name] = _timestamp(name, type_, column, files, unit)
-            if type_ in _ZONELESS or type_ == "DATE":
-                check_day_order(found, named[name])
-            if type_ == "VARCHAR":
-                check_times(found, named[name])
+            projection[name] = _timestamp(name, type_, named[name], found, unit)
         elif name in needed:
             projection[name] = _id(name, type_, column, files)
         elif type_ in _HAS_NAN:
@@ -244,9 +241,14 @@ def _id(name: str, type_: str, column: str, files: tuple[Path, ...]) -> tuple[st
     )
 
 
-def _timestamp(name: str, type_: str, column: str, files: tuple[Path, ...], unit: str) -> tuple[str, str]:
+def _timestamp(name: str, type_: str, own: str, files: TableFiles, unit: str) -> tuple[str, str]:
+    column = quote_name(own)
     if type_ in INTEGERS:
         return "BIGINT", f"CAST({column} AS BIGINT){_TO_MS[unit]}"
+    if type_ == "VARCHAR" and (form := time_format(files, own)) is not None:
+        type_, column = "TIMESTAMP", f"STRPTIME({column}, {quote_text(form)})"
+    elif type_ in _ZONELESS or type_ == "DATE":
+        check_day_order(files, own)
     # EPOCH_MS has no counterpart in Spark that sqlglot knows; this has. A text may have an offset.
     if type_ in _ZONED or type_ == "VARCHAR":
         zone = "TIMESTAMP WITH TIME ZONE"
@@ -254,8 +256,9 @@ def _timestamp(name: str, type_: str, column: str, files: tuple[Path, ...], unit
     if type_ in _ZONELESS or type_ == "DATE":
         return "BIGINT", f"DATE_DIFF('millisecond', CAST('1970-01-01' AS TIMESTAMP), CAST({column} AS TIMESTAMP))"
     raise DataError(
-        f"{_named(files)}: {name} is {type_}; it must be UTC time as whole numbers (1650816000000; data.{name}_unit "
-        f"says of what), or a timestamp, a date or a text such as 2022-04-24 16:00:00. Floats lose the order of events."
+        f"{_named(files.paths)}: {name} is {type_}; it must be UTC time as whole numbers (1650816000000; "
+        f"data.{name}_unit says of what), or a timestamp, a date or a text such as 2022-04-24 16:00:00. "
+        f"Floats lose the order of events."
     )
 
 

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from twofold.errors import DataError
-from twofold.prepare.duckdb_connection import FileKind, first_line, open_duckdb, quote_name, quote_text, scan_sql
+from twofold.prepare.duckdb_connection import FileKind, first_line, open_duckdb, python_statement, quote_text, scan_sql
 from twofold.recipe.messages import did_you_mean
 
 READABLE: Final = ".parquet, .pq, .csv, .tsv, .json, .jsonl (the text formats also with .gz)"
@@ -30,7 +30,6 @@ _KINDS: Final[Mapping[str, FileKind]] = {
 _MAX_DEPTH: Final = 8  # of folders `column=value`; a link to a folder above would have no end
 # DuckDB reads a path with one of these as a pattern, which may stand for other files.
 _PATTERN: Final = re.compile(r"[*?\[]")
-_FIRST_ROWS: Final = 20_480  # as many as DuckDB guesses the types of a CSV file from
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ def table_files(path: Path, field: str, *, has_decimal_comma: bool = False) -> T
             scan = scan_sql((file,), kind, has_partitions=bool(partitions), csv_options=csv_options)
             if columns := _columns(connection, file, kind, scan):
                 _check_repeated(file, kind, columns, field)
+                _check_delimiter(file, kind, columns, field)
                 described[file] = columns
     if not described:
         files = path if len(paths) == 1 else f"each of the {len(paths):,} files in {path}"
@@ -86,46 +86,15 @@ def table_files(path: Path, field: str, *, has_decimal_comma: bool = False) -> T
 
 def require_file(path: Path, field: str) -> None:
     """Raises DataError, with similar names, if there is no file."""
-    if not path.is_file():
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(
-            f"{field}: there is no file {path} "
-            f"({did_you_mean(path.name, beside)}a path is relative to the recipe file)."
-        )
-
-
-def check_day_order(files: TableFiles, column: str) -> None:
-    """Raises DataError if all days of a CSV column, such as 01/05/2024, may be months: DuckDB reads the day first."""
-    if files.kind != "csv":
+    if path.is_file():
         return
-    with open_duckdb(None, files=files.paths) as connection:
-        sniffed = (f"SELECT * FROM sniff_csv({quote_text(path)})" for path in files.paths)
-        formats = [connection.execute(f"SELECT DateFormat, TimestampFormat FROM ({sql})").fetchone() for sql in sniffed]
-        unclear = [text for pair in formats for text in pair or () if text and re.match("%[dm][-/]%[dm]", text)]
-        if not unclear:
-            return
-        for rows in (f"(SELECT * FROM {files.scan} LIMIT {_FIRST_ROWS})", files.scan):
-            found = connection.execute(f"SELECT MAX(DAY({quote_name(column)})) FROM {rows}").fetchone()
-            if found is None or found[0] is None or found[0] > 12:
-                return
-    raise DataError(
-        f"{files.paths[0]}: {column} holds days such as 01/05/2024, and no number in them tells the day from the month "
-        f"(none is above 12). Write them as 2024-05-01."
-    )
-
-
-def check_times(files: TableFiles, column: str) -> None:
-    """Raises DataError if one of the first texts of a column cannot be read as a time."""
-    text = quote_name(column)
-    rows = f"(SELECT {text} FROM {files.scan} LIMIT {_FIRST_ROWS})"
-    where = f"{text} IS NOT NULL AND TRY_CAST({text} AS TIMESTAMP WITH TIME ZONE) IS NULL"
-    with open_duckdb(None, files=files.paths) as connection:
-        found = connection.execute(f"SELECT {text} FROM {rows} WHERE {where} LIMIT 1").fetchone()
-    if found is not None:
-        raise DataError(
-            f"{files.paths[0]}: {column} is text, and {str(found[0])[:40]!r} cannot be read as a time. Write times as "
-            f"2024-01-31 18:30:00, with an offset such as +05:30 if they are not UTC, or as whole numbers."
-        )
+    there = f"there is no folder {path.parent} either; "
+    if path.parent.is_dir():
+        beside = sorted(file.name for file in path.parent.iterdir() if not file.name.startswith("."))
+        some = f"its folder holds {', '.join(beside[:5])}{' …' if len(beside) > 5 else ''}; " if beside else ""
+        there = did_you_mean(path.name, beside) or some
+    start = f"{Path.cwd()}" if field.startswith("--") else "the recipe file"
+    raise DataError(f"{field}: there is no file {path} ({there}a path is relative to {start}).")
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -237,6 +206,21 @@ def _check_repeated(path: Path, kind: FileKind, columns: Mapping[str, str], fiel
             f"{field}: {path} has several columns {', '.join(sorted(repeated))} (upper and lower case are the same). "
             f"Rename all but one. Its columns: {', '.join(names)}."
         )
+
+
+def _check_delimiter(path: Path, kind: FileKind, columns: Mapping[str, str], field: str) -> None:
+    """Raises DataError if a CSV file is read as one column, because its delimiter is none of the usual ones."""
+    (first, *others) = columns
+    header = first.replace('"', "").strip()
+    marks = re.findall(r"[^\w]+", header)
+    if kind != "csv" or others or len(marks) < 2 or len(set(marks)) > 1:
+        return
+    target = f"{path.name.partition('.')[0]}.parquet"
+    sql = f"COPY (FROM read_csv({quote_text(path)}, delim = {quote_text(marks[0])})) TO {quote_text(target)}"
+    raise DataError(
+        f"{field}: {path} is read as one column, {header}. Its values seem to be separated by {marks[0]!r}; commas, "
+        f"semicolons, tabs and | are recognized. In Python:\n{python_statement(sql)}\nThen name {target}."
+    )
 
 
 def _csv_header(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ and what would be right.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def _overridden(tree: Json, override: str) -> Json:
         )
     if not sign or not all(keys):
         raise RecipeError(f"--set {override}: cannot be read — write field=value, such as --set retriever.dim=96")
-    value = parse_yaml(text, _label(override))
+    value = _value_of(text, _label(override))
 
     def changed(node: Json, depth: int) -> Json:
         if depth == len(keys):
@@ -101,6 +102,25 @@ def _overridden(tree: Json, override: str) -> Json:
         return (node or {}) | {key: changed((node or {}).get(key), depth + 1)}
 
     return changed(tree, 0)
+
+
+def _value_of(text: str, label: str) -> Json:
+    """Returns the value of an override: that of YAML, or, if the text is none and begins no list or mapping, the text.
+
+    So a rule needs no quotation marks around its own: --set "prepare.positive='buy' = event". A mapping without braces
+    that has them is one too: x = 'a: b'.
+    """
+    try:
+        value = parse_yaml(text, label)
+        is_rule = isinstance(value, dict) and text.lstrip()[:1] != "{" and re.search("['\"]", text)
+        return text.strip() if is_rule else value
+    except RecipeError:
+        if text.lstrip()[:1] in ("[", "{"):
+            raise RecipeError(
+                f"{label}: its value begins as a list or mapping and cannot be read as one. Write [a, b] or "
+                f"{{key: value}} with every bracket closed, and quotation marks around texts with , : or brackets."
+            ) from None
+        return text.strip()
 
 
 def _label(override: str) -> str:

@@ -66,9 +66,20 @@ def parse_yaml(text: str, label: str) -> Json:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError(f"{label}{where}: {error.problem or error.context}") from None
+        line = text.splitlines()[mark.line].strip() if mark and mark.line < len(text.splitlines()) else ""
+        raise RecipeError(f"{label}{where}: {error.problem or error.context}{_quotes_hint(line)}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{label}: is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _quotes_hint(line: str) -> str:
+    """Returns what to write for a value that begins with a quotation mark, or has a colon, and goes on after it."""
+    key, sign, value = line.partition(": ")
+    value = value.strip()
+    if not sign or not (value[:1] in ("'", '"') or ": " in value):
+        return ""
+    whole = "'" + value.replace("'", "''") + "'"
+    return f". If {value[:60]} is one text, write it in quotation marks, its own ones doubled: {key}: {whole[:80]}"
 
 
 def is_text(plain: str) -> bool:

@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -69,8 +69,10 @@ class ServeOptions:
     """The pointer that names the bundle to serve; `None` means that `run` is served."""
 
 
-def serve(options: ServeOptions) -> None:
+def serve(options: ServeOptions, *, on_listening: Callable[[int], None] = lambda port: None) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the requests in progress. SIGHUP reopens the bundle.
+
+    `on_listening` is called with the port, once that is taken.
 
     A worker that dies is replaced. RunError or RequestError if the bundle, the histories or the port cannot be opened.
     """
@@ -85,6 +87,7 @@ def serve(options: ServeOptions) -> None:
         tempfile.TemporaryDirectory(prefix="twofold-serve-", dir=where) as folder,
         _listen(options.host, options.port) as listening,
     ):
+        on_listening(listening.getsockname()[1])
         (Path(folder) / METRICS).mkdir()
         write_log_as_json(log_requests=options.log_requests)
         os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", SHARED_METRICS: f"{folder}/{METRICS}"}
