@@ -81,16 +81,16 @@ class _Work:
             parts.append(f"{self.done / self.total:>3.0%}")
         if rate > 0:
             shown = f"{rate:,.0f}" if rate >= 1 else f"{rate:.2f}"
-            parts += [f"{shown} {self.unit}/s", f"{_duration((self.total - self.done) / rate)} left"]
+            parts += [f"{shown} {self.unit}/s", f"{duration((self.total - self.done) / rate)} left"]
         else:
-            parts.append(f"running for {_duration(seconds)}")
+            parts.append(f"running for {duration(seconds)}")
         return "  ".join([*parts, *([self.remark] if self.remark else [])])
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Returns a duration in words.
 
-    >>> [_duration(seconds) for seconds in (9.6, 150, 7260)]
+    >>> [duration(seconds) for seconds in (9.6, 150, 7260)]
     ['10 s', '2 min 30 s', '2 h 1 min']
     """
     minutes, rest = divmod(round(seconds), 60)

@@ -79,13 +79,19 @@ def test_values_look_like(column: Column, looks: str) -> None:
 # --- user, item, time -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["user_id", "uid", "userId", "user", "member", "reviewerID", "user_id:token"])
+@pytest.mark.parametrize(
+    "name",
+    ["user_id", "uid", "userId", "user", "member", "reviewerID", "user_id:token", "listener_uuid", "candidate"]
+    + ["CustomerNo", "reader_hash", "client"],
+)
 def test_the_usual_names_of_users_are_known(name: str) -> None:
     assert guess_roles(log(integer("x"), integer(name), integer("item_id"), moment("ts"))).user == name
 
 
 @pytest.mark.parametrize(
-    "name", ["item_id", "video_id", "movieId", "iid", "asin", "photo_id", "business_id", "Item", "track"]
+    "name",
+    ["item_id", "video_id", "movieId", "iid", "asin", "photo_id", "business_id", "Item", "track", "StockCode"]
+    + ["job_ref", "product_number", "vacancy"],
 )
 def test_the_usual_names_of_items_are_known(name: str) -> None:
     assert guess_roles(log(integer("x"), integer("user_id"), integer(name), moment("ts"))).item == name
@@ -112,6 +118,30 @@ def test_a_likelier_name_wins() -> None:
     columns = integer("user"), integer("user_id"), integer("movie"), integer("item"), moment("date"), moment("ts")
     found = guess_roles(log(*columns))
     assert (found.user, found.item, found.time) == ("user_id", "item", "ts")
+
+
+def test_a_key_that_the_log_shares_with_a_table_decides_where_names_do_not() -> None:
+    events = log(text("who"), text("what"), text("where", distinct=9), moment("ts"))
+    things = TableProfile(Path("things.csv"), 510, (text("what"), text("where", distinct=9), text("name")))
+    people = TableProfile(Path("people.csv"), 500, (text("who"), text("town", distinct=30)))
+    found = guess_roles(events, items=things, users=people)
+    assert (found.user, found.item) == ("who", "what")
+    with pytest.raises(DataError, match="could not find the user column"):
+        guess_roles(events, items=things)
+    both = replace(things, columns=(text("what"), text("where")))  # each is unique in the table
+    with pytest.raises(DataError, match="could not find the item column"):
+        guess_roles(log(text("user"), text("what"), text("where"), moment("ts")), items=both)
+    both_named = log(text("user"), text("show"), text("episode"), moment("ts"))
+    episodes = TableProfile(Path("episodes.csv"), 500, (text("episode"), text("show", distinct=60)))
+    assert guess_roles(both_named, items=episodes).item == "episode"
+    assert guess_roles(both_named, GivenColumns(item="show"), items=episodes).item == "show"
+
+
+def test_a_quantity_below_zero_is_a_return() -> None:
+    found = roles(integer("Quantity", -3, 12))
+    assert (found.positive, found.taken_as["Quantity"]) == ("Quantity > 0", "quantity")
+    assert roles(integer("Quantity", 1, 12)).positive == "TRUE"
+    assert roles(integer("Quantity", -3, 12), flag("liked")).positive == "liked"
 
 
 def test_equally_likely_columns_are_asked_for() -> None:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from tests.ingest.test_column_roles import flag, fraction, integer, log, moment, text
 from tests.ingest.test_data_and_split import events, side
 from twofold.ingest.column_roles import GivenColumns, guess_roles
+from twofold.ingest.draft_questions import questions
 from twofold.ingest.draft_recipe import draft_recipe, recipe_name, scalar
+from twofold.ingest.draft_split import check_test_days, choose_split
 from twofold.ingest.inspect_log import LogProfile, data_section, log_facts
 from twofold.ingest.table_profile import Column, EventFacts, TableProfile
 from twofold.recipe.load import load_recipe
@@ -272,3 +274,29 @@ def test_paths_are_relative_to_the_recipe_or_absolute_without_one(tmp_path: Path
     assert f"\n  events: {tmp_path}/data/log.csv\n" in draft_recipe(inside, name="x", folder=None)
     elsewhere = replace(what, log=replace(what.log, path=Path("/nowhere/log.csv")))
     assert "\n  events: /nowhere/log.csv\n" in draft_recipe(elsewhere, name="x", folder=tmp_path)
+
+
+# --- what the questions suggest ---------------------------------------------------------------------------------------
+
+
+def test_a_longer_window_is_suggested_than_the_guessed_one() -> None:
+    for days in (10, 40, 180):
+        what = seen(facts=replace(events([20] * days), users_from=(9,) * days))
+        split, _ = choose_split(what.events)
+        option = next(each.option for each in questions(what) if "--test-days" in each.option)
+        suggested = int(option.removeprefix("--test-days "))
+        assert suggested != (split.test.end - split.test.first).days
+        check_test_days(what.events, suggested)
+
+
+def test_a_time_zone_is_suggested_in_which_the_quiet_hours_are_the_night() -> None:
+    what = seen(facts=replace(events([100] * 10), quiet_hour=6))
+    (asked,) = (each for each in questions(what) if "time zone" in each.text)
+    assert "at about UTC-5" in asked.text
+    assert asked.option == "--time-zone America/New_York"
+
+
+def test_purchases_are_not_questioned_because_most_are_no_returns() -> None:
+    facts = events([100] * 10, positives=97)
+    assert [each for each in questions(seen(facts=facts)) if "really positive" in each.text]
+    assert not [each for each in questions(seen(integer("Quantity", -3, 9), facts=facts)) if "positive" in each.text]

@@ -116,7 +116,21 @@ def _draft(
     if not is_asked:
         _print_questions(console, seen)
     if not is_printed:
-        print(f"\nrecipe  {out}\nnext    twofold run {out}")
+        print(f"\nrecipe  {out}")
+        if cost := _cost_of_run(seen, out):
+            print(f"run     {cost}")
+        print(f"next    twofold run {out}")
+
+
+def _cost_of_run(seen: "LogProfile", recipe: Path) -> str:
+    """Says what a run of the draft takes; empty if no run like it was measured."""
+    from twofold.cost_plan import cost_sentence, run_cost
+    from twofold.recipe.load import load_recipe
+
+    events = seen.events
+    sizes = {"examples": events.positives, "users": events.users, "items": events.items}
+    cost = run_cost(load_recipe(recipe), rows=events.rows, **sizes)
+    return "" if cost is None else cost_sentence(cost, f"{events.positives:,} positives")
 
 
 def _with_answers(seen: "LogProfile", columns: "GivenColumns", profile: _Profile) -> "LogProfile":

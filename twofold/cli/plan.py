@@ -25,7 +25,7 @@ def plan(
     disk_gb: Annotated[float, typer.Option(min=1, help="Disk of a machine, in GB.")] = 1000.0,
 ) -> None:
     """Estimate time, memory and disk of each stage for a log of this size, and what breaks first."""
-    from twofold.pipeline.cost_plan import Scale, limits, stage_costs
+    from twofold.cost_plan import Scale, limits, stage_costs
 
     scale = Scale(rows, users, items, machines, cores, memory_gb, disk_gb)
     costs = stage_costs(load_recipe(recipe, overrides=settings), scale)

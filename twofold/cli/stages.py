@@ -1,9 +1,11 @@
 """One command per stage, and `run` for all of them."""
 
 import shlex
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pyarrow.parquet as pq
 import typer
@@ -26,9 +28,13 @@ from twofold.cli.options import (
     open_engine,
     reopened,
 )
-from twofold.cli.output import print_explanation, print_funnel, print_labels, print_model, print_training
+from twofold.cli.output import print_explanation, print_funnel, print_labels, print_model, print_stage, print_training
 from twofold.cli.runs import compare, copy_to_mlflow, tracking_uri
 from twofold.recipe.load import load_base
+from twofold.run_folder import Stage, find_stage
+
+if TYPE_CHECKING:
+    from twofold.pipeline.job import Job
 
 # The pipeline is imported by the commands that need it: it loads PyTorch and DuckDB, and `twofold serve` has neither.
 
@@ -52,6 +58,7 @@ def run(
     from twofold.train.loop import Setup
 
     job = replace(job_of(recipe, settings, runs, name), engine=open_engine(engine, memory, master))
+    job = replace(job, on_stage_done=partial(_print_stage_and_cost, job))
     uri = tracking_uri(job.recipe)
     with distributed_context(device.value) as ranks:
         job = replace(job, setup=Setup(ranks))
@@ -68,6 +75,23 @@ def run(
     first = pq.read_table(job.folder / "recommend" / "recommendations.parquet", columns=["user_id"]).slice(0, 1)
     user = first["user_id"][0].as_py() if len(first) else "ID"
     print(f"next             twofold recommend {job.folder} --user {user} -k 20")
+
+
+def _print_stage_and_cost(job: "Job", stage: Stage) -> None:
+    """Prints a complete stage; after preparation, what the rest of the run takes, unless it was run before."""
+    from twofold.cost_plan import cost_sentence, run_cost
+    from twofold.recipe.train import Bce, Regression
+
+    print_stage(stage)
+    if stage.folder.name != "prepare" or find_stage(job.folder, "evaluate") is not None:
+        return
+    log, train = stage.facts["funnel"][0], stage.facts["splits"]["train"]
+    has_all = isinstance(job.recipe.train.loss, Bce | Regression)
+    examples = round(train["rows"] * (1 if has_all else train["positive_share"]))
+    cost = run_cost(job.recipe, rows=log["rows"], examples=examples, users=log["users"], items=log["items"])
+    found = f"{examples:,} examples"
+    sentence = f"{found}; no run like it was measured, so see the time left of its first epochs"
+    print(f"  this run       {sentence if cost is None else cost_sentence(cost, found)}", file=sys.stderr)
 
 
 def prepare(

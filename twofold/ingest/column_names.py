@@ -12,13 +12,22 @@ def name_set(text: str) -> frozenset[str]:
 
 _THINGS: Final = name_set(
     "video movie film photo product business article news book track song show episode clip content post doc document "
-    "note ad recipe game app course job poi place venue listing gmap offer"
+    "note ad recipe game app course job poi place venue listing gmap offer stock podcast advert vacancy hotel property "
+    "lesson dish meal"
 )
+_PEOPLE: Final = name_set(
+    "listener reader candidate applicant player subscriber shopper client buyer consumer student learner guest "
+    "household patron person"
+)
+_KEYS: Final = name_set("id uuid guid no nr num number key code ref reference hash")
+"""Last words of the names of keys: stock_code is the id of a stock item."""
 # The three required roles: sets from the most to the least likely names; names within a set are equally likely.
 USER: Final = (
     name_set("userid uid"),
     name_set("user memberid customerid visitorid reviewerid accountid viewerid listenerid profileid"),
-    name_set("member customer visitor reviewer account viewer sessionid session deviceid"),
+    name_set("member customer visitor reviewer account viewer")
+    | {f"{person}{end}" for person in _PEOPLE for end in ("", "id")},
+    name_set("sessionid session deviceid"),
 )
 ITEM: Final = (
     name_set("itemid iid"),
@@ -48,12 +57,14 @@ WATCH: Final = name_set(
 LENGTH: Final = name_set("duration length runtime len dur playlength") | {
     f"{thing}{word}" for thing in _THINGS | {"item", "media", "total"} for word in ("duration", "length", "len", "dur")
 }
+QUANTITY: Final = name_set("quantity qty units amount pieces")
 SHARE: Final = name_set("watchratio watchfraction watchpercent watchpct playedratiopct playratio completion")
 # For an items file: the upload time; single words in names of event counts, and in names of groups.
 UPLOADED: Final = name_set(
     "uploadedat uploadtime uploaddt uploaddate uploadts uploaded created createdat createtime createts published "
     "publishedat publishtime publishdate publishts pubtime pubdate released releasedate releasedat releasetime "
-    "releasets postedat posted postts added addedat dateadded firstseen onlinesince launchdate"
+    "releasets postedat posted postedon postts publishedon createdon listedat listedon added "
+    "addedat dateadded firstseen onlinesince launchdate"
 )
 COUNTS: Final = name_set(
     "cnt count counts num views likes clicks plays play shows show shares comments downloads popularity popular ctr "
@@ -76,6 +87,16 @@ def normalized_name(name: str) -> str:
     """Joins the words of a name, without the `is` of a flag and the unit of a number, as in the sets above."""
     kept = [word for word in words(name) if word not in TO_SECONDS]
     return "".join(kept[1:] if kept[:1] == ["is"] else kept)
+
+
+def key_name(name: str) -> str:
+    """Joins the words of a name, with `id` in place of another last word of keys.
+
+    >>> key_name("StockCode"), key_name("listener_uuid"), key_name("user")
+    ('stockid', 'listenerid', 'user')
+    """
+    found = words(name)
+    return "".join([*found[:-1], "id"] if len(found) > 1 and found[-1] in _KEYS else found)
 
 
 def is_length(name: str) -> bool:

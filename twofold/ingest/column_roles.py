@@ -7,10 +7,10 @@ several columns fit equally well, the user is asked to choose. `inspect_log.py` 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from twofold.errors import DataError
-from twofold.ingest.column_names import ITEM, TIME, USER, has_unit, normalized_name
+from twofold.ingest.column_names import ITEM, TIME, USER, has_unit, key_name, normalized_name
 from twofold.ingest.positive_rules import Signals, find_signals
 from twofold.ingest.table_profile import (
     Column,
@@ -21,7 +21,6 @@ from twofold.ingest.table_profile import (
     printable,
     shown_values,
     timestamp_unit,
-    words,
 )
 from twofold.prepare.duckdb_connection import python_statement, quote_name, quote_text
 from twofold.recipe.messages import did_you_mean
@@ -56,18 +55,26 @@ class GivenColumns:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
+_UNIQUE: Final = 0.9  # of the rows have values of their own: distinct values are counted approximately
+
+
 def guess_roles(
     log: TableProfile,
     given_columns: GivenColumns = GivenColumns(),  # noqa: B008 - frozen
     *,
     items: TableProfile | None = None,
+    users: TableProfile | None = None,
 ) -> Roles:
     """Guesses the columns of user, item and time, and the signals that an event has; `items` may hold the lengths.
 
+    Where names leave it open, the column of the items or users is the key that the log shares with their table.
+
     DataError if one of the three is missing, could be several columns, or has a type that no recipe reads.
     """
-    user = _find_column(log, "user", given_columns.user, USER, _could_be_id)
-    item = _find_column(log, "item", given_columns.item, ITEM, _could_be_id, taken=(user.name,))
+    of_user = given_columns.user or _shared(log, users, USER)
+    of_item = None if given_columns.item else _shared(log, items, ITEM)
+    user = _find_column(log, "user", of_user, USER, _could_be_id, taken=(of_item,) if of_item else ())
+    item = _find_column(log, "item", given_columns.item or of_item, ITEM, _could_be_id, taken=(user.name,))
     time = _find_column(log, "time", given_columns.time, TIME, _could_be_time, taken=(user.name, item.name))
     if len({user.name, item.name, time.name}) < 3:
         raise DataError(
@@ -106,10 +113,18 @@ def guess_key(table: TableProfile, role: Literal["user", "item"]) -> str | None:
 def _likeliest(columns: Sequence[Column], tiers: Sequence[frozenset[str]]) -> list[Column]:
     """Returns the columns whose name is in the first set that has any; none if no set has one."""
     found = (
-        [column for column in columns if tier & {normalized_name(column.name), "".join(words(column.name))}]
-        for tier in tiers
+        [column for column in columns if tier & {normalized_name(column.name), key_name(column.name)}] for tier in tiers
     )
     return next((some for some in found if some), [])
+
+
+def _shared(log: TableProfile, table: TableProfile | None, tiers: Sequence[frozenset[str]]) -> str | None:
+    """Returns the log's column that is the unique key of a table, if names do not decide and there is only one."""
+    able = {column.name for column in log.columns if _could_be_id(column)}
+    if table is None or len(_likeliest([column for column in log.columns if column.name in able], tiers)) == 1:
+        return None
+    unique = [c.name for c in table.columns if c.name in able and c.distinct >= _UNIQUE * table.rows and c.nulls == 0]
+    return unique[0] if len(unique) == 1 else None
 
 
 def _find_column(

@@ -72,7 +72,7 @@ def _of_times(seen: LogProfile, split: TemporalSplit | LastEvents) -> list[str]:
     hours = recent_hours(seen, split) or ()
     for each in hours:
         counter = f"    - {{kind: counter, key: item_id, statistic: events, hours: {each}}}"
-        lines += with_comment(counter, f"popularity in the last {plural(each // 24, 'day')}")
+        lines += with_comment(counter, f"popularity in the last {'day' if each == 24 else plural(each // 24, 'day')}")
     name, rule = counted_rate(seen)
     for each in hours[1:] if rule == seen.roles.signals.relevant or seen.events.positives < seen.events.rows else ():
         lines.append(f"    - {{kind: counter, key: item_id, statistic: {name}, hours: {each}}}")

@@ -7,8 +7,8 @@ from typing import Final
 from twofold.ingest.draft_split import ENOUGH_USERS, choose_split, count_judged, interval_of
 from twofold.ingest.inspect_log import LogProfile
 from twofold.ingest.table_profile import printable
-from twofold.ingest.time_zones import quiet_hour_hint
-from twofold.recipe.split import LastEvents
+from twofold.ingest.time_zones import quiet_hour_hint, zone_of_quiet_hour
+from twofold.recipe.split import LastEvents, TemporalSplit
 
 _AGAIN: Final = 0.2
 """Share of relevant events on items met on an earlier day, above which items are recommended again."""
@@ -41,7 +41,7 @@ def _of_positives(seen: LogProfile) -> list[DraftQuestion]:
         return []
     if rule == "TRUE" and share == 1:
         text = "Does every event show interest? No column tells liked items from seen ones, so all are positive."
-    elif share > _FREQUENT:
+    elif share > _FREQUENT and "quantity" not in seen.roles.taken_as.values():
         text = f"Is {share:.1%} of the events really positive? {rule}. A stricter rule tells users apart better."
     elif share < _RARE:
         text = f"Is only {share:.2%} of the events positive? {rule}. A weaker rule leaves more to train on."
@@ -97,9 +97,8 @@ def _of_time_zone(seen: LogProfile) -> list[DraftQuestion]:
     if not why:
         return []
     text = f"In which time zone do your users live? Guessed {seen.time_zone}: {why}."
-    return [
-        DraftQuestion(text, "--time-zone Europe/Berlin" if seen.time_zone != "Europe/Berlin" else "--time-zone UTC")
-    ]
+    example = zone_of_quiet_hour(seen.events.quiet_hour) or "Europe/Berlin"
+    return [DraftQuestion(text, f"--time-zone {example if example != seen.time_zone else 'UTC'}")]
 
 
 def _of_split(seen: LogProfile) -> list[DraftQuestion]:
@@ -113,7 +112,10 @@ def _of_split(seen: LogProfile) -> list[DraftQuestion]:
     if not events.days or not few:
         return []
     span = events.days[-1].number - events.days[0].number + 1
-    longer = f"--test-days {min(max(2, span // 5), 28)}"
+    days = min(max(2, span // 5), 28)
+    if isinstance(split, TemporalSplit) and days <= (width := (split.test.end - split.test.first).days):
+        days = min(2 * width, (span - 1) // 2) if (span - 1) // 2 > width else max(1, width // 2)
+    longer = f"--test-days {days}"
     if isinstance(split, LastEvents):
         return [DraftQuestion(f"Are users to be tested by their last event? Guessed yes: {reason}.{few}", longer)]
     return [DraftQuestion(f"Is the test window right? {reason}.{few}", longer)]

@@ -10,6 +10,7 @@ from datetime import timedelta
 from math import log2
 from pathlib import Path
 
+from twofold.cost_plan import epoch_seconds
 from twofold.errors import RecipeError
 from twofold.ingest.draft_features import counted_rate, draft_features, recent_hours
 from twofold.ingest.draft_questions import recommends_again
@@ -18,6 +19,7 @@ from twofold.ingest.draft_yaml import scalar, with_comment
 from twofold.ingest.inspect_log import LogProfile, check_draft, log_facts, profile_log
 from twofold.ingest.table_profile import EPOCH, EventFacts, printable
 from twofold.prepare.frames import Frame, table_path
+from twofold.progress import duration
 from twofold.recipe.load import load_recipe
 from twofold.recipe.retriever import Cosine, TwoTower
 from twofold.recipe.schema import Recipe
@@ -201,7 +203,10 @@ def _model_lines(events: EventFacts) -> list[tuple[str, str]]:
             "a lower temperature puts more weight on hard negatives",
         ),
         ("train:", ""),
-        (f"  epochs: {epochs}", f"at most so many passes over the positives, {_duration(events.positives)} each"),
+        (
+            f"  epochs: {epochs}",
+            f"at most so many passes over the positives, about {duration(epoch_seconds(events.positives))} each",
+        ),
         (
             f"  patience: {patience}",
             f"training stops after {plural(patience, 'epoch')} without a better one, the best is kept",
@@ -230,18 +235,6 @@ def _epochs(positives: int) -> int:
     [30, 20, 2]
     """
     return int(min(max(60_000_000 // max(positives, 1), 2), 30))
-
-
-def _duration(positives: int) -> str:
-    """Returns the usual time of a pass on one core: 20,000 examples a second, or 20 steps a second of small batches.
-
-    >>> [_duration(positives) for positives in (1_000, 2_000_000, 10**9)]
-    ['less than a minute', 'about 2 minutes', 'about 13.9 hours']
-    """
-    minutes = positives / min(20_000, 20 * _batch_size(positives)) / 60
-    if minutes < 1:
-        return "less than a minute"
-    return f"about {round(minutes / 60, 1):g} hours" if minutes > 90 else f"about {plural(round(minutes), 'minute')}"
 
 
 def _path(path: Path, folder: Path | None) -> str:

@@ -27,7 +27,7 @@ _SEEN: Final = name_set(
 )
 _REJECTED: Final = name_set(
     "skip skipped dislike disliked hide hidden notinterested downvote downvoted thumbsdown report reported unlike "
-    "block blocked return returned refund refunded"
+    "block blocked return returned refund refunded dismiss dismissed reject rejected decline declined"
 )
 _WEIGHTS: Final = ((10.0, _TAKEN), (4.0, _INTENDED), (1.0, _SEEN))
 

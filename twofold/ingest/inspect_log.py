@@ -94,7 +94,7 @@ def profile_log(
     tables = {"--log": log} | {name: path for name, path in (("--items", items), ("--users", users)) if path}
     looked = {name: look_at_table(path, field=name) for name, path in tables.items()}
     sides = looked.get("--items"), looked.get("--users")
-    roles = guess_roles(looked["--log"], given_columns, items=sides[0])
+    roles = guess_roles(looked["--log"], given_columns, items=sides[0], users=sides[1])
     data = data_section(looked["--log"], *sides, roles)
     source = open_source(data)
     zone, zone_reason = answers.time_zone or "UTC", "as given" if answers.time_zone else ""

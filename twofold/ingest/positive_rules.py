@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from twofold.ingest.column_names import LIKED, RATING, SEEN, SHARE, TO_SECONDS, WATCH, is_length, normalized_name
+from twofold.ingest.column_names import (
+    LIKED,
+    QUANTITY,
+    RATING,
+    SEEN,
+    SHARE,
+    TO_SECONDS,
+    WATCH,
+    is_length,
+    normalized_name,
+)
 from twofold.ingest.event_kinds import EventKinds, find_kinds
 from twofold.ingest.table_profile import Column, is_flag, rule_name, words
 from twofold.tables import LONG_VIEW_MS
@@ -176,11 +186,14 @@ def _watched_enough(watched: _Watched) -> list[tuple[str, str]]:
 
 
 def _weaker(usable: Sequence[tuple[Column, str]]) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Returns the rules where no better signal exists: the share watched, or that an item was opened."""
+    """Returns the rules where no better signal exists: the share watched, a quantity, or that an item was opened."""
     for column, written in usable:
         if normalized_name(column.name) in SHARE and column.kind in ("integer", "fraction") and (column.low or 0) >= 0:
             enough = 80 if (column.high or 0) > 20 else 0.8
             return [(f"{written} >= {enough}", "four fifths were watched")], {column.name: "share watched"}
+    for column, written in usable:
+        if normalized_name(column.name) in QUANTITY and column.low is not None and column.low < 0:
+            return [(f"{written} > 0", "a quantity below 0 is a return")], {column.name: "quantity"}
     flags = [
         (column, written) for column, written in usable if is_flag(column) and normalized_name(column.name) in SEEN
     ]

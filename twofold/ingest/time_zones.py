@@ -63,13 +63,27 @@ def quiet_hour_hint(hour: int | None) -> str:
     >>> quiet_hour_hint(19)
     'the quietest hours begin at 19:00 UTC; if they are the night from 1 to 7, your users live at about UTC+6'
     """
-    if hour is None:
-        return ""
-    offset = (1 - hour + 11) % 24 - 11
+    offset = _quiet_offset(hour)
     if offset == 0:
         return ""
-    now = datetime(2024, 1, 1, hour, tzinfo=UTC)
+    now = datetime(2024, 1, 1, hour or 0, tzinfo=UTC)
     return (
         f"the quietest hours begin at {now:%H:%M} UTC; if they are the night from 1 to 7, your users live at about "
         f"UTC{offset:+d}"
     )
+
+
+def zone_of_quiet_hour(hour: int | None) -> str | None:
+    """Returns one of `ZONES` in which the quiet hours are the night; `None` if there is none.
+
+    >>> zone_of_quiet_hour(6), zone_of_quiet_hour(0), zone_of_quiet_hour(None)
+    ('America/New_York', 'Europe/Berlin', None)
+    """
+    offset = timedelta(hours=_quiet_offset(hour))
+    winter = datetime(2024, 1, 1, tzinfo=UTC)
+    return next((zone for zone in ZONES if offset and winter.astimezone(ZoneInfo(zone)).utcoffset() == offset), None)
+
+
+def _quiet_offset(hour: int | None) -> int:
+    """Returns the offset from UTC, in hours, at which quiet hours begin at 1 at night; 0 if there are none."""
+    return 0 if hour is None else (1 - hour + 11) % 24 - 11

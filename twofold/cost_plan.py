@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from twofold.progress import duration
 from twofold.recipe.features import HistoryFeature, SequenceFeature
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
@@ -35,6 +36,17 @@ TRAIN_GB: Final = 0.67
 _NUMBER_BYTES: Final = 4
 _COPIES: Final = 5  # a parameter, its gradient, two states of Adam, and the best epoch
 _ID_BYTES: Final = 21  # of a user in a vocabulary of integers: the id, its sorted copy and the order
+USUAL_EPOCHS: Final = (7, 4)
+"""Epochs of the first and of the second fit, with `train.patience` and `train.refit`: medians of
+`benchmarks/run_cost.json`."""
+REST_S: Final = 8.0
+"""Processor seconds of all that is neither prepared nor trained: the constants of the peers, evaluation, the index,
+lists and probes of a small log."""
+PAIR_US: Final = 1.0
+"""Microseconds of the same for each pair of a user and an item, of which a larger log has more."""
+RUN_GB: Final = 1.2
+"""Memory of a run of a small log: mostly the libraries."""
+PAIR_BYTES: Final = 20.0
 GPU_FLOPS: Final = 1e14  # a tenth of what an H100 or H200 has in bfloat16
 DAY_S: Final = 86_400
 
@@ -62,6 +74,15 @@ class StageCost:
     disk_gb: float
     machines: int
     gpu_h: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """Processor seconds of a whole run, usually and if it trains all epochs, and its peak memory."""
+
+    seconds: float
+    most_s: float
+    memory_gb: float
 
 
 @dataclass(frozen=True)
@@ -103,6 +124,45 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
         examples * recipe.train.epochs * flops_an_example(recipe) / GPU_FLOPS / 3600,
     )
     return prepare, arrays, train
+
+
+def run_cost(recipe: Recipe, *, rows: int, examples: int, users: int, items: int) -> RunCost | None:
+    """Returns the cost of `twofold run` on one core, within a factor of 2 of the runs of `benchmarks/run_cost.json`.
+
+    `None` means that no run like it was measured: one with a ranker, a sequence, other negatives, or without towers.
+    """
+    train, towers = recipe.train, recipe.retriever
+    has_sequence = any(isinstance(each, SequenceFeature) for each in recipe.features.user)
+    is_usual = isinstance(train.loss, InBatchSoftmax) and train.hard_negatives is None and recipe.ranker is None
+    if not isinstance(towers, TwoTower) or has_sequence or not is_usual:
+        return None
+    first, second = (train.epochs if train.patience is None else min(train.epochs, usual) for usual in USUAL_EPOCHS)
+    usual, most = (first + second, 2 * train.epochs) if train.refit else (first, train.epochs)
+    epoch_s = epoch_seconds(examples) * towers.ensemble
+    arrays_s = rows * (PREPARE_US + DATASET_US * (1 + train.refit)) / 1e6
+    rest_s = REST_S + arrays_s + users * items * PAIR_US / 1e6
+    parameters = table_parameters(recipe, float(items))
+    memory = RUN_GB + (parameters * _NUMBER_BYTES * _COPIES + users * items * PAIR_BYTES) / GB
+    return RunCost(rest_s + usual * epoch_s, rest_s + most * epoch_s, memory)
+
+
+def epoch_seconds(examples: int) -> float:
+    """Returns the processor seconds of a pass of one pair of towers over the training examples."""
+    return examples * TRAIN_US / 1e6
+
+
+def cost_sentence(cost: RunCost, found: str) -> str:
+    """Says what a run takes, and what that is based on; `found` is what the log has.
+
+    >>> cost_sentence(RunCost(68, 400, 1.23), "16,012 examples").partition("; estimated")[0]
+    'about 1 min 8 s on one idle core (6 min 40 s if all epochs are trained), 1.2 GB of memory'
+    """
+    usual, most = duration(cost.seconds), duration(cost.most_s)
+    longer = f" ({most} if all epochs are trained)" if cost.most_s > 1.2 * cost.seconds else ""
+    return (
+        f"about {usual} on one idle core{longer}, {cost.memory_gb:.1f} GB of memory; estimated from {found}, within a "
+        f"factor of 2 on the runs of benchmarks/run_cost.json"
+    )
 
 
 def limits(scale: Scale, costs: Sequence[StageCost]) -> list[Limit]:

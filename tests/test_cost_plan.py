@@ -1,18 +1,20 @@
 """The cost of a run before it starts, against the run that it was fitted on and one of twice the size."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import worlds
+from twofold import cost_plan
 from twofold.cli.main import app
-from twofold.pipeline import cost_plan
-from twofold.pipeline.cost_plan import Scale, limits, stage_costs
-from twofold.recipe.load import load_recipe
+from twofold.cost_plan import RunCost, Scale, limits, run_cost, stage_costs
+from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RUNS: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "scale.json").read_text(encoding="utf-8"))["runs"]
 FITTED, LARGEST = (next(run for run in RUNS if run["rows"] == rows * 10**6) for rows in (10, 30))
 
@@ -103,3 +105,54 @@ def test_the_command_says_what_breaks_first(capsys: pytest.CaptureFixture[str]) 
     small = ["--rows", "1e6", "--users", "1e4", "--items", "1e4"]
     app(["plan", str(ROOT / "recipes" / "kuairand.yaml"), *small], standalone_mode=False)
     assert "nothing breaks; the tightest is " in capsys.readouterr().out
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+WHOLE_RUNS: dict[str, dict[str, Any]] = json.loads((ROOT / "benchmarks" / "run_cost.json").read_text(encoding="utf-8"))[
+    "runs"
+]
+
+
+def predicted(run: dict[str, Any]) -> RunCost:
+    given = load_recipe(ROOT / "recipes" / "kuairand.yaml")
+    train = {name: run[name] for name in ("epochs", "patience", "batch_size")}
+    given = given.model_copy(update={"train": given.train.model_copy(update=train)})
+    cost = run_cost(given, **{name: run[name] for name in ("rows", "examples", "users", "items")})
+    assert cost is not None
+    return cost
+
+
+@pytest.mark.parametrize("name", WHOLE_RUNS)
+def test_a_whole_run_takes_what_it_says_within_a_factor_of_two(name: str) -> None:
+    run = WHOLE_RUNS[name]
+    cost, measured = predicted(run), sum(stage["processor_s"] for stage in run["stages"].values())
+    assert 1 / 2 < cost.seconds / measured < 2, (cost, measured)
+    assert cost.seconds <= cost.most_s > measured / 2
+    assert 1 / 2 < cost.memory_gb / run["peak_gb"] < 2, (cost, run["peak_gb"])
+
+
+def test_the_usual_epochs_are_those_of_the_runs_with_patience() -> None:
+    trained = [run["trained_epochs"] for run in WHOLE_RUNS.values() if run["patience"] is not None]
+    assert len(trained) >= 5
+    assert tuple(sorted(each)[len(each) // 2] for each in zip(*trained, strict=True)) == cost_plan.USUAL_EPOCHS
+
+
+@pytest.mark.parametrize("recipe", ["kuairand-ials", "kuairand-ranked", "movielens/ml-1m-sequence"])
+def test_a_run_unlike_the_measured_ones_has_no_prediction(recipe: str) -> None:
+    given = load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
+    assert run_cost(given, rows=10**6, examples=10**5, users=10**4, items=10**4) is None
+
+
+def test_a_run_says_what_it_takes_before_it_trains_and_not_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32)), encoding="utf-8")
+    command = ["run", str(path), "--runs", str(tmp_path / "runs"), "--set", "train.epochs=1"]
+    app(command, standalone_mode=False)
+    said = capsys.readouterr().err
+    assert said.index("✓ prepare") < said.index("this run") < said.index("✓ dataset")
+    assert re.search(r"this run +about \d+ s on one idle core.* GB of memory; estimated from [\d,]+ examples", said)
+    app(command, standalone_mode=False)
+    assert "this run" not in capsys.readouterr().err
