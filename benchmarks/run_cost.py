@@ -1,10 +1,10 @@
 """Time and memory of whole runs, against what `twofold run` says before it trains.
 
-    python benchmarks/run_cost.py              # the shipped recipe, and a drafted recipe of each log of tests/logs
+    python benchmarks/run_cost.py              # the shipped recipe with one epoch, and drafts of the logs of tests/logs
     python benchmarks/run_cost.py shop music   # some of them; results of the others are kept
 
 Each run has a process of its own, on one thread. Processor time is measured beside the clock, which other programs
-stretch. Writes `run_cost.json` beside this file; `twofold/run_cost.py` has constants that are fitted on it.
+stretch. Writes `run_cost.json` beside this file; `twofold/cost_plan.py` has constants that are fitted on it.
 """
 
 import json
@@ -47,7 +47,8 @@ def run_one(name: str, folder: Path) -> None:
     from twofold.recipe.load import load_recipe
     from twofold.run_folder import Stage, open_stage
 
-    recipe = with_dates(load_recipe(_recipe_of(name, folder)))
+    overrides = ("train.epochs=1", "train.refit=false") if name == SHIPPED else ()
+    recipe = with_dates(load_recipe(_recipe_of(name, folder), overrides=overrides))
     stages: dict[str, dict[str, float]] = {}
     clock, processor = time.perf_counter(), time.process_time()
 
@@ -70,6 +71,7 @@ def run_one(name: str, folder: Path) -> None:
         "batch_size": recipe.train.batch_size,
         "epochs": recipe.train.epochs,
         "patience": recipe.train.patience,
+        "refit": recipe.train.refit,
         "trained_epochs": [len(each["epochs"]) for each in fits],
         "parameters": fits[0]["parameters"],
         "peak_gb": peak_gb(),

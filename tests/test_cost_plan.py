@@ -116,7 +116,7 @@ WHOLE_RUNS: dict[str, dict[str, Any]] = json.loads((ROOT / "benchmarks" / "run_c
 
 def predicted(run: dict[str, Any]) -> RunCost:
     given = load_recipe(ROOT / "recipes" / "kuairand.yaml")
-    train = {name: run[name] for name in ("epochs", "patience", "batch_size")}
+    train = {name: run[name] for name in ("epochs", "patience", "refit", "batch_size")}
     given = given.model_copy(update={"train": given.train.model_copy(update=train)})
     cost = run_cost(given, **{name: run[name] for name in ("rows", "examples", "users", "items")})
     assert cost is not None

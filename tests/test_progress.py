@@ -7,6 +7,11 @@ import pytest
 from twofold import progress
 
 
+def test_work_that_may_stop_says_at_most() -> None:
+    line = progress._Work("train", 400, "examples", 0, 100, may_stop=True).line(50)
+    assert line == "train       25%  2 examples/s  at most 2 min 30 s left"
+
+
 def test_a_file_gets_lines_at_intervals_and_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

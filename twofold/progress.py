@@ -20,10 +20,13 @@ EVERY_S: Final = 30.0
 
 
 @contextmanager
-def progress_bar(label: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Shows the progress while the block runs; `done` units were finished before (a resumed run)."""
+def progress_bar(label: str, *, total: int, unit: str, done: int = 0, may_stop: bool = False) -> Iterator[Advance]:
+    """Shows the progress while the block runs; `done` units were finished before (a resumed run).
+
+    `may_stop` means that the work may end before `total` units are done.
+    """
     if not sys.stderr.isatty():
-        with _lines(_Work(label, total, unit, done, done)) as advance:
+        with _lines(_Work(label, total, unit, done, done, may_stop=may_stop)) as advance:
             yield advance
         return
     from rich.console import Console
@@ -68,6 +71,7 @@ class _Work:
     first: int
     done: int
     remark: str = ""
+    may_stop: bool = False
 
     def line(self, seconds: float) -> str:
         """Describes the state after so many seconds.
@@ -75,13 +79,13 @@ class _Work:
         >>> _Work("train", 400, "examples", 0, 100, "loss 2.1").line(50)
         'train       25%  2 examples/s  2 min 30 s left  loss 2.1'
         """
-        parts = [f"{self.label:<10}"]
+        parts, most = [f"{self.label:<10}"], "at most " if self.may_stop else ""
         rate = (self.done - self.first) / max(seconds, 1e-9)
         if self.total:
             parts.append(f"{self.done / self.total:>3.0%}")
         if rate > 0:
             shown = f"{rate:,.0f}" if rate >= 1 else f"{rate:.2f}"
-            parts += [f"{shown} {self.unit}/s", f"{duration((self.total - self.done) / rate)} left"]
+            parts += [f"{shown} {self.unit}/s", f"{most}{duration((self.total - self.done) / rate)} left"]
         else:
             parts.append(f"running for {duration(seconds)}")
         return "  ".join([*parts, *([self.remark] if self.remark else [])])

@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests import worlds
+from tests.serve.tiny import ITEMS, write_run
 from twofold.cli import main as cli
+from twofold.cli import serving
 from twofold.recipe.load import dump_recipe
 
 
@@ -184,6 +188,20 @@ def test_prepare_names_the_next_command_and_a_failed_one_is_no_run(call, tmp_pat
     code, out, _ = call("prepare", path, "--runs", runs, "--run", "mine", "--set", "train.epochs=2")
     assert (code, f"next twofold run {path} --set train.epochs=2 --runs {runs} --run mine" in out) == (0, True), out
     assert "mine" in call("runs", "--runs", runs)[1]
+
+
+def test_titles_of_a_log_stand_beside_the_ids_and_are_text(call, tmp_path, monkeypatch):
+    run = write_run(tmp_path / "tiny")
+    monkeypatch.setattr(serving, "_titles_of", lambda folder: dict.fromkeys(ITEMS, "[red]Blue\x1b[31m"))
+    code, out, _ = call("recommend", run, "--history", "a", "-k", 2)
+    assert (code, out.count("[red]Blue·[31m"), "│ – │" in out) == (0, 2, True), out
+
+
+@pytest.mark.parametrize(("column", "found"), [("title", {7: "A"}), ("name", {7: "A"}), ("colour", {})])
+def test_titles_are_those_of_the_bundle(tmp_path, column, found):
+    (tmp_path / "index").mkdir()
+    pq.write_table(pa.table({"item_id": [7], column: ["A"]}), tmp_path / "index" / "item_attributes.parquet")
+    assert serving._titles_of(tmp_path) == found
 
 
 @pytest.mark.parametrize("k", [0, 1001])

@@ -291,9 +291,9 @@ def test_a_longer_window_is_suggested_than_the_guessed_one() -> None:
 
 def test_a_time_zone_is_suggested_in_which_the_quiet_hours_are_the_night() -> None:
     what = seen(facts=replace(events([100] * 10), quiet_hour=6))
-    (asked,) = (each for each in questions(what) if "time zone" in each.text)
-    assert "at about UTC-5" in asked.text
-    assert asked.option == "--time-zone America/New_York"
+    (question,) = (each for each in questions(what) if "time zone" in each.text)
+    assert "at about UTC-5" in question.text
+    assert question.option == "--time-zone America/New_York"
 
 
 def test_purchases_are_not_questioned_because_most_are_no_returns() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import twofold
 from twofold.cli.options import RunFolder
@@ -66,21 +67,39 @@ def recommend(
         for row in answer.to_pylist():
             print(json.dumps(row))
         return
-    table = Table(*answer.column_names)
+    titles = _titles_of(run_folder)
+    table = Table(*answer.column_names, *(["title"] if titles else []))
     for row in answer.to_pylist():
-        table.add_row(*(_shown_score(value) if isinstance(value, float) else str(value) for value in row.values()))
+        cells = (*row.values(), *([titles.get(row["item_id"])] if titles else []))
+        table.add_row(*(Text(_shown(value)) for value in cells))
     Console().print(table)
     as_of = int(answer.schema.metadata[b"at"])
     print(f"as of {datetime.fromtimestamp(as_of / 1000, UTC):%Y-%m-%d %H:%M} UTC; the service answers as of now")
 
 
-def _shown_score(score: float) -> str:
-    """Returns four decimals, or three digits of a score that is too small for them.
+def _shown(value: Any) -> str:
+    """Returns a cell of the table: of a score four decimals, or three digits if it is too small for them.
 
-    >>> _shown_score(0.71234), _shown_score(-12.5), _shown_score(1.5e-22), _shown_score(0.0)
-    ('0.7123', '-12.5000', '1.5e-22', '0.0000')
+    >>> _shown(0.71234), _shown(-12.5), _shown(1.5e-22), _shown(0.0), _shown(12), _shown(None)
+    ('0.7123', '-12.5000', '1.5e-22', '0.0000', '12', '–')
     """
-    return f"{score:.3g}" if 0 < abs(score) < 1e-3 else f"{score:.4f}"
+    from twofold.ingest.log_profile import printable
+
+    if not isinstance(value, float):
+        return "–" if value is None else printable(str(value))
+    return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+
+
+def _titles_of(run_folder: Path) -> dict[Any, str]:
+    """Returns the titles of the items by id; empty if they have neither a column `title` nor one `name`."""
+    import pyarrow.parquet as pq
+
+    path = run_folder / "index" / "item_attributes.parquet"
+    name = next((each for each in ("title", "name") if each in pq.read_schema(path).names), None)
+    if name is None:
+        return {}
+    table = pq.read_table(path, columns=["item_id", name])
+    return dict(zip(table["item_id"].to_pylist(), map(str, table[name].to_pylist()), strict=True))
 
 
 def _note_unknown(items: list[str], known: "Vocabulary") -> None:

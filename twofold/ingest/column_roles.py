@@ -71,10 +71,7 @@ def guess_roles(
 
     DataError if one of the three is missing, could be several columns, or has a type that no recipe reads.
     """
-    of_user = given_columns.user or _shared(log, users, USER)
-    of_item = None if given_columns.item else _shared(log, items, ITEM)
-    user = _find_column(log, "user", of_user, USER, _could_be_id, taken=(of_item,) if of_item else ())
-    item = _find_column(log, "item", given_columns.item or of_item, ITEM, _could_be_id, taken=(user.name,))
+    user, item = _find_keys(log, given_columns, items, users)
     time = _find_column(log, "time", given_columns.time, TIME, _could_be_time, taken=(user.name, item.name))
     if len({user.name, item.name, time.name}) < 3:
         raise DataError(
@@ -116,6 +113,15 @@ def _likeliest(columns: Sequence[Column], tiers: Sequence[frozenset[str]]) -> li
         [column for column in columns if tier & {normalized_name(column.name), key_name(column.name)}] for tier in tiers
     )
     return next((some for some in found if some), [])
+
+
+def _find_keys(
+    log: TableProfile, given_columns: GivenColumns, items: TableProfile | None, users: TableProfile | None
+) -> tuple[Column, Column]:
+    of_user = given_columns.user or _shared(log, users, USER)
+    of_item = None if given_columns.item else _shared(log, items, ITEM)
+    user = _find_column(log, "user", of_user, USER, _could_be_id, taken=(of_item,) if of_item else ())
+    return user, _find_column(log, "item", given_columns.item or of_item, ITEM, _could_be_id, taken=(user.name,))
 
 
 def _shared(log: TableProfile, table: TableProfile | None, tiers: Sequence[frozenset[str]]) -> str | None:

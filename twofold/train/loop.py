@@ -117,7 +117,7 @@ def fit(
         resumed = load_checkpoint(checkpoint, trainable, optimizer, settings=settings)
         state, best = resumed or (TrainingState(), {})
         done = state.epoch * num_examples + state.batch * settings.batch_size
-        with _progress(ranks, total=epochs * num_examples, done=done) as advance:
+        with _progress(ranks, total=epochs * num_examples, done=done, may_stop=_may_end(validate, settings)) as advance:
             while state.epoch < epochs and not _has_converged(state, settings.patience):
                 started, pending = time.monotonic(), _pending(settings, objective)
                 due, first = started + CHECKPOINT_EVERY_S, state.batch
@@ -255,11 +255,16 @@ def _seed_step(settings: Train, state: TrainingState) -> None:
     torch.manual_seed(int(number.generate_state(1)[0]))
 
 
-def _progress(ranks: ProcessGroup, *, total: int, done: int) -> AbstractContextManager[Advance]:
+def _progress(ranks: ProcessGroup, *, total: int, done: int, may_stop: bool) -> AbstractContextManager[Advance]:
     """Opens the progress bar of rank 0; other ranks show none."""
     if ranks.is_first:
-        return progress_bar("train", total=total, unit="examples", done=done)
+        return progress_bar("train", total=total, unit="examples", done=done, may_stop=may_stop)
     return nullcontext(lambda units, remark: None)
+
+
+def _may_end(validate: Validate | Sequence[float], settings: Train) -> bool:
+    """Returns whether training may end before its last epoch: not if it repeats a known number of epochs."""
+    return callable(validate) and settings.patience is not None
 
 
 def _step_number(settings: Train, state: TrainingState, order: Order) -> tuple[int, int]:
