@@ -8,7 +8,7 @@ from twofold import progress
 
 
 def test_work_that_may_stop_says_at_most() -> None:
-    line = progress._Work("train", 400, "examples", 0, 100, may_stop=True).line(50)
+    line = progress._Work("train", 400, "examples", 0, 100, may_stop=True).line(50.0)
     assert line == "train       25%  2 examples/s  at most 2 min 30 s left"
 
 

@@ -180,6 +180,15 @@ def test_a_rule_with_quotation_marks_needs_no_others(tmp_path: Path, rule: str) 
     assert load_recipe(path, overrides=[f"prepare.positive={rule}"]).prepare.positive == rule
 
 
+def test_a_log_in_place_of_a_recipe_is_answered_with_how_to_draft_one(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n", encoding="utf-8")
+    (tmp_path / "log.json").write_text(" " * 200_001, encoding="utf-8")
+    for name, what in (("log.csv", "is a table, not a recipe"), ("log.json", "a recipe has at most 200,000")):
+        said = refusal(tmp_path / name)
+        assert what in said
+        assert f"twofold recipe new --log {tmp_path / name}" in said
+
+
 def test_a_rule_that_yaml_cannot_read_is_shown_in_quotation_marks(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     for value in ("'buy' = event", "event: buy"):

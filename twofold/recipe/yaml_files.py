@@ -20,6 +20,7 @@ from twofold.tables import Json
 MAX_BYTES: Final = 200_000  # a recipe of 400 columns has 60,000
 MAX_DEPTH: Final = 64
 """Number of levels of lists and mappings, and of the steps of a field that `--set` names."""
+_TABLES: Final = frozenset({".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson", ".gz"})
 _MAX_DIGITS: Final = 100
 _CONSTANTS: Final = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -34,12 +35,13 @@ def read_mapping(path: Path) -> dict[str, Json]:
     """Reads the mapping in a YAML file and makes the paths in its data section absolute."""
     if not path.is_file():
         raise RecipeError(_not_found(path))
+    draft = f"To draft a recipe from a log: twofold recipe new --log {path}"
+    if path.suffix.lower() in _TABLES:
+        raise RecipeError(f"{path} is a table, not a recipe. {draft}")
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise RecipeError(
-            f"{path} has {path.stat().st_size:,} bytes; a recipe has at most {MAX_BYTES:,}. Is it a data file?"
-        )
+        raise RecipeError(f"{path} has {path.stat().st_size:,} bytes; a recipe has at most {MAX_BYTES:,}. {draft}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
