@@ -83,7 +83,7 @@ def _shown(value: Any) -> str:
     >>> _shown(0.71234), _shown(-12.5), _shown(1.5e-22), _shown(0.0), _shown(12), _shown(None)
     ('0.7123', '-12.5000', '1.5e-22', '0.0000', '12', '–')
     """
-    from twofold.ingest.log_profile import printable
+    from twofold.ingest.table_profile import printable
 
     if not isinstance(value, float):
         return "–" if value is None else printable(str(value))

@@ -191,7 +191,7 @@ def _index(seen: LogProfile) -> list[str]:
 def _model_lines(events: EventFacts) -> list[tuple[str, str]]:
     """Returns the lines of the sections `retriever` and `train`, each with its reason; an empty text means none."""
     tower, score, train = TwoTower(kind="best"), Cosine(kind="cosine"), Train()
-    epochs = _epochs(events.positives)
+    epochs, pass_time = _epochs(events.positives), duration(epoch_seconds(events.positives))
     patience = min(3, epochs - 1)
     return [
         ("retriever:", ""),
@@ -205,7 +205,7 @@ def _model_lines(events: EventFacts) -> list[tuple[str, str]]:
         ("train:", ""),
         (
             f"  epochs: {epochs}",
-            f"at most so many passes over the positives, about {duration(epoch_seconds(events.positives))} each",
+            f"at most so many passes over the positives, about {pass_time} each",
         ),
         (
             f"  patience: {patience}",
