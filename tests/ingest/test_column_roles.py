@@ -139,9 +139,9 @@ def test_a_key_that_the_log_shares_with_a_table_decides_where_names_do_not() -> 
 
 def test_a_quantity_below_zero_is_a_return() -> None:
     found = roles(integer("Quantity", -3, 12))
-    assert (found.positive, found.taken_as["Quantity"]) == ("Quantity > 0", "quantity")
-    assert roles(integer("Quantity", 1, 12)).positive == "TRUE"
-    assert roles(integer("Quantity", -3, 12), flag("liked")).positive == "liked"
+    assert (found.signals.positive, found.taken_as["Quantity"]) == ("Quantity > 0", "quantity")
+    assert roles(integer("Quantity", 1, 12)).signals.positive == "TRUE"
+    assert roles(integer("Quantity", -3, 12), flag("liked")).signals.positive == "liked"
 
 
 def test_equally_likely_columns_are_asked_for() -> None:
