@@ -46,7 +46,7 @@ PAIR_US: Final = 1.0
 """Microseconds of the same for each pair of a user and an item, of which a larger log has more."""
 RUN_GB: Final = 1.2
 """Memory of a run of a small log: mostly the libraries."""
-PAIR_BYTES: Final = 20.0
+PAIR_BYTES: Final = 2.0
 GPU_FLOPS: Final = 1e14  # a tenth of what an H100 or H200 has in bfloat16
 DAY_S: Final = 86_400
 
