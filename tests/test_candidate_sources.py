@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
+from twofold.item_neighbors import ItemNeighbors, load_neighbors
 from twofold.candidate_sources import (
     CandidateSources,
-    ItemNeighbors,
     SourceQueries,
     by_popularity,
-    load_neighbors,
     merge_sources,
     ranks_in,
     source_lists,

@@ -9,12 +9,12 @@ serving call this module, so that all have the same candidates.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final, assert_never
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, Integer
 
+from twofold.item_neighbors import ItemNeighbors
 from twofold.ragged import Ragged, chunks
 from twofold.recipe.ranker import Candidates, ConditionSource, ItemKnnSource, PopularitySource
 from twofold.topk import packed_keys, tie_order
@@ -22,27 +22,7 @@ from twofold.topk import packed_keys, tie_order
 RETRIEVER: Final = "retriever"
 NUM_NEIGHBORS: Final = 100
 """Number of nearest items that item-kNN keeps of each item."""
-NEIGHBORS: Final = "item_neighbors.{}.npy"
 CHUNK_QUERIES: Final = 512  # users listed at a time: with ten likes and a hundred neighbors each, 4 MB of item rows
-
-
-@dataclass(frozen=True)
-class ItemNeighbors:
-    """The nearest items of each item, by falling similarity, padded with -1."""
-
-    item_rows: Int32[np.ndarray, "items _"]
-    similarities: Float32[np.ndarray, "items _"]
-
-    def save(self, folder: Path) -> None:
-        """Writes the two arrays that `load_neighbors` reads."""
-        for name in ("item_rows", "similarities"):
-            np.save(folder / NEIGHBORS.format(name), getattr(self, name))
-
-
-def load_neighbors(folder: Path) -> ItemNeighbors | None:
-    """Reads what `ItemNeighbors.save` wrote; `None` if there is nothing."""
-    paths = [folder / NEIGHBORS.format(name) for name in ("item_rows", "similarities")]
-    return ItemNeighbors(*(np.load(path, allow_pickle=False) for path in paths)) if paths[0].exists() else None
 
 
 def by_popularity(counts: Int64[np.ndarray, "items"]) -> Int64[np.ndarray, "_"]:

@@ -167,6 +167,24 @@ def concatenate_additions(parts: Sequence[Additions]) -> Additions:
     return Additions(rows, np.concatenate([part.values for part in parts]))
 
 
+def sum_additions(*parts: Additions) -> Additions:
+    """Returns the sums of several additions to the same users' scores, in which an item may occur more than once.
+
+    >>> once = Additions(Ragged(np.array([4, 2, 4]), np.array([0, 3])), np.array([1, 2, 3], np.float32))
+    >>> found = sum_additions(once)
+    >>> found.rows.values.tolist(), found.values.tolist()
+    ([2, 4], [2.0, 4.0])
+    """
+    lines, rows, values = (
+        np.concatenate(each)
+        for each in zip(*((part.rows.lines, part.rows.values, part.values) for part in parts), strict=True)
+    )
+    width = int(rows.max(initial=0)) + 1
+    keys, place = np.unique(lines * width + rows, return_inverse=True)
+    offsets = np.searchsorted(keys, width * np.arange(len(parts[0].rows.offsets)))
+    return Additions(Ragged(keys % width, offsets), np.bincount(place, values).astype(np.float32))
+
+
 @dataclass(frozen=True)
 class Products:
     """Scores that are inner products of query vectors and item vectors, with additions for some pairs if there are any.

@@ -12,17 +12,20 @@ from tests import worlds
 from tests.worlds import world_recipe
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RecipeError
+from twofold.evaluate import peer_tuning
 from twofold.evaluate.baselines import OWN_AGAIN
 from twofold.explain.gap import APPROXIMATE, IDS, STALE
 from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_factors, load_fold_in, save_factors
+from twofold.model.history_additions import ADDITIONS
 from twofold.model.multi_tower import build_towers
-from twofold.model.retriever import REPEATS, WEIGHTS, Blend, item_vectors, load_model, repeats_of, user_vectors
+from twofold.model.retriever import WEIGHTS, Blend, additions_of, item_vectors, load_model, user_vectors
 from twofold.model.weights import load_weights
 from twofold.page.run_page import read_run_page
 from twofold.pipeline import best_model
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.best_model import TOWERS, Served, load_tuning
+from twofold.pipeline.best_model import NEIGHBORS, TOWERS, Served, load_tuning
 from twofold.pipeline.job import Job, claim_folder, report_of
+from twofold.ragged import Ragged
 from twofold.recipe.features import HistoryFeature
 from twofold.run_folder import find_stage
 from twofold.serve.recommender import load
@@ -78,7 +81,8 @@ def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
 def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only, tmp_path, monkeypatch):
     served = Served("chosen", "EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight)
     monkeypatch.setattr(
-        "twofold.pipeline.train.choose_served", lambda *given: (served, {}, best_model.fit_served(served, given[-1]))
+        "twofold.pipeline.train.choose_served",
+        lambda *given: (served, {}, best_model.fit_served(served, given[0], given[-1])),
     )
     recipe = best(popularity_only, epochs=1, learning_rate=0.01)
     recipe = recipe.model_copy(update={"retriever": recipe.retriever.model_copy(update={"ensemble": ensemble})})
@@ -149,7 +153,11 @@ def test_where_users_come_back_to_items_how_often_they_met_them_is_added(learnin
     assert facts["best"]["repeats"] > 0
     rows = {row.name: row.metrics["catalogue/ndcg@10"].value for row in report_of(run).catalogue.rows}
     assert rows["model"] > 0.97 * rows[OWN_AGAIN] > 0.6
-    # The index serves what was evaluated: no step from the model to its lists costs anything.
+    check_that_lists_have_the_scores_of_the_model(recipe, run)
+
+
+def check_that_lists_have_the_scores_of_the_model(recipe, run, *, include_seen=True):
+    """No step from the model, with its additions, to the lists of the service may cost anything."""
     explained = json.loads((run / "explain" / "gap.json").read_text())
     assert all(abs(step["change"]) < 0.01 for step in explained["serving"] if step["cause"] in SERVING)
     assert explained["faults"] == []
@@ -157,8 +165,12 @@ def test_where_users_come_back_to_items_how_often_they_met_them_is_added(learnin
     model = load_model(recipe.retriever, dataset, run / "train")
     users, at = np.arange(len(dataset.users)), service.bundle.as_of
     scores = user_vectors(model, dataset, users, np.full(len(users), at)) @ item_vectors(model, dataset, at).T
-    added = repeats_of(model, dataset, users, np.full(len(users), at))
+    added = additions_of(model, dataset, users, np.full(len(users), at))
     scores[added.rows.lines, added.rows.values] += added.values
+    if not include_seen:
+        seen = dataset.events.before(users, np.full(len(users), at))
+        excluded = Ragged(*dataset.events.slices(users, seen))
+        scores[excluded.lines, excluded.values] = -np.inf
     for user in users[::10].tolist():
         listed = service.recommend([dataset.users.ids[user].as_py()], k=8)
         found = dataset.items.rows_of(listed["item_id"].combine_chunks())
@@ -167,11 +179,39 @@ def test_where_users_come_back_to_items_how_often_they_met_them_is_added(learnin
         np.testing.assert_allclose(listed["score"].to_numpy(), scores[user, found], rtol=1e-4, atol=1e-5)
 
 
+def partners(folder, *, num_users=300, num_items=200):
+    """Items come in pairs: who likes one on the first day likes the other later. Pairs have nothing else in common."""
+    draw = np.random.default_rng(5)
+    partner = np.empty(num_items, np.int64)
+    mixed = draw.permutation(num_items).reshape(-1, 2)
+    partner[mixed[:, 0]], partner[mixed[:, 1]] = mixed[:, 1], mixed[:, 0]
+    lines = []
+    for user in range(num_users):
+        for second in (*worlds.TRAIN_DAYS[1:], worlds.VALIDATION, worlds.TEST):
+            item = int(draw.integers(num_items))
+            for day, liked in ((worlds.TRAIN_DAYS[0], item), (second, int(partner[item]))):
+                lines.append((user, liked, day * worlds.DAY_MS + int(draw.integers(worlds.DAY_MS)), True))
+    return worlds.write_world(folder, worlds.events_of(lines, draw), worlds.items_of(num_items))
+
+
+def test_pairs_of_items_that_no_vectors_hold_are_served_by_the_exact_scores_of_neighbors(tmp_path, monkeypatch):
+    monkeypatch.setattr(best_model, "MAX_RANK", 4)
+    monkeypatch.setattr(peer_tuning, "IALS_MAX_POSITIVES", 10)  # iALS of 128 dimensions holds a few hundred pairs
+    recipe = best(world_recipe(partners(tmp_path / "log"), {}), epochs=1, refit=True)
+    run = twofold.run(recipe, runs=tmp_path).folder
+    facts = find_stage(run, "train").facts
+    assert facts["served"].endswith(f" + {NEIGHBORS}")
+    assert facts["best"]["neighbors"]["weight"] > 0
+    rows = {row.name: row.metrics["catalogue/ndcg@10"].value for row in report_of(run).catalogue.rows}
+    assert rows["model"] > 0.75 * rows["item-kNN"] > 0.3
+    check_that_lists_have_the_scores_of_the_model(recipe, run, include_seen=False)
+
+
 def test_where_items_are_not_met_again_nothing_is_added(popularity_only, tmp_path):
     _, _, trained, _ = pipeline.up_to_training(Job(best(popularity_only, epochs=1), tmp_path))
     assert OWN_AGAIN not in trained.facts["served"]
     assert trained.facts["best"]["repeats"] == 0
-    assert not (trained.folder / REPEATS).exists()
+    assert not (trained.folder / ADDITIONS).exists()
 
 
 def test_an_ensemble_holds_the_towers_of_consecutive_seeds(popularity_only, tmp_path):

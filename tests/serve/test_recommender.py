@@ -91,7 +91,7 @@ def test_filter_and_candidates_restrict_the_list(recommender: Recommender) -> No
 
 
 def test_items_outside_the_rule_of_a_bundle_are_never_recommended(tmp_path: Path) -> None:
-    context = {"as_of": NOON, "where": "colour = 'red'", "include_seen": False, "repeats": {}}
+    context = {"as_of": NOON, "where": "colour = 'red'", "include_seen": False}
     write_run(tmp_path / "red")
     replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
     reds = load(tmp_path / "red")
@@ -104,7 +104,7 @@ def test_items_outside_the_rule_of_a_bundle_are_never_recommended(tmp_path: Path
 
 def test_no_filter_undoes_the_rule_of_a_bundle(tmp_path: Path) -> None:
     write_run(tmp_path / "red")
-    context = {"as_of": NOON, "where": "colour = 'red'", "include_seen": False, "repeats": {}}
+    context = {"as_of": NOON, "where": "colour = 'red'", "include_seen": False}
     replace_part(tmp_path / "red", CONTEXT, lambda path: path.write_text(json.dumps(context)))
     live_bundle, filters = open_live_bundle(tmp_path / "red"), load(tmp_path / "red").bundle.filters
     assert live_bundle.rule(None) == "colour = 'red'"
@@ -261,7 +261,7 @@ def test_a_folder_without_a_bundle_is_refused(tmp_path: Path, copied: Path) -> N
 
 def test_items_that_were_met_are_recommended_again_if_the_bundle_says_so(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "again")
-    context = {"as_of": NOON, "where": None, "include_seen": True, "repeats": {}}
+    context = {"as_of": NOON, "where": None, "include_seen": True}
     replace_part(tmp_path / "again", CONTEXT, lambda path: path.write_text(json.dumps(context)))
     again, plain = load(tmp_path / "again"), load(run)
     assert of_user(again.recommend([20], k=4), 20) == of_user(plain.recommend([20], k=4, exclude_seen=False), 20)

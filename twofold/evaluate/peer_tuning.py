@@ -36,11 +36,12 @@ Grid = tuple[tuple[str, tuple[float, ...]], ...]
 RECENT_POPULARITY: Final = "popularity of the last days"
 MAX_SCORES: Final = 2**25  # scores of validation users × items: 128 MiB; users beyond are left out by chance
 CHUNK_USERS: Final = 256
-KNN_TUNING_MAX_ITEMS: Final = 30_000
+KNN_TUNING_MAX_ITEMS: Final = 100_000
 EASE_TUNING_MAX_ITEMS: Final = 10_000
 IALS_TUNING_MAX_POSITIVES: Final = 2_000_000
 _DAYS: Final = (1.0, 2.0, 3.0, 7.0, 14.0)
 _START_DAYS: Final = 2.0
+_SHRINKS: Final = (0.0, 3.0, 10.0, 30.0, 100.0)
 _WEIGHTS: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # in standard deviations of the peer's scores
 _START_WEIGHT: Final = 0.5
 
@@ -74,9 +75,21 @@ def _more_positives(limit: int) -> Callable[[Interactions], str | None]:
 PEER_KINDS: Final = (
     PeerKind(
         name="item-kNN",
-        fit=lambda log, at: fit_item_knn(log, shrink=at["shrink"], neighbours=int(at["neighbours"])),
-        start={"shrink": 10.0, "neighbours": 500.0},
-        grid=(("shrink", (0.0, 3.0, 10.0, 30.0, 100.0)), ("neighbours", (50.0, 200.0, 500.0, 1000.0))),
+        fit=lambda log, at: fit_item_knn(
+            log,
+            shrink=at["shrink"],
+            neighbours=int(at["neighbours"]),
+            activity=at["activity"],
+            popularity=at["popularity"],
+        ),
+        start={"shrink": 10.0, "neighbours": 500.0, "activity": 0.0, "popularity": 0.5},
+        grid=(
+            ("shrink", _SHRINKS),
+            ("activity", (0.0, 0.25, 0.5, 0.75, 1.0)),
+            ("popularity", (0.1, 0.2, 0.3, 0.4, 0.5)),
+            ("shrink", _SHRINKS),
+            ("neighbours", (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)),
+        ),
         too_large=lambda log: None,
         too_large_to_tune=_more_items(KNN_TUNING_MAX_ITEMS),
     ),

@@ -5,6 +5,7 @@ data set, in blocks of users. Popularity, scaled to a millionth, decides among i
 list of a user without any positive.
 """
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from twofold.topk import Products
 EASE_MAX_ITEMS: Final = 20_000  # a matrix of 1.6 GB, and a minute of 2 cores for each inverse
 IALS_MAX_POSITIVES: Final = 20_000_000  # minutes of 2 cores
 IALS_ITERATIONS: Final = 15
-CHUNK_ELEMENTS: Final = 2**22  # pairs of items that a thread of item-kNN compares at once
+CHUNK_ELEMENTS: Final = 2**24  # pairs of likes that a thread of item-kNN adds up at once
 _THREADS: Final = 2
 _CHUNK_LIKES: Final = 2**22  # weights gathered at once
 
@@ -214,27 +215,47 @@ class PeerScores:
         return self.peer.pair_scores(self.user_rows[users], item_rows)
 
 
-def fit_item_knn(positives: Interactions, *, shrink: float = 10.0, neighbours: int = 500) -> ItemWeights:
-    """Computes the shrunk cosines of each item with its nearest `neighbours`, and with all that are equally near.
+def fit_item_knn(
+    positives: Interactions,
+    *,
+    shrink: float = 10.0,
+    neighbours: int = 500,
+    activity: float = 0.0,
+    popularity: float = 0.5,
+) -> ItemWeights:
+    """Computes the similarity of each item with its nearest `neighbours`, and with all that are equally near.
 
-    cos(i, j) = c_ij / (√(c_i c_j) + shrink), c being the number of users that like one or both (Sarwar et al. 2001;
-    shrinkage as in Bell and Koren 2007).
+    sim(i, j) = Σ v_u / ((c_i c_j)^popularity + shrink), summed over the users u who like both; c is the number of users
+    that like an item. v_u falls with the number d_u of items that the user likes, as d_u^-activity, and has a mean of 1
+    over all positives. The defaults are the shrunk cosine (Sarwar et al. 2001; shrinkage as in Bell and Koren 2007).
+    Activity and popularity are the two damping constants of random walks on the graph of users and items (Christoffel
+    et al., RecSys 2015, RP3β).
     """
     likes, items = positives.likes, positives.num_items
     count = np.asarray(likes.sum(axis=0), np.float32).reshape(-1)
-    transposed = likes.T.tocsr()
+    damped = np.maximum(count, 1) ** np.float32(popularity)
+    sizes = np.diff(likes.indptr).astype(np.float32)
+    factor = np.where(sizes > 0, np.maximum(sizes, 1) ** np.float32(-activity), 0)
+    factor *= np.float32(sizes.sum() / max(float(sizes @ factor), 1e-30))
+    weighted, transposed = (scipy.sparse.diags(factor) @ likes).astype(np.float32), likes.T.tocsr()
+    cost = np.concatenate([[0], np.cumsum(transposed @ sizes)])  # at least the pairs of items that a row holds
+    cuts = np.searchsorted(cost, np.arange(CHUNK_ELEMENTS, cost[-1], CHUNK_ELEMENTS))
+    bounds = np.unique([0, *cuts, items])
 
-    def nearest(part: slice) -> scipy.sparse.csr_matrix:
-        cosine = (transposed[part] @ likes).toarray()  # (chunk, items): users who like both
-        cosine /= np.sqrt(count[part, None] * count) + np.float32(shrink) + np.float32(1e-9)
-        cosine[np.arange(len(cosine)), np.arange(part.start, part.stop)] = 0
-        if neighbours < items:
-            least = np.partition(cosine, items - neighbours, axis=1)[:, items - neighbours]
-            cosine[cosine < least[:, None]] = 0
-        return scipy.sparse.csr_matrix(cosine)
+    def nearest(first: int, end: int) -> scipy.sparse.csr_matrix:
+        near = transposed[first:end] @ weighted
+        row = np.repeat(np.arange(first, end), np.diff(near.indptr))
+        near.data /= damped[row] * damped[near.indices] + np.float32(shrink)
+        near.data[row == near.indices] = 0
+        for low, high in itertools.pairwise(near.indptr):
+            if high - low > neighbours:
+                values = near.data[low:high]
+                values[values < np.partition(values, -neighbours)[-neighbours]] = 0
+        near.eliminate_zeros()
+        return near
 
-    with ThreadPoolExecutor(_THREADS) as pool:  # NumPy leaves the other thread free while it divides and partitions
-        parts = list(pool.map(nearest, chunks(items, max(1, CHUNK_ELEMENTS // items))))
+    with ThreadPoolExecutor(_THREADS) as pool:  # SciPy and NumPy leave the other thread free
+        parts = list(pool.map(nearest, bounds[:-1].tolist(), bounds[1:].tolist()))
     return ItemWeights(positives, scipy.sparse.vstack(parts).T.tocsr())
 
 

@@ -1,20 +1,18 @@
 """Interface of all retrievers: loading, vectors, scores, export and summary of two towers, of peers, and of both."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias, assert_never
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.dataset import Dataset, load_dataset
-from twofold.dataset.features import FeatureState
-from twofold.dataset.histories import count_items
 from twofold.dataset.recent_counts import count_events
 from twofold.model.fold_in import FOLD_IN, FoldIn, HistoryModel, ItemSums, load_factors, save_fold_in
+from twofold.model.history_additions import HistoryAdditions, load_additions
 from twofold.model.multi_tower import MultiTower, Towers, build_towers, describe_unbuilt_towers, encode_items
 from twofold.model.multi_tower import describe_towers as describe_built_towers
 from twofold.model.onnx_export import export_user_tower
@@ -22,13 +20,10 @@ from twofold.model.two_tower import TwoTower
 from twofold.model.weights import encode, load_weights
 from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import Features
-from twofold.run_folder import write_json
 from twofold.tables import DAY_MS, ModelPart
 from twofold.topk import Additions
 
 WEIGHTS = "weights.safetensors"
-REPEATS = "repeats.json"
-"""File of the stage `train` with the weight of repeats; without it there is none."""
 
 
 def _weights_path(folder: Path, number: int) -> Path:
@@ -52,8 +47,8 @@ class Blend:
     score: ClassVar[Literal["dot"]] = "dot"
 
     parts: tuple[Towers | HistoryModel, ...]
-    repeats: float = 0.0
-    """Addition to the score of an item for each of the user's last positives that is of this item: see `repeats_of`."""
+    added: HistoryAdditions | None = None
+    """Additions to the scores of some items by the user's newest positives."""
 
     @property
     def towers(self) -> tuple[Towers, ...]:
@@ -75,8 +70,8 @@ def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Pat
             paths = [path for number in range(config.ensemble) if (path := _weights_path(folder, number)).exists()]
             parts: list[Towers | HistoryModel] = [load_weights(build_towers(config, dataset), path) for path in paths]
             parts += [load_factors(folder)] if (folder / FOLD_IN).exists() else []
-            repeats = _load_repeats(folder)
-            return parts[0] if len(parts) == 1 and not repeats else Blend(tuple(parts), repeats)
+            added = load_additions(folder)
+            return parts[0] if len(parts) == 1 and added is None else Blend(tuple(parts), added)
         case retriever_recipe.Ials():
             return load_factors(folder)
         case _:
@@ -130,38 +125,21 @@ def user_vectors(
     return vectors[np.argsort(order)]
 
 
-def repeats_of(
+def additions_of(
     model: Model, dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
 ) -> Additions | None:
-    """Returns what is added to the scores of items that users of the log met before these times; `None` is nothing.
-
-    It counts the positives that the user tower reads: the newest, up to the longest history.
-    """
-    if not isinstance(model, Blend) or not model.repeats:
+    """Returns what the histories of users of the log before these times add to the scores; `None` is nothing."""
+    if not isinstance(model, Blend) or model.added is None:
         return None
-    return times_met(dataset, user_rows, at).scaled(model.repeats)
+    return model.added.of(newest_positives(dataset, user_rows, at))
 
 
-def times_met(dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]) -> Additions:
-    """Returns how often each user had met each item, among the positives that the user tower reads."""
+def newest_positives(
+    dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
+) -> Int32[np.ndarray, "queries _"]:
+    """Returns the positives that the user tower reads, as table rows: the newest, up to the longest history."""
     counts = dataset.positives.before(user_rows, at)
-    return Additions(*count_items(dataset.positives.last(user_rows, counts, n=num_repeats(dataset.features))))
-
-
-def num_repeats(features: FeatureState) -> int:
-    """Returns the number of newest positives in which repeats are counted."""
-    return features.history_length("positives")
-
-
-def save_repeats(weight: float, folder: Path) -> None:
-    """Writes the weight of repeats beside the models that it is added to."""
-    write_json(folder / REPEATS, {"weight": weight})
-
-
-def _load_repeats(folder: Path) -> float:
-    """Returns the weight that `save_repeats` wrote; 0 if there is no file."""
-    path = folder / REPEATS
-    return float(json.loads(path.read_text(encoding="utf-8"))["weight"]) if path.exists() else 0.0
+    return dataset.positives.last(user_rows, counts, n=dataset.features.history_length("positives"))
 
 
 def as_products(
@@ -217,7 +195,16 @@ def describe_model(model: Model) -> list[ModelPart]:
             of_peers = [
                 replace(part, name=f"{part.name} of the peer") for peer in peers for part in describe_model(peer)
             ]
-            of_repeats = [ModelPart("user", "repeats", "times met × weight → score", 1)] if model.repeats else []
-            return [*first, *of_peers, *of_repeats]
+            return [*first, *of_peers, *_describe_additions(model.added)]
         case _:
             assert_never(model)
+
+
+def _describe_additions(added: HistoryAdditions | None) -> list[ModelPart]:
+    if added is None:
+        return []
+    parts = [ModelPart("user", "repeats", "times met × weight → score", 1)] if added.repeats else []
+    if added.neighbors is not None:
+        weights = int((added.neighbors.item_rows >= 0).sum())
+        parts.append(ModelPart("user", "item neighbors", f"sum of {weights:,} similarities → score", weights))
+    return parts

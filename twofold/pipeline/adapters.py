@@ -40,7 +40,7 @@ from twofold.index.search import search
 from twofold.model.fold_in import HistoryModel
 from twofold.model.multi_tower import MultiTower, towers_of
 from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
-from twofold.model.retriever import Blend, Model, as_products, item_vectors, repeats_of, user_vectors
+from twofold.model.retriever import Blend, Model, additions_of, as_products, item_vectors, user_vectors
 from twofold.pipeline.trained_models import TrainedModels
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
@@ -61,7 +61,7 @@ def catalogue_scores(model: Model, arrays: Dataset, window: EvaluationWindow) ->
     return Products(
         queries_as_products(users, model.score),
         items_as_products(items, model.score),
-        repeats_of(model, arrays, window.user_rows, window.query_at),
+        additions_of(model, arrays, window.user_rows, window.query_at),
     )
 
 
@@ -141,7 +141,7 @@ def _retrieved(
             ranker, item_inputs, user_inputs[rows], queries[rows], item_rows, ranks
         )
 
-    added = repeats_of(model, arrays.retriever, window.user_rows, window.query_at)
+    added = additions_of(model, arrays.retriever, window.user_rows, window.query_at)
     return Products(queries, factors, added), pair_scorer
 
 
@@ -214,7 +214,7 @@ def gap_case(
         for each in (items, item_vectors(model, arrays, served.as_of))
     )
 
-    added = repeats_of(model, arrays, window.user_rows, window.query_at)
+    added = additions_of(model, arrays, window.user_rows, window.query_at)
     in_index = (
         None if added is None else Additions(Ragged(index_row[added.rows.values], added.rows.offsets), added.values)
     )
@@ -222,8 +222,8 @@ def gap_case(
     def answers(queries: Int64[np.ndarray, "queries"], k: int) -> Int64[np.ndarray, "queries k"]:
         seen = window.seen.of(queries)
         excluded = Ragged(index_row[seen.values], seen.offsets)
-        repeats = None if in_index is None else in_index.of(queries)
-        rows = search(index, users[queries], k, excluded=excluded, added=repeats).item_rows
+        added = None if in_index is None else in_index.of(queries)
+        rows = search(index, users[queries], k, excluded=excluded, added=added).item_rows
         return np.where(rows < 0, -1, dataset_row[rows])
 
     query_vectors = {score: queries_as_products(users, score) for score in (model.score, index.score)}

@@ -21,11 +21,14 @@ from twofold.evaluate.peer_tuning import PEER_KINDS, PeerKind, climb
 from twofold.evaluate.peers import Ials, Interactions, ItemWeights
 from twofold.evaluate.window import EvaluationWindow
 from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, RecencyPrior, save_factors
+from twofold.item_neighbors import ItemNeighbors
+from twofold.model.history_additions import HistoryAdditions, save_additions
 from twofold.model.multi_tower import Towers
-from twofold.model.retriever import WEIGHTS, Blend, save_repeats, times_met
+from twofold.model.retriever import WEIGHTS, Blend, newest_positives
 from twofold.pipeline.adapters import catalogue_scores
+from twofold.pipeline.sources import nearest_items
 from twofold.run_folder import write_json
-from twofold.topk import Additions, Products
+from twofold.topk import Additions, Products, sum_additions
 
 TOWERS: Final = "two towers"
 TUNING: Final = "peer_tuning.json"
@@ -39,9 +42,16 @@ BLENDED: Final = 2
 BLEND_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Weights of a peer's scores beside those of the towers, both in units of their standard deviations."""
 START_WEIGHT: Final = 0.2
-REPEAT_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-"""Additions for each time that an item was met, in standard deviations of the other scores."""
-START_REPEATS: Final = 0.4
+ADDITION_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+"""Additions for each time that an item was met, or for a like of an item whose nearest neighbor it is, in standard
+deviations of the other scores."""
+START_ADDITION: Final = 0.4
+KNN: Final = "item-kNN"
+NEIGHBORS: Final = "item neighbors"
+MOST_NEIGHBORS: Final = 50
+"""Number of neighbors of each item in a served table."""
+LEAST_GAIN: Final = 1.01
+"""Least factor of the quality for which item neighbors are served: they make every request longer."""
 STD_USERS: Final = 256  # users whose scores give the standard deviation
 _ALL_DAYS: Final = 36_500
 
@@ -58,8 +68,22 @@ class Served:
     """Constants of the peer's recency prior; `None` means that it has none."""
     weight: float | None = None
     """Factor of the peer's scores beside those of the towers; `None` means the peer alone."""
+    neighbors: Mapping[str, float] | None = None
+    """Constants of item-kNN and the `weight` of its exact scores beside all others; `None` means none."""
     repeats: float = 0.0
-    """Addition to the score of an item for each time that the user has met it lately: see `Blend.repeats`."""
+    """Addition to the score of an item for each time that the user has met it lately."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The parts of what is served that are fitted beside the towers."""
+
+    peer: HistoryModel | None = None
+    added: HistoryAdditions | None = None
+
+
+_Found = tuple[float, Served, Products]
+"""The quality of what could be served, how it is made, and its scores."""
 
 
 def choose_served(
@@ -68,18 +92,19 @@ def choose_served(
     towers: Towers | Blend,
     tuning: PeerTuning | None,
     positives: Interactions,
-) -> tuple[Served, dict[str, float], HistoryModel | None]:
+) -> tuple[Served, dict[str, float], Fitted]:
     """Compares the towers, the tuned peers and sums of both on `window`; returns the best, the quality of each, and the
-    peer of the best one if it has any.
+    fitted parts of the best one.
 
     *Quality* is the geometric mean of recall and NDCG, as for the constants of the peers. A peer is compared in the
     form in which it would be served: with user vectors from the histories that the features read, and item-item models
     of low rank. The best peers of `BLENDED` kinds are also added to the towers, where the score of the towers is an
-    inner product. Where lists may contain items that were met before, an addition for these is tried with the best.
-    `positives` are those before the window, on which the peers are fitted.
+    inner product. With the best of all these, the exact scores of item-kNN are tried, and then, where lists may contain
+    items that were met before, an addition for these. `positives` are those before the window, on which the peers are
+    fitted.
     """
     if tuning is None:
-        return Served(TOWERS), {}, None
+        return Served(TOWERS), {}, Fitted()
     metrics = tuning.metrics
     scores = catalogue_scores(towers, arrays, window)
     found = [(_quality(window, scores, metrics), Served(TOWERS), scores)]
@@ -94,30 +119,30 @@ def choose_served(
     best = sorted(best_of_kind.values(), key=lambda at: -at[0])[:BLENDED]
     for _, alone, peer in best if towers.score != "negative_distance" else ():
         found.append(_best_blend(window, scores, peer, alone, metrics))
-    best_found = max(found, key=lambda at: at[0])
-    if window.includes_seen and towers.score != "negative_distance":
-        met = times_met(arrays, window.user_rows, window.query_at)
-        found.append(_best_with_repeats(window, best_found[2], met, best_found[1], metrics))
+    if towers.score != "negative_distance":
+        found += _with_additions(arrays, window, max(found, key=lambda at: at[0]), tuning, positives)
     served = max(found, key=lambda at: at[0])[1]
-    peer_model = _as_served(fits[served.peer], served) if served.peer else None
-    return served, {each.name: quality for quality, each, _ in found}, peer_model
+    fitted_peer = _as_served(fits[served.peer], served) if served.peer else None
+    fitted = Fitted(fitted_peer, _added_by(served, arrays, positives))
+    return served, {each.name: quality for quality, each, _ in found}, fitted
 
 
-def fit_served(served: Served, positives: Interactions) -> HistoryModel | None:
-    """Fits the peer of what is served, and returns it as a model of vectors with its weight; `None` if it has none."""
-    if not served.peer:
-        return None
-    kind = next(kind for kind in PEER_KINDS if kind.name == served.peer)
-    return _as_served(_fit(kind, served.constants, positives), served)
+def fit_served(served: Served, arrays: Dataset, positives: Interactions) -> Fitted:
+    """Fits the parts of what is served beside the towers: the peer with its weight, and the additions of histories."""
+    peer = None
+    if served.peer:
+        kind = next(kind for kind in PEER_KINDS if kind.name == served.peer)
+        peer = _as_served(_fit(kind, served.constants, positives), served)
+    return Fitted(peer, _added_by(served, arrays, positives))
 
 
-def save_served(served: Served, peer: HistoryModel | None, out: Path) -> None:
-    """Writes the peer beside the weights of the towers, or, if it is served alone, in their place."""
-    if served.repeats:
-        save_repeats(served.repeats, out)
-    if peer is None:
+def save_served(served: Served, fitted: Fitted, out: Path) -> None:
+    """Writes what is fitted beside the weights of the towers; a peer that is served alone takes their place."""
+    if fitted.added is not None:
+        save_additions(fitted.added, out)
+    if fitted.peer is None:
         return
-    save_factors(peer, out)
+    save_factors(fitted.peer, out)
     if served.weight is None:
         for path in out.rglob(WEIGHTS):
             path.unlink()
@@ -185,19 +210,56 @@ def _best_blend(
     return quality(factor), served, blend(factor)
 
 
-def _best_with_repeats(
-    window: EvaluationWindow, scores: Products, met: Additions, alone: Served, metrics: tuple[str, str]
-) -> tuple[float, Served, Products]:
-    """Returns the quality with the best addition for each time that an item was met, as `_best_blend`."""
+def _with_additions(
+    arrays: Dataset, window: EvaluationWindow, best: _Found, tuning: PeerTuning, positives: Interactions
+) -> list[_Found]:
+    """Returns the best so far with the exact scores of item-kNN, if these gain enough, and then also with repeats."""
+    found = []
+    history, constants = newest_positives(arrays, window.user_rows, window.query_at), tuning.constants_of(KNN)
+    if constants is not None and positives.num_items <= MOST_ITEMS_OF_SUMS:
+        added = HistoryAdditions(history.shape[1], neighbors=_neighbors(constants, positives)).of(history)
+        quality, factor, scores = _best_addition(window, best[2], added, tuning.metrics)
+        if quality >= LEAST_GAIN * best[0]:
+            served = replace(best[1], name=f"{best[1].name} + {NEIGHBORS}", neighbors={**constants, "weight": factor})
+            best = (quality, served, scores)
+            found.append(best)
+    if window.includes_seen:
+        added = HistoryAdditions(history.shape[1], repeats=1.0).of(history)
+        quality, factor, scores = _best_addition(window, best[2], added, tuning.metrics)
+        found.append((quality, replace(best[1], name=f"{best[1].name} + {OWN_AGAIN}", repeats=factor), scores))
+    return found
+
+
+def _best_addition(
+    window: EvaluationWindow, scores: Products, added: Additions, metrics: tuple[str, str]
+) -> tuple[float, float, Products]:
+    """Returns the quality with additions at their best factor, this factor, and the sums."""
     unit = _std(scores)
 
-    def with_repeats(factor: float) -> Products:
-        return replace(scores, added=met.scaled(factor * unit))
+    def with_added(factor: float) -> Products:
+        parts = [added.scaled(factor * unit)] if scores.added is None else [scores.added, added.scaled(factor * unit)]
+        return replace(scores, added=sum_additions(*parts))
 
-    quality = cache(lambda factor: _quality(window, with_repeats(factor), metrics))
-    factor = climb(REPEAT_WEIGHTS, START_REPEATS, quality)
-    served = replace(alone, name=f"{alone.name} + {OWN_AGAIN}", repeats=factor * unit)
-    return quality(factor), served, with_repeats(factor)
+    quality = cache(lambda factor: _quality(window, with_added(factor), metrics))
+    factor = climb(ADDITION_WEIGHTS, START_ADDITION, quality)
+    return quality(factor), factor * unit, with_added(factor)
+
+
+def _added_by(served: Served, arrays: Dataset, positives: Interactions) -> HistoryAdditions | None:
+    if served.neighbors is None and not served.repeats:
+        return None
+    near = served.neighbors and _neighbors(served.neighbors, positives).scaled(served.neighbors["weight"])
+    return HistoryAdditions(arrays.features.history_length("positives"), served.repeats, near or None)
+
+
+def _neighbors(constants: Mapping[str, float], positives: Interactions) -> ItemNeighbors:
+    """Returns the most similar items of each item by item-kNN; a similarity of 1 is the mean of each item's nearest."""
+    kind = next(kind for kind in PEER_KINDS if kind.name == KNN)
+    fitted = kind.fit(positives, constants)
+    assert isinstance(fitted, ItemWeights)
+    near = nearest_items(scipy.sparse.csr_matrix(fitted.weights), MOST_NEIGHBORS)
+    nearest = near.similarities[near.item_rows[:, 0] >= 0, 0]
+    return near.scaled(1 / float(nearest.mean()) if len(nearest) else 1.0)
 
 
 def _quality(window: EvaluationWindow, scores: Products, metrics: tuple[str, str]) -> float:

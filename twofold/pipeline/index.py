@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from twofold.index.item_index import build_index, save_index
+from twofold.model.history_additions import save_additions
 from twofold.model.ranker import save_ranker
-from twofold.model.retriever import Blend, as_products, item_vectors, num_repeats, save_user_side
+from twofold.model.retriever import Blend, as_products, item_vectors, save_user_side
 from twofold.pipeline.adapters import allowed_items, calibration_queries
 from twofold.pipeline.item_table import described_items
 from twofold.pipeline.job import Job
@@ -17,7 +18,7 @@ from twofold.pipeline.rerank import check_rules, where_of
 from twofold.pipeline.trained_models import load_models
 from twofold.progress import heartbeat
 from twofold.run_folder import Stage, write_json
-from twofold.serve.bundle import RERANK, Repeats, save_context, save_sources
+from twofold.serve.bundle import RERANK, save_context, save_sources
 from twofold.serve.recommender import load
 
 
@@ -63,14 +64,9 @@ def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out
     built = build_index(vectors, score=model.score, queries=calibration_queries(model, arrays, as_of))
     save_index(built, out)
     save_user_side(model, out)
-    save_context(
-        dataset.folder,
-        out,
-        as_of=as_of,
-        where=where,
-        include_seen=config.include_seen,
-        repeats=Repeats(model.repeats, num_repeats(arrays.features)) if isinstance(model, Blend) else Repeats(),
-    )
+    if isinstance(model, Blend) and model.added is not None:
+        save_additions(model.added, out)
+    save_context(dataset.folder, out, as_of=as_of, where=where, include_seen=config.include_seen)
     pq.write_table(attributes, out / "item_attributes.parquet", compression="zstd")  # with the recent counts
     if job.recipe.rerank is not None:
         write_json(out / RERANK, job.recipe.rerank.model_dump(mode="json"))

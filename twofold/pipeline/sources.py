@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Int64
 
-from twofold.candidate_sources import NUM_NEIGHBORS, CandidateSources, ItemNeighbors, load_neighbors
+from twofold.candidate_sources import NUM_NEIGHBORS, CandidateSources
 from twofold.dataset.column_encoders import timestamps
 from twofold.dataset.dataset import Dataset, item_attributes
 from twofold.dataset.recent_counts import popular_items
@@ -17,6 +17,7 @@ from twofold.evaluate.results import Report
 from twofold.evaluate.scores import ScoreBlock, TwoStages, WindowSources
 from twofold.evaluate.window import EvaluationWindow
 from twofold.index.filters import compile_filter
+from twofold.item_neighbors import ItemNeighbors, load_neighbors
 from twofold.pipeline.item_table import described_items
 from twofold.recipe.ranker import Candidates, ItemKnnSource
 from twofold.recipe.schema import Recipe
@@ -104,19 +105,19 @@ def fit_neighbors(arrays: Dataset, *, before: int) -> ItemNeighbors:
         num_users=len(arrays.users),
         num_items=len(arrays.items),
     )
-    return _nearest_items(scipy.sparse.csr_matrix(fit_item_knn(known).weights))
+    return nearest_items(scipy.sparse.csr_matrix(fit_item_knn(known).weights), NUM_NEIGHBORS)
 
 
-def _nearest_items(weights: scipy.sparse.csr_matrix) -> ItemNeighbors:
-    """Returns the largest weights of each row; equal ones in the order of the item rows."""
+def nearest_items(weights: scipy.sparse.csr_matrix, most: int) -> ItemNeighbors:
+    """Returns the `most` largest weights of each row; equal ones in the order of the item rows."""
     lines = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
     kept = weights.data > 0
     lines, rows, values = lines[kept], weights.indices[kept], weights.data[kept]
     order = np.lexsort((rows, -values, lines))
     lines, rows, values = lines[order], rows[order], values[order]
     place = np.arange(len(lines)) - np.searchsorted(lines, lines)
-    is_near = place < NUM_NEIGHBORS
-    shape = (weights.shape[0], min(NUM_NEIGHBORS, max(weights.shape[0], 1)))
+    is_near = place < most
+    shape = (weights.shape[0], min(most, max(weights.shape[0], 1)))
     neighbors = ItemNeighbors(np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
     at: tuple[Int64[np.ndarray, "_"], Int64[np.ndarray, "_"]] = (lines[is_near], place[is_near])
     neighbors.item_rows[at], neighbors.similarities[at] = rows[is_near], values[is_near]

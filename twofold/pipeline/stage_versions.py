@@ -23,17 +23,19 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 6,
+        # 8: item-kNN has two more constants; kind best may add its exact scores; additions/, not repeats.json.
         # 7: logs of more than 2^20 rows are shuffled in blocks.
         # 6: kind best may add how often a user met an item, where items that were met are recommended again.
         # 5: kind best may serve the sum of the towers and a peer, and refits it only with train.refit.
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 7,
+        "train": 8,
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 4,
+        # 12: item-kNN has two more constants, for the activity of users and the popularity of items.
         # 11: a section on the sources of candidates; an item that is not found has the rank num_candidates.
         # 10: a section on the rules after ranking.
         # 9: recall on impressions; in-batch hit rates at 20, 100 and 200, none beyond a batch's distinct items.
@@ -44,7 +46,8 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 11,
+        "evaluate": 12,
+        # 9: the folder additions/ in place of an entry of context.json.
         # 8: the graph of the ranker takes a rank for each source of candidates, which the bundle holds.
         # 7: products of integers only in catalogues so large that they are faster.
         # 6: the products of a flat index are those of integers, where these are precise enough.
@@ -52,7 +55,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the bundle holds the addition for items that a user met.
         # 3: the bundle says whether items that were met are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 8,
+        "index": 9,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.

@@ -147,17 +147,17 @@ def _serve_best(
         quality = selected["quality"]
         tuning = load_tuning(selection_job(job).folder / "train")
         positives = positives_before_window(job.recipe.prepare, arrays, evaluation_window(arrays, "test"))
-        peer = fit_served(served, positives)
+        fitted = fit_served(served, arrays, positives)
     else:
         window = window_of(job.recipe, arrays, "validation")
         positives = positives_before_window(job.recipe.prepare, arrays, window)
         tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
         towers = load_model(config, arrays, out)
         assert isinstance(towers, Towers | Blend)
-        served, quality, peer = choose_served(arrays, window, towers, tuning, positives)
+        served, quality, fitted = choose_served(arrays, window, towers, tuning, positives)
     if tuning is not None:
         save_tuning(tuning, out)
-    save_served(served, peer, out)
+    save_served(served, fitted, out)
     return {"served": served.name, "best": asdict(served), "quality": quality}
 
 

@@ -30,7 +30,7 @@ import json
 import shutil
 import stat
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Final
@@ -38,7 +38,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twofold.candidate_sources import CandidateSources, ItemNeighbors, load_neighbors
+from twofold.candidate_sources import CandidateSources
 from twofold.dataset.features import FeatureState, feature_names, load_features
 from twofold.dataset.histories import Histories, load_histories
 from twofold.dataset.recent_counts import popular_items
@@ -50,7 +50,9 @@ from twofold.index.filters import Filters
 from twofold.index.item_index import Index, load_index
 from twofold.index.item_mask import ItemMask
 from twofold.index.rule_columns import rule_columns
+from twofold.item_neighbors import ItemNeighbors, load_neighbors
 from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
+from twofold.model.history_additions import HistoryAdditions, load_additions
 from twofold.recipe.ranker import Candidates
 from twofold.recipe.rerank import Rerank
 from twofold.reranking import RuleItems
@@ -63,14 +65,6 @@ SOURCES: Final = "sources.json"
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
 HISTORIES: Final = ("events", "positives", "negatives")
 FOLDERS: Final = ("features", "user_arrays", "counters/user_id")
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """Addition to the score of an item for each of a user's newest positives, up to `length` of them, that is of it."""
-
-    weight: float = 0.0
-    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,8 @@ class Bundle:
     """The rule (`index.where`) that every recommended item satisfies, for all users."""
     include_seen: bool = False
     """Whether lists contain items that the user has already met, unless a request says otherwise."""
-    repeats: Repeats = Repeats()
+    added: HistoryAdditions | None = None
+    """Additions to the scores of some items by a user's newest positives."""
     rules: BundleRules | None = None
     """Rules after ranking; `None` means that the recipe has none."""
     sources: CandidateSources | None = None
@@ -123,15 +118,7 @@ class Bundle:
         return reduce(ItemMask.intersection, map(self.filters.eligible, rules)) if rules else None
 
 
-def save_context(
-    dataset: Path,
-    out: Path,
-    *,
-    as_of: int,
-    where: str | None = None,
-    include_seen: bool = False,
-    repeats: Repeats = Repeats(),
-) -> None:
+def save_context(dataset: Path, out: Path, *, as_of: int, where: str | None = None, include_seen: bool = False) -> None:
     """Copies the parts of a dataset/ folder that serving needs to `out`, beside the user tower and the index.
 
     `as_of` (UTC milliseconds) is the time for which item ages were computed and recommendations are made. Every
@@ -144,8 +131,7 @@ def save_context(
     for name in FOLDERS:
         if (dataset / name).is_dir():
             shutil.copytree(dataset / name, out / name, dirs_exist_ok=True)
-    context = {"as_of": as_of, "where": where, "include_seen": include_seen, "repeats": asdict(repeats)}
-    write_json(out / CONTEXT, context)
+    write_json(out / CONTEXT, {"as_of": as_of, "where": where, "include_seen": include_seen})
 
 
 def save_sources(config: Candidates, neighbors: ItemNeighbors | None, out: Path) -> None:
@@ -196,7 +182,7 @@ def open_bundle(run: Path) -> Bundle:
             as_of=context["as_of"],
             where=context["where"],
             include_seen=context["include_seen"],
-            repeats=Repeats(**context["repeats"]),
+            added=load_additions(folder),
             rules=_load_rules(folder, attributes, index),
             sources=_load_sources(folder, positives, len(index), as_of=context["as_of"]),
         )

@@ -201,12 +201,12 @@ def _encode_log_users(
         parts.append(encode_users(bundle, queries))
     for_ranker = [part.ranker_vectors for part in parts if part.ranker_vectors is not None]
     vectors = np.concatenate([part.vectors for part in parts])
-    repeats = [part.repeats for part in parts if part.repeats is not None]
+    added = [part.added for part in parts if part.added is not None]
     likes = [part.likes for part in parts if part.likes is not None]
     return EncodedUsers(
         vectors,
         np.concatenate(for_ranker) if for_ranker else None,
-        concatenate_additions(repeats) if repeats else None,
+        concatenate_additions(added) if added else None,
         np.concatenate(likes) if likes else None,
     )
 

@@ -143,8 +143,8 @@ def _lists_by_model(requests: list[ListRequest], metrics: ServiceMetrics) -> lis
     excluded = Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
     def find(k: int, when: str | None) -> Neighbors:
-        repeats = users.repeats
-        return first.items.search(users.vectors, k, where=first.where, when=when, excluded=excluded, added=repeats)
+        added = users.added
+        return first.items.search(users.vectors, k, where=first.where, when=when, excluded=excluded, added=added)
 
     with metrics.time_stage("search"):
         queries = source_queries(users, _allowed(first), excluded)

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from twofold.candidate_sources import MergedCandidates, SourceQueries, merge_sources, ranks_in, source_lists
-from twofold.dataset.histories import count_items
 from twofold.dataset.tower_inputs import Queries, user_inputs
 from twofold.index.item_mask import ItemMask
 from twofold.index.score_kinds import items_as_products, pair_scores, queries_as_products
@@ -36,8 +35,8 @@ class EncodedUsers:
 
     vectors: Float32[np.ndarray, "batch dim"]
     ranker_vectors: Float32[np.ndarray, "batch _"] | None
-    repeats: Additions | None = None
-    """Additions to the scores of items that the users met before; `None` means none."""
+    added: Additions | None = None
+    """Additions of the users' histories to the scores of some items; `None` means none."""
     likes: Int32[np.ndarray, "batch length"] | None = None
     """Newest positives, as in `SourceQueries`; `None` means that no source of candidates reads them."""
     met: Meetings | None = None
@@ -93,14 +92,8 @@ def encode_users(bundle: Bundle, queries: Queries) -> EncodedUsers:
     inputs = user_inputs(bundle.features, bundle.user_arrays, queries)
     ranker_vectors = None if bundle.ranker is None else bundle.ranker.user.vectors(inputs)
     likes = None if bundle.sources is None else queries.positives
-    return EncodedUsers(bundle.tower.vectors(inputs), ranker_vectors, _repeats_of(bundle, queries), likes)
-
-
-def _repeats_of(bundle: Bundle, queries: Queries) -> Additions | None:
-    if not bundle.repeats.weight or bundle.repeats.length == 0:
-        return None
-    met = Additions(*count_items(queries.positives[:, -bundle.repeats.length :]))
-    return met.scaled(bundle.repeats.weight)
+    added = None if bundle.added is None else bundle.added.of(queries.positives)
+    return EncodedUsers(bundle.tower.vectors(inputs), ranker_vectors, added, likes)
 
 
 def retrieve_and_rank(
@@ -112,7 +105,7 @@ def retrieve_and_rank(
         mask = allowed
         if when is not None:
             mask = bundle.filters.eligible(when) if mask is None else mask.intersection(bundle.filters.eligible(when))
-        return search(bundle.index, users.vectors, k, allowed=mask, excluded=excluded, added=users.repeats)
+        return search(bundle.index, users.vectors, k, allowed=mask, excluded=excluded, added=users.added)
 
     found = find_candidates(bundle, find, k, users=users, queries=source_queries(users, allowed, excluded))
     return apply_rules(bundle.rules, rank(bundle, users, found), k, met=users.met)
@@ -166,7 +159,7 @@ def _scores_of(
     lines, columns = np.nonzero((places == width) & (item_rows >= 0))
     rows = item_rows[lines, columns]
     own = pair_scores(bundle.index.vectors[rows], users.vectors[lines], bundle.index.score)
-    added = 0 if users.repeats is None else users.repeats.pairs(lines, rows, num_items=len(bundle.items))
+    added = 0 if users.added is None else users.added.pairs(lines, rows, num_items=len(bundle.items))
     scores[lines, columns] = own + added
     return scores
 
