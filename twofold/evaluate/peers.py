@@ -234,11 +234,8 @@ def fit_item_knn(
     likes, items = positives.likes, positives.num_items
     count = np.asarray(likes.sum(axis=0), np.float32).reshape(-1)
     damped = np.maximum(count, 1) ** np.float32(popularity)
-    sizes = np.diff(likes.indptr).astype(np.float32)
-    factor = np.where(sizes > 0, np.maximum(sizes, 1) ** np.float32(-activity), 0)
-    factor *= np.float32(sizes.sum() / max(float(sizes @ factor), 1e-30))
-    weighted, transposed = (scipy.sparse.diags(factor) @ likes).astype(np.float32), likes.T.tocsr()
-    cost = np.concatenate([[0], np.cumsum(transposed @ sizes)])  # at least the pairs of items that a row holds
+    weighted, transposed = _damp_active_users(likes, activity), likes.T.tocsr()
+    cost = np.concatenate([[0], np.cumsum(transposed @ np.diff(likes.indptr))])  # at least the pairs that a row holds
     cuts = np.searchsorted(cost, np.arange(CHUNK_ELEMENTS, cost[-1], CHUNK_ELEMENTS))
     bounds = np.unique([0, *cuts, items])
 
@@ -257,6 +254,14 @@ def fit_item_knn(
     with ThreadPoolExecutor(_THREADS) as pool:  # SciPy and NumPy leave the other thread free
         parts = list(pool.map(nearest, bounds[:-1].tolist(), bounds[1:].tolist()))
     return ItemWeights(positives, scipy.sparse.vstack(parts).T.tocsr())
+
+
+def _damp_active_users(likes: scipy.sparse.csr_matrix, activity: float) -> scipy.sparse.csr_matrix:
+    """Returns the likes with the weights of their users: see `fit_item_knn`."""
+    sizes = np.diff(likes.indptr).astype(np.float32)
+    weights = np.where(sizes > 0, np.maximum(sizes, 1) ** np.float32(-activity), 0)
+    weights *= np.float32(sizes.sum() / max(float(sizes @ weights), 1e-30))
+    return (scipy.sparse.diags(weights) @ likes).astype(np.float32)
 
 
 def fit_ease(positives: Interactions, *, l2: float = 500.0) -> ItemWeights:
