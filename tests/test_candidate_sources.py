@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from twofold.item_neighbors import ItemNeighbors, load_neighbors
 from twofold.candidate_sources import (
     CandidateSources,
     SourceQueries,
@@ -12,6 +11,7 @@ from twofold.candidate_sources import (
     ranks_in,
     source_lists,
 )
+from twofold.item_neighbors import ItemNeighbors, load_neighbors
 from twofold.ragged import Ragged
 from twofold.recipe.ranker import Candidates
 from twofold.topk import tie_order

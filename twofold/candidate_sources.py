@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final, assert_never
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64, Integer
+from jaxtyping import Bool, Int32, Int64, Integer
 
 from twofold.item_neighbors import ItemNeighbors
 from twofold.ragged import Ragged, chunks

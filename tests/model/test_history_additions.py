@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from twofold.model import history_additions
 from twofold.item_neighbors import ItemNeighbors
+from twofold.model import history_additions
 from twofold.model.history_additions import HistoryAdditions, load_additions, save_additions
-from twofold.ragged import Ragged
 
 NUM_ITEMS = 12
 

@@ -20,8 +20,8 @@ from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.peer_tuning import PEER_KINDS, PeerKind, climb
 from twofold.evaluate.peers import Ials, Interactions, ItemWeights
 from twofold.evaluate.window import EvaluationWindow
-from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, RecencyPrior, save_factors
 from twofold.item_neighbors import ItemNeighbors
+from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, RecencyPrior, save_factors
 from twofold.model.history_additions import HistoryAdditions, save_additions
 from twofold.model.multi_tower import Towers
 from twofold.model.retriever import WEIGHTS, Blend, newest_positives
