@@ -76,7 +76,7 @@ def test_a_misspelt_file_is_answered_with_the_nearest_name(
 ) -> None:
     log = small_log(tmp_path / "events.csv")
     for given, message in (
-        (tmp_path / "evnts.csv", "nearest: events.csv; a path is relative to "),
+        (tmp_path / "event.csv", "nearest: events.csv; a path is relative to "),
         (tmp_path / "x.csv", "its folder holds events.csv; a path is relative to "),
         (tmp_path / "mine" / "events.csv", f"there is no folder {tmp_path / 'mine'} either; "),
     ):

@@ -4,6 +4,9 @@ An index answers inner products. An addition is known for few items of a query: 
 apart, and merged with what was found, so that the result is that of a search over the sums.
 """
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
@@ -24,7 +27,7 @@ def keep_additions(added: Additions, excluded: Ragged, is_allowed: Bool[np.ndarr
 def merge_additions(
     found: TopK,
     added: Additions,
-    vectors: Float32[np.ndarray, "pairs dim"],
+    vectors_of: Callable[[Int64[np.ndarray, "_"]], Float32[np.ndarray, "_ dim"]],
     queries: Float32[np.ndarray, "queries dim"],
     *,
     score: Score,
@@ -32,13 +35,19 @@ def merge_additions(
 ) -> TopK:
     """Merges what was found without the items of `added` with these items, by score plus addition.
 
-    `vectors` are those of the items, in their order. `rank` breaks ties: see `tie_order`.
+    `vectors_of` returns the vectors of item rows. `rank` breaks ties: see `tie_order`.
     """
-    lines, rows, k = added.rows.lines, added.rows.values, found.item_rows.shape[1]
-    scores = np.asarray(pair_scores(vectors, queries[lines], score) + added.values, np.float32)
-    places = np.arange(len(rows)) - np.repeat(added.rows.offsets[:-1], added.rows.sizes)
-    shape = (len(queries), int(added.rows.sizes.max(initial=0)))
+    k, best = found.item_rows.shape[1], []
+    for query, (first, end) in enumerate(pairwise(added.rows.offsets)):  # the vectors of one query stay in the cache
+        rows = added.rows.values[first:end]
+        scores = np.asarray(pair_scores(vectors_of(rows), queries[query], score) + added.values[first:end], np.float32)
+        if len(rows) > k:
+            is_best = scores >= np.partition(scores, len(rows) - k)[len(rows) - k]
+            rows, scores = rows[is_best], scores[is_best]
+        best.append((rows, scores))
+    shape = (len(queries), max((len(rows) for rows, _ in best), default=0))
     own_rows, own_scores = np.full(shape, -1), np.full(shape, NOT_ALLOWED)
-    own_rows[lines, places], own_scores[lines, places] = rows, scores
+    for query, (rows, scores) in enumerate(best):
+        own_rows[query, : len(rows)], own_scores[query, : len(rows)] = rows, scores
     all_rows, all_scores = np.hstack([found.item_rows, own_rows]), np.hstack([found.scores, own_scores])
     return best_of(all_rows, all_scores, k, rank=rank)

@@ -151,8 +151,8 @@ class Snapshot:
     def _with_additions(
         self, others: Neighbors, own: Additions, queries: Float32[np.ndarray, "queries dim"]
     ) -> Neighbors:
-        vectors, rank = self.vectors_of(own.rows.values), _tie_rank(len(self.items))
-        best = merge_additions(others, own, vectors, queries, score=self.built.index.score, rank=rank)
+        rank, score = _tie_rank(len(self.items)), self.built.index.score
+        best = merge_additions(others, own, self.vectors_of, queries, score=score, rank=rank)
         return Neighbors(best.item_rows, best.scores, best.counts, others.is_exact)
 
     def eligible(self, *conditions: str | None) -> Bool[np.ndarray, "items"]:

@@ -103,8 +103,8 @@ def _search_with_additions(
     others = search(index, queries, k, allowed=allowed, excluded=excluded.joined(added.rows))
     is_allowed = np.ones(len(added.values), bool) if allowed is None else allowed.contains(added.rows.values)
     own = keep_additions(added, excluded, is_allowed)
-    vectors, (rank, _) = index.vectors[own.rows.values], tie_order(len(index))
-    best = merge_additions(others, own, vectors, queries, score=index.score, rank=rank)
+    rank, _ = tie_order(len(index))
+    best = merge_additions(others, own, lambda rows: index.vectors[rows], queries, score=index.score, rank=rank)
     return Neighbors(best.item_rows, best.scores, best.counts, others.is_exact)
 
 
