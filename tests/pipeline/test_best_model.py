@@ -77,6 +77,15 @@ def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
     assert rows["model"] > 1.3 * rows["random"]
 
 
+def test_neighbors_are_not_tried_where_the_window_has_too_many_likes(tmp_path, monkeypatch):
+    monkeypatch.setattr(best_model, "MAX_RANK", 4)
+    monkeypatch.setattr(peer_tuning, "IALS_MAX_POSITIVES", 10)
+    monkeypatch.setattr(best_model, "MOST_PAIRS", 1)
+    recipe = best(world_recipe(partners(tmp_path / "log"), {}), epochs=1)
+    _, _, trained, _ = pipeline.up_to_training(Job(recipe, tmp_path))
+    assert not [name for name in trained.facts["quality"] if NEIGHBORS in name]
+
+
 @pytest.mark.parametrize(("weight", "ensemble"), [(None, 1), (0.3, 2)])
 def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only, tmp_path, monkeypatch):
     served = Served("chosen", "EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight)

@@ -27,7 +27,8 @@ def csv(path: Path, form: str, *, days: int = 40) -> Path:
 def times(path: Path) -> list[int]:
     source = open_source(Table(kind="table", events=path))
     with open_duckdb(None, files=source.files) as engine:
-        return [row[0] for row in engine.execute(f'SELECT "at" FROM ({source.events.select_sql()}) ORDER BY 1').fetchall()]
+        events = source.events.select_sql()
+        return [row[0] for row in engine.execute(f'SELECT "at" FROM ({events}) ORDER BY 1').fetchall()]
 
 
 @pytest.mark.parametrize(

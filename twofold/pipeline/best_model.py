@@ -50,6 +50,8 @@ KNN: Final = "item-kNN"
 NEIGHBORS: Final = "item neighbors"
 MOST_NEIGHBORS: Final = 50
 """Number of neighbors of each item in a served table."""
+MOST_PAIRS: Final = 2**26
+"""Largest number of users' likes × neighbors for which they are tried: the sums are in memory at once, up to 1 GB."""
 LEAST_GAIN: Final = 1.01
 """Least factor of the quality for which item neighbors are served: they make every request longer."""
 STD_USERS: Final = 256  # users whose scores give the standard deviation
@@ -216,7 +218,8 @@ def _with_additions(
     """Returns the best so far with the exact scores of item-kNN, if these gain enough, and then also with repeats."""
     found = []
     history, constants = newest_positives(arrays, window.user_rows, window.query_at), tuning.constants_of(KNN)
-    if constants is not None and positives.num_items <= MOST_ITEMS_OF_SUMS:
+    pairs = np.count_nonzero(history) * MOST_NEIGHBORS
+    if constants is not None and positives.num_items <= MOST_ITEMS_OF_SUMS and pairs <= MOST_PAIRS:
         added = HistoryAdditions(history.shape[1], neighbors=_neighbors(constants, positives)).of(history)
         quality, factor, scores = _best_addition(window, best[2], added, tuning.metrics)
         if quality >= LEAST_GAIN * best[0]:
