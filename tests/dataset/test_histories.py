@@ -26,7 +26,7 @@ def test_before_equals_a_naive_count():
     assert histories.before(users, moments).tolist() == naive
 
 
-def test_last_is_right_aligned_and_never_reaches_into_a_neighbour():
+def test_last_is_right_aligned_and_never_reaches_into_a_neighbor():
     taken = WORLD.last(np.array([0, 0, 1, 2]), np.array([3, 1, 0, 1]), n=2)
     assert taken.tolist() == [[7, 8], [0, 6], [0, 0], [0, 9]]
 

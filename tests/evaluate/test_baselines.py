@@ -82,7 +82,7 @@ def test_pairs_have_the_scores_of_the_block(monkeypatch):
     monkeypatch.setattr(peers, "_CHUNK_LIKES", 30)  # several chunks
     log = random_times(1)
     users, items = np.array([2, 2, 7, 0, 8, 5]), np.array([0, 6, 3, 3, 1, 2])
-    fitted = [fit_item_knn(log, neighbours=3), fit_ease(log, l2=5.0), fit_ials(log, dim=4, regularization=1.0)]
+    fitted = [fit_item_knn(log, neighbors=3), fit_ease(log, l2=5.0), fit_ials(log, dim=4, regularization=1.0)]
     for peer in (*fitted, Recency(log, 2), *(WithRecency(each, Recency(log, 2), 0.3) for each in fitted)):
         np.testing.assert_allclose(peer.pair_scores(users, items), peer.scores(users)[np.arange(6), items], atol=1e-6)
     window = PeerScores(fitted[0], np.array([7, 2]))
@@ -117,8 +117,24 @@ def test_item_knn_is_the_shrunk_cosine_of_user_sets():
     cosine = both / (np.sqrt(np.outer(count, count)) + 7)
     np.fill_diagonal(cosine, 0)
     users = np.array([4, 0, 9])
-    scores = fit_item_knn(log, shrink=7.0, neighbours=20).scores(users)
+    scores = fit_item_knn(log, shrink=7.0, neighbors=20).scores(users)
     np.testing.assert_allclose(scores, likes[users] @ cosine, atol=2e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 2**24])
+def test_item_knn_damps_active_users_and_popular_items(chunk, monkeypatch):
+    monkeypatch.setattr(peers, "CHUNK_ELEMENTS", chunk)
+    likes, log = random_positives()
+    sizes = likes.sum(axis=1)
+    weights = np.maximum(sizes, 1.0) ** -0.75 * (sizes > 0)
+    weights /= (weights * sizes).sum() / sizes.sum()  # the mean over all positives is 1
+    both = likes.T @ (weights[:, None] * likes)
+    count = likes.sum(axis=0)
+    near = both / (np.outer(count, count) ** 0.3 + 7)
+    np.fill_diagonal(near, 0)
+    users = np.array([4, 0, 9])
+    scores = fit_item_knn(log, shrink=7.0, neighbors=20, activity=0.75, popularity=0.3).scores(users)
+    np.testing.assert_allclose(scores, likes[users] @ near, atol=2e-6)
 
 
 def test_item_knn_listens_to_the_nearest_only():
@@ -128,7 +144,7 @@ def test_item_knn_listens_to_the_nearest_only():
     cosine = both / (np.sqrt(np.outer(count, count)) + 7)
     np.fill_diagonal(cosine, 0)
     users = np.arange(50)
-    scores = fit_item_knn(log, shrink=7.0, neighbours=3).scores(users)
+    scores = fit_item_knn(log, shrink=7.0, neighbors=3).scores(users)
     for item in range(20):
         third = np.sort(cosine[item])[-3]
         at_least = likes @ np.where(cosine[item] > third, cosine[item], 0)
@@ -213,7 +229,7 @@ def test_ease_refuses_a_catalogue_it_cannot_invert():
         fit_ease(log)
 
 
-def test_repeated_likes_count_once_for_neighbours():
+def test_repeated_likes_count_once_for_neighbors():
     once = positives([(0, 0), (0, 1), (1, 1)], num_users=2, num_items=3)
     often = positives([(0, 0), (0, 0), (0, 1), (1, 1), (1, 1)], num_users=2, num_items=3)
     users = np.array([0, 1])

@@ -32,7 +32,7 @@ from twofold.serve.service import Service
 from twofold.tables import DAY_MS
 
 K = 10
-NAMES = ["retriever", "item-kNN of 2 likes", "popularity of 1 days", "where age_days < 1"]
+NAMES = ["retriever", "item-kNN of 2 likes", "popularity of 1 day", "where age_days < 1"]
 
 
 def changed(recipe: Recipe, **candidates: object) -> dict:

@@ -44,7 +44,7 @@ def test_vectors_are_paths_too(tmp_path: Path) -> None:
     assert recipe_digest(recipe) == recipe_digest(recipe_of(changed("data.vectors", {"look": "/elsewhere/look.npy"})))
 
 
-def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+def test_a_missing_file_names_its_neighbors(tmp_path: Path) -> None:
     write(tmp_path / "kuairand.yaml", ASKED)
     write(tmp_path / "world.yaml", ASKED)
     message = refusal(tmp_path / "kuairnd.yaml")

@@ -219,11 +219,11 @@ def fit_item_knn(
     positives: Interactions,
     *,
     shrink: float = 10.0,
-    neighbours: int = 500,
+    neighbors: int = 500,
     activity: float = 0.0,
     popularity: float = 0.5,
 ) -> ItemWeights:
-    """Computes the similarity of each item with its nearest `neighbours`, and with all that are equally near.
+    """Computes the similarity of each item with its nearest `neighbors`, and with all that are equally near.
 
     sim(i, j) = Σ v_u / ((c_i c_j)^popularity + shrink), summed over the users u who like both; c is the number of users
     that like an item. v_u falls with the number d_u of items that the user likes, as d_u^-activity, and has a mean of 1
@@ -245,9 +245,9 @@ def fit_item_knn(
         near.data /= damped[row] * damped[near.indices] + np.float32(shrink)
         near.data[row == near.indices] = 0
         for low, high in itertools.pairwise(near.indptr):
-            if high - low > neighbours:
+            if high - low > neighbors:
                 values = near.data[low:high]
-                values[values < np.partition(values, -neighbours)[-neighbours]] = 0
+                values[values < np.partition(values, -neighbors)[-neighbors]] = 0
         near.eliminate_zeros()
         return near
 

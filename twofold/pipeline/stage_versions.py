@@ -23,6 +23,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 6,
+        # 9: the constant neighbors of item-kNN has its American spelling.
         # 8: item-kNN has two more constants; kind best may add its exact scores; additions/, not repeats.json.
         # 7: logs of more than 2^20 rows are shuffled in blocks.
         # 6: kind best may add how often a user met an item, where items that were met are recommended again.
@@ -30,11 +31,12 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 8,
+        "train": 9,
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 4,
+        # 13: the constant neighbors of item-kNN has its American spelling.
         # 12: item-kNN has two more constants, for the activity of users and the popularity of items.
         # 11: a section on the sources of candidates; an item that is not found has the rank num_candidates.
         # 10: a section on the rules after ranking.
@@ -46,7 +48,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 12,
+        "evaluate": 13,
         # 9: the folder additions/ in place of an entry of context.json.
         # 8: the graph of the ranker takes a rank for each source of candidates, which the bundle holds.
         # 7: products of integers only in catalogues so large that they are faster.

@@ -14,7 +14,7 @@ def hash_sql(columns: Mapping[str, str], *, seed: int) -> str:
     number = f"CAST({seed % PRIME} AS BIGINT)"  # constants are 32 bits wide, and their products would overflow
     for name, type_ in columns.items():
         number = f"(({_number_sql(name, type_)} * 48271 + {number} * 69621) % {PRIME})"
-    # A product at the end: a sum of multiples alone would follow the pattern of neighbouring ids.
+    # A product at the end: a sum of multiples alone would follow the pattern of neighboring ids.
     return f"(({number} + 69621) * ({number} + 16807) % {PRIME})"
 
 

@@ -33,7 +33,7 @@ class ItemKnnSource(Section):
     @property
     def name(self) -> str:
         """Name of the source in the report and in explained replies."""
-        return f"item-kNN of {self.last_likes} likes"
+        return f"item-kNN of {self.last_likes} like{'' if self.last_likes == 1 else 's'}"
 
 
 class PopularitySource(Section):
@@ -50,7 +50,7 @@ class PopularitySource(Section):
     @property
     def name(self) -> str:
         """Name of the source in the report and in explained replies."""
-        return f"popularity of {self.days} days"
+        return f"popularity of {self.days} day{'' if self.days == 1 else 's'}"
 
 
 class ConditionSource(Section):
