@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from twofold.serve import http_protocol
-from twofold.serve.http_protocol import MAX_HEADER_BYTES, LimitedProtocol, LimitedServer
+from twofold.serve.http_protocol import MAX_HEADER_BYTES, LimitedProtocol, LimitedServer, WholeReply
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bytes]]
 
@@ -121,3 +121,56 @@ def test_what_is_no_http_is_400_and_not_logged(caplog: pytest.LogCaptureFixture)
     (reply,) = talk(sending(b"\x16\x03\x01 hello\r\n\r\n"))
     assert reply.startswith(b"HTTP/1.1 400 ")
     assert b"This is not an HTTP request." in reply
+
+
+class Written:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def close(self) -> None:
+        self.pieces.append(b"closed")
+
+    def is_closing(self) -> bool:
+        return b"closed" in self.pieces
+
+
+def test_headers_leave_with_the_beginning_of_the_body() -> None:
+    written = Written()
+    reply = WholeReply(written)
+    reply.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    reply.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert written.pieces == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    reply.write(b"first")
+    reply.write(b"second")
+    assert written.pieces[1:] == [b"HTTP/1.1 200 OK\r\n\r\nfirst", b"second"]
+    assert not reply.is_closing()
+    reply.close()
+    assert reply.is_closing()
+
+
+def test_headers_without_a_body_are_not_sent() -> None:
+    written = Written()
+    reply = WholeReply(written)
+    reply.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    reply.close()
+    assert written.pieces == [b"closed"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_reply_to_head_has_its_headers_and_connections_stay_open(method: str) -> None:
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        received = b""
+        for _ in range(2):
+            writer.write(f"{method} / HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+            received += await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            received += b"" if method == "HEAD" else await asyncio.wait_for(reader.readexactly(2), 10)
+        return received
+
+    (received,) = talk(twice)
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+    assert received.count(b"ok") == (0 if method == "HEAD" else 2)

@@ -18,6 +18,7 @@ from twofold.serve.schemas import Problem
 MAX_HEADER_BYTES: Final = 2**15  # counted from the second piece of data on, so at most one piece (256 KB) more
 HEADERS_TIMEOUT_S: Final = 5.0  # from the connection, or the first byte of a later request, to the end of its headers
 MAX_CONNECTIONS: Final = 4_096  # of one worker
+_CONTINUE: Final = b"HTTP/1.1 100 "
 TICKS_PER_CHECK: Final = 5  # ticks of uvicorn's main loop take 0.1 s
 
 
@@ -57,7 +58,11 @@ class LimitedProtocol(HttpToolsProtocol):
             if size > MAX_HEADER_BYTES:
                 self._refusal = (431, f"The headers have more than {MAX_HEADER_BYTES:,} bytes.")
                 raise ValueError  # the parser passes it on to uvicorn, which calls send_400_response
+        earlier = self.cycle
         super().on_headers_complete()
+        if self.cycle is not earlier and self.cycle.scope["method"] != "HEAD":  # a reply to HEAD has no body
+            reply: Any = WholeReply(self.transport)  # all of a transport that uvicorn's cycle calls
+            self.cycle.transport = reply
 
     def send_400_response(self, msg: str) -> None:
         """Sends a refusal, of status 400 unless another reason is known."""
@@ -80,6 +85,37 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(head.encode() + body)
             self.transport.close()
+
+
+class WholeReply:
+    """The transport of one reply, which sends the headers together with the beginning of the body.
+
+    uvicorn writes them apart. A process that is killed in between leaves a reply of which a proxy has the headers, so
+    the proxy cannot send the request to another service.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._headers = b""
+        self._has_begun = False
+
+    def write(self, data: bytes) -> None:
+        """Keeps the headers until the next piece, and sends all else at once."""
+        if self._has_begun or data.startswith(_CONTINUE):
+            self._transport.write(data)
+        elif not self._headers:
+            self._headers = data
+        else:
+            self._has_begun = True
+            self._transport.write(self._headers + data)
+
+    def close(self) -> None:
+        """Closes the connection; headers without a body are not sent."""
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Returns whether the connection is closed or closing."""
+        return bool(self._transport.is_closing())
 
 
 class LimitedServer(uvicorn.Server):
