@@ -172,7 +172,7 @@ def _nearest(
     pairs, term_of = np.unique(keys, return_inverse=True)
     sums = np.bincount(term_of, neighbors.similarities[liked][rows >= 0], minlength=len(pairs)).astype(np.float32)
     query, item = np.divmod(pairs, sources.num_items)
-    kept = _may_be_listed(query, item, queries, sources.num_items)
+    kept = _may_be_listed(query, item, queries)
     query, item, sums = query[kept], item[kept], sums[kept]
     order = np.lexsort((-packed_keys(sums, tie_order(sources.num_items)[0][item]), query))
     return _padded(query[order], item[order], len(likes), sources.config.num_candidates)
@@ -188,16 +188,15 @@ def _most_popular(
     num_queries = len(queries.likes)
     popular = popular[: sources.config.num_candidates + int(queries.excluded.sizes.max(initial=0))]
     query, item = np.repeat(np.arange(num_queries), len(popular)), np.tile(popular, num_queries)
-    kept = _may_be_listed(query, item, queries, sources.num_items)
+    kept = _may_be_listed(query, item, queries)
     return _padded(query[kept], item[kept], num_queries, sources.config.num_candidates)
 
 
 def _may_be_listed(
-    query: Int64[np.ndarray, "pairs"], item: Int64[np.ndarray, "pairs"], queries: SourceQueries, num_items: int
+    query: Int64[np.ndarray, "pairs"], item: Int64[np.ndarray, "pairs"], queries: SourceQueries
 ) -> Bool[np.ndarray, "pairs"]:
     is_free = np.ones(len(item), bool) if queries.allowed is None else queries.allowed[item]
-    excluded, width = queries.excluded, max(num_items, int(queries.excluded.values.max(initial=0)) + 1)
-    return is_free & ~np.isin(query * width + item, excluded.lines * width + excluded.values)
+    return is_free & ~queries.excluded.contains(query, item)
 
 
 def _padded(
@@ -211,8 +210,8 @@ def _padded(
 
 
 def _of_width(rows: Int64[np.ndarray, "queries _"], width: int) -> Int64[np.ndarray, "queries length"]:
-    missing = max(width - rows.shape[1], 0)
-    return np.pad(rows[:, :width], ((0, 0), (0, missing)), constant_values=-1)
+    missing = width - rows.shape[1]
+    return rows[:, :width] if missing <= 0 else np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
 
 
 # --- their union ------------------------------------------------------------------------------------------------------

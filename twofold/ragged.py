@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, Integer, Shaped
+from jaxtyping import Bool, Int64, Integer, Shaped
 
 
 def chunks(length: int, size: int) -> list[slice]:
@@ -40,6 +40,17 @@ class Ragged:
         """
         order = np.argsort(np.concatenate([self.lines, other.lines]), kind="stable")
         return Ragged(np.concatenate([self.values, other.values])[order], self.offsets + other.offsets)
+
+    def contains(
+        self, lists: Integer[np.ndarray, "*pairs"], values: Integer[np.ndarray, "*pairs"]
+    ) -> Bool[np.ndarray, "*pairs"]:
+        """Returns whether each value, of 0 or more, is in its list.
+
+        >>> Ragged(np.array([7, 8, 9]), np.array([0, 2, 3])).contains(np.array([0, 1, 1]), np.array([8, 8, 9])).tolist()
+        [True, False, True]
+        """
+        width = int(max(self.values.max(initial=0), values.max(initial=0))) + 1
+        return np.isin(lists * width + values, self.lines * width + self.values)
 
     def part(self, lists: slice) -> "Ragged":
         """Returns the lists of a slice."""

@@ -8,7 +8,7 @@ an order-preserving form, the lower half the rank of the item in a fixed shuffle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped
@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float32, Int64, Shaped
 from twofold.errors import RequestError
 from twofold.ragged import Ragged, chunks
 
+MAX_K: Final = 1_000
+"""Largest number of items of a list of one request."""
 NOT_ALLOWED = np.float32(-np.inf)
 """Score of an item that must not be returned: the list is shorter without it."""
 

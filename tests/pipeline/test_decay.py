@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import twofold
-from tests.pipeline.test_rerank import with_rules
+from tests.pipeline.test_rerank import lists_of, with_rules
 from tests.serve.client import Client
 from twofold.errors import RecipeError
 from twofold.evaluate.rule_prices import ALL, NONE, lists_by_rules
@@ -65,12 +65,7 @@ def judged(run: Path) -> dict[int, tuple[int, list[int], list[int]]]:
 
 
 def test_served_lists_are_the_judged_ones_to_the_byte(run: Path, client: Client, judged: dict) -> None:
-    served, in_table, recommender = {}, {}, load(run)
-    for user, (at, _, _) in judged.items():
-        status, body = client.post("/v1/recommend", {"user_id": user, "k": K, "context": {"at": at}})
-        assert status == 200, body
-        served[user] = [item["item_id"] for item in body["items"]]
-        in_table[user] = recommender.recommend([user], k=K, at=at)["item_id"].to_pylist()
+    served, in_table = lists_of(run, client, {user: at for user, (at, _, _) in judged.items()}, k=K)
     assert len(served) == 200
     expected = json.dumps({user: ids for user, (_, ids, _) in judged.items()})
     assert json.dumps(served) == expected

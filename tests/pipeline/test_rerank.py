@@ -83,14 +83,20 @@ def judged(run: Path) -> dict[int, tuple[int, list[int]]]:
     return dict(zip(users, zip(window.query_at.tolist(), ids, strict=True), strict=True))
 
 
-def test_served_lists_are_the_judged_ones_to_the_byte(run: Path, client: Client, judged: dict) -> None:
-    assert len(judged) == 200
+def lists_of(run: Path, client: Client, times: dict[int, int], *, k: int) -> tuple[dict, dict]:
+    """Returns the list of each user as of a time, served over HTTP and in a table of Python."""
     served, in_table, recommender = {}, {}, load(run)
-    for user, (at, _) in judged.items():
-        status, body = client.post("/v1/recommend", {"user_id": user, "k": K, "context": {"at": at}})
+    for user, at in times.items():
+        status, body = client.post("/v1/recommend", {"user_id": user, "k": k, "context": {"at": at}})
         assert status == 200, body
         served[user] = [item["item_id"] for item in body["items"]]
-        in_table[user] = recommender.recommend([user], k=K, at=at)["item_id"].to_pylist()
+        in_table[user] = recommender.recommend([user], k=k, at=at)["item_id"].to_pylist()
+    return served, in_table
+
+
+def test_served_lists_are_the_judged_ones_to_the_byte(run: Path, client: Client, judged: dict) -> None:
+    assert len(judged) == 200
+    served, in_table = lists_of(run, client, {user: at for user, (at, _) in judged.items()}, k=K)
     expected = json.dumps({user: ids for user, (_, ids) in judged.items()})
     assert json.dumps(served) == expected
     assert json.dumps(in_table) == expected

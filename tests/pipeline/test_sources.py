@@ -9,6 +9,7 @@ import pytest
 
 import twofold
 from tests import worlds
+from tests.pipeline.test_rerank import lists_of
 from tests.serve.client import Client
 from tests.source_world import three_kinds
 from twofold.dataset.dataset import load_dataset
@@ -122,12 +123,7 @@ def test_the_report_says_what_the_sources_bring(run: Path) -> None:
 
 
 def test_served_lists_are_the_judged_ones_to_the_byte(run: Path, client: Client, judged: dict) -> None:
-    served, in_table, recommender = {}, {}, load(run)
-    for user, (at, _) in judged.items():
-        status, body = client.post("/v1/recommend", {"user_id": user, "k": K, "context": {"at": at}})
-        assert status == 200, body
-        served[user] = [item["item_id"] for item in body["items"]]
-        in_table[user] = recommender.recommend([user], k=K, at=at)["item_id"].to_pylist()
+    served, in_table = lists_of(run, client, {user: at for user, (at, _) in judged.items()}, k=K)
     assert len(served) == 150
     expected = json.dumps({user: ids for user, (_, ids) in judged.items()})
     assert json.dumps(served) == expected

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,11 +31,9 @@ class Database(StrEnum):
     qdrant = "qdrant"
 
 
-MAX_K: Final = 1000
-"""Largest number of items of a list, as in the service."""
-
-
 def _checked_k(k: int) -> int:
+    from twofold.topk import MAX_K
+
     if not 1 <= k <= MAX_K:
         raise RequestError(f"-k {k}: a list has 1 to {MAX_K} items. Write a number between them.")
     return k

@@ -44,6 +44,12 @@ class Histories:
         taken *= _windows(np.repeat([False, True], n), np.minimum(counts, n), n)
         return taken
 
+    def last_before(
+        self, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"], *, n: int
+    ) -> Int32[np.ndarray, "queries _"]:
+        """Returns the last n of each user's events strictly before `at`, as `last` does."""
+        return self.last(user_rows, self.before(user_rows, at), n=n)
+
     def last_at(
         self, user_rows: Int64[np.ndarray, "queries"], counts: Integer[np.ndarray, "queries"], *, n: int
     ) -> Int64[np.ndarray, "queries _"]:

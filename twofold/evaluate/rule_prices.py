@@ -198,9 +198,8 @@ def _variants(config: Rerank) -> dict[str, tuple[RerankRule, ...]]:
 def _accuracy(
     window: EvaluationWindow, users: Int64[np.ndarray, "queries"], lists: Int64[np.ndarray, "queries k"]
 ) -> dict[str, Float64[np.ndarray, "queries"]]:
-    relevant, num_items = window.relevant.of(users), window.num_items
-    keys = relevant.lines * num_items + relevant.values
-    hits = np.isin(np.arange(len(users))[:, None] * num_items + lists, keys) & (lists >= 0)
+    relevant, lines = window.relevant.of(users), np.broadcast_to(np.arange(len(users))[:, None], lists.shape)
+    hits = relevant.contains(lines, lists) & (lists >= 0)
     found = ranking_metrics(hits, relevant.sizes.astype(np.int64), ks=(K,))
     return {"ndcg": found[f"ndcg@{K}"], "recall": found[f"recall@{K}"]}
 

@@ -234,6 +234,5 @@ def intra_list_similarity(lists: Ragged, vectors: Float32[np.ndarray, "items dim
 
 def _shared(one: Ragged, other: Ragged) -> Float64[np.ndarray, "_"]:
     """Returns the share of each list of `one` that the same list of `other` contains."""
-    width = max(int(one.values.max(initial=0)), int(other.values.max(initial=0))) + 1
-    is_shared = np.isin(one.lines * width + one.values, other.lines * width + other.values)
+    is_shared = other.contains(one.lines, one.values)
     return np.bincount(one.lines, is_shared, minlength=len(one.sizes)) / one.sizes

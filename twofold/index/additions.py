@@ -18,9 +18,7 @@ from twofold.topk import NOT_ALLOWED, Additions, TopK, best_of
 
 def keep_additions(added: Additions, excluded: Ragged, is_allowed: Bool[np.ndarray, "_"]) -> Additions:
     """Returns the additions to items that are allowed and that their query does not exclude."""
-    width = int(max(added.rows.values.max(initial=0), excluded.values.max(initial=0))) + 1
-    is_excluded = np.isin(added.rows.lines * width + added.rows.values, excluded.lines * width + excluded.values)
-    kept = is_allowed & ~is_excluded
+    kept = is_allowed & ~excluded.contains(added.rows.lines, added.rows.values)
     return Additions(keep_where(added.rows, added.rows.values, kept), added.values[kept])
 
 

@@ -15,8 +15,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32
 
-from twofold.errors import RunError
-from twofold.onnx_session import open_session
+from twofold.onnx_session import graph_errors, open_session
 
 ITEM_PRODUCTS: Final = "item_products.onnx"
 
@@ -61,9 +60,5 @@ def load_item_products(folder: Path) -> ItemProducts | None:
     path = folder / ITEM_PRODUCTS
     if not path.exists():
         return None
-    try:
+    with graph_errors(path):
         return ItemProducts(open_session(path))
-    except Exception as error:  # see `open_session`
-        raise RunError(
-            f"{path} is not a graph that onnxruntime can run: {error}. Delete {folder} and run `twofold run` again."
-        ) from error

@@ -18,8 +18,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Float64, Int8, Int32
 
-from twofold.errors import RunError
-from twofold.onnx_session import open_session
+from twofold.onnx_session import graph_errors, open_session
 from twofold.ragged import chunks
 
 QUANTIZED_PRODUCTS: Final = "quantized_products.onnx"
@@ -148,14 +147,10 @@ def load_quantized_products(folder: Path) -> QuantizedProducts | None:
     path = folder / QUANTIZED_PRODUCTS
     if not path.exists():
         return None
-    try:
+    with graph_errors(path):
         session = open_session(path)
         facts = json.loads(session.get_modelmeta().custom_metadata_map["quantization"])
         steps = np.array(facts["steps"], np.float64)
         items = QuantizedItems(np.empty((0, len(steps)), np.int8), steps, facts["lost"], facts["longest"])
         products = QuantizedProducts(session, items, LEVELS)
         return products if products.is_whole() else QuantizedProducts(session, items, SAFE_LEVELS)
-    except Exception as error:  # see `open_session`
-        raise RunError(
-            f"{path} is not a graph that onnxruntime can run: {error}. Delete {folder} and run `twofold run` again."
-        ) from error

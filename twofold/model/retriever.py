@@ -138,8 +138,7 @@ def newest_positives(
     dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
 ) -> Int32[np.ndarray, "queries _"]:
     """Returns the positives that the user tower reads, as table rows: the newest, up to the longest history."""
-    counts = dataset.positives.before(user_rows, at)
-    return dataset.positives.last(user_rows, counts, n=dataset.features.history_length("positives"))
+    return dataset.positives.last_before(user_rows, at, n=dataset.features.history_length("positives"))
 
 
 def as_products(

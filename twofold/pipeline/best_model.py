@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from pydantic import TypeAdapter
 from sklearn.utils.extmath import randomized_svd
 
@@ -109,33 +109,32 @@ def choose_served(
         return Served(TOWERS), {}, Fitted()
     metrics = tuning.metrics
     scores = catalogue_scores(towers, arrays, window)
-    found = [(_quality(window, scores, metrics), Served(TOWERS), scores)]
     fits = _fit_peers(tuning, positives)
     peers = []
     for kind in (each for each in PEER_KINDS if each.name in fits):
         for alone in _alone_and_with_recency(kind, tuning):
             peer = catalogue_scores(_as_served(fits[kind.name], alone), arrays, window)
             peers.append((_quality(window, peer, metrics), alone, peer))
-    found += peers
+    found = [(_quality(window, scores, metrics), Served(TOWERS), scores), *peers]
     best_of_kind = {alone.peer: (quality, alone, peer) for quality, alone, peer in sorted(peers, key=lambda at: at[0])}
     best = sorted(best_of_kind.values(), key=lambda at: -at[0])[:BLENDED]
-    for _, alone, peer in best if towers.score != "negative_distance" else ():
-        found.append(_best_blend(window, scores, peer, alone, metrics))
+    near = None
     if towers.score != "negative_distance":
-        found += _with_additions(arrays, window, max(found, key=lambda at: at[0]), tuning, positives)
+        found += [_best_blend(window, scores, peer, alone, metrics) for _, alone, peer in best]
+        history = newest_positives(arrays, window.user_rows, window.query_at)
+        near = _neighbors_to_try(tuning, history, positives)
+        found += _with_additions(window, max(found, key=lambda at: at[0]), tuning, history, near)
     served = max(found, key=lambda at: at[0])[1]
-    fitted_peer = _as_served(fits[served.peer], served) if served.peer else None
-    fitted = Fitted(fitted_peer, _added_by(served, arrays, positives))
-    return served, {each.name: quality for quality, each, _ in found}, fitted
+    own_peer = _as_served(fits[served.peer], served) if served.peer else None
+    qualities = {each.name: quality for quality, each, _ in found}
+    return served, qualities, Fitted(own_peer, _additions_of(served, arrays, near))
 
 
 def fit_served(served: Served, arrays: Dataset, positives: Interactions) -> Fitted:
     """Fits the parts of what is served beside the towers: the peer with its weight, and the additions of histories."""
-    peer = None
-    if served.peer:
-        kind = next(kind for kind in PEER_KINDS if kind.name == served.peer)
-        peer = _as_served(_fit(kind, served.constants, positives), served)
-    return Fitted(peer, _added_by(served, arrays, positives))
+    peer = _as_served(_fit(_kind_of(served.peer), served.constants, positives), served) if served.peer else None
+    near = None if served.neighbors is None else _fit_neighbors(served.neighbors, positives)
+    return Fitted(peer, _additions_of(served, arrays, near))
 
 
 def save_served(served: Served, fitted: Fitted, out: Path) -> None:
@@ -212,15 +211,30 @@ def _best_blend(
     return quality(factor), served, blend(factor)
 
 
+def _neighbors_to_try(
+    tuning: PeerTuning, history: Int32[np.ndarray, "users _"], positives: Interactions
+) -> ItemNeighbors | None:
+    """Fits the neighbors of items; `None` if item-kNN has no constants, or the log is too large to serve or try them.
+
+    `history` holds what the window's users liked, as table rows.
+    """
+    constants, pairs = tuning.constants_of(KNN), np.count_nonzero(history) * MOST_NEIGHBORS
+    if constants is None or positives.num_items > MOST_ITEMS_OF_SUMS or pairs > MOST_PAIRS:
+        return None
+    return _fit_neighbors(constants, positives)
+
+
 def _with_additions(
-    arrays: Dataset, window: EvaluationWindow, best: _Found, tuning: PeerTuning, positives: Interactions
+    window: EvaluationWindow,
+    best: _Found,
+    tuning: PeerTuning,
+    history: Int32[np.ndarray, "users _"],
+    near: ItemNeighbors | None,
 ) -> list[_Found]:
     """Returns the best so far with the exact scores of item-kNN, if these gain enough, and then also with repeats."""
-    found = []
-    history, constants = newest_positives(arrays, window.user_rows, window.query_at), tuning.constants_of(KNN)
-    pairs = np.count_nonzero(history) * MOST_NEIGHBORS
-    if constants is not None and positives.num_items <= MOST_ITEMS_OF_SUMS and pairs <= MOST_PAIRS:
-        added = HistoryAdditions(history.shape[1], neighbors=_neighbors(constants, positives)).of(history)
+    found, constants = [], tuning.constants_of(KNN)
+    if near is not None and constants is not None:
+        added = HistoryAdditions(history.shape[1], neighbors=near).of(history)
         quality, factor, scores = _best_addition(window, best[2], added, tuning.metrics)
         if quality >= LEAST_GAIN * best[0]:
             served = replace(best[1], name=f"{best[1].name} + {NEIGHBORS}", neighbors={**constants, "weight": factor})
@@ -248,21 +262,25 @@ def _best_addition(
     return quality(factor), factor * unit, with_added(factor)
 
 
-def _added_by(served: Served, arrays: Dataset, positives: Interactions) -> HistoryAdditions | None:
-    if served.neighbors is None and not served.repeats:
+def _additions_of(served: Served, arrays: Dataset, near: ItemNeighbors | None) -> HistoryAdditions | None:
+    """Returns the additions of what is served, with the fitted neighbors of items, if it has any."""
+    weighted = None if served.neighbors is None or near is None else near.scaled(served.neighbors["weight"])
+    if weighted is None and not served.repeats:
         return None
-    near = served.neighbors and _neighbors(served.neighbors, positives).scaled(served.neighbors["weight"])
-    return HistoryAdditions(arrays.features.history_length("positives"), served.repeats, near or None)
+    return HistoryAdditions(arrays.features.history_length("positives"), served.repeats, weighted)
 
 
-def _neighbors(constants: Mapping[str, float], positives: Interactions) -> ItemNeighbors:
+def _fit_neighbors(constants: Mapping[str, float], positives: Interactions) -> ItemNeighbors:
     """Returns the most similar items of each item by item-kNN; a similarity of 1 is the mean of each item's nearest."""
-    kind = next(kind for kind in PEER_KINDS if kind.name == KNN)
-    fitted = kind.fit(positives, constants)
+    fitted = _kind_of(KNN).fit(positives, constants)
     assert isinstance(fitted, ItemWeights)
     near = nearest_items(scipy.sparse.csr_matrix(fitted.weights), MOST_NEIGHBORS)
     nearest = near.similarities[near.item_rows[:, 0] >= 0, 0]
     return near.scaled(1 / float(nearest.mean()) if len(nearest) else 1.0)
+
+
+def _kind_of(name: str) -> PeerKind:
+    return next(kind for kind in PEER_KINDS if kind.name == name)
 
 
 def _quality(window: EvaluationWindow, scores: Products, metrics: tuple[str, str]) -> float:

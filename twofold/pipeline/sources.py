@@ -59,9 +59,7 @@ class SourceFit:
 
     def of_window(self, window: EvaluationWindow) -> WindowSources:
         """Returns the sources as of the first request of a window, with the likes of its users."""
-        positives, length = self.arrays.positives, num_likes(self.config)
-        counts = positives.before(window.user_rows, window.query_at)
-        likes = positives.last(window.user_rows, counts, n=length)
+        likes = self.arrays.positives.last_before(window.user_rows, window.query_at, n=num_likes(self.config))
         return WindowSources(self.as_of(int(window.query_at.min())), likes)
 
 

@@ -10,12 +10,12 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from twofold.serve.event_store import Kind
+from twofold.topk import MAX_K
 
 MAX_BODY_BYTES: Final = 2**20
 MAX_HISTORY: Final = 1_000
 MAX_USERS: Final = 1_000
 MAX_EVENTS: Final = 1_000
-MAX_K: Final = 1_000
 MAX_BATCH: Final = 20_000  # items of all lists of a batch: half a second of one core
 MAX_BATCH_EXPLAINED: Final = 5_000  # with reasons or attributes
 MAX_UPSERTS: Final = 200  # with vectors of 256 numbers they fill a body

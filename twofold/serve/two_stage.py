@@ -73,9 +73,21 @@ class FoundCandidates:
     """The candidates of the ranker and the rules; for the ranker, the lists in which they were found."""
 
     candidates: Candidates
-    retrieved_ranks: Int64[np.ndarray, "batch k"]
-    """Rank of each candidate in what the retriever found, from 1; 0 for an item of a rule or another source alone."""
-    merged: MergedCandidates
+    retrieved: Int64[np.ndarray, "batch _"]
+    """Item rows that the retriever found, best first."""
+    merged: MergedCandidates | None
+    """The items of the retriever and of the sources; `None` means that no source was read."""
+
+    @property
+    def retrieved_ranks(self) -> Int64[np.ndarray, "batch k"]:
+        """Rank of each candidate in what the retriever found, from 1; 0 for one of a rule or another source alone."""
+        ranks, width = np.zeros(self.candidates.item_rows.shape, np.int64), self.retrieved.shape[1]
+        if self.merged is None:
+            ranks[:, :width] = np.arange(1, width + 1)
+        else:
+            places = ranks_in(self.retrieved, self.merged.item_rows)
+            ranks[:, :width] = np.where(places < width, places + 1, 0)
+        return ranks
 
 
 @dataclass(frozen=True)
@@ -129,24 +141,16 @@ def find_candidates(
     that a rule needs.
     """
     found, most = find(num_to_retrieve(bundle, k), None), max(len(bundle.items), 1)
-    top = min(0 if bundle.ranker is None else bundle.ranker.top, most)
-    if bundle.sources is None or users is None or queries is None:
-        merged, scores = merge_sources(found.item_rows, (), (), top=top), found.scores
-    else:
-        lists = source_lists(bundle.sources, queries, lambda condition: find(top, condition).item_rows)
-        merged = merge_sources(found.item_rows, lists, bundle.sources.quotas, top=bundle.sources.config.num_candidates)
-        scores = _scores_of(bundle, users, found, merged.item_rows)
+    rows, scores, merged = found.item_rows, found.scores, None
+    if bundle.sources is not None and users is not None and queries is not None:
+        top = bundle.sources.config.num_candidates
+        lists = source_lists(bundle.sources, queries, lambda condition: find(min(top, most), condition).item_rows)
+        merged = merge_sources(rows, lists, bundle.sources.quotas, top=top)
+        rows, scores = merged.item_rows, _scores_of(bundle, users, found, merged.item_rows)
     conditions = [] if bundle.rules is None else guaranteed(bundle.rules.config.rules)
     others = [find(min(count, most), condition) for condition, count in conditions]
-    candidates = with_guaranteed(merged.item_rows, scores, [(each.item_rows, each.scores) for each in others])
-    ranks = np.zeros(candidates.item_rows.shape, np.int64)
-    width = found.item_rows.shape[1]
-    if bundle.sources is None:
-        ranks[:, :width] = np.arange(1, width + 1)
-    else:
-        places = ranks_in(found.item_rows, merged.item_rows)
-        ranks[:, :width] = np.where(places < width, places + 1, 0)
-    return FoundCandidates(candidates, ranks, merged)
+    candidates = with_guaranteed(rows, scores, [(each.item_rows, each.scores) for each in others])
+    return FoundCandidates(candidates, found.item_rows, merged)
 
 
 def _scores_of(
@@ -173,25 +177,26 @@ def num_to_retrieve(bundle: Bundle, k: int) -> int:
 
 def rank(bundle: Bundle, users: EncodedUsers, found: FoundCandidates) -> Ranking:
     """Returns all candidates in the order of the ranker, if there is one."""
-    candidates = found.candidates
+    candidates, merged = found.candidates, found.merged
     if bundle.ranker is None:
         return Ranking(candidates, None)
     top = min(bundle.ranker.top, candidates.num_ranked)
-    if bundle.sources is None:
+    if merged is None:
         ranks = np.tile(np.arange(top)[:, None], (len(candidates.item_rows), 1, 1))
     else:
-        ranks = found.merged.ranks(candidates.item_rows[:, :top])
+        ranks = merged.ranks(candidates.item_rows[:, :top])
     scores = _ranker_scores(bundle, bundle.ranker, users, candidates, ranks)
     ranked, positions = merge_stages(candidates, scores, num_items=len(bundle.items))
+    retrieved_ranks = found.retrieved_ranks
     retrieved = (
         np.take_along_axis(candidates.scores, positions, axis=1),
-        np.take_along_axis(found.retrieved_ranks, positions, axis=1),
+        np.take_along_axis(retrieved_ranks, positions, axis=1),
     )
-    if bundle.sources is None:
+    if merged is None:
         return Ranking(ranked, retrieved)
-    listed_by = (found.retrieved_ranks > 0).astype(np.int64)
+    listed_by = (retrieved_ranks > 0).astype(np.int64)
     for number in range(1, ranks.shape[2]):
-        listed_by[:, :top] |= (ranks[:, :, number] < found.merged.num_candidates).astype(np.int64) << number
+        listed_by[:, :top] |= (ranks[:, :, number] < merged.num_candidates).astype(np.int64) << number
     return Ranking(ranked, retrieved, np.take_along_axis(listed_by, positions, axis=1))
 
 

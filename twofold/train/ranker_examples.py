@@ -285,7 +285,7 @@ def candidates_from(
     line, item = np.nonzero(scores == NOT_ALLOWED)
     excluded = Ragged(item, np.searchsorted(line, np.arange(len(scores) + 1)))
     length = dataset.features.history_length("positives")
-    likes = dataset.positives.last(user_rows, dataset.positives.before(user_rows, at), n=length)
+    likes = dataset.positives.last_before(user_rows, at, n=length)
     lists = source_lists(
         sources,
         SourceQueries(likes, excluded),
@@ -339,9 +339,8 @@ def draw_lists(
     drawn_ranks = rng.integers(config.skip_top, config.num_candidates, (len(which), config.num_retrieved))
     retrieved = np.take_along_axis(best, drawn_ranks, axis=1)
     drawn = np.hstack([rows.item_rows[:, None], retrieved]).astype(np.int64)
-    liked, num_items = requests.liked.of(rows.user_rows), len(dataset.items)
-    keys = np.arange(len(which))[:, None] * num_items + drawn
-    competing = (drawn >= 0) & ~np.isin(keys, liked.lines * num_items + liked.values)
+    lines = np.broadcast_to(np.arange(len(which))[:, None], drawn.shape)
+    competing = (drawn >= 0) & ~requests.liked.of(rows.user_rows).contains(lines, drawn)
     competing[:, 0] = True
     item_rows = np.maximum(drawn, 0)
     ranks, positions, top = requests.ranks[which], ranks_in(best, item_rows)[:, :, None], config.num_candidates
