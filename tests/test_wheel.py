@@ -23,9 +23,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
-ABSENT = (
-    "torch duckdb sklearn scipy pandas matplotlib seaborn plotly openTSNE vl_convert jinja2 onnx implicit redis pytest"
-)
+ABSENT = "torch duckdb sklearn scipy pandas matplotlib seaborn plotly openTSNE vl_convert jinja2 onnx redis pytest"
 BUILD, _, SERVER = DOCKERFILE.rpartition("\n\nFROM")
 
 

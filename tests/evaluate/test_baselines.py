@@ -180,7 +180,7 @@ def test_ials_reaches_the_loss_of_alternating_ridge_regressions():
     likes, log = random_positives(2)
     fitted = fit_ials(log, dim=8, alpha=10.0, regularization=2.0, iterations=30)
     confidence = np.where(likes > 0, 11.0, 1.0)
-    users, items = fitted.user_vectors.astype(float), fitted.item_vectors.astype(float)
+    users, items = (each.astype(float) for each in (fitted.factors.user_vectors, fitted.factors.item_vectors))
 
     def loss(users, items):
         errors = confidence * (likes - users @ items.T) ** 2

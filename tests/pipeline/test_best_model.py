@@ -47,7 +47,9 @@ def test_a_user_is_the_sum_of_the_left_vectors_of_the_liked_items_each_once():
 @pytest.mark.parametrize("prior", [None, RecencyPrior(0.25, 3)])
 @pytest.mark.parametrize("kind", ["fold-in", "sums"])
 def test_what_was_saved_is_loaded_beside_factors_and_beside_an_index(kind, prior, tmp_path):
-    model = FoldIn(ITEMS, LEFT[0], 2.0, 3.0, prior, 0.5) if kind == "fold-in" else ItemSums(ITEMS, LEFT, prior, 0.5)
+    model = (
+        FoldIn(ITEMS, LEFT[0], 2.0, 3.0, 0.5, prior, 0.5) if kind == "fold-in" else ItemSums(ITEMS, LEFT, prior, 0.5)
+    )
     save_factors(model, tmp_path)
     indexed = ITEMS if prior is None else np.c_[ITEMS, np.ones(6, np.float32)]
     for loaded in (load_factors(tmp_path), load_fold_in(tmp_path, indexed)):

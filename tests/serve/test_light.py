@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = "torch duckdb sklearn matplotlib scipy implicit pyspark pandas"
+HEAVY = "torch duckdb sklearn matplotlib scipy pyspark pandas"
 MODULES = ("twofold.cli.main", "twofold.serve.app", "twofold.serve.workers")
 
 

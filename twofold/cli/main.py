@@ -58,7 +58,7 @@ app.command(rich_help_panel=_RUNS)(serving.export)
 
 _EXTRAS: Final = {
     **dict.fromkeys(("torch", "duckdb", "scipy", "safetensors", "onnx", "onnxscript", "jinja2", "sklearn"), "train"),
-    **dict.fromkeys(("implicit", "threadpoolctl"), "train"),
+    "threadpoolctl": "train",
     **dict.fromkeys(("onnxruntime", "uvicorn", "msgspec", "prometheus_client"), "serve"),
     "redis": "redis",
     "optuna": "tune",

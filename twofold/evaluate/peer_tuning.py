@@ -41,6 +41,7 @@ EASE_TUNING_MAX_ITEMS: Final = 10_000
 IALS_TUNING_MAX_POSITIVES: Final = 2_000_000
 _DAYS: Final = (1.0, 2.0, 3.0, 7.0, 14.0)
 _START_DAYS: Final = 2.0
+_PENALTIES: Final = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _SHRINKS: Final = (0.0, 3.0, 10.0, 30.0, 100.0)
 _WEIGHTS: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # in standard deviations of the peer's scores
 _START_WEIGHT: Final = 0.5
@@ -107,12 +108,16 @@ PEER_KINDS: Final = (
     ),
     PeerKind(
         name="iALS",
-        fit=lambda log, at: fit_ials(log, dim=int(at["dim"]), alpha=at["alpha"], regularization=at["regularization"]),
-        start={"dim": 128.0, "alpha": 40.0, "regularization": 300.0},
+        fit=lambda log, at: fit_ials(
+            log, dim=int(at["dim"]), alpha=at["alpha"], regularization=at["regularization"], power=at["frequency_power"]
+        ),
+        start={"dim": 128.0, "alpha": 40.0, "regularization": 300.0, "frequency_power": 0.0},
         grid=(
-            ("regularization", (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)),
+            ("regularization", _PENALTIES),
+            ("frequency_power", (0.0, 0.5, 1.0)),
+            ("regularization", _PENALTIES),
             ("alpha", (5.0, 10.0, 20.0, 40.0, 80.0)),
-            ("dim", (32.0, 64.0, 128.0)),
+            ("dim", (32.0, 64.0, 128.0, 256.0)),
         ),
         too_large=lambda log: (
             f"as a baseline it is limited to {IALS_MAX_POSITIVES:,} positives"

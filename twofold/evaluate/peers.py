@@ -18,6 +18,7 @@ from jaxtyping import Float32, Int64
 
 from twofold.dataset.histories import search_slices
 from twofold.errors import RequestError
+from twofold.least_squares import Factors, LeastSquares, factorize
 from twofold.ragged import chunks
 from twofold.tables import DAY_MS
 from twofold.topk import Products
@@ -106,18 +107,19 @@ class ItemWeights:
 class Ials:
     """A peer whose score is the inner product of a user vector and an item vector.
 
-    To score another history, solve its vector with `FoldIn(item_vectors, …, alpha, regularization)`.
+    To score another history, solve its vector with `FoldIn`.
     """
 
     positives: Interactions
-    user_vectors: Float32[np.ndarray, "users dim"]
-    item_vectors: Float32[np.ndarray, "items dim"]
+    factors: Factors
     alpha: float
-    regularization: float
+    power: float
 
     def scores(self, user_rows: Int64[np.ndarray, "queries"]) -> Float32[np.ndarray, "queries items"]:
         """Returns the scores of all items for these users; the caller may overwrite the array."""
-        scores: Float32[np.ndarray, "queries items"] = self.user_vectors[user_rows] @ self.item_vectors.T
+        scores: Float32[np.ndarray, "queries items"] = (
+            self.factors.user_vectors[user_rows] @ self.factors.item_vectors.T
+        )
         scores += self.positives.tie_breaker
         return scores
 
@@ -125,7 +127,7 @@ class Ials:
         self, user_rows: Int64[np.ndarray, "pairs"], item_rows: Int64[np.ndarray, "pairs"]
     ) -> Float32[np.ndarray, "pairs"]:
         """Returns the scores of pairs of user and item."""
-        scores = Products(self.user_vectors, self.item_vectors).pairs(user_rows, item_rows)
+        scores = Products(self.factors.user_vectors, self.factors.item_vectors).pairs(user_rows, item_rows)
         scores += self.positives.tie_breaker[item_rows]
         return scores
 
@@ -297,26 +299,17 @@ def fit_ials(
     dim: int = 128,
     alpha: float = 40.0,
     regularization: float = 300.0,
+    power: float = 0.0,
     iterations: int = IALS_ITERATIONS,
 ) -> Ials:
-    """Fits weighted alternating least squares (Hu, Koren, Volinsky, ICDM 2008) with the library `implicit`.
+    """Fits iALS by `twofold.least_squares`; the confidence of a liked pair is 1 + alpha.
 
-    The confidence of a liked pair is 1 + alpha. Each half-step takes three steps of conjugate gradients (Takács,
-    Pilászy, Tikk, RecSys 2011). RequestError above `IALS_MAX_POSITIVES`.
+    RequestError above `IALS_MAX_POSITIVES`.
     """
-    from implicit.cpu.als import AlternatingLeastSquares
-    from threadpoolctl import threadpool_limits
-
     if len(positives.user_rows) > IALS_MAX_POSITIVES:
         raise RequestError(
             f"iALS as a baseline is limited to {IALS_MAX_POSITIVES:,} positives, not {len(positives.user_rows):,}. "
             "Train it as a retriever instead: kind: ials."
         )
-    confidence = positives.likes.copy()
-    confidence.data += np.float32(alpha)
-    with threadpool_limits(limits=1, user_api="blas"):  # each thread solves whole users
-        als = AlternatingLeastSquares(
-            factors=dim, regularization=regularization, alpha=1.0, iterations=iterations, random_state=0
-        )
-        als.fit(confidence, show_progress=False)
-    return Ials(positives, als.user_factors, als.item_factors, alpha, regularization)
+    factors = factorize(positives.likes, LeastSquares(dim, alpha, regularization, power, iterations))
+    return Ials(positives, factors, alpha, power)

@@ -7,7 +7,9 @@ later events, and a new user has none, so they are used neither in evaluation no
 vectors Y fixed, the user's half-step is solved again from the history at request time (Hu, Koren, Volinsky, ICDM 2008,
 eq. 4):
 
-    x = (YᵀY + Yᵀ(C - I)Y + λI)⁻¹ Yᵀ C p,    c = 1 + alpha · times liked,    p = 1 where liked
+    x = (YᵀY + Yᵀ(C - I)Y + λI)⁻¹ Yᵀ C p,    c = 1 + alpha · times liked,    p = 1 where liked,
+
+with λ = regularization · (number of likes)^power, as in `twofold.least_squares`.
 
 Positives of a history are not weighted: each counts as an event of mean weight.
 
@@ -64,15 +66,17 @@ class FoldIn:
     default_vector: Float32[np.ndarray, "dim"]
     alpha: float
     regularization: float
+    """λ of a user with one like."""
+    power: float = 0.0
     prior: RecencyPrior | None = None
     weight: float = 1.0
     """Factor of the user vectors, and so of all scores: the weight of this model in a sum of scores."""
     _gram: Float64[np.ndarray, "dim dim"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Computes YᵀY + λI, which is the same for every user."""
+        """Computes YᵀY, which is the same for every user."""
         dim = self.item_vectors.shape[1]
-        gram = self.regularization * np.eye(dim)
+        gram = np.zeros((dim, dim))
         for part in chunks(len(self.item_vectors), CHUNK_ELEMENTS // dim):
             vectors = self.item_vectors[part].astype(np.float64)
             gram += vectors.T @ vectors
@@ -100,6 +104,8 @@ class FoldIn:
         weight = self.alpha * liked  # C - I; padding has weight 0, so that any vector may stand at its row -1
         liked_vectors = self.item_vectors[history - 1].astype(np.float64)  # (batch, length, dim)
         left = self._gram + np.swapaxes(liked_vectors * weight[:, :, None], 1, 2) @ liked_vectors  # (batch, dim, dim)
+        likes = np.maximum(liked.sum(axis=1), 1).astype(np.float64)
+        left += (self.regularization * likes**self.power)[:, None, None] * np.eye(len(self._gram))
         right = ((weight + is_first)[:, None, :] @ liked_vectors)[:, 0]  # (batch, dim)
         solved: np.ndarray = np.linalg.solve(left, right[:, :, None])[:, :, 0].astype(np.float32)
         solved[~right.any(axis=1)] = self.default_vector
@@ -175,6 +181,7 @@ def save_fold_in(model: HistoryModel, folder: Path) -> None:
             own = {
                 "alpha": model.alpha,
                 "regularization": model.regularization,
+                "power": model.power,
                 "nobody": model.default_vector.tolist(),
             }
         case ItemSums():
@@ -202,4 +209,4 @@ def load_fold_in(
         raise ValueError(f"{FOLD_IN} has {width} dimensions, the item vectors have {own.shape[1]}")
     if left is not None:
         return ItemSums(own, left, prior, saved["weight"])
-    return FoldIn(own, default_vector, saved["alpha"], saved["regularization"], prior, saved["weight"])
+    return FoldIn(own, default_vector, saved["alpha"], saved["regularization"], saved["power"], prior, saved["weight"])

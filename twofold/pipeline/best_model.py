@@ -163,8 +163,8 @@ def load_tuning(folder: Path) -> PeerTuning | None:
 def _fit(kind: PeerKind, constants: Mapping[str, float], positives: Interactions) -> HistoryModel:
     match kind.fit(positives, constants):
         case Ials() as peer:
-            default = peer.user_vectors[np.unique(positives.user_rows)].mean(axis=0)
-            return FoldIn(peer.item_vectors, default, peer.alpha, peer.regularization)
+            factors = peer.factors
+            return FoldIn(factors.item_vectors, factors.default_vector, peer.alpha, factors.user_penalty, peer.power)
         case ItemWeights() as peer:
             left, right = _low_rank(peer.weights)
             return ItemSums(right, left)

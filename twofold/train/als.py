@@ -1,12 +1,4 @@
-"""Weighted alternating least squares (iALS), by the library `implicit`: a retriever without gradient descent.
-
-Minimises Σ c (p - x·y)² + λ (Σ‖x‖² + Σ‖y‖²) over all pairs of user and item (Hu, Koren, Volinsky, ICDM 2008, eq. 3),
-where p = 1 and c = 1 + alpha · weight if the user liked the item in training, otherwise p = 0 and c = 1. Every
-half-step is exact (Cholesky, not the library's three steps of conjugate gradients), so the loss cannot rise.
-
-λ is not scaled by how often a user or an item was liked, which Rendle et al. (RecSys 2022) found to be better: the
-library has one λ for all.
-"""
+"""Training of the retriever `ials` by weighted alternating least squares, without gradient descent."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse
-from implicit.cpu.als import AlternatingLeastSquares
-from threadpoolctl import threadpool_limits
 
 from twofold.dataset.dataset import Dataset
 from twofold.errors import DataError
+from twofold.least_squares import Factors, LeastSquares, factorize
 from twofold.model.fold_in import FoldIn, save_factors
 from twofold.progress import progress_bar
 from twofold.recipe.retriever import Ials
@@ -78,30 +69,21 @@ def solve(
     config: Ials,
     *,
     seed: int,
-    on_iteration: Callable[[FoldIn, float, float], None] = lambda solved, loss, seconds: None,
+    on_iteration: Callable[[FoldIn, float, float], None] | None = None,
 ) -> FoldIn:
-    """Returns item vectors after `iterations` of a half-step for users and one for items, from small random vectors.
+    """Returns the item vectors of `factorize`, with what solves a user.
 
     `on_iteration` receives the vectors so far, the mean loss per pair, and the seconds of the iteration.
     """
-    confidence = likes.astype(np.float32, copy=True)
-    confidence.data = 1 + np.float32(config.alpha) * confidence.data
-    # Each thread solves whole users; threads of BLAS inside of them slow it down, which the library warns of.
-    with threadpool_limits(limits=1, user_api="blas"):
-        als = AlternatingLeastSquares(
-            factors=config.dim,
-            regularization=config.regularization,
-            alpha=1.0,  # the library's c is alpha · weight, below 1 for small weights
-            iterations=config.iterations,
-            use_cg=False,
-            calculate_training_loss=True,
-            random_state=seed,
+
+    def fold_in(factors: Factors) -> FoldIn:
+        return FoldIn(
+            factors.item_vectors, factors.default_vector, config.alpha, factors.user_penalty, config.frequency_power
         )
 
-        def so_far() -> FoldIn:
-            return FoldIn(als.item_factors, als.user_factors.mean(axis=0), config.alpha, config.regularization)
+    def report(factors: Factors, loss: float, seconds: float) -> None:
+        if on_iteration is not None:
+            on_iteration(fold_in(factors), loss, seconds)
 
-        als.fit(
-            confidence, show_progress=False, callback=lambda _, seconds, loss: on_iteration(so_far(), loss, seconds)
-        )
-        return so_far()
+    constants = LeastSquares(config.dim, config.alpha, config.regularization, config.frequency_power, config.iterations)
+    return fold_in(factorize(likes, constants, seed=seed, on_iteration=None if on_iteration is None else report))
