@@ -56,7 +56,8 @@ def test_the_scheme_of_a_token_has_no_case(service: Service, scheme: str) -> Non
 def test_a_page_of_another_site_cannot_post(client: Client, kind: str) -> None:
     client.headers["content-type"] = kind
     event = {"events": [{"user_id": "new", "item_id": "a"}]}
-    assert client.post("/v1/events", event) == (415, {"detail": "Send the header Content-Type: application/json."})
+    actual, problem = client.post("/v1/events", event)
+    assert (actual, problem["detail"]) == (415, "Send the header Content-Type: application/json.")
     client.headers["content-type"] = "Application/JSON; charset=utf-8"
     assert client.post("/v1/recommend", {"user_id": "new"})[1]["source"] == "popularity"
 

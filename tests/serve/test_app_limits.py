@@ -51,10 +51,14 @@ def test_an_internal_error_has_no_details_in_the_reply(service: Service, monkeyp
         raise ZeroDivisionError("/secret/path")
 
     monkeypatch.setattr("twofold.serve.micro_batching.make_lists", fail)
-    assert Client(build_app(service, Limits())).post("/v1/recommend", {"user_id": 10}) == (
-        500,
-        {"detail": "The service failed; its log has the details."},
-    )
+    status, problem = Client(build_app(service, Limits())).post("/v1/recommend", {"user_id": 10})
+    assert (status, problem.pop("instance").isalnum()) == (500, True)
+    assert problem == {
+        "detail": "The service failed; its log has the details.",
+        "type": "about:blank",
+        "title": "Internal Server Error",
+        "status": 500,
+    }
 
 
 # --- middleware -------------------------------------------------------------------------------------------------------

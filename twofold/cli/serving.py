@@ -129,6 +129,12 @@ def serve(
         Path | None,
         typer.Option(help="Pointer of `twofold publish`: serve the bundle that it names, now and whenever it changes."),
     ] = None,
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            help="Collector that gets spans of requests, OTLP over HTTP: http://HOST:4318.", envvar="TWOFOLD_TRACES"
+        ),
+    ] = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log one line per request.")] = False,
 ) -> None:
     """Serve recommendations over HTTP, with a page to try them.
@@ -144,7 +150,7 @@ def serve(
         print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
 
     store = histories or str(run_folder / "serve" / "histories.db")
-    options = ServeOptions(run_folder, store, host, port, workers, log_requests, keep_days, drain, follow)
+    options = ServeOptions(run_folder, store, host, port, workers, log_requests, keep_days, drain, follow, traces)
     serve_run(options, on_listening=print_url)
 
 

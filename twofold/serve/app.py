@@ -24,6 +24,7 @@ from twofold.serve.middleware import Limits, RequestGuard
 from twofold.serve.routing import JSON, Access, HttpResponse, Respond, Route, describe_api
 from twofold.serve.schemas import EventRemoval, Events, ItemChanges, Problem, Recommend, RecommendBatch, Similar, Swap
 from twofold.serve.service import Service
+from twofold.serve.tracing import Tracing
 
 NO_SNIFFING: Final = {"x-content-type-options": "nosniff"}
 IS_JSON: Final = {"content-type": JSON, **NO_SNIFFING}
@@ -37,8 +38,13 @@ IS_TEXT: Final = {"content-type": "text/plain; version=0.0.4; charset=utf-8", **
 Background = Callable[[], AbstractAsyncContextManager[None]]
 
 
-def build_app(service: Service, limits: Limits, *, background: Background = nullcontext) -> RequestGuard:
-    """Builds the application with its middleware; `background` is entered when it starts and left when it stops."""
+def build_app(
+    service: Service, limits: Limits, *, background: Background = nullcontext, tracing: Tracing | None = None
+) -> RequestGuard:
+    """Builds the application with its middleware; `background` is entered when it starts and left when it stops.
+
+    `tracing` sends spans; `None` means that there is no collector.
+    """
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -48,9 +54,12 @@ def build_app(service: Service, limits: Limits, *, background: Background = null
             yield
         following.cancel()
         await service.histories.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     routes = _routes(service)
-    return RequestGuard([*routes, *_pages(service, routes)], limits, service.metrics, lifespan=lifespan)
+    served = [*routes, *_pages(service, routes)]
+    return RequestGuard(served, limits, service.metrics, lifespan=lifespan, tracing=tracing)
 
 
 def stop_on_sigterm(service: Service, drain_s: float) -> None:
@@ -158,14 +167,13 @@ def _get(
 
 
 def _json(handler: Callable[[Any], Awaitable[Struct]]) -> Respond:
-    """Wraps a handler: encodes its result, and turns errors into responses."""
+    """Wraps a handler: encodes its result, and turns its errors into those of HTTP."""
 
     async def respond(argument: Any) -> HttpResponse:
         try:
             return HttpResponse(200, encode_json(await handler(argument)), IS_JSON)
         except (HttpError, RequestError, RunError, StoreError) as error:
-            http_error = _as_http_error(error)
-            return HttpResponse(http_error.status, encode_json(http_error.problem), http_error.headers)
+            raise _as_http_error(error) from error
 
     return respond
 

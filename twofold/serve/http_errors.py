@@ -1,13 +1,16 @@
 """Errors of the HTTP API, and the decoding of bodies, whose errors name the field, its value, and the remedy."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from twofold.serve.schemas import Problem
 
+PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 Body = TypeVar("Body")
@@ -21,7 +24,17 @@ class HttpError(Exception):
         super().__init__(problem.detail)
         self.problem = problem
         self.status = status
-        self.headers = {"content-type": "application/json", **(headers or {})}
+        self.headers = {"content-type": PROBLEM_JSON, **(headers or {})}
+
+    def body(self, request_id: str) -> bytes:
+        """Returns the body of the reply."""
+        return problem_body(self.problem, status=self.status, request_id=request_id)
+
+
+def problem_body(problem: Problem, *, status: int, request_id: str) -> bytes:
+    """Returns the JSON of a problem with its title, status and the id of the request."""
+    title = HTTPStatus(status).phrase
+    return msgspec.json.encode(replace(problem, title=title, status=status, instance=request_id))
 
 
 def unavailable(reason: str, *, retry_s: int = RETRY_AFTER_S) -> HttpError:

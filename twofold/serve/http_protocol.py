@@ -6,13 +6,13 @@ half-sent requests hold their connections forever.
 
 import time
 from http import HTTPStatus
+from secrets import token_hex
 from typing import Any, Final
 
-import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from twofold.serve.http_errors import RETRY_AFTER_S
+from twofold.serve.http_errors import PROBLEM_JSON, RETRY_AFTER_S, problem_body
 from twofold.serve.schemas import Problem
 
 MAX_HEADER_BYTES: Final = 2**15  # counted from the second piece of data on, so at most one piece (256 KB) more
@@ -75,10 +75,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(408, f"The headers did not arrive within {HEADERS_TIMEOUT_S:g} s.")
 
     def _refuse(self, status: int, detail: str) -> None:
-        body = msgspec.json.encode(Problem(detail))
+        body = problem_body(Problem(detail), status=status, request_id=token_hex(16))
         again = f"retry-after: {RETRY_AFTER_S}\r\n" if status == 503 else ""
         head = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n{again}"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {PROBLEM_JSON}\r\n{again}"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self._headers_since = None

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,6 +29,7 @@ from twofold.serve.schemas import (
     RecommendBatch,
     RecommendOptions,
 )
+from twofold.serve.tracing import TRACE, Trace, joined_trace, share_stages
 from twofold.serve.user_state import UserState, user_state_from_history, user_state_of
 
 NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"
@@ -84,7 +86,12 @@ class MicroBatcher:
             users = body.user_ids[block]
             live, warnings = await self._read_live(users)
             lists += await asyncio.get_running_loop().run_in_executor(
-                self._batch_thread, self._lists, [(request, user_id) for user_id in users], live, warnings
+                self._batch_thread,
+                copy_context().run,  # with the trace of the request
+                self._lists,
+                [(request, user_id) for user_id in users],
+                live,
+                warnings,
             )
         return RecommendationsBatch(lists)
 
@@ -106,6 +113,9 @@ class MicroBatcher:
 
     async def _answer(self, batch: list["_Waiting"]) -> None:
         requests = [(request, user_id) for request, user_id, _ in batch]
+        traces = [request.trace for request, _ in requests]
+        joined = joined_trace(traces)
+        TRACE.set(joined)  # of this task alone
         try:
             live, warnings = await self._read_live([user_id for _, user_id in requests if user_id is not None])
             lists = self._lists(requests, live, warnings)
@@ -116,6 +126,7 @@ class MicroBatcher:
             elif batch and not batch[0][2].done():
                 batch[0][2].set_exception(error)
             return
+        share_stages(joined, traces)
         for (_, _, result), recommendations in zip(batch, lists, strict=True):
             if not result.done():
                 result.set_result(recommendations)
@@ -173,7 +184,7 @@ class MicroBatcher:
         unknown_items: int = 0,
         warnings: tuple[str, ...] = (),
     ) -> ListRequest:
-        live_bundle, options, items, where = request
+        live_bundle, options, items, where, _ = request
         rows = items.rows_of(options.exclude) if options.exclude else NO_ROWS
         excluded_rows = rows[rows != UNKNOWN]
         unknown_items += len(rows) - len(excluded_rows)
@@ -182,12 +193,15 @@ class MicroBatcher:
 
 
 class _Request(NamedTuple):
-    """A request with the bundle in use, its current items, and the SQL condition for every recommended item."""
+    """A request with the bundle in use, its current items, the SQL condition for every recommended item, and its trace,
+    if it has one.
+    """
 
     live_bundle: LiveBundle
     options: RecommendOptions
     items: Snapshot
     where: str | None
+    trace: Trace | None
 
 
 _Waiting: TypeAlias = tuple[_Request, Id | None, "asyncio.Future[Recommendations]"]
@@ -195,7 +209,7 @@ _Waiting: TypeAlias = tuple[_Request, Id | None, "asyncio.Future[Recommendations
 
 async def _request(live_bundle: LiveBundle, options: RecommendOptions) -> _Request:
     where = await compiled_filter(live_bundle, options.filter)
-    return _Request(live_bundle, options, live_bundle.items.now, where)
+    return _Request(live_bundle, options, live_bundle.items.now, where, TRACE.get())
 
 
 async def compiled_filter(live_bundle: LiveBundle, filter_text: str | None) -> str | None:

@@ -10,16 +10,16 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Final
-
-import msgspec
 
 from twofold.serve.http_errors import HttpError, internal_error, unavailable
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.routing import JSON, Access, HttpResponse, Route, RouteTable
 from twofold.serve.schemas import MAX_BODY_BYTES, Problem
+from twofold.serve.tracing import TRACE, Trace, Tracing, passed_on, request_id
 
 REQUEST_LOG: Final = "twofold.serve.requests"
 CLIENT_CLOSED: Final = 499  # nginx's status for a client that disconnected before the reply
@@ -53,12 +53,21 @@ class Limits:
 class RequestGuard:
     """The ASGI application: every request passes it on its way to a route."""
 
-    def __init__(self, routes: Sequence[Route], limits: Limits, metrics: ServiceMetrics, *, lifespan: Lifespan) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        limits: Limits,
+        metrics: ServiceMetrics,
+        *,
+        lifespan: Lifespan,
+        tracing: Tracing | None = None,
+    ) -> None:
         """Starts without waiting requests; `lifespan` is entered when the server starts and left when it stops."""
         self._routes = RouteTable(routes)
         self._limits = limits
         self._metrics = metrics
         self._lifespan = lifespan
+        self._tracing = tracing
         self._deadlines = _Deadlines(limits.timeout_s)
         self._admin_deadlines = _Deadlines(ADMIN_TIMEOUT_S)
 
@@ -67,13 +76,15 @@ class RequestGuard:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
-        reply = _Reply(send)
         started = perf_counter()
+        headers = dict(scope["headers"])
+        reply = _Reply(send, headers)
         route: Route | None = None
+        trace: Trace | None = None
         try:
-            headers = dict(scope["headers"])
             self._check_host(headers)
             route, path_id = self._routes.find(scope["method"], scope["path"])
+            trace = reply.trace = self._start_trace(headers, route)
             self._check_token(headers, route.access)
             if route.is_limited:
                 await self._handle(route, path_id, headers, receive, reply)
@@ -82,11 +93,26 @@ class RequestGuard:
         except HttpError as error:
             await reply.send_error(error)
         except Exception:  # details go to the log only
-            logging.getLogger("twofold.serve").exception("failed", extra={"facts": {"path": scope["path"]}})
+            facts = {"path": scope["path"], "request": reply.request_id}
+            logging.getLogger("twofold.serve").exception("failed", extra={"facts": facts})
             await reply.send_error(internal_error())
+        finally:
+            if trace is not None and self._tracing is not None:
+                self._tracing.end(trace, reply.status)
         label = "none" if route is None else route.path
         self._metrics.count_reply(label, reply.status)
-        _log_request(label, scope["method"], reply.status, perf_counter() - started)
+        _log_request(label, scope["method"], reply, perf_counter() - started)
+
+    def _start_trace(self, headers: Mapping[bytes, bytes], route: Route) -> Trace | None:
+        """Starts the trace of a request; `None` for pages and probes, and if nobody wants a trace."""
+        if route.access == "open":
+            trace = None
+        elif self._tracing is None:
+            trace = passed_on(headers)
+        else:
+            trace = self._tracing.start(headers, method=route.method, route=route.path)
+        TRACE.set(trace)  # also if there is none: a task of uvicorn may inherit that of the request before
+        return trace
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -172,9 +198,16 @@ class RequestGuard:
 class _Reply:
     """The sending side of a request; stores the status."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, headers: Mapping[bytes, bytes]) -> None:
         self._send = send
+        self._headers = headers
         self.status = CLIENT_CLOSED
+        self.trace: Trace | None = None
+
+    @cached_property
+    def request_id(self) -> str:
+        """Id of the request: that of its trace, if it has one."""
+        return request_id(self._headers) if self.trace is None else self.trace.traceparent.split("-")[1]
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -191,7 +224,7 @@ class _Reply:
     async def send_error(self, error: HttpError) -> None:
         """Sends an error, unless a reply has begun: then the client sees the reply end."""
         if self.status == CLIENT_CLOSED:
-            await self.send(HttpResponse(error.status, msgspec.json.encode(error.problem), error.headers))
+            await self.send(HttpResponse(error.status, error.body(self.request_id), error.headers))
 
 
 class _Deadlines:
@@ -239,11 +272,12 @@ class _Deadlines:
         loop.call_at(next_time, self._end_late, loop)
 
 
-def _log_request(route: str, method: str, status: int, seconds: float) -> None:
+def _log_request(route: str, method: str, reply: _Reply, seconds: float) -> None:
+    status = reply.status
     logger, level = logging.getLogger(REQUEST_LOG), logging.WARNING if status >= 500 else logging.INFO
     if logger.isEnabledFor(level):
         facts = {"route": route, "method": method, "status": status, "ms": round(1e3 * seconds, 2)}
-        logger.log(level, "request", extra={"facts": facts})
+        logger.log(level, "request", extra={"facts": facts | {"request": reply.request_id}})
 
 
 def log(message: str, facts: Mapping[str, object] = MappingProxyType({})) -> None:

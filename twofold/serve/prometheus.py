@@ -8,13 +8,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Final
 
 import numpy as np
 from jaxtyping import Integer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from twofold.serve.tracing import TRACE, Stage
 
 SHARED_METRICS: Final = "PROMETHEUS_MULTIPROC_DIR"
 STAGES: Final = ("store", "history", "encode", "search", "rank", "reply", "request")
@@ -74,12 +76,16 @@ class ServiceMetrics:
 
     @contextmanager
     def time_stage(self, name: str) -> Iterator[None]:
-        """Measures the time of a block."""
+        """Measures the time of a block, also for the trace of the requests it answers."""
         started = perf_counter()
         try:
             yield
         finally:
-            self._stages[name].observe(perf_counter() - started)
+            seconds = perf_counter() - started
+            self._stages[name].observe(seconds)
+            if (trace := TRACE.get()) is not None and trace.stages is not None:
+                ended = time_ns()
+                trace.stages.append(Stage(name, ended - int(1e9 * seconds), ended))
 
     def reset_exposure(self, items: int) -> None:
         """Counts exposure from zero for a new bundle, whose item rows are different."""

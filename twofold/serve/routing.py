@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from twofold.serve.http_errors import HttpError
+from twofold.serve.http_errors import PROBLEM_JSON, HttpError
 from twofold.serve.schemas import Problem, components
 
 JSON: Final = "application/json"
@@ -124,7 +124,8 @@ def _operation(route: Route, response: type[Struct]) -> dict[str, Any]:
         statuses += [401, 403] if route.access == "admin" else [401]
         operation["security"] = [{"admin_token" if route.access == "admin" else "token": []}]
     problems = {
-        str(status): {"description": PROBLEMS[status], "content": _content(Problem)} for status in sorted(statuses)
+        str(status): {"description": PROBLEMS[status], "content": {PROBLEM_JSON: _content(Problem)[JSON]}}
+        for status in sorted(statuses)
     }
     operation["responses"] = {"200": {"description": route.summary, "content": _content(response)}, **problems}
     return operation

@@ -306,11 +306,18 @@ class SomeUsers(Struct, frozen=True):
 
 
 class Problem(Struct, frozen=True):
-    """An error: one sentence, the field, and the value of the field."""
+    """An error (RFC 9457): one sentence, the field, and the value of the field.
+
+    `instance` is the id of the request: the trace id of its header `traceparent`, else a new one.
+    """
 
     detail: str
     field: str | UnsetType = UNSET
     value: Any = UNSET
+    type: str = "about:blank"
+    title: str = ""
+    status: int = 0
+    instance: str = ""
 
 
 REQUESTS: Final = (Recommend, RecommendBatch, Similar, Events, EventRemoval, Swap, ItemChanges)

@@ -36,6 +36,7 @@ from twofold.serve.middleware import REQUEST_LOG, JsonLines, Limits, log
 from twofold.serve.prometheus import SHARED_METRICS, ServiceMetrics
 from twofold.serve.service import Service
 from twofold.serve.shared_state import ChosenBundle, SharedFolder
+from twofold.serve.tracing import check_traces, open_tracing
 
 TOKEN: Final = "TWOFOLD_TOKEN"
 ADMIN_TOKEN: Final = "TWOFOLD_ADMIN_TOKEN"
@@ -67,6 +68,8 @@ class ServeOptions:
     drain_s: float = 0.0
     follow: Path | None = None
     """The pointer that names the bundle to serve; `None` means that `run` is served."""
+    traces: str | None = None
+    """Address of the collector of spans; `None` means that there is none."""
 
 
 def serve(options: ServeOptions, *, on_listening: Callable[[int], None] = lambda port: None) -> None:
@@ -77,6 +80,8 @@ def serve(options: ServeOptions, *, on_listening: Callable[[int], None] = lambda
     A worker that dies is replaced. RunError or RequestError if the bundle, the histories or the port cannot be opened.
     """
     _check_token(options.host)
+    if options.traces is not None:
+        check_traces(options.traces)
     if options.follow is not None:
         options = replace(options, run=_followed_run(options.follow, options.run))
     open_stage(options.run, "index")  # before anything is written beside it
@@ -275,8 +280,9 @@ def _run_worker(options: ServeOptions, folder: Path, listening: socket.socket) -
         sys.exit(1)
     token = os.environ.get(TOKEN) or None
     limits = Limits(token, os.environ.get(ADMIN_TOKEN) or None, hosts=LOOPBACK if token is None else None)
+    tracing = None if options.traces is None else open_tracing(options.traces)
     config = uvicorn.Config(
-        build_app(service, limits, background=lambda: _beside_requests(service, shared, options)),
+        build_app(service, limits, background=lambda: _beside_requests(service, shared, options), tracing=tracing),
         log_config=None,
         access_log=False,
         lifespan="on",
