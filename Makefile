@@ -76,11 +76,11 @@ bench: .venv/ready-dev
 	@touch $@
 
 .venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) '.[train,serve,otel,explain,export,dev]'
+	$(PIP) '.[train,serve,otel,explain,qdrant,dev]'
 	@touch $@ .venv/ready-demo
 
 .venv/ready-slow: .venv/ready-dev
-	$(PIP) '.[train,serve,otel,explain,export,spark,mlflow,dev]'
+	$(PIP) '.[train,serve,otel,explain,qdrant,spark,mlflow,dev]'
 	@touch $@
 
 $(BIN)/python:

@@ -190,4 +190,4 @@ def test_a_database_whose_client_is_not_installed_is_said_before_anything_is_rea
     monkeypatch.setattr(cli_serving, "find_spec", lambda name: None)
     code, _, err = call("export", tmp_path / "no run", "--to", "qdrant", "--url", "http://127.0.0.1:6333")
     assert code == 2
-    assert "--to qdrant needs qdrant_client, which is not installed: pip install 'twofold[export]'" in err
+    assert "--to qdrant needs qdrant_client, which is not installed: pip install 'twofold[qdrant]'" in err

@@ -44,6 +44,7 @@ def test_the_best_unseen_items_of_a_user(client: Client, service: Service) -> No
         "unknown_items": 0,
         "at": NOON,
         "bundle": service.current.digest[:12],
+        "is_exact": True,
     }
 
 

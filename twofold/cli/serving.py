@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from twofold.dataset.vocabulary import Vocabulary
     from twofold.index.item_index import Index
+
+
+EXPORT_TIMEOUT_S: Final = 60  # of Qdrant, for a request with thousands of items
 
 
 class Database(StrEnum):
@@ -107,35 +110,55 @@ def _note_unknown(items: list[str], known: "Vocabulary") -> None:
         print(f"note: left out of the history, since the catalogue has no such item: {listed}", file=sys.stderr)
 
 
+# Options of `serve`.
+_Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")]
+_Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")]
+_Workers = Annotated[int, typer.Option(min=1, help="Number of processes; one per core is best.")]
+_Histories = Annotated[
+    str | None,
+    typer.Option(
+        help="Store of live events: a SQLite file or redis://HOST:PORT/DB; default: RUN/serve/histories.db.",
+        envvar="TWOFOLD_HISTORIES",
+    ),
+]
+_KeepDays = Annotated[
+    int, typer.Option(min=1, help="Days after a user's last post until the user's live events are deleted.")
+]
+_Drain = Annotated[
+    float, typer.Option(min=0, help="Seconds between SIGTERM, when /ready fails, and the end of new connections.")
+]
+_Follow = Annotated[
+    Path | None,
+    typer.Option(help="Pointer of `twofold publish`: serve the bundle that it names, now and whenever it changes."),
+]
+_Traces = Annotated[
+    str | None,
+    typer.Option(
+        help="Collector that gets spans of requests, OTLP over HTTP: http://HOST:4318.", envvar="TWOFOLD_TRACES"
+    ),
+]
+_Qdrant = Annotated[
+    str | None,
+    typer.Option(
+        help="Qdrant that searches in place of the run's own index, http://HOST:6333; see `twofold export`.",
+        envvar="TWOFOLD_QDRANT",
+    ),
+]
+_LogRequests = Annotated[bool, typer.Option("--log-requests", help="Log one line per request.")]
+
+
 def serve(
     run_folder: RunFolder,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes; one per core is best.")] = 1,
-    histories: Annotated[
-        str | None,
-        typer.Option(
-            help="Store of live events: a SQLite file or redis://HOST:PORT/DB; default: RUN/serve/histories.db.",
-            envvar="TWOFOLD_HISTORIES",
-        ),
-    ] = None,
-    keep_days: Annotated[
-        int, typer.Option(min=1, help="Days after a user's last post until the user's live events are deleted.")
-    ] = 90,
-    drain: Annotated[
-        float, typer.Option(min=0, help="Seconds between SIGTERM, when /ready fails, and the end of new connections.")
-    ] = 0,
-    follow: Annotated[
-        Path | None,
-        typer.Option(help="Pointer of `twofold publish`: serve the bundle that it names, now and whenever it changes."),
-    ] = None,
-    traces: Annotated[
-        str | None,
-        typer.Option(
-            help="Collector that gets spans of requests, OTLP over HTTP: http://HOST:4318.", envvar="TWOFOLD_TRACES"
-        ),
-    ] = None,
-    log_requests: Annotated[bool, typer.Option("--log-requests", help="Log one line per request.")] = False,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    workers: _Workers = 1,
+    histories: _Histories = None,
+    keep_days: _KeepDays = 90,
+    drain: _Drain = 0,
+    follow: _Follow = None,
+    traces: _Traces = None,
+    qdrant: _Qdrant = None,
+    log_requests: _LogRequests = False,
 ) -> None:
     """Serve recommendations over HTTP, with a page to try them.
 
@@ -150,7 +173,9 @@ def serve(
         print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
 
     store = histories or str(run_folder / "serve" / "histories.db")
-    options = ServeOptions(run_folder, store, host, port, workers, log_requests, keep_days, drain, follow, traces)
+    options = ServeOptions(
+        run_folder, store, host, port, workers, log_requests, keep_days, drain, follow, traces, qdrant
+    )
     serve_run(options, on_listening=print_url)
 
 
@@ -174,33 +199,38 @@ def export(
     run_folder: Annotated[Path, typer.Argument(help="A run folder, such as runs/kuairand.")],
     to: Annotated[Database, typer.Option("--to", help="Vector database to copy to.")],
     url: Annotated[str, typer.Option("--url", help="Address of Qdrant, http://HOST:6333, or a folder.")],
-    name: Annotated[str, typer.Option("--name", help="Name of the new collection.")] = "items",
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the new collection; default: the one that `serve --qdrant` looks for."),
+    ] = None,
 ) -> None:
     """Copy item vectors and attributes into Qdrant, for a catalogue beyond one machine or for other programs."""
     import pyarrow.parquet as pq
 
     from twofold.index.item_index import load_index
+    from twofold.index.qdrant_search import collection_name
     from twofold.run_folder import open_stage
+    from twofold.serve.bundle import content_digest
 
     if find_spec("qdrant_client") is None:
         raise RequestError(
-            f"--to {to.value} needs qdrant_client, which is not installed: pip install 'twofold[export]'"
+            f"--to {to.value} needs qdrant_client, which is not installed: pip install 'twofold[qdrant]'"
         )
     folder = open_stage(run_folder, "index", verify=True).folder
     index, attributes = load_index(folder), pq.read_table(folder / "item_attributes.parquet")
+    name = collection_name(content_digest(run_folder)) if name is None else name
     _into_qdrant(index, attributes, url=url, collection=name)
     print(f"{len(index):,} items  {to.value} {url}  {name}")
 
 
 def _into_qdrant(index: "Index", attributes: "pa.Table", *, url: str, collection: str) -> None:
-    from qdrant_client import QdrantClient
     from qdrant_client.http.exceptions import ApiException
 
     from twofold.index.export import export_qdrant
+    from twofold.index.qdrant_search import connect
 
     try:
-        where: dict[str, Any] = {"url": url, "check_compatibility": False} if "://" in url else {"path": url}
-        with closing(QdrantClient(**where)) as client:
+        with closing(connect(url, timeout_s=EXPORT_TIMEOUT_S)) as client:
             export_qdrant(index, attributes, client, collection=collection)
     except (ApiException, OSError, ValueError, RuntimeError) as error:
         raise RequestError(

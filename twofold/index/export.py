@@ -1,9 +1,10 @@
 """Export of an index and its attributes to the vector database Qdrant, for catalogues beyond one machine.
 
 Vectors, score and attributes are written unchanged, so the database returns what our own index would, up to its own
-approximation. Its filters are objects of its client, over payload fields named like the columns.
+approximation. Its filters are objects of its client, over payload fields named like the columns; `qdrant_search.py`
+serves from the copy.
 
-What this does not do: serve from the database. Measured beside our index at 30,000 items: the engine of Qdrant's server
+Measured beside our index at 30,000 items: the engine of Qdrant's server
 takes 0.2 to 0.5 ms with any filter at recall .956 to 1; the embedded mode of its client, which the tests use, 300 ms.
 """
 
@@ -14,12 +15,15 @@ import pyarrow.compute as pc
 
 from twofold.errors import RunError
 from twofold.index.item_index import Index
+from twofold.index.score_kinds import Score
 from twofold.ragged import chunks
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 CHUNK_ITEMS: Final = 4096  # items per request
+DISTANCES: Final[dict[Score, str]] = {"dot": "Dot", "cosine": "Cosine", "negative_distance": "Euclid"}
+"""Qdrant's name of each score."""
 
 
 def export_qdrant(index: Index, attributes: pa.Table, client: "QdrantClient", *, collection: str = "items") -> None:
@@ -32,14 +36,8 @@ def export_qdrant(index: Index, attributes: pa.Table, client: "QdrantClient", *,
             f"Qdrant has a collection {collection!r} already; nothing was written. Name another collection, or delete "
             f"that one first."
         )
-    distances = {
-        "dot": models.Distance.DOT,
-        "cosine": models.Distance.COSINE,
-        "negative_distance": models.Distance.EUCLID,
-    }
-    client.create_collection(
-        collection, vectors_config=models.VectorParams(size=index.dim, distance=distances[index.score])
-    )
+    distance = models.Distance(DISTANCES[index.score])
+    client.create_collection(collection, vectors_config=models.VectorParams(size=index.dim, distance=distance))
     attributes = _json_types(attributes)
     for name, kind in zip(attributes.column_names, attributes.schema.types, strict=True):
         # A server filters before it searches only where a field has an index of its own.

@@ -24,6 +24,7 @@ from twofold.index.exact import keep_where
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, build_index
 from twofold.index.item_mask import ItemMask, full_mask
+from twofold.index.qdrant_search import QdrantIndex
 from twofold.index.search import Neighbors, search
 from twofold.ragged import Ragged
 from twofold.topk import Additions, best_of, tie_order
@@ -67,6 +68,8 @@ class Snapshot:
     """Item row of each row of `changed`."""
     withdrawn: frozenset[Any] = frozenset()
     """Ids that are never returned, whatever is upserted; some may be in no catalogue yet."""
+    remote: QdrantIndex | None = None
+    """Copy of the built index that is searched in its place; `None` means that there is none."""
 
     def __len__(self) -> int:
         """Returns the number of items that may be returned."""
@@ -129,13 +132,8 @@ class Snapshot:
             own = keep_additions(added, excluded, self.eligible(where, when)[added.rows.values])
             return self._with_additions(others, own, queries)
         excluded_changed = self._changed_of(excluded.values)
-        is_whole = where is when is None and self.built.present.count == len(self.items)
-        built_best = search(
-            self.built.index,
-            queries,
-            k,
-            allowed=None if is_whole else self.built.eligible(where, when),
-            excluded=keep_where(excluded, excluded.values, excluded_changed < 0),
+        built_best = self._search_built(
+            queries, k, where, when, keep_where(excluded, excluded.values, excluded_changed < 0)
         )
         if self.changed.present.count == 0:
             return built_best
@@ -147,6 +145,24 @@ class Snapshot:
             excluded=keep_where(excluded, excluded_changed, excluded_changed >= 0),
         )
         return self._merge(built_best, changed_best, k)
+
+    def _search_built(
+        self,
+        queries: Float32[np.ndarray, "queries dim"],
+        k: int,
+        where: str | None,
+        when: str | None,
+        excluded: Ragged,
+    ) -> Neighbors:
+        """Returns the k best items of the built index that are present."""
+        is_present = self.built.present.count == len(self.items)
+        if self.remote is not None:
+            absent = np.empty(0, np.int64) if is_present else np.flatnonzero(~self.built.present.mask)
+            conditions = [condition for condition in (where, when) if condition is not None]
+            return self.remote.search(queries, k, conditions=conditions, absent=absent, excluded=excluded)
+        is_whole = where is when is None and is_present
+        allowed = None if is_whole else self.built.eligible(where, when)
+        return search(self.built.index, queries, k, allowed=allowed, excluded=excluded)
 
     def _with_additions(
         self, others: Neighbors, own: Additions, queries: Float32[np.ndarray, "queries dim"]
@@ -195,7 +211,13 @@ class LiveIndex:
     """The current items. `now` is read without waiting; changes are made one after another."""
 
     def __init__(
-        self, index: Index, items: Vocabulary, attributes: pa.Table, *, filters: Filters | None = None
+        self,
+        index: Index,
+        items: Vocabulary,
+        attributes: pa.Table,
+        *,
+        filters: Filters | None = None,
+        remote: QdrantIndex | None = None,
     ) -> None:
         """Starts with the items of the index; `attributes` holds item_id, in the order of the item rows."""
         assert len(index) == len(items) == len(attributes)
@@ -206,6 +228,7 @@ class LiveIndex:
             added=Vocabulary(items.ids[:0], 0),
             changed=whole_catalogue(no_items, attributes.slice(0, 0)),
             changed_rows=np.empty(0, np.int64),
+            remote=remote,
         )
         self._lock = Lock()
 
@@ -258,7 +281,7 @@ def _with_changes(now: Snapshot, attributes: pa.Table, vectors: Float32[np.ndarr
     new_ids = attributes["item_id"].filter(pa.array(is_new)).combine_chunks()
     added = Vocabulary(pa.concat_arrays([now.added.ids, new_ids]), 0)
     changed = whole_catalogue(index, table)
-    return _present(Snapshot(now.items, now.built, added, changed, all_rows[order], now.withdrawn))
+    return _present(replace(now, added=added, changed=changed, changed_rows=all_rows[order]))
 
 
 def _present(snapshot: Snapshot) -> Snapshot:

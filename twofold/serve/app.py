@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from twofold.errors import RequestError, RunError
+from twofold.index.qdrant_search import QdrantError
 from twofold.serve.event_store import StoreError
 from twofold.serve.http_errors import HttpError, read_body, unavailable
 from twofold.serve.item_attributes import encode_json
@@ -172,13 +173,13 @@ def _json(handler: Callable[[Any], Awaitable[Struct]]) -> Respond:
     async def respond(argument: Any) -> HttpResponse:
         try:
             return HttpResponse(200, encode_json(await handler(argument)), IS_JSON)
-        except (HttpError, RequestError, RunError, StoreError) as error:
+        except (HttpError, RequestError, RunError, StoreError, QdrantError) as error:
             raise _as_http_error(error) from error
 
     return respond
 
 
-def _as_http_error(error: HttpError | RequestError | RunError | StoreError) -> HttpError:
+def _as_http_error(error: HttpError | RequestError | RunError | StoreError | QdrantError) -> HttpError:
     match error:
         case HttpError():
             return error
@@ -187,6 +188,8 @@ def _as_http_error(error: HttpError | RequestError | RunError | StoreError) -> H
             return HttpError(Problem(detail), status=507)
         case StoreError(retry_s=retry_s):
             return unavailable("the live histories cannot be reached", retry_s=retry_s or 1)
+        case QdrantError():
+            return unavailable("its index in Qdrant cannot be reached")
         case RunError():
             return HttpError(Problem(str(error)), status=409)
         case _:

@@ -53,9 +53,9 @@ from twofold.index.rule_columns import rule_columns
 from twofold.item_neighbors import ItemNeighbors, load_neighbors
 from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
 from twofold.model.history_additions import HistoryAdditions, load_additions
-from twofold.recipe.ranker import Candidates
+from twofold.recipe.ranker import Candidates, ConditionSource
 from twofold.recipe.rerank import Rerank
-from twofold.reranking import RuleItems
+from twofold.reranking import RuleItems, guaranteed
 from twofold.run_folder import MANIFEST, open_stage, write_json
 from twofold.serve.onnx_models import USER_TOWER, BlendedTower, Ranker, UserTower, load_ranker, load_user_towers
 
@@ -107,6 +107,16 @@ class Bundle:
     def reads_meetings(self) -> bool:
         """Returns whether a rule reads when a user met an item."""
         return self.rules is not None and self.rules.config.reads_meetings
+
+    @property
+    def conditions(self) -> list[str]:
+        """SQL conditions under which the bundle itself searches items."""
+        conditions = [] if self.where is None else [self.where]
+        if self.rules is not None:
+            conditions += [condition for condition, _ in guaranteed(self.rules.config.rules)]
+        if self.sources is not None:
+            conditions += [each.when for each in self.sources.config.sources if isinstance(each, ConditionSource)]
+        return conditions
 
     def excludes_seen(self, requested: bool | None) -> bool:
         """Returns whether a list excludes seen items: as requested, else as the recipe says."""

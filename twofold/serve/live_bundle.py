@@ -2,27 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64, Integer
 
 from twofold.dataset.vocabulary import UNKNOWN
-from twofold.errors import RunError
+from twofold.errors import RequestError, RunError
 from twofold.index.item_mask import ItemMask
 from twofold.index.live import LiveIndex, Snapshot
+from twofold.index.qdrant_search import QdrantError, QdrantIndex, collection_name, connect
 from twofold.index.rule_columns import rule_columns
 from twofold.ragged import Ragged
 from twofold.reranking import RuleItems
 from twofold.serve.bundle import Bundle, BundleRules, content_digest, file_facts, open_bundle
 from twofold.serve.item_attributes import EncodedAttributes
 from twofold.serve.item_updates import LiveItems
+from twofold.serve.tracing import trace_headers
 from twofold.serve.two_stage import RankedItems, encode_users, retrieve_and_rank
 from twofold.serve.user_state import UserState, meetings_of, queries_of, user_state_of
 from twofold.tables import DAY_MS
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
 
 RECENT_MS: Final = 2 * DAY_MS  # popularity of two days beats that of all days by .04 of recall@100 (README, Results)
 
@@ -64,6 +69,8 @@ class LiveBundle:
     items: LiveItems
     """The bundle's items with the updates since it was opened. An item row stays with its item forever."""
     rules: LiveRules
+    qdrant: str | None = None
+    """Address of the Qdrant that searches in place of the bundle's index; `None` means that there is none."""
     attributes: EncodedAttributes = field(default_factory=EncodedAttributes)
 
     @property
@@ -98,10 +105,11 @@ class LiveBundle:
         return both
 
 
-def open_live_bundle(run: Path) -> LiveBundle:
+def open_live_bundle(run: Path, qdrant: str | None = None) -> LiveBundle:
     """Opens the bundle of a run folder and makes a trial request; RunError if it is damaged or does not work.
 
-    A link is followed once, so that all files are of one run even if it is changed meanwhile.
+    A link is followed once, so that all files are of one run even if it is changed meanwhile. `qdrant` is the address
+    of a Qdrant that has a copy of the items and searches in place of the bundle's index.
     """
     folder = run.resolve()
     facts, digest = file_facts(folder), content_digest(folder)
@@ -109,7 +117,8 @@ def open_live_bundle(run: Path) -> LiveBundle:
     if content_digest(folder) != digest:
         raise RunError(f"the bundle of {run} was replaced while it was opened. Open it again.")
     positives = _counts(bundle.positives.item_rows, len(bundle.items))
-    live_index = LiveIndex(bundle.index, bundle.items, bundle.attributes, filters=bundle.filters)
+    remote = None if qdrant is None else _open_remote(qdrant, bundle, digest)
+    live_index = LiveIndex(bundle.index, bundle.items, bundle.attributes, filters=bundle.filters, remote=remote)
     live_bundle = LiveBundle(
         bundle=bundle,
         folder=folder,
@@ -120,9 +129,30 @@ def open_live_bundle(run: Path) -> LiveBundle:
         popularity=_popularity(bundle, positives),
         items=LiveItems(live_index, bundle=digest, has_ranker=bundle.ranker is not None),
         rules=LiveRules(bundle.rules),
+        qdrant=qdrant,
     )
     _make_trial_request(live_bundle, run)
     return live_bundle
+
+
+@lru_cache(8)
+def open_client(url: str) -> "QdrantClient":
+    """Opens Qdrant once for all bundles of this process."""
+    return connect(url, headers=trace_headers)
+
+
+def _open_remote(url: str, bundle: Bundle, digest: str) -> QdrantIndex:
+    """Opens the copy of a bundle's items; RunError if Qdrant has none or cannot evaluate a condition of the bundle."""
+    remote = QdrantIndex(open_client(url), collection_name(digest), bundle.index, bundle.attributes.schema)
+    try:
+        remote.check()
+        for condition in bundle.conditions:
+            remote.check_condition(condition)
+    except QdrantError as error:
+        raise RunError(f"{error}. It should be at {url}: start it there, or serve without --qdrant.") from error
+    except RequestError as error:
+        raise RunError(f"This bundle cannot be served from Qdrant. {error}") from error
+    return remote
 
 
 def _make_trial_request(live_bundle: LiveBundle, run: Path) -> None:

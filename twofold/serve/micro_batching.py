@@ -11,6 +11,7 @@ import numpy as np
 
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.index.live import Snapshot
+from twofold.index.qdrant_search import QdrantError
 from twofold.ragged import chunks
 from twofold.serve.event_store import LiveEvent, LiveHistories, StoreError, now_ms
 from twofold.serve.http_errors import HttpError, invalid_field
@@ -33,7 +34,8 @@ from twofold.serve.tracing import TRACE, Trace, joined_trace, share_stages
 from twofold.serve.user_state import UserState, user_state_from_history, user_state_of
 
 NO_STORE: Final = "the live history cannot be read now: only the log is known, and newer items may come again"
-STORE_LOG_S: Final = 1.0  # interval of the log lines while the store is down
+LOG_S: Final = 1.0  # interval of the log lines while the store or Qdrant is down
+SEARCH_THREADS: Final = 8  # searches in Qdrant at once: a thread waits for each
 MAX_TOGETHER: Final = 32  # requests answered with one search: more of them save nothing
 BLOCK_USERS: Final = 64  # users of a batch between two checks of its deadline
 TURNS: Final = 3  # of the event loop, from the bytes of a request until the request is queued
@@ -41,7 +43,7 @@ NO_ROWS: Final = np.empty(0, np.int64)
 
 
 class MicroBatcher:
-    """The queue of the requests for one list, and the thread of the batches."""
+    """The queue of the requests for one list, and the threads of batches and of searches in Qdrant."""
 
     def __init__(self, histories: LiveHistories, metrics: ServiceMetrics) -> None:
         """Starts with an empty queue."""
@@ -52,7 +54,8 @@ class MicroBatcher:
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._batch_thread = ThreadPoolExecutor(1, "batches")
-        self._store_logged_at = -STORE_LOG_S
+        self._search_threads = ThreadPoolExecutor(SEARCH_THREADS, "searches")
+        self._logged_at = -LOG_S
 
     async def recommend(self, live_bundle: LiveBundle, body: Recommend) -> Recommendations:
         """Returns one list, for a user or for a history, computed together with the requests that arrive meanwhile.
@@ -85,14 +88,8 @@ class MicroBatcher:
         for block in chunks(len(body.user_ids), BLOCK_USERS):
             users = body.user_ids[block]
             live, warnings = await self._read_live(users)
-            lists += await asyncio.get_running_loop().run_in_executor(
-                self._batch_thread,
-                copy_context().run,  # with the trace of the request
-                self._lists,
-                [(request, user_id) for user_id in users],
-                live,
-                warnings,
-            )
+            requests = [(request, user_id) for user_id in users]
+            lists += await self._lists_on(self._batch_thread, requests, live, warnings)
         return RecommendationsBatch(lists)
 
     def _enqueue(self) -> None:
@@ -118,7 +115,15 @@ class MicroBatcher:
         TRACE.set(joined)  # of this task alone
         try:
             live, warnings = await self._read_live([user_id for _, user_id in requests if user_id is not None])
-            lists = self._lists(requests, live, warnings)
+            if any(request.items.remote is not None for request, _ in requests):
+                lists = await self._lists_on(self._search_threads, requests, live, warnings)
+            else:
+                lists = self._lists(requests, live, warnings)
+        except QdrantError as error:
+            for _, _, result in batch:
+                if not result.done():
+                    result.set_exception(error)
+            return
         except Exception as error:
             if len(batch) > 1:  # the other requests shall not fail with one
                 for each in batch:
@@ -137,10 +142,29 @@ class MicroBatcher:
             with self._metrics.time_stage("store"):
                 return await self._histories.read([*map(str, user_ids)]) if user_ids else [], ()
         except StoreError as error:
-            if (logged_at := time.monotonic()) > self._store_logged_at + STORE_LOG_S:  # not for every request
-                self._store_logged_at = logged_at
-                log("histories cannot be read", {"error": str(error)})
+            self._log_often("histories cannot be read", error)
             return [[] for _ in user_ids], (NO_STORE,)
+
+    def _log_often(self, message: str, error: Exception) -> None:
+        """Writes a line to the log, but not for every request."""
+        if (logged_at := time.monotonic()) > self._logged_at + LOG_S:
+            self._logged_at = logged_at
+            log(message, {"error": str(error)})
+
+    async def _lists_on(
+        self,
+        threads: ThreadPoolExecutor,
+        requests: Sequence[tuple["_Request", Id | None]],
+        live: Sequence[list[LiveEvent]],
+        warnings: tuple[str, ...],
+    ) -> list[Recommendations]:
+        """Returns one list per request, made on a thread, with the trace of the current task."""
+        run, loop = copy_context().run, asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(threads, run, self._lists, requests, live, warnings)
+        except QdrantError as error:
+            self._log_often("Qdrant cannot be reached", error)
+            raise
 
     def _lists(
         self,
@@ -217,4 +241,6 @@ async def compiled_filter(live_bundle: LiveBundle, filter_text: str | None) -> s
     where = live_bundle.rule(filter_text)
     if where is not None and where not in live_bundle.bundle.filters:
         await asyncio.to_thread(live_bundle.bundle.filters.eligible, where)
+    if where is not None and (remote := live_bundle.items.now.remote) is not None:
+        remote.check_condition(where)
     return where

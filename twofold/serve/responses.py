@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -75,12 +76,13 @@ class ListRequest(NamedTuple):
 
 
 class RankedList(NamedTuple):
-    """Item rows and scores of one list, best first, without padding; with a ranker, also the retriever's results; if
-    rules are explained, also what they moved.
+    """Item rows and scores of one list, best first, without padding, and whether the search was exact; with a ranker,
+    also the retriever's results; if rules are explained, also what they moved.
     """
 
     item_rows: Integer[np.ndarray, "k"]
     scores: Float32[np.ndarray, "k"]
+    is_exact: bool = True
     retrieved: list[Retrieved] | None = None
     moved: list[Moved | UnsetType] | None = None
 
@@ -111,17 +113,18 @@ def ranked_lists(ranked: RankedItems, rules: BundleRules | None = None, names: S
     """Splits ranked items into one list per user and drops the padding; `names` are those of the candidates' lists."""
     lists = []
     for number, count in enumerate(ranked.counts.tolist()):
+        rows, scores = ranked.item_rows[number, :count], ranked.scores[number, :count]
         retrieved = moved = None
         if ranked.retrieved is not None:
-            scores, ranks = (each[number, :count].tolist() for each in ranked.retrieved)
+            before, ranks = (each[number, :count].tolist() for each in ranked.retrieved)
             listed: list[list[str] | UnsetType] = [UNSET] * count
             if ranked.listed_by is not None:
                 bits = ranked.listed_by[number, :count].tolist()
                 listed = [[name for place, name in enumerate(names) if each >> place & 1] for each in bits]
-            retrieved = [*map(Retrieved, scores, ranks, listed)]
+            retrieved = [*map(Retrieved, before, ranks, listed)]
         if ranked.moved is not None and rules is not None:
             moved = _moved(rules, *(each[number, :count].tolist() for each in ranked.moved))
-        lists.append(RankedList(ranked.item_rows[number, :count], ranked.scores[number, :count], retrieved, moved))
+        lists.append(RankedList(rows, scores, ranked.is_exact, retrieved, moved))
     return lists
 
 
@@ -142,9 +145,13 @@ def _lists_by_model(requests: list[ListRequest], metrics: ServiceMetrics) -> lis
     rows = [request.excluded for request in requests]
     excluded = Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
+    searches: list[Neighbors] = []
+
     def find(k: int, when: str | None) -> Neighbors:
         added = users.added
-        return first.items.search(users.vectors, k, where=first.where, when=when, excluded=excluded, added=added)
+        found = first.items.search(users.vectors, k, where=first.where, when=when, excluded=excluded, added=added)
+        searches.append(found)
+        return found
 
     with metrics.time_stage("search"):
         queries = source_queries(users, _allowed(first), excluded)
@@ -153,6 +160,7 @@ def _lists_by_model(requests: list[ListRequest], metrics: ServiceMetrics) -> lis
         is_explained = any(request.options.explain for request in requests)
         met = meetings_of(bundle, [request.state for request in requests])
         ranked = apply_rules(rules, rank(bundle, users, found), first.k, met=met, explain=is_explained)
+        ranked = replace(ranked, is_exact=all(search.is_exact for search in searches))
         return ranked_lists(ranked, rules, () if bundle.sources is None else bundle.sources.names)
 
 
@@ -202,7 +210,7 @@ def similar(items: Snapshot, item_row: int, k: int, *, where: str | None = None)
     """Returns the k other items whose vectors score best with an item's own vector, in the index's score."""
     itself = Ragged(np.array([item_row]), np.array([0, 1]))
     found = items.search(items.vectors_of(np.array([item_row])), k, where=where, excluded=itself)
-    return RankedItems(found.item_rows, found.scores, found.counts)
+    return RankedItems(found.item_rows, found.scores, found.counts, is_exact=found.is_exact)
 
 
 # --- rows → a reply ---------------------------------------------------------------------------------------------------
@@ -222,6 +230,7 @@ def _recommendations(request: ListRequest, ranked: RankedList) -> Recommendation
         unknown_items=request.unknown_items,
         at=state.at,
         bundle=request.live_bundle.digest[:12],
+        is_exact=ranked.is_exact,
         history=_history_items(request) if options.explain else UNSET,
     )
 

@@ -4,10 +4,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from twofold.serve.http_errors import PROBLEM_JSON, HttpError
-from twofold.serve.schemas import Problem, components
+from twofold.serve.schemas import Problem
 
 JSON: Final = "application/json"
 ABOUT: Final = "Recommendations from a run of twofold. Ids are those of the run's log; times are UTC milliseconds."
@@ -105,7 +106,7 @@ def describe_api(routes: Sequence[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "twofold", "version": "1", "description": ABOUT},
         "paths": paths,
-        "components": {"schemas": components(), "securitySchemes": SECURITY},
+        "components": {"schemas": components(routes), "securitySchemes": SECURITY},
     }
 
 
@@ -134,3 +135,25 @@ def _operation(route: Route, response: type[Struct]) -> dict[str, Any]:
 def _content(kind: type[Struct], *, example: Any = None) -> dict[str, Any]:
     schema: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}
     return {JSON: schema if example is None else schema | {"example": example}}
+
+
+def components(routes: Sequence[Route]) -> dict[str, Any]:
+    """Returns the JSON schemas of the requests and responses of routes, for OpenAPI.
+
+    Bounds that JavaScript cannot represent are left out: pages would show another number.
+    """
+    bodies = [body for route in routes for body in (route.request, route.response) if body is not None]
+    kinds = dict.fromkeys([*bodies, Problem])
+    _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    return dict(_without_large_bounds(schemas))
+
+
+def _without_large_bounds(schema: Any) -> Any:
+    match schema:
+        case dict():
+            is_shown = {name: not isinstance(value, int) or abs(value) < 2**53 for name, value in schema.items()}
+            return {name: _without_large_bounds(value) for name, value in schema.items() if is_shown[name]}
+        case list():
+            return [_without_large_bounds(value) for value in schema]
+        case _:
+            return schema

@@ -6,7 +6,6 @@ An invalid body gives one message: the field, its value, and the expected value.
 
 from typing import Annotated, Any, Final, Literal
 
-import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from twofold.serve.event_store import Kind
@@ -194,6 +193,7 @@ class Recommendations(Struct, frozen=True):
     """A list, best first. `source` is what ordered the list; `warnings` name what could not be used, and why.
 
     A list has fewer than k items if no others are eligible. `at` is the request time, `bundle` the bundle's digest.
+    `is_exact` is false if the search may have missed an item, as that of a large catalogue or of Qdrant.
     """
 
     user_id: Id | None
@@ -204,6 +204,7 @@ class Recommendations(Struct, frozen=True):
     unknown_items: int
     at: int
     bundle: str
+    is_exact: bool
     history: list[HistoryItem] | UnsetType = UNSET
 
 
@@ -219,6 +220,7 @@ class SimilarItems(Struct, frozen=True):
     item_id: Id
     items: list[Item]
     bundle: str
+    is_exact: bool
 
 
 class EventsAccepted(Struct, frozen=True):
@@ -318,40 +320,3 @@ class Problem(Struct, frozen=True):
     title: str = ""
     status: int = 0
     instance: str = ""
-
-
-REQUESTS: Final = (Recommend, RecommendBatch, Similar, Events, EventRemoval, Swap, ItemChanges)
-RESPONSES: Final = (
-    Recommendations,
-    RecommendationsBatch,
-    SimilarItems,
-    EventsAccepted,
-    EventsRemoved,
-    UserData,
-    ItemFacts,
-    Health,
-    Swapped,
-    ItemsChanged,
-    SomeUsers,
-    Problem,
-)
-
-
-def components() -> dict[str, Any]:
-    """Returns the JSON schemas of all requests and responses, for OpenAPI.
-
-    Bounds that JavaScript cannot represent are left out: pages would show another number.
-    """
-    _, schemas = msgspec.json.schema_components((*REQUESTS, *RESPONSES), ref_template="#/components/schemas/{name}")
-    return dict(_without_large_bounds(schemas))
-
-
-def _without_large_bounds(schema: Any) -> Any:
-    match schema:
-        case dict():
-            is_shown = {name: not isinstance(value, int) or abs(value) < 2**53 for name, value in schema.items()}
-            return {name: _without_large_bounds(value) for name, value in schema.items() if is_shown[name]}
-        case list():
-            return [_without_large_bounds(value) for value in schema]
-        case _:
-            return schema

@@ -102,9 +102,14 @@ class Service:
         items = live_bundle.items.now
         item_row = self._item_row(live_bundle, body.item_id, status=422)
         where = await compiled_filter(live_bundle, body.filter)
-        (ranked,) = ranked_lists(similar(items, item_row, min(body.k, max(len(items), 1)), where=where))
+        k = min(body.k, max(len(items), 1))
+        if items.remote is None:
+            found = similar(items, item_row, k, where=where)
+        else:
+            found = await asyncio.to_thread(similar, items, item_row, k, where=where)
+        (ranked,) = ranked_lists(found)
         listed = response_items(live_bundle, items, ranked, describe=body.describe)
-        return SimilarItems(body.item_id, listed, live_bundle.digest[:12])
+        return SimilarItems(body.item_id, listed, live_bundle.digest[:12], ranked.is_exact)
 
     async def item(self, item_id: str) -> ItemFacts:
         """Returns attributes and event counts of an item."""
@@ -174,19 +179,25 @@ class Service:
         return Health(self.current.name, self.current.digest[:12], len(bundle.items), len(bundle.users))
 
     async def ready(self) -> Health:
-        """Returns the same as `health`; HttpError (503) while the service is stopping, its store cannot be written, or
-        this worker does not have the bundle of the others.
+        """Returns the same as `health`; HttpError (503) while the service is stopping, its store cannot be written,
+        its Qdrant cannot be reached, or this worker does not have the bundle of the others.
         """
         if self.is_stopping:
             raise unavailable("it is stopping")
         if not self.bundles.is_agreed:
             raise not_agreed()
         if self._check is None or (self._check.done() and time.monotonic() > self._checked_at + CHECK_S):
-            self._check = asyncio.get_running_loop().create_task(self._stored(self.histories.check()))
+            self._check = asyncio.get_running_loop().create_task(self._check_parts())
             self._check.add_done_callback(lambda check: check.cancelled() or check.exception())  # requests raise it
             self._checked_at = time.monotonic()
         await asyncio.shield(self._check)
         return await self.health()
+
+    async def _check_parts(self) -> None:
+        """Raises the error of the store or of Qdrant."""
+        await self._stored(self.histories.check())
+        if (remote := self.current.items.now.remote) is not None:
+            await asyncio.to_thread(remote.ping)
 
     async def _stored(self, work: Awaitable[Result]) -> Result:
         """Awaits work of the store; why it fails goes to the log, at most once a second."""

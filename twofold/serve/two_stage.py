@@ -62,6 +62,8 @@ class RankedItems:
     listed_by: Int64[np.ndarray, "batch k"] | None = None
     """Bit i is set where list i holds the item: the retriever's, then those of the sources. `None` means that there is
     no source but the retriever. An item that only other sources list has retrieved rank 0."""
+    is_exact: bool = True
+    """False if the search may have missed an item."""
 
 
 Find = Callable[[int, str | None], Neighbors | RankedItems]

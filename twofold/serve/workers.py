@@ -70,6 +70,8 @@ class ServeOptions:
     """The pointer that names the bundle to serve; `None` means that `run` is served."""
     traces: str | None = None
     """Address of the collector of spans; `None` means that there is none."""
+    qdrant: str | None = None
+    """Address of the Qdrant that searches; `None` means that the bundle's index is searched."""
 
 
 def serve(options: ServeOptions, *, on_listening: Callable[[int], None] = lambda port: None) -> None:
@@ -251,10 +253,11 @@ def open_service(options: ServeOptions, shared: SharedFolder) -> Service:
     """Opens the bundle that the other workers use, or the run of the options, and the histories, with new metrics."""
     run = Path(os.path.abspath(options.run))  # without following a link, which may lead elsewhere later
     current = shared.current or ChosenBundle(run.name)
-    live_bundle = open_live_bundle(Path(current.folder) if current.folder else run.parent / current.run)
+    folder = Path(current.folder) if current.folder else run.parent / current.run
+    live_bundle = open_live_bundle(folder, options.qdrant)
     agreed = shared.claim(ChosenBundle(current.run, str(live_bundle.folder), live_bundle.digest))
     if agreed.bundle != live_bundle.digest:
-        live_bundle = open_live_bundle(Path(agreed.folder))
+        live_bundle = open_live_bundle(Path(agreed.folder), options.qdrant)
     if agreed.bundle != live_bundle.digest:
         raise RunError(f"the bundle in {agreed.folder} is no longer the one that the other workers use: swap to it.")
     histories = open_histories(options.histories, keep_days=options.keep_days)
