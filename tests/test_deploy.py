@@ -1,6 +1,5 @@
-"""Runs docs/deploy.md: two services behind nginx that share histories, and a search of a database by a user vector."""
+"""Runs docs/deploy.md: two services behind nginx that share histories, and a service that searches in a database."""
 
-import json
 import os
 import re
 import shutil
@@ -143,17 +142,17 @@ def kill(service: Running) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
-def test_a_database_returns_the_items_of_the_service(
-    services: list[Running], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("qdrant_client", reason="pip install 'twofold[export]'")
-    run, database = tmp_path / "runs" / "tiny", tmp_path / "database"
-    export(run, Database.qdrant, str(database), "kuairand")
-    shown = block("python").replace("runs/kuairand", str(run)).replace("[3]", "[10]")
-    shown = shown.replace('"http://10.0.0.8:6333"', f"path={str(database)!r}")
-    capsys.readouterr()
-    exec(compile(shown, "docs/deploy.md", "exec"), {})  # noqa: S102 - our own file
-    item_ids = json.loads(capsys.readouterr().out.replace("'", '"'))
-    at = {"at": 43_200_000}  # `as_of` of the run, the request time of that program
-    answer = services[0].call("/v1/recommend", {"user_id": 10, "context": at})
-    assert item_ids == [item["item_id"] for item in answer["items"]]
+def test_a_service_that_searches_in_a_database_gives_the_same_replies(services: list[Running], tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_client", reason="pip install 'twofold[qdrant]'")
+    run, database = tmp_path / "runs" / "tiny", str(tmp_path / "database")
+    export(run, Database.qdrant, database)
+    searching = Running(run, "--qdrant", database, "--histories", str(tmp_path / "h.db"))
+    try:
+        requests = [{"user_id": user, "k": 4, "context": {"at": 43_200_000}} for user in (10, 20, 40)]
+        for request in [*requests, requests[0] | {"filter": "length_s < 31 AND NOT colour = 'blue'"}]:
+            own, other = (each.call("/v1/recommend", request) for each in (services[0], searching))
+            assert (own.pop("is_exact"), other.pop("is_exact")) == (True, False)
+            assert own == other
+        assert searching.call("/ready")["items"] == 7
+    finally:
+        assert searching.stop() == 0

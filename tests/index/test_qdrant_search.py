@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from twofold.ragged import Ragged
 from twofold.topk import Additions
 
 qdrant_client = pytest.importorskip("qdrant_client", reason="pip install 'twofold[qdrant]'")
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect", "ignore:Local mode performs exact")
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect", "ignore:Local mode")
 
-DIM, K, QUERIES = 8, 10, 6
+DIM, K, QUERIES = 32, 10, 6
 SCORES: list[Score] = ["dot", "cosine", "negative_distance"]
 
 
@@ -116,15 +117,29 @@ def test_a_list_that_the_graph_left_short_is_searched_exactly(monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_items_are_found_with_recall_99() -> None:
+@pytest.mark.parametrize("engine", ["embedded", "server"])
+def test_a_hundred_thousand_items_are_found_with_recall_99(engine: str, tmp_path: Path) -> None:
     index, items, table = catalogue(100_000, "cosine")
-    client, remote = copied(index, table)
+    if engine == "server":
+        pytest.importorskip("qdrant_edge", reason="the server's engine is not installed: pip install qdrant-edge-py")
+        from tests.index.qdrant_engine import Engine
+
+        client: Any = Engine(tmp_path / "shard", index, table)
+        remote = QdrantIndex(client, "twofold-x", index, table.schema)
+        assert client.indexed >= 90_000
+    else:
+        client, remote = copied(index, table)
     here, there = LiveIndex(index, items, table), LiveIndex(index, items, table, remote=remote)
-    queries = vectors(20)
-    for where in (None, "language = 'hi' AND age_days < 30"):
-        expected, found = (each.now.search(queries, 100, where=where).item_rows for each in (here, there))
-        both = [len(np.intersect1d(*pair)) for pair in zip(expected, found, strict=True)]
-        assert np.mean(both) >= 99
+    queries, seen = vectors(20), np.sort(np.random.default_rng(2).integers(0, 100_000, (20, 200)))
+    excluded = Ragged(seen.ravel(), np.arange(21) * 200)
+    for where in (None, "language = 'hi'", "language = 'hi' AND NOT age_days >= 30", "age_days = 7"):
+        expected, found = (
+            each.now.search(queries, 100, where=where, excluded=excluded).item_rows for each in (here, there)
+        )
+        same = [len(np.intersect1d(*pair)) for pair in zip(expected, found, strict=True)]
+        print(engine, where, np.mean(same))
+        assert np.mean(same) >= 99
+        assert not any(np.isin(row, own).any() for row, own in zip(found, seen, strict=True))
     client.close()
 
 
@@ -144,7 +159,9 @@ def test_a_collection_that_is_missing_or_of_other_items_is_named() -> None:
     with pytest.raises(RunError, match=r"has 40 of 30 items in 'twofold-x'.*Delete it, and copy them"):
         other.check()
     distance = QdrantIndex(client, "twofold-x", build_index(index.vectors.copy(), score="dot"), table.schema)
-    with pytest.raises(RunError, match=r"has 8 dimensions and the distance Cosine, this bundle 8 and Dot\. Delete it"):
+    with pytest.raises(
+        RunError, match=r"has 32 dimensions and the distance Cosine, this bundle 32 and Dot\. Delete it"
+    ):
         distance.check()
     client.close()
 

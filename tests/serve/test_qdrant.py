@@ -23,7 +23,7 @@ from twofold.serve.service import Service
 pytest.importorskip("qdrant_client", reason="pip install 'twofold[qdrant]'")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Payload indexes have no effect",
-    "ignore:Local mode performs exact",
+    "ignore:Local mode",
     # Qdrant 1.20 leaves a connection to SQLite, with which it asks for its abilities, to the garbage collector.
     "ignore:unclosed database:ResourceWarning",
 )

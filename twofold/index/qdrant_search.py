@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 API_KEY: Final = "QDRANT_API_KEY"
 TIMEOUT_S: Final = 2
-MIN_DEPTH: Final = 256  # candidates that the server's graph keeps while it searches
+MIN_DEPTH: Final = 512  # candidates that the server's graph keeps while it searches
 NO_HEADERS: Final = dict[str, str]
 
 
@@ -150,7 +150,7 @@ class QdrantIndex:
         """Returns the item rows that Qdrant finds for each query, without the rows `out`."""
         from qdrant_client import models
 
-        depth = max(MIN_DEPTH, 2 * (k + SPARE))
+        depth = max(MIN_DEPTH, 4 * (k + SPARE))
         requests = [
             models.QueryRequest(
                 query=query,
