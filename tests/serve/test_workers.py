@@ -243,6 +243,14 @@ def test_requests_in_progress_are_finished_when_the_service_stops(start: Callabl
     assert service.workers() == []
 
 
+def test_an_idle_connection_outlives_the_time_that_clients_keep_one(start: Callable[..., Running]) -> None:
+    with socket.create_connection(("127.0.0.1", start().port)) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
+            time.sleep(6)  # uvicorn's own limit is 5 s
+
+
 def test_metrics_of_all_workers_are_one_page(start: Callable[..., Running]) -> None:
     service = start("--workers", "2", "--log-requests")
     service.until(lambda: len(service.workers()) == 2)

@@ -52,6 +52,9 @@ MAX_PAUSE_S: Final = 30.0  # before a worker is started again that died within `
 CANNOT_START: Final = 2  # exit code of a worker that cannot open the bundle or the histories
 BACKLOG: Final = 2048
 MAX_FILES: Final = 65_536
+# Longer than a client or proxy keeps an idle connection (httpx 5 s, nginx 60 s): whoever closes first cannot send a
+# request into a connection that the other one closes at that moment.
+KEEP_ALIVE_S: Final = 75
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,7 @@ def _run_worker(options: ServeOptions, folder: Path, listening: socket.socket) -
         ws="none",
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(GRACE_S),
     )
     with keep_freed_memory():  # scores of a batch are megabytes: a twentieth of a request's time
