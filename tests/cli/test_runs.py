@@ -182,7 +182,10 @@ def test_an_index_is_copied_into_a_database(call, tmp_path):
     assert "'tiny' already; nothing was written. Name another" in err
     code, _, err = call(*command[:4], "--url", "nonsense://there")
     assert code == 2
-    assert "RequestError --url nonsense://there: the index cannot be copied there:" in err
+    assert "nonsense://there cannot be opened as Qdrant: Unknown scheme: nonsense. Give http://HOST:6333." in err
+    code, _, err = call(*command[:4], "--url", "http://127.0.0.1:1")
+    assert code == 2
+    assert "RequestError --url http://127.0.0.1:1: the index cannot be copied there:" in err
     assert "If the copy had begun, delete the incomplete collection or choose another --name." in err
 
 
