@@ -137,7 +137,6 @@ def test_a_hundred_thousand_items_are_found_with_recall_99(engine: str, tmp_path
             each.now.search(queries, 100, where=where, excluded=excluded).item_rows for each in (here, there)
         )
         same = [len(np.intersect1d(*pair)) for pair in zip(expected, found, strict=True)]
-        print(engine, where, np.mean(same))
         assert np.mean(same) >= 99
         assert not any(np.isin(row, own).any() for row, own in zip(found, seen, strict=True))
     client.close()
