@@ -152,7 +152,10 @@ def test_a_run_says_what_it_takes_before_it_trains_and_not_again(
     command = ["run", str(path), "--runs", str(tmp_path / "runs"), "--set", "train.epochs=1"]
     app(command, standalone_mode=False)
     said = capsys.readouterr().err
-    assert said.index("✓ prepare") < said.index("this run") < said.index("✓ dataset")
+    assert said.index("roughly") < said.index("✓ prepare") < said.index("this run") < said.index("✓ dataset")
+    assert re.search(r"roughly +about \d+ s on one .* GB of memory; estimated from 1,056 events of the whole log", said)
     assert re.search(r"this run +about \d+ s on one idle core.* GB of memory; estimated from [\d,]+ examples", said)
     app(command, standalone_mode=False)
-    assert "this run" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "this run" not in said
+    assert "roughly" not in said

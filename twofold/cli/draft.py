@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT: Final = "recipe.yaml"
 """File for a recipe that is named after its log; another file gives the recipe its own name."""
-_Log = Annotated[Path, typer.Option("--log", help="Your log: Parquet, CSV or JSON; a file or a folder.")]
+_LogFile = Annotated[
+    Path | None, typer.Argument(metavar="[LOG]", help="Your log: Parquet, CSV or JSON; a file or a folder.")
+]
+_Log = Annotated[Path | None, typer.Option("--log", help="The same, as an option.")]
 _Items = Annotated[Path | None, typer.Option("--items", help="Table of item attributes.")]
 _Users = Annotated[Path | None, typer.Option("--users", help="Table of user attributes.")]
 _User = Annotated[str | None, typer.Option("--user", help="Name of the log's user column, if it is not recognized.")]
@@ -54,7 +57,8 @@ _Yes = Annotated[bool, typer.Option("--yes", help="Take all guesses; ask nothing
 
 
 def new(
-    log: _Log,
+    log_file: _LogFile = None,
+    log: _Log = None,
     items: _Items = None,
     users: _Users = None,
     user: _User = None,
@@ -83,14 +87,27 @@ def new(
         _rule(positive, "--positive"), _rule(relevant, "--relevant"), repeats, test_days, _zone(time_zone)
     )
     columns = GivenColumns(user, item, time, parse_weights(weights) if weights else {})
+    path = _log_path(log_file, log)
     _check_out(out, overwrite=overwrite)
 
     def profile(columns: GivenColumns, answers: Answers) -> LogProfile:
         with Console(stderr=True).status("reading the log …"):
-            return profile_log(log, items=items, users=users, given_columns=columns, answers=answers)
+            return profile_log(path, items=items, users=users, given_columns=columns, answers=answers)
 
     is_asked = not yes and str(out) != "-" and sys.stdin.isatty() and sys.stdout.isatty()
-    _draft(log, profile, columns, answers, out=out, is_asked=is_asked)
+    _draft(path, profile, columns, answers, out=out, is_asked=is_asked)
+
+
+def _log_path(argument: Path | None, option: Path | None) -> Path:
+    """Returns the log, which is given once: as an argument or as an option."""
+    if argument is not None and option is not None:
+        raise RequestError(
+            f"two logs are named, {argument} and --log {option}. Name one; a table of attributes is --items FILE or "
+            f"--users FILE, and several files of one log are a folder."
+        )
+    if (found := argument or option) is None:
+        raise RequestError("no log is named. Write: twofold recipe new events.csv")
+    return found
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:

@@ -144,6 +144,9 @@ _Qdrant = Annotated[
         envvar="TWOFOLD_QDRANT",
     ),
 ]
+_Beside = Annotated[
+    Path | None, typer.Option(help="A second run, whose lists the page shows beside those of the first.")
+]
 _LogRequests = Annotated[bool, typer.Option("--log-requests", help="Log one line per request.")]
 
 
@@ -159,6 +162,7 @@ def serve(
     traces: _Traces = None,
     qdrant: _Qdrant = None,
     log_requests: _LogRequests = False,
+    beside: _Beside = None,
 ) -> None:
     """Serve recommendations over HTTP, with a page to try them.
 
@@ -174,7 +178,7 @@ def serve(
 
     store = histories or str(run_folder / "serve" / "histories.db")
     options = ServeOptions(
-        run_folder, store, host, port, workers, log_requests, keep_days, drain, follow, traces, qdrant
+        run_folder, store, host, port, workers, log_requests, keep_days, drain, beside, follow, traces, qdrant
     )
     serve_run(options, on_listening=print_url)
 

@@ -31,6 +31,7 @@ from twofold.cli.options import (
 from twofold.cli.output import print_explanation, print_funnel, print_labels, print_model, print_stage, print_training
 from twofold.cli.runs import compare, copy_to_mlflow, tracking_uri
 from twofold.recipe.load import load_base
+from twofold.recipe.schema import Recipe
 from twofold.run_folder import Stage, find_stage
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def run(
         if not ranks.is_first:
             run_worker_rank(job)
             return
+        if engine is EngineName.duckdb and find_stage(job.folder, "prepare") is None:
+            _print_rough_cost(job.recipe)
         run_job(job, overwrite=overwrite)
     keep_base(job.folder, load_base(recipe, overrides=settings))
     _print_report(job.folder)
@@ -75,6 +78,20 @@ def run(
     first = pq.read_table(job.folder / "recommend" / "recommendations.parquet", columns=["user_id"]).slice(0, 1)
     user = first["user_id"][0].as_py() if len(first) else "ID"
     print(f"next             twofold recommend {job.folder} --user {user} -k 20")
+
+
+def _print_rough_cost(recipe: Recipe) -> None:
+    """Prints what a run takes before it starts, from counts of the log without windows and filters."""
+    from twofold.cost_plan import EXAMPLES_A_ROW, cost_sentence, run_cost
+    from twofold.prepare.check import check_recipe
+    from twofold.prepare.log_size import log_size
+
+    size = log_size(recipe.prepare, check_recipe(recipe))
+    examples = round(size.rows * EXAMPLES_A_ROW) if size.positives is None else size.positives
+    cost = run_cost(recipe, rows=size.rows, examples=examples, users=size.users, items=size.items)
+    found = f"{size.rows:,} events of the whole log"
+    sentence = f"{found}; no run like it was measured" if cost is None else cost_sentence(cost, found)
+    print(f"  roughly        {sentence}", file=sys.stderr)
 
 
 def _print_stage_and_cost(job: "Job", stage: Stage) -> None:

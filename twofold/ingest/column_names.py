@@ -66,6 +66,13 @@ UPLOADED: Final = name_set(
     "releasets postedat posted postedon postts publishedon createdon listedat listedon added "
     "addedat dateadded firstseen onlinesince launchdate"
 )
+# For the live page: headings, second lines, pictures and links of items.
+TITLE: Final = name_set("title name headline caption label") | {
+    f"{thing}{word}" for thing in _THINGS | {"item"} for word in ("title", "name")
+}
+SUBTITLE: Final = name_set("artist artistname author authorname brand creator genres genre categories category")
+IMAGE: Final = name_set("image imageurl img imgurl picture pictureurl poster posterurl thumbnail thumb cover coverurl")
+LINK: Final = name_set("url link href permalink") | {f"{thing}url" for thing in _THINGS | {"item"}}
 COUNTS: Final = name_set(
     "cnt count counts num views likes clicks plays play shows show shares comments downloads popularity popular ctr "
     "avg average mean votes vote rating ratings score rank sales hot stay progress complete"

@@ -34,13 +34,22 @@ def data_section(log: TableProfile, items: TableProfile | None, users: TableProf
     return Table(
         kind="table",
         events=log.path,
-        items=items.path if items else None,
-        users=users.path if users else None,
+        items=items.path if items and not items.is_of_log else None,
+        users=users.path if users and not users.is_of_log else None,
+        item_columns=_of_log(items, roles.item, columns),
+        user_columns=_of_log(users, roles.user, columns),
         columns=columns,
         decimal_comma=_with_decimal_comma(log, items, users),
         at_unit=at_unit,
         uploaded_at_unit=None if upload_unit == at_unit else upload_unit,
     )
+
+
+def _of_log(table: TableProfile | None, key: str, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns twofold's names of the attributes that the log itself contains."""
+    ours = {theirs: ours for ours, theirs in columns.items()}
+    own = table.columns if table is not None and table.is_of_log else ()
+    return tuple(ours.get(column.name, column.name) for column in own if column.name != key)
 
 
 def _with_decimal_comma(

@@ -43,6 +43,11 @@ def draft_features(seen: LogProfile, split: TemporalSplit | LastEvents) -> list[
     lines += _of_times(seen, split)
     lines += [f"    - {{kind: vector, vectors: {column.name}}}" for column in vectors]
     lines += _columns_as_features(seen, seen.items, names={"id", "age", *(column.name for column in vectors)})
+    if seen.varying:
+        names = ", ".join(map(printable, seen.varying[:8]))
+        lines += with_comment(
+            "    ", f"not used, some items have several values: {names}; --items FILE can name one each"
+        )
     if seen.items is None:
         lines += with_comment(
             "    ", "items without events cannot be found by id alone; --items FILE adds item features"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from twofold.cost_plan import epoch_seconds
 from twofold.errors import RecipeError
+from twofold.ingest.column_names import IMAGE, LINK, SUBTITLE, TITLE, normalized_name
+from twofold.ingest.draft_data import our_name
 from twofold.ingest.draft_features import counted_rate, draft_features, recent_hours
 from twofold.ingest.draft_questions import recommends_again
 from twofold.ingest.draft_split import choose_split, events_within, users_within
@@ -41,6 +43,7 @@ def draft_recipe(seen: LogProfile, *, name: str, folder: Path | None) -> str:
         "",
         *draft_features(seen, split),
         *_index(seen),
+        *_page(seen),
         "",
         *(line for written, remark in _model_lines(seen.events) for line in with_comment(written, remark)),
     ]
@@ -89,8 +92,12 @@ def _header(seen: LogProfile, name: str) -> list[str]:
 def _data(seen: LogProfile, folder: Path | None) -> list[str]:
     lines = ["data:", "  kind: table"]
     for table, field in ((seen.log, "events"), (seen.items, "items"), (seen.users, "users")):
-        if table is not None:
+        if table is not None and not table.is_of_log:
             lines.append(f"  {field}: {scalar(_path(table.path, folder))}")
+    for field, names in (("item", seen.data.item_columns), ("user", seen.data.user_columns)):
+        if names:
+            written = f"  {field}_columns: [{', '.join(map(scalar, names))}]"
+            lines += with_comment(written, f"columns of the events with one value per {field}")
     if seen.data.columns:
         lines += with_comment("  columns:", "our name: the name in your files")
         lines += [f"    {ours}: {scalar(theirs)}" for ours, theirs in seen.data.columns.items()]
@@ -186,6 +193,17 @@ def _index(seen: LogProfile) -> list[str]:
         return []
     share = f"{seen.events.met_before:.0%} of what is asked for had been met on an earlier day"
     return ["", "index:", *with_comment("  include_seen: true", f"items that were met are recommended again: {share}")]
+
+
+def _page(seen: LogProfile) -> list[str]:
+    """Returns the columns of the items that the live page shows, by their usual names."""
+    columns = [column for column in (seen.items.columns if seen.items else ()) if column.kind in ("text", "list")]
+    lines = []
+    for field, usual in (("title", TITLE), ("subtitle", SUBTITLE), ("image", IMAGE), ("link", LINK)):
+        found = next((each.name for each in columns if normalized_name(each.name) in usual), None)
+        if found is not None:
+            lines.append(f"  {field}: {scalar(our_name(seen.data, found))}")
+    return ["", *with_comment("page:", "columns that the page of twofold serve shows"), *lines] if lines else []
 
 
 def _model_lines(events: EventFacts) -> list[tuple[str, str]]:

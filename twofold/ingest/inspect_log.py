@@ -15,6 +15,7 @@ from twofold.ingest.column_roles import GivenColumns, Roles, guess_roles
 from twofold.ingest.draft_data import data_section, our_name
 from twofold.ingest.draft_split import check_test_days, choose_split, count_judged
 from twofold.ingest.inspect_table import Query, engine, look_at_table
+from twofold.ingest.log_attributes import LogAttributes, log_attributes
 from twofold.ingest.positive_rules import with_threshold
 from twofold.ingest.table_profile import Column, Day, EventFacts, TableProfile, look_of, printable
 from twofold.ingest.time_zones import guess_time_zone
@@ -61,16 +62,22 @@ class LogProfile:
     zone_reason: str = ""
     """Reason for the time zone; empty means that nothing speaks for it."""
     answers: Answers = field(default_factory=Answers)
+    varying: tuple[str, ...] = ()
+    """Columns of the log that have one value for most items, and several for some."""
 
     @property
     def tables(self) -> tuple[TableProfile, ...]:
-        return tuple(table for table in (self.log, self.items, self.users) if table is not None)
+        """Tables that are files of their own."""
+        found = (table for table in (self.log, self.items, self.users) if table is not None)
+        return tuple(table for table in found if not table.is_of_log)
 
 
 def taken_as(seen: LogProfile, table: TableProfile, column: Column) -> str:
     """Returns the role of a column, or a description of its values."""
     if table is seen.log:
-        return seen.roles.taken_as.get(column.name) or look_of(column)
+        sides = (("item attribute", seen.items), ("user attribute", seen.users))
+        own = (role for role, side in sides if side is not None and side.is_of_log and column.name in side.names)
+        return seen.roles.taken_as.get(column.name) or next(own, look_of(column))
     ours = {"item_id": "item", "user_id": "user", "uploaded_at": "upload time"}
     if (role := ours.get(our_name(seen.data, column.name))) is not None:
         return role
@@ -95,6 +102,8 @@ def profile_log(
     looked = {name: look_at_table(path, field=name) for name, path in tables.items()}
     sides = looked.get("--items"), looked.get("--users")
     roles = guess_roles(looked["--log"], given_columns, items=sides[0], users=sides[1])
+    own = _own_attributes(looked["--log"], sides, roles)
+    sides = sides[0] or own.items, sides[1] or own.users
     data = data_section(looked["--log"], *sides, roles)
     source = open_source(data)
     zone, zone_reason = answers.time_zone or "UTC", "as given" if answers.time_zone else ""
@@ -102,7 +111,19 @@ def profile_log(
         zone, zone_reason = guess_time_zone(source.events, data.columns.get("at", "at"))
     with engine(source.files) as query:
         roles, events = _count(query, source, _as_answered(query, source, roles, answers), answers, zone)
-    return LogProfile(looked["--log"], *sides, roles, data, events, zone, zone_reason, answers)
+    return LogProfile(looked["--log"], *sides, roles, data, events, zone, zone_reason, answers, own.varying)
+
+
+def _own_attributes(
+    log: TableProfile, sides: tuple[TableProfile | None, TableProfile | None], roles: Roles
+) -> LogAttributes:
+    """Returns the attributes of items and users that the log contains, for those without a table."""
+    if all(sides):
+        return LogAttributes(None, None, ())
+    taken = {name for name, role in roles.taken_as.items() if not role.startswith("length")}
+    events = open_source(data_section(log, None, None, roles)).events
+    found = log_attributes(log, events, (roles.user, roles.item), taken)
+    return found if sides[0] is None else replace(found, items=None, varying=())
 
 
 def check_draft(text: str, folder: Path) -> None:

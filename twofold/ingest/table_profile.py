@@ -63,6 +63,13 @@ class TableProfile:
     columns: tuple[Column, ...]
     has_decimal_comma: bool = False
     """Whether numbers of this CSV file are written as 13,27."""
+    is_of_log: bool = False
+    """Whether these are the items or users as the log describes them: the path is that of the log."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the columns."""
+        return frozenset(column.name for column in self.columns)
 
 
 EPOCH: Final = date(1970, 1, 1)

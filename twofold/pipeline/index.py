@@ -18,13 +18,15 @@ from twofold.pipeline.rerank import check_rules, where_of
 from twofold.pipeline.trained_models import load_models
 from twofold.progress import heartbeat
 from twofold.run_folder import Stage, write_json
-from twofold.serve.bundle import RERANK, save_context, save_sources
+from twofold.serve.bundle import PAGE, RERANK, save_context, save_sources
 from twofold.serve.recommender import load
 
 
 def index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None) -> Stage:
     """Writes the bundle, all that the service opens: user tower, item vectors, attributes, histories."""
     inputs = index_inputs(job, dataset, retriever, ranker)
+    if page := job.recipe.page.model_dump(mode="json", exclude_none=True):
+        inputs["page"] = page
     work = heartbeat("index")(partial(_index, job, dataset, retriever, ranker))
     return job.run_stage("index", inputs, work)
 
@@ -70,6 +72,8 @@ def _index(job: Job, dataset: Stage, retriever: Stage, ranker: Stage | None, out
     pq.write_table(attributes, out / "item_attributes.parquet", compression="zstd")  # with the recent counts
     if job.recipe.rerank is not None:
         write_json(out / RERANK, job.recipe.rerank.model_dump(mode="json"))
+    if page := job.recipe.page.model_dump(mode="json", exclude_none=True):
+        write_json(out / PAGE, page)
     facts = {} if allowed is None else {"passing": int(allowed.allowed.sum())}
     return {"items": len(vectors), "dim": int(vectors.shape[1]), "as_of": as_of, **facts, **built.facts}
 

@@ -55,6 +55,7 @@ def check_recipe(recipe: Recipe) -> Source:
     _check_vectors(recipe, source, paths["items"])
     _check_index(recipe.index, source.items.columns)
     _check_rerank(recipe, source.items.columns)
+    _check_page(recipe, source.items.columns)
     both = {**source.users.columns, **source.items.columns}
     for field, parting, use in (
         ("train.group_by", recipe.train.group_by, "rows are grouped by"),
@@ -74,6 +75,16 @@ def check_recipe(recipe: Recipe) -> Source:
             use="towers are made for",
         )
     return source
+
+
+def _check_page(recipe: Recipe, columns: Mapping[str, str]) -> None:
+    """Raises RecipeError if the items lack a column that the page shows."""
+    for field, column in recipe.page.model_dump(exclude_none=True).items():
+        if column not in columns:
+            raise RecipeError(
+                f"page.{field}: the items have no column {column} ({did_you_mean(column, columns)}columns "
+                f"available: {', '.join(sorted(columns))})."
+            )
 
 
 def _check_dates(recipe: Recipe, source: Source) -> None:
@@ -290,7 +301,7 @@ def _check_vectors(recipe: Recipe, source: Source, path: Path) -> None:
         if name in recipe.data.vectors:
             if not recipe.data.vectors[name].is_file():
                 raise DataError(f"data.vectors.{name}: there is no file {recipe.data.vectors[name]}.")
-            if not source.items.files:
+            if not source.items.files or source.items.grouped_by is not None:
                 raise DataError(
                     f"data.vectors.{name} has one row for each row of the items file; name that file in data.items."
                 )

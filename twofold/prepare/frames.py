@@ -20,8 +20,13 @@ def with_tables(recipe: Recipe, tables: Mapping[str, Frame], folder: Path) -> Re
 
     A table in memory is written to `folder`, as NAME.parquet. DataError if it is no table.
     """
-    paths = {name: table_path(table, name, folder) for name, table in tables.items() if table is not None}
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)}) if paths else recipe
+    update: dict[str, Any] = {}
+    for name, table in tables.items():
+        if table is not None:
+            update[name] = table_path(table, name, folder)
+            if name != "events":  # a table of attributes replaces those of the events
+                update[f"{name[:-1]}_columns"] = ()
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)}) if update else recipe
 
 
 def table_path(table: Frame, name: str, folder: Path) -> Path:

@@ -225,8 +225,9 @@ def _check_uploads(recipe: Recipe, source: Source, engine: Engine, first_at: int
     likely = [each for each, per_s in _PER_SECOND.items() if _FIRST_MS <= raw * 1000 // per_s < _LAST_MS]
     instead = f"Write data.uploaded_at_unit: {likely[0]}" if is_integer and likely else "Convert the column"
     raise DataError(
-        f"{data.items}: the latest uploaded_at is {raw if is_integer else latest}, which is no upload time in "
-        f"{unit if is_integer else 'ms'} (at begins with {first_at} ms). {instead}; an unknown upload time is NULL."
+        f"{data.items or data.events}: the latest uploaded_at is {raw if is_integer else latest}, which is no upload "
+        f"time in {unit if is_integer else 'ms'} (at begins with {first_at} ms). {instead}; an unknown "
+        f"upload time is NULL."
     )
 
 

@@ -5,7 +5,7 @@ Projections are SQL that DuckDB and, through sqlglot, Spark understand alike.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +54,9 @@ class SourceTable:
     fractions: Mapping[str, str] = field(default_factory=dict)
     partitions: tuple[str, ...] = ()
     csv_options: str = ""
+    grouped_by: str | None = None
+    """Key of a table of attributes that is read from the events: one row per key, with the largest value of each
+    column. `None` means that the rows are those of the files."""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -69,7 +72,12 @@ class SourceTable:
         """Returns the SELECT from the files as DuckDB reads them, or from `origin`, an engine's view or table."""
         if not self.files:
             return f"{projection_sql(self.projection, '(SELECT 1) AS nothing')} WHERE FALSE"
-        return projection_sql(self.projection, origin or self.files_sql)
+        sql = projection_sql(self.projection, origin or self.files_sql)
+        if self.grouped_by is None:
+            return sql
+        key, others = quote_name(self.grouped_by), [name for name in self.projection if name != self.grouped_by]
+        largest = "".join(f", MAX({quote_name(name)}) AS {quote_name(name)}" for name in others)
+        return f'SELECT {key}{largest} FROM ({sql}) AS "rows" WHERE {key} IS NOT NULL GROUP BY {key}'
 
 
 @dataclass(frozen=True)
@@ -120,9 +128,14 @@ def open_source(data: Table) -> Source:
     _check_renaming(data.columns, {name: files.columns for name, files in found.items()})
     events = _table(data, found["events"], EVENTS)
     sides = []
-    for name, needed in (("items", ITEMS), ("users", USERS)):
+    for name, needed, listed in (("items", ITEMS, data.item_columns), ("users", USERS, data.user_columns)):
         (key,) = needed
         type_ = events.columns[key]
+        if listed:
+            sides.append(
+                _attributes(_table(data, found["events"], needed), key, listed, field=f"data.{name[:-1]}_columns")
+            )
+            continue
         if name not in found:
             sides.append(SourceTable((), "parquet", {}, {key: (type_, "NULL")}))
             continue
@@ -196,6 +209,20 @@ def _table(data: Table, found: TableFiles, needed: Mapping[str, str]) -> SourceT
                 f"give it another name, as data.columns: {{{name}_of_log: {named[name]}}}."
             )
     return SourceTable(files, found.kind, own, projection, fractions, found.partitions, found.csv_options)
+
+
+def _attributes(table: SourceTable, key: str, listed: tuple[str, ...], *, field: str) -> SourceTable:
+    """Returns the attributes of items or users that stand in the events; RecipeError if a column is missing."""
+    for name in listed:
+        if name not in table.columns:
+            raise RecipeError(
+                f"{field}: the events have no column {name} ({did_you_mean(name, table.columns)}columns: "
+                f"{', '.join(sorted(table.columns))})."
+            )
+        if table.columns[name].endswith(("]", ")")) and not table.columns[name].startswith("DECIMAL"):
+            raise RecipeError(f"{field}: {name} is {table.columns[name]}; only single values have a largest one.")
+    projection = {name: table.projection[name] for name in dict.fromkeys((key, *listed))}
+    return replace(table, projection=projection, grouped_by=key)
 
 
 def _renamed(own: Mapping[str, str], renaming: Mapping[str, str], files: tuple[Path, ...]) -> dict[str, str]:

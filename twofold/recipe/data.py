@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from pydantic import model_validator
+
 from twofold.recipe.section import Name, Section
 
 
@@ -27,6 +29,12 @@ class Table(Section):
     """
     users: Path | None = None
     """Path of the users table: column user_id, and attributes."""
+    item_columns: tuple[str, ...] = ()
+    """Columns of the events that describe the item, as `[category, brand]`, instead of an items table: the largest
+    value among the events of an item is its attribute.
+    """
+    user_columns: tuple[str, ...] = ()
+    """Columns of the events that describe the user, likewise."""
     published_negatives: Path | None = None
     """Path of a table with the columns user_id and item_id (a list): the negatives that a paper published for each
     user's positives, for `evaluate.sampled`.
@@ -43,6 +51,19 @@ class Table(Section):
     """Unit of timestamps that are stored as integers."""
     uploaded_at_unit: Literal["ms", "s", "us", "ns"] | None = None
     """Unit of the column uploaded_at of the items, if it is stored as integers. `null` means that of `at_unit`."""
+
+    @model_validator(mode="after")
+    def _attributes_have_one_source(self) -> Table:
+        for field, table, columns in (
+            ("item_columns", "items", self.item_columns),
+            ("user_columns", "users", self.user_columns),
+        ):
+            if columns and getattr(self, table) is not None:
+                raise ValueError(
+                    f"data.{field} takes attributes from the events, and data.{table} names a table of them. Delete "
+                    f"one; a table can be written with both"
+                )
+        return self
 
 
 Data = Table

@@ -15,17 +15,20 @@ _ABSENT: Final = object()
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Returns the digest of all that determines a run: neither `about`, `tune` and `mlflow`, nor the folders of the
-    data.
+    """Returns the digest of all that determines a run: neither `about`, `page`, `tune` and `mlflow`, nor the folders
+    of the data.
     """
     return digest_of(_essence(recipe))
 
 
 def _essence(recipe: Recipe) -> dict[str, Json]:
     """Returns as JSON what determines a run; of a data path only its file name, since content has its own digest."""
-    tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about", "tune", "mlflow"})
+    tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about", "page", "tune", "mlflow"})
     if recipe.rerank is None:  # a recipe without rules keeps the digest that its saved results state
         del tree["rerank"]
+    for name in ("item_columns", "user_columns"):  # likewise one whose attributes have tables of their own
+        if not tree["data"][name]:
+            del tree["data"][name]
     if recipe.ranker is not None and not recipe.ranker.candidates.sources:  # likewise one without further sources
         del tree["ranker"]["candidates"]["sources"]
     return with_paths(tree, lambda path: path and Path(path).name)

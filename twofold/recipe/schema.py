@@ -22,6 +22,7 @@ from twofold.recipe.features import (
     reads_time,
 )
 from twofold.recipe.index import Index
+from twofold.recipe.page import Page
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.ranker import ItemKnnSource, Mlp, with_features
 from twofold.recipe.rerank import Rerank
@@ -63,6 +64,8 @@ class Recipe(Section):
     """
     index: Index = Index()
     """Items that may be recommended."""
+    page: Page = Page()
+    """Columns that the live page of the service shows."""
     recommend_k: int = Field(default=50, ge=1, le=1000)
     """Number of recommendations written for each user."""
     evaluate: Evaluate = Evaluate()

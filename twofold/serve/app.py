@@ -22,6 +22,7 @@ from twofold.serve.event_store import StoreError
 from twofold.serve.http_errors import HttpError, read_body, unavailable
 from twofold.serve.item_attributes import encode_json
 from twofold.serve.middleware import Limits, RequestGuard
+from twofold.serve.page_schemas import Explain
 from twofold.serve.routing import JSON, Access, HttpResponse, Respond, Route, describe_api
 from twofold.serve.schemas import EventRemoval, Events, ItemChanges, Problem, Recommend, RecommendBatch, Similar, Swap
 from twofold.serve.service import Service
@@ -31,9 +32,13 @@ NO_SNIFFING: Final = {"x-content-type-options": "nosniff"}
 IS_JSON: Final = {"content-type": JSON, **NO_SNIFFING}
 IS_PAGE: Final = {
     "content-type": "text/html; charset=utf-8",
-    "content-security-policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+    "content-security-policy": (
+        "default-src 'self' 'unsafe-inline'; img-src 'self' data: https: http:; frame-ancestors 'none'; base-uri 'none'"
+    ),
     **NO_SNIFFING,
 }
+IS_SCRIPT: Final = {"content-type": "text/javascript; charset=utf-8", **NO_SNIFFING}
+IS_STYLE: Final = {"content-type": "text/css; charset=utf-8", **NO_SNIFFING}
 IS_TEXT: Final = {"content-type": "text/plain; version=0.0.4; charset=utf-8", **NO_SNIFFING}
 
 Background = Callable[[], AbstractAsyncContextManager[None]]
@@ -97,6 +102,7 @@ def _routes(service: Service) -> list[Route]:
             batch,
         ),
         _post("/v1/similar", "The items most similar to one.", service.similar, Similar, item),
+        *_page_routes(service),
         _post("/v1/events", "Store new events; the next list reflects them.", service.add_events, Events, events),
         _post("/v1/events:remove", "Take back one event of a user.", service.remove_events, EventRemoval, event),
         replace(_get("/v1/items/{item_id}", "Attributes and event counts of an item.", service.item), statuses=(404,)),
@@ -123,6 +129,29 @@ def _routes(service: Service) -> list[Route]:
     ]
 
 
+def _page_routes(service: Service) -> list[Route]:
+    """Returns the routes that the live page alone needs."""
+    return [
+        _post(
+            "/v1/recommend:beside",
+            "The best items for one user by the second bundle, if the service has one.",
+            service.page.recommend_beside,
+            Recommend,
+            {"user_id": 3, "k": 5},
+            statuses=(404,),
+        ),
+        _post(
+            "/v1/explain",
+            "The items of the history that carry the scores of some items.",
+            service.page.explain,
+            Explain,
+            {"user_id": 3, "item_ids": [12]},
+        ),
+        _get("/v1/page", "Columns of the items with their statistics.", service.page.page),
+        replace(_get("/v1/map", "The map of the items.", service.page.map), statuses=(404,)),
+    ]
+
+
 def _post(
     path: str,
     summary: str,
@@ -131,9 +160,10 @@ def _post(
     example: Any,
     *,
     access: Access = "read",
+    statuses: tuple[int, ...] = (),
 ) -> Route:
     decoder = msgspec.json.Decoder(request)
-    statuses = (409,) if access == "admin" else (507,) if path.startswith("/v1/events") else ()
+    statuses = statuses or ((409,) if access == "admin" else (507,) if path.startswith("/v1/events") else ())
     return Route(
         method="POST",
         path=path,
@@ -204,8 +234,14 @@ def _pages(service: Service, routes: list[Route]) -> list[Route]:
         return HttpResponse(200, await asyncio.to_thread(service.metrics.page), IS_TEXT)
 
     shown = {
-        path: (files("twofold.serve").joinpath(name).read_bytes(), IS_PAGE)
-        for path, name in (("/", "page.html"), ("/docs", "docs.html"))
+        path: (files("twofold.serve").joinpath(name).read_bytes(), kind)
+        for path, name, kind in (
+            ("/", "page.html", IS_PAGE),
+            ("/page.js", "page.js", IS_SCRIPT),
+            ("/page_items.js", "page_items.js", IS_SCRIPT),
+            ("/page.css", "page.css", IS_STYLE),
+            ("/docs", "docs.html", IS_PAGE),
+        )
     }
     shown["/openapi.json"] = (encode_json(describe_api(routes)), IS_JSON)
     fixed = [

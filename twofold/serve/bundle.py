@@ -15,6 +15,7 @@ index/
 ├── quantized_products.onnx   products of a search in 8 bits; in a small catalogue item_products.onnx, in 32; if there
 │                             are many items instead
 ├── item_lists.faiss          the same vectors as an inverted file; memory-mapped
+├── page.json                 if the recipe has them: the columns that the live page shows
 ├── users.parquet             id ↔ row
 ├── items.parquet             id ↔ row
 ├── item_attributes.parquet   columns that filters read, in the order of the item rows, with the recipe's recent counts
@@ -62,6 +63,7 @@ from twofold.serve.onnx_models import USER_TOWER, BlendedTower, Ranker, UserTowe
 CONTEXT: Final = "context.json"
 RERANK: Final = "rerank.json"
 SOURCES: Final = "sources.json"
+PAGE: Final = "page.json"
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
 HISTORIES: Final = ("events", "positives", "negatives")
 FOLDERS: Final = ("features", "user_arrays", "counters/user_id")

@@ -72,6 +72,16 @@ class MicroBatcher:
         self._waiting.append((request, body.user_id, result))
         return await result
 
+    async def list_request(self, live_bundle: LiveBundle, body: Recommend) -> ListRequest:
+        """Returns the request for a list with the state of its user, as it is now."""
+        if (body.user_id is None) == (body.history is None):
+            raise HttpError(Problem("Exactly one of user_id and history is required.", "user_id"))
+        request = await _request(live_bundle, body)
+        if body.user_id is None:
+            return self._for_history(request, now_ms())
+        live, warnings = await self._read_live([body.user_id])
+        return self._for_user(request, body.user_id, live[0], now=now_ms(), warnings=warnings)
+
     async def recommend_batch(self, live_bundle: LiveBundle, body: RecommendBatch) -> RecommendationsBatch:
         """Returns one list per user, computed in blocks on a thread of their own, so that single requests do not wait.
 

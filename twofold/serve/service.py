@@ -18,6 +18,7 @@ from twofold.serve.http_errors import invalid_field, unavailable
 from twofold.serve.live_bundle import LiveBundle
 from twofold.serve.micro_batching import MicroBatcher, compiled_filter
 from twofold.serve.middleware import log
+from twofold.serve.page_service import PageService
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.responses import item_facts, ranked_lists, response_items, similar
 from twofold.serve.schemas import (
@@ -66,14 +67,18 @@ class Service:
         histories: LiveHistories,
         metrics: ServiceMetrics,
         shared: SharedFolder | None = None,
+        beside: LiveBundle | None = None,
     ) -> None:
-        """Starts with an open bundle; `shared` is the folder that the workers of one service share."""
+        """Starts with an open bundle; `shared` is the folder that the workers of one service share. `beside` is a
+        second bundle, which the page compares with the first."""
         self.histories, self.metrics = histories, metrics
         self.bundles = BundleSwitch(current, runs, metrics, shared)
         self.is_stopping = False
         self.pointer: Path | None = None
         """The pointer that the service follows; `None` means that swaps are requested over HTTP."""
         self._batcher = MicroBatcher(histories, metrics)
+        self.page = PageService(lambda: self.current, self._batcher, beside)
+        """The requests of the live page."""
         self._marks = NO_MARKS
         self._store_logged_at = -STORE_LOG_S
         self._check: asyncio.Task[None] | None = None
@@ -239,6 +244,8 @@ class Service:
             return 0
         self._marks = marks
         self._batcher.forgotten, self.bundles.withdrawn = marks.forgotten, marks.withdrawn
+        if self.page.beside is not None:
+            await asyncio.to_thread(self.page.beside.items.set_withdrawn, marks.withdrawn)
         return await asyncio.to_thread(self.current.items.set_withdrawn, marks.withdrawn)
 
     async def start(self) -> None:

@@ -69,6 +69,8 @@ class ServeOptions:
     log_requests: bool = False
     keep_days: int = KEEP_DAYS
     drain_s: float = 0.0
+    beside: Path | None = None
+    """A second run, whose lists the page shows beside those of the first; `None` means that there is none."""
     follow: Path | None = None
     """The pointer that names the bundle to serve; `None` means that `run` is served."""
     traces: str | None = None
@@ -89,7 +91,8 @@ def serve(options: ServeOptions, *, on_listening: Callable[[int], None] = lambda
         check_traces(options.traces)
     if options.follow is not None:
         options = replace(options, run=_followed_run(options.follow, options.run))
-    open_stage(options.run, "index")  # before anything is written beside it
+    for run in (options.run, *(() if options.beside is None else (options.beside,))):
+        open_stage(run, "index")  # before anything is written beside it
     asyncio.run(open_histories(options.histories).close())  # its error is the service's, and not that of each worker
     # Metrics are memory-mapped files: on a full disk a worker would be killed (SIGBUS) while counting, even in a swap.
     where = MEMORY if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MIN_MEMORY_BYTES else None
@@ -264,7 +267,8 @@ def open_service(options: ServeOptions, shared: SharedFolder) -> Service:
     if agreed.bundle != live_bundle.digest:
         raise RunError(f"the bundle in {agreed.folder} is no longer the one that the other workers use: swap to it.")
     histories = open_histories(options.histories, keep_days=options.keep_days)
-    service = Service(live_bundle, run.parent, histories, ServiceMetrics(), shared)
+    beside = None if options.beside is None else open_live_bundle(options.beside)
+    service = Service(live_bundle, run.parent, histories, ServiceMetrics(), shared, beside)
     service.pointer = options.follow
     return service
 

@@ -1,0 +1,47 @@
+"""Influence of the history on a list: the scores of items with each item of the history left out in turn."""
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float32, Int64, Integer
+
+from twofold.index.live import Snapshot
+from twofold.index.score_kinds import pair_scores
+from twofold.serve.bundle import Bundle
+from twofold.serve.two_stage import encode_users
+from twofold.serve.user_state import UserState, queries_of
+
+MAX_LEFT_OUT: Final = 50  # newest items of the history: as many as an explained reply lists
+
+
+def scores_without(
+    bundle: Bundle, items: Snapshot, state: UserState, item_rows: Int64[np.ndarray, "k"]
+) -> tuple[Int64[np.ndarray, "_"], Float32[np.ndarray, "_ k"]]:
+    """Returns the rows that were left out, newest first, and the retriever's scores of the items: first those of the
+    whole history, then those without each of the rows. Items that were added to the catalogue since carry nothing.
+    """
+    liked_or_not = {*state.positives.tolist(), *state.negatives.tolist()}
+    newest = [row for row in dict.fromkeys(state.seen[::-1].tolist()) if row in liked_or_not][:MAX_LEFT_OUT]
+    states = [state, *(_without(state, row) for row in newest)]
+    users = encode_users(bundle, queries_of(bundle, states))
+    vectors = items.vectors_of(item_rows)
+    scores = pair_scores(vectors[None], users.vectors[:, None], bundle.index.score)
+    if users.added is not None:
+        lines, columns = (each.ravel() for each in np.indices(scores.shape))
+        known = np.flatnonzero(item_rows[columns] < len(bundle.items))
+        added = users.added.pairs(lines[known], item_rows[columns[known]], num_items=len(bundle.items))
+        scores[lines[known], columns[known]] += added
+    return np.array(newest, np.int64), scores
+
+
+def _without(state: UserState, row: int) -> UserState:
+    """Returns the state without the events of an item; it still counts as seen."""
+
+    def kept(rows: Integer[np.ndarray, "_"], times: Int64[np.ndarray, "_"]) -> tuple[np.ndarray, np.ndarray]:
+        return rows[rows != row], times[rows != row]
+
+    positives, positives_at = kept(state.positives, state.positives_at)
+    negatives, negatives_at = kept(state.negatives, state.negatives_at)
+    return state._replace(
+        positives=positives, positives_at=positives_at, negatives=negatives, negatives_at=negatives_at
+    )
