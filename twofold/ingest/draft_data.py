@@ -67,9 +67,9 @@ def _shared_key(log: TableProfile, table: TableProfile, theirs: str, guessed: st
     """Returns the side table's name of the key, if one entry of `columns` can express it."""
     if theirs == ours and guessed is not None and guessed not in names_of(log):
         return guessed
-    hint = f"its {printable(guessed)} may be the key. " if guessed else ""
+    hint = f"; its {printable(guessed)} may be the key" if guessed else ""
     raise DataError(
-        f"{table.path} has no column {printable(theirs)}, as {log.path} calls the {ours[:4]}; {hint}One name must "
+        f"{table.path} has no column {printable(theirs)}, as {log.path} calls the {ours[:4]}{hint}. One name must "
         f"serve both: rename it there. Its columns: {', '.join(map(printable, sorted(names_of(table))))}"
     )
 

@@ -60,8 +60,7 @@ class Table(Section):
         ):
             if columns and getattr(self, table) is not None:
                 raise ValueError(
-                    f"data.{field} takes attributes from the events, and data.{table} names a table of them. Delete "
-                    f"one; a table can be written with both"
+                    f"data.{field} takes attributes from the events, and data.{table} names a table of them. Delete one"
                 )
         return self
 

@@ -132,12 +132,14 @@ def _routes(service: Service) -> list[Route]:
 def _page_routes(service: Service) -> list[Route]:
     """Returns the routes that the live page alone needs."""
     return [
-        _post(
-            "/v1/recommend:beside",
-            "The best items for one user by the second bundle, if the service has one.",
-            service.page.recommend_beside,
-            Recommend,
-            {"user_id": 3, "k": 5},
+        replace(
+            _post(
+                "/v1/recommend:beside",
+                "The best items for one user by the second bundle, if the service has one.",
+                service.page.recommend_beside,
+                Recommend,
+                {"user_id": 3, "k": 5},
+            ),
             statuses=(404,),
         ),
         _post(
@@ -160,10 +162,9 @@ def _post(
     example: Any,
     *,
     access: Access = "read",
-    statuses: tuple[int, ...] = (),
 ) -> Route:
     decoder = msgspec.json.Decoder(request)
-    statuses = statuses or ((409,) if access == "admin" else (507,) if path.startswith("/v1/events") else ())
+    statuses = (409,) if access == "admin" else (507,) if path.startswith("/v1/events") else ()
     return Route(
         method="POST",
         path=path,
