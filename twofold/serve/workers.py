@@ -45,10 +45,8 @@ MEMORY: Final = Path("/dev/shm")
 MIN_MEMORY_BYTES: Final = 2**25  # for metrics and item changes; with less, they are stored on the disk
 READY: Final = "ready"
 METRICS: Final = "metrics"
-GRACE_S: Final = 30.0
-SILENCE_S: Final = 30.0  # a worker without a heartbeat for so long has stopped and is replaced
-LIVED_S: Final = 10.0
-MAX_PAUSE_S: Final = 30.0  # before a worker is started again that died within `LIVED_S`
+GRACE_S, SILENCE_S = 30.0, 30.0  # a worker without a heartbeat for so long has stopped and is replaced
+LIVED_S, MAX_PAUSE_S = 10.0, 30.0  # longest pause before a worker that died within `LIVED_S` is started again
 CANNOT_START: Final = 2  # exit code of a worker that cannot open the bundle or the histories
 BACKLOG: Final = 2048
 MAX_FILES: Final = 65_536
@@ -70,7 +68,6 @@ class ServeOptions:
     keep_days: int = KEEP_DAYS
     drain_s: float = 0.0
     beside: Path | None = None
-    """A second run, whose lists the page shows beside those of the first; `None` means that there is none."""
     follow: Path | None = None
     """The pointer that names the bundle to serve; `None` means that `run` is served."""
     traces: str | None = None
@@ -91,7 +88,7 @@ def serve(options: ServeOptions, *, on_listening: Callable[[int], None] = lambda
         check_traces(options.traces)
     if options.follow is not None:
         options = replace(options, run=_followed_run(options.follow, options.run))
-    for run in (options.run, *(() if options.beside is None else (options.beside,))):
+    for run in filter(None, (options.run, options.beside)):
         open_stage(run, "index")  # before anything is written beside it
     asyncio.run(open_histories(options.histories).close())  # its error is the service's, and not that of each worker
     # Metrics are memory-mapped files: on a full disk a worker would be killed (SIGBUS) while counting, even in a swap.
@@ -267,7 +264,7 @@ def open_service(options: ServeOptions, shared: SharedFolder) -> Service:
     if agreed.bundle != live_bundle.digest:
         raise RunError(f"the bundle in {agreed.folder} is no longer the one that the other workers use: swap to it.")
     histories = open_histories(options.histories, keep_days=options.keep_days)
-    beside = None if options.beside is None else open_live_bundle(options.beside)
+    beside = open_live_bundle(options.beside) if options.beside else None  # the page compares with it
     service = Service(live_bundle, run.parent, histories, ServiceMetrics(), shared, beside)
     service.pointer = options.follow
     return service
@@ -288,8 +285,8 @@ def _run_worker(options: ServeOptions, folder: Path, listening: socket.socket) -
     except Exception as error:
         logging.getLogger("twofold.serve").exception("worker cannot start", extra={"facts": {"error": repr(error)}})
         sys.exit(1)
-    token = os.environ.get(TOKEN) or None
-    limits = Limits(token, os.environ.get(ADMIN_TOKEN) or None, hosts=LOOPBACK if token is None else None)
+    token, admin_token = (os.environ.get(name) or None for name in (TOKEN, ADMIN_TOKEN))
+    limits = Limits(token, admin_token, hosts=LOOPBACK if token is None else None)
     tracing = None if options.traces is None else open_tracing(options.traces)
     config = uvicorn.Config(
         build_app(service, limits, background=lambda: _beside_requests(service, shared, options), tracing=tracing),
