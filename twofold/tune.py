@@ -39,6 +39,7 @@ from twofold.pipeline.dataset import build_dataset
 from twofold.pipeline.job import Job, claim_folder
 from twofold.pipeline.prepare import prepare
 from twofold.pipeline.train import train
+from twofold.pipeline.watch_time import watch_time_by_formula
 from twofold.prepare.last_days import with_dates
 from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
@@ -54,7 +55,8 @@ _OTHER: Final = {"ranges": "other ranges", "log": "another log"}
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial: its changes as `field=value`, and the recall@k of its best epoch on validation.
+    """A finished trial: its changes as `field=value`, and its value on validation, which is higher for a better one:
+    recall@k of its best epoch, or the expected seconds of the first items (see `Tune.goal`).
 
     `value` is None where it was pruned or failed, and `reason` says which.
     """
@@ -108,8 +110,9 @@ def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda tria
         prepared = prepare(base)
         with _storage(search.folder) as storage:
             study = _open_study(storage, search.folder, recipe.tune, log=prepared.digest)
+            measure = _measure(search, base.recipe, recipe.tune)
             for trial in _trials(study, recipe.tune):
-                state, value = _try(search, trial)
+                state, value = _try(search, trial, measure)
                 on_trial_done(_ended(search, study.tell(trial, value, state)))
             trials = [_ended(search, trial) for trial in study.get_trials(states=ENDED)]
     if all(trial.value is None for trial in trials):
@@ -210,8 +213,26 @@ def _samples(values: Range) -> list[str]:
 # --- a trial ----------------------------------------------------------------------------------------------------------
 
 
-def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]:
-    """Runs one trial up to training. An error of its own fails only this trial."""
+def _measure(search: Search, recipe: Recipe, config: Tune) -> Callable[[Job], float]:
+    """Returns a function from the job of a trial to its value by the goal of the search."""
+    if config.goal == "recall":
+        return _best_recall
+    seconds_of = watch_time_by_formula(Job(recipe, _data_of(search, recipe)))
+
+    def expected_seconds(job: Job) -> float:
+        assert job.recipe.ranker is not None, "the recipe checks that there is a ranker"
+        return seconds_of(job.recipe.ranker.formula)
+
+    return expected_seconds
+
+
+def _best_recall(job: Job) -> float:
+    facts = train(job, build_dataset(job, prepare(job))).facts
+    return float(facts["epochs"][facts["best_epoch"]]["validation"])
+
+
+def _try(search: Search, trial: optuna.Trial, measure: Callable[[Job], float]) -> tuple[TrialState, float | None]:
+    """Runs one trial. An error of its own fails only this trial."""
     epochs = itertools.count(len(trial.study.trials[trial.number].intermediate_values))
 
     def report(validation: float) -> None:
@@ -228,14 +249,13 @@ def _try(search: Search, trial: optuna.Trial) -> tuple[TrialState, float | None]
             claim_folder(job, overwrite=False)
             for stage in ("prepare", "dataset"):
                 _link(data / stage, folder / stage)
-            dataset = build_dataset(job, prepare(job))
-            facts = train(job, dataset).facts
+            value = measure(job)
     except optuna.TrialPruned:
         return TrialState.PRUNED, None
     except TwofoldError as error:
         trial.set_user_attr("failure", str(error))
         return TrialState.FAIL, None
-    return TrialState.COMPLETE, float(facts["epochs"][facts["best_epoch"]]["validation"])
+    return TrialState.COMPLETE, value
 
 
 def _data_of(search: Search, recipe: Recipe) -> Path:

@@ -146,19 +146,21 @@ def tune(
         str | None, typer.Option("--run", help="Name of the search's folder; default: RECIPE.tune.")
     ] = None,
 ) -> None:
-    """Search over the ranges in the recipe's section `tune` by validation recall; resume a search that was stopped."""
+    """Search over the ranges in the recipe's section `tune` on the validation window; resume a stopped search."""
     from twofold.tune import Search, Trial, command_of
     from twofold.tune import tune as search_recipe
 
-    search = Search(recipe, tuple(settings), runs / (name or f"{load_recipe(recipe, overrides=settings).name}.tune"))
+    loaded = load_recipe(recipe, overrides=settings)
+    search = Search(recipe, tuple(settings), runs / (name or f"{loaded.name}.tune"))
+    metric = "recall" if loaded.tune is None or loaded.tune.goal == "recall" else "expected seconds"
 
     def print_trial(trial: Trial) -> None:
         result = trial.reason if trial.value is None else format_decimal(trial.value)
         print(f"{trial.folder.name}  {result}  {' '.join(map(_rounded, trial.changes))}", file=sys.stderr)
 
     trials = search_recipe(search, on_trial_done=print_trial)
-    title = f"the best of {plural(len(trials), 'trial')}, by recall on the validation window"
-    table = Table("trial", "recall", "changes", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    title = f"the best of {plural(len(trials), 'trial')}, by {metric} on the validation window"
+    table = Table("trial", metric, "changes", title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     for trial in trials[:10]:
         table.add_row(
             trial.folder.name,

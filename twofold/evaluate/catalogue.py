@@ -36,7 +36,7 @@ def evaluate_catalogue(
             "before, so the catalogue ranking has nothing to find. Check prepare.positive, or choose a longer window."
         )
     ranks = np.zeros(len(window.relevant.values), np.int64)
-    for users, lists in _ranked_lists(window, score_block, depth):
+    for users, lists in ranked_lists(window, score_block, depth, of=num_relevant > 0):
         relevant = window.relevant.of(users)
         first = np.repeat(window.relevant.offsets[users] - relevant.offsets[:-1], relevant.sizes)
         for part in chunks(len(relevant.values), max(1, CHUNK_ELEMENTS // depth)):
@@ -95,18 +95,18 @@ def evaluate_filtered(
     return PerUser(values | {"catalogue_filtered/ceiling": findable / relevant}, result.evaluated, result.skipped)
 
 
-def _ranked_lists(
-    window: EvaluationWindow, score_block: ScoreBlock, k: int
+def ranked_lists(
+    window: EvaluationWindow, score_block: ScoreBlock, k: int, *, of: Bool[np.ndarray, "users"]
 ) -> Iterator[tuple[Int64[np.ndarray, "queries"], Int64[np.ndarray, "queries k"]]]:
-    """Yields chunks of the users who have a relevant item, with their k best unseen items; -1 if fewer are left."""
+    """Yields chunks of the users that `of` flags, with their k best unseen items; -1 if fewer are left."""
     if isinstance(score_block, Products):
-        users = np.flatnonzero(window.relevant.sizes)
+        users = np.flatnonzero(of)
         products = score_block.of(users)
         for part in user_chunks(len(users)):
             yield users[part], rank_products(products, part, k, excluded=window.seen.of(users[part]))
         return
     for part in window_chunks(window):
-        users = part.start + np.flatnonzero(window.relevant.sizes[part])
+        users = part.start + np.flatnonzero(of[part])
         scores = checked_scores(window, score_block, part)[users - part.start]
         if len(users):
             yield users, rank_rows(scores, k, excluded=window.seen.of(users))

@@ -207,6 +207,20 @@ class WatchSection:
 
 
 @dataclass(frozen=True)
+class ListWatchSection:
+    """Expected watch time of the first k items of every user's list. The model's row is first."""
+
+    k: int
+    users: int
+    head: str
+    """Name of the ranker's head that predicts watch time."""
+    impressions: int
+    """Number of impressions that its predictions are calibrated on."""
+    rows: tuple[Row, ...]
+    sentence: str
+
+
+@dataclass(frozen=True)
 class EvaluationSetup:
     """The setup of an evaluation. Two runs may be compared only if all fields are equal."""
 
@@ -273,6 +287,8 @@ class Report:
     """Results by day; `None` means that the recipe's `evaluate.windows` names no days."""
     watch_time: WatchSection | None = None
     """Watch-time results; `None` means that the log has no watch times."""
+    list_watch: ListWatchSection | None = None
+    """Expected watch time of the lists; `None` means that no head of the ranker predicts watch time."""
     filtered: FilterSection | None = None
     """Results among the allowed items; `None` means that the recipe allows every item."""
     baselines: tuple[str, ...] = ()
@@ -292,7 +308,7 @@ class Report:
 
     def metrics_of(self, name: str) -> dict[str, float]:
         """Returns all values of one row by metric; metrics without a value are left out."""
-        parts = (self.catalogue, self.impressions, self.watch_time)
+        parts = (self.catalogue, self.impressions, self.watch_time, self.list_watch)
         rows = [row for part in parts if part is not None for row in part.rows if row.name == name]
         values = {metric: each.value for row in rows for metric, each in row.metrics.items()}
         if name == MODEL:

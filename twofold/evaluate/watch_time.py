@@ -12,6 +12,7 @@ import scipy.stats
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.dataset.dataset import Dataset
+from twofold.dataset.examples import Examples
 from twofold.evaluate.scores import ScoreBlock
 from twofold.evaluate.window import EvaluationWindow, PerUser, scores_of_lists, split_of
 from twofold.ragged import Ragged
@@ -92,18 +93,27 @@ def watched_rows(dataset: Dataset, window: EvaluationWindow, *, with_target: boo
 
     `with_target` says that the model's score predicts the examples' `target`. Returns `None` if there are none.
     """
-    rows, train = dataset.examples[split_of(window)], dataset.examples["train"]
-    known, is_fitted = (
-        np.isfinite(part.watch_s) & np.isfinite(part.length_s) & (part.length_s > 0) for part in (rows, train)
-    )
+    rows = dataset.examples[split_of(window)]
+    known = _is_known(rows)
     if not known.any():
         return None
     user = np.searchsorted(window.user_rows, rows.user_rows[known])  # examples are sorted by user
     offsets = np.searchsorted(user, np.arange(len(window.user_rows) + 1)).astype(np.int64)
     watch, length = np.asarray(rows.watch_s[known]), np.asarray(rows.length_s[known])
-    scale = fit_gain(np.asarray(train.watch_s[is_fitted]), np.asarray(train.length_s[is_fitted]))
     target = np.asarray(rows.target[known]) if with_target else None
-    return Watched(Ragged(rows.item_rows[known], offsets), watch, length, gains(scale, watch, length), target)
+    gain = gains(training_gain(dataset), watch, length)
+    return Watched(Ragged(rows.item_rows[known], offsets), watch, length, gain, target)
+
+
+def training_gain(dataset: Dataset) -> GainScale:
+    """Fits the gain on the training examples with known watch time and length."""
+    rows = dataset.examples["train"]
+    known = _is_known(rows)
+    return fit_gain(np.asarray(rows.watch_s[known]), np.asarray(rows.length_s[known]))
+
+
+def _is_known(rows: Examples) -> Bool[np.ndarray, "examples"]:
+    return np.asarray(np.isfinite(rows.watch_s) & np.isfinite(rows.length_s) & (rows.length_s > 0))
 
 
 def xauc(

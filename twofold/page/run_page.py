@@ -100,6 +100,12 @@ SECTIONS: Final = (
     PageSection("slices", "Groups", "slices.html.j2", lambda page: page.report and page.report.slices),
     PageSection("impressions", "Shown items", "impressions.html.j2", lambda page: page.report),
     PageSection("heads", "Predicted outcomes", "calibration.html.j2", lambda page: page.report and page.report.heads),
+    PageSection(
+        "list-watch",
+        "Watch time of lists",
+        "list_watch_time.html.j2",
+        lambda page: page.report and page.report.list_watch,
+    ),
     PageSection("in-batch", "Training batches", "in_batch.html.j2", lambda page: page.report),
     PageSection("gap", "From training to serving", "gap.html.j2", lambda page: page.gap),
     PageSection("sampled", "Sampled ranking", "sampled.html.j2", lambda page: page.report and page.report.sampled),

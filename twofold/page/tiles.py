@@ -1,4 +1,4 @@
-"""Tiles that open the page of a run: three metrics, each against the best peer, and the number of warnings."""
+"""Tiles that open the page of a run: metrics, each against the best peer, and the number of warnings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,10 +32,13 @@ def main_metrics(report: Report) -> tuple[str, ...]:
 
 
 def metric_tiles(report: Report) -> Iterator[Tile]:
-    """Yields a tile for each main metric of the full ranking and for AUC on shown items."""
+    """Yields a tile for each main metric of the full ranking, AUC on shown items, and the watch time of lists."""
     for metric in main_metrics(report):
         yield _tile(report, report.catalogue.rows, metric, in_title(metric))
     yield _tile(report, report.impressions.rows, "impressions/auc", "AUC on shown items")
+    if report.list_watch is not None:
+        metric = f"list_watch/seconds@{report.list_watch.k}"
+        yield _tile(report, report.list_watch.rows, metric, f"Expected seconds of an item, first {report.list_watch.k}")
 
 
 def _tile(report: Report, rows: Sequence[Row], metric: str, title: str) -> Tile:

@@ -3,8 +3,9 @@
 With them, `evaluate`, `explain` and `index` never import a model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from twofold.dataset.dataset import Dataset
+from twofold.dataset.examples import Examples
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RecipeError
 from twofold.evaluate.baselines import positives_before
@@ -96,30 +98,42 @@ def two_stages(models: TrainedModels, ranker: Ranker, window: EvaluationWindow) 
     return rank_in_two_stages(retrieved, pair_scorer(ranker), seen=window.seen, top=ranker.top, sources=sources)
 
 
-def evaluate_heads(
-    models: TrainedModels, window: EvaluationWindow, *, prepare: Prepare, fitted: Path
-) -> tuple[Calibration, ...]:
-    """Compares the predictions of every head of the ranker with the outcomes of the window's impressions.
+PredictPairs = Callable[
+    [Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]],
+    Float32[np.ndarray, "pairs"],
+]
+"""Predictions for pairs of a user of the window and an item row."""
 
-    `fitted` is the folder in which preparation stores the quantiles of watch time.
-    """
+
+def head_predictions(models: TrainedModels, window: EvaluationWindow) -> dict[str, PredictPairs]:
+    """Returns the predictions of each head of the ranker by name; empty if there are no heads."""
     ranker = models.ranker
     if ranker is None or not ranker.names:
-        return ()
+        return {}
     retrieved, pair_scorer = _retrieved(models.retriever, ranker, models.data, window)
     sources = None if models.sources is None else models.sources.of_window(window)
     best = find_candidates(retrieved, seen=window.seen, top=ranker.top, sources=sources)
-    (rows,) = (rows for split, rows in models.data.ranker.examples.items() if split == window.name)
+    scorers = {name: pair_scorer(ranker.with_formula(f'"{name}"')) for name in ranker.names}
+    return {name: partial(score_impressions, best, scorer) for name, scorer in scorers.items()}
+
+
+def evaluate_heads(
+    heads: Mapping[str, PredictPairs], rows: Examples, window: EvaluationWindow, *, prepare: Prepare, fitted: Path
+) -> tuple[Calibration, ...]:
+    """Compares the predictions of every head with the outcomes of `rows`, the window's impressions.
+
+    `fitted` is the folder in which preparation stores the quantiles of watch time.
+    """
     queries, item_rows = np.searchsorted(window.user_rows, rows.user_rows), np.ascontiguousarray(rows.item_rows)
-    heads = []
-    for name in ranker.names:
-        predicted = score_impressions(best, pair_scorer(ranker.with_formula(f'"{name}"')), queries, item_rows)
+    found = []
+    for name, predict in heads.items():
+        predicted = predict(queries, item_rows)
         head, label = evaluate_head(name, predicted, np.asarray(rows.outcomes[name])), prepare.quantile_of(name)
         if head is not None and label is not None:
             table = pq.read_table(fitted / f"{label}.quantile.parquet")
             head = replace(head, seconds=evaluate_seconds(table, predicted, rows.watch_s, rows.length_s))
-        heads += [] if head is None else [head]
-    return tuple(heads)
+        found += [] if head is None else [head]
+    return tuple(found)
 
 
 def _retrieved(

@@ -17,10 +17,10 @@ from twofold.digest import file_digest
 from twofold.environment import commit, hardware
 from twofold.evaluate.baseline_results import PeerTuning
 from twofold.evaluate.baselines import baseline_scores, positives_before
-from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.days import DayValues, evaluate_day, headline_first, with_days
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
 from twofold.evaluate.headline_metrics import deciding_metrics
+from twofold.evaluate.list_watch_time import with_list_watch
 from twofold.evaluate.peer_tuning import fixed_constants, tune_peers
 from twofold.evaluate.per_user_values import save_row_values, save_values
 from twofold.evaluate.results import MODEL, write_report
@@ -33,6 +33,7 @@ from twofold.pipeline.adapters import (
     allowed_items,
     batch_correction,
     evaluate_heads,
+    head_predictions,
     positives_before_window,
     score_sources,
     window_of,
@@ -44,6 +45,7 @@ from twofold.pipeline.job import Job
 from twofold.pipeline.rerank import rule_section, with_rules
 from twofold.pipeline.sources import with_sources
 from twofold.pipeline.trained_models import TrainedModels, load_models
+from twofold.pipeline.watch_time import list_watch_section, watch_head
 from twofold.progress import heartbeat
 from twofold.recipe.diff import recipe_digest
 from twofold.recipe.train import Regression
@@ -70,6 +72,7 @@ def _evaluate(
     window = window_of(job.recipe, arrays, "test")
     positives = positives_before_window(job.recipe.prepare, arrays, window)
     items = described_items(job.recipe, dataset.folder, arrays, as_of=int(window.query_at.min()))
+    heads, fitted = head_predictions(models, window), prepared.folder / "fitted"
     config, published = job.recipe.evaluate.sampled, job.recipe.data.published_negatives
     sources = score_sources(models, window)
     rules = rule_section(job.recipe, items, models, window, sources[MODEL])
@@ -81,7 +84,7 @@ def _evaluate(
         correction=batch_correction(models.retriever, arrays, job.recipe.train),
         sampled=negatives_of(config, window, arrays, positives=positives, published=published),
         others={name: scores for name, scores in sources.items() if name != MODEL},
-        heads=_heads(job, models, window, fitted=prepared.folder / "fitted"),
+        heads=evaluate_heads(heads, arrays.examples["test"], window, prepare=job.recipe.prepare, fitted=fitted),
     )
     result = evaluate_window(
         window,
@@ -93,7 +96,9 @@ def _evaluate(
     )
     metrics = headline_first(result.report)
     days = _evaluate_days(job, models, options.groups, result.report.tuning, metrics=metrics)
-    report = with_rules(with_days(with_sources(result.report, window, sources[MODEL]), days), rules)
+    head = watch_head(heads, arrays, items, prepare=job.recipe.prepare, fitted=fitted)
+    report = with_list_watch(result.report, list_watch_section(head, arrays, window, sources, positives))
+    report = with_rules(with_days(with_sources(report, window, sources[MODEL]), days), rules)
     write_report(report, out)
     save_row_values([DayValues("test", window.user_rows, result.rows), *days], out, users=arrays.users, metrics=metrics)
     save_values(result, window, out, users=arrays.users, items=arrays.items, slicings=options.slicings)
@@ -147,11 +152,6 @@ def _options(
         columns=job.recipe.slice_columns,
     )
     return replace(options, dates=job.recipe.prepare.dates("test"))
-
-
-def _heads(job: Job, models: TrainedModels, window: EvaluationWindow, *, fitted: Path) -> tuple[Calibration, ...]:
-    """Returns the calibration of every head of the ranker; `fitted` is as for `evaluate_heads`."""
-    return evaluate_heads(models, window, prepare=job.recipe.prepare, fitted=fitted)
 
 
 def _evaluation_inputs(job: Job) -> dict[str, Any]:

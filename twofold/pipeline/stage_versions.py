@@ -36,6 +36,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 4,
+        # 15: a section on the expected watch time of the lists.
         # 14: iALS has one more constant, the power of the number of likes in its penalty.
         # 13: the constant neighbors of item-kNN has its American spelling.
         # 12: item-kNN has two more constants, for the activity of users and the popularity of items.
@@ -49,7 +50,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 14,
+        "evaluate": 15,
         # 10: the penalty of a user of iALS may grow with the number of likes.
         # 9: the folder additions/ in place of an entry of context.json.
         # 8: the graph of the ranker takes a rank for each source of candidates, which the bundle holds.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -16,6 +16,7 @@ from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.headline_metrics import deciding_metrics, primary_k, primary_metric_of
 from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.peer_tuning import tune_peers
+from twofold.evaluate.watch_time import evaluate_watch_time, watched_rows
 from twofold.evaluate.window import EvaluationWindow, evaluation_window
 from twofold.model.multi_tower import Towers, build_towers
 from twofold.model.ranker import Ranker
@@ -190,7 +191,7 @@ def _train_ranker(
         sources.neighbors.save(out)
     models = replace(models, sources=sources)
     validate = _known_values(selected) or partial(
-        _validate_ranker, models, window_of(job.recipe, models.data.retriever, "validation")
+        _validate_ranker, models, window_of(job.recipe, models.data.retriever, "validation"), config.best_epoch_by
     )
     return fit_ranker(
         models.retriever,
@@ -202,8 +203,22 @@ def _train_ranker(
     )
 
 
-def _validate_ranker(models: TrainedModels, window: EvaluationWindow, ranker: Ranker) -> float:
-    """Returns the report's primary metric of both stages together."""
+def _validate_ranker(
+    models: TrainedModels, window: EvaluationWindow, by: Literal["ndcg", "xauc"], ranker: Ranker
+) -> float:
+    """Returns NDCG of both stages together, or their XAUC on shown items; DataError if XAUC is to decide and no user of
+    the window was shown items of different watch times.
+    """
     metric = primary_metric_of(window.num_items, is_two_stages=True)
     scores = two_stages(models, ranker, window)
+    if by == "xauc":
+        shown = watched_rows(models.data.retriever, window, with_target=False)
+        value = np.nan if shown is None else evaluate_watch_time(window, scores, shown)[0].mean("watch_time/xauc")
+        if np.isnan(value):
+            raise DataError(
+                f"ranker.best_epoch_by is xauc, and none of the {plural(len(window.user_rows), 'user')} of the "
+                f"validation window has impressions of different watch times: write best_epoch_by: ndcg, or add "
+                f"watch_s and length_s to the log"
+            )
+        return float(value)
     return evaluate_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)

@@ -31,6 +31,8 @@ def _essence(recipe: Recipe) -> dict[str, Json]:
             del tree["data"][name]
     if recipe.ranker is not None and not recipe.ranker.candidates.sources:  # likewise one without further sources
         del tree["ranker"]["candidates"]["sources"]
+    if recipe.ranker is not None and recipe.ranker.best_epoch_by == "ndcg":  # and one with the usual choice of epochs
+        del tree["ranker"]["best_epoch_by"]
     return with_paths(tree, lambda path: path and Path(path).name)
 
 

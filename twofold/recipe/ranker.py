@@ -219,7 +219,12 @@ class Mlp(Section):
     written in double quotes. Items with a NULL score come last. `null` means `relevance`.
     """
     epochs: int = Field(default=3, ge=1, le=1000)
-    """Number of passes over the requests. The best epoch on validation is used, by NDCG@10 of both stages."""
+    """Number of passes over the requests. The best epoch on validation is used."""
+    best_epoch_by: Literal["ndcg", "xauc"] = "ndcg"
+    """Metric on the validation window by which the best epoch is chosen: NDCG@10 of both stages in the full ranking, or
+    XAUC, the share of pairs of a user's own impressions that the score orders as their watch times do. The latter suits
+    a formula whose goal is watch time, which the NDCG of positives does not measure.
+    """
     batch_size: int = Field(default=256, ge=1, le=100_000)
     """Number of requests in a step."""
     learning_rate: float = Field(default=1e-3, gt=0)

@@ -128,6 +128,19 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _goal_can_be_predicted(self) -> Recipe:
+        if self.tune is None or self.tune.goal == "recall":
+            return self
+        outcomes = [head.outcome for head in self.ranker.heads] if self.ranker else []
+        if not any(self.prepare.quantile_of(name) for name in outcomes):
+            raise ValueError(
+                "tune.goal is watch_time, and no head of the ranker predicts a quantile of watch time. Add labels: "
+                "{d2q: {kind: quantile}} and outcomes: {watch: d2q} to prepare, and heads: [{outcome: watch}] to "
+                "ranker, or write goal: recall"
+            )
+        return self
+
     @property
     def condition_columns(self) -> frozenset[str]:
         """Columns of the items that the conditions of rules and of sources of candidates read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,9 @@ from twofold.recipe.section import Section
 
 SEARCHED: Final = ("features", "retriever", "train")
 """Sections that may be searched over. A change of any other section changes the task, so trials would not compare."""
+FORMULA: Final = "ranker.formula"
+"""Field that is searched for watch time. A change of any other field changes the predictions that trials are compared
+by."""
 
 
 class Range(Section):
@@ -43,13 +46,18 @@ class Range(Section):
 
 
 class Tune(Section):
-    """Hyperparameter search by `twofold tune`. Trials are compared by recall@k on the validation window; the test
-    window is not read. `twofold run` ignores this section, and it does not change the digest of a run.
+    """Hyperparameter search by `twofold tune`. Trials are compared on the validation window; the test window is not
+    read. `twofold run` ignores this section, and it does not change the digest of a run.
     """
 
+    goal: Literal["recall", "watch_time"] = "recall"
+    """Metric that trials are compared by. `recall`: recall@k of the catalogue. `watch_time`: the expected watch time of
+    the first items of each list, in seconds, by a head of the ranker for a quantile of watch time; all trials share one
+    training and differ in `ranker.formula` alone.
+    """
     ranges: Mapping[str, Range] = Field(min_length=1)
     """Ranges by field, as `train.learning_rate: {low: 1e-4, high: 1e-2, log: true}`. Fields are those of `features`,
-    `retriever` and `train`, written as for `--set`.
+    `retriever` and `train`, written as for `--set`; with `goal: watch_time`, only `ranker.formula: {choices: […]}`.
     """
     trials: int = Field(default=20, ge=1, le=100_000)
     """Number of trials, including failed and pruned ones. To continue a search, raise it and repeat the command."""
@@ -58,7 +66,12 @@ class Tune(Section):
 
     @model_validator(mode="after")
     def _comparable(self) -> Tune:
+        if self.goal == "watch_time":
+            self._check_formulas()
+            return self
         for field in self.ranges:
+            if field == FORMULA:
+                raise ValueError(f"ranges: {FORMULA} does not change recall. Write goal: watch_time to search over it")
             if field.partition(".")[0] not in SEARCHED:
                 raise ValueError(
                     f"ranges: {field} cannot be searched over: trials that differ in it do not compare. "
@@ -68,3 +81,13 @@ class Tune(Section):
         if nested:
             raise ValueError(f"ranges: {nested[0][1]} is a part of {nested[0][0]}, which has a range too. Delete one")
         return self
+
+    def _check_formulas(self) -> None:
+        """Raises ValueError unless the ranges are choices of the formula."""
+        others = [field for field in self.ranges if field != FORMULA]
+        if others or not self.ranges[FORMULA].choices:
+            what = f"{others[0]} cannot be searched over" if others else f"{FORMULA} has no choices"
+            raise ValueError(
+                f"ranges: {what} with goal: watch_time. Write ranges: {{{FORMULA}: {{choices: [relevance, watch]}}}}, "
+                f"with formulas of your heads"
+            )
