@@ -192,6 +192,7 @@ def results_page() -> str:
             OPENING,
             *days,
             kuairand,
+            _rules(),
             _impressions(),
             drafted,
             MOVIELENS,
