@@ -52,6 +52,13 @@ class Ragged:
         width = int(max(self.values.max(initial=0), values.max(initial=0))) + 1
         return np.isin(lists * width + values, self.lines * width + self.values)
 
+    def where(self, keep: Bool[np.ndarray, "_"], values: Integer[np.ndarray, "_"] | None = None) -> "Ragged":
+        """Returns the lists with the values for which `keep` is true, after other `values` have replaced them, if given."""
+        own = self.values if values is None else values
+        if keep.all():
+            return Ragged(own, self.offsets)
+        return Ragged(own[keep], np.concatenate([[0], np.cumsum(keep)])[self.offsets])
+
     def part(self, lists: slice) -> "Ragged":
         """Returns the lists of a slice."""
         first, end = self.offsets[lists.start], self.offsets[lists.stop]

@@ -53,7 +53,7 @@ class LimitCounts:
         return np.asarray(is_full.reshape(self._local.shape).any(axis=2))
 
     def place(self, chosen: Int64[np.ndarray, "queries"], is_filled: Bool[np.ndarray, "queries"]) -> None:
-        """Counts the values of the placed candidates, and no longer those of a window before."""
+        """Counts the values of the candidates just placed, and takes off those of the place that leaves the window."""
         self._last.append(np.where(is_filled[:, None], self._local[self._lists, chosen], 0))
         self._add(self._last[-1], 1)
         if len(self._last) >= self._rule.window:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from twofold.index.exact import candidates_above_threshold, keep_where, rescore_and_sort, score_matrix
+from twofold.index.exact import candidates_above_threshold, rescore_and_sort, score_matrix
 from twofold.index.score_kinds import Score, pair_scores
 from twofold.ragged import Ragged
 from twofold.topk import tie_order
@@ -60,5 +60,5 @@ def test_the_best_come_first_and_equal_scores_in_the_fixed_order() -> None:
 
 def test_values_are_replaced_and_kept_where_true() -> None:
     ragged = Ragged(np.array([5, 6, 7]), np.array([0, 2, 2, 3]))
-    kept = keep_where(ragged, np.array([50, 60, 70]), np.array([False, True, True]))
+    kept = ragged.where(np.array([False, True, True]), np.array([50, 60, 70]))
     assert (kept.values.tolist(), kept.offsets.tolist()) == ([60, 70], [0, 1, 1, 2])

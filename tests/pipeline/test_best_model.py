@@ -13,6 +13,7 @@ from tests.worlds import world_recipe
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RecipeError
 from twofold.evaluate import peer_tuning
+from twofold.evaluate.baseline_results import load_tuning
 from twofold.evaluate.baselines import OWN_AGAIN
 from twofold.explain.gap import APPROXIMATE, IDS, STALE
 from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_factors, load_fold_in, save_factors
@@ -23,7 +24,7 @@ from twofold.model.weights import load_weights
 from twofold.page.run_page import read_run_page
 from twofold.pipeline import best_model
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.best_model import NEIGHBORS, TOWERS, Served, load_tuning
+from twofold.pipeline.best_model import NEIGHBORS, TOWERS, Served
 from twofold.pipeline.job import Job, claim_folder, report_of
 from twofold.ragged import Ragged
 from twofold.recipe.features import HistoryFeature

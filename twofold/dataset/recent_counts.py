@@ -31,7 +31,7 @@ def with_counts(attributes: pa.Table, dataset: Dataset, counts: Mapping[str, Rec
 def popular_items(
     config: Candidates, positives: Histories, items: int, *, at: int
 ) -> dict[int, Int64[np.ndarray, "_"]]:
-    """Returns what sources of kind popularity read at a time (UTC ms): see `CandidateSources.popular`."""
+    """Returns the most popular items before the time `at` (UTC ms) for each number of days that a source counts."""
     days = {source.days for source in config.sources if isinstance(source, PopularitySource)}
     counts = {n: count_events(positives, items, first=at - n * DAY_MS, end=at) for n in days}
     return {n: by_popularity(each) for n, each in counts.items()}

@@ -2,11 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from twofold.evaluate.significance import Estimate
 from twofold.render.numbers import format_significant
+from twofold.run_folder import write_json
+
+TUNING: Final = "peer_tuning.json"
+"""File of the stage `train` with the tuned constants of the peers."""
 
 Constants = Mapping[str, float]
 
@@ -113,3 +120,14 @@ def _constants_text(constants: Constants) -> str:
     'l2 500, weight 0.0812'
     """
     return ", ".join(f"{name} {format_significant(value)}" for name, value in constants.items())
+
+
+def save_tuning(tuning: PeerTuning, folder: Path) -> None:
+    """Writes the constants of the peers, so that the report need not choose them again."""
+    write_json(folder / TUNING, TypeAdapter(PeerTuning).dump_python(tuning, mode="json"))
+
+
+def load_tuning(folder: Path) -> PeerTuning | None:
+    """Reads what `save_tuning` wrote; `None` if there is nothing."""
+    path = folder / TUNING
+    return TypeAdapter(PeerTuning).validate_json(path.read_bytes()) if path.exists() else None

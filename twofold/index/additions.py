@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from twofold.index.exact import keep_where
 from twofold.index.score_kinds import Score, pair_scores
 from twofold.ragged import Ragged
 from twofold.topk import NOT_ALLOWED, Additions, TopK, best_of
@@ -19,7 +18,7 @@ from twofold.topk import NOT_ALLOWED, Additions, TopK, best_of
 def keep_additions(added: Additions, excluded: Ragged, is_allowed: Bool[np.ndarray, "_"]) -> Additions:
     """Returns the additions to items that are allowed and that their query does not exclude."""
     kept = is_allowed & ~excluded.contains(added.rows.lines, added.rows.values)
-    return Additions(keep_where(added.rows, added.rows.values, kept), added.values[kept])
+    return Additions(added.rows.where(kept), added.values[kept])
 
 
 def merge_additions(

@@ -12,7 +12,7 @@ and 80 excluded items, 16 queries at once take 57 µs each on a core shared with
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64, Integer, Shaped
+from jaxtyping import Float, Float32, Int64, Shaped
 
 from twofold.index.item_index import Index
 from twofold.index.item_mask import ItemMask
@@ -151,19 +151,12 @@ def rounding_slack(index: Index, queries: Float32[np.ndarray, "queries dim"]) ->
     return np.asarray((index.dim + 2) * 2.0**-23 * size, np.float32)
 
 
-def keep_where(ragged: Ragged, values: Integer[np.ndarray, "_"], keep: Bool[np.ndarray, "_"]) -> Ragged:
-    """Returns `ragged` with other values, where `keep` is true."""
-    if keep.all():
-        return Ragged(values, ragged.offsets)
-    return Ragged(values[keep], np.concatenate([[0], np.cumsum(keep)])[ragged.offsets])
-
-
 def _positions_in(rows: Int64[np.ndarray, "_"], excluded: Ragged) -> Ragged:
     """Returns the excluded items that are in the pool, as positions in the pool's rows."""
     if len(rows) == 0 or len(excluded.values) == 0:
-        return keep_where(excluded, excluded.values, np.zeros(len(excluded.values), bool))
+        return excluded.where(np.zeros(len(excluded.values), bool))
     positions = np.minimum(np.searchsorted(rows, excluded.values), len(rows) - 1)
-    return keep_where(excluded, positions, rows[positions] == excluded.values)
+    return excluded.where(rows[positions] == excluded.values, positions)
 
 
 def concatenate(parts: list[TopK]) -> TopK:

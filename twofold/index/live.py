@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float32, Int64, Integer
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.additions import keep_additions, merge_additions
-from twofold.index.exact import keep_where
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, build_index
 from twofold.index.item_mask import ItemMask, full_mask
@@ -133,7 +132,7 @@ class Snapshot:
             return self._with_additions(others, own, queries)
         excluded_changed = self._changed_of(excluded.values)
         built_best = self._search_built(
-            queries, k, where, when, keep_where(excluded, excluded.values, excluded_changed < 0)
+            queries, k, where, when, excluded.where(excluded_changed < 0)
         )
         if self.changed.present.count == 0:
             return built_best
@@ -142,7 +141,7 @@ class Snapshot:
             queries,
             k,
             allowed=self.changed.eligible(where, when),
-            excluded=keep_where(excluded, excluded_changed, excluded_changed >= 0),
+            excluded=excluded.where(excluded_changed >= 0, excluded_changed),
         )
         return self._merge(built_best, changed_best, k)
 

@@ -120,7 +120,7 @@ class Ranker(nn.Module):
             self.heads.bias.copy_(torch.tensor(means).logit().clamp(-MAX_LOGIT, MAX_LOGIT))
 
     def with_formula(self, formula: str) -> "Ranker":
-        """Returns the same network with another formula; the quoted name of a head alone gives its prediction."""
+        """Returns the same network with another formula; the name of a head, in quotes, is its prediction."""
         other = copy(self)
         other.formula = rule_tree(formula, result="number")
         return other

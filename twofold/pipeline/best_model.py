@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float32, Int32
-from pydantic import TypeAdapter
 from sklearn.utils.extmath import randomized_svd
 
 from twofold.dataset.dataset import Dataset
@@ -27,12 +26,9 @@ from twofold.model.multi_tower import Towers
 from twofold.model.retriever import WEIGHTS, Blend, newest_positives
 from twofold.pipeline.adapters import catalogue_scores
 from twofold.pipeline.sources import nearest_items
-from twofold.run_folder import write_json
 from twofold.topk import Additions, Products, sum_additions
 
 TOWERS: Final = "two towers"
-TUNING: Final = "peer_tuning.json"
-"""File of the stage `train` with the tuned constants of the peers."""
 MAX_RANK: Final = 512
 """Largest rank of a served item-item model. Its quality is measured after the truncation."""
 MOST_ITEMS_OF_SUMS: Final = 2**17
@@ -131,7 +127,7 @@ def choose_served(
 
 
 def fit_served(served: Served, arrays: Dataset, positives: Interactions) -> Fitted:
-    """Fits the parts of what is served beside the towers: the peer with its weight, and the additions of histories."""
+    """Fits the peer that is served beside or instead of the towers, and the additions for histories."""
     peer = _as_served(_fit(_kind_of(served.peer), served.constants, positives), served) if served.peer else None
     near = None if served.neighbors is None else _fit_neighbors(served.neighbors, positives)
     return Fitted(peer, _additions_of(served, arrays, near))
@@ -147,17 +143,6 @@ def save_served(served: Served, fitted: Fitted, out: Path) -> None:
     if served.weight is None:
         for path in out.rglob(WEIGHTS):
             path.unlink()
-
-
-def save_tuning(tuning: PeerTuning, folder: Path) -> None:
-    """Writes the constants of the peers, so that the report need not choose them again."""
-    write_json(folder / TUNING, TypeAdapter(PeerTuning).dump_python(tuning, mode="json"))
-
-
-def load_tuning(folder: Path) -> PeerTuning | None:
-    """Reads what `save_tuning` wrote; `None` if there is nothing."""
-    path = folder / TUNING
-    return TypeAdapter(PeerTuning).validate_json(path.read_bytes()) if path.exists() else None
 
 
 def _fit(kind: PeerKind, constants: Mapping[str, float], positives: Interactions) -> HistoryModel:
@@ -198,7 +183,10 @@ def _alone_and_with_recency(kind: PeerKind, tuning: PeerTuning) -> list[Served]:
 def _best_blend(
     window: EvaluationWindow, towers: Products, peer: Products, alone: Served, metrics: tuple[str, str]
 ) -> tuple[float, Served, Products]:
-    """Returns the quality of the towers with the peer at its best weight, how that is made, and its scores."""
+    """Returns the best sum of the scores of towers and peer: its quality, what would be served, and the scores.
+
+    `alone` is the peer as it would be served without the towers.
+    """
     unit = _std(towers) / (_std(peer) or 1.0)
 
     def blend(factor: float) -> Products:

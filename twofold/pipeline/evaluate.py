@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from twofold.dataset.dataset import Dataset
 from twofold.digest import file_digest
 from twofold.environment import commit, hardware
-from twofold.evaluate.baseline_results import PeerTuning
+from twofold.evaluate.baseline_results import PeerTuning, load_tuning
 from twofold.evaluate.baselines import baseline_scores, positives_before
 from twofold.evaluate.days import DayValues, evaluate_day, headline_first, with_days
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
@@ -38,7 +38,6 @@ from twofold.pipeline.adapters import (
     score_sources,
     window_of,
 )
-from twofold.pipeline.best_model import load_tuning
 from twofold.pipeline.index import index_inputs
 from twofold.pipeline.item_table import described_items
 from twofold.pipeline.job import Job

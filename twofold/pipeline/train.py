@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.errors import DataError
+from twofold.evaluate.baseline_results import load_tuning, save_tuning
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.headline_metrics import deciding_metrics, primary_k, primary_metric_of
 from twofold.evaluate.impressions import evaluate_impressions
@@ -22,7 +23,7 @@ from twofold.model.multi_tower import Towers, build_towers
 from twofold.model.ranker import Ranker
 from twofold.model.retriever import Blend, Model, load_model, towers_folder
 from twofold.pipeline.adapters import catalogue_scores, positives_before_window, two_stages, window_of
-from twofold.pipeline.best_model import Served, choose_served, fit_served, load_tuning, save_served, save_tuning
+from twofold.pipeline.best_model import Served, choose_served, fit_served, save_served
 from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.sources import fit_sources
 from twofold.pipeline.trained_models import TrainedModels, load_models
@@ -94,7 +95,10 @@ def _signal_ranks(job: Job, is_needed: bool) -> bool:
 
 
 def _train(job: Job, dataset: Path, selected: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any]:
-    """Trains the retriever and returns the facts of the stage; `selected` are those of the fit that chose."""
+    """Trains the retriever and returns the facts of the stage.
+
+    `selected` are the facts of the first fit, which chose the epochs and what is served; `None` means this is it.
+    """
     arrays = load_dataset(dataset, job.recipe.features)
     match job.recipe.retriever:
         case TwoTower() as config:

@@ -270,7 +270,7 @@ def _check_feature(feature: UserFeature | ItemFeature, own: Mapping[str, str], *
 
 
 def _bag_type(feature: UserFeature | ItemFeature, type_: str) -> tuple[bool, str]:
-    """Returns whether a bag can read a column of this type, and what it needs."""
+    """Returns whether a bag can read a column of this type, and which columns it can read, in words."""
     if isinstance(feature, BagFeature) and feature.sep is not None:
         return type_ == "VARCHAR", "a text column where it has a sep"
     return (

@@ -92,7 +92,7 @@ class ServiceMetrics:
         self._exposures = np.zeros(items, np.int64)
 
     def set_bundle(self, digest: str) -> None:
-        """States the bundle in use."""
+        """Sets the gauge that names the bundle in use."""
         if self._bundle_in_use:
             self._bundle.labels(self._bundle_in_use).set(0)
         self._bundle_in_use = digest
