@@ -53,7 +53,7 @@ class Ragged:
         return np.isin(lists * width + values, self.lines * width + self.values)
 
     def where(self, keep: Bool[np.ndarray, "_"], values: Integer[np.ndarray, "_"] | None = None) -> "Ragged":
-        """Returns the lists with the values for which `keep` is true, after other `values` have replaced them, if given."""
+        """Returns the lists with the values for which `keep` is true, after `values` have replaced them, if given."""
         own = self.values if values is None else values
         if keep.all():
             return Ragged(own, self.offsets)
