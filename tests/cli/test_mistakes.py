@@ -87,7 +87,7 @@ MISTAKES = {
     "recipe check shop.yaml --set train.epoch=3": "train.epoch: does not exist — nearest: epochs",
     "recipe check shop.yaml --set retriever.dim=wide": "retriever.dim: is 'wide' — must be a whole number",
     "recipe check shop.yaml --set prepare.positive=evnt": "`evnt`, which does not exist (nearest: `event`)",
-    "recipe check shop.yaml --set page.title=titel": "page.title: the items have no column titel",
+    "recipe check shop.yaml --set page.title=caption": "page.title: the items have no column caption",
     "recipe check shop.yaml --set data.items=twice.csv --set data.item_columns=[title]": "Delete one",
     "prepare shop.yaml --set data.items=twice.csv": "each id must occur in exactly one row",
     "serve runs/empty": "run runs/empty has no complete index/ stage. Run `twofold run`",

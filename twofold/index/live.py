@@ -131,9 +131,7 @@ class Snapshot:
             own = keep_additions(added, excluded, self.eligible(where, when)[added.rows.values])
             return self._with_additions(others, own, queries)
         excluded_changed = self._changed_of(excluded.values)
-        built_best = self._search_built(
-            queries, k, where, when, excluded.where(excluded_changed < 0)
-        )
+        built_best = self._search_built(queries, k, where, when, excluded.where(excluded_changed < 0))
         if self.changed.present.count == 0:
             return built_best
         changed_best = search(
