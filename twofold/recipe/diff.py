@@ -33,6 +33,8 @@ def _essence(recipe: Recipe) -> dict[str, Json]:
         del tree["ranker"]["candidates"]["sources"]
     if recipe.ranker is not None and recipe.ranker.best_epoch_by == "ndcg":  # and one with the usual choice of epochs
         del tree["ranker"]["best_epoch_by"]
+    if recipe.retriever.kind == "ials" and recipe.retriever.frequency_power == 0:  # and iALS with one penalty for all
+        del tree["retriever"]["frequency_power"]
     return with_paths(tree, lambda path: path and Path(path).name)
 
 
