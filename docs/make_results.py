@@ -114,7 +114,9 @@ DRAFTS = """\
 
 Recipes that `twofold recipe new` drafted, run without an edited line (`python benchmarks/drafts.py`). *Served* is what
 was best on the validation window. Each baseline has its best constants on the same window; the best of them by the
-metric is shown. *Minutes* are processor minutes of both fits, the choice of the constants included.
+metric is shown. *Minutes* are processor minutes of both fits, the choice of the constants included. The row of
+amazon-toys was run, on a busy machine, after item-kNN and iALS had gained constants (29 November); the baselines of the
+other rows, and what is served there, are without them.
 
 | log | what it is |
 |---|---|
