@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
-import qdrant_edge as edge
+import pytest
 from qdrant_client import models
 
 from twofold.index.item_index import Index
 
+edge: Any = pytest.importorskip("qdrant_edge")  # doctests import this module where it is not installed
 CHUNK = 2_000
 
 

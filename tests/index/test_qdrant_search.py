@@ -117,18 +117,15 @@ def test_a_list_that_the_graph_left_short_is_searched_exactly(monkeypatch: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["server"])  # the embedded mode takes minutes and scans
-def test_a_hundred_thousand_items_are_found_with_recall_99(engine: str, tmp_path: Path) -> None:
-    index, items, table = catalogue(100_000, "cosine")
-    if engine == "server":
-        pytest.importorskip("qdrant_edge", reason="the server's engine is not installed: pip install qdrant-edge-py")
-        from tests.index.qdrant_engine import Engine
+def test_a_hundred_thousand_items_are_found_with_recall_99(tmp_path: Path) -> None:
+    """By the server's engine: the embedded mode of the client scans all items, which takes minutes."""
+    pytest.importorskip("qdrant_edge", reason="the server's engine is not installed: pip install qdrant-edge-py")
+    from tests.index.qdrant_engine import Engine
 
-        client: Any = Engine(tmp_path / "shard", index, table)
-        remote = QdrantIndex(client, "twofold-x", index, table.schema)
-        assert client.indexed >= 90_000
-    else:
-        client, remote = copied(index, table)
+    index, items, table = catalogue(100_000, "cosine")
+    client: Any = Engine(tmp_path / "shard", index, table)
+    remote = QdrantIndex(client, "twofold-x", index, table.schema)
+    assert client.indexed >= 90_000
     here, there = LiveIndex(index, items, table), LiveIndex(index, items, table, remote=remote)
     queries, seen = vectors(20), np.sort(np.random.default_rng(2).integers(0, 100_000, (20, 200)))
     excluded = Ragged(seen.ravel(), np.arange(21) * 200)

@@ -164,7 +164,7 @@ def test_a_side_table_without_a_key_is_refused() -> None:
         match=r"side\.csv has no column video_id, as log\.csv calls the item; its id may be the key\. ",
     ):
         data(events, items=side(integer("id"), text("title")))
-    with pytest.raises(DataError, match=r"calls the user; One name must serve both.* Its columns: x"):
+    with pytest.raises(DataError, match=r"calls the user. One name must serve both.* Its columns: x"):
         data(events, users=side(integer("x")))
 
 

@@ -136,6 +136,10 @@ def test_openapi_lists_every_route_and_its_types(client: Client) -> None:
     assert set(page["paths"]) == {
         "/v1/recommend",
         "/v1/recommend:batch",
+        "/v1/recommend:beside",
+        "/v1/explain",
+        "/v1/page",
+        "/v1/map",
         "/v1/similar",
         "/v1/events",
         "/v1/events:remove",
