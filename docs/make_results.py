@@ -114,9 +114,8 @@ DRAFTS = """\
 
 Recipes that `twofold recipe new` drafted, run without an edited line (`python benchmarks/drafts.py`). *Served* is what
 was best on the validation window. Each baseline has its best constants on the same window; the best of them by the
-metric is shown. *Minutes* are processor minutes of both fits, the choice of the constants included. The row of
-amazon-toys was run, on a busy machine, after item-kNN and iALS had gained constants (29 November); the baselines of the
-other rows, and what is served there, are without them.
+metric is shown. *Minutes* are processor minutes of both fits, the choice of the constants included. The table was
+made before item-kNN and iALS gained constants on 29 November: today's baselines are stronger (docs/log.md).
 
 | log | what it is |
 |---|---|
