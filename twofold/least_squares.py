@@ -45,6 +45,7 @@ class Factors:
 
     user_vectors: Float32[np.ndarray, "users dim"]
     item_vectors: Float32[np.ndarray, "items dim"]
+    constants: LeastSquares
     user_penalty: float
     """λ of a user with one like of weight 1; that of another is this times the sum of the user's weights ^ power."""
 
@@ -92,8 +93,8 @@ def factorize(
             if on_iteration is not None:
                 seconds = perf_counter() - started
                 loss = _mean_loss(users, items, x, y, constants.alpha)
-                on_iteration(Factors(x, y, users.one_like), loss, seconds)
-    return Factors(x, y, users.one_like)
+                on_iteration(Factors(x, y, constants, users.one_like), loss, seconds)
+    return Factors(x, y, constants, users.one_like)
 
 
 def _side(likes: scipy.sparse.csr_matrix, constants: LeastSquares) -> _Side:

@@ -11,7 +11,13 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from tests.worlds import DAY_MS, FIRST_MS, SPLIT, TEST, TRAIN_DAYS, VALIDATION, world_recipe, write_world
+from tests.impressions import drawn_impressions
+from tests.worlds import (
+    FIRST_MS,
+    SPLIT,
+    world_recipe,
+    write_world,
+)
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.adapters import two_stages, window_of
 from twofold.pipeline.job import Job, claim_folder, report_of
@@ -34,13 +40,8 @@ def share(user, item):
 
 def planted(folder: Path) -> Recipe:
     """A user likes what is of its own team and short: what it likes is not what it watches for long."""
-    draw, lines = np.random.default_rng(8), []
-    for user in range(USERS):
-        for day in (*TRAIN_DAYS, VALIDATION, TEST):
-            items = draw.choice(ITEMS, size=20, replace=False)
-            moments = day * DAY_MS + draw.choice(DAY_MS, size=20, replace=False)
-            lines += [(user, int(item), int(at)) for item, at in zip(items, moments, strict=True)]
-    users, items, at = (np.array(column) for column in zip(*lines, strict=True))
+    draw = np.random.default_rng(8)
+    users, items, at = drawn_impressions(draw, USERS, ITEMS)
     mean = share(users, items)
     events = pa.table(
         {

@@ -10,7 +10,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.worlds import DAY_MS, FIRST_MS, SPLIT, TEST, TRAIN_DAYS, VALIDATION, world_recipe, write_world
+from tests.impressions import drawn_impressions
+from tests.worlds import (
+    DAY_MS,
+    FIRST_MS,
+    SPLIT,
+    TRAIN_DAYS,
+    world_recipe,
+    write_world,
+)
 from twofold.errors import DataError
 from twofold.evaluate.window import evaluation_window
 from twofold.model.ranker import build_ranker, load_ranker, load_ranker_data
@@ -43,13 +51,8 @@ def chances(folder: Path) -> Recipe:
 
     Watch time says the same: among items as long, the share of views that were shorter rises with depth.
     """
-    draw, lines = np.random.default_rng(8), []
-    for user in range(USERS):
-        for day in (*TRAIN_DAYS, VALIDATION, TEST):
-            items = draw.choice(ITEMS, size=20, replace=False)
-            moments = day * DAY_MS + draw.choice(DAY_MS, size=20, replace=False)
-            lines += [(user, int(item), int(at)) for item, at in zip(items, moments, strict=True)]
-    users, items, at = (np.array(column) for column in zip(*lines, strict=True))
+    draw = np.random.default_rng(8)
+    users, items, at = drawn_impressions(draw, USERS, ITEMS)
     length = 10.0 + 10 * (np.arange(ITEMS) // 4 % 3)
     events = pa.table(
         {

@@ -168,8 +168,7 @@ def first_items(window: EvaluationWindow, block: ScoreBlock, k: int) -> Ragged:
     found = np.full((len(window.user_rows), k), -1, np.int64)
     for users, lists in ranked_lists(window, block, k, of=np.ones(len(found), bool)):
         found[users, : lists.shape[1]] = lists
-    is_there = found >= 0
-    return Ragged(found[is_there], np.concatenate([[0], np.cumsum(is_there.sum(axis=1))]).astype(np.int64))
+    return Ragged(found.ravel(), k * np.arange(len(found) + 1)).where((found >= 0).ravel())
 
 
 def _means(

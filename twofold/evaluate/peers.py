@@ -112,8 +112,6 @@ class Ials:
 
     positives: Interactions
     factors: Factors
-    alpha: float
-    power: float
 
     def scores(self, user_rows: Int64[np.ndarray, "queries"]) -> Float32[np.ndarray, "queries items"]:
         """Returns the scores of all items for these users; the caller may overwrite the array."""
@@ -311,5 +309,4 @@ def fit_ials(
             f"iALS as a baseline is limited to {IALS_MAX_POSITIVES:,} positives, not {len(positives.user_rows):,}. "
             "Train it as a retriever instead: kind: ials."
         )
-    factors = factorize(positives.likes, LeastSquares(dim, alpha, regularization, power, iterations))
-    return Ials(positives, factors, alpha, power)
+    return Ials(positives, factorize(positives.likes, LeastSquares(dim, alpha, regularization, power, iterations)))

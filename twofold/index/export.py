@@ -4,8 +4,8 @@ Vectors, score and attributes are written unchanged, so the database returns wha
 approximation. Its filters are objects of its client, over payload fields named like the columns; `qdrant_search.py`
 serves from the copy.
 
-Measured beside our index at 30,000 items: the engine of Qdrant's server
-takes 0.2 to 0.5 ms with any filter at recall .956 to 1; the embedded mode of its client, which the tests use, 300 ms.
+Measured beside our index at 30,000 items: the engine of Qdrant's server takes 0.2 to 0.5 ms with any filter at recall
+.956 to 1; the embedded mode of its client, which the tests use, 300 ms.
 """
 
 from typing import TYPE_CHECKING, Any, Final

@@ -105,7 +105,7 @@ class FoldIn:
         liked_vectors = self.item_vectors[history - 1].astype(np.float64)  # (batch, length, dim)
         left = self._gram + np.swapaxes(liked_vectors * weight[:, :, None], 1, 2) @ liked_vectors  # (batch, dim, dim)
         likes = np.maximum(liked.sum(axis=1), 1).astype(np.float64)
-        left += (self.regularization * likes**self.power)[:, None, None] * np.eye(len(self._gram))
+        np.einsum("bii->bi", left)[...] += (self.regularization * likes**self.power)[:, None]  # λI, in place
         right = ((weight + is_first)[:, None, :] @ liked_vectors)[:, 0]  # (batch, dim)
         solved: np.ndarray = np.linalg.solve(left, right[:, :, None])[:, :, 0].astype(np.float32)
         solved[~right.any(axis=1)] = self.default_vector

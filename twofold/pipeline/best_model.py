@@ -27,6 +27,7 @@ from twofold.model.retriever import WEIGHTS, Blend, newest_positives
 from twofold.pipeline.adapters import catalogue_scores
 from twofold.pipeline.sources import nearest_items
 from twofold.topk import Additions, Products, sum_additions
+from twofold.train.als import fold_in_of
 
 TOWERS: Final = "two towers"
 MAX_RANK: Final = 512
@@ -148,8 +149,7 @@ def save_served(served: Served, fitted: Fitted, out: Path) -> None:
 def _fit(kind: PeerKind, constants: Mapping[str, float], positives: Interactions) -> HistoryModel:
     match kind.fit(positives, constants):
         case Ials() as peer:
-            factors = peer.factors
-            return FoldIn(factors.item_vectors, factors.default_vector, peer.alpha, factors.user_penalty, peer.power)
+            return fold_in_of(peer.factors)
         case ItemWeights() as peer:
             left, right = _low_rank(peer.weights)
             return ItemSums(right, left)

@@ -78,8 +78,7 @@ def list_watch_section(
 
     `None` means that no head predicts it, or that the window has no watch times to calibrate the head on.
     """
-    shown = watched_rows(arrays, window, with_target=False)
-    if head is None or shown is None:
+    if head is None or (shown := watched_rows(arrays, window, with_target=False)) is None:
         return None
     baselines = {"random": random_scores(window.num_items, seed=SEED), "popularity": popularity(positives)}
     return evaluate_list_watch(window, {**scores, **baselines}, head, shown, k=list_length(window))

@@ -1,9 +1,9 @@
 """Digest of a recipe, and the differences of two recipes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from twofold.digest import digest_of
 from twofold.recipe.features import feature_name
@@ -12,6 +12,16 @@ from twofold.recipe.yaml_files import with_paths
 from twofold.tables import Json
 
 _ABSENT: Final = object()
+_ADDED_LATER: Final[Mapping[tuple[str, ...], Json]] = {
+    ("rerank",): None,
+    ("data", "item_columns"): [],
+    ("data", "user_columns"): [],
+    ("ranker", "candidates", "sources"): [],
+    ("ranker", "best_epoch_by"): "ndcg",
+    ("retriever", "frequency_power"): 0.0,
+}
+"""Fields that a digest leaves out where they have their default, so that saved results state the digest that they had.
+"""
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -24,17 +34,12 @@ def recipe_digest(recipe: Recipe) -> str:
 def _essence(recipe: Recipe) -> dict[str, Json]:
     """Returns as JSON what determines a run; of a data path only its file name, since content has its own digest."""
     tree: dict[str, Json] = recipe.model_dump(mode="json", exclude={"about", "page", "tune", "mlflow"})
-    if recipe.rerank is None:  # a recipe without rules keeps the digest that its saved results state
-        del tree["rerank"]
-    for name in ("item_columns", "user_columns"):  # likewise one whose attributes have tables of their own
-        if not tree["data"][name]:
-            del tree["data"][name]
-    if recipe.ranker is not None and not recipe.ranker.candidates.sources:  # likewise one without further sources
-        del tree["ranker"]["candidates"]["sources"]
-    if recipe.ranker is not None and recipe.ranker.best_epoch_by == "ndcg":  # and one with the usual choice of epochs
-        del tree["ranker"]["best_epoch_by"]
-    if recipe.retriever.kind == "ials" and recipe.retriever.frequency_power == 0:  # and iALS with one penalty for all
-        del tree["retriever"]["frequency_power"]
+    for (*sections, name), default in _ADDED_LATER.items():
+        part: Any = tree
+        for section in sections:
+            part = part.get(section) or {}
+        if part.get(name, _ABSENT) == default:
+            del part[name]
     return with_paths(tree, lambda path: path and Path(path).name)
 
 

@@ -18,6 +18,9 @@ from twofold.serve.schemas import Problem
 MAX_HEADER_BYTES: Final = 2**15  # counted from the second piece of data on, so at most one piece (256 KB) more
 HEADERS_TIMEOUT_S: Final = 5.0  # from the connection, or the first byte of a later request, to the end of its headers
 MAX_CONNECTIONS: Final = 4_096  # of one worker
+# Longer than a client or proxy keeps an idle connection (httpx 5 s, nginx 60 s): whoever closes first cannot send a
+# request into a connection that the other one closes at that moment.
+KEEP_ALIVE_S: Final = 75
 _CONTINUE: Final = b"HTTP/1.1 100 "
 TICKS_PER_CHECK: Final = 5  # ticks of uvicorn's main loop take 0.1 s
 

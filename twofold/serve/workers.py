@@ -45,14 +45,13 @@ MEMORY: Final = Path("/dev/shm")
 MIN_MEMORY_BYTES: Final = 2**25  # for metrics and item changes; with less, they are stored on the disk
 READY: Final = "ready"
 METRICS: Final = "metrics"
-GRACE_S, SILENCE_S = 30.0, 30.0  # a worker without a heartbeat for so long has stopped and is replaced
-LIVED_S, MAX_PAUSE_S = 10.0, 30.0  # longest pause before a worker that died within `LIVED_S` is started again
+GRACE_S: Final = 30.0
+SILENCE_S: Final = 30.0  # a worker without a heartbeat for so long has stopped and is replaced
+LIVED_S: Final = 10.0
+MAX_PAUSE_S: Final = 30.0  # before a worker is started again that died within `LIVED_S`
 CANNOT_START: Final = 2  # exit code of a worker that cannot open the bundle or the histories
 BACKLOG: Final = 2048
 MAX_FILES: Final = 65_536
-# Longer than a client or proxy keeps an idle connection (httpx 5 s, nginx 60 s): whoever closes first cannot send a
-# request into a connection that the other one closes at that moment.
-KEEP_ALIVE_S: Final = 75
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ def open_service(options: ServeOptions, shared: SharedFolder) -> Service:
 def _run_worker(options: ServeOptions, folder: Path, listening: socket.socket) -> None:
     import uvicorn
 
-    from twofold.serve.http_protocol import LimitedProtocol, LimitedServer
+    from twofold.serve.http_protocol import KEEP_ALIVE_S, LimitedProtocol, LimitedServer
 
     write_log_as_json(log_requests=options.log_requests)
     shared = SharedFolder(folder)

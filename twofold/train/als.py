@@ -69,21 +69,21 @@ def solve(
     config: Ials,
     *,
     seed: int,
-    on_iteration: Callable[[FoldIn, float, float], None] | None = None,
+    on_iteration: Callable[[FoldIn, float, float], None] = lambda solved, loss, seconds: None,
 ) -> FoldIn:
     """Returns the item vectors of `factorize`, with what solves a user.
 
     `on_iteration` receives the vectors so far, the mean loss per pair, and the seconds of the iteration.
     """
-
-    def fold_in(factors: Factors) -> FoldIn:
-        return FoldIn(
-            factors.item_vectors, factors.default_vector, config.alpha, factors.user_penalty, config.frequency_power
-        )
+    constants = LeastSquares(config.dim, config.alpha, config.regularization, config.frequency_power, config.iterations)
 
     def report(factors: Factors, loss: float, seconds: float) -> None:
-        if on_iteration is not None:
-            on_iteration(fold_in(factors), loss, seconds)
+        on_iteration(fold_in_of(factors), loss, seconds)
 
-    constants = LeastSquares(config.dim, config.alpha, config.regularization, config.frequency_power, config.iterations)
-    return fold_in(factorize(likes, constants, seed=seed, on_iteration=None if on_iteration is None else report))
+    return fold_in_of(factorize(likes, constants, seed=seed, on_iteration=report))
+
+
+def fold_in_of(factors: Factors) -> FoldIn:
+    """Returns the item vectors with what solves a user; the vectors of the training users are left out."""
+    constants = factors.constants
+    return FoldIn(factors.item_vectors, factors.default_vector, constants.alpha, factors.user_penalty, constants.power)
