@@ -33,7 +33,8 @@ from twofold.serve.recommender import load
 from twofold.topk import top_k
 
 DRAW = np.random.default_rng(0)
-ITEMS, LEFT = (DRAW.normal(size=(6, 3)).astype(np.float32) for _ in range(2))
+ITEMS = np.linalg.qr(DRAW.normal(size=(6, 3)))[0].astype(np.float32)  # columns at right angles, as FoldIn has them
+LEFT = DRAW.normal(size=(6, 3)).astype(np.float32)
 SERVING = (STALE, IDS, APPROXIMATE)
 PARTS = (WEIGHTS, f"towers-1/{WEIGHTS}")
 HISTORY = np.array([[0, 0, 2, 5, 2], [0, 0, 0, 0, 0], [1, 2, 3, 4, 5]], np.int32)

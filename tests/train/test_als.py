@@ -47,6 +47,11 @@ def solved_after(iterations, likes=LIKES, seed=0, power=0.0):
     return solve(scipy.sparse.csr_matrix(likes), config, seed=seed)
 
 
+def factors_after(iterations, power=0.0):
+    constants = LeastSquares(DIM, ALPHA, PENALTY, power, iterations)
+    return factorize(scipy.sparse.csr_matrix(LIKES), constants).item_vectors.astype(np.float64)
+
+
 def penalties(likes, power):
     """A penalty for each line, whose mean over the lines with likes is PENALTY."""
     strength = likes.sum(axis=1) ** power
@@ -81,7 +86,7 @@ def histories(likes, length=6):
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("iterations", [1, 2, 7])
 def test_each_half_step_is_the_dense_closed_form(iterations, power):
-    before, after = (solved_after(n, power=power).item_vectors.astype(float) for n in (iterations, iterations + 1))
+    before, after = (factors_after(n, power) for n in (iterations, iterations + 1))
     users = half_step(LIKES, before, power)
     np.testing.assert_allclose(after, half_step(LIKES.T, users, power), atol=1e-5)
 
@@ -123,7 +128,7 @@ def test_users_of_many_likes_are_found_as_well_as_those_of_few_where_the_penalty
 def test_the_loss_falls_at_every_half_step():
     losses, users = [], None
     for iterations in range(1, 8):
-        items = solved_after(iterations).item_vectors.astype(np.float64)
+        items = factors_after(iterations)
         if users is not None:
             losses.append(loss(users, items))  # the items' half-step, of the users before
         users = half_step(LIKES, items)
@@ -152,12 +157,35 @@ def test_equal_seeds_give_equal_bytes_however_many_threads_there_are():
 # --- users folded in --------------------------------------------------------------------------------------------------
 
 
+def test_vectors_are_kept_on_the_axes_of_their_gram_matrix_and_score_as_before():
+    before, after = factors_after(5), solved_after(5).item_vectors.astype(np.float64)
+    np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-6)
+    gram = after.T @ after
+    assert abs(gram[0, 1]) < 1e-6 * gram[0, 0]
+    with pytest.raises(ValueError, match="is not diagonal"):
+        FoldIn(before.astype(np.float32), np.zeros(DIM, np.float32), ALPHA, PENALTY)
+
+
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_a_user_folded_in_is_the_dense_closed_form_of_their_line(power):
     solved = solved_after(5, power=power)
     expected = half_step(LIKES, solved.item_vectors.astype(np.float64), power)
     expected[2] = solved.default_vector
     np.testing.assert_allclose(solved.vectors(histories(LIKES)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [5, 40])  # fewer and more than dimensions
+def test_users_are_solved_alike_by_items_and_by_axes(length):
+    draw = np.random.default_rng(4)
+    vectors = (np.linalg.qr(draw.normal(size=(50, 16)))[0] * np.linspace(3, 0, 16)).astype(np.float32)
+    model = FoldIn(vectors, np.ones(16, np.float32), ALPHA, PENALTY, 0.5)
+    rows = np.sort(draw.integers(1, 51, (3, length)), axis=1).astype(np.int32)  # some items are liked twice
+    rows[1, :3] = 0
+    for line, found in zip(rows, model.vectors({"positives": rows}), strict=True):
+        liked = np.bincount(line[line > 0] - 1, minlength=50)
+        confidence = np.diag(1 + ALPHA * liked)
+        left = vectors.T @ confidence @ vectors + PENALTY * liked.sum() ** 0.5 * np.eye(16)
+        np.testing.assert_allclose(found, np.linalg.solve(left, vectors.T @ confidence @ (liked > 0)), atol=1e-5)
 
 
 def test_a_batch_is_its_lines_and_the_order_of_a_history_does_not_matter():

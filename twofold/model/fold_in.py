@@ -13,6 +13,14 @@ with λ = regularization · (number of likes)^power, as in `twofold.least_square
 
 Positives of a history are not weighted: each counts as an event of mean weight.
 
+Only C depends on which items were liked. The vectors are therefore kept in a basis in which YᵀY is diagonal (scores do
+not depend on the basis), so that D = YᵀY + λI is inverted at once. With U, the vectors of the n items of a history,
+
+    x = D⁻¹ Uᵀ (I + alpha · U D⁻¹ Uᵀ)⁻¹ r,    r = alpha + 1 for the first of equal items, alpha for its repeats,
+
+which is a system of n unknowns instead of one an axis (the push-through identity; Woodbury, 1950). With 256 dimensions
+and 30 items a user takes an eighth of the time.
+
 **Item-item models** (EASE, item-kNN) score an item by the sum of a column of weights W over the liked items. With
 W ≈ L·Rᵀ of low rank, a user's vector is the sum of the rows of L, and an item's vector is its row of R, so that an
 index serves them like towers.
@@ -36,6 +44,7 @@ FOLD_IN: Final = "fold_in.json"
 LEFT: Final = "left_vectors.npy"
 VECTORS: Final = "item_vectors.npy"
 CHUNK_ELEMENTS: Final = 2**21  # numbers gathered or solved at once: 16 MB
+_ROUNDING: Final = 1e-4  # of an inner product of two columns of float32, relative to their lengths
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class RecencyPrior:
 class FoldIn:
     """Item vectors and the solver that turns a history into a user vector; the score is their inner product.
 
+    The basis of the vectors is one in which YᵀY is diagonal: `fold_in_of` in `twofold.train.als` rotates them there.
     An item without training positives has the zero vector and scores 0 for every user. `default_vector` is the vector
     of a user without a history: the mean of the training users' vectors.
     """
@@ -71,16 +81,17 @@ class FoldIn:
     prior: RecencyPrior | None = None
     weight: float = 1.0
     """Factor of the user vectors, and so of all scores: the weight of this model in a sum of scores."""
-    _gram: Float64[np.ndarray, "dim dim"] = field(init=False, repr=False, compare=False)
+    _gram: Float64[np.ndarray, "dim"] = field(init=False, repr=False, compare=False)
+    """Diagonal of YᵀY, which is the same for every user."""
 
     def __post_init__(self) -> None:
-        """Computes YᵀY, which is the same for every user."""
-        dim = self.item_vectors.shape[1]
-        gram = np.zeros((dim, dim))
-        for part in chunks(len(self.item_vectors), CHUNK_ELEMENTS // dim):
-            vectors = self.item_vectors[part].astype(np.float64)
-            gram += vectors.T @ vectors
-        object.__setattr__(self, "_gram", gram)
+        """Computes YᵀY; ValueError if it is not diagonal."""
+        gram = gram_matrix(self.item_vectors)
+        diagonal = np.diag(gram).copy()
+        bound = _ROUNDING * np.sqrt(np.outer(diagonal, diagonal)) + _ROUNDING**2 * diagonal.sum()
+        if (np.abs(gram - np.diag(diagonal)) > bound).any():
+            raise ValueError("YᵀY of the item vectors is not diagonal, as iALS needs it to solve a user's vector")
+        object.__setattr__(self, "_gram", diagonal)
 
     @property
     def dim(self) -> int:
@@ -100,16 +111,52 @@ class FoldIn:
         longest = int((history > 0).sum(axis=1).max())
         history = history[:, history.shape[1] - longest :]
         liked = history > 0
-        is_first = _first_of_equals(history)
-        weight = self.alpha * liked  # C - I; padding has weight 0, so that any vector may stand at its row -1
         liked_vectors = self.item_vectors[history - 1].astype(np.float64)  # (batch, length, dim)
-        left = self._gram + np.swapaxes(liked_vectors * weight[:, :, None], 1, 2) @ liked_vectors  # (batch, dim, dim)
+        liked_vectors *= liked[:, :, None]  # padding read row -1
+        right = self.alpha * liked + _first_of_equals(history)  # (batch, length)
         likes = np.maximum(liked.sum(axis=1), 1).astype(np.float64)
-        np.einsum("bii->bi", left)[...] += (self.regularization * likes**self.power)[:, None]  # λI, in place
-        right = ((weight + is_first)[:, None, :] @ liked_vectors)[:, 0]  # (batch, dim)
-        solved: np.ndarray = np.linalg.solve(left, right[:, :, None])[:, :, 0].astype(np.float32)
-        solved[~right.any(axis=1)] = self.default_vector
+        diagonal = self._gram + (self.regularization * likes**self.power)[:, None]  # (batch, dim)
+        solve = _solve_by_items if longest < self.item_vectors.shape[1] else _solve_by_axes
+        solved = solve(diagonal, liked_vectors, right, self.alpha).astype(np.float32)
+        solved[~solved.any(axis=1)] = self.default_vector
         return solved
+
+
+def gram_matrix(vectors: Float32[np.ndarray, "_ dim"]) -> Float64[np.ndarray, "dim dim"]:
+    """Returns the inner products of the columns."""
+    dim = vectors.shape[1]
+    gram = np.zeros((dim, dim))
+    for part in chunks(len(vectors), CHUNK_ELEMENTS // dim):
+        rows = vectors[part].astype(np.float64)
+        gram += rows.T @ rows
+    return gram
+
+
+def _solve_by_items(
+    diagonal: Float64[np.ndarray, "batch dim"],
+    liked_vectors: Float64[np.ndarray, "batch length dim"],
+    right: Float64[np.ndarray, "batch length"],
+    alpha: float,
+) -> Float64[np.ndarray, "batch dim"]:
+    """Solves (D + alpha · UᵀU) x = Uᵀ r as a system of the history's length."""
+    scaled = liked_vectors / diagonal[:, None, :]
+    left = alpha * (scaled @ np.swapaxes(liked_vectors, 1, 2))  # (batch, length, length)
+    np.einsum("bii->bi", left)[...] += 1.0  # + I, in place
+    solved: np.ndarray = np.linalg.solve(left, right[:, :, None])
+    return (np.swapaxes(solved, 1, 2) @ scaled)[:, 0]
+
+
+def _solve_by_axes(
+    diagonal: Float64[np.ndarray, "batch dim"],
+    liked_vectors: Float64[np.ndarray, "batch length dim"],
+    right: Float64[np.ndarray, "batch length"],
+    alpha: float,
+) -> Float64[np.ndarray, "batch dim"]:
+    """Solves (D + alpha · UᵀU) x = Uᵀ r as a system of the dimension."""
+    left = alpha * (np.swapaxes(liked_vectors, 1, 2) @ liked_vectors)  # (batch, dim, dim)
+    np.einsum("bii->bi", left)[...] += diagonal  # + D, in place
+    solved: np.ndarray = np.linalg.solve(left, np.swapaxes(right[:, None, :] @ liked_vectors, 1, 2))
+    return solved[:, :, 0]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 6,
+        # 11: the vectors of iALS lie on the axes of YᵀY; as a peer it may have 256 dimensions.
         # 9: the constant neighbors of item-kNN has its American spelling.
         # 8: item-kNN has two more constants; kind best may add its exact scores; additions/, not repeats.json.
         # 7: logs of more than 2^20 rows are shuffled in blocks.
@@ -31,11 +32,12 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 10,
+        "train": 11,
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 4,
+        # 16: iALS as a baseline may have 256 dimensions.
         # 15: a section on the expected watch time of the lists.
         # 14: iALS has one more constant, the power of the number of likes in its penalty.
         # 13: the constant neighbors of item-kNN has its American spelling.
@@ -50,7 +52,8 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 15,
+        "evaluate": 16,
+        # 11: the vectors of iALS lie on the axes of YᵀY.
         # 10: the penalty of a user of iALS may grow with the number of likes.
         # 9: the folder additions/ in place of an entry of context.json.
         # 8: the graph of the ranker takes a rank for each source of candidates, which the bundle holds.
@@ -60,7 +63,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the bundle holds the addition for items that a user met.
         # 3: the bundle says whether items that were met are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 10,
+        "index": 11,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse
+from threadpoolctl import threadpool_limits
 
 from twofold.dataset.dataset import Dataset
 from twofold.errors import DataError
 from twofold.least_squares import Factors, LeastSquares, factorize
-from twofold.model.fold_in import FoldIn, save_factors
+from twofold.model.fold_in import FoldIn, gram_matrix, save_factors
 from twofold.progress import progress_bar
 from twofold.recipe.retriever import Ials
 
@@ -84,6 +85,13 @@ def solve(
 
 
 def fold_in_of(factors: Factors) -> FoldIn:
-    """Returns the item vectors with what solves a user; the vectors of the training users are left out."""
+    """Returns the item vectors with what solves a user; the vectors of the training users are left out.
+
+    The vectors are rotated so that YᵀY is diagonal, as `FoldIn` requires; no score changes but by rounding.
+    """
     constants = factors.constants
-    return FoldIn(factors.item_vectors, factors.default_vector, constants.alpha, factors.user_penalty, constants.power)
+    with threadpool_limits(limits=1, user_api="blas"):  # the same bytes for any number of threads
+        _, axes = np.linalg.eigh(gram_matrix(factors.item_vectors))
+        rotated = (factors.item_vectors @ axes).astype(np.float32)  # products in float64
+        default_vector = (factors.default_vector @ axes).astype(np.float32)
+    return FoldIn(rotated, default_vector, constants.alpha, factors.user_penalty, constants.power)
