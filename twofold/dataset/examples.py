@@ -93,7 +93,9 @@ class Examples:
 def write_examples(
     prepared: Path, split: Split, users: Vocabulary, items: Vocabulary, *, out: Path, windows: Sequence[Split]
 ) -> None:
-    """Writes the records of `windows` as those of `split`, by user and time, and one array per outcome."""
+    """Writes the prepared rows of `windows` together, by user and time, under the name `split`: one array of records,
+    and one of each outcome, such as the seconds watched.
+    """
     parts = [f"rows/split={window}" for window in windows]
     columns = ["at_is_estimated", *(name for name in _AS_PREPARED if name != "at")]
     named = pq.read_schema(shards[0]).names if (shards := _shards(*(prepared / part for part in parts))) else []

@@ -51,8 +51,9 @@ def read_ahead(array: np.ndarray, part: slice) -> None:
 
 
 def release(array: np.ndarray, part: slice) -> None:
-    """Returns the pages of a part of a mapped array to the system, which may keep them in its cache; of other arrays
-    this does nothing.
+    """Gives the memory of a part of a mapped array back to the system; of other arrays this does nothing.
+
+    The system may keep the part in its cache.
     """
     _advise(array, part, "MADV_DONTNEED")
 

@@ -103,7 +103,7 @@ def slicings_of(
     columns: Sequence[str],
     declared: Sequence[str] = (),
 ) -> tuple[Slicing, ...]:
-    """Groups relevant pairs by activity, popularity, age, length and by columns of users and items.
+    """Groups relevant pairs by the user's activity, by the item's popularity, age and length, and by columns of both.
 
     `columns` count if they have 2 to 12 values; `declared` ones always, the rarest of more than 12 values as one group.
     `tables` contain user_id or item_id and the columns, rows in any order. Users without an event before the request

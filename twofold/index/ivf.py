@@ -101,10 +101,10 @@ def build_ivf(
     score: Score,
     seed: int = 0,
 ) -> IvfIndex:
-    """Sorts the vectors into about 2 √items lists and calibrates them on each group of queries, (queries, dim).
+    """Assigns the vectors to about 2 √items lists, and measures how many of these a search must read.
 
-    Users and items are groups of their own, because they are found differently; a depth's recall is that of the worst
-    group.
+    `query_groups` are the queries, (queries, dim) each, on which that is measured. Users and items are groups of their
+    own, because they are found differently; a depth's recall is that of the worst group.
     """
     centres = _fit_centres(vectors, seed)
     uncalibrated = IvfIndex(_fill_lists(vectors, centres, score), (), sum(map(len, query_groups)))

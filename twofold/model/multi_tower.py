@@ -116,7 +116,7 @@ class MultiTower(nn.Module):
 
     @property
     def scale(self) -> float:
-        """Factor of a tower's own score in that of the whole."""
+        """Factor by which the score of a tower alone is multiplied in the score of all towers together."""
         if self.route is not None:
             return ROUTED**2
         return 1 / math.sqrt(len(self.values)) if self.score == "cosine" else 1.0

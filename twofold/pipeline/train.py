@@ -37,7 +37,7 @@ from twofold.train.ranker import fit_ranker
 
 
 def train(job: Job, dataset: Stage, selection: Stage | None = None) -> Stage:
-    """Trains the retriever and writes its weights after the best epoch on the validation window.
+    """Trains the retriever and writes its weights as they were after the epoch that validated best.
 
     After a `selection`, whose epochs were validated already, it trains as many epochs as were best there.
     """

@@ -212,7 +212,7 @@ def _table(data: Table, found: TableFiles, needed: Mapping[str, str]) -> SourceT
 
 
 def _attributes(table: SourceTable, key: str, listed: tuple[str, ...], *, field: str) -> SourceTable:
-    """Returns the attributes of items or users that stand in the events; RecipeError if a column is missing."""
+    """Returns the table of events reduced to an id and its attributes, one row an id, or raises RecipeError."""
     for name in listed:
         if name not in table.columns:
             raise RecipeError(

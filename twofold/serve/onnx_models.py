@@ -60,7 +60,7 @@ class BlendedTower:
         return sum(part.dim for part in self.parts)
 
     def vectors(self, inputs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "batch dim"]:
-        """Returns one vector per user."""
+        """Returns one vector per user: the vectors of the parts, one after another."""
         return np.concatenate([part.vectors(inputs) for part in self.parts], axis=1)
 
 

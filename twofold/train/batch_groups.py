@@ -110,8 +110,9 @@ def _pair(first: Groups, second: KeyOf, num_second: int) -> KeyOf:
 
 
 def _codes(dataset: Dataset, column: str) -> tuple[KeyOf, int]:
-    """Returns a function to the number of the item's value of a column, or of the user's if items have no such column,
-    and how many numbers there are.
+    """Returns a function from examples to codes of their items' values of a column, and how many codes there are.
+
+    If items have no such column, it reads that of the users.
     """
     rows = dataset.examples["train"]
     side, values = attribute_column(dataset.folder, column)

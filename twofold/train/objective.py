@@ -75,7 +75,7 @@ class Objective:
 
     @property
     def precision(self) -> str:
-        """Name of `product_dtype`."""
+        """Name of the type in which matrix products are computed, such as bfloat16."""
         return str(self.product_dtype).removeprefix("torch.")
 
     @property
