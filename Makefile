@@ -3,7 +3,7 @@
 # make check   format, lint, types, layers, names and docstrings, spelling, generated docs
 # make test-sail  preparation on Sail against DuckDB, row by row, in an environment of its own
 # make docs    writes the generated pages of docs/
-# make studies runs the studies of recipes/studies, STUDY=gap for one; it continues where it was stopped
+# make studies runs the studies of recipes/studies, STUDY=gap for one, ONLY=b07 for one row; continues where it stopped
 # make docs-site  builds the documentation as a site in build/site
 # make impressions  the public table of KuaiRand's impressions (benchmarks/impressions.py), about 10 minutes
 # make bench   every script of benchmarks/
@@ -47,7 +47,7 @@ docs: .venv/ready-demo
 	$(BIN)/python docs/make_studies.py
 
 studies: .venv/ready-dev
-	$(BIN)/python docs/make_studies.py run $(STUDY)
+	$(BIN)/python docs/make_studies.py run $(STUDY) $(if $(ONLY),--only $(ONLY))
 
 # A link or reference that leads nowhere is an error.
 docs-site: .venv/ready-dev

@@ -6,7 +6,8 @@
 
 A run that is finished is not run again, and a killed one continues. Every experiment runs with one seed before any runs
 with the next, and the results are written after each seed. `--rows 40000` makes a small world in place of the one that
-the base recipe names, `--only e01,e08` runs some experiments beside the base, `--seeds 1` fewer seeds.
+the base recipe names, `--seeds 1` runs fewer seeds. `--only e01,e08` runs some experiments, with the base and what they
+are compared with, and keeps the saved rows of the others.
 """
 
 import argparse
@@ -16,14 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from study_runs import RESULTS, ROOT, STUDIES, Saved, opening_of, run_study
+from study_rows import Saved, opening_of
+from study_runs import NOT_RUN, RESULTS, ROOT, STUDIES, run_study
 from study_tables import tables_of
 
 from twofold.recipe.load import load_recipe
 from twofold.render.numbers import plural
 
 PAGE: Final = ROOT / "docs" / "studies.md"
-SEEDS: Final = 1
+SEEDS: Final = 3
 """Number of seeds of every experiment."""
 TITLES: Final[Mapping[str, str]] = {
     "features": "A. Features of two towers",
@@ -51,29 +53,33 @@ def studies_page() -> str:
 
 
 def _section(study: str) -> str:
-    parts = [f"## {TITLES[study]}", ""]
+    parts: list[str] = []
     findings, result = RESULTS / f"{study}.findings.txt", RESULTS / f"{study}.json"
-    if findings.exists():
-        parts += [findings.read_text(encoding="utf-8").strip(), ""]
+    opening = [f"## {TITLES[study]}", ""]
+    opening += [findings.read_text(encoding="utf-8").strip(), ""] if findings.exists() else []
     if not result.exists():
         parts += [f"Not run yet: `make studies STUDY={study}`. What the notes claim and what we expect:", ""]
         parts += [
             f"- `{path.stem}`, {load_recipe(path).about}{_told(opening_of(path))}" for path in _experiments(study)
         ]
-        return "\n".join([*map(_wrapped, parts), ""])
+        return "\n".join([*opening, *map(_wrapped, parts), ""])
     saved = json.loads(result.read_text(encoding="utf-8"))
     parts += [_seeds(saved), "", f"All runs on one page: [studies/{study}.html](studies/{study}.html).", ""]
     picture = RESULTS / f"{study}.svg"
     parts += [f"![{PICTURES[study]}](studies/{picture.name})", ""] if picture.exists() else []
     parts += [*tables_of(saved), ""]
     parts += [*map(_sentence, saved["rows"]), *_not_run(study, {row["name"] for row in saved["rows"]})]
-    return "\n".join([*map(_wrapped, parts), ""])
+    return "\n".join([*opening, *map(_wrapped, parts), ""])
 
 
 def _not_run(study: str, names: set[str]) -> list[str]:
-    """Returns what is said of the experiments that have no row."""
+    """Returns what is said of the experiments that have no row, and why they have none."""
     paths = [path for path in _experiments(study) if path.stem not in names]
-    return [f"- `{path.stem}`, {load_recipe(path).about} **Not run.**{_told(opening_of(path))}" for path in paths]
+    return [
+        f"- `{path.stem}`, {load_recipe(path).about} **Not run:** {NOT_RUN.get(path.stem, 'for time')}."
+        f"{_told(opening_of(path))}"
+        for path in paths
+    ]
 
 
 def _experiments(study: str) -> list[Path]:
@@ -81,12 +87,15 @@ def _experiments(study: str) -> list[Path]:
 
 
 def _seeds(saved: Saved) -> str:
-    """Returns how many seeds there are, and what the intervals therefore hold."""
-    seeds = len(saved["rows"][0]["recipes"])
-    over = "over users alone: another seed would move them" if seeds == 1 else "over users and seeds"
+    """Returns how many seeds there are, what the intervals therefore hold, and the commands that run it again."""
+    study, seeds = saved["study"], [len(row["recipes"]) for row in saved["rows"]]
+    fewer = [f"`{row['name']}` {each}" for row, each in zip(saved["rows"], seeds, strict=True) if each < max(seeds)]
+    but = f" ({', '.join(fewer)})" if fewer else ""
+    over = "over users alone: another seed would move them" if max(seeds) == 1 else "over users and seeds"
     return (
-        f"{plural(seeds, 'seed')}; the intervals are {over}. Made with `make studies STUDY={saved['study']}`"
-        f"{_took(saved)}."
+        f"{plural(max(seeds), 'seed')}{but}; the intervals are {over}. Made with "
+        f"`make studies STUDY={study}`{_took(saved)}. One row alone, and what it is compared with: `make studies "
+        f"STUDY={study} ONLY={saved['rows'][-1]['name']}`."
     )
 
 

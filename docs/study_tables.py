@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from study_runs import SHOWN, Saved
+import numpy as np
+from study_length_tables import length_tables
+from study_rows import SHOWN, Saved
 
 from twofold.evaluate.results import MODEL
 from twofold.evaluate.scores import FIRST_STAGE
@@ -29,7 +31,8 @@ def tables_of(saved: Saved) -> list[str]:
     if saved["study"] == "two-stages":
         return [line for stage in STAGES for line in (*_stage_table(saved, stage), "")] + _sampled_table(saved)
     parts = _main_table(saved)
-    parts += ["", *_walk_table(saved)] if saved["study"] == "gap" else []
+    parts += ["", *_ideas_table(saved), "", *_walk_table(saved)] if saved["study"] == "gap" else []
+    parts += ["", *length_tables(saved)] if "length" in saved["rows"][0] else []
     return [*parts, "", *_folding_table(saved)] if "folding" in saved else parts
 
 
@@ -65,10 +68,33 @@ def _cell(row: Saved, metric: str) -> str:
     parts = [format_decimal(mean_of(row, metric))]
     if found["chance"] is not None:
         parts.append(f"chance {format_decimal(found['chance'])}")
-    if found["minus"] is not None:
-        difference, low, high = found["minus"]
-        parts.append(f"− {row['against']} {format_signed(difference)} {format_interval(low, high)}".strip())
-    return "<br>".join(parts)
+    return "<br>".join([*parts, *_difference(row, found["minus"])])
+
+
+def _difference(row: Saved, minus: Sequence[float] | None) -> list[str]:
+    """Returns the difference of a row from the experiment it is compared with, and its interval; empty if none."""
+    if minus is None:
+        return []
+    difference, low, high = minus
+    return [f"− {row['against']} {format_signed(difference)} {format_interval(low, high)}".strip()]
+
+
+def _ideas_table(saved: Saved) -> list[str]:
+    """Returns what each idea moved, the largest gain in recall@100 first, and the processor seconds of a run."""
+    ideas = sorted(saved["rows"][1:], key=lambda row: -_gain(row))
+    metrics = ("catalogue/recall@100", "catalogue_filtered/recall@100", "impressions/auc", "language/folding")
+    lines = _head("idea", [*metrics, "language/off_group", "processor_s"])
+    for row in (saved["rows"][0], *ideas):
+        cells = [_cell(row, metric) for metric in (*metrics, "language/off_group")]
+        seconds = float(np.mean(row["processor_s"]))
+        lines.append(_line(row, row["name"], row["about"].rstrip("."), [*cells, format_decimal(seconds)]))
+    return ["Each idea by what it moved:", "", *lines]
+
+
+def _gain(row: Saved) -> float:
+    """Returns the gain in recall@100, among the allowed items where the idea is a filter."""
+    gains = [row["metrics"][f"{name}/recall@100"]["minus"] for name in ("catalogue", "catalogue_filtered")]
+    return float(max(each[0] for each in gains if each is not None))
 
 
 def _walk_table(saved: Saved) -> list[str]:
@@ -98,11 +124,11 @@ def _stage_table(saved: Saved, stage: str) -> list[str]:
     for row in saved["rows"]:
         for k in KS:
             metrics = [f"catalogue/{name}@{k}" for name in names]
-            lines.append(_stage_line(row, stage, f"{k}", metrics))
+            lines.append(__stage_line(row, stage, f"{k}", metrics))
     return [f"{STAGES[stage].capitalize()}:", "", *lines]
 
 
-def _stage_line(row: Saved, stage: str, third: str, metrics: Sequence[str]) -> str:
+def __stage_line(row: Saved, stage: str, third: str, metrics: Sequence[str]) -> str:
     """Returns the values of one stage of an experiment: of both stages together, or of a row beside them."""
     values = {metric: mean_of(row, metric) for metric in metrics} if stage == MODEL else row["beside"][stage]
     label = row["name"] if stage == MODEL else f"{row['name']}: {stage}"
@@ -126,5 +152,5 @@ def _sampled_table(saved: Saved) -> list[str]:
     lines = _head("", metrics)
     for row in rows:
         for stage in STAGES:
-            lines.append(_stage_line(row, stage, "", metrics))
+            lines.append(__stage_line(row, stage, "", metrics))
     return ["Among sampled items:", "", *lines]

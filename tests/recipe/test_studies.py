@@ -111,6 +111,7 @@ SAID: dict[str, tuple[set[str], set[str], set[str]]] = {
     D.format(1): (set(), set(), {"train.batch_size"}),  # of data only file names count, since content has a digest
     D.format(2): (SAMPLED, set(), LEAVE_ONE_OUT),
     D.format(3): (SAMPLED, set(), LEAVE_ONE_OUT | {"train.batch_size"}),
+    D.format(4): (set(), set(), {"train.batch_size"}),
     P.format("p90"): ({"prepare.derive.watch_fraction"}, set(), {"prepare.positive"}),
     P.format("dnn"): ({"prepare.derive.watch_fraction"}, set(), {"prepare.positive", "retriever.hidden"}),
 }  # fmt: skip
