@@ -62,7 +62,7 @@ def _recipes(study: str, only: Sequence[str]) -> list[Path]:
     """Returns the base and the recipes that run: those that are not left out, or `only` and what these change."""
     folder = STUDIES / study
     names = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "base")
-    if unknown := [name for name in only if name not in names]:
+    if unknown := [name for name in only if name not in ("base", *names)]:
         raise SystemExit(f"{study} has no experiment {', '.join(unknown)}. It has {', '.join(names)}.")
     chosen = {*only, *(COMPARED[name] for name in only if name in COMPARED)} if only else set(names) - set(NOT_RUN)
     return [folder / "base.yaml", *(folder / f"{name}.yaml" for name in names if name in chosen)]
