@@ -48,7 +48,7 @@ def run_study(study: str, *, seeds: int, only: Sequence[str], rows: int | None) 
             folders[path.stem].append(_run(path, seed, data=data[path.stem]))
         results = results_of(study, paths, folders)
         if only and result.exists():
-            results = _merged(json.loads(result.read_text(encoding="utf-8")), results, only)
+            results = merged(json.loads(result.read_text(encoding="utf-8")), results, only)
         if study == "practice" and set(ANIMATED) <= set(folders):
             results["folding"] = draw_practice(RUNS / study, RESULTS / "practice.svg")
         if study == "gap" and set(MAPPED) <= set(folders):
@@ -68,7 +68,7 @@ def _recipes(study: str, only: Sequence[str]) -> list[Path]:
     return [folder / "base.yaml", *(folder / f"{name}.yaml" for name in names if name in chosen)]
 
 
-def _merged(saved: Saved, new: Saved, only: Sequence[str]) -> Saved:
+def merged(saved: Saved, new: Saved, only: Sequence[str]) -> Saved:
     """Returns the saved results with the rows of `only` in place of theirs, in the order of their names."""
     rows = {row["name"]: row for row in saved["rows"]} | {
         row["name"]: row for row in new["rows"] if row["name"] in only
