@@ -183,7 +183,9 @@ def _probes(folder: Path, dataset: Dataset, length: np.ndarray) -> dict[str, flo
     rows = np.flatnonzero((length > 0) & (np.arange(len(length)) < dataset.items.num_known))
     vectors = np.asarray(load_index(open_stage(folder, "index").folder).vectors, np.float64)[rows]
     content, log = np.asarray(dataset.vectors["content"], np.float64)[rows], np.log(length[rows])
-    network = MLPRegressor(hidden_layer_sizes=(_HIDDEN,), solver="lbfgs", alpha=_DECAY, max_iter=2000, random_state=0)
+    network = MLPRegressor(
+        hidden_layer_sizes=(_HIDDEN,), solver="lbfgs", alpha=_DECAY, tol=1e-2, max_iter=2000, random_state=0
+    )
     linear, wide = (_held_out(model, vectors, log) for model in (RidgeCV(_ALPHAS), network))
     drawn = np.random.default_rng(0).integers(0, len(log), (_DRAWS, len(log)))
     low, high = np.quantile([_r2(linear[each], log[each]) for each in drawn], (0.025, 0.975))
