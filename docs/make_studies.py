@@ -76,7 +76,7 @@ def _not_run(study: str, names: set[str]) -> list[str]:
     """Returns what is said of the experiments that have no row, and why they have none."""
     paths = [path for path in _experiments(study) if path.stem not in names]
     return [
-        f"- `{path.stem}`, {load_recipe(path).about} **Not run:** {NOT_RUN.get(path.stem, 'for time')}."
+        f"- `{path.stem}`, {load_recipe(path).about} **Not run:** {NOT_RUN.get(path.stem, 'there was no time for it')}."
         f"{_told(opening_of(path))}"
         for path in paths
     ]
