@@ -13,9 +13,9 @@ LOG: Final[Mapping[str, str]] = {
     "long views": "long_view",
     "seconds watched": "seconds",
 }
-"""What the log has in each tenth of its views by length: name in the table → name in the results."""
+"""Figures of the log in each tenth of its views by length: name in the table → name in the results."""
 MODELS: Final[Mapping[str, str]] = {"positives": "positives", "first five": "first", "lists": "served"}
-"""What an experiment has in each tenth: the share of positives, the shares of the best five of each user's own
+"""Figures of an experiment in each tenth: the share of positives, the shares of the best five of each user's own
 impressions, and the shares of the first ten places of the lists.
 """
 WATCHED: Final[Mapping[str, str]] = {
