@@ -35,8 +35,8 @@ PLACES: Final = 10
 DAILY: Final = ("impressions/recall@5", "impressions/map", "impressions/auc")
 """Metrics of each test day, on the users' own impressions."""
 WATCHING: Final = ("gain", "completion", "long_view", "seconds", "length_s")
-"""Measurements of the first impressions: the gain in watch time among items of like length, the share of the length that
-was watched, at most 1, long views, seconds watched, and the length of the items.
+"""Measurements of the first impressions: the gain in watch time among items of like length, the share of the length
+that was watched, at most 1, long views, seconds watched, and the length of the items.
 """
 _FOLDS: Final = 5
 _HIDDEN: Final = 64  # as the adversary
