@@ -49,8 +49,14 @@ def run(
     from twofold.pipeline.run_result import RunResult
     from twofold.prepare.frames import with_tables
     from twofold.recipe.load import load_recipe
+    from twofold.recipe.schema import Recipe
 
     loaded = load_recipe(Path(recipe), overrides=overrides) if isinstance(recipe, str | Path) else recipe
+    if not isinstance(loaded, Recipe):
+        raise RecipeError(
+            f"twofold.run takes a recipe, and this is a {type(loaded).__name__}. For a table: recipe = "
+            f"twofold.draft(table), then twofold.run(recipe)."
+        )
     tables = {"events": events, "items": items, "users": users}
     with_own = with_tables(loaded, tables, Path(runs) / (name or loaded.name) / "tables")
     job = run_pipeline(with_own, runs=Path(runs), name=name, overwrite=overwrite)

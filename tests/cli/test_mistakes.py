@@ -10,6 +10,10 @@ import pytest
 
 from twofold.cli import main as cli
 
+PAST = (
+    "{kind: temporal, train: {first: 2023-01-01, end: 2023-03-01}, validation: {first: 2023-03-01, end: 2023-03-02}, "
+    "test: {first: 2023-03-02, end: 2023-03-03}}"
+)
 DRAFT = "recipe new log.csv --out shop.yaml --yes"
 
 
@@ -87,6 +91,11 @@ MISTAKES = {
     "recipe check shop.yaml --set train.epoch=3": "train.epoch: does not exist — nearest: epochs",
     "recipe check shop.yaml --set retriever.dim=wide": "retriever.dim: is 'wide' — must be a whole number",
     "recipe check shop.yaml --set prepare.positive=evnt": "`evnt`, which does not exist (nearest: `event`)",
+    "recipe check shop.yaml --set prepare.positive=event": "such as purchase, view. Compare it: event = 'purchase'.",
+    "recipe check shop.yaml --set prepare.weight=event": "CASE WHEN event = 'purchase' THEN 2 ELSE 1 END.",
+    "recipe check shop.yaml --set data.items=items.csv --set index.where=title": "index.where reads title as true or",
+    "recipe check shop.yaml --set \"prepare.where=at >= '2024-03-09'\"": "2024-03-09 is 1709942400000. Rule: at >=",
+    f"recipe check shop.yaml --set prepare.split='{PAST}'": "The log goes from 2024-03-01 to 2024-03-28: move the",
     "recipe check shop.yaml --set page.title=caption": "page.title: the items have no column caption",
     "recipe check shop.yaml --set data.items=twice.csv --set data.item_columns=[title]": "Delete one",
     "prepare shop.yaml --set data.items=twice.csv": "each id must occur in exactly one row",

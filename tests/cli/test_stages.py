@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ import pytest
 from tests import worlds
 from tests.serve.tiny import ITEMS, write_run
 from twofold.cli import main as cli
-from twofold.cli import serving
+from twofold.cli import serving, stages
 from twofold.recipe.load import dump_recipe
 
 
@@ -250,6 +251,18 @@ def test_options_of_the_engine_that_do_not_fit_are_refused(call, shipped, tmp_pa
     code, _, err = call("prepare", shipped, "--runs", tmp_path, *options)
     assert code == 2
     assert says in err
+
+
+def test_a_run_ends_with_what_is_served_and_what_to_type_next(solved, monkeypatch, capsys):
+    report = replace(solved.report, beats_all=False, facts=replace(solved.report.facts, served="two towers + iALS"))
+    monkeypatch.setattr("twofold.pipeline.job.report_of", lambda folder: report)
+    best = solved.recipe.model_copy(update={"retriever": solved.recipe.retriever.model_copy(update={"kind": "best"})})
+    stages._print_end(Job(best, solved.folder), better=["shop.yaml", "--set", "retriever.ensemble=2"])
+    said = capsys.readouterr().out
+    assert "served           two towers + iALS: the best on the validation window" in said
+    assert f"next             twofold recommend {solved.folder} --user 0 -k 20" in said
+    assert f"                 twofold serve {solved.folder}" in said
+    assert "to improve it    twofold run shop.yaml --set retriever.ensemble=2" in said
 
 
 def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):

@@ -101,6 +101,21 @@ def test_a_base_run_of_another_split_is_refused_with_the_fields_that_differ(tmp_
         compare_runs(run, other)
 
 
+def test_runs_that_find_other_items_are_refused_with_the_field_of_the_recipe(tmp_path):
+    recipe = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32)
+    runs = []
+    for name, relevant in (("base", None), ("new", "liked")):
+        run, *_ = judged_run(tmp_path / name, relevant_digest=name * 8)
+        prepare = recipe.prepare.model_copy(update={"relevant": relevant})
+        with locked(run.parent):
+            claim_folder(pipeline.Job(recipe.model_copy(update={"prepare": prepare}), run.parent), overwrite=False)
+        runs.append(run)
+    with pytest.raises(
+        RequestError, match=r'Give both the same prepare\.relevant \("liked" here, null in the base run\)\.'
+    ):
+        compare_runs(runs[1], runs[0])
+
+
 def test_runs_judged_before_there_were_values_say_how_to_get_them(tmp_path):
     run, *_ = judged_run(tmp_path / "new")
     report = json.loads((run / "report.json").read_text())

@@ -36,11 +36,10 @@ def log(*columns: Column) -> TableProfile:
     return TableProfile(Path("log.csv"), 1000, columns)
 
 
-def roles(*columns: Column, given_columns: GivenColumns | None = None) -> Roles:
+def roles(*columns: Column, given_columns: GivenColumns | None = None, items: TableProfile | None = None) -> Roles:
     """The roles of a log that has a user, an item, a time and these."""
-    return guess_roles(
-        log(integer("user_id"), integer("item_id"), moment("ts"), *columns), given_columns or GivenColumns()
-    )
+    events = log(integer("user_id"), integer("item_id"), moment("ts"), *columns)
+    return guess_roles(events, given_columns or GivenColumns(), items=items)
 
 
 # --- what values look like --------------------------------------------------------------------------------------------
@@ -268,6 +267,11 @@ def test_positive_is_what_the_log_says_of_liking(columns: tuple[Column, ...], po
             {"watch_s": "play_duration / 1000", "length_s": "video_duration / 1000"},
         ),
         (integer("watch_s"), integer("length_ms", 0, 9e5), {"length_s": "length_ms / 1000"}),
+        (
+            integer("play_ms", 0, 9e5),
+            integer("video_ms", 0, 9e5),
+            {"watch_s": "play_ms / 1000", "length_s": "video_ms / 1000"},
+        ),
     ],
 )
 def test_seconds_are_derived(watch: Column, length: Column, derive: dict[str, str]) -> None:
@@ -275,6 +279,15 @@ def test_seconds_are_derived(watch: Column, length: Column, derive: dict[str, st
     assert found.signals.derive == derive
     assert found.taken_as[watch.name].startswith("watch time")
     assert found.taken_as[length.name].startswith("length")
+
+
+def test_a_length_that_stands_in_both_tables_is_no_watch_time() -> None:
+    both = integer("video_ms", 0, 9e5)
+    assert roles(both, items=log(integer("item_id"), both)).signals.derive == {}
+    assert roles(integer("duration"), items=log(integer("item_id"), integer("length"))).signals.derive == {
+        "watch_s": "duration",
+        "length_s": "length",
+    }
 
 
 def test_a_length_alone_and_a_flag_called_watched_derive_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.ingest.test_column_roles import integer, log, moment, text
 from twofold.errors import DataError
 from twofold.ingest.column_roles import guess_roles
-from twofold.ingest.draft_split import choose_split
+from twofold.ingest.draft_split import choose_split, count_judged
 from twofold.ingest.inspect_log import data_section
 from twofold.ingest.table_profile import Column, Day, EventFacts, TableProfile
 from twofold.recipe.data import Table
@@ -77,6 +77,27 @@ def test_thin_days_are_joined_to_weeks() -> None:
     bounds, reason = windows([1] * 400)  # a day is a quarter of a percent
     assert bounds == [0, 400 - 14, 400 - 7, 400]
     assert reason.startswith("test: last week")
+
+
+@pytest.mark.parametrize(
+    ("users_a_day", "everybody", "days"),
+    [
+        (1_000, 5_000, 1),  # a day has enough
+        (600, 5_000, 3),
+        (800, 1_200, 3),  # two thirds of all users are not enough where there are 1,000
+        (200, 5_000, 7),
+        (450, 900, 1),  # of fewer users than 1,000, half are enough
+        (400, 900, 7),
+    ],
+)
+def test_the_window_is_as_long_as_a_thousand_users_need(users_a_day: int, everybody: int, days: int) -> None:
+    daily = [100] * 60
+    users = tuple(min(everybody, users_a_day * min(60 - day, 7)) for day in range(60))
+    facts = replace(events(daily), users_from=users)
+    split, _ = choose_split(facts)
+    assert isinstance(split, TemporalSplit)
+    assert (split.test.end - split.test.first).days == days
+    assert count_judged(facts) == users[60 - days]
 
 
 def test_days_without_events_count_as_days() -> None:

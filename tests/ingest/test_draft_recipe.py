@@ -160,6 +160,12 @@ def test_columns_of_items_become_features(tmp_path: Path) -> None:
     assert 'column: tags, sep: "|"' in drafted
     assert "not used, counts of events, which include the future: play_cnt, rating" in drafted
     assert "not used, almost unique per row: title" in drafted
+    (words,) = (line for line in drafted.splitlines() if "words of the title" in line)
+    (tmp_path / "words.yaml").write_text(drafted.replace(words, words.replace("# ", "", 1)), encoding="utf-8")
+    titles = [
+        each for each in load_recipe(tmp_path / "words.yaml").features.item if getattr(each, "column", "") == "title"
+    ]
+    assert [(each.kind, each.sep) for each in titles] == [("bag", " ")]
 
 
 def test_columns_of_users_become_features_and_names_are_not_taken_twice(tmp_path: Path) -> None:

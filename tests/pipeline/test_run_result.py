@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+import twofold
+from twofold.errors import RecipeError
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.job import claim_folder, report_of
 from twofold.pipeline.run_result import RunResult
@@ -17,6 +21,12 @@ def test_a_run_that_failed_before_its_first_stage_claims_no_folder(checkerboard:
     with locked(tmp_path / "run"):
         claim_folder(pipeline.Job(typo, tmp_path / "run"), overwrite=False)
         claim_folder(pipeline.Job(checkerboard, tmp_path / "run"), overwrite=False)
+
+
+@pytest.mark.parametrize("table", [pa.table({"user_id": [1]}), {"user_id": [1]}])
+def test_a_table_in_place_of_a_recipe_is_answered_with_the_way_to_one(table: object) -> None:
+    with pytest.raises(RecipeError, match=rf"this is a {type(table).__name__}\. For a table: recipe = twofold\.draft"):
+        twofold.run(table)  # type: ignore[arg-type]
 
 
 def test_a_run_has_numbers_and_tables(solved: RunResult, checkerboard: Recipe) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.prepare.test_duckdb_engine import log, recipe_of
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe
 from twofold.errors import DataError, RecipeError
+from twofold.prepare import rule_types
 from twofold.prepare.duckdb_engine import duckdb_engine
 from twofold.prepare.run_plan import prepare
 
@@ -139,6 +140,7 @@ def test_a_memory_limit_that_is_none_is_refused_and_a_small_one_spills(tmp_path:
     assert facts["splits"]["train"]["rows"] == 48
 
 
-def test_text_read_as_a_number_is_refused_with_the_value(tmp_path: Path) -> None:
+def test_text_read_as_a_number_is_refused_with_the_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rule_types, "_ROWS_READ", 0)  # the text is in a later row than those that are looked at
     with pytest.raises(DataError, match=r"a title.*a rule reads text as a number"):
         prepare(recipe_of(tmp_path, log(), positive="title > 1 OR liked"), tmp_path)

@@ -17,7 +17,7 @@ from twofold.cli.options import RecipeFile, Settings
 from twofold.errors import RequestError
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import load_recipe, recipe_schema
-from twofold.recipe.split import LastDays
+from twofold.recipe.split import LastEvents
 from twofold.tables import SPLITS
 
 if TYPE_CHECKING:
@@ -111,12 +111,13 @@ def check(
     settings: Settings,
     columns: Annotated[bool, typer.Option("--columns", help="List the files and columns of its tables, too.")] = False,
 ) -> None:
-    """Check a recipe against its schema and against the columns of its data.
+    """Check a recipe against its schema, and against the columns and days of its data.
 
-    Of the rows only the first and last time are read, if windows are counted back from the log's end.
+    It reads the first and the last time of the log, and the first rows of a text that a rule reads as a number or as a
+    condition.
     """
     from twofold.prepare.check import check_recipe
-    from twofold.prepare.last_days import with_dates
+    from twofold.prepare.last_days import check_windows, with_dates
 
     loaded = load_recipe(recipe, overrides=settings)
     source = check_recipe(loaded)
@@ -128,7 +129,8 @@ def check(
             for column, kind in columns_of.columns.items():
                 table.add_row(name, column, kind)
         Console().print(table)
-    if isinstance(loaded.prepare.split, LastDays):
+    check_windows(loaded)
+    if not isinstance(loaded.prepare.split, LastEvents):
         dated = with_dates(loaded).prepare
         print("windows  " + "; ".join(f"{split}: {dated.dates(split)}" for split in SPLITS))
     for warning in loaded.warnings:

@@ -71,13 +71,27 @@ def run(
         run_job(job, overwrite=overwrite)
     keep_base(job.folder, load_base(recipe, overrides=settings))
     _print_report(job.folder)
-    print(f"\npage             {job.folder}/run.html")
-    print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
+    _print_end(job, better=_again(recipe, [*settings, "retriever.ensemble=2"], runs, f"{job.folder.name}-2"))
     if uri is not None:
         copy_to_mlflow(job.folder, uri=uri)
+
+
+def _print_end(job: "Job", *, better: list[str]) -> None:
+    """Prints what is served, where the results are, and the next commands; `better` are the arguments of one to try."""
+    from twofold.pipeline.job import report_of
+
+    report, retriever = report_of(job.folder), job.recipe.retriever
+    print()
+    if report.facts.served:
+        print(f"served           {report.facts.served}: the best on the validation window")
+    print(f"page             {job.folder}/run.html")
+    print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
     first = pq.read_table(job.folder / "recommend" / "recommendations.parquet", columns=["user_id"]).slice(0, 1)
     user = first["user_id"][0].as_py() if len(first) else "ID"
     print(f"next             twofold recommend {job.folder} --user {user} -k 20")
+    print(f"                 twofold serve {job.folder}")
+    if not report.beats_all and retriever.kind == "best" and retriever.ensemble == 1:
+        print(f"to improve it    {' '.join(['twofold run', *map(shlex.quote, better)])}  # twice the time")
 
 
 def _print_rough_cost(recipe: Recipe) -> None:

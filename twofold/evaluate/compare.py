@@ -1,9 +1,11 @@
 """Comparison of two runs, paired over users; runs with different evaluation setups are refused."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float64
@@ -27,6 +29,12 @@ from twofold.recipe.diff import recipe_differences
 from twofold.recipe.load import load_recipe
 from twofold.render.numbers import plural
 from twofold.run_folder import open_stage
+
+_FIELDS_OF_EVALUATION: Final = (
+    *("data.", "prepare.split", "prepare.where", "prepare.positive", "prepare.relevant", "prepare.time_zone"),
+    *("prepare.sample", "prepare.new_items", "index.include_seen", "index.where"),
+)
+"""Fields of a recipe that decide which users and items are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +192,23 @@ def check_comparable(run: Path, base: Path) -> EvaluationSetup:
     if differing:
         raise RequestError(
             f"{run.parent} and {base.parent} cannot be compared, because their evaluations differ in "
-            f"{', '.join(differing)}. Give both the same data, prepare.split, prepare.positive and index.include_seen."
+            f"{', '.join(differing)}. {_what_to_equalize(run.parent, base.parent)}"
         )
     return setups[0]
+
+
+def _what_to_equalize(run: Path, base: Path) -> str:
+    """Returns what to change in the recipes of two run folders, so that both are evaluated on the same users."""
+    recipes = [folder / "recipe.yaml" for folder in (base, run)]
+    differences = recipe_differences(*map(load_recipe, recipes)) if all(map(Path.is_file, recipes)) else []
+    found = [
+        f"{each.field} ({json.dumps(each.new)} here, {json.dumps(each.old)} in the base run)"
+        for each in differences
+        if each.field.startswith(_FIELDS_OF_EVALUATION)
+    ]
+    if found:
+        return f"Give both the same {', '.join(found)}."
+    return "Give both the same data, prepare.split, prepare.positive, prepare.relevant and index.include_seen."
 
 
 def _difference(name: str, ours: object, theirs: object) -> str:

@@ -112,6 +112,12 @@ def is_length(name: str) -> bool:
     return bare in LENGTH or bare in _THINGS | {"item", "media", "total"} and has_unit(name)
 
 
+def is_watch_time(name: str) -> bool:
+    """Returns whether a column's name is that of the time for which an item was watched: watch_time, or play_ms."""
+    bare = normalized_name(name)
+    return not is_length(name) and (bare in WATCH or bare in SEEN and has_unit(name))
+
+
 def has_unit(name: str) -> bool:
     """Returns whether a column's name ends in a unit of time, as video_ms."""
     return words(name)[-1] in TO_SECONDS if words(name) else False

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from twofold.ingest.column_names import COUNTS, GROUPS
+from twofold.ingest.column_names import COUNTS, GROUPS, TITLE, normalized_name
 from twofold.ingest.draft_data import names_of, our_name
 from twofold.ingest.draft_yaml import scalar, with_comment
 from twofold.ingest.inspect_log import LogProfile
@@ -13,6 +13,7 @@ from twofold.render.numbers import plural
 
 _MOST_FEATURES: Final = 12
 _SHORTEST_VECTOR: Final = 8
+_UNIQUE: Final = "almost unique per row"
 _MOST_COMPONENTS: Final = 64  # of long vectors, by PCA
 
 
@@ -106,6 +107,7 @@ def _columns_as_features(seen: LogProfile, table: TableProfile | None, *, names:
     if table is None:
         return []
     lines: list[str] = []
+    titled: list[str] = []
     left_out: dict[str, list[str]] = {}
     for column in table.columns:
         name = our_name(seen.data, column.name)
@@ -121,12 +123,16 @@ def _columns_as_features(seen: LogProfile, table: TableProfile | None, *, names:
                 else f"more than {_MOST_FEATURES} columns"
             )
             left_out.setdefault(reason, []).append(printable(name))
+            if reason == _UNIQUE and table is seen.items and normalized_name(column.name) in TITLE:
+                titled.append(f'    # - {{kind: bag, column: {scalar(name)}, sep: " "}}')
             continue
         head, _, rest = kind.partition(",")
         lines += with_comment(f"    - {{kind: {head}, column: {scalar(name)}{',' + rest if rest else ''}}}", remark)
     for reason, columns in left_out.items():
         more = f" and {len(columns) - 8} more" if len(columns) > 8 else ""
         lines += with_comment("    ", f"not used, {reason}: {', '.join(columns[:8])}{more}")
+    for line in titled:
+        lines += with_comment(line, "remove the first # to add the words of the title")
     return lines
 
 
@@ -150,7 +156,7 @@ def _feature_kind(column: Column, rows: int, *, is_item: bool) -> tuple[str | No
     if column.separator is not None and is_item:
         return f'bag, sep: "{column.separator}"', f"the values of a text: {shown_values(column)}"
     if column.distinct * 2 > max(rows, 40):
-        return None, "almost unique per row"
+        return None, _UNIQUE
     return "category", f"{about}: {shown_values(column)}"
 
 

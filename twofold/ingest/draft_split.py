@@ -16,7 +16,8 @@ ENOUGH_USERS: Final = 1000
 _WORTH_A_LEAK: Final = 3
 """Ratio of the users that last events would test to those that the best window tests, from which last events are
 chosen, although they leak the future: later events of other users are trained on."""
-_WIDTHS: Final = ((1, "day"), (7, "week"), (28, "4 weeks"), (91, "quarter"), (364, "year"))
+_WIDTHS: Final[tuple[tuple[int, str], ...]] = ((1, "day"), (7, "week"), (28, "4 weeks"), (91, "quarter"), (364, "year"))
+_WIDTHS_OF_MANY_USERS: Final[tuple[tuple[int, str], ...]] = (_WIDTHS[0], (3, "3 days"), *_WIDTHS[1:])
 _LAST: Final = LastEvents(kind="last_n", test=1, validation=1)
 
 
@@ -30,7 +31,10 @@ def choose_split(events: EventFacts, test_days: int | None = None) -> tuple[Temp
     first, end = days[0].number, days[-1].number + 1
     if end - first < 3:
         return _LAST, f"the log covers {plural(end - first, 'day')}: too few to train, validate and test on days apart"
-    widths = _WIDTHS if test_days is None else ((test_days, f"{test_days} days"),)
+    users = max(events.users_from, default=0)
+    wanted = ENOUGH_USERS if users >= ENOUGH_USERS else users // 2
+    guesses = _WIDTHS_OF_MANY_USERS if users >= ENOUGH_USERS else _WIDTHS
+    widths = guesses if test_days is None else ((test_days, f"{test_days} days"),)
     fitting = [
         (width, called, bounds)
         for width, called in widths
@@ -38,7 +42,6 @@ def choose_split(events: EventFacts, test_days: int | None = None) -> tuple[Temp
     ]
     if not fitting:
         return _LAST, "no cut in time leaves 1 % of the events to validate, 1 % to test and half of them to train"
-    wanted = min(ENOUGH_USERS, max(events.users_from, default=0) // 2)
     most, widest = 0, fitting[0]
     for each in fitting:
         judged = users_within(events, *each[2][2:])

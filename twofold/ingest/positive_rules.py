@@ -13,6 +13,7 @@ from twofold.ingest.column_names import (
     TO_SECONDS,
     WATCH,
     is_length,
+    is_watch_time,
     normalized_name,
 )
 from twofold.ingest.event_kinds import EventKinds, find_kinds
@@ -110,11 +111,13 @@ def with_threshold(signals: Signals, counts: Sequence[tuple[float, int]]) -> Sig
 
 def _find_watched(columns: Sequence[Column], item_columns: Sequence[Column]) -> _Watched:
     lengths = [column for column in (*columns, *item_columns) if is_length(column.name)]
-    watches = [column for column in columns if normalized_name(column.name) in WATCH and not is_length(column.name)]
-    if not watches and any(is_length(column.name) for column in item_columns):
-        # A duration in the log is the time played where the items have a length of their own.
-        watches = [column for column in columns if is_length(column.name)]
-        lengths = [column for column in item_columns if is_length(column.name)]
+    watches = [column for column in columns if is_watch_time(column.name)]
+    watches.sort(key=lambda column: normalized_name(column.name) not in WATCH)  # watch_ms before play_ms
+    of_items = {column.name for column in item_columns if is_length(column.name)}
+    if not watches and of_items:
+        # A duration in the log is the time played where the items have a length, unless both have it under one name.
+        watches = [column for column in columns if is_length(column.name) and column.name not in of_items]
+        lengths = [column for column in item_columns if column.name in of_items]
     own = {name: [c for c in columns if c.name.lower() == name] for name in ("watch_s", "length_s")}
     watch = _as_seconds("watch_s", [*own["watch_s"], *watches])
     if watch is None:

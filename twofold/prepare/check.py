@@ -6,7 +6,8 @@ from typing import Final, assert_never
 
 from twofold.errors import DataError, RecipeError
 from twofold.prepare.plan import used_columns
-from twofold.prepare.sources import FRACTIONS, Source, is_number, open_source, table_paths
+from twofold.prepare.rule_types import check_types
+from twofold.prepare.sources import FRACTIONS, Source, SourceTable, is_number, open_source, table_paths
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
@@ -32,7 +33,7 @@ from twofold.recipe.rerank import AGE, Limit
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastEvents
-from twofold.sql.rules import check_columns, rule_columns
+from twofold.sql.rules import check_columns
 from twofold.tables import split_side
 
 _NUMBER: Final = "DOUBLE"
@@ -43,7 +44,7 @@ def check_recipe(recipe: Recipe) -> Source:
     source = open_source(recipe.data)
     _check_dates(recipe, source)
     columns = _check_columns(recipe.prepare, source)
-    _check_rules(recipe.prepare, columns)
+    _check_rules(recipe.prepare, columns, source)
     paths = table_paths(recipe.data)
     for tower, own, path in (
         ("user", source.users.columns, paths["users"]),
@@ -53,8 +54,8 @@ def check_recipe(recipe: Recipe) -> Source:
             for number, feature in enumerate(getattr(features, tower)):
                 _check_feature(feature, own, field=f"{field}.{tower}.{number}", path=path)
     _check_vectors(recipe, source, paths["items"])
-    _check_index(recipe.index, source.items.columns)
-    _check_rerank(recipe, source.items.columns)
+    _check_index(recipe.index, source.items)
+    _check_rerank(recipe, source.items)
     _check_page(recipe, source.items.columns)
     both = {**source.users.columns, **source.items.columns}
     for field, parting, use in (
@@ -177,8 +178,8 @@ def _need(name: str, columns: Mapping[str, str], *, field: str, why: str, numeri
         raise RecipeError(f"{field}: {name} is {columns[name]}; a number is needed.")
 
 
-def _check_rules(prepare: Prepare, columns: Mapping[str, str]) -> None:
-    """Raises RecipeError if a rule reads a column that does not exist before the rule is applied, or a list.
+def _check_rules(prepare: Prepare, columns: Mapping[str, str], source: Source) -> None:
+    """Raises RecipeError if a rule reads a column that does not exist before the rule is applied, or has another type.
 
     A derived column reads those of the log and those derived above it; `where` reads no label.
     """
@@ -189,11 +190,12 @@ def _check_rules(prepare: Prepare, columns: Mapping[str, str]) -> None:
         if number < len(derived) or rule.field == "prepare.where":
             available = log_columns | dict.fromkeys(derived[:number], _NUMBER)
         check_columns(rule.text, available, field=rule.field)
-        _check_types(rule.text, columns, field=rule.field)
+        check_types(rule.text, columns, source.tables, field=rule.field, result=rule.result)
 
 
-def _check_index(index: Index, own: Mapping[str, str]) -> None:
+def _check_index(index: Index, items: SourceTable) -> None:
     """Raises RecipeError if `where` reads an unknown column, or a recent count has the name of a column."""
+    own = items.columns
     for name in index.recent_counts:
         if name in own:
             raise RecipeError(
@@ -202,13 +204,14 @@ def _check_index(index: Index, own: Mapping[str, str]) -> None:
     if index.where is not None:
         columns = {**own, **dict.fromkeys(index.recent_counts, "BIGINT")}
         check_columns(index.where, columns, field="index.where")
-        _check_types(index.where, columns, field="index.where")
+        check_types(index.where, columns, {"items": items}, field="index.where", result="condition")
 
 
-def _check_rerank(recipe: Recipe, own: Mapping[str, str]) -> None:
+def _check_rerank(recipe: Recipe, items: SourceTable) -> None:
     """Raises RecipeError if a rule after ranking or a source of candidates reads a column that the items do not have or
     that does not fit.
     """
+    own = items.columns
     columns = {**own, **dict.fromkeys(recipe.index.recent_counts, "BIGINT")}
     if "uploaded_at" in own:
         columns.setdefault(AGE, _NUMBER)
@@ -217,23 +220,12 @@ def _check_rerank(recipe: Recipe, own: Mapping[str, str]) -> None:
     for section, conditions in (("rerank.rules", of_rules), ("ranker.candidates.sources", of_sources)):
         for number, condition in conditions:
             check_columns(condition, columns, field=f"{section}.{number}.when")
-            _check_types(condition, columns, field=f"{section}.{number}.when")
+            check_types(condition, columns, {"items": items}, field=f"{section}.{number}.when", result="condition")
     for number, rule in enumerate(() if recipe.rerank is None else recipe.rerank.rules):
         if isinstance(rule, Limit):
             field = f"rerank.rules.{number}.column"
             values = {name: type_.removesuffix("[]") for name, type_ in own.items()}
             _check_values(rule.column, values, field=field, lacking="the items have no", use="limits count")
-
-
-def _check_types(rule: str, columns: Mapping[str, str], *, field: str) -> None:
-    """Raises RecipeError if a rule reads a list. DuckDB would accept a cast of a list, and fail on the first row."""
-    for column in sorted(rule_columns(rule)):
-        type_ = columns[column]
-        if not (is_number(type_) or type_.startswith(("BOOLEAN", "VARCHAR", "ENUM")) and type_[-1] != "]"):
-            raise RecipeError(
-                f"{field} reads {column}, which is {type_}; a rule reads numbers, true and false, and text. "
-                f"Write what it needs of {column} into a column of its own. Rule: {rule}"
-            )
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from twofold.errors import DataError
 from twofold.local_time import local_ms
 from twofold.prepare.duckdb_connection import open_duckdb
 from twofold.prepare.sources import open_source
+from twofold.recipe.prepare import Prepare
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastDays, TemporalSplit, Window
-from twofold.tables import DAY_MS
+from twofold.tables import DAY_MS, SPLITS, Split
 
 
 def with_dates(recipe: Recipe) -> Recipe:
@@ -39,6 +40,30 @@ def with_dates(recipe: Recipe) -> Recipe:
         test=Window(first=test, end=end),
     )
     return recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"split": days})})
+
+
+def check_windows(recipe: Recipe) -> None:
+    """Raises DataError if a window of days has none of the days of the log, of which the first and last are read."""
+    split = recipe.prepare.split
+    if isinstance(split, TemporalSplit):
+        first, last = _days(recipe)
+        for name in SPLITS:
+            if getattr(split, name).first > last or getattr(split, name).end <= first:
+                raise DataError(f"{recipe.data.events}: {outside_the_log(recipe.prepare, name, first, last)}")
+
+
+def outside_the_log(prepare: Prepare, split: Split, first: date, last: date) -> str:
+    """Returns the sentence about a window that no event of a log is in, whose first and last day are given."""
+    return (
+        f"no event is in {window_in_words(prepare, split)}. The log goes from {first} to {last}: move the windows into "
+        f"it."
+    )
+
+
+def window_in_words(prepare: Prepare, split: Split) -> str:
+    """Returns the field, the days and the time zone of a window of days."""
+    window = getattr(prepare.split, split)
+    return f"prepare.split.{split}, {window.first} to {window.end} (end excluded, days in {prepare.time_zone})"
 
 
 def _days(recipe: Recipe) -> tuple[date, date]:

@@ -11,7 +11,7 @@ from twofold.errors import DataError
 from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.sources import Source, finite_sql, is_number
 from twofold.recipe.prepare import Prepare
-from twofold.sql.rules import condition_columns
+from twofold.sql.rules import columns_read_as
 
 
 def oddities_sql(source: Source) -> list[tuple[tuple[str, ...], str]]:
@@ -72,7 +72,7 @@ def _bare_conditions(prepare: Prepare, source: Source) -> list[BareCondition]:
     """Returns the numbers that rules read as conditions, each with the first such rule."""
     found: dict[str, BareCondition] = {}
     for rule in prepare.rules():
-        for column in sorted(condition_columns(rule.text, result=rule.result) - found.keys()):
+        for column in sorted(columns_read_as("condition", rule.text, result=rule.result) - found.keys()):
             if (table := _table_of(column, prepare, source)) is not None:
                 found[column] = BareCondition(column, rule.field, rule.text, table)
     return list(found.values())

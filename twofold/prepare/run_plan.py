@@ -18,6 +18,7 @@ from twofold.prepare.duckdb_connection import open_duckdb, quote_name
 from twofold.prepare.duckdb_engine import Engine, OpenEngine, duckdb_engine
 from twofold.prepare.funnel import FunnelLine, count_funnel, split_lines
 from twofold.prepare.label_report import describe_labels
+from twofold.prepare.last_days import outside_the_log, window_in_words
 from twofold.prepare.odd_values import check_bare_conditions, oddities_sql
 from twofold.prepare.plan import Plan, build_plan, repeats_sql
 from twofold.prepare.sources import INTEGERS, Source, finite_sql, table_paths
@@ -244,11 +245,10 @@ def _why_no_positives(recipe: Recipe, split: Split, funnel: list[FunnelLine], fi
     described = f"prepare.split.{split}, each user's last events"
     unfiltered = next(line for line in funnel if line.name == f"{split} window")
     if isinstance(days, TemporalSplit):
-        window, zone = getattr(days, split), recipe.prepare.time_zone
-        described = f"prepare.split.{split}, {window.first} to {window.end} (end excluded, days in {zone})"
+        described = window_in_words(recipe.prepare, split)
         if unfiltered.rows == 0:
-            first, last = (local_ms(np.array([first_at, last_at]), zone) // DAY_MS).astype("datetime64[D]")
-            return f"no event is in {described}. The log goes from {first} to {last}: move the windows into it."
+            local = local_ms(np.array([first_at, last_at]), recipe.prepare.time_zone)
+            return outside_the_log(recipe.prepare, split, *(local // DAY_MS).astype("datetime64[D]").tolist())
     elif unfiltered.rows == 0:
         return f"no user has an event for {described} and one left to train on. Use fewer of them."
     if unfiltered.positives == 0:

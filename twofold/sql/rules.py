@@ -10,7 +10,7 @@ Left out because engines differ silently: casts and LOG (measured), ROUND and in
 
 import difflib
 from collections.abc import Collection, Iterator
-from typing import Final
+from typing import Final, Literal
 
 from sqlglot import Dialect, ErrorLevel, Token, TokenType, exp
 from sqlglot.errors import ParseError, SqlglotError
@@ -79,16 +79,29 @@ def rule_columns(text: str) -> frozenset[str]:
         raise _beside(text, reason) from None
 
 
-def condition_columns(text: str, *, result: Kind | None = None) -> frozenset[str]:
-    """Returns the columns that a rule reads as true or false.
+def columns_read_as(kind: Literal["condition", "number"], text: str, *, result: Kind | None = None) -> frozenset[str]:
+    """Returns the columns that a rule reads as conditions, or as numbers.
 
-    >>> sorted(condition_columns("liked OR shared IS TRUE OR watch_s > 3"))
+    >>> sorted(columns_read_as("condition", "liked OR shared IS TRUE OR watch_s > 3"))
     ['liked', 'shared']
     """
+    wanted = exp.DType.BOOLEAN if kind == "condition" else exp.DType.DOUBLE
     casts = rule_tree(text, result=result).find_all(exp.Cast)
-    return frozenset(
-        cast.this.name for cast in casts if cast.to.this is exp.DType.BOOLEAN and type(cast.this) is exp.Column
-    )
+    return frozenset(cast.this.name for cast in casts if type(cast.this) is exp.Column and cast.to.this is wanted)
+
+
+def texts_beside(text: str, *, result: Kind | None = None) -> dict[str, list[str]]:
+    """Returns the columns that a rule compares with texts, and these texts.
+
+    >>> texts_beside("lang IN ('hi', 'en') AND watch_s > 3")
+    {'lang': ['hi', 'en']}
+    """
+    found: dict[str, list[str]] = {}
+    for cast in rule_tree(text, result=result).find_all(exp.Cast):
+        if type(cast.this) is exp.Column and cast.to.this is exp.DType.VARCHAR and cast.parent is not None:
+            beside = [each.name for each in cast.parent.iter_expressions() if type(each) is exp.Literal]
+            found.setdefault(cast.this.name, []).extend(beside)
+    return found
 
 
 def check_columns(text: str, columns: Collection[str], *, field: str) -> None:
