@@ -89,3 +89,21 @@ def test_served_lists_are_the_evaluated_ones_to_the_byte(run: Path, evaluated: t
     expected = json.dumps(lists[ALL])
     assert json.dumps(served) == expected
     assert json.dumps(in_table) == expected
+
+
+@pytest.mark.slow
+def test_given_items_are_ordered_as_a_list_of_these_items(run: Path) -> None:
+    recommender = load(run)
+    histories = open_histories(run.parent / "given.db")
+    service = Service(open_live_bundle(run), run.parent, histories, ServiceMetrics())
+    client, draw = Client(build_app(service, Limits())), np.random.default_rng(0)
+    ids, users = recommender.bundle.items.ids.to_pylist(), recommender.bundle.users.ids[:40].to_pylist()
+    for user in users:
+        given = draw.permutation(ids)[: draw.integers(5, len(ids))].tolist()
+        table = recommender.recommend([user], k=len(given), items=given, exclude_seen=False)
+        body = {"user_id": user, "item_ids": given, "context": {"at": recommender.bundle.as_of}}
+        status, reply = client.post("/v1/rank", body)
+        assert status == 200
+        assert [item["item_id"] for item in reply["items"]] == table["item_id"].to_pylist()
+        left_out = set(given) - set(table["item_id"].to_pylist())
+        assert {each["item_id"] for each in reply["left_out"]} == left_out

@@ -137,6 +137,7 @@ def test_openapi_lists_every_route_and_its_types(client: Client) -> None:
         "/v1/recommend",
         "/v1/recommend:batch",
         "/v1/recommend:beside",
+        "/v1/rank",
         "/v1/explain",
         "/v1/page",
         "/v1/map",

@@ -28,7 +28,8 @@ from twofold.serve.event_store import open_histories
 from twofold.serve.live_bundle import nearest, open_live_bundle
 from twofold.serve.onnx_models import RANKER_ITEMS, USER_TOWER
 from twofold.serve.prometheus import ServiceMetrics
-from twofold.serve.schemas import Recommend
+from twofold.serve.rank_schemas import Rank
+from twofold.serve.schemas import Context, Recommend
 from twofold.serve.service import Service
 from twofold.serve.user_state import user_state_of
 from twofold.topk import tie_order
@@ -145,6 +146,28 @@ def test_an_explained_list_has_the_ranks_of_the_retriever(world, tmp_path) -> No
     assert [item.retrieved.score for item in best_first] == sorted(
         (i.retrieved.score for i in best_first), reverse=True
     )
+
+
+def test_given_items_have_the_order_of_a_list_of_these_items(world, tmp_path) -> None:
+    folder, dataset, *_ = world
+    ids, people, draw = dataset.items.ids.to_pylist(), dataset.users.ids[:4].to_pylist(), np.random.default_rng(0)
+    recommender = load(folder)
+    service = Service(open_live_bundle(folder), folder.parent, open_histories(tmp_path / "h.db"), ServiceMetrics())
+
+    async def rank(user, items):
+        given = Rank(user_id=user, item_ids=items, context=Context(recommender.bundle.as_of))
+        return (await service.rank(given)).items
+
+    async def compare():
+        for user, number in zip(people, (3, TOP, TOP + 2, len(ids)), strict=True):  # fewer and more than the candidates
+            given = draw.permutation(ids)[:number].tolist()
+            table = recommender.recommend([user], k=number, items=given, exclude_seen=False)
+            found = await rank(user, given)
+            assert [item.item_id for item in found] == table["item_id"].to_pylist()
+            np.testing.assert_allclose([item.score for item in found], table["score"].to_numpy(), rtol=1e-5, atol=1e-5)
+        await service.histories.close()
+
+    asyncio.run(compare())
 
 
 def test_a_ranker_of_another_catalogue_is_refused(world, tmp_path) -> None:

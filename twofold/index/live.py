@@ -164,8 +164,8 @@ class Snapshot:
     def _with_additions(
         self, others: Neighbors, own: Additions, queries: Float32[np.ndarray, "queries dim"]
     ) -> Neighbors:
-        rank, score = _tie_rank(len(self.items)), self.built.index.score
-        best = merge_additions(others, own, self.vectors_of, queries, score=score, rank=rank)
+        score = self.built.index.score
+        best = merge_additions(others, own, self.vectors_of, queries, score=score, rank=self.tie_rank)
         return Neighbors(best.item_rows, best.scores, best.counts, others.is_exact)
 
     def eligible(self, *conditions: str | None) -> Bool[np.ndarray, "items"]:
@@ -184,6 +184,11 @@ class Snapshot:
         row[self.changed_rows] = len(self.items) + np.arange(len(self.changed_rows))
         return pa.concat_tables([self.built.attributes, self.changed.attributes]).take(pa.array(row))
 
+    @property
+    def tie_rank(self) -> Int64[np.ndarray, "_"]:
+        """Rank of each item row among equal scores."""
+        return _tie_rank(len(self.items))
+
     def _changed_of(self, item_rows: Integer[np.ndarray, "items"]) -> Int64[np.ndarray, "items"]:
         """Returns the row of each item in `changed`; -1 where the item was not changed."""
         if len(self.changed_rows) == 0:
@@ -200,7 +205,7 @@ class Snapshot:
     def _merge(self, built: Neighbors, changed: Neighbors, k: int) -> Neighbors:
         changed_rows = np.where(changed.item_rows < 0, -1, self.changed_rows[changed.item_rows])
         rows, scores = np.hstack([built.item_rows, changed_rows]), np.hstack([built.scores, changed.scores])
-        best = best_of(rows, scores, k, rank=_tie_rank(len(self.items)))
+        best = best_of(rows, scores, k, rank=self.tie_rank)
         return Neighbors(best.item_rows, best.scores, best.counts, built.is_exact and changed.is_exact)
 
 

@@ -23,6 +23,7 @@ from twofold.serve.http_errors import HttpError, read_body, unavailable
 from twofold.serve.item_attributes import encode_json
 from twofold.serve.middleware import Limits, RequestGuard
 from twofold.serve.page_schemas import Explain
+from twofold.serve.rank_schemas import Rank
 from twofold.serve.routing import JSON, Access, HttpResponse, Respond, Route, describe_api
 from twofold.serve.schemas import EventRemoval, Events, ItemChanges, Problem, Recommend, RecommendBatch, Similar, Swap
 from twofold.serve.service import Service
@@ -100,6 +101,13 @@ def _routes(service: Service) -> list[Route]:
             service.recommend_batch,
             RecommendBatch,
             batch,
+        ),
+        _post(
+            "/v1/rank",
+            "Given items in the order for one user.",
+            service.rank,
+            Rank,
+            {"user_id": 3, "item_ids": [12, 34]},
         ),
         _post("/v1/similar", "The items most similar to one.", service.similar, Similar, item),
         *_page_routes(service),

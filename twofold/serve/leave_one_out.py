@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float32, Int64, Integer
 
 from twofold.index.live import Snapshot
-from twofold.index.score_kinds import pair_scores
 from twofold.serve.bundle import Bundle
+from twofold.serve.given_items import retriever_scores
 from twofold.serve.two_stage import encode_users
 from twofold.serve.user_state import UserState, queries_of
 
@@ -24,14 +24,7 @@ def scores_without(
     newest = [row for row in dict.fromkeys(state.seen[::-1].tolist()) if row in liked_or_not][:MAX_LEFT_OUT]
     states = [state, *(_without(state, row) for row in newest)]
     users = encode_users(bundle, queries_of(bundle, states))
-    vectors = items.vectors_of(item_rows)
-    scores = pair_scores(vectors[None], users.vectors[:, None], bundle.index.score)
-    if users.added is not None:
-        lines, columns = (each.ravel() for each in np.indices(scores.shape))
-        known = np.flatnonzero(item_rows[columns] < len(bundle.items))
-        added = users.added.pairs(lines[known], item_rows[columns[known]], num_items=len(bundle.items))
-        scores[lines[known], columns[known]] += added
-    return np.array(newest, np.int64), scores
+    return np.array(newest, np.int64), retriever_scores(bundle, items, users, item_rows)
 
 
 def _without(state: UserState, row: int) -> UserState:

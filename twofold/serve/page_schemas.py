@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from twofold.serve.schemas import NO_CONTEXT, Context, Id, Items
+from twofold.serve.schemas import MAX_EXPLAINED, NO_CONTEXT, Context, Id, Items
 
 
 class ShownColumns(Struct, frozen=True):
@@ -52,7 +52,7 @@ class Explain(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     user_id: Id | None = None
     history: Items | None = None
     negatives: Items = []
-    item_ids: Annotated[list[Id], Meta(min_length=1, max_length=100)]
+    item_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_EXPLAINED)]
     context: Context = NO_CONTEXT
 
 

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer
@@ -17,12 +18,15 @@ from twofold.serve.bundle import BundleRules
 from twofold.serve.live_bundle import LiveBundle
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.schemas import (
+    MAX_EXPLAINED,
     HistoryItem,
     Id,
     Item,
     ItemFacts,
+    Link,
     Moved,
     Reason,
+    Recommend,
     Recommendations,
     RecommendOptions,
     Retrieved,
@@ -106,7 +110,7 @@ def make_lists(requests: Sequence[ListRequest], metrics: ServiceMetrics) -> list
             popular=sum(request.state.is_blank for request in requests),
             short=sum(len(lists[index].item_rows) < request.options.k for index, request in enumerate(requests)),
         )
-        return [_recommendations(request, lists[index]) for index, request in enumerate(requests)]
+        return [recommendations(request, lists[index]) for index, request in enumerate(requests)]
 
 
 def ranked_lists(ranked: RankedItems, rules: BundleRules | None = None, names: Sequence[str] = ()) -> list[RankedList]:
@@ -216,7 +220,8 @@ def similar(items: Snapshot, item_row: int, k: int, *, where: str | None = None)
 # --- rows → a reply ---------------------------------------------------------------------------------------------------
 
 
-def _recommendations(request: ListRequest, ranked: RankedList) -> Recommendations:
+def recommendations(request: ListRequest, ranked: RankedList) -> Recommendations:
+    """Returns the reply of a request, with ids, reasons and attributes if requested."""
     options, state, item_rows = request.options, request.state, ranked.item_rows
     source: Source = "popularity" if state.is_blank else "model"
     warnings = [*request.warnings, UNKNOWN_USER] if state.is_blank else [*request.warnings]
@@ -232,7 +237,19 @@ def _recommendations(request: ListRequest, ranked: RankedList) -> Recommendation
         bundle=request.live_bundle.digest[:12],
         is_exact=ranked.is_exact,
         history=_history_items(request) if options.explain else UNSET,
+        links=_links(request, item_rows) if options.explain else UNSET,
     )
+
+
+def _links(request: ListRequest, item_rows: Integer[np.ndarray, "_"]) -> list[Link]:
+    """Returns the request that says what carries the scores; none for an unknown user, whose items are popular ones."""
+    if request.state.is_blank or not len(item_rows):
+        return []
+    user: dict[str, Any] = {"user_id": request.user_id}
+    if request.user_id is None and isinstance(request.options, Recommend):
+        user = {"history": request.options.history, "negatives": request.options.negatives}
+    item_ids = _item_ids(request.live_bundle, item_rows[:MAX_EXPLAINED])
+    return [Link("explain", "/v1/explain", "POST", user | {"item_ids": item_ids, "context": {"at": request.state.at}})]
 
 
 def response_items(
@@ -271,7 +288,12 @@ def reasons(
 
 def _reasons(live_bundle: LiveBundle, pairs: list[tuple[int, float]]) -> list[Reason]:
     ids = _item_ids(live_bundle, np.array([row for row, _ in pairs], np.int64))
-    return [Reason(item_id, cosine) for item_id, (_, cosine) in zip(ids, pairs, strict=True)]
+    return [Reason(item_id, cosine, item_path(item_id)) for item_id, (_, cosine) in zip(ids, pairs, strict=True)]
+
+
+def item_path(item_id: Id) -> str:
+    """Returns the path of an item's facts."""
+    return f"/v1/items/{quote(str(item_id), safe='')}"
 
 
 def item_facts(live_bundle: LiveBundle, item_row: int) -> ItemFacts:

@@ -19,6 +19,7 @@ MAX_BATCH: Final = 20_000  # items of all lists of a batch: half a second of one
 MAX_BATCH_EXPLAINED: Final = 5_000  # with reasons or attributes
 MAX_UPSERTS: Final = 200  # with vectors of 256 numbers they fill a body
 MAX_DIM: Final = 4_096
+MAX_EXPLAINED: Final = 100  # items of one request for what carries their scores
 
 Text = Annotated[str, Meta(min_length=1, max_length=256)]
 Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -139,10 +140,22 @@ class ItemChanges(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
 
 
 class Reason(Struct, frozen=True, gc=False):
-    """An item of the history similar to the recommended item; `similarity` is the cosine of their vectors."""
+    """An item of the history similar to the recommended item; `similarity` is the cosine of their vectors, `href` the
+    path of the item's facts.
+    """
 
     item_id: Id
     similarity: float
+    href: str
+
+
+class Link(Struct, frozen=True):
+    """A further request about a reply: its relation, path, method and body. `explain` says what carries the scores."""
+
+    rel: Literal["explain"]
+    href: str
+    method: Literal["POST"]
+    body: dict[str, Any]
 
 
 class Retrieved(Struct, frozen=True, gc=False):
@@ -206,6 +219,7 @@ class Recommendations(Struct, frozen=True):
     bundle: str
     is_exact: bool
     history: list[HistoryItem] | UnsetType = UNSET
+    links: list[Link] | UnsetType = UNSET
 
 
 class RecommendationsBatch(Struct, frozen=True):

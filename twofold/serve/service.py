@@ -14,12 +14,14 @@ from twofold.errors import RunError
 from twofold.serve.bundle_pointer import RUN_NAME
 from twofold.serve.bundle_swaps import POLL_S, BundleSwitch, not_agreed
 from twofold.serve.event_store import MAX_AHEAD_MS, NO_MARKS, LiveEvent, LiveHistories, StoreError, now_ms
+from twofold.serve.given_items import rank_given
 from twofold.serve.http_errors import invalid_field, unavailable
 from twofold.serve.live_bundle import LiveBundle
 from twofold.serve.micro_batching import MicroBatcher, compiled_filter
 from twofold.serve.middleware import log
 from twofold.serve.page_service import PageService
 from twofold.serve.prometheus import ServiceMetrics
+from twofold.serve.rank_schemas import Rank, Ranked
 from twofold.serve.responses import item_facts, ranked_lists, response_items, similar
 from twofold.serve.schemas import (
     Event,
@@ -98,6 +100,20 @@ class Service:
     async def recommend_batch(self, body: RecommendBatch) -> RecommendationsBatch:
         """Returns one list per user."""
         return await self._batcher.recommend_batch(self.current, body)
+
+    async def rank(self, body: Rank) -> Ranked:
+        """Returns given items in the order for one user, or for a history."""
+        user = Recommend(
+            user_id=body.user_id,
+            history=body.history,
+            negatives=body.negatives,
+            context=body.context,
+            explain=body.explain,
+            describe=body.describe,
+        )
+        ranked = await asyncio.to_thread(rank_given, await self._batcher.list_request(self.current, user), body)
+        self.metrics.count_unknown("item", sum(each.why == "unknown" for each in ranked.left_out))
+        return ranked
 
     # --- items and events ---------------------------------------------------------------------------------------------
 
