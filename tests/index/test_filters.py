@@ -34,6 +34,7 @@ ATTRIBUTES = pa.table(NUMBERS | TRUTHS | TEXTS)
 
 numbers = st.sampled_from([*NUMBERS, *TRUTHS]) | st.sampled_from(["0", "1", "2.5", "-3", "100", "1e-3"])
 texts = st.sampled_from([*TEXTS, "age_days", "liked", "'hi'", "''", "'é'", "'3'", "'2024-05-01'", "'true'"])
+patterns = st.sampled_from(["'hi'", "'h%'", "'%i'", "'%i%'", "'%'", "''", "'é%'", "'%0%'", "'2024-05-%'", "'%%'"])
 comparisons = st.sampled_from(["=", "<>", "<", "<=", ">", ">="])
 
 
@@ -77,6 +78,7 @@ simple_conditions = st.one_of(
     st.sampled_from([*TEXTS, "age_days"]).map(lambda t: f"{t} NOT IN ('hi', '', '3', '2024-05-01')"),
     st.tuples(calculations, st.sampled_from(["IS NULL", "IS NOT NULL"])).map(" ".join),
     st.tuples(texts, texts, texts).map(lambda t: f"COALESCE({t[0]}, {t[1]}) = {t[2]}"),
+    st.tuples(texts, st.sampled_from(["LIKE", "NOT LIKE"]), patterns).map(" ".join),
 )
 conditions = st.recursive(simple_conditions, _conditions, max_leaves=4)
 
@@ -127,6 +129,32 @@ def test_items_where_the_condition_is_true_are_eligible(text: str, eligible: lis
     assert np.flatnonzero(compile_filter(text, ATTRIBUTES)).tolist() == eligible
 
 
+LISTS = pa.table(
+    {
+        "tags": [["rock", "live"], [], None, ["pop", None], [None], ["rock", "rock"]],
+        "years": pa.array([[1, 2], [2**40], [], None, [3, None], [-1]], pa.list_(pa.int64())),
+        "shares": pa.array([[0.5], [float("nan")], [], None, [1.0], [0.1]], pa.large_list(pa.float32())),
+        "marks": pa.array([[True], [False], [], None, [None], [True, False]]),
+    }
+)
+
+
+@pytest.mark.parametrize("part", [slice(0, 6), slice(2, 5), slice(0, 0)])
+@pytest.mark.parametrize(
+    "text",
+    ["'rock' IN tags", "'none' IN tags", "2 IN years", "-1 IN years", "0.5 IN shares", "TRUE IN marks"],
+)
+@pytest.mark.parametrize("frame", ["{}", "NOT {}", "({}) IS NULL", "({}) = FALSE"])
+def test_a_value_is_found_in_lists_as_duckdb_finds_it(text: str, frame: str, part: slice) -> None:
+    items = LISTS.slice(part.start, part.stop - part.start)
+    value, column = text.split(" IN ")
+    with duckdb.connect() as connection:
+        connection.register("items", items)
+        sql = frame.format(f"list_contains({column}, {value})")
+        expected = [row[0] is True for row in connection.execute(f"SELECT {sql} FROM items").fetchall()]
+    assert compile_filter(frame.format(text), items).tolist() == expected
+
+
 def test_no_items_pass_no_filter() -> None:
     assert compile_filter("age_days > 3 AND language IN ('a', 'b')", ATTRIBUTES.slice(0, 0)).shape == (0,)
 
@@ -147,7 +175,13 @@ def test_a_table_in_pieces_is_read_whole() -> None:
         ("language > 3", r"'language > 3' does not fit the columns' types \(language is string\): language is string"),
         ("language", "language is string and cannot be read as BOOLEAN"),
         ("length_s = '3'", "length_s is double and cannot be read as"),
-        ("'x' IN (tags)", "The filter cannot be used. .*Write IN with a list of numbers or texts"),
+        (
+            "'x' IN (tags)",
+            "The filter cannot be used. .*Write IN with a list of numbers or texts; for a column of lists",
+        ),
+        ("'hi' IN language", "does not fit the columns' types .*language is string and holds no lists"),
+        ("3 IN tags", "does not fit the columns' types .*tags is list"),
+        ("liked LIKE 'a_'", "The filter cannot be used. LIKE 'a_' cannot be part of a rule. Write column LIKE 'a%'"),
         ("tags = 'x'", "tags is list<.*> and cannot be read as"),
         ("tags = language", "does not fit the columns' types .*tags is list"),
     ],

@@ -23,6 +23,8 @@ ITEMS = pa.table(
         "age_days": pa.array([0, 3, 5, None, 30, -2], pa.int64()),
         "share": pa.array([0.5, 0.1, None, 0.75, 1.0, 0.0], pa.float32()),
         "is_new": [True, False, None, True, False, False],
+        "tags": [["rock", "live"], [], None, ["pop"], ["rock"], ["live", None]],
+        "years": pa.array([[1, 2], [2000], [], None, [3], [-1, 1]], pa.list_(pa.int64())),
     }
 )
 CONDITIONS = [
@@ -62,6 +64,12 @@ CONDITIONS = [
     "is_new IS FALSE",
     "(age_days < 5) IS NOT TRUE",
     "(age_days < 5 OR is_new) = FALSE",
+    "'rock' IN tags",
+    "'rock' NOT IN tags",
+    "NOT ('rock' IN tags OR 'live' IN tags)",
+    "1 IN years",
+    "NOT 1 IN years",
+    "-1 IN years OR 'pop' IN tags",
     "TRUE",
     "FALSE",
     "NOT FALSE",
@@ -93,6 +101,9 @@ def test_a_condition_holds_for_the_same_items(client: Any, text: str) -> None:
         ("age_days * 2 < 5", '"age_days"'),
         ("age_days < share", '"age_days"'),
         ("language < 'hi'", "language"),
+        ("language LIKE 'h%'", "LIKE"),
+        ("'hi' IN language", "language"),
+        ("3 IN tags", "tags"),
         ("age_days = '3'", "age_days"),
         ("COALESCE(language, 'hi') = 'hi'", "COALESCE"),
         ("CASE WHEN is_new THEN TRUE ELSE FALSE END", "CASE WHEN"),

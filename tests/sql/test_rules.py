@@ -1,7 +1,15 @@
 import pytest
 
 from twofold.errors import RecipeError
-from twofold.sql.rules import MAX_CHARACTERS, MAX_DEPTH, check_columns, check_rule, rule_columns, rule_sql
+from twofold.sql.rules import (
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    check_columns,
+    check_item_condition,
+    check_rule,
+    rule_columns,
+    rule_sql,
+)
 
 HONEST = {
     "liked OR shared OR watch_fraction > 0.8": {"liked", "shared", "watch_fraction"},
@@ -126,7 +134,18 @@ ATTACKS = [
     "INTERVAL 1 DAY",
     "x AT TIME ZONE 'UTC'",
     "x COLLATE nocase = 'a'",
-    "x LIKE 'a%'",
+    "x LIKE y",
+    "x LIKE 'a%b'",
+    "x LIKE 'a_'",
+    "x LIKE 'a\\%'",
+    "x LIKE 'a%' ESCAPE '!'",
+    "x LIKE ANY ('a%', 'b%')",
+    "x ILIKE 'a%'",
+    "'a' IN x",
+    "x IN y",
+    "UPPER(x) IN y",
+    "'a' IN y.x",
+    "'a' IN (y)",
     "x SIMILAR TO 'a'",
     "x // 2",
     "x & 1",
@@ -215,6 +234,11 @@ def test_nesting_does_not_multiply_the_text() -> None:
         ("a; b", r"a semicolon. A rule is one expression"),
         ("liked ANDD shared", r"cannot be read near `ANDD`"),
         ("x = 'a", r"left open"),
+        ("x LIKE 'a%b'", r"LIKE 'a%b' cannot be part of a rule. Write column LIKE 'a%', '%a' or '%a%'"),
+        ("x LIKE y", r"LIKE without a text cannot be part"),
+        ("1 LIKE 'a'", r"a number where a text is needed"),
+        ("'a' IN tags", r"reads a column of lists, which conditions on items alone can: filters, index.where, rerank"),
+        ("tags IN other", r"IN without a list .* for a column of lists, 'text' IN column without brackets"),
         ("", r"It is empty. Write a condition such as"),
         ("liked\u202e", r"invisible character U\+202E. Delete it"),
         ("x = NULL", r"Write IS NULL"),
@@ -237,6 +261,21 @@ def test_a_rule_of_the_wrong_result_is_refused() -> None:
         check_rule("'a'", result="number")
     assert rule_sql("liked", result="number") == 'CAST("liked" AS DOUBLE)'
     assert rule_sql("x > 1", result="number") == 'CAST(CAST("x" AS DOUBLE) > 1.0e0 AS DOUBLE)'
+
+
+def test_a_condition_on_items_may_read_lists() -> None:
+    check_item_condition("'rock' IN tags AND NOT 3 IN years OR -1 NOT IN years")
+    assert rule_columns("'rock' IN tags OR title LIKE 'a%'") == {"tags", "title"}
+    for text in (
+        "UPPER(x) IN tags",
+        "x IN tags",
+        "'a' IN log.tags",
+        "'a' IN (SELECT 1)",
+        "1 + 1 IN tags",
+        "NULL IN tags",
+    ):
+        with pytest.raises(RecipeError, match="cannot be part of a rule"):
+            check_item_condition(text)
 
 
 def test_missing_columns_are_named_with_the_nearest() -> None:

@@ -46,9 +46,20 @@ def export_qdrant(index: Index, attributes: pa.Table, client: "QdrantClient", *,
         points = models.Batch(
             ids=list(range(part.start, part.stop)),
             vectors=index.vectors[part].tolist(),
-            payloads=attributes.slice(part.start, part.stop - part.start).to_pylist(),
+            payloads=_payloads(attributes.slice(part.start, part.stop - part.start)),
         )
         client.upsert(collection, points, wait=True)
+
+
+def _payloads(attributes: pa.Table) -> list[dict[str, Any]]:
+    """Returns the attributes of each item; without the NULLs in a list, which Qdrant takes for no list at all."""
+    return [
+        {
+            name: [each for each in value if each is not None] if isinstance(value, list) else value
+            for name, value in row.items()
+        }
+        for row in attributes.to_pylist()
+    ]
 
 
 def _json_types(attributes: pa.Table) -> pa.Table:
@@ -67,6 +78,8 @@ def _json_types(attributes: pa.Table) -> pa.Table:
 def _payload_schema(kind: pa.DataType) -> Any:
     from qdrant_client import models
 
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):  # indexed by the values
+        kind = kind.value_type
     if pa.types.is_boolean(kind):
         return models.PayloadSchemaType.BOOL
     if pa.types.is_integer(kind):

@@ -4,8 +4,9 @@ A comparison of a column with constants becomes a field condition; AND, OR and N
 `must_not`. SQL has a third value, NULL, which Qdrant has not: so NOT is moved to the comparisons, and a negated
 comparison is false for an item without a value.
 
-What this does not do: arithmetic, functions, CASE, comparisons of two columns, and the order of texts, which are
-refused with a message; and NaN, which SQL places above every number, and which `export.py` writes as null.
+What this does not do: LIKE (Qdrant compares words), arithmetic, functions, CASE, comparisons of two columns, and the
+order of texts, which are refused with a message; and NaN, which SQL places above every number, and which `export.py`
+writes as null.
 """
 
 import operator
@@ -48,7 +49,8 @@ def qdrant_filter(text: str, schema: pa.Schema) -> "models.Filter":
     except _RefusedError as refused:
         raise RequestError(
             f"The filter {text!r} cannot be evaluated by Qdrant, because of {refused}. Compare a column with numbers "
-            f"by = <> < <= > >=, IN or BETWEEN, with 'texts' by = <> or IN, or use IS NULL; join by AND, OR and NOT."
+            f"by = <> < <= > >=, IN or BETWEEN, with 'texts' by = <> or IN, or use 'text' IN list_column or IS NULL; "
+            f"join by AND, OR and NOT."
         ) from None
 
 
@@ -91,6 +93,8 @@ def _filter(node: exp.Expr, schema: pa.Schema, *, is_true: bool) -> "models.Filt
             ends = ((operator.ge, low), (operator.le, high))
             parts = [_values(name, schema, *end, is_true=is_true) for end in ends]
             return _all(parts) if is_true else _any(parts)
+        case exp.In() if node.args.get("field") is not None:
+            return _listed(_column(node.args["field"], schema), schema, _constant(node.this), is_true=is_true)
         case exp.In():
             name = _column(node.this, schema)
             parts = [_values(name, schema, operator.eq, _constant(each), is_true=is_true) for each in node.expressions]
@@ -170,6 +174,18 @@ def _values(
     if is_true == (compare is not operator.ne):
         return _all([condition])
     return _none_of([condition, _is_empty(name)])
+
+
+def _listed(name: str, schema: pa.Schema, value: float | str | bool, *, is_true: bool) -> "models.Filter":
+    """Returns the items whose list contains a constant: Qdrant's conditions hold if they do for one of the values."""
+    from qdrant_client import models
+
+    kind = schema.field(name).type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise _RefusedError(exp.column(name))
+    listed = _values(name, pa.schema([(name, kind.value_type)]), operator.eq, value, is_true=True)
+    no_list = models.IsNullCondition(is_null=models.PayloadField(key=name))
+    return listed if is_true else _none_of([listed, no_list])
 
 
 def _is_empty(name: str) -> "models.Filter":

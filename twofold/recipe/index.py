@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from twofold.recipe.section import Name, Rule, Section
+from twofold.recipe.section import ItemRule, Name, Section
 
 
 class Recent(Section):
@@ -32,7 +32,7 @@ class Index(Section):
     """`true`: items that the user has already met may be recommended again, as music is heard again and groceries are
     bought again. The report then ranks all items, and everything served includes them unless a request excludes them.
     """
-    where: Rule | None = None
+    where: ItemRule | None = None
     """SQL condition over item columns and `recent_counts`, such as `engagement_15d >= 20`; other items are never
     recommended. The report evaluates it in a section of its own, against all relevant items. `null` means all items.
     """

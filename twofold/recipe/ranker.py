@@ -10,7 +10,7 @@ from sqlglot import exp
 
 from twofold.errors import RecipeError
 from twofold.recipe.features import Features, ItemFeature, UserFeature, feature_name
-from twofold.recipe.section import Expression, Name, Rule, Section
+from twofold.recipe.section import Expression, ItemRule, Name, Section
 from twofold.recipe.train import Bce
 from twofold.sql.rules import check_columns, rule_tree
 
@@ -59,7 +59,7 @@ class ConditionSource(Section):
     kind: Literal["condition"]
     quota: Quota
     """Number of candidates that this source brings."""
-    when: Rule
+    when: ItemRule
     """SQL condition over the columns of the items, `recent_counts` and `age_days`."""
 
     @property

@@ -8,8 +8,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from twofold.recipe.section import Rule, Section
-from twofold.sql.rules import check_rule, rule_columns
+from twofold.recipe.section import ItemRule, Section
+from twofold.sql.rules import check_item_condition, rule_columns
 
 AGE: Final = "age_days"
 """Column that conditions may read beside those of the items: days since `uploaded_at`, as of the first request of the
@@ -51,7 +51,7 @@ class Boost(Section):
     """Addition to the score of all items for which a condition is true, such as new items."""
 
     kind: Literal["boost"]
-    when: Rule
+    when: ItemRule
     """SQL condition over the columns of the items, `recent_counts` and `age_days`."""
     add: float = Field(ge=-10, le=10)
     """Addition, where 1 is the distance from the score of the last candidate to that of the first; below 0 demotes."""
@@ -74,7 +74,7 @@ class Quota(Section):
     """
 
     kind: Literal["quota"]
-    when: Rule
+    when: ItemRule
     """SQL condition over the columns of the items, `recent_counts` and `age_days`."""
     at_least: int = Field(ge=1, le=100)
     """Minimum number of items."""
@@ -120,7 +120,7 @@ class Pin(Section):
     kind: Literal["pin"]
     item: ItemId | None = None
     """Id of the item. An id that is not in the catalogue is an error."""
-    when: Rule | None = None
+    when: ItemRule | None = None
     """Condition instead of an id: the best item for which it is true."""
     place: int = Field(ge=1, le=100)
     """Place in the list, from 1."""
@@ -139,7 +139,7 @@ class Pin(Section):
     def _names_an_item(self) -> Pin:
         if (self.item is None) == (self.when is None):
             raise ValueError("a pin has either item, an id, or when, a condition. Write exactly one of them")
-        check_rule(self.condition, result="condition")
+        check_item_condition(self.condition)
         return self
 
 
@@ -149,7 +149,7 @@ class Block(Section):
     kind: Literal["block"]
     items: tuple[ItemId, ...] = Field(default=(), max_length=50)
     """Ids of the items. Ids that are not in the catalogue are ignored: they may come with the next log."""
-    when: Rule | None = None
+    when: ItemRule | None = None
     """Condition instead of ids."""
 
     @property
@@ -166,7 +166,7 @@ class Block(Section):
     def _names_items(self) -> Block:
         if (not self.items) == (self.when is None):
             raise ValueError("a block has either items, a list of ids, or when, a condition. Write exactly one of them")
-        check_rule(self.condition, result="condition")
+        check_item_condition(self.condition)
         return self
 
 

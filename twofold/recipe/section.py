@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from twofold.errors import RecipeError
 from twofold.local_time import check_time_zone
 from twofold.sql.portable import Kind
-from twofold.sql.rules import check_rule
+from twofold.sql.rules import check_item_condition, check_rule
 from twofold.tables import INTERNAL
 
 
@@ -22,16 +22,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-def _checked(text: str, result: Kind) -> str:
+def _checked(text: str, result: Kind | None) -> str:
     try:
-        check_rule(text, result=result)
+        check_item_condition(text) if result is None else check_rule(text, result=result)
     except RecipeError as error:
         raise ValueError(str(error)) from error  # pydantic turns it into an error of this field
     return text
 
 
 Rule = Annotated[str, AfterValidator(lambda text: _checked(text, "condition"))]
-"""SQL condition on an event or an item; NULL counts as false."""
+"""SQL condition on an event; NULL counts as false."""
+
+ItemRule = Annotated[str, AfterValidator(lambda text: _checked(text, None))]
+"""SQL condition on an item, which may read columns of lists; NULL counts as false."""
 
 Expression = Annotated[str, AfterValidator(lambda text: _checked(text, "number"))]
 """SQL expression that is a number, or NULL, for each event."""

@@ -13,12 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlglot import exp
 
+from twofold.sql.portable import like_pattern
+
 
 def evaluate(node: exp.Expr, table: pa.Table) -> pa.Array:
     """Returns the value of an expression at every row: a boolean, double or string array, or a column as stored."""
     match node:
         case exp.Paren():
             return evaluate(node.this, table)
+        case exp.In() if node.args.get("field") is not None:
+            name = node.args["field"].name
+            return _lists_with(table[name].combine_chunks(), evaluate(node.this, table.slice(0, 1)), name)
+        case exp.Like():
+            return _like(evaluate(node.this, table), node.expression.name)
         case exp.Column():
             return _as_double(table[node.name].combine_chunks())
         case exp.Null():
@@ -82,6 +89,33 @@ def _is_nan(value: pa.Array) -> pa.Array:
 
 def _is_in(value: pa.Array, *options: pa.Array) -> pa.Array:
     return reduce(pc.or_kleene, (_equal(value, option) for option in options))
+
+
+def _lists_with(lists: pa.Array, value: pa.Array, name: str) -> pa.Array:
+    """Returns whether each list contains the one value; NULL for no list, as in DuckDB's list_contains."""
+    if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
+        raise pa.ArrowTypeError(f"{name} is {lists.type} and holds no lists")
+    found = np.zeros(len(lists), bool)
+    if len(lists):
+        values = _as_double(lists.flatten())
+        is_same = _equal(values, pa.repeat(value[0], len(values)))
+        found[pc.list_parent_indices(lists).filter(is_same).to_numpy()] = True
+    return pc.if_else(lists.is_valid(), pa.array(found), None)
+
+
+def _like(value: pa.Array, pattern: str) -> pa.Array:
+    """Compares as LIKE does; the pattern has % at its ends alone."""
+    simple = like_pattern(pattern)
+    assert simple is not None, "the rules allow no other pattern"
+    match simple:
+        case text, False, False:
+            return pc.equal(value, text)
+        case text, False, True:
+            return pc.starts_with(value, text)
+        case text, True, False:
+            return pc.ends_with(value, text)
+        case text, _, _:
+            return pc.match_substring(value, text)
 
 
 def _greatest(left: pa.Array, right: pa.Array) -> pa.Array:

@@ -11,6 +11,8 @@ on NULL they agree. The new tree differs from the rule as follows:
 - LEAST and GREATEST are NULL if an argument is NULL, as every other function is. The engines ignore NULL there, so that
   `LEAST(watch_s, 8)` would give 8, the largest value, to an unknown watch time.
 
+`'text' IN column`, where the column holds lists, has no portable SQL: `arrow.py` evaluates it.
+
 Still different: FLOOR and CEIL beyond 2^63 (Spark returns an integer), the last digit of EXP, LN and POWER.
 """
 
@@ -63,6 +65,18 @@ def portable(node: exp.Expr, want: Kind | None) -> exp.Expr:
         case _:
             kind = _kind(node)
             return _cast(_condition(node) if kind == "condition" else _calculation(node), kind, want)
+
+
+def like_pattern(pattern: str) -> tuple[str, bool, bool] | None:
+    """Returns the text that a LIKE searches, and whether other text may stand before it and after it; `None` means
+    that the pattern is of another kind.
+
+    >>> like_pattern("ab%"), like_pattern("%a_b%")
+    (('ab', False, True), None)
+    """
+    text = pattern.removeprefix("%").removesuffix("%")
+    is_plain = not any(each in text for each in "%_\\")  # Spark reads a backslash as an escape
+    return (text, pattern.startswith("%"), pattern.endswith("%")) if is_plain else None
 
 
 def _number(node: exp.Expr) -> float:
@@ -157,6 +171,13 @@ def _condition(node: exp.Expr) -> exp.Expr:
         case exp.Is():
             want: Kind | None = "condition" if type(node.expression) is exp.Boolean else None
             return exp.Is(this=_operand(node.this, want), expression=_constant(node.expression))
+        case exp.In() if node.args.get("field") is not None:
+            column = exp.column(node.args["field"].name, quoted=True)
+            return exp.In(this=portable(node.this, None), field=column)
+        case exp.Like():
+            pattern = exp.Literal.string(node.expression.name)
+            like = exp.Like(this=_operand(node.this, "text"), expression=pattern)
+            return exp.Not(this=exp.Paren(this=like)) if node.args.get("negate") else like
         case exp.In():
             kind = _joint_kind(_branches(node))
             return exp.In(

@@ -16,7 +16,7 @@ from sqlglot import Dialect, ErrorLevel, Token, TokenType, exp
 from sqlglot.errors import ParseError, SqlglotError
 
 from twofold.errors import RecipeError
-from twofold.sql.portable import CHAINS, Kind, portable
+from twofold.sql.portable import CHAINS, Kind, like_pattern, portable
 
 # A label rule of the field has 10 to 60 nodes. The limits keep parser and writer far from Python's recursion limit.
 MAX_CHARACTERS: Final = 2_000
@@ -35,7 +35,9 @@ _ALLOWED: Final[dict[type[exp.Expr], frozenset[str]]] = {
     **dict.fromkeys((exp.Abs, exp.Sqrt, exp.Ln, exp.Exp, exp.Floor, exp.Ceil), frozenset({"this"})),
     **dict.fromkeys((*_ARITHMETIC, *_COMPARISONS, exp.And, exp.Or), frozenset({"this", "expression"})),
     **dict.fromkeys((exp.Is, exp.Pow, exp.Nullif), frozenset({"this", "expression"})),
-    **dict.fromkeys((exp.Coalesce, exp.In), frozenset({"this", "expressions"})),
+    exp.Coalesce: frozenset({"this", "expressions"}),
+    exp.In: frozenset({"this", "expressions", "field"}),
+    exp.Like: frozenset({"this", "expression", "negate"}),
     **dict.fromkeys((exp.Least, exp.Greatest), frozenset({"this", "expressions", "ignore_nulls"})),
     exp.Null: frozenset(),
     exp.Between: frozenset({"this", "low", "high"}),
@@ -44,7 +46,8 @@ _ALLOWED: Final[dict[type[exp.Expr], frozenset[str]]] = {
 }
 _SUMMARY: Final = (
     "Allowed are columns; numbers, 'text', TRUE, FALSE, NULL; + - * / %; = <> < <= > >=; AND, OR, NOT, BETWEEN, "
-    "IN (list), IS NULL, IS TRUE; CASE WHEN; COALESCE, NULLIF, LEAST, GREATEST, ABS, SQRT, LN, EXP, POWER, FLOOR, CEIL."
+    "IN (list), 'text' IN list_column, LIKE 'a%', '%a' or '%a%', IS NULL, IS TRUE; CASE WHEN; COALESCE, NULLIF, LEAST, "
+    "GREATEST, ABS, SQRT, LN, EXP, POWER, FLOOR, CEIL."
 )
 _INSTEAD: Final[dict[type[exp.Expr], str]] = {
     **dict.fromkeys(
@@ -54,11 +57,11 @@ _INSTEAD: Final[dict[type[exp.Expr], str]] = {
     ),
     exp.Log: "Write LN(x): engines disagree on the base of LOG.",
     exp.Round: "Write FLOOR(x + 0.5): engines disagree on ROUND.",
-    exp.Like: "Write column IN ('a', 'b').",
+    exp.Like: "Write column LIKE 'a%', '%a' or '%a%': % at the ends alone, and neither _ nor a backslash.",
     exp.If: "Write CASE WHEN condition THEN a ELSE b END.",
     exp.Case: "Write CASE WHEN column = value THEN … END.",
     exp.Column: "Write the column's name alone, without a table.",
-    exp.In: "Write IN with a list of numbers or texts.",
+    exp.In: "Write IN with a list of numbers or texts; for a column of lists, 'text' IN column without brackets.",
 }
 _OPENING: Final = (TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE)
 
@@ -69,6 +72,11 @@ def check_rule(text: str, *, result: Kind | None = None) -> None:
     `result` is the kind of the whole rule; a rule whose kind depends on a column's type passes.
     """
     rule_sql(text, result=result)
+
+
+def check_item_condition(text: str) -> None:
+    """Raises RecipeError, with what to write instead, unless the text is a condition on items."""
+    rule_tree(text, result="condition")
 
 
 def rule_columns(text: str) -> frozenset[str]:
@@ -131,7 +139,16 @@ def rule_sql(text: str, dialect: str = "duckdb", *, result: Kind | None = None) 
     >>> rule_sql("liked OR watch_s / duration_s > 0.8")
     'CAST("liked" AS BOOLEAN) OR ((CAST("watch_s" AS DOUBLE) / NULLIF(CAST("duration_s" AS DOUBLE), 0.0e0)) > 0.8e0)'
     """
-    return rule_tree(text, result=result).sql(dialect=dialect, comments=False, unsupported_level=ErrorLevel.RAISE)
+    tree = rule_tree(text, result=result)
+    if any(node.args.get("field") is not None for node in tree.find_all(exp.In)):
+        raise _beside(
+            text,
+            RecipeError(
+                "It reads a column of lists, which conditions on items alone can: filters, "
+                "index.where, rerank and sources of candidates."
+            ),
+        )
+    return tree.sql(dialect=dialect, comments=False, unsupported_level=ErrorLevel.RAISE)
 
 
 def rule_tree(text: str, *, result: Kind | None = None) -> exp.Expr:
@@ -246,8 +263,20 @@ def _check_node(node: exp.Expr) -> None:
     match node:
         case exp.Column() if type(node.this) is not exp.Identifier:
             raise RecipeError(f"{_describe(node)} is not a column's name.")
-        case exp.In() if not node.expressions or not all(_is_literal(value) for value in node.expressions):
+        case exp.In() if type(node.args.get("field")) is exp.Column and not node.expressions and _is_literal(node.this):
+            pass
+        case exp.In() if (
+            node.args.get("field") is not None
+            or not node.expressions
+            or not all(_is_literal(value) for value in node.expressions)
+        ):
             raise RecipeError(f"{_describe(node)} of constants cannot be part of a rule. {_INSTEAD[exp.In]}")
+        case exp.Like() if type(node.expression) is not exp.Literal or not node.expression.is_string:
+            raise RecipeError(f"LIKE without a text cannot be part of a rule. {_INSTEAD[exp.Like]}")
+        case exp.Like() if like_pattern(node.expression.name) is None:
+            raise RecipeError(
+                f"LIKE '{_shortened(node.expression.name)}' cannot be part of a rule. {_INSTEAD[exp.Like]}"
+            )
         case exp.Is() if type(node.expression) not in (exp.Null, exp.Boolean):
             raise RecipeError("IS needs NULL, TRUE or FALSE after it. Write = to compare.")
         case exp.Binary() if isinstance(node, _COMPARISONS) and exp.Null in (type(node.this), type(node.expression)):
