@@ -50,6 +50,11 @@ def test_a_slice_is_a_column_of_single_values(tmp_path: Path) -> None:
         ({"where": "likes > 5"}, r"index\.where reads `likes`, which does not exist.*Available columns: creator"),
         ({"where": "tags = 'a'"}, r"index\.where reads tags, which is VARCHAR\[\]; a rule reads numbers"),
         (
+            {"where": "3 IN tags"},
+            r"index\.where looks for a number in tags, which is VARCHAR\[\]. Write 'text' IN column",
+        ),
+        ({"where": "'a' IN creator"}, r"index\.where looks for a text in creator, which is BIGINT"),
+        (
             {"recent_counts": {"creator": {"days": 3}}},
             r"index\.recent_counts\.creator: the items have a column creator already",
         ),
@@ -59,7 +64,10 @@ def test_who_may_be_recommended_is_said_of_items_and_counts(
     index: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     recipe = recipe_with(tmp_path)
-    counted = {"recent_counts": {"likes": {"events": "positives", "days": 3}}, "where": "likes > 5 AND creator = 5"}
+    counted = {
+        "recent_counts": {"likes": {"events": "positives", "days": 3}},
+        "where": "likes > 5 AND creator = 5 AND 'a' IN tags",
+    }
     check_recipe(recipe.model_copy(update={"index": Index.model_validate(counted)}))
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe.model_copy(update={"index": Index.model_validate(index)}))

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.serve.running import Running
 from tests.serve.test_app import Client, ids
-from tests.serve.tiny import DIM, NOON, VECTORS, other_run, write_run
+from tests.serve.tiny import DIM, NOON, VECTORS, other_run, replace_part, write_run
 from twofold.errors import RequestError
 from twofold.serve import shared_state
 from twofold.serve.app import build_app
@@ -22,6 +23,7 @@ from twofold.serve.middleware import Limits
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.service import Service
 from twofold.serve.shared_state import SharedFolder
+from twofold.tables import DAY_MS
 
 TOKEN = "secret"
 REQUEST = {"user_id": 30, "k": 9, "context": {"at": NOON}}  # a user without events
@@ -90,6 +92,31 @@ def test_an_upserted_item_that_was_seen_is_not_recommended_again(services: list[
     assert [item["score"] for item in after["items"]] == [item["score"] for item in before["items"]][1:]
     posted = {"history": ["new"], "k": 9, "context": {"at": NOON}}
     assert one.post("/v1/recommend", posted)[1]["items"] == after["items"]
+
+
+def test_the_age_of_an_item_follows_its_upload(run: Path, tmp_path: Path) -> None:
+    """The bundle's items have ages as of the bundle, and so does an item whose upload is posted."""
+
+    def with_ages(path: Path) -> None:
+        items = pq.read_table(path)
+        uploaded = pa.array([NOON - day * DAY_MS for day in range(7)])
+        ages = pa.array([float(day) for day in range(7)])
+        pq.write_table(items.append_column("uploaded_at", uploaded).append_column("age_days", ages), path)
+
+    aged = other_run(run, "aged")
+    replace_part(aged, "item_attributes.parquet", with_ages)
+    with_token = client(worker(aged, tmp_path))
+    upserts = [
+        {"item_id": "a", "attributes": {"uploaded_at": NOON - 9 * DAY_MS}},
+        {"item_id": "b", "attributes": {"uploaded_at": NOON - 9 * DAY_MS, "age_days": 2.0}},
+        {"item_id": "c", "attributes": {"colour": "red"}},
+        {"item_id": "new", "vector": [1.0, 0.0, 0.0, 0.0, 0.0], "attributes": {"uploaded_at": NOON + 5}},
+    ]
+    assert with_token.post("/v1/admin/items", {"upsert": upserts})[0] == 200
+    ages = {id_: with_token.get(f"/v1/items/{id_}")[1]["attributes"]["age_days"] for id_ in ("a", "b", "c", "new")}
+    assert ages == {"a": 9.0, "b": 2.0, "c": 2.0, "new": 0.0}
+    found = with_token.post("/v1/recommend", {"user_id": 30, "filter": "age_days < 1", "k": 9})[1]
+    assert [item["item_id"] for item in found["items"]] == ["new"]
 
 
 def test_an_update_changes_what_is_given_and_nothing_else(services: list[Service]) -> None:

@@ -146,7 +146,7 @@ def test_requests_generated_from_openapi_never_fail_the_service(service: Running
     schemathesis = pytest.importorskip("schemathesis", reason="pip install schemathesis")
     schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{service.port}/openapi.json")
     operations = [operation.ok() for operation in schema.get_all_operations()]
-    assert len(operations) == 17
+    assert len(operations) == 18
 
     def try_it(case: Any) -> None:
         reply = case.call(headers={"authorization": f"Bearer {TOKEN}"})

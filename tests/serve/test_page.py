@@ -1,13 +1,16 @@
 """The live page in a browser, used as a person would."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.browser import Browser
 from tests.serve.running import Running
 from tests.serve.test_page_facts import with_map, with_page
-from tests.serve.tiny import ITEMS, other_run, write_run
+from tests.serve.tiny import ITEMS, other_run, replace_part, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -15,11 +18,17 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     run = write_run(tmp_path_factory.mktemp("runs") / "tiny")
+    replace_part(run, "item_attributes.parquet", with_moods)
     other = other_run(run, "other")
     with_map(with_page(run, {"title": "item_title"}))
     running = Running(run, "--beside", f"{other}", token="")
     yield running
     running.stop()
+
+
+def with_moods(path: Path) -> None:
+    moods = pa.array([["calm"], ["calm", "new"], [], ["new"], None, ["old"], ["old"]])
+    pq.write_table(pq.read_table(path).append_column("moods", moods), path)
 
 
 LISTED = "[...document.querySelectorAll('#items .id')].map(shown => shown.textContent)"
@@ -76,7 +85,7 @@ def test_a_person_requests_filters_and_likes(browser: Browser, service: Running)
 
 def test_the_page_of_routes_sends_what_it_shows(browser: Browser, service: Running) -> None:
     browser.open(f"http://127.0.0.1:{service.port}/docs")
-    browser.until("document.querySelectorAll('details').length === 17")
+    browser.until("document.querySelectorAll('details').length === 18")
     browser.run("document.querySelector('textarea').value = '{\"user_id\": 10, \"k\": 1}'")
     browser.run("document.querySelector('details button').click()")
     assert '"rank": 1' in browser.until("document.querySelector('pre').textContent")
@@ -113,6 +122,15 @@ def test_chips_and_sliders_filter_and_each_state_has_an_address(browser: Browser
     browser.open(f"http://127.0.0.1:{service.port}/?user=10&include_seen=1&v.colour=red&r.length_s=5..20")
     browser.until("document.querySelectorAll('#items .id').length === 2")
     assert browser.run("document.querySelector('.chip[aria-pressed=true]').textContent") == "red"
+
+
+def test_a_chip_of_a_column_of_lists_finds_every_item_that_has_it(browser: Browser, service: Running) -> None:
+    browser.open(f"http://127.0.0.1:{service.port}/?user=10&include_seen=1")
+    browser.until("document.querySelectorAll('#items .id').length === 7")
+    for chip, expected in (("calm", "ab"), ("new", "abd")):
+        browser.run(f"[...document.querySelectorAll('.chip')].find(chip => chip.textContent === '{chip}').click()")
+        browser.until(f"document.querySelectorAll('#items .id').length === {len(expected)}")
+        assert sorted(browser.run(LISTED)) == [*expected]
 
 
 def test_a_stranger_picks_five_and_the_answers_follow(browser: Browser, service: Running) -> None:

@@ -50,12 +50,15 @@ def test_columns_have_the_statistics_that_chips_and_sliders_need(run: Path) -> N
     assert (facts.has_map, facts.beside, facts.shown.title) == (False, None, None)
 
 
-def test_ids_titles_lists_and_constants_are_no_filters(tmp_path: Path) -> None:
+def test_ids_titles_times_and_constants_are_no_filters(tmp_path: Path) -> None:
     def write(path: Path) -> None:
         items = pq.read_table(path)
         extra = {
             "author_id": [*range(7)],
             "tags": [["x"]] * 7,
+            "uploaded_at": [*range(7)],
+            "age_days": [float(each) for each in range(7)],
+            "moods": [["calm", "old"], ["calm"], [], None, ["new", None], ["new"], ["new"]],
             "one": [1] * 7,
             "empty": pa.array([None] * 7, pa.float64()),
             "is_new": [True, False, True, True, True, True, None],
@@ -66,13 +69,17 @@ def test_ids_titles_lists_and_constants_are_no_filters(tmp_path: Path) -> None:
 
     run = write_run(tmp_path / "run")
     replace_part(run, "item_attributes.parquet", write)
-    kinds = {each.name: each.kind for each in page_facts(open_live_bundle(run), None).columns}
-    assert kinds == {
+    facts = page_facts(open_live_bundle(run), None)
+    assert {each.name: each.kind for each in facts.columns} == {
         "colour": "values",
         "length_s": "number",
-        **dict.fromkeys(("author_id", "tags", "one", "empty"), "other"),
+        **dict.fromkeys(("author_id", "tags", "uploaded_at", "one", "empty"), "other"),
+        "age_days": "number",
+        "moods": "lists",
         "is_new": "values",
     }
+    (moods,) = (each for each in facts.columns if each.name == "moods")
+    assert [(each.value, each.items) for each in moods.values] == [("new", 3), ("calm", 2), ("old", 1)]
 
 
 @pytest.fixture

@@ -133,6 +133,12 @@ def timestamps(column: pa.ChunkedArray) -> Int64[np.ndarray, "_"]:
     return pc.fill_null(column, int(_NEVER)).combine_chunks().to_numpy(zero_copy_only=False)
 
 
+def age_days(uploaded_at: pa.ChunkedArray, as_of: int) -> pa.Array:
+    """Returns the age of each item in days; NULL where the time of its upload is."""
+    days = np.maximum((as_of - timestamps(uploaded_at)) / DAY_MS, 0)  # an item seen before its upload date is new
+    return pa.array(days, mask=~uploaded_at.is_valid().to_numpy())
+
+
 def log_days(since: Int64[np.ndarray, "batch"], at: Int64[np.ndarray, "batch"]) -> Float32[np.ndarray, "batch"]:
     """Returns log(1 + days) from `since` to `at`; NaN where `since` is unknown."""
     days = np.maximum((at - since) / DAY_MS, 0)  # an item seen before its upload date is new, not negative

@@ -53,6 +53,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
         "evaluate": 16,
+        # 12: vocabularies of texts are mapped; attributes have age_days wherever the items have uploaded_at.
         # 11: the vectors of iALS lie on the axes of YᵀY.
         # 10: the penalty of a user of iALS may grow with the number of likes.
         # 9: the folder additions/ in place of an entry of context.json.
@@ -63,7 +64,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the bundle holds the addition for items that a user met.
         # 3: the bundle says whether items that were met are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 11,
+        "index": 12,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.

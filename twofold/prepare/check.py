@@ -33,7 +33,7 @@ from twofold.recipe.rerank import AGE, Limit
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastEvents
-from twofold.sql.rules import check_columns
+from twofold.sql.rules import check_columns, listed_columns
 from twofold.tables import split_side
 
 _NUMBER: Final = "DOUBLE"
@@ -202,9 +202,15 @@ def _check_index(index: Index, items: SourceTable) -> None:
                 f"index.recent_counts.{name}: the items have a column {name} already. Choose another name for yours."
             )
     if index.where is not None:
-        columns = {**own, **dict.fromkeys(index.recent_counts, "BIGINT")}
+        columns = _described(index, own)
         check_columns(index.where, columns, field="index.where")
-        check_types(index.where, columns, {"items": items}, field="index.where", result="condition")
+        _check_item_types(index.where, columns, items, field="index.where")
+
+
+def _described(index: Index, own: Mapping[str, str]) -> dict[str, str]:
+    """Returns the columns that conditions on items may read: see `described_items`."""
+    columns = {**own, **dict.fromkeys(index.recent_counts, "BIGINT")}
+    return {AGE: _NUMBER, **columns} if "uploaded_at" in own else columns
 
 
 def _check_rerank(recipe: Recipe, items: SourceTable) -> None:
@@ -212,20 +218,32 @@ def _check_rerank(recipe: Recipe, items: SourceTable) -> None:
     that does not fit.
     """
     own = items.columns
-    columns = {**own, **dict.fromkeys(recipe.index.recent_counts, "BIGINT")}
-    if "uploaded_at" in own:
-        columns.setdefault(AGE, _NUMBER)
+    columns = _described(recipe.index, own)
     of_rules = () if recipe.rerank is None else recipe.rerank.conditions
     of_sources = () if recipe.ranker is None else recipe.ranker.candidates.conditions
     for section, conditions in (("rerank.rules", of_rules), ("ranker.candidates.sources", of_sources)):
         for number, condition in conditions:
             check_columns(condition, columns, field=f"{section}.{number}.when")
-            check_types(condition, columns, {"items": items}, field=f"{section}.{number}.when", result="condition")
+            _check_item_types(condition, columns, items, field=f"{section}.{number}.when")
     for number, rule in enumerate(() if recipe.rerank is None else recipe.rerank.rules):
         if isinstance(rule, Limit):
             field = f"rerank.rules.{number}.column"
             values = {name: type_.removesuffix("[]") for name, type_ in own.items()}
             _check_values(rule.column, values, field=field, lacking="the items have no", use="limits count")
+
+
+def _check_item_types(rule: str, columns: Mapping[str, str], items: SourceTable, *, field: str) -> None:
+    """Raises RecipeError if a condition on items reads a list as a value, a value as a list, or a list of others."""
+    listed = listed_columns(rule)
+    for column, kind in listed.items():
+        type_ = columns[column]
+        if not type_.endswith("[]") or (kind == "text") != type_.startswith("VARCHAR"):
+            raise RecipeError(
+                f"{field} looks for a {kind} in {column}, which is {type_}. Write 'text' IN column for lists of texts, "
+                f"3 IN column for lists of numbers, and column = 'text' where there are no lists. Rule: {rule}"
+            )
+    single = {name: "VARCHAR" if name in listed else type_ for name, type_ in columns.items()}
+    check_types(rule, single, {"items": items}, field=field, result="condition")
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, model_validator
 
 from twofold.recipe.section import ItemRule, Section
-from twofold.sql.rules import check_item_condition, rule_columns
+from twofold.sql.rules import check_item_condition
 
 AGE: Final = "age_days"
 """Column that conditions may read beside those of the items: days since `uploaded_at`, as of the first request of the
@@ -212,11 +212,6 @@ class Rerank(Section):
             (n, getattr(rule, "condition", None) or getattr(rule, "when", None)) for n, rule in enumerate(self.rules)
         )
         return tuple((number, text) for number, text in found if text is not None)
-
-    @property
-    def columns(self) -> frozenset[str]:
-        """Columns that the conditions read."""
-        return frozenset().union(*(rule_columns(text) for _, text in self.conditions))
 
     @model_validator(mode="after")
     def _rules_fit_together(self) -> Rerank:

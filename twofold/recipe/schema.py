@@ -31,7 +31,6 @@ from twofold.recipe.section import Section
 from twofold.recipe.split import LastDays, LastEvents, TemporalSplit
 from twofold.recipe.train import Train, check_objective, objective_warnings
 from twofold.recipe.tune import Tune
-from twofold.sql.rules import rule_columns
 from twofold.tables import split_side
 
 
@@ -140,13 +139,6 @@ class Recipe(Section):
                 "ranker, or write goal: recall"
             )
         return self
-
-    @property
-    def condition_columns(self) -> frozenset[str]:
-        """Columns of the items that the conditions of rules and of sources of candidates read."""
-        of_sources = () if self.ranker is None else self.ranker.candidates.conditions
-        of_rules = frozenset[str]() if self.rerank is None else self.rerank.columns
-        return of_rules.union(*(rule_columns(text) for _, text in of_sources))
 
     @model_validator(mode="after")
     def _sources_can_read(self) -> Recipe:

@@ -25,8 +25,10 @@ from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RequestError
 from twofold.index.live import LiveIndex, Snapshot
 from twofold.ragged import chunks
+from twofold.recipe.rerank import AGE
 from twofold.serve.schemas import ItemUpsert
 from twofold.serve.shared_state import RecordLog
+from twofold.tables import DAY_MS
 
 COMPACT_FROM_BYTES: Final = 2**21
 GROWTH: Final = 2  # the file is rewritten when it is this many times as large as after the last time
@@ -44,8 +46,11 @@ class UpsertRecord(Struct, frozen=True):
 class LiveItems:
     """The current items of one bundle, kept in step with a file. Threads may share it."""
 
-    def __init__(self, live_index: LiveIndex, *, bundle: str, has_ranker: bool) -> None:
-        """Keeps changes in this process until `follow` names a file. `bundle` is the bundle's digest."""
+    def __init__(self, live_index: LiveIndex, *, bundle: str, as_of: int, has_ranker: bool) -> None:
+        """Keeps changes in this process until `follow` names a file. `bundle` is the bundle's digest, `as_of` the time
+        for which the ages of its items were computed.
+        """
+        self._as_of = as_of
         self._live_index, self._bundle, self._has_ranker = live_index, bundle, has_ranker
         self._log: RecordLog | None = None
         self._compacted_bytes = COMPACT_FROM_BYTES // GROWTH
@@ -70,7 +75,7 @@ class LiveItems:
             )
         with self._lock, nullcontext() if self._log is None else self._log.locked():
             self._apply_new_records()
-            table, vectors = _as_arrays(self._live_index.now, upserts)
+            table, vectors = _as_arrays(self._live_index.now, upserts, self._as_of)
             self._live_index.upsert(table, vectors, record=lambda: self._append(table, vectors))
             self._compact()
 
@@ -116,7 +121,9 @@ class LiveItems:
         return msgspec.msgpack.encode(data)
 
 
-def _as_arrays(items: Snapshot, upserts: Sequence[ItemUpsert]) -> tuple[pa.Table, Float32[np.ndarray, "items dim"]]:
+def _as_arrays(
+    items: Snapshot, upserts: Sequence[ItemUpsert], as_of: int
+) -> tuple[pa.Table, Float32[np.ndarray, "items dim"]]:
     """Returns attributes and vectors, with missing values taken from the current item; RequestError names an invalid
     value.
     """
@@ -130,7 +137,8 @@ def _as_arrays(items: Snapshot, upserts: Sequence[ItemUpsert]) -> tuple[pa.Table
             )
         _check_upsert(upsert, item_id, items, is_new=row == UNKNOWN)
         current = {} if row == UNKNOWN else items.attributes_of(np.array([row]))[0]
-        attributes.append(current | upsert.attributes | {"item_id": item_id})
+        aged = _age(upsert, as_of) if AGE in schema.names else {}
+        attributes.append(current | aged | upsert.attributes | {"item_id": item_id})
         is_kept = upsert.vector is None
         vectors.append(items.vectors_of(np.array([row]))[0] if is_kept else _as_vector(upsert, item_id))
     try:
@@ -142,6 +150,12 @@ def _as_arrays(items: Snapshot, upserts: Sequence[ItemUpsert]) -> tuple[pa.Table
             if name != "item_id":
                 _check_stored(upsert.item_id, schema.field(name), value, stored[name])
     return table, np.stack(vectors)
+
+
+def _age(upsert: ItemUpsert, as_of: int) -> dict[str, float]:
+    """Returns the age of an item whose upload is given, as that of the bundle's items."""
+    uploaded_at = upsert.attributes.get("uploaded_at")
+    return {AGE: max((as_of - uploaded_at) / DAY_MS, 0.0)} if isinstance(uploaded_at, int) else {}
 
 
 def _as_vector(upsert: ItemUpsert, item_id: Any) -> Float32[np.ndarray, "dim"]:

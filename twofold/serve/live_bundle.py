@@ -127,7 +127,7 @@ def open_live_bundle(run: Path, qdrant: str | None = None) -> LiveBundle:
         num_events=_counts(bundle.events.item_rows, len(bundle.items)),
         num_positives=positives,
         popularity=_popularity(bundle, positives),
-        items=LiveItems(live_index, bundle=digest, has_ranker=bundle.ranker is not None),
+        items=LiveItems(live_index, bundle=digest, as_of=bundle.as_of, has_ranker=bundle.ranker is not None),
         rules=LiveRules(bundle.rules),
         qdrant=qdrant,
     )

@@ -69,8 +69,10 @@ const text = value => "'" + value.replaceAll("'", "''") + "'";
 function filter() {
   const parts = state.filter ? [`(${state.filter})`] : [];
   for (const [name, values] of Object.entries(state.values)) {
-    const isFlag = facts.columns.some(each => each.name === name && typeof each.values[0]?.value === "boolean");
-    if (values.length) parts.push(isFlag ? `(${values.map(value => `${column(name)} IS ${value === "true" ? "TRUE" : "FALSE"}`).join(" OR ")})`
+    const found = facts.columns.find(each => each.name === name), isFlag = typeof found?.values[0]?.value === "boolean";
+    const either = part => `(${values.map(part).join(" OR ")})`;
+    if (values.length) parts.push(isFlag ? either(value => `${column(name)} IS ${value === "true" ? "TRUE" : "FALSE"}`)
+      : found?.kind === "lists" ? either(value => `${text(value)} IN ${column(name)}`)
       : `${column(name)} IN (${values.map(text).join(", ")})`);
   }
   for (const [name, [low, high]] of Object.entries(state.ranges)) parts.push(`${column(name)} >= ${low} AND ${column(name)} <= ${high}`);
@@ -198,7 +200,7 @@ function showFilters() {
   const hidden = Object.values(facts.shown);
   const usable = facts.columns.filter(each => each.kind !== "other" && !hidden.includes(each.name)).slice(0, 8);
   at("sieve").hidden = !usable.length;
-  at("filters").replaceChildren(...usable.map(each => each.kind === "values" ? chips(each) : slider(each)));
+  at("filters").replaceChildren(...usable.map(each => each.kind === "number" ? slider(each) : chips(each)));
   showEnds();
 }
 

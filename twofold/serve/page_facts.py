@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from twofold.recipe.rerank import AGE
 from twofold.serve.bundle import PAGE
 from twofold.serve.live_bundle import LiveBundle
 from twofold.serve.page_schemas import ItemColumn, ItemMap, PageFacts, ShownColumns, ValueCount
@@ -29,24 +30,29 @@ def page_facts(live_bundle: LiveBundle, beside: str | None) -> PageFacts:
     path = live_bundle.folder / "index" / PAGE
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     shown = msgspec.convert({name: column for name, column in written.items() if column in names}, ShownColumns)
-    columns = [_column(name, attributes[name]) for name in names[:_MOST_COLUMNS]]
+    columns = [_column(name, attributes[name], has_age=AGE in names) for name in names[:_MOST_COLUMNS]]
     return PageFacts(shown, columns, has_map=(live_bundle.folder / _MAP).exists(), beside=beside)
 
 
-def _column(name: str, values: pa.ChunkedArray) -> ItemColumn:
-    if name.lower().endswith("id"):
+def _column(name: str, values: pa.ChunkedArray, *, has_age: bool) -> ItemColumn:
+    if name.lower().endswith("id") or (name == "uploaded_at" and has_age):
         return ItemColumn(name, "other", [], [], 0)
-    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+    if is_list := pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        items, values = len(values), pc.list_flatten(values)
+    else:
+        items = len(values)
+    if not is_list and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         numbers = values.drop_null().to_numpy()
         finite = numbers[np.isfinite(numbers)]
         steps = np.unique(np.quantile(finite, np.linspace(0, 1, _STEPS), method="nearest")) if len(finite) else finite
         return ItemColumn(name, "number" if len(steps) > 1 else "other", steps.tolist(), [], len(np.unique(finite)))
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_boolean(values.type):
         counts = sorted(pc.value_counts(values.drop_null()).to_pylist(), key=lambda each: -each["counts"])
-        shown = [each for each in counts if each["counts"] >= _RARE * len(values)][:_MOST_VALUES]
+        shown = [each for each in counts if each["counts"] >= _RARE * items][:_MOST_VALUES]
         found = [ValueCount(each["values"], each["counts"]) for each in shown]
         is_short = 1 < len(counts) <= _MOST_DISTINCT
-        return ItemColumn(name, "values" if is_short else "other", [], found if is_short else [], len(counts))
+        kind: Literal["lists", "values"] = "lists" if is_list else "values"
+        return ItemColumn(name, kind if is_short else "other", [], found if is_short else [], len(counts))
     return ItemColumn(name, "other", [], [], 0)
 
 

@@ -27,11 +27,11 @@ class ItemColumn(Struct, frozen=True):
     """Statistics of a column of the items that filters read.
 
     A column of numbers has `steps`: rising values that divide the items evenly, from the smallest to the largest. A
-    column of texts has its most frequent `values`.
+    column of texts, or of lists of texts, has its most frequent `values`.
     """
 
     name: str
-    kind: Literal["number", "values", "other"]
+    kind: Literal["number", "values", "lists", "other"]
     steps: list[float]
     values: list[ValueCount]
     distinct: int

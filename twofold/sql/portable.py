@@ -61,9 +61,9 @@ def portable(node: exp.Expr, want: Kind | None) -> exp.Expr:
         case exp.Column():
             return _cast(exp.column(node.name, quoted=True), None, want)
         case exp.Literal() | exp.Boolean() | exp.Null():
-            return _cast(_constant(node), _kind(node), want)
+            return _cast(_constant(node), kind_of(node), want)
         case _:
-            kind = _kind(node)
+            kind = kind_of(node)
             return _cast(_condition(node) if kind == "condition" else _calculation(node), kind, want)
 
 
@@ -93,7 +93,7 @@ def _number(node: exp.Expr) -> float:
     return number
 
 
-def _kind(node: exp.Expr) -> Kind | None:
+def kind_of(node: exp.Expr) -> Kind | None:
     """Returns the kind of an expression, or None where it depends on the type of a column."""
     match node:
         case exp.Column() | exp.Null():
@@ -101,7 +101,7 @@ def _kind(node: exp.Expr) -> Kind | None:
         case exp.Literal():
             return "text" if node.is_string else "number"
         case exp.Paren():
-            return _kind(node.this)
+            return kind_of(node.this)
         case exp.Case() | exp.Coalesce() | exp.Nullif():
             return _joint_kind(_branches(node))
         case exp.And() | exp.Or() | exp.Not() | exp.Is() | exp.In() | exp.Between() | exp.Boolean() | exp.Predicate():
@@ -120,7 +120,7 @@ def _branches(node: exp.Expr) -> list[exp.Expr]:
 
 def _joint_kind(nodes: Collection[exp.Expr]) -> Kind | None:
     """Returns the kind in which expressions are compared: TRUE is 1 beside a number; text only compares with text."""
-    kinds = {_kind(node) for node in nodes} - {None}
+    kinds = {kind_of(node) for node in nodes} - {None}
     if "text" in kinds and len(kinds) > 1:
         raise RecipeError(
             f"It mixes 'text' with a {' and a '.join(sorted(str(kind) for kind in kinds if kind != 'text'))}."

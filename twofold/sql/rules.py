@@ -16,7 +16,7 @@ from sqlglot import Dialect, ErrorLevel, Token, TokenType, exp
 from sqlglot.errors import ParseError, SqlglotError
 
 from twofold.errors import RecipeError
-from twofold.sql.portable import CHAINS, Kind, like_pattern, portable
+from twofold.sql.portable import CHAINS, Kind, kind_of, like_pattern, portable
 
 # A label rule of the field has 10 to 60 nodes. The limits keep parser and writer far from Python's recursion limit.
 MAX_CHARACTERS: Final = 2_000
@@ -85,6 +85,16 @@ def rule_columns(text: str) -> frozenset[str]:
         return frozenset(column.name for column in _checked(text).find_all(exp.Column))
     except RecipeError as reason:
         raise _beside(text, reason) from None
+
+
+def listed_columns(text: str) -> dict[str, Kind | None]:
+    """Returns the columns that a rule reads as lists, each with the kind of a value that it looks for there.
+
+    >>> listed_columns("'rock' IN tags AND 3 IN (1, 3)")
+    {'tags': 'text'}
+    """
+    found = (node for node in rule_tree(text).find_all(exp.In) if node.args.get("field") is not None)
+    return {node.args["field"].name: kind_of(node.this) for node in found}
 
 
 def columns_read_as(kind: Literal["condition", "number"], text: str, *, result: Kind | None = None) -> frozenset[str]:
