@@ -9,7 +9,7 @@ import pytest
 from tests.serve.test_event_store import MAX_EVENTS, stored
 from twofold.errors import RequestError
 from twofold.serve import event_store, redis_store
-from twofold.serve.event_store import LiveEvent, StoreError, open_histories
+from twofold.serve.event_store import LASTING_RETRY_S, LiveEvent, StoreError, open_histories
 from twofold.tables import DAY_MS
 
 
@@ -153,3 +153,21 @@ def test_without_the_client_of_redis_one_message_says_what_to_install(monkeypatc
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(RequestError, match=r"pip install 'twofold\[redis\]'"):
         open_histories("redis://localhost/0")
+
+
+def test_a_file_has_a_largest_size_and_refuses_beyond_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_store, "MAX_STORE_BYTES", 2**18)
+
+    async def fill() -> None:
+        store, number = open_histories(tmp_path / "histories.db"), 0
+        events = [LiveEvent("x" * 200, at, "met") for at in range(100)]
+        try:
+            for number in range(20):
+                await store.append([(f"user {number}", event) for event in events])
+        except StoreError as full:
+            assert full.retry_s == LASTING_RETRY_S  # noqa: PT017
+        assert 0 < number < 19
+        assert (await store.read(["user 0"]))[0] == events  # what is stored stays readable
+        await store.close()
+
+    asyncio.run(fill())

@@ -75,9 +75,7 @@ def _filter(node: exp.Expr, schema: pa.Schema, *, is_true: bool) -> "models.Filt
             return _all(parts) if isinstance(node, exp.And) == is_true else _any(parts)
         case exp.Boolean():
             return _every_item() if bool(node.this) == is_true else _no_item()
-        case exp.Null():
-            return _no_item()
-        case exp.Cast() if isinstance(node.this, exp.Null):
+        case exp.Null() | exp.Cast(this=exp.Null()):
             return _no_item()
         case exp.Is() if isinstance(node.expression, exp.Null):
             is_empty = _is_empty(_column(node.this, schema))

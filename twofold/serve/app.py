@@ -90,26 +90,10 @@ def stop_on_sigterm(service: Service, drain_s: float) -> None:
 
 
 def _routes(service: Service) -> list[Route]:
-    item, event = {"item_id": 12, "k": 5}, {"user_id": 3, "item_id": 12}
+    event = {"user_id": 3, "item_id": 12}
     events = {"events": [event | {"kind": "positive"}]}
-    batch = {"user_ids": [3, 7], "k": 5}
     return [
-        _post("/v1/recommend", "The best items for one user.", service.recommend, Recommend, {"user_id": 3, "k": 5}),
-        _post(
-            "/v1/recommend:batch",
-            "The best items for each of many users.",
-            service.recommend_batch,
-            RecommendBatch,
-            batch,
-        ),
-        _post(
-            "/v1/rank",
-            "Given items in the order for one user.",
-            service.rank,
-            Rank,
-            {"user_id": 3, "item_ids": [12, 34]},
-        ),
-        _post("/v1/similar", "The items most similar to one.", service.similar, Similar, item),
+        *_list_routes(service),
         *_page_routes(service),
         _post("/v1/events", "Store new events; the next list reflects them.", service.add_events, Events, events),
         _post("/v1/events:remove", "Take back one event of a user.", service.remove_events, EventRemoval, event),
@@ -134,6 +118,27 @@ def _routes(service: Service) -> list[Route]:
         ),
         replace(_get("/health", "The bundle in use.", service.health, access="open"), is_limited=False),
         _get("/ready", "The same; 503 unless lists are complete and events stored.", service.ready, access="open"),
+    ]
+
+
+def _list_routes(service: Service) -> list[Route]:
+    return [
+        _post("/v1/recommend", "The best items for one user.", service.recommend, Recommend, {"user_id": 3, "k": 5}),
+        _post(
+            "/v1/recommend:batch",
+            "The best items for each of many users.",
+            service.recommend_batch,
+            RecommendBatch,
+            {"user_ids": [3, 7], "k": 5},
+        ),
+        _post(
+            "/v1/rank",
+            "Given items in the order for one user.",
+            service.rank,
+            Rank,
+            {"user_id": 3, "item_ids": [12, 34]},
+        ),
+        _post("/v1/similar", "The items most similar to one.", service.similar, Similar, {"item_id": 12, "k": 5}),
     ]
 
 
