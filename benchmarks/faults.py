@@ -1,21 +1,24 @@
-"""Tests a service under faults: killed workers, a failing store, swaps of bundles and a full disk.
+"""Tests a service under faults: killed and stopped workers, a failing store, swaps of bundles, a full disk, attacks.
 
     python benchmarks/faults.py [seconds a store] [--to FILE]     (default: 600, faults.json beside this file)
 
-Claim: under load, with a worker killed every 20 s, a bundle swapped every 30 s (each third one damaged), Redis stopped,
-killed or frozen every 45 s and the disk filled every 60 s: no wrong list, no acknowledged event lost, every failure a
-503 with Retry-After (409 for the damaged bundle), no request that hangs. A request whose worker is killed loses its
+Claim: under load, with a worker killed every 20 s, one stopped for 3 s every 50 s, a bundle swapped every 30 s (to
+another run, to a damaged one, by a link, to other content of the same inputs, and while its folder is away for 2 s),
+Redis stopped, killed or frozen every 45 s, the disk filled every 60 s, an endless header every 7 s, 10,000 half-open
+connections every 100 s, six batches of full cost every 15 s and 100 items updated every second: no wrong list, no
+acknowledged event lost, every failure a 503 with Retry-After (409 for a bundle that cannot be opened), no request that
+hangs, and no answer from a bundle that was replaced more than 2 s ago. A request whose worker is killed loses its
 connection: these are counted separately, and may happen near a kill only.
 
 Two trials of two workers: histories in SQLite, and in Redis (`appendonly yes`, `appendfsync always`). The disk is a
-file system of 48 MB in memory; mounting it takes root. `faults_truth.py` computes the expected lists.
+file system of 48 MB in memory, and the service sees a /dev/shm of 40 MB; mounting them takes root. `faults_truth.py`
+computes the expected lists.
 """
 
 import asyncio
 import json
 import os
 import platform
-import random
 import shutil
 import signal
 import subprocess
@@ -23,142 +26,26 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager, closing
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-from faults_machine import TOKEN, WORKERS, Disk, RedisServer, Service
-from faults_truth import ITEMS, UNKNOWN_USERS, USERS, K, Live, Truth, read_truth
+from faults_attacks import open_halves, send_endless_header, send_full_batches, update_items
+from faults_clients import CLIENTS, Client, Tally, connect, run_client
+from faults_machine import WORKERS, Disk, RedisServer, Service
+from faults_truth import ITEMS, UNKNOWN_USERS, USERS, Live, read_truth
 from serve_bundle import write_run
 
-from twofold.serve.event_store import LiveEvent, open_histories
+from twofold.run_folder import MANIFEST
+from twofold.serve.event_store import open_histories
 
 HERE = Path(__file__).parent
-CLIENTS = 6
-MAX_LIVE = 400  # events posted for one user; the store holds 500
-HANGS_S = 10.0  # the service gives up after 5 s
-SETTLED_S = 5.0  # after this time, all workers use the bundle of an acknowledged swap
-NEAR_A_KILL_S = 3.0
-NO_STORE, DAMAGED = "the live history cannot be read now", "damaged"
-
-
-# --- clients ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Tally:
-    """Counts of replies, failures and faults."""
-
-    replies: Counter[str] = field(default_factory=Counter)
-    ms: list[float] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    unclean: list[str] = field(default_factory=list)
-    hung: int = 0
-    cut: int = 0
-    cut_far_from_a_kill: int = 0
-    without_store: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    last_kill: float = -np.inf
-    swaps: list[tuple[float, str]] = field(default_factory=list)
-    """Times and bundles of the acknowledged swaps."""
-    requested_bundle: str = ""
-    """The bundle of a swap that is not acknowledged yet: a worker may use it already."""
-
-
-@dataclass(frozen=True)
-class Client:
-    """A client: one connection, the expected lists of each bundle by digest, and the tally."""
-
-    http: httpx.AsyncClient
-    truths: dict[str, Truth]
-    tally: Tally
-
-    async def post(self, route: str, body: Any) -> Any:
-        """Posts a body and returns the reply; `None` means a failure, which is counted."""
-        tally, began = self.tally, time.monotonic()
-        try:
-            reply = await self.http.post(f"/v1/{route}", json=body)
-        except httpx.TimeoutException:
-            tally.hung += 1
-            return None
-        except httpx.TransportError:
-            tally.cut += 1
-            tally.cut_far_from_a_kill += time.monotonic() - tally.last_kill > NEAR_A_KILL_S
-            return None
-        tally.replies[f"{route} {reply.status_code}"] += 1
-        tally.ms += [] if route == "admin/swap" else [1e3 * (time.monotonic() - began)]  # workers open a bundle
-        if reply.status_code == 200:
-            return reply.json()
-        is_clean = reply.status_code == 503 and "retry-after" in reply.headers
-        if not is_clean and not (route == "admin/swap" and reply.status_code == 409):
-            tally.unclean.append(f"{route} {reply.status_code} {reply.text[:300]}")
-        return None
-
-    async def post_events(self, live: Live, draw: random.Random) -> None:
-        """Posts new events, or again the events that may not have been stored."""
-        if not live.unsure:
-            last = live.acknowledged[-1].at if live.acknowledged else 0
-            first = max(last + 1, time.time_ns() // 1_000_000)
-            kinds = ["positive"] if not live.acknowledged else ["positive", "negative", "met"]
-            live.unsure = [
-                LiveEvent(str(draw.randrange(ITEMS) + 1), first + offset, draw.choice(kinds))
-                for offset in range(draw.randint(1, 3))
-            ]
-        events = [{"user_id": live.user_id} | event._asdict() for event in live.unsure]
-        reply = await self.post("events", {"events": events})
-        if reply is not None:
-            if reply["accepted"] != len(events):
-                self.tally.wrong.append(f"events: {reply}")
-            live.acknowledged, live.unsure = live.acknowledged + live.unsure, []
-
-    async def recommend(self, live: Live) -> None:
-        """Requests a list and compares it with the expected one."""
-        began = time.monotonic()
-        reply = await self.post("recommend", {"user_id": live.user_id, "k": K})
-        if reply is None:
-            return
-        is_log_only = any(warning.startswith(NO_STORE) for warning in reply["warnings"])
-        self.tally.without_store += is_log_only
-        known = [[]] if is_log_only else [live.acknowledged, live.acknowledged + live.unsure]
-        truth = self.truth(reply, began)
-        if truth is not None and not any(truth.is_right(live.user_id, events, reply) for events in known):
-            self.tally.wrong.append(f"recommend {live} {json.dumps(reply)}")
-
-    async def similar(self, item_id: int) -> None:
-        """Requests similar items and compares them with the expected ones."""
-        began = time.monotonic()
-        reply = await self.post("similar", {"item_id": item_id, "k": K})
-        truth = None if reply is None else self.truth(reply, began)
-        if truth is not None and not truth.is_similar(item_id, reply["items"]):
-            self.tally.wrong.append(f"similar {item_id} {json.dumps(reply)}")
-
-    def truth(self, reply: dict[str, Any], began: float) -> Truth | None:
-        """Returns the expected lists for the bundle of a reply; an old bundle is wrong after all workers swapped."""
-        acknowledged, digest = self.tally.swaps[-1]
-        found = self.truths.get(reply["bundle"])
-        is_old = began > acknowledged + SETTLED_S and reply["bundle"] not in (digest, self.tally.requested_bundle)
-        if found is None or is_old:
-            self.tally.wrong.append(f"bundle {reply['bundle']}, not {digest}")
-        return found
-
-
-async def run_client(client: Client, lives: list[Live], until: float, seed: int) -> None:
-    """Sends requests one after another, for users that no other client uses."""
-    draw = random.Random(seed)
-    while time.monotonic() < until:
-        live, chance = draw.choice(lives), draw.random()
-        if live.unsure or (chance < 0.3 and len(live.acknowledged) < MAX_LIVE):
-            await client.post_events(live, draw)
-        if chance < 0.9:
-            await client.recommend(live)
-        else:
-            await client.similar(draw.randrange(ITEMS) + 1)
-        await asyncio.sleep(draw.uniform(0, 0.08))
+DAMAGED, LINK = "damaged", "link"
+HALF_OPEN = 10_000
 
 
 # --- the trial --------------------------------------------------------------------------------------------------------
@@ -182,6 +69,7 @@ class Trial:
     redis: RedisServer | None
     client: Client
     seconds: float
+    memory_mb: list[float] = field(default_factory=list)
 
     async def kill(self, turn: int) -> None:
         """Kills a worker, after the one killed before has been replaced."""
@@ -191,22 +79,57 @@ class Trial:
         self.tally.last_kill = time.monotonic()
         self.tally.faults["workers killed"] += 1
 
+    async def stop_for_a_while(self, turn: int) -> None:
+        """Stops a worker (SIGSTOP), and lets it go on before the supervisor takes it for dead."""
+        process = self.service.alive()[0]
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGSTOP)
+            await asyncio.sleep(min(3, self.seconds / 10))
+            os.kill(process, signal.SIGCONT)
+        self.tally.last_resume = time.monotonic()
+        self.tally.faults["workers stopped"] += 1
+
     async def swap(self, turn: int) -> None:
-        """Swaps to the other bundle; each third time to a damaged one, which is refused."""
-        digest = self.tally.swaps[-1][1]
-        (other,) = (truth for truth in self.client.truths.values() if truth.digest != digest)
-        name = DAMAGED if turn % 3 == 2 else other.name
-        self.tally.requested_bundle = digest if name == DAMAGED else other.digest
+        """Swaps to another bundle in one of five ways; one to a damaged bundle is refused."""
+        truths, digest = self.client.truths, self.tally.swaps[-1][1]
+        first, second, same_inputs = truths.values()
+        way = ("by name", "damaged", "by link", "same inputs", "folder away")[turn % 5]
+        other = first if digest != first.digest else same_inputs if way == "same inputs" else second
+        name = {"damaged": DAMAGED, "by link": LINK}.get(way, other.name)
+        if way == "by link":
+            link = self.service.runs / "link.new"
+            link.symlink_to(self.service.runs / other.name)
+            link.replace(self.service.runs / LINK)
+        self.tally.requested_bundle = digest if way == "damaged" else other.digest
+        if way == "folder away":
+            reply, _ = await asyncio.gather(self._swap_to(name), self._move_away(self.service.runs / name))
+        else:
+            reply = await self._swap_to(name)
+        self.tally.faults[f"swaps, {way}"] += 1
+        if (reply is None) != (way == "damaged") and way != "folder away":
+            self.tally.wrong.append(f"swap to {name}, {way}: {reply}")
+        if reply is None:
+            self.tally.requested_bundle = digest
+        elif reply["bundle"] != other.digest:
+            self.tally.wrong.append(f"swap to {name}, {way}: {reply}, not {other.digest}")
+        else:
+            self.tally.swaps.append((time.monotonic(), reply["bundle"]))
+
+    async def _swap_to(self, name: str) -> Any:
+        """Requests a swap until it is made or refused (409); `None` means refused."""
         refused = self.tally.replies["admin/swap 409"]
         while (reply := await self.client.post("admin/swap", {"run": name})) is None:
             if self.tally.replies["admin/swap 409"] > refused:
-                break
+                return None
             await asyncio.sleep(0.1)
-        self.tally.faults[f"swaps to {'a damaged' if name == DAMAGED else 'another'} bundle"] += 1
-        if (reply is None) != (name == DAMAGED):
-            self.tally.wrong.append(f"swap to {name}: {reply}")
-        if reply is not None:
-            self.tally.swaps.append((time.monotonic(), reply["bundle"]))
+        return reply
+
+    async def _move_away(self, folder: Path) -> None:
+        """Moves a folder away for 2 s, while workers open the bundle in it."""
+        await asyncio.sleep(0.03)
+        away = folder.rename(folder.with_name("away"))
+        await asyncio.sleep(2)
+        away.rename(folder)
 
     async def break_redis(self, turn: int) -> None:
         """Stops, kills or freezes Redis, then heals it."""
@@ -226,6 +149,10 @@ class Trial:
         if self.redis is not None:
             await asyncio.to_thread(self.redis.heal)
 
+    async def look_at_memory(self, turn: int) -> None:
+        """Notes the memory of the largest worker."""
+        self.memory_mb.append(max((rss_mb(process) for process in self.service.alive()), default=0.0))
+
     @property
     def tally(self) -> Tally:
         """Counts so far."""
@@ -235,10 +162,17 @@ class Trial:
         """Runs load and faults together; then heals everything and checks the list of each user."""
         until, seconds = time.monotonic() + self.seconds, self.seconds
         clients = [run_client(self.client, lives[number::CLIENTS], until, number) for number in range(CLIENTS)]
+        port, halves = self.service.port, HALF_OPEN if seconds >= 60 else HALF_OPEN // 10
         faults = [
             every(min(20, seconds / 6), until, self.kill),
-            every(min(30, seconds / 5), until, self.swap),
+            every(min(50, seconds / 4), until, self.stop_for_a_while),
+            every(min(30, seconds / 7), until, self.swap),
             every(min(60, seconds / 3), until, self.fill_disk),
+            every(min(7, seconds / 5), until, lambda turn: send_endless_header(port, self.tally)),
+            every(min(100, seconds / 2.5), until, lambda turn: open_halves(port, halves, self.tally)),
+            every(min(15, seconds / 4), until, lambda turn: send_full_batches(self.client)),
+            every(1, until, lambda turn: update_items(self.client, turn)),
+            every(5, until, self.look_at_memory),
         ]
         if self.redis is not None:
             faults.append(every(min(45, seconds / 5), until, self.break_redis))
@@ -251,6 +185,20 @@ class Trial:
             await self.client.recommend(live)
 
 
+def copy_inputs(run: Path, other: Path) -> None:
+    """Gives a bundle the digest of the inputs of another one, as training the same recipe again does."""
+    manifests = [each / "index" / MANIFEST for each in (run, other)]
+    first, second = (json.loads(manifest.read_text()) for manifest in manifests)
+    manifests[1].write_text(json.dumps(second | {"digest": first["digest"]}))
+
+
+def rss_mb(process: int) -> float:
+    """Returns the memory of a process in MB; 0 if it has ended."""
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return 0.0
+
+
 async def lost_events(histories: str, lives: list[Live]) -> tuple[int, int]:
     """Returns the number of acknowledged events, and of those that the store does not hold as acknowledged."""
     store = open_histories(histories)
@@ -260,20 +208,13 @@ async def lost_events(histories: str, lives: list[Live]) -> tuple[int, int]:
     return sum(len(live.acknowledged) for live in lives), lost
 
 
-@asynccontextmanager
-async def connect(service: Service, truths: list[Truth]) -> AsyncIterator[Client]:
-    headers, limits = {"authorization": f"Bearer {TOKEN}"}, httpx.Limits(max_connections=CLIENTS + 1)
-    where = f"http://127.0.0.1:{service.port}"
-    async with httpx.AsyncClient(base_url=where, headers=headers, timeout=HANGS_S, limits=limits) as http:
-        tally = Tally(swaps=[(time.monotonic(), truths[0].digest)])
-        yield Client(http, {truth.digest: truth for truth in truths}, tally)
-
-
 async def run_trial(name: str, seconds: float, folder: Path) -> dict[str, Any]:
     """Runs one trial with a store, from the first worker to the check of the last event."""
     runs = [
-        write_run(folder / "runs" / run, items=ITEMS, users=USERS, seed=seed) for seed, run in enumerate(("a", "b"))
+        write_run(folder / "runs" / run, items=ITEMS, users=USERS, seed=seed)
+        for seed, run in enumerate(("a", "b", "other"))
     ]
+    copy_inputs(runs[0], runs[2])
     shutil.copytree(runs[0], damaged := folder / "runs" / DAMAGED)
     (damaged / "index" / "item_vectors.npy").write_bytes(b"cut")
     lives = [Live(number + 1) for number in range(USERS + UNKNOWN_USERS)]
@@ -283,13 +224,16 @@ async def run_trial(name: str, seconds: float, folder: Path) -> dict[str, Any]:
         histories = redis.url if redis is not None else str(disk.folder / "histories.db")
         service = opened.enter_context(closing(Service(runs[0], histories, disk.folder)))
         async with connect(service, [read_truth(run) for run in runs]) as client:
-            await Trial(service, disk, redis, client, seconds).run(lives)
+            trial = Trial(service, disk, redis, client, seconds)
+            await trial.run(lives)
         exit_code = service.stop()
         if redis is not None:  # events that are not on its disk are lost now
             redis.signal(signal.SIGKILL)
             redis.heal()
         acknowledged, lost = await lost_events(histories, lives)
     after = {"events_acknowledged": acknowledged, "events_lost": lost, "exit_code": exit_code}
+    thirds = np.array_split(trial.memory_mb, 3)
+    after["largest_worker_mb_first_and_last_third"] = [round(float(max(part, default=0))) for part in thirds[::2]]
     return figures(client.tally, service) | after
 
 
@@ -302,11 +246,12 @@ def figures(tally: Tally, service: Service) -> dict[str, Any]:
         "lists_of_the_log_alone": tally.without_store,
         "wrong": len(tally.wrong),
         "unclean": len(tally.unclean),
-        "hung": tally.hung,
+        "hung": len(tally.hung),
         "cut_by_a_kill": tally.cut,
         "cut_far_from_a_kill": tally.cut_far_from_a_kill,
         "workers_replaced_by_exit": dict(exits),
         "ms": {f"p{part}": round(float(np.percentile(tally.ms, part)), 1) for part in (50, 99, 100)},
+        "first_hung": tally.hung[:3],
         "first_wrong": tally.wrong[:3],
         "first_unclean": tally.unclean[:3],
     }

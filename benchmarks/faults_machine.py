@@ -16,6 +16,7 @@ from typing import Any, Final
 
 TOKEN: Final = "a token"
 DISK_MB: Final = 48
+MEMORY_MB: Final = 40
 WORKERS: Final = 2
 
 
@@ -91,8 +92,11 @@ class Service:
     def __init__(self, run: Path, histories: str, disk: Path) -> None:
         self.port = free_port()
         options = ["--port", str(self.port), "--workers", str(WORKERS), "--histories", histories]
+        self.runs = run.parent
+        mount = f'mount -t tmpfs -o size={MEMORY_MB}m tmpfs /dev/shm && exec "$@"'  # for this service alone
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "twofold", "serve", str(run), *options],
+            ["unshare", "--mount", "sh", "-c", mount, "sh"]
+            + [sys.executable, "-m", "twofold", "serve", str(run), *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=os.environ | {"TWOFOLD_TOKEN": TOKEN, "TWOFOLD_ADMIN_TOKEN": TOKEN, "TMPDIR": str(disk)},
@@ -114,10 +118,14 @@ class Service:
         """Returns the log lines with a message."""
         return [line for line in self.log if line["message"] == message]
 
+    def alive(self) -> list[int]:
+        """Returns the workers that have become ready and were not killed."""
+        ready = {line["process"] for line in self.logged("ready")} - self._killed
+        return [process for process in ready if Path(f"/proc/{process}").exists()]
+
     def kill_one(self) -> bool:
         """Kills a worker (SIGKILL), if all workers run; returns whether it did."""
-        ready = {line["process"] for line in self.logged("ready")} - self._killed
-        alive = [process for process in ready if Path(f"/proc/{process}").exists()]
+        alive = self.alive()
         if len(alive) < WORKERS:
             return False
         self._killed.add(chosen := random.choice(alive))

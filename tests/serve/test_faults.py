@@ -1,4 +1,4 @@
-"""A short run of `benchmarks/faults.py`: killed workers, swaps, a failing Redis, a full disk; every list is right."""
+"""A short run of `benchmarks/faults.py`: kills, swaps, a failing Redis, a full disk, attacks; every list is right."""
 
 import json
 import os
@@ -29,6 +29,14 @@ def test_under_load_and_faults_every_list_is_right_and_every_failure_clean(tmp_p
         assert found["wrong"] == found["unclean"] == found["hung"] == found["events_lost"] == 0
         assert found["events_acknowledged"] > 100
         assert found["replies"]["recommend 200"] > 200
-        faults = {"workers killed", "disk filled", "swaps to another bundle", "swaps to a damaged bundle"}
+        faults = {
+            "workers killed",
+            "workers stopped",
+            "disk filled",
+            "swaps, by name",
+            "swaps, damaged",
+            "items updated",
+        }
+        faults |= {"endless headers", "half-open connections", "batches of full cost"}
         redis = {"Redis SIGTERM", "Redis SIGKILL"} if store == "redis" else set()
         assert faults | redis <= found["faults"].keys()
