@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
@@ -93,6 +94,9 @@ def _content(path: Path) -> Any:
     match path.suffix:
         case ".parquet":
             table = pq.ParquetFile(path).read()
+            return {name: [str(table[name].type), table[name].to_pylist()] for name in table.column_names}
+        case ".arrow":
+            table = pa.ipc.open_file(path).read_all()
             return {name: [str(table[name].type), table[name].to_pylist()] for name in table.column_names}
         case ".npy":
             array = np.load(path)

@@ -23,6 +23,7 @@ from tests.serve.tiny import (
     write_run,
     write_tower,
 )
+from twofold.dataset.mapped_vocabulary import save_mapped
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.serve import Recommender, load
@@ -201,7 +202,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "copied"
 
 
-PARTS = [USER_TOWER, "item_vectors.npy", "events.offsets.npy", "items.parquet", "features/features.json"]
+PARTS = [USER_TOWER, "item_vectors.npy", "events.offsets.npy", "items.ids.arrow", "features/features.json"]
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -217,6 +218,10 @@ def test_a_damaged_part_is_refused(copied: Path, name: str) -> None:
     path.unlink()
     with pytest.raises(RunError, match=rf"{name} is missing, though the manifest lists it"):
         load(copied)
+
+
+def write_items(path: Path, ids: list[str]) -> None:
+    save_mapped(Vocabulary(pa.array(ids), 6), path.parent, "items")
 
 
 @pytest.mark.parametrize(
@@ -238,8 +243,10 @@ def test_a_damaged_part_is_refused(copied: Path, name: str) -> None:
             lambda path: np.save(path, VECTORS[:6]),
             r"shape \(6, 5\), but index.json states 7 x 5",
         ),
-        ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[:6]), 6).save(path), "7 item vectors for 6 items"),
-        ("items.parquet", lambda path: Vocabulary(pa.array(ITEMS[::-1]), 6).save(path), "list different items"),
+        ("items.ids.arrow", lambda path: write_items(path, ITEMS[:6]), "7 item vectors for 6 items"),
+        ("items.ids.arrow", lambda path: write_items(path, ITEMS[::-1]), "list different items"),
+        ("items.hashes.npy", lambda path: np.save(path, np.load(path)[1:]), "items.ids.arrow has 7 ids, but there are 6 hashes and 7 rows"),
+        ("items.ids.arrow", lambda path: path.write_bytes(b"ARROW1"), "cannot be read: .*Delete .*run `twofold run`"),
         ("users.parquet", lambda path: Vocabulary(pa.array([1]), 1).save(path), "histories of other users or items"),
         ("users.parquet", lambda path: path.write_bytes(b"PAR1"), "cannot be read: .*Delete .*run `twofold run` again"),
         ("context.json", lambda path: path.write_text("{}"), "cannot be read: .*as_of"),

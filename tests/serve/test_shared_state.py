@@ -4,13 +4,16 @@ import asyncio
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.serve.tiny import add_part, other_run, write_run
+from twofold import run_folder
 from twofold.errors import RunError
+from twofold.run_folder import MANIFEST, file_digest
 from twofold.serve import bundle_swaps, item_updates, shared_state
 from twofold.serve.event_store import open_histories
 from twofold.serve.http_errors import HttpError
@@ -270,6 +273,30 @@ def test_a_worker_does_not_start_on_other_content_than_the_others_use(run: Path,
         worker(run, shared)
     SharedFolder(shared).release()  # no worker is left
     assert worker(run, shared).bundles.is_agreed
+
+
+def test_checksums_are_compared_by_one_worker(run: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker of four would else read a bundle of 10 GB whole."""
+    compared: list[Path] = []
+
+    def counted(path: Path) -> str:
+        compared.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(run_folder, "file_digest", counted)
+    other, folder = other_run(run, "other"), SharedFolder(shared)
+    files = [path for path in (other / "index").rglob("*") if path.is_file() and path.name != MANIFEST]
+    with ThreadPoolExecutor(4) as workers:
+        opened = [*workers.map(lambda _: open_live_bundle(other, shared=folder), range(4))]
+    assert {each.digest for each in opened} == {opened[0].digest}
+    assert sorted(compared) == sorted(files)
+    item_vectors = other / "index" / "item_vectors.npy"
+    content = bytearray(item_vectors.read_bytes())
+    content[-1] ^= 1
+    item_vectors.write_bytes(content)  # in place, the same size
+    for _ in range(2):  # a failure is no verification
+        with pytest.raises(RunError, match="is damaged"):
+            open_live_bundle(other, shared=folder)
 
 
 def test_metrics_name_the_bundle_in_use(run: Path, tmp_path: Path) -> None:

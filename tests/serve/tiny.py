@@ -118,12 +118,16 @@ def add_part(run: Path, text: str) -> None:
 
 
 def replace_part(run: Path, name: str, write: Any) -> None:
-    """Replaces the content of a file together with its checksum in the manifest."""
-    path = run / "index" / name
-    write(path)
-    manifest = json.loads((run / "index" / MANIFEST).read_text())
-    manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-    (run / "index" / MANIFEST).write_text(json.dumps(manifest))
+    """Replaces the content of a file, and of what `write` changes beside it, together with the checksums."""
+    folder = run / "index"
+    write(folder / name)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"] = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def scores_of(positives: list[str], negatives: list[str], *, hour: int = 12) -> dict[str, float]:

@@ -18,6 +18,8 @@ index/
 ├── page.json                 if the recipe has them: the columns that the live page shows
 ├── users.parquet             id ↔ row
 ├── items.parquet             id ↔ row
+├── users.ids.arrow           the same where ids are texts, with users.hashes.npy and users.rows.npy, and so for items;
+│                             memory-mapped
 ├── item_attributes.parquet   columns that filters read, in the order of the item rows, with the recipe's recent counts
 ├── features/                 the fitted features
 ├── user_arrays/              attributes of users; the cluster of each item
@@ -42,6 +44,7 @@ import pyarrow.parquet as pq
 from twofold.candidate_sources import CandidateSources
 from twofold.dataset.features import FeatureState, feature_names, load_features
 from twofold.dataset.histories import Histories, load_histories
+from twofold.dataset.mapped_vocabulary import load_mapped, save_mapped
 from twofold.dataset.recent_counts import popular_items
 from twofold.dataset.tower_inputs import UserArrays, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
@@ -64,6 +67,7 @@ CONTEXT: Final = "context.json"
 RERANK: Final = "rerank.json"
 SOURCES: Final = "sources.json"
 PAGE: Final = "page.json"
+VOCABULARIES: Final = ("users", "items")
 TABLES: Final = ("users.parquet", "items.parquet", "item_attributes.parquet")
 HISTORIES: Final = ("events", "positives", "negatives")
 FOLDERS: Final = ("features", "user_arrays", "counters/user_id")
@@ -143,6 +147,8 @@ def save_context(dataset: Path, out: Path, *, as_of: int, where: str | None = No
     for name in FOLDERS:
         if (dataset / name).is_dir():
             shutil.copytree(dataset / name, out / name, dirs_exist_ok=True)
+    for name in VOCABULARIES:
+        save_mapped(Vocabulary.load(out / f"{name}.parquet"), out, name)
     write_json(out / CONTEXT, {"as_of": as_of, "where": where, "include_seen": include_seen})
 
 
@@ -170,17 +176,19 @@ def file_facts(run: Path) -> dict[str, tuple[int, int, int]]:
     return facts
 
 
-def open_bundle(run: Path) -> Bundle:
-    """Opens `run/index/`; RunError names what is missing, damaged, or from another run."""
-    folder = open_stage(run, "index", verify=True).folder
+def open_bundle(run: Path, *, verify: bool = True) -> Bundle:
+    """Opens `run/index/`; RunError names what is missing, damaged, or from another run. With `verify`, the checksum of
+    every file is compared.
+    """
+    folder = open_stage(run, "index", verify=verify).folder
     try:
         features, index = load_features(folder / "features"), load_index(folder)
         attributes = pq.read_table(folder / "item_attributes.parquet")
         context = json.loads((folder / CONTEXT).read_text(encoding="utf-8"))
         positives = load_histories(folder, "positives")
         bundle = Bundle(
-            users=Vocabulary.load(folder / "users.parquet"),
-            items=Vocabulary.load(folder / "items.parquet"),
+            users=load_mapped(folder, "users"),
+            items=load_mapped(folder, "items"),
             attributes=attributes,
             filters=Filters(attributes, index.vectors),
             features=features,

@@ -72,7 +72,9 @@ class BundleSwitch:
         async with self._lock:
             requested = run or self._requested_run()
             try:
-                live_bundle = await asyncio.to_thread(open_live_bundle, self._runs / requested, self.current.qdrant)
+                live_bundle = await asyncio.to_thread(
+                    open_live_bundle, self._runs / requested, self.current.qdrant, self._shared
+                )
                 async with self._all_have_opened(requested, live_bundle):
                     self._use(live_bundle)
             except (RunError, HttpError) as error:
@@ -146,7 +148,9 @@ class BundleSwitch:
         if (now := time.monotonic()) < self._next_try and self._error.startswith(chosen.bundle):
             return
         try:
-            live_bundle = await asyncio.to_thread(open_live_bundle, Path(chosen.folder), self.current.qdrant)
+            live_bundle = await asyncio.to_thread(
+                open_live_bundle, Path(chosen.folder), self.current.qdrant, self._shared
+            )
             if live_bundle.digest != chosen.bundle:
                 raise RunError(f"the run {chosen.run} has other content here than where the swap was requested")
             self._prepared, self._error, self._pause_s = live_bundle, "", POLL_S

@@ -1,6 +1,7 @@
 """A bundle in service, with its popularity counts and live items; tried with one request when it is opened."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64, Integer
 
 from twofold.dataset.vocabulary import UNKNOWN
+from twofold.digest import digest_of
 from twofold.errors import RequestError, RunError
 from twofold.index.item_mask import ItemMask
 from twofold.index.live import LiveIndex, Snapshot
@@ -18,9 +20,11 @@ from twofold.index.qdrant_search import QdrantError, QdrantIndex, collection_nam
 from twofold.index.rule_columns import rule_columns
 from twofold.ragged import Ragged
 from twofold.reranking import RuleItems
+from twofold.run_folder import open_stage
 from twofold.serve.bundle import Bundle, BundleRules, content_digest, file_facts, open_bundle
 from twofold.serve.item_attributes import EncodedAttributes
 from twofold.serve.item_updates import LiveItems
+from twofold.serve.shared_state import SharedFolder
 from twofold.serve.tracing import trace_headers
 from twofold.serve.two_stage import RankedItems, encode_users, retrieve_and_rank
 from twofold.serve.user_state import UserState, meetings_of, queries_of, user_state_of
@@ -105,15 +109,20 @@ class LiveBundle:
         return both
 
 
-def open_live_bundle(run: Path, qdrant: str | None = None) -> LiveBundle:
+def open_live_bundle(run: Path, qdrant: str | None = None, shared: SharedFolder | None = None) -> LiveBundle:
     """Opens the bundle of a run folder and makes a trial request; RunError if it is damaged or does not work.
+
+    Of the workers that share a folder, one compares the checksums of the files.
 
     A link is followed once, so that all files are of one run even if it is changed meanwhile. `qdrant` is the address
     of a Qdrant that has a copy of the items and searches in place of the bundle's index.
     """
     folder = run.resolve()
     facts, digest = file_facts(folder), content_digest(folder)
-    bundle = open_bundle(folder)
+    with nullcontext(True) if shared is None else shared.verifying(digest_of(facts)) as is_needed:
+        if is_needed:
+            open_stage(folder, "index", verify=True)
+    bundle = open_bundle(folder, verify=False)
     if content_digest(folder) != digest:
         raise RunError(f"the bundle of {run} was replaced while it was opened. Open it again.")
     positives = _counts(bundle.positives.item_rows, len(bundle.items))

@@ -7,7 +7,8 @@ The workers share a folder in memory:
 ├── proposed.json        a bundle that every worker opens beside its own, before all of them switch
 ├── worker-PID.json      what a worker uses and has opened; the modification time is its heartbeat
 ├── items.log            records of item changes, each with its length and checksum
-└── lock, swap.lock      held while a file is changed, and during a swap
+├── verified-DIGEST      marks that the files of a bundle have their checksums, by a digest of their sizes and times
+└── lock, swap.lock, verify.lock     held while a file is changed, during a swap, and while checksums are compared
 ```
 """
 
@@ -107,6 +108,16 @@ class SharedFolder:
                 yield False
                 return
             yield True
+
+    @contextmanager
+    def verifying(self, files: str) -> Iterator[bool]:
+        """Gives whether files with this digest of their sizes and times still have to be verified; if the block
+        raises no error, they are verified then. One worker at a time is in the block.
+        """
+        done = self.folder / f"verified-{files[:16]}"
+        with _locked(self.folder / "verify.lock"):
+            yield not done.exists()
+            done.touch()
 
     # --- workers ------------------------------------------------------------------------------------------------------
 

@@ -256,14 +256,14 @@ def open_service(options: ServeOptions, shared: SharedFolder) -> Service:
     run = Path(os.path.abspath(options.run))  # without following a link, which may lead elsewhere later
     current = shared.current or ChosenBundle(run.name)
     folder = Path(current.folder) if current.folder else run.parent / current.run
-    live_bundle = open_live_bundle(folder, options.qdrant)
+    live_bundle = open_live_bundle(folder, options.qdrant, shared)
     agreed = shared.claim(ChosenBundle(current.run, str(live_bundle.folder), live_bundle.digest))
     if agreed.bundle != live_bundle.digest:
-        live_bundle = open_live_bundle(Path(agreed.folder), options.qdrant)
+        live_bundle = open_live_bundle(Path(agreed.folder), options.qdrant, shared)
     if agreed.bundle != live_bundle.digest:
         raise RunError(f"the bundle in {agreed.folder} is no longer the one that the other workers use: swap to it.")
     histories = open_histories(options.histories, keep_days=options.keep_days)
-    beside = open_live_bundle(options.beside) if options.beside else None  # the page compares with it
+    beside = open_live_bundle(options.beside, shared=shared) if options.beside else None  # the page compares with it
     service = Service(live_bundle, run.parent, histories, ServiceMetrics(), shared, beside)
     service.pointer = options.follow
     return service
