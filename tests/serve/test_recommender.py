@@ -245,7 +245,11 @@ def write_items(path: Path, ids: list[str]) -> None:
         ),
         ("items.ids.arrow", lambda path: write_items(path, ITEMS[:6]), "7 item vectors for 6 items"),
         ("items.ids.arrow", lambda path: write_items(path, ITEMS[::-1]), "list different items"),
-        ("items.hashes.npy", lambda path: np.save(path, np.load(path)[1:]), "items.ids.arrow has 7 ids, but there are 6 hashes and 7 rows"),
+        (
+            "items.hashes.npy",
+            lambda path: np.save(path, np.load(path)[1:]),
+            "items.ids.arrow has 7 ids, but there are 6 hashes and 7 rows",
+        ),
         ("items.ids.arrow", lambda path: path.write_bytes(b"ARROW1"), "cannot be read: .*Delete .*run `twofold run`"),
         ("users.parquet", lambda path: Vocabulary(pa.array([1]), 1).save(path), "histories of other users or items"),
         ("users.parquet", lambda path: path.write_bytes(b"PAR1"), "cannot be read: .*Delete .*run `twofold run` again"),
