@@ -120,22 +120,83 @@ def test_redis_stores_every_acknowledged_event() -> None:
         assert " ".join(DURABLE) in " ".join(words)
 
 
-def test_prometheus_accepts_the_alerts() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("no promtool on this machine: apt-get install prometheus")
-    done = subprocess.run(
-        [promtool, "check", "rules", DEPLOY / "alerts.yaml"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def run_tool(name: str, *arguments: object, missing: str) -> str:
+    """Runs a program that checks its own kind of file; skips if it is not installed."""
+    program = shutil.which(name)
+    if program is None:
+        pytest.skip(f"no {name} on this machine: {missing}")
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_accepts_the_alerts_and_its_configuration() -> None:
+    for kind in (["rules", DEPLOY / "alerts.yaml"], ["config", "--syntax-only", DEPLOY / "prometheus.yaml"]):
+        run_tool("promtool", "check", *kind, missing="apt-get install prometheus")
+
+
+# Per alert: its labels, and series by minutes, of a service that is ill and of one that is well.
+RISING, STILL, FEW = "0+600x60", "0x60", "0+1x60"
+BUCKET = 'twofold_stage_seconds_bucket{instance="a", stage="request", le="%s"}'
+ALERTS: dict[str, tuple[dict[str, str], dict[str, tuple[str, str]]]] = {
+    "TwofoldDown": ({"job": "twofold", "instance": "a"}, {'up{job="twofold", instance="a"}': ("0x60", "1x60")}),
+    "TwofoldErrors": (
+        {"instance": "a"},
+        {
+            'twofold_requests_total{instance="a", status="200"}': (RISING, RISING),
+            'twofold_requests_total{instance="a", status="503"}': (RISING, FEW),
+        },
+    ),
+    "TwofoldSlow": (
+        {"instance": "a"},
+        {BUCKET % "0.1": (STILL, RISING), BUCKET % "0.5": (RISING, RISING), BUCKET % "+Inf": (RISING, RISING)},
+    ),
+    "TwofoldPointerLag": ({"instance": "a"}, {'twofold_pointer_lag{instance="a"}': ("1x60", "0x60")}),
+    "TwofoldBundlesDiffer": (
+        {},
+        {
+            'twofold_bundle_info{instance="a", bundle="one"}': ("1x60", "1x60"),
+            'twofold_bundle_info{instance="b", bundle="two"}': ("1x60", "0x60"),
+        },
+    ),
+    "TwofoldMostlyPopular": (
+        {},
+        {
+            'twofold_lists_total{source="popularity"}': (RISING, FEW),
+            'twofold_lists_total{source="model"}': (FEW, RISING),
+        },
+    ),
+    "TwofoldUnknownItems": (
+        {},
+        {"twofold_events_total": (RISING, RISING), 'twofold_unknown_ids_total{of="item"}': (RISING, FEW)},
+    ),
+}
+
+
+def test_every_alert_fires_for_its_fault_and_for_no_service_that_is_well(tmp_path: Path) -> None:
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+    assert {rule["alert"] for rule in group["rules"]} == ALERTS.keys()
+    tests = []
+    for rule in group["rules"]:
+        labels, series = ALERTS[rule["alert"]]
+        texts = {name: text.replace("{{ $labels.instance }}", "a") for name, text in rule["annotations"].items()}
+        alert = {"exp_labels": labels | rule["labels"], "exp_annotations": texts}
+        for is_well, expected in ((False, [alert]), (True, [])):
+            inputs = [{"series": name, "values": values[is_well]} for name, values in series.items()]
+            check = {"eval_time": "55m", "alertname": rule["alert"], "exp_alerts": expected}
+            tests.append({"interval": "1m", "input_series": inputs, "alert_rule_test": [check]})
+    page = {"rule_files": [str(DEPLOY / "alerts.yaml")], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(page))
+    run_tool("promtool", "test", "rules", tmp_path / "tests.yaml", missing="apt-get install prometheus")
+
+
+def test_the_manifests_have_the_fields_of_kubernetes() -> None:
+    files = [DEPLOY / f"kubernetes/{name}.yaml" for name in ("twofold", "redis")]
+    options = ("--strict", "--kubernetes-version", "1.31")
+    run_tool("kubernetes-validate", *options, *files, missing="pip install kubernetes-validate")
 
 
 def test_kubectl_builds_the_manifests() -> None:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("no kubectl on this machine")
-    done = subprocess.run([kubectl, "kustomize", DEPLOY / "kubernetes"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    built = list(yaml.safe_load_all(done.stdout))
+    built = list(yaml.safe_load_all(run_tool("kubectl", "kustomize", DEPLOY / "kubernetes", missing="install kubectl")))
     assert {each["metadata"]["namespace"] for each in built} == {"twofold"}
     assert len(built) == len(OBJECTS)
