@@ -168,7 +168,7 @@ def test_a_swap_that_one_worker_cannot_follow_is_made_by_none(
     opened = open_live_bundle(newer)
     calls: list[Path] = []
 
-    def only_the_first(folder: Path, qdrant: str | None) -> Any:
+    def only_the_first(folder: Path, qdrant: str | None, folder_of_workers: SharedFolder | None) -> Any:
         calls.append(folder)
         if len(calls) > 1:
             raise RunError("out of memory")

@@ -26,8 +26,8 @@ from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 class MappedVocabulary(Vocabulary):
     """A vocabulary of texts whose parts are mapped files. Equal hashes are told apart by the ids themselves."""
 
-    hashes: UInt64[np.ndarray, "ids"] = field(repr=False, compare=False)
-    rows: Int32[np.ndarray, "ids"] = field(repr=False, compare=False)
+    hashes: UInt64[np.ndarray, "length"] = field(repr=False, compare=False)
+    rows: Int32[np.ndarray, "length"] = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Does nothing: the files hold the keys, which were checked when the vocabulary was built."""
