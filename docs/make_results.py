@@ -114,8 +114,7 @@ DRAFTS = """\
 
 Recipes that `twofold recipe new` drafted, run without an edited line (`python benchmarks/drafts.py`). *Served* is what
 was best on the validation window. Each baseline has its best constants on the same window; the best of them by the
-metric is shown. *Minutes* are processor minutes of both fits, the choice of the constants included. The table was
-made before item-kNN and iALS gained constants on 29 November: today's baselines are stronger (docs/log.md).
+metric is shown. *Minutes* are processor minutes of both fits, the choice of the constants included.
 
 | log | what it is |
 |---|---|
