@@ -1,13 +1,17 @@
 """The README holds: its recipe is the shipped one, its numbers are measured, its Python runs, its links exist."""
 
+import json
 import re
 import runpy
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.logs.shop import write_shop
+from twofold.cli import main as cli
 from twofold.recipe.load import dump_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +36,36 @@ def test_the_recipe_is_the_shipped_one():
 def test_the_results_are_those_of_the_benchmark():
     table = runpy.run_path(str(ROOT / "docs" / "make_results.py"))["readme_table"]()
     assert table in README
+
+
+def transcript():
+    """Commands of the page and the lines shown under each; a line that ends in … is the beginning of one."""
+    parts = re.split(r"^\$ ", block("console"), flags=re.MULTILINE)[1:]
+    return {part.splitlines()[0].split("  #")[0].rstrip(): part.strip().splitlines()[1:] for part in parts}
+
+
+def test_the_first_commands_print_what_the_page_shows():
+    saved = json.loads((ROOT / "benchmarks" / "first_log.json").read_text(encoding="utf-8"))["printed"]
+    for command, lines in transcript().items():
+        printed = iter(saved.get(command, []))
+        for line in filter(None, lines):
+            if line != "…":
+                assert any(real.startswith(line.removesuffix("…")) for real in printed), (command, line)
+    assert list(transcript())[2] == "twofold serve runs/shop"
+    assert len(transcript()) == 4
+
+
+def test_the_draft_of_the_page_is_made_today(tmp_path, monkeypatch, capsys):
+    (tmp_path / "shop").mkdir()
+    write_shop(tmp_path / "shop")
+    monkeypatch.chdir(tmp_path)
+    command, lines = next(iter(transcript().items()))
+    monkeypatch.setattr("sys.argv", shlex.split(command))
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert set(lines) - {"…", ""} <= {line.rstrip() for line in capsys.readouterr().out.splitlines()}
 
 
 def test_every_package_is_named_and_nothing_else():

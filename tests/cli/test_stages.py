@@ -14,6 +14,7 @@ from tests import worlds
 from tests.serve.tiny import ITEMS, write_run
 from twofold.cli import main as cli
 from twofold.cli import serving, stages
+from twofold.pipeline.job import Job
 from twofold.recipe.load import dump_recipe
 
 
