@@ -38,7 +38,7 @@ def main() -> None:
         (folder / "shop").mkdir()
         write_shop(folder / "shop")
         printed = {command: typed(command, folder) for command in COMMANDS}
-        printed[REQUEST] = [asked(folder)]
+        printed[REQUEST] = [reply(folder)]
     facts = {"commit": commit(), "hardware": hardware(), "printed": printed}
     SAVED.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -59,7 +59,7 @@ def typed(command: str, folder: Path) -> list[str]:
     return [line.rstrip() for line in result.stdout.splitlines()]
 
 
-def asked(folder: Path, port: int = 8000) -> str:
+def reply(folder: Path, port: int = 8000) -> str:
     """Returns what the service replies to the request; it is started and stopped again."""
     _, *arguments = shlex.split(SERVED)
     server = subprocess.Popen([sys.executable, "-m", "twofold", *arguments, "--port", f"{port}"], cwd=folder)

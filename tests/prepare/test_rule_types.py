@@ -37,6 +37,7 @@ def recipe_of(folder: Path, rules: dict[str, str], texts: list[str]) -> Recipe:
             r"numbers: CASE WHEN kind = 'many' THEN 2 ELSE 1 END\.",
         ),
         ({"positive": "kind > 3"}, ["1", "x"], r"prepare\.positive reads kind as a number, .* such as x\."),
+        ({"positive": "kind"}, ["\x1b[2J" + "x" * 99], r"such as ·\[2Jx{36}\. Compare it"),
         ({"positive": "title"}, ["x"], r"prepare\.positive reads title as true or false, .* such as A, it's\."),
         (
             {"positive": "price = '13.50'"},

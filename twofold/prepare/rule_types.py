@@ -50,12 +50,12 @@ def _check_number(column: str, type_: str, texts: Sequence[str], *, field: str, 
 
     An integer may be compared with the digits of another, because ids above 2^53 can be written only as text.
     """
-    odd = [text for text in texts if type_.startswith(FRACTIONS) or not re.fullmatch(r"-?\d+", text)]
-    if not is_number(type_) or not odd:
+    others = [text for text in texts if type_.startswith(FRACTIONS) or not re.fullmatch(r"-?\d+", text)]
+    if not is_number(type_) or not others:
         return
-    time = f" {column} is a time in UTC milliseconds{_example_of(odd[0])}." if column in _TIMES else ""
+    time = f" {column} is a time in UTC milliseconds{_example_of(others[0])}." if column in _TIMES else ""
     raise RecipeError(
-        f"{field} compares {column}, a number, with the text {quote_text(odd[0])}. "
+        f"{field} compares {column}, a number, with the text {quote_text(others[0])}. "
         f"Write the number without quotation marks.{time} Rule: {rule}"
     )
 
@@ -63,11 +63,11 @@ def _check_number(column: str, type_: str, texts: Sequence[str], *, field: str, 
 def _example_of(text: str) -> str:
     """Returns the milliseconds of a date, as an example; nothing for another text."""
     try:
-        moment = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         return ""
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return f": {text} is {round(moment.timestamp() * 1000)}"
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return f": {text} is {round(time.timestamp() * 1000)}"
 
 
 def _check_text(column: str, table: SourceTable, kind: _Read, *, field: str, rule: str, role: str) -> None:
@@ -76,11 +76,11 @@ def _check_text(column: str, table: SourceTable, kind: _Read, *, field: str, rul
     if not values:
         return
     name = column if re.fullmatch(r"[A-Za-z_]\w*", column) else quote_name(column)
-    wanted = f"{name} = {quote_text(values[0])}"
+    comparison = f"{name} = {quote_text(values[0])}"
     found = f"and its values are text, such as {', '.join(values)}."
     if kind == "condition":
-        raise RecipeError(f"{field} reads {column} as true or false, {found} Compare it: {wanted}. Rule: {rule}")
-    advice = f"Compare it, {wanted}, or give texts numbers: CASE WHEN {wanted} THEN 2 ELSE 1 END."
+        raise RecipeError(f"{field} reads {column} as true or false, {found} Compare it: {comparison}. Rule: {rule}")
+    advice = f"Compare it, {comparison}, or give texts numbers: CASE WHEN {comparison} THEN 2 ELSE 1 END."
     if re.fullmatch(r"-?[\d.]*,\d+", values[0]) and table.kind == "csv":
         advice = f"Numbers with a decimal comma are read with data.decimal_comma: [{role}]."
     raise RecipeError(f"{field} reads {column} as a number, {found} {advice} Rule: {rule}")
@@ -93,4 +93,5 @@ def _other_values(column: str, table: SourceTable, type_: str) -> list[str]:
     first = f"SELECT CAST({own} AS VARCHAR) AS {name} FROM {table.files_sql} WHERE {own} IS NOT NULL LIMIT {_ROWS_READ}"
     other = f"SELECT DISTINCT {name} FROM ({first}) WHERE TRY_CAST({name} AS {type_}) IS NULL ORDER BY 1 LIMIT 3"
     with open_duckdb(None, files=table.files) as connection:
-        return [value for (value,) in connection.execute(other).fetchall()]
+        found = [value[:40] for (value,) in connection.execute(other).fetchall()]
+    return ["".join(each if each.isprintable() else "·" for each in value) for value in found]
