@@ -119,6 +119,14 @@ def test_text_ids_and_iso_timestamps(tmp_path: Path) -> None:
     assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == ROWS // 10
 
 
+def test_times_are_found_in_the_first_texts_of_a_column_wherever_they_begin(tmp_path: Path) -> None:
+    texts = [""] * 12_000 + ["05.03.2024 10:00"] * 12_000 + ["soon"] * 200
+    (tmp_path / "items.csv").write_text("item,added\n" + "\n".join(f"{n},{text}" for n, text in enumerate(texts)))
+    columns = {column.name: column for column in look_at_table(tmp_path / "items.csv", field="--items").columns}
+    assert columns["added"].dates == 1.0
+    assert columns["item"].dates == 0.0
+
+
 def test_a_log_of_hours_is_judged_by_last_events(tmp_path: Path) -> None:
     key = keys(days=1)
     columns = {"user_id": key["user"], "item_id": key["item"], "ts": key["seconds"]}
