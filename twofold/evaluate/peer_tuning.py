@@ -118,7 +118,6 @@ PEER_KINDS: Final = (
             ("regularization", _PENALTIES),
             ("alpha", (5.0, 10.0, 20.0, 40.0, 80.0)),
             ("dim", (32.0, 64.0, 128.0, 256.0)),
-            ("regularization", _PENALTIES),
         ),
         too_large=lambda log: (
             f"as a baseline it is limited to {IALS_MAX_POSITIVES:,} positives"
