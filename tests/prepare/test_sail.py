@@ -14,6 +14,7 @@ from tests.prepare.spark_cases import ODD_ITEMS, ODD_NAME, assert_same_rows, eve
 from tests.worlds import popularity_only, world_recipe, write_world
 from twofold.errors import DataError, RecipeError
 from twofold.ingest import world_events as world
+from twofold.prepare import rule_types
 from twofold.prepare import run_plan as stage
 from twofold.prepare.check import check_recipe
 from twofold.prepare.duckdb_engine import duckdb_engine
@@ -103,7 +104,8 @@ def test_no_java_and_no_java_library_is_needed(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out" / "spill").exists()
 
 
-def test_a_value_that_is_no_number_is_refused_with_the_file(tmp_path: Path) -> None:
+def test_a_value_that_is_no_number_is_refused_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rule_types, "_ROWS_READ", 0)  # the text is in a later row than those that are looked at
     log = pq.read_table(popularity_only(tmp_path / "log").data.events)
     log = log.append_column("title", pa.array(["a title"] * len(log)))
     recipe = with_prepare(world_recipe(write_world(tmp_path / "log", log)), positive="title > 1 OR liked")
