@@ -223,18 +223,14 @@ def test_columns_of_every_type_are_read_alike(tmp_path: Path, at: pa.Array, unit
             "bytes": [b"\x00", None, b""],
         }
     )
-    data = write_world(
-        folder, events, pa.table({"item_id": ["a"], "_x": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))})
-    )
-    source = check_recipe(world_recipe(data | {"at_unit": unit}))
+    items = pa.table({"item_id": ["a"], "_x": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))})
+    source = check_recipe(world_recipe(write_world(folder, events, items) | {"at_unit": unit}))
     found = []
     for engine in (duckdb_engine, spark_engine):
         with engine(source, tmp_path / "out") as opened:
             listed = ", ".join(f'"{name}"' for name in source.events.columns if name != "nested")
-            found.append(
-                [tuple(row) for row in opened.query(f'SELECT {listed} FROM "source_events" ORDER BY "user_id"')]
-            )
-            found[-1] += [tuple(row) for row in opened.query('SELECT * FROM "source_items"')]
+            ordered = opened.query(f'SELECT {listed} FROM "source_events" ORDER BY "user_id"')
+            found.append([tuple(row) for row in [*ordered, *opened.query('SELECT * FROM "source_items"')]])
             assert opened.query('SELECT COUNT(*) FROM "source_users"')[0][0] == 0
     assert found[0] == found[1]
 
