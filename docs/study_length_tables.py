@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from study_cells import difference, head, line
 from study_rows import Saved
 
-from twofold.render.numbers import format_decimal, format_interval, format_signed
+from twofold.render.numbers import format_decimal, format_interval
 
 LOG: Final[Mapping[str, str]] = {
     "views": "shown",
@@ -37,22 +38,14 @@ def length_tables(saved: Saved) -> list[str]:
     return [*_tenths_table(saved), "", *_watched_table(saved), "", *_vectors_table(saved), "", *_days_table(saved)]
 
 
-def _line(row: Saved, third: str, cells: list[str]) -> str:
-    return f"| {row['name']} | `{row['recipes'][0][:12]}` | {third} | {' | '.join(cells)} |"
-
-
-def _head(third: str, columns: list[str]) -> list[str]:
-    return [f"| experiment | recipe | {third} | {' | '.join(columns)} |", f"|---|---|---|{'---|' * len(columns)}"]
-
-
 def _tenths_table(saved: Saved) -> list[str]:
     base = saved["rows"][0]
     ends = ", ".join(format_decimal(each) for each in base["length"]["edges_s"])
-    lines = _head("of each tenth", [f"tenth {each + 1}" for each in range(10)])
+    lines = head("of each tenth", [f"tenth {each + 1}" for each in range(10)])
     parts = [(base, name, key) for name, key in LOG.items()]
     parts += [(row, name, key) for name, key in MODELS.items() for row in saved["rows"]]
     for row, name, key in parts:
-        lines.append(_line(row, name, [format_decimal(each) for each in row["length"]["tenths"][key]]))
+        lines.append(line(row, row["name"], name, [format_decimal(each) for each in row["length"]["tenths"][key]]))
     return [
         "By length, the shortest tenth of the views first; the tenths end at "
         f"{ends} s. `positives` is the share of positives among the training examples of a tenth, `first five` and "
@@ -64,28 +57,26 @@ def _tenths_table(saved: Saved) -> list[str]:
 
 
 def _watched_table(saved: Saved) -> list[str]:
-    lines = _head("", list(WATCHED))
+    lines = head("", list(WATCHED))
     for row in saved["rows"]:
-        lines.append(_line(row, "", [_cell(row, row["length"]["watching"][key]) for key in WATCHED.values()]))
+        lines.append(
+            line(row, row["name"], "", [_cell(row, row["length"]["watching"][key]) for key in WATCHED.values()])
+        )
     return ["How the best five of each user's own impressions were watched:", "", *lines]
 
 
 def _cell(row: Saved, found: Mapping[str, Any]) -> str:
     value, low, high = found["value"]
-    parts = [f"{format_decimal(value)} {format_interval(low, high)}"]
-    if found["minus"] is not None:
-        difference, low, high = found["minus"]
-        parts.append(f"− {row['against']} {format_signed(difference)} {format_interval(low, high)}")
-    return "<br>".join(parts)
+    return "<br>".join([f"{format_decimal(value)} {format_interval(low, high)}", *difference(row, found["minus"])])
 
 
 def _vectors_table(saved: Saved) -> list[str]:
-    lines = _head("", list(VECTORS))
+    lines = head("", list(VECTORS))
     for row in saved["rows"]:
         numbers = row["length"]["numbers"]
         cells = [format_decimal(numbers[key]) for key in VECTORS.values()]
         cells[0] += f" {format_interval(numbers['ridge_low'], numbers['ridge_high'])}"
-        lines.append(_line(row, "", cells))
+        lines.append(line(row, row["name"], "", cells))
     numbers = saved["rows"][0]["length"]["numbers"]
     return [
         f"What item vectors tell of log(length), fitted without the item, on {numbers['probed_items']:.0f} items; the "
@@ -99,7 +90,9 @@ def _vectors_table(saved: Saved) -> list[str]:
 
 def _days_table(saved: Saved) -> list[str]:
     columns = [(day, metric) for metric in DAILY for day in saved["rows"][0]["length"]["days"]]
-    lines = _head("", [f"{day} {metric}" for day, metric in columns])
+    lines = head("", [f"{day} {metric}" for day, metric in columns])
     for row in saved["rows"]:
-        lines.append(_line(row, "", [_cell(row, row["length"]["days"][day][metric]) for day, metric in columns]))
+        lines.append(
+            line(row, row["name"], "", [_cell(row, row["length"]["days"][day][metric]) for day, metric in columns])
+        )
     return ["Day by day:", "", *lines]

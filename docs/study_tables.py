@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from study_cells import difference, head, line
 from study_length_tables import length_tables
 from study_rows import SHOWN, Saved
 
@@ -45,22 +46,14 @@ def mean_of(row: Saved, metric: str) -> float | None:
 def _main_table(saved: Saved) -> list[str]:
     rows = saved["rows"]
     metrics = [metric for metric in SHOWN[saved["study"]] if any(mean_of(row, metric) is not None for row in rows)]
-    lines = _head("positives", metrics)
+    lines = head("positives", metrics)
     for row in rows:
         share = "–" if row["positive_share"] is None else format_decimal(row["positive_share"])
-        lines.append(_line(row, row["name"], share, [_cell(row, metric) for metric in metrics]))
+        lines.append(line(row, row["name"], share, [_cell(row, metric) for metric in metrics]))
     for name, values in rows[0].get("beside", {}).items():
         cells = [format_decimal(values.get(metric)) for metric in metrics]
-        lines.append(_line(rows[0], f"{rows[0]['name']}: {name}", "", cells))
+        lines.append(line(rows[0], f"{rows[0]['name']}: {name}", "", cells))
     return lines
-
-
-def _head(third: str, columns: Sequence[str]) -> list[str]:
-    return [f"| experiment | recipe | {third} | {' | '.join(columns)} |", f"|---|---|---|{'---|' * len(columns)}"]
-
-
-def _line(row: Saved, name: str, third: str, cells: Sequence[str]) -> str:
-    return f"| {name} | `{row['recipes'][0][:12]}` | {third} | {' | '.join(cells)} |"
 
 
 def _cell(row: Saved, metric: str) -> str:
@@ -68,26 +61,18 @@ def _cell(row: Saved, metric: str) -> str:
     parts = [format_decimal(mean_of(row, metric))]
     if found["chance"] is not None:
         parts.append(f"chance {format_decimal(found['chance'])}")
-    return "<br>".join([*parts, *_difference(row, found["minus"])])
-
-
-def _difference(row: Saved, minus: Sequence[float] | None) -> list[str]:
-    """Returns the difference of a row from the experiment it is compared with, and its interval; empty if none."""
-    if minus is None:
-        return []
-    difference, low, high = minus
-    return [f"− {row['against']} {format_signed(difference)} {format_interval(low, high)}".strip()]
+    return "<br>".join([*parts, *difference(row, found["minus"])])
 
 
 def _ideas_table(saved: Saved) -> list[str]:
     """Returns what each idea moved, the largest gain in recall@100 first, and the processor seconds of a run."""
     ideas = sorted(saved["rows"][1:], key=lambda row: -_gain(row))
     metrics = ("catalogue/recall@100", "catalogue_filtered/recall@100", "impressions/auc", "language/folding")
-    lines = _head("idea", [*metrics, "language/off_group", "processor_s"])
+    lines = head("idea", [*metrics, "language/off_group", "processor_s"])
     for row in (saved["rows"][0], *ideas):
         cells = [_cell(row, metric) for metric in (*metrics, "language/off_group")]
         seconds = float(np.mean(row["processor_s"]))
-        lines.append(_line(row, row["name"], row["about"].rstrip("."), [*cells, format_decimal(seconds)]))
+        lines.append(line(row, row["name"], row["about"].rstrip("."), [*cells, format_decimal(seconds)]))
     return ["Each idea by what it moved:", "", *lines]
 
 
@@ -99,10 +84,10 @@ def _gain(row: Saved) -> float:
 
 def _walk_table(saved: Saved) -> list[str]:
     """Returns the hit rate@10 of the same pairs, one difference between the exams after the other."""
-    lines = _head("", list(WALK.values()))
+    lines = head("", list(WALK.values()))
     for row in saved["rows"]:
         shares = {step["cause"]: step["share"] for step in row["walk"]}
-        lines.append(_line(row, row["name"], "", [format_decimal(shares[cause]) for cause in WALK]))
+        lines.append(line(row, row["name"], "", [format_decimal(shares[cause]) for cause in WALK]))
     return lines
 
 
@@ -110,30 +95,30 @@ def _folding_table(saved: Saved) -> list[str]:
     """Returns the folding of languages after each epoch, whichever epoch was kept."""
     rows = [row for row in saved["rows"] if row["name"] in saved["folding"]]
     epochs = max(map(len, saved["folding"].values()))
-    lines = _head("", [f"folding, epoch {epoch + 1}" for epoch in range(epochs)])
+    lines = head("", [f"folding, epoch {epoch + 1}" for epoch in range(epochs)])
     for row in rows:
         values = saved["folding"][row["name"]]
-        lines.append(_line(row, row["name"], "", [format_decimal(each) for each in values]))
+        lines.append(line(row, row["name"], "", [format_decimal(each) for each in values]))
     return lines
 
 
 def _stage_table(saved: Saved, stage: str) -> list[str]:
     """Returns the table of one stage: a line for each experiment and k."""
     names = ("hit_rate", "recall", "ndcg", "mrr")
-    lines = _head("k", [f"catalogue/{name}" for name in names])
+    lines = head("k", [f"catalogue/{name}" for name in names])
     for row in saved["rows"]:
         for k in KS:
             metrics = [f"catalogue/{name}@{k}" for name in names]
-            lines.append(__stage_line(row, stage, f"{k}", metrics))
+            lines.append(_stage_row(row, stage, f"{k}", metrics))
     return [f"{STAGES[stage].capitalize()}:", "", *lines]
 
 
-def __stage_line(row: Saved, stage: str, third: str, metrics: Sequence[str]) -> str:
+def _stage_row(row: Saved, stage: str, third: str, metrics: Sequence[str]) -> str:
     """Returns the values of one stage of an experiment: of both stages together, or of a row beside them."""
     values = {metric: mean_of(row, metric) for metric in metrics} if stage == MODEL else row["beside"][stage]
     label = row["name"] if stage == MODEL else f"{row['name']}: {stage}"
     minus = row["model_minus"].get(stage, {})
-    return _line(row, label, third, [_beside(values.get(metric), minus.get(metric)) for metric in metrics])
+    return line(row, label, third, [_beside(values.get(metric), minus.get(metric)) for metric in metrics])
 
 
 def _beside(value: float | None, minus: Sequence[float] | None) -> str:
@@ -149,8 +134,8 @@ def _sampled_table(saved: Saved) -> list[str]:
     metrics = [metric for metric in SHOWN[saved["study"]] if metric.startswith("sampled/")]
     rows = [row for row in saved["rows"] if any(mean_of(row, metric) is not None for metric in metrics)]
     metrics = [metric for metric in metrics if any(mean_of(row, metric) is not None for row in rows)]
-    lines = _head("", metrics)
+    lines = head("", metrics)
     for row in rows:
         for stage in STAGES:
-            lines.append(__stage_line(row, stage, "", metrics))
+            lines.append(_stage_row(row, stage, "", metrics))
     return ["Among sampled items:", "", *lines]

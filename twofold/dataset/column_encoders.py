@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError
@@ -135,14 +135,19 @@ def timestamps(column: pa.ChunkedArray) -> Int64[np.ndarray, "_"]:
 
 def age_days(uploaded_at: pa.ChunkedArray, as_of: int) -> pa.Array:
     """Returns the age of each item in days; NULL where the time of its upload is."""
-    days = np.maximum((as_of - timestamps(uploaded_at)) / DAY_MS, 0)  # an item seen before its upload date is new
-    return pa.array(days, mask=~uploaded_at.is_valid().to_numpy())
+    return pa.array(days_since(timestamps(uploaded_at), as_of), mask=~uploaded_at.is_valid().to_numpy())
 
 
 def log_days(since: Int64[np.ndarray, "batch"], at: Int64[np.ndarray, "batch"]) -> Float32[np.ndarray, "batch"]:
     """Returns log(1 + days) from `since` to `at`; NaN where `since` is unknown."""
-    days = np.maximum((at - since) / DAY_MS, 0)  # an item seen before its upload date is new, not negative
-    return np.where(since == _NEVER, np.nan, np.log1p(days)).astype(np.float32)
+    return np.where(since == _NEVER, np.nan, np.log1p(days_since(since, at))).astype(np.float32)
+
+
+def days_since(
+    since: Int64[np.ndarray, "*batch"] | int, at: Int64[np.ndarray, "*batch"] | int
+) -> Float64[np.ndarray, "*batch"]:
+    """Returns the days from `since` to `at`; 0 where `at` is earlier: an item seen before its upload date is new."""
+    return np.asarray(np.maximum((at - since) / DAY_MS, 0))
 
 
 def shares(clusters: Int32[np.ndarray, "batch length"], k: int) -> Float32[np.ndarray, "batch k"]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import date
+from functools import partial
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from twofold.errors import RecipeError
 from twofold.local_time import check_time_zone
-from twofold.sql.portable import Kind
 from twofold.sql.rules import check_item_condition, check_rule
 from twofold.tables import INTERNAL
 
@@ -22,21 +23,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-def _checked(text: str, result: Kind | None) -> str:
+def _checked(text: str, check: Callable[[str], None]) -> str:
     try:
-        check_item_condition(text) if result is None else check_rule(text, result=result)
+        check(text)
     except RecipeError as error:
         raise ValueError(str(error)) from error  # pydantic turns it into an error of this field
     return text
 
 
-Rule = Annotated[str, AfterValidator(lambda text: _checked(text, "condition"))]
+Rule = Annotated[str, AfterValidator(lambda text: _checked(text, partial(check_rule, result="condition")))]
 """SQL condition on an event; NULL counts as false."""
 
-ItemRule = Annotated[str, AfterValidator(lambda text: _checked(text, None))]
+ItemRule = Annotated[str, AfterValidator(lambda text: _checked(text, check_item_condition))]
 """SQL condition on an item, which may read columns of lists; NULL counts as false."""
 
-Expression = Annotated[str, AfterValidator(lambda text: _checked(text, "number"))]
+Expression = Annotated[str, AfterValidator(lambda text: _checked(text, partial(check_rule, result="number")))]
 """SQL expression that is a number, or NULL, for each event."""
 
 TimeZone = Annotated[str, AfterValidator(check_time_zone)]

@@ -21,6 +21,7 @@ import pyarrow as pa
 from jaxtyping import Float32
 from msgspec import Struct
 
+from twofold.dataset.column_encoders import days_since
 from twofold.dataset.vocabulary import UNKNOWN
 from twofold.errors import RequestError
 from twofold.index.live import LiveIndex, Snapshot
@@ -28,7 +29,6 @@ from twofold.ragged import chunks
 from twofold.recipe.rerank import AGE
 from twofold.serve.schemas import ItemUpsert
 from twofold.serve.shared_state import RecordLog
-from twofold.tables import DAY_MS
 
 COMPACT_FROM_BYTES: Final = 2**21
 GROWTH: Final = 2  # the file is rewritten when it is this many times as large as after the last time
@@ -155,7 +155,7 @@ def _as_arrays(
 def _age(upsert: ItemUpsert, as_of: int) -> dict[str, float]:
     """Returns the age of an item whose upload is given, as that of the bundle's items."""
     uploaded_at = upsert.attributes.get("uploaded_at")
-    return {AGE: max((as_of - uploaded_at) / DAY_MS, 0.0)} if isinstance(uploaded_at, int) else {}
+    return {AGE: float(days_since(uploaded_at, as_of))} if isinstance(uploaded_at, int) else {}
 
 
 def _as_vector(upsert: ItemUpsert, item_id: Any) -> Float32[np.ndarray, "dim"]:
