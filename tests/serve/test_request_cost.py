@@ -62,6 +62,42 @@ def test_a_batch_ends_with_its_deadline(service: Service, monkeypatch: pytest.Mo
     assert set(blocks) == {BLOCK_USERS}
 
 
+def test_large_batches_are_answered_in_turn_and_small_ones_between_their_blocks(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the blocks of six full batches took turns, all six would end at their deadline."""
+    blocks: list[int] = []
+
+    def noted(requests: Sequence[ListRequest], metrics: Any) -> Any:
+        blocks.append(requests[0].options.k)
+        return make_lists(requests, metrics)
+
+    monkeypatch.setattr(micro_batching, "make_lists", noted)
+
+    async def together() -> None:
+        large = [RecommendBatch(user_ids=[10] * (3 * BLOCK_USERS), k=k) for k in (1, 2, 3)]
+        tasks = [asyncio.create_task(service.recommend_batch(batch)) for batch in large]
+        while not blocks:
+            await asyncio.sleep(0)
+        await service.recommend_batch(RecommendBatch(user_ids=[20], k=4))
+        await asyncio.gather(*tasks)
+
+    asyncio.run(together())
+    assert [k for k in blocks if k != 4] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert blocks.index(4) < blocks.index(2)
+
+
+def test_a_canceled_batch_lets_the_next_begin(service: Service) -> None:
+    async def together() -> int:
+        large = RecommendBatch(user_ids=[10] * (3 * BLOCK_USERS), k=1)
+        first, second = (asyncio.create_task(service.recommend_batch(large)) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        return len((await second).answers)
+
+    assert asyncio.run(together()) == 3 * BLOCK_USERS
+
+
 def test_batches_do_not_occupy_the_threads_of_filters(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = threading.Event()
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from typing import Final, NamedTuple, TypeAlias
 
@@ -53,6 +54,7 @@ class MicroBatcher:
         self._metrics = metrics
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._large_batches = asyncio.Lock()
         self._batch_thread = ThreadPoolExecutor(1, "batches")
         self._search_threads = ThreadPoolExecutor(SEARCH_THREADS, "searches")
         self._logged_at = -LOG_S
@@ -81,7 +83,9 @@ class MicroBatcher:
     async def recommend_batch(self, live_bundle: LiveBundle, body: RecommendBatch) -> RecommendationsBatch:
         """Returns one list per user, computed in blocks on a thread of their own, so that single requests do not wait.
 
-        The blocks of several batches take turns; a request that is canceled ends after its current block.
+        Batches of more than one block are answered in the order of their arrival: if their blocks took turns, all of
+        them would miss their deadline together. Smaller ones come between their blocks. A request that is canceled ends
+        after its current block.
         """
         items, most = len(body.user_ids) * body.k, MAX_BATCH_EXPLAINED if body.explain or body.describe else MAX_BATCH
         if items > most:
@@ -91,11 +95,12 @@ class MicroBatcher:
             )
             raise invalid_field(detail, field="k", value=body.k)
         request, lists = await _request(live_bundle, body), list[Recommendations]()
-        for block in chunks(len(body.user_ids), BLOCK_USERS):
-            users = body.user_ids[block]
-            live, warnings = await self._read_live(users)
-            requests = [(request, user_id) for user_id in users]
-            lists += await self._lists_on(self._batch_thread, requests, live, warnings)
+        async with self._large_batches if len(body.user_ids) > BLOCK_USERS else nullcontext():
+            for block in chunks(len(body.user_ids), BLOCK_USERS):
+                users = body.user_ids[block]
+                live, warnings = await self._read_live(users)
+                requests = [(request, user_id) for user_id in users]
+                lists += await self._lists_on(self._batch_thread, requests, live, warnings)
         return RecommendationsBatch(lists)
 
     def _enqueue(self) -> None:
