@@ -153,9 +153,9 @@ async function explain(list) {
   for (const each of found.items) {
     const line = [...at("items").querySelectorAll(".reasons")].find(shown => shown.dataset.item === String(each.item_id));
     if (!line || !each.carried_by.length) continue;
-    const part = change => change <= each.score ? `−${(100 * change / each.score).toFixed(0)} %` : `−${change.toPrecision(2)}`;
+    const part = change => change <= each.score ? `${(100 * change / each.score).toFixed(0)} %` : change.toPrecision(2);
     line.textContent = "because of " + each.carried_by.slice(0, 3).map(one => `${nameOf(one.item_id)} (${part(one.change)})`).join(", ");
-    line.title = "change of the retriever's score if this item of the history is left out";
+    line.title = "share of the retriever's score that is lost if this item of the history is left out";
   }
 }
 
