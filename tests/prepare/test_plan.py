@@ -23,6 +23,7 @@ from tests.prepare.tables import (
 )
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
 from twofold.errors import DataError
+from twofold.prepare import duckdb_engine
 from twofold.prepare import run_plan as stage
 from twofold.prepare.run_plan import prepare
 
@@ -268,6 +269,24 @@ def test_shards_hold_every_row_once_and_every_user_in_one(tmp_path: Path, monkey
         assert sum(len(shard) for shard in users) == len(set.union(*users))
         rows = sorted((row for shard in shards for row in shard), key=str)
         assert rows == sorted(pq.read_table(whole / part, partitioning=None).to_pylist(), key=str)
+
+
+@pytest.mark.parametrize("shards", [4, 40])  # of 12 users: most of 40 shards have no user
+def test_shards_that_are_written_apart_first_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    recipe = world_recipe(write_world(tmp_path, random_log(3)))
+    monkeypatch.setattr(stage, "EVENTS_PER_SHARD", -(-400 // shards))
+    scanned, divided = tmp_path / "scanned", tmp_path / "divided"
+    assert prepare(recipe, divided)["shards"] == shards
+    monkeypatch.setattr(duckdb_engine, "MOST_SCANNED", shards)
+    monkeypatch.setattr(duckdb_engine, "_divide", None)
+    prepare(recipe, scanned)
+    files = sorted(path.relative_to(scanned) for path in scanned.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(divided) for path in divided.rglob("*") if path.is_file())
+    assert len([path for path in files if path.parent.name == "events"]) == shards
+    for path in files:
+        assert (scanned / path).read_bytes() == (divided / path).read_bytes(), path
 
 
 def test_what_is_judged_may_differ_from_what_trains(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import duckdb
 
 from twofold.errors import DataError
-from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text
+from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text, scan_sql
 from twofold.prepare.plan import Shards, Step
 from twofold.prepare.sources import Source
 from twofold.tables import SHARD
@@ -27,6 +27,12 @@ _LOG_ERRORS: Final = (
     duckdb.OutOfRangeException,
     duckdb.IOException,
 )
+
+
+SPILL: Final = "spill"
+"""Name of the folder of all that does not fit in memory, below that of the stage."""
+MOST_SCANNED: Final = 3
+"""Largest number of shards of which each looks for its rows among those of all."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
     `memory` is a share of the machine's memory, or an amount such as 2GB.
     """
     folder = out.resolve()
-    opened = open_duckdb(folder / "spill", files=source.files, folders=[folder], memory=memory)
+    opened = open_duckdb(folder / SPILL, files=source.files, folders=[folder], memory=memory)
     with opened as connection, _translated_errors(source, out):
         for name, table in source.tables.items():
             if table.files:
@@ -72,8 +78,13 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
 
         def export_shards(shards: Shards, folder: Path, on_file: Callable[[str], None]) -> None:
             """Writes one shard after another: the sort of a shard fits in memory, that of the log does not."""
+            parts = out.resolve() / SPILL / "shards"
+            if is_divided := shards.count > MOST_SCANNED:
+                create(shards.rows)
+                _divide(connection, shards, parts)
             for number in range(shards.count):
-                create(replace(shards.rows, sql=f'{shards.rows.sql} AND "{SHARD}" = {number}'))
+                sql = f'{shards.rows.sql} AND "{SHARD}" = {number}'
+                create(replace(shards.rows, sql=_part_sql(parts, number) if is_divided else sql))
                 create(shards.events)
                 for output in shards.outputs:
                     path = f"{output.folder}/{SHARD}={number}.parquet"
@@ -82,6 +93,25 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
                     on_file(path)
 
         yield Engine(create, lambda sql: connection.execute(sql).fetchall(), export, export_shards)
+
+
+def _divide(connection: duckdb.DuckDBPyConnection, shards: Shards, parts: Path) -> None:
+    """Writes the rows of each shard to a folder below `parts`.
+
+    If each shard looked for its rows among those of all, the time would grow with the square of the log.
+    """
+    parts.mkdir(parents=True)
+    options = f'FORMAT parquet, COMPRESSION lz4, PARTITION_BY ("{SHARD}"), OVERWRITE_OR_IGNORE'
+    connection.execute(f"COPY (FROM {quote_name(shards.rows.name)}) TO {quote_text(parts)} ({options})")
+
+
+def _part_sql(parts: Path, number: int) -> str:
+    """Returns the SELECT of the rows of a shard that `_divide` wrote; a shard of no user has no rows."""
+    files = sorted((parts / f"{SHARD}={number}").glob("*.parquet"))
+    if files:
+        return f"FROM {scan_sql(files, 'parquet')}"
+    others = sorted(parts.glob("*/*.parquet"))
+    return f"FROM {scan_sql(others, 'parquet')} LIMIT 0"
 
 
 @contextmanager
