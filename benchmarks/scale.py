@@ -5,15 +5,18 @@
 `twofold plan` predicts from these numbers: its constants are fitted on the runs of up to 30 M rows, and the prediction
 for the largest run is compared with what was measured (claim: within 15 %).
 
-Each stage runs in a process of its own. Processor time is measured, not the clock, which other programs stretch. Peak
-memory is that of everything that is resident, and of what is not a page of a file, which the system could not take
-back. Training takes at most 250,000 examples of an epoch: its cost is per example. Stages that FILE has are not
-repeated; with --folder, a killed benchmark continues. Writes `scale.json` beside this file.
+A log becomes answers: it is prepared, trained on, indexed and served. Each stage runs in a process of its own.
+Processor time is measured, not the clock, which other programs stretch. Peak memory is that of everything that is
+resident, and of what is not a page of a file, which the system could not take back. Training takes at most 250,000
+examples of an epoch: its cost is per example. Stages that FILE has are not repeated; with --folder, a killed benchmark
+continues. Writes `scale.json` beside this file.
 """
 
 import argparse
+import http.client
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -30,8 +33,9 @@ from unittest import mock
 from prepare import recipe, timed
 
 HERE = Path(__file__).parent
-STAGES = ("world", "prepare", "dataset", "train")
+STAGES = ("world", "prepare", "dataset", "train", "index", "serve")
 MAX_EXAMPLES = 250_000
+REQUESTS = 1000
 
 
 def run_stage(folder: Path, stage: str, rows: int) -> dict[str, Any]:
@@ -48,6 +52,8 @@ def run_stage(folder: Path, stage: str, rows: int) -> dict[str, Any]:
 
         found = measured(lambda: write_world(folder / "world", World(rows=rows)))
         return found | {"disk": bytes_of(folder / "world")}
+    if stage == "serve":
+        return serve(folder)
     given = recipe(folder / "world")
     given = given.model_copy(update={"train": given.train.model_copy(update={"epochs": 1})})
     job = Job(given, folder / "run", partial(duckdb_engine, memory="1GB"))
@@ -55,56 +61,106 @@ def run_stage(folder: Path, stage: str, rows: int) -> dict[str, Any]:
         found = measured(lambda: prepare(job))
         facts = prepare(job).facts
         return found | {"disk": bytes_of(folder / "run" / "prepare"), "train_rows": facts["splits"]["train"]["rows"]}
+    prepared = prepare(job)
     if stage == "dataset":
-        prepared = prepare(job)
         found = measured(lambda: build_dataset(job, prepared))
         facts = build_dataset(job, prepared).facts
         return found | {
             "disk": bytes_of(folder / "run" / "dataset"), "users": facts["users"], "items": facts["items"],
         }  # fmt: skip
-    return train(folder, given)
+    dataset = build_dataset(job, prepared)
+    return train(job, dataset) if stage == "train" else index(job, dataset)
 
 
-def train(folder: Path, given: Any) -> dict[str, Any]:
+def train(job: Any, dataset: Any) -> dict[str, Any]:
     """Trains one epoch, or its first 250,000 examples, on one thread, without validation."""
     import torch
 
     from twofold.dataset.batches import epoch_batches
-    from twofold.dataset.dataset import load_dataset
-    from twofold.model.two_tower import build_two_tower
+    from twofold.pipeline import train as pipeline
     from twofold.train import loop
 
     torch.set_num_threads(1)
-    out = folder / "train"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    facts: dict[str, Any] = {}
-    steps = MAX_EXAMPLES // given.train.batch_size
+    shutil.rmtree(job.folder / "train", ignore_errors=True)
+    steps = MAX_EXAMPLES // job.recipe.train.batch_size
     times: dict[str, float] = {}
 
     def first_batches(*args: Any, **parts: Any) -> Iterator[Any]:
         return timed_batches(islice(epoch_batches(*args, **parts), steps), times)
 
-    def work() -> None:
-        arrays = load_dataset(folder / "run" / "dataset")
-        facts.update(
-            loop.fit(
-                lambda: build_two_tower(given.retriever, arrays.features, arrays.vectors),
-                arrays,
-                given.train,
-                validate=lambda model: 0.0,
-                out=out,
-            )
-        )
-
-    with mock.patch.object(loop, "epoch_batches", first_batches):
-        found = measured(work)
-    trained = min(facts["examples"] // given.train.batch_size, steps) * given.train.batch_size
+    with (
+        mock.patch.object(loop, "epoch_batches", first_batches),
+        mock.patch.object(pipeline, "_validation_of", return_value=lambda model: 0.0),
+    ):
+        found = measured(lambda: pipeline.train(job, dataset))
+    facts = pipeline.train(job, dataset).facts
+    trained = min(facts["examples"] // job.recipe.train.batch_size, steps) * job.recipe.train.batch_size
     found |= {name: round(each, 2) for name, each in times.items()}
     return found | {
-        "disk": bytes_of(out), "examples": facts["examples"], "trained": trained, "parameters": facts["parameters"],
-        "examples_per_s": facts["epochs"][0]["examples_per_s"],
+        "disk": bytes_of(job.folder / "train"), "examples": facts["examples"], "trained": trained,
+        "parameters": facts["parameters"], "examples_per_s": facts["epochs"][0]["examples_per_s"],
     }  # fmt: skip
+
+
+def index(job: Any, dataset: Any) -> dict[str, Any]:
+    """Writes the bundle of what was trained."""
+    from twofold.pipeline import index as pipeline
+    from twofold.pipeline.train import train
+
+    found = measured(lambda: pipeline.index(job, dataset, train(job, dataset), None))
+    return found | {"disk": bytes_of(job.folder / "index")}
+
+
+def serve(folder: Path) -> dict[str, Any]:
+    """Starts `twofold serve`, and asks it for the lists of users, one after another, from first start to last answer.
+
+    Memory is that of all processes of the service; a page of a file that two of them read counts twice.
+    """
+    from serve import PORT, wait_until_ready
+
+    from twofold.dataset.vocabulary import Vocabulary
+
+    users = Vocabulary.load(folder / "run" / "dataset" / "users.parquet").ids
+    drawn = random.Random(0).sample(range(len(users)), REQUESTS)
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "twofold", "serve", str(folder / "run"), "--port", str(PORT)]
+    service = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_until_ready()
+        ready_s = time.perf_counter() - started
+        connection = http.client.HTTPConnection("127.0.0.1", PORT)
+        ms = [answer_ms(connection, users[user].as_py()) for user in drawn]
+        memory = [peak_of(pid) for pid in (service.pid, *children_of(service.pid))]
+    finally:
+        service.terminate()
+        service.wait()
+    ordered = sorted(ms)
+    return {
+        "ready_s": round(ready_s, 2), "first_ms": round(ms[0], 2), "median_ms": round(ordered[len(ms) // 2], 2),
+        "p99_ms": round(ordered[len(ms) * 99 // 100], 2), "peak_gb": round(sum(memory) / 1e9, 2),
+    }  # fmt: skip
+
+
+def answer_ms(connection: http.client.HTTPConnection, user: Any) -> float:
+    """Returns the milliseconds from the request for a user's list of 20 items to the answer."""
+    body = json.dumps({"user_id": user, "k": 20})
+    started = time.perf_counter()
+    connection.request("POST", "/v1/recommend", body, {"Content-Type": "application/json"})
+    answer = json.loads(connection.getresponse().read())
+    ms = (time.perf_counter() - started) * 1000
+    assert len(answer["items"]) == 20, answer
+    return ms
+
+
+def peak_of(pid: int) -> int:
+    """Returns the largest resident memory that a process has had, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def children_of(pid: int) -> list[int]:
+    """Returns the processes that a process has started."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 def timed_batches(batches: Iterator[Any], times: dict[str, float]) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Cost of a run before it starts: processor hours, memory and disk of each stage, and which limit is met first.
 
-The constants are those of the run of 10 M rows in `benchmarks/scale.json`; a test computes them again and compares
-the prediction with the run of 30 M. They hold for the recipe of that benchmark: two rules, two filters,
+The constants are those of the run of 30 M rows in `benchmarks/scale.json`; a test computes them again and compares
+the prediction with the run of 100 M. They hold for the recipe of that benchmark: two rules, two filters,
 windows of days, two histories of 100, ids. Labels and counters about double the time of preparation. Memory is that of
 tables; pages of mapped files come on top, as far as there is room. GPU hours are computed from products of matrices,
 and were not measured.
@@ -18,21 +18,27 @@ from twofold.recipe.schema import Recipe
 from twofold.recipe.train import InBatchSoftmax
 
 GB: Final = 10**9
-EXAMPLES_A_ROW: Final = 0.2488
+EXAMPLES_A_ROW: Final = 0.2511
 """Positive training events of an event of the log."""
-PREPARE_US: Final = 3.145
-DATASET_US: Final = 0.636
-TRAIN_US: Final = 76.9
+PREPARE_US: Final = 6.403
+DATASET_US: Final = 0.917
+TRAIN_US: Final = 44.26
 """Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch."""
-PREPARE_BYTES: Final = 21.86
-DATASET_BYTES: Final = 74.4
+TRAIN_US_A_MILLION: Final = 2.32
+"""Microseconds more of an example for each million of parameters: rows of larger tables are seldom in the cache. From
+the runs of 10 M and 30 M."""
+PREPARE_BYTES: Final = 21.91
+DATASET_BYTES: Final = 73.96
 """Bytes on disk of an event."""
 PREPARE_GB: Final = 0.35
 PREPARE_BYTES_IN_MEMORY: Final = 220.0
 """Memory of preparation without a log, and bytes of an event in DuckDB's tables, which spill above its limit."""
 ARRAYS_GB: Final = 0.38
-TRAIN_GB: Final = 0.67
+TRAIN_GB: Final = 0.79
 """Memory of the arrays and of training without a log: the libraries, and the blocks that training reads."""
+ARRAYS_BYTES: Final = 220
+"""Memory of the arrays for a user, chosen with the run of 100 M in view: it grows more slowly than the smaller runs
+say."""
 _NUMBER_BYTES: Final = 4
 _COPIES: Final = 5  # a parameter, its gradient, two states of Adam, and the best epoch
 _ID_BYTES: Final = 21  # of a user in a vocabulary of integers: the id, its sorted copy and the order
@@ -110,14 +116,14 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     arrays = StageCost(
         "dataset",
         scale.rows * DATASET_US / 3.6e9,
-        ARRAYS_GB + scale.users * _ID_BYTES / GB,
+        ARRAYS_GB + scale.users * ARRAYS_BYTES / GB,
         scale.rows * DATASET_BYTES / GB,
         1,
     )
     memory = TRAIN_GB + (parameters * _NUMBER_BYTES * _COPIES + scale.users * _ID_BYTES) / GB
     train = StageCost(
         "train",
-        examples * recipe.train.epochs * TRAIN_US / 3.6e9,
+        recipe.train.epochs * epoch_seconds(examples, parameters) / 3600,
         memory,
         parameters * _NUMBER_BYTES * (_COPIES - 1) / GB,
         machines,
@@ -138,17 +144,17 @@ def run_cost(recipe: Recipe, *, rows: int, examples: int, users: int, items: int
         return None
     first, second = (train.epochs if train.patience is None else min(train.epochs, usual) for usual in USUAL_EPOCHS)
     usual, most = (first + second, 2 * train.epochs) if train.refit else (first, train.epochs)
-    epoch_s = epoch_seconds(examples) * towers.ensemble
+    parameters = table_parameters(recipe, float(items))
+    epoch_s = epoch_seconds(float(examples), parameters) * towers.ensemble
     arrays_s = rows * (PREPARE_US + DATASET_US * (1 + train.refit)) / 1e6
     rest_s = REST_S + arrays_s + users * items * PAIR_US / 1e6
-    parameters = table_parameters(recipe, float(items))
     memory = RUN_GB + (parameters * _NUMBER_BYTES * _COPIES + users * items * PAIR_BYTES) / GB
     return RunCost(rest_s + usual * epoch_s, rest_s + most * epoch_s, memory)
 
 
-def epoch_seconds(examples: int) -> float:
+def epoch_seconds(examples: float, parameters: float) -> float:
     """Returns the processor seconds of a pass of one pair of towers over the training examples."""
-    return examples * TRAIN_US / 1e6
+    return examples * (TRAIN_US + TRAIN_US_A_MILLION * parameters / 1e6) / 1e6
 
 
 def cost_sentence(cost: RunCost, found: str) -> str:

@@ -16,7 +16,7 @@ from twofold.evaluate import peer_tuning
 from twofold.evaluate.baseline_results import load_tuning
 from twofold.evaluate.baselines import OWN_AGAIN
 from twofold.explain.gap import APPROXIMATE, IDS, STALE
-from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_factors, load_fold_in, save_factors
+from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_factors, load_fold_ins, save_factors
 from twofold.model.history_additions import ADDITIONS
 from twofold.model.multi_tower import build_towers
 from twofold.model.retriever import WEIGHTS, Blend, additions_of, item_vectors, load_model, user_vectors
@@ -24,13 +24,13 @@ from twofold.model.weights import load_weights
 from twofold.page.run_page import read_run_page
 from twofold.pipeline import best_model
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.best_model import NEIGHBORS, TOWERS, Served
+from twofold.pipeline.best_model import NEIGHBORS, TOWERS, Served, ServedPeer
 from twofold.pipeline.job import Job, claim_folder, report_of
 from twofold.ragged import Ragged
 from twofold.recipe.features import HistoryFeature
 from twofold.run_folder import find_stage
 from twofold.serve.recommender import load
-from twofold.topk import top_k
+from twofold.topk import Products, top_k
 
 DRAW = np.random.default_rng(0)
 ITEMS = np.linalg.qr(DRAW.normal(size=(6, 3)))[0].astype(np.float32)  # columns at right angles, as FoldIn has them
@@ -54,13 +54,27 @@ def test_what_was_saved_is_loaded_beside_factors_and_beside_an_index(kind, prior
     )
     save_factors(model, tmp_path)
     indexed = ITEMS if prior is None else np.c_[ITEMS, np.ones(6, np.float32)]
-    for loaded in (load_factors(tmp_path), load_fold_in(tmp_path, indexed)):
+    for loaded in (*load_factors(tmp_path), *load_fold_ins(tmp_path, indexed)):
         assert loaded.dim == model.dim == indexed.shape[1]
         assert loaded.prior == prior
         found, expected = (each.vectors({"positives": HISTORY}) for each in (loaded, model))
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match=r"fold_in.json has 3 dimensions, the item vectors have 2"):
-        load_fold_in(tmp_path, indexed[:, 1:])
+        load_fold_ins(tmp_path, indexed[:, 1:])
+
+
+def test_two_models_are_saved_beside_each_other_and_divide_the_columns_of_an_index(tmp_path):
+    models = [FoldIn(ITEMS, LEFT[0], 2.0, 3.0, 0.5, RecencyPrior(0.25, 3)), ItemSums(ITEMS[:, :2], LEFT[:, :2])]
+    for number, model in enumerate(models):
+        save_factors(model, tmp_path, number=number)
+    indexed = np.c_[ITEMS, np.ones(6, np.float32), ITEMS[:, :2]]
+    for both in (load_factors(tmp_path), load_fold_ins(tmp_path, indexed)):
+        assert [type(each) for each in both] == [FoldIn, ItemSums]
+        for loaded, model in zip(both, models, strict=True):
+            found, expected = (each.vectors({"positives": HISTORY}) for each in (loaded, model))
+            np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"fold_in.json has 2 dimensions, the item vectors have 1"):
+        load_fold_ins(tmp_path, indexed[:, :-1])
 
 
 def best(recipe, **train):
@@ -77,8 +91,31 @@ def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
     assert facts["quality"][facts["served"]] > facts["quality"][TOWERS] > 0
     assert (run / "index" / FOLD_IN).exists()
     rows = {row.name: row.metrics["catalogue/recall@5"].value for row in report_of(run).catalogue.rows}
-    assert rows["model"] == pytest.approx(rows[facts["served"]], abs=0.03)
+    assert rows["model"] > 0.9 * max(rows.values())
     assert rows["model"] > 1.3 * rows["random"]
+
+
+def found(of_users, peers, *, has_towers=True):
+    """A candidate; its scores are only looked up by `test_two_peers_are_added_unless_one_is_clearly_better`."""
+    peers = tuple(ServedPeer(kind, {}) for kind in peers)
+    served = Served("+".join(each.kind for each in peers), has_towers, peers)
+    return float(np.mean(of_users)), served, Products(np.float32(of_users)[:, None], ITEMS[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("both", "alone", "chosen"),
+    [
+        ([0.6, 0.6, 0.6, 0.6], 0.3, "iALS+EASE"),  # better than each
+        ([0.6, 0.2, 0.7, 0.3], 0.3, "iALS+EASE"),  # .05 worse, with a standard error of .08
+        ([0.4, 0.4, 0.6, 0.4], 0.3, "iALS"),  # .05 worse, with a standard error of .025
+        ([0.6, 0.2, 0.7, 0.3], 0.7, "item-kNN"),  # a peer that the towers do not help
+    ],
+)
+def test_two_peers_are_added_unless_one_is_clearly_better(both, alone, chosen, monkeypatch):
+    monkeypatch.setattr(best_model, "_of_users", lambda window, scores, metrics: scores.queries[:, 0].astype(float))
+    sums = [found([0.3] * 4, []), found([0.4, 0.4, 0.7, 0.5], ["iALS"]), found([0.3] * 4, ["EASE"])]
+    candidates = [found([alone] * 4, ["item-kNN"], has_towers=False), *sums, found(both, ["iALS", "EASE"])]
+    assert best_model._chosen.__wrapped__(None, candidates, ("", ""))[1].name == chosen
 
 
 def test_neighbors_are_not_tried_where_the_window_has_too_many_likes(tmp_path, monkeypatch):
@@ -92,7 +129,9 @@ def test_neighbors_are_not_tried_where_the_window_has_too_many_likes(tmp_path, m
 
 @pytest.mark.parametrize(("weight", "ensemble"), [(None, 1), (0.3, 2)])
 def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only, tmp_path, monkeypatch):
-    served = Served("chosen", "EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight)
+    ease = ServedPeer("EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight or 1.0)
+    knn = ServedPeer("item-kNN", peer_tuning.PEER_KINDS[0].start, weight=0.2)
+    served = Served("chosen", has_towers=weight is not None, peers=(ease,) if weight is None else (ease, knn))
     monkeypatch.setattr(
         "twofold.pipeline.train.choose_served",
         lambda *given: (served, {}, best_model.fit_served(served, given[0], given[-1])),
@@ -105,7 +144,7 @@ def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only,
     dataset, service = load_dataset(run / "dataset"), load(run)
     model = load_model(recipe.retriever, dataset, run / "train")
     assert isinstance(model, ItemSums if weight is None else Blend)
-    assert weight is None or len(model.parts) == 3
+    assert weight is None or len(model.parts) == 4
     at = json.loads((run / "index" / "context.json").read_text())["as_of"]
     users = np.arange(5)
     scores = user_vectors(model, dataset, users, np.full(5, at)) @ item_vectors(model, dataset, at).T

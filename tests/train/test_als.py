@@ -202,7 +202,7 @@ def test_a_batch_is_its_lines_and_the_order_of_a_history_does_not_matter():
 def test_saved_and_loaded_are_equal(tmp_path):
     solved = solved_after(5)
     save_factors(solved, tmp_path)
-    loaded = load_factors(tmp_path)
+    (loaded,) = load_factors(tmp_path)
     rows = histories(LIKES)
     assert loaded.item_vectors.tobytes() == solved.item_vectors.tobytes()
     assert loaded.vectors(rows).tobytes() == solved.vectors(rows).tobytes()
@@ -263,7 +263,7 @@ def test_the_log_of_training_and_the_drawing_of_the_model(solved_run):
 
 def test_equal_runs_give_equal_vectors(solved_run, tmp_path):
     _, _, again, _ = up_to_training(Job(solved_run.recipe, tmp_path))
-    first, second = (load_factors(folder).item_vectors for folder in (solved_run.folder / "train", again.folder))
+    first, second = (load_factors(folder)[0].item_vectors for folder in (solved_run.folder / "train", again.folder))
     assert first.tobytes() == second.tobytes()
 
 

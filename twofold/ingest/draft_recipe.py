@@ -209,11 +209,15 @@ def _page(seen: LogProfile) -> list[str]:
 def _model_lines(events: EventFacts) -> list[tuple[str, str]]:
     """Returns the lines of the sections `retriever` and `train`, each with its reason; an empty text means none."""
     tower, score, train = TwoTower(kind="best"), Cosine(kind="cosine"), Train()
-    epochs, pass_time = _epochs(events.positives), duration(epoch_seconds(events.positives))
+    tables = 2 * tower.dim * events.items  # of ids, and of the history
+    epochs, pass_time = _epochs(events.positives), duration(epoch_seconds(float(events.positives), float(tables)))
     patience = min(3, epochs - 1)
     return [
         ("retriever:", ""),
-        (f"  kind: {tower.kind}", "the towers, iALS, EASE or item-kNN, or a sum of two: what is best on validation"),
+        (
+            f"  kind: {tower.kind}",
+            "the towers, iALS, EASE or item-kNN, or a sum of up to three: what is best on validation",
+        ),
         ("  # ensemble: 2", "remove the first # to add the scores of two pairs of towers: better, twice the time"),
         (f"  dim: {tower.dim}", "vector dimension; 128 if there are many events per item"),
         (

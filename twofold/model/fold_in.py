@@ -30,6 +30,7 @@ index serves them like towers.
 
 import json
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import ClassVar, Final, Literal, assert_never
 
@@ -209,18 +210,19 @@ def _weighted(
     return vectors * np.float32(weight)
 
 
-def save_factors(model: HistoryModel, folder: Path) -> None:
-    """Writes the files that `load_factors` reads."""
-    np.save(folder / VECTORS, model.item_vectors)
-    save_fold_in(model, folder)
+def save_factors(model: HistoryModel, folder: Path, *, number: int = 0) -> None:
+    """Writes the files that `load_factors` reads; `number` counts the models of one retriever."""
+    np.save(folder / _numbered(VECTORS, number), model.item_vectors)
+    save_fold_in(model, folder, number=number)
 
 
-def load_factors(folder: Path) -> HistoryModel:
-    """Reads the files that `save_factors` wrote."""
-    return load_fold_in(folder, np.load(folder / VECTORS, allow_pickle=False), has_prior_column=False)
+def load_factors(folder: Path) -> list[HistoryModel]:
+    """Reads the models whose files `save_factors` wrote."""
+    vectors = (np.load(folder / _numbered(VECTORS, each), allow_pickle=False) for each in range(_saved_models(folder)))
+    return [load_fold_in(folder, own, number=each, has_prior_column=False) for each, own in enumerate(vectors)]
 
 
-def save_fold_in(model: HistoryModel, folder: Path) -> None:
+def save_fold_in(model: HistoryModel, folder: Path, *, number: int = 0) -> None:
     """Writes all but the item vectors, for a folder whose index has them."""
     prior = None if model.prior is None else {"weight": model.prior.weight, "days": model.prior.days}
     match model:
@@ -233,27 +235,56 @@ def save_fold_in(model: HistoryModel, folder: Path) -> None:
             }
         case ItemSums():
             own = {}
-            np.save(folder / LEFT, model.left_vectors)
+            np.save(folder / _numbered(LEFT, number), model.left_vectors)
         case _:
             assert_never(model)
-    write_json(folder / FOLD_IN, {**own, "prior": prior, "weight": model.weight})
+    saved = {**own, "dim": model.dim, "prior": prior, "weight": model.weight}
+    write_json(folder / _numbered(FOLD_IN, number), saved)
+
+
+def load_fold_ins(folder: Path, item_vectors: Float32[np.ndarray, "items dim"]) -> list[HistoryModel]:
+    """Reads the models that `save_fold_in` wrote, whose item vectors are columns of an index, one after another;
+    ValueError if there are more or fewer columns.
+    """
+    found, first, models = list[HistoryModel](), 0, _saved_models(folder)
+    for number in range(models):
+        dim = json.loads((folder / _numbered(FOLD_IN, number)).read_text(encoding="utf-8"))["dim"]
+        own = item_vectors[:, first : None if number == models - 1 else first + dim]
+        found.append(load_fold_in(folder, own, number=number))
+        first += dim
+    return found
 
 
 def load_fold_in(
-    folder: Path, item_vectors: Float32[np.ndarray, "items dim"], *, has_prior_column: bool = True
+    folder: Path, item_vectors: Float32[np.ndarray, "items dim"], *, number: int = 0, has_prior_column: bool = True
 ) -> HistoryModel:
-    """Reads the files that `save_fold_in` wrote, for these item vectors; ValueError if the dimensions differ.
+    """Reads a model that `save_fold_in` wrote, for these item vectors; ValueError if the dimensions differ.
 
     With `has_prior_column`, the last column of the vectors is the recency prior, if the model has one.
     """
-    saved = json.loads((folder / FOLD_IN).read_text(encoding="utf-8"))
+    saved = json.loads((folder / _numbered(FOLD_IN, number)).read_text(encoding="utf-8"))
     prior = None if saved["prior"] is None else RecencyPrior(**saved["prior"])
     own = item_vectors[:, :-1] if prior is not None and has_prior_column else item_vectors
-    left = None if "nobody" in saved else np.load(folder / LEFT, mmap_mode="r", allow_pickle=False)
-    default_vector = np.array(saved.get("nobody", []), np.float32)
-    width = len(default_vector) if left is None else left.shape[1]
+    width = saved["dim"] - (prior is not None)
     if width != own.shape[1]:
         raise ValueError(f"{FOLD_IN} has {width} dimensions, the item vectors have {own.shape[1]}")
-    if left is not None:
+    if "nobody" not in saved:
+        left = np.load(folder / _numbered(LEFT, number), mmap_mode="r", allow_pickle=False)
         return ItemSums(own, left, prior, saved["weight"])
-    return FoldIn(own, default_vector, saved["alpha"], saved["regularization"], saved["power"], prior, saved["weight"])
+    unknown = np.array(saved["nobody"], np.float32)
+    return FoldIn(own, unknown, saved["alpha"], saved["regularization"], saved["power"], prior, saved["weight"])
+
+
+def _saved_models(folder: Path) -> int:
+    """Returns the number of models whose files are in a folder."""
+    return next(number for number in count() if not (folder / _numbered(FOLD_IN, number)).exists())
+
+
+def _numbered(name: str, number: int) -> str:
+    """Returns the name of a file of the model with this number.
+
+    >>> _numbered("fold_in.json", 0), _numbered("fold_in.json", 1)
+    ('fold_in.json', 'fold_in.1.json')
+    """
+    stem, _, ending = name.partition(".")
+    return f"{stem}.{number}.{ending}" if number else name

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int32, Int64
 from twofold.dataset.batches import item_batches, query_batches
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.dataset.recent_counts import count_events
-from twofold.model.fold_in import FOLD_IN, FoldIn, HistoryModel, ItemSums, load_factors, save_fold_in
+from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, load_factors, save_fold_in
 from twofold.model.history_additions import HistoryAdditions, load_additions
 from twofold.model.multi_tower import MultiTower, Towers, build_towers, describe_unbuilt_towers, encode_items
 from twofold.model.multi_tower import describe_towers as describe_built_towers
@@ -40,8 +40,8 @@ def towers_folder(folder: Path, number: int) -> Path:
 class Blend:
     """Retrievers whose scores are added: each vector holds those of all parts, one after the other.
 
-    The parts are pairs of towers of several seeds and at most one peer, which holds its weight in the sum. Their scores
-    must be inner products.
+    The parts are pairs of towers of several seeds, then peers, which hold their weights in the sum. Their scores must
+    be inner products.
     """
 
     score: ClassVar[Literal["dot"]] = "dot"
@@ -55,6 +55,11 @@ class Blend:
         """Parts that are towers."""
         return tuple(part for part in self.parts if isinstance(part, Towers))
 
+    @property
+    def peers(self) -> tuple[HistoryModel, ...]:
+        """Parts that are peers."""
+        return tuple(part for part in self.parts if isinstance(part, HistoryModel))
+
 
 Model: TypeAlias = Towers | HistoryModel | Blend
 
@@ -62,18 +67,18 @@ Model: TypeAlias = Towers | HistoryModel | Blend
 def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Path) -> Model:
     """Loads the model of a train/ folder, with the recipe and the dataset that it was trained with.
 
-    With `kind: best` it is what was best on the validation window: the towers, a peer, or the sum of both. With
+    With `kind: best` it is what was best on the validation window: the towers, a peer, or a sum of them. With
     `ensemble`, the towers are a sum themselves.
     """
     match config:
         case retriever_recipe.TwoTower():
             paths = [path for number in range(config.ensemble) if (path := _weights_path(folder, number)).exists()]
             parts: list[Towers | HistoryModel] = [load_weights(build_towers(config, dataset), path) for path in paths]
-            parts += [load_factors(folder)] if (folder / FOLD_IN).exists() else []
+            parts += load_factors(folder)
             added = load_additions(folder)
             return parts[0] if len(parts) == 1 and added is None else Blend(tuple(parts), added)
         case retriever_recipe.Ials():
-            return load_factors(folder)
+            return load_factors(folder)[0]
         case _:
             assert_never(config)
 
@@ -154,16 +159,17 @@ def as_products(
 def save_user_side(model: Model, folder: Path, *, number: int = 0) -> None:
     """Writes the files from which the service computes user vectors, beside the index of the item vectors.
 
-    `number` counts the towers of one retriever.
+    `number` counts the towers, or the peers, of one retriever.
     """
     match model:
         case TwoTower() | MultiTower():
             export_user_tower(model.user, folder / f"user_tower{f'.{number}' if number else ''}.onnx")
         case FoldIn() | ItemSums():
-            save_fold_in(model, folder)
+            save_fold_in(model, folder, number=number)
         case Blend():
-            for number, part in enumerate(model.parts):
-                save_user_side(part, folder, number=number)
+            for parts in (model.towers, model.peers):
+                for number, part in enumerate(parts):
+                    save_user_side(part, folder, number=number)
         case _:
             assert_never(model)
 
@@ -190,9 +196,8 @@ def describe_model(model: Model) -> list[ModelPart]:
             # All pairs of towers have the same parts.
             first = describe_built_towers(model.towers[0]) if model.towers else []
             first = [replace(part, parameters=part.parameters * len(model.towers)) for part in first]
-            peers = [part for part in model.parts if not isinstance(part, Towers)]
             of_peers = [
-                replace(part, name=f"{part.name} of the peer") for peer in peers for part in describe_model(peer)
+                replace(part, name=f"{part.name} of the peer") for peer in model.peers for part in describe_model(peer)
             ]
             return [*first, *of_peers, *_describe_additions(model.added)]
         case _:

@@ -23,6 +23,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 6,
+        # 12: kind best may add two peers to the towers, and does so where one alone is hardly better.
         # 11: the vectors of iALS lie on the axes of YᵀY; as a peer it may have 256 dimensions.
         # 9: the constant neighbors of item-kNN has its American spelling.
         # 8: item-kNN has two more constants; kind best may add its exact scores; additions/, not repeats.json.
@@ -32,7 +33,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 11,
+        "train": 12,
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
@@ -53,6 +54,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
         "evaluate": 16,
+        # 13: a bundle may hold two peers; fold_in.json says how many dimensions are of each.
         # 12: vocabularies of texts are mapped; attributes have age_days wherever the items have uploaded_at.
         # 11: the vectors of iALS lie on the axes of YᵀY.
         # 10: the penalty of a user of iALS may grow with the number of likes.
@@ -64,7 +66,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the bundle holds the addition for items that a user met.
         # 3: the bundle says whether items that were met are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 12,
+        "index": 13,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.

@@ -55,7 +55,7 @@ from twofold.index.item_index import Index, load_index
 from twofold.index.item_mask import ItemMask
 from twofold.index.rule_columns import rule_columns
 from twofold.item_neighbors import ItemNeighbors, load_neighbors
-from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_in
+from twofold.model.fold_in import FOLD_IN, HistoryModel, load_fold_ins
 from twofold.model.history_additions import HistoryAdditions, load_additions
 from twofold.recipe.ranker import Candidates, ConditionSource
 from twofold.recipe.rerank import Rerank
@@ -230,8 +230,7 @@ def _load_sources(folder: Path, positives: Histories, items: int, *, as_of: int)
 
 def _load_tower(folder: Path, index: Index) -> UserTower | HistoryModel | BlendedTower:
     parts: list[UserTower | HistoryModel] = [*load_user_towers(folder)]
-    if (folder / FOLD_IN).exists():
-        parts.append(load_fold_in(folder, index.vectors[:, sum(part.dim for part in parts) :]))
+    parts += load_fold_ins(folder, index.vectors[:, sum(part.dim for part in parts) :])
     if not parts:
         raise RunError(f"neither {USER_TOWER} nor {FOLD_IN} is there")
     return parts[0] if len(parts) == 1 else BlendedTower(tuple(parts))
