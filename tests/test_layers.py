@@ -1,10 +1,9 @@
 """Rules of the house that no linter has a word for. The layers themselves are contracts of import-linter."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "twofold").rglob("*.py"))
@@ -17,62 +16,112 @@ MOST_LINES_OF_THE_LOOP = 80
 MOST_PARAMETERS = 6
 
 
-def nodes(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-
-
-def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return [node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-every_module = pytest.mark.parametrize("path", MODULES, ids=relative)
+# --- each rule takes a file, its text and the nodes of its tree, and returns a line for each place that breaks it -----
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_a_file_is_one_room_with_a_name(path: Path) -> None:
-    assert path.stem not in SAYS_NOTHING, "name the file after what lives in it"
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES_OF_A_FILE
+def rooms_without_a_name(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
+    lines = len(text.splitlines())
+    found = ["name the file after what lives in it"] if path.stem in SAYS_NOTHING else []
+    return [*found, f"{lines} lines"] if lines > MOST_LINES_OF_A_FILE else found
 
 
-@every_module
-def test_functions_are_short_and_say_what_they_take(path: Path) -> None:
+def long_functions(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
     longest = MOST_LINES_OF_THE_LOOP if relative(path) == "twofold/train/loop.py" else MOST_LINES_OF_A_FUNCTION
     # There, a parameter is an option of the verb.
     is_command_line = path.parent.name == "cli" or relative(path) == "twofold/__init__.py"
-    for function in functions(path):
+    found = []
+    for function in nodes:
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
         assert function.end_lineno is not None
         lines = function.end_lineno - function.lineno + 1
-        assert lines <= longest, f"{function.name} has {lines} lines"
-        assert function.args.kwarg is None, f"{function.name} takes **{function.args.kwarg}: name its parameters"
+        if lines > longest:
+            found.append(f"{function.name} has {lines} lines")
+        if function.args.kwarg is not None:
+            found.append(f"{function.name} takes **{function.args.kwarg.arg}: name its parameters")
         parameters = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
         parameters = [name for name in parameters if name not in ("self", "cls")]
-        assert is_command_line or len(parameters) <= MOST_PARAMETERS, f"{function.name}: {parameters}"
+        if not is_command_line and len(parameters) > MOST_PARAMETERS:
+            found.append(f"{function.name}: {parameters}")
+    return found
 
 
-@every_module
-def test_nothing_unsafe_and_nothing_printed_outside_the_command_line(path: Path) -> None:
-    for node in nodes(path):
+def unsafe_or_printed(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
+    found = []
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-            assert not names & {"pickle", "cloudpickle", "joblib", "dill"}, f"line {node.lineno}: safetensors or JSON"
+            if names & {"pickle", "cloudpickle", "joblib", "dill"}:
+                found.append(f"line {node.lineno}: safetensors or JSON")
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             banned = {"eval", "exec"} if path.parent.name == "cli" else {"eval", "exec", "print"}
-            assert node.func.id not in banned, f"line {node.lineno}: {node.func.id}(…)"
+            if node.func.id in banned:
+                found.append(f"line {node.lineno}: {node.func.id}(…)")
+    return found
 
 
-@every_module
-def test_text_is_read_and_written_as_utf_8_whatever_the_locale(path: Path) -> None:
-    for node in nodes(path):
+def text_of_some_locale(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
+    found = []
+    for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             keywords = {keyword.arg for keyword in node.keywords}
             reads_text = node.func.attr == "read_text" or (node.func.attr == "write_text" and len(node.args) == 1)
-            assert not reads_text or "encoding" in keywords, f'line {node.lineno}: write encoding="utf-8"'
+            if reads_text and "encoding" not in keywords:
+                found.append(f'line {node.lineno}: write encoding="utf-8"')
+    return found
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=relative)
-def test_a_package_says_in_its_docstring_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+def packages_without_a_docstring(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
+    module = nodes[0]
+    assert isinstance(module, ast.Module)
+    return ["no docstring"] if path.name == "__init__.py" and not ast.get_docstring(module) else []
+
+
+RULES = (long_functions, unsafe_or_printed, text_of_some_locale, packages_without_a_docstring)
+
+
+@cache
+def breaches() -> dict[str, list[str]]:
+    """Parses each module once; returns the places that break each rule, by its name."""
+    found: dict[str, list[str]] = {rule.__name__: [] for rule in (rooms_without_a_name, *RULES)}
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        rules = (rooms_without_a_name, *RULES) if path in MODULES else (rooms_without_a_name,)
+        nodes = list(ast.walk(ast.parse(text))) if path in MODULES else []
+        for rule in rules:
+            found[rule.__name__] += [f"{relative(path)}: {each}" for each in rule(path, text, nodes)]
+    return found
+
+
+def check(rule: Callable[[Path, str, list[ast.AST]], list[str]]) -> None:
+    found = breaches()[rule.__name__]
+    assert not found, "\n".join(found)
+
+
+def test_the_rules_are_tried_on_all_files() -> None:
+    assert len(MODULES) > 200
+    assert len(FILES) > len(MODULES) + 200
+
+
+def test_a_file_is_one_room_with_a_name() -> None:
+    check(rooms_without_a_name)
+
+
+def test_functions_are_short_and_say_what_they_take() -> None:
+    check(long_functions)
+
+
+def test_nothing_unsafe_and_nothing_printed_outside_the_command_line() -> None:
+    check(unsafe_or_printed)
+
+
+def test_text_is_read_and_written_as_utf_8_whatever_the_locale() -> None:
+    check(text_of_some_locale)
+
+
+def test_a_package_says_in_its_docstring_what_it_is_for() -> None:
+    check(packages_without_a_docstring)

@@ -3,11 +3,11 @@
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import jaxtyping
-import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "twofold").rglob("*.py"))
@@ -48,20 +48,13 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-every_module = pytest.mark.parametrize("path", MODULES, ids=relative)
-
-
-def nodes(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-
-
 def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any(ast.unparse(each).split(".")[-1] in ("property", "cached_property") for each in function.decorator_list)
 
 
-def field_docs(path: Path) -> Iterator[tuple[int, str]]:
+def field_docs(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
     """Texts that follow an assignment: what sphinx calls attribute docstrings."""
-    for node in nodes(path):
+    for node in nodes:
         body = getattr(node, "body", None)
         for before, after in zip(body, body[1:], strict=False) if isinstance(body, list) else ():
             if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
@@ -70,60 +63,100 @@ def field_docs(path: Path) -> Iterator[tuple[int, str]]:
                     yield after.lineno, text
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=relative)
-def test_a_docstring_is_no_fragment(path: Path) -> None:
+# --- each rule takes a file and the nodes of its tree, and returns a line for each place that breaks it ---------------
+
+
+def fragments(path: Path, nodes: list[ast.AST]) -> list[str]:
     found = []
-    for node in nodes(path):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
             text = ast.get_docstring(node) or ""
             if FRAGMENT.match(text):
                 found.append(f"line {getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
-    found += [f"line {line}: {text.splitlines()[0]}" for line, text in field_docs(path) if FIELD_FRAGMENT.match(text)]
-    assert not found, "\n".join(found)
+    fields = [(line, text) for line, text in field_docs(nodes) if FIELD_FRAGMENT.match(text)]
+    return [*found, *(f"line {line}: {text.splitlines()[0]}" for line, text in fields)]
 
 
-@every_module
-def test_the_docstring_of_a_function_begins_with_a_verb(path: Path) -> None:
-    """The verb is in the third person; on the command line, where it is the help text, also in the imperative."""
+def docstrings_without_a_verb(path: Path, nodes: list[ast.AST]) -> list[str]:
     found = []
-    for node in nodes(path):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property(node):
             first = ((ast.get_docstring(node) or "").split() or ["Returns"])[0].rstrip(",;:.")
             is_verb = VERB.match(first) is not None and first not in NOT_A_VERB
             if not is_verb and path.parent.name != "cli":
                 found.append(f"line {node.lineno}: {node.name}: {(ast.get_docstring(node) or '').splitlines()[0]}")
-    assert not found, "\n".join(found)
+    return found
 
 
-@every_module
-def test_no_identifier_is_a_retired_word(path: Path) -> None:
-    found = Counter()
+def retired_words(path: Path, nodes: list[ast.AST]) -> list[str]:
     retired = RETIRED - {"tell"} if path.name == "tune.py" else RETIRED  # Optuna's Study.tell
-    for node in nodes(path):
-        for field in ("id", "arg", "attr", "name", "asname"):
-            if isinstance(name := getattr(node, field, None), str) and name in retired:
-                found[name] += 1
-    assert not found
+    names = (getattr(node, field, None) for node in nodes for field in ("id", "arg", "attr", "name", "asname"))
+    return [name for name in names if isinstance(name, str) and name in retired]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
-def test_no_identifier_of_a_test_is_asked(path: Path) -> None:
-    """It has meant a recipe, a section of one, users, items and a request: name what it holds."""
-    names = (getattr(node, field, None) for node in nodes(path) for field in ("id", "arg", "name", "asname"))
-    assert "asked" not in names
+def names_that_are_asked(path: Path, nodes: list[ast.AST]) -> list[str]:
+    names = (getattr(node, field, None) for node in nodes for field in ("id", "arg", "name", "asname"))
+    return [name for name in names if name == "asked"]
 
 
-@every_module
-def test_dimensions_have_one_of_the_defined_names(path: Path) -> None:
-    found = Counter()
-    for node in nodes(path):
+def undefined_dimensions(path: Path, nodes: list[ast.AST]) -> list[str]:
+    found = []
+    for node in nodes:
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 2:
             shape = node.slice.elts[1]
             kind = ast.unparse(node.value).split(".")[-1]
             text = getattr(shape, "value", None)
             if isinstance(text, str) and kind in ARRAY_KINDS:
-                found.update(word for word in text.split() if not is_dimension(word))
-    assert not found
+                found += [word for word in text.split() if not is_dimension(word)]
+    return found
+
+
+OF_MODULES = (docstrings_without_a_verb, retired_words, undefined_dimensions)
+OF_SCRIPTS = (names_that_are_asked,)
+
+
+@cache
+def breaches() -> dict[str, list[str]]:
+    """Parses each file once; returns the places that break each rule, by its name."""
+    found: dict[str, list[str]] = {rule.__name__: [] for rule in (fragments, *OF_MODULES, *OF_SCRIPTS)}
+    for files, rules in ((MODULES, OF_MODULES), (SCRIPTS, OF_SCRIPTS)):
+        for path in files:
+            nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+            for rule in (fragments, *rules):
+                found[rule.__name__] += [f"{relative(path)}: {each}" for each in rule(path, nodes)]
+    return found
+
+
+def check(rule: Callable[[Path, list[ast.AST]], list[str]]) -> None:
+    found = breaches()[rule.__name__]
+    assert not found, "\n".join(found)
+
+
+def test_the_rules_are_tried_on_all_files() -> None:
+    assert len(MODULES) > 200
+    assert len(SCRIPTS) > 200
+
+
+def test_a_docstring_is_no_fragment() -> None:
+    check(fragments)
+
+
+def test_the_docstring_of_a_function_begins_with_a_verb() -> None:
+    """The verb is in the third person; on the command line, where it is the help text, also in the imperative."""
+    check(docstrings_without_a_verb)
+
+
+def test_no_identifier_is_a_retired_word() -> None:
+    check(retired_words)
+
+
+def test_no_identifier_of_a_test_is_asked() -> None:
+    """It has meant a recipe, a section of one, users, items and a request: name what it holds."""
+    check(names_that_are_asked)
+
+
+def test_dimensions_have_one_of_the_defined_names() -> None:
+    check(undefined_dimensions)
 
 
 def is_dimension(word: str) -> bool:
