@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -35,9 +36,17 @@ def fill_page(packages: Sequence[str], template: str, values: Mapping[str, Any])
     A template, and those that it includes, is searched in `packages`, then among those that all pages share. An HTML
     page is self-contained: it makes no request, and `style` is the text of `style.css`.
     """
+    environment = _environment(tuple(packages), autoescape="html" in template)
+    style = Markup((files("twofold.render") / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
+    return environment.get_template(template).render(**values, style=style)
+
+
+@cache
+def _environment(packages: tuple[str, ...], *, autoescape: bool) -> Environment:
+    """Returns the templates of these packages, each compiled once a process."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "") for package in (*packages, "twofold.render")]),
-        autoescape="html" in template,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -57,8 +66,7 @@ def fill_page(packages: Sequence[str], template: str, values: Mapping[str, Any])
         "skipped": skipped_text,
         "whole": "{:,.0f}".format,
     }
-    style = Markup((files("twofold.render") / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
-    return environment.get_template(template).render(**values, style=style)
+    return environment
 
 
 def setting(recipe: Recipe, field: str, value: Json) -> str:

@@ -41,6 +41,17 @@ def open_device(name: DeviceName, *, local_rank: int = 0, local_size: int = 1) -
     return torch.device("cuda", local_rank)
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds the generators of the CPU and of the device, as `torch.manual_seed` does.
+
+    On a CPU, that function would format the stack for each kind of device that it does not find, at every step.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def batch_on(device: torch.device, batch: Batch) -> Batch:
     """Returns the batch with its tensors on the device, and the original as its `host`."""
     if device.type == "cpu":

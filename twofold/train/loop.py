@@ -29,7 +29,7 @@ from twofold.progress import Advance, progress_bar
 from twofold.recipe.train import Train
 from twofold.train.batch_loss import mean_loss
 from twofold.train.checkpoint import load_checkpoint, save_checkpoint
-from twofold.train.device import STEPS_PER_READ, prefetched
+from twofold.train.device import STEPS_PER_READ, prefetched, seed_generators
 from twofold.train.distributed import (
     SINGLE_PROCESS,
     ProcessGroup,
@@ -127,7 +127,7 @@ def fit(
                     step, steps = _step_number(settings, current, objective.order)
                     rate, strength = _learning_rate(settings, step, steps=steps), _strength(settings, step / steps)
                     set_learning_rate(optimizer, rate)
-                    _seed_step(settings, current)
+                    _seed_step(settings, current, ranks.device)
                     loss = _backward(objective, model, batch, optimizer, predictor=predictor, strength=strength)
                     gradient_norm = clip_gradients(optimizer, most=settings.max_grad_norm)
                     pending.add(loss, gradient_norm, rate)
@@ -249,10 +249,10 @@ def _batches(objective: Objective, settings: Train, state: TrainingState) -> Ite
     return prefetched(batches, ranks.device)
 
 
-def _seed_step(settings: Train, state: TrainingState) -> None:
+def _seed_step(settings: Train, state: TrainingState, device: torch.device) -> None:
     """Seeds a step by its number, so that a resumed training and all ranks draw the same."""
     number = np.random.SeedSequence((settings.seed, state.epoch, state.batch))
-    torch.manual_seed(int(number.generate_state(1)[0]))
+    seed_generators(int(number.generate_state(1)[0]), device)
 
 
 def _progress(ranks: ProcessGroup, *, total: int, done: int, may_stop: bool) -> AbstractContextManager[Advance]:

@@ -29,6 +29,7 @@ from twofold.ragged import chunks
 from twofold.recipe.ranker import Listwise, Mlp, Pairwise, RankerLoss
 from twofold.recipe.train import Bce
 from twofold.train.checkpoint import load_checkpoint, save_checkpoint
+from twofold.train.device import seed_generators
 from twofold.train.loop import (
     CHECKPOINT,
     CHECKPOINT_EVERY_S,
@@ -203,7 +204,7 @@ def _step(
     """
     config, dataset = training.config, training.dataset
     batch = gather_lists(training.requests, dataset, requests, config, seed=(config.seed, 1, step))
-    torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]))
+    seed_generators(int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0]), torch.device("cpu"))
     loss = (list_losses(training.ranker, batch, config.loss) * (batch.weight / training.mean_weight)).mean()
     if training.impressions is not None and len(impressions):
         batch = gather_impressions(training.impressions, dataset, impressions, config, seed=(config.seed, 3, step))
