@@ -67,9 +67,11 @@ def _with_dates(query: Query, files: TableFiles, columns: Sequence[Column]) -> l
 def _share_of_dates(query: Query, files: TableFiles, name: str) -> float:
     column = quote_name(name)
     texts = f"SELECT CAST({column} AS VARCHAR) AS text FROM {files.scan} WHERE {column} IS NOT NULL"
-    found = f"SELECT COUNT({try_time_sql('text')}), COUNT(*) FROM ({texts} LIMIT {_DATED_TEXTS})"
-    dates, texts_read = query(found)[0]
-    return float(dates / max(texts_read, 1))
+    # A text that repeats, such as an id, is read once.
+    counted = f"SELECT text, COUNT(*) AS number FROM ({texts} LIMIT {_DATED_TEXTS}) GROUP BY text"
+    dates = f"SUM(CASE WHEN {try_time_sql('text')} IS NOT NULL THEN number END)"
+    found, texts_read = query(f"SELECT {dates}, SUM(number) FROM ({counted})")[0]
+    return float((found or 0) / (texts_read or 1))
 
 
 def _with_separators(files: TableFiles, columns: Sequence[Column]) -> tuple[Column, ...]:
