@@ -1,7 +1,9 @@
 """Fixtures of several packages: the shipped data, the tiny worlds, and two finished runs, each made once a session."""
 
 import os
+import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import worlds
 from tests.browser import CHROMIUM, Browser
+from tests.small_peers import shrink_ials
 from twofold.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -22,6 +25,15 @@ settings.register_profile(
     "twofold", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("twofold")
+
+
+def pytest_runtest_setup() -> None:
+    """Lets onnxscript parse the source of its 497 operators once a process: it does so at every export, in 0.7 s."""
+    values = sys.modules.get("onnxscript._internal.values")  # only in a process that has exported a graph
+    operators = getattr(values, "TracedOnnxFunction", None)
+    if operators is not None and isinstance(operators.function_ir, property):
+        operators.function_ir = cached_property(operators.function_ir.fget)
+        operators.function_ir.__set_name__(operators, "function_ir")
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +57,19 @@ def popularity_only(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return worlds.popularity_only(tmp_path_factory.mktemp("popularity_only"))
 
 
+@pytest.fixture
+def small_ials(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_ials(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def solved(checkerboard: Recipe, tmp_path_factory: pytest.TempPathFactory) -> "RunResult":
     """The finished run of the checkerboard."""
     import twofold
 
-    return twofold.run(checkerboard, runs=tmp_path_factory.mktemp("solved"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink_ials(monkeypatch)
+        return twofold.run(checkerboard, runs=tmp_path_factory.mktemp("solved"))
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +91,9 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> "RunResult":
         "evaluate": {"sampled": [{"kind": "drawn", "draw": "uniform", "count": 3}]},
         "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 0},
     }
-    return twofold.run(worlds.world_recipe(data, parts), runs=folder / "runs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink_ials(monkeypatch)
+        return twofold.run(worlds.world_recipe(data, parts), runs=folder / "runs")
 
 
 @pytest.fixture

@@ -59,5 +59,6 @@ def three_kinds(folder: Path, *, num_users: int = 180) -> Recipe:
             "batch_size": 64,
             "learning_rate": 0.01,
         },
+        "evaluate": {"brief": True},  # no peer is tuned: the sources are compared with the retriever
     }
     return world_recipe(write_world(folder, events_of(lines, draw), items), parts)

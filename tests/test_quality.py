@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import worlds
+from tests.small_peers import shrink_ials
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.tables import DAY_MS
 
@@ -57,7 +58,9 @@ def found(tmp_path_factory):
     quality.SAVED = folder / "quality.json"
     quality.SHIPPED_DAY = DAYS[-1]
     quality.METRICS = ("catalogue/recall@5", "catalogue/ndcg@5")
-    return quality, quality.main(DAYS, seeds=1, runs=folder / "runs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink_ials(monkeypatch)
+        return quality, quality.main(DAYS, seeds=1, runs=folder / "runs")
 
 
 def test_every_day_is_a_run_of_its_own_and_all_are_pooled(found):

@@ -312,6 +312,7 @@ def polished(folder: Path, *, num_users: int = 120, num_items: int = 160) -> Rec
             "batch_size": 64,
             "learning_rate": 0.01,
         },
+        "evaluate": {"brief": True},
     }
     return world_recipe(write_world(folder, events_of(lines, draw), items), parts)
 

@@ -140,6 +140,7 @@ def recipe_of(folder, **evaluate):
     return type(recipe).model_validate(parts | {"evaluate": evaluate, "train": {"epochs": 1, "batch_size": 64}})
 
 
+@pytest.mark.usefixtures("small_ials")
 def test_a_run_judges_every_day_and_the_peers_of_a_later_day_know_the_earlier_one(tmp_path):
     recipe = recipe_of(tmp_path / "log", windows=["2024-01-06", "2024-01-07"])
     job = pipeline.Job(recipe, tmp_path / "run")

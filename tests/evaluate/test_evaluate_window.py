@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -79,6 +80,12 @@ def tuned(**kwargs):
     return tune_peers(replace(window, name="validation"), before, metrics=metrics)
 
 
+@cache
+def usual_constants():
+    """Returns `tuned` constants, chosen once a process."""
+    return tuned(seed=1)
+
+
 def report_of(window, scores, before, **kwargs):
     judged = evaluate_window(window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, **kwargs)
     return judged.report
@@ -86,7 +93,7 @@ def report_of(window, scores, before, **kwargs):
 
 @pytest.fixture(scope="module")
 def report():
-    return report_of(*world(), options=EvaluationOptions(tuning=tuned(seed=1)))
+    return report_of(*world(), options=EvaluationOptions(tuning=usual_constants()))
 
 
 BASELINES = (
@@ -154,7 +161,7 @@ def test_what_was_judged_is_stated(report):
 def test_a_random_model_is_not_significantly_different():
     window, truth, before = world()
     noise = np.random.default_rng(9).random(truth.shape).astype(np.float32)
-    report = report_of(window, noise, before, options=EvaluationOptions(tuning=tuned(seed=1)))
+    report = report_of(window, noise, before, options=EvaluationOptions(tuning=usual_constants()))
     assert not report.beats_all
     assert "not significantly different from" in report.badge
     assert all(": not significantly different from the best baseline, " in each for each in report.verdict[:2])
@@ -163,7 +170,7 @@ def test_a_random_model_is_not_significantly_different():
 def test_parts_and_variants_of_the_model_are_no_baselines():
     window, truth, before = world()
     variants = {name: (lambda users: truth[users].copy()) for name in (FIRST_STAGE, "both stages without ids")}
-    report = report_of(window, truth, before, options=EvaluationOptions(tuning=tuned(seed=1), others=variants))
+    report = report_of(window, truth, before, options=EvaluationOptions(tuning=usual_constants(), others=variants))
     assert report.catalogue.rows[-1].name == "both stages without ids"
     assert report.baselines == BASELINES
     assert report.beats_all  # though the model is not better than its own first stage, which is as good

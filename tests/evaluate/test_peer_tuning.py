@@ -46,9 +46,14 @@ def in_fashion(seed=0):
     return replace(window, relevant=relevant), log
 
 
-def test_a_trial_has_the_values_of_the_reports_protocol():
+@pytest.fixture(scope="module")
+def tuning():
+    """Returns the constants that are chosen on the world with a fashion."""
+    return tune_peers(*in_fashion(), metrics=METRICS)
+
+
+def test_a_trial_has_the_values_of_the_reports_protocol(tuning):
     window, log = in_fashion()
-    tuning = tune_peers(window, log, metrics=METRICS)
     peers = {kind.name: kind.fit(log, tuning.constants_of(kind.name)) for kind in PEER_KINDS}
     for kind in PEER_KINDS:
         constants = tuning.constants_of(kind.name_with_recency)
@@ -63,8 +68,7 @@ def test_a_trial_has_the_values_of_the_reports_protocol():
         assert trial.ndcg == pytest.approx(found.mean(METRICS[1]))
 
 
-def test_the_best_of_what_was_tried_is_chosen_and_no_worse_than_the_start():
-    tuning = tune_peers(*in_fashion(), metrics=METRICS)
+def test_the_best_of_what_was_tried_is_chosen_and_no_worse_than_the_start(tuning):
     for choice in tuning.choices:
         assert choice.note == ""
         assert len({tuple(trial.constants.values()) for trial in choice.trials}) == len(choice.trials) > 1
@@ -73,8 +77,7 @@ def test_the_best_of_what_was_tried_is_chosen_and_no_worse_than_the_start():
         assert chosen.quality == pytest.approx((chosen.recall * chosen.ndcg) ** 0.5)
 
 
-def test_recency_is_worth_something_where_fashion_changes():
-    tuning = tune_peers(*in_fashion(), metrics=METRICS)
+def test_recency_is_worth_something_where_fashion_changes(tuning):
     best = {choice.name: max(trial.quality for trial in choice.trials) for choice in tuning.choices}
     for kind in PEER_KINDS:
         assert best[kind.name_with_recency] > best[kind.name] + 0.05
@@ -102,9 +105,7 @@ def test_a_climb_goes_on_while_it_is_better_and_says_where_the_grid_ended():
     assert climb(values, 4.0, 9.0) == (5.0, {4.0, 5.0})
 
 
-def test_a_constant_at_the_end_of_its_grid_is_named():
-    window, log = in_fashion()
-    tuning = tune_peers(window, log, metrics=METRICS)
+def test_a_constant_at_the_end_of_its_grid_is_named(tuning):
     for choice in tuning.choices:
         for kind in PEER_KINDS:
             if choice.name == kind.name:
@@ -127,6 +128,8 @@ def test_large_logs_keep_their_constants_with_the_reason(monkeypatch):
 
 def test_a_baseline_that_is_too_large_has_no_constants(monkeypatch):
     monkeypatch.setattr(peer_tuning, "EASE_MAX_ITEMS", 59)
+    untuned = tuple(replace(kind, grid=()) for kind in PEER_KINDS)
+    monkeypatch.setattr(peer_tuning, "PEER_KINDS", untuned)
     tuning = tune_peers(*in_fashion(), metrics=METRICS)
     assert tuning.constants_of("EASE") is None
     assert tuning.constants_of("EASE with recency") is None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser
-from tests.evaluate.test_evaluate_window import report_of, tuned, world
+from tests.evaluate.test_evaluate_window import report_of, usual_constants, world
 from tests.worlds import world_recipe
 from twofold.evaluate.baseline_results import LeftOut
 from twofold.evaluate.calibration import Seconds, evaluate_head
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report():
-    return report_of(*world(), options=EvaluationOptions(tuning=tuned(seed=1)))
+    return report_of(*world(), options=EvaluationOptions(tuning=usual_constants()))
 
 
 def test_heads_are_shown_where_there_are_any(report, tmp_path):
@@ -223,7 +223,7 @@ def test_the_page_shows_slices_and_watch_time():
 def test_a_part_of_the_model_is_no_peer_and_a_missing_peer_never_looks_like_success():
     window, truth, before = world()
     variants = {"retriever alone": lambda users: truth[users].copy()}
-    options = EvaluationOptions(tuning=tuned(seed=1), others=variants)
+    options = EvaluationOptions(tuning=usual_constants(), others=variants)
     report = report_of(window, truth, before, options=options)
     page = report_page(report)
     assert page.count('class="tile better"') == 3

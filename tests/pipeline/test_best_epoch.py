@@ -13,7 +13,7 @@ from twofold.pipeline.job import Job
 
 
 def chosen_by(recipe, metric):
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"best_epoch_by": metric})})
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"best_epoch_by": metric, "epochs": 3})})
 
 
 @pytest.mark.parametrize("metric", ["recall", "auc"])

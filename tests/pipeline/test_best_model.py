@@ -32,6 +32,8 @@ from twofold.run_folder import find_stage
 from twofold.serve.recommender import load
 from twofold.topk import Products, top_k
 
+pytestmark = pytest.mark.usefixtures("small_ials")
+
 DRAW = np.random.default_rng(0)
 ITEMS = np.linalg.qr(DRAW.normal(size=(6, 3)))[0].astype(np.float32)  # columns at right angles, as FoldIn has them
 LEFT = DRAW.normal(size=(6, 3)).astype(np.float32)

@@ -64,6 +64,7 @@ def test_the_served_vector_answers_as_the_judged_one(checkerboard, solved):
     np.testing.assert_allclose(np.asarray(answers["score"]), scores[rows], atol=1e-5)
 
 
+@pytest.mark.usefixtures("small_ials")
 def test_the_leak_gives_no_profit(leak, tmp_path):
     job = pipeline.Job(leak, tmp_path)
     claim_folder(job, overwrite=False)

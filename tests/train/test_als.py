@@ -25,6 +25,7 @@ from twofold.train.als import solve, train_likes
 IALS = {
     "features": {"user": [{"kind": "history", "events": "positives", "max_length": 100}], "item": [{"kind": "id"}]},
     "retriever": {"kind": "ials", "dim": 8, "regularization": 1.0, "alpha": 10.0, "iterations": 10},
+    "evaluate": {"brief": True},
 }
 # Five users, five items: how often they liked which. One user and one item like nothing.
 LIKES = np.array(

@@ -92,6 +92,7 @@ def chances(folder: Path) -> Recipe:
             "batch_size": 64,
             "learning_rate": 0.01,
         },
+        "evaluate": {"brief": True},
     }
     return world_recipe(write_world(folder, events, pa.table(table)), parts)
 
