@@ -313,7 +313,7 @@ def test_a_bundle_whose_parts_are_of_two_runs_is_refused(solved_run, tmp_path):
     shutil.copytree(solved_run.folder / "index", tmp_path / "index")
     manifest = json.loads((tmp_path / "index" / MANIFEST).read_text())
     held = json.loads((tmp_path / "index" / FOLD_IN).read_text())
-    (tmp_path / "index" / FOLD_IN).write_text(json.dumps(held | {"nobody": [0.0]}))
+    (tmp_path / "index" / FOLD_IN).write_text(json.dumps(held | {"nobody": [0.0], "dim": 1}))
     del manifest["files"][FOLD_IN]
     (tmp_path / "index" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(RunError, match=r"fold_in.json has 1 dimensions, the item vectors have 8"):
