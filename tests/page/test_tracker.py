@@ -15,7 +15,7 @@ from twofold.page.run_page import write_comment
 from twofold.page.tracker import METRICS, read_tracker
 from twofold.page.tracker_page import tracker_page, write_tracker
 from twofold.pipeline.job import report_of
-from twofold.recipe.load import dump_recipe
+from twofold.recipe.load import dump_recipe, load_recipe
 
 
 def numbered(folder, to, name):
@@ -69,6 +69,23 @@ def test_runs_of_different_questions_are_in_different_tables_and_are_not_compare
     assert sorted(run.name for group in tracker.groups for run in group.runs) == ["wider", "world"]
     assert len(tracker.groups) == 2
     assert all(cell.minus is None for run in tracker.runs for cell in run.metrics.values())
+
+
+def test_runs_of_equal_names_in_two_folders_are_all_there_each_with_the_base_of_its_folder_and_seed(runs, tmp_path):
+    for name in ("world", "wider"):
+        copy = shutil.copytree(runs / name, runs / f"{name}-seed1")
+        recipe = load_recipe(copy / "recipe.yaml", overrides=["train.seed=1"])
+        (copy / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    shutil.copytree(runs, tmp_path / "other")
+    tracker = read_tracker([runs, tmp_path / "other"])
+    names = ("wider", "wider-seed1", "world", "world-seed1")
+    assert sorted(run.name for run in tracker.runs) == [
+        f"{each}/{name}" for each in ("other", "runs") for name in names
+    ]
+    bases = {run.name: run.base for run in tracker.runs if run.base}
+    assert bases == {
+        f"{each}/wider{seed}": f"{each}/world{seed}" for each in ("other", "runs") for seed in ("", "-seed1")
+    }
 
 
 def test_the_page_is_one_file_without_requests_in_which_text_is_text(runs, tmp_path):

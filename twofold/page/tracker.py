@@ -5,7 +5,7 @@ questions and are never compared.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -112,7 +112,7 @@ def read_tracker(folders: Sequence[Path]) -> Tracker:
     summaries = [summary for folder in folders for summary in _summaries(folder)]
     unique = {summary.folder.resolve(): summary for summary in summaries if summary.window}
     pages, unreadable = {}, {}
-    for summary in sorted(unique.values(), key=lambda each: each.name):
+    for summary in _distinctly_named(sorted(unique.values(), key=lambda each: each.name)):
         try:
             pages[summary.name] = (summary, read_run_page(summary.folder))
         except TwofoldError as error:
@@ -124,8 +124,10 @@ def read_tracker(folders: Sequence[Path]) -> Tracker:
             f"{listed}: {why}. Name run folders, or folders that hold some; `twofold run RECIPE` makes one."
         )
     runs = [summary for summary, _ in pages.values()]
-    names = {summary.name: page.recipe.name for summary, page in pages.values()}
-    tracked = {name: _tracked(summary, page, _base_of(summary, runs, names)) for name, (summary, page) in pages.items()}
+    recipes = {name: page.recipe for name, (_, page) in pages.items()}
+    tracked = {
+        name: _tracked(summary, page, _base_of(summary, runs, recipes)) for name, (summary, page) in pages.items()
+    }
     setups = sorted({(run.window, run.setup) for run in runs}, reverse=True)
     groups = (
         TrackedGroup(window, tuple(tracked[run.name] for run in runs if (run.window, run.setup) == (window, setup)))
@@ -139,10 +141,28 @@ def _summaries(folder: Path) -> list[RunSummary]:
     return own or list_runs(folder)
 
 
-def _base_of(run: RunSummary, runs: Sequence[RunSummary], recipes: Mapping[str, str]) -> RunSummary | None:
-    """Returns the run of the recipe that a run's recipe is based on; of several, the one with an equal setup first."""
-    found = [each for each in runs if run.base and run.base in (each.name, recipes[each.name]) and each != run]
-    return min(found, key=lambda each: each.setup != run.setup, default=None)
+def _distinctly_named(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """Returns the runs by the shortest ends of their paths that tell all of them apart; mostly names of folders."""
+    paths, length = [run.folder.resolve().parts for run in runs], 1
+    while len({path[-length:] for path in paths}) < len(paths):
+        length += 1
+    return [replace(run, name="/".join(path[-length:])) for run, path in zip(runs, paths, strict=True)]
+
+
+def _base_of(run: RunSummary, runs: Sequence[RunSummary], recipes: Mapping[str, Recipe]) -> RunSummary | None:
+    """Returns the run of the recipe that a run's recipe is based on.
+
+    Of several, one with an equal setup comes first, then one of the same folder, then one of the same seed.
+    """
+    found = [
+        each for each in runs if run.base and run.base in (each.folder.name, recipes[each.name].name) and each != run
+    ]
+    return min(found, key=lambda each: _distance(run, each, recipes), default=None)
+
+
+def _distance(run: RunSummary, base: RunSummary, recipes: Mapping[str, Recipe]) -> tuple[bool, bool, bool]:
+    seeds = [recipes[each.name].train.seed for each in (run, base)]
+    return base.setup != run.setup, base.folder.parent != run.folder.parent, seeds[0] != seeds[1]
 
 
 def _tracked(summary: RunSummary, page: RunPage, base: RunSummary | None) -> TrackedRun:
