@@ -5,9 +5,10 @@
     python docs/make_studies.py --check         # reports whether the page is current
 
 A run that is finished is not run again, and a killed one continues. Every experiment runs with one seed before any runs
-with the next, and the results are written after each seed. `--rows 40000` makes a small world in place of the one that
-the base recipe names, `--seeds 1` runs fewer seeds. `--only e01,e08` runs some experiments, with the base and what they
-are compared with, and keeps the saved rows of the others.
+with the next, and the results are written after each seed. `--seeds 1` runs fewer seeds. `--only e01,e08` runs some
+experiments, with the base and what they are compared with, and keeps the saved rows of the others. `--rows 40000` makes
+a small world in place of the one that the base recipe names, with its runs and results in runs/studies-40000. When the
+runs of all studies are here, studies/all.html holds all of them.
 """
 
 import argparse
@@ -38,7 +39,7 @@ PICTURES: Final[Mapping[str, str]] = {
     "gap": "A map of items by language, of one model for all languages and of a model for each",
     "practice": "A map of the items of two languages after each epoch, for each kind of negatives",
 }
-"""Texts in place of the picture of a study, for those who cannot see it."""
+"""Descriptions of the pictures, by study."""
 OPENING: Final = ROOT / "docs" / "studies" / "opening.txt"
 
 
@@ -49,6 +50,8 @@ def studies_page() -> str:
     """Returns the page: a section for each study, with the results that are saved or the command that makes them."""
     summary = RESULTS / "summary.txt"
     parts = ["## Summary", "", summary.read_text(encoding="utf-8").strip(), ""] if summary.exists() else []
+    if (RESULTS / "all.html").exists():
+        parts = ["All runs of all studies on one page: [studies/all.html](studies/all.html).", "", *parts]
     return "\n".join([OPENING.read_text(encoding="utf-8"), *parts, *(_section(study) for study in TITLES)])
 
 
@@ -66,7 +69,9 @@ def _section(study: str) -> str:
     saved = json.loads(result.read_text(encoding="utf-8"))
     parts += [_seeds(saved), "", f"All runs on one page: [studies/{study}.html](studies/{study}.html).", ""]
     picture = RESULTS / f"{study}.svg"
-    parts += [f"![{PICTURES[study]}](studies/{picture.name})", ""] if picture.exists() else []
+    if picture.exists():
+        parts += [f"![{PICTURES[study]}](studies/{picture.name})", ""]
+        parts += [f"{PICTURES[study]}. A dot is an item, its color is its language.", ""]
     parts += [*tables_of(saved), ""]
     parts += [*map(_sentence, saved["rows"]), *_not_run(study, {row["name"] for row in saved["rows"]})]
     return "\n".join([*opening, *map(_wrapped, parts), ""])

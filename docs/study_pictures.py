@@ -34,10 +34,13 @@ ANIMATED: Final = {
     "base": "items shown and not liked",
     "e02": "random",
     "e03": "in-batch and random",
+    "e04": "in-batch, random and hard",
 }
 """Runs of study E on its picture, and their negatives."""
 _SIDE: Final = 250  # of a panel, in units of the picture
 _HEAD: Final = 44
+_GAP: Final = 10
+_COLUMNS: Final = 3
 _SECONDS: Final = 1.0  # of a frame
 _ITEMS: Final = 1200  # of a map of study B
 _EACH: Final = 150  # items of either language in a frame of study E
@@ -143,7 +146,9 @@ def _points(xy: np.ndarray, group: np.ndarray) -> str:
 
 def _panel(number: int, title: str, frames: Sequence[str], marks: Sequence[str] = ()) -> str:
     """Returns one map; several frames follow each other, and the last one is what a still picture shows."""
-    parts = [f'<g transform="translate({number * (_SIDE + 10) + 5} 0)"><text x="4" y="16">{title}</text>']
+    row, column = divmod(number, _COLUMNS)
+    x, y = column * (_SIDE + _GAP) + _GAP // 2, row * (_HEAD + _SIDE + _GAP)
+    parts = [f'<g transform="translate({x} {y})"><text x="4" y="16">{title}</text>']
     for each, frame in enumerate(frames):
         mark = f'<text x="4" y="34" class="note">{marks[each]}</text>' if marks else ""
         shown = ";".join("1" if each == other else "0" for other in range(len(frames)))
@@ -161,7 +166,8 @@ def _panel(number: int, title: str, frames: Sequence[str], marks: Sequence[str] 
 
 
 def _write(picture: Path, panels: Sequence[str]) -> None:
-    width, height = len(panels) * (_SIDE + 10), _HEAD + _SIDE + 5
+    width = min(len(panels), _COLUMNS) * (_SIDE + _GAP)
+    height = -(-len(panels) // _COLUMNS) * (_HEAD + _SIDE + _GAP)
     style = "text{font:13px sans-serif}.note{fill:#555;font-size:12px}.dots path{stroke-width:4;stroke-linecap:round}"
     with atomic_file(picture) as partial_file:
         partial_file.write_text(

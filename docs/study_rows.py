@@ -23,6 +23,8 @@ Saved = dict[str, Any]
 
 COST: Final = "cost.json"
 """File of a run folder with the processor seconds that the run took, all threads together."""
+NEUCF: Final = "NeuCF"
+"""Row beside the model that study_neucf.py adds."""
 LABEL_WITH_LENGTH: Final = "label_with_length"
 """Rank correlation of the label with the length of the item, on rows that fitted nothing."""
 

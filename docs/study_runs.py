@@ -7,12 +7,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from study_pictures import ANIMATED, MAPPED, draw_gap, draw_practice
-from study_rows import COMPARED, COST, Saved, results_of
+from study_rows import COMPARED, COST, NEUCF, Saved, results_of
 
 from twofold.page.run_page import keep_base
 from twofold.page.tracker import read_tracker
@@ -34,29 +35,63 @@ NOT_RUN: Final[Mapping[str, str]] = {
 """Experiments that `make studies` leaves out, and why; `--only` runs them."""
 
 
+@dataclass(frozen=True)
+class Places:
+    """Folders of runs, and of the results that are written from them."""
+
+    runs: Path
+    results: Path
+
+
+def places_of(rows: int | None) -> Places:
+    """Returns the folders of the studies, or for a world of `rows` events others: it gives no numbers of the page."""
+    small = RUNS.with_name(f"{RUNS.name}-{rows}")
+    return Places(RUNS, RESULTS) if rows is None else Places(small, small)
+
+
 def run_study(study: str, *, seeds: int, only: Sequence[str], rows: int | None) -> Path:
     """Makes the data, runs the base and its experiments with each seed, and writes the results and the tracker.
 
     With `only`, the base and what these experiments are compared with run beside them, and the saved results of all
     other experiments are kept.
     """
-    paths = _recipes(study, only)
-    data, result = {path.stem: _make_data(path, rows=rows) for path in paths}, RESULTS / f"{study}.json"
-    RESULTS.mkdir(exist_ok=True)
+    paths, places = _recipes(study, only), places_of(rows)
+    data, result = {path.stem: _make_data(path, rows=rows) for path in paths}, places.results / f"{study}.json"
+    places.results.mkdir(parents=True, exist_ok=True)
     folders: dict[str, list[Path]] = {path.stem: [] for path in paths}
     for seed in range(seeds):
         for path in paths:
-            folders[path.stem].append(_run(path, seed, data=data[path.stem]))
-        results = results_of(study, paths, folders)
-        if only and result.exists():
-            results = merged(json.loads(result.read_text(encoding="utf-8")), results, only)
-        if study == "practice" and set(ANIMATED) <= set(folders):
-            results["folding"] = draw_practice(RUNS / study, RESULTS / "practice.svg")
-        if study == "gap" and set(MAPPED) <= set(folders):
-            draw_gap(RUNS / study, RESULTS / "gap.svg")
+            folders[path.stem].append(_run(path, seed, places.runs, data=data[path.stem]))
+        saved = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+        results = with_neucf(results_of(study, paths, folders), saved)
+        results = merged(saved, results, only) if only and saved else results
+        results |= _draw(study, folders, places)
         write_json(result, results)
-        _write_tracker(study, results)
+        _write_tracker(f"{study}.html", [results], places)
+    write_all(places)
     return result
+
+
+def with_neucf(results: Saved, saved: Saved) -> Saved:
+    """Returns the results with the saved rows of NeuCF, where they stand beside the same runs."""
+    earlier = {row["name"]: row for row in saved.get("rows", ()) if "neucf" in row}
+    for row in results["rows"]:
+        old = earlier.get(row["name"])
+        if old is not None and old["recipes"] == row["recipes"]:
+            row["neucf"] = old["neucf"]
+            for part in ("beside", "model_minus"):
+                row[part][NEUCF] = old[part][NEUCF]
+    return results
+
+
+def _draw(study: str, names: Collection[str], places: Places) -> Saved:
+    """Draws the picture of a study, if the runs on it are among `names`; returns the numbers on it."""
+    runs, picture = places.runs / study, places.results / f"{study}.svg"
+    if study == "gap" and set(MAPPED) <= set(names):
+        draw_gap(runs, picture)
+    if study == "practice" and set(ANIMATED) <= set(names):
+        return {"folding": draw_practice(runs, picture)}
+    return {}
 
 
 def _recipes(study: str, only: Sequence[str]) -> list[Path]:
@@ -77,16 +112,25 @@ def merged(saved: Saved, new: Saved, only: Sequence[str]) -> Saved:
     return saved | {"rows": sorted(rows.values(), key=lambda row: (row["name"] != "base", row["name"]))}
 
 
-def _write_tracker(study: str, results: Saved) -> None:
-    """Writes the tracker page of all rows, if their runs are here; else the one that is there stays."""
+def write_all(places: Places) -> None:
+    """Writes the tracker page of all runs of all studies, if they are here."""
+    saved = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(places.results.glob("*.json"))]
+    _write_tracker("all.html", saved, places)
+
+
+def _write_tracker(page: str, saved: Sequence[Saved], places: Places) -> None:
+    """Writes the tracker page of the rows of some studies, if their runs are here; else the one that is there stays."""
     runs = [
-        RUNS / study / f"{row['name']}-seed{seed}" for row in results["rows"] for seed in range(len(row["recipes"]))
+        places.runs / results["study"] / f"{row['name']}-seed{seed}"
+        for results in saved
+        for row in results["rows"]
+        for seed in range(len(row["recipes"]))
     ]
-    if missing := [folder.name for folder in runs if find_stage(folder, "evaluate") is None]:
-        print(f"{study}.html stays as it is, because these runs are not here: {', '.join(missing)}")
+    if missing := [str(folder.relative_to(places.runs)) for folder in runs if find_stage(folder, "evaluate") is None]:
+        print(f"{page} stays as it is, because these runs are not here: {', '.join(missing)}")
         return
-    page = tracker_page(read_tracker(runs))  # without links: the runs are not published
-    (RESULTS / f"{study}.html").write_text(page, encoding="utf-8")
+    text = tracker_page(read_tracker(runs))  # without links: the runs are not published
+    (places.results / page).write_text(text, encoding="utf-8")
 
 
 def _make_data(path: Path, *, rows: int | None) -> list[str]:
@@ -111,9 +155,9 @@ def _make_data(path: Path, *, rows: int | None) -> list[str]:
             getattr(data, name) is not None]  # fmt: skip
 
 
-def _run(path: Path, seed: int, *, data: Sequence[str]) -> Path:
+def _run(path: Path, seed: int, folder: Path, *, data: Sequence[str]) -> Path:
     """Runs one recipe with one seed. What does not depend on the seed or the model is taken from an earlier run."""
-    runs, name = RUNS / path.parent.name, f"{path.stem}-seed{seed}"
+    runs, name = folder / path.parent.name, f"{path.stem}-seed{seed}"
     for earlier, stages in ((f"{path.stem}-seed0", ("prepare", "dataset")), ("base-seed0", ("prepare",))):
         for stage in stages:
             _copy_stage(runs / earlier / stage, runs / name / stage)

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from study_cells import difference, head, line
 from study_length_tables import length_tables
-from study_rows import SHOWN, Saved
+from study_rows import NEUCF, SHOWN, Saved
 
 from twofold.evaluate.results import MODEL
 from twofold.evaluate.scores import FIRST_STAGE
@@ -22,7 +22,12 @@ WALK: Final[Mapping[str, str]] = {
     APPROXIMATE: "served",
 }
 """Columns of the table that takes the gap apart, by the cause of the step that leads there."""
-STAGES: Final[Mapping[str, str]] = {"popularity": "popularity", FIRST_STAGE: "retriever", MODEL: "ranker"}
+STAGES: Final[Mapping[str, str]] = {
+    "popularity": "popularity",
+    NEUCF: "NeuCF",
+    FIRST_STAGE: "retriever",
+    MODEL: "ranker",
+}
 """Tables of two stages: rows of the report, and what the notes call them."""
 KS: Final = (10, 20, 50, 100)
 
@@ -30,7 +35,8 @@ KS: Final = (10, 20, 50, 100)
 def tables_of(saved: Saved) -> list[str]:
     """Returns the lines of a study's tables, with an empty line between two."""
     if saved["study"] == "two-stages":
-        return [line for stage in STAGES for line in (*_stage_table(saved, stage), "")] + _sampled_table(saved)
+        stages = [stage for stage in STAGES if _rows_with(stage, saved["rows"])]
+        return [line for stage in stages for line in (*_stage_table(saved, stage), "")] + _sampled_table(saved)
     parts = _main_table(saved)
     parts += ["", *_ideas_table(saved), "", *_walk_table(saved)] if saved["study"] == "gap" else []
     parts += ["", *length_tables(saved)] if "length" in saved["rows"][0] else []
@@ -106,11 +112,17 @@ def _stage_table(saved: Saved, stage: str) -> list[str]:
     """Returns the table of one stage: a line for each experiment and k."""
     names = ("hit_rate", "recall", "ndcg", "mrr")
     lines = head("k", [f"catalogue/{name}" for name in names])
-    for row in saved["rows"]:
+    for row in _rows_with(stage, saved["rows"]):
         for k in KS:
             metrics = [f"catalogue/{name}@{k}" for name in names]
             lines.append(_stage_row(row, stage, f"{k}", metrics))
-    return [f"{STAGES[stage].capitalize()}:", "", *lines]
+    name = STAGES[stage]
+    return [f"{name[0].upper()}{name[1:]}:", "", *lines]
+
+
+def _rows_with(stage: str, rows: Sequence[Saved]) -> list[Saved]:
+    """Returns the rows that have a stage: NeuCF was trained for one of them."""
+    return [row for row in rows if stage == MODEL or stage in row["beside"]]
 
 
 def _stage_row(row: Saved, stage: str, third: str, metrics: Sequence[str]) -> str:
@@ -135,7 +147,6 @@ def _sampled_table(saved: Saved) -> list[str]:
     rows = [row for row in saved["rows"] if any(mean_of(row, metric) is not None for metric in metrics)]
     metrics = [metric for metric in metrics if any(mean_of(row, metric) is not None for row in rows)]
     lines = head("", metrics)
-    for row in rows:
-        for stage in STAGES:
-            lines.append(_stage_row(row, stage, "", metrics))
+    for stage in STAGES:
+        lines += [_stage_row(row, stage, "", metrics) for row in _rows_with(stage, rows)]
     return ["Among sampled items:", "", *lines]

@@ -1,5 +1,6 @@
 """docs/studies.md: every number is one of a run whose recipe is in this repository."""
 
+import copy
 import json
 import random
 import re
@@ -17,9 +18,10 @@ from twofold.render.numbers import format_decimal, format_signed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 
+import study_runs  # noqa: E402
 from study_length_tables import LOG, MODELS, VECTORS, WATCHED  # noqa: E402 - a script beside the page
 from study_rows import over_seeds  # noqa: E402
-from study_runs import merged  # noqa: E402
+from study_runs import merged, with_neucf  # noqa: E402
 from study_tables import WALK  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +162,29 @@ def test_one_row_again_keeps_the_others():
     )
     assert {row["name"]: row["value"] for row in found["rows"]} == {"base": 1, "e01": 1, "e02": 2, "e05": 2}
     assert found["folding"] == 3
+
+
+def test_neucf_stays_beside_the_runs_that_it_was_trained_for_alone():
+    old = {"name": "d02", "recipes": ["a"], "neucf": {"tried": 8}, "beside": {"NeuCF": 1}, "model_minus": {"NeuCF": 2}}
+    new = {"name": "d02", "beside": {"popularity": 3}, "model_minus": {}}
+    (kept,) = with_neucf({"rows": [copy.deepcopy(new) | {"recipes": ["a"]}]}, {"rows": [old]})["rows"]
+    assert (kept["beside"], kept["model_minus"]) == ({"popularity": 3, "NeuCF": 1}, {"NeuCF": 2})
+    (other,) = with_neucf({"rows": [copy.deepcopy(new) | {"recipes": ["a", "b"]}]}, {"rows": [old]})["rows"]
+    assert other == new | {"recipes": ["a", "b"]}
+
+
+@pytest.mark.parametrize("rows", [None, 40000])
+def test_a_small_world_writes_beside_the_results_of_the_page(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_runs, "RUNS", tmp_path / "runs" / "studies")
+    monkeypatch.setattr(study_runs, "RESULTS", tmp_path / "docs")
+    monkeypatch.setattr(study_runs, "_make_data", lambda path, *, rows: [])
+    monkeypatch.setattr(study_runs, "_run", lambda path, seed, folder, *, data: folder / f"{path.stem}-seed{seed}")
+    monkeypatch.setattr(study_runs, "results_of", lambda study, paths, folders: {"study": study, "rows": []})
+    monkeypatch.setattr(study_runs, "_draw", lambda study, names, places: {})
+    monkeypatch.setattr(study_runs, "_write_tracker", lambda page, saved, places: None)
+    folder = tmp_path / "docs" if rows is None else tmp_path / "runs" / "studies-40000"
+    assert study_runs.run_study("features", seeds=1, only=[], rows=rows) == folder / "features.json"
+    assert list(tmp_path.rglob("*.json")) == [folder / "features.json"]
 
 
 def test_an_interval_over_seeds_holds_what_differs_between_seeds():
