@@ -54,18 +54,19 @@ $("button.drawing-button").forEach(button => button.addEventListener("click", ()
 
 // Two chosen rows side by side; the two oldest choices make room for a third.
 const chosen = [];
+const columnsOf = row => new Map([...row.closest("table").tHead.rows[0].cells]
+  .filter(head => head.dataset.column && head.dataset.column !== "run")
+  .map(head => [head.dataset.column, {name: head.innerText, text: row.cells[head.cellIndex].innerText.trim()}]));
 const compare = () => {
-  const [one, other] = chosen;
+  const [one, other] = chosen, sides = [one, other].map(columnsOf);
   const table = element("table", "", "dense"), head = table.createTHead().insertRow();
   ["", one.dataset.run, other.dataset.run].forEach(text => head.append(element("th", text)));
-  const body = table.createTBody(), headings = one.closest("table").tHead.rows[0].cells;
-  const isOneGroup = one.closest("tbody") === other.closest("tbody");
-  [...headings].forEach((heading, column) => {
-    if (!heading.dataset.column) return;
-    const cells = [one, other].map(row => row.cells[column]), texts = cells.map(cell => cell.innerText.trim());
-    if (texts[0] === texts[1] || heading.dataset.column === "run") return;
+  const body = table.createTBody(), isOneGroup = one.closest("tbody") === other.closest("tbody");
+  new Set(sides.flatMap(side => [...side.keys()])).forEach(column => {  // tables of two questions have other columns
+    const found = sides.map(side => side.get(column)), texts = found.map(each => each?.text ?? "");
+    if (texts[0] === texts[1]) return;
     const row = body.insertRow();
-    row.append(element("th", heading.innerText));
+    row.append(element("th", (found[0] ?? found[1]).name));
     texts.forEach(text => row.append(element("td", text, "setting")));
   });
   const warning = "These runs were tested on different questions: their metrics cannot be compared.";

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from twofold.evaluate.significance import Estimate
 from twofold.page.model_drawing import Drawing
 from twofold.page.run_page import PAGE as RUN_PAGE
-from twofold.page.tracker import METRICS, Tracker, change_text, read_tracker, tracker_table
+from twofold.page.tracker import METRICS, TrackedGroup, Tracker, change_text, read_tracker, tracker_table
 from twofold.render.html import fill_page
 from twofold.run_folder import atomic_file
 
@@ -59,8 +59,8 @@ def tracker_page(tracker: Tracker, *, links: Mapping[str, str] | None = None) ->
     values = {
         "groups": tracker.groups,
         "unreadable": tracker.unreadable,
-        "metrics": [metric for metric in METRICS if any(metric in run.metrics for run in runs)],
-        "probes": list(dict.fromkeys(each.name for run in runs for each in run.variety)),
+        "metrics_of": _metrics_of,
+        "probes_of": _probes_of,
         "windows": list(dict.fromkeys(name for run in runs for name in run.windows)),
         "drawings": drawings,
         "links": links or {},
@@ -72,6 +72,16 @@ def tracker_page(tracker: Tracker, *, links: Mapping[str, str] | None = None) ->
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     return fill_page(("twofold.page",), "tracker.html.j2", values)
+
+
+def _metrics_of(group: TrackedGroup) -> list[str]:
+    """Returns the metrics that a run of the group has."""
+    return [metric for metric in METRICS if any(metric in run.metrics for run in group.runs)]
+
+
+def _probes_of(group: TrackedGroup) -> list[str]:
+    """Returns the probes of variety that a run of the group has."""
+    return list(dict.fromkeys(each.name for run in group.runs for each in run.variety))
 
 
 def _heading(metric: str) -> tuple[str, str]:
