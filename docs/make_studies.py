@@ -50,9 +50,15 @@ def studies_page() -> str:
     """Returns the page: a section for each study, with the results that are saved or the command that makes them."""
     summary = RESULTS / "summary.txt"
     parts = ["## Summary", "", summary.read_text(encoding="utf-8").strip(), ""] if summary.exists() else []
-    if (RESULTS / "all.html").exists():
-        parts = ["All runs of all studies on one page: [studies/all.html](studies/all.html).", "", *parts]
+    parts = [_all_runs(), "", *parts]
     return "\n".join([OPENING.read_text(encoding="utf-8"), *parts, *(_section(study) for study in TITLES)])
+
+
+def _all_runs() -> str:
+    """Returns where all runs of all studies are on one page."""
+    if (RESULTS / "all.html").exists():
+        return "All runs of all studies on one page: [studies/all.html](studies/all.html)."
+    return "All runs of all studies on one page, after `make studies`: `twofold tracker runs/studies/* --to all.html`."
 
 
 def _section(study: str) -> str:
