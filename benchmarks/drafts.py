@@ -156,7 +156,7 @@ def table(saved: Saved) -> str:
     lines = ["| log | users, items | served | metric | model [95 %] | best baseline | model − baseline | minutes |"]
     lines += ["|---" * 8 + "|"]
     for name, found in saved["logs"].items():
-        about = [name, f"{found['users']:,}, {found['items']:,}", found["served"]]
+        about = [name, f"{found['users']:,}, {found['items']:,}", found["served"].replace("two towers", "towers")]
         for number, (metric, rows) in enumerate(found["metrics"].items()):
             (model, *others), shown = rows, metric.partition("/")[2].replace("_", " ")
             best = max(others, key=lambda row: row["value"][0])
