@@ -67,6 +67,7 @@ PUBLIC = (
 """Public logs, each in a folder of its name: MovieLens as published; Toys as `twofold data sequences` writes it; the
 pairs of TikTok and Gowalla as one CSV file, training pairs first, with their position as the time.
 """
+RECENT = " with recency"
 WORLD_ROWS = 300_000
 SIZE = {"users": 3_000, "items": 600, "events": 150_000}
 """Size of the logs of `tests/logs`."""
@@ -156,7 +157,7 @@ def table(saved: Saved) -> str:
     lines = ["| log | users, items | served | metric | model [95 %] | best baseline | model − baseline | minutes |"]
     lines += ["|---" * 8 + "|"]
     for name, found in saved["logs"].items():
-        about = [name, f"{found['users']:,}, {found['items']:,}", found["served"].replace("two towers", "towers")]
+        about = [name, f"{found['users']:,}, {found['items']:,}", _short_name(found["served"])]
         for number, (metric, rows) in enumerate(found["metrics"].items()):
             (model, *others), shown = rows, metric.partition("/")[2].replace("_", " ")
             best = max(others, key=lambda row: row["value"][0])
@@ -166,6 +167,17 @@ def table(saved: Saved) -> str:
             cells = [*first, shown, _interval(model["value"]), named, _interval(best["model_minus"]), cost]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _short_name(served: str) -> str:
+    """Returns what is served in fewer words.
+
+    >>> _short_name("two towers + iALS with recency + EASE with recency")
+    'towers + iALS + EASE, both with recency'
+    """
+    name = served.replace("two towers", "towers")
+    both = name.count(RECENT) == 2
+    return f"{name.replace(RECENT, '')}, both{RECENT}" if both else name
 
 
 def _interval(values: Sequence[float]) -> str:
