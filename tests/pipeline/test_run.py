@@ -14,6 +14,7 @@ import pytest
 
 import twofold
 from tests import worlds
+from tests.small_peers import shrink_ials
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RecipeError, RunError
 from twofold.evaluate.baselines import popularity, positives_before
@@ -166,7 +167,8 @@ def test_evaluating_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_runs_of_one_seed_give_identical_reports(checkerboard, solved, tmp_path):
+def test_two_runs_of_one_seed_give_identical_reports(checkerboard, solved, tmp_path, monkeypatch):
+    shrink_ials(monkeypatch)  # as `solved` was run
     first, second = report_of(solved.folder), report_of(twofold.run(checkerboard, runs=tmp_path).folder)
     assert replace(first, facts=second.facts) == second  # they say when, where and of what commit
     for name in ("users.parquet", "pairs.parquet"):
