@@ -1,13 +1,10 @@
 """Rules of the house that no linter has a word for. The layers themselves are contracts of import-linter."""
 
 import ast
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-MODULES = sorted((ROOT / "twofold").rglob("*.py"))
-FILES = MODULES + sorted(path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py"))
+from tests.source_files import MODULES, SCRIPTS, Rule, places_that_break, relative
 
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "base", "misc", "manager", "types", "constants"}
 MOST_LINES_OF_A_FILE = 350
@@ -16,20 +13,16 @@ MOST_LINES_OF_THE_LOOP = 80
 MOST_PARAMETERS = 6
 
 
-def relative(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+# --- each rule takes a file and the nodes of its tree, and returns a line for each place that breaks it -----
 
 
-# --- each rule takes a file, its text and the nodes of its tree, and returns a line for each place that breaks it -----
-
-
-def rooms_without_a_name(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
-    lines = len(text.splitlines())
+def rooms_without_a_name(path: Path) -> list[str]:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
     found = ["name the file after what lives in it"] if path.stem in SAYS_NOTHING else []
     return [*found, f"{lines} lines"] if lines > MOST_LINES_OF_A_FILE else found
 
 
-def long_functions(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
+def long_functions(path: Path, nodes: list[ast.AST]) -> list[str]:
     longest = MOST_LINES_OF_THE_LOOP if relative(path) == "twofold/train/loop.py" else MOST_LINES_OF_A_FUNCTION
     # There, a parameter is an option of the verb.
     is_command_line = path.parent.name == "cli" or relative(path) == "twofold/__init__.py"
@@ -50,7 +43,7 @@ def long_functions(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
     return found
 
 
-def unsafe_or_printed(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
+def unsafe_or_printed(path: Path, nodes: list[ast.AST]) -> list[str]:
     found = []
     for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -64,7 +57,7 @@ def unsafe_or_printed(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
     return found
 
 
-def text_of_some_locale(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
+def text_of_some_locale(path: Path, nodes: list[ast.AST]) -> list[str]:
     found = []
     for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -75,40 +68,31 @@ def text_of_some_locale(path: Path, text: str, nodes: list[ast.AST]) -> list[str
     return found
 
 
-def packages_without_a_docstring(path: Path, text: str, nodes: list[ast.AST]) -> list[str]:
+def packages_without_a_docstring(path: Path, nodes: list[ast.AST]) -> list[str]:
     module = nodes[0]
     assert isinstance(module, ast.Module)
     return ["no docstring"] if path.name == "__init__.py" and not ast.get_docstring(module) else []
 
 
-RULES = (long_functions, unsafe_or_printed, text_of_some_locale, packages_without_a_docstring)
-
-
 @cache
-def breaches() -> dict[str, list[str]]:
-    """Parses each module once; returns the places that break each rule, by its name."""
-    found: dict[str, list[str]] = {rule.__name__: [] for rule in (rooms_without_a_name, *RULES)}
-    for path in FILES:
-        text = path.read_text(encoding="utf-8")
-        rules = (rooms_without_a_name, *RULES) if path in MODULES else (rooms_without_a_name,)
-        nodes = list(ast.walk(ast.parse(text))) if path in MODULES else []
-        for rule in rules:
-            found[rule.__name__] += [f"{relative(path)}: {each}" for each in rule(path, text, nodes)]
-    return found
+def breaches() -> dict[Rule, list[str]]:
+    of_modules = (long_functions, unsafe_or_printed, text_of_some_locale, packages_without_a_docstring)
+    return places_that_break({rule: set(MODULES) for rule in of_modules})
 
 
-def check(rule: Callable[[Path, str, list[ast.AST]], list[str]]) -> None:
-    found = breaches()[rule.__name__]
+def check(rule: Rule) -> None:
+    found = breaches()[rule]
     assert not found, "\n".join(found)
 
 
 def test_the_rules_are_tried_on_all_files() -> None:
     assert len(MODULES) > 200
-    assert len(FILES) > len(MODULES) + 200
+    assert len(SCRIPTS) > 200
 
 
 def test_a_file_is_one_room_with_a_name() -> None:
-    check(rooms_without_a_name)
+    found = [f"{relative(path)}: {each}" for path in (*MODULES, *SCRIPTS) for each in rooms_without_a_name(path)]
+    assert not found, "\n".join(found)
 
 
 def test_functions_are_short_and_say_what_they_take() -> None:

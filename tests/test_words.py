@@ -3,15 +3,13 @@
 import ast
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import jaxtyping
 
-ROOT = Path(__file__).parents[1]
-MODULES = sorted((ROOT / "twofold").rglob("*.py"))
-SCRIPTS = sorted(path for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py"))
+from tests.source_files import MODULES, ROOT, SCRIPTS, Rule, places_that_break
 
 FRAGMENT = re.compile(r"(Of|What|Those|Who|Whose|Whether|The same|How many|How|None[:;]|Where|As|In|With|One,)\b")
 FIELD_FRAGMENT = re.compile(r"(Of|What|Those|Who|Whose|The same|How many|None\b(?! means))")
@@ -42,10 +40,6 @@ RETIRED = {
 # fmt: on
 VERB = re.compile(r"[A-Z][a-z-]*s$")
 NOT_A_VERB = {"This", "Its", "Items", "Users", "Rows", "Events", "Vectors", "Scores", "Examples", "Ids", "Values"}
-
-
-def relative(path: Path) -> str:
-    return str(path.relative_to(ROOT))
 
 
 def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -111,24 +105,22 @@ def undefined_dimensions(path: Path, nodes: list[ast.AST]) -> list[str]:
     return found
 
 
-OF_MODULES = (docstrings_without_a_verb, retired_words, undefined_dimensions)
-OF_SCRIPTS = (names_that_are_asked,)
-
-
 @cache
-def breaches() -> dict[str, list[str]]:
-    """Parses each file once; returns the places that break each rule, by its name."""
-    found: dict[str, list[str]] = {rule.__name__: [] for rule in (fragments, *OF_MODULES, *OF_SCRIPTS)}
-    for files, rules in ((MODULES, OF_MODULES), (SCRIPTS, OF_SCRIPTS)):
-        for path in files:
-            nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-            for rule in (fragments, *rules):
-                found[rule.__name__] += [f"{relative(path)}: {each}" for each in rule(path, nodes)]
-    return found
+def breaches() -> dict[Rule, list[str]]:
+    everywhere, in_modules, in_scripts = {*MODULES, *SCRIPTS}, set(MODULES), set(SCRIPTS)
+    return places_that_break(
+        {
+            fragments: everywhere,
+            docstrings_without_a_verb: in_modules,
+            retired_words: in_modules,
+            undefined_dimensions: in_modules,
+            names_that_are_asked: in_scripts,
+        }
+    )
 
 
-def check(rule: Callable[[Path, list[ast.AST]], list[str]]) -> None:
-    found = breaches()[rule.__name__]
+def check(rule: Rule) -> None:
+    found = breaches()[rule]
     assert not found, "\n".join(found)
 
 

@@ -131,6 +131,16 @@ def write_json(path: Path, value: Json) -> None:
         partial.write_text(json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def numbered(name: str, number: int) -> str:
+    """Returns the name of the file of the part with this number, of several parts that are counted from 0.
+
+    >>> numbered("fold_in.json", 0), numbered("fold_in.json", 1)
+    ('fold_in.json', 'fold_in.1.json')
+    """
+    stem, _, ending = name.partition(".")
+    return f"{stem}.{number}.{ending}" if number else name
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Gives the block a path to write to; the file becomes `path` if the block succeeds, and is deleted if not."""

@@ -29,17 +29,18 @@ index serves them like towers.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
-from typing import ClassVar, Final, Literal, assert_never
+from typing import Any, ClassVar, Final, Literal, assert_never
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from twofold.dataset.tower_inputs import Inputs
 from twofold.ragged import chunks
-from twofold.run_folder import write_json
+from twofold.run_folder import numbered, write_json
 
 FOLD_IN: Final = "fold_in.json"
 LEFT: Final = "left_vectors.npy"
@@ -212,14 +213,16 @@ def _weighted(
 
 def save_factors(model: HistoryModel, folder: Path, *, number: int = 0) -> None:
     """Writes the files that `load_factors` reads; `number` counts the models of one retriever."""
-    np.save(folder / _numbered(VECTORS, number), model.item_vectors)
+    np.save(folder / numbered(VECTORS, number), model.item_vectors)
     save_fold_in(model, folder, number=number)
 
 
 def load_factors(folder: Path) -> list[HistoryModel]:
-    """Reads the models whose files `save_factors` wrote."""
-    vectors = (np.load(folder / _numbered(VECTORS, each), allow_pickle=False) for each in range(_saved_models(folder)))
-    return [load_fold_in(folder, own, number=each, has_prior_column=False) for each, own in enumerate(vectors)]
+    """Reads the models whose files `save_factors` wrote; ValueError if the dimensions differ."""
+    return [
+        _model(folder, number, saved, np.load(folder / numbered(VECTORS, number), allow_pickle=False))
+        for number, saved in enumerate(_saved_models(folder))
+    ]
 
 
 def save_fold_in(model: HistoryModel, folder: Path, *, number: int = 0) -> None:
@@ -235,56 +238,42 @@ def save_fold_in(model: HistoryModel, folder: Path, *, number: int = 0) -> None:
             }
         case ItemSums():
             own = {}
-            np.save(folder / _numbered(LEFT, number), model.left_vectors)
+            np.save(folder / numbered(LEFT, number), model.left_vectors)
         case _:
             assert_never(model)
     saved = {**own, "dim": model.dim, "prior": prior, "weight": model.weight}
-    write_json(folder / _numbered(FOLD_IN, number), saved)
+    write_json(folder / numbered(FOLD_IN, number), saved)
 
 
 def load_fold_ins(folder: Path, item_vectors: Float32[np.ndarray, "items dim"]) -> list[HistoryModel]:
     """Reads the models that `save_fold_in` wrote, whose item vectors are columns of an index, one after another;
     ValueError if there are more or fewer columns.
+
+    The last column of each is its recency prior, if it has one.
     """
-    found, first, models = list[HistoryModel](), 0, _saved_models(folder)
-    for number in range(models):
-        dim = json.loads((folder / _numbered(FOLD_IN, number)).read_text(encoding="utf-8"))["dim"]
-        own = item_vectors[:, first : None if number == models - 1 else first + dim]
-        found.append(load_fold_in(folder, own, number=number))
-        first += dim
+    found, rest, models = list[HistoryModel](), item_vectors, _saved_models(folder)
+    for number, saved in enumerate(models):
+        own, rest = (rest, rest) if number == len(models) - 1 else np.split(rest, [saved["dim"]], axis=1)
+        found.append(_model(folder, number, saved, own if saved["prior"] is None else own[:, :-1]))
     return found
 
 
-def load_fold_in(
-    folder: Path, item_vectors: Float32[np.ndarray, "items dim"], *, number: int = 0, has_prior_column: bool = True
+def _saved_models(folder: Path) -> list[dict[str, Any]]:
+    """Returns what `save_fold_in` wrote of each model in a folder."""
+    paths = takewhile(Path.exists, (folder / numbered(FOLD_IN, number) for number in count()))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _model(
+    folder: Path, number: int, saved: Mapping[str, Any], item_vectors: Float32[np.ndarray, "items dim"]
 ) -> HistoryModel:
-    """Reads a model that `save_fold_in` wrote, for these item vectors; ValueError if the dimensions differ.
-
-    With `has_prior_column`, the last column of the vectors is the recency prior, if the model has one.
-    """
-    saved = json.loads((folder / _numbered(FOLD_IN, number)).read_text(encoding="utf-8"))
+    """Returns a saved model with its item vectors, without the column of the prior."""
     prior = None if saved["prior"] is None else RecencyPrior(**saved["prior"])
-    own = item_vectors[:, :-1] if prior is not None and has_prior_column else item_vectors
     width = saved["dim"] - (prior is not None)
-    if width != own.shape[1]:
-        raise ValueError(f"{FOLD_IN} has {width} dimensions, the item vectors have {own.shape[1]}")
+    if width != item_vectors.shape[1]:
+        raise ValueError(f"{FOLD_IN} has {width} dimensions, the item vectors have {item_vectors.shape[1]}")
     if "nobody" not in saved:
-        left = np.load(folder / _numbered(LEFT, number), mmap_mode="r", allow_pickle=False)
-        return ItemSums(own, left, prior, saved["weight"])
-    unknown = np.array(saved["nobody"], np.float32)
-    return FoldIn(own, unknown, saved["alpha"], saved["regularization"], saved["power"], prior, saved["weight"])
-
-
-def _saved_models(folder: Path) -> int:
-    """Returns the number of models whose files are in a folder."""
-    return next(number for number in count() if not (folder / _numbered(FOLD_IN, number)).exists())
-
-
-def _numbered(name: str, number: int) -> str:
-    """Returns the name of a file of the model with this number.
-
-    >>> _numbered("fold_in.json", 0), _numbered("fold_in.json", 1)
-    ('fold_in.json', 'fold_in.1.json')
-    """
-    stem, _, ending = name.partition(".")
-    return f"{stem}.{number}.{ending}" if number else name
+        left = np.load(folder / numbered(LEFT, number), mmap_mode="r", allow_pickle=False)
+        return ItemSums(item_vectors, left, prior, saved["weight"])
+    unknown, weight = np.array(saved["nobody"], np.float32), saved["weight"]
+    return FoldIn(item_vectors, unknown, saved["alpha"], saved["regularization"], saved["power"], prior, weight)

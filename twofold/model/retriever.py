@@ -20,6 +20,7 @@ from twofold.model.two_tower import TwoTower
 from twofold.model.weights import encode, load_weights
 from twofold.recipe import retriever as retriever_recipe
 from twofold.recipe.features import Features
+from twofold.run_folder import numbered
 from twofold.tables import DAY_MS, ModelPart
 from twofold.topk import Additions
 
@@ -163,7 +164,7 @@ def save_user_side(model: Model, folder: Path, *, number: int = 0) -> None:
     """
     match model:
         case TwoTower() | MultiTower():
-            export_user_tower(model.user, folder / f"user_tower{f'.{number}' if number else ''}.onnx")
+            export_user_tower(model.user, folder / numbered("user_tower.onnx", number))
         case FoldIn() | ItemSums():
             save_fold_in(model, folder, number=number)
         case Blend():

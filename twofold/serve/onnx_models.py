@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, count, takewhile
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64
 from twofold.errors import RunError
 from twofold.model.fold_in import HistoryModel
 from twofold.onnx_session import open_session
+from twofold.run_folder import numbered
 
 USER_TOWER: Final = "user_tower.onnx"
 RANKER_USER: Final = "ranker_user.onnx"  # these four are written by twofold/model/ranker.py
@@ -106,9 +107,8 @@ def load_user_tower(path: Path) -> UserTower:
 
 def load_user_towers(folder: Path) -> list[UserTower]:
     """Loads all user towers of a bundle, in the order of their parts of the item vectors."""
-    first = folder / USER_TOWER
-    others = (folder / f"{first.stem}.{number}{first.suffix}" for number in count(1))
-    return [load_user_tower(path) for path in takewhile(Path.exists, chain([first], others))]
+    paths = (folder / numbered(USER_TOWER, number) for number in count())
+    return [load_user_tower(path) for path in takewhile(Path.exists, paths)]
 
 
 def load_ranker(folder: Path) -> Ranker | None:
