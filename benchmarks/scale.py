@@ -116,7 +116,7 @@ def serve(folder: Path) -> dict[str, Any]:
 
     Memory is that of all processes of the service; a page of a file that two of them read counts twice.
     """
-    from serve import PORT, wait_until_ready
+    from serve import PORT, children_of, wait_until_ready
 
     from twofold.dataset.vocabulary import Vocabulary
 
@@ -156,11 +156,6 @@ def peak_of(pid: int) -> int:
     """Returns the largest resident memory that a process has had, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-def children_of(pid: int) -> list[int]:
-    """Returns the processes that a process has started."""
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 def timed_batches(batches: Iterator[Any], times: dict[str, float]) -> Iterator[Any]:

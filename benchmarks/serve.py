@@ -169,10 +169,14 @@ def as_ms(text: str) -> float:
 
 def processor_seconds(pid: int) -> float:
     """Returns the processor time of a process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
     own = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return own + sum(processor_seconds(int(child)) for child in children)
+    return own + sum(map(processor_seconds, children_of(pid)))
+
+
+def children_of(pid: int) -> list[int]:
+    """Returns the processes that a process has started."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 def stage_sums(port: int = PORT) -> dict[str, float]:
