@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mixed/b.json": ["{}"],
         "broken.parquet": ["this is no parquet"],
         "log.xlsx": ["PK"],
+        "log.dat": ["1::2::3"],
         "tabs.yaml": ["name: x", "data:\t{kind: table}"],
     }
     for name, lines in write.items():
@@ -72,6 +73,7 @@ def typed(
 MISTAKES = {
     "recipe new": "no log is named. Write: twofold recipe new events.csv",
     "recipe new lgo.csv": "there is no file lgo.csv (nearest: log.csv",
+    "recipe new log.dat": "If it is delimited text, rename it to log.csv.",
     "recipe new log.xlsx": "holds no file that is read: .parquet, .pq, .csv",
     "recipe new mixed": "mixed holds csv and json files together. Name one file, or a folder of files of one kind.",
     "recipe new empty.csv": "empty.csv has no rows. Check that the export finished.",

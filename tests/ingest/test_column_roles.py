@@ -119,6 +119,13 @@ def test_a_likelier_name_wins() -> None:
     assert (found.user, found.item, found.time) == ("user_id", "item", "ts")
 
 
+def test_artists_are_the_items_of_a_log_without_tracks() -> None:
+    plays = (text("user"), text("artist_id"), text("city"), moment("ts"))
+    assert guess_roles(log(*plays)).item == "artist_id"
+    assert guess_roles(log(*plays, text("track_id"))).item == "track_id"
+    assert guess_key(TableProfile(Path("tracks.csv"), 500, (text("id"), text("artist"))), "item") == "id"
+
+
 def test_a_key_that_the_log_shares_with_a_table_decides_where_names_do_not() -> None:
     events = log(text("who"), text("what"), text("where", distinct=9), moment("ts"))
     things = TableProfile(Path("things.csv"), 510, (text("what"), text("where", distinct=9), text("name")))

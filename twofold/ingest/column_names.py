@@ -13,7 +13,7 @@ def name_set(text: str) -> frozenset[str]:
 _THINGS: Final = name_set(
     "video movie film photo product business article news book track song show episode clip content post doc document "
     "note ad recipe game app course job poi place venue listing gmap offer stock podcast advert vacancy hotel property "
-    "lesson dish meal"
+    "lesson dish meal anime manga beer wine restaurant attraction question exercise"
 )
 _PEOPLE: Final = name_set(
     "listener reader candidate applicant player subscriber shopper client buyer consumer student learner guest "
@@ -34,6 +34,8 @@ ITEM: Final = (
     name_set("item asin vid isbn sku") | {f"{thing}id" for thing in _THINGS},
     name_set("parentasin") | _THINGS,
 )
+CREATOR: Final = name_set("artistid artist albumid album authorid author creatorid creator channelid channel")
+"""Names of items in a log that names nothing smaller, such as one of plays by artist."""
 TIME: Final = (
     name_set("at ts time timestamp datetime unixtime eventtime eventtimestamp eventts eventat"),
     name_set(

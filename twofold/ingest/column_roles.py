@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from twofold.errors import DataError
-from twofold.ingest.column_names import ITEM, TIME, USER, has_unit, key_name, normalized_name
+from twofold.ingest.column_names import CREATOR, ITEM, TIME, USER, has_unit, key_name, normalized_name
 from twofold.ingest.positive_rules import Signals, find_signals
 from twofold.ingest.table_profile import (
     Column,
@@ -121,7 +121,8 @@ def _find_keys(
     of_user = given_columns.user or _shared(log, users, USER)
     of_item = None if given_columns.item else _shared(log, items, ITEM)
     user = _find_column(log, "user", of_user, USER, _could_be_id, taken=(of_item,) if of_item else ())
-    return user, _find_column(log, "item", given_columns.item or of_item, ITEM, _could_be_id, taken=(user.name,))
+    named = given_columns.item or of_item
+    return user, _find_column(log, "item", named, (*ITEM, CREATOR), _could_be_id, taken=(user.name,))
 
 
 def _shared(log: TableProfile, table: TableProfile | None, tiers: Sequence[frozenset[str]]) -> str | None:

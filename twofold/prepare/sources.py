@@ -262,8 +262,9 @@ def _id(name: str, type_: str, column: str, files: tuple[Path, ...]) -> tuple[st
         return "BIGINT", column
     if type_ == "VARCHAR" or type_.startswith("ENUM"):
         return "VARCHAR", column
+    cause = " In a text file, a value such as 1e+05 or 7.0 makes it so." if type_ == "DOUBLE" else ""
     raise DataError(
-        f"{_named(files)}: {name} is {type_}; an id is an integer or text (floats merge ids above 2^53). "
+        f"{_named(files)}: {name} is {type_}; an id is an integer or text (floats merge ids above 2^53).{cause} "
         f"Write the column as BIGINT or VARCHAR."
     )
 

@@ -27,6 +27,8 @@ _KINDS: Final[Mapping[str, FileKind]] = {
     **dict.fromkeys((".csv", ".tsv"), "csv"),
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
 }
+_DELIMITED: Final = (".dat", ".data", ".inter", ".tab", ".txt")  # usual endings of delimited text with no fixed meaning
+_NAME_FILES: Final = "Name a file, or a folder of files."
 _MAX_DEPTH: Final = 8  # of folders `column=value`; a link to a folder above would have no end
 # DuckDB reads a path with one of these as a pattern, which may stand for other files.
 _PATTERN: Final = re.compile(r"[*?\[]")
@@ -107,7 +109,9 @@ def _paths(path: Path, field: str) -> tuple[Path, ...]:
     paths = tuple(_walk(root, field, depth=0)) if root.is_dir() else (root,)
     paths = tuple(file for file in paths if _kind_of(file))
     if not paths:
-        raise DataError(f"{field}: {path} holds no file that is read: {READABLE}. Name a file, or a folder of files.")
+        is_text = path.is_file() and path.suffix in _DELIMITED
+        step = f"If it is delimited text, rename it to {path.stem}.csv." if is_text else _NAME_FILES
+        raise DataError(f"{field}: {path} holds no file that is read: {READABLE}. {step}")
     for file in paths:
         if others := set(glob(str(file)) if _PATTERN.search(str(file)) else ()) - {str(file)}:
             raise DataError(
