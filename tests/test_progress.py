@@ -1,5 +1,7 @@
-"""Progress where stderr is no terminal: lines at intervals, and the results of epochs."""
+"""Progress on stderr: lines at intervals and the results of epochs in a file, a clock in a terminal."""
 
+import io
+import sys
 import time
 
 import pytest
@@ -35,3 +37,18 @@ def test_a_step_without_units_says_that_it_runs(
     with progress.progress_bar("index", total=2, unit="steps"):
         pass
     assert capsys.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_since_when_a_step_without_units_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.heartbeat("index"):
+        time.sleep(0.2)
+    assert "index" in terminal.getvalue()
+    assert "0:00:00" in terminal.getvalue()

@@ -1,6 +1,7 @@
 """Progress of long steps on stderr: a bar in a terminal, and lines where stderr is a file or a pipe.
 
-Both show the share done, the rate and the remaining time. Lines appear every 30 seconds, and at the end of an epoch.
+Both show the share done, the rate and the remaining time; for a step without countable units, the time since its start.
+Lines appear every 30 seconds, and at the end of an epoch.
 """
 
 import sys
@@ -53,11 +54,17 @@ def progress_bar(label: str, *, total: int, unit: str, done: int = 0, may_stop: 
 
 @contextmanager
 def heartbeat(label: str) -> Iterator[None]:
-    """Says every 30 seconds that a step without countable units is still running, where stderr is no terminal."""
-    if sys.stderr.isatty():
-        yield
+    """Shows for how long a step without countable units has been running."""
+    if not sys.stderr.isatty():
+        with _lines(_Work(label, 0, "", 0, 0)):
+            yield
         return
-    with _lines(_Work(label, 0, "", 0, 0)):
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:>10}"), SpinnerColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as spinner:
+        spinner.add_task(label)
         yield
 
 

@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from rich.table import Table
 
 from twofold.errors import DataError, RunError
 from twofold.evaluate import peer_tuning
@@ -281,6 +282,8 @@ def test_one_user_one_item():
     assert report.impressions.users_judged == 0
     assert "impressions/auc" not in report.metrics_of("model")
     assert "AUC on shown items: undefined, because no user has both a positive" in report.verdict[-1]
+    titles = [str(part.title) for part in report_lines(report) if isinstance(part, Table)]
+    assert [title.partition(" ·")[0] for title in titles] == ["catalogue", "in-batch"]
 
 
 def test_a_window_in_which_all_positives_were_seen_is_refused():

@@ -10,6 +10,7 @@ import pytest
 import twofold
 from tests import worlds
 from tests.worlds import world_recipe
+from twofold import progress
 from twofold.dataset.dataset import load_dataset
 from twofold.errors import RecipeError
 from twofold.evaluate import peer_tuning
@@ -84,9 +85,11 @@ def best(recipe, **train):
     return recipe.model_copy(update={"retriever": retriever, "train": recipe.train.model_copy(update=train)})
 
 
-def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path):
+def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY_S", 0.01)
     recipe = best(popularity_only, epochs=1, learning_rate=1e-9)
     run = twofold.run(recipe, runs=tmp_path).folder
+    assert "peers       running for 0 s" in capsys.readouterr().err
     stage = find_stage(run, "train")
     facts = json.loads((stage.folder / "manifest.json").read_text())["facts"]
     assert facts["served"] != TOWERS

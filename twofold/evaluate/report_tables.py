@@ -25,10 +25,14 @@ def _shown_metrics(report: Report) -> list[str]:
 
 
 def report_lines(report: Report) -> list[Text | Table]:
-    """Returns the summary, then the catalogue, impressions, in-batch and sampled tables, for the terminal."""
+    """Returns the summary, then the catalogue, impressions, in-batch and sampled tables, for the terminal.
+
+    The table of impressions is left out if no user could be judged; the summary says why.
+    """
     verdict = Text("\n".join(report.verdict))
     sampled = (_sampled_table(section) for section in report.sampled)
-    tables = [_catalogue_table(report), _impressions_table(report), _batch_table(report), *sampled]
+    impressions = [_impressions_table(report)] if report.impressions.users_judged else []
+    tables = [_catalogue_table(report), *impressions, _batch_table(report), *sampled]
     return [verdict, Text(), *tables, *([] if report.days is None else [days_table(report.days)])]
 
 

@@ -98,7 +98,12 @@ SECTIONS: Final = (
     PageSection("new-items", "New items", "new_items.html.j2", lambda page: page.report and page.report.new_items),
     PageSection("days", "Days", "days.html.j2", lambda page: page.report and page.report.days),
     PageSection("slices", "Groups", "slices.html.j2", lambda page: page.report and page.report.slices),
-    PageSection("impressions", "Shown items", "impressions.html.j2", lambda page: page.report),
+    PageSection(
+        "impressions",
+        "Shown items",
+        "impressions.html.j2",
+        lambda page: page.report and page.report.impressions.users_judged,
+    ),
     PageSection("heads", "Predicted outcomes", "calibration.html.j2", lambda page: page.report and page.report.heads),
     PageSection(
         "list-watch",

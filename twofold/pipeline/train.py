@@ -27,6 +27,7 @@ from twofold.pipeline.best_model import Served, choose_served, fit_served, save_
 from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.sources import fit_sources
 from twofold.pipeline.trained_models import TrainedModels, load_models
+from twofold.progress import heartbeat
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, TwoTower
 from twofold.render.numbers import plural
@@ -156,10 +157,11 @@ def _serve_best(
     else:
         window = window_of(job.recipe, arrays, "validation")
         positives = positives_before_window(job.recipe.prepare, arrays, window)
-        tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
         towers = load_model(config, arrays, out)
         assert isinstance(towers, Towers | Blend)
-        served, quality, fitted = choose_served(arrays, window, towers, tuning, positives)
+        with heartbeat("peers"):
+            tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
+            served, quality, fitted = choose_served(arrays, window, towers, tuning, positives)
     if tuning is not None:
         save_tuning(tuning, out)
     save_served(served, fitted, out)
