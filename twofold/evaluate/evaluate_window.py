@@ -42,7 +42,7 @@ from twofold.evaluate.slices import Slicing, evaluate_slices, item_groups, slici
 from twofold.evaluate.summary_text import badge_sentence, filter_sentences, summary_sentences
 from twofold.evaluate.watch_time import Watched, evaluate_watch_time, length_decile, watched_rows
 from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, digest_of_relevant, without_short_lists
-from twofold.progress import progress_bar
+from twofold.progress import heartbeat, progress_bar
 from twofold.recipe.features import CategoryFeature
 
 
@@ -130,7 +130,8 @@ def evaluate_window(
     """
     options = options or EvaluationOptions()
     tuning = options.tuning or fixed_constants(deciding_metrics(window.num_items))
-    baselines, left_out = baseline_scores(window, positives, options.groups, tuning)
+    with heartbeat("evaluate"):
+        baselines, left_out = baseline_scores(window, positives, options.groups, tuning)
     sources = {MODEL: scores, **baselines, **options.others}
     catalogue, impressions = dict[str, PerUser](), dict[str, PerUser]()
     with progress_bar("evaluate", total=len(sources), unit="rows") as advance:
@@ -144,7 +145,8 @@ def evaluate_window(
     evaluation = _Evaluation(
         window, options, sources, catalogue, impressions, filtered, primary_metric, tuple(baselines), left_out, tuning
     )
-    report = _report(evaluation, batch_size=batch_size, facts=facts)
+    with heartbeat("evaluate"):
+        report = _report(evaluation, batch_size=batch_size, facts=facts)
     return EvaluationResult(report, catalogue, impressions[MODEL], filtered)
 
 

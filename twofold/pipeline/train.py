@@ -153,7 +153,8 @@ def _serve_best(
         quality = selected["quality"]
         tuning = load_tuning(selection_job(job).folder / "train")
         positives = positives_before_window(job.recipe.prepare, arrays, evaluation_window(arrays, "test"))
-        fitted = fit_served(served, arrays, positives)
+        with heartbeat("peers"):
+            fitted = fit_served(served, arrays, positives)
     else:
         window = window_of(job.recipe, arrays, "validation")
         positives = positives_before_window(job.recipe.prepare, arrays, window)
