@@ -129,7 +129,7 @@ class Training:
         self.objective = build_objective(recipe.train, dataset, ranks=ProcessGroup(device))
         self.model: TwoTower = build_two_tower(recipe.retriever, dataset.features, dataset.vectors).to(device)
         self.optimizer = build_optimizer(
-            self.model, learning_rate=recipe.train.learning_rate, rows_per_step=self.objective.items_per_step
+            self.model, learning_rate=recipe.train.learning_rate, size=self.objective.step_size
         )
         self.number = 0
 

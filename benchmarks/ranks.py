@@ -26,7 +26,7 @@ from train import held_mb
 from twofold.model.encoder import Encoder, Layers, Lookup
 from twofold.model.fused_softmax import SoftmaxBatch, product_dtype_of, softmax_sum
 from twofold.train.distributed import ProcessGroup, all_gather, all_gather_vectors, distributed_context, sum_gradients
-from twofold.train.optimizer import Optimizer, build_optimizer, lazy_tables
+from twofold.train.optimizer import Optimizer, StepSize, build_optimizer, lazy_tables
 from twofold.train.sharded_embedding import distribute_model
 
 HERE = Path(__file__).parent
@@ -55,9 +55,9 @@ def stepper(kind: str, ranks: ProcessGroup, folder: Path) -> Callable[[int], Non
     torch.manual_seed(0)
     user, item = (Encoder((Lookup("id", 1 + ROWS, DIM),), Layers(DIM)) for _ in range(2))
     towers = nn.ModuleList([user, item])
-    cut = lazy_tables(towers, rows_per_step=BATCH) if kind == "columns" else []
+    cut = lazy_tables(towers, StepSize(BATCH, BATCH)) if kind == "columns" else []
     distribute_model(ranks, towers, in_columns=cut, folder=folder)
-    optimizer = build_optimizer(towers, learning_rate=1e-3, rows_per_step=BATCH, ranks=ranks)
+    optimizer = build_optimizer(towers, learning_rate=1e-3, size=StepSize(BATCH, BATCH), ranks=ranks)
     part = ranks.part(BATCH)
 
     def take_step(number: int) -> None:

@@ -33,7 +33,7 @@ from twofold.dataset.malloc import keep_freed_memory
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool, Sequence
 from twofold.model.fused_softmax import SoftmaxBatch, product_dtype_of, softmax_sum
 from twofold.model.sequence import WIDER
-from twofold.train.optimizer import Optimizer, build_optimizer
+from twofold.train.optimizer import Optimizer, StepSize, build_optimizer
 
 HERE = Path(__file__).parent
 DIM, USERS, ITEMS, MANY, HISTORY, TEMPERATURE = 64, 140_000, 27_000, 1_000_000, 100, 0.05
@@ -74,7 +74,8 @@ def id_step(
     """One step of two towers that look ids up; the batches in turn."""
     user, item = (Encoder((Lookup("id", 1 + rows, DIM),), Layers(DIM)) for rows in (users, items))
     towers = nn.ModuleList([user, item])
-    optimizer = build_optimizer(towers, learning_rate=1e-3, rows_per_step=len(batches[0].weight) if lazy else users)
+    read = len(batches[0].weight) if lazy else users
+    optimizer = build_optimizer(towers, learning_rate=1e-3, size=StepSize(read, read))
     steps = 0
 
     def step() -> None:
@@ -89,7 +90,7 @@ def history_step(batch: int, *, loss: Loss) -> Work:
     """One step where the user is the mean of 100 ids."""
     user = Encoder((Pool("history", 1 + ITEMS, DIM, length=HISTORY),), Layers(DIM))
     item = Encoder((Lookup("id", 1 + ITEMS, DIM),), Layers(DIM))
-    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=1e-3, rows_per_step=batch)
+    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=1e-3, size=StepSize(batch, batch))
     lines = random_lines(batch, USERS, ITEMS)
     history = 1 + (torch.rand(batch, HISTORY) ** 2 * ITEMS).int()
 
@@ -105,7 +106,7 @@ def sequence_pass(sequences: list[Tensor]) -> tuple[Work, int]:
         (Sequence("events", 1 + KNOWN, DIM, LENGTH, DEPTH, HEADS, dropout=0.2),), Layers(DIM, unit_length=False)
     )
     item = Encoder((Lookup("id", 1 + KNOWN, DIM),), Layers(DIM, unit_length=False))
-    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=1e-3, rows_per_step=KNOWN)
+    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=1e-3, size=StepSize(KNOWN, TOGETHER))
     batches, everything = sequence_batches(sequences), {"id": torch.arange(1, 1 + KNOWN)}
 
     def one_pass() -> None:

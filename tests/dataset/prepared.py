@@ -100,7 +100,7 @@ def write_prepared(
     pq.write_table(_users(listed), folder / "users.parquet")
     (folder / "vectors").mkdir()
     np.save(folder / "vectors" / "look.npy", _looks(items))
-    _write_counters(folder / "counters", events)
+    _write_counters(folder / "counters", events, items)
     return folder
 
 
@@ -170,8 +170,8 @@ def _looks(items: int) -> np.ndarray:
     return looks
 
 
-def _write_counters(folder: Path, events: list[Event]) -> None:
-    creators = {line["item_id"]: line["creator"] for line in _items(100).to_pylist()}
+def _write_counters(folder: Path, events: list[Event], items: int) -> None:
+    creators = {line["item_id"]: line["creator"] for line in _items(items).to_pylist()}
     keys = {"user_id": lambda e: e.user, "item_id": lambda e: e.item, "creator": lambda e: creators[e.item]}
     priors = {}
     folder.mkdir()

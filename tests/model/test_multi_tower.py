@@ -165,7 +165,7 @@ def test_an_item_of_a_value_that_training_did_not_hold_lies_with_the_value_of_th
 def test_a_step_on_one_value_moves_its_towers_alone_and_draws_its_items_alone(dataset, languages, loss):
     model = build(dataset)
     objective = build_objective(Train(loss=loss, batch_size=8), dataset, per=model)
-    optimizer = build_optimizer(model, learning_rate=0.01, rows_per_step=objective.items_per_step)
+    optimizer = build_optimizer(model, learning_rate=0.01, size=objective.step_size)
     seen = set()
     for batch in epoch_batches(dataset, dataset.examples["train"], objective.order, seed=(0, 0), first=0):
         language = model.values[batch.group]

@@ -92,7 +92,7 @@ def step_on_meta(dataset: Dataset, settings: Train) -> Copies:
     config = TwoTower(kind="two_tower", dim=8, score={"kind": "dot"})
     with torch.device("meta"):
         model = build_two_tower(config, dataset.features, dataset.vectors).to(META)  # vectors of items are given
-    optimizer = build_optimizer(model, learning_rate=0.1, rows_per_step=objective.items_per_step, ranks=ranks)
+    optimizer = build_optimizer(model, learning_rate=0.1, size=objective.step_size, ranks=ranks)
     pending = _pending(settings, objective)
     batch = gather_batch(dataset, dataset.examples["train"], objective.examples[: settings.batch_size])
     with Copies() as copies:

@@ -10,6 +10,7 @@ from twofold.model.encoder import Encoder, Layers, Lookup
 from twofold.train import memory_check as memory
 from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup
 from twofold.train.memory_check import available_bytes, check_memory
+from twofold.train.optimizer import StepSize
 
 CPU = torch.device("cpu")
 ROWS, DIM = 3_000_000_000, 64
@@ -43,7 +44,7 @@ LAZY, DENSE = "itself, 2 states of Adam", "itself, 2 states of Adam, its gradien
 def test_a_table_larger_than_memory_is_said_with_the_sum(ranks, rows_per_step, kept, why):
     layer = (64 * 64 + 64) * 4 * (4 * ranks.on_this_machine + 1)
     with pytest.raises(RunError) as refused:
-        check_memory(sketch(ROWS), ranks, rows_per_step=rows_per_step)
+        check_memory(sketch(ROWS), ranks, StepSize(rows_per_step, rows_per_step))
     said = str(refused.value)
     assert f"takes {gib(TABLE * kept + layer)} and " in said
     assert f"tables.id.weight: 3,000,000,000 × 64 numbers × 4 bytes × {why} = {gib(TABLE * kept)}. Lower" in said
@@ -53,18 +54,18 @@ def test_a_table_larger_than_memory_is_said_with_the_sum(ranks, rows_per_step, k
 def test_what_fits_is_not_refused_and_each_process_needs_its_own(monkeypatch):
     one = (1000 * DIM + DIM * DIM + DIM) * 4
     monkeypatch.setattr(memory, "available_bytes", lambda device: 9 * one)
-    check_memory(sketch(1000), ProcessGroup(size=2, on_this_machine=2), rows_per_step=1000)
+    check_memory(sketch(1000), ProcessGroup(size=2, on_this_machine=2), StepSize(1000, 1000))
     with pytest.raises(RunError, match="× 3 processes, the best epoch"):
-        check_memory(sketch(1000), ProcessGroup(size=3, on_this_machine=3), rows_per_step=1000)
+        check_memory(sketch(1000), ProcessGroup(size=3, on_this_machine=3), StepSize(1000, 1000))
 
 
 def test_a_gpu_holds_what_one_process_needs_of_it(monkeypatch):
     """Each process has a GPU of its own, and whole tables lie in ordinary memory."""
     monkeypatch.setattr(memory, "available_bytes", lambda device: (1000 * 3 // 2 + 4 * (DIM + 1)) * DIM * 4)
     on_gpu = ProcessGroup(torch.device("cuda"), size=2, on_this_machine=2)
-    check_memory(sketch(1000), on_gpu, rows_per_step=1)
+    check_memory(sketch(1000), on_gpu, StepSize(1, 1))
     with pytest.raises(RunError, match=r"× 3 \(itself, 2 states of Adam\) = "):
-        check_memory(sketch(1000), replace(on_gpu, size=1), rows_per_step=1)
+        check_memory(sketch(1000), replace(on_gpu, size=1), StepSize(1, 1))
 
 
 def test_a_limit_of_the_container_counts(tmp_path, monkeypatch):

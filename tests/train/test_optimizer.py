@@ -4,10 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from twofold.model.encoder import Encoder, Layers, Lookup, Pool
+from twofold.model.encoder import Encoder, Layers, Lookup
 from twofold.recipe.train import Train
 from twofold.train.checkpoint import load_checkpoint, save_checkpoint
-from twofold.train.optimizer import LAZY_FROM, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
+from twofold.train.optimizer import (
+    LAZY_FROM,
+    StepSize,
+    build_optimizer,
+    clip_gradients,
+    learning_rate_at,
+    set_learning_rate,
+)
 from twofold.train.training_state import TrainingState
 
 ROWS = 40
@@ -16,6 +23,10 @@ ROWS = 40
 def encoder(*blocks, seed=0):
     torch.manual_seed(seed)
     return Encoder(blocks or (Lookup("id", ROWS, 4),), Layers(3))
+
+
+def size(rows):
+    return StepSize(items=rows, users=rows)
 
 
 def train(model, optimizer, steps, *, rows=ROWS):
@@ -41,7 +52,7 @@ def test_one_step_is_possible():
 
 
 def test_the_rate_reaches_every_part():
-    optimizer = build_optimizer(encoder(), learning_rate=1.0, rows_per_step=1)
+    optimizer = build_optimizer(encoder(), learning_rate=1.0, size=size(1))
     set_learning_rate(optimizer, 0.25)
     assert len(optimizer.parts) == 2
     assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {0.25}
@@ -50,23 +61,17 @@ def test_the_rate_reaches_every_part():
 @pytest.mark.parametrize(("rows_per_step", "kinds"), [(ROWS // LAZY_FROM, 2), (ROWS // LAZY_FROM + 1, 1)])
 def test_a_table_is_lazy_from_ten_rows_a_row_looked_up(rows_per_step, kinds):
     model = encoder()
-    optimizer = build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step)
+    optimizer = build_optimizer(model, learning_rate=0.1, size=size(rows_per_step))
     assert len(optimizer.parts) == kinds
     train(model, optimizer, 1)
     held = sum(len(group["params"]) for part in optimizer.parts for group in part.param_groups)
     assert held == len(list(model.parameters()))
 
 
-def test_a_table_that_a_history_reads_is_never_lazy():
-    user, item = encoder(Pool("history", ROWS, 4)), encoder()
-    user.tables["history"].weight = item.tables["id"].weight  # one table, looked up and pooled
-    assert len(build_optimizer(nn.ModuleList([user, item]), learning_rate=0.1, rows_per_step=1).parts) == 1
-
-
 def test_a_table_that_two_towers_look_up_is_held_once():
     user, item = encoder(), encoder()
     user.tables["id"] = item.tables["id"]
-    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=0.1, rows_per_step=1)
+    optimizer = build_optimizer(nn.ModuleList([user, item]), learning_rate=0.1, size=size(1))
     assert [len(group["params"]) for group in optimizer.parts[1].param_groups] == [1]
     train(user, optimizer, 2)
 
@@ -74,7 +79,7 @@ def test_a_table_that_two_towers_look_up_is_held_once():
 def test_a_row_without_a_gradient_stays_as_it_is_and_padding_does_too():
     model = encoder()
     before = model.tables["id"].weight.detach().clone()
-    train(model, build_optimizer(model, learning_rate=0.1, rows_per_step=1), 20, rows=10)
+    train(model, build_optimizer(model, learning_rate=0.1, size=size(1)), 20, rows=10)
     moved = (model.tables["id"].weight.detach() != before).any(dim=1)
     assert moved[1:10].all()
     assert not moved[10:].any()
@@ -86,7 +91,7 @@ def test_lazy_adam_is_adam_where_every_step_moves_every_row():
     tables = []
     for rows_per_step in (1, ROWS):  # lazy, fused
         model = encoder()
-        optimizer = build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step)
+        optimizer = build_optimizer(model, learning_rate=0.1, size=size(rows_per_step))
         for step in range(5):
             optimizer.zero_grad()
             (model.tables["id"](ids) * wanted * (1 + step)).sum().backward()
@@ -102,7 +107,7 @@ def test_lazy_adam_is_adam_where_every_step_moves_every_row():
 @pytest.mark.parametrize("rows_per_step", [1, ROWS])
 def test_sgd_moves_each_weight_by_the_rate_times_its_gradient(rows_per_step):
     model = encoder()
-    optimizer = build_optimizer(model, learning_rate=0.5, rows_per_step=rows_per_step, kind="sgd")
+    optimizer = build_optimizer(model, learning_rate=0.5, size=size(rows_per_step), kind="sgd")
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     model({"id": torch.tensor([3, 3, 5])}).sum().backward()
     gradients = {name: weight.grad.to_dense().clone() for name, weight in model.named_parameters()}
@@ -116,7 +121,7 @@ def test_sgd_moves_each_weight_by_the_rate_times_its_gradient(rows_per_step):
 def test_a_checkpoint_goes_on_exactly(rows_per_step, kind, tmp_path):
     def fresh():
         model = encoder()
-        return model, build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step, kind=kind)
+        return model, build_optimizer(model, learning_rate=0.1, size=size(rows_per_step), kind=kind)
 
     whole, optimizer = fresh()
     train(whole, optimizer, 7)
@@ -134,7 +139,7 @@ def test_lazy_adam_repeats_itself_with_deterministic_kernels():
     for _ in range(2):
         model = encoder()
         torch.use_deterministic_algorithms(True)
-        train(model, build_optimizer(model, learning_rate=0.1, rows_per_step=1), 5)
+        train(model, build_optimizer(model, learning_rate=0.1, size=size(1)), 5)
         torch.use_deterministic_algorithms(False)
         weights.append(model.tables["id"].weight.detach())
     assert torch.equal(*weights)
@@ -143,7 +148,7 @@ def test_lazy_adam_repeats_itself_with_deterministic_kernels():
 @pytest.mark.parametrize("rows_per_step", [1, ROWS], ids=["sparse", "dense"])
 def test_gradients_are_clipped_as_one_vector_the_rows_of_a_sparse_one_added_up(rows_per_step):
     model = encoder()
-    optimizer = build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step)
+    optimizer = build_optimizer(model, learning_rate=0.1, size=size(rows_per_step))
 
     def backward():
         optimizer.zero_grad()
@@ -163,7 +168,7 @@ def test_gradients_are_clipped_as_one_vector_the_rows_of_a_sparse_one_added_up(r
 @pytest.mark.parametrize("rows_per_step", [ROWS, 1])
 def test_weight_decay_shrinks_matrices_and_no_vectors(rows_per_step):
     model = encoder()
-    optimizer = build_optimizer(model, learning_rate=0.1, rows_per_step=rows_per_step, weight_decay=0.5)
+    optimizer = build_optimizer(model, learning_rate=0.1, size=size(rows_per_step), weight_decay=0.5)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     (model({"id": torch.tensor([1, 2])}).sum() * 0).backward()
     optimizer.step()
@@ -179,6 +184,6 @@ def test_weight_decay_shrinks_matrices_and_no_vectors(rows_per_step):
 
 def test_no_weight_decay_is_adam_to_the_bit():
     mine, plain = encoder(), encoder()
-    train(mine, build_optimizer(mine, learning_rate=0.1, rows_per_step=ROWS), 20)
+    train(mine, build_optimizer(mine, learning_rate=0.1, size=size(ROWS)), 20)
     train(plain, torch.optim.Adam(plain.parameters(), lr=0.1, fused=True), 20)
     assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), plain.parameters(), strict=True))

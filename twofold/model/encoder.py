@@ -215,9 +215,11 @@ class Encoder(nn.Module):
             case Lookup():
                 return self.table_of(block)(values)
             case Pool():
-                table = self.table_of(block).weight if block.vectors is None else getattr(self, _buffer(block.vectors))
-                assert isinstance(table, Tensor)
-                return _pooled(block, table, values)
+                if block.vectors is None:
+                    return _pooled(block, *_rows_read(self.table_of(block), values))
+                fixed = getattr(self, _buffer(block.vectors))
+                assert isinstance(fixed, Tensor)
+                return _pooled(block, fixed, values)
             case Sequence():
                 ages = inputs[f"{block.name}.ages"] if block.is_timed else None
                 places = inputs.get(f"{block.name}.places")
@@ -266,6 +268,7 @@ def _encode_sequences(
     places: Int[Tensor, "batch"] | None,
 ) -> Float[Tensor, "batch dim"]:
     """Returns the encoder's outputs at these places. `None` means after the last row of each sequence."""
+    vectors, rows = _rows_read(table, rows)
     if places is None:
         counts = (rows != 0).sum(dim=1)
         if torch.compiler.is_exporting():
@@ -274,8 +277,25 @@ def _encode_sequences(
         longest = max(int(counts.max()), 1) if rows.device.type == "cpu" else rows.shape[1]
         rows, ages = rows[:, :longest], None if ages is None else ages[:, :longest]
         places = torch.arange(rows.shape[0], device=rows.device) * (rows.shape[1] + 1) + counts
-    outputs: Tensor = encoder(table(rows), ages).flatten(0, 1)
+    outputs: Tensor = encoder(functional.embedding(rows, vectors, table.padding_idx), ages).flatten(0, 1)
     return outputs[places]
+
+
+def _rows_read(
+    table: nn.Embedding, rows: Int[Tensor, "batch length"]
+) -> tuple[Float[Tensor, "_ dim"], Int[Tensor, "batch length"]]:
+    """Returns a table of vectors and the rows to read in it: the trained table itself, or, of a table with sparse
+    gradients that is being trained, the distinct rows alone, after a row 0 of zeros.
+
+    No gradient then has a row for each row of the table, nor one for each place of a history.
+    """
+    if not (table.sparse and torch.is_grad_enabled()):
+        return table.weight, rows
+    is_read = rows != 0
+    distinct, places = torch.unique(rows[is_read], return_inverse=True)
+    positions = torch.zeros_like(rows, dtype=torch.int64)
+    positions[is_read] = 1 + places
+    return functional.pad(table(distinct), (0, 0, 1, 0)), positions
 
 
 def _pooled(

@@ -97,18 +97,18 @@ def fit(
         meta_model = build()
     per = meta_model if isinstance(meta_model, MultiTower) else None
     objective = build_objective(settings, dataset, per=per, ranks=ranks)
-    num_examples, rows_per_step = objective.order.num_examples, objective.items_per_step
-    check_memory(meta_model, ranks, rows_per_step=rows_per_step)
+    num_examples, size = objective.order.num_examples, objective.step_size
+    check_memory(meta_model, ranks, size)
     check_shareable(ranks, meta_model, settings, num_examples=num_examples)
     with deterministic(settings.seed, ranks.device), keep_freed_memory():
         model = build() if ranks.is_first else meta_model
         checkpoint, predictor = out / CHECKPOINT, _length_predictor(settings, model, objective)
         trainable = nn.ModuleList([model] if predictor is None else [model, predictor])
-        distribute_model(ranks, trainable, in_columns=lazy_tables(trainable, rows_per_step=rows_per_step), folder=out)
+        distribute_model(ranks, trainable, in_columns=lazy_tables(trainable, size), folder=out)
         optimizer = build_optimizer(
             trainable,
             learning_rate=settings.learning_rate,
-            rows_per_step=rows_per_step,
+            size=size,
             weight_decay=settings.weight_decay,
             kind=settings.optimizer,
             ranks=ranks,

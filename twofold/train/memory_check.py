@@ -7,7 +7,7 @@ from torch import nn
 
 from twofold.errors import RunError
 from twofold.train.distributed import ProcessGroup
-from twofold.train.optimizer import lazy_tables
+from twofold.train.optimizer import StepSize, lazy_tables
 
 NUMBER_BYTES = 4
 STATES = 2
@@ -16,13 +16,13 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(meta_model: nn.Module, ranks: ProcessGroup, *, rows_per_step: int) -> None:
+def check_memory(meta_model: nn.Module, ranks: ProcessGroup, size: StepSize) -> None:
     """Raises RunError if training the model needs more memory than is available on the rank's device. `meta_model` is
     the model on the device `meta`.
 
     The estimate is a lower bound: it leaves out activations, the arrays of a step and sparse gradients.
     """
-    lazy = {id(table.weight) for table in lazy_tables(meta_model, rows_per_step=rows_per_step)}
+    lazy = {id(table.weight) for table in lazy_tables(meta_model, size)}
     takes = {
         name: _taken(parameter, ranks, is_lazy=id(parameter) in lazy)
         for name, parameter in meta_model.named_parameters()

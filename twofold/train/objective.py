@@ -37,6 +37,7 @@ from twofold.train.negatives import (
     count_in_batch,
     sampled_inputs,
 )
+from twofold.train.optimizer import StepSize
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,10 @@ class Objective:
         return max(round(others / self.hard.easy_per_hard), 1) if self.hard.easy_per_hard else others
 
     @property
-    def items_per_step(self) -> int:
-        """Largest number of items that the item tower encodes for a batch."""
-        return self.order.batch_size * (1 + self.num_hard) + self.num_drawn
+    def step_size(self) -> StepSize:
+        """Largest numbers of items and of users that the towers encode for a batch."""
+        users = self.order.batch_size
+        return StepSize(items=users * (1 + self.num_hard) + self.num_drawn, users=users)
 
 
 def build_objective(

@@ -1,6 +1,7 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -9,16 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twofold.model.encoder import Encoder, Lookup
+from twofold.model.encoder import Encoder, Lookup, Pool, Sequence, module_key
 from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 from twofold.train.sharded_embedding import ShardedTable
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises. Not measured: any value from .02 to .1 is usual."""
 LAZY_FROM = 10
-"""Rows of a table per row that a step looks up, from which lazy Adam is faster. Milliseconds per step, width 64, one
-core, fused against lazy: 6.6 times 3.5 and 5.6; 17 times 33 and 15; 34 times 53 and 13; 244 times 333 and 13."""
-
+"""Rows of a table per row that a step reads, from which lazy Adam is faster. Milliseconds per step, width 64, one core,
+fused against lazy: 6.6 times 3.5 and 5.6; 17 times 33 and 15; 34 times 53 and 13; 244 times 333 and 13. Whole steps of
+two tables that histories of 100 read, 10 times: width 64, 260 and 215; width 16, 64 and 98."""
 
 LAZY_FROM_BYTES: Final = 2**30
 """Size of a table on a GPU from which it is lazy. Not measured."""
@@ -28,6 +29,14 @@ _OPTIMIZERS: Final[Mapping[str, tuple[Any, Any]]] = {
     "sgd": (torch.optim.SGD, torch.optim.SGD),
 }
 """Classes for dense and for sparse gradients."""
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Largest numbers of items and of users that the towers encode in a step."""
+
+    items: int
+    users: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def build_optimizer(
     model: nn.Module,
     *,
     learning_rate: float,
-    rows_per_step: int,
+    size: StepSize,
     weight_decay: float = 0.0,
     kind: Literal["adamw", "sgd"] = "adamw",
     ranks: ProcessGroup = SINGLE_PROCESS,
@@ -118,12 +127,10 @@ def build_optimizer(
     (Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2). Only matrices decay: biases,
     the gains of normalizations and other vectors do not. Of a lazy table, only the rows with a gradient decay.
 
-    `rows_per_step` is the largest number of rows that a step looks up in a table. Only a table that is read by lookups
-    alone can be lazy; it is set to give sparse gradients. Histories read most rows of a table at every step, and with
-    them sparse gradients were 4 to 5 times slower. PyTorch's lazy Adam was fast enough (13 of about 150 ms a step); its
-    sparse Adagrad takes half of that, but needs a learning rate of its own.
+    Lazy tables are set to give sparse gradients: see `lazy_tables`. PyTorch's lazy Adam was fast enough (13 of about
+    150 ms a step); its sparse Adagrad takes half of that, but needs a learning rate of its own.
     """
-    tables = lazy_tables(model, rows_per_step=rows_per_step)
+    tables = lazy_tables(model, size)
     for table in tables:
         table.sparse = True
     lazy = {id(table.weight) for table in tables}
@@ -143,30 +150,46 @@ def build_optimizer(
     return Optimizer(dense, sparse, tuple(tables), ranks, weight_decay=weight_decay)
 
 
-def lazy_tables(model: nn.Module, *, rows_per_step: int) -> list[nn.Embedding]:
-    """Returns the tables of which a step leaves most rows unchanged, because it looks up few of them.
+def lazy_tables(model: nn.Module, size: StepSize) -> list[nn.Embedding]:
+    """Returns the tables of which a step leaves most rows unchanged, because it reads few of them.
 
-    Of tables on a GPU, only those that are large there: summing repeated rows waits for the GPU.
+    Of tables on a GPU, only those that are large there: summing repeated rows waits for the GPU. A table that is
+    sharded already is lazy wherever its columns are.
     """
     return [
         table
-        for table in _looked_up_tables(model)
-        if table.num_embeddings >= LAZY_FROM * rows_per_step
-        and (table.weight.device.type != "cuda" or table.weight.nbytes >= LAZY_FROM_BYTES)
+        for table, rows in _rows_read(model, size)
+        if isinstance(table, ShardedTable)
+        or (
+            table.num_embeddings >= LAZY_FROM * rows
+            and (table.weight.device.type != "cuda" or table.weight.nbytes >= LAZY_FROM_BYTES)
+        )
     ]
 
 
-def _looked_up_tables(model: nn.Module) -> Iterator[nn.Embedding]:
-    """Yields the tables of encoders that only lookups read, each once."""
-    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
-    read = [
-        (encoder.table_of(block), type(block))
-        for encoder in encoders
-        for block in encoder.feature_blocks
-        if block.name in encoder.tables or block.name in encoder.shared_tables
-    ]
-    others = {id(table.weight) for table, kind in read if kind is not Lookup}
-    yield from {id(table.weight): table for table, _ in read if id(table.weight) not in others}.values()
+def _rows_read(model: nn.Module, size: StepSize) -> Iterator[tuple[nn.Embedding, int]]:
+    """Yields the trained tables of encoders, each once, with the largest number of rows that a step reads of it: those
+    of the items that are looked up, in one tower or in several, and one for each place of the users' histories.
+
+    Tables that lists of any length read are left out, and those of concatenated histories, where row 0 is trained.
+    """
+    tables: dict[int, nn.Embedding] = {}
+    looked_up, places, others = Counter[int](), Counter[int](), set[int]()
+    for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
+        for block in encoder.feature_blocks:
+            if module_key(block.name) not in encoder.tables and block.name not in encoder.shared_tables:
+                continue
+            table = encoder.table_of(block)
+            key = id(table.weight)
+            tables[key] = table
+            match block:
+                case Lookup():
+                    looked_up[key] = size.items
+                case Pool(pool="mean" | "windows", length=int(length)) | Sequence(length=length):
+                    places[key] += size.users * length
+                case _:
+                    others.add(key)
+    yield from ((table, looked_up[key] + places[key]) for key, table in tables.items() if key not in others)
 
 
 def clip_gradients(optimizer: Optimizer, *, most: float | None) -> Float[Tensor, ""]:

@@ -39,7 +39,14 @@ from twofold.train.loop import (
     validation_of,
     weights_of,
 )
-from twofold.train.optimizer import Optimizer, build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
+from twofold.train.optimizer import (
+    Optimizer,
+    StepSize,
+    build_optimizer,
+    clip_gradients,
+    learning_rate_at,
+    set_learning_rate,
+)
 from twofold.train.ranker_examples import (
     MINED,
     CandidateLists,
@@ -143,8 +150,9 @@ def _prepare(
     ranker.fit_scales(_fit_scales(requests, dataset, config))
     if impressions is not None:
         ranker.fit_heads(np.nanmean(outcomes_of(dataset, impressions.examples, config), axis=0).tolist())
-    rows_per_step = config.batch_size * (1 + config.candidates.num_retrieved)
-    optimizer = build_optimizer(ranker, learning_rate=config.learning_rate, rows_per_step=rows_per_step)
+    rows = config.batch_size * (1 + config.candidates.num_retrieved)
+    # There may be more impressions in a step than requests, each with a user and an item.
+    optimizer = build_optimizer(ranker, learning_rate=config.learning_rate, size=StepSize(items=rows, users=rows))
     mean_weight = float(dataset.examples["train"].weight[requests.examples].mean()) or 1.0
     save = partial(save_checkpoint, checkpoint, ranker, optimizer, settings=config)
     return RankerTraining(ranker, optimizer, requests, impressions, dataset, config, mean_weight, save)

@@ -31,7 +31,7 @@ CHUNK_ROWS = 65_536
 
 
 class ShardedTable(nn.Embedding):
-    """An embedding of which this rank holds some columns. All ranks look up equally many rows, at the same time.
+    """An embedding of which this rank holds some columns. All ranks look rows up at the same time.
 
     The gradient of its weight includes the lookups of all ranks, so it is not summed again.
     """
@@ -47,10 +47,11 @@ class ShardedTable(nn.Embedding):
         self.folder = folder
 
     def forward(self, input: Int[Tensor, "batch"]) -> Float[Tensor, "batch dim"]:
-        """Returns whole vectors of this rank's rows."""
-        of_all = functional.embedding(all_gather(self.ranks, input), self.weight, self.padding_idx, sparse=self.sparse)
+        """Returns whole vectors of this rank's rows, of which it may have more or fewer than others."""
+        rows = all_gather(self.ranks, _filled_up(self.ranks, input))
+        of_all = functional.embedding(rows, self.weight, self.padding_idx, sparse=self.sparse)
         vectors: Tensor = _Exchanged.apply(self.ranks, self.whole_dim, of_all)  # type: ignore[no-untyped-call]
-        return vectors
+        return vectors[: len(input)]
 
     def cut(self, whole: Float[Tensor, "items dim"]) -> Float[Tensor, "items _"]:
         """Returns this rank's columns of a whole table."""
@@ -81,6 +82,13 @@ class ShardedTable(nn.Embedding):
             if self.ranks.is_first:
                 whole[part] = rows.cpu()
         return whole
+
+
+def _filled_up(ranks: ProcessGroup, rows: Int[Tensor, "batch"]) -> Int[Tensor, "_"]:
+    """Returns as many rows on every rank: this rank's, then its first one again, whose vectors nothing reads."""
+    most = int(all_gather(ranks, torch.tensor([len(rows)], device=ranks.device)).max())
+    more = rows[:1] if len(rows) else rows.new_zeros(1)
+    return torch.cat([rows, more.expand(most - len(rows))])
 
 
 def _mapped(folder: Path, rows: int, dim: int) -> Float[Tensor, "items dim"]:
