@@ -14,6 +14,7 @@ from twofold.cost_plan import RunCost, Scale, limits, run_cost, stage_costs
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.render.numbers import format_significant
+from twofold.train import optimizer
 
 ROOT = Path(__file__).parents[1]
 RUNS: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "scale.json").read_text(encoding="utf-8"))["runs"]
@@ -117,6 +118,15 @@ def test_costs_grow_with_the_log_and_shrink_with_machines(recipe: Recipe) -> Non
     assert [cost.processor_h for cost in one] == [cost.processor_h for cost in many]
     assert one[0].disk_gb > 10 * many[0].disk_gb
     assert one[1] == many[1]  # one process writes the arrays, whatever there is
+
+
+def test_a_step_costs_no_more_from_the_size_on_at_which_tables_are_lazy(recipe: Recipe) -> None:
+    assert cost_plan.LAZY_FROM == optimizer.LAZY_FROM
+    lazy_from = 10.0 * recipe.train.batch_size * 100  # both histories have 100 places
+    hours = [
+        stage_costs(recipe, Scale(1e9, 1e6, items))[2].processor_h for items in (lazy_from / 2, lazy_from, 1e7, 1e8)
+    ]
+    assert hours[0] < hours[1] == hours[2] == hours[3]
 
 
 def test_the_command_says_what_breaks_first(capsys: pytest.CaptureFixture[str]) -> None:

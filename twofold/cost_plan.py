@@ -30,6 +30,8 @@ the runs of 10 M and 30 M."""
 PREPARE_BYTES: Final = 21.91
 DATASET_BYTES: Final = 73.96
 """Bytes on disk of an event."""
+LAZY_FROM: Final = 10
+"""Rows of a table per row that a step reads, from which a step moves only those: `twofold.train.optimizer` has it."""
 PREPARE_GB: Final = 0.35
 PREPARE_BYTES_IN_MEMORY: Final = 220.0
 """Memory of preparation without a log, and bytes of an event in DuckDB's tables, which spill above its limit."""
@@ -123,7 +125,7 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     memory = TRAIN_GB + (parameters * _NUMBER_BYTES * _COPIES + scale.users * _ID_BYTES) / GB
     train = StageCost(
         "train",
-        recipe.train.epochs * epoch_seconds(examples, parameters) / 3600,
+        recipe.train.epochs * epoch_seconds(examples, moved_parameters(recipe, scale.items)) / 3600,
         memory,
         parameters * _NUMBER_BYTES * (_COPIES - 1) / GB,
         machines,
@@ -145,7 +147,7 @@ def run_cost(recipe: Recipe, *, rows: int, examples: int, users: int, items: int
     first, second = (train.epochs if train.patience is None else min(train.epochs, usual) for usual in USUAL_EPOCHS)
     usual, most = (first + second, 2 * train.epochs) if train.refit else (first, train.epochs)
     parameters = table_parameters(recipe, float(items))
-    epoch_s = epoch_seconds(float(examples), parameters) * towers.ensemble
+    epoch_s = epoch_seconds(float(examples), moved_parameters(recipe, float(items))) * towers.ensemble
     arrays_s = rows * (PREPARE_US + DATASET_US * (1 + train.refit)) / 1e6
     rest_s = REST_S + arrays_s + users * items * PAIR_US / 1e6
     memory = RUN_GB + (parameters * _NUMBER_BYTES * _COPIES + users * items * PAIR_BYTES) / GB
@@ -153,7 +155,9 @@ def run_cost(recipe: Recipe, *, rows: int, examples: int, users: int, items: int
 
 
 def epoch_seconds(examples: float, parameters: float) -> float:
-    """Returns the processor seconds of a pass of one pair of towers over the training examples."""
+    """Returns the processor seconds of a pass of one pair of towers over the training examples; `parameters` are those
+    of the tables of items that steps move.
+    """
     return examples * (TRAIN_US + TRAIN_US_A_MILLION * parameters / 1e6) / 1e6
 
 
@@ -185,13 +189,27 @@ def limits(scale: Scale, costs: Sequence[StageCost]) -> list[Limit]:
 
 def table_parameters(recipe: Recipe, items: float) -> float:
     """Returns the parameters of the tables of items: that of the ids, and one of each history with its own."""
-    dim = recipe.retriever.dim if isinstance(recipe.retriever, TwoTower) else 64
-    histories = [each for each in recipe.features.user if isinstance(each, HistoryFeature | SequenceFeature)]
-    return items * dim * (1 + len(histories))
+    return items * _dim(recipe) * (1 + len(_histories(recipe)))
+
+
+def moved_parameters(recipe: Recipe, items: float) -> float:
+    """Returns the parameters of these tables that make a step slower: all, up to the size from which a step moves only
+    the rows that it reads. That of the ids counts as the histories' do, as in the runs that the constants are of.
+    """
+    longest = max((each.max_length for each in _histories(recipe)), default=0)
+    most = float(LAZY_FROM * recipe.train.batch_size * longest)
+    return table_parameters(recipe, min(items, most or items))
+
+
+def _histories(recipe: Recipe) -> list[HistoryFeature | SequenceFeature]:
+    return [each for each in recipe.features.user if isinstance(each, HistoryFeature | SequenceFeature)]
+
+
+def _dim(recipe: Recipe) -> int:
+    return recipe.retriever.dim if isinstance(recipe.retriever, TwoTower) else 64
 
 
 def flops_an_example(recipe: Recipe) -> float:
     """Returns the floating-point operations of an example: logits against its batch, and their two gradients."""
-    dim = recipe.retriever.dim if isinstance(recipe.retriever, TwoTower) else 64
     drawn = recipe.train.loss.uniform_negatives if isinstance(recipe.train.loss, InBatchSoftmax) else 0
-    return 6.0 * dim * (recipe.train.batch_size + drawn)
+    return 6.0 * _dim(recipe) * (recipe.train.batch_size + drawn)
