@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from twofold.dataset.dataset import load_dataset
 from twofold.model.two_tower import build_two_tower
+from twofold.recipe.features import Features
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import Train
 from twofold.train import loop, objective
@@ -69,10 +70,12 @@ def with_lengths(dataset):
 
 
 def main(dataset_folder, folder):
-    dataset, paces = with_lengths(load_dataset(Path(dataset_folder))), (loop.CHECKPOINT_EVERY_S, loop.CHECKPOINT_SHARE)
+    paces = loop.CHECKPOINT_EVERY_S, loop.CHECKPOINT_SHARE
     with distributed_context("cpu") as ranks:
         torch.set_num_threads(1)
         for name, case in json.loads((Path(folder) / "cases.json").read_text()).items():
+            features = Features.model_validate(case["features"])
+            dataset = with_lengths(load_dataset(Path(dataset_folder), features))
             train(dataset, case, Path(folder) / name / "ranks", Setup(ranks))
             if ranks.is_first:
                 train(dataset, case, Path(folder) / name / "alone", Setup())

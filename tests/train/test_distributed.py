@@ -40,6 +40,11 @@ CASES = {
     "bce": ({"kind": "bce"}, DOT, {}),
     "bce-lazy": ({"kind": "bce"}, DOT, {"lazy_from": 0, "dim": 1}),  # the first rank has no column
 }
+SGD = {"optimizer": "sgd", "learning_rate": 1.0}
+SEQUENCES = {
+    "sequences": ({"kind": "in_batch_softmax"}, COSINE, {"has_sequences": True, "train": SGD}),
+    "sequences-lazy": ({"kind": "in_batch_softmax"}, COSINE, {"has_sequences": True, "train": SGD, "lazy_from": 0}),
+}
 ADVERSARY = {"mixed": {"max_lambda": 0.3}}
 
 
@@ -51,14 +56,14 @@ def torchrun(*arguments, timeout=120):
     )
 
 
-def of_lines_alone(features):
+def without_dropout(features, *, has_sequences=False):
     """Returns the features without dropout and sequences, whose result depends on how the examples are divided.
 
     Dropout is drawn for the examples that a process holds; a sequence is read in one pass for all examples of a user,
     so that an example sees as far back as those beside it let it.
     """
     tree = features.model_dump(mode="json")
-    tree["user"] = [feature for feature in tree["user"] if feature["kind"] != "sequence"]
+    tree["user"] = [feature for feature in tree["user"] if feature["kind"] != "sequence" or has_sequences]
     for feature in (*tree["user"], *tree["item"]):
         feature.update({name: 0.0 for name in ("dropout", "unknown_rate") if name in feature})
     return Features.model_validate(tree)
@@ -68,7 +73,7 @@ def of_lines_alone(features):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     write_prepared(folder / "prepare", random_events(0))
-    build_dataset(folder / "prepare", of_lines_alone(FEATURES), folder / "dataset", time_zone="Asia/Shanghai")
+    build_dataset(folder / "prepare", FEATURES, folder / "dataset", time_zone="Asia/Shanghai")
     cases = {
         name: {
             "train": {
@@ -77,12 +82,16 @@ def trained(tmp_path_factory):
                 "max_grad_norm": 0.5,
                 "adversary": ADVERSARY.get(name),
                 "precision": more.get("precision", "float32"),
+                **more.get("train", {}),
             },
+            "features": without_dropout(FEATURES, has_sequences=more.get("has_sequences", False)).model_dump(
+                mode="json"
+            ),
             "model": {"kind": "two_tower", "dim": more.get("dim", 8), "hidden": [8], "score": score},
             "lazy_from": 10,
-            **more,
+            **{key: value for key, value in more.items() if key != "train"},
         }
-        for name, (loss, score, more) in CASES.items()
+        for name, (loss, score, more) in (CASES | SEQUENCES).items()
     }
     (folder / "cases.json").write_text(json.dumps(cases))
     done = torchrun(ROOT / "tests" / "train" / "ranks_and_alone.py", folder / "dataset", folder)
@@ -101,6 +110,15 @@ def test_two_ranks_learn_what_one_learns(trained, name):
         torch.testing.assert_close(ranks[part], weights, **exact, msg=lambda text, part=part: part + text)
     logs = [pq.read_table(trained / name / who / "training_log.parquet")["loss"] for who in ("ranks", "alone")]
     np.testing.assert_allclose(*logs, rtol=loss_rtol)
+
+
+def test_two_ranks_learn_the_same_of_sequences_from_sparse_gradients_as_from_dense_ones(trained):
+    """Each rank reads other rows, and another number of them."""
+    lazy, dense = (
+        load_file(trained / name / "ranks" / "weights.safetensors") for name in ("sequences-lazy", "sequences")
+    )
+    assert any("sequence" in name for name in dense)
+    torch.testing.assert_close(lazy, dense, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, more) in CASES.items() if more.get("is_killed")])
