@@ -9,10 +9,14 @@ from tests.logs.shop import write_shop
 from twofold.cli import main as cli
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_shop(tmp_path_factory.mktemp("shop"))
+
+
 @pytest.fixture
-def drafted(tmp_path, monkeypatch):
+def drafted(files, tmp_path, monkeypatch):
     """Drafts a recipe of a shop as if on a terminal, with these lines typed → (recipe, prompts)."""
-    files = write_shop(tmp_path)
 
     def run(*typed, options=(), is_terminal=True):
         lines, prompts = iter(typed), []

@@ -12,9 +12,10 @@ import pytest
 
 from twofold.errors import DataError, RecipeError
 from twofold.ingest import inspect_log as looking
+from twofold.ingest import inspect_table
 from twofold.ingest.column_roles import GivenColumns
 from twofold.ingest.draft_recipe import draft_recipe
-from twofold.ingest.inspect_log import LogProfile, check_draft, profile_log
+from twofold.ingest.inspect_log import Answers, LogProfile, check_draft, profile_log
 from twofold.ingest.inspect_table import engine, look_at_table
 from twofold.ingest.table_profile import EventFacts
 from twofold.prepare.last_days import with_dates
@@ -117,6 +118,23 @@ def test_text_ids_and_iso_timestamps(tmp_path: Path) -> None:
     assert seen.events.positives == ROWS
     assert seen.roles.signals.relevant == "event_type = 'purchase'"
     assert prepared(seen, tmp_path)["splits"]["test"]["rows"] == ROWS // 10
+
+
+def test_a_text_file_is_parsed_once_or_in_every_scan_and_columns_that_are_known_not_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys()
+    columns = {"user": key["user"], "item": key["item"], "timestamp": key["seconds"], "stars": np.arange(ROWS) % 5}
+    log = write(tmp_path / "log.csv", columns | {"tags": ["a|b", "b|c", "c|a"] * (ROWS // 3)})
+    seen = profile_log(log)
+    assert {column.name: column.separator for column in seen.log.columns}["tags"] == "|"
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect_table, "_MOST_COPIED", 0)
+        assert profile_log(log) == seen
+    monkeypatch.setattr(looking, "look_at_table", None)
+    again = profile_log(log, answers=Answers(test_days=2), seen=seen)
+    assert (again.log, again.events) == (seen.log, seen.events)
+    assert again.answers.test_days == 2
 
 
 def test_times_are_found_in_the_first_texts_of_a_column_wherever_they_begin(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.worlds import FIRST_MS
 from twofold.errors import DataError
+from twofold.prepare import table_files as table_files_module
 from twofold.prepare.sources import open_source
 from twofold.prepare.table_files import table_files
 from twofold.recipe.data import Table
@@ -24,6 +25,19 @@ OBJECTS = [dict(zip(LOG.column_names, row, strict=True)) for row in ROWS]
 def rows_at(path: Path) -> list[tuple[object, ...]]:
     source = open_source(Table(kind="table", events=path))
     return duckdb.execute(f'SELECT user_id, item_id, "at", liked FROM ({source.events.select_sql()})').fetchall()
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,10\n")
+    found = table_files(tmp_path / "log.csv", "data.events")
+    with monkeypatch.context() as patch:
+        patch.setattr(table_files_module, "open_duckdb", None)
+        assert table_files(tmp_path / "log.csv", "--log") == found
+    (tmp_path / "log.csv").write_text("user_id,item_id\na,10\n")
+    assert table_files(tmp_path / "log.csv", "data.events").columns == {"user_id": "VARCHAR", "item_id": "BIGINT"}
+    (tmp_path / "log.csv").write_text("user_id,item_id\n")
+    with pytest.raises(DataError, match=r"log\.csv has no rows"):
+        table_files(tmp_path / "log.csv", "data.events")
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------

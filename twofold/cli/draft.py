@@ -90,9 +90,9 @@ def new(
     path = _log_path(log_file, log)
     _check_out(out, overwrite=overwrite)
 
-    def profile(columns: GivenColumns, answers: Answers) -> LogProfile:
+    def profile(columns: GivenColumns, answers: Answers, seen: LogProfile | None) -> LogProfile:
         with Console(stderr=True).status("reading the log …"):
-            return profile_log(path, items=items, users=users, given_columns=columns, answers=answers)
+            return profile_log(path, items=items, users=users, given_columns=columns, answers=answers, seen=seen)
 
     is_asked = not yes and str(out) != "-" and sys.stdin.isatty() and sys.stdout.isatty()
     _draft(path, profile, columns, answers, out=out, is_asked=is_asked)
@@ -117,14 +117,14 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise RecipeError(f"{out} exists. Overwrite it with --overwrite, or name another file with --out FILE.")
 
 
-_Profile: TypeAlias = "Callable[[GivenColumns, Answers], LogProfile]"
+_Profile: TypeAlias = "Callable[[GivenColumns, Answers, LogProfile | None], LogProfile]"
 
 
 def _draft(
     log: Path, profile: _Profile, columns: "GivenColumns", answers: "Answers", *, out: Path, is_asked: bool
 ) -> None:
     """Prints what was found, asks or prints the questions, and writes the recipe."""
-    seen, is_printed = profile(columns, answers), str(out) == "-"
+    seen, is_printed = profile(columns, answers, None), str(out) == "-"
     console = Console(stderr=is_printed, highlight=False, soft_wrap=True)
     _print_seen(console, seen)
     if is_asked:
@@ -154,7 +154,7 @@ def _with_answers(seen: "LogProfile", columns: "GivenColumns", profile: _Profile
     answers, weights = ask_questions(seen)
     if (answers, weights) == (seen.answers, None):
         return seen
-    return profile(replace(columns, weights=weights or columns.weights), answers)
+    return profile(replace(columns, weights=weights or columns.weights), answers, seen)
 
 
 def _write(seen: "LogProfile", log: Path, out: Path | None) -> None:

@@ -14,7 +14,7 @@ from twofold.errors import DataError
 from twofold.ingest.column_roles import GivenColumns, Roles, guess_roles
 from twofold.ingest.draft_data import data_section, our_name
 from twofold.ingest.draft_split import check_test_days, choose_split, count_judged
-from twofold.ingest.inspect_table import Query, engine, look_at_table
+from twofold.ingest.inspect_table import Query, engine, look_at_table, read_once
 from twofold.ingest.log_attributes import LogAttributes, log_attributes
 from twofold.ingest.positive_rules import with_threshold
 from twofold.ingest.table_profile import Column, Day, EventFacts, TableProfile, look_of, printable
@@ -92,14 +92,17 @@ def profile_log(
     users: Path | None = None,
     given_columns: GivenColumns = GivenColumns(),  # noqa: B008
     answers: Answers = Answers(),  # noqa: B008
+    seen: LogProfile | None = None,
 ) -> LogProfile:
     """Returns the profile of a log: the columns of every table, their roles, and statistics of the events.
 
-    `given_columns` and `answers` are not guessed. DataError if a file is missing, damaged or empty, if user, item or
-    time cannot be found, or if there is only one user or one item.
+    `given_columns` and `answers` are not guessed. `seen` is an earlier profile of the same files, whose columns are not
+    read again. DataError if a file is missing, damaged or empty, if user, item or time cannot be found, or if there is
+    only one user or one item.
     """
     tables = {"--log": log} | {name: path for name, path in (("--items", items), ("--users", users)) if path}
-    looked = {name: look_at_table(path, field=name) for name, path in tables.items()}
+    known = {} if seen is None else {"--log": seen.log, "--items": seen.items, "--users": seen.users}
+    looked = {name: known.get(name) or look_at_table(path, field=name) for name, path in tables.items()}
     sides = looked.get("--items"), looked.get("--users")
     roles = guess_roles(looked["--log"], given_columns, items=sides[0], users=sides[1])
     own = _own_attributes(looked["--log"], sides, roles)
@@ -110,6 +113,7 @@ def profile_log(
     if answers.time_zone is None and roles.has_clock:
         zone, zone_reason = guess_time_zone(source.events, data.columns.get("at", "at"))
     with engine(source.files) as query:
+        source = replace(source, events=read_once(query, source.events), items=read_once(query, source.items))
         roles, events = _count(query, source, _as_answered(query, source, roles, answers), answers, zone)
     return LogProfile(looked["--log"], *sides, roles, data, events, zone, zone_reason, answers, own.varying)
 

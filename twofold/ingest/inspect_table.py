@@ -11,8 +11,8 @@ import duckdb
 
 from twofold.errors import DataError
 from twofold.ingest.table_profile import Column, Kind, TableProfile
-from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_name, quote_text
-from twofold.prepare.sources import INTEGERS
+from twofold.prepare.duckdb_connection import FileKind, first_line, open_duckdb, quote_name, quote_text
+from twofold.prepare.sources import INTEGERS, SourceTable
 from twofold.prepare.table_files import TableFiles, table_files
 from twofold.prepare.time_texts import try_time_sql
 
@@ -25,6 +25,7 @@ SEPARATORS: Final = ("|", ";", ">", ",")
 """Separators of the values of a text, from the clearest to the one that sentences have as well."""
 _DECIMAL_COMMA: Final = r"[+-]?\d+,\d+"
 _SPLIT_ROWS: Final = 50_000  # rows of a text column whose parts are counted
+_MOST_COPIED: Final = 2**28  # bytes of a file of text
 _DATED_TEXTS: Final = 10_000  # values of a text column that are read as times, in some forty formats: 20 µs each
 
 
@@ -40,33 +41,34 @@ def look_at_table(path: Path, *, field: str) -> TableProfile:
     if has_decimal_comma:
         files = table_files(path, field, has_decimal_comma=True)
         columns, rows = _look(files)
-    return TableProfile(path, rows, _with_separators(files, columns), has_decimal_comma=has_decimal_comma)
+    return TableProfile(path, rows, columns, has_decimal_comma=has_decimal_comma)
 
 
-def _look(files: TableFiles) -> tuple[list[Column], int]:
+def _look(files: TableFiles) -> tuple[tuple[Column, ...], int]:
     types = files.columns
     names = list(types)
     rows, columns = 0, []
     with engine(files.paths) as query:
+        scan = copied_once(query, files.scan, files.paths, files.kind)
         for first in range(0, len(names), _COLUMNS_PER_SCAN):
             some = names[first : first + _COLUMNS_PER_SCAN]
             listed = ", ".join(_column_sql(name, types[name]) for name in some)
-            rows, *facts = query(f"SELECT COUNT(*), {listed} FROM {files.scan}")[0]
+            rows, *facts = query(f"SELECT COUNT(*), {listed} FROM {scan}")[0]
             columns += [_column(name, types[name], rows, fact) for name, fact in zip(some, facts, strict=True)]
-        return _with_dates(query, files, columns), rows
+        return _with_separators(query, scan, _with_dates(query, scan, columns)), rows
 
 
-def _with_dates(query: Query, files: TableFiles, columns: Sequence[Column]) -> list[Column]:
+def _with_dates(query: Query, scan: str, columns: Sequence[Column]) -> list[Column]:
     """Adds the share of each text column's first values that are times."""
     return [
-        replace(column, dates=_share_of_dates(query, files, column.name)) if column.kind == "text" else column
+        replace(column, dates=_share_of_dates(query, scan, column.name)) if column.kind == "text" else column
         for column in columns
     ]
 
 
-def _share_of_dates(query: Query, files: TableFiles, name: str) -> float:
+def _share_of_dates(query: Query, scan: str, name: str) -> float:
     column = quote_name(name)
-    texts = f"SELECT CAST({column} AS VARCHAR) AS text FROM {files.scan} WHERE {column} IS NOT NULL"
+    texts = f"SELECT CAST({column} AS VARCHAR) AS text FROM {scan} WHERE {column} IS NOT NULL"
     # A text that repeats, such as an id, is read once.
     counted = f"SELECT text, COUNT(*) AS number FROM ({texts} LIMIT {_DATED_TEXTS}) GROUP BY text"
     dates = f"SUM(CASE WHEN {try_time_sql('text')} IS NOT NULL THEN number END)"
@@ -74,23 +76,22 @@ def _share_of_dates(query: Query, files: TableFiles, name: str) -> float:
     return float((found or 0) / (texts_read or 1))
 
 
-def _with_separators(files: TableFiles, columns: Sequence[Column]) -> tuple[Column, ...]:
+def _with_separators(query: Query, scan: str, columns: Sequence[Column]) -> tuple[Column, ...]:
     """Adds the separator of each text column whose parts repeat: those of tags do, those of titles do not."""
     found = []
-    with engine(files.paths) as query:
-        for column in columns:
-            separator = next(
-                (sep for sep, share in column.separated if share >= 0.2 and _repeats(query, files, column, sep)), None
-            )
-            found.append(replace(column, separator=separator))
+    for column in columns:
+        separator = next(
+            (sep for sep, share in column.separated if share >= 0.2 and _repeats(query, scan, column, sep)), None
+        )
+        found.append(replace(column, separator=separator))
     return tuple(found)
 
 
-def _repeats(query: Query, files: TableFiles, column: Column, separator: str) -> bool:
+def _repeats(query: Query, scan: str, column: Column, separator: str) -> bool:
     """Returns whether the parts of a text column occur four times on average, and are not quoted or bracketed."""
     parts = f"STRING_SPLIT({quote_name(column.name)}, {quote_text(separator)})"
     text = f"TRIM(UNNEST({parts}))"
-    sql = f"SELECT {text} AS part FROM (SELECT * FROM {files.scan} LIMIT {_SPLIT_ROWS})"
+    sql = f"SELECT {text} AS part FROM (SELECT * FROM {scan} LIMIT {_SPLIT_ROWS})"
     brackets = "COUNT(CASE WHEN SUBSTRING(part, 1, 1) IN ('[', '{') THEN 1 END)"
     total, distinct, bracketed = query(f"SELECT COUNT(*), COUNT(DISTINCT part), {brackets} FROM ({sql})")[0]
     return bool(total >= 4 * distinct and not bracketed)
@@ -179,3 +180,20 @@ def engine(files: Sequence[Path]) -> Iterator[Query]:
                 f"reading {listed} failed: {first_line(error)}. The file is damaged (copy or export it again), or a "
                 f"value in it is not of its column's type."
             ) from error
+
+
+def copied_once(query: Query, scan: str, files: Sequence[Path], kind: FileKind) -> str:
+    """Copies a small table of text for the statements that follow; returns the FROM clause that reads it.
+
+    Each scan of a CSV or JSON file guesses its columns again and parses it: 40 ms for a file of a few rows.
+    """
+    if kind == "parquet" or sum(path.stat().st_size for path in files) > _MOST_COPIED:
+        return scan
+    name = quote_name(scan)
+    query(f"CREATE TABLE IF NOT EXISTS {name} AS FROM {scan}")
+    return name
+
+
+def read_once(query: Query, table: SourceTable) -> SourceTable:
+    """Returns the table of a log as one whose files are read once, if they are small and of text."""
+    return replace(table, copy=copied_once(query, table.files_sql, table.files, table.kind)) if table.files else table

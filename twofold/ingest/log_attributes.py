@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from twofold.ingest.inspect_table import Query, engine
+from twofold.ingest.inspect_table import Query, engine, read_once
 from twofold.ingest.table_profile import Column, TableProfile
 from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.sources import SourceTable
@@ -37,6 +37,7 @@ def log_attributes(
     columns = [c for c in log.columns if c.kind in _KINDS and c.distinct > 1 and c.name not in (*keys, *taken)]
     user, item = ({column.name: column for column in log.columns}[key] for key in keys)
     with engine(events.files) as query:
+        events = read_once(query, events)
         items, varying = _attributes(query, log, events, item, columns[:_MOST_COLUMNS])
         described = {column.name for column in items.columns} if items else set()
         users, _ = _attributes(query, log, events, user, [c for c in columns if c.name not in described])

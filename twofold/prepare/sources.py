@@ -12,7 +12,7 @@ from typing import Final
 from twofold.digest import digest_of, file_digest
 from twofold.errors import DataError, RecipeError
 from twofold.prepare.duckdb_connection import FileKind, quote_name, quote_text, scan_sql
-from twofold.prepare.table_files import TableFiles, require_file, table_files
+from twofold.prepare.table_files import TableFiles, files_of_tables, require_file
 from twofold.prepare.time_texts import check_day_order, time_format
 from twofold.recipe.data import Table
 from twofold.recipe.messages import did_you_mean
@@ -57,6 +57,8 @@ class SourceTable:
     grouped_by: str | None = None
     """Key of a table of attributes that is read from the events: one row per key, with the largest value of each
     column. `None` means that the rows are those of the files."""
+    copy: str | None = None
+    """Table of an engine that holds the rows of the files; `None` means that the files are read."""
 
     @property
     def columns(self) -> dict[str, str]:
@@ -66,6 +68,8 @@ class SourceTable:
     @property
     def files_sql(self) -> str:
         """FROM clause for the files as DuckDB reads them."""
+        if self.copy is not None:
+            return self.copy
         return scan_sql(self.files, self.kind, has_partitions=bool(self.partitions), csv_options=self.csv_options)
 
     def select_sql(self, origin: str | None = None) -> str:
@@ -120,11 +124,9 @@ def open_source(data: Table) -> Source:
     timestamps without a zone are read as UTC.
     """
     paths = {"events": data.events, "items": data.items, "users": data.users}
-    found = {
-        name: table_files(path, f"data.{name}", has_decimal_comma=name in data.decimal_comma)
-        for name, path in paths.items()
-        if path is not None
-    }
+    fields = {f"data.{name}": path for name, path in paths.items() if path is not None}
+    files = files_of_tables(fields, decimal_comma=[f"data.{name}" for name in data.decimal_comma])
+    found = {field.removeprefix("data."): each for field, each in files.items()}
     _check_renaming(data.columns, {name: files.columns for name, files in found.items()})
     events = _table(data, found["events"], EVENTS)
     sides = []

@@ -7,9 +7,11 @@ give a column of text.
 import csv
 import gzip
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +34,9 @@ _NAME_FILES: Final = "Name a file, or a folder of files."
 _MAX_DEPTH: Final = 8  # of folders `column=value`; a link to a folder above would have no end
 # DuckDB reads a path with one of these as a pattern, which may stand for other files.
 _PATTERN: Final = re.compile(r"[*?\[]")
+
+FileState = tuple[int, int, int]
+"""Inode, size and time of writing of a file."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,61 @@ def table_files(path: Path, field: str, *, has_decimal_comma: bool = False) -> T
     there is no file, if one is damaged, if none has a row, or if their kinds or columns differ. `field` is what named
     the path. With `has_decimal_comma`, numbers of CSV files are written as 13,27.
     """
+    return files_of_tables({field: path}, decimal_comma=(field,) if has_decimal_comma else ())[field]
+
+
+def files_of_tables(tables: Mapping[str, Path], *, decimal_comma: Collection[str] = ()) -> dict[str, TableFiles]:
+    """Returns the files of several tables, each as `table_files` does, by the field that named the path of the table.
+
+    Opening a DuckDB takes longer than reading a header, and guessing the columns of a CSV file longer still: one DuckDB
+    reads all headers, and those of files that have not changed since are remembered.
+    """
+    scans = [_scan_of(path, field, has_decimal_comma=field in decimal_comma) for field, path in tables.items()]
+    headers = _headers(tuple(scans))
+    return {
+        field: _table_of(path, field, scan, dict(zip(scan.paths, columns, strict=True)))
+        for (field, path), scan, columns in zip(tables.items(), scans, headers, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Files of one table, with what tells whether one of them has changed, and how they are read."""
+
+    paths: tuple[Path, ...]
+    states: tuple[FileState, ...]
+    kind: FileKind
+    partitions: tuple[str, ...]
+    csv_options: str
+
+
+def _scan_of(path: Path, field: str, *, has_decimal_comma: bool) -> _Scan:
     paths = _paths(path, field)
     kind, partitions = _common_kind(path, paths, field), _common_partitions(path, paths, field)
     csv_options = "decimal_separator = ','" if has_decimal_comma and kind == "csv" else ""
-    described: dict[Path, dict[str, str]] = {}
-    with open_duckdb(None, files=paths) as connection:
-        for file in paths:
-            scan = scan_sql((file,), kind, has_partitions=bool(partitions), csv_options=csv_options)
-            if columns := _columns(connection, file, kind, scan):
-                _check_repeated(file, kind, columns, field)
-                _check_delimiter(file, kind, columns, field)
-                described[file] = columns
+    return _Scan(paths, file_states(paths), kind, partitions, csv_options)
+
+
+def file_states(paths: Iterable[Path]) -> tuple[FileState, ...]:
+    """Returns what tells whether a file has changed: its inode, size and time of writing."""
+    facts = (path.stat() for path in paths)
+    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in facts)
+
+
+@lru_cache(maxsize=32)
+def _headers(scans: tuple[_Scan, ...]) -> list[list[dict[str, str]]]:
+    """Returns the columns of each file of each table; none if the file has no rows."""
+    with open_duckdb(None, files=chain(*(scan.paths for scan in scans))) as connection:
+        return [[_columns(connection, path, scan) for path in scan.paths] for scan in scans]
+
+
+def _table_of(path: Path, field: str, scan: _Scan, headers: Mapping[Path, dict[str, str]]) -> TableFiles:
+    described = {file: columns for file, columns in headers.items() if columns}
+    for file, columns in described.items():
+        _check_repeated(file, scan.kind, columns, field)
+        _check_delimiter(file, scan.kind, columns, field)
     if not described:
-        files = path if len(paths) == 1 else f"each of the {len(paths):,} files in {path}"
+        files = path if len(scan.paths) == 1 else f"each of the {len(scan.paths):,} files in {path}"
         raise DataError(f"{field}: {files} has no rows. Check that the export finished.")
     first, own = next(iter(described.items()))
     for file, columns in described.items():
@@ -82,8 +129,8 @@ def table_files(path: Path, field: str, *, has_decimal_comma: bool = False) -> T
                 f"{field}: {file} has the columns {columns}, but {first} has {own}. "
                 f"All files of a folder need the same names and types."
             )
-    columns = _without_parents(own, path, partitions, paths)
-    return TableFiles(tuple(described), kind, partitions, columns, csv_options)
+    columns = _without_parents(own, path, scan.partitions, scan.paths)
+    return TableFiles(tuple(described), scan.kind, scan.partitions, columns, scan.csv_options)
 
 
 def require_file(path: Path, field: str) -> None:
@@ -186,14 +233,15 @@ def _without_parents(
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, path: Path, kind: FileKind, scan: str) -> dict[str, str]:
+def _columns(connection: duckdb.DuckDBPyConnection, path: Path, scan: _Scan) -> dict[str, str]:
     """Returns name → SQL type; nothing if the file has no rows."""
+    rows = scan_sql((path,), scan.kind, has_partitions=bool(scan.partitions), csv_options=scan.csv_options)
     try:
-        columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()}
-        return columns if connection.execute(f"SELECT 1 FROM {scan} LIMIT 1").fetchall() else {}
+        columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()}
+        return columns if connection.execute(f"SELECT 1 FROM {rows} LIMIT 1").fetchall() else {}
     except duckdb.Error as error:
         raise DataError(
-            f"{path} cannot be read as {kind} ({path.stat().st_size:,} bytes): {first_line(error)}. "
+            f"{path} cannot be read as {scan.kind} ({path.stat().st_size:,} bytes): {first_line(error)}. "
             f"It is damaged, cut short or of another kind: copy or export it again."
         ) from error
 

@@ -4,11 +4,13 @@ What a cast to a timestamp reads, such as 2024-01-31 18:30:00+01:00, needs no fo
 """
 
 import re
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 from twofold.errors import DataError
 from twofold.prepare.duckdb_connection import open_duckdb, python_statement, quote_name, quote_text
-from twofold.prepare.table_files import TableFiles
+from twofold.prepare.table_files import FileState, TableFiles, file_states
 
 _DAYS: Final = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d", "%d %b %Y")
 _CLOCKS: Final = (" %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", "")
@@ -31,17 +33,25 @@ def check_day_order(files: TableFiles, column: str) -> None:
     """Raises DataError if all days of a CSV column, such as 01/05/2024, may be months: DuckDB reads the day first."""
     if files.kind != "csv":
         return
+    formats = _guessed_formats(files.paths, file_states(files.paths))
+    unclear = [text for text in formats if re.match("%[dm][-/]%[dm]", text)]
+    if not unclear:
+        return
     with open_duckdb(None, files=files.paths) as connection:
-        sniffed = (f"SELECT * FROM sniff_csv({quote_text(path)})" for path in files.paths)
-        formats = [connection.execute(f"SELECT DateFormat, TimestampFormat FROM ({sql})").fetchone() for sql in sniffed]
-        unclear = [text for pair in formats for text in pair or () if text and re.match("%[dm][-/]%[dm]", text)]
-        if not unclear:
-            return
         for rows in (f"(SELECT * FROM {files.scan} LIMIT {_FIRST_ROWS})", files.scan):
             found = connection.execute(f"SELECT MAX(DAY({quote_name(column)})) FROM {rows}").fetchone()
             if found is None or found[0] is None or found[0] > 12:
                 return
     raise _unclear(files, column, unclear[0])
+
+
+@lru_cache(maxsize=32)
+def _guessed_formats(paths: tuple[Path, ...], states: tuple[FileState, ...]) -> list[str]:
+    """Returns the formats of dates and times that DuckDB guesses for CSV files, once for files that do not change."""
+    with open_duckdb(None, files=paths) as connection:
+        sniffed = (f"SELECT * FROM sniff_csv({quote_text(path)})" for path in paths)
+        found = [connection.execute(f"SELECT DateFormat, TimestampFormat FROM ({sql})").fetchone() for sql in sniffed]
+    return [text for pair in found for text in pair or () if text]
 
 
 def time_format(files: TableFiles, column: str) -> str | None:
