@@ -13,6 +13,8 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt -e
 SITE := $(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
+# Where the environment forbids compiled files, each worker of the tests compiles all of twofold again.
+unexport PYTHONDONTWRITEBYTECODE
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .PHONY: demo test test-slow test-sail check docs docs-site studies impressions bench
