@@ -84,13 +84,24 @@ def docstrings_without_a_verb(path: Path, nodes: list[ast.AST]) -> list[str]:
 
 def retired_words(path: Path, nodes: list[ast.AST]) -> list[str]:
     retired = RETIRED - {"tell"} if path.name == "tune.py" else RETIRED  # Optuna's Study.tell
-    names = (getattr(node, field, None) for node in nodes for field in ("id", "arg", "attr", "name", "asname"))
-    return [name for name in names if isinstance(name, str) and name in retired]
+    return [name for name in names_in(nodes, frozenset({"id", "arg", "attr", "name", "asname"})) if name in retired]
 
 
 def names_that_are_asked(path: Path, nodes: list[ast.AST]) -> list[str]:
-    names = (getattr(node, field, None) for node in nodes for field in ("id", "arg", "name", "asname"))
-    return [name for name in names if name == "asked"]
+    return [name for name in names_in(nodes, frozenset({"id", "arg", "name", "asname"})) if name == "asked"]
+
+
+def names_in(nodes: list[ast.AST], fields: frozenset[str]) -> Iterator[str]:
+    """Yields the identifiers in these fields of the nodes."""
+    for node in nodes:
+        for field in named_fields(type(node), fields):
+            if isinstance(name := getattr(node, field), str):
+                yield name
+
+
+@cache
+def named_fields(kind: type[ast.AST], fields: frozenset[str]) -> tuple[str, ...]:
+    return tuple(field for field in kind._fields if field in fields)
 
 
 def undefined_dimensions(path: Path, nodes: list[ast.AST]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.table import Table
 
+from tests.small_peers import shrink_ials
 from twofold.errors import DataError, RunError
 from twofold.evaluate import peer_tuning
 from twofold.evaluate.baseline_results import Headline, LeftOut
@@ -78,7 +79,9 @@ def tuned(**kwargs):
     """Returns constants chosen on a world whose users had seen two items fewer, which are then to be found."""
     window, _, before = world(**kwargs)
     metrics = deciding_metrics(window.num_items)
-    return tune_peers(replace(window, name="validation"), before, metrics=metrics)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink_ials(monkeypatch)
+        return tune_peers(replace(window, name="validation"), before, metrics=metrics)
 
 
 @cache

@@ -177,7 +177,7 @@ def test_the_scores_of_a_blend_are_those_of_the_towers_plus_the_weighted_ones_of
     np.testing.assert_allclose(scores(peer), 0.25 * scores(replace(peer, weight=1.0)), rtol=1e-4, atol=1e-6)
 
 
-def habits(folder, *, num_users=150, num_items=400):
+def habits(folder, *, num_users=90, num_items=250):
     """Each user has five items of their own, met again every day, the first most often; no two users are alike.
 
     Only how often the user met an item tells how likely it comes next, and items that were met may be recommended.

@@ -84,13 +84,21 @@ def judged(run: Path) -> dict[int, tuple[int, list[int]]]:
 
 
 def lists_of(run: Path, client: Client, times: dict[int, int], *, k: int) -> tuple[dict, dict]:
-    """Returns the list of each user as of a time, served over HTTP and in a table of Python."""
-    served, in_table, recommender = {}, {}, load(run)
+    """Returns the list of each user as of a time, served over HTTP and in a table of Python.
+
+    The table is that of all users of one time; some of them are tried alone too.
+    """
+    served, in_table, recommender = {}, {user: [] for user in times}, load(run)
     for user, at in times.items():
         status, body = client.post("/v1/recommend", {"user_id": user, "k": k, "context": {"at": at}})
         assert status == 200, body
         served[user] = [item["item_id"] for item in body["items"]]
-        in_table[user] = recommender.recommend([user], k=k, at=at)["item_id"].to_pylist()
+    for at in set(times.values()):
+        table = recommender.recommend([user for user in times if times[user] == at], k=k, at=at)
+        for user, item in zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True):
+            in_table[user].append(item)
+    for user in list(times)[::10]:
+        assert recommender.recommend([user], k=k, at=times[user])["item_id"].to_pylist() == in_table[user]
     return served, in_table
 
 
