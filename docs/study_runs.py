@@ -30,7 +30,7 @@ NOT_RUN: Final[Mapping[str, str]] = {
     **dict.fromkeys(("d01", "d03"), "we have no copy of MovieLens-20M"),
     **dict.fromkeys(("b09", "b10", "c09"), "not in the notes"),
     "prod-dnn": "the notes say nothing of it",
-    "e05": "a step for each of 251,000 examples, about 11 processor minutes a seed at the 2.6 ms a step of E6",
+    "e05": "a step for each of 251,000 examples, about 7 processor minutes a seed",
 }
 """Experiments that `make studies` leaves out, and why; `--only` runs them."""
 
