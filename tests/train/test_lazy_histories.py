@@ -15,6 +15,7 @@ from tests.dataset.prepared import FEATURES, random_events, write_prepared
 from twofold.dataset.batches import gather_batch
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
+from twofold.errors import RunError
 from twofold.model.encoder import Encoder, Layers, Lookup, Pool, Sequence
 from twofold.model.two_tower import build_two_tower
 from twofold.recipe.retriever import TwoTower
@@ -113,6 +114,17 @@ def test_a_checkpoint_goes_on_exactly(kind, optimizer_kind, tmp_path):
         step(whole, first, number)
         step(resumed, second, number)
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_checkpoint_of_a_lazy_table_is_refused_where_the_table_is_dense(tmp_path):
+    lazy, dense = towers("mean", shared=True), towers("mean", shared=True)
+    optimizer = optimizer_of(lazy, LAZY)
+    step(lazy, optimizer, 0)
+    save_checkpoint(tmp_path / "checkpoint", lazy, optimizer, best={}, state=TrainingState(), settings=Train())
+    with pytest.raises(
+        RunError, match=r"another training, which differs in lazy tables: 1\.tables\.id → none\. Resume"
+    ):
+        load_checkpoint(tmp_path / "checkpoint", dense, optimizer_of(dense, DENSE), settings=Train())
 
 
 @pytest.mark.parametrize(("users", "is_lazy"), [(6, True), (7, False)])

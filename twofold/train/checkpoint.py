@@ -36,7 +36,7 @@ def save_checkpoint(
     """Writes the checkpoint atomically: the previous file stays until the new one is complete. All ranks must call
     this; rank 0 writes.
     """
-    optimizer_state = optimizer.state()
+    optimizer_state, made_for = optimizer.state(), _made_for(settings, model)
     with whole_tables(model):
         if not optimizer.ranks.is_first:
             return
@@ -44,7 +44,7 @@ def save_checkpoint(
         tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_state.items()}
-        about = {MARK: json.dumps(asdict(state)), MADE_FOR: json.dumps(_made_for(settings, model))}
+        about = {MARK: json.dumps(asdict(state)), MADE_FOR: json.dumps(made_for)}
         with atomic_file(path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, about)
 
@@ -71,11 +71,15 @@ def load_checkpoint(
 
 
 def _made_for(settings: Section, model: nn.Module) -> dict[str, str]:
-    """Returns the state that must match before training resumes: one entry per setting and one per tensor."""
+    """Returns the state that must match before training resumes: one entry per setting, one per tensor, and the names
+    of the lazy tables, whose optimizer state is kept apart.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes |= {name: (table.num_embeddings, table.whole_dim) for name, table in sharded(model).items()}
     weights = {f"weights {name}": " × ".join(map(str, shape)) for name, shape in shapes.items()}
-    return dict(_fields("train", settings.model_dump(mode="json"))) | weights
+    lazy = [name for name, each in model.named_modules() if isinstance(each, nn.Embedding) and each.sparse]
+    tables = {"lazy tables": ", ".join(lazy)} if lazy else {}
+    return dict(_fields("train", settings.model_dump(mode="json"))) | weights | tables
 
 
 def _fields(name: str, value: Any) -> Iterator[tuple[str, str]]:
