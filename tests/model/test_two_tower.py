@@ -2,6 +2,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from tests.dataset.prepared import FEATURES as EVERY_KIND
 from tests.dataset.prepared import random_events, write_prepared
@@ -71,8 +72,13 @@ def test_exported_user_tower_equals_the_trained_one_at_any_batch_size(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_user_tower_of_every_kind_of_feature_is_exported_with_the_vectors_it_reads(every_kind, tmp_path):
+@pytest.mark.parametrize("is_sparse", [False, True], ids=["dense", "just trained with sparse gradients"])
+def test_a_user_tower_of_every_kind_of_feature_is_exported_with_the_vectors_it_reads(
+    every_kind, is_sparse, monkeypatch, tmp_path
+):
     model, dataset = every_kind
+    for table in (each for each in model.modules() if isinstance(each, nn.Embedding)):
+        monkeypatch.setattr(table, "sparse", is_sparse)
     export_user_tower(model.user, tmp_path / "user_tower.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "user_tower.onnx")
     rows = dataset.examples["train"]

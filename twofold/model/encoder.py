@@ -289,7 +289,7 @@ def _rows_read(
 
     No gradient then has a row for each row of the table, nor one for each place of a history.
     """
-    if not (table.sparse and torch.is_grad_enabled()):
+    if not (table.sparse and torch.is_grad_enabled()) or torch.compiler.is_exporting():
         return table.weight, rows
     is_read = rows != 0
     distinct, places = torch.unique(rows[is_read], return_inverse=True)
