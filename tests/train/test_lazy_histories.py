@@ -21,7 +21,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import Train
 from twofold.train import optimizer as optimizers
-from twofold.train.batch_loss import mean_loss
+from twofold.train.batch_loss import encode_parts, mean_loss
 from twofold.train.checkpoint import load_checkpoint, save_checkpoint
 from twofold.train.objective import build_objective
 from twofold.train.optimizer import StepSize, build_optimizer, clip_gradients, lazy_tables
@@ -114,6 +114,21 @@ def test_a_checkpoint_goes_on_exactly(kind, optimizer_kind, tmp_path):
         step(whole, first, number)
         step(resumed, second, number)
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", HISTORIES)
+def test_parts_of_a_batch_add_up_to_the_gradient_of_the_whole(kind):
+    rows = torch.randint(ROWS, (6, LENGTH), generator=torch.Generator().manual_seed(3)).int()
+    gradients = []
+    for parts in ([rows], [rows[:4], rows[4:]]):
+        model = towers(kind, shared=True)
+        optimizer_of(model, LAZY)
+        (encode_parts(model[0], [{"history": part} for part in parts]) * torch.arange(3.0)).sum().backward()
+        gradient = model[1].tables["id"].weight.grad
+        assert gradient.is_sparse
+        gradients.append(gradient.to_dense())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_a_checkpoint_of_a_lazy_table_is_refused_where_the_table_is_dense(tmp_path):
