@@ -88,6 +88,19 @@ def test_recency_is_worth_something_where_fashion_changes(tuning):
         assert smallest == pytest.approx(round(smallest / choice.score_std, 2) * choice.score_std, rel=0.01)
 
 
+def test_a_season_is_found_beyond_weeks_that_tell_nothing():
+    """What users find was liked 40 days ago, all else 95 days ago, and nothing in the last weeks."""
+    window, log = in_fashion()
+    ago = np.where(log.at == 9 * DAY + 5, 40 * DAY, 95 * DAY)
+    log = replace(log, at=200 * DAY - ago, until=np.full(200, 200 * DAY))
+    season = tune_peers(window, log, metrics=METRICS)
+    best = {choice.name: max(trial.quality for trial in choice.trials) for choice in season.choices}
+    assert season.constants_of(RECENT_POPULARITY) == {"days": 90}
+    for kind in PEER_KINDS:
+        assert season.constants_of(kind.name_with_recency)["days"] == 90
+        assert best[kind.name_with_recency] > best[kind.name] + 0.05
+
+
 def test_a_climb_goes_on_while_it_is_better_and_says_where_the_grid_ended():
     def climb(values, start, best):
         seen = []

@@ -5,7 +5,7 @@ small grid, one at a time: from a start value to a neighbor as long as the neigh
 mean of the two headline metrics, so neither is bought with the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -39,8 +39,8 @@ CHUNK_USERS: Final = 256
 KNN_TUNING_MAX_ITEMS: Final = 100_000
 EASE_TUNING_MAX_ITEMS: Final = 10_000
 IALS_TUNING_MAX_POSITIVES: Final = 2_000_000
-_DAYS: Final = (1.0, 2.0, 3.0, 7.0, 14.0)
-_START_DAYS: Final = 2.0
+_DAYS: Final = (1.0, 2.0, 3.0, 7.0, 14.0, 30.0, 90.0)
+_START_DAYS: Final = 2.0  # where there is no validation window
 _PENALTIES: Final = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _SHRINKS: Final = (0.0, 3.0, 10.0, 30.0, 100.0)
 _WEIGHTS: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # in standard deviations of the peer's scores
@@ -192,9 +192,10 @@ def tune_peers(
         return recency[days]
 
     choices = [_choose_days(questions, recency_scores)]
+    days = choices[0].constants["days"]
     for kind in PEER_KINDS if with_peers else ():
         if kind.too_large(positives) is None:
-            choices += _choose(kind, questions, positives, recency_scores)
+            choices += _choose(kind, questions, positives, recency_scores, days)
     return PeerTuning(window.name, len(users), metrics, tuple(choices), with_peers)
 
 
@@ -209,11 +210,16 @@ def fixed_constants(metrics: tuple[str, str], *, with_peers: bool = True) -> Pee
 def _choose_days(
     questions: _Questions, recency_scores: Callable[[float], Float32[np.ndarray, "users items"]]
 ) -> PeerChoice:
+    """Chooses the days of recent popularity among all: between a week and the season of a film there may be a dip."""
+
     def evaluate(constants: Constants) -> Trial:
         scores = recency_scores(constants["days"])
         return questions.trial(constants, lambda users: scores[users].copy())
 
-    return _search(RECENT_POPULARITY, {"days": _START_DAYS}, (("days", _DAYS),), evaluate)
+    trials = [evaluate({"days": days}) for days in _DAYS]
+    best = max(trials, key=lambda trial: trial.quality).constants
+    at_end = ("days",) if best["days"] in (_DAYS[0], _DAYS[-1]) else ()
+    return PeerChoice(RECENT_POPULARITY, best, tuple(trials), at_end)
 
 
 def _choose(
@@ -221,8 +227,13 @@ def _choose(
     questions: _Questions,
     positives: Interactions,
     recency_scores: Callable[[float], Float32[np.ndarray, "users items"]],
+    popular_days: float,
 ) -> list[PeerChoice]:
-    """Chooses the constants of one baseline alone, then those of its recency prior."""
+    """Chooses the constants of one baseline alone, then those of its recency prior.
+
+    The days of the prior are sought from two and from `popular_days` on, those that recent popularity has chosen: what
+    was liked yesterday and what was liked this season may both help, and between them there may be a dip.
+    """
     best: list[tuple[float, Float32[np.ndarray, "users items"]]] = []
 
     def evaluate(constants: Constants) -> Trial:
@@ -233,7 +244,7 @@ def _choose(
         return trial
 
     note = kind.too_large_to_tune(positives)
-    alone = _search(kind.name, kind.start, kind.grid if note is None else (), evaluate, note=note or "")
+    alone = _search(kind.name, [kind.start], kind.grid if note is None else (), evaluate, note=note or "")
     scores = best[0][1]
     std = float(scores.std()) or 1.0
 
@@ -243,20 +254,20 @@ def _choose(
 
     weights = {factor: float(f"{factor * std:.3g}") for factor in _WEIGHTS}
     grid = (("weight", tuple(weights.values())), ("days", _DAYS), ("weight", tuple(weights.values())))
-    start = {"days": _START_DAYS, "weight": weights[_START_WEIGHT]}
-    return [alone, _search(kind.name_with_recency, start, grid, evaluate_recency, score_std=std)]
+    starts = [{"days": days, "weight": weights[_START_WEIGHT]} for days in (_START_DAYS, popular_days)]
+    return [alone, _search(kind.name_with_recency, starts, grid, evaluate_recency, score_std=std)]
 
 
 def _search(
     name: str,
-    start: Constants,
+    starts: Sequence[Constants],
     grid: Grid,
     evaluate: Callable[[Constants], Trial],
     *,
     score_std: float | None = None,
     note: str = "",
 ) -> PeerChoice:
-    """Climbs along the grid of each constant in turn; every choice of constants is evaluated once."""
+    """Climbs from each start along the grid of each constant in turn; a choice of constants is evaluated once."""
     trials: dict[tuple[float, ...], Trial] = {}
 
     def quality(constants: Constants) -> float:
@@ -265,14 +276,17 @@ def _search(
             trials[key] = evaluate(constants)
         return trials[key].quality
 
-    chosen = dict(start)
+    def quality_with(chosen: Constants, constant: str, value: float) -> float:
+        return quality({**chosen, constant: value})
 
-    def quality_with(constant: str, value: float) -> float:
-        return quality(chosen | {constant: value})
+    def reached_from(start: Constants) -> dict[str, float]:
+        chosen = dict(start)
+        quality(chosen)
+        for constant, values in grid:
+            chosen[constant] = climb(values, chosen[constant], partial(quality_with, chosen, constant))
+        return chosen
 
-    quality(chosen)
-    for constant, values in grid:
-        chosen[constant] = climb(values, chosen[constant], partial(quality_with, constant))
+    chosen = max(map(reached_from, starts), key=quality)
     ends = {constant: (values[0], values[-1]) for constant, values in grid}
     at_end = tuple(constant for constant in ends if chosen[constant] in ends[constant])
     return PeerChoice(name, chosen, tuple(trials.values()), at_end, score_std, note)

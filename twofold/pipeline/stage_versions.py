@@ -23,6 +23,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 6,
+        # 13: recency priors of peers may reach back 90 days.
         # 12: kind best may add two peers to the towers, and does so where one alone is hardly better.
         # 11: the vectors of iALS lie on the axes of YᵀY; as a peer it may have 256 dimensions.
         # 9: the constant neighbors of item-kNN has its American spelling.
@@ -33,11 +34,12 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 12,
+        "train": 13,
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 4,
+        # 17: recent popularity and recency priors may reach back 90 days.
         # 16: iALS as a baseline may have 256 dimensions.
         # 15: a section on the expected watch time of the lists.
         # 14: iALS has one more constant, the power of the number of likes in its penalty.
@@ -53,7 +55,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 16,
+        "evaluate": 17,
         # 13: a bundle may hold two peers; fold_in.json says how many dimensions are of each.
         # 12: vocabularies of texts are mapped; attributes have age_days wherever the items have uploaded_at.
         # 11: the vectors of iALS lie on the axes of YᵀY.
