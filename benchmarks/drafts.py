@@ -63,9 +63,15 @@ PUBLIC = (
     Log("amazon-toys", (("--log", "events.parquet"),)),
     Log("tiktok", (("--log", "tiktok.csv"),), ("--time", "position")),
     Log("gowalla", (("--log", "gowalla.csv"),), ("--time", "position")),
+    Log("movietweetings", (("--log", "ratings.csv"), ("--items", "movies.csv"))),
+    Log("checkins", (("--log", "checkins.csv"),)),
+    Log("groceries", (("--log", "transactions.csv"), ("--items", "products.csv"), ("--users", "demographics.csv"))),
 )
 """Public logs, each in a folder of its name: MovieLens as published; Toys as `twofold data sequences` writes it; the
-pairs of TikTok and Gowalla as one CSV file, training pairs first, with their position as the time.
+pairs of TikTok and Gowalla as one CSV file, training pairs first, with their position as the time. MovieTweetings:
+snapshot 100K of github.com/sidooms/MovieTweetings, as CSV files with a header. Check-ins: data/NYC.npy of
+github.com/yingtaoluo/Spatial-Temporal-Attention-Network-for-POI-Recommendation, its minutes counted from 3 April 2012.
+Groceries: transactions_sample, products and demographics of the R package completejourney.
 """
 RECENT = " with recency"
 WORLD_ROWS = 300_000

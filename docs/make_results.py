@@ -124,6 +124,9 @@ metric is shown. *Minutes* are processor minutes of both fits, the choice of the
 | ml-latest-small, ml-100k | MovieLens; the tests have a few hundred users, so they tell little |
 | amazon-toys | Amazon Toys 5-core, an order without times |
 | tiktok | pairs of the TikTok multi-modal set, an order without times |
+| movietweetings | 100,000 ratings of films in six months of 2013 (MovieTweetings) |
+| checkins | 148,000 check-ins in New York in a year, most of them repeats (Foursquare, as STAN publishes them) |
+| groceries | 75,000 lines of receipts of 2,377 households in a year (Complete Journey) |
 
 {table}
 """
