@@ -181,9 +181,9 @@ def _short_name(served: str) -> str:
     >>> _short_name("two towers + iALS with recency + EASE with recency")
     'towers + iALS + EASE, both with recency'
     """
-    name = served.replace("two towers", "towers").replace("own items again", "own items").replace("item-kNN", "kNN")
+    name = served.replace("two towers", "towers").replace("own items again", "own items")
     both = name.count(RECENT) == 2
-    return f"{name.replace(RECENT, '')}, both{RECENT}" if both else name
+    return f"{name.replace(RECENT, '')}, both{RECENT}" if both else name.replace(RECENT, " (recency)")
 
 
 def _interval(values: Sequence[float]) -> str:

@@ -119,5 +119,5 @@ def test_a_drafted_recipe_is_run_and_the_results_of_other_logs_are_kept(tmp_path
     assert result["served"] in result["quality"]
     head, _, first, second = drafts.table(found).splitlines()
     assert head.startswith("| log | users, items | served | metric | model [95 %] | best baseline |")
-    assert first.startswith(f"| board | {result['users']:,}, 64 | {result['served']} | recall@")
+    assert first.startswith(f"| board | {result['users']:,}, 64 | {drafts._short_name(result['served'])} | recall@")
     assert second.startswith("|  |  |  | ndcg@")
