@@ -1,10 +1,14 @@
-"""SHA-256 digests that identify recipes, stages and files."""
+"""SHA-256 digests of recipes, stages and files, and the state by which a file is known to have changed."""
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
+
+FileState = tuple[int, int, int]
+"""Inode, size and time of writing of a file, which tell whether it has changed."""
 
 
 def digest_of(value: Any) -> str:
@@ -36,3 +40,8 @@ def file_digest(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(status: os.stat_result) -> FileState:
+    """Returns what tells whether a file has changed, without reading it."""
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -18,6 +18,7 @@ from typing import Final
 import duckdb
 import pyarrow.parquet as pq
 
+from twofold.digest import FileState, file_state
 from twofold.errors import DataError
 from twofold.prepare.duckdb_connection import FileKind, first_line, open_duckdb, python_statement, quote_text, scan_sql
 from twofold.recipe.messages import did_you_mean
@@ -34,9 +35,6 @@ _NAME_FILES: Final = "Name a file, or a folder of files."
 _MAX_DEPTH: Final = 8  # of folders `column=value`; a link to a folder above would have no end
 # DuckDB reads a path with one of these as a pattern, which may stand for other files.
 _PATTERN: Final = re.compile(r"[*?\[]")
-
-FileState = tuple[int, int, int]
-"""Inode, size and time of writing of a file."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,8 @@ def _scan_of(path: Path, field: str, *, has_decimal_comma: bool) -> _Scan:
 
 
 def file_states(paths: Iterable[Path]) -> tuple[FileState, ...]:
-    """Returns what tells whether a file has changed: its inode, size and time of writing."""
-    facts = (path.stat() for path in paths)
-    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in facts)
+    """Returns what tells of each file whether it has changed."""
+    return tuple(file_state(path.stat()) for path in paths)
 
 
 @lru_cache(maxsize=32)

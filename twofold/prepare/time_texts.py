@@ -8,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from twofold.digest import FileState
 from twofold.errors import DataError
 from twofold.prepare.duckdb_connection import open_duckdb, python_statement, quote_name, quote_text
-from twofold.prepare.table_files import FileState, TableFiles, file_states
+from twofold.prepare.table_files import TableFiles, file_states
 
 _DAYS: Final = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d", "%d %b %Y")
 _CLOCKS: Final = (" %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", "")

@@ -48,7 +48,7 @@ from twofold.dataset.mapped_vocabulary import load_mapped, save_mapped
 from twofold.dataset.recent_counts import popular_items
 from twofold.dataset.tower_inputs import UserArrays, load_user_arrays
 from twofold.dataset.vocabulary import Vocabulary
-from twofold.digest import digest_of
+from twofold.digest import FileState, digest_of, file_state
 from twofold.errors import DataError, RequestError, RunError
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, load_index
@@ -165,14 +165,14 @@ def content_digest(run: Path) -> str:
     return digest_of(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
 
 
-def file_facts(run: Path) -> dict[str, tuple[int, int, int]]:
-    """Returns inode, size and modification time of each file of a bundle; a missing file has none."""
+def file_facts(run: Path) -> dict[str, FileState]:
+    """Returns the state of each file of a bundle; a missing file has none."""
     facts = {}
     for path in sorted((run / "index").rglob("*")):
         with suppress(FileNotFoundError):
             status = path.stat()
             if stat.S_ISREG(status.st_mode):
-                facts[str(path)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+                facts[str(path)] = file_state(status)
     return facts
 
 
