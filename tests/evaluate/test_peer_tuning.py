@@ -52,6 +52,11 @@ def tuning():
     return tune_peers(*in_fashion(), metrics=METRICS)
 
 
+def best_qualities(tuning):
+    """Returns the best quality of each baseline's trials, by its name."""
+    return {choice.name: max(trial.quality for trial in choice.trials) for choice in tuning.choices}
+
+
 def test_a_trial_has_the_values_of_the_reports_protocol(tuning):
     window, log = in_fashion()
     peers = {kind.name: kind.fit(log, tuning.constants_of(kind.name)) for kind in PEER_KINDS}
@@ -78,7 +83,7 @@ def test_the_best_of_what_was_tried_is_chosen_and_no_worse_than_the_start(tuning
 
 
 def test_recency_is_worth_something_where_fashion_changes(tuning):
-    best = {choice.name: max(trial.quality for trial in choice.trials) for choice in tuning.choices}
+    best = best_qualities(tuning)
     for kind in PEER_KINDS:
         assert best[kind.name_with_recency] > best[kind.name] + 0.05
         (choice,) = (choice for choice in tuning.choices if choice.name == kind.name_with_recency)
@@ -94,7 +99,7 @@ def test_a_season_is_found_beyond_weeks_that_tell_nothing():
     ago = np.where(log.at == 9 * DAY + 5, 40 * DAY, 95 * DAY)
     log = replace(log, at=200 * DAY - ago, until=np.full(200, 200 * DAY))
     season = tune_peers(window, log, metrics=METRICS)
-    best = {choice.name: max(trial.quality for trial in choice.trials) for choice in season.choices}
+    best = best_qualities(season)
     assert season.constants_of(RECENT_POPULARITY) == {"days": 90}
     for kind in PEER_KINDS:
         assert season.constants_of(kind.name_with_recency)["days"] == 90

@@ -216,10 +216,7 @@ def _choose_days(
         scores = recency_scores(constants["days"])
         return questions.trial(constants, lambda users: scores[users].copy())
 
-    trials = [evaluate({"days": days}) for days in _DAYS]
-    best = max(trials, key=lambda trial: trial.quality).constants
-    at_end = ("days",) if best["days"] in (_DAYS[0], _DAYS[-1]) else ()
-    return PeerChoice(RECENT_POPULARITY, best, tuple(trials), at_end)
+    return _search(RECENT_POPULARITY, [{"days": days} for days in _DAYS], (("days", _DAYS),), evaluate)
 
 
 def _choose(

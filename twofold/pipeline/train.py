@@ -106,7 +106,8 @@ def _train(job: Job, dataset: Path, selected: Mapping[str, Any] | None, out: Pat
             fits = [_fit_towers(job, config, arrays, selected, out, number) for number in range(config.ensemble)]
             facts = {**fits[0], "parameters": sum(each["parameters"] for each in fits), "ensemble": fits[1:]}
             if config.kind == "best" and (job.setup or SINGLE_PROCESS_CPU).ranks.is_first:
-                facts |= _serve_best(job, config, arrays, selected, out)
+                with heartbeat("peers"):
+                    facts |= _serve_best(job, config, arrays, selected, out)
             return facts
         case Ials() as config:
             from twofold.train.als import fit_factors
@@ -153,16 +154,14 @@ def _serve_best(
         quality = selected["quality"]
         tuning = load_tuning(selection_job(job).folder / "train")
         positives = positives_before_window(job.recipe.prepare, arrays, evaluation_window(arrays, "test"))
-        with heartbeat("peers"):
-            fitted = fit_served(served, arrays, positives)
+        fitted = fit_served(served, arrays, positives)
     else:
         window = window_of(job.recipe, arrays, "validation")
         positives = positives_before_window(job.recipe.prepare, arrays, window)
         towers = load_model(config, arrays, out)
         assert isinstance(towers, Towers | Blend)
-        with heartbeat("peers"):
-            tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
-            served, quality, fitted = choose_served(arrays, window, towers, tuning, positives)
+        tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
+        served, quality, fitted = choose_served(arrays, window, towers, tuning, positives)
     if tuning is not None:
         save_tuning(tuning, out)
     save_served(served, fitted, out)
