@@ -140,8 +140,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.stop()
 
 
-# schemathesis draws some choices from the module `random`, which hypothesis seeds for every case but warns of.
-@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @pytest.mark.slow
 def test_requests_generated_from_openapi_never_fail_the_service(service: Running) -> None:
     """Sends valid and invalid requests of every route with schemathesis; replies must fit the schemas."""
