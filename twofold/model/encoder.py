@@ -257,7 +257,12 @@ def mean_of_rows(table: Float[Tensor, "_ dim"], rows: Int[Tensor, "batch length"
         present = (rows != 0).to(table.dtype)
         total = (functional.embedding(rows, table) * present[:, :, None]).sum(dim=1)
         return total / present.sum(dim=1, keepdim=True).clamp(min=1)
-    return functional.embedding_bag(rows, table, mode="mean", padding_idx=0)
+    if rows.device.type != "cpu":  # counting the rows would wait for the device
+        return functional.embedding_bag(rows, table, mode="mean", padding_idx=0)
+    # Padding is left out first: the backward pass sorts all that it is given.
+    is_row = rows != 0
+    starts = functional.pad(is_row.sum(dim=1).cumsum(0), (1, 0)).to(rows.dtype)
+    return functional.embedding_bag(rows[is_row], table, starts, mode="mean", include_last_offset=True)
 
 
 def _encode_sequences(
@@ -298,11 +303,7 @@ def _rows_read(
     return functional.pad(table(distinct), (0, 0, 1, 0)), positions
 
 
-def _pooled(
-    block: Pool,
-    table: Float[Tensor, "_ dim"],
-    rows: Int[Tensor, "batch length"],
-) -> Float[Tensor, "batch _"]:
+def _pooled(block: Pool, table: Float[Tensor, "_ dim"], rows: Int[Tensor, "batch length"]) -> Float[Tensor, "batch _"]:
     match block.pool:
         case "mean":
             return mean_of_rows(table, rows)
