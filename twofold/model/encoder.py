@@ -320,8 +320,7 @@ def _buffer(name: str) -> str:
 def _layers(layers: Layers, *, width: int) -> nn.Sequential:
     modules: list[nn.Module] = []
     for hidden in layers.hidden:
-        modules.append(nn.Linear(width, hidden))
-        modules.append(nn.ReLU())
+        modules += [nn.Linear(width, hidden), nn.ReLU()]
         if layers.dropout:
             modules.append(nn.Dropout(layers.dropout))
         width = hidden
