@@ -129,6 +129,22 @@ def test_a_step_costs_no_more_from_the_size_on_at_which_tables_are_lazy(recipe: 
     assert hours[0] < hours[1] == hours[2] == hours[3]
 
 
+def test_limits_of_ids_are_limits_of_the_tables(recipe: Recipe) -> None:
+    def parameters(size: float, **changes: Any) -> float:
+        features = recipe.features.model_dump() | changes
+        given = Recipe.model_validate(recipe.model_dump() | {"features": features})
+        return cost_plan.table_parameters(given, items=size, users=1e5, examples=1e6)
+
+    assert parameters(1e6) == 3 * 1e6 * 64  # of the ids, and of two histories
+    few = {"min_count": 10, "shared_rows": 50}
+    assert parameters(1e6, item_ids=few) == 3 * 100_050 * 64
+    assert parameters(1e4, item_ids=few) == 3 * 1e4 * 64  # no more than there are
+    assert parameters(1e6, item=[{"kind": "id", "num_buckets": 500}]) == (2 * 1e6 + 500) * 64
+    users = [*recipe.features.model_dump()["user"], {"kind": "id"}]
+    assert parameters(1e6, user=users) == (3 * 1e6 + 1e5) * 64
+    assert parameters(1e6, user=users, user_ids={"min_count": 100}) == (3 * 1e6 + 1e4) * 64
+
+
 def test_the_command_says_what_breaks_first(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--rows", "3e9", "--users", "1e8", "--items", "1e7", "--machines", "16"]
     app(["plan", str(ROOT / "recipes" / "kuairand.yaml"), *size], standalone_mode=False)
@@ -136,7 +152,12 @@ def test_the_command_says_what_breaks_first(capsys: pytest.CaptureFixture[str]) 
     assert output.index("prepare") < output.index("dataset") < output.index("train") < output.index("breaks: ")
     small = ["--rows", "1e6", "--users", "1e4", "--items", "1e4"]
     app(["plan", str(ROOT / "recipes" / "kuairand.yaml"), *small], standalone_mode=False)
-    assert "nothing breaks; the tightest is " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "nothing breaks; the tightest is " in output
+    assert "have rows in tables of ids" not in output
+    limited = ["--set", "features.item_ids.min_count=100"]
+    app(["plan", str(ROOT / "recipes" / "kuairand.yaml"), *small, *limited], standalone_mode=False)
+    assert "items: at most 2,511 of 10,000 have rows in tables of ids (251,100 examples, at" in capsys.readouterr().out
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from twofold.progress import duration
-from twofold.recipe.features import HistoryFeature, SequenceFeature
+from twofold.recipe.features import HistoryFeature, IdFeature, SequenceFeature
+from twofold.recipe.id_rows import IdRows
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.recipe.train import InBatchSoftmax
@@ -104,7 +105,7 @@ class Limit:
 def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     """Returns the cost of preparation, of the arrays and of training."""
     examples = scale.rows * EXAMPLES_A_ROW
-    parameters = table_parameters(recipe, scale.items)
+    parameters = table_parameters(recipe, items=scale.items, users=scale.users, examples=examples)
     machines = scale.machines  # Spark prepares on all of them, and ranks train on all
     tables_gb = scale.rows * PREPARE_BYTES_IN_MEMORY / GB / machines
     limit_gb = scale.memory_gb / 2  # DuckDB's; Spark is given as much
@@ -125,7 +126,7 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     memory = TRAIN_GB + (parameters * _NUMBER_BYTES * _COPIES + scale.users * _ID_BYTES) / GB
     train = StageCost(
         "train",
-        recipe.train.epochs * epoch_seconds(examples, moved_parameters(recipe, scale.items)) / 3600,
+        recipe.train.epochs * epoch_seconds(examples, moved_parameters(recipe, scale.items, examples)) / 3600,
         memory,
         parameters * _NUMBER_BYTES * (_COPIES - 1) / GB,
         machines,
@@ -146,8 +147,8 @@ def run_cost(recipe: Recipe, *, rows: int, examples: int, users: int, items: int
         return None
     first, second = (train.epochs if train.patience is None else min(train.epochs, usual) for usual in USUAL_EPOCHS)
     usual, most = (first + second, 2 * train.epochs) if train.refit else (first, train.epochs)
-    parameters = table_parameters(recipe, float(items))
-    epoch_s = epoch_seconds(float(examples), moved_parameters(recipe, float(items))) * towers.ensemble
+    parameters = table_parameters(recipe, items=float(items), users=float(users), examples=float(examples))
+    epoch_s = epoch_seconds(float(examples), moved_parameters(recipe, float(items), float(examples))) * towers.ensemble
     arrays_s = rows * (PREPARE_US + DATASET_US * (1 + train.refit)) / 1e6
     rest_s = REST_S + arrays_s + users * items * PAIR_US / 1e6
     memory = RUN_GB + (parameters * _NUMBER_BYTES * _COPIES + users * items * PAIR_BYTES) / GB
@@ -187,22 +188,46 @@ def limits(scale: Scale, costs: Sequence[StageCost]) -> list[Limit]:
     return sorted(found, key=lambda limit: limit.times, reverse=True)
 
 
-def table_parameters(recipe: Recipe, items: float) -> float:
-    """Returns the parameters of the tables of items: that of the ids, and one of each history with its own."""
-    return items * _dim(recipe) * (1 + len(_histories(recipe)))
+def table_parameters(recipe: Recipe, *, items: float, users: float, examples: float) -> float:
+    """Returns the most parameters that the tables of ids can have: that of the items, one of each history with its own,
+    and that of the users, if the recipe reads their ids.
+    """
+    features = recipe.features
+    of_items = rows_at_most(features.item_ids, items, examples)
+    own = [each for each in _histories(recipe) if not each.share_item_embedding]
+    rows = of_items * len(own)
+    for side, most in ((features.item, of_items), (features.user, rows_at_most(features.user_ids, users, examples))):
+        rows += sum(min(most, each.num_buckets or most) for each in side if isinstance(each, IdFeature))
+    return rows * _dim(recipe)
 
 
-def moved_parameters(recipe: Recipe, items: float) -> float:
-    """Returns the parameters of these tables that make a step slower: all, up to the size from which a step moves only
-    the rows that it reads. That of the ids counts as the histories' do, as in the runs that the constants are of.
+def rows_at_most(limits: IdRows | None, ids: float, examples: float) -> float:
+    """Returns the most rows that ids can have of their own or share: of 100 examples, at most 20 ids
+    have 5 each.
+
+    >>> rows_at_most(IdRows(min_count=5, shared_rows=100), 1e6, 2e6)
+    400100.0
+    """
+    return ids if limits is None else min(ids, examples / limits.min_count + limits.shared_rows)
+
+
+def moved_parameters(recipe: Recipe, items: float, examples: float) -> float:
+    """Returns the parameters of the tables of items that make a step slower: all, up to the size from which a step
+    moves only the rows that it reads. That of the ids counts as the histories' do, as in the runs that the constants
+    are of.
     """
     longest = max((each.max_length for each in _histories(recipe)), default=0)
     most = float(LAZY_FROM * recipe.train.batch_size * longest)
-    return table_parameters(recipe, min(items, most or items))
+    return table_parameters(recipe, items=min(items, most or items), users=0.0, examples=examples)
 
 
 def _histories(recipe: Recipe) -> list[HistoryFeature | SequenceFeature]:
-    return [each for each in recipe.features.user if isinstance(each, HistoryFeature | SequenceFeature)]
+    """Returns the features that read a table of item ids for each event of a history."""
+    return [
+        each
+        for each in recipe.features.user
+        if isinstance(each, SequenceFeature) or (isinstance(each, HistoryFeature) and each.vectors is None)
+    ]
 
 
 def _dim(recipe: Recipe) -> int:

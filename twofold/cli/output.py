@@ -22,6 +22,8 @@ def print_stage(stage: Stage) -> None:
     duration = "unchanged" if stage.was_reused else f"{stage.seconds:.1f} s"
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(f"[green]✓[/] {stage.folder.name:<10} {duration:>10}   [dim]{stage.folder}[/]")
+    for note in stage.facts.get("notes", ()):
+        console.print(f"  note: {note}", markup=False)
 
 
 def print_funnel(steps: "Sequence[FunnelLine]") -> None:

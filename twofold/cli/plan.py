@@ -1,7 +1,7 @@
 """The command `plan`: what a run costs, before there is a log of that size."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -11,6 +11,10 @@ from rich.table import Table
 from twofold.cli.options import Settings
 from twofold.recipe.load import load_recipe
 from twofold.render.numbers import plural
+
+if TYPE_CHECKING:
+    from twofold.cost_plan import Scale
+    from twofold.recipe.schema import Recipe
 
 
 def plan(
@@ -28,7 +32,8 @@ def plan(
     from twofold.cost_plan import Scale, limits, stage_costs
 
     scale = Scale(rows, users, items, machines, cores, memory_gb, disk_gb)
-    costs = stage_costs(load_recipe(recipe, overrides=settings), scale)
+    loaded = load_recipe(recipe, overrides=settings)
+    costs = stage_costs(loaded, scale)
     columns = ("stage", "processor hours", "GPU hours", "GB memory a machine", "GB disk a machine", "on")
     table = Table(*columns, box=SIMPLE_HEAD)
     for cost in costs:
@@ -46,3 +51,19 @@ def plan(
         "from logs of 1 to 6 M rows on 2 cores (benchmarks/scale.json); GPU hours are computed from products of "
         "matrices, not measured; labels and counters about double prepare"
     )
+    _print_limited_rows(loaded, scale)
+
+
+def _print_limited_rows(recipe: "Recipe", scale: "Scale") -> None:
+    """Says how many rows ids can have where the recipe limits them."""
+    from twofold.cost_plan import EXAMPLES_A_ROW, rows_at_most
+
+    features, examples = recipe.features, scale.rows * EXAMPLES_A_ROW
+    for name, limits, ids in (("items", features.item_ids, scale.items), ("users", features.user_ids, scale.users)):
+        if limits is not None:
+            most = rows_at_most(limits, ids, examples)
+            print(
+                f"{name}: at most {most:,.0f} of {ids:,.0f} have rows in tables of ids ({examples:,.0f} examples, at "
+                f"least {limits.min_count:,} each, and {limits.shared_rows:,} shared rows); the limit by age depends "
+                f"on the log"
+            )

@@ -16,8 +16,9 @@ dataset/
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +29,17 @@ from jaxtyping import Int64
 from twofold.dataset.column_encoders import POSITIVES
 from twofold.dataset.counters import counter_names, load_tower_counters, write_counters
 from twofold.dataset.dataset import load_splits
-from twofold.dataset.examples import BATCH_ROWS, distinct_ids, load_examples, write_examples, write_histories
-from twofold.dataset.features import fit_features, save_features
+from twofold.dataset.examples import (
+    BATCH_ROWS,
+    count_ids,
+    distinct_ids,
+    load_examples,
+    write_examples,
+    write_histories,
+)
+from twofold.dataset.features import FeatureState, fit_features, id_notes, save_features
 from twofold.dataset.histories import load_histories
+from twofold.dataset.id_tables import own_ids
 from twofold.dataset.item_vectors import cluster_rows, fit_clusters, read_vectors, write_vectors
 from twofold.dataset.npy import append_array, map_array
 from twofold.dataset.tower_inputs import (
@@ -54,7 +63,7 @@ def build_dataset(
     """
     out.mkdir(exist_ok=True)
     users, users_table = _users(prepared, features)
-    items, items_table = _items(prepared, features, fit_on)
+    items, items_table, num_own = _items(prepared, features, fit_on)
     users.save(out / "users.parquet")
     items.save(out / "items.parquet")
     last_event_at = write_histories(prepared, users, items, out=out)
@@ -69,16 +78,22 @@ def build_dataset(
     examples = load_splits(out, features)
     train = examples["train"]
     users_of_train = users_table.take(_distinct_ascending(train.user_rows))
-    known = items.num_known
     state = fit_features(
-        features, items=items_table, users=users_of_train, train=train, num_known_items=known, time_zone=time_zone
+        features,
+        items=items_table,
+        users=users_of_train,
+        train=train,
+        num_known_items=items.num_known,
+        time_zone=time_zone,
     )
+    state = _with_own_ids(state, prepared, fit_on, num_own_items=num_own)
     save_features(state, out / "features")
     save_user_attributes(state, users_table, out)
     return {
         "users": len(users),
         "items": len(items),
-        "cold_items": len(items) - known,
+        "cold_items": len(items) - items.num_known,
+        "notes": id_notes(state),
         "rows": {split: len(arrays) for split, arrays in examples.items()},
         "events": len(load_histories(out, "events").at),
         "last_event_at": last_event_at,
@@ -105,15 +120,37 @@ def _users(prepared: Path, features: Features) -> tuple[Vocabulary, pa.Table]:
     return users, table.take(_positions(users, table["user_id"]))
 
 
-def _items(prepared: Path, features: Features, fit_on: Sequence[Split]) -> tuple[Vocabulary, pa.Table]:
-    """Returns the items and their table: the items of the training examples first, then the cold ones."""
+def _items(prepared: Path, features: Features, fit_on: Sequence[Split]) -> tuple[Vocabulary, pa.Table, int]:
+    """Returns the items, their table, and how many have a row of their own in tables of ids: these come first, then the
+    other items of the training examples, then the cold ones.
+    """
     names = pq.read_schema(prepared / "items.parquet").names
     vectors = _listed_vectors(prepared, features)
     table = pq.read_table(prepared / "items.parquet", columns=[name for name in names if name not in vectors])
     listed = build_vocabulary(table["item_id"], table["item_id"]).ids
-    parts = [f"rows/split={window}" for window in fit_on]
-    items = build_vocabulary(distinct_ids(prepared, parts, "item_id", listed.type), listed)
-    return items, table.take(_positions(items, table["item_id"]))
+    parts, own = _examples_of(fit_on), None
+    if features.item_ids is not None:
+        own = own_ids(count_ids(prepared, parts, "item_id", listed.type), features.item_ids, field="item_ids")
+    items = build_vocabulary(distinct_ids(prepared, parts, "item_id", listed.type), listed, first=own)
+    num_own = items.num_known if own is None else len(own)
+    return items, table.take(_positions(items, table["item_id"])), num_own
+
+
+def _with_own_ids(state: FeatureState, prepared: Path, fit_on: Sequence[Split], *, num_own_items: int) -> FeatureState:
+    """Returns the state with the numbers of ids that have a row of their own, which come first in a vocabulary."""
+    own: dict[Literal["user", "item"], int] = {"item": num_own_items}
+    vocabularies = dict(state.vocabularies)
+    if state.features.user_ids is not None:
+        users = vocabularies["user.id"].ids
+        counts = count_ids(prepared, _examples_of(fit_on), "user_id", users.type)
+        first = own_ids(counts, state.features.user_ids, field="user_ids")
+        vocabularies["user.id"] = build_vocabulary(users, users, first=first)
+        own["user"] = len(first)
+    return replace(state, vocabularies=vocabularies, own_ids=own)
+
+
+def _examples_of(windows: Sequence[Split]) -> list[str]:
+    return [f"rows/split={window}" for window in windows]
 
 
 def _with_popularity(items: pa.Table, features: Features, out: Path) -> pa.Table:

@@ -164,6 +164,22 @@ def distinct_ids(prepared: Path, parts: Sequence[str], column: str, kind: pa.Dat
     return pc.unique(pa.concat_arrays(shards))
 
 
+def count_ids(prepared: Path, parts: Sequence[str], column: str, kind: pa.DataType) -> pa.Table:
+    """Returns the number of rows `examples` of each `id` of a column of the prepared files, and the time `last` of its
+    newest row.
+    """
+    counted = pa.table(
+        {"id": pa.array([], kind), "examples": pa.array([], pa.int64()), "last": pa.array([], pa.int64())}
+    )
+    for path in (path for part in parts for path in _shards(prepared / part)):
+        for batch in _batches(path, [column, "at"]):
+            ones = pa.array(np.ones(len(batch), np.int64))
+            more = pa.table({"id": batch[column].cast(kind), "examples": ones, "last": batch["at"]})
+            sums = pa.concat_tables([counted, more]).group_by("id").aggregate([("examples", "sum"), ("last", "max")])
+            counted = sums.select(["id", "examples_sum", "last_max"]).rename_columns(counted.column_names)
+    return counted
+
+
 def _in_order(
     prepared: Path, parts: Sequence[str], users: Vocabulary, items: Vocabulary, *, columns: list[str]
 ) -> Iterator[tuple[Int64[np.ndarray, "events"], Int64[np.ndarray, "events"], pa.RecordBatch]]:

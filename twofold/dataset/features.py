@@ -6,7 +6,7 @@ and is not trained, because the training window has no example of it, unless `un
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -24,6 +24,7 @@ from twofold.dataset.column_encoders import (
     value_lists,
 )
 from twofold.dataset.examples import BATCH_ROWS, Examples
+from twofold.dataset.id_tables import IdTable
 from twofold.dataset.vocabulary import Vocabulary, build_value_vocabulary, build_vocabulary
 from twofold.digest import file_stem
 from twofold.ragged import chunks
@@ -60,18 +61,27 @@ class FeatureState:
     num_known_items: int
     vocabularies: Mapping[str, Vocabulary]
     scales: Mapping[str, Scale]
+    own_ids: Mapping[Literal["user", "item"], int] = field(default_factory=dict)
+    """Number of ids with a row of their own in tables; all of training, where it is not given."""
 
     def history_length(self, events: Literal["positives", "negatives"], *, sequences: bool = True) -> int:
         """Returns how many of these events the user tower reads, by default also in sequence features; 0 if none."""
         kinds = HistoryFeature | ClusterFeature | SequenceFeature if sequences else HistoryFeature | ClusterFeature
         return max((f.max_length for f in self.features.user if isinstance(f, kinds) and f.events == events), default=0)
 
-    def num_buckets(self, feature: UserFeature | ItemFeature) -> int | None:
-        """Returns the number of rows of the table of ids that a feature reads; `None` means a row for each id."""
+    def id_table(
+        self, tower: Literal["user", "item"], feature: IdFeature | HistoryFeature | SequenceFeature
+    ) -> IdTable:
+        """Returns the table of ids that a feature of a tower reads."""
+        if isinstance(feature, IdFeature) and tower == "user":
+            limits, known = self.features.user_ids, len(self.vocabularies["user.id"])
+        else:
+            tower, limits, known = "item", self.features.item_ids, self.num_known_items
         if isinstance(feature, HistoryFeature | SequenceFeature):
             shared = (each for each in self.features.item if isinstance(each, IdFeature))
             feature = next(shared, feature) if feature.share_item_embedding else feature
-        return feature.num_buckets if isinstance(feature, IdFeature) else None
+        buckets = feature.num_buckets if isinstance(feature, IdFeature) else None
+        return IdTable(known, self.own_ids.get(tower, known), limits.shared_rows if limits else 0, buckets)
 
     def reads_times(self, events: Literal["positives", "negatives"]) -> bool:
         """Returns whether the user tower reads the times of these events."""
@@ -80,6 +90,23 @@ class FeatureState:
     def with_features(self, features: Features) -> "FeatureState":
         """Returns this state restricted to some of its features."""
         return replace(self, features=features)
+
+
+def id_notes(state: FeatureState) -> list[str]:
+    """Returns a sentence for each table of ids in which some have no row of their own, or share one with others."""
+    notes: dict[str, None] = {}
+    sides: tuple[tuple[Literal["user", "item"], tuple[UserFeature | ItemFeature, ...]], ...] = (
+        ("item", state.features.item),
+        ("user", state.features.user),
+    )
+    for tower, side in sides:
+        for feature in side:
+            if isinstance(feature, IdFeature | HistoryFeature | SequenceFeature):
+                is_user = tower == "user" and isinstance(feature, IdFeature)
+                limits = state.features.user_ids if is_user else state.features.item_ids
+                sentences = state.id_table(tower, feature).sentences("users" if is_user else "items", limits)
+                notes |= dict.fromkeys(sentences)
+    return list(notes)
 
 
 def single_from(state: FeatureState, tower: Literal["user", "item"], feature: UserFeature | ItemFeature) -> int | None:
@@ -151,6 +178,7 @@ def save_features(state: FeatureState, folder: Path) -> None:
         "features": state.features.model_dump(mode="json"),
         "time_zone": state.time_zone,
         "num_known_items": state.num_known_items,
+        "own_ids": dict(state.own_ids),
         "vocabularies": sorted(state.vocabularies),
         "scales": {name: asdict(scale) for name, scale in sorted(state.scales.items())},
     }
@@ -166,6 +194,7 @@ def load_features(folder: Path) -> FeatureState:
         saved["num_known_items"],
         {name: Vocabulary.load(_vocabulary_file(folder, name)) for name in saved["vocabularies"]},
         {name: Scale(scale["mean"], scale["std"]) for name, scale in saved["scales"].items()},
+        saved["own_ids"],
     )
 
 

@@ -94,22 +94,6 @@ def load_histories(folder: Path, name: str) -> Histories:
     return Histories(item_rows, at, np.asarray(offsets))
 
 
-def id_rows(
-    table_rows: Int32[np.ndarray, "*batch"], num_known_items: int, buckets: int | None = None
-) -> Int32[np.ndarray, "*batch"]:
-    """Returns the rows of an embedding table: cold items have none in it, so their table rows become 0.
-
-    `buckets` is the number of rows that the known items share; `None` means a row for each.
-
-    >>> id_rows(np.array([0, 1, 5, 6], np.int32), num_known_items=5).tolist()
-    [0, 1, 5, 0]
-    >>> id_rows(np.array([0, 1, 3, 4, 6], np.int32), num_known_items=5, buckets=3).tolist()
-    [0, 1, 3, 1, 0]
-    """
-    rows = table_rows * (table_rows <= num_known_items)
-    return rows if buckets is None else np.where(rows > 0, 1 + (rows - 1) % buckets, 0).astype(rows.dtype)
-
-
 def as_sequence(
     name: str, rows: Int32[np.ndarray, "batch length"], ages: Integer[np.ndarray, "batch length"] | None = None
 ) -> dict[str, Int32[np.ndarray, "batch length"]]:

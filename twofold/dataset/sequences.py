@@ -7,7 +7,8 @@ from jaxtyping import Bool, Int64, Integer
 
 from twofold.dataset.examples import Examples
 from twofold.dataset.features import FeatureState
-from twofold.dataset.histories import SECOND_MS, Histories, as_sequence, id_rows, seconds_until
+from twofold.dataset.histories import SECOND_MS, Histories, as_sequence, seconds_until
+from twofold.dataset.id_tables import IdTable
 from twofold.dataset.tower_inputs import Inputs
 from twofold.recipe.features import SequenceFeature, feature_name
 
@@ -31,18 +32,16 @@ def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], bat
         if isinstance(feature, SequenceFeature):
             counts = {"positives": batch.positives_before, "negatives": batch.negatives_before}[feature.events]
             user_rows, counts = np.asarray(batch.user_rows), counts.astype(np.int64)
-            history, known_items = histories[feature.events], state.num_known_items
+            history, table = histories[feature.events], state.id_table("user", feature)
             is_last = (
-                ~_is_at_next_event(history, batch, counts, known_items)
-                if feature.time_bias
-                else np.zeros(len(counts), bool)
+                ~_is_at_next_event(history, batch, counts, table) if feature.time_bias else np.zeros(len(counts), bool)
             )
             sequence, newest = _shared_sequences(user_rows, counts, is_last, max_length=feature.max_length)
             first = np.maximum(counts[newest] - feature.max_length, 0)
             ends = history.offsets[user_rows[newest]] + counts[newest]
             begins = ends - (counts[newest] - first)
             table_rows = _between(history.item_rows, begins, ends, padding=-1) + 1
-            rows = id_rows(table_rows, known_items, state.num_buckets(feature))
+            rows = table.rows(table_rows)
             known = np.cumsum(rows != 0, axis=1)[sequence, np.maximum(counts - first[sequence] - 1, 0)]
             known *= counts > first[sequence]
             name, ages = feature_name(feature), None
@@ -81,14 +80,16 @@ def sequence_order(
 
 
 def _is_at_next_event(
-    history: Histories, batch: Examples, counts: Int64[np.ndarray, "batch"], num_known_items: int
+    history: Histories, batch: Examples, counts: Int64[np.ndarray, "batch"], table: IdTable
 ) -> Bool[np.ndarray, "batch"]:
-    """Returns whether an example is at the time of the event after its history; events on cold items do not count."""
+    """Returns whether an example is at the time of the event after its history. Events on items without a row do not
+    count.
+    """
     positions = history.offsets[batch.user_rows] + counts
     result: np.ndarray = positions < history.offsets[batch.user_rows + 1]
     following = positions[result]
     is_same_time = history.at[following] // SECOND_MS == batch.at[result] // SECOND_MS
-    result[result] = is_same_time & (history.item_rows[following] < num_known_items)
+    result[result] = is_same_time & (table.rows(history.item_rows[following] + 1) != 0)
     return result
 
 

@@ -26,7 +26,7 @@ from twofold.dataset.column_encoders import (
 )
 from twofold.dataset.counters import Counters, load_tower_counters
 from twofold.dataset.features import FeatureState, single_from
-from twofold.dataset.histories import Histories, as_sequence, id_rows, seconds_until
+from twofold.dataset.histories import Histories, as_sequence, seconds_until
 from twofold.dataset.npy import map_array
 from twofold.digest import file_stem
 from twofold.local_time import local_ms
@@ -132,8 +132,7 @@ def item_arrays(
         name = feature_name(feature)
         match feature:
             case IdFeature():
-                rows = np.arange(1, len(items) + 1, dtype=np.int32)
-                inputs[name] = id_rows(rows, state.num_known_items, state.num_buckets(feature))
+                inputs[name] = state.id_table("item", feature).rows(np.arange(1, len(items) + 1, dtype=np.int32))
             case CategoryFeature() | NumberFeature():
                 inputs[name] = _attribute(feature, items, state, tower="item")
             case BagFeature(column=column, sep=sep):
@@ -254,14 +253,14 @@ def user_inputs(
         counts = counter_values(state.features.user, users.counters, rows=queries.user_rows, at=queries.at)
     inputs: dict[str, np.ndarray] = {}
     for feature in state.features.user:
-        name, known = feature_name(feature), (state.num_known_items, state.num_buckets(feature))
+        name = feature_name(feature)
         match feature:
             case HistoryFeature(events=events, max_length=length, vectors=vectors):
                 history = _newest(queries, events, length)
-                inputs[name] = id_rows(history, *known) if vectors is None else history
+                inputs[name] = state.id_table("user", feature).rows(history) if vectors is None else history
             case SequenceFeature(events=events, max_length=length):
                 if sequences is None:
-                    rows = id_rows(_newest(queries, events, length), *known)
+                    rows = state.id_table("user", feature).rows(_newest(queries, events, length))
                     ages = _seconds_ago(queries, events, length) if feature.time_bias else None
                     inputs |= as_sequence(name, rows, ages)
             case ClusterFeature(events=events, max_length=length, num_clusters=k):
@@ -330,8 +329,7 @@ def _attribute(
     key = f"{tower}.{feature_name(feature)}"
     match feature:
         case IdFeature():
-            rows = value_rows(table[f"{tower}_id"], state.vocabularies[key])
-            return id_rows(rows, len(state.vocabularies[key]), feature.num_buckets)
+            return state.id_table("user", feature).rows(value_rows(table["user_id"], state.vocabularies[key]))
         case CategoryFeature(column=column):
             return value_rows(table[column], state.vocabularies[key])
         case NumberFeature(column=column, scale=scale):

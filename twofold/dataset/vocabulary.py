@@ -121,16 +121,22 @@ class Vocabulary:
         return Vocabulary(table["id"].combine_chunks(), int(table.schema.metadata[b"num_known"]))
 
 
-def build_vocabulary(known: pa.Array | pa.ChunkedArray, all_ids: pa.Array | pa.ChunkedArray) -> Vocabulary:
+def build_vocabulary(
+    known: pa.Array | pa.ChunkedArray, all_ids: pa.Array | pa.ChunkedArray, *, first: pa.Array | None = None
+) -> Vocabulary:
     """Builds a vocabulary: known ids (those of the training rows) first, then the rest, each part in rising order.
+    `first` are known ids that stand before the other ones.
 
     >>> build_vocabulary(pa.array([3, 1, 3]), pa.array([1, 2, 3, 4])).ids.to_pylist()
     [1, 3, 2, 4]
+    >>> build_vocabulary(pa.array([3, 1, 3]), pa.array([1, 2, 3, 4]), first=pa.array([3])).ids.to_pylist()
+    [3, 1, 2, 4]
     """
-    first = _sorted_ids(known)
-    every = _sorted_ids(all_ids)
-    cold = every.filter(pc.invert(pc.is_in(every, value_set=first)))
-    return Vocabulary(pa.concat_arrays([first, cold]), num_known=len(first))
+    parts = [_sorted_ids(known)]
+    if first is not None:
+        parts = [_sorted_ids(first), _without(parts[0], first)]
+    num_known = sum(map(len, parts))
+    return Vocabulary(pa.concat_arrays([*parts, _without(_sorted_ids(all_ids), pa.concat_arrays(parts))]), num_known)
 
 
 def build_value_vocabulary(column: pa.Array | pa.ChunkedArray) -> Vocabulary:
@@ -156,6 +162,10 @@ def build_value_vocabulary(column: pa.Array | pa.ChunkedArray) -> Vocabulary:
 def id_type(type_: pa.DataType) -> pa.DataType:
     """Returns the type in which a vocabulary stores values: int64, or string for all that is no 64-bit integer."""
     return pa.int64() if pa.types.is_integer(type_) and not pa.types.is_uint64(type_) else pa.string()
+
+
+def _without(ids: pa.Array, others: pa.Array) -> pa.Array:
+    return ids.filter(pc.invert(pc.is_in(ids, value_set=others)))
 
 
 def _sorted_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -20,9 +20,8 @@ WINDOWS: Final = (1, 3, 10, 30, 100)
 
 @dataclass(frozen=True)
 class Lookup:
-    """A block of one embedding per example; row 0 is *none* and stays zero.
-
-    With `dropout`, a training step treats that share of the examples as new: see `Encoder.forward`.
+    """A block of one embedding per example; row 0 is *none* and stays zero, unless `trains_none` says that examples
+    read it. With `dropout`, a training step treats that share of the examples as new: see `Encoder.forward`.
     """
 
     name: str
@@ -31,6 +30,7 @@ class Lookup:
     dropout: float = 0.0
     single_from: int | None = None
     """First row that is fitted on one item (or user) alone. `None` means that no row is."""
+    trains_none: bool = False
 
     @property
     def width(self) -> int:
@@ -189,12 +189,9 @@ class Encoder(nn.Module):
 
     def _trains_none(self, block: Block) -> bool:
         """Returns whether training reads row 0 of a block's table in place of other rows."""
-        return bool(
-            isinstance(block, Lookup)
-            and self.unknown_rate
-            and block.single_from is not None
-            and block.single_from < block.rows
-        )
+        if not isinstance(block, Lookup) or block.trains_none:
+            return isinstance(block, Lookup)
+        return bool(self.unknown_rate and block.single_from is not None and block.single_from < block.rows)
 
     def _with_unknown(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Returns the inputs in which some examples, drawn at random, are those of new items."""

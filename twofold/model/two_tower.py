@@ -124,7 +124,7 @@ def _block(
     dims: Mapping[str, int],
 ) -> Block:
     name, single = feature_name(feature), single_from(state, tower, feature)
-    rows = 1 + len(state.vocabularies.get(f"{tower}.{name}", range(state.num_known_items)))
+    rows = _num_rows(feature, state, tower)
     match feature:
         case HistoryFeature(max_length=length, vectors=fixed, pool=pool):
             return Pool(name, *((rows, dim) if fixed is None else (0, dims[fixed])), pool, length, fixed)
@@ -144,7 +144,8 @@ def _block(
         case VectorFeature():
             return Number(name, dims[feature.vectors])
         case IdFeature():
-            return Lookup(name, min(rows, 1 + (feature.num_buckets or rows)), dim, feature.unknown_rate, single)
+            trains_unknown = state.id_table(tower, feature).trains_unknown
+            return Lookup(name, rows, dim, feature.unknown_rate, single, trains_unknown)
         case TimeFeature():
             return Lookup(name, 1 + (24 if feature.part == "hour" else 7), feature.dim)
         case CategoryFeature():
@@ -155,6 +156,13 @@ def _block(
             return Number(name, hidden_dim=feature.hidden_dim)
         case _:
             assert_never(feature)
+
+
+def _num_rows(feature: UserFeature | ItemFeature, state: FeatureState, tower: Literal["user", "item"]) -> int:
+    """Returns the number of rows of the table of ids or values that a feature reads, row 0 included."""
+    if isinstance(feature, IdFeature | HistoryFeature | SequenceFeature):
+        return state.id_table(tower, feature).num_rows
+    return 1 + len(state.vocabularies.get(f"{tower}.{feature_name(feature)}", ()))
 
 
 def _with_none(vectors: Float32[np.ndarray, "items dim"]) -> Float[Tensor, "_ dim"]:

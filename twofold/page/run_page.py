@@ -71,6 +71,8 @@ class RunPage:
     map: Json | None
     picture: str | None
     """The map as a data URL."""
+    notes: tuple[str, ...] = ()
+    """Remarks on the arrays: how many ids have no row of their own."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def read_run_page(run: Path, *, is_explained: bool = True) -> RunPage:
         probes=_warnings_first(explained.get("probes")),
         map=explained.get("map"),
         picture=_as_url(picture) if explained and picture.is_file() else None,
+        notes=tuple(_facts(run, "dataset").get("notes", ())),
     )
 
 

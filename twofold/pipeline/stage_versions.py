@@ -17,12 +17,13 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: rows say whether they are relevant; dates and texts are read as times.
         # 2: LEAST and GREATEST of NULL, NaN and infinities are NULL; last_n is ordered by all columns.
         "prepare": 4,
+        # 7: features.json says which ids have a row of their own; their collisions are counted.
         # 6: features.json holds the number of hash buckets of ids.
         # 5: examples say whether they are relevant.
         # 4: values that several items share come first in a vocabulary.
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
-        "dataset": 6,
+        "dataset": 7,
         # 13: recency priors of peers may reach back 90 days.
         # 12: kind best may add two peers to the towers, and does so where one alone is hardly better.
         # 11: the vectors of iALS lie on the axes of YᵀY; as a peer it may have 256 dimensions.

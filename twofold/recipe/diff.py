@@ -14,6 +14,8 @@ from twofold.tables import Json
 _ABSENT: Final = object()
 _ADDED_LATER: Final[Mapping[tuple[str, ...], Json]] = {
     ("rerank",): None,
+    ("features", "item_ids"): None,
+    ("features", "user_ids"): None,
     ("data", "item_columns"): [],
     ("data", "user_columns"): [],
     ("ranker", "candidates", "sources"): [],

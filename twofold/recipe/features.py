@@ -7,6 +7,7 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
+from twofold.recipe.id_rows import IdRows
 from twofold.recipe.section import Name, Section
 
 Dim = Annotated[int, Field(ge=1, le=1024)]
@@ -261,6 +262,10 @@ class Features(Section):
     """Features of the user tower. Without an id, it serves new users as well as known ones."""
     item: tuple[ItemFeature, ...] = Field(min_length=1)
     """Features of the item tower."""
+    item_ids: IdRows | None = None
+    """Items with a row of their own in every table of item ids, of histories too. `null` means all of training."""
+    user_ids: IdRows | None = None
+    """Users with a row of their own in the table of {kind: id}. `null` means all of training."""
 
     @model_validator(mode="after")
     def _no_duplicates(self) -> Features:

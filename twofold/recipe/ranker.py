@@ -171,7 +171,7 @@ def with_features(features: Features, user: tuple[UserFeature, ...], item: tuple
                     f"in ranker.features as in features.{tower}"
                 )
         sides[tower] = tuple(by_name.values())
-    return Features.model_validate({"vectors": features.vectors, **sides})
+    return Features.model_validate({**dict(features), **sides})
 
 
 class Head(Section):

@@ -18,6 +18,7 @@ from twofold.recipe.features import (
     CounterFeature,
     Features,
     HistoryFeature,
+    IdFeature,
     SequenceFeature,
     reads_time,
 )
@@ -103,6 +104,11 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _limited_ids_are_read(self) -> Recipe:
+        _check_id_rows(self.all_features, self.retriever)
+        return self
+
+    @model_validator(mode="after")
     def _retriever_can_train(self) -> Recipe:
         match self.retriever:
             case TwoTower():
@@ -179,7 +185,9 @@ class Recipe(Section):
     @property
     def _own_ranker_features(self) -> Features | None:
         own = None if self.ranker is None else self.ranker.features
-        return None if own is None else Features(vectors=self.features.vectors, user=own.user, item=own.item)
+        if own is None:
+            return None
+        return Features.model_validate({**dict(self.features), "user": own.user, "item": own.item})
 
     @property
     def all_features(self) -> Features:
@@ -229,6 +237,23 @@ class Recipe(Section):
                 "there, or draw some: {kind: drawn, draw: popularity}"
             )
         return self
+
+
+def _check_id_rows(features: Features, retriever: TwoTower | Ials) -> None:
+    """Raises ValueError if rows of ids are limited that no table has."""
+    reads_users = any(isinstance(each, IdFeature) for each in features.user)
+    reads_items = any(isinstance(each, IdFeature) for each in features.item) or any(
+        isinstance(each, SequenceFeature) or (isinstance(each, HistoryFeature) and each.vectors is None)
+        for each in features.user
+    )
+    for name, is_read in (("item_ids", reads_items), ("user_ids", reads_users)):
+        if getattr(features, name) is not None and not is_read:
+            raise ValueError(f"features.{name} limits the rows of a table that no feature reads: delete it")
+    if isinstance(retriever, Ials) and features.item_ids is not None:
+        raise ValueError(
+            "features.item_ids limits the rows of tables, and a retriever of kind ials has a vector for each item of "
+            "the training window: delete it, or choose kind: two_tower"
+        )
 
 
 def _check_counter(feature: CounterFeature, prepare: Prepare, *, tower: str, field: str) -> None:
