@@ -77,14 +77,9 @@ def build_dataset(
     _write_counters(prepared, features, users_table, items_table, out=out)
     examples = load_splits(out, features)
     train = examples["train"]
-    users_of_train = users_table.take(_distinct_ascending(train.user_rows))
+    known, active = items.num_known, users_table.take(_distinct_ascending(train.user_rows))
     state = fit_features(
-        features,
-        items=items_table,
-        users=users_of_train,
-        train=train,
-        num_known_items=items.num_known,
-        time_zone=time_zone,
+        features, items=items_table, users=active, train=train, num_known_items=known, time_zone=time_zone
     )
     state = _with_own_ids(state, prepared, fit_on, num_own_items=num_own)
     save_features(state, out / "features")
@@ -92,7 +87,7 @@ def build_dataset(
     return {
         "users": len(users),
         "items": len(items),
-        "cold_items": len(items) - items.num_known,
+        "cold_items": len(items) - known,
         "notes": id_notes(state),
         "rows": {split: len(arrays) for split, arrays in examples.items()},
         "events": len(load_histories(out, "events").at),

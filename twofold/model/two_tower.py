@@ -123,8 +123,7 @@ def _block(
     dim: int,
     dims: Mapping[str, int],
 ) -> Block:
-    name, single = feature_name(feature), single_from(state, tower, feature)
-    rows = _num_rows(feature, state, tower)
+    name, single, rows = feature_name(feature), single_from(state, tower, feature), _num_rows(feature, state, tower)
     match feature:
         case HistoryFeature(max_length=length, vectors=fixed, pool=pool):
             return Pool(name, *((rows, dim) if fixed is None else (0, dims[fixed])), pool, length, fixed)
@@ -144,8 +143,8 @@ def _block(
         case VectorFeature():
             return Number(name, dims[feature.vectors])
         case IdFeature():
-            trains_unknown = state.id_table(tower, feature).trains_unknown
-            return Lookup(name, rows, dim, feature.unknown_rate, single, trains_unknown)
+            table = state.id_table(tower, feature)
+            return Lookup(name, rows, dim, feature.unknown_rate, single, table.trains_unknown)
         case TimeFeature():
             return Lookup(name, 1 + (24 if feature.part == "hour" else 7), feature.dim)
         case CategoryFeature():
