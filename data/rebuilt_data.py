@@ -1,4 +1,4 @@
-"""Data sets in Parquet that were rebuilt from published pieces: the shipped log, MovieLens, and the NCF paper's split.
+"""Data sets in Parquet that were rebuilt from published pieces: the shipped log, MovieLens, splits of papers.
 
     python -m data.rebuilt_data kuairand-pure --from FOLDER --to data/kuairand-pure --overwrite
 
@@ -12,7 +12,7 @@ from typing import Final
 from twofold.ingest.kuairand import EVENTS, SIDE_TABLES
 from twofold.ingest.layout import Layout, SourceFiles
 from twofold.ingest.movielens import MOVIELENS_1M, MOVIELENS_CSV
-from twofold.ingest.paper_splits import NCF
+from twofold.ingest.paper_splits import NCF, pairs_sql
 from twofold.ingest.public import PublicSet, make_tables
 from twofold.prepare.sources import projection_sql
 
@@ -109,6 +109,17 @@ _NCF: Final = Layout(
         "published_negatives": NCF.tables["published_negatives"],
     },
 )
+_GOWALLA: Final = Layout(
+    {"train": SourceFiles(("gowalla-train.parquet",)), "test": SourceFiles(("gowalla-test.parquet",))},
+    {
+        "events": pairs_sql(
+            *(
+                f'SELECT CAST(user_id AS BIGINT) AS "user", CAST(item_id AS BIGINT) AS item FROM {name}'
+                for name in ("train", "test")
+            )
+        )
+    },
+)
 SETS: Final = {
     name: PublicSet(name, "rebuilt as Parquet", "none", "those of the original data", (layout,))
     for name, layout in (
@@ -116,6 +127,7 @@ SETS: Final = {
         ("ml-latest-small", _MOVIELENS_SMALL),
         ("ml-1m", _MOVIELENS_1M),
         ("ncf", _NCF),
+        ("gowalla", _GOWALLA),
     )
 }
 

@@ -88,3 +88,13 @@ def test_the_sequence_and_ncf_files_at_hand(tmp_path: Path) -> None:
         WHERE is_test
     """
     assert rows(own) == [(6_040, 99, 156)]  # 156 sampled negatives are the positive itself, as published
+
+
+@needs_files
+def test_the_pairs_of_gowalla_at_hand(tmp_path: Path) -> None:
+    made = made_at_hand("gowalla", "gowalla", tmp_path)
+    day = '("at" - 946684800000) // 86400000'
+    counts = rows(f"SELECT {day}, COUNT(*) FROM '{made}/events.parquet' GROUP BY 1 ORDER BY 1")
+    assert [count for _, count in counts[2:]] == [217_242]
+    assert sum(count for _, count in counts[:2]) == 810_128
+    assert 0.095 < counts[1][1] / 810_128 < 0.105

@@ -1,5 +1,6 @@
 """Every layout on a few hand-written lines, and the shipped log."""
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -152,6 +153,22 @@ def test_a_sequence_file_knows_order_alone(tmp_path: Path) -> None:
         DataError, match=r"lacks a single \*\.txt \(the folder has also\.txt, ml\.txt: name one\) of sequences"
     ):
         make_tables(find_set("sequences"), tmp_path, tmp_path / "other")
+
+
+def test_pairs_without_an_order_train_on_one_day_and_test_on_the_third(tmp_path: Path) -> None:
+    lines = "".join(f"{user} {' '.join(map(str, range(100)))}\n" for user in range(20))
+    write(tmp_path, {"train.txt": lines + "20 7\n21\n", "test.txt": "0 100 101\n1 \n20 8\n"})
+    made = make_tables(find_set("pairs"), tmp_path, tmp_path / "out")
+    assert made.rows == {"events": 2004}
+    events = table(tmp_path / "out", "events", 'user_id, item_id, ("at" - 946684800000) // 86400000')
+    by_day = Counter(day for _, _, day in events)
+    assert by_day.keys() == {0, 1, 2}
+    assert 150 < by_day[1] < 250  # a tenth of 2,001
+    assert len({user for user, _, day in events if day == 1}) == 20
+    assert sorted((user, item) for user, item, day in events if day == 2) == [(0, 100), (0, 101), (20, 8)]
+    again = make_tables(find_set("pairs"), tmp_path, tmp_path / "again")
+    assert (tmp_path / "again" / "events.parquet").read_bytes() == (tmp_path / "out" / "events.parquet").read_bytes()
+    assert again.rows == made.rows
 
 
 def test_ncf_keeps_its_test_item_last_and_its_negatives(tmp_path: Path) -> None:

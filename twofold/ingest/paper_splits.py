@@ -1,4 +1,4 @@
-"""Layouts of the leave-one-out files that papers publish: sequence files, and the split of the NCF paper."""
+"""Layouts of the files that papers publish: sequence files, the split of the NCF paper, and pairs without an order."""
 
 from typing import Final
 
@@ -20,6 +20,42 @@ SEQUENCE_FILE: Final = Layout(
             FROM (SELECT *, ROW_NUMBER() OVER () AS position FROM sequences)
         """,
     },
+)
+
+_DAY_MS: Final = 86_400_000
+
+
+def pairs_sql(train: str, test: str) -> str:
+    """Returns the SELECT of events for two relations of (user, item), pairs whose order nobody knows.
+
+    A training pair is at a random moment of 1 January 2000 (UTC), or, one in ten, of the 2nd, for validation; a test
+    pair is at one of the 3rd. The moments depend on the pair alone.
+    """
+
+    pair = """"user" || ',' || item"""
+    held_out = f"CAST(md5_number_upper({pair}) % 10 = 0 AS BIGINT)"
+
+    def at(day: str) -> str:
+        return f"946684800000 + {_DAY_MS} * {day} + CAST(md5_number_lower({pair}) % {_DAY_MS} AS BIGINT)"
+
+    return f"""
+        SELECT "user" AS user_id, item AS item_id, {at(held_out)} AS "at" FROM ({train})
+        UNION ALL SELECT "user", item, {at("2")} FROM ({test})
+    """
+
+
+def _pairs_of_lines(table: str) -> str:
+    return f"""
+        SELECT CAST("row"[1] AS BIGINT) AS "user", CAST(UNNEST("row"[2:]) AS BIGINT) AS item
+        FROM (SELECT STRING_SPLIT(TRIM("row"), ' ') AS "row" FROM {table})
+    """
+
+
+# `user item item …`, read as one column.
+_LINES: Final = f"delim='|', quote='', header=false, columns={column_types_sql({'row': 'VARCHAR'})}"
+PAIRS: Final = Layout(
+    {"train": SourceFiles(("train.txt",), _LINES), "test": SourceFiles(("test.txt",), _LINES)},
+    {"events": pairs_sql(_pairs_of_lines("train"), _pairs_of_lines("test"))},
 )
 
 # `(user,item)` and 99 items, read as one column: the file has neither bars nor quotation marks.
