@@ -53,7 +53,7 @@ def _pairs_of_lines(table: str) -> str:
 
 # `user item item …`, read as one column.
 _LINES: Final = f"delim='|', quote='', header=false, columns={column_types_sql({'row': 'VARCHAR'})}"
-PAIRS: Final = Layout(
+PAIR_FILES: Final = Layout(
     {"train": SourceFiles(("train.txt",), _LINES), "test": SourceFiles(("test.txt",), _LINES)},
     {"events": pairs_sql(_pairs_of_lines("train"), _pairs_of_lines("test"))},
 )

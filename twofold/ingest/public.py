@@ -18,7 +18,7 @@ from twofold.ingest.download import Archive, download, is_archive, is_named, unp
 from twofold.ingest.kuairand import kuairand_layouts
 from twofold.ingest.layout import Layout
 from twofold.ingest.movielens import MOVIELENS_1M, MOVIELENS_100K, MOVIELENS_CSV
-from twofold.ingest.paper_splits import NCF, PAIRS, SEQUENCE_FILE
+from twofold.ingest.paper_splits import NCF, PAIR_FILES, SEQUENCE_FILE
 from twofold.prepare.duckdb_connection import first_line, open_duckdb, quote_text, scan_sql
 from twofold.progress import progress_bar
 from twofold.recipe.data import Table
@@ -295,6 +295,6 @@ PUBLIC_SETS: Final = (
         "the files of graph papers such as LightGCN: train.txt and test.txt, one line `user item item …` per user",
         "none",
         _OWN_TERMS,
-        (PAIRS,),
+        (PAIR_FILES,),
     ),
 )
