@@ -56,19 +56,19 @@ def compile_filter(text: str, attributes: pa.Table) -> Bool[np.ndarray, "items"]
     """
     try:
         tree = _parsed(text)
-        check_columns(text, attributes.column_names, field="filter")
+        names = {column.name for column in tree.find_all(exp.Column)}
+        if not names.issubset(attributes.column_names):
+            check_columns(text, attributes.column_names, field="filter")  # parses the text again, for its message
     except RecipeError as error:
         raise RequestError(f"The filter cannot be used. {error}") from None
     try:
-        is_true = evaluate(tree, attributes)
+        return np.asarray(pc.fill_null(evaluate(tree, attributes), False))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        names = sorted({column.name for column in tree.find_all(exp.Column)})
-        types = ", ".join(f"{name} is {attributes.schema.field(name).type}" for name in names)
+        types = ", ".join(f"{name} is {attributes.schema.field(name).type}" for name in sorted(names))
         raise RequestError(
             f"The filter {text!r} does not fit the columns' types ({types}): {str(error).splitlines()[0]}. "
             f"Compare numbers with numbers and text with 'text'."
         ) from None
-    return np.asarray(pc.fill_null(is_true, False))
 
 
 @lru_cache(256)

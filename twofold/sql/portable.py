@@ -28,7 +28,7 @@ Kind = Literal["number", "condition", "text"]
 
 MAX_INTEGER: Final = 2**53  # beyond it two integers share one double
 CHAINS: Final = (exp.And, exp.Or, exp.Add, exp.Mul)  # a + b + c is deep to the left in the tree and flat to a reader
-_CASTS: Final[dict[Kind, str]] = {"number": "DOUBLE", "condition": "BOOLEAN", "text": "VARCHAR"}
+_CASTS: Final = {"number": exp.DType.DOUBLE, "condition": exp.DType.BOOLEAN, "text": exp.DType.VARCHAR}
 # No double lies between it and zero, so GREATEST(x, it) equals it exactly where x is negative or NULL.
 _LARGEST_NEGATIVE: Final = -math.ulp(0.0)
 
@@ -133,7 +133,7 @@ def _cast(written: exp.Expr, kind: Kind | None, want: Kind | None) -> exp.Expr:
         return written
     if kind is not None and (kind, want) != ("condition", "number"):
         raise RecipeError(f"It has a {kind} where a {want} is needed.")
-    return exp.Cast(this=written, to=exp.DataType.build(_CASTS[want]))
+    return exp.Cast(this=written, to=exp.DataType(this=_CASTS[want]))  # to build one from its name parses the name
 
 
 def _double(number: float) -> exp.Expr:

@@ -158,7 +158,7 @@ def rule_sql(text: str, dialect: str = "duckdb", *, result: Kind | None = None) 
                 "index.where, rerank and sources of candidates."
             ),
         )
-    return tree.sql(dialect=dialect, comments=False, unsupported_level=ErrorLevel.RAISE)
+    return tree.sql(dialect=dialect, copy=False, comments=False, unsupported_level=ErrorLevel.RAISE)
 
 
 def rule_tree(text: str, *, result: Kind | None = None) -> exp.Expr:
