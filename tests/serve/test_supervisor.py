@@ -102,8 +102,9 @@ def test_a_service_whose_workers_were_never_ready_gives_up(
 
 
 def test_the_message_of_a_worker_that_cannot_start_is_that_of_the_service(
-    supervisor: _Supervisor, clock: Clock
+    supervisor: _Supervisor, clock: Clock, tmp_path: Path
 ) -> None:
+    (tmp_path / workers.REASON).write_text("there is no run folder")
     supervisor._workers, supervisor._pauses, supervisor._started = [Worker(clock, -1, 2)], [0.0], [clock.now]
     with pytest.raises(RunError, match="there is no run folder"):
         supervisor._replace_if_dead(0)

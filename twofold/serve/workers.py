@@ -45,11 +45,12 @@ MEMORY: Final = Path("/dev/shm")
 MIN_MEMORY_BYTES: Final = 2**25  # for metrics and item changes; with less, they are stored on the disk
 READY: Final = "ready"
 METRICS: Final = "metrics"
+REASON: Final = "reason.txt"
 GRACE_S: Final = 30.0
 SILENCE_S: Final = 30.0  # a worker without a heartbeat for so long has stopped and is replaced
 LIVED_S: Final = 10.0
 MAX_PAUSE_S: Final = 30.0  # before a worker is started again that died within `LIVED_S`
-CANNOT_START: Final = 2  # exit code of a worker that cannot open the bundle or the histories
+CANNOT_START: Final = 2  # exit code of a worker that cannot open the bundle or the histories, and wrote `REASON`
 BACKLOG: Final = 2048
 MAX_FILES: Final = 65_536
 
@@ -203,10 +204,9 @@ class _Supervisor:
     def _give_up(self, worker: _Process) -> None:
         self._stop(signal.SIGTERM, None)
         if worker.exitcode == CANNOT_START:
-            open_service(self._options, self._shared)  # raises the worker's error here
-        raise RunError(
-            f"no worker could start (exit code {worker.exitcode}): the log has the cause. Mend that, and start again."
-        )
+            raise RunError((self._folder / REASON).read_text(encoding="utf-8"))
+        code = worker.exitcode
+        raise RunError(f"no worker could start (exit code {code}): the log has the cause. Mend that, and start again.")
 
     def _end_silent_workers(self) -> None:
         for worker in filter(None, self._workers):
@@ -280,6 +280,7 @@ def _run_worker(options: ServeOptions, folder: Path, listening: socket.socket) -
         service = open_service(options, shared)
     except TwofoldError as error:
         log("worker cannot start", {"error": str(error)})
+        (folder / REASON).write_text(str(error), encoding="utf-8")
         sys.exit(CANNOT_START)
     except Exception as error:
         logging.getLogger("twofold.serve").exception("worker cannot start", extra={"facts": {"error": repr(error)}})
