@@ -42,7 +42,7 @@ PUBLISHED = {  # row: GAUC, NDCG@5, mean
 
 
 def read_log(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the impressions in order of time with facts of their items, and the users' attributes as numbers."""
+    """Returns the impressions in order of time, with facts of their items, and the users' attributes as numbers."""
     log = duckdb.sql(
         f"""
         SELECT events.user_id, events.item_id, "at", at_is_estimated AS is_estimated, CAST(tab AS DOUBLE) AS tab,
@@ -64,7 +64,7 @@ def read_log(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     numbers = users.apply(
         lambda each: each if pd.api.types.is_numeric_dtype(each) else each.astype("category").cat.codes
     )
-    return with_exposures(log), numbers
+    return log, numbers
 
 
 def quality(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> dict[str, float]:
@@ -165,6 +165,7 @@ def main() -> None:
     """Fits and judges all rows, and writes the table."""
     torch.set_num_threads(1)
     log, users = read_log(DATA)
+    log = with_exposures(log)
     table = Table(log)
     table.add("oracle", log["long_view"].to_numpy()[table.test].astype(float))
     past = log[log["day"] < TEST_DAY]

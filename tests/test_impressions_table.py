@@ -54,10 +54,10 @@ def test_rows_users_chance_and_oracle_of_the_shipped_log_are_the_published_ones(
 
 
 def test_labels_after_the_cut_change_no_score(table, log):
-    from impressions_models import Machine, machine_fields, machine_scores, rate_columns
+    from impressions_models import Machine, machine_fields, machine_scores, rate_columns, with_exposures
 
     full, users = log
-    few = full[full["user_id"] < 1500].reset_index(drop=True)
+    few = with_exposures(full[full["user_id"] < 1500].reset_index(drop=True))
     turned = few.assign(long_view=few["long_view"].where(few["day"] < table.TEST_DAY, 1 - few["long_view"]))
     rows, train = (np.flatnonzero(is_in) for is_in in (few["day"] >= table.TEST_DAY, few["day"] < table.TEST_DAY))
     assert len(rows) > 5000
