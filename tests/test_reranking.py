@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from twofold.recipe.rerank import Rerank, without_blocked
-from twofold.reranking import Candidates, RuleColumns, RuleItems, reorder, with_guaranteed
+from twofold.reranking import Candidates, RuleColumns, RuleItems, merge_stages, reorder, with_guaranteed
 
 ITEMS = 8
 
@@ -153,6 +153,23 @@ def test_items_found_for_a_quota_are_candidates_once():
     assert found.item_rows.tolist() == [[4, 2, -1, -1, 9, -1, -1]]
     assert found.is_guaranteed.tolist() == [[False, True, False, False, True, False, False]]
     assert found.num_ranked == 3
+
+
+def test_scores_fall_from_the_candidates_of_the_ranker_to_the_items_after_them():
+    draw = np.random.default_rng(0)
+    retrieved = -np.sort(-draw.random((500, 20), np.float32), axis=1)
+    rows = np.tile(np.arange(20), (500, 1))
+    ranked = draw.normal(scale=8, size=(500, 12)).astype(np.float32)
+    found = Candidates(rows, retrieved, np.zeros(rows.shape, bool), 20)
+    merged, positions = merge_stages(found, ranked, num_items=20)
+    assert (np.diff(merged.scores) <= 0).all()
+    np.testing.assert_array_equal(merged.item_rows, np.take_along_axis(rows, positions, axis=1))
+    expected = ranked.min(axis=1, keepdims=True) - (retrieved[:, 11:12] - retrieved[:, 12:])
+    np.testing.assert_allclose(merged.scores[:, 12:], expected, atol=1e-5)
+    other_source = retrieved.copy()
+    other_source[:, 11] = -1  # a candidate that the retriever ranks below the items after it
+    merged, _ = merge_stages(Candidates(rows, other_source, found.is_guaranteed, 20), ranked, num_items=20)
+    assert (np.diff(merged.scores) <= 0).all()
 
 
 def test_random_lists_obey_limit_and_quota_and_lose_no_item():

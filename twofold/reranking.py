@@ -124,8 +124,9 @@ def merge_stages(
     order = np.argsort(packed_keys(scores, tie_rank[np.maximum(rows[:, :top], 0)]), axis=1)[:, ::-1]  # padding last
     lowest = np.where(is_item, candidates.scores[:, :top], np.inf).min(axis=1)
     lowest = np.maximum(lowest, candidates.scores[:, top:].max(axis=1, initial=NOT_ALLOWED))
-    shift = np.where(is_item, scores, np.inf).min(axis=1) - lowest
-    rest = np.where(rows[:, top:] >= 0, candidates.scores[:, top:] + shift[:, None], NOT_ALLOWED)
+    last = np.where(is_item, scores, np.inf).min(axis=1)
+    distance = candidates.scores[:, top:] - lowest[:, None]  # first, so that no rounding lifts an item above the last
+    rest = np.where(rows[:, top:] >= 0, last[:, None] + distance, NOT_ALLOWED)
     positions = np.hstack([order, np.tile(np.arange(top, rows.shape[1]), (len(order), 1))])
     merged_scores = np.hstack([np.take_along_axis(scores, order, axis=1), rest]).astype(np.float32)
     return replace(candidates.take(positions), scores=merged_scores), positions
