@@ -86,13 +86,19 @@ def judged(run: Path) -> dict[int, tuple[int, list[int]]]:
 def lists_of(run: Path, client: Client, times: dict[int, int], *, k: int) -> tuple[dict, dict]:
     """Returns the list of each user as of a time, served over HTTP and in a table of Python.
 
-    The table is that of all users of one time; some of them are tried alone too.
+    Twenty requests at a time wait together, and a table is that of all users of one time; some users are tried alone.
     """
     served, in_table, recommender = {}, {user: [] for user in times}, load(run)
-    for user, at in times.items():
-        status, body = client.post("/v1/recommend", {"user_id": user, "k": k, "context": {"at": at}})
-        assert status == 200, body
-        served[user] = [item["item_id"] for item in body["items"]]
+    requests = {
+        user: ("POST", "/v1/recommend", {"user_id": user, "k": k, "context": {"at": at}}) for user, at in times.items()
+    }
+    for users in np.array_split(list(times), max(len(times) // 20, 1)):
+        for user, reply in zip(users.tolist(), client.send(*map(requests.get, users.tolist())), strict=True):
+            assert reply.status_code == 200, reply.text
+            served[user] = [item["item_id"] for item in reply.json()["items"]]
+    for user in list(times)[::10]:
+        (alone,) = client.send(requests[user])
+        assert [item["item_id"] for item in alone.json()["items"]] == served[user]
     for at in set(times.values()):
         table = recommender.recommend([user for user in times if times[user] == at], k=k, at=at)
         for user, item in zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True):
