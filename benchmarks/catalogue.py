@@ -1,6 +1,7 @@
 """Processor time of a training step against the number of items: histories' tables updated densely and lazily.
 
     python benchmarks/catalogue.py [items ...] [--steps 21]     (default: 100000 1000000 10000000)
+    python benchmarks/catalogue.py --threshold                  (only the catalogues from which sequences are lazy)
 
 Claim: nothing in a step is proportional to the catalogue; with 10 M items it takes at most 1 ms longer for that.
 
@@ -14,6 +15,9 @@ apart in memory; only uniform negatives are drawn from all items. `spread`: even
 tables of histories as before, `lazy` as from ten times as many rows as a step reads, here at every size. One thread; a
 process for each case trains on all sizes in turn, a step each, so that what slows one slows all. Figures are medians of
 the steps. Writes `catalogue.json` beside this file.
+
+`--threshold`: a sequence tower with the fewest items with which its table is lazy, and with twice as many, widths 16
+and 64: a dense and a lazy step in turn, in one process, and the median of their ratios. It must be at most 1.05.
 """
 
 import argparse
@@ -51,9 +55,9 @@ from twofold.tables import HOUR_MS, Split
 from twofold.train.batch_loss import mean_loss
 from twofold.train.loop import deterministic
 from twofold.train.objective import Objective, build_objective
-from twofold.train.optimizer import Optimizer, build_optimizer, clip_gradients
+from twofold.train.optimizer import LAZY_FROM_SEQUENCES, Optimizer, build_optimizer, clip_gradients
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).with_name("catalogue.json")
 USERS, EACH, FEW, DIM = 5_000, 200, 100_000, 12
 PARTS = ("read", "loss", "backward", "clip", "update")
 MODEL = {"kind": "two_tower", "dim": DIM, "score": {"kind": "cosine", "temperature": 0.1}}
@@ -140,13 +144,13 @@ class Training:
         ]
 
 
-def training_of(num_items: int, tower: str, events: str, tables: str) -> Training:
+def training_of(num_items: int, tower: str, events: str, tables: str, *, dim: int = DIM) -> Training:
     """Returns a training whose tables and states are in memory already, as they are after many steps."""
     dataset = dataset_of(num_items, tower, FEW if events == "same" else num_items)
     objective = build_objective(Train.model_validate(TRAIN), dataset)
-    model = build_two_tower(Config.model_validate(MODEL), dataset.features, {})
+    model = build_two_tower(Config.model_validate(MODEL | {"dim": dim}), dataset.features, {})
     users = 0 if tables == "lazy" else 10**9  # as if a step read so few rows of histories, or so many
-    size = replace(objective.step_size, users=users)
+    size = replace(objective.step_size, users=users, sequences=None)
     optimizer = build_optimizer(model, learning_rate=1e-3, size=size, weight_decay=0.01)
     training = Training(objective, model, optimizer, next(iter(objective.order.epoch((0, 0)))).indices)
     training.step_ms(0)
@@ -164,6 +168,23 @@ def case_ms(tower: str, events: str, tables: str, *, sizes: list[int], steps: in
     return [dict(zip((*PARTS, "step"), each.round(2).tolist(), strict=True)) for each in np.median(found, axis=0)]
 
 
+def threshold_runs(steps: int) -> list[dict[str, float]]:
+    """Returns the milliseconds of dense and lazy steps of a sequence tower, taken in turn, for each width and size."""
+    size = build_objective(Train.model_validate(TRAIN), dataset_of(1000, "sequence", 1000)).step_size
+    assert size.sequences is not None
+    fewest = LAZY_FROM_SEQUENCES * (size.items + size.sequences * USER["sequence"][0]["max_length"])
+    runs = []
+    for dim, num_items in product((16, 64), (fewest, 2 * fewest)):
+        trainings = [training_of(num_items, "sequence", "spread", tables, dim=dim) for tables in ("dense", "lazy")]
+        assert [len(each.optimizer.tables) for each in trainings] == [0, 1]
+        found = np.array([[each.step_ms(number)[-1] for each in trainings] for number in range(1, steps + 3)])[2:]
+        dense, lazy = np.median(found, axis=0).round(2).tolist()
+        ratio = round(float(np.median(found[:, 1] / found[:, 0])), 3)
+        runs.append({"dim": dim, "items": num_items, "dense": dense, "lazy": lazy, "lazy_over_dense": ratio})
+        print(runs[-1], flush=True)
+    return runs
+
+
 def main(sizes: list[int], steps: int) -> None:
     """Runs every case in a process of its own, prints and saves the numbers."""
     runs = []
@@ -175,7 +196,13 @@ def main(sizes: list[int], steps: int) -> None:
             runs.append(named | {"items": num_items} | ms)
             print(*case, f"{num_items:,} items: {ms['step']} ms", flush=True)
     facts = {"cores": os.cpu_count(), "threads": 1, "steps": steps, "torch": version("torch")}
-    (HERE / "catalogue.json").write_text(json.dumps(facts | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
+    save(facts | {"runs": runs})
+
+
+def save(found: dict[str, Any]) -> None:
+    """Writes the numbers; those that were not measured again stay."""
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(kept | found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -183,10 +210,14 @@ if __name__ == "__main__":
     parser.add_argument("items", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--steps", type=int, default=21)
     parser.add_argument("--case", nargs=3)
+    parser.add_argument("--threshold", action="store_true")
     given = parser.parse_args()
-    if given.case is None:
+    if given.case is None and not given.threshold:
         main(given.items, given.steps)
     else:
         torch.set_num_threads(1)
         with deterministic(0), keep_freed_memory():  # as training does
-            print(json.dumps(case_ms(*given.case, sizes=given.items, steps=given.steps)))
+            if given.threshold:
+                save({"threshold": threshold_runs(given.steps)})
+            else:
+                print(json.dumps(case_ms(*given.case, sizes=given.items, steps=given.steps)))

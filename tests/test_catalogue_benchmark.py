@@ -10,7 +10,8 @@ import pytest
 from twofold.render.numbers import format_significant
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-RUNS: list[dict[str, Any]] = json.loads((BENCHMARKS / "catalogue.json").read_text(encoding="utf-8"))["runs"]
+FOUND: dict[str, Any] = json.loads((BENCHMARKS / "catalogue.json").read_text(encoding="utf-8"))
+RUNS: list[dict[str, Any]] = FOUND["runs"]
 SIZES = (100_000, 1_000_000, 10_000_000)
 NAMES = {"means": "means of 100", "sequence": "sequence of 50"}
 
@@ -38,3 +39,12 @@ def test_nothing_in_a_step_is_proportional_to_the_catalogue(tower: str) -> None:
     dense, lazy = (step_ms(tower, "same", tables) for tables in ("dense", "lazy"))
     assert lazy[2] - lazy[1] < 1.0
     assert dense[2] > 5 * dense[1]
+
+
+def test_where_sequences_become_lazy_a_step_is_not_slower_for_it() -> None:
+    page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert {run["dim"] for run in FOUND["threshold"]} == {16, 64}
+    for run in FOUND["threshold"]:
+        assert run["lazy_over_dense"] <= 1.05
+        cells = [format_significant(run[name]) for name in ("dense", "lazy", "lazy_over_dense")]
+        assert f"| {run['dim']} | {run['items']:,} | {' | '.join(cells)} |" in page

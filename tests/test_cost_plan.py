@@ -14,7 +14,6 @@ from twofold.cost_plan import RunCost, Scale, limits, run_cost, stage_costs
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
 from twofold.render.numbers import format_significant
-from twofold.train import optimizer
 
 ROOT = Path(__file__).parents[1]
 RUNS: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "scale.json").read_text(encoding="utf-8"))["runs"]
@@ -121,7 +120,6 @@ def test_costs_grow_with_the_log_and_shrink_with_machines(recipe: Recipe) -> Non
 
 
 def test_a_step_costs_no_more_from_the_size_on_at_which_tables_are_lazy(recipe: Recipe) -> None:
-    assert cost_plan.LAZY_FROM == optimizer.LAZY_FROM
     lazy_from = 10.0 * recipe.train.batch_size * 100  # both histories have 100 places
     hours = [
         stage_costs(recipe, Scale(1e9, 1e6, items))[2].processor_h for items in (lazy_from / 2, lazy_from, 1e7, 1e8)

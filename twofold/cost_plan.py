@@ -32,7 +32,9 @@ PREPARE_BYTES: Final = 21.91
 DATASET_BYTES: Final = 73.96
 """Bytes on disk of an event."""
 LAZY_FROM: Final = 10
-"""Rows of a table per row that a step reads, from which a step moves only those: `twofold.train.optimizer` has it."""
+"""Rows of a table per row that a step reads, from which a step moves only those, by lazy Adam. Milliseconds per step,
+width 64, one core, fused against lazy: 6.6 times 3.5 and 5.6; 17 times 33 and 15; 34 times 53 and 13; 244 times 333 and
+13. Whole steps of two tables that histories of 100 read, 10 times: width 64, 260 and 215; width 16, 64 and 98."""
 PREPARE_GB: Final = 0.35
 PREPARE_BYTES_IN_MEMORY: Final = 220.0
 """Memory of preparation without a log, and bytes of an event in DuckDB's tables, which spill above its limit."""

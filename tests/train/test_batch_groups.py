@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from tests import worlds
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import epoch_batches
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
-from twofold.dataset.example_blocks import BLOCK_ROWS, ExampleBlocks
+from twofold.dataset.example_blocks import BLOCK_ROWS, ExampleBlocks, number_groups
 from twofold.dataset.examples import ROW, Examples
 from twofold.errors import DataError
 from twofold.evaluate.catalogue import evaluate_catalogue
@@ -25,7 +26,7 @@ from twofold.pipeline.adapters import catalogue_scores
 from twofold.recipe.features import reads_time
 from twofold.recipe.train import Bce, InBatchSoftmax, Train
 from twofold.tables import DAY_MS
-from twofold.train.batch_groups import group_by_columns, group_by_span
+from twofold.train.batch_groups import group_by_columns, group_by_span, sequences_of_a_batch
 from twofold.train.loop import fit
 from twofold.train.objective import build_objective, draw_columns
 
@@ -235,3 +236,36 @@ def share_of_other_languages(model, dataset, *, k):
     best = np.argsort(-scores, axis=1)[:, :k]
     users, items = np.asarray(dataset.users.ids)[window.user_rows], np.asarray(dataset.items.ids)
     return float((worlds.spoken(items[best]) != worlds.spoken(users)[:, None]).mean())
+
+
+# --- sequences that examples share ------------------------------------------------------------------------------------
+
+
+def order_of(counts, *, max_run, batch_size, groups=None):
+    """Returns the order of examples of users with these numbers of examples."""
+    records = np.zeros(sum(counts), ROW)
+    records["user_rows"] = np.repeat(np.arange(len(counts)), counts)
+    examples = ExampleBlocks(Examples(records, {}))
+    return Order(examples, len(records), batch_size, groups, max_run=max_run)
+
+
+def test_sequences_of_a_batch_are_counted_by_hand():
+    # Users of 1, 4 and 5 examples read one sequence each, one of 11 may read 4: 1 to 5 examples, 5, and what is left.
+    assert sequences_of_a_batch(order_of([1, 4, 5, 11], max_run=5, batch_size=21)) == 1 + 1 + 1 + 4 + 1
+    assert sequences_of_a_batch(order_of([1, 4, 5, 11], max_run=5, batch_size=7)) == -(-7 // 3) + 1
+    assert sequences_of_a_batch(order_of([1] * 40, max_run=5, batch_size=10)) == 10  # not more than examples
+    assert sequences_of_a_batch(order_of([5] * 8, max_run=1, batch_size=10)) is None
+    halves = number_groups([np.arange(20)], lambda indices: indices % 2)
+    divided = order_of([5] * 4, max_run=5, batch_size=5, groups=halves)
+    assert sequences_of_a_batch(divided) == 8 // 4 + 1  # each user is in both groups
+
+
+def test_batches_hold_about_as_many_sequences_as_are_counted():
+    counts = np.random.default_rng(0).geometric(0.05, 600).tolist()
+    order = order_of(counts, max_run=20, batch_size=256)
+    (blocks,) = order.epoch((0, 0))
+    users = order.examples.rows.user_rows[blocks.indices]
+    mean = (1 + (np.diff(users, axis=1) != 0).sum(axis=1)).mean()
+    found = sequences_of_a_batch(order)
+    assert found is not None
+    assert mean <= found < 1.4 * mean

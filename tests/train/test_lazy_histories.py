@@ -150,6 +150,16 @@ def test_a_table_is_lazy_if_it_has_ten_rows_for_each_item_and_each_place_of_a_hi
     assert lazy_tables(model, size) == [model[1].tables["id"]] * is_lazy
 
 
+@pytest.mark.parametrize(("sequences", "is_lazy"), [(None, False), (20, False), (2, True), (3, False)])
+def test_sequences_that_examples_share_are_counted_once(sequences, is_lazy):
+    # Of 400 rows, a step reads 2 · 5 of sequences, a fortieth; a sequence for each of 20 users is too many.
+    model = towers("sequence", shared=False)
+    size = StepSize(items=0, users=20, sequences=sequences)
+    assert optimizers.LAZY_FROM_SEQUENCES == 40
+    tables = lazy_tables(model, size)
+    assert any(each is model[0].tables["history"] for each in tables) == is_lazy
+
+
 def test_a_concatenated_history_and_lists_of_any_length_stay_dense():
     blocks = (Pool("history", ROWS, DIM, "concat", length=LENGTH), Pool("tags", ROWS, DIM))
     assert lazy_tables(Encoder(blocks, Layers(3)), LAZY) == []

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from twofold.cost_plan import LAZY_FROM
 from twofold.model.encoder import Encoder, Layers, Lookup
 from twofold.recipe.train import Train
 from twofold.train.checkpoint import load_checkpoint, save_checkpoint
 from twofold.train.optimizer import (
-    LAZY_FROM,
     StepSize,
     build_optimizer,
     clip_gradients,

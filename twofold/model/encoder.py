@@ -213,7 +213,7 @@ class Encoder(nn.Module):
                 return self.table_of(block)(values)
             case Pool():
                 if block.vectors is None:
-                    return _pooled(block, *_rows_read(self.table_of(block), values))
+                    return _pooled(block, *_read_rows(self.table_of(block), values))
                 fixed = getattr(self, _buffer(block.vectors))
                 assert isinstance(fixed, Tensor)
                 return _pooled(block, fixed, values)
@@ -270,7 +270,7 @@ def _encode_sequences(
     places: Int[Tensor, "batch"] | None,
 ) -> Float[Tensor, "batch dim"]:
     """Returns the encoder's outputs at these places. `None` means after the last row of each sequence."""
-    vectors, rows = _rows_read(table, rows)
+    vectors, rows = _read_rows(table, rows)
     if places is None:
         counts = (rows != 0).sum(dim=1)
         if torch.compiler.is_exporting():
@@ -283,7 +283,7 @@ def _encode_sequences(
     return outputs[places]
 
 
-def _rows_read(
+def _read_rows(
     table: nn.Embedding, rows: Int[Tensor, "batch length"]
 ) -> tuple[Float[Tensor, "_ dim"], Int[Tensor, "batch length"]]:
     """Returns a table of vectors and the rows to read in it: the trained table itself, or, of a table with sparse

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
+from twofold.dataset.batch_order import Order
 from twofold.dataset.dataset import Dataset, attribute_column
 from twofold.dataset.example_blocks import ExampleBlocks, Groups, number_groups
 from twofold.errors import DataError
@@ -39,6 +40,21 @@ def group_examples(dataset: Dataset, settings: Train, examples: ExampleBlocks) -
     if groups is not None:
         spans = _filled(number_groups(examples, _pair(groups, spans.of, len(spans))), settings.batch_size)
     return spans if len(spans) > 1 else None
+
+
+def sequences_of_a_batch(order: Order) -> int | None:
+    """Returns about how many sequences the examples of a batch share: at most `max_run` consecutive examples of a user
+    and group one, and those that the edge of a part of the batch divides. `None` means that no examples share one.
+    """
+    if order.max_run == 1:
+        return None
+    runs, num_groups = 0, 1 if order.groups is None else len(order.groups)
+    for part in order.examples:
+        keys = np.asarray(order.examples.rows.user_rows[part]) * num_groups
+        _, counts = np.unique(keys if order.groups is None else keys + order.groups.of(part), return_counts=True)
+        runs += int((-(-counts // order.max_run) + (counts > order.max_run)).sum())
+    cuts = -(-order.batch_size // (order.micro_batch_size or order.batch_size))
+    return min(-(-runs // len(order)) + cuts, order.batch_size)
 
 
 def group_by_span(examples: ExampleBlocks, span_ms: int, *, min_examples: int) -> Groups:

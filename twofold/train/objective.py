@@ -28,7 +28,7 @@ from twofold.recipe.train import (
     SampledSoftmax,
     Train,
 )
-from twofold.train.batch_groups import group_by_tower, group_examples
+from twofold.train.batch_groups import group_by_tower, group_examples, sequences_of_a_batch
 from twofold.train.device import tensor_on
 from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_gather
 from twofold.train.negatives import (
@@ -68,6 +68,8 @@ class Objective:
     """Item pool of each batch group; empty means every item of the training window."""
     uploads: "Uploads | None" = None
     """`None` means that the item tower reads no upload time."""
+    sequences: int | None = None
+    """Mean number of sequences of a batch. `None` means that no examples share one."""
 
     @property
     def examples(self) -> Int64[np.ndarray, "examples"]:
@@ -121,7 +123,7 @@ class Objective:
     def step_size(self) -> StepSize:
         """Largest numbers of items and of users that the towers encode for a batch."""
         users = self.order.batch_size
-        return StepSize(items=users * (1 + self.num_hard) + self.num_drawn, users=users)
+        return StepSize(items=users * (1 + self.num_hard) + self.num_drawn, users=users, sequences=self.sequences)
 
 
 def build_objective(
@@ -130,7 +132,7 @@ def build_objective(
     """Chooses the training examples, groups them (by the towers of `per` if there are several) and counts their items.
     Raises DataError if there is nothing to learn.
     """
-    rows, examples = dataset.examples["train"], _blocks(settings, dataset)
+    rows, examples, num_items = dataset.examples["train"], _blocks(settings, dataset), len(dataset.items)
     num_examples, mean_weight = _count(examples, settings.loss)
     pools: tuple[Tensor, ...] = ()
     if per is None:
@@ -139,7 +141,6 @@ def build_objective(
         groups = group_by_tower(dataset, per, examples, batch_size=settings.batch_size)
         known = torch.from_numpy(per.tower_of_item[: dataset.items.num_known])
         pools = tuple(torch.nonzero(known == tower).flatten() for tower in range(len(per.values)))
-    num_items = len(dataset.items)
     keys = (rows.item_rows[part] + (0 if groups is None else groups.of(part) * num_items) for part in examples)
     in_batch = count_in_batch(keys, num_items=num_items)
     _check_learnable(settings, dataset, mean_weight, num_examples=num_examples)
@@ -163,6 +164,7 @@ def build_objective(
         product_dtype=product_dtype_of(settings.precision, ranks.device),
         pools=pools,
         uploads=_uploads(dataset),
+        sequences=None if _reads_times(dataset) else sequences_of_a_batch(order),
     )
 
 
@@ -184,6 +186,11 @@ def _check_learnable(settings: Train, dataset: Dataset, mean_weight: float, *, n
             f"train.hard_negatives.top is {settings.hard_negatives.top:,}, and the training window has "
             f"{dataset.items.num_known:,} items. Lower it, and skip with it."
         )
+
+
+def _reads_times(dataset: Dataset) -> bool:
+    """Returns whether some examples cannot share a sequence, because they are not at the time of its next event."""
+    return any(isinstance(each, SequenceFeature) and each.time_bias for each in dataset.features.features.user)
 
 
 def _max_run(dataset: Dataset) -> int:

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from twofold.cost_plan import LAZY_FROM
 from twofold.model.encoder import Encoder, Lookup, Pool, Sequence, module_key
 from twofold.train.distributed import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 from twofold.train.sharded_embedding import ShardedTable
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises. Not measured: any value from .02 to .1 is usual."""
-LAZY_FROM = 10
-"""Rows of a table per row that a step reads, from which lazy Adam is faster. Milliseconds per step, width 64, one core,
-fused against lazy: 6.6 times 3.5 and 5.6; 17 times 33 and 15; 34 times 53 and 13; 244 times 333 and 13. Whole steps of
-two tables that histories of 100 read, 10 times: width 64, 260 and 215; width 16, 64 and 98."""
-
+LAZY_FROM_SEQUENCES: Final = 40
+"""Rows of a table per row that a step usually reads of sequences that examples share, from which lazy Adam is faster.
+Whole steps of a sequence of 50, lazy over dense: width 16, 7 times 1.07, 15 times 1.06, 30 times 1.00 and 40 times .93;
+width 64, 7 times 1.02, 15 times .96 and 30 times .85 (`benchmarks/catalogue.py --threshold` measures 40 times)."""
 LAZY_FROM_BYTES: Final = 2**30
 """Size of a table on a GPU from which it is lazy. Not measured."""
 
@@ -37,6 +37,8 @@ class StepSize:
 
     items: int
     users: int
+    sequences: int | None = None
+    """Mean number of sequences that a step reads, where examples of one user share them. `None` means one a user."""
 
 
 @dataclass(frozen=True)
@@ -158,23 +160,25 @@ def lazy_tables(model: nn.Module, size: StepSize) -> list[nn.Embedding]:
     """
     return [
         table
-        for table, rows in _rows_read(model, size)
+        for table, rows in _lazy_from(model, size)
         if isinstance(table, ShardedTable)
         or (
-            table.num_embeddings >= LAZY_FROM * rows
+            table.num_embeddings >= rows
             and (table.weight.device.type != "cuda" or table.weight.nbytes >= LAZY_FROM_BYTES)
         )
     ]
 
 
-def _rows_read(model: nn.Module, size: StepSize) -> Iterator[tuple[nn.Embedding, int]]:
-    """Yields the trained tables of encoders, each once, with the largest number of rows that a step reads of it: those
-    of the items that are looked up, in one tower or in several, and one for each place of the users' histories.
+def _lazy_from(model: nn.Module, size: StepSize) -> Iterator[tuple[nn.Embedding, int]]:
+    """Yields the trained tables of encoders, each once, with the number of rows from which they are lazy.
+
+    A step reads at most one row for each item that is looked up, in one tower or in several, and one for each place of
+    the users' histories. Of sequences it reads far less where examples share them.
 
     Tables that lists of any length read are left out, and those of concatenated histories, where row 0 is trained.
     """
     tables: dict[int, nn.Embedding] = {}
-    looked_up, places, others = Counter[int](), Counter[int](), set[int]()
+    looked_up, places, shared, others = Counter[int](), Counter[int](), Counter[int](), set[int]()
     for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
         for block in encoder.feature_blocks:
             if module_key(block.name) not in encoder.tables and block.name not in encoder.shared_tables:
@@ -185,11 +189,19 @@ def _rows_read(model: nn.Module, size: StepSize) -> Iterator[tuple[nn.Embedding,
             match block:
                 case Lookup():
                     looked_up[key] = size.items
-                case Pool(pool="mean" | "windows", length=int(length)) | Sequence(length=length):
+                case Pool(pool="mean" | "windows", length=int(length)):
                     places[key] += size.users * length
+                    shared[key] += size.users * length
+                case Sequence(length=length):
+                    places[key] += size.users * length
+                    shared[key] += (size.users if size.sequences is None else size.sequences) * length
                 case _:
                     others.add(key)
-    yield from ((table, looked_up[key] + places[key]) for key, table in tables.items() if key not in others)
+    for key, table in tables.items():
+        if key not in others:
+            most, usual = looked_up[key] + places[key], looked_up[key] + shared[key]
+            by_most = LAZY_FROM * most
+            yield table, by_most if usual == most else min(by_most, LAZY_FROM_SEQUENCES * usual)
 
 
 def clip_gradients(optimizer: Optimizer, *, most: float | None) -> Float[Tensor, ""]:
