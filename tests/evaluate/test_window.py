@@ -15,11 +15,49 @@ from twofold.evaluate.evaluate_window import evaluation_options
 from twofold.evaluate.peers import Recency
 from twofold.evaluate.slices import slicings_of
 from twofold.evaluate.watch_time import watched_rows
-from twofold.evaluate.window import PerUser, digest_of_relevant, evaluation_window, without_short_lists
+from twofold.evaluate.window import (
+    EvaluationWindow,
+    PerUser,
+    digest_of_relevant,
+    evaluation_window,
+    smaller_window,
+    without_short_lists,
+)
 from twofold.ragged import Ragged
 from twofold.recipe.features import Features
 
 FEATURES = Features.model_validate({"user": [{"kind": "history", "events": "positives"}], "item": [{"kind": "id"}]})
+
+
+def test_a_window_of_too_many_scores_keeps_some_users_who_have_something_to_find() -> None:
+    users, items = 50, 10
+    labels = np.arange(users) % 3 == 0
+    window = EvaluationWindow(
+        name="validation",
+        user_rows=np.arange(users) + 100,
+        query_at=np.arange(users) + 1000,
+        seen=Ragged(np.arange(users) % items, np.arange(users + 1)),
+        relevant=Ragged(np.arange(users // 2) % items, np.repeat(np.arange(users // 2 + 1), 2)[: users + 1]),
+        candidates=Ragged(np.arange(users) % items, np.arange(users + 1)),
+        labels=labels,
+        num_items=items,
+        is_cold=np.zeros(items, bool),
+        track="query_time",
+    )
+    assert smaller_window(window, most_scores=users * items) is window
+    small = smaller_window(window, most_scores=12 * items + 3)
+    kept = small.user_rows - 100
+    assert len(kept) == 12
+    assert len(set(kept.tolist())) == 12
+    assert (small.relevant.sizes == 1).all()
+    assert small.query_at.tolist() == (kept + 1000).tolist()
+    assert small.seen.values.tolist() == small.candidates.values.tolist() == (kept % items).tolist()
+    assert small.relevant.values.tolist() == window.relevant.of(kept).values.tolist()
+    assert small.labels.tolist() == labels[kept].tolist()
+    again = smaller_window(window, most_scores=12 * items)
+    assert again.user_rows.tolist() == small.user_rows.tolist()
+    # Where all who have something to find fit, they alone are kept.
+    assert len(smaller_window(window, most_scores=users * items - 1).user_rows) == users // 2
 
 
 def test_a_user_is_judged_by_the_last_event_and_knows_all_before_it(tmp_path: Path) -> None:

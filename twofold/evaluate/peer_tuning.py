@@ -26,7 +26,7 @@ from twofold.evaluate.peers import (
     fit_ials,
     fit_item_knn,
 )
-from twofold.evaluate.window import EvaluationWindow
+from twofold.evaluate.window import EvaluationWindow, users_to_judge
 from twofold.ragged import Ragged, chunks
 from twofold.topk import NOT_ALLOWED, tie_order
 
@@ -174,12 +174,9 @@ def tune_peers(
     `metrics` are the two that decide, such as catalogue/recall@100 and catalogue/ndcg@10. Without `with_peers` only the
     days of recent popularity are chosen. `None` if no user of the window has an unseen positive.
     """
-    users = np.flatnonzero(window.relevant.sizes)
+    users = users_to_judge(window, most_scores=MAX_SCORES)
     if not len(users):
         return None
-    most = max(1, MAX_SCORES // window.num_items)
-    if len(users) > most:
-        users = np.sort(np.random.default_rng(0).choice(users, most, replace=False))
     questions = _Questions(
         window.user_rows[users], window.seen.of(users), window.relevant.of(users), window.num_items, metrics
     )

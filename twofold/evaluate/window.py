@@ -180,6 +180,29 @@ def _ragged(keys: Int64[np.ndarray, "pairs"], users: int, num_items: int) -> Rag
     return Ragged(keys % num_items, np.searchsorted(keys // num_items, np.arange(users + 1)).astype(np.int64))
 
 
+def users_to_judge(window: EvaluationWindow, *, most_scores: int) -> Int64[np.ndarray, "_"]:
+    """Returns the places of the users who have something to find: all, or, by chance, as many as have this many scores
+    of users × items, at least one. Equal windows give equal users.
+    """
+    users = np.flatnonzero(window.relevant.sizes)
+    most = max(1, most_scores // window.num_items)
+    return users if len(users) <= most else np.sort(np.random.default_rng(SEED).choice(users, most, replace=False))
+
+
+def smaller_window(window: EvaluationWindow, *, most_scores: int) -> EvaluationWindow:
+    """Returns the window of `users_to_judge`; the window itself if all its users together have so few scores."""
+    if len(window.user_rows) * window.num_items <= most_scores:
+        return window
+    users = users_to_judge(window, most_scores=most_scores)
+    return replace(
+        window,
+        user_rows=window.user_rows[users],
+        query_at=window.query_at[users],
+        labels=Ragged(window.labels, window.candidates.offsets).of(users).values,
+        **{name: getattr(window, name).of(users) for name in ("seen", "relevant", "candidates")},
+    )
+
+
 def scores_of_lists(window: EvaluationWindow, score_block: ScoreBlock, lists: Ragged) -> Float32[np.ndarray, "length"]:
     """Returns the score of every item of each user's list."""
     if isinstance(score_block, Products | TwoStages | PeerScores):
