@@ -184,6 +184,11 @@ def all_reduce_sum(ranks: ProcessGroup, number: Shaped[Tensor, ""]) -> Shaped[Te
     return total
 
 
+def wait_for_all(ranks: ProcessGroup) -> None:
+    """Returns when every rank has called it."""
+    float(all_reduce_sum(ranks, torch.zeros((), device=ranks.device)))
+
+
 def share_of(ranks: ProcessGroup, count: Int[Tensor, ""]) -> float:
     """Returns this rank's share of a count over all ranks."""
     if ranks.size == 1:

@@ -28,7 +28,7 @@ from twofold.model.two_tower import TwoTower
 from twofold.progress import Advance, progress_bar
 from twofold.recipe.train import Train
 from twofold.train.batch_loss import mean_loss
-from twofold.train.checkpoint import load_checkpoint, save_checkpoint
+from twofold.train.checkpoint import delete_checkpoint, load_checkpoint, save_checkpoint
 from twofold.train.device import STEPS_PER_READ, prefetched, seed_generators
 from twofold.train.distributed import (
     SINGLE_PROCESS,
@@ -148,8 +148,8 @@ def fit(
                 advance(0, _epoch_line(state, epochs))
     if ranks.is_first:
         _write_results(best, state, out)
-        for path in (checkpoint, out / MINED):
-            path.unlink(missing_ok=True)
+        delete_checkpoint(checkpoint)
+        (out / MINED).unlink(missing_ok=True)
     return {
         "examples": num_examples,
         "parameters": sum(parameter.numel() for parameter in meta_model.parameters()),

@@ -79,38 +79,30 @@ class Optimizer:
             part.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the optimizer state by name; complete on rank 0."""
+        """Returns the optimizer state by name; of sharded tables, this rank's columns."""
         return {
-            f"{number}.{parameter}.{name}": self._whole(number, int(parameter), torch.as_tensor(value))
+            f"{number}.{parameter}.{name}": torch.as_tensor(value)
             for number, part in enumerate(self.parts)
             for parameter, values in part.state_dict()["state"].items()
             for name, value in values.items()
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state` returned for the same model, with any number of ranks."""
+        """Restores what `state` returned for the same model and this rank."""
         for number, part in enumerate(self.parts):
             values: dict[int, dict[str, Tensor | int]] = {}
             for key, tensor in state.items():
                 part_number, parameter, name = key.split(".")
                 if int(part_number) == number:
                     # Lazy Adam counts its steps in an int; as a tensor it would round the bias correction.
-                    is_count = tensor.dtype == torch.int64
-                    own = int(tensor) if is_count else self._own(number, int(parameter), tensor)
-                    values.setdefault(int(parameter), {})[name] = own
+                    value = int(tensor) if tensor.dtype == torch.int64 else tensor
+                    values.setdefault(int(parameter), {})[name] = value
             part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
 
-    def _whole(self, part: int, parameter: int, state: Tensor) -> Tensor:
-        table = self._cut(part, parameter)
-        return state if table is None or state.ndim == 0 else table.put_together(state)
-
-    def _own(self, part: int, parameter: int, state: Tensor) -> Tensor:
-        table = self._cut(part, parameter)
-        return state if table is None else table.cut(state)
-
-    def _cut(self, part: int, parameter: int) -> ShardedTable | None:
-        """Returns the sharded table that the state belongs to; `None` if its parameter is not sharded."""
-        table = self.tables[parameter] if self.parts[part] is self.lazy else None
+    def table_of(self, key: str) -> ShardedTable | None:
+        """Returns the sharded table whose columns a state of this name has; `None` if it belongs to none."""
+        part, parameter, _ = key.split(".")
+        table = self.tables[int(parameter)] if self.parts[int(part)] is self.lazy else None
         return table if isinstance(table, ShardedTable) else None
 
 

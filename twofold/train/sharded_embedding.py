@@ -53,10 +53,6 @@ class ShardedTable(nn.Embedding):
         vectors: Tensor = _Exchanged.apply(self.ranks, self.whole_dim, of_all)  # type: ignore[no-untyped-call]
         return vectors[: len(input)]
 
-    def cut(self, whole: Float[Tensor, "items dim"]) -> Float[Tensor, "items _"]:
-        """Returns this rank's columns of a whole table."""
-        return whole[:, self.columns].to(self.ranks.device, copy=True).contiguous()
-
     def fill(self, whole: Float[Tensor, "items dim"]) -> None:
         """Sends every rank its columns of rank 0's table; other ranks may pass a table on the device `meta`."""
         for part in chunks(self.num_embeddings, CHUNK_ROWS):
