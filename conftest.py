@@ -1,18 +1,20 @@
 """Checks of types while tests run: every signature of twofold by beartype, those of arrays in a scope of jaxtyping.
 
 The hook of jaxtyping, which --jaxtyping-packages installs, would bind the arguments of every call and check them twice,
-arrays or not, which made the Python code of a run half as fast.
+arrays or not, which made the Python code of a run half as fast. And each array would be matched again with the text of
+its type: here only its sizes are looked at if an array of its kind has fitted the same annotation before.
 """
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from inspect import isgeneratorfunction
 from types import FunctionType
 from typing import Any
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
+from jaxtyping import _array_types, _storage
 
 _jaxtyped = jaxtyping.jaxtyped
 _beartype = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
@@ -38,8 +40,11 @@ def in_a_scope(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def scoped(*args: Any, **named: Any) -> Any:
-        with _jaxtyped("context"):
+        _storage.push_shape_memo({})
+        try:
             return function(*args, **named)
+        finally:
+            _storage.pop_shape_memo()
 
     return scoped
 
@@ -51,4 +56,50 @@ def scoped_or_checked(decorated: Any = None, *, typechecker: Any = None) -> Any:
     return _jaxtyped(decorated) if isinstance(decorated, str) else checked(decorated, typechecker=typechecker)
 
 
+Array = _array_types._MetaAbstractArray
+_matched = Array.__instancecheck_str__
+_fitting: dict[tuple[Any, ...], tuple[str | int | None, ...]] = {}
+
+
+@cache
+def dimensions(annotation: Any) -> tuple[str | int | None, ...] | None:
+    """Returns the name or the size of each dimension, None for `_`; None for an annotation with any other dimension."""
+    found: list[str | int | None] = []
+    for each in annotation.dims if annotation.index_variadic is None else ("...",):
+        match each:
+            case _array_types._NamedDim(name, broadcastable=False) if not each.treepath:
+                found.append(name)
+            case _array_types._FixedDim(size, broadcastable=False):
+                found.append(size)
+            case _array_types._anonymous_dim:
+                found.append(None)
+            case _:
+                return None
+    return tuple(found)
+
+
+def problem_of(annotation: Any, value: Any) -> str:
+    """Takes the place of jaxtyping's check of one array: returns why it does not fit, or an empty text if it does."""
+    kind = (annotation, type(value), getattr(value, "dtype", None))
+    expected = _fitting.get(kind)
+    if expected is not None and len(expected) == len(value.shape):
+        scopes = getattr(_storage._shape_storage, "memo_stack", None)
+        sizes, new = scopes[-1][0] if scopes else {}, {}
+        for name, size in zip(expected, value.shape, strict=True):
+            if name is not None:
+                known = name if type(name) is int else sizes.get(name, new.get(name))
+                if known is None:
+                    new[name] = size
+                elif known != size:
+                    break
+        else:
+            sizes.update(new)
+            return ""
+    problem = _matched(annotation, value)
+    if problem == "" and dimensions(annotation) is not None:
+        _fitting[kind] = dimensions(annotation)
+    return problem
+
+
 jaxtyping.jaxtyped = scoped_or_checked
+Array.__instancecheck_str__ = problem_of
