@@ -183,7 +183,7 @@ def test_a_search_sees_all_of_a_change_or_none_of_it(live: LiveIndex) -> None:
         return count
 
     with ThreadPoolExecutor(4) as threads:
-        searches = [threads.submit(search) for _ in range(3)]
+        searches = [threads.submit(search) for _ in range(2)]
         try:
             for number in range(100):
                 live.upsert(table([7, 8], [0, 0]), np.full((2, 2), 50 + number, np.float32))

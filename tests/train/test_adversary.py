@@ -45,12 +45,12 @@ def train(world, out, max_lambda, **changes):
 
 
 def test_strength_zero_is_the_baseline_bit_for_bit(world, tmp_path):
-    _, plain = train(world, tmp_path / "plain", None, epochs=1)
-    _, guessed = train(world, tmp_path / "guessed", 0.0, epochs=1)
+    _, plain = train(world, tmp_path / "plain", None, epochs=1, batch_size=1024)
+    _, guessed = train(world, tmp_path / "guessed", 0.0, epochs=1, batch_size=1024)
     assert guessed == plain
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("plain", "guessed")]
     assert weights[0] == weights[1]
-    _, reversed_ = train(world, tmp_path / "reversed", 0.5, epochs=1)
+    _, reversed_ = train(world, tmp_path / "reversed", 0.5, epochs=1, batch_size=1024)
     assert reversed_ != plain
 
 
