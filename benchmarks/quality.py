@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                                  # everything, three seeds: two hours on two cores
     python benchmarks/quality.py --days 2022-05-06 --seeds 1      # a part of it
+    python benchmarks/quality.py --recipe kuairand-ranked         # one recipe; what is saved of the other stays
     python benchmarks/quality.py --tables                         # prints the tables of what is saved
 
 Each day is a run of its own (a rolling retrain): it trains until the day before the validation day, which is the day
@@ -39,26 +40,40 @@ METRICS = (
 Saved = dict[str, Any]
 
 
-def main(days: Sequence[date] = DAYS, *, seeds: int = 3, runs: Path = Path("runs")) -> Saved:
-    """Trains and evaluates every recipe on every day with every seed; saves and returns what was found."""
-    saved: Saved = {"recipes": {name: recipe_digest(load_recipe(path)) for name, path in RECIPES.items()}}
-    saved |= {"days": [f"{day}" for day in days], "users": {}, "lines": [], "pooled": []}
+def main(days: Sequence[date] = DAYS, *, seeds: int = 3, runs: Path = Path("runs"), only: str | None = None) -> Saved:
+    """Trains and evaluates every recipe, or `only` one, on every day with every seed; saves and returns what was found.
+
+    With `only`, what is saved of other recipes stays, and where the new results come from is under "later".
+    """
+    chosen = {name: path for name, path in RECIPES.items() if only in (None, name)}
+    saved: Saved = {"recipes": {}, "days": [f"{day}" for day in days], "users": {}, "lines": [], "pooled": []}
+    saved = saved if only is None else _without(json.loads(SAVED.read_text()), only)
+    saved["recipes"] |= {name: recipe_digest(load_recipe(path)) for name, path in chosen.items()}
     for seed in range(seeds):
-        for name, path in RECIPES.items():
+        for name, path in chosen.items():
             folders = {}
             for day in days if name == "kuairand" else [day for day in days if day == SHIPPED_DAY]:
                 recipe = load_recipe(path, overrides=settings_of(load_recipe(path), day, seed))
-                folders[f"{day}"] = runs / f"quality-{name}-{day}-seed{seed}"
-                report = evaluated(recipe, folders[f"{day}"])
+                folder = folders[f"{day}"] = runs / f"quality-{name}-{day}-seed{seed}"
+                report = evaluated(recipe, folder)
                 saved["lines"] += _lines(report, recipe=name, seed=seed, day=day)
+                if recipe.ranker is not None:
+                    saved.setdefault("orders", []).append(_order(folder, recipe=name, seed=seed, day=day))
                 saved["users"][f"{day}"] = report.catalogue.users_judged
                 facts = report.facts
-                saved |= {"commit": facts.commit, "hardware": facts.hardware, "versions": facts.versions}
+                origin = {"commit": facts.commit, "hardware": facts.hardware, "versions": facts.versions}
+                saved |= origin if only is None else {"later": {**saved.get("later", {}), only: origin}}
                 saved["items"] = report.catalogue.num_items
             if folders:
                 saved["pooled"].append(_pooled(folders, recipe=name, seed=seed))
             SAVED.write_text(json.dumps(saved, indent=1) + "\n")
     return saved
+
+
+def _without(saved: Saved, recipe: str) -> Saved:
+    """Returns what is saved of all other recipes."""
+    parts = [part for part in ("lines", "pooled", "orders") if part in saved]
+    return saved | {part: [each for each in saved[part] if each["recipe"] != recipe] for part in parts}
 
 
 def settings_of(recipe: Recipe, day: date, seed: int) -> list[str]:
@@ -82,6 +97,13 @@ def evaluated(recipe: Recipe, folder: Path) -> Report:
         claim_folder(job, overwrite=True)
         pipeline.evaluate(job, *pipeline.up_to_training(job))
     return report_of(folder)
+
+
+def _order(folder: Path, *, recipe: str, seed: int, day: date) -> Saved:
+    """Returns the weight of the retriever's score in the order, and NDCG on validation by each weight."""
+    facts = open_stage(folder, "train/ranker").facts
+    weights = {"retriever_share": facts["retriever_share"], "shares": facts["shares"]}
+    return {"recipe": recipe, "seed": seed, "day": f"{day}", **weights}
 
 
 def _lines(report: Report, *, recipe: str, seed: int, day: date) -> list[Saved]:
@@ -253,7 +275,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--days", type=date.fromisoformat, nargs="+", default=DAYS, help="test days")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each recipe and day")
+    parser.add_argument("--recipe", choices=list(RECIPES), help="the only recipe that is run")
     parser.add_argument("--tables", action="store_true", help="print the saved tables; train nothing")
     given = parser.parse_args()
-    found = json.loads(SAVED.read_text()) if given.tables else main(given.days, seeds=given.seeds)
+    found = json.loads(SAVED.read_text()) if given.tables else main(given.days, seeds=given.seeds, only=given.recipe)
     print("\n\n".join(tables(found).values()))

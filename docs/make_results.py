@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ best on validation. iALS is a retriever of twofold too (`recipes/kuairand-ials.y
 
 ### Retriever and ranker
 
-`recipes/kuairand-ranked.yaml` (recipe `{ranker}`). The ranker re-orders the retriever's 100 best items, so
-recall@100 does not change.
+`recipes/kuairand-ranked.yaml` (recipe `{ranker}`).
+{about_ranker}
 
 {ranker_table}
 
@@ -187,6 +188,7 @@ def results_page() -> str:
         ranker=quality["recipes"]["kuairand-ranked"][:12],
         retriever_table=tables["retriever"],
         ranker_table=tables["ranker"],
+        about_ranker=_about_ranker(quality),
         cuts_table=tables["cuts"],
     )
     days = [_several_days(quality, tables)] if is_several else []
@@ -202,6 +204,21 @@ def results_page() -> str:
             *(_table(each, movielens[each.recipe]) for each in PROTOCOLS),
         ]
     )
+
+
+def _about_ranker(quality: Saved) -> str:
+    """Says what the ranker changes, how validation weights its order, and whether the rows are of a later run."""
+    text = "The ranker re-orders the retriever's 100 best items, so recall@100 does not change."
+    for order in quality.get("orders", []):
+        values, share = dict(order["shares"]), order["retriever_share"]
+        ends = f"{_short(values[0.0], digits=4)} by the ranker alone and {_short(values[1.0], digits=4)} by"
+        text += (
+            f" With seed {order['seed']}, validation gave the retriever's score the weight {share:g} in the order: "
+            f"NDCG@10 {_short(values[share], digits=4)} on 7 May, {ends} the retriever alone."
+        )
+    if "kuairand-ranked" in quality.get("later", {}):
+        text += " These rows are of a later run than those above, with the same seed and later code."
+    return textwrap.fill(text, 120)
 
 
 def _rules() -> str:

@@ -81,6 +81,23 @@ def test_every_day_is_a_run_of_its_own_and_all_are_pooled(found):
     assert {"model", "random", "popularity", "item-kNN"} <= rows
 
 
+def test_one_recipe_is_run_again_and_what_is_saved_of_the_other_stays(found, monkeypatch):
+    quality, saved = found
+    evaluated, names = quality.evaluated, []
+
+    def noted(recipe, folder):
+        names.append(recipe.name)
+        return evaluated(recipe, folder)  # every stage is found unchanged
+
+    monkeypatch.setattr(quality, "evaluated", noted)
+    again = quality.main(DAYS, seeds=1, runs=quality.SAVED.parent / "runs", only="kuairand-ranked")
+    assert set(names) == {"kuairand-ranked"}
+    for part in ("lines", "pooled"):
+        first, second = (sorted(json.dumps(each) for each in results[part]) for results in (saved, again))
+        assert second == first
+    assert json.loads(quality.SAVED.read_text()) == json.loads(json.dumps(again))
+
+
 def test_the_table_of_days_has_every_row_with_its_interval_and_difference(found):
     quality, saved = found
     first, second = quality.days_table(saved, "kuairand").split("\n\n")

@@ -1,5 +1,7 @@
 """The ranker's network: batch equals single, the served graphs equal the module."""
 
+from copy import deepcopy
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -80,8 +82,24 @@ def test_scores_read_score_and_place_as_they_were_standardised(ranker, asking):
     assert np.abs(further - rank_scores(ranker, side, users, user_vectors, item_rows, places)).max() > 1e-3
 
 
+def test_the_score_is_a_mean_of_relevance_and_the_retrievers_score(ranker, asking):
+    users, user_vectors, side, item_rows, places = asking
+    retrieved = (np.einsum("ud,uld->ul", user_vectors, side.vectors[item_rows]) - 0.5) / 2.0
+    found = {}
+    for share in (0.0, 0.25, 1.0):
+        weighted = deepcopy(ranker)
+        weighted.set_retriever_share(share)
+        found[share] = rank_scores(weighted, side, users, user_vectors, item_rows, places)
+    np.testing.assert_allclose(found[1.0], retrieved, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[0.25], 0.75 * found[0.0] + 0.25 * retrieved, rtol=1e-4, atol=1e-5)
+    assert np.abs(found[0.0] - retrieved).max() > 0.1
+
+
 @pytest.mark.slow
-def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_path):
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_path, share):
+    ranker = deepcopy(ranker)
+    ranker.set_retriever_share(share)
     users, user_vectors, side, item_rows, places = asking
     at = int(arrays.ranker.events.at.max()) + 1
     save_ranker(ranker, arrays, side.vectors, at=at, folder=tmp_path)

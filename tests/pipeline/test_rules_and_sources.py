@@ -1,4 +1,4 @@
-"""Rules, sources of candidates and a ranker together: served lists are the evaluated ones."""
+"""Rules, sources of candidates, a ranker and the retriever's weight: served lists are the evaluated ones."""
 
 import json
 from dataclasses import replace
@@ -45,7 +45,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("all")
     recipe = three_kinds(folder, num_users=252).model_dump()  # one in three of a kind has none on the test day
     with_rules = Recipe.model_validate({**recipe, "rerank": {"num_candidates": 25, "rules": RULES}})
-    return Path(twofold.run(with_rules, runs=folder / "runs").folder)
+    with pytest.MonkeyPatch.context() as patched:  # as if validation had given both stages a weight in the order
+        patched.setattr("twofold.pipeline.train._quality_by_share", lambda *_: {0.0: 0.1, 0.5: 0.2, 1.0: 0.1})
+        return Path(twofold.run(with_rules, runs=folder / "runs").folder)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,7 @@ def evaluated(run: Path) -> tuple[dict[int, int], dict[str, dict[int, list[int]]
     models = load_models(job, *stages)
     arrays, as_of = models.data.retriever, load(run).bundle.as_of
     assert models.ranker is not None
+    assert models.ranker.retriever_share == 0.5
     assert models.sources is not None
     window = evaluation_window(arrays, "test")
     both = two_stages(models, models.ranker, window)

@@ -1,6 +1,6 @@
 """Summary sentences of an evaluation report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from twofold.evaluate.baseline_results import Headline, LeftOut
 from twofold.evaluate.headline_metrics import headline_of
@@ -43,6 +43,20 @@ def filter_sentences(section: FilterSection, num_items: int, *, primary_metric: 
         f"index.where: {section.where} allows {section.items:,} of {plural(num_items, 'item')}, which contain "
         f"{format_decimal(section.ceiling.value)} of the relevant items: {primary_metric.replace('/', ' ')} is "
         f"{format_estimate(line.filtered)} among them, a difference of {format_difference(line.minus)} from all items."
+    )
+
+
+def order_sentence(values: Mapping[float, float], chosen: float, *, metric: str) -> str:
+    """Says which weight the retriever's score has in the order of both stages, and what the metric is on the validation
+    window by it, by the ranker alone and by the retriever alone. `values` are those of the metric by weight.
+    """
+    alone = {0.0: "the ranker alone", 1.0: "the retriever alone"}
+    best = alone.get(chosen, f"{1 - chosen:g} · ranker + {chosen:g} · retriever")
+    others = ", ".join(f"{name} {format_decimal(values[share])}" for share, name in alone.items() if share != chosen)
+    end = ". The ranker gains nothing and changes no order" if chosen == 1 else ""
+    return (
+        f"Order of the candidates, chosen on the validation window: {best}, {_name(metric)} "
+        f"{format_decimal(values[chosen])} ({others}){end}."
     )
 
 

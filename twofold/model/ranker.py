@@ -72,15 +72,17 @@ class Ranker(nn.Module):
     product, the retrieval score and rank, and the rank in the list of each further source of candidates. The
     retriever's vectors are those whose inner product is its score.
 
-    The initial ranker keeps the retriever's order: its output is the retrieval score times `retrieval_weight`, plus a
-    last layer that begins at zero. `heads` predict the recipe's outcomes as log-odds, from the last hidden layer, and
-    `formula` combines relevance and predictions into the score.
+    The initial ranker keeps the retriever's order: its relevance is the retrieval score times `retrieval_weight`, plus
+    a last layer that begins at zero. `heads` predict the recipe's outcomes as log-odds, from the last hidden layer, and
+    `formula` combines relevance and predictions into the score. Without a formula, the score is a mean of relevance and
+    retrieval score, in which the latter has the weight `retriever_share`: 0 is the ranker alone, 1 the retriever alone.
     """
 
     score_mean: Tensor
     score_std: Tensor
     rank_mean: Tensor
     rank_std: Tensor
+    retriever_share: Tensor
 
     def __init__(self, user: Encoder, item: Encoder, *, vector_dim: int, config: Mlp) -> None:
         """Builds the layers for retriever vectors of width `vector_dim`."""
@@ -106,11 +108,16 @@ class Ranker(nn.Module):
         self.formula = None if config.formula is None else rule_tree(config.formula, result="number")
         for name in ("score_mean", "score_std", "rank_mean", "rank_std"):
             self.register_buffer(name, torch.tensor(float(name.endswith("std"))))
+        self.register_buffer("retriever_share", torch.zeros(()), persistent=False)
 
     def fit_scales(self, scales: Scales) -> None:
         """Sets the means and deviations that standardize scores and ranks."""
         for name, value in vars(scales).items():
             getattr(self, name).fill_(value)
+
+    def set_retriever_share(self, share: float) -> None:
+        """Sets the weight of the retrieval score in the score, from 0 to 1; training does not read it."""
+        self.retriever_share.fill_(share)
 
     def fit_heads(self, means: Sequence[float]) -> None:
         """Initializes every head to predict the mean of its outcome."""
@@ -136,7 +143,8 @@ class Ranker(nn.Module):
         """Returns the score that orders each query's items; the inputs are those of `relevance_and_logits`."""
         relevance, logits = self.relevance_and_logits(users, items, user_vectors, item_vectors, ranks)
         if self.formula is None:
-            return relevance
+            score = self._retrieval_score(user_vectors[:, None] * item_vectors)
+            return (1 - self.retriever_share) * relevance + self.retriever_share * score
         # The exporter writes bounds of doubles as floats, and 1 - 1e-6 is no float: so the logits are clamped.
         predicted = logits.clamp(-MAX_LOGIT, MAX_LOGIT).double().sigmoid().unbind(dim=2)
         return score_by(self.formula, {RELEVANCE: relevance, **dict(zip(self.names, predicted, strict=True))})
@@ -155,7 +163,7 @@ class Ranker(nn.Module):
         retriever's list, then in that of each source; they count from 0, and `top` means that the item is not there.
         """
         product = user_vectors[:, None] * item_vectors
-        score = (product.sum(dim=2) - self.score_mean) / self.score_std
+        score = self._retrieval_score(product)
         log_ranks = torch.log1p(ranks.to(product.dtype))
         rank = (log_ranks[:, :, :1] - self.rank_mean) / self.rank_std
         in_sources = [1 - log_ranks[:, :, 1:] / math.log1p(self.top)] if self.num_sources else []  # 0: not listed
@@ -166,6 +174,10 @@ class Ranker(nn.Module):
             inner = layer(inner)
         logits = inner[:, :, :0] if self.heads is None else self.heads(inner)
         return self.retrieval_weight * score + last(inner).squeeze(2), logits
+
+    def _retrieval_score(self, product: Float[Tensor, "queries length _"]) -> Float[Tensor, "queries length"]:
+        """Returns the standardized score of the retriever, from the products of the two vectors' elements."""
+        return (product.sum(dim=2) - self.score_mean) / self.score_std
 
 
 def build_ranker(
@@ -198,7 +210,9 @@ def load_ranker_stage(config: Mlp | None, data: RetrieverAndRankerData, trained:
     """Loads the ranker of the finished stage `train/ranker`; `None` if the recipe has no ranker."""
     if config is None or trained is None:
         return None
-    return load_ranker(config, data, trained.folder, vector_dim=trained.facts["width"])
+    ranker = load_ranker(config, data, trained.folder, vector_dim=trained.facts["width"])
+    ranker.set_retriever_share(trained.facts["retriever_share"])
+    return ranker
 
 
 def save_ranker(

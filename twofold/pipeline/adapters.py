@@ -3,7 +3,7 @@
 With them, `evaluate`, `explain` and `index` never import a model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from twofold.evaluate.scores import (
     ScorePairs,
     TwoStages,
     find_candidates,
+    order_candidates,
     rank_in_two_stages,
     score_impressions,
 )
@@ -96,6 +97,21 @@ def two_stages(models: TrainedModels, ranker: Ranker, window: EvaluationWindow) 
     retrieved, pair_scorer = _retrieved(models.retriever, ranker, models.data, window)
     sources = None if models.sources is None else models.sources.of_window(window)
     return rank_in_two_stages(retrieved, pair_scorer(ranker), seen=window.seen, top=ranker.top, sources=sources)
+
+
+def two_stages_by_share(
+    models: TrainedModels, ranker: Ranker, window: EvaluationWindow, shares: Sequence[float]
+) -> Iterator[tuple[float, TwoStages]]:
+    """Yields both stages for each weight of the retriever in the order, of which the ranker keeps the last.
+
+    What does not depend on the weight is computed once.
+    """
+    retrieved, pair_scorer = _retrieved(models.retriever, ranker, models.data, window)
+    sources = None if models.sources is None else models.sources.of_window(window)
+    candidates = find_candidates(retrieved, seen=window.seen, top=ranker.top, sources=sources)
+    for share in shares:
+        ranker.set_retriever_share(share)
+        yield share, order_candidates(retrieved, candidates, pair_scorer(ranker), sources=sources)
 
 
 PredictPairs = Callable[

@@ -19,12 +19,13 @@ from twofold.evaluate.baseline_results import PeerTuning, load_tuning
 from twofold.evaluate.baselines import baseline_scores, positives_before
 from twofold.evaluate.days import DayValues, evaluate_day, headline_first, with_days
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window, evaluation_options
-from twofold.evaluate.headline_metrics import deciding_metrics
+from twofold.evaluate.headline_metrics import deciding_metrics, primary_metric_of
 from twofold.evaluate.list_watch_time import with_list_watch
 from twofold.evaluate.peer_tuning import fixed_constants, tune_peers
 from twofold.evaluate.per_user_values import save_row_values, save_values
-from twofold.evaluate.results import MODEL, write_report
+from twofold.evaluate.results import MODEL, Report, write_report
 from twofold.evaluate.sampled import negatives_of
+from twofold.evaluate.summary_text import order_sentence
 from twofold.evaluate.window import DayBounds, EvaluationWindow
 from twofold.model.ranker import describe_ranker
 from twofold.model.retriever import describe_model
@@ -97,11 +98,21 @@ def _evaluate(
     days = _evaluate_days(job, models, options.groups, result.report.tuning, metrics=metrics)
     head = watch_head(heads, arrays, items, prepare=job.recipe.prepare, fitted=fitted)
     report = with_list_watch(result.report, list_watch_section(head, arrays, window, sources, positives))
-    report = with_rules(with_days(with_sources(report, window, sources[MODEL]), days), rules)
+    report = _with_order(with_sources(report, window, sources[MODEL]), ranker)
+    report = with_rules(with_days(report, days), rules)
     write_report(report, out)
     save_row_values([DayValues("test", window.user_rows, result.rows), *days], out, users=arrays.users, metrics=metrics)
     save_values(result, window, out, users=arrays.users, items=arrays.items, slicings=options.slicings)
     return {"metrics": report.metrics_of(MODEL)}
+
+
+def _with_order(report: Report, ranker: Stage | None) -> Report:
+    """Adds a sentence on the weights of both stages in the order, if validation chose them."""
+    if ranker is None or not ranker.facts["shares"]:
+        return report
+    facts, metric = ranker.facts, primary_metric_of(report.catalogue.num_items, is_two_stages=True)
+    sentence = order_sentence(dict(facts["shares"]), facts["retriever_share"], metric=metric)
+    return replace(report, verdict=(*report.verdict, sentence))
 
 
 def _evaluate_days(

@@ -37,10 +37,11 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
         "train": 14,
+        # 5: the retriever's score has a weight in the order, chosen on the validation window.
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
-        "train/ranker": 4,
+        "train/ranker": 5,
         # 17: recent popularity and recency priors may reach back 90 days.
         # 16: iALS as a baseline may have 256 dimensions.
         # 15: a section on the expected watch time of the lists.

@@ -20,9 +20,15 @@ from twofold.evaluate.peer_tuning import tune_peers
 from twofold.evaluate.watch_time import evaluate_watch_time, watched_rows
 from twofold.evaluate.window import EvaluationWindow, evaluation_window, smaller_window
 from twofold.model.multi_tower import Towers, build_towers
-from twofold.model.ranker import Ranker
+from twofold.model.ranker import Ranker, load_ranker
 from twofold.model.retriever import Blend, Model, load_model, towers_folder
-from twofold.pipeline.adapters import catalogue_scores, positives_before_window, two_stages, window_of
+from twofold.pipeline.adapters import (
+    catalogue_scores,
+    positives_before_window,
+    two_stages,
+    two_stages_by_share,
+    window_of,
+)
 from twofold.pipeline.best_model import Served, choose_served, fit_served, save_served
 from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.sources import fit_sources
@@ -40,6 +46,8 @@ MOST_SCORES: Final = 2**28
 """Largest number of scores of validation users × items that one comparison of what may be served computes; users beyond
 are left out by chance. On Gowalla (29,858 users, 40,981 items) some fifty comparisons took twice as long as training.
 """
+RETRIEVER_SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Weights of the retriever's score in the order of both stages, from the ranker alone to the retriever alone."""
 
 
 def train(job: Job, dataset: Stage, selection: Stage | None = None) -> Stage:
@@ -74,8 +82,9 @@ def run_worker_rank(job: Job) -> None:
 def train_ranker(job: Job, dataset: Stage, retriever: Stage, selection: Stage | None = None) -> Stage | None:
     """Trains the ranker and writes its weights after the best epoch on validation; `None` means the recipe has none.
 
-    Its folder is inside that of the retriever whose items it orders, and is deleted with it. After a `selection` it
-    trains as many epochs as were best there.
+    Its folder is inside that of the retriever whose items it orders, and is deleted with it. The weight of the
+    retriever's score in the order is that of the best NDCG on validation; 1 means that the ranker gained nothing. After
+    a `selection` it trains as many epochs as were best there, and has the same weight.
     """
     config = job.recipe.ranker
     if config is None:
@@ -203,17 +212,30 @@ def _train_ranker(
     if sources is not None and sources.neighbors is not None:
         sources.neighbors.save(out)
     models = replace(models, sources=sources)
-    validate = _known_values(selected) or partial(
-        _validate_ranker, models, window_of(job.recipe, models.data.retriever, "validation"), config.best_epoch_by
-    )
-    return fit_ranker(
+    window = window_of(job.recipe, models.data.retriever, "validation")
+    facts = fit_ranker(
         models.retriever,
         models.data,
         config=config,
-        validate=validate,
+        validate=_known_values(selected) or partial(_validate_ranker, models, window, config.best_epoch_by),
         out=out,
         sources_before=None if sources is None else sources.before,
     )
+    if selected is not None:
+        return facts | {name: selected[name] for name in ("retriever_share", "shares")}
+    if config.formula is not None or config.best_epoch_by != "ndcg":  # another goal than the NDCG of positives
+        return facts | {"retriever_share": 0.0, "shares": []}
+    ranker = load_ranker(config, models.data, out, vector_dim=facts["width"])
+    shares = _quality_by_share(models, window, ranker)
+    return facts | {"retriever_share": max(shares, key=lambda each: shares[each]), "shares": list(shares.items())}
+
+
+def _quality_by_share(models: TrainedModels, window: EvaluationWindow, ranker: Ranker) -> dict[float, float]:
+    """Returns NDCG of both stages on the window for each weight that the retriever's score may have in the order."""
+    metric = primary_metric_of(window.num_items, is_two_stages=True)
+    ks = (int(metric.partition("@")[2]),)
+    stages = two_stages_by_share(models, ranker, window, RETRIEVER_SHARES)
+    return {share: evaluate_catalogue(window, scores, ks=ks).mean(metric) for share, scores in stages}
 
 
 def _validate_ranker(

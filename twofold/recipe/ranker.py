@@ -193,7 +193,8 @@ RELEVANCE: Final = "relevance"
 
 class Mlp(Section):
     """Neural ranker of a user and an item. Its inputs are encoders of its own features, the two vectors of the
-    retriever, the elementwise products of both pairs, and the retrieval score and rank.
+    retriever, the elementwise products of both pairs, and the retrieval score and rank. Without a formula, the order is
+    by a mean of its score and the retriever's, with the weights that have the best NDCG on validation.
     """
 
     kind: Literal["mlp"]
