@@ -226,7 +226,7 @@ def _train_ranker(
     if config.formula is not None or config.best_epoch_by != "ndcg":  # another goal than the NDCG of positives
         return facts | {"retriever_share": 0.0, "shares": []}
     ranker = load_ranker(config, models.data, out, vector_dim=facts["width"])
-    shares = _quality_by_share(models, window, ranker)
+    shares = _quality_by_share(models, smaller_window(window, most_scores=MOST_SCORES), ranker)
     return facts | {"retriever_share": max(shares, key=lambda each: shares[each]), "shares": list(shares.items())}
 
 
