@@ -6,12 +6,14 @@ from collections import Counter
 
 import numpy as np
 import onnxruntime
+import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
 
 from tests.dataset.prepared import WINDOWS, random_events, write_prepared
 from tests.worlds import checkerboard
+from twofold.dataset import examples
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
 from twofold.dataset.features import load_features
@@ -107,6 +109,18 @@ def test_one_shard_and_twelve_give_every_id_the_same_row(tmp_path):
         for dataset, _ in (one, many)
     ]
     assert user_rows[0] == user_rows[1]
+
+
+def test_counts_are_the_same_in_pieces_of_any_size(tmp_path, monkeypatch):
+    write_prepared(tmp_path, EVENTS, shards=5)
+    found = []
+    for size in (2**18, 7):
+        monkeypatch.setattr(examples, "BATCH_ROWS", size)
+        counts = examples.count_ids(tmp_path, ["rows/split=train"], "item_id", pa.int64())
+        found.append({line["id"]: (line["examples"], line["last"]) for line in counts.to_pylist()})
+    items = {e.item for e in TAUGHT}
+    by_hand = {item: [e.at for e in TAUGHT if e.item == item] for item in items}
+    assert found[0] == found[1] == {item: (len(times), max(times)) for item, times in by_hand.items()}
 
 
 def test_histories_and_the_exported_graph_read_the_same_rows(limited, tmp_path):

@@ -168,16 +168,21 @@ def count_ids(prepared: Path, parts: Sequence[str], column: str, kind: pa.DataTy
     """Returns the number of rows `examples` of each `id` of a column of the prepared files, and the time `last` of its
     newest row.
     """
-    counted = pa.table(
-        {"id": pa.array([], kind), "examples": pa.array([], pa.int64()), "last": pa.array([], pa.int64())}
-    )
+    empty = {"id": pa.array([], kind), "examples": pa.array([], pa.int64()), "last": pa.array([], pa.int64())}
+    merged, waiting = pa.table(empty), list[pa.Table]()
     for path in (path for part in parts for path in _shards(prepared / part)):
         for batch in _batches(path, [column, "at"]):
             ones = pa.array(np.ones(len(batch), np.int64))
             more = pa.table({"id": batch[column].cast(kind), "examples": ones, "last": batch["at"]})
-            sums = pa.concat_tables([counted, more]).group_by("id").aggregate([("examples", "sum"), ("last", "max")])
-            counted = sums.select(["id", "examples_sum", "last_max"]).rename_columns(counted.column_names)
-    return counted
+            waiting.append(_sums_by_id([more]))
+            if sum(map(len, waiting)) >= len(merged):  # so that merges together cost a few of the result
+                merged, waiting = _sums_by_id([merged, *waiting]), []
+    return _sums_by_id([merged, *waiting])
+
+
+def _sums_by_id(counts: Sequence[pa.Table]) -> pa.Table:
+    sums = pa.concat_tables(counts).group_by("id").aggregate([("examples", "sum"), ("last", "max")])
+    return sums.select(["id", "examples_sum", "last_max"]).rename_columns(["id", "examples", "last"])
 
 
 def _in_order(
