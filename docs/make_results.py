@@ -58,7 +58,7 @@ Which day chose what:
 
 | day | what it chose |
 |---|---|
-| 7 May | constants of the recipes and of the baselines |
+| 7 May | hyperparameters of the recipes and of the baselines |
 | 8 May | some parts of the design, as docs/log.md says: it is no fresh test day |
 | 2, 4 and 6 May | nothing |
 | the day before a test day | in each run, the best epoch and what else a run chooses by validation |
@@ -114,8 +114,8 @@ DRAFTS = """\
 ## Drafted recipes
 
 Recipes that `twofold recipe new` drafted, run without an edited line (`python benchmarks/drafts.py`). *Served* is what
-was best on the validation window. Each baseline has its best constants on the same window; the best of them by the
-metric is shown. *Minutes* are processor minutes of both fits, the choice of the constants included.
+was best on the validation window. Each baseline has its best hyperparameters on the same window; the best of them by
+the metric is shown. *Minutes* are processor minutes of both fits, their choice included.
 
 | log | what it is |
 |---|---|

@@ -51,8 +51,8 @@ USUAL_EPOCHS: Final = (7, 4)
 """Epochs of the first and of the second fit, with `train.patience` and `train.refit`: medians of
 `benchmarks/run_cost.json`."""
 REST_S: Final = 8.0
-"""Processor seconds of all that is neither prepared nor trained: the constants of the peers, evaluation, the index,
-lists and probes of a small log."""
+"""Processor seconds of all that is neither prepared nor trained: the choice of the peers' hyperparameters,
+evaluation, the index, lists and probes of a small log."""
 PAIR_US: Final = 1.0
 """Microseconds of the same for each pair of a user and an item, of which a larger log has more."""
 RUN_GB: Final = 1.2

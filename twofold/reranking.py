@@ -53,7 +53,7 @@ class Candidates:
     """Whether an item may be placed wherever it ranks, because a quota or a pin asks for it."""
     num_ranked: int
     hours_since: Float64[np.ndarray, "queries k"] | None = None
-    """Hours since the user met the item, as in `Meetings`; `None` means that no rule reads them."""
+    """Hours since the user saw the item, as in `Meetings`; `None` means that no rule reads them."""
 
     def part(self, users: slice) -> "Candidates":
         """Returns the candidates of some lists."""
@@ -61,7 +61,7 @@ class Candidates:
         return Candidates(self.item_rows[users], self.scores[users], self.is_guaranteed[users], self.num_ranked, hours)
 
     def with_meetings(self, met: Meetings | None) -> "Candidates":
-        """Adds the hours since the user met each item; `None` means that no rule reads them."""
+        """Adds the hours since the user saw each item; `None` means that no rule reads them."""
         return self if met is None else replace(self, hours_since=met.hours_since(self.item_rows))
 
     def take(self, positions: Int64[np.ndarray, "queries k"]) -> "Candidates":
@@ -187,7 +187,7 @@ class _Greedy:
                 flags = columns.flags[rule.when][rows]
                 self._worth += rule.add * flags
                 self.moved_by |= flags.astype(np.int64) << number
-            elif isinstance(rule, Decay) and candidates.hours_since is not None:  # else nothing was met
+            elif isinstance(rule, Decay) and candidates.hours_since is not None:  # else nothing was seen
                 self._worth -= rule.subtract * np.exp2(-candidates.hours_since / rule.half_life_hours)
                 self.moved_by |= np.isfinite(candidates.hours_since).astype(np.int64) << number
         self._limits = [

@@ -1,4 +1,4 @@
-"""Inputs of rules: counts of the items that were placed into lists, and when users met items."""
+"""Inputs of rules: counts of the items that were placed into lists, and when users saw items."""
 
 from dataclasses import dataclass
 

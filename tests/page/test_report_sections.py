@@ -245,6 +245,6 @@ def test_the_page_shows_how_the_peers_were_tuned(report):
         assert " ".join([*row, str(len(choice.trials)), choice.remarks]).strip() in text
         assert all(trial.in_text in text for trial in choice.trials)
     text = Page(report_page(report_of(*world()))).text
-    assert "There is no validation window to choose the constants on" in text
+    assert "There is no validation window to choose the hyperparameters on" in text
     assert "EASE l2 500 1 Not tuned" not in text
     assert "EASE l2 500 0 Not tuned: there is no validation window" in text

@@ -46,7 +46,7 @@ _Relevant = Annotated[
 ]
 _Weights = Annotated[str | None, typer.Option("--weights", help="Weights by kind of event: view=1,cart=4,purchase=10.")]
 _Repeats = Annotated[
-    bool | None, typer.Option("--repeats/--no-repeats", help="Recommend items again that a user has met.")
+    bool | None, typer.Option("--repeats/--no-repeats", help="Recommend items again that a user has seen.")
 ]
 _TestDays = Annotated[
     int | None, typer.Option("--test-days", min=1, help="Number of days to test; as many before them validate.")

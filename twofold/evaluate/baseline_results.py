@@ -1,4 +1,4 @@
-"""Types of a report that are about baselines: the best of them, those left out, and how their constants were chosen."""
+"""Types of a report about baselines: the best of them, those left out, and how their hyperparameters were chosen."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from twofold.render.numbers import format_significant
 from twofold.run_folder import write_json
 
 TUNING: Final = "peer_tuning.json"
-"""File of the stage `train` with the tuned constants of the peers."""
+"""File of the stage `train` with the tuned hyperparameters of the peers."""
 
 Constants = Mapping[str, float]
 
@@ -49,7 +49,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Trial:
-    """The two headline metrics of one choice of constants on the validation window."""
+    """The two headline metrics of one choice of hyperparameters on the validation window."""
 
     constants: dict[str, float]
     recall: float
@@ -62,27 +62,27 @@ class Trial:
 
     @property
     def in_text(self) -> str:
-        """Constants in words."""
+        """Hyperparameters in words."""
         return _constants_text(self.constants)
 
 
 @dataclass(frozen=True)
 class PeerChoice:
-    """The constants of one baseline, and all that were tried; `trials` is empty if they were not chosen but fixed."""
+    """The hyperparameters of one baseline, and all that were tried; `trials` is empty if they were fixed."""
 
     name: str
     constants: dict[str, float]
     trials: tuple[Trial, ...]
     at_end: tuple[str, ...] = ()
-    """Constants whose chosen value is an end of its grid, beyond which there might be a better one."""
+    """Hyperparameters whose chosen value is an end of its grid, beyond which there might be a better one."""
     score_std: float | None = None
     """Standard deviation of the scores that the weight of recency is added to; `None` without a recency prior."""
     note: str = ""
-    """Reason why the constants are fixed."""
+    """Reason why the hyperparameters are fixed."""
 
     @property
     def in_text(self) -> str:
-        """Constants in words."""
+        """Hyperparameters in words."""
         return _constants_text(self.constants)
 
     @property
@@ -98,7 +98,7 @@ class PeerChoice:
 
 @dataclass(frozen=True)
 class PeerTuning:
-    """Constants of all fitted baselines, with the window and the metrics by which they were chosen."""
+    """Hyperparameters of all fitted baselines, with the window and the metrics by which they were chosen."""
 
     window: str
     """Name of the window, or an empty text if there was none to choose on."""
@@ -109,12 +109,12 @@ class PeerTuning:
     """False if the recipe leaves out the fitted baselines; only the days of recent popularity are chosen then."""
 
     def constants_of(self, name: str) -> dict[str, float] | None:
-        """Returns the constants of a baseline; `None` if it has no entry."""
+        """Returns the hyperparameters of a baseline; `None` if it has no entry."""
         return next((choice.constants for choice in self.choices if choice.name == name), None)
 
 
 def _constants_text(constants: Constants) -> str:
-    """Returns constants with their values.
+    """Returns hyperparameters with their values.
 
     >>> _constants_text({"l2": 500.0, "weight": 0.0812})
     'l2 500, weight 0.0812'
@@ -123,7 +123,7 @@ def _constants_text(constants: Constants) -> str:
 
 
 def save_tuning(tuning: PeerTuning, folder: Path) -> None:
-    """Writes the constants of the peers, so that the report need not choose them again."""
+    """Writes the hyperparameters of the peers, so that the report need not choose them again."""
     write_json(folder / TUNING, TypeAdapter(PeerTuning).dump_python(tuning, mode="json"))
 
 

@@ -280,7 +280,7 @@ class Report:
     in_batch: BatchSection
     facts: Facts
     tuning: PeerTuning
-    """Constants of the fitted baselines, and how they were chosen."""
+    """Hyperparameters of the fitted baselines, and how they were chosen."""
     question: EvaluationSetup | None = None
     slices: SliceSection | None = None
     days: DaySection | None = None

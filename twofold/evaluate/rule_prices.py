@@ -79,7 +79,7 @@ class RuleInputs:
     unblocked: Bool[np.ndarray, "items"]
     is_new: Bool[np.ndarray, "items"] | None = None
     events: Histories | None = None
-    """Events of all users; `None` means that no rule reads when a user met an item."""
+    """Events of all users; `None` means that no rule reads when a user saw an item."""
 
 
 def lists_by_rules(

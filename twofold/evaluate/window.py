@@ -52,7 +52,7 @@ class EvaluationWindow:
     """Flags of items without an event in training."""
     track: Protocol
     includes_seen: bool = False
-    """Whether items are recommended that the user has already met."""
+    """Whether items are recommended that the user has already seen."""
 
     def __post_init__(self) -> None:
         users = len(self.user_rows)

@@ -1,4 +1,4 @@
-"""Additions to the scores of some items of each query, such as those that a user met before.
+"""Additions to the scores of some items of each query, such as those that a user saw before.
 
 An index answers inner products. An addition is known for few items of a query: these are left out of its search, scored
 apart, and merged with what was found, so that the result is that of a search over the sums.

@@ -11,7 +11,7 @@ from twofold.ingest.time_zones import quiet_hour_hint, zone_of_quiet_hour
 from twofold.recipe.split import LastEvents, TemporalSplit
 
 _AGAIN: Final = 0.2
-"""Share of relevant events on items met on an earlier day, above which items are recommended again."""
+"""Share of relevant events on items seen on an earlier day, above which items are recommended again."""
 _RARE, _FREQUENT = 0.02, 0.6
 
 
@@ -24,7 +24,7 @@ class DraftQuestion:
 
 
 def recommends_again(seen: LogProfile) -> bool:
-    """Returns whether items that a user has met are recommended again: as answered, else by the share of repeats."""
+    """Returns whether items that a user has seen are recommended again: as answered, else by the share of repeats."""
     if seen.answers.repeats is not None:
         return seen.answers.repeats
     return seen.events.met_before >= _AGAIN
@@ -84,8 +84,8 @@ def _of_repeats(seen: LogProfile) -> list[DraftQuestion]:
         return []
     is_again = recommends_again(seen)
     text = (
-        f"May items that a user has met be recommended again? Guessed {'yes' if is_again else 'no'}: {share:.0%} of "
-        f"the relevant events are on items met on an earlier day."
+        f"May items that a user has seen be recommended again? Guessed {'yes' if is_again else 'no'}: {share:.0%} of "
+        f"the relevant events are on items seen on an earlier day."
     )
     return [DraftQuestion(text, "--no-repeats" if is_again else "--repeats")]
 

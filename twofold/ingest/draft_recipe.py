@@ -191,8 +191,8 @@ def _split(events: EventFacts, split: TemporalSplit | LastEvents, reason: str) -
 def _index(seen: LogProfile) -> list[str]:
     if not recommends_again(seen):
         return []
-    share = f"{seen.events.met_before:.0%} of what is asked for had been met on an earlier day"
-    return ["", "index:", *with_comment("  include_seen: true", f"items that were met are recommended again: {share}")]
+    share = f"{seen.events.met_before:.0%} of what is asked for had been seen on an earlier day"
+    return ["", "index:", *with_comment("  include_seen: true", f"items that were seen are recommended again: {share}")]
 
 
 def _page(seen: LogProfile) -> list[str]:

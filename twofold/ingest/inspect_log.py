@@ -327,7 +327,7 @@ def _compared_sql(source: Source, share: float) -> str:
 
 
 def _met_before_sql(events: str, share: float, *, has_clock: bool) -> str:
-    """Counts the relevant events of a share of the users, and those on items met on an earlier day, or earlier."""
+    """Counts the relevant events of a share of the users, and those on items seen on an earlier day, or earlier."""
     when = f'"at" // {DAY_MS}' if has_clock else '"at"'
     first = f'MIN({when}) OVER (PARTITION BY "user_id", "item_id")'
     return f"""

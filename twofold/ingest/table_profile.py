@@ -118,7 +118,7 @@ class EventFacts:
     users_from: tuple[int, ...] = ()
     """Number of users with a relevant event from each of `days` on; empty means that they were not counted."""
     met_before: float = 0.0
-    """Share of the relevant events on an item that the user had met on an earlier day."""
+    """Share of the relevant events on an item that the user had seen on an earlier day."""
     quiet_hour: int | None = None
     """First hour of the six, in UTC, with the fewest events; `None` if the log has no clock."""
 

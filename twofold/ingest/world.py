@@ -50,7 +50,7 @@ FORMULAS: Final = {
     "pictures": "a creator's look far above the topics, turned and blurred, of norm 1",
     "length_s": f"log-normal, median {MEDIAN_LENGTH_S:g}, sigma {_LENGTH_SIGMA}; a share length_style of the variance "
     "of the log is the creator's, and content shows that part along one direction",
-    "exposure": "an item is met with a chance in proportion to its popularity that day, among the items of the user's "
+    "exposure": "an item is seen with a chance in proportion to its popularity that day, among the items of the user's "
     "language (of another one in a share 1 - own_language), never before uploaded_at; taste has no say in it",
     "popularity": f"appeal × f(age at noon in days / peak_age_days) ^ drift, f(x) = {_EVERGREEN} + {1 - _EVERGREEN} × "
     "x × exp(1 - x), age at least 1/4; appeal = rank ^ -zipf, the rank being in part that of the quality",

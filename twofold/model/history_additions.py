@@ -1,6 +1,6 @@
 """Additions of a history to the scores of items, for what an inner product of two vectors cannot hold.
 
-A user's vector tells neither how often the user met an item nor exactly which items are often liked together with those
+A user's vector tells neither how often the user saw an item nor exactly which items are often liked together with those
 that the user liked. Both concern few items, which an index adds exactly: see `twofold/index/additions.py`.
 """
 

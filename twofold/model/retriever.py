@@ -208,7 +208,7 @@ def describe_model(model: Model) -> list[ModelPart]:
 def _describe_additions(added: HistoryAdditions | None) -> list[ModelPart]:
     if added is None:
         return []
-    parts = [ModelPart("user", "repeats", "times met × weight → score", 1)] if added.repeats else []
+    parts = [ModelPart("user", "repeats", "times seen × weight → score", 1)] if added.repeats else []
     if added.neighbors is not None:
         weights = int((added.neighbors.item_rows >= 0).sum())
         parts.append(ModelPart("user", "item neighbors", f"sum of {weights:,} similarities → score", weights))

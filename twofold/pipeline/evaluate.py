@@ -124,7 +124,7 @@ def _evaluate_days(
     metrics: Sequence[str],
 ) -> list[DayValues]:
     """Evaluates the days of `evaluate.windows`: the trained model as of each day, and baselines fitted on all days
-    before it, with the constants of the report.
+    before it, with the hyperparameters of the report.
     """
     arrays, found = models.data.retriever, []
     for day in job.recipe.evaluate.windows:
@@ -138,8 +138,8 @@ def _evaluate_days(
 
 
 def _tuning(job: Job, arrays: Dataset, window: EvaluationWindow) -> PeerTuning:
-    """Returns the constants of the baselines of a report on `window`: those chosen on the validation window, or fixed
-    ones if nothing is to be found in that.
+    """Returns the hyperparameters of the baselines of a report on `window`: those chosen on the validation window, or
+    fixed ones if nothing is to be found in that.
     """
     metrics, with_peers, tuned = deciding_metrics(window.num_items), not job.recipe.evaluate.brief, None
     if len(arrays.examples["validation"].user_rows):

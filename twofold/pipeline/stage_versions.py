@@ -31,7 +31,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 9: the constant neighbors of item-kNN has its American spelling.
         # 8: item-kNN has two more constants; kind best may add its exact scores; additions/, not repeats.json.
         # 7: logs of more than 2^20 rows are shuffled in blocks.
-        # 6: kind best may add how often a user met an item, where items that were met are recommended again.
+        # 6: kind best may add how often a user saw an item, where items that were seen are recommended again.
         # 5: kind best may serve the sum of the towers and a peer, and refits it only with train.refit.
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
@@ -68,8 +68,8 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 7: products of integers only in catalogues so large that they are faster.
         # 6: the products of a flat index are those of integers, where these are precise enough.
         # 5: the graph of a flat index, item_products.onnx.
-        # 4: the bundle holds the addition for items that a user met.
-        # 3: the bundle says whether items that were met are recommended again.
+        # 4: the bundle holds the addition for items that a user saw.
+        # 3: the bundle says whether items that were seen are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
         "index": 13,
         "recommend": 1,

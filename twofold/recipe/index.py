@@ -29,7 +29,7 @@ class Index(Section):
     items for `where` and for the filters of requests.
     """
     include_seen: bool = False
-    """`true`: items that the user has already met may be recommended again, as music is heard again and groceries are
+    """`true`: items that the user has already seen may be recommended again, as music is heard again and groceries are
     bought again. The report then ranks all items, and everything served includes them unless a request excludes them.
     """
     where: ItemRule | None = None

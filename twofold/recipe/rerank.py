@@ -171,14 +171,14 @@ class Block(Section):
 
 
 class Decay(Section):
-    """Reduction of the score of items that the user has met in any event, which halves with time. Lists must hold such
+    """Reduction of the score of items that the user has seen in any event, which halves with time. Lists must hold such
     items: `index.include_seen: true`.
     """
 
     kind: Literal["decay"]
     subtract: float = Field(gt=0, le=10)
-    """Reduction for an item that was met just now, where 1 is the distance from the score of the last candidate to that
-    of the first.
+    """Reduction for an item that was seen just now, where 1 is the distance from the score of the last candidate to
+    that of the first.
     """
     half_life_hours: float = Field(gt=0, le=87_600)
     """Hours after which half of the reduction is left."""
@@ -234,7 +234,7 @@ class Rerank(Section):
 
     @property
     def reads_meetings(self) -> bool:
-        """Returns whether a rule reads when the user met an item."""
+        """Returns whether a rule reads when the user saw an item."""
         return any(isinstance(rule, Decay) for rule in self.rules)
 
 

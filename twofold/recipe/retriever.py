@@ -57,7 +57,7 @@ class TwoTower(Section):
     validation window: the towers, one of these, or the sum of the towers' scores and weighted scores of one or two of
     these. The vectors of a sum are those of its parts, one after the other. Where the window cannot tell which of one
     and two peers is better, two are added. The exact scores of item-kNN may be added to the best of these and, with
-    `index.include_seen`, how often the user met an item lately. The report says what is served. The user features must
+    `index.include_seen`, how often the user saw an item lately. The report says what is served. The user features must
     hold a history of positives.
     """
     dim: int = Field(default=64, ge=1, le=4096)

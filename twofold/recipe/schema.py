@@ -167,7 +167,7 @@ class Recipe(Section):
         for number, rule in enumerate(self.rerank.rules if self.rerank else ()):
             if rule.kind == "decay" and not self.index.include_seen:
                 raise ValueError(
-                    f"rerank.rules.{number}: decay lowers items that the user has met, and the lists hold none of "
+                    f"rerank.rules.{number}: decay lowers items that the user has seen, and the lists hold none of "
                     f"these. Write index: {{include_seen: true}}, or delete the rule"
                 )
         return self

@@ -101,7 +101,7 @@ class Bundle:
     where: str | None
     """The rule (`index.where`) that every recommended item satisfies, for all users."""
     include_seen: bool = False
-    """Whether lists contain items that the user has already met, unless a request says otherwise."""
+    """Whether lists contain items that the user has already seen, unless a request says otherwise."""
     added: HistoryAdditions | None = None
     """Additions to the scores of some items by a user's newest positives."""
     rules: BundleRules | None = None
@@ -111,7 +111,7 @@ class Bundle:
 
     @property
     def reads_meetings(self) -> bool:
-        """Returns whether a rule reads when a user met an item."""
+        """Returns whether a rule reads when a user saw an item."""
         return self.rules is not None and self.rules.config.reads_meetings
 
     @property
@@ -138,7 +138,7 @@ def save_context(dataset: Path, out: Path, *, as_of: int, where: str | None = No
     """Copies the parts of a dataset/ folder that serving needs to `out`, beside the user tower and the index.
 
     `as_of` (UTC milliseconds) is the time for which item ages were computed and recommendations are made. Every
-    recommended item must satisfy the SQL condition `where`. With `include_seen`, items that a user has met are
+    recommended item must satisfy the SQL condition `where`. With `include_seen`, items that a user has seen are
     recommended again.
     """
     names = [*TABLES, *(path.name for name in HISTORIES for path in dataset.glob(f"{name}.*.npy"))]

@@ -49,7 +49,7 @@ NO_CONTEXT: Final = Context()
 
 class RecommendOptions(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Options of every request for recommendations. Without `exclude_seen`, the recipe's `index.include_seen` decides
-    whether items that the user has met are excluded.
+    whether items that the user has seen are excluded.
     """
 
     k: K = 20
