@@ -78,7 +78,7 @@ class EvaluationOptions:
     is_new: Bool[np.ndarray, "items"] | None = None
     """Flags of the items without an event before the window. `None` means no section on them."""
     tuning: PeerTuning | None = None
-    """Hyperparameters of the baselines, chosen on the validation window. `None` means fixed ones, where there is none."""
+    """Hyperparameters of the baselines, chosen on the validation window. `None` means fixed ones: there is none."""
 
 
 @dataclass(frozen=True)
