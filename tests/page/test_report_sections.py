@@ -233,6 +233,17 @@ def test_a_part_of_the_model_is_no_peer_and_a_missing_peer_never_looks_like_succ
     text = Page(missing).text
     assert "Not run: EASE (the catalogue is large). So nothing here is better than every peer." in text
     assert text.count(" Not run: EASE. ") == 3
+    peers = tuple(LeftOut(f"peer {number}", "the catalogue is large") for number in range(4))
+    text = Page(report_page(replace(report, left_out=(*peers, LeftOut("iALS", "the recipe leaves it out"))))).text
+    assert "Not run: peer 0, peer 1, peer 2, peer 3 (the catalogue is large); iALS (the recipe leaves it out)." in text
+    assert text.count(" Not run: 5 peers. ") == 3
+
+
+def test_the_page_says_which_model_its_numbers_are_of(report):
+    assert "The model of all numbers here: two towers." in Page(report_page(report)).text
+    chosen = replace(report, facts=replace(report.facts, served="two towers + iALS"))
+    expected = "The model of all numbers here: two towers + iALS, the best on the validation window."
+    assert expected in Page(report_page(chosen)).text
 
 
 def test_the_page_shows_how_the_peers_were_tuned(report):

@@ -30,7 +30,7 @@ def test_plots_share_an_axis_and_keep_the_order_of_groups():
     axis = axis_of([BETTER, SAME])
     plot = difference_plot([WORSE, BETTER], is_sorted=False, axis=axis)
     assert [row.difference.name for row in plot.rows] == ["b", "a"]
-    assert [text for _, text in plot.ticks] == ["−1", "−0.5", "0", "+0.5", "+1"]
+    assert [text for _, text in plot.ticks] == ["−1", "0", "+1"]
 
 
 def test_nothing_has_no_plot():

@@ -225,6 +225,14 @@ def score_text(recipe: Recipe) -> str:
     return f"{score['kind'].replace('_', ' ')}{f', {settings}' if settings else ''}"
 
 
+def _model_text(page: RunPage) -> str:
+    """Returns what is evaluated and served, in words."""
+    served = page.report.facts.served if page.report else None
+    retriever = "iALS" if page.recipe.retriever.kind == "ials" else "two towers"
+    text = f"{served}, the best on the validation window" if served else retriever
+    return f"{text}; the ranker orders its candidates" if page.recipe.ranker else text
+
+
 def _as_url(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
@@ -237,6 +245,7 @@ def run_page(page: RunPage) -> str:
         "report": report,
         "sections": [section for section in SECTIONS if section.has_content(page)],
         "test": next((window for window in page.windows if window.name == "test"), None),
+        "model_text": _model_text(page),
         "tiles": _tiles(page),
         "plots": list(_plots(report)) if report else [],
         "metrics": main_metrics(report) if report else (),

@@ -11,7 +11,7 @@ from twofold.render.plots import Difference, Outcome
 from twofold.tables import Json
 
 RANDOM: Final = "random"
-_LONGEST_LIST: Final = 3  # number of warnings that a tile names
+_LONGEST_LIST: Final = 3  # number of warnings, or of peers that were not run, that a tile names
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def _tile(report: Report, rows: Sequence[Row], metric: str, title: str) -> Tile:
     peer = f"best peer: {best.name} {format_decimal(best.metrics[metric].value)}"
     sentence, outcome = _comparison_sentence(best.name, best.metrics[metric], best.model_minus[metric])
     if report.left_out:
-        sentence += f" Not run: {', '.join(each.name for each in report.left_out)}."
+        names = [each.name for each in report.left_out]
+        sentence += f" Not run: {', '.join(names) if len(names) <= _LONGEST_LIST else plural(len(names), 'peer')}."
         outcome = "" if outcome == "better" else outcome
     return Tile(title, format_decimal(own.value), interval, peer, sentence, outcome)
 

@@ -116,7 +116,7 @@ def _tick_text(tick: float) -> str:
 def axis_of(differences: Iterable[Difference]) -> list[float]:
     """Returns the ticks of an axis that includes zero and every interval."""
     ends = [0.0, *(end for each in differences for end in (each.low, each.high))]
-    return nice_ticks(min(ends), max(ends), most=5)
+    return nice_ticks(min(ends), max(ends), most=4)  # the texts of more would touch each other
 
 
 # --- two measures -----------------------------------------------------------------------------------------------------
