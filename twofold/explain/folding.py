@@ -42,11 +42,11 @@ class Neighborhood:
     nearest: Int64[np.ndarray, "items k"]
 
 
-def find_neighbors(vectors: Float32[np.ndarray, "items dim"], *, seed: int = 0) -> Neighborhood:
-    """Finds the 10 nearest of each item, among at most 10,000 drawn by the seed; zero vectors are left out."""
+def find_neighbors(vectors: Float32[np.ndarray, "items dim"]) -> Neighborhood:
+    """Finds the 10 nearest of each item, among at most 10,000 drawn by chance; zero vectors are left out."""
     lengths = np.linalg.norm(vectors, axis=1)
     known = np.flatnonzero(lengths > 0)
-    items = np.sort(np.random.default_rng(seed).permutation(known)[:_SAMPLE])
+    items = np.sort(np.random.default_rng(0).permutation(known)[:_SAMPLE])
     unit = np.ascontiguousarray(vectors[items] / lengths[items, None])
     width = min(NEIGHBORS, max(len(items) - 1, 1))
     return Neighborhood(items, unit, nearest_by_cosine(unit, width)[0])

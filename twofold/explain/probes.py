@@ -74,12 +74,12 @@ def halfway_above(bad: float | None, good: float | None) -> float | None:
     return halfway(bad, good) if bad is not None and good is not None and bad > good else None
 
 
-def probe_vectors(vectors: Float32[np.ndarray, "items dim"], *, seed: int = 0) -> tuple[Probe, ...]:
+def probe_vectors(vectors: Float32[np.ndarray, "items dim"]) -> tuple[Probe, ...]:
     """Measures whether the item vectors (at least two) use their space; by direction alone, without zero vectors."""
     dim = vectors.shape[1]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors[lengths[:, 0] > 0] / lengths[lengths > 0][:, None]
-    rng, items = np.random.default_rng(seed), len(vectors)
+    rng, items = np.random.default_rng(0), len(vectors)
     one = rng.integers(0, items, _PAIRS)
     other = (one + rng.integers(1, max(items, 2), _PAIRS)) % items
     near = float((np.vecdot(vectors[one], vectors[other]) > _NEAR).mean()) if items > 1 else 0.0

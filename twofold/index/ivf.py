@@ -99,26 +99,25 @@ def build_ivf(
     query_groups: Sequence[np.ndarray],
     *,
     score: Score,
-    seed: int = 0,
 ) -> IvfIndex:
     """Assigns the vectors to about 2 √items lists, and measures how many of these a search must read.
 
     `query_groups` are the queries, (queries, dim) each, on which that is measured. Users and items are groups of their
     own, because they are found differently; a depth's recall is that of the worst group.
     """
-    centres = _fit_centres(vectors, seed)
+    centres = _fit_centres(vectors)
     uncalibrated = IvfIndex(_fill_lists(vectors, centres, score), (), sum(map(len, query_groups)))
     return replace(uncalibrated, calibration=_calibrate(uncalibrated, vectors, query_groups, score))
 
 
-def _fit_centres(vectors: Float32[np.ndarray, "items dim"], seed: int) -> Float32[np.ndarray, "_ dim"]:
+def _fit_centres(vectors: Float32[np.ndarray, "items dim"]) -> Float32[np.ndarray, "_ dim"]:
     """Runs k-means on a sample: at a million vectors of 64 numbers, 8 s for 2,048 lists."""
     import faiss
 
     items, dim = vectors.shape
     lists = max(1, 2 ** round(np.log2(2 * np.sqrt(items))))
-    sample = np.random.default_rng(seed).choice(items, min(items, SAMPLE_PER_LIST * lists), replace=False)
-    kmeans = faiss.Kmeans(dim, lists, niter=KMEANS_ROUNDS, seed=seed, min_points_per_centroid=1)
+    sample = np.random.default_rng(0).choice(items, min(items, SAMPLE_PER_LIST * lists), replace=False)
+    kmeans = faiss.Kmeans(dim, lists, niter=KMEANS_ROUNDS, seed=0, min_points_per_centroid=1)
     kmeans.train(np.ascontiguousarray(vectors[np.sort(sample)]))
     assert kmeans.centroids is not None
     return kmeans.centroids
