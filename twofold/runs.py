@@ -108,7 +108,7 @@ def _summary(folder: Path) -> RunSummary:
         recipe_digest=str(_read(folder / "run.json").get("recipe_digest", "?")),
         base=_base(folder / "base.yaml"),
         stage=last or "–",
-        changed_at=_changed_at(folder / last / MANIFEST) if last else None,
+        changed_at=datetime.fromtimestamp((folder / last / MANIFEST).stat().st_mtime, UTC) if last else None,
         seconds=sum(_numbers({name: stage.seconds for name, stage in done.items()}).values(), start=0.0),
         window=_window(setup if isinstance(setup, dict) else {}) if report else "",
         setup=json.dumps(setup, sort_keys=True),
@@ -136,10 +136,6 @@ def _base(path: Path) -> str:
         return str(yaml.safe_load(path.read_text(encoding="utf-8"))["name"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return ""
-
-
-def _changed_at(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def _metrics(evaluated: Stage) -> dict[str, float]:

@@ -21,6 +21,7 @@ QUERY_EVENTS = 2**16
 """Number of history events encoded at once for queries: a sequence encoder holds some kilobytes for each."""
 QUERY_PAIRS = 2**22
 """Number of pairs of history events encoded at once if times between them are read: some bytes per head and pair."""
+ITEMS_PER_BATCH = 2**16
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,13 @@ def query_batches(
         yield to_tensors(user_inputs(state, arrays, queries))
 
 
-def item_batches(dataset: Dataset, at: int, *, as_new: bool = False, size: int = 65_536) -> Iterator[TensorInputs]:
+def item_batches(dataset: Dataset, at: int, *, as_new: bool = False) -> Iterator[TensorInputs]:
     """Yields the inputs of the item tower for the whole catalogue at one time, in chunks.
 
     `as_new` describes every item as if it were new: see `item_inputs`.
     """
     state, arrays = dataset.features, dataset.item_arrays
-    for part in chunks(len(dataset.items), size):
+    for part in chunks(len(dataset.items), ITEMS_PER_BATCH):
         item_rows = np.arange(part.start, part.stop)
         timestamps = np.full(len(item_rows), at, np.int64)
         is_new = np.ones(len(item_rows), bool) if as_new else None

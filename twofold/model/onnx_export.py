@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from twofold.model.encoder import Block, Encoder, Lookup, Number, Pool, Sequence
 from twofold.model.multi_tower import ConcatEncoder
+
+EXAMPLES: Final = 2
+"""Examples that the exporter gets: it would take a batch size of one for a constant."""
 
 
 class _Positional(nn.Module):
@@ -30,10 +33,9 @@ def export_user_tower(tower: Encoder | ConcatEncoder, path: Path) -> None:
     """Writes a user tower as ONNX for any batch size: inputs as in `features.feature_names`, output `vector`."""
     values: dict[str, Tensor] = {}
     for block in tower.feature_blocks:
-        # Two examples: the exporter would take a batch size of one for a constant.
-        values[block.name] = _empty_input(block, examples=2)
+        values[block.name] = _empty_input(block)
         if isinstance(block, Sequence) and block.is_timed:
-            values[f"{block.name}.ages"] = _empty_input(block, examples=2)
+            values[f"{block.name}.ages"] = _empty_input(block)
     batch = torch.export.Dim("batch")
     sizes = {"values": tuple({0: batch} for _ in values)}
     export_graph(_Positional(tower, tuple(values)), values, sizes=sizes, output="vector", path=path)
@@ -69,17 +71,17 @@ def export_graph(
     program.save(path)
 
 
-def _empty_input(block: Block, *, examples: int) -> Tensor:
+def _empty_input(block: Block) -> Tensor:
     """Returns an input of zeros, from which the exporter takes type and shape."""
     match block:
         case Lookup():
-            return torch.zeros(examples, dtype=torch.int32)
+            return torch.zeros(EXAMPLES, dtype=torch.int32)
         case Pool():
             assert block.length is not None, "the user tower pools histories, whose length is fixed"
-            return torch.zeros((examples, block.length), dtype=torch.int32)
+            return torch.zeros((EXAMPLES, block.length), dtype=torch.int32)
         case Sequence():
-            return torch.zeros((examples, block.length), dtype=torch.int32)
+            return torch.zeros((EXAMPLES, block.length), dtype=torch.int32)
         case Number():
-            return torch.zeros(examples if block.dim == 1 else (examples, block.dim))
+            return torch.zeros(EXAMPLES if block.dim == 1 else (EXAMPLES, block.dim))
         case _:
             assert_never(block)

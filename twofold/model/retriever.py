@@ -27,11 +27,6 @@ from twofold.topk import Additions
 WEIGHTS = "weights.safetensors"
 
 
-def _weights_path(folder: Path, number: int) -> Path:
-    """Returns the file with the weights of one of several pairs of towers in a train/ folder."""
-    return towers_folder(folder, number) / WEIGHTS
-
-
 def towers_folder(folder: Path, number: int) -> Path:
     """Returns the folder of one of several pairs of towers: the train/ folder itself for the first."""
     return folder / f"towers-{number}" if number else folder
@@ -73,7 +68,9 @@ def load_model(config: retriever_recipe.Retriever, dataset: Dataset, folder: Pat
     """
     match config:
         case retriever_recipe.TwoTower():
-            paths = [path for number in range(config.ensemble) if (path := _weights_path(folder, number)).exists()]
+            paths = [
+                path for number in range(config.ensemble) if (path := towers_folder(folder, number) / WEIGHTS).exists()
+            ]
             parts: list[Towers | HistoryModel] = [load_weights(build_towers(config, dataset), path) for path in paths]
             parts += load_factors(folder)
             added = load_additions(folder)
