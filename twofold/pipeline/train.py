@@ -2,26 +2,30 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, assert_never
 
 import numpy as np
+from jaxtyping import Float32
 from pydantic import TypeAdapter
 
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.errors import DataError
-from twofold.evaluate.baseline_results import load_tuning, save_tuning
+from twofold.evaluate.baseline_results import PeerTuning, load_tuning, save_tuning
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.headline_metrics import deciding_metrics, primary_k, primary_metric_of
 from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.peer_tuning import tune_peers
+from twofold.evaluate.peers import IALS_ITERATIONS, Interactions
 from twofold.evaluate.watch_time import evaluate_watch_time, watched_rows
 from twofold.evaluate.window import EvaluationWindow, evaluation_window, smaller_window
+from twofold.least_squares import LeastSquares, factorize
 from twofold.model.multi_tower import Towers, build_towers
 from twofold.model.ranker import Ranker, load_ranker
 from twofold.model.retriever import Blend, Model, load_model, towers_folder
+from twofold.model.warm_start import start_from
 from twofold.pipeline.adapters import (
     catalogue_scores,
     positives_before_window,
@@ -39,7 +43,7 @@ from twofold.recipe.retriever import Ials, TwoTower
 from twofold.render.numbers import plural
 from twofold.run_folder import Stage, find_stage, write_json
 from twofold.train.distributed import broadcast_from_rank0
-from twofold.train.loop import SINGLE_PROCESS_CPU, fit
+from twofold.train.loop import CHECKPOINT, SINGLE_PROCESS_CPU, fit
 from twofold.train.ranker import fit_ranker
 
 MOST_SCORES: Final = 2**28
@@ -48,6 +52,19 @@ are left out by chance. On Gowalla (29,858 users, 40,981 items) some fifty compa
 """
 RETRIEVER_SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Weights of the retriever's score in the order of both stages, from the ranker alone to the retriever alone."""
+
+
+@dataclass(frozen=True)
+class _Peers:
+    """The peers with which the towers are compared: their constants, and the window and positives that chose them.
+
+    `tuning` is `None` where no user of the window has an unseen positive. In a second fit, `positives` go on up to the
+    test window.
+    """
+
+    window: EvaluationWindow
+    positives: Interactions
+    tuning: PeerTuning | None
 
 
 def train(job: Job, dataset: Stage, selection: Stage | None = None) -> Stage:
@@ -117,11 +134,15 @@ def _train(job: Job, dataset: Path, selected: Mapping[str, Any] | None, out: Pat
     arrays = load_dataset(dataset, job.recipe.features)
     match job.recipe.retriever:
         case TwoTower() as config:
-            fits = [_fit_towers(job, config, arrays, selected, out, number) for number in range(config.ensemble)]
-            facts = {**fits[0], "parameters": sum(each["parameters"] for each in fits), "ensemble": fits[1:]}
+            peers = None
             if config.kind == "best" and (job.setup or SINGLE_PROCESS_CPU).ranks.is_first:
                 with heartbeat("peers"):
-                    facts |= _serve_best(job, config, arrays, selected, out)
+                    peers = _tuned_peers(job, arrays, selected, out)
+            fits = [_fit_towers(job, arrays, selected, peers, out, number) for number in range(config.ensemble)]
+            facts = {**fits[0], "parameters": sum(each["parameters"] for each in fits), "ensemble": fits[1:]}
+            if peers is not None:
+                with heartbeat("peers"):
+                    facts |= _serve_best(config, arrays, selected, peers, out)
             return facts
         case Ials() as config:
             from twofold.train.als import fit_factors
@@ -132,10 +153,24 @@ def _train(job: Job, dataset: Path, selected: Mapping[str, Any] | None, out: Pat
             assert_never(config)
 
 
+def _tuned_peers(job: Job, arrays: Dataset, selected: Mapping[str, Any] | None, out: Path) -> _Peers:
+    """Chooses the constants of the peers, or reads those that the first fit or a killed attempt chose."""
+    window = evaluation_window(arrays, "test") if selected else window_of(job.recipe, arrays, "validation")
+    positives = positives_before_window(job.recipe.prepare, arrays, window)
+    tuning = load_tuning(selection_job(job).folder / "train" if selected else out)
+    if tuning is None and not selected:
+        tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
+    if tuning is not None:
+        save_tuning(tuning, out)
+    return _Peers(window, positives, tuning)
+
+
 def _fit_towers(
-    job: Job, config: TwoTower, arrays: Dataset, selected: Mapping[str, Any] | None, out: Path, number: int
+    job: Job, arrays: Dataset, selected: Mapping[str, Any] | None, peers: _Peers | None, out: Path, number: int
 ) -> dict[str, Any]:
     """Trains one pair of towers, unless an attempt that was killed later has finished it; returns its facts."""
+    config = job.recipe.retriever
+    assert isinstance(config, TwoTower)
     folder, setup = towers_folder(out, number), job.setup or SINGLE_PROCESS_CPU
     done = folder / "facts.json"
     if done.exists():
@@ -144,10 +179,32 @@ def _fit_towers(
     chosen = selected if selected is None or number == 0 else selected["ensemble"][number - 1]
     validate = _known_values(chosen) or _validation_of(job, arrays)
     settings = job.recipe.train.model_copy(update={"seed": job.recipe.train.seed + number})
-    facts = fit(partial(build_towers, config, arrays), arrays, settings, validate=validate, out=folder, setup=setup)
+    start = None
+    if peers is not None and not (folder / CHECKPOINT).exists():
+        start = _ials_vectors(peers, dim=config.dim, seed=settings.seed)
+    build = partial(_build, config, arrays, start)
+    facts = fit(build, arrays, settings, validate=validate, out=folder, setup=setup)
     if config.ensemble > 1 and setup.ranks.is_first:
         write_json(done, facts)
     return facts
+
+
+def _ials_vectors(peers: _Peers, *, dim: int, seed: int) -> Float32[np.ndarray, "items dim"] | None:
+    """Fits iALS with the chosen constants in another dimension; `None` if the log is too large for it as a peer."""
+    at = None if peers.tuning is None else peers.tuning.constants_of("iALS")
+    if at is None:
+        return None
+    constants = LeastSquares(dim, at["alpha"], at["regularization"], at["frequency_power"], IALS_ITERATIONS)
+    with heartbeat("iALS"):
+        return factorize(peers.positives.likes, constants, seed=seed).item_vectors
+
+
+def _build(config: TwoTower, arrays: Dataset, start: Float32[np.ndarray, "items dim"] | None) -> Towers:
+    """Builds towers whose embeddings of items begin as these vectors, if there are any."""
+    model = build_towers(config, arrays)
+    if start is not None and next(model.parameters()).device.type != "meta":
+        start_from(model, arrays.features, start)
+    return model
 
 
 def _validation_of(job: Job, arrays: Dataset) -> Callable[[Model], float]:
@@ -160,26 +217,18 @@ def _known_values(selected: Mapping[str, Any] | None) -> list[float]:
 
 
 def _serve_best(
-    job: Job, config: TwoTower, arrays: Dataset, selected: Mapping[str, Any] | None, out: Path
+    config: TwoTower, arrays: Dataset, selected: Mapping[str, Any] | None, peers: _Peers, out: Path
 ) -> dict[str, Any]:
     """Writes what is served beside or instead of the towers; returns it, and the quality of all that were compared."""
     if selected is not None:
         served = TypeAdapter(Served).validate_python(selected["best"])
         quality = selected["quality"]
-        tuning = load_tuning(selection_job(job).folder / "train")
-        positives = positives_before_window(job.recipe.prepare, arrays, evaluation_window(arrays, "test"))
-        fitted = fit_served(served, arrays, positives)
+        fitted = fit_served(served, arrays, peers.positives)
     else:
-        window = window_of(job.recipe, arrays, "validation")
-        positives = positives_before_window(job.recipe.prepare, arrays, window)
         towers = load_model(config, arrays, out)
         assert isinstance(towers, Towers | Blend)
-        tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
-        if tuning is not None:
-            window = smaller_window(window, most_scores=MOST_SCORES)
-        served, quality, fitted = choose_served(arrays, window, towers, tuning, positives)
-    if tuning is not None:
-        save_tuning(tuning, out)
+        window = peers.window if peers.tuning is None else smaller_window(peers.window, most_scores=MOST_SCORES)
+        served, quality, fitted = choose_served(arrays, window, towers, peers.tuning, peers.positives)
     save_served(served, fitted, out)
     return {"served": served.name, "best": asdict(served), "quality": quality}
 

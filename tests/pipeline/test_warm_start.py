@@ -1,0 +1,75 @@
+"""With `retriever.kind: best`, the peers are tuned first, and the towers begin with item vectors of iALS."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from twofold.dataset.dataset import load_dataset
+from twofold.model.retriever import WEIGHTS
+from twofold.pipeline import run as pipeline
+from twofold.pipeline import train
+from twofold.pipeline.best_model import TOWERS, Fitted, Served
+from twofold.pipeline.job import Job
+from twofold.recipe.schema import Recipe
+from twofold.run_folder import Stage
+
+pytestmark = pytest.mark.usefixtures("small_ials", "towers_win")
+
+
+@pytest.fixture
+def towers_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the towers served, whose weights would not be kept where a peer is better."""
+    monkeypatch.setattr(train, "choose_served", lambda *given: (Served(TOWERS), {}, Fitted()))
+
+
+class KilledError(Exception):
+    """What stops a training between two epochs."""
+
+
+def best(recipe: Recipe, **settings: object) -> Recipe:
+    retriever = recipe.retriever.model_copy(update={"kind": "best"})
+    return recipe.model_copy(update={"retriever": retriever, "train": recipe.train.model_copy(update=settings)})
+
+
+def prepared(recipe: Recipe, folder: Path) -> tuple[Job, Stage]:
+    job = Job(recipe, folder)
+    folder.mkdir()
+    return job, pipeline.build_dataset(job, pipeline.prepare(job))
+
+
+def test_before_the_first_step_items_that_are_liked_together_are_near(checkerboard: Recipe, tmp_path: Path) -> None:
+    job, dataset = prepared(best(checkerboard, epochs=1, learning_rate=1e-9), tmp_path / "run")
+    weights = load_file(train.train(job, dataset).folder / WEIGHTS)
+    arrays = load_dataset(dataset.folder)
+    is_even = np.array(arrays.items.ids.to_pylist()[: arrays.items.num_known]) % 2 == 0
+    for name in ("item.tables.id.weight", "user.tables.positives.weight"):
+        vectors = weights[name].numpy()[1 : 1 + len(is_even)]
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        own, other = (unit[is_even] @ unit[which].T for which in (is_even, ~is_even))
+        assert own.mean() > 0.5 > abs(other.mean()) + 0.3
+
+
+def test_a_killed_training_neither_tunes_again_nor_ends_elsewhere(
+    checkerboard: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = best(checkerboard, epochs=2)
+    job, dataset = prepared(recipe, tmp_path / "whole")
+    whole = load_file(train.train(job, dataset).folder / WEIGHTS)
+
+    def kill(value: float) -> None:
+        raise KilledError
+
+    job, dataset = prepared(recipe, tmp_path / "killed")
+    with pytest.raises(KilledError):
+        train.train(Job(recipe, job.folder, on_validation=kill), dataset)
+
+    def fail(*given: object, **named: object) -> None:
+        raise AssertionError("the peers of the killed attempt are tuned already")
+
+    monkeypatch.setattr(train, "tune_peers", fail)
+    resumed = load_file(train.train(job, dataset).folder / WEIGHTS)
+    assert whole.keys() == resumed.keys()
+    for name, weight in whole.items():
+        assert np.array_equal(weight.numpy(), resumed[name].numpy()), name
