@@ -35,6 +35,12 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
         (DISTANCE, {"kind": "regression"}, TARGET, r"never above 0, so train.loss regression"),
         ({"dropout": 0.1}, {"kind": "bce"}, {}, r"dropout acts on hidden layers, and there are none: write hidden: "),
         (
+            {"start_from": "ials"},
+            {"kind": "bpr"},
+            {},
+            r"start_from: ials needs the constants of iALS, which only kind: best chooses\. Write kind: best",
+        ),
+        (
             DISTANCE | PER,
             {"kind": "bpr"},
             {},

@@ -180,7 +180,7 @@ def _fit_towers(
     validate = _known_values(chosen) or _validation_of(job, arrays)
     settings = job.recipe.train.model_copy(update={"seed": job.recipe.train.seed + number})
     start = None
-    if peers is not None and not (folder / CHECKPOINT).exists():
+    if config.start_from == "ials" and peers is not None and not (folder / CHECKPOINT).exists():
         start = _ials_vectors(peers, dim=config.dim, seed=settings.seed)
     build = partial(_build, config, arrays, start)
     facts = fit(build, arrays, settings, validate=validate, out=folder, setup=setup)

@@ -21,6 +21,7 @@ _ADDED_LATER: Final[Mapping[tuple[str, ...], Json]] = {
     ("ranker", "candidates", "sources"): [],
     ("ranker", "best_epoch_by"): "ndcg",
     ("retriever", "frequency_power"): 0.0,
+    ("retriever", "start_from"): None,
 }
 """Fields that a digest leaves out where they have their default, so that saved results state the digest that they had.
 """
