@@ -48,7 +48,7 @@ def plan(
     if not broken:
         print(f"nothing breaks; the tightest is {found[0].name}, at {found[0].times:.0%}")
     print(
-        "from logs of 1 to 6 M rows on 2 cores (benchmarks/scale.json); GPU hours are computed from products of "
+        "from runs of 10 and 30 M rows on 2 cores (benchmarks/scale.json); GPU hours are computed from products of "
         "matrices, not measured; labels and counters about double prepare"
     )
     _print_limited_rows(loaded, scale)
