@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import numpy as np
 import scipy.sparse
-import scipy.stats
+import scipy.special
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 LEVEL: Final = 0.95
@@ -62,10 +62,10 @@ def _t_intervals(
     degrees: Shaped[np.ndarray, "*batch"],
 ) -> Intervals:
     error, degrees = np.sqrt(variance), np.maximum(degrees, 1)
-    half = scipy.stats.t.ppf((1 + LEVEL) / 2, degrees) * error
+    half = scipy.special.stdtrit(degrees, (1 + LEVEL) / 2) * error  # as scipy.stats.t, in a tenth of its time
     # A zero error means that all users have the same value: p = 0, or p = 1 if that value is 0.
     size = np.divide(np.abs(value), error, out=np.where(np.abs(value) > 0, np.inf, 0.0), where=error > 0)
-    p_value = np.where(np.isnan(error), np.nan, 2 * scipy.stats.t.sf(size, degrees))
+    p_value = np.where(np.isnan(error), np.nan, 2 * scipy.special.stdtr(degrees, -size))
     return Intervals(value, value - half, value + half, p_value)
 
 
