@@ -38,7 +38,7 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
             {"start_from": "ials"},
             {"kind": "bpr"},
             {},
-            r"start_from: ials needs the constants of iALS, which only kind: best chooses\. Write kind: best",
+            r"start_from: ials needs the hyperparameters of iALS, which only kind: best chooses\. Write kind: best",
         ),
         (
             DISTANCE | PER,

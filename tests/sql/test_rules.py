@@ -4,6 +4,7 @@ from twofold.errors import RecipeError
 from twofold.sql.rules import (
     MAX_CHARACTERS,
     MAX_DEPTH,
+    MAX_DOUBLED,
     check_columns,
     check_item_condition,
     check_rule,
@@ -216,8 +217,21 @@ def test_huge_rules_are_refused_by_a_message_not_by_a_crash(text: str) -> None:
 
 
 def test_nesting_does_not_multiply_the_text() -> None:
-    nested = "SQRT(" * (MAX_DEPTH - 1) + "x" + ")" * (MAX_DEPTH - 1)
+    nested = "SQRT(" * MAX_DOUBLED + "ABS(" * (MAX_DEPTH - 1 - MAX_DOUBLED) + "x" + ")" * (MAX_DEPTH - 1)
     assert len(rule_sql(nested)) < 2_000
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("LEAST(1, ", ")"), ("SQRT(", ")"), ("NULLIF(", ", 2)"), ("1 / (", ")"), ("7 % (", ")")]
+)
+def test_what_an_engine_plans_twice_may_stand_eight_times_within_itself(before: str, after: str) -> None:
+    rule_sql(before * MAX_DOUBLED + "x" + after * MAX_DOUBLED)
+    with pytest.raises(RecipeError, match="More than 8 of LEAST, GREATEST, .* stand within each other. Split the rule"):
+        check_rule(before * (MAX_DOUBLED + 1) + "x" + after * (MAX_DOUBLED + 1))
+
+
+def test_a_chain_of_quotients_is_no_nesting() -> None:
+    assert rule_sql(" / ".join(["x"] * (MAX_DEPTH - 2))).count("NULLIF") == MAX_DEPTH - 3
 
 
 @pytest.mark.parametrize(

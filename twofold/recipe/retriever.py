@@ -78,9 +78,10 @@ class TwoTower(Section):
     """
     start_from: Literal["ials"] | None = None
     """`ials`: the embeddings of item ids and of histories of positives begin as item vectors of iALS, fitted on the
-    positives of the training window with the constants that `kind: best` chooses. On MovieLens-100K and MovieTweetings
-    it gains 2 % of what is served on validation. Where most of what users want is new, it costs: towers then learn the
-    ids that they know instead of the attributes. `null` means that they begin at random.
+    positives of the training window with the hyperparameters that `kind: best` chooses. On seven of nine logs the
+    towers alone then find more on validation, in fewer epochs; with the peers added, what is served gains on three of
+    them and loses on three. It costs where nearly all that users want is new: towers then learn the ids that they know
+    instead of the attributes. `null` means that the embeddings begin at random.
     """
     separate_towers_by: str | None = None
     """Column of the items, such as language: each of its values gets a pair of towers of its own, trained on the
@@ -109,8 +110,8 @@ class TwoTower(Section):
     def _start_has_constants(self) -> TwoTower:
         if self.start_from is not None and self.kind != "best":
             raise ValueError(
-                f"start_from: {self.start_from} needs the constants of iALS, which only kind: best chooses. Write "
-                f"kind: best, or delete start_from"
+                f"start_from: {self.start_from} needs the hyperparameters of iALS, which only kind: best chooses. "
+                f"Write kind: best, or delete start_from"
             )
         return self
 

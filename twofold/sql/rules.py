@@ -22,6 +22,10 @@ from twofold.sql.portable import CHAINS, Kind, kind_of, like_pattern, portable
 MAX_CHARACTERS: Final = 2_000
 MAX_NODES: Final = 200
 MAX_DEPTH: Final = 30
+MAX_DOUBLED: Final = 8
+"""Largest number of functions within each other whose argument DuckDB plans twice: NULLIF, and what is written with it.
+Each doubles the time: eight take a quarter of a second, ten more than a second.
+"""
 
 _ARITHMETIC: Final = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod)
 _COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE)
@@ -200,6 +204,7 @@ def _checked(text: str) -> exp.Expr:
         if depth > MAX_DEPTH:
             raise RecipeError(f"It is nested more than {MAX_DEPTH} deep. Split it, or use IN or LEAST.")
         _check_node(node)
+    _check_doubled(tree)
     return tree
 
 
@@ -260,6 +265,23 @@ def _nodes(tree: exp.Expr) -> Iterator[tuple[exp.Expr, int]]:
         for child in node.iter_expressions():
             is_link = type(child) is type(node) and type(node) in CHAINS
             stack.append((child, depth + (not is_link and type(child) is not exp.Identifier)))
+
+
+_DOUBLING: Final = (exp.Least, exp.Greatest, exp.Ln, exp.Sqrt, exp.Pow, exp.Nullif)
+
+
+def _check_doubled(tree: exp.Expr) -> None:
+    stack = [(tree, 0)]
+    while stack:
+        node, doubled = stack.pop()
+        if doubled > MAX_DOUBLED:
+            raise RecipeError(
+                f"More than {MAX_DOUBLED} of LEAST, GREATEST, LN, SQRT, POWER, NULLIF and divisors stand within each "
+                f"other. Split the rule, or give LEAST all its arguments at once."
+            )
+        for child in node.iter_expressions():
+            is_divisor = isinstance(node, exp.Div | exp.Mod) and child is node.expression
+            stack.append((child, doubled + (is_divisor or isinstance(node, _DOUBLING))))
 
 
 def _check_node(node: exp.Expr) -> None:
