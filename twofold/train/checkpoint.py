@@ -76,7 +76,7 @@ def delete_checkpoint(path: Path) -> None:
 
 
 def _delete_parts(path: Path, *, but: Collection[str]) -> None:
-    for part in path.parent.glob(f"{path.stem}.*-of-*{path.suffix}*"):  # also what a killed attempt was writing
+    for part in path.parent.glob(f"{path.stem}.*-of-*"):  # also what a killed attempt was writing
         if part.name not in but:
             part.unlink()
 
