@@ -20,8 +20,9 @@ NDCG = "catalogue/ndcg@10"
 
 
 def evaluated(recipe: Recipe, folder: Path) -> Job:
-    """Runs the stages up to the report."""
+    """Runs the stages up to a report without baselines."""
     folder.mkdir(exist_ok=True)
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"brief": True})})
     job = Job(recipe, folder)
     claim_folder(job, overwrite=False)
     pipeline.evaluate(job, *pipeline.up_to_training(job))
