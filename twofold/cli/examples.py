@@ -19,7 +19,9 @@ EXAMPLES: Final = {
         "next    twofold run world.yaml",
     ),
     "recipe check": Example("twofold recipe check world.yaml", "world.yaml is valid: recipe …"),
-    "plan": Example("twofold plan world.yaml --rows 3e9 --users 1e8 --items 1e7 --machines 16", "breaks: …"),
+    "plan": Example(
+        "twofold plan world.yaml --rows 3e9 --users 1e8 --items 1e7 --machines 16", "nothing breaks; the tightest is …"
+    ),
     "prepare": Example("twofold prepare world.yaml", "next  twofold run world.yaml"),
     "dataset": Example("twofold dataset world.yaml", "✓ dataset … runs/world/dataset"),
     "train": Example("twofold train world.yaml --set train.epochs=1 --run short", "epoch … loss … validation"),
