@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from twofold.progress import duration
-from twofold.recipe.features import HistoryFeature, IdFeature, SequenceFeature
+from twofold.recipe.features import IdFeature, SequenceFeature
 from twofold.recipe.id_rows import IdRows
 from twofold.recipe.retriever import TwoTower
-from twofold.recipe.schema import Recipe
+from twofold.recipe.schema import Recipe, histories_of_ids
 from twofold.recipe.train import InBatchSoftmax
 
 GB: Final = 10**9
@@ -196,7 +196,7 @@ def table_parameters(recipe: Recipe, *, items: float, users: float, examples: fl
     """
     features = recipe.features
     of_items = rows_at_most(features.item_ids, items, examples)
-    own = [each for each in _histories(recipe) if not each.share_item_embedding]
+    own = [each for each in histories_of_ids(recipe.features) if not each.share_item_embedding]
     rows = of_items * len(own)
     for side, most in ((features.item, of_items), (features.user, rows_at_most(features.user_ids, users, examples))):
         rows += sum(min(most, each.num_buckets or most) for each in side if isinstance(each, IdFeature))
@@ -218,18 +218,9 @@ def moved_parameters(recipe: Recipe, items: float, examples: float) -> float:
     moves only the rows that it reads. That of the ids counts as the histories' do, as in the runs that the constants
     are of.
     """
-    longest = max((each.max_length for each in _histories(recipe)), default=0)
+    longest = max((each.max_length for each in histories_of_ids(recipe.features)), default=0)
     most = float(LAZY_FROM * recipe.train.batch_size * longest)
     return table_parameters(recipe, items=min(items, most or items), users=0.0, examples=examples)
-
-
-def _histories(recipe: Recipe) -> list[HistoryFeature | SequenceFeature]:
-    """Returns the features that read a table of item ids for each event of a history."""
-    return [
-        each
-        for each in recipe.features.user
-        if isinstance(each, SequenceFeature) or (isinstance(each, HistoryFeature) and each.vectors is None)
-    ]
 
 
 def _dim(recipe: Recipe) -> int:

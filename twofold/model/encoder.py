@@ -189,9 +189,10 @@ class Encoder(nn.Module):
 
     def _trains_none(self, block: Block) -> bool:
         """Returns whether training reads row 0 of a block's table in place of other rows."""
-        if not isinstance(block, Lookup) or block.trains_none:
-            return isinstance(block, Lookup)
-        return bool(self.unknown_rate and block.single_from is not None and block.single_from < block.rows)
+        if not isinstance(block, Lookup):
+            return False
+        has_single = block.single_from is not None and block.single_from < block.rows
+        return block.trains_none or (self.unknown_rate > 0 and has_single)
 
     def _with_unknown(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Returns the inputs in which some examples, drawn at random, are those of new items."""

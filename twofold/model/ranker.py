@@ -140,30 +140,29 @@ class Ranker(nn.Module):
         item_vectors: Float[Tensor, "queries length _"],
         ranks: Int[Tensor, "queries length _"],
     ) -> Float[Tensor, "queries length"]:
-        """Returns the score that orders each query's items; the inputs are those of `relevance_and_logits`."""
-        relevance, logits = self.relevance_and_logits(users, items, user_vectors, item_vectors, ranks)
+        """Returns the score that orders each query's items; the inputs are those of `scores_and_logits`."""
+        retrieval, relevance, logits = self.scores_and_logits(users, items, user_vectors, item_vectors, ranks)
         if self.formula is None:
-            score = self._retrieval_score(user_vectors[:, None] * item_vectors)
-            return (1 - self.retriever_share) * relevance + self.retriever_share * score
+            return (1 - self.retriever_share) * relevance + self.retriever_share * retrieval
         # The exporter writes bounds of doubles as floats, and 1 - 1e-6 is no float: so the logits are clamped.
         predicted = logits.clamp(-MAX_LOGIT, MAX_LOGIT).double().sigmoid().unbind(dim=2)
         return score_by(self.formula, {RELEVANCE: relevance, **dict(zip(self.names, predicted, strict=True))})
 
-    def relevance_and_logits(
+    def scores_and_logits(
         self,
         users: Float[Tensor, "queries dim"],
         items: Float[Tensor, "queries length dim"],
         user_vectors: Float[Tensor, "queries _"],
         item_vectors: Float[Tensor, "queries length _"],
         ranks: Int[Tensor, "queries length _"],
-    ) -> tuple[Float[Tensor, "queries length"], Float[Tensor, "queries length _"]]:
-        """Returns the relevance of each query's items and the log-odds of every head.
+    ) -> tuple[Float[Tensor, "queries length"], Float[Tensor, "queries length"], Float[Tensor, "queries length _"]]:
+        """Returns the standardized retrieval score and the relevance of each query's items, and each head's log-odds.
 
         `users` and `items` are outputs of the encoders, and the vectors are the retriever's. Ranks are those in the
         retriever's list, then in that of each source; they count from 0, and `top` means that the item is not there.
         """
         product = user_vectors[:, None] * item_vectors
-        score = self._retrieval_score(product)
+        score = (product.sum(dim=2) - self.score_mean) / self.score_std
         log_ranks = torch.log1p(ranks.to(product.dtype))
         rank = (log_ranks[:, :, :1] - self.rank_mean) / self.rank_std
         in_sources = [1 - log_ranks[:, :, 1:] / math.log1p(self.top)] if self.num_sources else []  # 0: not listed
@@ -173,11 +172,7 @@ class Ranker(nn.Module):
         for layer in layers:
             inner = layer(inner)
         logits = inner[:, :, :0] if self.heads is None else self.heads(inner)
-        return self.retrieval_weight * score + last(inner).squeeze(2), logits
-
-    def _retrieval_score(self, product: Float[Tensor, "queries length _"]) -> Float[Tensor, "queries length"]:
-        """Returns the standardized score of the retriever, from the products of the two vectors' elements."""
-        return (product.sum(dim=2) - self.score_mean) / self.score_std
+        return score, self.retrieval_weight * score + last(inner).squeeze(2), logits
 
 
 def build_ranker(

@@ -239,13 +239,19 @@ class Recipe(Section):
         return self
 
 
+def histories_of_ids(features: Features) -> list[HistoryFeature | SequenceFeature]:
+    """Returns the features that read a table of item ids for each event of a history."""
+    return [
+        each
+        for each in features.user
+        if isinstance(each, SequenceFeature) or (isinstance(each, HistoryFeature) and each.vectors is None)
+    ]
+
+
 def _check_id_rows(features: Features, retriever: TwoTower | Ials) -> None:
     """Raises ValueError if rows of ids are limited that no table has."""
     reads_users = any(isinstance(each, IdFeature) for each in features.user)
-    reads_items = any(isinstance(each, IdFeature) for each in features.item) or any(
-        isinstance(each, SequenceFeature) or (isinstance(each, HistoryFeature) and each.vectors is None)
-        for each in features.user
-    )
+    reads_items = any(isinstance(each, IdFeature) for each in features.item) or bool(histories_of_ids(features))
     for name, is_read in (("item_ids", reads_items), ("user_ids", reads_users)):
         if getattr(features, name) is not None and not is_read:
             raise ValueError(f"features.{name} limits the rows of a table that no feature reads: delete it")

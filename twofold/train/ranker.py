@@ -291,7 +291,7 @@ def list_losses(ranker: Ranker, batch: ListBatch, loss: RankerLoss) -> Float[Ten
     """Returns the loss of each candidate list, whose first item is the positive."""
     num_requests, length = batch.competing.shape
     items = ranker.item(batch.item).reshape(num_requests, length, -1)
-    scores, _ = ranker.relevance_and_logits(
+    _, scores, _ = ranker.scores_and_logits(
         ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks
     )
     negatives = scores[:, 1:].masked_fill(~batch.competing[:, 1:], -torch.inf)
@@ -312,7 +312,7 @@ def list_losses(ranker: Ranker, batch: ListBatch, loss: RankerLoss) -> Float[Ten
 def head_losses(ranker: Ranker, batch: ListBatch, outcomes: Float[Tensor, "batch _"]) -> Float[Tensor, "_"]:
     """Returns the cross-entropy of every head: the mean over the impressions with a known outcome, or 0 without any."""
     items = ranker.item(batch.item)[:, None]
-    _, logits = ranker.relevance_and_logits(
+    _, _, logits = ranker.scores_and_logits(
         ranker.user(batch.user), items, batch.user_vectors, batch.item_vectors, batch.ranks
     )
     known = ~outcomes.isnan()
