@@ -16,6 +16,7 @@ from twofold.errors import RecipeError
 from twofold.evaluate import peer_tuning
 from twofold.evaluate.baseline_results import load_tuning
 from twofold.evaluate.baselines import OWN_AGAIN
+from twofold.evaluate.peer_tuning import RECENT_POPULARITY
 from twofold.explain.gap import APPROXIMATE, IDS, STALE
 from twofold.model.fold_in import FOLD_IN, FoldIn, ItemSums, RecencyPrior, load_factors, load_fold_ins, save_factors
 from twofold.model.history_additions import ADDITIONS
@@ -43,13 +44,13 @@ PARTS = (WEIGHTS, f"towers-1/{WEIGHTS}")
 HISTORY = np.array([[0, 0, 2, 5, 2], [0, 0, 0, 0, 0], [1, 2, 3, 4, 5]], np.int32)
 
 
-def test_a_user_is_the_sum_of_the_left_vectors_of_the_liked_items_each_once():
-    found = ItemSums(ITEMS, LEFT, RecencyPrior(0.5, 2)).vectors({"positives": HISTORY})
-    expected = [LEFT[[1, 4]].sum(axis=0), np.zeros(3), LEFT[:5].sum(axis=0)]
+def test_a_user_is_the_sum_of_the_left_vectors_of_the_liked_items_each_once_over_the_root_of_their_number():
+    found = ItemSums(ITEMS, LEFT, RecencyPrior((0.5,), (2,))).vectors({"positives": HISTORY})
+    expected = [LEFT[[1, 4]].sum(axis=0) / 2**0.5, np.zeros(3), LEFT[:5].sum(axis=0) / 5**0.5]
     np.testing.assert_allclose(found, np.c_[expected, np.ones(3)], rtol=1e-5)
 
 
-@pytest.mark.parametrize("prior", [None, RecencyPrior(0.25, 3)])
+@pytest.mark.parametrize("prior", [None, RecencyPrior((0.25,), (3,))])
 @pytest.mark.parametrize("kind", ["fold-in", "sums"])
 def test_what_was_saved_is_loaded_beside_factors_and_beside_an_index(kind, prior, tmp_path):
     model = (
@@ -67,7 +68,7 @@ def test_what_was_saved_is_loaded_beside_factors_and_beside_an_index(kind, prior
 
 
 def test_two_models_are_saved_beside_each_other_and_divide_the_columns_of_an_index(tmp_path):
-    models = [FoldIn(ITEMS, LEFT[0], 2.0, 3.0, 0.5, RecencyPrior(0.25, 3)), ItemSums(ITEMS[:, :2], LEFT[:, :2])]
+    models = [FoldIn(ITEMS, LEFT[0], 2.0, 3.0, 0.5, RecencyPrior((0.25,), (3,))), ItemSums(ITEMS[:, :2], LEFT[:, :2])]
     for number, model in enumerate(models):
         save_factors(model, tmp_path, number=number)
     indexed = np.c_[ITEMS, np.ones(6, np.float32), ITEMS[:, :2]]
@@ -100,28 +101,21 @@ def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path, m
     assert rows["model"] > 1.3 * rows["random"]
 
 
-def found(of_users, peers, *, has_towers=True):
-    """A candidate; its scores are only looked up by the test below."""
-    peers = tuple(ServedPeer(kind, {}) for kind in peers)
-    served = Served("+".join(each.kind for each in peers), has_towers, peers)
-    return float(np.mean(of_users)), served, Products(np.float32(of_users)[:, None], ITEMS[:, :1])
-
-
 @pytest.mark.parametrize(
-    ("both", "alone", "chosen"),
+    ("single", "chosen"),
     [
-        ([0.6, 0.6, 0.6, 0.6], 0.3, "iALS+EASE"),  # better than each
-        ([0.6, 0.2, 0.7, 0.3], 0.3, "iALS+EASE"),  # .05 worse, with a standard error of .08
-        ([0.4, 0.4, 0.6, 0.4], 0.3, "iALS"),  # .05 worse, with a standard error of .025
-        ([0.399, 0.401, 0.699, 0.5], 0.3, "iALS"),  # hardly worse, but without doubt
-        ([0.6, 0.2, 0.7, 0.3], 0.7, "item-kNN"),  # a peer that the towers do not help
+        ([0.6, 0.6, 0.6, 0.6], "single"),  # .1 better for each user
+        ([0.9, 0.1, 0.8, 0.25], "fitted"),  # .01 better, with a standard error of .17
+        ([0.4, 0.4, 0.4, 0.4], "fitted"),
     ],
 )
-def test_two_peers_are_added_where_the_choice_of_one_is_chance(both, alone, chosen, monkeypatch):
+def test_a_single_model_is_served_where_it_is_better_than_the_fitted_sum_without_doubt(single, chosen, monkeypatch):
     monkeypatch.setattr(best_model, "_of_users", lambda window, scores, metrics: scores.queries[:, 0].astype(float))
-    sums = [found([0.3] * 4, []), found([0.4, 0.4, 0.7, 0.5], ["iALS"]), found([0.3] * 4, ["EASE"])]
-    candidates = [found([alone] * 4, ["item-kNN"], has_towers=False), *sums, found(both, ["iALS", "EASE"])]
-    assert best_model._chosen.__wrapped__(None, candidates, ("", ""))[1].name == chosen
+    one, both = (
+        (float(np.mean(values)), Served(name), Products(np.float32(values)[:, None], ITEMS[:, :1]))
+        for name, values in (("single", single), ("fitted", [0.5] * 4))
+    )
+    assert best_model._chosen.__wrapped__(None, one, both, ("", ""))[1].name == chosen
 
 
 def test_neighbors_are_not_tried_where_the_window_has_too_many_likes(tmp_path, monkeypatch):
@@ -136,8 +130,11 @@ def test_neighbors_are_not_tried_where_the_window_has_too_many_likes(tmp_path, m
 @pytest.mark.parametrize(("weight", "ensemble"), [(None, 1), (0.3, 2)])
 def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only, tmp_path, monkeypatch):
     ease = ServedPeer("EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight or 1.0)
+    popularity = ServedPeer(RECENT_POPULARITY, {"1": 0.3, "7": -0.2})
     knn = ServedPeer("item-kNN", peer_tuning.PEER_KINDS[0].start, weight=0.2)
-    served = Served("chosen", has_towers=weight is not None, peers=(ease,) if weight is None else (ease, knn))
+    served = Served(
+        "chosen", has_towers=weight is not None, peers=(ease,) if weight is None else (ease, knn, popularity)
+    )
     monkeypatch.setattr(
         "twofold.pipeline.train.choose_served",
         lambda *given: (served, {}, best_model.fit_served(served, given[0], given[-1])),
@@ -150,7 +147,7 @@ def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only,
     dataset, service = load_dataset(run / "dataset"), load(run)
     model = load_model(recipe.retriever, dataset, run / "train")
     assert isinstance(model, ItemSums if weight is None else Blend)
-    assert weight is None or len(model.parts) == 4
+    assert weight is None or len(model.parts) == 5
     at = json.loads((run / "index" / "context.json").read_text())["as_of"]
     users = np.arange(5)
     scores = user_vectors(model, dataset, users, np.full(5, at)) @ item_vectors(model, dataset, at).T
@@ -168,7 +165,7 @@ def test_the_scores_of_a_blend_are_those_of_the_towers_plus_the_weighted_ones_of
     _, stage, trained, _ = pipeline.up_to_training(job)
     dataset, users, at = load_dataset(stage.folder), np.arange(7), np.full(7, 10**12)
     towers = load_weights(build_towers(job.recipe.retriever, dataset), trained.folder / WEIGHTS)
-    peer = ItemSums(*DRAW.normal(size=(2, len(dataset.items), 3)).astype(np.float32), RecencyPrior(0.5, 9), 0.25)
+    peer = ItemSums(*DRAW.normal(size=(2, len(dataset.items), 3)).astype(np.float32), RecencyPrior((0.5,), (9,)), 0.25)
 
     def scores(model):
         return user_vectors(model, dataset, users, at) @ item_vectors(model, dataset, 10**12).T

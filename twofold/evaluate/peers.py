@@ -76,7 +76,11 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class ItemWeights:
-    """A peer that adds up, for an item, the weights of the items that the user likes: item-kNN and EASE."""
+    """A peer that adds up, for an item, the weights of the items that the user likes: item-kNN and EASE.
+
+    Sums are divided by the root of the user's number of likes: this leaves the order as it is, and brings the scores of
+    users with many and with few likes in proportion to a recency prior, as where the peer is served (`ItemSums`).
+    """
 
     positives: Interactions
     weights: scipy.sparse.csr_matrix | Float32[np.ndarray, "items items"]
@@ -84,8 +88,10 @@ class ItemWeights:
 
     def scores(self, user_rows: Int64[np.ndarray, "queries"]) -> Float32[np.ndarray, "queries items"]:
         """Returns the scores of all items for these users; the caller may overwrite the array."""
-        scores = self.positives.likes[user_rows] @ self.weights
+        likes = self.positives.likes[user_rows]
+        scores = likes @ self.weights
         dense: Float32[np.ndarray, "queries items"] = scores.toarray() if scipy.sparse.issparse(scores) else scores
+        dense /= _roots(likes)[:, None]
         dense += self.positives.tie_breaker
         return dense
 
@@ -99,8 +105,14 @@ class ItemWeights:
             likes = self.positives.likes[user_rows[part]]
             pair = np.repeat(np.arange(part.stop - part.start), np.diff(likes.indptr))
             added = np.asarray(self.weights[likes.indices, item_rows[part][pair]]).reshape(-1)
-            scores[part] += np.bincount(pair, added, minlength=part.stop - part.start).astype(np.float32)
+            sums = np.bincount(pair, added, minlength=part.stop - part.start).astype(np.float32)
+            scores[part] += sums / _roots(likes)
         return scores
+
+
+def _roots(likes: scipy.sparse.csr_matrix) -> Float32[np.ndarray, "queries"]:
+    """Returns the root of the number of distinct items that each user likes, at least 1."""
+    return np.sqrt(np.maximum(np.diff(likes.indptr), 1), dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,16 @@ which is a system of n unknowns instead of one an axis (the push-through identit
 and 30 items a user takes an eighth of the time.
 
 **Item-item models** (EASE, item-kNN) score an item by the sum of a column of weights W over the liked items. With
-W ≈ L·Rᵀ of low rank, a user's vector is the sum of the rows of L, and an item's vector is its row of R, so that an
-index serves them like towers.
+W ≈ L·Rᵀ of low rank, a user's vector is the sum of the rows of L, divided by the root of their number, and an item's
+vector is its row of R, so that an index serves them like towers. The root, a constant for each user, changes no order;
+it keeps the scores of users with many likes in proportion to those of other models in a sum.
 
 **Recency** is one more number of each vector: 1 for a user, `RecencyPrior.values` for an item.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, assert_never
@@ -51,14 +52,16 @@ _ROUNDING: Final = 1e-4  # of an inner product of two columns of float32, relati
 
 @dataclass(frozen=True)
 class RecencyPrior:
-    """A term of the score that is equal for all users: weight · log(1 + positives of the item in the last days)."""
+    """A part of the score that is equal for all users: the sum of weight · log(1 + positives of the item in the last
+    days) over some numbers of days.
+    """
 
-    weight: float
-    days: int
+    weights: tuple[float, ...]
+    days: tuple[int, ...]
 
-    def values(self, counts: Int64[np.ndarray, "items"]) -> Float32[np.ndarray, "items"]:
-        """Returns the term of each item from its number of positives in the last `days` days."""
-        return np.asarray(self.weight * np.log1p(counts), np.float32)
+    def values(self, counts: Sequence[Int64[np.ndarray, "items"]]) -> Float32[np.ndarray, "items"]:
+        """Returns the sum for each item, from its number of positives in the last `days` days, for each of `days`."""
+        return np.asarray(sum(w * np.log1p(n) for w, n in zip(self.weights, counts, strict=True)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,9 @@ def _solve_by_axes(
 
 @dataclass(frozen=True)
 class ItemSums:
-    """An item-item model of low rank: a user's vector is the sum of the left vectors of the liked items."""
+    """An item-item model of low rank: a user's vector is the sum of the left vectors of the liked items, over the root
+    of their number. Vectors of width 0 leave the recency prior alone.
+    """
 
     inputs: ClassVar[tuple[str, ...]] = ("positives",)
     """Name of the only input: table rows (item row + 1), padded with 0."""
@@ -185,9 +190,10 @@ class ItemSums:
         history = np.sort(inputs["positives"], axis=1)  # padding first, equal items adjacent
         is_first = _first_of_equals(history)
         sums = np.zeros((len(history), self.left_vectors.shape[1]), np.float32)
-        for part in chunks(len(history), max(1, CHUNK_ELEMENTS // (history.shape[1] * sums.shape[1]))):
+        for part in chunks(len(history), max(1, CHUNK_ELEMENTS // max(1, history.shape[1] * sums.shape[1]))):
             rows = self.left_vectors[history[part] - 1]  # (chunk, length, dim)
             sums[part] = (is_first[part].astype(np.float32)[:, None, :] @ rows)[:, 0]
+        sums /= np.sqrt(np.maximum(is_first.sum(axis=1), 1), dtype=np.float32)[:, None]
         return _weighted(sums, self.prior, self.weight)
 
 
@@ -227,7 +233,7 @@ def load_factors(folder: Path) -> list[HistoryModel]:
 
 def save_fold_in(model: HistoryModel, folder: Path, *, number: int = 0) -> None:
     """Writes all but the item vectors, for a folder whose index has them."""
-    prior = None if model.prior is None else {"weight": model.prior.weight, "days": model.prior.days}
+    prior = None if model.prior is None else asdict(model.prior)
     match model:
         case FoldIn():
             own = {
@@ -268,7 +274,8 @@ def _model(
     folder: Path, number: int, saved: Mapping[str, Any], item_vectors: Float32[np.ndarray, "items dim"]
 ) -> HistoryModel:
     """Returns a saved model with its item vectors, without the column of the prior."""
-    prior = None if saved["prior"] is None else RecencyPrior(**saved["prior"])
+    constants = saved["prior"]
+    prior = None if constants is None else RecencyPrior(tuple(constants["weights"]), tuple(constants["days"]))
     width = saved["dim"] - (prior is not None)
     if width != item_vectors.shape[1]:
         raise ValueError(f"{FOLD_IN} has {width} dimensions, the item vectors have {item_vectors.shape[1]}")

@@ -104,7 +104,8 @@ def _with_prior(
 ) -> Float32[np.ndarray, "items _"]:
     if model.prior is None:
         return vectors
-    counts = count_events(dataset.positives, len(dataset.items), first=at - model.prior.days * DAY_MS, end=at)
+    spans = [at - days * DAY_MS for days in model.prior.days]
+    counts = [count_events(dataset.positives, len(dataset.items), first=first, end=at) for first in spans]
     return np.concatenate([vectors, model.prior.values(counts)[:, None]], axis=1)
 
 

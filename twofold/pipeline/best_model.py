@@ -16,7 +16,7 @@ from twofold.dataset.dataset import Dataset
 from twofold.evaluate.baseline_results import PeerTuning
 from twofold.evaluate.baselines import OWN_AGAIN
 from twofold.evaluate.catalogue import evaluate_catalogue
-from twofold.evaluate.peer_tuning import PEER_KINDS, PeerKind, climb
+from twofold.evaluate.peer_tuning import PEER_KINDS, RECENT_POPULARITY, PeerKind, climb
 from twofold.evaluate.peers import Ials, Interactions, ItemWeights
 from twofold.evaluate.window import EvaluationWindow
 from twofold.item_neighbors import ItemNeighbors
@@ -25,6 +25,7 @@ from twofold.model.history_additions import HistoryAdditions, save_additions
 from twofold.model.multi_tower import Towers
 from twofold.model.retriever import WEIGHTS, Blend, newest_positives
 from twofold.pipeline.adapters import catalogue_scores
+from twofold.pipeline.fitted_sum import choices_of, fit_weights, without_idle_models
 from twofold.pipeline.sources import nearest_items
 from twofold.topk import Additions, Products, sum_additions
 from twofold.train.als import fold_in_of
@@ -34,14 +35,6 @@ MAX_RANK: Final = 512
 """Largest rank of a served item-item model. Its quality is measured after the truncation."""
 MOST_ITEMS_OF_SUMS: Final = 2**17
 """Largest catalogue for which item-item models are served: two tables of rank 512 then hold 512 MB."""
-BLENDED: Final = 2
-"""Number of peers that are tried beside the towers: the best ones, of different kinds."""
-BLEND_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Weights of a peer's scores beside those of the towers, both in units of their standard deviations."""
-START_WEIGHT: Final = 0.2
-BOTH_FACTORS: Final = (1.0, 0.5)  # of the weights of two peers that are both added
-UNCERTAIN: Final = 0.01
-"""Share of the quality. A difference with a larger standard error does not decide between one peer and two."""
 ADDITION_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """Additions for each time that an item was met, or for a like of an item whose nearest neighbor it is, in standard
 deviations of the other scores."""
@@ -55,6 +48,8 @@ LEAST_GAIN: Final = 1.01
 """Least factor of the quality for which item neighbors are served: they make every request longer."""
 STD_USERS: Final = 256  # users whose scores give the standard deviation
 _ALL_DAYS: Final = 36_500
+PRIOR_DAYS: Final = (1, 3, 7, 30, 90, _ALL_DAYS)
+"""Numbers of last days whose positives of an item are a model of their own in a sum of scores."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,7 @@ class ServedPeer:
 
     kind: str
     constants: Mapping[str, float]
+    """Constants of the kind; for `RECENT_POPULARITY`, the weight of each number of days."""
     recency: Mapping[str, float] | None = None
     """`None` means that it has no recency prior."""
     weight: float = 1.0
@@ -106,40 +102,52 @@ def choose_served(
 
     *Quality* is the geometric mean of recall and NDCG, as for the constants of the peers. A peer is compared in the
     form in which it would be served: with user vectors from the histories that the features read, and item-item models
-    of low rank. The best peers of `BLENDED` kinds are also added to the towers, each alone and all together, where the
-    score of the towers is an inner product. With what `_chosen` returns, the exact scores of item-kNN are tried, and
-    then, where lists may contain items that were met before, an addition for these. `positives` are those before the
-    window, on which the peers are fitted.
+    of low rank. Where the score of the towers is an inner product, they are also compared with the fitted sum of
+    towers, peers and recent popularity. With the best of these, the exact scores of item-kNN are tried, and then, where
+    lists may contain items that were met before, an addition for these. `positives` are those before the window, on
+    which the peers are fitted.
     """
     if tuning is None:
         return Served(TOWERS), {}, Fitted()
     metrics = tuning.metrics
     scores = catalogue_scores(towers, arrays, window)
     fits = _fit_peers(tuning, positives)
+    forms = [form for kind in PEER_KINDS if kind.name in fits for form in _alone_and_with_recency(kind, tuning)]
     peers = []
-    for kind in (each for each in PEER_KINDS if each.name in fits):
-        for alone in _alone_and_with_recency(kind, tuning):
-            peer = catalogue_scores(_as_served(fits[kind.name], alone.peers[0]), arrays, window)
-            peers.append((_quality(window, peer, metrics), alone, peer))
+    for form in forms:
+        peer = catalogue_scores(_as_served(fits[form.peers[0].kind], form.peers[0]), arrays, window)
+        peers.append((_quality(window, peer, metrics), form, peer))
     found = [(_quality(window, scores, metrics), Served(TOWERS), scores), *peers]
     is_product = towers.score != "negative_distance"
-    found += _blends(window, scores, _best_of_kinds(peers), metrics) if is_product else []
-    best, near = [_chosen(window, found, metrics)], None
+    best, near = [max(found, key=lambda at: at[0])], None
     if is_product:
+        found.append(_fitted_sum(arrays, window, scores, peers, metrics))
+        best = [_chosen(window, best[0], found[-1], metrics)]
         history = newest_positives(arrays, window.user_rows, window.query_at)
         near = _neighbors_to_try(tuning, history, positives)
         best += _with_additions(window, best[0], tuning, history, near)
     served = max(best, key=lambda at: at[0])[1]
-    own_peers = tuple(_as_served(fits[each.kind], each) for each in served.peers)
     qualities = {each.name: quality for quality, each, _ in [*found, *best]}
-    return served, qualities, Fitted(own_peers, _additions_of(served, arrays, near))
+    return served, qualities, _fitted(served, arrays, positives, fits, near)
 
 
 def fit_served(served: Served, arrays: Dataset, positives: Interactions) -> Fitted:
     """Fits the peers that are served beside or instead of the towers, and the additions for histories."""
-    peers = [_as_served(_fit(_kind_of(each.kind), each.constants, positives), each) for each in served.peers]
     near = None if served.neighbors is None else _fit_neighbors(served.neighbors, positives)
-    return Fitted(tuple(peers), _additions_of(served, arrays, near))
+    return _fitted(served, arrays, positives, {}, near)
+
+
+def _fitted(
+    served: Served,
+    arrays: Dataset,
+    positives: Interactions,
+    fits: Mapping[str, HistoryModel],
+    near: ItemNeighbors | None,
+) -> Fitted:
+    """Returns the fitted parts; `fits` are models of some kinds that are fitted already."""
+    peers = [fits.get(each.kind) or _fit(each.kind, each.constants, positives) for each in served.peers]
+    own = tuple(_as_served(fitted, each) for fitted, each in zip(peers, served.peers, strict=True))
+    return Fitted(own, _additions_of(served, arrays, near))
 
 
 def save_served(served: Served, fitted: Fitted, out: Path) -> None:
@@ -153,21 +161,32 @@ def save_served(served: Served, fitted: Fitted, out: Path) -> None:
             path.unlink()
 
 
-def _fit(kind: PeerKind, constants: Mapping[str, float], positives: Interactions) -> HistoryModel:
-    match kind.fit(positives, constants):
+def _fit(kind: str, constants: Mapping[str, float], positives: Interactions) -> HistoryModel:
+    if kind == RECENT_POPULARITY:
+        return _popularity(positives.num_items, constants)
+    match _kind_of(kind).fit(positives, constants):
         case Ials() as peer:
             return fold_in_of(peer.factors)
         case ItemWeights() as peer:
             left, right = _low_rank(peer.weights)
             return ItemSums(right, left)
-    raise AssertionError(f"{kind.name} has no form that an index can serve")
+    raise AssertionError(f"{kind} has no form that an index can serve")
+
+
+def _popularity(num_items: int, weights: Mapping[str, float]) -> ItemSums:
+    """Returns a model that reads no history: recent popularity, with the weight of each number of days."""
+    nothing = np.empty((num_items, 0), np.float32)
+    return ItemSums(nothing, nothing, RecencyPrior(tuple(weights.values()), tuple(int(days) for days in weights)))
 
 
 def _as_served(fitted: HistoryModel, served: ServedPeer) -> HistoryModel:
     """Returns a fitted peer with its prior and its weight."""
-    prior = None if isinstance(fitted, FoldIn) else RecencyPrior(1e-6, _ALL_DAYS)  # popularity decides ties of sums
+    if served.kind == RECENT_POPULARITY:
+        return fitted
+    # popularity decides ties of sums
+    prior = None if isinstance(fitted, FoldIn) else RecencyPrior((1e-6,), (_ALL_DAYS,))
     if served.recency is not None:
-        prior = RecencyPrior(served.recency["weight"], int(served.recency["days"]))
+        prior = RecencyPrior((served.recency["weight"],), (int(served.recency["days"]),))
     return replace(fitted, prior=prior, weight=served.weight)
 
 
@@ -177,7 +196,7 @@ def _fit_peers(tuning: PeerTuning, positives: Interactions) -> dict[str, History
     for kind in PEER_KINDS:
         constants, is_large = tuning.constants_of(kind.name), positives.num_items > MOST_ITEMS_OF_SUMS
         if constants is not None and (kind.name == "iALS" or not is_large):
-            fits[kind.name] = _fit(kind, constants, positives)
+            fits[kind.name] = _fit(kind.name, constants, positives)
     return fits
 
 
@@ -188,66 +207,45 @@ def _alone_and_with_recency(kind: PeerKind, tuning: PeerTuning) -> list[Served]:
     return [Served(name, has_towers=False, peers=(peer,)) for name, peer in forms]
 
 
-def _best_of_kinds(peers: Sequence[_Found]) -> list[_Found]:
-    """Returns the best peer of each of the best `BLENDED` kinds, the best one first."""
-    ordered = sorted(peers, key=lambda at: -at[0])
-    kinds = list(dict.fromkeys(alone.peers[0].kind for _, alone, _ in ordered))[:BLENDED]
-    return [next(each for each in ordered if each[1].peers[0].kind == kind) for kind in kinds]
-
-
-def _blends(
-    window: EvaluationWindow, towers: Products, peers: Sequence[_Found], metrics: tuple[str, str]
-) -> list[_Found]:
-    """Returns the best sum of the towers with each peer, and the best sum with both of them.
-
-    In the latter each peer has the weight that was best for it alone, or half of it.
-    """
-    found = [_best_blend(window, towers, peer, alone, metrics) for _, alone, peer in peers]
-    if len(found) < BLENDED:
-        return found
-    name, sums = " + ".join([TOWERS, *(alone.name for _, alone, _ in peers)]), list[_Found]()
-    for factor in BOTH_FACTORS:
-        weighted = tuple(replace(each, weight=factor * each.weight) for _, blend, _ in found for each in blend.peers)
-        scores = _sum(towers, [(each.weight, peer[2]) for each, peer in zip(weighted, peers, strict=True)])
-        sums.append((_quality(window, scores, metrics), Served(name, peers=weighted), scores))
-    return [*found, max(sums, key=lambda at: at[0])]
-
-
-def _chosen(window: EvaluationWindow, found: Sequence[_Found], metrics: tuple[str, str]) -> _Found:
-    """Returns the best; in place of a sum with one peer, that with two, where the choice among them is chance.
-
-    It is chance if their difference has a standard error of more than `UNCERTAIN` of the quality, and is less than
-    that. The mean of two models then errs less than one of them: on halves of users this gains 3.0 % of the quality on
-    MovieLens-100K, 2.9 % on latest-small, 1.1 % on news, 0 where users are many (docs/log.md, 29 November 2026).
-    """
-    best = max(found, key=lambda at: at[0])
-    both = next((each for each in found if len(each[1].peers) == BLENDED), None)
-    if both is None or not best[1].has_towers or len(best[1].peers) != 1:
-        return best
-    loss = _of_users(window, best[2], metrics) - _of_users(window, both[2], metrics)
-    error = loss.std() / math.sqrt(len(loss))
-    return both if error > UNCERTAIN * best[0] and loss.mean() <= error else best
-
-
-def _best_blend(
-    window: EvaluationWindow, towers: Products, peer: Products, alone: Served, metrics: tuple[str, str]
+def _fitted_sum(
+    arrays: Dataset, window: EvaluationWindow, towers: Products, peers: Sequence[_Found], metrics: tuple[str, str]
 ) -> _Found:
-    """Returns the best sum of the scores of towers and peer: its quality, what would be served, and the scores.
+    """Returns the sum of towers, recent popularity and the peers that gain something, with weights fitted on `window`.
 
-    `alone` is the peer as it would be served without the towers.
+    Fitted weights have, on halves of users, up to 28 % more quality than a search along a grid of weights for two peers
+    had, which this replaces, and at worst 1 % less (docs/log.md, 30 November 2026).
     """
-    unit = _std(towers) / (_std(peer) or 1.0)
-    quality = cache(lambda factor: _quality(window, _sum(towers, [(factor * unit, peer)]), metrics))
-    factor = climb(BLEND_WEIGHTS, START_WEIGHT, quality)
-    served = Served(f"{TOWERS} + {alone.name}", peers=(replace(alone.peers[0], weight=factor * unit),))
-    return quality(factor), served, _sum(towers, [(factor * unit, peer)])
+    days, peers = [str(each) for each in PRIOR_DAYS], [each for each in peers if each[1].peers[0].recency is None]
+    priors = [catalogue_scores(_popularity(window.num_items, {each: 1.0}), arrays, window) for each in days]
+    models = [towers, *(scores for _, _, scores in peers), *priors]
+    choices = choices_of(window, models)
+    if not len(choices.starts):
+        return _quality(window, towers, metrics), Served(TOWERS), towers
+    kept = without_idle_models(choices)
+    weights = fit_weights(replace(choices, scores=choices.scores[:, kept]))[0]
+    if kept[0] == 0 and weights[0] <= 0 and len(kept) > 1:  # the lists of such towers say what not to serve
+        kept = kept[1:]
+        weights = fit_weights(replace(choices, scores=choices.scores[:, kept]))[0]
+    has_towers = kept[0] == 0
+    factors = dict(zip(kept, (weights / weights[0] if has_towers else weights).tolist(), strict=True))
+    parts = [replace(peer.peers[0], weight=factors[n]) for n, (_, peer, _) in enumerate(peers, start=1) if n in factors]
+    by_days = {each: factors[n] for n, each in enumerate(days, start=1 + len(peers)) if n in factors}
+    parts += [ServedPeer(RECENT_POPULARITY, by_days)] if by_days else []
+    name = " + ".join([*([TOWERS] if has_towers else []), *(part.kind for part in parts)])
+    scores = _sum([(factors[n], models[n]) for n in kept])
+    return _quality(window, scores, metrics), Served(name, has_towers, tuple(parts)), scores
 
 
-def _sum(towers: Products, peers: Sequence[tuple[float, Products]]) -> Products:
-    """Returns the scores of the towers plus those of peers, each with a factor."""
-    queries = [towers.queries, *(np.float32(factor) * peer.queries for factor, peer in peers)]
-    items = [towers.items, *(peer.items for _, peer in peers)]
-    return Products(np.concatenate(queries, axis=1), np.concatenate(items, axis=1))
+def _chosen(window: EvaluationWindow, single: _Found, fitted: _Found, metrics: tuple[str, str]) -> _Found:
+    """Returns the single model if it is better than the fitted sum by more than one standard error, else the sum."""
+    gain = _of_users(window, single[2], metrics) - _of_users(window, fitted[2], metrics)
+    return single if gain.mean() > gain.std() / math.sqrt(len(gain)) else fitted
+
+
+def _sum(models: Sequence[tuple[float, Products]]) -> Products:
+    """Returns the sum of the scores of models, each with a factor."""
+    queries = [np.float32(factor) * model.queries for factor, model in models]
+    return Products(np.concatenate(queries, axis=1), np.concatenate([model.items for _, model in models], axis=1))
 
 
 def _neighbors_to_try(

@@ -24,6 +24,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 7,
+        # 15: kind best fits a sum of all models; sums of item-item models are over the root of the number of likes.
         # 14: tables that sequences read are lazy from 40 times the rows that a step usually reads of them.
         # 13: recency priors of peers may reach back 90 days.
         # 12: kind best may add two peers to the towers, and does so where one alone is hardly better.
@@ -36,12 +37,13 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 14,
+        "train": 15,
         # 5: the retriever's score has a weight in the order, chosen on the validation window.
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 5,
+        # 18: item-item peers with a recency prior are sums over the root of the number of likes.
         # 17: recent popularity and recency priors may reach back 90 days.
         # 16: iALS as a baseline may have 256 dimensions.
         # 15: a section on the expected watch time of the lists.
@@ -58,7 +60,8 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 17,
+        "evaluate": 18,
+        # 14: recency priors in fold_in.json may have several numbers of days.
         # 13: a bundle may hold two peers; fold_in.json says how many dimensions are of each.
         # 12: vocabularies of texts are mapped; attributes have age_days wherever the items have uploaded_at.
         # 11: the vectors of iALS lie on the axes of YᵀY.
@@ -71,7 +74,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the bundle holds the addition for items that a user saw.
         # 3: the bundle says whether items that were seen are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 13,
+        "index": 14,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.

@@ -54,11 +54,11 @@ class TwoTower(Section):
 
     kind: Literal["two_tower", "best"]
     """`best` also fits item-kNN, EASE and iALS, each alone and with a recency prior, and serves what is best on the
-    validation window: the towers, one of these, or the sum of the towers' scores and weighted scores of one or two of
-    these. The vectors of a sum are those of its parts, one after the other. Where the window cannot tell which of one
-    and two peers is better, two are added. The exact scores of item-kNN may be added to the best of these and, with
-    `index.include_seen`, how often the user saw an item lately. The report says what is served. The user features must
-    hold a history of positives.
+    validation window: the towers, one of these, or a weighted sum of the scores of towers, item-kNN, EASE, iALS and
+    recent popularity. The weights of the sum are fitted on the window, and models that gain nothing are left out; the
+    vectors of a sum are those of its parts, one after the other. The exact scores of item-kNN may be added to the best
+    of these and, with `index.include_seen`, how often the user saw an item lately. The report says what is served. The
+    user features must hold a history of positives.
     """
     dim: int = Field(default=64, ge=1, le=4096)
     """Width of the id embeddings and of the output vectors of both towers."""
