@@ -181,7 +181,11 @@ def _short_name(served: str) -> str:
     >>> _short_name("two towers + iALS with recency + EASE with recency")
     'towers + iALS + EASE, both with recency'
     """
-    name = served.replace("two towers", "towers").replace("own items again", "own items")
+    name = (
+        served.replace("two towers", "towers")
+        .replace("own items again", "own items")
+        .replace("popularity of the last days", "popularity")
+    )
     both = name.count(RECENT) == 2
     return f"{name.replace(RECENT, '')}, both{RECENT}" if both else name.replace(RECENT, " (recency)")
 
