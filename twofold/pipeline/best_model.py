@@ -20,10 +20,10 @@ from twofold.evaluate.peer_tuning import PEER_KINDS, RECENT_POPULARITY, PeerKind
 from twofold.evaluate.peers import Ials, Interactions, ItemWeights
 from twofold.evaluate.window import EvaluationWindow
 from twofold.item_neighbors import ItemNeighbors
-from twofold.model.fold_in import FoldIn, HistoryModel, ItemSums, RecencyPrior, save_factors
+from twofold.model.fold_in import HistoryModel, ItemSums, RecencyPrior, save_factors
 from twofold.model.history_additions import HistoryAdditions, save_additions
 from twofold.model.multi_tower import Towers
-from twofold.model.retriever import WEIGHTS, Blend, newest_positives
+from twofold.model.retriever import WEIGHTS, Blend, item_vectors, newest_positives
 from twofold.pipeline.adapters import catalogue_scores
 from twofold.pipeline.fitted_sum import choices_of, fit_weights, without_idle_models
 from twofold.pipeline.sources import nearest_items
@@ -181,12 +181,11 @@ def _popularity(num_items: int, weights: Mapping[str, float]) -> ItemSums:
 
 def _as_served(fitted: HistoryModel, served: ServedPeer) -> HistoryModel:
     """Returns a fitted peer with its prior and its weight."""
-    if served.kind == RECENT_POPULARITY:
-        return fitted
-    # popularity decides ties of sums
-    prior = None if isinstance(fitted, FoldIn) else RecencyPrior((1e-6,), (_ALL_DAYS,))
+    prior = fitted.prior
     if served.recency is not None:
         prior = RecencyPrior((served.recency["weight"],), (int(served.recency["days"]),))
+    elif prior is None and isinstance(fitted, ItemSums):
+        prior = RecencyPrior((1e-6,), (_ALL_DAYS,))  # popularity decides ties of sums
     return replace(fitted, prior=prior, weight=served.weight)
 
 
@@ -216,16 +215,18 @@ def _fitted_sum(
     had, which this replaces, and at worst 1 % less (docs/log.md, 30 November 2026).
     """
     days, peers = [str(each) for each in PRIOR_DAYS], [each for each in peers if each[1].peers[0].recency is None]
-    priors = [catalogue_scores(_popularity(window.num_items, {each: 1.0}), arrays, window) for each in days]
+    everyone, at = np.ones((len(window.user_rows), 1), np.float32), int(window.query_at.min())
+    values = [item_vectors(_popularity(window.num_items, {each: 1.0}), arrays, at) for each in days]
+    priors = [Products(everyone, each) for each in values]  # equal for all users, whose histories are not read
     models = [towers, *(scores for _, _, scores in peers), *priors]
     choices = choices_of(window, models)
     if not len(choices.starts):
         return _quality(window, towers, metrics), Served(TOWERS), towers
     kept = without_idle_models(choices)
-    weights = fit_weights(replace(choices, scores=choices.scores[:, kept]))[0]
+    weights = fit_weights(choices.of(kept))[0]
     if kept[0] == 0 and weights[0] <= 0 and len(kept) > 1:  # the lists of such towers say what not to serve
         kept = kept[1:]
-        weights = fit_weights(replace(choices, scores=choices.scores[:, kept]))[0]
+        weights = fit_weights(choices.of(kept))[0]
     has_towers = kept[0] == 0
     factors = dict(zip(kept, (weights / weights[0] if has_towers else weights).tolist(), strict=True))
     parts = [replace(peer.peers[0], weight=factors[n]) for n, (_, peer, _) in enumerate(peers, start=1) if n in factors]

@@ -38,6 +38,10 @@ class Choices:
     chosen: Float64[np.ndarray, "pairs"]
     """One over the number of the user's relevant items if the item is relevant, else 0."""
 
+    def of(self, models: Sequence[int]) -> "Choices":
+        """Returns the same choices with the scores of some models, by their numbers."""
+        return replace(self, scores=self.scores[:, models])
+
 
 def choices_of(window: EvaluationWindow, models: Sequence[Products]) -> Choices:
     """Returns the items that any of the models lists, for users for whom a relevant item is among them."""
@@ -45,10 +49,11 @@ def choices_of(window: EvaluationWindow, models: Sequence[Products]) -> Choices:
     users = users_to_judge(window, most_scores=max(1, most) * window.num_items)
     size = max(1, CHUNK_ELEMENTS // (window.num_items * len(models)))
     parts = [_choices(window, models, users[part]) for part in chunks(len(users), size)]
-    before = np.cumsum([0, *(len(part.chosen) for part in parts[:-1])])
+    sizes = np.array([len(part.chosen) for part in parts], np.int64)
+    before = np.cumsum(sizes) - sizes
     return Choices(
         np.concatenate([np.empty((0, len(models))), *(part.scores for part in parts)]),
-        np.concatenate([np.empty(0, np.int64), *(part.starts + n for part, n in zip(parts, before, strict=False))]),
+        np.concatenate([np.empty(0, np.int64), *(part.starts + n for part, n in zip(parts, before, strict=True))]),
         np.concatenate([np.empty(0), *(part.chosen for part in parts)]),
     )
 
@@ -85,7 +90,7 @@ def without_idle_models(choices: Choices) -> list[int]:
     least = max(LEAST_LOSS, 1 / max(len(choices.starts), 1))
     while len(kept) > 1:
         tried = [[each for each in kept if each != out] for out in kept]
-        losses = [fit_weights(replace(choices, scores=choices.scores[:, rest]))[1] for rest in tried]
+        losses = [fit_weights(choices.of(rest))[1] for rest in tried]
         if min(losses) > loss + least:
             break
         kept, loss = tried[int(np.argmin(losses))], min(losses)
