@@ -29,7 +29,7 @@ from twofold.pipeline import run as pipeline
 from twofold.pipeline.best_model import NEIGHBORS, TOWERS, Served, ServedPeer
 from twofold.pipeline.job import Job, claim_folder, report_of
 from twofold.ragged import Ragged
-from twofold.recipe.features import HistoryFeature
+from twofold.recipe.features import HistoryFeature, TimeFeature
 from twofold.run_folder import find_stage
 from twofold.serve.recommender import load
 from twofold.topk import Products, top_k
@@ -127,27 +127,41 @@ def test_neighbors_are_not_tried_where_the_window_has_too_many_likes(tmp_path, m
     assert not [name for name in trained.facts["quality"] if NEIGHBORS in name]
 
 
-@pytest.mark.parametrize(("weight", "ensemble"), [(None, 1), (0.3, 2)])
-def test_what_is_served_is_what_was_evaluated(weight, ensemble, popularity_only, tmp_path, monkeypatch):
-    ease = ServedPeer("EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0}, weight or 1.0)
-    popularity = ServedPeer(RECENT_POPULARITY, {"1": 0.3, "7": -0.2})
-    knn = ServedPeer("item-kNN", peer_tuning.PEER_KINDS[0].start, weight=0.2)
-    served = Served(
-        "chosen", has_towers=weight is not None, peers=(ease,) if weight is None else (ease, knn, popularity)
-    )
+EASE = ServedPeer("EASE", {"l2": 100.0}, {"weight": 0.1, "days": 2.0})
+BESIDE = (
+    ServedPeer("item-kNN", peer_tuning.PEER_KINDS[0].start, weight=0.2),
+    ServedPeer(RECENT_POPULARITY, {"1": 0.3, "7": -0.2}),
+)
+
+
+@pytest.mark.parametrize(
+    ("has_towers", "peers", "ensemble", "kind"),
+    [
+        (False, (EASE,), 1, ItemSums),
+        (False, (EASE, *BESIDE), 1, Blend),
+        (True, (replace(EASE, weight=0.3), *BESIDE), 2, Blend),
+    ],
+)
+def test_what_is_served_is_what_was_evaluated(
+    has_towers, peers, ensemble, kind, popularity_only, tmp_path, monkeypatch
+):
+    served = Served("chosen", has_towers=has_towers, peers=peers)
     monkeypatch.setattr(
         "twofold.pipeline.train.choose_served",
         lambda *given: (served, {}, best_model.fit_served(served, given[0], given[-1])),
     )
     recipe = best(popularity_only, epochs=1, learning_rate=0.01)
-    recipe = recipe.model_copy(update={"retriever": recipe.retriever.model_copy(update={"ensemble": ensemble})})
+    hour = TimeFeature(kind="time", part="hour")  # which no peer reads
+    features = recipe.features.model_copy(update={"user": (*recipe.features.user, hour)})
+    retriever = recipe.retriever.model_copy(update={"ensemble": ensemble})
+    recipe = recipe.model_copy(update={"features": features, "retriever": retriever})
     job, run = Job(recipe, tmp_path), tmp_path
     _, *fitted = pipeline.up_to_training(job)
     pipeline.recommend(job, pipeline.index(job, *fitted))
     dataset, service = load_dataset(run / "dataset"), load(run)
     model = load_model(recipe.retriever, dataset, run / "train")
-    assert isinstance(model, ItemSums if weight is None else Blend)
-    assert weight is None or len(model.parts) == 5
+    assert isinstance(model, kind)
+    assert kind is ItemSums or len(model.parts) == len(peers) + ensemble * has_towers
     at = json.loads((run / "index" / "context.json").read_text())["as_of"]
     users = np.arange(5)
     scores = user_vectors(model, dataset, users, np.full(5, at)) @ item_vectors(model, dataset, at).T

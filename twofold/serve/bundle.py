@@ -241,6 +241,8 @@ def _check_parts(bundle: Bundle, folder: Path) -> None:
     items, users = len(bundle.items), len(bundle.users)
     expected, _ = feature_names(bundle.features)
     inputs = {*bundle.tower.inputs, *(() if bundle.ranker is None else bundle.ranker.user.inputs)}
+    parts = bundle.tower.parts if isinstance(bundle.tower, BlendedTower) else (bundle.tower,)
+    has_graph = any(isinstance(part, UserTower) for part in parts)  # peers alone read the positive history alone
     ids = bundle.attributes.column("item_id").combine_chunks() if "item_id" in bundle.attributes.column_names else None
     faults = [
         (len(bundle.index) != items, f"there are {len(bundle.index)} item vectors for {items} items"),
@@ -249,7 +251,7 @@ def _check_parts(bundle: Bundle, folder: Path) -> None:
             f"user vectors have {bundle.tower.dim} dimensions, item vectors {bundle.index.dim}",
         ),
         (
-            not inputs <= set(expected) or (not isinstance(bundle.tower, HistoryModel) and inputs != set(expected)),
+            not inputs <= set(expected) or (has_graph and inputs != set(expected)),
             f"the graphs read {sorted(inputs)}, but the features are {expected}",
         ),
         (
