@@ -75,7 +75,7 @@ ITEM = [
 ]
 USER: dict[str, list[dict[str, Any]]] = {
     "means": [{"kind": "history", "events": events, "max_length": 100} for events in ("positives", "negatives")],
-    "sequence": [{"kind": "sequence", "events": "positives", "max_length": 50, "num_layers": 2, "num_heads": 2}],
+    "sequence": [{"kind": "sequence", "max_length": 50, "num_layers": 2, "num_heads": 2}],
 }
 
 

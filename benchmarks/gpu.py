@@ -50,9 +50,7 @@ from twofold.train.optimizer import build_optimizer, clip_gradients
 
 HERE = Path(__file__).parent
 HISTORIES = [{"kind": "history", "events": events, "max_length": 100} for events in ("positives", "negatives")]
-SEQUENCE = [
-    {"kind": "sequence", "events": "positives", "max_length": 200, "num_layers": 2, "num_heads": 2, "dropout": 0.0}
-]
+SEQUENCE = [{"kind": "sequence", "max_length": 200, "num_layers": 2, "num_heads": 2, "dropout": 0.0}]
 COMPARED_STEPS = 20
 
 

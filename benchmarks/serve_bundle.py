@@ -51,11 +51,8 @@ def write_run(run: Path, kind: Kind = "mean", *, items: int = ITEMS, users: int 
             "length_s": draw.integers(5, 60, size=items).astype(np.float64),
         }
         pq.write_table(pa.table(attributes), dataset / "item_attributes.parquet")
-        feature = {
-            "kind": "sequence" if kind == "transformer" else "history",
-            "events": "positives",
-            "max_length": HISTORY,
-        }
+        of = {"kind": "sequence"} if kind == "transformer" else {"kind": "history", "events": "positives"}
+        feature = of | {"max_length": HISTORY}
         features = Features.model_validate({"user": [feature], "item": [{"kind": "id"}]})
         state = FeatureState(features, "UTC", items, {}, {})
         save_features(state, dataset / "features")

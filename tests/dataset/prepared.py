@@ -31,7 +31,7 @@ FEATURES = Features.model_validate(
                 "pool": "windows",
                 "share_item_embedding": True,
             },
-            {"kind": "sequence", "events": "positives", "max_length": 7, "time_bias": True},
+            {"kind": "sequence", "max_length": 7, "time_bias": True},
             {"kind": "id", "unknown_rate": 0.1},
             {"kind": "clusters", "events": "positives", "vectors": "look", "max_length": 8, "num_clusters": 3},
             {"kind": "time", "part": "hour"},

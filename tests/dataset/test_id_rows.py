@@ -32,7 +32,7 @@ TAUGHT = [e for e in EVENTS if WINDOWS["train"][0] <= e.at < WINDOWS["train"][1]
 USER = [
     {"kind": "history", "events": "positives", "max_length": 5},
     {"kind": "history", "events": "positives", "max_length": 6, "pool": "windows", "share_item_embedding": True},
-    {"kind": "sequence", "events": "positives", "max_length": 7},
+    {"kind": "sequence", "max_length": 7},
     {"kind": "id"},
 ]
 LIMITS = {"min_count": 12, "max_age_days": 1}
@@ -153,7 +153,7 @@ def test_histories_and_the_exported_graph_read_the_same_rows(limited, tmp_path):
 def test_a_sequence_leaves_out_items_without_a_row(limited):
     shared_rows, dataset, _ = limited
     batch = dataset.examples["train"].take(np.arange(len(dataset.examples["train"]))[-30:])
-    inputs = sequence_inputs(dataset.features, {"positives": dataset.positives, "negatives": dataset.negatives}, batch)
+    inputs = sequence_inputs(dataset.features, dataset.positives, batch)
     rows = inputs["positives_sequence"]
     holes = (rows[:, :-1] == 0) & (rows[:, 1:] != 0)
     assert not holes.any()

@@ -1,5 +1,7 @@
 """Many lines in one sequence read what each would read alone; every line is learnt from once an epoch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,11 +14,11 @@ from twofold.dataset.example_blocks import ExampleBlocks
 from twofold.dataset.sequences import sequence_inputs, sequence_order
 from twofold.recipe.features import Features
 
+NAME = "positives_sequence"
 FEATURES = Features.model_validate(
     {
         "user": [
-            {"kind": "sequence", "events": "positives", "max_length": 6},
-            {"kind": "sequence", "events": "negatives", "max_length": 40, "share_item_embedding": False},
+            {"kind": "sequence", "max_length": 6},
             {
                 "kind": "history",
                 "events": "positives",
@@ -45,73 +47,75 @@ def timed(tmp_path_factory):
     write_prepared(folder / "prepare", random_events(0))
     tree = FEATURES.model_dump(mode="json")
     tree["user"][0] |= {"time_bias": True, "max_length": 9}
-    tree["user"][1] |= {"time_bias": True}
     build_dataset(folder / "prepare", Features.model_validate(tree), folder / "dataset", time_zone="Asia/Shanghai")
     return load_dataset(folder / "dataset")
 
 
-def read(inputs, name):
+def with_sequence(dataset, **fields):
+    """Returns the data set with a sequence feature that has these fields."""
+    sequence, *others = dataset.features.features.user
+    user = (sequence.model_copy(update=fields), *others)
+    features = dataset.features.features.model_copy(update={"user": user})
+    return replace(dataset, features=dataset.features.with_features(features))
+
+
+def read(inputs):
     """Returns for each example the events before its place in the sequence."""
-    rows, places = np.asarray(inputs[name]), np.asarray(inputs[f"{name}.places"])
+    rows, places = np.asarray(inputs[NAME]), np.asarray(inputs[f"{NAME}.places"])
     width = rows.shape[1] + 1
     return [rows[place // width, : place % width].tolist() for place in places]
 
 
-def alone(dataset, rows, name):
+def alone(dataset, rows):
     """Returns for each example the inputs of a request at its time."""
     found = []
     for inputs in query_batches(dataset, np.asarray(rows.user_rows), np.asarray(rows.at)):
-        found += [[row for row in line if row] for line in inputs[name].tolist()]
+        found += [[row for row in line if row] for line in inputs[NAME].tolist()]
     return found
 
 
 def test_lines_that_stand_alone_read_what_a_request_reads(dataset):
     rows = dataset.examples["train"]
     shuffled = rows.take(np.random.default_rng(0).permutation(len(rows)))
-    by_kind = {"positives": dataset.positives, "negatives": dataset.negatives}
     for line in range(60):
         chosen = shuffled.take(np.array([line]))
-        inputs = sequence_inputs(dataset.features, by_kind, chosen)
-        for name in ("positives_sequence", "negatives_sequence"):
-            assert read(inputs, name) == alone(dataset, chosen, name)
+        assert read(sequence_inputs(dataset.features, dataset.positives, chosen)) == alone(dataset, chosen)
 
 
 def test_lines_of_one_user_share_a_sequence_and_read_its_newest_part(dataset):
     rows = dataset.examples["train"]
+    chosen, num_users = rows.take(np.arange(len(rows))), len(np.unique(rows.user_rows))
+    long = with_sequence(dataset, max_length=40, share_item_embedding=False)
+    inputs = gather_batch(long, rows, np.arange(len(rows))).user
+    assert read(inputs) == alone(long, chosen)  # 40 hold every history
+    assert len(inputs[NAME]) == num_users
     inputs = gather_batch(dataset, rows, np.arange(len(rows))).user
-    chosen = rows.take(np.arange(len(rows)))
-    by_itself = alone(dataset, chosen, "negatives_sequence")
-    assert read(inputs, "negatives_sequence") == by_itself  # 40 hold every history
-    assert len(inputs["negatives_sequence"]) == len(np.unique(rows.user_rows))
-    cut = read(inputs, "positives_sequence")
-    for part, whole in zip(cut, alone(dataset, chosen, "positives_sequence"), strict=True):
+    cut, by_itself = read(inputs), alone(dataset, chosen)
+    for part, whole in zip(cut, by_itself, strict=True):
         assert part == whole[len(whole) - len(part) :]
     assert max(map(len, cut)) == 6
-    assert any(
-        len(part) < len(whole) for part, whole in zip(cut, alone(dataset, chosen, "positives_sequence"), strict=True)
-    )
-    assert len(inputs["positives_sequence"]) > len(np.unique(rows.user_rows))
+    assert any(len(part) < len(whole) for part, whole in zip(cut, by_itself, strict=True))
+    assert len(inputs[NAME]) > num_users
 
 
-@pytest.mark.parametrize("name", ["positives_sequence", "negatives_sequence"])
 @pytest.mark.parametrize("labels", [{True}, {True, False}], ids=["likes", "all"])
-def test_lines_read_the_times_that_a_request_at_their_moment_reads(timed, name, labels):
+def test_lines_read_the_times_that_a_request_at_their_moment_reads(timed, labels):
     rows = timed.examples["train"]
     lines = np.flatnonzero(np.isin(rows.label, list(labels)))
     chosen, inputs = rows.take(lines), gather_batch(timed, rows, lines).user
     (alone,) = query_batches(timed, np.asarray(chosen.user_rows), np.asarray(chosen.at))
-    taken, ages = (np.pad(inputs[part].numpy(), ((0, 0), (0, 1))) for part in (name, f"{name}.ages"))
+    taken, ages = (np.pad(inputs[part].numpy(), ((0, 0), (0, 1))) for part in (NAME, f"{NAME}.ages"))
     shown = 0
-    for line, place in enumerate(inputs[f"{name}.places"].tolist()):
+    for line, place in enumerate(inputs[f"{NAME}.places"].tolist()):
         sequence, count = divmod(place, taken.shape[1])
-        known = int((alone[name][line] != 0).sum())
-        assert taken[sequence, :count].tolist() == alone[name][line, known - count : known].tolist()
+        known = int((alone[NAME][line] != 0).sum())
+        assert taken[sequence, :count].tolist() == alone[NAME][line, known - count : known].tolist()
         asked_ages = ages[sequence, :count] - ages[sequence, count]  # until the next event came, or the request
-        assert asked_ages.tolist() == alone[f"{name}.ages"][line, known - count : known].tolist()
-        assert not alone[f"{name}.ages"][line, known:].any()
+        assert asked_ages.tolist() == alone[f"{NAME}.ages"][line, known - count : known].tolist()
+        assert not alone[f"{NAME}.ages"][line, known:].any()
         shown += len(np.unique(asked_ages)) > 2
     assert shown > 20
-    if name == "positives_sequence" and labels == {True}:  # its own events: they tell one another's moments
+    if labels == {True}:  # its own events: they tell one another's moments
         assert len(taken) < len(lines) / 4
 
 
@@ -149,7 +153,7 @@ def test_batches_of_an_epoch_follow_the_order(dataset):
     (made,) = order.epoch((0, 0))
     for batch, indices in zip(batches, made.indices, strict=True):
         assert batch.item_rows.tolist() == rows.item_rows[indices].tolist()
-        assert len(batch.user["positives_sequence"]) < 20
+        assert len(batch.user[NAME]) < 20
 
 
 def test_users_the_training_window_does_not_hold_share_row_0(dataset):

@@ -257,7 +257,7 @@ def walked(tmp_path_factory):
     data = walks(tmp_path_factory.mktemp("world")).data.model_dump()
 
     def judged(loss="full_softmax", **feature):
-        features = {"user": [{"events": "positives", **feature}], "item": [{"kind": "id"}]}
+        features = {"user": [feature], "item": [{"kind": "id"}]}
         train = {"epochs": 40, "batch_size": 256, "learning_rate": 0.01, "loss": {"kind": loss}}
         recipe = world_recipe(data, {"features": features, "train": train})
         job = twofold.run(recipe, runs=tmp_path_factory.mktemp("runs"))
@@ -268,7 +268,7 @@ def walked(tmp_path_factory):
 
 @pytest.mark.slow
 def test_order_is_learnt_from_all_positions_and_a_set_does_not_know_it(walked):
-    _, by_mean = walked(kind="history", max_length=20)
+    _, by_mean = walked(kind="history", events="positives", max_length=20)
     job, by_sequence = walked(kind="sequence", max_length=20, dropout=0.1)
     assert by_mean < 0.7
     assert by_sequence > 0.9
@@ -292,9 +292,7 @@ def paused(tmp_path_factory):
 
     def judged(*, epochs, **feature):
         features = {
-            "user": [
-                {"kind": "sequence", "events": "positives", "max_length": 4, "num_layers": 1, "dropout": 0.0, **feature}
-            ],
+            "user": [{"kind": "sequence", "max_length": 4, "num_layers": 1, "dropout": 0.0, **feature}],
             "item": [{"kind": "id"}],
         }
         train = {"epochs": epochs, "batch_size": 128, "learning_rate": 0.01, "loss": {"kind": "full_softmax"}}

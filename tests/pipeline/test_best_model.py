@@ -336,7 +336,7 @@ def test_after_a_selection_what_is_served_is_fitted_with_the_validation_window(h
 
 
 def test_a_recipe_without_a_positive_history_is_refused(checkerboard):
-    user = [{"kind": "sequence", "events": "positives", "max_length": 20}]
+    user = [{"kind": "sequence", "max_length": 20}]
     parts = {"features": {"user": user, "item": [{"kind": "id"}]}, "retriever": {"kind": "best", "dim": 16}}
     with pytest.raises((RecipeError, ValueError), match="kind: best may serve item-kNN, EASE or iALS.*features.user"):
         world_recipe(checkerboard.data.model_dump(mode="json"), parts)

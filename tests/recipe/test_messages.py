@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from tests.recipe.drafted import ASKED, changed, refusal, write
 from twofold.recipe.load import load_recipe
-from twofold.recipe.messages import RENAMED, problems_of
+from twofold.recipe.messages import REMOVED, RENAMED, problems_of
 from twofold.recipe.schema import Recipe
 
 
@@ -135,4 +135,14 @@ def test_a_renamed_key_is_named_with_its_path(tmp_path: Path) -> None:
     assert refusal(path).splitlines() == [
         f"{path}: features.user.0.last: is now features.user.0.max_length",
         f"{path}: retriever.per: is now retriever.separate_towers_by",
+    ]
+
+
+def test_a_removed_key_is_answered_by_what_to_write(tmp_path: Path) -> None:
+    assert all(key not in sections()[section].model_fields for section, keys in REMOVED.items() for key in keys)
+    kind = {"kind": "sequence", "events": "negatives"}
+    path = write(tmp_path / "r.yaml", changed("features.user.0", kind))
+    assert refusal(path).splitlines() == [
+        f"{path}: features.user.0.events: was removed — a sequence holds positives: delete the key; negatives are "
+        f"read by {{kind: history, events: negatives}}"
     ]

@@ -132,8 +132,8 @@ def test_feature_names(feature: Any, name: str) -> None:
 
 
 def test_a_feature_depends_on_the_time_of_the_request_only_with_a_time_bias() -> None:
-    plain = SequenceFeature(kind="sequence", events="positives")
-    timed = SequenceFeature(kind="sequence", events="positives", time_bias=True)
+    plain = SequenceFeature(kind="sequence")
+    timed = SequenceFeature(kind="sequence", time_bias=True)
     assert (reads_time(plain), reads_time(timed)) == (False, True)
 
 

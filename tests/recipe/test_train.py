@@ -121,14 +121,14 @@ def test_a_batch_of_one_is_refused_where_its_examples_are_compared(
             "positives_sequence shares the embedding of the item tower's id, and that tower reads none: add {kind: id}",
         ),
         (
-            {"kind": "history", "share_item_embedding": True, "vectors": "look"},
+            {"kind": "history", "events": "positives", "share_item_embedding": True, "vectors": "look"},
             {"kind": "id"},
             "vectors: look is read in place of the embedding table of ids: delete vectors or share_item_embedding",
         ),
     ],
 )
 def test_a_history_that_cannot_be_read_so_is_refused(user: dict[str, Any], item: dict[str, Any], message: str) -> None:
-    features = {"user": [{"events": "positives", **user}], "item": [item], "vectors": {"look": {}}}
+    features = {"user": [user], "item": [item], "vectors": {"look": {}}}
     with pytest.raises(ValidationError, match=message):
         Recipe.model_validate(ASKED | {"features": features, "retriever": {"kind": "two_tower", "dim": 64}})
 

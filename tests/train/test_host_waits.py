@@ -33,7 +33,7 @@ from twofold.train.optimizer import build_optimizer, clip_gradients
 from twofold.train.training_state import PendingSteps, TrainingState
 
 META = torch.device("meta")
-SEQUENCE = {"kind": "sequence", "events": "positives", "max_length": 5, "num_layers": 1, "num_heads": 2, "dropout": 0.1}
+SEQUENCE = {"kind": "sequence", "max_length": 5, "num_layers": 1, "num_heads": 2, "dropout": 0.1}
 LOSSES: dict[str, dict[str, Any]] = {
     "classic": {"kind": "in_batch_softmax", "log_q": "classic"},
     "corrected": {"kind": "in_batch_softmax", "log_q": "corrected"},

@@ -65,7 +65,7 @@ def gather_batch(dataset: Dataset, examples: Examples, indices: Int64[np.ndarray
     positives = dataset.positives.last(user_rows, batch.positives_before, n=longest_positives)
     negatives = dataset.negatives.last(user_rows, batch.negatives_before, n=longest_negatives)
     queries = Queries(user_rows, at, positives, negatives, batch.at_is_known)
-    sequences = sequence_inputs(state, {"positives": dataset.positives, "negatives": dataset.negatives}, batch)
+    sequences = sequence_inputs(state, dataset.positives, batch)
     columns = to_tensors({name: getattr(batch, name) for name in ("label", "target", "length_s", "weight")})
     return Batch(
         user=to_tensors(user_inputs(state, dataset.user_arrays, queries, batch.counter_values, sequences=sequences)),
@@ -114,8 +114,8 @@ def _advise_block(
     users = examples.user_rows[part.start], examples.user_rows[part.stop - 1] + 1
     state = dataset.features
     for histories, length, is_timed in (
-        (dataset.positives, state.history_length("positives"), state.reads_times("positives")),
-        (dataset.negatives, state.history_length("negatives"), state.reads_times("negatives")),
+        (dataset.positives, state.history_length("positives"), state.reads_times),
+        (dataset.negatives, state.history_length("negatives"), False),
     ):
         events = slice(int(histories.offsets[users[0]]), int(histories.offsets[users[1]]))
         for values in (histories.item_rows, histories.at)[: (length > 0) + is_timed]:
@@ -148,8 +148,7 @@ def query_batches(
     """Yields the inputs of the user tower for these users at these times, in chunks."""
     state, arrays = dataset.features, dataset.user_arrays
     longest = max(1, *(state.history_length(events) for events in ("positives", "negatives")))
-    is_timed = state.reads_times("positives") or state.reads_times("negatives")
-    size = QUERY_EVENTS // longest if not is_timed else min(QUERY_EVENTS // longest, QUERY_PAIRS // longest**2)
+    size = QUERY_EVENTS // longest if not state.reads_times else min(QUERY_EVENTS // longest, QUERY_PAIRS // longest**2)
     for part in chunks(len(user_rows), max(size, 1)):
         queries = queries_at(state, dataset.positives, dataset.negatives, user_rows=user_rows[part], at=at[part])
         yield to_tensors(user_inputs(state, arrays, queries))

@@ -46,6 +46,7 @@ from twofold.recipe.features import (
     UserFeature,
     VectorFeature,
     feature_name,
+    history_length,
 )
 
 
@@ -66,8 +67,8 @@ class FeatureState:
 
     def history_length(self, events: Literal["positives", "negatives"], *, sequences: bool = True) -> int:
         """Returns how many of these events the user tower reads, by default also in sequence features; 0 if none."""
-        kinds = HistoryFeature | ClusterFeature | SequenceFeature if sequences else HistoryFeature | ClusterFeature
-        return max((f.max_length for f in self.features.user if isinstance(f, kinds) and f.events == events), default=0)
+        read = (each for each in self.features.user if sequences or not isinstance(each, SequenceFeature))
+        return max((history_length(each, events) for each in read), default=0)
 
     def id_table(
         self, tower: Literal["user", "item"], feature: IdFeature | HistoryFeature | SequenceFeature
@@ -83,9 +84,10 @@ class FeatureState:
         buckets = feature.num_buckets if isinstance(feature, IdFeature) else None
         return IdTable(known, self.own_ids.get(tower, known), limits.shared_rows if limits else 0, buckets)
 
-    def reads_times(self, events: Literal["positives", "negatives"]) -> bool:
-        """Returns whether the user tower reads the times of these events."""
-        return any(isinstance(f, SequenceFeature) and f.events == events and f.time_bias for f in self.features.user)
+    @property
+    def reads_times(self) -> bool:
+        """True if the user tower reads times of positives: then only examples at its next event share a sequence."""
+        return any(isinstance(each, SequenceFeature) and each.time_bias for each in self.features.user)
 
     def with_features(self, features: Features) -> "FeatureState":
         """Returns this state restricted to some of its features."""

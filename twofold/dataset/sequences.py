@@ -1,7 +1,5 @@
 """Sequences shared by many examples of one user: a causal encoder reads a sequence once for all of them."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
@@ -16,7 +14,7 @@ WINDOW = 32
 """Number of batches whose sequences are sorted by length together, so that padding is a few per cent. Not measured."""
 
 
-def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], batch: Examples) -> Inputs:
+def sequence_inputs(state: FeatureState, positives: Histories, batch: Examples) -> Inputs:
     """Returns the sequences of each sequence feature as table rows, oldest first, padded on the right with 0.
 
     `NAME.places` is, for each example of the batch, the position after its last event in the flattened outputs of
@@ -30,23 +28,24 @@ def sequence_inputs(state: FeatureState, histories: Mapping[str, Histories], bat
     inputs: dict[str, np.ndarray] = {}
     for feature in state.features.user:
         if isinstance(feature, SequenceFeature):
-            counts = {"positives": batch.positives_before, "negatives": batch.negatives_before}[feature.events]
-            user_rows, counts = np.asarray(batch.user_rows), counts.astype(np.int64)
-            history, table = histories[feature.events], state.id_table("user", feature)
+            user_rows, counts = np.asarray(batch.user_rows), batch.positives_before.astype(np.int64)
+            table = state.id_table("user", feature)
             is_last = (
-                ~_is_at_next_event(history, batch, counts, table) if feature.time_bias else np.zeros(len(counts), bool)
+                ~_is_at_next_event(positives, batch, counts, table)
+                if feature.time_bias
+                else np.zeros(len(counts), bool)
             )
             sequence, newest = _shared_sequences(user_rows, counts, is_last, max_length=feature.max_length)
             first = np.maximum(counts[newest] - feature.max_length, 0)
-            ends = history.offsets[user_rows[newest]] + counts[newest]
+            ends = positives.offsets[user_rows[newest]] + counts[newest]
             begins = ends - (counts[newest] - first)
-            table_rows = _between(history.item_rows, begins, ends, padding=-1) + 1
+            table_rows = _between(positives.item_rows, begins, ends, padding=-1) + 1
             rows = table.rows(table_rows)
             known = np.cumsum(rows != 0, axis=1)[sequence, np.maximum(counts - first[sequence] - 1, 0)]
             known *= counts > first[sequence]
             name, ages = feature_name(feature), None
             if feature.time_bias:
-                ages = seconds_until(batch.at[newest], _between(history.at, begins, ends, padding=0))
+                ages = seconds_until(batch.at[newest], _between(positives.at, begins, ends, padding=0))
             inputs |= as_sequence(name, rows, ages)
             inputs[f"{name}.places"] = sequence * (rows.shape[1] + 1) + known
     return inputs

@@ -95,8 +95,6 @@ class Queries:
     """False where the time is estimated: hour and weekday are then *none*. `None` means all times are known."""
     positives_at: Int64[np.ndarray, "batch _"] | None = None
     """Times of the positives, any number where there is padding. `None` means the time of the request."""
-    negatives_at: Int64[np.ndarray, "batch _"] | None = None
-    """Times of the negatives, as `positives_at`."""
 
 
 # --- counters ---------------------------------------------------------------------------------------------------------
@@ -231,8 +229,7 @@ def queries_at(
         at=at,
         positives=positives.last(user_rows, liked, n=n),
         negatives=negatives.last(user_rows, disliked, n=m),
-        positives_at=positives.last_at(user_rows, liked, n=n) if state.reads_times("positives") else None,
-        negatives_at=negatives.last_at(user_rows, disliked, n=m) if state.reads_times("negatives") else None,
+        positives_at=positives.last_at(user_rows, liked, n=n) if state.reads_times else None,
     )
 
 
@@ -258,10 +255,10 @@ def user_inputs(
             case HistoryFeature(events=events, max_length=length, vectors=vectors):
                 history = _newest(queries, events, length)
                 inputs[name] = state.id_table("user", feature).rows(history) if vectors is None else history
-            case SequenceFeature(events=events, max_length=length):
+            case SequenceFeature(max_length=length):
                 if sequences is None:
-                    rows = state.id_table("user", feature).rows(_newest(queries, events, length))
-                    ages = _seconds_ago(queries, events, length) if feature.time_bias else None
+                    rows = state.id_table("user", feature).rows(_newest(queries, "positives", length))
+                    ages = _seconds_ago(queries, length) if feature.time_bias else None
                     inputs |= as_sequence(name, rows, ages)
             case ClusterFeature(events=events, max_length=length, num_clusters=k):
                 inputs[name] = shares(users.clusters[feature.clusters_key].take(_newest(queries, events, length)), k)
@@ -307,9 +304,9 @@ def _newest(queries: Queries, events: Literal["positives", "negatives"], n: int)
     return _last(queries.positives if events == "positives" else queries.negatives, n)
 
 
-def _seconds_ago(queries: Queries, events: Literal["positives", "negatives"], n: int) -> Int64[np.ndarray, "batch _"]:
-    """Returns the seconds from each of the newest events until the request."""
-    at = queries.positives_at if events == "positives" else queries.negatives_at
+def _seconds_ago(queries: Queries, n: int) -> Int64[np.ndarray, "batch _"]:
+    """Returns the seconds from each of the newest positives until the request."""
+    at = queries.positives_at
     return seconds_until(queries.at, np.repeat(queries.at[:, None], n, axis=1) if at is None else _last(at, n))
 
 

@@ -42,7 +42,7 @@ def _item_tables(tower: TwoTower, state: FeatureState) -> Iterator[tuple[nn.Embe
             yield tower.item.table_of(block), state.id_table("item", feature)
     for user_feature, block in zip(state.features.user, tower.user.feature_blocks, strict=True):
         match user_feature:
-            case HistoryFeature(events="positives", vectors=None) | SequenceFeature(events="positives"):
+            case HistoryFeature(events="positives", vectors=None) | SequenceFeature():
                 yield tower.user.table_of(block), state.id_table("user", user_feature)
             case _:
                 pass

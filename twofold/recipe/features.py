@@ -54,15 +54,13 @@ class HistoryFeature(Section):
 
 
 class SequenceFeature(Section):
-    """Causal transformer over the items of the user's most recent events in their order, strictly before the request
+    """Causal transformer over the items of the user's most recent positives in their order, strictly before the request
     (SASRec, Kang & McAuley, ICDM 2018). One pass trains all positions of a user's sequence.
     """
 
     kind: Literal["sequence"]
-    events: Literal["positives", "negatives"]
-    """Events that enter: those of `prepare.positive` or of `prepare.negative`."""
     max_length: int = Field(default=200, ge=1, le=10_000)
-    """Maximum number of events; the most recent are kept."""
+    """Maximum number of positives; the most recent are kept."""
     share_item_embedding: bool = True
     """`true`: uses the item tower's embedding table of ids; `false`: trains a separate table."""
     num_layers: int = Field(default=2, ge=1, le=64)
@@ -320,6 +318,13 @@ def reads_time(feature: UserFeature | ItemFeature) -> bool:
     )
 
 
+def history_length(feature: UserFeature, events: Literal["positives", "negatives"]) -> int:
+    """Returns how many of a user's most recent positives or negatives a feature reads; 0 if none."""
+    if isinstance(feature, HistoryFeature | ClusterFeature):
+        return feature.max_length if feature.events == events else 0
+    return feature.max_length if isinstance(feature, SequenceFeature) and events == "positives" else 0
+
+
 def feature_name(feature: UserFeature | ItemFeature) -> str:
     """Returns the name of a feature in arrays, in the drawing of the model and in the ONNX graph."""
     match feature:
@@ -327,7 +332,7 @@ def feature_name(feature: UserFeature | ItemFeature) -> str:
             parts = [feature.events, "" if feature.pool == "mean" else feature.pool, feature.vectors or ""]
             return "_".join(part for part in parts if part)
         case SequenceFeature():
-            return f"{feature.events}_sequence"
+            return "positives_sequence"
         case ClusterFeature():
             return f"{feature.events}_clusters_{feature.vectors}"
         case TimeFeature():

@@ -51,7 +51,7 @@ RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
         "table": "share_item_embedding",
     },
     "SequenceFeature": {
-        **{"of": "events", "last": "max_length", "depth": "num_layers", "heads": "num_heads"},
+        **{"last": "max_length", "depth": "num_layers", "heads": "num_heads"},
         "table": "share_item_embedding",
     },
     "ClusterFeature": {"of": "events", "last": "max_length", "over": "vectors", "k": "num_clusters"},
@@ -75,6 +75,12 @@ RENAMED: Final[Mapping[str, Mapping[str, str]]] = {
     "Recent": {"of": "events"},
 }
 """Keys that were renamed, by the section that holds them: section → old key → new key."""
+REMOVED: Final[Mapping[str, Mapping[str, str]]] = {
+    "SequenceFeature": {
+        "events": "a sequence holds positives: delete the key; negatives are read by {kind: history, events: negatives}"
+    },
+}
+"""Keys that no longer exist: section → key → the reason and what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,8 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
             for part in _parts(parent):
                 if last in (renamed := RENAMED.get(part.__name__, {})):
                     return Problem(path, f"is now {'.'.join(map(str, (*path[:-1], renamed[last])))}", "")
+                if last in (removed := REMOVED.get(part.__name__, {})):
+                    return Problem(path, "was removed", removed[last])
             keys = [name for part in _parts(parent) for name in part.model_fields]
             return Problem(path, "does not exist", f"{did_you_mean(last, keys)}what may stand here: {', '.join(keys)}")
         case "missing":

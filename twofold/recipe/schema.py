@@ -14,12 +14,12 @@ from pydantic import Field, model_validator
 from twofold.recipe.data import Data
 from twofold.recipe.evaluate import Evaluate, PublishedNegatives
 from twofold.recipe.features import (
-    ClusterFeature,
     CounterFeature,
     Features,
     HistoryFeature,
     IdFeature,
     SequenceFeature,
+    history_length,
     reads_time,
 )
 from twofold.recipe.index import Index
@@ -149,10 +149,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sources_can_read(self) -> Recipe:
         features = (*self.features.user, *self.ranker_features.user)
-        kinds = HistoryFeature | SequenceFeature | ClusterFeature
-        longest = max(
-            (each.max_length for each in features if isinstance(each, kinds) and each.events == "positives"), default=0
-        )
+        longest = max((history_length(each, "positives") for each in features), default=0)
         for number, source in enumerate(self.ranker.candidates.sources if self.ranker else ()):
             if isinstance(source, ItemKnnSource) and source.last_likes > longest:
                 raise ValueError(

@@ -3,7 +3,7 @@
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Int64, Integer
+from jaxtyping import Float32, Int64
 
 from twofold.index.live import Snapshot
 from twofold.serve.bundle import Bundle
@@ -29,12 +29,9 @@ def scores_without(
 
 def _without(state: UserState, row: int) -> UserState:
     """Returns the state without the events of an item; it still counts as seen."""
-
-    def kept(rows: Integer[np.ndarray, "_"], times: Int64[np.ndarray, "_"]) -> tuple[np.ndarray, np.ndarray]:
-        return rows[rows != row], times[rows != row]
-
-    positives, positives_at = kept(state.positives, state.positives_at)
-    negatives, negatives_at = kept(state.negatives, state.negatives_at)
+    kept = state.positives != row
     return state._replace(
-        positives=positives, positives_at=positives_at, negatives=negatives, negatives_at=negatives_at
+        positives=state.positives[kept],
+        positives_at=state.positives_at[kept],
+        negatives=state.negatives[state.negatives != row],
     )

@@ -30,7 +30,6 @@ class UserState(NamedTuple):
     negatives: Integer[np.ndarray, "_"]
     seen: Integer[np.ndarray, "_"]
     positives_at: Int64[np.ndarray, "_"]
-    negatives_at: Int64[np.ndarray, "_"]
     seen_at: Int64[np.ndarray, "_"]
 
     @property
@@ -58,20 +57,20 @@ def user_state_of(
         at = max(now, after_last_event, bundle.as_of)
     if not live_events:
         positives, positives_at = _logged(bundle.positives, user_row, at)
-        negatives, negatives_at = _logged(bundle.negatives, user_row, at)
+        negatives, _ = _logged(bundle.negatives, user_row, at)
         seen, seen_at = _logged(bundle.events, user_row, at)
-        return UserState(user_row, at, positives, negatives, seen, positives_at, negatives_at, seen_at)
+        return UserState(user_row, at, positives, negatives, seen, positives_at, seen_at)
     rows = (items or bundle.items).rows_of([event.item_id for event in live_events])
     known = [
         (row, event) for row, event in zip(rows.tolist(), live_events, strict=True) if row != UNKNOWN and event.at < at
     ]
     readable = [(row, event) for row, event in known if row < len(bundle.items)]
-    (positives, positives_at), (negatives, negatives_at) = (
+    (positives, positives_at), (negatives, _) = (
         _merge(history, user_row, at, [(row, event.at) for row, event in readable if event.kind == kind])
         for history, kind in ((bundle.positives, "positive"), (bundle.negatives, "negative"))
     )
     seen, seen_at = _merge(bundle.events, user_row, at, [(row, event.at) for row, event in known])
-    return UserState(user_row, at, positives, negatives, seen, positives_at, negatives_at, seen_at)
+    return UserState(user_row, at, positives, negatives, seen, positives_at, seen_at)
 
 
 def user_state_from_history(
@@ -86,8 +85,8 @@ def user_state_from_history(
     seen, num_readable = np.concatenate([known_positives, known_negatives]), len(bundle.items)
     num_unknown = len(positive_rows) + len(negative_rows) - len(seen)
     positives, negatives = (rows[rows < num_readable] for rows in (known_positives, known_negatives))
-    positives_at, negatives_at, seen_at = (np.full(len(rows), at) for rows in (positives, negatives, seen))
-    return UserState(UNKNOWN, at, positives, negatives, seen, positives_at, negatives_at, seen_at), num_unknown
+    positives_at, seen_at = (np.full(len(rows), at) for rows in (positives, seen))
+    return UserState(UNKNOWN, at, positives, negatives, seen, positives_at, seen_at), num_unknown
 
 
 def _logged(history: Histories, user_row: int, at: int) -> tuple[Integer[np.ndarray, "_"], Int64[np.ndarray, "_"]]:
@@ -122,15 +121,13 @@ def queries_of(bundle: Bundle, states: Sequence[UserState]) -> Queries:
     """Returns the inputs of the user tower, one row per user."""
     features = bundle.features
     num_positives, num_negatives = features.history_length("positives"), features.history_length("negatives")
-    positives_at = [state.positives_at for state in states] if features.reads_times("positives") else None
-    negatives_at = [state.negatives_at for state in states] if features.reads_times("negatives") else None
+    positives_at = [state.positives_at for state in states] if features.reads_times else None
     return Queries(
         user_rows=np.array([state.user_row for state in states]),
         at=np.array([state.at for state in states]),
         positives=_newest([state.positives for state in states], num_positives, np.int32, missing=-1) + 1,
         negatives=_newest([state.negatives for state in states], num_negatives, np.int32, missing=-1) + 1,
         positives_at=None if positives_at is None else _newest(positives_at, num_positives, np.int64),
-        negatives_at=None if negatives_at is None else _newest(negatives_at, num_negatives, np.int64),
     )
 
 

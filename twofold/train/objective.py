@@ -164,7 +164,7 @@ def build_objective(
         product_dtype=product_dtype_of(settings.precision, ranks.device),
         pools=pools,
         uploads=_uploads(dataset),
-        sequences=None if _reads_times(dataset) else sequences_of_a_batch(order),
+        sequences=None if dataset.features.reads_times else sequences_of_a_batch(order),
     )
 
 
@@ -186,11 +186,6 @@ def _check_learnable(settings: Train, dataset: Dataset, mean_weight: float, *, n
             f"train.hard_negatives.top is {settings.hard_negatives.top:,}, and the training window has "
             f"{dataset.items.num_known:,} items. Lower it, and skip with it."
         )
-
-
-def _reads_times(dataset: Dataset) -> bool:
-    """Returns whether some examples cannot share a sequence, because they are not at the time of its next event."""
-    return any(isinstance(each, SequenceFeature) and each.time_bias for each in dataset.features.features.user)
 
 
 def _max_run(dataset: Dataset) -> int:
