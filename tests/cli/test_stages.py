@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import worlds
-from tests.serve.tiny import ITEMS, write_run
+from tests.serve.tiny import ITEMS, replace_part, write_run
 from twofold.cli import main as cli
 from twofold.cli import serving, stages
 from twofold.pipeline.job import Job
@@ -197,6 +197,20 @@ def test_titles_of_a_log_stand_beside_the_ids_and_are_text(call, tmp_path, monke
     monkeypatch.setattr(serving, "_titles_of", lambda folder: dict.fromkeys(ITEMS, "[red]Blue\x1b[31m"))
     code, out, _ = call("recommend", run, "--history", "a", "-k", 2)
     assert (code, out.count("[red]Blue·[31m"), "│ – │" in out) == (0, 2, True), out
+
+
+def test_a_bundle_of_an_earlier_version_is_one_message(call, tmp_path):
+    run = write_run(tmp_path / "tiny")
+
+    def write(path):
+        saved = json.loads(path.read_text())
+        del saved["own_ids"]
+        path.write_text(json.dumps(saved))
+
+    replace_part(run, "features/features.json", write)
+    code, _, err = call("recommend", run, "--history", "a")
+    assert (code, "was written by another version of twofold: it has no own_ids. Delete" in err) == (2, True), err
+    assert f"Delete {run / 'index'} and run `twofold run` with its recipe again: it makes index/ anew." in err
 
 
 @pytest.mark.parametrize(("column", "found"), [("title", {7: "A"}), ("name", {7: "A"}), ("colour", {})])

@@ -2,6 +2,7 @@
 neither what is fitted nor a feature of the past.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from twofold.dataset import examples as rows
 from twofold.dataset.batches import gather_batch
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
-from twofold.errors import DataError
+from twofold.errors import DataError, RunError
 from twofold.pipeline import run as pipeline
 
 
@@ -189,3 +190,27 @@ def inputs_before(dataset, split, moment):
     lines = np.flatnonzero(dataset.examples[split].at < moment)
     batch = gather_batch(dataset, dataset.examples[split], lines)
     return [{name: values.numpy().tobytes() for name, values in side.items()} for side in (batch.user, batch.item)]
+
+
+# --- folders of other versions ----------------------------------------------------------------------------------------
+
+
+def test_a_dataset_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
+    built(tmp_path, random_events(0))
+    path = tmp_path / "dataset" / "features" / "features.json"
+    saved = json.loads(path.read_text())
+    of_a_sequence = {"kind": "sequence", "events": "negatives"}
+    earlier = {
+        "it has no own_ids": {name: value for name, value in saved.items() if name != "own_ids"},
+        "user.0.events: was removed — a sequence holds positives: ": saved
+        | {"features": saved["features"] | {"user": [of_a_sequence]}},
+    }
+    for difference, content in earlier.items():
+        path.write_text(json.dumps(content))
+        with pytest.raises(RunError) as refused:
+            load_dataset(tmp_path / "dataset")
+        said = str(refused.value)
+        assert said.startswith(f"{path} was written by another version of twofold: {difference}")
+        assert said.endswith(
+            f"Delete {tmp_path / 'dataset'} and run `twofold run` with its recipe again: it makes dataset/ anew."
+        )

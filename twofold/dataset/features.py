@@ -13,6 +13,7 @@ from typing import Literal, assert_never
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64
+from pydantic import ValidationError
 
 from twofold.dataset.column_encoders import (
     Scale,
@@ -27,6 +28,7 @@ from twofold.dataset.examples import BATCH_ROWS, Examples
 from twofold.dataset.id_tables import IdTable
 from twofold.dataset.vocabulary import Vocabulary, build_value_vocabulary, build_vocabulary
 from twofold.digest import file_stem
+from twofold.errors import RunError
 from twofold.ragged import chunks
 from twofold.recipe.features import (
     AgeFeature,
@@ -48,6 +50,7 @@ from twofold.recipe.features import (
     feature_name,
     history_length,
 )
+from twofold.recipe.messages import problems_of
 
 
 @dataclass(frozen=True)
@@ -188,15 +191,29 @@ def save_features(state: FeatureState, folder: Path) -> None:
 
 
 def load_features(folder: Path) -> FeatureState:
-    """Reads the files that `save_features` wrote."""
-    saved = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-    return FeatureState(
-        Features.model_validate(saved["features"]),
-        saved["time_zone"],
-        saved["num_known_items"],
-        {name: Vocabulary.load(_vocabulary_file(folder, name)) for name in saved["vocabularies"]},
-        {name: Scale(scale["mean"], scale["std"]) for name, scale in saved["scales"].items()},
-        saved["own_ids"],
+    """Reads the files that `save_features` wrote; RunError if another version of twofold wrote other fields."""
+    path = folder / "features.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return FeatureState(
+            Features.model_validate(saved["features"]),
+            saved["time_zone"],
+            saved["num_known_items"],
+            {name: Vocabulary.load(_vocabulary_file(folder, name)) for name in saved["vocabularies"]},
+            {name: Scale(scale["mean"], scale["std"]) for name, scale in saved["scales"].items()},
+            saved["own_ids"],
+        )
+    except KeyError as error:
+        raise _of_another_version(path, f"it has no {error.args[0]}") from error
+    except ValidationError as error:
+        raise _of_another_version(path, "; ".join(map(str, problems_of(error, Features)))) from error
+
+
+def _of_another_version(path: Path, difference: str) -> RunError:
+    stage = path.parents[1]
+    return RunError(
+        f"{path} was written by another version of twofold: {difference}. Delete {stage} and run `twofold run` with "
+        f"its recipe again: it makes {stage.name}/ anew."
     )
 
 
