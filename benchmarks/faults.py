@@ -8,7 +8,8 @@ Redis stopped, killed or frozen every 45 s, the disk filled every 60 s, an endle
 connections every 100 s, six batches of full cost every 15 s and 100 items updated every second: no wrong list, no
 acknowledged event lost, every failure a 503 with Retry-After (409 for a bundle that cannot be opened), no request that
 hangs, and no answer from a bundle that was replaced more than 2 s ago. A request whose worker is killed loses its
-connection: these are counted separately, and may happen near a kill only.
+connection: these are counted separately, and may happen near a kill only. If a trial fails, `log_of_a_failure` has the
+lines of the service's log that explain it: tracebacks, replies of status 500, workers and swaps.
 
 Two trials of two workers: histories in SQLite, and in Redis (`appendonly yes`, `appendfsync always`). The disk is a
 file system of 48 MB in memory, and the service sees a /dev/shm of 40 MB; mounting them takes root. `faults_truth.py`
@@ -36,7 +37,7 @@ from typing import Any
 import numpy as np
 from faults_attacks import open_halves, send_endless_header, send_full_batches, update_items
 from faults_clients import CLIENTS, Client, Tally, connect, run_client
-from faults_machine import WORKERS, Disk, RedisServer, Service
+from faults_machine import WORKERS, Disk, RedisServer, Service, lines_about_failures
 from faults_truth import ITEMS, UNKNOWN_USERS, USERS, Live, read_truth
 from serve_bundle import write_run
 
@@ -46,6 +47,7 @@ from twofold.serve.event_store import open_histories
 HERE = Path(__file__).parent
 DAMAGED, LINK = "damaged", "link"
 HALF_OPEN = 10_000
+BAD = ("wrong", "unclean", "hung", "cut_far_from_a_kill", "events_lost", "exit_code")
 
 
 # --- the trial --------------------------------------------------------------------------------------------------------
@@ -101,6 +103,7 @@ class Trial:
             link.symlink_to(self.service.runs / other.name)
             link.replace(self.service.runs / LINK)
         self.tally.requested_bundle = digest if way == "damaged" else other.digest
+        unanswered = self.tally.unanswered["admin/swap"]
         if way == "folder away":
             reply, _ = await asyncio.gather(self._swap_to(name), self._move_away(self.service.runs / name))
         else:
@@ -109,7 +112,9 @@ class Trial:
         if (reply is None) != (way == "damaged") and way != "folder away":
             self.tally.wrong.append(f"swap to {name}, {way}: {reply}")
         if reply is None:
-            self.tally.requested_bundle = digest
+            # A swap whose connection was cut may have been made before it was tried again: both bundles are right.
+            if self.tally.unanswered["admin/swap"] == unanswered:
+                self.tally.requested_bundle = digest
         elif reply["bundle"] != other.digest:
             self.tally.wrong.append(f"swap to {name}, {way}: {reply}, not {other.digest}")
         else:
@@ -234,7 +239,8 @@ async def run_trial(name: str, seconds: float, folder: Path) -> dict[str, Any]:
     after = {"events_acknowledged": acknowledged, "events_lost": lost, "exit_code": exit_code}
     thirds = np.array_split(trial.memory_mb, 3)
     after["largest_worker_mb_first_and_last_third"] = [round(float(max(part, default=0))) for part in thirds[::2]]
-    return figures(client.tally, service) | after
+    found = figures(client.tally, service) | after
+    return found | {"log_of_a_failure": lines_about_failures(service.log) if any(found[name] for name in BAD) else []}
 
 
 def figures(tally: Tally, service: Service) -> dict[str, Any]:
@@ -279,8 +285,7 @@ def main(seconds: float = 600, to: Path = HERE / "faults.json") -> None:
         "stores": stores,
     }
     to.write_text(json.dumps(saved, indent=1) + "\n")
-    bad = ("wrong", "unclean", "hung", "cut_far_from_a_kill", "events_lost", "exit_code")
-    sys.exit(any(found[name] for found in stores.values() for name in bad))
+    sys.exit(any(found[name] for found in stores.values() for name in BAD))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     unclean: list[str] = field(default_factory=list)
     hung: list[str] = field(default_factory=list)
+    unanswered: Counter[str] = field(default_factory=Counter)
+    """Requests without a reply, by route."""
     cut: int = 0
     cut_far_from_a_kill: int = 0
     without_store: int = 0
@@ -62,12 +64,14 @@ class Client:
         try:
             reply = await self.http.post(f"/v1/{route}", json=body)
         except httpx.TimeoutException as error:
+            tally.unanswered[route] += 1
             since = began - tally.last_kill, began - tally.last_resume
             tally.hung.append(
                 f"{route} {type(error).__name__}, s after a kill and a stop: {since[0]:.1f} {since[1]:.1f}"
             )
             return None
         except httpx.TransportError:
+            tally.unanswered[route] += 1
             tally.cut += 1
             tally.cut_far_from_a_kill += time.monotonic() - tally.last_kill > NEAR_A_KILL_S
             return None
@@ -128,7 +132,8 @@ class Client:
             self.tally.requested_bundle,
         )
         if found is None or is_old:
-            self.tally.wrong.append(f"bundle {reply['bundle']}, not {digest}")
+            since = f"{began - acknowledged:.1f} s after its swap, {began - self.tally.last_kill:.1f} s after a kill"
+            self.tally.wrong.append(f"bundle {reply['bundle']}, not {digest}, {since}")
         return found
 
 

@@ -18,6 +18,9 @@ TOKEN: Final = "a token"
 DISK_MB: Final = 48
 MEMORY_MB: Final = 40
 WORKERS: Final = 2
+KEPT_LINES: Final = 20  # of the log of a trial that failed: so many about failures, and so many others
+LONGEST_LINE: Final = 4_000
+EXPECTED: Final = frozenset(("the store fails", "items changed"))
 
 
 class Disk:
@@ -106,7 +109,7 @@ class Service:
         threading.Thread(target=self._read, daemon=True).start()
         while len(self.logged("ready")) < WORKERS:
             if self._process.poll() is not None:
-                raise SystemExit(f"the service does not start: {self.log}")
+                raise SystemExit("the service does not start:\n" + "\n".join(lines_about_failures(self.log)))
             time.sleep(0.05)
 
     def _read(self) -> None:
@@ -142,6 +145,22 @@ class Service:
         """Kills the service, if it still runs; its workers end with it."""
         self._process.kill()
         self._process.wait(60)
+
+
+def lines_about_failures(log: list[dict[str, Any]]) -> list[str]:
+    """Returns the last lines with a traceback, of replies with status 500, and of other than JSON, and among them the
+    last lines about workers and swaps, oldest first. Left out is what the faults cause all the time.
+    """
+    lines = [line for line in log if line["message"] not in EXPECTED and line.get("status") != 503]
+    failed = [line.get("level") == "error" or "process" not in line or line.get("status") == 500 for line in lines]
+    kept = [[number for number, is_one in enumerate(failed) if is_one is kind][-KEPT_LINES:] for kind in (True, False)]
+    return [_as_text(lines[number]) for number in sorted(kept[0] + kept[1])]
+
+
+def _as_text(line: dict[str, Any]) -> str:
+    facts = [f"{name}={value}" for name, value in line.items() if name not in ("message", "level", "traceback")]
+    text = "\n".join(filter(None, (" ".join([line["message"], *facts]), line.get("traceback"))))
+    return text if len(text) <= LONGEST_LINE else f"…{text[-LONGEST_LINE:]}"  # the error is at a traceback's end
 
 
 def free_port() -> int:
