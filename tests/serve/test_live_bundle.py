@@ -1,6 +1,8 @@
 """Lists of a live bundle, alone and in a batch, and its trial request."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,3 +62,27 @@ def test_a_bundle_whose_trial_request_fails_is_refused(tmp_path: Path) -> None:
     replace_part(run, USER_TOWER, lambda path: write_tower(path, hours=3))
     with pytest.raises(RunError, match=r"the bundle of .*tiny can be opened, but a trial request fails: .*Gather"):
         open_live_bundle(run)
+
+
+def test_a_bundle_that_is_moved_away_while_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file is looked at next: a swap would else be answered by 500."""
+    run, stat, looked, moved_at = write_run(tmp_path / "tiny"), os.stat, 0, 0
+
+    def look(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        nonlocal looked
+        if str(path).startswith(str(run)):
+            looked += 1
+            if looked == moved_at:
+                run.rename(tmp_path / "away")
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", look)
+    open_live_bundle(run)
+    assert looked > 20
+    for number in range(1, looked, 3):
+        looked, moved_at = 0, number
+        with pytest.raises(RunError, match="tiny"):
+            open_live_bundle(run)
+        (tmp_path / "away").rename(run)

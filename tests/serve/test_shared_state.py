@@ -209,6 +209,34 @@ def test_a_follower_tries_again_until_it_has_the_bundle(two: tuple[Service, Serv
     assert other.current.digest == opened.digest
 
 
+def test_a_swap_does_not_wait_for_a_store_that_does_not_respond(
+    two: tuple[Service, Service], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    other_run(run, "newer")
+    waiting = []
+
+    async def no_reply(known: int) -> None:
+        waiting.append(known)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(other.histories, "marks", no_reply)
+
+    async def swapped() -> None:
+        following = asyncio.create_task(other.follow())
+        while not waiting:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(one.swap(Swap(run="newer")), 60)
+        for _ in range(100):
+            if other.bundles.is_agreed:
+                break
+            await asyncio.sleep(0.05)
+        following.cancel()
+
+    asyncio.run(swapped())
+    assert one.current.name == other.current.name == "newer"
+
+
 def test_other_content_with_the_same_inputs_is_another_bundle(two: tuple[Service, Service], run: Path) -> None:
     one, other = two
     before = one.current.digest

@@ -232,7 +232,7 @@ def _load_tower(folder: Path, index: Index) -> UserTower | HistoryModel | Blende
     parts: list[UserTower | HistoryModel] = [*load_user_towers(folder)]
     parts += load_fold_ins(folder, index.vectors[:, sum(part.dim for part in parts) :])
     if not parts:
-        raise RunError(f"neither {USER_TOWER} nor {FOLD_IN} is there")
+        raise RunError(f"neither {USER_TOWER} nor {FOLD_IN} is in {folder}. {_rebuild_hint(folder)}")
     return parts[0] if len(parts) == 1 else BlendedTower(tuple(parts))
 
 

@@ -24,6 +24,7 @@ from twofold.run_folder import open_stage
 from twofold.serve.bundle import Bundle, BundleRules, content_digest, file_facts, open_bundle
 from twofold.serve.item_attributes import EncodedAttributes
 from twofold.serve.item_updates import LiveItems
+from twofold.serve.schemas import StoredEvent
 from twofold.serve.shared_state import SharedFolder
 from twofold.serve.tracing import trace_headers
 from twofold.serve.two_stage import RankedItems, encode_users, retrieve_and_rank
@@ -92,7 +93,10 @@ class LiveBundle:
         """Returns whether a file was written to in place: it is mapped into memory, so that requests read the new
         content, or end the process if the file is shorter now. A file that was replaced is another file.
         """
-        now = file_facts(self.folder)
+        try:
+            now = file_facts(self.folder)
+        except FileNotFoundError:  # moved or deleted just now, so that nobody writes into it
+            return False
         before = self.file_facts
         return any(name in now and now[name][0] == facts[0] and now[name] != facts for name, facts in before.items())
 
@@ -110,13 +114,24 @@ class LiveBundle:
 
 
 def open_live_bundle(run: Path, qdrant: str | None = None, shared: SharedFolder | None = None) -> LiveBundle:
-    """Opens the bundle of a run folder and makes a trial request; RunError if it is damaged or does not work.
+    """Opens the bundle of a run folder and makes a trial request; RunError if it is damaged or does not work, or if it
+    is moved or deleted meanwhile.
 
     Of the workers that share a folder, one compares the checksums of the files.
 
     A link is followed once, so that all files are of one run even if it is changed meanwhile. `qdrant` is the address
     of a Qdrant that has a copy of the items and searches in place of the bundle's index.
     """
+    try:
+        return _open_live_bundle(run, qdrant, shared)
+    except OSError as error:
+        raise RunError(
+            f"the bundle of {run} cannot be read: {error.strerror} ({Path(error.filename or run).name}). If it was "
+            f"moved or deleted meanwhile, put it back and open it again."
+        ) from error
+
+
+def _open_live_bundle(run: Path, qdrant: str | None, shared: SharedFolder | None) -> LiveBundle:
     folder = run.resolve()
     facts, digest = file_facts(folder), content_digest(folder)
     with nullcontext(True) if shared is None else shared.verifying(digest_of(facts)) as is_needed:
@@ -200,3 +215,24 @@ def nearest(
     bundle = live_bundle.bundle
     users = replace(encode_users(bundle, queries_of(bundle, states)), met=meetings_of(bundle, states))
     return retrieve_and_rank(bundle, users, k, allowed=allowed, excluded=excluded)
+
+
+def logged_events(live_bundle: LiveBundle, user_id: str) -> list[StoredEvent]:
+    """Returns the events of a user in the log of the bundle, oldest first."""
+    bundle = live_bundle.bundle
+    user_row = bundle.users.row_of(user_id)
+    if user_row == UNKNOWN:
+        return []
+
+    def events(name: str) -> list[tuple[int, int]]:
+        history = getattr(bundle, name)
+        first, end = history.offsets[user_row : user_row + 2].tolist()
+        return [*zip(history.item_rows[first:end].tolist(), history.at[first:end].tolist(), strict=True)]
+
+    kinds = dict.fromkeys(events("negatives"), "negative") | dict.fromkeys(events("positives"), "positive")
+    seen = events("events")
+    ids = bundle.items.ids_of(np.array([row for row, _ in seen], np.int64)).to_pylist()
+    return [
+        StoredEvent(item_id, event[1], kinds.get(event, "met"))  # type: ignore[arg-type]
+        for item_id, event in zip(ids, seen, strict=True)
+    ]

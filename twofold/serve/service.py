@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -16,7 +16,7 @@ from twofold.serve.bundle_swaps import POLL_S, BundleSwitch, not_agreed
 from twofold.serve.event_store import MAX_AHEAD_MS, NO_MARKS, LiveEvent, LiveHistories, StoreError, now_ms
 from twofold.serve.given_items import rank_given
 from twofold.serve.http_errors import invalid_field, unavailable
-from twofold.serve.live_bundle import LiveBundle
+from twofold.serve.live_bundle import LiveBundle, logged_events
 from twofold.serve.micro_batching import MicroBatcher, compiled_filter
 from twofold.serve.middleware import log
 from twofold.serve.page_service import PageService
@@ -85,6 +85,8 @@ class Service:
         self._store_logged_at = -STORE_LOG_S
         self._check: asyncio.Task[None] | None = None
         self._checked_at = -CHECK_S
+        self._next_marks = self._next_expiry = 0.0
+        self._followed_bundle = ""
 
     @property
     def current(self) -> LiveBundle:
@@ -181,7 +183,7 @@ class Service:
         """Returns all events of a user that the service knows."""
         (live,) = await self._stored(self.histories.read([user_id]))
         is_forgotten = user_id in self._marks.forgotten
-        logged = [] if is_forgotten else _logged_events(self.current, user_id)
+        logged = [] if is_forgotten else logged_events(self.current, user_id)
         posted = [StoredEvent(event.item_id, event.at, event.kind) for event in live]
         return UserData(user_id, logged, posted, is_forgotten)
 
@@ -273,25 +275,25 @@ class Service:
             await self._follow_store()
 
     async def follow(self) -> None:
-        """Follows the bundle, the item changes and the marks of other workers, until the task is canceled."""
-        next_marks = next_expiry = 0.0
-        while True:
-            await asyncio.sleep(POLL_S)
-            before = self.current
-            try:
-                await self.bundles.follow()
-                await self.bundles.check_files()
-                if time.monotonic() >= next_marks or self.current is not before:
-                    next_marks = time.monotonic() + MARKS_POLL_S
-                    self.metrics.refresh()
-                    await self._follow_store()
-                if time.monotonic() >= next_expiry:
-                    next_expiry = time.monotonic() + EXPIRE_S
-                    await self._stored(self.histories.expire())
-            except StoreError:
-                pass  # it has been logged; the service continues with what it knows
-            except Exception as error:
-                log("cannot follow the other workers", {"error": repr(error)})
+        """Follows the bundle, the item changes and the marks of other workers, until the task is canceled.
+
+        The bundle has a task of its own: a swap must not wait for a store that does not respond.
+        """
+        await asyncio.gather(_repeated(self._follow_bundle), _repeated(self._follow_store_if_due))
+
+    async def _follow_bundle(self) -> None:
+        await self.bundles.follow()
+        await self.bundles.check_files()
+
+    async def _follow_store_if_due(self) -> None:
+        now, bundle = time.monotonic(), self.current.digest
+        if now >= self._next_marks or bundle != self._followed_bundle:
+            self._next_marks, self._followed_bundle = now + MARKS_POLL_S, bundle
+            self.metrics.refresh()
+            await self._follow_store()
+        if now >= self._next_expiry:
+            self._next_expiry = now + EXPIRE_S
+            await self._stored(self.histories.expire())
 
     async def _follow_store(self) -> None:
         await asyncio.to_thread(self.current.items.catch_up)
@@ -328,22 +330,13 @@ def _live_event(event: Event, now: int) -> LiveEvent:
     return LiveEvent(str(event.item_id), now if event.at is None else event.at, event.kind)
 
 
-def _logged_events(live_bundle: LiveBundle, user_id: str) -> list[StoredEvent]:
-    """Returns the events of a user in the log of the bundle, oldest first."""
-    bundle = live_bundle.bundle
-    user_row = bundle.users.row_of(user_id)
-    if user_row == UNKNOWN:
-        return []
-
-    def events(name: str) -> list[tuple[int, int]]:
-        history = getattr(bundle, name)
-        first, end = history.offsets[user_row : user_row + 2].tolist()
-        return [*zip(history.item_rows[first:end].tolist(), history.at[first:end].tolist(), strict=True)]
-
-    kinds = dict.fromkeys(events("negatives"), "negative") | dict.fromkeys(events("positives"), "positive")
-    seen = events("events")
-    ids = bundle.items.ids_of(np.array([row for row, _ in seen], np.int64)).to_pylist()
-    return [
-        StoredEvent(item_id, event[1], kinds.get(event, "met"))  # type: ignore[arg-type]
-        for item_id, event in zip(ids, seen, strict=True)
-    ]
+async def _repeated(work: Callable[[], Awaitable[None]]) -> None:
+    """Does `work` every `POLL_S`, until the task is canceled; errors go to the log."""
+    while True:
+        await asyncio.sleep(POLL_S)
+        try:
+            await work()
+        except StoreError:
+            pass  # it has been logged; the service continues with what it knows
+        except Exception as error:
+            log("cannot follow the other workers", {"error": repr(error)})
