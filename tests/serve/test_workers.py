@@ -20,6 +20,7 @@ import pytest
 from tests.serve.running import TOKEN, Running
 from tests.serve.tiny import ITEMS, other_run, replace_part, write_run, write_tower
 from twofold.errors import RequestError
+from twofold.serve import bundle_swaps
 from twofold.serve.bundle import USER_TOWER
 from twofold.serve.event_store import LiveEvent, SqliteHistories, StoreError, open_histories
 from twofold.serve.http_errors import HttpError
@@ -134,6 +135,33 @@ def test_a_swap_while_a_worker_opens_its_bundle_reaches_it(run: Path, tmp_path: 
 
     asyncio.run(begin())
     assert service.current.name == "newer"
+
+
+def test_a_worker_that_is_late_does_not_go_back_behind_a_later_swap(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens the bundle of one swap while the next one is requested from it and made."""
+    first, second = (open_live_bundle(other_run(run, name)) for name in ("first", "second"))
+    shared = SharedFolder(tmp_path)
+    service = Service(
+        open_live_bundle(run), run.parent, open_histories(tmp_path / "histories.db"), ServiceMetrics(), shared
+    )
+    shared.commit(ChosenBundle("first", str(first.folder), first.digest))
+
+    def slow(folder: Path, *_: Any) -> Any:
+        monkeypatch.setattr(bundle_swaps, "open_live_bundle", lambda *_: second)
+        asyncio.run_coroutine_threadsafe(service.swap(Swap(run="second")), loop).result(60)
+        return first
+
+    async def follow() -> None:
+        await service.bundles.follow()
+        await service.histories.close()
+
+    monkeypatch.setattr(bundle_swaps, "open_live_bundle", slow)
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        runner.run(follow())
+    assert (service.current.name, service.bundles.is_agreed) == ("second", True)
 
 
 def test_a_swap_is_undone_if_the_other_workers_cannot_be_notified(

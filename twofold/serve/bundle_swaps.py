@@ -132,7 +132,8 @@ class BundleSwitch:
         agreed, proposed = self._shared.current, self._shared.proposed
         if agreed is not None and agreed.bundle not in ("", self.current.digest):
             await self._open(agreed)
-            if self._prepared is not None and self._prepared.digest == agreed.bundle:
+            is_last = self._shared.current == agreed  # else a later swap was made meanwhile, perhaps from here
+            if is_last and self._prepared is not None and self._prepared.digest == agreed.bundle:
                 self._use(self._prepared)
                 log("swapped", {"run": self.current.name, "bundle": self.current.digest[:12]})
         elif proposed is not None and proposed.bundle != self.current.digest:
