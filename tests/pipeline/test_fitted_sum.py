@@ -42,6 +42,12 @@ def test_gradient_and_hessian_are_those_of_the_loss():
         np.testing.assert_allclose((above - below) / 2e-4, hessian[axis], atol=1e-6)
 
 
+def test_the_weight_of_one_user_is_that_of_a_standard_normal_prior():
+    """The user chose the item of score 1, not that of -1: ln(1 + exp(-2w)) + .501 w² is least at w = .5208."""
+    one = Choices(np.array([[1.0], [-1.0]]), np.array([0]), np.array([1.0, 0.0]))
+    assert fit_weights(one)[0] == pytest.approx([0.5208], abs=1e-4)
+
+
 def test_a_model_by_which_nobody_chooses_is_left_out_and_one_of_two_equal_models_too():
     choices = drawn(WEIGHTS)
     assert without_idle_models(choices) == [0, 1, 3]

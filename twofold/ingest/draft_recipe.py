@@ -216,7 +216,7 @@ def _model_lines(events: EventFacts) -> list[tuple[str, str]]:
         ("retriever:", ""),
         (
             f"  kind: {tower.kind}",
-            "the towers, iALS, EASE or item-kNN, or a sum of up to three: what is best on validation",
+            "the towers, iALS, EASE or item-kNN, or a weighted sum of them: what is best on validation",
         ),
         ("  # ensemble: 2", "remove the first # to add the scores of two pairs of towers: better, twice the time"),
         (f"  dim: {tower.dim}", "vector dimension; 128 if there are many events per item"),
