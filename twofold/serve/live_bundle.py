@@ -124,7 +124,7 @@ def open_live_bundle(run: Path, qdrant: str | None = None, shared: SharedFolder 
     """
     try:
         return _open_live_bundle(run, qdrant, shared)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:  # a full disk is not of the bundle
         raise RunError(
             f"the bundle of {run} cannot be read: {error.strerror} ({Path(error.filename or run).name}). If it was "
             f"moved or deleted meanwhile, put it back and open it again."
