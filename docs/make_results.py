@@ -34,8 +34,8 @@ The tables are computed by `python benchmarks/quality.py`.
 {chosen}
 ### The retriever alone
 
-`recipes/kuairand.yaml` (recipe `{retriever}`). The model is the sum of two towers and iALS with recency, which was
-best on validation. iALS is a retriever of twofold too (`recipes/kuairand-ials.yaml`).
+`recipes/kuairand.yaml` (recipe `{retriever}`). The model is a sum of the scores of two towers, item-kNN, EASE and
+iALS, with weights fitted on validation. iALS is a retriever of twofold too (`recipes/kuairand-ials.yaml`).
 
 {retriever_table}
 
@@ -269,7 +269,7 @@ def readme_table() -> str:
     quality = json.loads((ROOT / "benchmarks" / "quality.json").read_text(encoding="utf-8"))
     lines = (line for line in quality["lines"] if line["day"] == "2022-05-08")
     cells = {(line["recipe"], line["seed"], line["row"], line["metric"]): line for line in lines}
-    rows = [("two towers + iALS, ranker", "kuairand-ranked", "model"), ("two towers + iALS", "kuairand", "model")]
+    rows = [("towers and peers, ranker", "kuairand-ranked", "model"), ("towers and peers", "kuairand", "model")]
     baselines = [row for recipe, seed, row, _ in cells if (recipe, seed) == ("kuairand", 0) and row != "model"]
     shown = [row for row in dict.fromkeys(reversed(baselines)) if row not in ("random", "popularity")]
     rows += [(row, "kuairand", row) for row in shown]
