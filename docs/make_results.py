@@ -261,7 +261,7 @@ def _order(pooled: Saved) -> str:
     if not pooled["order_changes"]:
         return "The order of the rows is the same on every day."
     pairs = "; ".join(f"{one} and {other}" for one, other in pooled["order_changes"])
-    return f"Rows whose order changes between the days: {pairs}."
+    return textwrap.fill(f"Rows whose order changes between the days: {pairs}.", 120, break_on_hyphens=False)
 
 
 def readme_table() -> str:
