@@ -107,6 +107,7 @@ def test_towers_that_learned_nothing_are_not_served(popularity_only, tmp_path, m
         ([0.6, 0.6, 0.6, 0.6], "single"),  # .1 better for each user
         ([0.9, 0.1, 0.8, 0.25], "fitted"),  # .01 better, with a standard error of .17
         ([0.4, 0.4, 0.4, 0.4], "fitted"),
+        ([0.5, 0.5, 0.5, 0.5], "single"),
     ],
 )
 def test_a_single_model_is_served_where_it_is_better_than_the_fitted_sum_without_doubt(single, chosen, monkeypatch):

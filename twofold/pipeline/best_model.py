@@ -238,9 +238,9 @@ def _fitted_sum(
 
 
 def _chosen(window: EvaluationWindow, single: _Found, fitted: _Found, metrics: tuple[str, str]) -> _Found:
-    """Returns the single model if it is better than the fitted sum by more than one standard error, else the sum."""
+    """Returns the single model if it is better than the fitted sum by a standard error, or makes the same lists."""
     gain = _of_users(window, single[2], metrics) - _of_users(window, fitted[2], metrics)
-    return single if gain.mean() > gain.std() / math.sqrt(len(gain)) else fitted
+    return single if gain.mean() >= gain.std() / math.sqrt(len(gain)) else fitted
 
 
 def _sum(models: Sequence[tuple[float, Products]]) -> Products:
