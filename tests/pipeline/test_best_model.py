@@ -159,7 +159,7 @@ def test_what_is_served_is_what_was_evaluated(
     job, run = Job(recipe, tmp_path), tmp_path
     _, *fitted = pipeline.up_to_training(job)
     pipeline.recommend(job, pipeline.index(job, *fitted))
-    dataset, _ = load_dataset(run / "dataset"), load(run)  # a service can open it
+    dataset, service = load_dataset(run / "dataset"), load(run)
     model = load_model(recipe.retriever, dataset, run / "train")
     assert isinstance(model, kind)
     assert kind is ItemSums or len(model.parts) == len(peers) + ensemble * has_towers
@@ -172,6 +172,7 @@ def test_what_is_served_is_what_was_evaluated(
         rows = dataset.items.rows_of(np.array([each["item_id"] for each in own]))
         np.testing.assert_allclose([each["score"] for each in own], scores[user, rows], rtol=1e-4, atol=1e-5)
     assert len(recommended) > 0
+    assert service is not None
 
 
 def test_the_scores_of_a_blend_are_those_of_the_towers_plus_the_weighted_ones_of_the_peer(popularity_only, tmp_path):
@@ -200,15 +201,8 @@ def habits(folder, *, num_users=90, num_items=250):
         for day in (*worlds.TRAIN_DAYS, worlds.VALIDATION, worlds.TEST):
             size = 6 if day in worlds.TRAIN_DAYS else 2
             items = own[np.minimum(draw.geometric(0.5, size=size) - 1, 4)]
-            lines += list(
-                zip(
-                    [user] * size,
-                    items,
-                    day * worlds.DAY_MS + np.arange(size) * worlds.HOUR_MS,
-                    [True] * size,
-                    strict=True,
-                )
-            )
+            at = day * worlds.DAY_MS + np.arange(size) * worlds.HOUR_MS
+            lines += zip([user] * size, items, at, [True] * size, strict=True)
     data = worlds.write_world(folder, worlds.events_of(lines, draw), worlds.items_of(num_items))
     return world_recipe(data, {"index": {"include_seen": True}})
 

@@ -89,7 +89,7 @@ class FeatureState:
 
     @property
     def reads_times(self) -> bool:
-        """True if the user tower reads times of positives: then only examples at its next event share a sequence."""
+        """True if a sequence of the user tower reads when its events happened, so that it is of one request time."""
         return any(isinstance(each, SequenceFeature) and each.time_bias for each in self.features.user)
 
     def with_features(self, features: Features) -> "FeatureState":
