@@ -40,6 +40,18 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def few_features(dataset, tmp_path_factory):
+    """The same users, items and events with a feature of each kind of input: exports take as long as they have nodes."""
+    kinds = {"history": 0, "sequence": 6, "category": 11, "number": 12}
+    user = tuple(FEATURES.user[place] for place in kinds.values())
+    assert [each.kind for each in user] == list(kinds)
+    features = FEATURES.model_copy(update={"vectors": {}, "user": user, "item": FEATURES.item[:2]})
+    folder = tmp_path_factory.mktemp("few_features") / "dataset"
+    build_dataset(dataset.folder.parent / "prepare", features, folder, time_zone="Asia/Shanghai")
+    return load_dataset(folder)
+
+
+@pytest.fixture(scope="module")
 def languages(dataset):
     """Returns the language of each item row, read naively from the prepared table."""
     lines = pq.read_table(dataset.folder.parent / "prepare" / "items.parquet").to_pylist()
@@ -99,14 +111,17 @@ def test_a_routed_user_finds_items_of_the_own_tower_alone_in_its_order(dataset):
 
 
 @pytest.mark.slow
-def test_the_service_routes_as_the_model(dataset, tmp_path):
-    model, _ = routed(dataset)
-    who, at = np.arange(len(dataset.users)), np.full(len(dataset.users), int(dataset.examples["train"].at.max()))
+def test_the_service_routes_as_the_model(few_features, tmp_path):
+    model, _ = routed(few_features)
+    who, at = (
+        np.arange(len(few_features.users)),
+        np.full(len(few_features.users), int(few_features.examples["train"].at.max())),
+    )
     export_user_tower(model.user, tmp_path / "user.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "user.onnx")
-    (queried,) = query_batches(dataset, who, at)
+    (queried,) = query_batches(few_features, who, at)
     wanted = {each.name: queried[each.name].numpy() for each in session.get_inputs()}
-    np.testing.assert_allclose(session.run(None, wanted)[0], user_vectors(model, dataset, who, at), atol=1e-5)
+    np.testing.assert_allclose(session.run(None, wanted)[0], user_vectors(model, few_features, who, at), atol=1e-5)
 
 
 def test_cosine_has_vectors_of_length_one(dataset):
@@ -121,12 +136,12 @@ def test_cosine_has_vectors_of_length_one(dataset):
 
 
 @pytest.mark.slow
-def test_the_exported_users_side_equals_the_trained_one_at_any_batch_size(dataset, tmp_path):
-    model, rows = build(dataset), dataset.examples["train"]
+def test_the_exported_users_side_equals_the_trained_one_at_any_batch_size(few_features, tmp_path):
+    model, rows = build(few_features), few_features.examples["train"]
     export_user_tower(model.user, tmp_path / "user_tower.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "user_tower.onnx")
     for n in (1, 2, 33):
-        (inputs,) = query_batches(dataset, np.array(rows.user_rows[:n]), np.array(rows.at[:n]))
+        (inputs,) = query_batches(few_features, np.array(rows.user_rows[:n]), np.array(rows.at[:n]))
         (served,) = session.run(["vector"], {name: values.numpy() for name, values in inputs.items()})
         np.testing.assert_allclose(served, encode(model.user, [inputs]), atol=1e-6)
 
