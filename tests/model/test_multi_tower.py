@@ -41,7 +41,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def few_features(dataset, tmp_path_factory):
-    """The same events with one feature of each kind of input, as the time of an export grows with the features."""
+    """Returns the dataset with one feature of each kind of input: the time of an export grows with the features."""
     kinds = {"history": 0, "sequence": 6, "category": 11, "number": 12}
     user = tuple(FEATURES.user[place] for place in kinds.values())
     assert [each.kind for each in user] == list(kinds)
