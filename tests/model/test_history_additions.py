@@ -29,7 +29,7 @@ def written_out(neighbors, histories, *, length, repeats):
             row[item] += repeats
         for item in set(liked) if neighbors is not None else ():
             is_item = neighbors.item_rows[item] >= 0
-            row[neighbors.item_rows[item, is_item]] += neighbors.similarities[item, is_item]
+            row[neighbors.item_rows[item, is_item]] += neighbors.similarities[item, is_item] / np.sqrt(len(set(liked)))
     return sums
 
 

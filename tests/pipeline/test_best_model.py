@@ -1,5 +1,6 @@
 """`retriever.kind: best`: what is served is the towers or a peer, whichever is better on the validation window."""
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -116,7 +117,7 @@ def test_a_single_model_is_served_where_it_is_better_than_the_fitted_sum_without
         (float(np.mean(values)), Served(name), Products(np.float32(values)[:, None], ITEMS[:, :1]))
         for name, values in (("single", single), ("fitted", [0.5] * 4))
     )
-    assert best_model._chosen.__wrapped__(None, one, both, ("", ""))[1].name == chosen
+    assert inspect.unwrap(best_model._chosen)(None, one, both, ("", ""))[1].name == chosen
 
 
 def test_neighbors_are_not_tried_where_the_window_has_too_many_likes(tmp_path, monkeypatch):

@@ -44,13 +44,17 @@ class HistoryAdditions:
 
 
 def _sums_of_similarities(neighbors: ItemNeighbors, liked: Ragged) -> Additions:
-    """Returns what users who like these distinct items add to the scores of their neighbors."""
+    """Returns what users who like these distinct items add to the scores of their neighbors.
+
+    Sums are over the root of the user's number of likes, as those of `ItemSums`: scores of vectors do not grow with it.
+    """
     width = neighbors.item_rows.shape[1]
     size = max(1, CHUNK_PAIRS // (width * max(1, int(liked.sizes.max(initial=1)))))
     parts = []
     for part in chunks(len(liked.sizes), size):
         own = liked.part(part)
-        near, values = neighbors.item_rows[own.values], neighbors.similarities[own.values]
+        roots = np.sqrt(own.sizes, dtype=np.float32)[own.lines]
+        near, values = neighbors.item_rows[own.values], neighbors.similarities[own.values] / roots[:, None]
         is_item = near >= 0
         offsets = np.concatenate([[0], np.cumsum(is_item.sum(axis=1))])[own.offsets]
         parts.append(sum_additions(Additions(Ragged(near[is_item].astype(np.int64), offsets), values[is_item])))

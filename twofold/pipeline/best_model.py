@@ -35,17 +35,24 @@ MAX_RANK: Final = 512
 """Largest rank of a served item-item model. Its quality is measured after the truncation."""
 MOST_ITEMS_OF_SUMS: Final = 2**17
 """Largest catalogue for which item-item models are served: two tables of rank 512 then hold 512 MB."""
-ADDITION_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+ADDITION_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6)
 """Additions for each time that an item was met, or for a like of an item whose nearest neighbor it is, in standard
 deviations of the other scores."""
 START_ADDITION: Final = 0.4
 KNN: Final = "item-kNN"
 NEIGHBORS: Final = "item neighbors"
-MOST_NEIGHBORS: Final = 50  # of each item, in a served table
+MOST_NEIGHBORS: Final = 100  # of each item, in a served table
+UNDAMPED: Final = {"shrink": 0.0, "neighbors": 500.0, "activity": 1.0, "popularity": 0.5}
+"""Constants of item-kNN that are tried beside the tuned ones, those of the linear filter of Shen et al. (CIKM 2021,
+GF-CF). What exact scores add to vectors of low rank lies in rare pairs, which the shrinkage that is best for item-kNN
+alone dampens: on Gowalla, its sum with iALS has 3 % less quality (docs/log.md, 30 November 2026).
+"""
 MOST_PAIRS: Final = 2**26
 """Largest number of users' likes × neighbors for which they are tried: the sums are in memory at once, up to 1 GB."""
-LEAST_GAIN: Final = 1.01
-"""Least factor of the quality for which item neighbors are served: they make every request longer."""
+LEAST_GAIN: Final = 0.01
+"""Least share of the quality, beside its standard error, for which item neighbors are served: they make every request
+longer.
+"""
 STD_USERS: Final = 256  # users whose scores give the standard deviation
 _ALL_DAYS: Final = 36_500
 PRIOR_DAYS: Final = (1, 3, 7, 30, 90, _ALL_DAYS)
@@ -119,35 +126,26 @@ def choose_served(
         peers.append((_quality(window, peer, metrics), form, peer))
     found = [(_quality(window, scores, metrics), Served(TOWERS), scores), *peers]
     is_product = towers.score != "negative_distance"
-    best, near = [max(found, key=lambda at: at[0])], None
+    best = [max(found, key=lambda at: at[0])]
     if is_product:
         found.append(_fitted_sum(arrays, window, scores, peers, metrics))
         best = [_chosen(window, best[0], found[-1], metrics)]
-        history = newest_positives(arrays, window.user_rows, window.query_at)
-        near = _neighbors_to_try(tuning, history, positives)
-        best += _with_additions(window, best[0], tuning, history, near)
+        best += _with_additions(window, best[0], tuning, positives, arrays)
     served = max(best, key=lambda at: at[0])[1]
     qualities = {each.name: quality for quality, each, _ in [*found, *best]}
-    return served, qualities, _fitted(served, arrays, positives, fits, near)
+    return served, qualities, _fitted(served, arrays, positives, fits)
 
 
 def fit_served(served: Served, arrays: Dataset, positives: Interactions) -> Fitted:
     """Fits the peers that are served beside or instead of the towers, and the additions for histories."""
-    near = None if served.neighbors is None else _fit_neighbors(served.neighbors, positives)
-    return _fitted(served, arrays, positives, {}, near)
+    return _fitted(served, arrays, positives, {})
 
 
-def _fitted(
-    served: Served,
-    arrays: Dataset,
-    positives: Interactions,
-    fits: Mapping[str, HistoryModel],
-    near: ItemNeighbors | None,
-) -> Fitted:
+def _fitted(served: Served, arrays: Dataset, positives: Interactions, fits: Mapping[str, HistoryModel]) -> Fitted:
     """Returns the fitted parts; `fits` are models of some kinds that are fitted already."""
     peers = [fits.get(each.kind) or _fit(each.kind, each.constants, positives) for each in served.peers]
     own = tuple(_as_served(fitted, each) for fitted, each in zip(peers, served.peers, strict=True))
-    return Fitted(own, _additions_of(served, arrays, near))
+    return Fitted(own, _additions_of(served, arrays, positives))
 
 
 def save_served(served: Served, fitted: Fitted, out: Path) -> None:
@@ -249,40 +247,38 @@ def _sum(models: Sequence[tuple[float, Products]]) -> Products:
     return Products(np.concatenate(queries, axis=1), np.concatenate([model.items for _, model in models], axis=1))
 
 
-def _neighbors_to_try(
-    tuning: PeerTuning, history: Int32[np.ndarray, "users _"], positives: Interactions
-) -> ItemNeighbors | None:
-    """Fits the neighbors of items; `None` if item-kNN has no constants, or the log is too large to serve or try them.
-
-    `history` holds what the window's users liked, as table rows.
-    """
-    constants, pairs = tuning.constants_of(KNN), np.count_nonzero(history) * MOST_NEIGHBORS
-    if constants is None or positives.num_items > MOST_ITEMS_OF_SUMS or pairs > MOST_PAIRS:
-        return None
-    return _fit_neighbors(constants, positives)
-
-
 def _with_additions(
-    window: EvaluationWindow,
-    best: _Found,
-    tuning: PeerTuning,
-    history: Int32[np.ndarray, "users _"],
-    near: ItemNeighbors | None,
+    window: EvaluationWindow, best: _Found, tuning: PeerTuning, positives: Interactions, arrays: Dataset
 ) -> list[_Found]:
     """Returns the best so far with the exact scores of item-kNN, if these gain enough, and then also with repeats."""
-    found, constants = [], tuning.constants_of(KNN)
-    if near is not None and constants is not None:
-        added = HistoryAdditions(history.shape[1], neighbors=near).of(history)
+    history = newest_positives(arrays, window.user_rows, window.query_at)
+    found = []
+    for constants in _neighbors_to_try(tuning, history, positives):
+        added = HistoryAdditions(history.shape[1], neighbors=_fit_neighbors(constants, positives)).of(history)
         quality, factor, scores = _best_addition(window, best[2], added, tuning.metrics)
-        if quality >= LEAST_GAIN * best[0]:
-            served = replace(best[1], name=f"{best[1].name} + {NEIGHBORS}", neighbors={**constants, "weight": factor})
-            best = (quality, served, scores)
-            found.append(best)
+        gain = _of_users(window, scores, tuning.metrics) - _of_users(window, best[2], tuning.metrics)
+        if gain.mean() >= max(LEAST_GAIN * best[0], gain.std() / math.sqrt(len(gain))):
+            near = {**constants, "weight": factor}
+            found.append((quality, replace(best[1], name=f"{best[1].name} + {NEIGHBORS}", neighbors=near), scores))
+    found = [max(found, key=lambda at: at[0])] if found else []
     if window.includes_seen:
+        best = found[0] if found else best
         added = HistoryAdditions(history.shape[1], repeats=1.0).of(history)
         quality, factor, scores = _best_addition(window, best[2], added, tuning.metrics)
         found.append((quality, replace(best[1], name=f"{best[1].name} + {OWN_AGAIN}", repeats=factor), scores))
     return found
+
+
+def _neighbors_to_try(
+    tuning: PeerTuning, history: Int32[np.ndarray, "users _"], positives: Interactions
+) -> list[Mapping[str, float]]:
+    """Returns constants of item-kNN; none if it has none, or the log is too large to serve or try its neighbors.
+
+    `history` holds what the window's users liked, as table rows.
+    """
+    constants, pairs = tuning.constants_of(KNN), np.count_nonzero(history) * MOST_NEIGHBORS
+    is_too_large = positives.num_items > MOST_ITEMS_OF_SUMS or pairs > MOST_PAIRS
+    return [] if constants is None or is_too_large else [constants, UNDAMPED]
 
 
 def _best_addition(
@@ -300,12 +296,12 @@ def _best_addition(
     return quality(factor), factor * unit, with_added(factor)
 
 
-def _additions_of(served: Served, arrays: Dataset, near: ItemNeighbors | None) -> HistoryAdditions | None:
+def _additions_of(served: Served, arrays: Dataset, positives: Interactions) -> HistoryAdditions | None:
     """Returns the additions of what is served, with the fitted neighbors of items, if it has any."""
-    weighted = None if served.neighbors is None or near is None else near.scaled(served.neighbors["weight"])
-    if weighted is None and not served.repeats:
+    if served.neighbors is None and not served.repeats:
         return None
-    return HistoryAdditions(arrays.features.history_length("positives"), served.repeats, weighted)
+    near = served.neighbors and _fit_neighbors(served.neighbors, positives).scaled(served.neighbors["weight"])
+    return HistoryAdditions(arrays.features.history_length("positives"), served.repeats, near or None)
 
 
 def _fit_neighbors(constants: Mapping[str, float], positives: Interactions) -> ItemNeighbors:

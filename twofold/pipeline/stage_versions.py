@@ -24,6 +24,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 7,
+        # 17: sums of item neighbors are over the root of the number of likes; an item has 100, which may be undamped.
         # 16: weights of the sum of kind best have a normal prior, which counts where the validation users are few.
         # 15: kind best fits a sum of all models; sums of item-item models are over the root of the number of likes.
         # 14: tables that sequences read are lazy from 40 times the rows that a step usually reads of them.
@@ -38,7 +39,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 16,
+        "train": 17,
         # 5: the retriever's score has a weight in the order, chosen on the validation window.
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
@@ -62,6 +63,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
         "evaluate": 18,
+        # 15: sums of item neighbors are over the root of the number of likes.
         # 14: recency priors in fold_in.json may have several numbers of days.
         # 13: a bundle may hold two peers; fold_in.json says how many dimensions are of each.
         # 12: vocabularies of texts are mapped; attributes have age_days wherever the items have uploaded_at.
@@ -75,7 +77,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the bundle holds the addition for items that a user saw.
         # 3: the bundle says whether items that were seen are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 14,
+        "index": 15,
         "recommend": 1,
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.
