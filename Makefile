@@ -1,5 +1,5 @@
 # make demo    a fresh clone to judged recommendations: environment, run, table, next command
-# make test    the fast tests (the slow ones: make test-slow)
+# make test    the fast tests (the slow ones: make test-slow; with the types of all calls checked: make test-types)
 # make check   format, lint, types, layers, names and docstrings, spelling, generated docs
 # make test-sail  preparation on Sail against DuckDB, row by row, in an environment of its own
 # make docs    writes the generated pages of docs/
@@ -17,15 +17,20 @@ SITE := $(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 unexport PYTHONDONTWRITEBYTECODE
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow test-sail check docs docs-site studies impressions bench
+.PHONY: demo test test-types test-slow test-sail check docs docs-site studies impressions bench
 
 demo: .venv/ready-demo
 	$(BIN)/twofold run recipes/kuairand.yaml
 	@echo '(`twofold` is $(BIN)/twofold in this clone; `. $(BIN)/activate` puts it on the path)'
 
 # One thread a worker: two workers with two threads each take turns on two cores.
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: .venv/ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 5
+	$(FAST) --durations 5 --jaxtyping-packages=
+
+# The same tests, which check the types and shapes of all calls as `pytest` and the slow ones do: a third more time.
+test-types: .venv/ready-dev
+	$(FAST) --durations 5
 
 # With Spark, which needs Java 17 on the machine: without it, its tests say so and skip.
 test-slow: .venv/ready-slow

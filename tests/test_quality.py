@@ -115,7 +115,10 @@ def test_the_page_of_results_shows_several_days_and_what_each_day_chose(found):
     _, saved = found
     page = loaded(ROOT / "docs" / "make_results.py")
     tables = {"days of kuairand": "| one |", "days of kuairand-ranked": "| two |"}
-    text = page._several_days(saved, tables)
+    order = {"day": "2024-01-06", "seed": 0, "retriever_share": 0.25, "shares": [[0.0, 0.1], [0.25, 0.3], [1.0, 0.2]]}
+    text = page._several_days(saved | {"orders": [order]}, tables)
+    assert "| 2024-01-06 | 0 | 0.25 | .3000 | .1000 | .2000 |" in text
+    assert text.index("| one |") < text.index("### Retriever and ranker") < text.index("| two |")
     assert "## KuaiRand-Pure, 2 test days" in text
     assert f"{saved['pooled'][0]['requests']:,} requests of {saved['pooled'][0]['users']:,} users" in text
     assert "| 8 May | some parts of the design, as docs/log.md says: it is no fresh test day |" in text
