@@ -31,7 +31,6 @@ that the user has already seen are removed, and {users:,} users have at least on
 everything before 8 May.
 The tables are computed by `python benchmarks/quality.py`.
 
-{chosen}
 ### The retriever alone
 
 `recipes/kuairand.yaml` (recipe `{retriever}`). The model is a sum of the scores of two towers, item-kNN, EASE and
@@ -76,7 +75,22 @@ pairs of a user and a day ({requests:,} requests of {users:,} users), with inter
 {kuairand}
 
 {kuairand_order}
+
+### Retriever and ranker
+
+`recipes/kuairand-ranked.yaml` (recipe `{ranker}`).
+{later}
+
+{ranked}
+
+{ranked_order}
+
+{weights}
 """
+
+WEIGHTS = """\
+Score of the retriever in the order of both stages: the weight that was best on the day before the test day, NDCG@10 of
+that day with it, and of either stage alone:"""
 
 RULES = """\
 ## KuaiRand-Pure, rules after ranking
@@ -179,11 +193,9 @@ def results_page() -> str:
     )
     tables = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))["tables"](quality)
     drafted = DRAFTS.format(table=runpy.run_path(str(ROOT / "benchmarks" / "drafts.py"))["table"](drafts))
-    is_several = len(quality["days"]) > 1
     kuairand = KUAIRAND.format(
         items=quality["items"],
         users=quality["users"]["2022-05-08"],
-        chosen="" if is_several else CHOSEN,
         retriever=quality["recipes"]["kuairand"][:12],
         ranker=quality["recipes"]["kuairand-ranked"][:12],
         retriever_table=tables["retriever"],
@@ -191,11 +203,10 @@ def results_page() -> str:
         about_ranker=_about_ranker(quality),
         cuts_table=tables["cuts"],
     )
-    days = [_several_days(quality, tables)] if is_several else []
     return "\n".join(
         [
             OPENING,
-            *days,
+            _several_days(quality, tables),
             kuairand,
             _rules(),
             _impressions(),
@@ -207,18 +218,24 @@ def results_page() -> str:
 
 
 def _about_ranker(quality: Saved) -> str:
-    """Says what the ranker changes, how validation weights its order, and whether the rows are of a later run."""
-    text = "The ranker re-orders the retriever's 100 best items, so recall@100 does not change."
-    for order in quality.get("orders", []):
-        values, share = dict(order["shares"]), order["retriever_share"]
-        ends = f"{_short(values[0.0], digits=4)} by the ranker alone and {_short(values[1.0], digits=4)} by"
-        text += (
-            f" With seed {order['seed']}, validation gave the retriever's score the weight {share:g} in the order: "
-            f"NDCG@10 {_short(values[share], digits=4)} on 7 May, {ends} the retriever alone."
-        )
-    if "kuairand-ranked" in quality.get("later", {}):
-        text += " These rows are of a later run than those above, with the same seed and later code."
+    """Says what the ranker changes and whether the rows are of a later run."""
+    text = f"The ranker re-orders the retriever's 100 best items, so recall@100 does not change. {_later(quality)}"
     return textwrap.fill(text, 120)
+
+
+def _later(quality: Saved) -> str:
+    text = "These rows are of a later run than the retriever's, with the same seeds and later code."
+    return text if "kuairand-ranked" in quality.get("later", {}) else ""
+
+
+def _weights(quality: Saved) -> str:
+    """Returns a table of the weight that validation gave the retriever's score in the order of both stages."""
+    table = ["| test day | seed | weight | NDCG@10 | by the ranker alone | by the retriever alone |", "|---" * 6 + "|"]
+    for order in quality["orders"]:
+        values, share = dict(order["shares"]), order["retriever_share"]
+        cells = [_short(values[each], digits=4) for each in (share, 0.0, 1.0)]
+        table.append(f"| {order['day']} | {order['seed']} | {share:g} | {' | '.join(cells)} |")
+    return "\n".join([WEIGHTS, "", *table])
 
 
 def _rules() -> str:
@@ -253,6 +270,11 @@ def _several_days(quality: Saved, tables: dict[str, str]) -> str:
         chosen=CHOSEN,
         kuairand=tables["days of kuairand"],
         kuairand_order=_order(pooled["kuairand"]),
+        ranker=quality["recipes"]["kuairand-ranked"][:12],
+        later=_later(quality),
+        ranked=tables["days of kuairand-ranked"],
+        ranked_order=_order(pooled["kuairand-ranked"]),
+        weights=_weights(quality),
     )
 
 
