@@ -195,6 +195,7 @@ def test_a_run_unlike_the_measured_ones_has_no_prediction(recipe: str) -> None:
     assert run_cost(given, rows=10**6, examples=10**5, users=10**4, items=10**4) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_ials")
 def test_a_run_says_what_it_takes_before_it_trains_and_not_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

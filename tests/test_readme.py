@@ -74,6 +74,7 @@ def test_every_package_is_named_and_nothing_else():
     assert named | {"twofold.render"} == packages
 
 
+@pytest.mark.slow
 def test_the_python_runs(checkerboard, solved, tmp_path, monkeypatch):
     """The calls are those of the page, on a small world whose stages are finished, instead of the shipped log."""
     monkeypatch.chdir(tmp_path)

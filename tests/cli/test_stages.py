@@ -291,6 +291,7 @@ def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):
     assert out.index("item tower") < out.index("training of the retriever") < out.index("validation")
 
 
+@pytest.mark.slow
 def test_waiting_threads_do_not_spin_for_long():
     """OpenMP states its setting once PyTorch has loaded it."""
     program = "import sys; sys.argv = ['twofold', '--help']\n"

@@ -140,7 +140,7 @@ BESIDE = (
     ("has_towers", "peers", "ensemble", "kind"),
     [
         (False, (EASE,), 1, ItemSums),
-        (False, (EASE, *BESIDE), 1, Blend),
+        pytest.param(False, (EASE, *BESIDE), 1, Blend, marks=pytest.mark.slow),
         (True, (replace(EASE, weight=0.3), *BESIDE), 2, Blend),
     ],
 )
@@ -208,7 +208,7 @@ def habits(folder, *, num_users=90, num_items=250):
     return world_recipe(data, {"index": {"include_seen": True}})
 
 
-@pytest.mark.parametrize("learning_rate", [1e-9, 0.01])
+@pytest.mark.parametrize("learning_rate", [1e-9, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_where_users_come_back_to_items_how_often_they_met_them_is_added(learning_rate, tmp_path):
     recipe = best(habits(tmp_path / "log"), epochs=2, learning_rate=learning_rate, refit=True)
     run = twofold.run(recipe, runs=tmp_path).folder
@@ -303,7 +303,7 @@ def test_towers_that_no_peer_beats_are_served(tmp_path):
     assert not (trained.folder / FOLD_IN).exists()
 
 
-@pytest.mark.parametrize("has_peer", [False, True])
+@pytest.mark.parametrize("has_peer", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_after_a_selection_what_is_served_is_fitted_with_the_validation_window(has_peer, checkerboard, tmp_path):
     recipe = checkerboard.model_copy(
         update={"train": checkerboard.train.model_copy(update={"refit": True, "epochs": 2})}

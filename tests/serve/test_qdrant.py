@@ -113,6 +113,7 @@ def test_a_bundle_without_a_copy_is_refused_and_the_next_step_named(run: Path, t
         open_live_bundle(run, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_service_without_its_qdrant_ends_with_code_2(run: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -298,10 +298,11 @@ def _best_addition(
 
 def _additions_of(served: Served, arrays: Dataset, positives: Interactions) -> HistoryAdditions | None:
     """Returns the additions of what is served, with the fitted neighbors of items, if it has any."""
-    if served.neighbors is None and not served.repeats:
+    constants = served.neighbors
+    if constants is None and not served.repeats:
         return None
-    near = served.neighbors and _fit_neighbors(served.neighbors, positives).scaled(served.neighbors["weight"])
-    return HistoryAdditions(arrays.features.history_length("positives"), served.repeats, near or None)
+    near = None if constants is None else _fit_neighbors(constants, positives).scaled(constants["weight"])
+    return HistoryAdditions(arrays.features.history_length("positives"), served.repeats, near)
 
 
 def _fit_neighbors(constants: Mapping[str, float], positives: Interactions) -> ItemNeighbors:
