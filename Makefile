@@ -34,7 +34,7 @@ test-types: .venv/ready-dev
 
 # With Spark, which needs Java 17 on the machine: without it, its tests say so and skip.
 test-slow: .venv/ready-slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 10
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
