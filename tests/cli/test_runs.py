@@ -133,6 +133,7 @@ def test_what_are_no_seeds_of_one_recipe_is_refused(call, tmp_path):
     assert not page.exists()
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     pytest.importorskip("optuna")
     world = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32)

@@ -93,6 +93,7 @@ def test_recency_is_worth_something_where_fashion_changes(tuning):
         assert smallest == pytest.approx(round(smallest / choice.score_std, 2) * choice.score_std, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_season_is_found_beyond_weeks_that_tell_nothing():
     """A log in which all that users find was liked 40 days ago, all else 95 days ago, and nothing in the last weeks."""
     window, log = in_fashion()

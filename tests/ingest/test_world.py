@@ -245,6 +245,7 @@ def test_watch_time_leans_to_long_videos_its_fraction_to_short_ones_and_interest
     assert correlation(log.events["watch_s"], interest(log)) > 0.5
 
 
+@pytest.mark.slow
 def test_the_planted_bias_is_a_dial(tmp_path: Path) -> None:
     none, full = (read_log(tmp_path / str(bias), World(rows=ROWS, days=7, length_bias=bias)) for bias in (0.0, 1.0))
     assert abs(correlation(fraction(none), none.events["length_s"])) < 0.05

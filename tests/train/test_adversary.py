@@ -44,6 +44,7 @@ def train(world, out, max_lambda, **changes):
     return models[-1], [epoch["loss"] for epoch in facts["epochs"]]
 
 
+@pytest.mark.slow
 def test_strength_zero_is_the_baseline_bit_for_bit(world, tmp_path):
     _, plain = train(world, tmp_path / "plain", None, epochs=1, batch_size=1024)
     _, guessed = train(world, tmp_path / "guessed", 0.0, epochs=1, batch_size=1024)

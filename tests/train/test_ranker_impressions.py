@@ -130,6 +130,7 @@ def fitted(world, out, **changes):
 # --- what they say ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_head_says_the_chance_that_is_known(world, judged):
     long, watch = judged.heads
     assert (long.name, long.impressions, watch.name) == ("long", USERS * 20, "watch")
