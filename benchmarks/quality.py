@@ -178,9 +178,7 @@ def days_table(saved: Saved, recipe: str) -> str:
     """Returns a table per headline metric: every row by day and pooled, and the model's lead over it."""
     pooled = [each for each in saved["pooled"] if each["recipe"] == recipe]
     metrics = dict.fromkeys(line["metric"] for line in pooled[0]["lines"])
-    if (
-        recipe == "kuairand-ranked"
-    ):  # the ranker re-orders what the retriever finds, so recall is that of the table above
+    if recipe == "kuairand-ranked":  # a ranker re-orders what the retriever finds, and leaves its recall
         metrics = [metric for metric in metrics if "recall" not in metric]
     return "\n\n".join(_days_table(saved, pooled, metric) for metric in metrics)
 

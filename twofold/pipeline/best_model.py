@@ -50,8 +50,8 @@ alone dampens: on Gowalla, its sum with iALS has 3 % less quality (docs/log.md, 
 MOST_PAIRS: Final = 2**26
 """Largest number of users' likes × neighbors for which they are tried: the sums are in memory at once, up to 1 GB."""
 LEAST_GAIN: Final = 0.01
-"""Least share of the quality, beside its standard error, for which item neighbors are served: they make every request
-longer.
+"""Share of the quality that item neighbors must gain, and a standard error of the gain, to be served: they make every
+request longer.
 """
 STD_USERS: Final = 256  # users whose scores give the standard deviation
 _ALL_DAYS: Final = 36_500
