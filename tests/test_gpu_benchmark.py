@@ -31,7 +31,7 @@ def test_parts_are_measured_once_and_the_same_device_has_the_same_weights(tmp_pa
         part = saved[name]
         assert part["examples_per_s"] == pytest.approx(256e3 / part["ms_per_step"], rel=0.01)
         assert part["ms_waiting_for_batches"] < part["ms_per_step"]
-        assert 0 < part["share_of_products"] < 1
+        assert part["share_of_products"] > 0  # above 1 where the machine was busier while products alone were timed
         assert part["positions_per_s"] > 0
     assert saved["compiled"].keys() >= {"gain"} or "error" in saved["compiled"]  # a machine may have no compiler
     del saved["machine"]
