@@ -50,9 +50,7 @@ alone dampens: on Gowalla, its sum with iALS has 3 % less quality (docs/log.md, 
 MOST_PAIRS: Final = 2**26
 """Largest number of users' likes × neighbors for which they are tried: the sums are in memory at once, up to 1 GB."""
 LEAST_GAIN: Final = 0.01
-"""Share of the quality that item neighbors must gain, and a standard error of the gain, to be served: they make every
-request longer.
-"""
+"""Share of the quality that item neighbors must gain, beside a standard error: they make every request longer."""
 STD_USERS: Final = 256  # users whose scores give the standard deviation
 _ALL_DAYS: Final = 36_500
 PRIOR_DAYS: Final = (1, 3, 7, 30, 90, _ALL_DAYS)
@@ -133,17 +131,17 @@ def choose_served(
         best += _with_additions(window, best[0], tuning, positives, arrays)
     served = max(best, key=lambda at: at[0])[1]
     qualities = {each.name: quality for quality, each, _ in [*found, *best]}
-    return served, qualities, _fitted(served, arrays, positives, fits)
+    return served, qualities, fit_served(served, arrays, positives, fits)
 
 
-def fit_served(served: Served, arrays: Dataset, positives: Interactions) -> Fitted:
-    """Fits the peers that are served beside or instead of the towers, and the additions for histories."""
-    return _fitted(served, arrays, positives, {})
+def fit_served(
+    served: Served, arrays: Dataset, positives: Interactions, fits: Mapping[str, HistoryModel] | None = None
+) -> Fitted:
+    """Fits the peers that are served beside or instead of the towers, and the additions for histories.
 
-
-def _fitted(served: Served, arrays: Dataset, positives: Interactions, fits: Mapping[str, HistoryModel]) -> Fitted:
-    """Returns the fitted parts; `fits` are models of some kinds that are fitted already."""
-    peers = [fits.get(each.kind) or _fit(each.kind, each.constants, positives) for each in served.peers]
+    `fits` are models of some kinds that are fitted already.
+    """
+    peers = [(fits or {}).get(each.kind) or _fit(each.kind, each.constants, positives) for each in served.peers]
     own = tuple(_as_served(fitted, each) for fitted, each in zip(peers, served.peers, strict=True))
     return Fitted(own, _additions_of(served, arrays, positives))
 
@@ -238,7 +236,12 @@ def _fitted_sum(
 def _chosen(window: EvaluationWindow, single: _Found, fitted: _Found, metrics: tuple[str, str]) -> _Found:
     """Returns the single model if it is better than the fitted sum by a standard error, or makes the same lists."""
     gain = _of_users(window, single[2], metrics) - _of_users(window, fitted[2], metrics)
-    return single if gain.mean() >= gain.std() / math.sqrt(len(gain)) else fitted
+    return single if _is_beyond_error(gain) else fitted
+
+
+def _is_beyond_error(gain: Float64[np.ndarray, "users"]) -> bool:
+    """Returns whether the mean gain of the users is at least its standard error, as it is where all gains are 0."""
+    return bool(gain.mean() >= gain.std() / math.sqrt(len(gain)))
 
 
 def _sum(models: Sequence[tuple[float, Products]]) -> Products:
@@ -256,8 +259,9 @@ def _with_additions(
     for constants in _neighbors_to_try(tuning, history, positives):
         added = HistoryAdditions(history.shape[1], neighbors=_fit_neighbors(constants, positives)).of(history)
         quality, factor, scores = _best_addition(window, best[2], added, tuning.metrics)
-        gain = _of_users(window, scores, tuning.metrics) - _of_users(window, best[2], tuning.metrics)
-        if gain.mean() >= max(LEAST_GAIN * best[0], gain.std() / math.sqrt(len(gain))):
+        if quality - best[0] < LEAST_GAIN * best[0]:
+            continue
+        if _is_beyond_error(_of_users(window, scores, tuning.metrics) - _of_users(window, best[2], tuning.metrics)):
             near = {**constants, "weight": factor}
             found.append((quality, replace(best[1], name=f"{best[1].name} + {NEIGHBORS}", neighbors=near), scores))
     found = [max(found, key=lambda at: at[0])] if found else []
