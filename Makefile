@@ -24,17 +24,17 @@ demo: .venv/ready-demo
 	@echo '(`twofold` is $(BIN)/twofold in this clone; `. $(BIN)/activate` puts it on the path)'
 
 # One thread a worker: two workers with two threads each take turns on two cores.
-FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: .venv/ready-dev
-	$(FAST) --durations 5 --jaxtyping-packages=
+	$(PYTEST) -m 'not slow' --durations 5 --jaxtyping-packages=
 
 # The same tests, which check the types and shapes of all calls as `pytest` and the slow ones do: a third more time.
 test-types: .venv/ready-dev
-	$(FAST) --durations 5
+	$(PYTEST) -m 'not slow' --durations 5
 
 # With Spark, which needs Java 17 on the machine: without it, its tests say so and skip.
 test-slow: .venv/ready-slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 10
+	$(PYTEST) -m slow --durations 10
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
