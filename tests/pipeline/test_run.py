@@ -180,7 +180,7 @@ def test_two_runs_of_one_seed_give_identical_reports(checkerboard, solved, tmp_p
 def test_a_run_killed_in_training_ends_with_the_metrics_of_an_uninterrupted_one(kuairand_folder, tmp_path):
     """SIGKILL on ten days of the real log, in the middle of the second epoch; the same commands again continue."""
     without_peers = ["retriever.kind=two_tower", "evaluate.brief=true"]  # whose tuning takes minutes
-    short = ["prepare.split.train.first=2022-04-27", "train.epochs=2", "train.refit=false"]
+    short = ["prepare.split.train.first=2022-04-27", "train.epochs=2"]
     shipped = load_recipe(kuairand_folder.parents[1] / "recipes" / "kuairand.yaml", overrides=without_peers + short)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(shipped))
@@ -195,7 +195,7 @@ def test_a_run_killed_in_training_ends_with_the_metrics_of_an_uninterrupted_one(
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     judge(whole)
-    checkpoint = cut / "kuairand" / "train.partial" / "checkpoint.safetensors"
+    checkpoint = cut / "kuairand" / "selection" / "train.partial" / "checkpoint.safetensors"
     process = started("run", recipe, "--runs", cut)
     try:
         _wait_for(checkpoint, process)

@@ -176,7 +176,7 @@ def test_a_generated_log_is_prepared_as_the_oracle_says(
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(EVENTS, st.booleans(), st.booleans(), st.sampled_from([1, 2, 5]))
 def test_many_generated_logs_are_prepared_as_the_oracle_says(
     events: list[tuple[Any, ...]], is_last_n: bool, filters: bool, rounds: int
