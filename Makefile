@@ -28,13 +28,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -
 test: .venv/ready-dev
 	$(PYTEST) -m 'not slow' --durations 5 --jaxtyping-packages=
 
-# The same tests, which check the types and shapes of all calls as `pytest` and the slow ones do: a third more time.
+# The same tests, which check the types and shapes of all calls, as `pytest` does: a third more time.
 test-types: .venv/ready-dev
 	$(PYTEST) -m 'not slow' --durations 5
 
 # With Spark, which needs Java 17 on the machine: without it, its tests say so and skip.
 test-slow: .venv/ready-slow
-	$(PYTEST) -m slow --durations 10
+	$(PYTEST) -m slow --durations 10 --jaxtyping-packages=
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

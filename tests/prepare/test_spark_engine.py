@@ -94,12 +94,6 @@ def with_prepare(recipe: Recipe, **parts: Any) -> Recipe:
     return Recipe.model_validate(recipe.model_dump() | {"prepare": recipe.prepare.model_dump() | parts})
 
 
-def test_the_shipped_recipe(tmp_path: Path, kuairand_folder: Path) -> None:
-    recipe = load_recipe(kuairand_folder.parents[1] / "recipes" / "kuairand.yaml")
-    out, _ = prepare_with_both(recipe, tmp_path)
-    assert rows_of(out, "test") == 15_324
-
-
 def test_everything_at_once_on_a_part_of_the_shipped_log(tmp_path: Path, kuairand_folder: Path) -> None:
     recipe = load_recipe(kuairand_folder.parents[1] / "recipes" / "kuairand.yaml")
     log = pq.read_table(recipe.data.events)
