@@ -11,11 +11,11 @@ def shrink_ials(monkeypatch: pytest.MonkeyPatch) -> None:
     The whole search is a matter of evaluate/test_peer_tuning.py.
     """
     from twofold.evaluate import baselines, peer_tuning
-    from twofold.pipeline import best_model
+    from twofold.pipeline import best_model, served_model
 
     kinds = tuple(
         replace(kind, start={**kind.start, "dim": 16.0}, grid=kind.grid[:1]) if kind.name == "iALS" else kind
         for kind in peer_tuning.PEER_KINDS
     )
-    for module in (peer_tuning, baselines, best_model):
+    for module in (peer_tuning, baselines, best_model, served_model):
         monkeypatch.setattr(module, "PEER_KINDS", kinds)

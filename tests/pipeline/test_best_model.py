@@ -25,10 +25,11 @@ from twofold.model.multi_tower import build_towers
 from twofold.model.retriever import WEIGHTS, Blend, additions_of, item_vectors, load_model, user_vectors
 from twofold.model.weights import load_weights
 from twofold.page.run_page import read_run_page
-from twofold.pipeline import best_model
+from twofold.pipeline import best_model, served_model
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.best_model import NEIGHBORS, TOWERS, Served, ServedPeer
+from twofold.pipeline.best_model import NEIGHBORS
 from twofold.pipeline.job import Job, claim_folder, report_of
+from twofold.pipeline.served_model import TOWERS, Served, ServedPeer
 from twofold.ragged import Ragged
 from twofold.recipe.features import HistoryFeature, TimeFeature
 from twofold.run_folder import find_stage
@@ -121,7 +122,7 @@ def test_a_single_model_is_served_where_it_is_better_than_the_fitted_sum_without
 
 
 def test_neighbors_are_not_tried_where_the_window_has_too_many_likes(tmp_path, monkeypatch):
-    monkeypatch.setattr(best_model, "MAX_RANK", 4)
+    monkeypatch.setattr(served_model, "MAX_RANK", 4)
     monkeypatch.setattr(peer_tuning, "IALS_MAX_POSITIVES", 10)
     monkeypatch.setattr(best_model, "MOST_PAIRS", 1)
     recipe = best(world_recipe(partners(tmp_path / "log"), {}), epochs=1)
@@ -150,7 +151,7 @@ def test_what_is_served_is_what_was_evaluated(
     served = Served("chosen", has_towers=has_towers, peers=peers)
     monkeypatch.setattr(
         "twofold.pipeline.train.choose_served",
-        lambda *given: (served, {}, best_model.fit_served(served, given[0], given[-1])),
+        lambda *given, has_days: (served, {}, served_model.fit_served(served, given[0], given[-1])),
     )
     recipe = best(popularity_only, epochs=1, learning_rate=0.01)
     hour = TimeFeature(kind="time", part="hour")  # which no peer reads
@@ -259,7 +260,7 @@ def partners(folder, *, num_users=300, num_items=200):
 
 
 def test_pairs_of_items_that_no_vectors_hold_are_served_by_the_exact_scores_of_neighbors(tmp_path, monkeypatch):
-    monkeypatch.setattr(best_model, "MAX_RANK", 4)
+    monkeypatch.setattr(served_model, "MAX_RANK", 4)
     monkeypatch.setattr(peer_tuning, "IALS_MAX_POSITIVES", 10)  # iALS of 128 dimensions holds a few hundred pairs
     recipe = best(world_recipe(partners(tmp_path / "log"), {}), epochs=1, refit=True)
     run = twofold.run(recipe, runs=tmp_path).folder
@@ -339,7 +340,7 @@ def test_a_recipe_without_a_positive_history_is_refused(checkerboard):
 
 def test_a_low_rank_model_of_full_rank_has_the_weights():
     weights = DRAW.normal(size=(8, 8)).astype(np.float32)
-    left, right = best_model._low_rank(weights)
+    left, right = served_model._low_rank(weights)
     assert left.shape == (8, 7)
     u, s, v = np.linalg.svd(weights)
     np.testing.assert_allclose(left @ right.T, (u[:, :7] * s[:7]) @ v[:7], atol=1e-4)

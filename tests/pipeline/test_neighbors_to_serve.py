@@ -10,7 +10,8 @@ from twofold.evaluate.baseline_results import PeerChoice, PeerTuning
 from twofold.evaluate.peers import Interactions
 from twofold.item_neighbors import ItemNeighbors
 from twofold.pipeline import best_model
-from twofold.pipeline.best_model import NEIGHBORS, Served
+from twofold.pipeline.best_model import NEIGHBORS
+from twofold.pipeline.served_model import Served
 from twofold.topk import Products
 
 TUNED, QUALITY = {"shrink": 30.0}, 0.5
@@ -39,7 +40,7 @@ def test_the_better_of_two_tables_is_served_if_it_gains_beyond_its_error(of_tune
 
     monkeypatch.setattr(best_model, "_of_users", lambda window, scores, metrics: scores.queries[:, 0].astype(float))
     monkeypatch.setattr(best_model, "_best_addition", with_next_gains)
-    monkeypatch.setattr(best_model, "_fit_neighbors", lambda constants, positives: NEAR)
+    monkeypatch.setattr(best_model, "fit_neighbors", lambda constants, positives: NEAR)
     monkeypatch.setattr(best_model, "newest_positives", lambda *given: np.zeros((4, 3), np.int32))
     tuning = PeerTuning("validation", 4, ("", ""), (PeerChoice("item-kNN", TUNED, ()),), with_peers=True)
     window = SimpleNamespace(user_rows=None, query_at=None, includes_seen=False)

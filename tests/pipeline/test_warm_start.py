@@ -11,8 +11,8 @@ from twofold.evaluate import peer_tuning
 from twofold.model.retriever import WEIGHTS
 from twofold.pipeline import run as pipeline
 from twofold.pipeline import train
-from twofold.pipeline.best_model import TOWERS, Fitted, Served
 from twofold.pipeline.job import Job
+from twofold.pipeline.served_model import TOWERS, Fitted, Served
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import Stage
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("small_ials", "towers_win")
 @pytest.fixture
 def towers_win(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the towers served, whose weights would not be kept where a peer is better; only iALS is tuned."""
-    monkeypatch.setattr(train, "choose_served", lambda *given: (Served(TOWERS), {}, Fitted()))
+    monkeypatch.setattr(train, "choose_served", lambda *given, has_days: (Served(TOWERS), {}, Fitted()))
     monkeypatch.setattr(peer_tuning, "PEER_KINDS", [each for each in peer_tuning.PEER_KINDS if each.name == "iALS"])
 
 

@@ -46,6 +46,12 @@ TARGET = {"target": "LEAST(watch_s, 3)"}
             {},
             r"separate_towers_by: language .*negative_distance is not one\. Write score: ",
         ),
+        (
+            {"kind": "best", "route_users": True} | PER,
+            {"kind": "in_batch_softmax"},
+            {},
+            r"route_users: true needs kind: two_tower, because kind: best may serve .*Write kind: two_tower, or delete",
+        ),
         ({"kind": "ials"} | PER, {"kind": "bpr"}, {}, r"retriever\.ials\.separate_towers_by\s+Extra inputs"),
     ],
 )

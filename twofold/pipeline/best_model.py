@@ -2,93 +2,61 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import numpy as np
-import scipy.sparse
-from jaxtyping import Float32, Float64, Int32
-from sklearn.utils.extmath import randomized_svd
+from jaxtyping import Float64, Int32
 
 from twofold.dataset.dataset import Dataset
 from twofold.evaluate.baseline_results import PeerTuning
 from twofold.evaluate.baselines import OWN_AGAIN
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.peer_tuning import PEER_KINDS, RECENT_POPULARITY, PeerKind, climb
-from twofold.evaluate.peers import Ials, Interactions, ItemWeights
+from twofold.evaluate.peers import Interactions
 from twofold.evaluate.window import EvaluationWindow
-from twofold.item_neighbors import ItemNeighbors
-from twofold.model.fold_in import HistoryModel, ItemSums, RecencyPrior, save_factors
-from twofold.model.history_additions import HistoryAdditions, save_additions
+from twofold.model.fold_in import HistoryModel
+from twofold.model.history_additions import HistoryAdditions
 from twofold.model.multi_tower import Towers
-from twofold.model.retriever import WEIGHTS, Blend, item_vectors, newest_positives
+from twofold.model.retriever import Blend, item_vectors, newest_positives
 from twofold.pipeline.adapters import catalogue_scores
 from twofold.pipeline.fitted_sum import choices_of, fit_weights, without_idle_models
-from twofold.pipeline.sources import nearest_items
+from twofold.pipeline.served_model import (
+    ALL_DAYS,
+    KNN,
+    MOST_NEIGHBORS,
+    TOWERS,
+    Fitted,
+    Served,
+    ServedPeer,
+    as_served,
+    fit_neighbors,
+    fit_peer,
+    fit_served,
+    popularity_model,
+)
 from twofold.topk import Additions, Products, sum_additions
-from twofold.train.als import fold_in_of
 
-TOWERS: Final = "two towers"
-MAX_RANK: Final = 512
-"""Largest rank of a served item-item model. Its quality is measured after the truncation."""
 MOST_ITEMS_OF_SUMS: Final = 2**17
 """Largest catalogue for which item-item models are served: two tables of rank 512 then hold 512 MB."""
 ADDITION_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6)
 """Additions for each time that an item was met, or for a like of an item whose nearest neighbor it is, in standard
 deviations of the other scores."""
 START_ADDITION: Final = 0.4
-KNN: Final = "item-kNN"
 NEIGHBORS: Final = "item neighbors"
-MOST_NEIGHBORS: Final = 100  # of each item, in a served table
 UNDAMPED: Final = {"shrink": 0.0, "neighbors": 500.0, "activity": 1.0, "popularity": 0.5}
 """Constants of item-kNN that are tried beside the tuned ones, those of the linear filter of Shen et al. (CIKM 2021,
 GF-CF). What exact scores add to vectors of low rank lies in rare pairs, which the shrinkage that is best for item-kNN
 alone dampens: on Gowalla, its sum with iALS has 3 % less quality (docs/log.md, 30 November 2026).
 """
-MOST_PAIRS: Final = 2**26
-"""Largest number of users' likes × neighbors for which they are tried: the sums are in memory at once, up to 1 GB."""
+MOST_PAIRS: Final = 2**25
+"""Largest number of users' likes × neighbors for which they are tried: a pair took 81 bytes, so at most 2.7 GB."""
 LEAST_GAIN: Final = 0.01
 """Share of the quality that item neighbors must gain, beside a standard error: they make every request longer."""
 STD_USERS: Final = 256  # users whose scores give the standard deviation
-_ALL_DAYS: Final = 36_500
-PRIOR_DAYS: Final = (1, 3, 7, 30, 90, _ALL_DAYS)
+PRIOR_DAYS: Final = (1, 3, 7, 30, 90, ALL_DAYS)
 """Numbers of last days whose positives of an item are a model of their own in a sum of scores."""
-
-
-@dataclass(frozen=True)
-class ServedPeer:
-    """A peer that is served: its kind, its constants, those of its recency prior, and the factor of its scores."""
-
-    kind: str
-    constants: Mapping[str, float]
-    """Constants of the kind; for `RECENT_POPULARITY`, the weight of each number of days."""
-    recency: Mapping[str, float] | None = None
-    """`None` means that it has no recency prior."""
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Served:
-    """The chosen retriever: its `name` in words, and how it is made."""
-
-    name: str
-    has_towers: bool = True
-    peers: tuple[ServedPeer, ...] = ()
-    """Peers whose scores are added to those of the towers, or the one that is served alone."""
-    neighbors: Mapping[str, float] | None = None
-    """Constants of item-kNN and the `weight` of its exact scores beside all others; `None` means none."""
-    repeats: float = 0.0
-    """Addition to the score of an item for each time that the user has met it lately."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The parts of what is served that are fitted beside the towers."""
-
-    peers: tuple[HistoryModel, ...] = ()
-    added: HistoryAdditions | None = None
 
 
 _Found = tuple[float, Served, Products]
@@ -101,6 +69,8 @@ def choose_served(
     towers: Towers | Blend,
     tuning: PeerTuning | None,
     positives: Interactions,
+    *,
+    has_days: bool,
 ) -> tuple[Served, dict[str, float], Fitted]:
     """Compares the towers, the tuned peers and sums of both on `window`; returns the best, the quality of each, and the
     fitted parts of the best one.
@@ -110,79 +80,29 @@ def choose_served(
     of low rank. Where the score of the towers is an inner product, they are also compared with the fitted sum of
     towers, peers and recent popularity. With the best of these, the exact scores of item-kNN are tried, and then, where
     lists may contain items that were met before, an addition for these. `positives` are those before the window, on
-    which the peers are fitted.
+    which the peers are fitted. Without `has_days`, requests lie anywhere in the log and items have no popularity of the
+    last days that is right for all of them, so no model with it is compared.
     """
     if tuning is None:
         return Served(TOWERS), {}, Fitted()
     metrics = tuning.metrics
     scores = catalogue_scores(towers, arrays, window)
     fits = _fit_peers(tuning, positives)
-    forms = [form for kind in PEER_KINDS if kind.name in fits for form in _alone_and_with_recency(kind, tuning)]
+    forms = [form for kind in PEER_KINDS if kind.name in fits for form in _forms(kind, tuning, has_days=has_days)]
     peers = []
     for form in forms:
-        peer = catalogue_scores(_as_served(fits[form.peers[0].kind], form.peers[0]), arrays, window)
+        peer = catalogue_scores(as_served(fits[form.peers[0].kind], form.peers[0]), arrays, window)
         peers.append((_quality(window, peer, metrics), form, peer))
     found = [(_quality(window, scores, metrics), Served(TOWERS), scores), *peers]
     is_product = towers.score != "negative_distance"
     best = [max(found, key=lambda at: at[0])]
     if is_product:
-        found.append(_fitted_sum(arrays, window, scores, peers, metrics))
+        found.append(_fitted_sum(arrays, window, scores, peers, metrics, PRIOR_DAYS if has_days else ()))
         best = [_chosen(window, best[0], found[-1], metrics)]
         best += _with_additions(window, best[0], tuning, positives, arrays)
     served = max(best, key=lambda at: at[0])[1]
     qualities = {each.name: quality for quality, each, _ in [*found, *best]}
     return served, qualities, fit_served(served, arrays, positives, fits)
-
-
-def fit_served(
-    served: Served, arrays: Dataset, positives: Interactions, fits: Mapping[str, HistoryModel] | None = None
-) -> Fitted:
-    """Fits the peers that are served beside or instead of the towers, and the additions for histories.
-
-    `fits` are models of some kinds that are fitted already.
-    """
-    peers = [(fits or {}).get(each.kind) or _fit(each.kind, each.constants, positives) for each in served.peers]
-    own = tuple(_as_served(fitted, each) for fitted, each in zip(peers, served.peers, strict=True))
-    return Fitted(own, _additions_of(served, arrays, positives))
-
-
-def save_served(served: Served, fitted: Fitted, out: Path) -> None:
-    """Writes what is fitted beside the weights of the towers; a peer that is served alone takes their place."""
-    if fitted.added is not None:
-        save_additions(fitted.added, out)
-    for number, peer in enumerate(fitted.peers):
-        save_factors(peer, out, number=number)
-    if not served.has_towers:
-        for path in out.rglob(WEIGHTS):
-            path.unlink()
-
-
-def _fit(kind: str, constants: Mapping[str, float], positives: Interactions) -> HistoryModel:
-    if kind == RECENT_POPULARITY:
-        return _popularity(positives.num_items, constants)
-    match _kind_of(kind).fit(positives, constants):
-        case Ials() as peer:
-            return fold_in_of(peer.factors)
-        case ItemWeights() as peer:
-            left, right = _low_rank(peer.weights)
-            return ItemSums(right, left)
-    raise AssertionError(f"{kind} has no form that an index can serve")
-
-
-def _popularity(num_items: int, weights: Mapping[str, float]) -> ItemSums:
-    """Returns a model that reads no history: recent popularity, with the weight of each number of days."""
-    nothing = np.empty((num_items, 0), np.float32)
-    return ItemSums(nothing, nothing, RecencyPrior(tuple(weights.values()), tuple(int(days) for days in weights)))
-
-
-def _as_served(fitted: HistoryModel, served: ServedPeer) -> HistoryModel:
-    """Returns a fitted peer with its prior and its weight."""
-    prior = fitted.prior
-    if served.recency is not None:
-        prior = RecencyPrior((served.recency["weight"],), (int(served.recency["days"]),))
-    elif prior is None and isinstance(fitted, ItemSums):
-        prior = RecencyPrior((1e-6,), (_ALL_DAYS,))  # popularity decides ties of sums
-    return replace(fitted, prior=prior, weight=served.weight)
 
 
 def _fit_peers(tuning: PeerTuning, positives: Interactions) -> dict[str, HistoryModel]:
@@ -191,28 +111,36 @@ def _fit_peers(tuning: PeerTuning, positives: Interactions) -> dict[str, History
     for kind in PEER_KINDS:
         constants, is_large = tuning.constants_of(kind.name), positives.num_items > MOST_ITEMS_OF_SUMS
         if constants is not None and (kind.name == "iALS" or not is_large):
-            fits[kind.name] = _fit(kind.name, constants, positives)
+            fits[kind.name] = fit_peer(kind.name, constants, positives)
     return fits
 
 
-def _alone_and_with_recency(kind: PeerKind, tuning: PeerTuning) -> list[Served]:
+def _forms(kind: PeerKind, tuning: PeerTuning, *, has_days: bool) -> list[Served]:
+    """Returns a peer alone and, if it has the constants, with recent popularity."""
     constants, recency = (tuning.constants_of(name) for name in (kind.name, kind.name_with_recency))
     forms = [(kind.name, ServedPeer(kind.name, constants or {}))]
-    forms += [] if recency is None else [(kind.name_with_recency, replace(forms[0][1], recency=recency))]
+    forms += (
+        [] if recency is None or not has_days else [(kind.name_with_recency, replace(forms[0][1], recency=recency))]
+    )
     return [Served(name, has_towers=False, peers=(peer,)) for name, peer in forms]
 
 
 def _fitted_sum(
-    arrays: Dataset, window: EvaluationWindow, towers: Products, peers: Sequence[_Found], metrics: tuple[str, str]
+    arrays: Dataset,
+    window: EvaluationWindow,
+    towers: Products,
+    peers: Sequence[_Found],
+    metrics: tuple[str, str],
+    prior_days: Sequence[int],
 ) -> _Found:
     """Returns the sum of towers, recent popularity and the peers that gain something, with weights fitted on `window`.
 
     Fitted weights have, on halves of users, up to 28 % more quality than a search along a grid of weights for two peers
     had, which this replaces, and at worst 1 % less (docs/log.md, 30 November 2026).
     """
-    days, peers = [str(each) for each in PRIOR_DAYS], [each for each in peers if each[1].peers[0].recency is None]
+    days, peers = [str(each) for each in prior_days], [each for each in peers if each[1].peers[0].recency is None]
     everyone, at = np.ones((len(window.user_rows), 1), np.float32), int(window.query_at.min())
-    values = [item_vectors(_popularity(window.num_items, {each: 1.0}), arrays, at) for each in days]
+    values = [item_vectors(popularity_model(window.num_items, {each: 1.0}), arrays, at) for each in days]
     priors = [Products(everyone, each) for each in values]  # equal for all users, whose histories are not read
     models = [towers, *(scores for _, _, scores in peers), *priors]
     choices = choices_of(window, models)
@@ -257,7 +185,7 @@ def _with_additions(
     history = newest_positives(arrays, window.user_rows, window.query_at)
     found = []
     for constants in _neighbors_to_try(tuning, history, positives):
-        added = HistoryAdditions(history.shape[1], neighbors=_fit_neighbors(constants, positives)).of(history)
+        added = HistoryAdditions(history.shape[1], neighbors=fit_neighbors(constants, positives)).of(history)
         quality, factor, scores = _best_addition(window, best[2], added, tuning.metrics)
         if quality - best[0] < LEAST_GAIN * best[0]:
             continue
@@ -292,34 +220,12 @@ def _best_addition(
     unit = _std(scores)
 
     def with_added(factor: float) -> Products:
-        parts = [added.scaled(factor * unit)] if scores.added is None else [scores.added, added.scaled(factor * unit)]
-        return replace(scores, added=sum_additions(*parts))
+        own = added.scaled(factor * unit)
+        return replace(scores, added=own if scores.added is None else sum_additions(scores.added, own))
 
     quality = cache(lambda factor: _quality(window, with_added(factor), metrics))
     factor = climb(ADDITION_WEIGHTS, START_ADDITION, quality)
     return quality(factor), factor * unit, with_added(factor)
-
-
-def _additions_of(served: Served, arrays: Dataset, positives: Interactions) -> HistoryAdditions | None:
-    """Returns the additions of what is served, with the fitted neighbors of items, if it has any."""
-    constants = served.neighbors
-    if constants is None and not served.repeats:
-        return None
-    near = None if constants is None else _fit_neighbors(constants, positives).scaled(constants["weight"])
-    return HistoryAdditions(arrays.features.history_length("positives"), served.repeats, near)
-
-
-def _fit_neighbors(constants: Mapping[str, float], positives: Interactions) -> ItemNeighbors:
-    """Returns the most similar items of each item by item-kNN; a similarity of 1 is the mean of each item's nearest."""
-    fitted = _kind_of(KNN).fit(positives, constants)
-    assert isinstance(fitted, ItemWeights)
-    near = nearest_items(scipy.sparse.csr_matrix(fitted.weights), MOST_NEIGHBORS)
-    nearest = near.similarities[near.item_rows[:, 0] >= 0, 0]
-    return near.scaled(1 / float(nearest.mean()) if len(nearest) else 1.0)
-
-
-def _kind_of(name: str) -> PeerKind:
-    return next(kind for kind in PEER_KINDS if kind.name == name)
 
 
 def _quality(window: EvaluationWindow, scores: Products, metrics: tuple[str, str]) -> float:
@@ -338,13 +244,3 @@ def _of_users(window: EvaluationWindow, scores: Products, metrics: tuple[str, st
 def _std(scores: Products) -> float:
     some = np.linspace(0, len(scores.queries) - 1, min(len(scores.queries), STD_USERS)).astype(np.int64)
     return float(scores(some).std())
-
-
-def _low_rank(
-    weights: scipy.sparse.csr_matrix | Float32[np.ndarray, "items items"],
-) -> tuple[Float32[np.ndarray, "items dim"], Float32[np.ndarray, "items dim"]]:
-    """Returns left and right vectors whose products are nearest to the weights."""
-    rank = min(MAX_RANK, weights.shape[0] - 1)
-    left, values, right = randomized_svd(weights, rank, n_iter=2, random_state=0)  # more iterations gain nothing
-    left, right = (np.ascontiguousarray(each * np.sqrt(values), np.float32) for each in (left, right.T))
-    return left, right

@@ -33,8 +33,9 @@ from twofold.pipeline.adapters import (
     two_stages_by_share,
     window_of,
 )
-from twofold.pipeline.best_model import Served, choose_served, fit_served, save_served
+from twofold.pipeline.best_model import choose_served
 from twofold.pipeline.job import Job, selection_job
+from twofold.pipeline.served_model import TOWERS_FACTS, Served, discard_served, fit_served, save_served
 from twofold.pipeline.sources import fit_sources
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.progress import heartbeat
@@ -65,6 +66,8 @@ class _Peers:
     window: EvaluationWindow
     positives: Interactions
     tuning: PeerTuning | None
+    has_days: bool
+    """Whether the window is some days, not each user's own events."""
 
 
 def train(job: Job, dataset: Stage, selection: Stage | None = None) -> Stage:
@@ -162,7 +165,7 @@ def _tuned_peers(job: Job, arrays: Dataset, selected: Mapping[str, Any] | None, 
         tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
     if tuning is not None:
         save_tuning(tuning, out)
-    return _Peers(window, positives, tuning)
+    return _Peers(window, positives, tuning, job.recipe.prepare.bounds_ms("validation") is not None)
 
 
 def _fit_towers(
@@ -172,7 +175,7 @@ def _fit_towers(
     config = job.recipe.retriever
     assert isinstance(config, TwoTower)
     folder, setup = towers_folder(out, number), job.setup or SINGLE_PROCESS_CPU
-    done = folder / "facts.json"
+    done = folder / TOWERS_FACTS
     if done.exists():
         return dict(json.loads(done.read_text(encoding="utf-8")))
     folder.mkdir(exist_ok=True)
@@ -220,6 +223,7 @@ def _serve_best(
     config: TwoTower, arrays: Dataset, selected: Mapping[str, Any] | None, peers: _Peers, out: Path
 ) -> dict[str, Any]:
     """Writes what is served beside or instead of the towers; returns it, and the quality of all that were compared."""
+    discard_served(out)
     if selected is not None:
         served = TypeAdapter(Served).validate_python(selected["best"])
         quality = selected["quality"]
@@ -228,7 +232,9 @@ def _serve_best(
         towers = load_model(config, arrays, out)
         assert isinstance(towers, Towers | Blend)
         window = peers.window if peers.tuning is None else smaller_window(peers.window, most_scores=MOST_SCORES)
-        served, quality, fitted = choose_served(arrays, window, towers, peers.tuning, peers.positives)
+        served, quality, fitted = choose_served(
+            arrays, window, towers, peers.tuning, peers.positives, has_days=peers.has_days
+        )
     save_served(served, fitted, out)
     return {"served": served.name, "best": asdict(served), "quality": quality}
 

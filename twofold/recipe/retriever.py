@@ -122,6 +122,11 @@ class TwoTower(Section):
                 "route_users chooses among separate towers by a score of at most 1: write separate_towers_by: language "
                 "and score: {kind: cosine}, or delete route_users"
             )
+        if self.route_users and self.kind == "best":
+            raise ValueError(
+                "route_users: true needs kind: two_tower, because kind: best may serve item-kNN, EASE or iALS, which "
+                "know no routes. Write kind: two_tower, or delete route_users"
+            )
         return self
 
     @model_validator(mode="after")
