@@ -133,6 +133,50 @@ def test_what_are_no_seeds_of_one_recipe_is_refused(call, tmp_path):
     assert not page.exists()
 
 
+ENSEMBLE = {"retriever": {"kind": "two_tower", "dim": 8, "ensemble": 3}}
+RANKER = {
+    "kind": "mlp",
+    "features": {
+        "user": [{"kind": "number", "column": "age", "scale": "standard"}],
+        "item": [{"kind": "number", "column": "shine", "scale": "standard"}],
+    },
+}
+
+
+def seeds_of(folder, *parts):
+    """Two seeds of a base recipe, then the run folders of recipes with these parts, named by their place."""
+    base = [a_run(folder / f"base-{seed}", train={"seed": seed}) for seed in range(2)]
+    return [*base, *(a_run(folder / f"run-{place}", **each) for place, each in enumerate(parts))]
+
+
+def test_seeds_of_an_ensemble_that_overlap_are_refused(call, tmp_path):
+    runs = seeds_of(tmp_path / "near", ENSEMBLE | {"train": {"seed": 7}}, ENSEMBLE | {"train": {"seed": 5}})
+    code, _, err = call("compare", *runs, "--seeds", 2)
+    assert code == 2
+    assert (
+        "run-0 and run-1 are not independent seeds: retriever.ensemble is 3, so train.seed 7 trains the towers of "
+        "seeds 7 to 9, and train.seed 5 those of 5 to 7. Train the 2 runs of each recipe with train.seed 0, 3." in err
+    )
+    runs = seeds_of(tmp_path / "far", ENSEMBLE | {"train": {"seed": 8}}, ENSEMBLE | {"train": {"seed": 5}})
+    assert call("compare", *runs, "--seeds", 2)[0] == 0
+
+
+@pytest.mark.parametrize("field", ["ranker.seed", "evaluate.sampled.0.seed"])
+def test_runs_with_one_training_are_no_seeds(call, tmp_path, field):
+    def parts(seed, train):
+        draw = {"kind": "drawn", "draw": "popularity", "count": 10, "seed": seed}
+        own = {"ranker": RANKER | {"seed": seed}} if field == "ranker.seed" else {"evaluate": {"sampled": [draw]}}
+        return own | {"train": {"seed": train}}
+
+    code, _, err = call("compare", *seeds_of(tmp_path / "one", parts(0, 4), parts(1, 4)), "--seeds", 2)
+    assert code == 2
+    assert (
+        f"run-0 and run-1 are not independent seeds: both have train.seed 4, and only {field} differs. Train the 2 "
+        "runs of each recipe with train.seed 0, 1." in err
+    )
+    assert call("compare", *seeds_of(tmp_path / "two", parts(0, 4), parts(1, 5)), "--seeds", 2)[0] == 0
+
+
 @pytest.mark.slow
 def test_a_search_ends_with_the_command_that_judges_the_best(call, tmp_path):
     pytest.importorskip("optuna")

@@ -98,7 +98,12 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders; the others are compared with the first.")],
     html: Annotated[Path | None, typer.Option("--html", help="Write a page, such as compared.html, too.")] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Number of runs of each recipe, each with its own train.seed.")
+        int | None,
+        typer.Option(
+            "--seeds",
+            min=1,
+            help="Number of runs of each recipe, each with its own train.seed; with an ensemble of E, seeds 0, E, 2E.",
+        ),
     ] = None,
 ) -> None:
     """Compare runs on one test window: metrics with intervals of the differences, and what differs in the recipes.

@@ -1,6 +1,7 @@
 """Comparison of two runs, paired over users; runs with different evaluation setups are refused."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -27,6 +28,8 @@ from twofold.evaluate.significance import (
 from twofold.evaluate.slices import evaluate_slices
 from twofold.recipe.diff import recipe_differences
 from twofold.recipe.load import load_recipe
+from twofold.recipe.retriever import TwoTower
+from twofold.recipe.schema import Recipe
 from twofold.render.numbers import plural
 from twofold.run_folder import open_stage
 
@@ -35,6 +38,8 @@ _FIELDS_OF_EVALUATION: Final = (
     *("prepare.sample", "prepare.new_items", "index.include_seen", "index.where"),
 )
 """Fields of a recipe that decide which users and items are evaluated."""
+_SEED: Final = re.compile(r"(train|ranker)\.seed|evaluate\.sampled\.\d+\.seed")
+"""Fields in which runs of one recipe may differ."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ def compare_runs(run: Path, base: Path) -> Comparison:
 def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedComparison, ...]:
     """Compares several recipes over `seeds` runs each, sorted by recipe; the first recipe is the base.
 
-    RequestError if the number of runs does not fit, if runs of a recipe differ in more than seeds, or if the evaluation
-    setups are not equal.
+    RequestError if the number of runs does not fit, if runs of a recipe differ in more than seeds or share a trained
+    model, or if the evaluation setups are not equal.
     """
     if len(folders) % seeds or len(folders) < 2 * seeds:
         raise RequestError(
@@ -160,17 +165,45 @@ def _claims(
 
 
 def _check_seeds(folders: Sequence[Path]) -> None:
-    """Raises RequestError unless these runs' recipes differ in their seeds and in nothing else."""
+    """Raises RequestError unless these runs' recipes differ in nothing but seeds, and no two share a trained model."""
     recipes = [load_recipe(folder / "recipe.yaml") for folder in folders]
     for one, other in combinations(range(len(folders)), 2):
         fields = [difference.field for difference in recipe_differences(recipes[one], recipes[other])]
-        more = [field for field in fields if not field.endswith("seed")]
+        more = [field for field in fields if not _SEED.fullmatch(field)]
         if more or not fields:
             what = f"they differ in {', '.join(more)}" if more else "their recipes are equal"
             raise RequestError(
                 f"{folders[one].name} and {folders[other].name} are not two seeds of one recipe: {what}. List the runs "
                 f"recipe by recipe, each run with a different train.seed."
             )
+        shared = _shared_seeds(recipes[one], recipes[other], fields)
+        if shared:
+            apart = _num_seeds(recipes[one])
+            raise RequestError(
+                f"{folders[one].name} and {folders[other].name} are not independent seeds: {shared}. Train the "
+                f"{plural(len(folders), 'run')} of each recipe with train.seed "
+                f"{', '.join(str(apart * place) for place in range(len(folders)))}."
+            )
+
+
+def _shared_seeds(one: Recipe, other: Recipe, fields: Sequence[str]) -> str:
+    """Returns in words why two seeds of a recipe share trained towers; empty if they share none."""
+    count, seeds = _num_seeds(one), [one.train.seed, other.train.seed]
+    if abs(seeds[0] - seeds[1]) >= count:
+        return ""
+    if seeds[0] == seeds[1]:
+        differs = "differs" if len(fields) == 1 else "differ"
+        return f"both have train.seed {seeds[0]}, and only {' and '.join(fields)} {differs}"
+    first, second = (f"{seed} to {seed + count - 1}" for seed in seeds)
+    return (
+        f"retriever.ensemble is {count}, so train.seed {seeds[0]} trains the towers of seeds {first}, and train.seed "
+        f"{seeds[1]} those of {second}"
+    )
+
+
+def _num_seeds(recipe: Recipe) -> int:
+    """Returns the number of consecutive seeds from `train.seed` on that a run trains with."""
+    return recipe.retriever.ensemble if isinstance(recipe.retriever, TwoTower) else 1
 
 
 def check_comparable(run: Path, base: Path) -> EvaluationSetup:
