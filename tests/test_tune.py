@@ -170,6 +170,14 @@ def test_a_choice_may_be_a_mapping_and_one_that_does_not_fit_the_others_ends_its
             r"prepare\.positive cannot be searched over.*features, retriever, train",
         ),
         (
+            {"train.best_epoch_by": {"choices": ["recall", "auc"]}},
+            r"train\.best_epoch_by cannot be searched over: its values are different metrics\. Write one of them",
+        ),
+        (
+            {"retriever.ensemble": {"choices": [1, 2]}},
+            r"retriever\.ensemble cannot be searched over: trials are compared by one pair of towers, not by what is",
+        ),
+        (
             {"retriever": {"choices": [1, 2]}, "retriever.dim": {"low": 1, "high": 2}},
             r"retriever\.dim is a part of retriever",
         ),

@@ -1,5 +1,7 @@
 """The catalogue ranking equals a sorted list; who is skipped, and which windows are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,9 @@ def test_users_with_nothing_to_find_are_skipped_and_counted():
     assert per_user.evaluated == 1
     assert per_user.skipped == {"no positive on an item not seen before": 2}
     assert np.isnan(per_user.values["catalogue/recall@1"]).tolist() == [False, True, True]
+    again = evaluate_catalogue(replace(judged, includes_seen=True), scorer(np.ones((3, 3), np.float32)))
+    assert again.skipped == {"no positive": 2}
+    assert replace(judged, includes_seen=True).excluded == "nothing; seen items stay"
     assert per_user.mean("catalogue/recall@1") == per_user.values["catalogue/recall@1"][0]
 
 

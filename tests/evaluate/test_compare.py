@@ -68,6 +68,16 @@ def test_what_is_saved_is_what_was_judged(tmp_path, shuffled):
     np.testing.assert_array_equal(recall, slice_recall(judged.catalogue.ranks, window.relevant, halves, k=5)[order])
 
 
+def test_a_column_named_as_the_ranks_are_takes_no_place_of_theirs(tmp_path):
+    window, halves, judged = judged_world()
+    users, items = vocabulary(list(range(150))), vocabulary(list(range(window.num_items)))
+    save_values(judged, window, tmp_path, users=users, items=items, slicings=(replace(halves, name="rank"),))
+    found = load_values(tmp_path)
+    (kept,) = found.slicings
+    assert (kept.name, kept.names) == ("rank", ("even", "odd"))
+    assert sorted(found.ranks.tolist()) == sorted(judged.catalogue.ranks.tolist())
+
+
 def test_a_run_is_compared_with_its_base_on_the_same_users(tmp_path):
     run, judged, _, _ = judged_run(tmp_path / "new")
     base, worse, _, _ = judged_run(tmp_path / "old", noise=3.0, shuffled=False)

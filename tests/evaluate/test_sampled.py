@@ -131,11 +131,15 @@ def test_a_file_without_lists_of_items_is_no_file_of_negatives(columns):
 
 def test_what_a_positive_is_judged_among_in_words():
     items = np.zeros((1, 100), np.int64)
-    assert Negatives("popularity", 3, items).description() == (
+    assert Negatives("popularity", 3, items).description(includes_seen=False) == (
         "itself and 100 other items unseen by its user, drawn by popularity without replacement, seed 3"
     )
-    assert "drawn uniformly" in Negatives("uniform", 0, items).description()
-    assert Negatives("published", None, items).description() == "itself and the 100 items published for its user"
+    assert "100 other items, drawn" in Negatives("popularity", 3, items).description(includes_seen=True)
+    assert "drawn uniformly" in Negatives("uniform", 0, items).description(includes_seen=False)
+    assert (
+        Negatives("published", None, items).description(includes_seen=False)
+        == "itself and the 100 items published for its user"
+    )
 
 
 def test_negatives_of_another_split_are_refused():

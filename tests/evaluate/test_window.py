@@ -141,6 +141,11 @@ def test_slices_of_users_and_items_are_those_of_the_log(tmp_path):
     assert found["item popularity"][1] == "cold: no training event"
     assert (found["city"][1], found["city"][2]) == ("a", "b")
     assert "tags" not in found
+    assert "user.city" not in found
+    speaks = pa.table({"user_id": [1, 2, 8], "language": ["hi", "bn", "bn"]})
+    of_items, of_users = slicings_of(arrays, window, tables=[tables[1], speaks], columns=["language"])[-2:]
+    assert (of_items.name, of_users.name) == ("language", "user.language")
+    assert dict(zip(users, groups(of_users), strict=True)) == {1: "hi", 2: "bn"}
     languages = slicings_of(arrays, window, tables=tables, columns=["language"])[-1]
     items = [arrays.items.ids[int(row)].as_py() for row in window.relevant.values]
     known = {"100": None, "10": "hi", "11": "en"}

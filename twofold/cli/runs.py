@@ -157,7 +157,8 @@ def tune(
 
     loaded = load_recipe(recipe, overrides=settings)
     search = Search(recipe, tuple(settings), runs / (name or f"{loaded.name}.tune"))
-    metric = "recall" if loaded.tune is None or loaded.tune.goal == "recall" else "expected seconds"
+    epochs_by = "AUC on shown items" if loaded.train.best_epoch_by == "auc" else "recall"
+    metric = epochs_by if loaded.tune is None or loaded.tune.goal == "recall" else "expected seconds"
 
     def print_trial(trial: Trial) -> None:
         result = trial.reason if trial.value is None else format_decimal(trial.value)

@@ -51,7 +51,7 @@ def evaluate_catalogue(
     return PerUser(
         {f"catalogue/{name}": value for name, value in values.items()},
         evaluated=len(num_relevant) - without,
-        skipped={"no positive on an item not seen before": without},
+        skipped={window.why_skipped: without},
         absent=absent,
         ranks=ranks,
     )

@@ -261,7 +261,7 @@ def _catalogue_section(evaluation: _Evaluation) -> Section:
     return Section(
         protocol="catalogue",
         candidates="every item of the catalogue, cold ones included, ranked in full and exactly",
-        excluded="items that the user saw in any event before the request",
+        excluded=evaluation.window.excluded,
         num_items=evaluation.window.num_items,
         users_judged=evaluation.catalogue[MODEL].evaluated,
         users_skipped=evaluation.catalogue[MODEL].skipped,
@@ -321,7 +321,7 @@ def _sampled_section(evaluation: _Evaluation, negatives: Negatives) -> SampledSe
         draw=negatives.draw,
         count=negatives.items.shape[1],
         seed=negatives.seed,
-        candidates=negatives.description(),
+        candidates=negatives.description(includes_seen=evaluation.window.includes_seen),
         users_judged=rows[MODEL].evaluated,
         users_skipped=rows[MODEL].skipped,
         rows=rows_of(rows),
@@ -344,4 +344,4 @@ def _batch_section(evaluation: _Evaluation, *, batch_size: int) -> BatchSection:
 def _new_item_section(evaluation: _Evaluation) -> NewItemSection | None:
     is_new, k = evaluation.options.is_new, primary_k(evaluation.window.num_items)
     ranks = {name: each.ranks for name, each in evaluation.catalogue.items() if each.ranks is not None}
-    return None if is_new is None else evaluate_new_items(ranks, evaluation.window.relevant, is_new, k=k)
+    return None if is_new is None else evaluate_new_items(ranks, evaluation.window, is_new, k=k)

@@ -130,7 +130,7 @@ def _hit_rates(
         for k in ks
     }
     evaluated = int((relevant.sizes > 0).sum())
-    return PerUser(values, evaluated, {"no positive on an item not seen before": len(sizes) - evaluated})
+    return PerUser(values, evaluated, {window.why_skipped: len(sizes) - evaluated})
 
 
 def _draw_batches(item: Int64[np.ndarray, "pairs"], size: int, *, seed: int, num_items: int) -> _Batches:

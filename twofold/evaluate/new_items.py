@@ -13,7 +13,6 @@ from jaxtyping import Bool, Int64
 from twofold.dataset.dataset import Dataset
 from twofold.evaluate.significance import Estimate, estimates_of
 from twofold.evaluate.window import EvaluationWindow
-from twofold.ragged import Ragged
 from twofold.render.numbers import format_decimal, format_interval, plural
 
 
@@ -40,20 +39,30 @@ class NewItemSection:
 
 
 def find_new_items(dataset: Dataset, window: EvaluationWindow) -> Bool[np.ndarray, "items"]:
-    """Returns flags of the items without a training example and without an event before the window's first request."""
-    is_new = window.is_cold.copy()
-    before = np.asarray(dataset.events.at) < window.query_at.min()
-    is_new[np.asarray(dataset.events.item_rows)[before]] = False
+    """Returns flags of the items without a training example and without an event that is known in the window.
+
+    Known are events of the window's users before their request, and events of others before the first request.
+    """
+    is_new, events = window.is_cold.copy(), dataset.events
+    until = np.full(len(dataset.users), window.query_at.min())
+    until[window.user_rows] = window.query_at  # with `last_n`, after events that others learn from
+    known = np.asarray(events.at) < np.repeat(until, np.diff(events.offsets))
+    is_new[np.asarray(events.item_rows)[known]] = False
     return is_new
 
 
 def evaluate_new_items(
-    ranks: Mapping[str, Int64[np.ndarray, "pairs"]], relevant: Ragged, is_new: Bool[np.ndarray, "items"], *, k: int
+    ranks: Mapping[str, Int64[np.ndarray, "pairs"]],
+    window: EvaluationWindow,
+    is_new: Bool[np.ndarray, "items"],
+    *,
+    k: int,
 ) -> NewItemSection | None:
     """Returns the recall of every row on the pairs with a new item; `None` means there is no such pair.
 
     `ranks` are the catalogue ranks of the relevant pairs by name of the row, 0 for a pair that was not found.
     """
+    relevant = window.relevant
     of_new = is_new[relevant.values]
     if not of_new.any():
         return None
@@ -64,7 +73,8 @@ def evaluate_new_items(
     }
     rows = tuple(NewItemRow(name, estimate) for name, estimate in estimates_of(recall).items())
     items, pairs = int(is_new.sum()), int(of_new.sum())
-    sentence = _sentence(rows, k=k, items=items, pairs=pairs, chance=k / len(is_new))
+    chance = float(np.minimum(1, k / (window.num_items - window.seen.sizes[users])).mean())
+    sentence = _sentence(rows, k=k, items=items, pairs=pairs, chance=chance)
     return NewItemSection(k, items, pairs, len(users), rows, sentence)
 
 

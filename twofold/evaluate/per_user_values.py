@@ -27,6 +27,8 @@ from twofold.run_folder import atomic_file
 USERS_FILE: Final = "users.parquet"
 PAIRS_FILE: Final = "pairs.parquet"
 ROWS_FILE: Final = "rows.parquet"
+GROUP: Final = "group: "
+"""Begins the names of columns of groups, so that a column of the log's own name cannot take the place of another."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def save_values(
     }
     for slicing in slicings:
         group = pa.array(slicing.group.astype(np.int32), mask=slicing.group < 0)
-        columns[slicing.name] = pa.DictionaryArray.from_arrays(group, pa.array(slicing.names, pa.string()))
+        columns[GROUP + slicing.name] = pa.DictionaryArray.from_arrays(group, pa.array(slicing.names, pa.string()))
     pairs = pa.table(columns).sort_by([("user_id", "ascending"), ("item_id", "ascending")])
     with atomic_file(folder / PAIRS_FILE) as partial:
         pq.write_table(pairs, partial, compression="zstd")
@@ -126,7 +128,7 @@ def load_values(folder: Path) -> PerUserValues:
     for name in pairs.column_names[3:]:
         coded = pairs[name].combine_chunks()
         group = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        slicings.append(Slicing(name, group, tuple(coded.dictionary.to_pylist())))
+        slicings.append(Slicing(name.removeprefix(GROUP), group, tuple(coded.dictionary.to_pylist())))
     return PerUserValues(
         ids,
         {name: np.asarray(users[name]) for name in users.column_names[1:]},

@@ -39,13 +39,14 @@ class Negatives:
     """Seed of the draw; `None` means that the negatives are published."""
     items: Int64[np.ndarray, "pairs _"]
 
-    def description(self) -> str:
+    def description(self, *, includes_seen: bool) -> str:
         """Returns a description of the items among which a positive is ranked."""
         count = self.items.shape[1]
         if self.draw == "published":
             return f"itself and the {count} items published for its user"
         how = "by popularity" if self.draw == "popularity" else "uniformly"
-        return f"itself and {count} other items unseen by its user, drawn {how} without replacement, seed {self.seed}"
+        others = "other items" if includes_seen else "other items unseen by its user"
+        return f"itself and {count} {others}, drawn {how} without replacement, seed {self.seed}"
 
 
 def negatives_of(
@@ -188,4 +189,4 @@ def evaluate_sampled(
         if name.startswith(("hit_rate", "ndcg", "mrr"))
     }
     evaluated = int((relevant.sizes > 0).sum())
-    return PerUser(values, evaluated, {"no positive on an item not seen before": len(num_relevant) - evaluated})
+    return PerUser(values, evaluated, {window.why_skipped: len(num_relevant) - evaluated})

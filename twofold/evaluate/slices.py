@@ -1,7 +1,7 @@
 """Slices: recall over groups of users and of items."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -106,8 +106,9 @@ def slicings_of(
     """Groups relevant pairs by the user's activity, by the item's popularity, age and length, and by columns of both.
 
     `columns` count if they have 2 to 12 values; `declared` ones always, the rarest of more than 12 values as one group.
-    `tables` contain user_id or item_id and the columns, rows in any order. Users without an event before the request
-    and items without a training event are groups of their own: the cold ones.
+    `tables` contain user_id or item_id and the columns, rows in any order. Where users and items have a column of the
+    same name, such as language, the users' is named user.language. Users without an event before the request and items
+    without a training event are groups of their own: the cold ones.
     """
     items, users = window.relevant.values, window.relevant.lines
     num_seen = window.seen.sizes[users]
@@ -126,6 +127,8 @@ def slicings_of(
             is_items = "item_id" in table.column_names
             ids, rows = (dataset.items, items) if is_items else (dataset.users, window.user_rows[users])
             of_pairs = _by_column(table, column, ids, rows=rows, key="item_id" if is_items else "user_id")
+            if not is_items and sum(column in each.column_names for each in tables) > 1:
+                of_pairs = [replace(each, name=f"user.{column}") for each in of_pairs]
             slicings += [each for each in of_pairs if len(each.names) <= _MAX_GROUPS or column in declared]
     return tuple(_limit_groups(each) for each in slicings)
 

@@ -54,6 +54,20 @@ class EvaluationWindow:
     includes_seen: bool = False
     """Whether items are recommended that the user has already seen."""
 
+    @property
+    def excluded(self) -> str:
+        """The items that are not ranked for a user, in words."""
+        return (
+            "nothing; seen items stay"
+            if self.includes_seen
+            else "items that the user saw in any event before the request"
+        )
+
+    @property
+    def why_skipped(self) -> str:
+        """The reason why a user without a relevant item is not evaluated, in words."""
+        return "no positive" if self.includes_seen else "no positive on an item not seen before"
+
     def __post_init__(self) -> None:
         users = len(self.user_rows)
         if users == 0:

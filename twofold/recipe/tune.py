@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,16 @@ from twofold.recipe.section import Section
 
 SEARCHED: Final = ("features", "retriever", "train")
 """Sections that may be searched over. A change of any other section changes the task, so trials would not compare."""
+NOT_COMPARED: Final = MappingProxyType(
+    {
+        "train.best_epoch_by": "its values are different metrics. Write one of them in train.best_epoch_by",
+        **dict.fromkeys(
+            ("retriever.kind", "retriever.ensemble"),
+            "trials are compared by one pair of towers, not by what is served. Compare runs with `twofold compare`",
+        ),
+    }
+)
+"""Fields of these sections of which the values of trials say nothing, and why."""
 FORMULA: Final = "ranker.formula"
 """Field that is searched for watch time. A change of any other field changes the predictions that trials are compared
 by."""
@@ -51,7 +62,8 @@ class Tune(Section):
     """
 
     goal: Literal["recall", "watch_time"] = "recall"
-    """Metric that trials are compared by. `recall`: recall@k of the catalogue. `watch_time`: the expected watch time of
+    """Metric that trials are compared by. `recall`: that of the best epoch of the towers, which is recall@k of the
+    catalogue, or AUC on shown items with `train.best_epoch_by: auc`. `watch_time`: the expected watch time of
     the first items of each list, in seconds, by a head of the ranker for a quantile of watch time; all trials share one
     training and differ in `ranker.formula` alone.
     """
@@ -77,6 +89,8 @@ class Tune(Section):
                     f"ranges: {field} cannot be searched over: trials that differ in it do not compare. "
                     f"Only fields can be that are below {', '.join(SEARCHED)}"
                 )
+            if field in NOT_COMPARED:
+                raise ValueError(f"ranges: {field} cannot be searched over: {NOT_COMPARED[field]}")
         nested = [(one, other) for one in self.ranges for other in self.ranges if other.startswith(f"{one}.")]
         if nested:
             raise ValueError(f"ranges: {nested[0][1]} is a part of {nested[0][0]}, which has a range too. Delete one")
