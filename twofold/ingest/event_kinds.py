@@ -9,7 +9,8 @@ from twofold.ingest.column_names import EVENT, LIKED, name_set, normalized_name
 from twofold.ingest.table_profile import Column, printable, rule_name
 from twofold.recipe.messages import did_you_mean
 
-_MOST_KINDS: Final = 20
+MOST_KINDS: Final = 20
+"""Number of values above which a column of texts holds no kinds of event."""
 
 
 # Kinds by the interest that they show, each group with its weight in training.
@@ -83,7 +84,7 @@ def find_kinds(columns: Sequence[Column], weights: Mapping[str, float]) -> tuple
     """
     for column in columns:
         written, kinds = rule_name(column.name), [kind for kind in column.most_frequent if kind.isprintable()]
-        if column.kind != "text" or written is None or not 2 <= column.distinct <= _MOST_KINDS:
+        if column.kind != "text" or written is None or not 2 <= column.distinct <= MOST_KINDS:
             continue
         by_weight = {kind: weight for weight, names in _WEIGHTS for kind in kinds if normalized_name(kind) in names}
         rejected = tuple(kind for kind in kinds if normalized_name(kind) in _REJECTED)

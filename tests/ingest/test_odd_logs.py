@@ -1,0 +1,57 @@
+"""Logs with odd values, as `twofold recipe new` drafts them: read as they are meant, or refused with what to write."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from tests.ingest.test_inspect_log import drafted
+from twofold.ingest.column_roles import GivenColumns
+from twofold.ingest.event_kinds import parse_weights
+from twofold.ingest.inspect_log import profile_log
+from twofold.recipe.schema import Recipe
+
+FIRST = datetime(2024, 3, 1)  # noqa: DTZ001
+ROWS = 600
+
+Row = Callable[[int, int, datetime, int], str]
+
+
+def log(path: Path, head: str, row: Row) -> Path:
+    """Writes 20 days of events: user, item, time and number of the row become a line."""
+    moments = (FIRST + timedelta(minutes=48 * number) for number in range(ROWS))
+    lines = (row(number * 7 % 40, number * 11 % 30, at, number) for number, at in enumerate(moments))
+    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def draft(path: Path) -> Recipe:
+    return drafted(profile_log(path), path.parent)
+
+
+# --- many kinds of event ----------------------------------------------------------------------------------------------
+
+RARE = ["scroll", "search", "hover", "resize", "zoom", "addtocart", "purchase"]
+
+
+def shop(path: Path) -> Path:
+    """Writes a log whose purchases are the rarest of nine kinds of event."""
+
+    def kind(number: int) -> str:
+        rank = number % 60
+        return RARE[min(rank // 3, 6)] if rank < 19 else ("view", "click")[rank % 2]
+
+    return log(path, "user_id,item_id,ts,event", lambda user, item, at, number: f"{user},{item},{at},{kind(number)}")
+
+
+def test_the_rarest_of_nine_kinds_of_event_train_with_the_highest_weight(tmp_path: Path) -> None:
+    prepare = draft(shop(tmp_path / "shop.csv")).prepare
+    assert prepare.positive == "event IN ('purchase', 'addtocart', 'click', 'view')"
+    assert prepare.weight == "CASE WHEN event = 'purchase' THEN 10 WHEN event = 'addtocart' THEN 4 ELSE 1 END"
+
+
+def test_a_weight_may_name_a_rare_kind_of_event(tmp_path: Path) -> None:
+    columns = GivenColumns(weights=parse_weights("view=1,addtocart=4,purchase=10"))
+    kinds = profile_log(shop(tmp_path / "shop.csv"), given_columns=columns).roles.signals.kinds
+    assert kinds is not None
+    assert kinds.weights == {"purchase": 10, "addtocart": 4, "view": 1}
+    assert set(kinds.unknown) == {"click", *RARE[:5]}
