@@ -180,7 +180,7 @@ def _convert(layout: Layout, files: Files, partial: Path) -> dict[str, int]:
         for name, source in layout.files.items():
             paths = [path.resolve() for path in files[name]]
             is_parquet = paths[0].suffix == ".parquet"
-            scan = scan_sql(paths, "parquet") if is_parquet else scan_sql(paths, "csv", csv_options=source.csv_options)
+            scan = scan_sql(paths, "parquet") if is_parquet else scan_sql(paths, "csv", text_options=source.csv_options)
             connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {scan}")
         for table, sql in layout.tables.items():
             # Ordered by all columns, so that equal files give equal bytes; events by time first, to read single days.

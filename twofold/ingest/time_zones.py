@@ -28,7 +28,7 @@ def guess_time_zone(events: SourceTable, column: str) -> tuple[str, str]:
     Only texts have offsets: those of a CSV file, and text columns. Timestamps of Parquet are in UTC.
     """
     if events.kind == "csv":
-        scan = scan_sql(events.files, "csv", has_partitions=bool(events.partitions), csv_options="all_varchar = true")
+        scan = scan_sql(events.files, "csv", has_partitions=bool(events.partitions), text_options="all_varchar = true")
     elif events.own.get(column) == "VARCHAR":
         scan = events.files_sql
     else:

@@ -72,8 +72,8 @@ def quote_text(value: str | Path) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def scan_sql(files: Sequence[Path], kind: FileKind, *, has_partitions: bool = False, csv_options: str = "") -> str:
-    """Returns the FROM clause that reads files of one kind as one table, CSV with these options.
+def scan_sql(files: Sequence[Path], kind: FileKind, *, has_partitions: bool = False, text_options: str = "") -> str:
+    """Returns the FROM clause that reads files of one kind as one table, CSV and JSON with these options.
 
     With `has_partitions`, folders named `column=value` give columns of text.
     """
@@ -81,7 +81,7 @@ def scan_sql(files: Sequence[Path], kind: FileKind, *, has_partitions: bool = Fa
     # other engines guess other types.
     options = ["hive_partitioning = true", "hive_types_autocast = false"]
     options = options if has_partitions else ["hive_partitioning = false"]
-    return f"read_{kind}({', '.join([_list_sql(files), *options, *([csv_options] if csv_options else [])])})"
+    return f"read_{kind}({', '.join([_list_sql(files), *options, *([text_options] if text_options else [])])})"
 
 
 def first_line(error: duckdb.Error) -> str:

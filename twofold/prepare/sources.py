@@ -53,7 +53,7 @@ class SourceTable:
     projection: Mapping[str, tuple[str, str]]
     fractions: Mapping[str, str] = field(default_factory=dict)
     partitions: tuple[str, ...] = ()
-    csv_options: str = ""
+    text_options: str = ""
     grouped_by: str | None = None
     """Key of a table of attributes that is read from the events: one row per key, with the largest value of each
     column. `None` means that the rows are those of the files."""
@@ -70,7 +70,7 @@ class SourceTable:
         """FROM clause for the files as DuckDB reads them."""
         if self.copy is not None:
             return self.copy
-        return scan_sql(self.files, self.kind, has_partitions=bool(self.partitions), csv_options=self.csv_options)
+        return scan_sql(self.files, self.kind, has_partitions=bool(self.partitions), text_options=self.text_options)
 
     def select_sql(self, origin: str | None = None) -> str:
         """Returns the SELECT from the files as DuckDB reads them, or from `origin`, an engine's view or table."""
@@ -210,7 +210,7 @@ def _table(data: Table, found: TableFiles, needed: Mapping[str, str]) -> SourceT
                 f"{_named(files)}: {name} is {type_}; a column of that name is seconds as a number. Convert it, or "
                 f"give it another name, as data.columns: {{{name}_of_log: {named[name]}}}."
             )
-    return SourceTable(files, found.kind, own, projection, fractions, found.partitions, found.csv_options)
+    return SourceTable(files, found.kind, own, projection, fractions, found.partitions, found.text_options)
 
 
 def _attributes(table: SourceTable, key: str, listed: tuple[str, ...], *, field: str) -> SourceTable:

@@ -32,6 +32,8 @@ _KINDS: Final[Mapping[str, FileKind]] = {
 }
 _DELIMITED: Final = (".dat", ".data", ".inter", ".tab", ".txt")  # usual endings of delimited text with no fixed meaning
 _NAME_FILES: Final = "Name a file, or a folder of files."
+# Other times stay text: DuckDB would read 03-01-2024 as 3 January, whatever the other days are.
+_JSON_OPTIONS: Final = "dateformat = '%Y-%m-%d', timestampformat = '%Y-%m-%d %H:%M:%S'"
 _MAX_DEPTH: Final = 8  # of folders `column=value`; a link to a folder above would have no end
 # DuckDB reads a path with one of these as a pattern, which may stand for other files.
 _PATTERN: Final = re.compile(r"[*?\[]")
@@ -49,12 +51,12 @@ class TableFiles:
     kind: FileKind
     partitions: tuple[str, ...]
     columns: Mapping[str, str]
-    csv_options: str = ""
+    text_options: str = ""
 
     @property
     def scan(self) -> str:
         """FROM clause that reads the files as one table."""
-        return scan_sql(self.paths, self.kind, has_partitions=bool(self.partitions), csv_options=self.csv_options)
+        return scan_sql(self.paths, self.kind, has_partitions=bool(self.partitions), text_options=self.text_options)
 
 
 def table_files(path: Path, field: str, *, has_decimal_comma: bool = False) -> TableFiles:
@@ -89,14 +91,16 @@ class _Scan:
     states: tuple[FileState, ...]
     kind: FileKind
     partitions: tuple[str, ...]
-    csv_options: str
+    text_options: str
 
 
 def _scan_of(path: Path, field: str, *, has_decimal_comma: bool) -> _Scan:
     paths = _paths(path, field)
     kind, partitions = _common_kind(path, paths, field), _common_partitions(path, paths, field)
-    csv_options = "decimal_separator = ','" if has_decimal_comma and kind == "csv" else ""
-    return _Scan(paths, file_states(paths), kind, partitions, csv_options)
+    text_options = _JSON_OPTIONS if kind == "json" else ""
+    if has_decimal_comma and kind == "csv":
+        text_options = "decimal_separator = ','"
+    return _Scan(paths, file_states(paths), kind, partitions, text_options)
 
 
 def file_states(paths: Iterable[Path]) -> tuple[FileState, ...]:
@@ -127,7 +131,7 @@ def _table_of(path: Path, field: str, scan: _Scan, headers: Mapping[Path, dict[s
                 f"All files of a folder need the same names and types."
             )
     columns = _without_parents(own, path, scan.partitions, scan.paths)
-    return TableFiles(tuple(described), scan.kind, scan.partitions, columns, scan.csv_options)
+    return TableFiles(tuple(described), scan.kind, scan.partitions, columns, scan.text_options)
 
 
 def require_file(path: Path, field: str) -> None:
@@ -232,7 +236,7 @@ def _without_parents(
 
 def _columns(connection: duckdb.DuckDBPyConnection, path: Path, scan: _Scan) -> dict[str, str]:
     """Returns name → SQL type; nothing if the file has no rows."""
-    rows = scan_sql((path,), scan.kind, has_partitions=bool(scan.partitions), csv_options=scan.csv_options)
+    rows = scan_sql((path,), scan.kind, has_partitions=bool(scan.partitions), text_options=scan.text_options)
     try:
         columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()}
         return columns if connection.execute(f"SELECT 1 FROM {rows} LIMIT 1").fetchall() else {}
