@@ -55,3 +55,37 @@ def test_a_weight_may_name_a_rare_kind_of_event(tmp_path: Path) -> None:
     assert kinds is not None
     assert kinds.weights == {"purchase": 10, "addtocart": 4, "view": 1}
     assert set(kinds.unknown) == {"click", *RARE[:5]}
+
+
+# --- decimal commas ---------------------------------------------------------------------------------------------------
+
+STARS = ["1", "2,5", "3", "4", "4,5", "5"]
+
+
+def test_half_stars_with_a_decimal_comma_are_ratings(tmp_path: Path) -> None:
+    rated = log(
+        tmp_path / "stars.csv",
+        "user_id;item_id;ts;rating",
+        lambda user, item, at, number: f"{user};{item};{at};{STARS[number % 6]}",
+    )
+    recipe = draft(rated)
+    assert (recipe.data.decimal_comma, recipe.prepare.positive) == (("events",), "rating >= 4")
+
+
+def test_one_or_two_tags_between_commas_are_no_numbers(tmp_path: Path) -> None:
+    tagged = log(
+        tmp_path / "tagged.csv",
+        "user_id,item_id,ts,tags",
+        lambda user, item, at, number: f'{user},{item},{at},"{STARS[number % 6]}"',
+    )
+    assert draft(tagged).data.decimal_comma == ()
+
+
+def test_a_decimal_comma_that_would_make_text_of_other_numbers_is_not_read(tmp_path: Path) -> None:
+    mixed = log(
+        tmp_path / "mixed.csv",
+        "user_id;item_id;ts;tags;price",
+        lambda user, item, at, number: f"{user};{item};{at};{STARS[number % 6]};{number % 7}.25",
+    )
+    recipe = draft(mixed)
+    assert (recipe.data.decimal_comma, recipe.prepare.positive) == ((), "TRUE")

@@ -27,6 +27,7 @@ _MOST_TEXTS: Final = MOST_KINDS + 1
 SEPARATORS: Final = ("|", ";", ">", ",")
 """Separators of the values of a text, from the clearest to the one that sentences have as well."""
 _DECIMAL_COMMA: Final = r"[+-]?\d+,\d+"
+_WHOLE: Final = r"[+-]?\d+"
 _SPLIT_ROWS: Final = 50_000  # rows of a text column whose parts are counted
 _MOST_COPIED: Final = 2**28  # bytes of a file of text
 _DATED_TEXTS: Final = 10_000  # values of a text column that are read as times, in some forty formats: 20 µs each
@@ -39,12 +40,30 @@ def look_at_table(path: Path, *, field: str) -> TableProfile:
     """
     files = table_files(path, field)
     columns, rows = _look(files)
-    is_csv = files.kind == "csv"
-    has_decimal_comma = is_csv and any(column.kind == "text" and column.commas >= 0.99 for column in columns)
-    if has_decimal_comma:
-        files = table_files(path, field, has_decimal_comma=True)
-        columns, rows = _look(files)
-    return TableProfile(path, rows, columns, has_decimal_comma=has_decimal_comma)
+    if files.kind == "csv" and _may_have_decimal_commas(files, columns):
+        others = table_files(path, field, has_decimal_comma=True)
+        found, _ = _look(others)
+        if _numbers(found) > _numbers(columns):
+            return TableProfile(path, rows, found, has_decimal_comma=True)
+    return TableProfile(path, rows, columns)
+
+
+def _may_have_decimal_commas(files: TableFiles, columns: Sequence[Column]) -> bool:
+    """Returns whether a column of text holds numbers with a decimal comma, and perhaps whole ones, such as 3 and 4,5.
+
+    Where commas separate the columns, 3 and 4,5 are rather lists.
+    """
+    texts = [column for column in columns if column.kind == "text" and column.commas > 0]
+    if any(column.commas >= 0.99 for column in texts):
+        return True
+    if all(column.commas + column.wholes < 0.99 for column in texts):
+        return False
+    with engine(files.paths) as query:
+        return query(f"SELECT Delimiter FROM sniff_csv({quote_text(files.paths[0])})")[0][0] != ","
+
+
+def _numbers(columns: Sequence[Column]) -> set[str]:
+    return {column.name for column in columns if column.kind in ("integer", "fraction")}
 
 
 def _look(files: TableFiles) -> tuple[tuple[Column, ...], int]:
@@ -133,6 +152,7 @@ def _column_sql(name: str, type_: str) -> str:
     if kind == "text":
         facts["commonest"] = f"APPROX_TOP_K(LEFT({text}, {_SHOWN}), {_MOST_TEXTS})"
         facts["commas"] = f"COUNT(CASE WHEN REGEXP_FULL_MATCH({text}, '{_DECIMAL_COMMA}') THEN 1 END)"
+        facts["wholes"] = f"COUNT(CASE WHEN REGEXP_FULL_MATCH({text}, '{_WHOLE}') THEN 1 END)"
         for number, separator in enumerate(SEPARATORS):
             facts[f"separated_{number}"] = f"COUNT(CASE WHEN CONTAINS({text}, {quote_text(separator)}) THEN 1 END)"
     if kind == "list":
@@ -154,6 +174,7 @@ def _column(name: str, type_: str, rows: int, fact: dict[str, Any]) -> Column:
         is_whole=fact.get("low") is not None and fact.get("fractions", 0) == 0,
         median=fact.get("median"),
         commas=fact.get("commas", 0) / max(filled, 1),
+        wholes=fact.get("wholes", 0) / max(filled, 1),
         separated=tuple(
             (separator, fact[f"separated_{number}"] / max(filled, 1))
             for number, separator in enumerate(SEPARATORS)

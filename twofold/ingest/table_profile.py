@@ -35,6 +35,8 @@ class Column:
     """Share of the texts that can be read as a timestamp."""
     commas: float = 0.0
     """Share of the texts that are numbers with a decimal comma."""
+    wholes: float = 0.0
+    """Share of the texts that are whole numbers."""
     separated: tuple[tuple[str, float], ...] = ()
     """Possible separators of a text's values, each with the share of the texts that contain it."""
     separator: str | None = None
