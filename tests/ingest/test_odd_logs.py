@@ -4,10 +4,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from tests.ingest.test_inspect_log import drafted
 from twofold.ingest.column_roles import GivenColumns
 from twofold.ingest.event_kinds import parse_weights
-from twofold.ingest.inspect_log import profile_log
+from twofold.ingest.inspect_log import log_facts, profile_log
 from twofold.recipe.schema import Recipe
 
 FIRST = datetime(2024, 3, 1)  # noqa: DTZ001
@@ -89,3 +91,19 @@ def test_a_decimal_comma_that_would_make_text_of_other_numbers_is_not_read(tmp_p
     )
     recipe = draft(mixed)
     assert (recipe.data.decimal_comma, recipe.prepare.positive) == ((), "TRUE")
+
+
+# --- ids that are missing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["NULL", "\\N", "", '""'])
+def test_rows_without_a_user_are_counted_and_are_no_user(tmp_path: Path, missing: str) -> None:
+    seen = profile_log(
+        log(
+            tmp_path / "log.csv",
+            "user_id,item_id,ts",
+            lambda user, item, at, number: f"{user if number % 5 else missing},{item},{at}",
+        )
+    )
+    assert dict(log_facts(seen))["rows"] == "600; 120 lack user, item or time and are dropped"
+    assert seen.events.users == 32

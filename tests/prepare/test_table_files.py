@@ -209,3 +209,38 @@ def test_seconds_that_are_no_numbers_are_refused_with_a_way_out(
         open_source(Table(kind="table", events=tmp_path / "log.parquet"))
     renamed = Table(kind="table", events=tmp_path / "log.parquet", columns={f"{name}_of_log": name})
     assert f"{name}_of_log" in open_source(renamed).events.columns
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+def test_null_of_databases_is_missing_in_csv(tmp_path: Path) -> None:
+    lines = ["7,1,2024-03-01,2", "NULL,2,2024-03-02,NULL", "\\N,3,2024-03-03,\\N", ",4,2024-03-04,", "8,NULL,NULL,3"]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,at,stars", *lines]))
+    source = open_source(Table(kind="table", events=tmp_path / "log.csv"))
+    assert source.events.columns == dict.fromkeys(("user_id", "item_id", "at", "stars"), "BIGINT")
+    found = duckdb.execute(f'SELECT "user_id", "item_id", "at" IS NULL, "stars" FROM ({source.events.select_sql()})')
+    missing = [(None, 2, False, None), (None, 3, False, None), (None, 4, False, None)]
+    assert found.fetchall() == [(7, 1, False, 2), *missing, (8, None, True, 3)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "dictionary.parquet"])
+def test_an_id_of_empty_text_is_missing(tmp_path: Path, ending: str) -> None:
+    users, items, log = ["a", "", "b"], ["x", "y", ""], tmp_path / f"log.{ending}"
+    objects = [{"user_id": user, "item_id": item, "at": 1} for user, item in zip(users, items, strict=True)]
+    if ending == "jsonl":
+        log.write_text("\n".join(map(json.dumps, objects)))
+    elif ending == "csv":
+        log.write_text(
+            "user_id,item_id,at\n" + "".join(f'"{row["user_id"]}","{row["item_id"]}",1\n' for row in objects)
+        )
+    else:
+        table = pa.Table.from_pylist(objects)
+        keys = {
+            name: table[name].dictionary_encode() if "dictionary" in ending else table[name]
+            for name in table.column_names
+        }
+        pq.write_table(pa.table(keys | {"at": table["at"]}), log)
+    source = open_source(Table(kind="table", events=log))
+    found = duckdb.execute(f'SELECT "user_id", "item_id" FROM ({source.events.select_sql()})').fetchall()
+    assert found == [("a", "x"), (None, "y"), ("b", None)]

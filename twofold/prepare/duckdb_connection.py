@@ -91,7 +91,8 @@ def first_line(error: duckdb.Error) -> str:
 
 def python_statement(sql: str) -> str:
     """Returns SQL as a line of Python, for a message: whoever has twofold has the module, but not always a shell."""
-    return f'  import duckdb; duckdb.sql("""{sql}""")'
+    escaped = sql.replace("\\", "\\\\")
+    return f'  import duckdb; duckdb.sql("""{escaped}""")'
 
 
 def _list_sql(paths: Iterable[Path]) -> str:

@@ -169,7 +169,9 @@ def _check_target(recipe: Recipe, plan: Plan, engine: Engine) -> None:
 def _check_unique(repeats: Sequence[Any], key: str, path: Path) -> None:
     if repeats:
         listed = ", ".join(f"{'NULL' if value is None else value} in {rows} rows" for value, rows in repeats)
-        raise DataError(f"{path}: {key} holds {listed}; each id must occur in exactly one row, and none may be NULL.")
+        raise DataError(
+            f"{path}: {key} holds {listed}; each id must occur in exactly one row, and none may be NULL or empty."
+        )
 
 
 def _check_usable(recipe: Recipe, funnel: list[FunnelLine], first_at: int | None, last_at: int | None) -> None:

@@ -263,7 +263,7 @@ def _id(name: str, type_: str, column: str, files: tuple[Path, ...]) -> tuple[st
     if type_ in INTEGERS:
         return "BIGINT", column
     if type_ == "VARCHAR" or type_.startswith("ENUM"):
-        return "VARCHAR", column
+        return "VARCHAR", f"NULLIF(CAST({column} AS VARCHAR), '')"  # an empty id would be one user for all without any
     cause = " In a text file, a value such as 1e+05 or 7.0 makes it so." if type_ == "DOUBLE" else ""
     raise DataError(
         f"{_named(files)}: {name} is {type_}; an id is an integer or text (floats merge ids above 2^53).{cause} "

@@ -32,6 +32,7 @@ _KINDS: Final[Mapping[str, FileKind]] = {
 }
 _DELIMITED: Final = (".dat", ".data", ".inter", ".tab", ".txt")  # usual endings of delimited text with no fixed meaning
 _NAME_FILES: Final = "Name a file, or a folder of files."
+_CSV_OPTIONS: Final = r"nullstr = ['', 'NULL', '\N']"  # as databases write what is missing
 # Other times stay text: DuckDB would read 03-01-2024 as 3 January, whatever the other days are.
 _JSON_OPTIONS: Final = "dateformat = '%Y-%m-%d', timestampformat = '%Y-%m-%d %H:%M:%S'"
 _MAX_DEPTH: Final = 8  # of folders `column=value`; a link to a folder above would have no end
@@ -97,10 +98,10 @@ class _Scan:
 def _scan_of(path: Path, field: str, *, has_decimal_comma: bool) -> _Scan:
     paths = _paths(path, field)
     kind, partitions = _common_kind(path, paths, field), _common_partitions(path, paths, field)
-    text_options = _JSON_OPTIONS if kind == "json" else ""
+    options = {"csv": [_CSV_OPTIONS], "json": [_JSON_OPTIONS], "parquet": []}[kind]
     if has_decimal_comma and kind == "csv":
-        text_options = "decimal_separator = ','"
-    return _Scan(paths, file_states(paths), kind, partitions, text_options)
+        options.append("decimal_separator = ','")
+    return _Scan(paths, file_states(paths), kind, partitions, ", ".join(options))
 
 
 def file_states(paths: Iterable[Path]) -> tuple[FileState, ...]:
