@@ -13,6 +13,8 @@ Json = Any
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
+FIRST_S, END_S = 788_918_400, 4_102_444_800
+"""1995 and 2100 in seconds. No log is older; ids and days such as 20220425 are smaller in every unit of time."""
 LONG_VIEW_MS: Final = 18_000
 """A long view: 18 s of a longer item, all of a shorter one."""
 

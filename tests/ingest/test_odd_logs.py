@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.ingest.test_inspect_log import drafted
+from twofold.errors import DataError
 from twofold.ingest.column_roles import GivenColumns
 from twofold.ingest.event_kinds import parse_weights
-from twofold.ingest.inspect_log import log_facts, profile_log
+from twofold.ingest.inspect_log import Answers, log_facts, profile_log
+from twofold.prepare.last_days import check_windows, with_dates
+from twofold.recipe.load import load_recipe
 from twofold.recipe.schema import Recipe
 
 FIRST = datetime(2024, 3, 1)  # noqa: DTZ001
@@ -107,3 +110,33 @@ def test_rows_without_a_user_are_counted_and_are_no_user(tmp_path: Path, missing
     )
     assert dict(log_facts(seen))["rows"] == "600; 120 lack user, item or time and are dropped"
     assert seen.events.users == 32
+
+
+# --- times that stand for unknown ones --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sentinel", "zone"),
+    [
+        ("9999-12-31 23:59:59", "Asia/Kolkata"),
+        ("9999-12-31 23:59:59", "UTC"),
+        ("0001-01-01 00:00:00", "America/New_York"),
+        ("1970-01-01 00:00:00", "UTC"),
+    ],
+)
+def test_a_time_that_no_log_has_is_refused_and_may_be_left_empty(tmp_path: Path, sentinel: str, zone: str) -> None:
+    def write(name: str, time: str) -> Path:
+        head = "user_id,item_id,ts"
+        return log(tmp_path / name, head, lambda user, item, at, row: f"{user},{item},{at if row % 100 else time}")
+
+    said = rf": ts is {sentinel.replace(' ', 'T')}\.000 UTC in some row, .* Leave the time of such rows empty"
+    with pytest.raises(DataError, match=rf"log\.csv{said}"):
+        profile_log(write("log.csv", sentinel), answers=Answers(time_zone=zone))
+    seen = profile_log(write("empty.csv", ""), answers=Answers(time_zone=zone))
+    assert dict(log_facts(seen))["rows"] == "600; 6 lack user, item or time and are dropped"
+    recipe = with_dates(drafted(seen, tmp_path))
+    assert recipe.prepare.split.kind == "temporal"
+    write("empty.csv", sentinel)
+    with pytest.raises(DataError, match=rf"empty\.csv{said}"):
+        with_dates(load_recipe(tmp_path / "recipe.yaml"))
+    check_windows(recipe)  # whose windows are written as days: prepare.where may leave such rows out

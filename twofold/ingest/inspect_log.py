@@ -22,6 +22,7 @@ from twofold.ingest.time_zones import guess_time_zone
 from twofold.local_time import local_ms_sql
 from twofold.prepare.check import check_recipe
 from twofold.prepare.duckdb_connection import quote_name
+from twofold.prepare.last_days import check_times
 from twofold.prepare.sources import Source, open_source
 from twofold.recipe.data import Table
 from twofold.recipe.load import load_recipe
@@ -236,7 +237,7 @@ def _look_at_events(query: Query, source: Source, roles: Roles, time_zone: str) 
     share = min(1.0, _MAX_COMPARED / rows)
     compared, different, pairs = query(_compared_sql(source, share))[0]
     relevant, again = query(_met_before_sql(events, share, has_clock=roles.has_clock))[0]
-    days, users_from = _days(query, events, time_zone) if roles.has_clock else ((), ())
+    days, users_from = _days(query, source, roles, time_zone) if roles.has_clock else ((), ())
     return EventFacts(
         rows=rows,
         positives=positives,
@@ -301,9 +302,11 @@ def _events_sql(source: Source, roles: Roles) -> str:
     ) AS "events" """
 
 
-def _days(query: Query, events: str, time_zone: str) -> tuple[tuple[Day, ...], tuple[int, ...]]:
+def _days(query: Query, source: Source, roles: Roles, time_zone: str) -> tuple[tuple[Day, ...], tuple[int, ...]]:
     """Returns the days, and for each of them the number of users with a relevant event from it on."""
+    events = _events_sql(source, roles)
     first_ms, last_ms = query(f'SELECT MIN("at"), MAX("at") FROM {events}')[0]
+    check_times(first_ms, last_ms, log=source.events.files[0], column=printable(roles.time))
     local = local_ms_sql('"at"', time_zone, first_ms=first_ms, last_ms=last_ms) + f" // {DAY_MS}"
     users = 'COUNT(DISTINCT CASE WHEN "is_relevant" = 1 THEN "user_id" END)'
     by_day = query(f'SELECT {local}, COUNT(*), SUM("is_positive"), {users} FROM {events} GROUP BY 1 ORDER BY 1')

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from twofold.errors import RecipeError
 from twofold.sql.rules import rule_columns
+from twofold.tables import END_S, FIRST_S
 
 Kind = Literal["integer", "fraction", "text", "boolean", "timestamp", "day", "list", "other"]
 Unit = Literal["s", "ms", "us", "ns"]
@@ -147,8 +148,6 @@ def rule_name(name: str) -> str | None:
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
-# 1995 and 2100 in seconds. No log is older; ids and days such as 20220425 are smaller in every unit.
-_FIRST_S, _END_S = 788_918_400, 4_102_444_800
 _PER_S: Final[Mapping[Unit, int]] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -156,7 +155,7 @@ def timestamp_unit(column: Column) -> Unit | None:
     """Returns the unit in which all numbers of a column are times between 1995 and 2100, if there is one."""
     if column.low is None or column.high is None:
         return None
-    inside = (u for u, per_s in _PER_S.items() if _FIRST_S * per_s <= column.low and column.high < _END_S * per_s)
+    inside = (u for u, per_s in _PER_S.items() if FIRST_S * per_s <= column.low and column.high < END_S * per_s)
     return next(inside, None)
 
 

@@ -1,6 +1,8 @@
 """Dates of windows that a recipe counts back from the log's end."""
 
 from datetime import date, timedelta
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -11,7 +13,9 @@ from twofold.prepare.sources import open_source
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastDays, TemporalSplit, Window
-from twofold.tables import DAY_MS, SPLITS, Split
+from twofold.tables import DAY_MS, END_S, FIRST_S, SPLITS, Split
+
+_EPOCH: Final = date(1970, 1, 1).toordinal()
 
 
 def with_dates(recipe: Recipe) -> Recipe:
@@ -23,7 +27,9 @@ def with_dates(recipe: Recipe) -> Recipe:
     split = recipe.prepare.split
     if not isinstance(split, LastDays):
         return recipe
-    first_day, last_day = _days(recipe)
+    first_ms, last_ms = _first_and_last(recipe)
+    check_times(first_ms, last_ms, log=recipe.data.events, column=recipe.data.columns.get("at", "at"))
+    first_day, last_day = _days(recipe, first_ms, last_ms)
     end = last_day + timedelta(days=1 - split.skip)
     test, validation = end - timedelta(days=split.test), end - timedelta(days=split.test + split.validation)
     first = first_day if split.train is None else validation - timedelta(days=split.train)
@@ -46,7 +52,7 @@ def check_windows(recipe: Recipe) -> None:
     """Raises DataError if a window of days has none of the days of the log, of which the first and last are read."""
     split = recipe.prepare.split
     if isinstance(split, TemporalSplit):
-        first, last = _days(recipe)
+        first, last = _days(recipe, *_first_and_last(recipe))
         for name in SPLITS:
             if getattr(split, name).first > last or getattr(split, name).end <= first:
                 raise DataError(f"{recipe.data.events}: {outside_the_log(recipe.prepare, name, first, last)}")
@@ -66,8 +72,19 @@ def window_in_words(prepare: Prepare, split: Split) -> str:
     return f"prepare.split.{split}, {window.first} to {window.end} (end excluded, days in {prepare.time_zone})"
 
 
-def _days(recipe: Recipe) -> tuple[date, date]:
-    """Returns the local days of the first and the last event."""
+def check_times(first_ms: int, last_ms: int, *, log: Path, column: str) -> None:
+    """Raises DataError if the first or the last time of a log is outside 1995 to 2099: it stands for an unknown one."""
+    outside = [at for at in (first_ms, last_ms) if not FIRST_S * 1000 <= at < END_S * 1000]
+    if outside:
+        unit = " If it is not such a value alone, write the unit of the times as data.at_unit." if outside[1:] else ""
+        raise DataError(
+            f"{log}: {column} is {np.datetime64(outside[0], 'ms')} UTC in some row, and no log has events before 1995 "
+            f"or after 2099. Leave the time of such rows empty (NULL), and they are left out.{unit}"
+        )
+
+
+def _first_and_last(recipe: Recipe) -> tuple[int, int]:
+    """Returns the times of the first and the last event."""
     source = open_source(recipe.data)
     has_keys = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL'
     with open_duckdb(None, files=source.files) as connection:
@@ -75,6 +92,11 @@ def _days(recipe: Recipe) -> tuple[date, date]:
         found = connection.execute(sql).fetchone()
     if found is None or found[0] is None:
         raise DataError(f"{recipe.data.events}: in every row user_id, item_id or at is NULL. Fill them.")
-    days = local_ms(np.array(found, np.int64), recipe.prepare.time_zone) // DAY_MS
-    first, last = (date(1970, 1, 1) + timedelta(days=day) for day in days.tolist())
+    return found[0], found[1]
+
+
+def _days(recipe: Recipe, first_ms: int, last_ms: int) -> tuple[date, date]:
+    """Returns the local days of two times; those that a date cannot hold are the nearest that it can."""
+    days = local_ms(np.array([first_ms, last_ms], np.int64), recipe.prepare.time_zone) // DAY_MS
+    first, last = (date.fromordinal(min(max(day + _EPOCH, 1), date.max.toordinal())) for day in days.tolist())
     return first, last
