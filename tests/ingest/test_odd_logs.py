@@ -9,6 +9,7 @@ import pytest
 from tests.ingest.test_inspect_log import drafted
 from twofold.errors import DataError
 from twofold.ingest.column_roles import GivenColumns
+from twofold.ingest.draft_recipe import write_draft
 from twofold.ingest.event_kinds import parse_weights
 from twofold.ingest.inspect_log import Answers, log_facts, profile_log
 from twofold.prepare.last_days import check_windows, with_dates
@@ -140,3 +141,13 @@ def test_a_time_that_no_log_has_is_refused_and_may_be_left_empty(tmp_path: Path,
     with pytest.raises(DataError, match=rf"empty\.csv{said}"):
         with_dates(load_recipe(tmp_path / "recipe.yaml"))
     check_windows(recipe)  # whose windows are written as days: prepare.where may leave such rows out
+
+
+# --- names of files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["20240301", "null", "1e5", "true", "2024-03-01", "1.5"])
+def test_a_file_may_be_called_like_a_number(tmp_path: Path, name: str) -> None:
+    path = log(tmp_path / f"{name}.csv", "user_id,item_id,ts", lambda user, item, at, number: f"{user},{item},{at}")
+    recipe = write_draft({"--log": path, "--items": None, "--users": None}, tmp_path / f"{name}.yaml", overwrite=False)
+    assert recipe.name == name

@@ -83,7 +83,7 @@ def _header(seen: LogProfile, name: str) -> list[str]:
         f"# {about} What it found:",
         *facts,
         "# Check the lines with a comment; docs/recipe.md describes every key.",
-        f"name: {name}",
+        f"name: {scalar(name)}",
         f"about: {scalar(about)}",
         "",
     ]
