@@ -17,6 +17,7 @@ from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import RequestError, RunError
 from twofold.evaluate.compare import check_comparable, compare_runs
 from twofold.evaluate.evaluate_window import EvaluationOptions, evaluate_window
+from twofold.evaluate.evaluation_setup import WindowDigests
 from twofold.evaluate.per_user_values import load_values, save_values
 from twofold.evaluate.results import write_report
 from twofold.evaluate.slices import Slicing, slice_recall
@@ -29,27 +30,34 @@ def vocabulary(ids):
     return Vocabulary(pa.array(ids), num_known=len(ids))
 
 
+DIGESTS = WindowDigests(relevant="a" * 64, ranked="b" * 64, impressions="c" * 64)
+
+
 @cache
-def judged_world(noise=0.0, relevant_digest="a" * 64, name="test"):
+def judged_world(noise=0.0, digests=DIGESTS, name="test", includes_seen=False):
     """The window of one world, the halves of its users, and their evaluation."""
     given, truth, before = world()
-    window = replace(given, name=name)
+    window = replace(given, name=name, includes_seen=includes_seen)
     scores = truth + noise * np.random.default_rng(5).random(truth.shape).astype(np.float32)
     halves = Slicing("half", window.relevant.lines % 2, ("even", "odd"))
-    options = EvaluationOptions(slicings=(halves,), relevant_digest=relevant_digest)
+    options = EvaluationOptions(slicings=(halves,), digests=digests)
     judged = evaluate_window(
         window, lambda users: scores[users].copy(), before, batch_size=32, facts=FACTS, options=options
     )
     return window, halves, judged
 
 
-def judged_run(folder, *, shuffled=False, **changes):
-    """The evaluate/ folder of a run on one world; `shuffled` numbers its users and items differently."""
+def judged_run(folder, *, shuffled=False, ids=None, **changes):
+    """The evaluate/ folder of a run on one world; `shuffled` numbers its users and items differently.
+
+    `ids` are those of the users, if they are others than u000 to u149.
+    """
     window, halves, judged = judged_world(**changes)
     out = folder / "evaluate"
     out.mkdir(parents=True)
     write_report(judged.report, out)
-    users = vocabulary([f"u{row:03}" for row in range(len(window.user_rows))][:: -1 if shuffled else 1])
+    own = ids or [f"u{row:03}" for row in range(len(window.user_rows))]
+    users = vocabulary(own[:: -1 if shuffled else 1])
     items = vocabulary(list(range(window.num_items)))
     save_values(judged, window, out, users=users, items=items, slicings=(halves,))
     return out, judged, halves, window
@@ -102,7 +110,7 @@ def test_a_run_against_itself_differs_in_nothing(tmp_path):
 
 def test_a_base_run_of_another_split_is_refused_with_the_fields_that_differ(tmp_path):
     run, *_ = judged_run(tmp_path / "new")
-    other, *_ = judged_run(tmp_path / "other", relevant_digest="b" * 64, name="validation")
+    other, *_ = judged_run(tmp_path / "other", digests=replace(DIGESTS, relevant="d" * 64), name="validation")
     message = (
         r"new and .*other cannot be compared, .* differ in window \(test here, validation in the base run\), "
         r"the items to be found\. Give both the same data"
@@ -115,7 +123,7 @@ def test_runs_that_find_other_items_are_refused_with_the_field_of_the_recipe(tmp
     recipe = worlds.checkerboard(tmp_path / "log", num_users=48, num_items=32)
     runs = []
     for name, relevant in (("base", None), ("new", "liked")):
-        run, *_ = judged_run(tmp_path / name, relevant_digest=name * 8)
+        run, *_ = judged_run(tmp_path / name, digests=replace(DIGESTS, relevant=name * 8))
         prepare = recipe.prepare.model_copy(update={"relevant": relevant})
         with locked(run.parent):
             claim_folder(pipeline.Job(recipe.model_copy(update={"prepare": prepare}), run.parent), overwrite=False)
@@ -124,6 +132,47 @@ def test_runs_that_find_other_items_are_refused_with_the_field_of_the_recipe(tmp
         RequestError, match=r'Give both the same prepare\.relevant \("liked" here, null in the base run\)\.'
     ):
         compare_runs(runs[1], runs[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"includes_seen": True, "digests": replace(DIGESTS, ranked="d" * 64)},
+            "evaluations differ in whether seen items are ranked (True here, False in the base run). Give both",
+        ),
+        (
+            {"digests": replace(DIGESTS, ranked="d" * 64)},
+            "differ in the users or the items that are ranked for each of them. Give both "
+            "the same data, prepare.split, prepare.where, prepare.positive,",
+        ),
+        (
+            {"digests": replace(DIGESTS, impressions="d" * 64)},
+            "because their evaluations differ in the users' own impressions or their labels. Give both the same data",
+        ),
+        (
+            {"ids": [f"u{row:03}" for row in range(2, 152)]},
+            "because the evaluated users differ: 2 of them only here, 2 only in the base run. Give both the same data",
+        ),
+        ({"ids": list(range(150))}, "because user ids are int64 here and string in the base run. Give both the same"),
+    ],
+)
+def test_runs_of_other_users_or_candidates_are_refused_with_what_differs(tmp_path, changes, message):
+    base, *_ = judged_run(tmp_path / "base")
+    run, *_ = judged_run(tmp_path / "new", **changes)
+    with pytest.raises(RequestError, match=re.escape(message)):
+        compare_runs(run, base)
+
+
+def test_runs_of_older_versions_must_be_evaluated_again(tmp_path):
+    run, *_ = judged_run(tmp_path / "new")
+    report = json.loads((run / "report.json").read_text())
+    for field in ("includes_seen", "ranked_digest", "impressions_digest"):
+        del report["question"][field]
+    (run / "report.json").write_text(json.dumps(report))
+    message = f"it does not say which items were ranked and shown. Run `twofold evaluate {run.parent}` to evaluate"
+    with pytest.raises(RequestError, match=re.escape(message)):
+        compare_runs(run, run)
 
 
 def test_runs_judged_before_there_were_values_say_how_to_get_them(tmp_path):

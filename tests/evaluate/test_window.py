@@ -10,15 +10,16 @@ import pyarrow as pa
 from tests.prepare.tables import JUDGED, TEST, TRAIN, log_of, prepared
 from twofold.dataset.build import build_dataset
 from twofold.dataset.dataset import load_dataset
+from twofold.dataset.vocabulary import Vocabulary
 from twofold.evaluate.baselines import own_again, positives_before
 from twofold.evaluate.evaluate_window import evaluation_options
+from twofold.evaluate.evaluation_setup import digests_of
 from twofold.evaluate.peers import Recency
 from twofold.evaluate.slices import slicings_of
 from twofold.evaluate.watch_time import watched_rows
 from twofold.evaluate.window import (
     EvaluationWindow,
     PerUser,
-    digest_of_relevant,
     evaluation_window,
     smaller_window,
     without_short_lists,
@@ -183,20 +184,47 @@ def test_a_log_without_watch_times_has_nothing_watched(tmp_path):
     assert watched_rows(arrays, evaluation_window(arrays, "test"), with_target=False) is None
 
 
-def test_what_was_to_be_found_has_one_digest_however_rows_are_numbered(tmp_path):
-    arrays, window = three_kinds(tmp_path)
-    order = np.argsort(-np.arange(len(window.user_rows)))
+def renumbered(arrays, window):
+    """Returns a data set and its window with users, items and lists in the opposite order."""
+    order = np.arange(len(window.user_rows))[::-1]
+    lists = {name: getattr(window, name).of(order) for name in ("seen", "relevant", "candidates")}
+    own = {name: Ragged(len(arrays.items) - 1 - each.values, each.offsets) for name, each in lists.items()}
     turned = replace(
         window,
-        user_rows=window.user_rows[order],
+        user_rows=len(arrays.users) - 1 - window.user_rows[order],
         query_at=window.query_at[order],
-        relevant=window.relevant.of(order),
-        seen=window.seen.of(order),
+        labels=Ragged(window.labels, window.candidates.offsets).of(order).values,
+        **own,
     )
-    digest = digest_of_relevant(arrays, window)
-    assert digest_of_relevant(arrays, turned) == digest
-    fewer = replace(window, relevant=Ragged(np.zeros(0, np.int64), np.zeros_like(window.relevant.offsets)))
-    assert digest_of_relevant(arrays, fewer) != digest
+    ids = {name: Vocabulary(getattr(arrays, name).ids[::-1], num_known=0) for name in ("users", "items")}
+    return replace(arrays, **ids), turned
+
+
+def test_what_is_evaluated_has_one_digest_however_rows_are_numbered(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+    window = replace(window, labels=np.arange(len(window.labels)) % 3 == 0)
+    assert digests_of(*renumbered(arrays, window)) == digests_of(arrays, window)
+
+
+def test_each_digest_follows_what_it_is_of(tmp_path):
+    arrays, window = three_kinds(tmp_path)
+
+    def changed(own=arrays, **parts):
+        before, after = digests_of(arrays, window), digests_of(own, replace(window, **parts))
+        return {name for name in ("relevant", "ranked", "impressions") if getattr(before, name) != getattr(after, name)}
+
+    assert changed() == set()
+    nothing = Ragged(np.zeros(0, np.int64), np.zeros_like(window.relevant.offsets))
+    assert changed(relevant=nothing) == {"relevant"}
+    assert changed(seen=nothing) == {"ranked"}
+    assert changed(labels=~window.labels) == {"impressions"}
+    shifted = Ragged((window.candidates.values + 1) % window.num_items, window.candidates.offsets)
+    assert changed(candidates=shifted) == {"impressions"}
+    texts = Vocabulary(arrays.items.ids.cast(pa.string()), num_known=arrays.items.num_known)
+    assert changed(replace(arrays, items=texts)) == {
+        "ranked",
+        "impressions",
+    }  # ids of another type are in another order
 
 
 def test_metrics_at_a_k_that_most_lists_do_not_reach_are_left_out_with_the_reason():

@@ -71,6 +71,17 @@ def test_runs_of_different_questions_are_in_different_tables_and_are_not_compare
     assert all(cell.minus is None for run in tracker.runs for cell in run.metrics.values())
 
 
+def test_runs_that_are_too_old_to_be_compared_are_shown_without_differences(runs):
+    for path in runs.glob("*/evaluate/report.json"):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        report["question"].pop("ranked_digest")
+        path.write_text(json.dumps(report), encoding="utf-8")
+    tracker = read_tracker([runs])
+    assert sorted(run.name for run in tracker.runs) == ["wider", "world"]
+    assert len(tracker.groups) == 1
+    assert all(cell.minus is None for run in tracker.runs for cell in run.metrics.values())
+
+
 def test_runs_of_equal_names_in_two_folders_are_all_there_each_with_the_base_of_its_folder_and_seed(runs, tmp_path):
     for name in ("world", "wider"):
         copy = shutil.copytree(runs / name, runs / f"{name}-seed1")

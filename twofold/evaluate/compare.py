@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow.compute as pc
 from jaxtyping import Float64
 
 from twofold.errors import RequestError
+from twofold.evaluate.evaluation_setup import EvaluationSetup
 from twofold.evaluate.headline_metrics import deciding_metrics
-from twofold.evaluate.per_user_values import load_values
-from twofold.evaluate.results import EvaluationSetup, SliceSection, load_report
+from twofold.evaluate.per_user_values import PerUserValues, load_values
+from twofold.evaluate.results import SliceSection, load_report
 from twofold.evaluate.significance import (
     Estimate,
     SeedClaim,
@@ -38,6 +40,11 @@ _FIELDS_OF_EVALUATION: Final = (
     *("prepare.sample", "prepare.new_items", "index.include_seen", "index.where"),
 )
 """Fields of a recipe that decide which users and items are evaluated."""
+_DIGESTS: Final[Mapping[str, str]] = {
+    "relevant_digest": "the items to be found",
+    "ranked_digest": "the users or the items that are ranked for each of them",
+    "impressions_digest": "the users' own impressions or their labels",
+}
 _SEED: Final = re.compile(r"(train|ranker)\.seed|evaluate\.sampled\.\d+\.seed")
 """Fields in which runs of one recipe may differ."""
 
@@ -88,10 +95,10 @@ class SeedComparison:
 def compare_runs(run: Path, base: Path) -> Comparison:
     """Compares the evaluate/ folders of two runs, metric by metric and group by group.
 
-    RequestError, with the fields that differ, if their evaluation setups are not equal.
+    RequestError, with what differs, if their evaluation setups or their users are not equal.
     """
     question = check_comparable(run, base)
-    ours, theirs = load_values(run), load_values(base)
+    theirs, ours = _load_paired([base, run])
     shared = [name for name in ours.metrics if name in theirs.metrics]
     own, other = (np.stack([each.metrics[name] for name in shared], axis=1) for each in (ours, theirs))
     primary_metric = load_report(run / "report.json").primary_metric
@@ -133,7 +140,7 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
     groups = [slice(first, first + seeds) for first in range(0, len(folders), seeds)]
     for group in groups:
         _check_seeds(folders[group])
-    values = [load_values(folder).metrics for folder in evaluated]
+    values = [each.metrics for each in _load_paired(evaluated)]
     shared = [name for name in values[0] if all(name in each for each in values)]
     primary_metric = load_report(evaluated[0] / "report.json").primary_metric
     base, *others = ([np.stack([each[name] for each in values[group]]) for name in shared] for group in groups)
@@ -146,6 +153,27 @@ def compare_seeds(folders: Sequence[Path], *, seeds: int) -> tuple[SeedCompariso
         )
         for group, other in zip(groups[1:], others, strict=True)
     )
+
+
+def _load_paired(folders: Sequence[Path]) -> list[PerUserValues]:
+    """Reads the values per user of evaluate/ folders; RequestError unless all have the users of the first, the base."""
+    values = [load_values(folder) for folder in folders]
+    for folder, each in zip(folders, values, strict=True):
+        if not each.user_ids.equals(values[0].user_ids):
+            raise RequestError(
+                f"{folder.parent} and {folders[0].parent} cannot be compared, because "
+                f"{_user_difference(each, values[0])}. {_what_to_equalize(folder.parent, folders[0].parent)}"
+            )
+    return values
+
+
+def _user_difference(ours: PerUserValues, theirs: PerUserValues) -> str:
+    """Returns in words how the users of a run differ from those of the base run."""
+    own, other = ours.user_ids, theirs.user_ids
+    if own.type != other.type:
+        return f"user ids are {own.type} here and {other.type} in the base run"
+    counts = (pc.sum(pc.invert(pc.is_in(*pair))).as_py() for pair in ((own, other), (other, own)))
+    return "the evaluated users differ: {} of them only here, {} only in the base run".format(*counts)
 
 
 def _claims(
@@ -208,26 +236,34 @@ def _num_seeds(recipe: Recipe) -> int:
 
 def check_comparable(run: Path, base: Path) -> EvaluationSetup:
     """Returns the evaluation setup of two evaluate/ folders; RequestError with the fields that differ."""
-    setups = []
-    for folder in (run, base):
-        question = load_report(folder / "report.json").question
-        if question is None:
-            raise RequestError(
-                f"{folder} has no evaluation setup. Delete {folder} and run `twofold evaluate` on its run folder."
-            )
-        setups.append(question)
+    setups = [_setup_of(folder) for folder in (run, base)]
     ours, theirs = (asdict(setup) for setup in setups)
-    differing = [
-        _difference(name, ours[name], theirs[name])
-        for name in ours
-        if ours[name] != theirs[name] and name != "track"  # the same users and items, whether or not the time is read
-    ]
-    if differing:
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    # With and without the time of the request, users and items are the same. Which items are ranked follows from the
+    # catalogue and from whether seen items are.
+    implied = {"track"} | ({"ranked_digest"} if {"includes_seen", "num_items"} & set(differing) else set())
+    found = [_difference(name, ours[name], theirs[name]) for name in differing if name not in implied]
+    if found:
         raise RequestError(
             f"{run.parent} and {base.parent} cannot be compared, because their evaluations differ in "
-            f"{', '.join(differing)}. {_what_to_equalize(run.parent, base.parent)}"
+            f"{', '.join(found)}. {_what_to_equalize(run.parent, base.parent)}"
         )
     return setups[0]
+
+
+def _setup_of(folder: Path) -> EvaluationSetup:
+    """Returns the evaluation setup of an evaluate/ folder; RequestError if the report is too old to have a full one."""
+    setup = load_report(folder / "report.json").question
+    if setup is None:
+        raise RequestError(
+            f"{folder} has no evaluation setup. Delete {folder} and run `twofold evaluate` on its run folder."
+        )
+    if not setup.ranked_digest or not setup.impressions_digest:
+        raise RequestError(
+            f"{folder} was written by an older version of twofold: it does not say which items were ranked and shown. "
+            f"Run `twofold evaluate {folder.parent}` to evaluate the run again."
+        )
+    return setup
 
 
 def _what_to_equalize(run: Path, base: Path) -> str:
@@ -241,10 +277,16 @@ def _what_to_equalize(run: Path, base: Path) -> str:
     ]
     if found:
         return f"Give both the same {', '.join(found)}."
-    return "Give both the same data, prepare.split, prepare.positive, prepare.relevant and index.include_seen."
+    return (
+        "Give both the same data, prepare.split, prepare.where, prepare.positive, prepare.relevant and "
+        "index.include_seen."
+    )
 
 
 def _difference(name: str, ours: object, theirs: object) -> str:
-    if name == "relevant_digest":
-        return "the items to be found"
+    """Returns in words what differs; of a digest, what it is of."""
+    if name in _DIGESTS:
+        return _DIGESTS[name]
+    if name == "includes_seen":
+        return f"whether seen items are ranked ({ours} here, {theirs} in the base run)"
     return f"{name} ({ours} here, {theirs} in the base run)"

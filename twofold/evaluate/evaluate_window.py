@@ -14,6 +14,7 @@ from twofold.evaluate.baseline_results import LeftOut, PeerTuning
 from twofold.evaluate.baselines import baseline_scores
 from twofold.evaluate.calibration import Calibration, head_sentence
 from twofold.evaluate.catalogue import TIE_RULE, evaluate_catalogue, evaluate_filtered
+from twofold.evaluate.evaluation_setup import EvaluationSetup, WindowDigests, digests_of
 from twofold.evaluate.headline_metrics import beats_all, deciding_metrics, headline_of, primary_k, primary_metric_of
 from twofold.evaluate.impressions import bounds_of_impressions, evaluate_impressions
 from twofold.evaluate.in_batch import BatchSection, batch_section, evaluate_in_batch
@@ -23,7 +24,6 @@ from twofold.evaluate.peers import Interactions
 from twofold.evaluate.results import (
     MODEL,
     Bounds,
-    EvaluationSetup,
     Facts,
     FilterLine,
     FilterSection,
@@ -41,7 +41,7 @@ from twofold.evaluate.significance import estimates_of, json_number, means_of
 from twofold.evaluate.slices import Slicing, evaluate_slices, item_groups, slicings_of
 from twofold.evaluate.summary_text import badge_sentence, filter_sentences, summary_sentences
 from twofold.evaluate.watch_time import Watched, evaluate_watch_time, length_decile, watched_rows
-from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, digest_of_relevant, without_short_lists
+from twofold.evaluate.window import SEED, EvaluationWindow, PerUser, without_short_lists
 from twofold.progress import heartbeat, progress_bar
 from twofold.recipe.features import CategoryFeature
 
@@ -60,8 +60,7 @@ class EvaluationOptions:
 
     slicings: tuple[Slicing, ...] = ()
     watched: Watched | None = None
-    relevant_digest: str = ""
-    """Digest of the pairs to be found, see `digest_of_relevant`."""
+    digests: WindowDigests = WindowDigests()
     dates: str = ""
     """Days of the window in words."""
     allowed_items: AllowedItems | None = None
@@ -192,8 +191,9 @@ def _report(evaluation: _Evaluation, *, batch_size: int, facts: Mapping[str, Any
 
 
 def _setup(evaluation: _Evaluation, *, users: int) -> EvaluationSetup:
-    window, options, digest = evaluation.window, evaluation.options, evaluation.options.relevant_digest
-    return EvaluationSetup(window.name, options.dates, window.track, TIE_RULE, window.num_items, users, digest)
+    window, options, digests = evaluation.window, evaluation.options, evaluation.options.digests
+    facts = (window.name, options.dates, window.track, TIE_RULE, window.num_items, users, digests.relevant)
+    return EvaluationSetup(*facts, window.includes_seen, digests.ranked, digests.impressions)
 
 
 def _slice_section(evaluation: _Evaluation) -> SliceSection | None:
@@ -252,7 +252,7 @@ def evaluation_options(
         slicings=slicings_of(dataset, window, tables=tables, columns=categories, declared=columns),
         groups=item_groups(dataset, tables, columns),
         watched=watched_rows(dataset, window, with_target=with_target),
-        relevant_digest=digest_of_relevant(dataset, window),
+        digests=digests_of(dataset, window),
         is_new=find_new_items(dataset, window),
     )
 

@@ -13,6 +13,7 @@ from twofold.errors import RunError
 from twofold.evaluate.baseline_results import Headline, LeftOut, PeerTuning
 from twofold.evaluate.calibration import Calibration
 from twofold.evaluate.candidate_recall import SourceSection
+from twofold.evaluate.evaluation_setup import EvaluationSetup
 from twofold.evaluate.in_batch import BatchSection
 from twofold.evaluate.new_items import NewItemSection
 from twofold.evaluate.rule_prices import RuleSection
@@ -218,21 +219,6 @@ class ListWatchSection:
     """Number of impressions that its predictions are calibrated on."""
     rows: tuple[Row, ...]
     sentence: str
-
-
-@dataclass(frozen=True)
-class EvaluationSetup:
-    """The setup of an evaluation. Two runs may be compared only if all fields are equal."""
-
-    window: str
-    dates: str
-    """Days of the window in words, as in `Prepare.dates`."""
-    track: Protocol
-    tie_rule: str
-    num_items: int
-    users: int
-    relevant_digest: str
-    """SHA-256 of the relevant pairs of user and item, by their ids."""
 
 
 @dataclass(frozen=True)

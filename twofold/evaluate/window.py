@@ -5,12 +5,10 @@ chunks: memory is bounded by `CHUNK_ELEMENTS` for any number of users, and for a
 `Products`.
 """
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from twofold.dataset.dataset import Dataset
@@ -169,20 +167,6 @@ def without_short_lists(found: PerUser, sizes: Int64[np.ndarray, "users"]) -> Pe
     return replace(
         found, values={name: each for name, each in found.values.items() if k_of[name] not in absent}, absent=absent
     )
-
-
-def digest_of_relevant(dataset: Dataset, window: EvaluationWindow) -> str:
-    """Returns a SHA-256 of the relevant pairs by their ids, independent of how a run numbers its rows."""
-    pairs = pa.table(
-        {
-            "user_id": dataset.users.ids.take(pa.array(window.user_rows[window.relevant.lines])).cast(pa.string()),
-            "item_id": dataset.items.ids.take(pa.array(window.relevant.values)).cast(pa.string()),
-        }
-    ).sort_by([("user_id", "ascending"), ("item_id", "ascending")])
-    digest = hashlib.sha256()
-    for column in pairs.columns:
-        digest.update("\n".join(column.to_pylist()).encode())
-    return digest.hexdigest()
 
 
 def split_of(window: EvaluationWindow) -> Split:

@@ -214,7 +214,11 @@ def _loss(recipe: Recipe) -> str:
 
 
 def _differences(run: RunSummary, base: RunSummary) -> dict[str, Estimate]:
-    lines = compare_runs(run.folder / "evaluate", base.folder / "evaluate").metrics
+    """Returns the differences of each metric; none if the runs cannot be compared, as those of older versions."""
+    try:
+        lines = compare_runs(run.folder / "evaluate", base.folder / "evaluate").metrics
+    except RequestError:
+        return {}
     return {line.metric: line.minus for line in lines}
 
 

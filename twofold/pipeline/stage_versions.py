@@ -47,6 +47,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 5,
+        # 20: the evaluation setup says whether seen items are ranked, and has digests of ranked items and impressions.
         # 19: new items with last_n and their chance; names of slices by users; texts where seen items stay.
         # 18: item-item peers with a recency prior are sums over the root of the number of likes.
         # 17: recent popularity and recency priors may reach back 90 days.
@@ -65,7 +66,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 19,
+        "evaluate": 20,
         # 15: sums of item neighbors are over the root of the number of likes.
         # 14: recency priors in fold_in.json may have several numbers of days.
         # 13: a bundle may hold two peers; fold_in.json says how many dimensions are of each.
