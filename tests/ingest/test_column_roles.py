@@ -12,7 +12,8 @@ SECONDS = (1_700_000_000.0, 1_700_864_000.0)  # ten days of November 2023
 
 def integer(name: str, low: float = 0, high: float = 999, distinct: int = 500, nulls: float = 0.0) -> Column:
     ends = (f"{low:g}", f"{high:g}")
-    return Column(name, "BIGINT", "integer", nulls, distinct, float(low), float(high), is_whole=True, range=ends)
+    column = Column(name, "BIGINT", "integer", nulls, distinct, float(low), float(high), is_whole=True, range=ends)
+    return replace(column, high_99=0.99 * high)
 
 
 def fraction(name: str, low: float, high: float, distinct: int = 500) -> Column:

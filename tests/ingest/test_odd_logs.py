@@ -151,3 +151,17 @@ def test_a_file_may_be_called_like_a_number(tmp_path: Path, name: str) -> None:
     path = log(tmp_path / f"{name}.csv", "user_id,item_id,ts", lambda user, item, at, number: f"{user},{item},{at}")
     recipe = write_draft({"--log": path, "--items": None, "--users": None}, tmp_path / f"{name}.yaml", overwrite=False)
     assert recipe.name == name
+
+
+# --- a broken time ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("unit", "seconds"), [(1, "dwell_time"), (1000, "dwell_time / 1000")])
+def test_one_broken_time_does_not_decide_the_unit_of_all(unit: int, seconds: str, tmp_path: Path) -> None:
+    """Dwell times of up to two minutes, and one of two days."""
+
+    def row(user: int, item: int, at: datetime, number: int) -> str:
+        return f"{user},{item},{at},{(172_800 if number == 5 else number % 120) * unit}"
+
+    prepare = draft(log(tmp_path / "dwell.csv", "user_id,item_id,ts,dwell_time", row)).prepare
+    assert (prepare.derive, prepare.positive) == ({"watch_s": seconds}, "watch_s >= 18")

@@ -144,7 +144,7 @@ def _column_sql(name: str, type_: str) -> str:
     if kind in ("integer", "fraction", "boolean"):
         facts |= {"low": f"CAST({low} AS DOUBLE)", "high": f"CAST({high} AS DOUBLE)"}
     if kind in ("integer", "fraction"):
-        facts["median"] = f"CAST(APPROX_QUANTILE({finite}, 0.5) AS DOUBLE)"
+        facts["quantiles"] = f"CAST(APPROX_QUANTILE({finite}, [0.5, 0.99]) AS DOUBLE[])"
     if kind == "fraction":
         facts["fractions"] = f"COUNT(CASE WHEN {column} <> FLOOR({column}) THEN 1 END)"
     if kind in ("integer", "fraction", "boolean", "timestamp", "day"):
@@ -162,7 +162,7 @@ def _column_sql(name: str, type_: str) -> str:
 
 
 def _column(name: str, type_: str, rows: int, fact: dict[str, Any]) -> Column:
-    filled = fact["filled"]
+    filled, (median, high_99) = fact["filled"], fact.get("quantiles") or (None, None)
     return Column(
         name=name,
         type=type_,
@@ -172,7 +172,8 @@ def _column(name: str, type_: str, rows: int, fact: dict[str, Any]) -> Column:
         low=fact.get("low"),
         high=fact.get("high"),
         is_whole=fact.get("low") is not None and fact.get("fractions", 0) == 0,
-        median=fact.get("median"),
+        median=median,
+        high_99=high_99,
         commas=fact.get("commas", 0) / max(filled, 1),
         wholes=fact.get("wholes", 0) / max(filled, 1),
         separated=tuple(

@@ -139,8 +139,8 @@ def _as_seconds(ours: str, columns: Sequence[Column]) -> tuple[Column, str, str]
         is_number = column.kind in ("integer", "fraction") and column.high is not None and column.high > 1
         if written and is_number:
             named = [TO_SECONDS[word] for word in words(column.name) if word in TO_SECONDS]
-            # No one watches for 28 hours: larger numbers are milliseconds.
-            return column, written, named[-1] if named else " / 1000" if (column.high or 0) > 100_000 else ""
+            # Nobody watches for five and a half hours: larger numbers are milliseconds, but for some broken ones.
+            return column, written, named[-1] if named else " / 1000" if (column.high_99 or 0) > 20_000 else ""
     return None
 
 

@@ -46,6 +46,8 @@ class Column:
     """Number of values of every list, if all are equal."""
     median: float | None = None
     """Approximate median of a number."""
+    high_99: float | None = None
+    """Number that is approximately the 99th percentile."""
     range: tuple[str, ...] = ()
     """Smallest and largest value, as text."""
     most_frequent: tuple[str, ...] = ()
