@@ -1,8 +1,11 @@
 """The pointer that services of many hosts follow: published, fetched with its content checked, and followed."""
 
+import asyncio
 import json
+import logging
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -12,8 +15,13 @@ from tests.serve.running import Running
 from tests.serve.tiny import other_run, write_run
 from twofold.cli.serving import publish as publish_command
 from twofold.errors import RequestError, RunError
+from twofold.serve import bundle_pointer
 from twofold.serve.bundle import content_digest
-from twofold.serve.bundle_pointer import Pointer, fetch, publish, read_pointer
+from twofold.serve.bundle_pointer import Pointer, fetch, follow_pointer, publish, read_pointer
+from twofold.serve.bundle_swaps import BundleSwitch
+from twofold.serve.live_bundle import open_live_bundle
+from twofold.serve.prometheus import ServiceMetrics
+from twofold.serve.shared_state import SharedFolder
 
 
 @pytest.fixture
@@ -81,12 +89,15 @@ def test_another_bundle_under_the_name_of_the_pointer_is_not_used(run: Path, poi
             json.dumps({"run": "../trained/tiny", "bundle": "a"}),
             r"names the run '../trained/tiny': the name of a folder",
         ),
+        (b'{"run": "tiny\xe9", "bundle": "a"}', r"is damaged: 'utf-8' codec can't decode .*Write it again"),
         (json.dumps({"run": "..", "bundle": "a"}), r"names the run '..': the name of a folder beside it is needed"),
     ],
 )
-def test_a_pointer_that_names_no_folder_beside_it_is_refused(pointer: Path, content: str | None, message: str) -> None:
+def test_a_pointer_that_names_no_folder_beside_it_is_refused(
+    pointer: Path, content: str | bytes | None, message: str
+) -> None:
     if content is not None:
-        pointer.write_text(content)
+        pointer.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(RunError, match=message):
         read_pointer(pointer)
 
@@ -101,6 +112,79 @@ def test_a_damaged_run_and_a_missing_folder_are_refused_before_the_pointer_chang
     assert pointer.read_text() == before
     with pytest.raises(RequestError, match=r"missing cannot be written: .*Name a pointer in an existing folder"):
         publish(run, pointer.parent / "missing" / "current.json")
+
+
+@pytest.mark.parametrize("name", ["my run", "lauf-ä", "v1+b", ".hidden"])
+def test_a_run_whose_name_no_pointer_may_hold_is_refused_before_anything_is_copied(
+    run: Path, pointer: Path, name: str
+) -> None:
+    publish(run, pointer)
+    before, folders = pointer.read_text(), sorted(pointer.parent.iterdir())
+    message = r"the run's folder is named '{}': services .* letters, digits and _ \. -.*Rename .* publish it again"
+    other = other_run(run, name)
+    for file in (pointer, run.parent / "current.json"):  # to be copied, and beside the pointer
+        with pytest.raises(RequestError, match=message.format(re.escape(name))):
+            publish(other, file)
+    assert (pointer.read_text(), sorted(pointer.parent.iterdir())) == (before, folders)
+    assert not (run.parent / "current.json").exists()
+
+
+# --- followed by one worker -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundles(run: Path, tmp_path: Path) -> BundleSwitch:
+    (tmp_path / "workers").mkdir()
+    host = tmp_path / "host"
+    return BundleSwitch(open_live_bundle(run), host, ServiceMetrics(), SharedFolder(tmp_path / "workers"))
+
+
+async def follow_until(pointer: Path, bundles: BundleSwitch, digest: str, *, mend: Callable[[], object]) -> None:
+    """Follows a pointer until the lag is 1, mends what was wrong, and ends when the bundle is used."""
+    assert bundles._shared is not None
+    task = asyncio.create_task(follow_pointer(pointer, bundles._runs, bundles=bundles, shared=bundles._shared))
+    async with asyncio.timeout(20):
+        while not lags(bundles):
+            assert not task.done()
+            await asyncio.sleep(0.01)
+        mend()
+        while bundles.current.digest != digest or lags(bundles):
+            assert not task.done()
+            await asyncio.sleep(0.01)
+    task.cancel()
+
+
+def lags(bundles: BundleSwitch) -> bool:
+    return "twofold_pointer_lag 1.0" in bundles.metrics.page().decode()
+
+
+def test_a_pointer_with_a_bad_byte_is_logged_and_the_next_one_is_followed(
+    run: Path, pointer: Path, bundles: BundleSwitch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bundle_pointer, "POINTER_POLL_S", 0.01)
+    other = other_run(run, "other")
+    pointer.write_bytes(b'{"run": "tiny\xe9", "bundle": "a"}')
+    with caplog.at_level(logging.INFO, "twofold.serve"):
+        asyncio.run(follow_until(pointer, bundles, content_digest(other), mend=lambda: publish(other, pointer)))
+    (logged, *_) = [record for record in caplog.records if record.getMessage() == "pointer cannot be followed"]
+    assert "can't decode byte 0xe9" in vars(logged)["facts"]["error"]
+
+
+def test_an_unforeseen_error_is_logged_with_its_lines_and_the_pointer_is_followed_on(
+    run: Path, pointer: Path, bundles: BundleSwitch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(file: Path) -> Pointer:
+        raise ZeroDivisionError("unforeseen")
+
+    other = other_run(run, "other")
+    publish(other, pointer)
+    monkeypatch.setattr(bundle_pointer, "POINTER_POLL_S", 0.01)
+    monkeypatch.setattr(bundle_pointer, "read_pointer", fail)
+    with caplog.at_level(logging.INFO, "twofold.serve"):
+        asyncio.run(follow_until(pointer, bundles, content_digest(other), mend=monkeypatch.undo))
+    (logged, *_) = [record for record in caplog.records if record.getMessage() == "pointer cannot be followed"]
+    assert vars(logged)["facts"]["error"] == "ZeroDivisionError('unforeseen')"
+    assert logged.exc_info is not None
 
 
 # --- services ---------------------------------------------------------------------------------------------------------

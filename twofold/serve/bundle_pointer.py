@@ -11,6 +11,7 @@ is never used. A service copies the bundle to the folder of its own runs, unless
 """
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from twofold.errors import RequestError, RunError
 from twofold.run_folder import open_stage, write_json
 from twofold.serve.bundle import content_digest
 from twofold.serve.bundle_swaps import MAX_PAUSE_S, BundleSwitch
-from twofold.serve.http_errors import HttpError
+from twofold.serve.http_errors import UNREADABLE, HttpError
 from twofold.serve.middleware import log
 from twofold.serve.shared_state import SharedFolder
 
@@ -49,12 +50,12 @@ def read_pointer(file: Path) -> Pointer:
         raise RunError(
             f"the pointer {file} cannot be read: {error.strerror}. Write it with `twofold publish`."
         ) from error
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise RunError(f"the pointer {file} is damaged: {error}. Write it again with `twofold publish`.") from error
     if not RUN_NAME.fullmatch(pointer.run):
         raise RunError(
             f"the pointer {file} names the run {pointer.run[:80]!r}: the name of a folder beside it is needed, of "
-            f"letters, digits and _ . -"
+            f"ASCII letters, digits and _ . -"
         )
     return pointer
 
@@ -62,12 +63,17 @@ def read_pointer(file: Path) -> Pointer:
 def publish(run: Path, file: Path) -> Pointer:
     """Copies a run's bundle to the folder of the pointer, unless it is there, and makes the pointer name it.
 
-    RunError if the bundle is incomplete or damaged; RequestError if the folder cannot be written. The pointer is
-    replaced last and whole.
+    RunError if the bundle is incomplete or damaged; RequestError if no pointer can hold the run's name, or if the
+    folder cannot be written. The pointer is replaced last and whole.
     """
     open_stage(run, "index", verify=True)
     digest, runs, whole = content_digest(run), file.parent, run.resolve()
     name = whole.name if whole.parent == runs.resolve() else f"{whole.name}-{digest[:SHORT_DIGEST]}"
+    if not RUN_NAME.fullmatch(name):
+        raise RequestError(
+            f"the run's folder is named {whole.name[:80]!r}: services follow pointers to names of ASCII letters, "
+            f"digits and _ . - that begin with a letter, a digit or _. Rename the folder, and publish it again."
+        )
     try:
         if not _has(runs / name, digest):
             _copy(run, runs / name, digest)
@@ -134,19 +140,21 @@ async def follow_pointer(file: Path, runs: Path, *, bundles: BundleSwitch, share
         try:
             await _follow_once(file, runs, bundles=bundles, shared=shared)
             pause_s = POINTER_POLL_S
-        except (RunError, HttpError, OSError) as error:
-            log("pointer cannot be followed", {"error": str(error)})
+        except Exception as error:  # one that nobody foresaw must not end the task: the next pointer is followed
+            bundles.metrics.pointer_lag.set(1)
+            if isinstance(error, RunError | HttpError | OSError):
+                log("pointer cannot be followed", {"error": str(error)})
+            else:
+                logging.getLogger("twofold.serve").exception(
+                    "pointer cannot be followed", extra={"facts": {"error": repr(error)}}
+                )
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
 
 async def _follow_once(file: Path, runs: Path, *, bundles: BundleSwitch, shared: SharedFolder) -> None:
     lag = bundles.metrics.pointer_lag
-    try:
-        pointer = await asyncio.to_thread(read_pointer, file)
-        lags = pointer.bundle != bundles.current.digest
-    except RunError:
-        lag.set(1)
-        raise
+    pointer = await asyncio.to_thread(read_pointer, file)
+    lags = pointer.bundle != bundles.current.digest
     lag.set(lags)
     if lags and os.getpid() == min(worker.process for worker in shared.workers()):
         folder = await asyncio.to_thread(fetch, file, runs)
