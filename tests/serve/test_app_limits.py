@@ -93,6 +93,15 @@ def test_a_large_body_is_refused_with_and_without_a_content_length(service: Serv
     )
 
 
+@pytest.mark.parametrize(("length", "status"), [("0" * 5000 + "2", 200), ("0" * 5000 + "2000", 413), ("9" * 5000, 413)])
+def test_a_content_length_of_thousands_of_digits_is_read(service: Service, length: str, status: int) -> None:
+    client = Client(build_app(service, Limits(max_body_bytes=1000)))
+    client.headers["content-length"] = length
+    reply_status, reply = client.post("/v1/recommend", {"user_id": 10})
+    assert reply_status == status
+    assert ("items" in reply) if status == 200 else reply["detail"].startswith("The body has more than 1,000 bytes")
+
+
 def test_requests_beyond_the_limit_get_503_with_retry_after(service: Service) -> None:
     client = Client(build_app(service, Limits(max_waiting=4)))
     replies = client.send(*[("POST", "/v1/recommend", {"user_id": 10})] * 10, ("GET", "/health", b""))

@@ -227,6 +227,10 @@ def test_a_change_that_cannot_be_written_is_503_and_not_made(
         ({"upsert": [{"item_id": "a", "attributes": {"length_s": "x"}}]}, "does not have the catalogue's type"),
         ({"upsert": [{"item_id": "a", "vector": [1e39] * DIM}]}, "a number that is not finite as 32-bit float"),
         ({"upsert": [{"item_id": "a"}, {"item_id": "a"}]}, "must not occur twice"),
+        (
+            {"upsert": [{"item_id": "n\0", "vector": [1.0] + [0.0] * (DIM - 1)}]},
+            "item_id 'n\\x00' holds the character NUL: give it an id without that",
+        ),
     ],
 )
 def test_an_invalid_change_is_refused_as_a_whole(services: list[Service], change: dict[str, Any], says: str) -> None:

@@ -175,6 +175,8 @@ def _check_stored(item_id: Any, column: pa.Field, value: Any, stored: Any) -> No
 
 
 def _check_upsert(upsert: ItemUpsert, item_id: Any, items: Snapshot, *, is_new: bool) -> None:
+    if "\0" in str(item_id):  # NumPy drops it at the end of a text, so that two ids would be one
+        raise RequestError(f"item_id {item_id[:80]!r} holds the character NUL: give it an id without that.")
     names, dim = items.built.attributes.schema.names, items.built.index.dim
     unknown = sorted(upsert.attributes.keys() - set(names) - {"item_id"})
     if unknown:
