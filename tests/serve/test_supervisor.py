@@ -120,7 +120,7 @@ def test_the_last_worker_frees_the_bundle_for_the_next(supervisor: _Supervisor, 
     clock.now += 10
     supervisor._spawn = lambda: Worker(clock, -1)  # type: ignore[method-assign, return-value, assignment]
     supervisor._replace_if_dead(1)
-    assert supervisor._shared.current == ChosenBundle("run")
+    assert supervisor._shared.current == ChosenBundle("run", released="abc")
 
 
 def test_a_worker_without_a_heartbeat_is_killed(supervisor: _Supervisor, clock: Clock, tmp_path: Path) -> None:

@@ -33,15 +33,17 @@ class BundleSwitch:
         self._prepared: LiveBundle | None = None
         self._lock = asyncio.Lock()
         self._next_try, self._pause_s, self._next_check = 0.0, POLL_S, 0.0
-        self._error = ""
+        self._error, self._swaps = "", 0
         self.withdrawn: frozenset[str] = frozenset()
         """Items that no bundle may recommend: they are withdrawn before a bundle is used."""
         self.current = current
-        self._use(current)
+        self._use(current, None if shared is None else shared.current)
 
-    def _use(self, live_bundle: LiveBundle) -> None:
+    def _use(self, live_bundle: LiveBundle, agreed: ChosenBundle | None) -> None:
+        """Uses a bundle, with the upserts since the swap that made it the current one; `None` means no swap."""
+        self._swaps = 0 if agreed is None else agreed.swaps
         if self._shared is not None:
-            live_bundle.items.follow(self._shared.folder / "items.log")
+            live_bundle.items.follow(self._shared.folder / "items.log", swaps=self._swaps)
         if self.withdrawn:
             live_bundle.items.set_withdrawn(self.withdrawn)
         self.current, self._prepared, self._error = live_bundle, None, ""
@@ -57,8 +59,13 @@ class BundleSwitch:
     @property
     def is_agreed(self) -> bool:
         """True if this worker uses the bundle that all workers shall use."""
-        agreed = None if self._shared is None else self._shared.current
-        return agreed is None or agreed.bundle in ("", self.current.digest)
+        return self._is_in_use(None if self._shared is None else self._shared.current)
+
+    def _is_in_use(self, agreed: ChosenBundle | None) -> bool:
+        """Returns whether this worker uses a bundle, with the upserts since it was swapped in and no earlier ones."""
+        if agreed is None or not agreed.bundle:
+            return True
+        return (agreed.bundle, agreed.swaps) == (self.current.digest, self._swaps)
 
     # --- a swap requested from this worker ----------------------------------------------------------------------------
 
@@ -75,8 +82,8 @@ class BundleSwitch:
                 live_bundle = await asyncio.to_thread(
                     open_live_bundle, self._runs / requested, self.current.qdrant, self._shared
                 )
-                async with self._all_have_opened(requested, live_bundle):
-                    self._use(live_bundle)
+                async with self._all_have_opened(requested, live_bundle) as agreed:
+                    self._use(live_bundle, agreed)
             except (RunError, HttpError) as error:
                 self.metrics.swaps.labels("refused").inc()
                 log("swap refused", {"run": requested, "error": str(error)})
@@ -92,10 +99,13 @@ class BundleSwitch:
         return self.current.name if agreed is None else agreed.run
 
     @asynccontextmanager
-    async def _all_have_opened(self, requested: str, live_bundle: LiveBundle) -> AsyncIterator[None]:
-        """Makes the bundle the current one of all workers once all have opened it; then the block runs."""
+    async def _all_have_opened(self, requested: str, live_bundle: LiveBundle) -> AsyncIterator[ChosenBundle | None]:
+        """Makes the bundle the current one of all workers once all have opened it; then the block runs.
+
+        Gives what all workers have agreed on; `None` means that the worker is alone.
+        """
         if self._shared is None:
-            yield
+            yield None
             return
         chosen = ChosenBundle(requested, str(live_bundle.folder), live_bundle.digest)
         with self._shared.swap_turn() as is_mine:
@@ -104,11 +114,11 @@ class BundleSwitch:
             try:
                 with self._shared.proposing(chosen):
                     await self._wait_for_workers(chosen)
-                    self._shared.commit(chosen)
+                    agreed = self._shared.commit(chosen)
             except OSError as error:  # for example a full disk
                 log("the swap cannot be written", {"error": repr(error)})
                 raise unavailable("the other workers cannot be notified of the swap") from error
-            yield
+            yield agreed
 
     async def _wait_for_workers(self, chosen: ChosenBundle) -> None:
         assert self._shared is not None
@@ -130,11 +140,11 @@ class BundleSwitch:
         if self._shared is None or self._lock.locked():  # a swap requested here is in progress
             return
         agreed, proposed = self._shared.current, self._shared.proposed
-        if agreed is not None and agreed.bundle not in ("", self.current.digest):
+        if agreed is not None and not self._is_in_use(agreed):
             await self._open(agreed)
             is_last = self._shared.current == agreed  # else a later swap was made meanwhile, perhaps from here
             if is_last and self._prepared is not None and self._prepared.digest == agreed.bundle:
-                self._use(self._prepared)
+                self._use(self._prepared, agreed)
                 log("swapped", {"run": self.current.name, "bundle": self.current.digest[:12]})
         elif proposed is not None and proposed.bundle != self.current.digest:
             await self._open(proposed)

@@ -3,7 +3,8 @@
 A record of the file holds whole items: the columns of the items table and the vectors. Each worker reads on from its
 last position, so that all of them, restarted ones included, apply the same changes in the same order; a change is
 written before it is applied. The file holds little more than the last state of each changed item. The vectors belong to
-the bundle that they were made for, and another bundle starts without them.
+the bundle that they were made for, and another bundle starts without them. So does the first one when it comes back:
+records hold the number of swaps before them, which is written together with the bundle in use.
 
 Upserts are lost when the service stops, and do not reach other machines. To make them permanent, build a bundle of the
 current catalogue and swap to it. Withdrawn items are in the store of events (`event_store.py`).
@@ -36,9 +37,12 @@ RECORD_ITEMS: Final = 1_000  # items in a record of a rewritten file
 
 
 class UpsertRecord(Struct, frozen=True):
-    """A record: the digest of the bundle, the rows of the items table as an Arrow stream, and the vectors."""
+    """A record: the digest of the bundle and the number of swaps before it was swapped in, the rows of the items table
+    as an Arrow stream, and the vectors.
+    """
 
     bundle: str
+    swaps: int
     table: bytes
     vectors: bytes
 
@@ -53,12 +57,13 @@ class LiveItems:
         self._as_of = as_of
         self._live_index, self._bundle, self._has_ranker = live_index, bundle, has_ranker
         self._log: RecordLog | None = None
+        self._swaps = 0
         self._compacted_bytes = COMPACT_FROM_BYTES // GROWTH
         self._lock = Lock()
 
-    def follow(self, path: Path) -> None:
-        """Applies the changes in a file, and writes its own changes there."""
-        self._log = RecordLog(path)
+    def follow(self, path: Path, *, swaps: int = 0) -> None:
+        """Applies the changes in a file that were made after so many swaps, and writes its own changes there."""
+        self._log, self._swaps = RecordLog(path), swaps
         self.catch_up()
 
     @property
@@ -94,7 +99,7 @@ class LiveItems:
             return
         for data in self._log.new_records():
             record = msgspec.msgpack.decode(data, type=UpsertRecord)
-            if record.bundle == self._bundle:
+            if (record.bundle, record.swaps) == (self._bundle, self._swaps):
                 table = pa.ipc.open_stream(record.table).read_all()
                 vectors = np.frombuffer(record.vectors, np.float32).reshape(len(table), -1)
                 self._live_index.upsert(table, vectors)
@@ -117,8 +122,8 @@ class LiveItems:
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, table.schema) as writer:
             writer.write_table(table)
-        data = UpsertRecord(self._bundle, stream.getvalue().to_pybytes(), np.ascontiguousarray(vectors).tobytes())
-        return msgspec.msgpack.encode(data)
+        rows, numbers = stream.getvalue().to_pybytes(), np.ascontiguousarray(vectors).tobytes()
+        return msgspec.msgpack.encode(UpsertRecord(self._bundle, self._swaps, rows, numbers))
 
 
 def _as_arrays(

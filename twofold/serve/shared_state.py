@@ -34,13 +34,17 @@ class ChosenBundle(Struct, frozen=True):
     """A bundle: the name of the run as it was requested, its folder, and the digest of its content.
 
     The folder is where the name led when the bundle was opened: a link may lead elsewhere by now. An empty digest means
-    that no worker has opened the bundle yet. `proposer` is the process that proposes it.
+    that no worker has opened the bundle yet; `released` is the digest that the last workers used then. `proposer` is
+    the process that proposes it. `swaps` counts how often another bundle has replaced the current one: a bundle that
+    comes back has another number, and none of its earlier upserts.
     """
 
     run: str
     folder: str = ""
     bundle: str = ""
     proposer: int = 0
+    swaps: int = 0
+    released: str = ""
 
 
 class WorkerState(Struct, frozen=True):
@@ -77,17 +81,21 @@ class SharedFolder:
             current = self.current
             if current is not None and current.bundle:
                 return current
-            self.commit(bundle)
-            return bundle
+            return self.commit(bundle)
 
-    def commit(self, bundle: ChosenBundle) -> None:
-        """Makes a bundle the current one; OSError if that cannot be written."""
+    def commit(self, bundle: ChosenBundle) -> ChosenBundle:
+        """Makes a bundle the current one, and returns it with the number of swaps; OSError if it cannot be written."""
+        if (last := self.current) is not None:
+            is_other = (last.bundle or last.released) not in ("", bundle.bundle)
+            bundle = msgspec.structs.replace(bundle, swaps=last.swaps + is_other)
         _write(self.folder / "current.json", bundle)
+        return bundle
 
     def release(self) -> None:
         """Lets the next worker that starts open the current run again: no worker is left that uses its old content."""
         if (current := self.current) is not None:
-            self.commit(ChosenBundle(current.run))
+            last = current.bundle or current.released
+            _write(self.folder / "current.json", ChosenBundle(current.run, swaps=current.swaps, released=last))
 
     @contextmanager
     def proposing(self, bundle: ChosenBundle) -> Iterator[None]:
