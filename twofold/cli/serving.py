@@ -1,6 +1,8 @@
 """Commands that use a finished run: recommendations on the terminal, the HTTP service, a copy in a vector database."""
 
 import json
+import os
+import shlex
 import sys
 from contextlib import closing
 from datetime import UTC, datetime
@@ -117,7 +119,7 @@ _Workers = Annotated[int, typer.Option(min=1, help="Number of processes; one per
 _Histories = Annotated[
     str | None,
     typer.Option(
-        help="Store of live events: a SQLite file or redis://HOST:PORT/DB; default: RUN/serve/histories.db.",
+        help="Store of live events: a SQLite file or redis://HOST:PORT/DB; default: RUN.serve/histories.db.",
         envvar="TWOFOLD_HISTORIES",
     ),
 ]
@@ -176,11 +178,27 @@ def serve(
     def print_url(port: int) -> None:
         print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
 
-    store = histories or str(run_folder / "serve" / "histories.db")
+    store = histories or str(_default_store(run_folder))
     options = ServeOptions(
         run_folder, store, host, port, workers, log_requests, keep_days, drain, beside, follow, traces, qdrant
     )
     serve_run(options, on_listening=print_url)
+
+
+def _default_store(run_folder: Path) -> Path:
+    """Returns the store beside a run folder, called as the command line names the run: a bundle that takes its place,
+    by a link or under its name, has the same store. RequestError if the events are still inside the run folder.
+    """
+    run = os.path.abspath(run_folder)  # without following a link
+    store, inside = Path(f"{run}.serve") / "histories.db", Path(run) / "serve" / "histories.db"
+    if inside.exists() and not store.exists():
+        folder = shlex.quote(str(store.parent))
+        raise RequestError(
+            f"the live events, withdrawn items and deleted users of this service are in {inside}, where a swap would "
+            f"lose them. Stop what uses it, and move it: mkdir -p {folder} && "
+            f"mv {shlex.quote(str(inside.parent))}/histories.db* {folder}/"
+        )
+    return store
 
 
 def publish(

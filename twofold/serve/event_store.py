@@ -8,6 +8,7 @@ are in the log by then, or lost. Ids are stored as text, because the next bundle
 """
 
 import asyncio
+import os
 import re
 import sqlite3
 import time
@@ -119,6 +120,16 @@ def open_histories(
         shown = without_password(text)
         raise RequestError(f"--histories {shown} is neither a file nor redis://HOST:PORT/DB: these are the two stores.")
     return SqliteHistories(Path(where), max_events=max_events, keep_days=keep_days)
+
+
+def resolved_store(where: str) -> str:
+    """Returns the URL of a store as it is, and a file's path with every link followed: a worker that is started later
+    opens the same file, even if a link leads elsewhere by then.
+
+    >>> resolved_store("redis://10.0.0.9:6379/0"), resolved_store("/no/such/../h.db")
+    ('redis://10.0.0.9:6379/0', '/no/h.db')
+    """
+    return where if "://" in where else os.path.realpath(where)
 
 
 def without_password(url: str) -> str:

@@ -30,7 +30,7 @@ from twofold.run_folder import open_stage
 from twofold.serve.app import build_app, stop_on_sigterm
 from twofold.serve.bundle_pointer import fetch, follow_pointer
 from twofold.serve.bundle_swaps import POLL_S
-from twofold.serve.event_store import KEEP_DAYS, open_histories
+from twofold.serve.event_store import KEEP_DAYS, open_histories, resolved_store
 from twofold.serve.live_bundle import open_live_bundle
 from twofold.serve.middleware import REQUEST_LOG, JsonLines, Limits, log
 from twofold.serve.prometheus import SHARED_METRICS, ServiceMetrics
@@ -90,6 +90,7 @@ def serve(options: ServeOptions, *, on_listening: Callable[[int], None] = lambda
         options = replace(options, run=_followed_run(options.follow, options.run))
     for run in filter(None, (options.run, options.beside)):
         open_stage(run, "index")  # before anything is written beside it
+    options = replace(options, histories=resolved_store(options.histories))  # before workers, which may start later
     asyncio.run(open_histories(options.histories).close())  # its error is the service's, and not that of each worker
     # Metrics are memory-mapped files: on a full disk a worker would be killed (SIGBUS) while counting, even in a swap.
     where = MEMORY if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MIN_MEMORY_BYTES else None
@@ -203,9 +204,8 @@ class _Supervisor:
 
     def _give_up(self, worker: _Process) -> None:
         self._stop(signal.SIGTERM, None)
-        if worker.exitcode == CANNOT_START:
+        if (code := worker.exitcode) == CANNOT_START:
             raise RunError((self._folder / REASON).read_text(encoding="utf-8"))
-        code = worker.exitcode
         raise RunError(f"no worker could start (exit code {code}): the log has the cause. Mend that, and start again.")
 
     def _end_silent_workers(self) -> None:
