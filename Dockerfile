@@ -20,12 +20,13 @@ RUN /opt/twofold/bin/pip install --no-cache-dir -c constraints.txt "$(echo /whee
 FROM ${BASE}
 RUN useradd --uid 10001 twofold && install --directory --owner twofold /histories /runs
 COPY --from=build /opt/twofold /opt/twofold
-ENV PATH=/opt/twofold/bin:$PATH PYTHONUNBUFFERED=1
+# An option would win over the variable, and a store with a password is named in the variable.
+ENV PATH=/opt/twofold/bin:$PATH PYTHONUNBUFFERED=1 TWOFOLD_HISTORIES=/histories/histories.db
 USER twofold
 EXPOSE 8000
 VOLUME /histories
 # While a bundle is opened the port is bound and a question waits, so a start needs its period.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request as ask; ask.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
-ENTRYPOINT ["twofold", "serve", "--host", "0.0.0.0", "--histories", "/histories/histories.db"]
+ENTRYPOINT ["twofold", "serve", "--host", "0.0.0.0"]
 CMD ["/runs/current"]

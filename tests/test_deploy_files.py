@@ -15,13 +15,14 @@ from tests.serve.client import Client
 from tests.serve.redis_server import DURABLE
 from tests.serve.tiny import write_run
 from twofold.cli.main import app
+from twofold.serve import workers
 from twofold.serve.app import build_app
 from twofold.serve.event_store import open_histories
 from twofold.serve.live_bundle import open_live_bundle
 from twofold.serve.middleware import Limits
 from twofold.serve.prometheus import ServiceMetrics
 from twofold.serve.service import Service
-from twofold.serve.workers import GRACE_S
+from twofold.serve.workers import GRACE_S, ServeOptions
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
@@ -70,6 +71,21 @@ def test_every_option_is_one_of_the_command() -> None:
     for words in ([*compose["entrypoint"], *compose["command"]], [*CONTAINER["command"], *CONTAINER["args"]]):
         assert words[:2] == ["twofold", "serve"]
         assert {word for word in words if word.startswith("-")} <= known
+
+
+@pytest.mark.parametrize("named", [None, "redis://:secret@10.0.0.9:6379/0"])
+def test_the_image_has_a_store_on_its_volume_unless_the_variable_names_another(
+    named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (DEPLOY.parent / "Dockerfile").read_text()
+    variables = dict(re.findall(r"(TWOFOLD_\w+)=(\S+)", text))
+    for name, value in (variables | ({"TWOFOLD_HISTORIES": named} if named else {})).items():
+        monkeypatch.setenv(name, value)
+    (entry,), (command,) = (re.findall(rf"^{word} (\[.*\])$", text, re.MULTILINE) for word in ("ENTRYPOINT", "CMD"))
+    opened: list[ServeOptions] = []
+    monkeypatch.setattr(workers, "serve", lambda options, on_listening: opened.append(options))
+    app([*json.loads(entry)[1:], *json.loads(command)], standalone_mode=False)
+    assert [options.histories for options in opened] == [named or "/histories/histories.db"]
 
 
 def expressions() -> list[str]:

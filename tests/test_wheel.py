@@ -114,16 +114,16 @@ def port(environment: Path, tmp_path: Path) -> Iterator[int]:
     """Runs the image's own command on a tiny run, in that environment, and returns the port of the service."""
     run = write_run(tmp_path / "runs" / "current")
     (entry,), (rest,) = (lines(SERVER, word) for word in ("ENTRYPOINT", "CMD"))
-    words = [word.replace("/histories/", f"{tmp_path}/") for word in json.loads(entry)]
+    (store,) = re.findall(r"^ENV .*TWOFOLD_HISTORIES=/histories/(\S+)$", SERVER, re.MULTILINE)
+    words = json.loads(entry)
     assert json.loads(rest) == ["/runs/current"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         number = free.getsockname()[1]
     command = [str(environment / "bin" / words[0]), *words[1:], str(run), "--port", str(number)]
     with (tmp_path / "log").open("w") as log:
-        service = subprocess.Popen(
-            command, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | {"TWOFOLD_TOKEN": "secret"}
-        )
+        variables = {"TWOFOLD_TOKEN": "secret", "TWOFOLD_HISTORIES": str(tmp_path / store)}
+        service = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | variables)
         yield number
         service.send_signal(signal.SIGTERM)
         assert service.wait(60) == 0, (tmp_path / "log").read_text()
