@@ -88,6 +88,19 @@ def test_the_image_has_a_store_on_its_volume_unless_the_variable_names_another(
     assert [options.histories for options in opened] == [named or "/histories/histories.db"]
 
 
+def test_nginx_sends_no_request_again_that_would_count_twice() -> None:
+    (text,) = re.findall(r"```nginx\n(.*?)```", (DEPLOY.parent / "docs" / "deploy.md").read_text(), re.DOTALL)
+    locations = re.findall(r"^    location (= |\^~ |)(/\S*) \{(.*?)^    \}", text, re.DOTALL | re.MULTILINE)
+
+    def is_repeated(path: str) -> bool:
+        """Finds the location as nginx does: the one that is equal, else the longest with which the path begins."""
+        fits = [each for each in locations if (path == each[1] if each[0] == "= " else path.startswith(each[1]))]
+        return "non_idempotent" in max(fits, key=lambda each: (each[0] == "= ", len(each[1])))[2]
+
+    routes = ("/v1/recommend", "/v1/recommend:batch", "/v1/rank", "/v1/events", "/v1/events:remove")
+    assert [path for path in routes if not is_repeated(path)] == ["/v1/events", "/v1/events:remove"]
+
+
 def expressions() -> list[str]:
     panels = json.loads((DEPLOY / "grafana/dashboards/twofold.json").read_text())["panels"]
     (group,) = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
