@@ -116,6 +116,8 @@ def test_every_metric_of_dashboard_and_alerts_is_on_the_page_of_metrics(client: 
     named = {name for text in expressions() for name in re.findall(r"twofold_\w+", text)}
     assert len(named) > 8
     assert named <= known
+    kinds = set(re.findall(r'of="(\w+)"', page.text))
+    assert {kind for text in expressions() for kind in re.findall(r'of="(\w+)"', text)} <= kinds
     stages = set(re.findall(r'stage="(\w+)"', page.text))
     assert {stage for text in expressions() for stage in re.findall(r'stage!?="(\w+)"', text)} <= stages
 
@@ -197,7 +199,7 @@ ALERTS: dict[str, tuple[dict[str, str], dict[str, tuple[str, str]]]] = {
     ),
     "TwofoldUnknownItems": (
         {},
-        {"twofold_events_total": (RISING, RISING), 'twofold_unknown_ids_total{of="item"}': (RISING, FEW)},
+        {"twofold_events_total": (RISING, RISING), 'twofold_unknown_ids_total{of="posted_item"}': (RISING, FEW)},
     ),
 }
 

@@ -1,6 +1,7 @@
 """Invalid requests, the middleware, metrics and pages of the service."""
 
 import asyncio
+import re
 from typing import Any
 
 import httpx
@@ -133,11 +134,22 @@ def test_metrics_count_time_short_lists_and_unknown_ids(client: Client) -> None:
     lines = dict(line.rsplit(" ", 1) for line in page.text.splitlines() if not line.startswith("#"))
     assert lines['twofold_requests_total{route="/v1/recommend",status="200"}'] == "2.0"
     assert lines['twofold_unknown_ids_total{of="user"}'] == lines['twofold_unknown_ids_total{of="item"}'] == "1.0"
+    assert lines['twofold_unknown_ids_total{of="posted_item"}'] == "0.0"
     assert lines["twofold_short_lists_total"] == "1.0"
     assert lines['twofold_lists_total{source="popularity"}'] == "1.0"
     assert lines['twofold_stage_seconds_count{stage="encode"}'] == "1.0"
     assert lines["twofold_served_share"] == "1.0"  # a list of all seven
     assert float(lines["twofold_exposure_of_top_items"]) == pytest.approx(2 / 9)  # one item was in both lists
+
+
+def test_unknown_items_of_events_are_counted_apart_from_those_of_other_requests(client: Client) -> None:
+    """The alert divides them by the posted events."""
+    assert client.post("/v1/rank", {"user_id": 10, "item_ids": ["a", "gone", "lost"]})[0] == 200
+    assert client.post("/v1/recommend", {"history": ["a", "gone"], "exclude": ["lost"]})[0] == 200
+    client.post("/v1/events", {"events": [{"user_id": 10, "item_id": item} for item in ("a", "gone", "b")]})
+    (page,) = client.send(("GET", "/metrics", b""))
+    counts = dict(re.findall(r'^twofold_unknown_ids_total\{of="(\w+)"\} (\S+)$', page.text, re.MULTILINE))
+    assert (counts["posted_item"], counts["item"]) == ("1.0", "4.0")
 
 
 def test_openapi_lists_every_route_and_its_types(client: Client) -> None:

@@ -42,7 +42,7 @@ class ServiceMetrics:
         lists = self._counter("lists", "Lists returned, by what ordered them.", "source")
         self._lists = {source: lists.labels(source) for source in ("model", "popularity")}
         unknown_ids = self._counter("unknown_ids", "Ids of requests that the bundle does not contain.", "of")
-        self._unknown_ids = {kind: unknown_ids.labels(kind) for kind in ("user", "item")}
+        self._unknown_ids = {kind: unknown_ids.labels(kind) for kind in ("user", "item", "posted_item")}
         self._short_lists = self._counter("short_lists", "Lists shorter than requested: no more items were eligible.")
         requests = self._counter("requests", "Replies, by route and status.", "route", "status")
         # `labels` reads the environment each time: 4 % of a request.
@@ -103,7 +103,9 @@ class ServiceMetrics:
         self._requests(route, status).inc()
 
     def count_unknown(self, kind: str, count: int) -> None:
-        """Counts ids of a request that the bundle does not contain; `kind` is "user" or "item"."""
+        """Counts ids of a request that the bundle does not contain; `kind` is "user", "item" or, for
+        items of posted events, "posted_item".
+        """
         if count:
             self._unknown_ids[kind].inc(count)
 

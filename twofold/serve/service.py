@@ -160,7 +160,7 @@ class Service:
         await self._stored(self.histories.append([(str(event.user_id), _live_event(event, now)) for event in events]))
         rows = self.current.items.now.rows_of([event.item_id for event in events])
         unknown = int((rows == UNKNOWN).sum())
-        self.metrics.count_unknown("item", unknown)
+        self.metrics.count_unknown("posted_item", unknown)
         self.metrics.events.inc(len(events))
         return EventsAccepted(len(events), unknown, now)
 
