@@ -93,3 +93,12 @@ def test_a_store_inside_the_run_is_refused_with_the_command_that_moves_it(
     subprocess.run(["sh", "-ec", command], check=True)
     assert list((runs / "A" / "serve").iterdir()) == []
     assert asyncio.run(content(store("runs/of today"))) == KEPT
+
+
+def test_a_second_run_is_found_before_workers_start(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[workers.ServeOptions] = []
+    monkeypatch.setattr(workers, "serve", lambda options, on_listening: opened.append(options))
+    (runs / "second").symlink_to("B")
+    cli.app(["serve", "runs/A", "--beside", "runs/second"], standalone_mode=False)
+    cli.app(["serve", "runs/A"], standalone_mode=False)
+    assert [options.beside for options in opened] == [(runs / "B").resolve(), None]

@@ -179,6 +179,7 @@ def serve(
         print(f"http://{host}:{port}/       a page to try it;  /docs: every route", flush=True)
 
     store = histories or str(_default_store(run_folder))
+    beside = beside and beside.resolve()  # a worker that is started later opens the same run
     options = ServeOptions(
         run_folder, store, host, port, workers, log_requests, keep_days, drain, beside, follow, traces, qdrant
     )
