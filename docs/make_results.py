@@ -224,7 +224,7 @@ def _about_ranker(quality: Saved) -> str:
 
 
 def _later(quality: Saved) -> str:
-    text = "These rows are of a later run than the retriever's, with the same seeds and later code."
+    text = "These rows are of a later run than the retriever's, with later code."
     return text if "kuairand-ranked" in quality.get("later", {}) else ""
 
 
