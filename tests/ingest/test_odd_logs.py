@@ -18,6 +18,7 @@ from twofold.recipe.schema import Recipe
 
 FIRST = datetime(2024, 3, 1)  # noqa: DTZ001
 ROWS = 600
+MORE_NUMBERS = [pytest.param(each, marks=pytest.mark.slow) for each in ("null", "1e5", "true", "2024-03-01", "1.5")]
 
 Row = Callable[[int, int, datetime, int], str]
 
@@ -120,9 +121,9 @@ def test_rows_without_a_user_are_counted_and_are_no_user(tmp_path: Path, missing
     ("sentinel", "zone"),
     [
         ("9999-12-31 23:59:59", "Asia/Kolkata"),
-        ("9999-12-31 23:59:59", "UTC"),
-        ("0001-01-01 00:00:00", "America/New_York"),
-        ("1970-01-01 00:00:00", "UTC"),
+        pytest.param("9999-12-31 23:59:59", "UTC", marks=pytest.mark.slow),
+        pytest.param("0001-01-01 00:00:00", "America/New_York", marks=pytest.mark.slow),
+        pytest.param("1970-01-01 00:00:00", "UTC", marks=pytest.mark.slow),
     ],
 )
 def test_a_time_that_no_log_has_is_refused_and_may_be_left_empty(tmp_path: Path, sentinel: str, zone: str) -> None:
@@ -146,7 +147,7 @@ def test_a_time_that_no_log_has_is_refused_and_may_be_left_empty(tmp_path: Path,
 # --- names of files ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["20240301", "null", "1e5", "true", "2024-03-01", "1.5"])
+@pytest.mark.parametrize("name", ["20240301", *MORE_NUMBERS])
 def test_a_file_may_be_called_like_a_number(tmp_path: Path, name: str) -> None:
     path = log(tmp_path / f"{name}.csv", "user_id,item_id,ts", lambda user, item, at, number: f"{user},{item},{at}")
     recipe = write_draft({"--log": path, "--items": None, "--users": None}, tmp_path / f"{name}.yaml", overwrite=False)

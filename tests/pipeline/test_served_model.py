@@ -40,7 +40,7 @@ def files_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in paths if path.suffix != ".parquet"}
 
 
-@pytest.mark.parametrize("ensemble", [1, 2])
+@pytest.mark.parametrize("ensemble", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_killed_after_peers_were_written_chooses_as_an_uninterrupted_one(ensemble, tmp_path, monkeypatch):
     """Once neighbors are added to vectors that hold no pairs, once a peer takes the place of towers that learned
     nothing.

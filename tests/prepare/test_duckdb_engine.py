@@ -108,6 +108,7 @@ def test_a_folder_left_by_a_killed_attempt_is_taken_over(tmp_path: Path) -> None
     assert not (tmp_path / "spill").exists()
 
 
+@pytest.mark.slow
 def test_the_shipped_log(tmp_path: Path, kuairand_folder: Path) -> None:
     days = {
         "kind": "temporal",

@@ -16,6 +16,8 @@ from twofold.pipeline.adapters import catalogue_scores
 from twofold.recipe.train import InBatchSoftmax
 from twofold.tables import DAY_MS, HOUR_MS
 
+pytestmark = pytest.mark.slow
+
 USERS, ITEMS, HOURS = 96, 120, 24
 NOBODY = {"kind": "history", "events": "negatives", "max_length": 5}  # of users who like all: all users are equal
 
