@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.train.test_batch_groups import last_epoch
-from tests.worlds import FIRST_MS, TEST, TRAIN_DAYS, VALIDATION, events_of, items_of, world_recipe, write_world
+from tests.worlds import FIRST_MS, SPLIT, TEST, TRAIN_DAYS, VALIDATION, events_of, items_of, world_recipe, write_world
 from twofold.dataset.dataset import load_dataset
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.window import DayBounds, evaluation_window
@@ -40,11 +40,8 @@ def write_hours(folder: Path, features, *, same_every_day):
             at = day * DAY_MS + hour * HOUR_MS + draw.choice(HOUR_MS, size=4, replace=False)
             liked = draw.choice(plan[hour], size=4, replace=False)
             lines += [(user, item, moment, True) for item, moment in zip(liked, at, strict=True)]
-    parts = {
-        "prepare": world_recipe({"kind": "table", "events": "log.parquet"}).prepare.model_dump()
-        | {"counters": {"item_id": {"rates": {"like": "liked"}}}},
-        "features": features,
-    }
+    prepare = {"positive": "liked", "split": SPLIT, "counters": {"item_id": {"rates": {"like": "liked"}}}}
+    parts = {"prepare": prepare, "features": features}
     return world_recipe(write_world(folder, events_of(lines, draw), items_of(ITEMS)), parts)
 
 

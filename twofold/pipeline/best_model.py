@@ -118,11 +118,11 @@ def _fit_peers(tuning: PeerTuning, positives: Interactions) -> dict[str, History
 def _forms(kind: PeerKind, tuning: PeerTuning, *, has_days: bool) -> list[Served]:
     """Returns a peer alone and, if it has the constants, with recent popularity."""
     constants, recency = (tuning.constants_of(name) for name in (kind.name, kind.name_with_recency))
-    forms = [(kind.name, ServedPeer(kind.name, constants or {}))]
-    forms += (
-        [] if recency is None or not has_days else [(kind.name_with_recency, replace(forms[0][1], recency=recency))]
-    )
-    return [Served(name, has_towers=False, peers=(peer,)) for name, peer in forms]
+    alone = ServedPeer(kind.name, constants or {})
+    forms = {kind.name: alone}
+    if has_days and recency is not None:
+        forms[kind.name_with_recency] = replace(alone, recency=recency)
+    return [Served(name, has_towers=False, peers=(peer,)) for name, peer in forms.items()]
 
 
 def _fitted_sum(

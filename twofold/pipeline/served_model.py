@@ -98,6 +98,7 @@ def discard_served(out: Path) -> None:
 
 
 def fit_peer(kind: str, constants: Mapping[str, float], positives: Interactions) -> HistoryModel:
+    """Fits a peer with its constants, in the form in which an index serves it: an item-item model has low rank."""
     if kind == RECENT_POPULARITY:
         return popularity_model(positives.num_items, constants)
     match _kind_of(kind).fit(positives, constants):
