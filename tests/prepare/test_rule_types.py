@@ -7,15 +7,16 @@ import pytest
 
 from tests.prepare.tables import TRAIN, log_of
 from tests.worlds import world_recipe, write_world
-from twofold.errors import RecipeError
+from twofold.errors import DataError, RecipeError
 from twofold.prepare.check import check_recipe
+from twofold.prepare.run_plan import prepare
 from twofold.recipe.schema import Recipe
 
 
 def recipe_of(folder: Path, rules: dict[str, str], texts: list[str]) -> Recipe:
     """A recipe with these rules, over a log with the texts in a column `kind`, a price and a flag."""
     rows = [(1, 0, TRAIN + number, True) for number in range(len(texts))]
-    log = log_of(rows, kind=texts, price=[13.5] * len(rows), shop_no=[12] * len(rows))
+    log = log_of(rows, kind=texts, price=[13.5] * len(rows), shop_no=[12] * len(rows), is_paid=[True] * len(rows))
     recipe = world_recipe(write_world(folder, log, pa.table({"item_id": [0, 100], "title": ["A", "it's"]})))
     return world_recipe(recipe.data.model_dump(), {"prepare": recipe.prepare.model_dump() | rules})
 
@@ -84,3 +85,34 @@ def test_decimal_commas_are_named_with_their_table(tmp_path: Path) -> None:
     prepare = recipe.prepare.model_copy(update={"where": "cost > 3"})
     with pytest.raises(RecipeError, match=r"such as 13,27, 2,50\. Numbers with .*decimal_comma: \[items\]"):
         check_recipe(recipe.model_copy(update={"data": data, "prepare": prepare}))
+
+
+@pytest.mark.parametrize(
+    ("rules", "texts", "message"),
+    [
+        ({"positive": "is_paid = 'True'"}, ["x"], r"compares is_paid, which is true or false, with the text 'True'\. "),
+        (
+            {"weight": "CASE WHEN is_paid IN ('true', '1') THEN 2 END"},
+            ["x"],
+            r"text '1'\. Write is_paid or NOT is_paid",
+        ),
+        ({"where": "shop_no = '012'"}, ["x"], r"compares shop_no, a number, with the text '012'\. Write the number"),
+        ({"positive": "kind >= 4"}, ["nan", "3"], r"reads kind as a number, and some of its texts are 'nan', which "),
+        ({"weight": "kind"}, ["-Infinity", "3"], r"texts are '-Infinity', .* Leave unknown values empty \(NULL\)\. "),
+    ],
+)
+def test_a_text_that_no_value_equals_or_that_is_above_every_number_is_refused(
+    tmp_path: Path, rules: dict[str, str], texts: list[str], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe_of(tmp_path, rules, texts))
+
+
+def test_texts_that_flags_and_whole_numbers_have_are_compared(tmp_path: Path) -> None:
+    check_recipe(recipe_of(tmp_path, {"positive": "is_paid = 'true' OR shop_no IN ('0', '-12')"}, ["x"]))
+
+
+def test_a_late_text_that_is_above_every_number_stops_the_preparation(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, {"positive": "kind > 3"}, ["1", "5", *["2"] * 10_000, "NaN"])
+    with pytest.raises(DataError, match=r"^prepare\.positive reads kind as a number, and some of its texts are 'NaN'"):
+        prepare(recipe, tmp_path)

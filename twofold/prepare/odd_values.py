@@ -1,14 +1,15 @@
-"""Odd values of a log: those that are counted, and numbers that a rule may not read as a condition.
+"""Odd values of a log: those that are counted, and those that a rule may not read as a condition or as a number.
 
 SQL reads a number as true where it is not 0, so `positive: thumb` would count a thumb of -1 as positive.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twofold.errors import DataError
 from twofold.prepare.duckdb_connection import quote_name
+from twofold.prepare.rule_types import unordered_text
 from twofold.prepare.sources import Source, finite_sql, is_number
 from twofold.recipe.prepare import Prepare
 from twofold.sql.rules import columns_read_as
@@ -68,6 +69,33 @@ def check_bare_conditions(prepare: Prepare, source: Source, query: Callable[[str
                 raise _refusal(each, least, most)
 
 
+def check_texts_as_numbers(prepare: Prepare, source: Source, query: Callable[[str], Sequence[Any]]) -> None:
+    """Raises DataError if a text that a rule reads as a number is NaN or infinite in some row, as `astype(str)` of
+    pandas writes what is unknown: it would be above or below every number.
+
+    `query` runs a SELECT on the source tables.
+    """
+    seen: set[str] = set()
+    for rule in prepare.rules():
+        for column in sorted(columns_read_as("number", rule.text, result=rule.result) - seen):
+            seen.add(column)
+            table, type_ = _source_of(column, source) or ("", "")
+            if type_ == "VARCHAR":
+                name = quote_name(column)
+                odd = f"NOT {finite_sql(f'TRY_CAST({name} AS DOUBLE)')}"
+                value = query(f'SELECT MIN(CASE WHEN {odd} THEN {name} END) FROM "{table}"')[0][0]
+                if value is not None:
+                    raise DataError(unordered_text(column, value, field=rule.field, rule=rule.text))
+
+
+def _source_of(column: str, source: Source) -> tuple[str, str] | None:
+    """Returns the source table of a column, and its SQL type; a column of two tables is the event's."""
+    for name, table in source.tables.items():
+        if column in table.columns:
+            return f"source_{name}", table.columns[column]
+    return None
+
+
 def _bare_conditions(prepare: Prepare, source: Source) -> list[BareCondition]:
     """Returns the numbers that rules read as conditions, each with the first such rule."""
     found: dict[str, BareCondition] = {}
@@ -80,14 +108,9 @@ def _bare_conditions(prepare: Prepare, source: Source) -> list[BareCondition]:
 
 def _table_of(column: str, prepare: Prepare, source: Source) -> str | None:
     """Returns the table or view of a column if it is a number; a column of two tables is the event's."""
-    sides: Mapping[str, Mapping[str, str]] = {
-        "source_events": source.events.columns,
-        "source_items": source.items.columns,
-        "source_users": source.users.columns,
-    }
-    for table, columns in sides.items():
-        if column in columns:
-            return table if is_number(columns[column]) else None
+    if (found := _source_of(column, source)) is not None:
+        table, type_ = found
+        return table if is_number(type_) else None
     is_truth = column in prepare.labels and prepare.labels[column].kind in ("long_view", "below_mean")
     return None if is_truth else "ruled"
 

@@ -19,7 +19,7 @@ from twofold.prepare.duckdb_engine import Engine, OpenEngine, duckdb_engine
 from twofold.prepare.funnel import FunnelLine, count_funnel, split_lines
 from twofold.prepare.label_report import describe_labels
 from twofold.prepare.last_days import outside_the_log, window_in_words
-from twofold.prepare.odd_values import check_bare_conditions, oddities_sql
+from twofold.prepare.odd_values import check_bare_conditions, check_texts_as_numbers, oddities_sql
 from twofold.prepare.plan import Plan, build_plan, repeats_sql
 from twofold.prepare.sources import INTEGERS, Source, finite_sql, table_paths
 from twofold.progress import progress_bar
@@ -84,6 +84,7 @@ def _run(
             engine.export(sql, target)
             advance(1, path)
 
+        check_texts_as_numbers(recipe.prepare, source, engine.query)
         for step in plan.steps:
             engine.create(step)
             advance(1, step.name)
