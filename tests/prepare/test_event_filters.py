@@ -199,12 +199,12 @@ def test_a_negative_of_a_filter_is_what_is_not_positive_whatever_the_negative_hi
     assert {row["user_id"] for row in rows_of(out)} == {1, 3}
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.5, 6), (1, 3)])
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 6), (1, 3), (0.99999, 3)])
 def test_a_share_of_one_leaves_positives_alone(tmp_path: Path, share: float, kept: int) -> None:
     log = log_of([(user, item, TRAIN + item, item == user) for user in (1, 2, 3) for item in range(1, 60)])
     rows = rows_of(prepared(tmp_path, log, positive_share=share))
     assert sum(row["label"] for row in rows) == 3
-    assert abs(len(rows) - kept) <= (0 if share == 1 else 5)
+    assert abs(len(rows) - kept) <= (5 if share == 0.5 else 0)
 
 
 def test_validation_counts_for_no_filter_and_is_not_filtered(tmp_path: Path) -> None:

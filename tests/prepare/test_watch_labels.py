@@ -78,6 +78,16 @@ def test_a_long_view_is_the_whole_of_what_is_short_and_18_seconds_of_what_is_lon
     assert [row["label"] for row in rows_of(out)] == [False, True, False, True, True]
 
 
+@pytest.mark.parametrize("narrow", ["watch_s", "length_s"])
+def test_a_whole_view_is_whole_if_one_of_its_columns_is_float(tmp_path: Path, narrow: str) -> None:
+    """12.9 as FLOAT is 12.8999996, and 13.1 is 13.1000004: as doubles, one is below its equal and one above."""
+    log = views([(user, user, seconds, seconds) for user, seconds in enumerate([12.9, 13.1, 17.9, 18.1])])
+    log = log.set_column(log.schema.get_field_index(narrow), narrow, log[narrow].cast(pa.float32()))
+    labels = {"long": {"kind": "long_view"}, "share": {"kind": "pcc"}}
+    out = prepared(tmp_path, log, labels=labels, positive="long OR item_id = 100", target="share")
+    assert [(row["label"], row["target"]) for row in rows_of(out)] == [(True, 1.0)] * 4
+
+
 # --- watch-time gain --------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +135,21 @@ def test_small_groups_are_drawn_towards_all_views(tmp_path: Path) -> None:
 
     found = labelled(tmp_path, views(rows), {"kind": "wtg", "buckets": SECONDS, "shrink": k})
     assert found == near(drawn([1.0, 2.0]) + drawn([6.0, 9.0, 12.0]) + drawn([4.0]))
+
+
+@pytest.mark.parametrize("shrink", [1e-6, 1e16])
+def test_shrinkage_may_be_any_number(tmp_path: Path, shrink: float) -> None:
+    found = labelled(
+        tmp_path, views([(1, 0, 1.0, 4.9), (2, 1, 3.0, 0.1)]), {"kind": "wtg", "buckets": SECONDS, "shrink": shrink}
+    )
+    assert found == near(gains([1.0, 3.0]))
+
+
+def test_a_view_of_weeks_is_standardized(tmp_path: Path) -> None:
+    """The square of its milliseconds is beyond 64 bits: a column of milliseconds may be called watch_s."""
+    rows = [(1, 0, 1e7, 4.9), (1, 1, 3e7, 0.1), (2, 2, 6e7, 3.0)]
+    found = labelled(tmp_path, views(rows), {"kind": "wtg", "buckets": SECONDS, "shrink": 0})
+    assert found == near(gains([1e7, 3e7, 6e7]))
 
 
 def test_one_view_or_equal_views_are_never_average_by_accident(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import assert_never
 from twofold.prepare.hashing import PRIME, hash_sql
 from twofold.recipe.prepare import Filter, ItemFilter, Prepare, UserFilter
 from twofold.render.numbers import percent
+from twofold.sql.portable import double_sql
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,10 @@ def _quota_sql(where: str, positive_share: float) -> str:
     """Returns the SELECT of the hash below which a negative is kept, for that share of positives; `PRIME` keeps all."""
     positives, negatives = (f'CAST(COUNT(CASE WHEN {condition} THEN 1 END) AS DOUBLE)'
                             for condition in ('"is_positive"', 'NOT "is_positive"'))  # fmt: skip
-    wanted = f"{positives} * {1 - positive_share!r}e0 / ({positive_share!r}e0 * NULLIF({negatives}, 0e0))"
-    share = f"LEAST(COALESCE({wanted}, 1e0), 1e0)"
-    return f'SELECT CAST(FLOOR({PRIME} * {share}) AS BIGINT) AS "below" FROM "labelled" WHERE {where}'
+    others, share = double_sql(1 - positive_share), double_sql(positive_share)
+    wanted = f"{positives} * {others} / ({share} * NULLIF({negatives}, 0e0))"
+    kept = f"LEAST(COALESCE({wanted}, 1e0), 1e0)"
+    return f'SELECT CAST(FLOOR({PRIME} * {kept}) AS BIGINT) AS "below" FROM "labelled" WHERE {where}'
 
 
 def filter_name(filter_: Filter) -> str:

@@ -1,8 +1,8 @@
 """Watch-time labels as SQL: the tables fitted on the training window, and the label's value for every event.
 
 w is watch_s and d is length_s. Fitting compares and adds whole milliseconds, so that engines agree to the last bit on
-buckets, edges and order; only means and standard deviations are doubles. Where d <= 0, or w or d is NULL, a label is
-NULL.
+buckets, edges and order; only means, standard deviations and quotients are doubles. Where d <= 0, or w or d is NULL, a
+label is NULL.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from twofold.recipe.labels import (
     WatchTimeGain,
     WidthBuckets,
 )
+from twofold.sql.portable import double_sql
 from twofold.tables import LONG_VIEW_MS
 
 # The view that labels are fitted on and joined to; its columns are described at plan.log_sql.
@@ -29,8 +30,6 @@ ROWS: Final = '"log" AS "rows"'
 # Numbers are compared in thousandths. A millisecond of watching is far below the precision of a log.
 _THOUSANDTHS: Final = 1000
 _IS_FITTED_ON: Final = '"_tf_is_kept" AND "_tf_split" = 0 AND NOT "_tf_is_estimated"'
-_WATCH: Final = 'CAST("rows"."watch_s" AS DOUBLE)'
-_LENGTH: Final = 'CAST("rows"."length_s" AS DOUBLE)'
 # Completion in whole millionths: the quotient of two whole numbers is rounded alike on every engine.
 _COMPLETION: Final = """CAST(FLOOR(CAST(1000000 * LEAST("rows"."_tf_watch_ms", "rows"."_tf_length_ms") AS DOUBLE)
     / CAST("rows"."_tf_length_ms" AS DOUBLE) + 0.5) AS BIGINT)"""
@@ -60,13 +59,15 @@ def fit_label(name: str, label: Label) -> FittedLabel:
     """Returns the SQL of one label; the name of each of its tables begins with the label's name."""
     match label:
         case LongView():
-            long_, whole = f"{_WATCH} >= {LONG_VIEW_MS // 1000}", f"{_WATCH} >= {_LENGTH}"
-            value = f"CASE WHEN {_LENGTH} > {LONG_VIEW_MS // 1000} THEN {long_} WHEN {_LENGTH} > 0 THEN {whole} END"
+            # As FLOAT, as evaluation compares: 12.9 that is FLOAT in the log would be below 12.9 that is DOUBLE.
+            watch, length = (f'CAST("rows"."{name}_s" AS FLOAT)' for name in ("watch", "length"))
+            value = f"CASE WHEN {length} > 0 THEN {watch} >= LEAST({length}, CAST({LONG_VIEW_MS // 1000} AS FLOAT)) END"
             return FittedLabel({}, (), "", value)
         case Completion():
-            watched = f"LEAST({_WATCH}, {_LENGTH})"
+            watch, length = '"rows"."_tf_watch_ms"', '"rows"."_tf_length_ms"'
+            quotient = f"CAST(LEAST({watch}, {length}) AS DOUBLE) / CAST({length} AS DOUBLE)"
             # LEAST skips NULL, so a NULL watch time would count as watched to the end.
-            value = f"CASE WHEN {_LENGTH} > 0 AND {_WATCH} IS NOT NULL THEN {watched} / {_LENGTH} END"
+            value = f"CASE WHEN {length} > 0 AND {watch} IS NOT NULL THEN {quotient} END"
             return FittedLabel({}, (), "", value)
         case BelowMean():
             return _below_mean(name, label)
@@ -190,7 +191,8 @@ def _mean_and_variance_sql(value: str) -> str:
     """Returns events, mean and unbiased variance of whole numbers. Sums are exact: squares overflow BIGINT, not
     decimals.
     """
-    n, total, squares = "CAST(COUNT(*) AS DOUBLE)", _sum_sql(value), _sum_sql(f"{value} * {value}")
+    exact = f"CAST({value} AS DECIMAL(19, 0))"
+    n, total, squares = "CAST(COUNT(*) AS DOUBLE)", _sum_sql(exact), _sum_sql(f"{exact} * {exact}")
     variance = f"GREATEST(({squares} - {total} * {total} / {n}) / ({n} - 1), 0)"
     return f"""
         COUNT(*) AS "events", {total} / {n} AS "mean", CASE WHEN COUNT(*) > 1 THEN {variance} END AS "variance"
@@ -198,7 +200,7 @@ def _mean_and_variance_sql(value: str) -> str:
 
 
 def _sum_sql(value: str) -> str:
-    return f"CAST(SUM(CAST({value} AS DECIMAL(20, 0))) AS DOUBLE)"
+    return f"CAST(SUM({value}) AS DOUBLE)"
 
 
 def _shrunk_sql(own: str, parent: str | _Group, k: float) -> tuple[str, str]:
@@ -208,9 +210,9 @@ def _shrunk_sql(own: str, parent: str | _Group, k: float) -> tuple[str, str]:
     """
     if isinstance(parent, str):
         parent = _Group(f'{parent}."mean"', f'{parent}."variance"')
-    n = f'CAST({own}."events" AS DOUBLE)'
-    mean = f'COALESCE(({n} * {own}."mean" + {k!r}e0 * {parent.mean}) / ({n} + {k!r}e0), {parent.mean})'
-    shrunk = f'({n} * {own}."variance" + {k!r}e0 * {parent.variance}) / ({n} + {k!r}e0)'
+    n, added = f'CAST({own}."events" AS DOUBLE)', double_sql(k)
+    mean = f'COALESCE(({n} * {own}."mean" + {added} * {parent.mean}) / ({n} + {added}), {parent.mean})'
+    shrunk = f'({n} * {own}."variance" + {added} * {parent.variance}) / ({n} + {added})'
     return mean, f"COALESCE(NULLIF({shrunk}, 0), {parent.variance})"
 
 

@@ -136,10 +136,18 @@ def _cast(written: exp.Expr, kind: Kind | None, want: Kind | None) -> exp.Expr:
     return exp.Cast(this=written, to=exp.DataType(this=_CASTS[want]))  # to build one from its name parses the name
 
 
-def _double(number: float) -> exp.Expr:
-    """Writes a number with an exponent, because without one engines read a DECIMAL."""
+def double_sql(number: float) -> str:
+    """Returns a number with an exponent, because without one engines read a DECIMAL.
+
+    >>> double_sql(10.0), double_sql(1e-06)
+    ('10.0e0', '1e-06')
+    """
     text = repr(number)
-    return exp.Literal.number(text if "e" in text else f"{text}e0")
+    return text if "e" in text else f"{text}e0"
+
+
+def _double(number: float) -> exp.Expr:
+    return exp.Literal.number(double_sql(number))
 
 
 def _constant(node: exp.Expr) -> exp.Expr:
