@@ -1,3 +1,5 @@
+import tracemalloc
+
 import pyarrow as pa
 import pytest
 
@@ -120,3 +122,18 @@ def test_a_text_with_nul_is_refused_and_finds_nothing():
     vocabulary = Vocabulary(pa.array(["a", "b"]), num_known=2)
     assert vocabulary.rows_of(["a", "a\0", None]).tolist() == [0, -1, -1]
     assert vocabulary.row_of("a\0") == -1
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_one_long_text_does_not_widen_all_others(is_own: bool) -> None:
+    """An id that is an address of 5,000 characters among 2,000 short ones: at one width they would take 40 MB."""
+    short, long = [f"item {number}" for number in range(2_000)], "x" * 5_000
+    wanted = pa.array([*short, long, None, "item", short[7] + "\0", long + "\0"])
+    tracemalloc.start()
+    vocabulary = Vocabulary(pa.array([*short, long] if is_own else short), num_known=1)
+    rows = vocabulary.rows_of(wanted)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows.tolist() == [*range(2_000), 2_000 if is_own else -1, -1, -1, -1, -1]
+    assert [vocabulary.row_of(text) for text in (short[3], long, "", long + "\0")] == [3, rows[2_000], -1, -1]
+    assert peak < 4e6

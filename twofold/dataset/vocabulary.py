@@ -19,6 +19,9 @@ Ids: TypeAlias = Sequence[Any] | np.ndarray | pa.Array | pa.ChunkedArray
 
 UNKNOWN = -1
 """Row of an id that is not in the vocabulary."""
+_LONG_TEXT = 8
+"""Length of the longest text, as a multiple of the mean, above which texts are compared as objects of Python: they take
+about 60 bytes more than their characters, and a look-up among a million twice to five times as long."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Vocabulary:
                 f"the text {value!r} contains the character NUL, which NumPy drops at the end of a text, so that two "
                 f"values would be one. Remove it from the log."
             )
-        values = _comparable(self.ids)
+        values = _comparable(self.ids, _key_type(self.ids))
         order = np.argsort(values, kind="stable").astype(np.int64)
         keys = values[order]
         duplicates = np.flatnonzero(keys[1:] == keys[:-1])
@@ -67,12 +70,13 @@ class Vocabulary:
         typed = self.typed(ids)
         if len(self) == 0 or len(typed) == 0:
             return np.full(len(typed), UNKNOWN, np.int64)
-        missing = np.asarray(pc.is_null(typed))
-        if pa.types.is_string(typed.type):  # NumPy drops NUL at the end of a text
-            missing |= np.asarray(pc.fill_null(pc.ends_with(typed, "\0"), False))
-        values = _comparable(
-            pc.fill_null(typed, pa.scalar(0 if pa.types.is_int64(self.ids.type) else "", self.ids.type))
-        )
+        impossible = pc.is_null(typed)
+        if self._keys.dtype.kind == "U":  # NumPy drops NUL at the end of a text, and would widen all to the longest
+            widest = self._keys.dtype.itemsize // np.dtype("U1").itemsize
+            odd = pc.or_(pc.ends_with(typed, "\0"), pc.greater(pc.utf8_length(typed), widest))
+            impossible = pc.or_(impossible, pc.fill_null(odd, True))
+        filled = pc.if_else(impossible, pa.scalar("" if pa.types.is_string(typed.type) else 0, typed.type), typed)
+        values, missing = _comparable(filled, self._keys.dtype), np.asarray(impossible)
         at = np.minimum(np.searchsorted(self._keys, values), len(self) - 1)
         is_known = (self._keys[at] == values) & ~missing
         return np.where(is_known, self._sorted[at], UNKNOWN).astype(np.int64)
@@ -174,8 +178,19 @@ def _sorted_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
     return unique.take(pc.array_sort_indices(unique))
 
 
-def _comparable(ids: pa.Array) -> np.ndarray:
-    return np.asarray(ids) if pa.types.is_int64(ids.type) else np.asarray(ids.to_pylist(), dtype=np.str_)
+def _comparable(ids: pa.Array, dtype: np.dtype) -> np.ndarray:
+    return np.asarray(ids) if dtype.kind == "i" else np.array(ids.to_pylist(), dtype)
+
+
+def _key_type(ids: pa.Array) -> np.dtype:
+    """Returns the type in which ids are compared: texts of one width, which are fast, unless a few are so much longer
+    than the others that this would take many times the memory of the texts.
+    """
+    if pa.types.is_int64(ids.type):
+        return np.dtype(np.int64)
+    lengths = pc.utf8_length(ids)
+    longest, mean = pc.max(lengths).as_py() or 1, pc.mean(lengths).as_py() or 1
+    return np.dtype(f"U{longest}") if longest <= _LONG_TEXT * mean else np.dtype(object)
 
 
 def _as_integer(value: Any) -> int | None:
