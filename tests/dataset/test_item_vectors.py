@@ -65,6 +65,18 @@ def test_without_pca_vectors_are_as_given_in_the_order_of_the_rows(tmp_path):
 # --- principal components ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lines", [1, 5])
+def test_pca_of_equal_vectors_has_nothing_to_keep(lines):
+    with pytest.raises(DataError, match=rf"look\.pca has nothing to keep: the {lines} items .* all have the same one"):
+        fit_pca("look", np.full((lines, 3), 0.1, np.float32), 1)
+
+
+def test_a_column_without_any_vector_is_refused(tmp_path):
+    items = pa.table({"item_id": [1, 2], "look": pa.array([None, None], pa.list_(pa.float32()))})
+    with pytest.raises(DataError, match=r"^features\.vectors\.look: no item has a list in the items' column look\."):
+        read_vectors(tmp_path, "look", items)
+
+
 def test_pca_equals_the_singular_vectors_and_says_what_it_explains(tmp_path):
     found, facts = written(tmp_path, LINE, num_known=40, pca=2)
     centred = LINE - LINE.mean(axis=0)

@@ -90,12 +90,17 @@ def write_vectors(
 
 
 def fit_pca(name: str, vectors: Float32[np.ndarray, "items dim"], k: int) -> Projection:
-    """Fits the first k principal components; DataError if the vectors have fewer."""
+    """Fits the first k principal components; DataError if the vectors have fewer, or are all equal."""
     items, dim = vectors.shape
     if k > min(items, dim):
         raise DataError(
             f"features.vectors.{name}.pca asks for {k} components, but {items:,} items of the training window have a "
             f"vector, of {dim} dimensions. Set it to {min(items, dim)} or less, or leave it out."
+        )
+    if not np.ptp(vectors, axis=0).any():
+        raise DataError(
+            f"features.vectors.{name}.pca has nothing to keep: the {items:,} items of the training window that have a "
+            f"vector all have the same one. Leave the vectors out, or look for a constant in their place."
         )
     from sklearn.decomposition import PCA
 
@@ -171,6 +176,8 @@ def _is_present(vectors: Float32[np.ndarray, "items dim"]) -> Bool[np.ndarray, "
 def _from_lists(name: str, column: pa.Array) -> Float[np.ndarray, "items dim"]:
     lengths = pc.list_value_length(column)
     dims = pc.unique(lengths.drop_null()).to_pylist()
+    if not dims:
+        raise DataError(f"features.vectors.{name}: no item has a list in the items' column {name}. Leave it out.")
     if len(dims) != 1 or dims == [0]:
         raise DataError(
             f"features.vectors.{name}: lists of the items' column {name} hold {', '.join(map(str, sorted(dims)))} "
