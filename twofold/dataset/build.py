@@ -152,8 +152,9 @@ def _with_popularity(items: pa.Table, features: Features, out: Path) -> pa.Table
     """Adds the number of training positives of each item, if the recipe reads it."""
     if not any(isinstance(feature, PopularityFeature) for feature in features.item):
         return items
-    train = load_examples(out / "rows", "train", ())
-    counts = np.bincount(np.asarray(train.item_rows)[np.asarray(train.label)], minlength=len(items))
+    train, counts = load_examples(out / "rows", "train", ()), np.zeros(len(items), np.int64)
+    for block in chunks(len(train), BATCH_ROWS):
+        counts += np.bincount(train.item_rows[block][train.label[block]], minlength=len(items))
     return items.append_column(POSITIVES, pa.array(counts))
 
 

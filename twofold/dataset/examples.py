@@ -155,13 +155,18 @@ def write_histories(prepared: Path, users: Vocabulary, items: Vocabulary, *, out
 
 def distinct_ids(prepared: Path, parts: Sequence[str], column: str, kind: pa.DataType) -> pa.Array:
     """Returns the distinct ids of a column of the prepared files, in the order of the shards and their rows."""
-    shards = [pa.array([], kind)]
+    found, waiting = pa.array([], kind), list[pa.Array]()
     for path in (path for part in parts for path in _shards(prepared / part)):
-        ids = pa.array([], kind)
         for batch in _batches(path, [column]):
-            ids = pc.unique(pa.concat_arrays([ids, pc.unique(batch[column]).cast(kind)]))
-        shards.append(ids)
-    return pc.unique(pa.concat_arrays(shards))
+            waiting.append(pc.unique(batch[column]).cast(kind))
+            if sum(map(len, waiting)) >= len(found):  # so that merges together cost a few of the result
+                found, waiting = _distinct([found, *waiting]), []
+    return _distinct([found, *waiting])
+
+
+def _distinct(parts: Sequence[pa.Array]) -> pa.Array:
+    """Returns the distinct values of all parts. Arrow cannot join arrays that hold 2 GiB of text together."""
+    return pc.unique(pa.chunked_array(parts))
 
 
 def count_ids(prepared: Path, parts: Sequence[str], column: str, kind: pa.DataType) -> pa.Table:
