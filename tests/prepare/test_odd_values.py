@@ -105,7 +105,7 @@ def test_nan_is_null_although_the_statistics_of_a_file_leave_it_out(
         ({"weight": "EXP(watch_s * 2)"}, r"prepare\.weight, EXP\(watch_s \* 2\), gives .* inf on average"),
         (
             {"target": "EXP(watch_s * 2)"},
-            r"prepare\.target, EXP\(watch_s \* 2\), is infinite or NaN in 1 training rows\. Limit it, as LEAST",
+            r"prepare\.target, EXP\(watch_s \* 2\), is infinite or NaN in 1 row of the windows\. Limit it, as LEAST",
         ),
         (
             {"outcomes": {"x": "EXP(watch_s * 2) - EXP(watch_s * 2)"}},

@@ -1,5 +1,6 @@
 """Logs that cannot be prepared are refused, with what is wrong and what to do."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.prepare.tables import TEST, TRAIN, VALIDATION, log_of
 from tests.prepare.test_duckdb_engine import log, recipe_of
 from tests.worlds import DAY_MS, FIRST_MS, world_recipe
 from twofold.errors import DataError, RecipeError
@@ -112,10 +114,10 @@ def test_a_value_of_another_type_late_in_a_csv_names_its_line(tmp_path: Path) ->
     ("parts", "message"),
     [
         ({"where": "user_id < 0"}, r"prepare\.where, user_id < 0, is true for none of its 72 rows\. Weaken it"),
-        ({"weight": "0 - 1"}, r"prepare\.weight, 0 - 1, gives training rows weights of -1\.0 at least"),
+        ({"weight": "0 - 1"}, r"prepare\.weight, 0 - 1, gives training rows weights of -1\.0 to -1\.0, "),
         (
             {"weight": "0"},
-            r"gives training rows weights of 0\.0 at least and 0\.0 on average\. A weight is a number of 0",
+            r"gives training rows weights of 0\.0 to 0\.0, 0\.0 on average\. A weight is a finite number of 0",
         ),
         (
             {"split": {"kind": "last_n", "test": 50}},
@@ -130,6 +132,43 @@ def test_a_value_of_another_type_late_in_a_csv_names_its_line(tmp_path: Path) ->
 def test_parts_that_leave_nothing_are_named(tmp_path: Path, parts: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         prepare(recipe_of(tmp_path, log(), **parts), tmp_path)
+
+
+LATE = [(1, 5, VALIDATION, True)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "refit", "message"),
+    [
+        ({"target": "POWER(watch_s, -0.5)"}, False, r"is infinite or NaN in 1 row of the windows\. Limit it"),
+        ({"outcomes": {"x": "4 - watch_s"}}, False, r"x, 4 - watch_s, is 0 to 4 in rows of validation or test\. An "),
+        ({"weight": "watch_s - 1"}, False, None),
+        (
+            {"weight": "watch_s - 1"},
+            True,
+            r"gives training rows weights of -1\.0 to 3\.0, 2\.4375 on average\. A weight",
+        ),
+        ({"weight": "POWER(watch_s, -1)"}, True, r"gives training rows weights of 0\.25 to inf, "),
+    ],
+)
+def test_rows_of_validation_are_checked_like_those_that_are_trained_on(
+    tmp_path: Path, parts: dict[str, Any], refit: bool, message: str | None
+) -> None:
+    """Training watches 3 to 4 seconds; the row of validation 0, and a refit trains on it."""
+    rows = [(1, 0, TRAIN, True), (1, 1, TRAIN + 1, False), (2, 2, TRAIN + 2, True), (2, 3, TRAIN + 3, False), *LATE]
+    recipe = recipe_of(tmp_path, log_of(rows, watch_s=[3.5, 3.25, 3.0, 4.0, 0.0], length_s=[9.0] * 5), **parts)
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"refit": refit})})
+    with nullcontext() if message is None else pytest.raises(DataError, match=message):
+        prepare(recipe, tmp_path)
+
+
+def test_a_sample_without_any_relevant_event_is_refused(tmp_path: Path) -> None:
+    rows = [(user, item, TRAIN + item, True) for user in range(40) for item in range(3)]
+    likes = [(user, 9, at, True) for user in range(40) for at in (VALIDATION, TEST)]
+    bought = [user == 3 for user, *_ in rows + likes]
+    recipe = recipe_of(tmp_path, log_of(rows + likes, bought=bought), relevant="bought", sample={"users": 0.5})
+    with pytest.raises(DataError, match=r"^none of the events of the sampled users in .* or take a larger sample or"):
+        prepare(recipe, tmp_path)
 
 
 def test_a_memory_limit_that_is_none_is_refused_and_a_small_one_spills(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ class Plan:
     """Steps in order; counts and files that read them; then the files of the shards.
 
     `priors` is, for each key of `prepare.counters`, the SELECT of one row of sums over the training window;
-    `train_condition` is the condition for training rows of `labelled`.
+    `train_condition` and `evaluated_condition` are the conditions for rows of `labelled` in the training window, and in
+    those of validation and test.
     """
 
     steps: tuple[Step, ...]
@@ -90,6 +91,7 @@ class Plan:
     shards: Shards
     priors: Mapping[str, str]
     train_condition: str
+    evaluated_condition: str
 
 
 def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
@@ -125,7 +127,8 @@ def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
     priors = {key: priors_sql(key, each) for key, each in prepare.counters.items()}
     counts = funnel_counts(prepare, source, selection)
     cut = _shards(selection, shards, frozenset(_numbers_sql(prepare, source)))
-    return Plan(steps, counts, tuple(outputs), cut, priors, selection.train_condition)
+    evaluated = f'"split" > 0 AND {selection.of_users}'
+    return Plan(steps, counts, tuple(outputs), cut, priors, selection.train_condition, evaluated)
 
 
 # --- the log with its columns -----------------------------------------------------------------------------------------

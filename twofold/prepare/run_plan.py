@@ -27,6 +27,7 @@ from twofold.recipe.data import Table
 from twofold.recipe.features import AgeFeature
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import TemporalSplit
+from twofold.render.numbers import plural
 from twofold.run_folder import write_json
 from twofold.tables import DAY_MS, OUTCOME, SPLITS, Json, Split
 
@@ -93,7 +94,7 @@ def _run(
         first_at, last_at = engine.query('SELECT MIN("at"), MAX("at") FROM "labelled" WHERE "is_kept"')[0]
         advance(1, "funnel")
         _check_usable(recipe, funnel, first_at, last_at)
-        _check_relevant(recipe, engine)
+        _check_relevant(recipe, plan, engine)
         _check_uploads(recipe, source, engine, first_at)
         facts = {"first_at": first_at, "last_at": last_at}
         if recipe.prepare.weight is not None:
@@ -127,24 +128,36 @@ def _count_oddities(source: Source, engine: Engine) -> dict[str, Json]:
 
 
 def _mean_weight(recipe: Recipe, plan: Plan, engine: Engine) -> float:
-    """Returns the mean weight of the training rows, by which the loss divides weights."""
-    sql = f'SELECT MIN("weight"), AVG(COALESCE("weight", 0)) FROM "labelled" WHERE {plan.train_condition}'
-    least, mean = engine.query(sql)[0]
-    if least is not None and least < 0 or not mean or not math.isfinite(mean):
+    """Returns the mean weight of the training rows, by which the loss divides weights.
+
+    DataError if a row that is trained on, with `train.refit` those of validation too, has a weight that is none.
+    """
+    trained, mean_of = plan.train_condition, f'CASE WHEN {plan.train_condition} THEN COALESCE("weight", 0) END'
+    if recipe.train.refit:
+        trained = f'({trained}) OR ({plan.evaluated_condition} AND "split" = 1)'
+    sql = f'SELECT MIN("weight"), MAX("weight"), AVG({mean_of}) FROM "labelled" WHERE {trained}'
+    least, most, mean = engine.query(sql)[0]
+    if not mean or least < 0 or not math.isfinite(most):
         raise DataError(
-            f"prepare.weight, {recipe.prepare.weight}, gives training rows weights of {least} at least and {mean} on "
-            f"average. A weight is a number of 0 or more, and some must be more."
+            f"prepare.weight, {recipe.prepare.weight}, gives training rows weights of {least} to {most}, {mean} on "
+            f"average. A weight is a finite number of 0 or more, and some must be more."
         )
     return float(mean)
 
 
 def _check_outcomes(recipe: Recipe, plan: Plan, engine: Engine) -> None:
-    """Raises DataError if the outcome of a head is no number from 0 to 1, or constant, in the training rows."""
+    """Raises DataError if the outcome of a head is constant in the training rows, or no number from 0 to 1 in a row of
+    a window.
+    """
     for name, rule in recipe.prepare.outcomes.items():
-        sql = f'SELECT MIN("{OUTCOME}{name}"), MAX("{OUTCOME}{name}") FROM "labelled" WHERE {plan.train_condition}'
-        least, most = engine.query(sql)[0]
+        ends = f'SELECT MIN("{OUTCOME}{name}"), MAX("{OUTCOME}{name}") FROM "labelled" WHERE'
+        least, most = engine.query(f"{ends} {plan.train_condition}")[0]
+        where = "training rows"
+        if least is not None and 0 <= least < most <= 1:
+            least, most = engine.query(f"{ends} ({plan.train_condition}) OR ({plan.evaluated_condition})")[0]
+            where = "rows of validation or test"
         if least is None or not 0 <= least < most <= 1:
-            found = "NULL in all training rows" if least is None else f"{least:g} to {most:g} in training rows"
+            found = "NULL in all training rows" if least is None else f"{least:g} to {most:g} in {where}"
             raise DataError(
                 f"prepare.outcomes.{name}, {rule}, is {found}. An outcome must lie between 0 and 1 and take more "
                 f"than one value: write a condition, such as liked, or a share, such as LEAST(watch_s / length_s, 1); "
@@ -153,14 +166,15 @@ def _check_outcomes(recipe: Recipe, plan: Plan, engine: Engine) -> None:
 
 
 def _check_target(recipe: Recipe, plan: Plan, engine: Engine) -> None:
-    """Raises DataError if the target of a training row is infinite or NaN, as EXP(1000) and its quotients are."""
+    """Raises DataError if the target of a row of a window is infinite or NaN, as EXP(1000) and its quotients are."""
     if recipe.prepare.target is None:
         return
-    where = f"{plan.train_condition} AND NOT {finite_sql(quote_name('target'))}"
-    if rows := int(engine.query(f'SELECT COUNT(*) FROM "labelled" WHERE {where}')[0][0]):
+    rows = f"({plan.train_condition}) OR ({plan.evaluated_condition})"
+    where = f"({rows}) AND NOT {finite_sql(quote_name('target'))}"
+    if count := int(engine.query(f'SELECT COUNT(*) FROM "labelled" WHERE {where}')[0][0]):
         raise DataError(
-            f"prepare.target, {recipe.prepare.target}, is infinite or NaN in {rows:,} training rows. Limit it, as "
-            f"LEAST(…, 100)."
+            f"prepare.target, {recipe.prepare.target}, is infinite or NaN in {plural(count, 'row')} of the windows. "
+            f"Limit it, as LEAST(…, 100)."
         )
 
 
@@ -200,17 +214,21 @@ def _check_usable(recipe: Recipe, funnel: list[FunnelLine], first_at: int | None
             )
 
 
-def _check_relevant(recipe: Recipe, engine: Engine) -> None:
+def _check_relevant(recipe: Recipe, plan: Plan, engine: Engine) -> None:
     """Raises DataError if no event of an evaluated window is relevant, before hours of training."""
     rule = recipe.prepare.relevant
     for index, split in enumerate(SPLITS):
         if rule is None or split == "train":
             continue
-        sql = f'SELECT COUNT(*) FROM "labelled" WHERE "is_kept" AND "is_relevant" AND "split" = {index}'
+        where = f'{plan.evaluated_condition} AND "is_relevant" AND "split" = {index}'
+        sql = f'SELECT COUNT(*) FROM "labelled" WHERE {where}'
         if not engine.query(sql)[0][0]:
+            sample, step = "", "make the window longer"
+            if recipe.prepare.sample is not None:
+                sample, step = " of the sampled users", "take a larger sample or a longer window"
             raise DataError(
-                f"none of the events in prepare.split.{split}, {recipe.prepare.dates(split)}, is relevant by "
-                f"prepare.relevant, {rule}. Weaken the rule, or make the window longer."
+                f"none of the events{sample} in prepare.split.{split}, {recipe.prepare.dates(split)}, is relevant by "
+                f"prepare.relevant, {rule}. Weaken the rule, or {step}."
             )
 
 
