@@ -74,3 +74,13 @@ class Ragged:
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         taken = np.arange(offsets[-1]) + np.repeat(self.offsets[lists] - offsets[:-1], sizes)
         return Ragged(self.values[taken], offsets)
+
+    def padded(self) -> Shaped[np.ndarray, "_ length"]:
+        """Returns one row per list, padded on the right with 0 to the length of the longest, at least 1.
+
+        >>> Ragged(np.array([7, 8, 9]), np.array([0, 2, 2, 3])).padded().tolist()
+        [[7, 8], [0, 0], [9, 0]]
+        """
+        rows = np.zeros((len(self.offsets) - 1, max(int(self.sizes.max(initial=0)), 1)), self.values.dtype)
+        rows[self.lines, np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.sizes)] = self.values
+        return rows

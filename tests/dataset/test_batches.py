@@ -40,6 +40,9 @@ def test_a_row_reads_what_the_catalogue_holds_at_its_moment(dataset):
         batch = gather_batch(dataset, rows, np.array([line]))
         (catalogue,) = item_batches(dataset, int(rows.at[line]))
         assert set(batch.item) == set(feature_names(dataset.features)[1])
+        width = batch.item["tags"].shape[1]  # of the longest list of the batch
+        assert not catalogue["tags"][rows.item_rows[line], width:].any()
+        catalogue |= {"tags": catalogue["tags"][:, :width]}
         assert as_bytes(batch.item) == as_bytes(catalogue, slice(rows.item_rows[line], rows.item_rows[line] + 1))
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.errors import DataError
+from twofold.ragged import Ragged
 from twofold.tables import DAY_MS, HOUR_MS, INTERNAL
 
 _NEVER = np.int64(np.iinfo(np.int64).min)
@@ -116,16 +117,12 @@ def value_lists(column: pa.ChunkedArray, sep: str | None) -> pa.ChunkedArray:
     return pa.chunked_array([pa.ListArray.from_arrays(offsets, values.filter(kept), mask=mask)])
 
 
-def bag_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Int32[np.ndarray, "_ length"]:
-    """Returns the embedding table's rows of each list's values, padded with 0 to the length of the longest list."""
+def bag_rows(column: pa.ChunkedArray, vocabulary: Vocabulary) -> Ragged:
+    """Returns the embedding table's rows of each list's values, 0 for those of no row."""
     lists = column.combine_chunks()
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-    longest = max(int(lengths.max(initial=0)), 1)
-    rows = np.zeros((len(lists), longest), np.int32)
-    index = np.repeat(np.arange(len(lists)), lengths)
-    position = np.arange(len(index)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    rows[index, position] = vocabulary.rows_of(pc.list_flatten(lists)) + 1
-    return rows
+    rows = (vocabulary.rows_of(pc.list_flatten(lists)) + 1).astype(np.int32)
+    return Ragged(rows, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
 
 def timestamps(column: pa.ChunkedArray) -> Int64[np.ndarray, "_"]:

@@ -30,6 +30,7 @@ from twofold.dataset.histories import Histories, as_sequence, seconds_until
 from twofold.dataset.npy import map_array
 from twofold.digest import file_stem
 from twofold.local_time import local_ms
+from twofold.ragged import Ragged
 from twofold.recipe.features import (
     AgeFeature,
     BagFeature,
@@ -62,9 +63,13 @@ Inputs = Mapping[str, np.ndarray]
 class ItemArrays:
     """Item features of the whole catalogue, one row per item row: inputs that do not depend on the time, and the arrays
     from which the others are computed.
+
+    `bags` are rows of a table for each item's list of values. They are padded in a batch, because one list of thousands
+    of values would make an array of the catalogue, and every batch, thousands of columns wide.
     """
 
     inputs: Inputs
+    bags: Mapping[str, Ragged]
     uploaded_at: Int64[np.ndarray, "items"] | None
     counters: Mapping[str, Counters]
 
@@ -125,6 +130,7 @@ def item_arrays(
 ) -> ItemArrays:
     """Computes the arrays of the catalogue; `items`, `vectors` and `counters` are in the order of the item rows."""
     inputs: dict[str, np.ndarray] = {}
+    bags: dict[str, Ragged] = {}
     uploaded_at = None
     for feature in state.features.item:
         name = feature_name(feature)
@@ -134,7 +140,7 @@ def item_arrays(
             case CategoryFeature() | NumberFeature():
                 inputs[name] = _attribute(feature, items, state, tower="item")
             case BagFeature(column=column, sep=sep):
-                inputs[name] = bag_rows(value_lists(items[column], sep), state.vocabularies[f"item.{name}"])
+                bags[name] = bag_rows(value_lists(items[column], sep), state.vocabularies[f"item.{name}"])
             case VectorFeature(vectors=vectors_name):
                 inputs[name] = vectors[vectors_name]
             case PopularityFeature():
@@ -145,7 +151,7 @@ def item_arrays(
                 pass
             case _:
                 assert_never(feature)
-    return ItemArrays(inputs, uploaded_at, counters)
+    return ItemArrays(inputs, bags, uploaded_at, counters)
 
 
 def item_inputs(
@@ -164,6 +170,7 @@ def item_inputs(
     categories and lists that no other item has, and counters of itself or of such a value. `None` marks none.
     """
     inputs = {name: values.take(item_rows, axis=0) for name, values in items.inputs.items()}
+    inputs |= {name: lists.of(item_rows).padded() for name, lists in items.bags.items()}
     if is_new is not None:
         inputs |= _as_new(state, inputs, is_new)
     if items.uploaded_at is not None:

@@ -1,5 +1,6 @@
 """Training objective: the recipe's loss, the training examples in batches, and the negatives of each batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torch.nn import functional
 
 from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import Batch, TensorInputs
@@ -295,7 +297,15 @@ def _inputs(
         return tuple(own)
     others = sampled_inputs(objective.dataset, batch, more, ranks=objective.ranks)
     if not batch.parts:
-        return ({name: torch.cat([*(inputs[name] for inputs in own), values]) for name, values in others.items()},)
+        return ({name: _stacked([*(inputs[name] for inputs in own), values]) for name, values in others.items()},)
     assert objective.order.micro_batch_size is not None
     parts = chunks(len(objective.ranks.share(len(more))), objective.order.micro_batch_size)
     return (*own, *({name: values[part] for name, values in others.items()} for part in parts))
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Returns the rows of all parts one after another; lists of values are as wide as the longest of their part."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return torch.cat(list(parts))
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([functional.pad(part, (0, width - part.shape[1])) for part in parts])
