@@ -1,5 +1,6 @@
 """Refusals of a recipe and its log before a row is read, with every message."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from tests.prepare.tables import TRAIN, log_of
+from tests.prepare.tables import THREE_USERS, TRAIN, log_of
 from tests.worlds import world_recipe, write_world
 from twofold.errors import DataError, RecipeError, TwofoldError
 from twofold.prepare.check import check_recipe
@@ -124,6 +125,28 @@ def test_labels_need_watch_time_and_length(tmp_path: Path) -> None:
         check_recipe(recipe)
     made = plain | {"derive": {"length_s": "watch_s * 2"}, "labels": {"wtg": {"kind": "pcc"}}}
     check_recipe(world_recipe(data, {"prepare": made}))
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (
+            "price > 5",
+            r"^index\.where reads price as a number, and the items have it as text, which a condition on items",
+        ),
+        (
+            "NOT is_new",
+            r"^index\.where reads is_new as true or false, and the items have it as text.* Write is_new as ",
+        ),
+        ("price = '7.5' AND is_new <> 'false'", None),
+    ],
+)
+def test_a_condition_on_items_reads_no_text_as_a_number(tmp_path: Path, where: str, message: str | None) -> None:
+    """An engine would cast them; what filters items without one does not, and would refuse after the training."""
+    items = pa.table({"item_id": [0, 1, 2], "price": ["7.5", "3", None], "is_new": ["true", "false", None]})
+    recipe = world_recipe(write_world(tmp_path, log_of(THREE_USERS), items), {"index": {"where": where}})
+    with nullcontext() if message is None else pytest.raises(RecipeError, match=message):
+        check_recipe(recipe)
 
 
 @pytest.mark.parametrize(

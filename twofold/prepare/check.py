@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final, Literal, assert_never
 
 from twofold.errors import DataError, RecipeError
 from twofold.prepare.plan import used_columns
@@ -33,10 +33,11 @@ from twofold.recipe.rerank import AGE, Limit
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastEvents
-from twofold.sql.rules import check_columns, listed_columns
+from twofold.sql.rules import check_columns, columns_read_as, listed_columns
 from twofold.tables import split_side
 
 _NUMBER: Final = "DOUBLE"
+_READ_AS: Final[Mapping[Literal["number", "condition"], str]] = {"number": "a number", "condition": "true or false"}
 
 
 def check_recipe(recipe: Recipe) -> Source:
@@ -244,6 +245,13 @@ def _check_item_types(rule: str, columns: Mapping[str, str], items: SourceTable,
             )
     single = {name: "VARCHAR" if name in listed else type_ for name, type_ in columns.items()}
     check_types(rule, single, {"items": items}, field=field, result="condition")
+    for kind, meaning in _READ_AS.items():
+        for column in sorted(columns_read_as(kind, rule, result="condition")):
+            if single[column].startswith(("VARCHAR", "ENUM")):
+                raise RecipeError(
+                    f"{field} reads {column} as {meaning}, and the items have it as text, which a condition on items "
+                    f"only compares with texts. Write {column} as {meaning} in the items table. Rule: {rule}"
+                )
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
