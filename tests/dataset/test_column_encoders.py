@@ -1,9 +1,10 @@
 """Columns as arrays: lists of numbers, and what is refused of them."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from twofold.dataset.column_encoders import numbers, profiles
+from twofold.dataset.column_encoders import Scale, fit_scale, numbers, profiles
 from twofold.errors import DataError
 
 
@@ -43,3 +44,11 @@ def test_lists_of_another_length_and_holes_are_refused(values, found):
 def test_numbers_that_a_feature_cannot_hold_are_refused(values, scale, message):
     with pytest.raises(DataError, match=message):
         numbers(pa.chunked_array([values]), is_log=scale == "log", name="price")
+
+
+def test_a_number_far_beyond_those_of_training_keeps_a_vector_finite() -> None:
+    """A new item may have the largest float for what is unknown; the lengths of vectors are sums of squares."""
+    scale = fit_scale([np.array([1, 2, 3], np.float32)])
+    found = scale.apply(np.array([3.4e38, -3.4e38, 2, np.nan, 1e5], np.float32))
+    assert found.tolist() == pytest.approx([1e6, -1e6, 0, 0, (1e5 - 2) / (2 / 3) ** 0.5])
+    assert Scale(-3e38, 1e-46).apply(np.array([3e38], np.float32)).tolist() == [1e6]

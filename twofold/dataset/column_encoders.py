@@ -14,6 +14,9 @@ from twofold.errors import DataError
 from twofold.ragged import Ragged
 from twofold.tables import DAY_MS, HOUR_MS, INTERNAL
 
+FARTHEST = np.float32(1e6)
+"""Largest standardized number. One of n values on which a scale is fitted is at most √n from their mean, but a new item
+may have 3.4e38 for what is unknown, whose square no vector of a tower can hold."""
 _NEVER = np.int64(np.iinfo(np.int64).min)
 
 
@@ -25,9 +28,12 @@ class Scale:
     std: float
 
     def apply(self, values: Float32[np.ndarray, "batch"]) -> Float32[np.ndarray, "batch"]:
-        """Standardizes the values; NaN (no value) becomes the mean, which is 0."""
-        standardized = (values - np.float32(self.mean)) / np.float32(self.std)
-        return np.asarray(np.nan_to_num(standardized))
+        """Standardizes the values; NaN (no value) becomes the mean, which is 0, and what is further than FARTHEST from
+        it as far as that.
+        """
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            standardized = (values - np.float32(self.mean)) / np.float32(self.std)
+        return np.asarray(np.clip(np.nan_to_num(standardized), -FARTHEST, FARTHEST))
 
 
 def fit_scale(pieces: Iterable[Float32[np.ndarray, "_"]]) -> Scale:
