@@ -86,6 +86,12 @@ def test_nan_and_infinities_are_null_and_counted(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "items.parquet")["price"].to_pylist() == [None, 1, 2, 3, None]
 
 
+def test_odd_lengths_are_counted_where_the_items_have_them(tmp_path: Path) -> None:
+    items = pa.table({"item_id": [0, 1, 2, 3], "length_s": [10.0, 0.0, 30.0, None]})
+    facts = prepare(recipe_of(tmp_path, log_of(FEW, watch_s=[11.0, 1.0, 20.0, 5.0]), items), tmp_path)
+    assert facts["odd_rows"] == {"length of 0 or less": 1, "watched longer than long": 2}
+
+
 @pytest.mark.parametrize("known", [20.0, 0.0, -3.0])
 @pytest.mark.parametrize("type_", [pa.float64(), pa.float32()])
 def test_nan_is_null_although_the_statistics_of_a_file_leave_it_out(

@@ -26,14 +26,16 @@ def oddities_sql(source: Source) -> list[tuple[tuple[str, ...], str]]:
             f"{side}: {name} is NaN or infinite, read as NULL": f"NOT {finite_sql(own)}"
             for name, own in table.fractions.items()
         }
-        found.append((f"file_{side}", odd))
-    odd = {}
-    if "length_s" in source.events.columns:
+        found.append((f'"file_{side}"', odd))
+    odd, events = {}, '"source_events"'
+    if has_length := "length_s" in source.events.columns or "length_s" in source.items.columns:
         odd["length of 0 or less"] = '"length_s" <= 0'
-    if {"length_s", "watch_s"} <= set(source.events.columns):
+    if has_length and "watch_s" in source.events.columns:
         odd["watched longer than long"] = '"watch_s" > "length_s"'
-    found.append(("source_events", odd))
-    return [(tuple(odd), f'SELECT {_counts_sql(odd.values())} FROM "{table}"') for table, odd in found if odd]
+    if has_length and "length_s" not in source.events.columns:
+        events += ' LEFT JOIN (SELECT "item_id", "length_s" FROM "source_items") AS "lengths" USING ("item_id")'
+    found.append((events, odd))
+    return [(tuple(odd), f"SELECT {_counts_sql(odd.values())} FROM {rows}") for rows, odd in found if odd]
 
 
 def _counts_sql(conditions: Iterable[str]) -> str:
