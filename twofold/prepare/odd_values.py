@@ -10,7 +10,7 @@ from typing import Any
 from twofold.errors import DataError
 from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.rule_types import unordered_text
-from twofold.prepare.sources import Source, finite_sql, is_number
+from twofold.prepare.sources import Source, SourceTable, finite_sql, is_number, projection_sql
 from twofold.recipe.prepare import Prepare
 from twofold.sql.rules import columns_read_as
 
@@ -18,7 +18,8 @@ from twofold.sql.rules import columns_read_as
 def oddities_sql(source: Source) -> list[tuple[tuple[str, ...], str]]:
     """Returns the names of oddities and the SELECT of their numbers of rows, for each table that may have any.
 
-    These are NaN and infinities, which are read as NULL, and impossible lengths, whose use is up to the rules.
+    These are NaN and infinities, which are read as NULL, impossible lengths, whose use is up to the rules, and
+    attributes of the events that change: the largest value may be one of the days that are to be predicted.
     """
     found: list[tuple[str, dict[str, str]]] = []
     for side, table in source.tables.items():
@@ -35,7 +36,27 @@ def oddities_sql(source: Source) -> list[tuple[tuple[str, ...], str]]:
     if has_length and "length_s" not in source.events.columns:
         events += ' LEFT JOIN (SELECT "item_id", "length_s" FROM "source_items") AS "lengths" USING ("item_id")'
     found.append((events, odd))
+    found += [_changing(side, table) for side, table in source.tables.items() if table.grouped_by is not None]
     return [(tuple(odd), f"SELECT {_counts_sql(odd.values())} FROM {rows}") for rows, odd in found if odd]
+
+
+def _changing(side: str, table: SourceTable) -> tuple[str, dict[str, str]]:
+    """Returns a table of the ends of each attribute that is read from the events, one row an id, and by the name of the
+    oddity the condition that they differ.
+    """
+    key, names = quote_name(table.grouped_by or ""), [name for name in table.projection if name != table.grouped_by]
+    ends = "".join(
+        f', MIN({quote_name(name)}) AS "least_{number}", MAX({quote_name(name)}) AS "most_{number}"'
+        for number, name in enumerate(names)
+    )
+    rows = f'({projection_sql(table.projection, quote_name(f"file_{side}"))}) AS "rows"'
+    odd = {
+        f"{side}: {name} changes among the events of one id, and the largest value is read, be it a later one": (
+            f'"least_{number}" <> "most_{number}"'
+        )
+        for number, name in enumerate(names)
+    }
+    return f'(SELECT {key}{ends} FROM {rows} WHERE {key} IS NOT NULL GROUP BY {key}) AS "ends"', odd
 
 
 def _counts_sql(conditions: Iterable[str]) -> str:
