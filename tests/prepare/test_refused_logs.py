@@ -134,6 +134,26 @@ def test_parts_that_leave_nothing_are_named(tmp_path: Path, parts: dict[str, Any
         prepare(recipe_of(tmp_path, log(), **parts), tmp_path)
 
 
+@pytest.mark.parametrize("side", ["items", "users"])
+def test_a_table_none_of_whose_ids_is_in_the_log_is_refused(tmp_path: Path, side: str) -> None:
+    """Texts that differ in case, or 007 beside 7: every attribute would be unknown, without a word."""
+    key = f"{side[:-1]}_id"
+    events = log_of([(1, 0, TRAIN, True), (2, 1, TRAIN, False)])
+    events = events.set_column(
+        events.schema.get_field_index(key), key, pa.array([f"a-{id_}" for id_ in events[key].to_pylist()])
+    )
+    recipe = recipe_of(tmp_path, events)
+    for ids, is_refused in ((["A-8", "A-100"], True), (["A-1", "a-100", "a-8"], False)):
+        path = tmp_path / f"{side}.parquet"
+        pq.write_table(pa.table({key: ids}), path)
+        named = recipe.model_copy(update={"data": recipe.data.model_copy(update={side: path})})
+        message = (
+            rf"{side}\.parquet: none of its ids is one of the events\. Its {key} are such as 'A-100', those of .*'a-"
+        )
+        with pytest.raises(DataError, match=message) if is_refused else nullcontext():
+            prepare(named, tmp_path)
+
+
 LATE = [(1, 5, VALIDATION, True)]
 
 

@@ -3,8 +3,9 @@
 SQL reads a number as true where it is not 0, so `positive: thumb` would count a thumb of -1 as positive.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from twofold.errors import DataError
@@ -61,6 +62,30 @@ def _changing(side: str, table: SourceTable) -> tuple[str, dict[str, str]]:
 
 def _counts_sql(conditions: Iterable[str]) -> str:
     return ", ".join(f"COUNT(CASE WHEN {condition} THEN 1 END)" for condition in conditions)
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+def check_ids_match(source: Source, paths: Mapping[str, Path], query: Callable[[str], Sequence[Any]]) -> None:
+    """Raises DataError if no id of a table of items or users is one of the events, as sku-7 and SKU-7: every attribute
+    would be unknown, and the catalogue would hold every item twice.
+
+    `query` runs a SELECT on the source tables and the table `labelled`; `paths` are those of the tables by name.
+    """
+    for side, key in (("items", "item_id"), ("users", "user_id")):
+        table = getattr(source, side)
+        if not table.files or table.grouped_by is not None:
+            continue
+        seen = f'(SELECT DISTINCT "{key}" FROM "labelled" WHERE "is_kept") AS "seen"'
+        listed = f'(SELECT "{key}" AS "listed" FROM "source_{side}") AS "all"'
+        facts = f'COUNT("listed"), MIN("{key}"), (SELECT MIN("{key}") FROM "source_{side}")'
+        matches, of_events, own = query(f'SELECT {facts} FROM {seen} LEFT JOIN {listed} ON "listed" = "{key}"')[0]
+        if not matches and of_events is not None:
+            raise DataError(
+                f"{paths[side]}: none of its ids is one of the events. Its {key} are such as {own!r}, those of the "
+                f"events such as {of_events!r}. Write them alike in both files."
+            )
 
 
 # --- numbers as conditions --------------------------------------------------------------------------------------------

@@ -19,7 +19,12 @@ from twofold.prepare.duckdb_engine import Engine, OpenEngine, duckdb_engine
 from twofold.prepare.funnel import FunnelLine, count_funnel, split_lines
 from twofold.prepare.label_report import describe_labels
 from twofold.prepare.last_days import outside_the_log, window_in_words
-from twofold.prepare.odd_values import check_bare_conditions, check_texts_as_numbers, oddities_sql
+from twofold.prepare.odd_values import (
+    check_bare_conditions,
+    check_ids_match,
+    check_texts_as_numbers,
+    oddities_sql,
+)
 from twofold.prepare.plan import Plan, build_plan, repeats_sql
 from twofold.prepare.sources import INTEGERS, Source, finite_sql, table_paths
 from twofold.progress import progress_bar
@@ -90,6 +95,7 @@ def _run(
             engine.create(step)
             advance(1, step.name)
         check_bare_conditions(recipe.prepare, source, engine.query)
+        check_ids_match(source, table_paths(recipe.data), engine.query)
         funnel = count_funnel(plan.counts, engine.query)
         first_at, last_at = engine.query('SELECT MIN("at"), MAX("at") FROM "labelled" WHERE "is_kept"')[0]
         advance(1, "funnel")
