@@ -154,6 +154,23 @@ def test_a_table_none_of_whose_ids_is_in_the_log_is_refused(tmp_path: Path, side
             prepare(named, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("parts", "watched"),
+    [
+        ({"weight": "EXP(watch_s)"}, 200.0),
+        ({"counters": {"item_id": {"means": {"watch": "watch_s * 1e14"}}}}, 200.0),
+        ({"labels": {"share": {"kind": "pcc"}}, "target": "share"}, 1e17),
+    ],
+)
+def test_a_number_that_is_too_large_is_called_so(tmp_path: Path, parts: dict[str, Any], watched: float) -> None:
+    rows = [(1, 0, TRAIN, True), (2, 1, TRAIN, False)]
+    recipe = recipe_of(tmp_path, log_of(rows, watch_s=[1.0, watched], length_s=[9.0, 9.0]), **parts)
+    with pytest.raises(
+        DataError, match=r"out of range.*\. A number is too large for what is done with it: limit it in"
+    ):
+        prepare(recipe, tmp_path)
+
+
 LATE = [(1, 5, VALIDATION, True)]
 
 

@@ -134,10 +134,16 @@ def _translated_errors(source: Source, out: Path) -> Iterator[None]:
 
 def unreadable(source: Source, reason: str) -> DataError:
     """Returns the error for a log that an engine failed to read, with the engine's reason."""
-    return DataError(
-        f"reading {_listed(source.files)} failed: {reason}. Either the file is damaged (copy or export it again), "
-        f"or a value does not have its column's type, or a rule reads text as a number."
+    causes = (
+        "Either the file is damaged (copy or export it again), or a value does not have its column's type, or a rule "
+        "reads text as a number."
     )
+    if "because the value is out of range" in reason or "Overflow in" in reason:
+        causes = (
+            "A number is too large for what is done with it: limit it in its rule, as LEAST(x, 1e6), leave what stands "
+            "for an unknown value empty (NULL), and write ids of 2^63 and more as text."
+        )
+    return DataError(f"reading {_listed(source.files)} failed: {reason}. {causes}")
 
 
 def _listed(files: tuple[Path, ...]) -> str:
