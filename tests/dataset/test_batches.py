@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.dataset.prepared import FEATURES, random_events, write_prepared
+from twofold.dataset import batches
 from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import epoch_batches, gather_batch, item_batches, query_batches
 from twofold.dataset.build import build_dataset
@@ -64,3 +65,12 @@ def test_the_order_of_an_epoch_is_its_seeds_and_a_resumed_one_continues_it(datas
     assert [as_bytes(batch.user) for batch in whole[2:]] == [as_bytes(batch.user) for batch in resumed]
     other = list(epoch_batches(dataset, rows, order, seed=(0, 4), first=0))
     assert other[0].item_rows.tolist() != whole[0].item_rows.tolist()
+
+
+def test_long_lists_make_batches_of_fewer_items(dataset, monkeypatch):
+    (whole,) = item_batches(dataset, 0)
+    monkeypatch.setattr(batches, "ITEM_VALUES", 3 * 7)  # lists have up to three tags
+    parts = list(item_batches(dataset, 0))
+    assert [len(part["id"]) for part in parts] == [7, 7, 7, 1]
+    found = [row[row > 0].tolist() for part in parts for row in part["tags"]]
+    assert found == [row[row > 0].tolist() for row in whole["tags"]]

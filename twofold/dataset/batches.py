@@ -22,6 +22,8 @@ QUERY_EVENTS = 2**16
 QUERY_PAIRS = 2**22
 """Number of pairs of history events encoded at once if times between them are read: some bytes per head and pair."""
 ITEMS_PER_BATCH = 2**16
+ITEM_VALUES = 2**26
+"""Number of places for values of lists, such as tags, in a batch of items: a list of thousands pads those beside it."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def item_batches(dataset: Dataset, at: int, *, as_new: bool = False) -> Iterator
     `as_new` describes every item as if it were new: see `item_inputs`.
     """
     state, arrays = dataset.features, dataset.item_arrays
-    for part in chunks(len(dataset.items), ITEMS_PER_BATCH):
+    longest = max((int(lists.sizes.max(initial=0)) for lists in arrays.bags.values()), default=0)
+    for part in chunks(len(dataset.items), max(min(ITEMS_PER_BATCH, ITEM_VALUES // max(longest, 1)), 1)):
         item_rows = np.arange(part.start, part.stop)
         timestamps = np.full(len(item_rows), at, np.int64)
         is_new = np.ones(len(item_rows), bool) if as_new else None
