@@ -48,6 +48,38 @@ def test_days_are_skipped_and_training_may_be_short(tmp_path: Path) -> None:
     assert [(w.end - w.first).days for w in (split.train, split.validation, split.test)] == [3, 1, 2]
 
 
+@pytest.mark.parametrize("where", ["NOT COALESCE(is_bot, FALSE)", "stock > 0", "twice > 1"])
+def test_days_are_counted_from_the_last_event_that_is_taken(tmp_path: Path, where: str) -> None:
+    """A bot that clicks on something sold out, a year later."""
+    recipe = recipe_of(tmp_path, days=6)
+    log = pq.read_table(recipe.data.events)
+    late = pa.table({"user_id": [9], "item_id": [2], "at": [FIRST_MS + 400 * DAY_MS], "liked": [True]})
+    is_bot = pa.array([None] * len(log) + [True])
+    pq.write_table(pa.concat_tables([log, late]).append_column("is_bot", is_bot), recipe.data.events)
+    pq.write_table(pa.table({"item_id": [1, 2], "stock": [1, 0]}), tmp_path / "items.parquet")
+    parts = {"where": where, "derive": {"twice": "2 * stock"}}
+    data = recipe.data.model_copy(update={"items": tmp_path / "items.parquet"})
+    prepare = recipe.prepare.model_copy(update=parts)
+    found = with_dates(recipe.model_copy(update={"data": data, "prepare": prepare}))
+    assert found.prepare.split == with_dates(recipe_of(tmp_path / "plain", days=6)).prepare.split
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        ("user_id > 99", DataError, r"prepare\.where, user_id > 99, takes no event\. Weaken it"),
+        ("usr_id > 99", RecipeError, r"prepare\.where reads `usr_id`, which does not exist"),
+    ],
+)
+def test_a_condition_that_takes_no_event_has_no_days(
+    tmp_path: Path, where: str, error: type[Exception], message: str
+) -> None:
+    recipe = recipe_of(tmp_path, days=6)
+    prepare = recipe.prepare.model_copy(update={"where": where})
+    with pytest.raises(error, match=message):
+        with_dates(recipe.model_copy(update={"prepare": prepare}))
+
+
 def test_a_log_of_too_few_days_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"are too few for prepare\.split: 2 to test, 1 to validate and at least one"):
         with_dates(recipe_of(tmp_path, days=3, test=2))

@@ -4,12 +4,18 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
 
+import duckdb
 import numpy as np
 
 from twofold.errors import DataError
 from twofold.local_time import local_ms
-from twofold.prepare.duckdb_connection import open_duckdb
+from twofold.prepare.check import check_recipe
+from twofold.prepare.duckdb_connection import first_line, open_duckdb
+from twofold.prepare.duckdb_engine import unreadable
+from twofold.prepare.funnel import HAS_KEYS
+from twofold.prepare.plan import used_columns
 from twofold.prepare.sources import open_source
+from twofold.prepare.taken_rows import taken_sql
 from twofold.recipe.prepare import Prepare
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastDays, TemporalSplit, Window
@@ -84,13 +90,24 @@ def check_times(first_ms: int, last_ms: int, *, log: Path, column: str) -> None:
 
 
 def _first_and_last(recipe: Recipe) -> tuple[int, int]:
-    """Returns the times of the first and the last event."""
-    source = open_source(recipe.data)
-    has_keys = '"user_id" IS NOT NULL AND "item_id" IS NOT NULL'
+    """Returns the times of the first and the last event that `prepare.where` takes."""
+    prepare = recipe.prepare
+    # A rule is checked before it is run; without one, the log is read by `open_source` alone.
+    source = open_source(recipe.data) if prepare.where is None else check_recipe(recipe)
+    events, taken = f'({source.events.select_sql()}) AS "log"', "TRUE"
+    if prepare.where is not None:
+        events, taken = taken_sql(prepare, source, used_columns(prepare), events), '"_tf_is_taken"'
+    sql = f'SELECT MIN("at"), MAX("at") FROM {events} WHERE {HAS_KEYS} AND {taken}'
     with open_duckdb(None, files=source.files) as connection:
-        sql = f'SELECT MIN("at"), MAX("at") FROM ({source.events.select_sql()}) AS "log" WHERE {has_keys}'
-        found = connection.execute(sql).fetchone()
+        try:
+            for side in ("items", "users"):
+                connection.execute(f'CREATE VIEW "source_{side}" AS {source.tables[side].select_sql()}')
+            found = connection.execute(sql).fetchone()
+        except duckdb.Error as error:
+            raise unreadable(source, first_line(error)) from error
     if found is None or found[0] is None:
+        if prepare.where is not None:
+            raise DataError(f"{recipe.data.events}: prepare.where, {prepare.where}, takes no event. Weaken it.")
         raise DataError(f"{recipe.data.events}: in every row user_id, item_id or at is NULL. Fill them.")
     return found[0], found[1]
 

@@ -20,6 +20,7 @@ from twofold.prepare.event_filters import Selection, select_train
 from twofold.prepare.funnel import Count, funnel_counts, has_estimates
 from twofold.prepare.hashing import shard_sql
 from twofold.prepare.sources import Source
+from twofold.prepare.taken_rows import taken_sql
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
 from twofold.prepare.windows import kept_sql, split_sql
 from twofold.recipe.prepare import Prepare
@@ -151,19 +152,9 @@ def log_sql(prepare: Prepare, source: Source) -> str:
     """
     used = used_columns(prepare)
     read = [name for name in source.events.columns if name in used]
-    sql = f'({_distinct_sql(source, used)}) AS "distinct"'
-    have = set(source.events.columns)  # a column of two tables is the event's, else the item's
-    for side, key, columns in (("items", "item_id", source.items.columns), ("users", "user_id", source.users.columns)):
-        if extra := [name for name in columns if name in used and name not in have]:
-            have |= set(extra)
-            listed = ", ".join(f'"side".{quote_name(name)}' for name in extra)
-            joined = f'LEFT JOIN "source_{side}" AS "side" ON "side"."{key}" = "events"."{key}"'
-            sql = f'(SELECT "events".*, {listed} FROM (SELECT * FROM {sql}) AS "events" {joined}) AS "with {side}"'
-    for name, rule in prepare.derive.items():
-        sql = f'(SELECT *, {rule_sql(rule, result="number")} AS "{name}" FROM {sql}) AS "derived"'
-    taken = "TRUE" if prepare.where is None else f"COALESCE({rule_sql(prepare.where, result='condition')}, FALSE)"
+    sql = taken_sql(prepare, source, used, f'({_distinct_sql(source, used)}) AS "distinct"')
     estimated = 'COALESCE("at_is_estimated", FALSE)' if has_estimates(source) else "FALSE"
-    sql = f'(SELECT *, {taken} AS "_tf_is_taken", {estimated} AS "_tf_is_estimated" FROM {sql}) AS "taken"'
+    sql = f'(SELECT *, {estimated} AS "_tf_is_estimated" FROM {sql}) AS "known"'
     sql = f'(SELECT *, {kept_sql(prepare, source, read)} AS "_tf_is_kept" FROM {sql}) AS "kept"'
     watch = ", ".join(
         f'{thousandths_sql(f"""CAST("{name}_s" AS DOUBLE)""")} AS "_tf_{name}_ms"' for name in _watched(prepare, source)
