@@ -1,6 +1,8 @@
-"""Attributes that are read from the events: a value that changes is noted, because it may tell of later days."""
+"""Attributes that are read from the events: of the events that are taken, and noted where they change."""
 
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from tests.prepare.tables import TEST, TRAIN, log_of
 from tests.worlds import world_recipe, write_world
@@ -17,3 +19,16 @@ def test_attributes_that_change_among_the_events_of_one_id_are_counted(tmp_path:
     assert prepare(recipe, tmp_path)["odd_rows"] == {
         "items: plays changes among the events of one id, and the largest value is read, be it a later one": 1
     }
+
+
+def test_items_and_users_of_events_that_are_not_taken_are_in_no_table(tmp_path: Path) -> None:
+    """Otherwise the catalogue of Hindi videos would hold the Tamil ones."""
+    rows = [(1, 0, TRAIN, True), (2, 1, TRAIN, False), (2, 5, TRAIN + 1, True), (3, 5, TRAIN + 2, True)]
+    log = log_of(rows, language=["hi", "hi", "ta", "ta"], city=["x", "y", "y", "z"])
+    recipe = world_recipe(write_world(tmp_path / "log", log))
+    data = recipe.data.model_dump() | {"item_columns": ["language"], "user_columns": ["city"]}
+    where = {"where": "COALESCE(language, 'hi') = 'hi'"}
+    prepare(world_recipe(data, {"prepare": recipe.prepare.model_dump() | where}), tmp_path)
+    items, users = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in ("items", "users"))
+    assert items == {"item_id": [0, 1, 100], "language": ["hi", "hi", None]}
+    assert users == {"user_id": [1, 2, 8, 9], "city": ["x", "y", None, None]}

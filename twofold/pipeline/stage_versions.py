@@ -13,7 +13,8 @@ from typing import Final
 STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
     {
         # One comment per raise, the newest first: the version, and what the stage does differently since.
-        # 6: a view is whole although watch_s is FLOAT and length_s DOUBLE, or the reverse.
+        # 6: a view is whole although watch_s is FLOAT and length_s DOUBLE; with item_columns and user_columns, items
+        # and users of events that are not taken are left out.
         # 5: NULL and \N of CSV and ids of empty text are NULL; years of two digits are read, JSON as other text.
         # 4: min_negatives counts what is not positive, whatever the negative history holds.
         # 3: rows say whether they are relevant; dates and texts are read as times.

@@ -9,7 +9,7 @@ Statements use only SQL that engines agree on: integers wherever order matters, 
 creates from the log. Columns that begin with `_tf_` are internal: no column of a log or a recipe may (`INTERNAL`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -19,7 +19,7 @@ from twofold.prepare.duckdb_connection import quote_name
 from twofold.prepare.event_filters import Selection, select_train
 from twofold.prepare.funnel import Count, funnel_counts, has_estimates
 from twofold.prepare.hashing import shard_sql
-from twofold.prepare.sources import Source
+from twofold.prepare.sources import Source, SourceTable
 from twofold.prepare.taken_rows import taken_sql
 from twofold.prepare.watch_labels import ROWS, fit_label, thousandths_sql
 from twofold.prepare.windows import kept_sql, split_sql
@@ -117,8 +117,8 @@ def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
     )
     saved = [name for label in labels.values() for name in label.saved]
     outputs = [
-        Output("items.parquet", _entities_sql("item_id", "source_items", source.items.columns)),
-        Output("users.parquet", _entities_sql("user_id", "source_users", source.users.columns)),
+        Output("items.parquet", _entities_sql("item_id", "source_items", source.items)),
+        Output("users.parquet", _entities_sql("user_id", "source_users", source.users)),
         *(Output(f"fitted/{name}.parquet", f'SELECT * FROM "{name}" ORDER BY 1, 2') for name in saved),
         *(
             Output(f"counters/by={file_stem(key)}.parquet", counters_sql(key, each))
@@ -321,13 +321,17 @@ def _history_output() -> ShardOutput:
     )
 
 
-def _entities_sql(key: str, table: str, columns: Iterable[str]) -> str:
-    """Returns users or items by rising id; those found only in events have NULL attributes."""
-    attributes = "".join(f', "own".{quote_name(column)}' for column in columns if column != key)
+def _entities_sql(key: str, name: str, table: SourceTable) -> str:
+    """Returns users or items by rising id; those found only in events have NULL attributes.
+
+    A table that is read from the events has ids of events that `where` does not take, which are left out.
+    """
+    attributes = "".join(f', "own".{quote_name(column)}' for column in table.columns if column != key)
+    listed = f'SELECT "{key}" FROM "{name}" UNION ' if table.grouped_by is None else ""
     return f"""
         SELECT "known"."{key}"{attributes}
-        FROM (SELECT "{key}" FROM "{table}" UNION SELECT "{key}" FROM "labelled" WHERE "is_kept") AS "known"
-        LEFT JOIN "{table}" AS "own" ON "known"."{key}" = "own"."{key}"
+        FROM ({listed}SELECT DISTINCT "{key}" FROM "labelled" WHERE "is_kept") AS "known"
+        LEFT JOIN "{name}" AS "own" ON "known"."{key}" = "own"."{key}"
         ORDER BY "known"."{key}"
     """
 
