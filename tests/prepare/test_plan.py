@@ -1,6 +1,6 @@
 """The plan, run on tables of a dozen rows whose right answer is worked out by hand."""
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from tests.prepare.tables import (
     prepared,
     rows_of,
 )
-from tests.worlds import DAY_MS, FIRST_MS, world_recipe, write_world
+from tests.worlds import DAY_MS, FIRST, FIRST_MS, SPLIT, world_recipe, write_world
 from twofold.errors import DataError
 from twofold.prepare import duckdb_engine
 from twofold.prepare import run_plan as stage
@@ -145,6 +145,14 @@ def test_windows_are_half_open_days_of_the_recipes_zone(tmp_path: Path) -> None:
 
 
 WINDOWS = [("train", 1, 5), ("validation", 5, 6), ("test", 6, 7)]
+
+
+def test_days_between_windows_give_no_examples_and_are_in_histories(tmp_path: Path) -> None:
+    rows = [(1, 0, TRAIN, True), (2, 1, TRAIN, True), (1, 1, TRAIN + 3 * DAY_MS, True), (1, 2, VALIDATION + 1, True)]
+    split = SPLIT | {"train": {"first": FIRST, "end": FIRST + timedelta(days=2)}}
+    out = prepared(tmp_path, log_of(rows), split=split)
+    assert column(rows_of(out), "user_id", "item_id") == [(1, 0), (2, 1)]
+    assert column(rows_of(out, "validation"), "user_id", "positives_before") == [(1, 2), (8, 0), (9, 0)]
 
 
 def test_estimated_times_teach_and_are_never_judged(tmp_path: Path) -> None:

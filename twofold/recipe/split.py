@@ -29,7 +29,7 @@ class Window(Section):
 
 class TemporalSplit(Section):
     """Global temporal split: all users are cut at the same days, so no later event trains a prediction of an earlier
-    one. Days between two windows are not used.
+    one. Days between two windows give no examples, but their events are in histories and counters.
     """
 
     kind: Literal["temporal"]
