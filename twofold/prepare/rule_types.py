@@ -71,8 +71,8 @@ def _check_truth(column: str, type_: str, texts: Sequence[str], *, field: str, r
     others = [text for text in texts if text not in ("true", "false")]
     if type_ == "BOOLEAN" and others:
         raise RecipeError(
-            f"{field} compares {column}, which is true or false, with the text {quote_text(others[0])}. "
-            f"Write {column} or NOT {column} alone. Rule: {rule}"
+            f"{field} compares {column}, which is true or false (as yes and no, or t and f, of a CSV file are read), "
+            f"with the text {quote_text(others[0])}. Write {column} or NOT {column} alone. Rule: {rule}"
         )
 
 
