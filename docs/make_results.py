@@ -4,7 +4,6 @@ import json
 import runpy
 import sys
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,50 +145,21 @@ the metric is shown. *Minutes* are processor minutes of both fits, their choice 
 {table}
 """
 
-MOVIELENS = """\
-## MovieLens
+PAPERS = """\
+## Protocols of papers
 
-The protocols of well-known papers. Sampled metrics (100 negatives) are shown because the papers used them; they
-depend on how the negatives are drawn and should not be used to choose a model (Krichene and Rendle, KDD 2020).
-`python benchmarks/movielens.py` computes these tables.
+Public sets with the protocols of well-known papers. The rows of others are as published; the baselines are tuned on the
+validation window of the same run. Sampled metrics (100 negatives) are shown because the papers used them; they depend
+on how the negatives are drawn and should not be used to choose a model (Krichene and Rendle, KDD 2020).
+`python benchmarks/papers.py` computes these tables.
 """
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A table of the page: a recipe, how its negatives are drawn, and the figures that the paper published."""
-
-    recipe: str
-    title: str
-    negatives: str | None = None
-    paper: str = ""
-    figures: tuple[str, str] = ("", "")
-
-
-PROTOCOLS = (
-    Protocol(
-        "ncf-ml-1m",
-        "NCF split of MovieLens-1M, its own 99 negatives",
-        "published",
-        "NeuMF, as published (He et al., WWW 2017)",
-        (".730", ".447"),
-    ),
-    Protocol(
-        "ml-1m-by-popularity",
-        "SASRec file of MovieLens-1M, leave-one-out, 100 negatives by popularity",
-        "by popularity",
-        "BERT4Rec, as published (Sun et al., CIKM 2019)",
-        (".697", ".482"),
-    ),
-    Protocol("ml-1m-temporal", "MovieLens-1M, each user's last five ratings, all films as candidates"),
-)
 
 
 def results_page() -> str:
     """Returns the whole page."""
-    quality, movielens, drafts = (
+    quality, papers, drafts = (
         json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("quality", "movielens", "drafts")
+        for name in ("quality", "papers", "drafts")
     )
     tables = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))["tables"](quality)
     drafted = DRAFTS.format(table=runpy.run_path(str(ROOT / "benchmarks" / "drafts.py"))["table"](drafts))
@@ -211,8 +181,8 @@ def results_page() -> str:
             _rules(),
             _impressions(),
             drafted,
-            MOVIELENS,
-            *(_table(each, movielens[each.recipe]) for each in PROTOCOLS),
+            PAPERS,
+            runpy.run_path(str(ROOT / "benchmarks" / "papers.py"))["tables"](papers),
         ]
     )
 
@@ -300,25 +270,6 @@ def readme_table() -> str:
         found = [_interval(cells[recipe, 0, row, f"catalogue/{metric}"]) for metric in ("recall@100", "ndcg@10")]
         table.append(f"| {name} | {found[0]} | {found[1]} |")
     return "\n".join(table)
-
-
-def _table(protocol: Protocol, lines: list[Saved]) -> str:
-    columns = [("sampled", protocol.negatives)] if protocol.negatives else []
-    head = [f"{metric}{'' if kind else ', all films'}" for kind in (*columns, None) for metric in ("HR@10", "NDCG@10")]
-    table = [f"| row | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
-    values: dict[tuple[str, int], list[str]] = {}
-    for prefix, words in (*columns, ("catalogue", "catalogue")):
-        for line in lines:
-            if words in line["protocol"]:
-                cells = [_triple(*line[f"{prefix}/{metric}@10"]) for metric in ("hit_rate", "ndcg")]
-                values.setdefault((line["row"], line["seed"]), []).extend(cells)
-    for (row, seed), cells in sorted(values.items(), key=lambda each: each[0][0] != "model"):
-        if row == "model" or seed == 0:
-            table.append(f"| {f'model, seed {seed}' if row == 'model' else row} | {' | '.join(cells)} |")
-    if protocol.paper:
-        table.append(f"| {protocol.paper} | {' | '.join(protocol.figures)} | | |")
-    about = f"`recipes/movielens/{protocol.recipe}.yaml` (recipe `{lines[0]['recipe_digest'][:12]}`)."
-    return "\n".join([f"### {protocol.title}", "", about, "", *table, ""])
 
 
 def _interval(line: Saved) -> str:
