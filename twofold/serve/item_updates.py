@@ -57,7 +57,7 @@ class LiveItems:
         self._as_of = as_of
         self._live_index, self._bundle, self._has_ranker = live_index, bundle, has_ranker
         self._log: RecordLog | None = None
-        self._swaps = 0
+        self._swaps, self._is_outdated = 0, False
         self._compacted_bytes = COMPACT_FROM_BYTES // GROWTH
         self._lock = Lock()
 
@@ -103,14 +103,18 @@ class LiveItems:
                 table = pa.ipc.open_stream(record.table).read_all()
                 vectors = np.frombuffer(record.vectors, np.float32).reshape(len(table), -1)
                 self._live_index.upsert(table, vectors)
+            self._is_outdated |= record.swaps > self._swaps
 
     def _append(self, table: pa.Table, vectors: Float32[np.ndarray, "items dim"]) -> None:
         if self._log is not None:
             self._log.append(self._record(table, vectors))
 
     def _compact(self) -> None:
-        """Rewrites the file with the last state of each item, once it has grown."""
-        if self._log is None or self._log.size < GROWTH * self._compacted_bytes:
+        """Rewrites the file with the last state of each item, once it has grown.
+
+        A worker that has not followed a swap yet does not know the items of the next bundle, so it rewrites nothing.
+        """
+        if self._log is None or self._is_outdated or self._log.size < GROWTH * self._compacted_bytes:
             return
         changed = self._live_index.now.changed
         parts = chunks(len(changed.index), RECORD_ITEMS)
