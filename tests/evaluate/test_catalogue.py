@@ -100,8 +100,11 @@ def test_an_empty_window_says_where_to_look():
 
 def test_a_window_without_positives_is_refused_for_the_catalogue():
     judged = window(seen=[[0], []], relevant=[[], []], num_items=3)
-    with pytest.raises(DataError, match=r"none of the 2 users of window 'test' has a positive.*prepare\.positive"):
+    message = r"the 2 users of window 'test' have no positive on an item not seen before, so .*prepare\.positive"
+    with pytest.raises(DataError, match=message):
         evaluate_catalogue(judged, scorer(np.ones((2, 3), np.float32)))
+    with pytest.raises(DataError, match="the 2 users of window 'test' have no positive, so"):
+        evaluate_catalogue(replace(judged, includes_seen=True), scorer(np.ones((2, 3), np.float32)))
     with pytest.raises(
         DataError, match=r"needs a batch of at least 2 and some positives.* 0 positives in window 'test'"
     ):

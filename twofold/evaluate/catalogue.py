@@ -32,8 +32,8 @@ def evaluate_catalogue(
     num_relevant, depth = window.relevant.sizes, max(ks)
     if not num_relevant.any():
         raise DataError(
-            f"none of the {len(num_relevant)} users of window {window.name!r} has a positive on an item not seen "
-            "before, so the catalogue ranking has nothing to find. Check prepare.positive, or choose a longer window."
+            f"the {len(num_relevant)} users of window {window.name!r} have {window.why_skipped}, so the catalogue "
+            "ranking has nothing to find. Check prepare.positive, or choose a longer window."
         )
     ranks = np.zeros(len(window.relevant.values), np.int64)
     for users, lists in ranked_lists(window, score_block, depth, of=num_relevant > 0):

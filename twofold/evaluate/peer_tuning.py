@@ -198,7 +198,7 @@ def tune_peers(
 
 def fixed_constants(metrics: tuple[str, str], *, with_peers: bool = True) -> PeerTuning:
     """Returns start values for a report without a validation window; no baseline then has a recency prior."""
-    note = "there is no validation window with a positive on an item not seen before"
+    note = "there is no validation window with a relevant item"
     choices = [PeerChoice(RECENT_POPULARITY, {"days": _START_DAYS}, (), note=note)]
     choices += [PeerChoice(kind.name, dict(kind.start), (), note=note) for kind in PEER_KINDS if with_peers]
     return PeerTuning("", 0, metrics, tuple(choices), with_peers)
