@@ -244,3 +244,15 @@ def test_an_id_of_empty_text_is_missing(tmp_path: Path, ending: str) -> None:
     source = open_source(Table(kind="table", events=log))
     found = duckdb.execute(f'SELECT "user_id", "item_id" FROM ({source.events.select_sql()})').fetchall()
     assert found == [("a", "x"), (None, "y"), ("b", None)]
+
+
+@pytest.mark.parametrize(("line", "values"), [("1,2,3", 3), ("1,2,3,true,extra", 5), ('"a,b",2,3,true,extra', 5)])
+def test_the_first_line_with_another_number_of_values_is_named(tmp_path: Path, line: str, values: int) -> None:
+    rows = [f"{user},{item},{FIRST_MS},true" for user in range(20) for item in range(20)]
+    rows[300] = line
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,at,liked", *rows]) + "\n")
+    with pytest.raises(DataError) as refused:
+        table_files(tmp_path / "log.csv", "data.events")
+    first = f"data.events: line 302 of {tmp_path / 'log.csv'} has {values} values, the header 4: {line}"
+    assert str(refused.value).splitlines()[0] == first
+    assert "Mend or remove the line" in str(refused.value)

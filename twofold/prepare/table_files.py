@@ -7,7 +7,7 @@ give a column of text.
 import csv
 import gzip
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from glob import glob
@@ -32,6 +32,7 @@ _KINDS: Final[Mapping[str, FileKind]] = {
 }
 _DELIMITED: Final = (".dat", ".data", ".inter", ".tab", ".txt")  # usual endings of delimited text with no fixed meaning
 _NAME_FILES: Final = "Name a file, or a folder of files."
+_DELIMITERS: Final = ",;\t|"  # those that DuckDB recognizes
 _CSV_OPTIONS: Final = r"nullstr = ['', 'NULL', '\N']"  # as databases write what is missing
 # Other times stay text: DuckDB would read 03-01-2024 as 3 January, whatever the other days are.
 _JSON_OPTIONS: Final = "dateformat = '%Y-%m-%d', timestampformat = '%Y-%m-%d %H:%M:%S'"
@@ -269,12 +270,35 @@ def _check_delimiter(path: Path, kind: FileKind, columns: Mapping[str, str], fie
     marks = re.findall(r"[^\w]+", header)
     if kind != "csv" or others or len(marks) < 2 or len(set(marks)) > 1:
         return
+    if marks[0] in _DELIMITERS:
+        _check_lines(path, header.split(marks[0]), marks[0], field)
     target = f"{path.name.partition('.')[0]}.parquet"
     sql = f"COPY (FROM read_csv({quote_text(path)}, delim = {quote_text(marks[0])})) TO {quote_text(target)}"
     raise DataError(
         f"{field}: {path} is read as one column, {header}. Its values seem to be separated by {marks[0]!r}; commas, "
         f"semicolons, tabs and | are recognized. In Python:\n{python_statement(sql)}\nThen name {target}."
     )
+
+
+def _check_lines(path: Path, names: Sequence[str], delimiter: str, field: str) -> None:
+    """Raises DataError with the first line that has another number of values than the header.
+
+    DuckDB reads such a file as one column if the line is among the first 20,000.
+    """
+    columns = ", ".join(f"{quote_text(f'{number}')}: 'VARCHAR'" for number in range(len(names)))
+    options = (
+        f"auto_detect = false, header = true, quote = '\"', delim = {quote_text(delimiter)}, columns = {{{columns}}}"
+    )
+    try:
+        duckdb.execute(f"SELECT COUNT(COLUMNS(*)) FROM read_csv({quote_text(path)}, {options})").fetchall()
+    except duckdb.Error as error:
+        found = re.search(r"Line: (\d+)\nOriginal Line: (.*)\nExpected Number of Columns: \d+ Found: (\d+)", str(error))
+        if found is not None:
+            line, text, values = found.groups()
+            raise DataError(
+                f"{field}: line {line} of {path} has {values} values, the header {len(names)}: {text[:200]}\n"
+                f"Mend or remove the line. A value that holds {delimiter!r} stands in double quotes."
+            ) from None
 
 
 def _csv_header(path: Path) -> list[str]:
@@ -286,5 +310,5 @@ def _csv_header(path: Path) -> list[str]:
         else path.open(encoding="utf-8-sig", errors="replace") as text
     ):
         sample = text.readline()
-    delimiter = max(",;\t|", key=sample.count)
+    delimiter = max(_DELIMITERS, key=sample.count)
     return next(csv.reader([sample], delimiter=delimiter), [])
