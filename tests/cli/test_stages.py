@@ -216,7 +216,7 @@ def test_a_bundle_of_an_earlier_version_is_one_message(call, tmp_path):
 @pytest.mark.parametrize(("column", "found"), [("title", {7: "A"}), ("name", {7: "A"}), ("colour", {})])
 def test_titles_are_those_of_the_bundle(tmp_path, column, found):
     (tmp_path / "index").mkdir()
-    pq.write_table(pa.table({"item_id": [7], column: ["A"]}), tmp_path / "index" / "item_attributes.parquet")
+    pq.write_table(pa.table({"item_id": [7, 8], column: ["A", None]}), tmp_path / "index" / "item_attributes.parquet")
     assert serving._titles_of(tmp_path) == found
 
 

@@ -102,7 +102,8 @@ def _titles_of(run_folder: Path) -> dict[Any, str]:
     if name is None:
         return {}
     table = pq.read_table(path, columns=["item_id", name])
-    return dict(zip(table["item_id"].to_pylist(), map(str, table[name].to_pylist()), strict=True))
+    pairs = zip(table["item_id"].to_pylist(), table[name].to_pylist(), strict=True)
+    return {item: str(title) for item, title in pairs if title is not None}
 
 
 def _note_unknown(items: list[str], known: "Vocabulary") -> None:
