@@ -147,3 +147,10 @@ def test_neighbors_are_the_nearest_by_cosine():
     cosine = near.vectors @ near.vectors.T
     np.fill_diagonal(cosine, -np.inf)
     assert (np.sort(near.nearest) == np.sort(np.argsort(-cosine)[:, :10])).all()
+
+
+def test_a_liked_item_of_no_known_group_vouches_for_no_group():
+    grouping = Grouping("language", np.array([0, 1, -1]), ("a", "b"))
+    likes = Ragged(np.array([0, 2, 1]), np.array([0, 1, 3]))  # the first user likes a; the other b, and an unknown one
+    served = Ragged(np.array([1, 0]), np.array([0, 1, 2]))  # the first gets b, the other a
+    assert probe_off_group(grouping, likes, served=served, popular=served, liked=served).value == 1

@@ -149,6 +149,11 @@ def test_many_numbers_are_fifths_and_ids_are_names():
     assert names.first(100, most=2).count("other") == 98
 
 
+def test_keys_of_64_bits_are_bands_too():
+    (facet,) = facets_of(pa.table({"seller_key": np.arange(40) * 2**57 - 1}))  # most are above 2^53
+    assert np.bincount(facet.codes).tolist() == [8] * 5
+
+
 def test_not_a_number_is_no_value():
     (facet,) = facets_of(pa.table({"plays": [1.0, float("nan"), None, float("inf")]}))
     assert facet.items.tolist() == [0]

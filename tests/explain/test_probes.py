@@ -144,6 +144,11 @@ def test_lengths_of_vectors_do_not_count_and_zero_vectors_are_none():
         assert one.value == pytest.approx(other.value, abs=1e-3)
 
 
+def test_where_all_vectors_are_zero_there_is_no_number():
+    found = probe_vectors(np.zeros((5, 4), np.float32))
+    assert [probe.value for probe in found] == [None, None]
+
+
 def test_numbers_by_hand():
     # two directions used with singular values sqrt(3) and 1: shares s and 1 - s
     vectors = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)

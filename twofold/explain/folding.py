@@ -180,7 +180,8 @@ def probe_off_group(grouping: Grouping, likes: Ragged, *, served: Ragged, popula
 def _off_group_share(grouping: Grouping, likes: Ragged, lists: Ragged) -> float | None:
     """Returns the share among users with likes; `None` means there is no such entry of a known group."""
     width = int(grouping.group.max(initial=0)) + 1
-    liked = np.unique(likes.lines * width + grouping.group[likes.values])
+    own = grouping.group[likes.values]
+    liked = np.unique((likes.lines * width + own)[own >= 0])
     user, group = lists.lines, grouping.group[lists.values]
     kept = (group >= 0) & (likes.sizes > 0)[user]
     return float((~np.isin(user[kept] * width + group[kept], liked)).mean()) if kept.any() else None

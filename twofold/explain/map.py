@@ -108,7 +108,8 @@ def _facet(name: str, column: pa.Array) -> Facet | None:
     is_time = name.endswith("_at") and is_whole
     is_number = (is_whole or pa.types.is_floating(column.type)) and not name.endswith("_id")
     if is_number and len(pc.unique(column)) > _MAX_CATEGORIES:
-        codes, values = _bands(np.asarray(column.cast("float64")), in_days=is_time)
+        numbers = np.asarray(column.cast("float64", safe=False))  # 64-bit keys are not exact, nor need they be
+        codes, values = _bands(numbers, in_days=is_time)
         return Facet(name, items, codes, values, is_band=True)
     if is_time:
         column = column.cast(pa.timestamp("ms")).cast(pa.date32())

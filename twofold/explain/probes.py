@@ -75,11 +75,13 @@ def halfway_above(bad: float | None, good: float | None) -> float | None:
 
 
 def probe_vectors(vectors: Float32[np.ndarray, "items dim"]) -> tuple[Probe, ...]:
-    """Measures whether the item vectors (at least two) use their space; by direction alone, without zero vectors."""
+    """Measures whether the item vectors use their space; by direction alone, without zero vectors."""
     dim = vectors.shape[1]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors[lengths[:, 0] > 0] / lengths[lengths > 0][:, None]
     rng, items = np.random.default_rng(0), len(vectors)
+    if items == 0:
+        return tuple(Probe(name, None, "no item has a vector") for name in ("effective_rank", "near_pairs"))
     one = rng.integers(0, items, _PAIRS)
     other = (one + rng.integers(1, max(items, 2), _PAIRS)) % items
     near = float((np.vecdot(vectors[one], vectors[other]) > _NEAR).mean()) if items > 1 else 0.0
