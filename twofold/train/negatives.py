@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from twofold.dataset.batches import Batch, TensorInputs, to_tensors
@@ -97,13 +98,20 @@ class HardNegativePool:
         return torch.from_numpy(item_rows), torch.from_numpy(counts)
 
 
+def of_all_ranks(ranks: ProcessGroup, batch: Batch, column: Literal["at", "item_rows"]) -> Int[Tensor, "_"]:
+    """Returns a column of the whole batch, on the CPU: what draws depend on must be the same on every rank."""
+    if ranks.size == 1:
+        return batch.on_host.at if column == "at" else batch.on_host.item_rows
+    return all_gather(ranks, batch.at if column == "at" else batch.item_rows).cpu()
+
+
 def sampled_inputs(
     dataset: Dataset, batch: Batch, drawn: Int64[Tensor, "_"], *, ranks: ProcessGroup = SINGLE_PROCESS
 ) -> TensorInputs:
     """Returns the item tower's inputs for sampled items, each at the timestamp of some example of the batch. Every rank
     draws the same and returns its own share.
     """
-    at = batch.on_host.at if ranks.size == 1 else all_gather(ranks, batch.at).cpu()
+    at = of_all_ranks(ranks, batch, "at")
     times, share = at[torch.randint(len(at), drawn.shape)], ranks.share(len(drawn))
     state, arrays = dataset.features, dataset.item_arrays
     inputs = item_inputs(state, arrays, item_rows=drawn[share].numpy(), at=times[share].numpy())

@@ -37,6 +37,7 @@ from twofold.train.negatives import (
     HardNegativePool,
     InBatchProbability,
     count_in_batch,
+    of_all_ranks,
     sampled_inputs,
 )
 from twofold.train.optimizer import StepSize
@@ -91,13 +92,16 @@ class Objective:
     def pool_of(self, batch: Batch) -> Int64[Tensor, "_"] | None:
         """Returns the item rows from which the negatives of a batch are drawn; `None` means all known items.
 
-        An item that was uploaded after the batch was no negative for its users.
+        An item that was uploaded after the batch was no negative for its users. If all items were, the times are not
+        those of uploads, and all are drawn.
         """
         if self.pools:
             return self.pools[batch.group]
         if self.uploads is None:
             return None
-        return self.uploads.rows[: int(torch.searchsorted(self.uploads.at, batch.on_host.at.max(), right=True))]
+        last = of_all_ranks(self.ranks, batch, "at").max()
+        count = int(torch.searchsorted(self.uploads.at, last, right=True))
+        return self.uploads.rows[:count] if count else None
 
     @property
     def num_drawn(self) -> int:
@@ -262,7 +266,7 @@ def draw_columns(objective: Objective, batch: Batch) -> Columns:
         pool = (
             torch.arange(objective.num_items)
             if pool is None
-            else torch.unique(torch.cat([pool, batch.on_host.item_rows]))
+            else torch.unique(torch.cat([pool, of_all_ranks(ranks, batch, "item_rows")]))
         )
         inputs, item_rows = _inputs(objective, batch, [], pool), tensor_on(ranks.device, pool)
         owners, positions = torch.full_like(item_rows, -1), ranks.positions(own=0, drawn=len(item_rows))
