@@ -162,6 +162,16 @@ class Additions:
         return np.where(keys[place] == pairs, self.values[place], np.float32(0))
 
 
+def with_additions(
+    queries: Float32[np.ndarray, "queries _"],
+    factors: Float32[np.ndarray, "queries length _"],
+    added: Float32[np.ndarray, "queries length"],
+) -> tuple[Float32[np.ndarray, "queries _"], Float32[np.ndarray, "queries length _"]]:
+    """Returns vectors of queries and of their items whose products are larger by `added`: each has one more number."""
+    one = np.ones((len(queries), 1), np.float32)
+    return np.concatenate([queries, one], axis=1), np.concatenate([factors, added[:, :, None]], axis=2)
+
+
 def concatenate_additions(parts: Sequence[Additions]) -> Additions:
     """Returns the additions of several groups of users, one group after another."""
     sizes = np.concatenate([part.rows.sizes for part in parts])

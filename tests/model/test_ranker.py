@@ -15,6 +15,7 @@ from twofold.model.ranker import (
     ITEMS,
     PAIR_GRAPH,
     USER_GRAPH,
+    EncodedUsers,
     Scales,
     build_ranker,
     describe_ranker,
@@ -66,20 +67,22 @@ def asking(arrays, ranker):
 
 def test_one_request_is_scored_as_in_a_batch(ranker, asking):
     users, user_vectors, side, item_rows, places = asking
-    whole = rank_scores(ranker, side, users, user_vectors, item_rows, places)
+    whole = rank_scores(ranker, side, EncodedUsers(users, user_vectors), item_rows, places)
     for line in range(len(users)):
         one = slice(line, line + 1)
-        alone = rank_scores(ranker, side, users[one], user_vectors[one], item_rows[one], places[one])
+        alone = rank_scores(ranker, side, EncodedUsers(users[one], user_vectors[one]), item_rows[one], places[one])
         np.testing.assert_allclose(alone, whole[one], rtol=1e-4, atol=1e-5)
     turned = (np.ascontiguousarray(each[:, ::-1]) for each in (item_rows, places))
-    last_first = rank_scores(ranker, side, users, user_vectors, *turned)
+    last_first = rank_scores(ranker, side, EncodedUsers(users, user_vectors), *turned)
     np.testing.assert_allclose(last_first[:, ::-1], whole, rtol=1e-4, atol=1e-5)
 
 
 def test_scores_read_score_and_place_as_they_were_standardised(ranker, asking):
     users, user_vectors, side, item_rows, places = asking
-    further = rank_scores(ranker, side, users, user_vectors, item_rows, places + 50)
-    assert np.abs(further - rank_scores(ranker, side, users, user_vectors, item_rows, places)).max() > 1e-3
+    further = rank_scores(ranker, side, EncodedUsers(users, user_vectors), item_rows, places + 50)
+    assert (
+        np.abs(further - rank_scores(ranker, side, EncodedUsers(users, user_vectors), item_rows, places)).max() > 1e-3
+    )
 
 
 def test_the_score_is_a_mean_of_relevance_and_the_retrievers_score(ranker, asking):
@@ -89,7 +92,7 @@ def test_the_score_is_a_mean_of_relevance_and_the_retrievers_score(ranker, askin
     for share in (0.0, 0.25, 1.0):
         weighted = deepcopy(ranker)
         weighted.set_retriever_share(share)
-        found[share] = rank_scores(weighted, side, users, user_vectors, item_rows, places)
+        found[share] = rank_scores(weighted, side, EncodedUsers(users, user_vectors), item_rows, places)
     np.testing.assert_allclose(found[1.0], retrieved, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[0.25], 0.75 * found[0.0] + 0.25 * retrieved, rtol=1e-4, atol=1e-5)
     assert np.abs(found[0.0] - retrieved).max() > 0.1
@@ -121,7 +124,7 @@ def test_the_served_graphs_score_as_the_module_does(arrays, ranker, asking, tmp_
             "places": places[:, :length],
         }
         (scores,) = pairs.run(["scores"], given)
-        expected = rank_scores(ranker, side, users, user_vectors, rows, places[:, :length])
+        expected = rank_scores(ranker, side, EncodedUsers(users, user_vectors), rows, places[:, :length])
         np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -139,9 +142,11 @@ def test_a_formula_reads_what_the_heads_say(ranker, asking):
     users, user_vectors, side, item_rows, places = asking
 
     def said(formula):
-        return rank_scores(ranker.with_formula(formula), side, users, user_vectors, item_rows, places)
+        return rank_scores(ranker.with_formula(formula), side, EncodedUsers(users, user_vectors), item_rows, places)
 
-    np.testing.assert_array_equal(said("relevance"), rank_scores(ranker, side, users, user_vectors, item_rows, places))
+    np.testing.assert_array_equal(
+        said("relevance"), rank_scores(ranker, side, EncodedUsers(users, user_vectors), item_rows, places)
+    )
     chance = said('"like"')
     assert 0 < chance.min() < chance.max() < 1
     np.testing.assert_allclose(said('relevance - 2 * "like"'), said("relevance") - 2 * chance, rtol=1e-5, atol=1e-6)
@@ -153,5 +158,5 @@ def test_heads_begin_as_the_mean_of_what_they_are_to_learn(arrays, asking):
     config = Mlp.model_validate({"kind": "mlp", "dim": 8, "heads": [{"outcome": "long"}], "formula": "long"})
     made = build_ranker(config, arrays.ranker.features, arrays.ranker.vectors, vector_dim=WIDE)
     made.fit_heads([0.3])
-    scores = rank_scores(made, side, users, user_vectors, item_rows, places)
+    scores = rank_scores(made, side, EncodedUsers(users, user_vectors), item_rows, places)
     np.testing.assert_allclose(scores, 0.3, rtol=1e-5)

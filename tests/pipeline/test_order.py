@@ -1,20 +1,26 @@
 """The order of both stages: validation chooses the weights of ranker and retriever, and the report says which."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import worlds
+from tests.pipeline.test_best_model import best, partners
+from twofold.evaluate import peer_tuning
 from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.pipeline import run as pipeline
-from twofold.pipeline.adapters import two_stages, window_of
+from twofold.pipeline import served_model
+from twofold.pipeline.adapters import catalogue_scores, two_stages, window_of
+from twofold.pipeline.best_model import NEIGHBORS
 from twofold.pipeline.job import Job, claim_folder, report_of, selection_job
 from twofold.pipeline.train import RETRIEVER_SHARES
 from twofold.pipeline.trained_models import load_models
 from twofold.recipe.schema import Recipe
 from twofold.run_folder import open_stage
+from twofold.serve.recommender import load
 
 NDCG = "catalogue/ndcg@10"
 
@@ -58,6 +64,29 @@ def test_a_ranker_that_loses_on_validation_changes_no_order(tmp_path: Path, chec
     (said,) = (sentence for sentence in report.verdict if sentence.startswith("Order of the candidates"))
     assert "the retriever alone, NDCG@" in said
     assert said.endswith("The ranker gains nothing and changes no order.")
+
+
+@pytest.mark.slow
+def test_the_retriever_alone_is_served_with_its_additions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbors find what no vectors hold, and the ranker is spoiled by its learning rate: it must lose nothing."""
+    monkeypatch.setattr(peer_tuning, "IALS_MAX_POSITIVES", 10)
+    monkeypatch.setattr(served_model, "MAX_RANK", 4)
+    recipe = best(worlds.world_recipe(partners(tmp_path / "log"), {}), epochs=1)
+    ranker = {"kind": "mlp", "candidates": {"num_candidates": 20}, "epochs": 1, "learning_rate": 1.0, "hidden": [8]}
+    job = evaluated(Recipe.model_validate(recipe.model_dump() | {"ranker": ranker}), tmp_path / "run")
+    stages = [open_stage(job.folder, name) for name in ("dataset", "train", "train/ranker")]
+    assert stages[1].facts["served"].endswith(NEIGHBORS)
+    assert stages[2].facts["retriever_share"] == 1.0
+    both, alone = (row for row in report_of(job.folder).catalogue.rows if row.name in ("model", "retriever alone"))
+    assert both.metrics == alone.metrics
+    pipeline.index(job, *stages)
+    arrays, bundle = load_models(job, *stages).data.retriever, load(job.folder)
+    window = replace(window_of(job.recipe, arrays, "test"), query_at=np.full(300, bundle.bundle.as_of))
+    scores = catalogue_scores(load_models(job, *stages).retriever, arrays, window)(slice(0, 50))
+    users = arrays.users.ids_of(window.user_rows[:50]).to_pylist()
+    listed = bundle.recommend(users, k=5, exclude_seen=False)["item_id"].combine_chunks()
+    found = np.take_along_axis(scores, arrays.items.rows_of(listed).reshape(50, 5), axis=1)
+    np.testing.assert_allclose(found, np.sort(scores, axis=1)[:, :-6:-1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_fit_has_the_weight_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from twofold.dataset.dataset import load_dataset
 from twofold.errors import RunError
 from twofold.index.item_index import build_index, save_index
 from twofold.model.onnx_export import export_user_tower
-from twofold.model.ranker import build_ranker, encode_items, load_ranker_data, rank_scores, save_ranker
+from twofold.model.ranker import EncodedUsers, build_ranker, encode_items, load_ranker_data, rank_scores, save_ranker
 from twofold.model.retriever import as_products, item_vectors, user_vectors
 from twofold.model.two_tower import build_two_tower
 from twofold.model.weights import encode
@@ -82,7 +82,7 @@ def world(tmp_path_factory):
     candidates, positions = found[:, :TOP], np.tile(np.arange(TOP)[:, None], (len(users), 1, 1))
     side = encode_items(ranker, arrays.ranker, factors, as_of)
     of_ranker = encode(ranker.user, query_batches(arrays.ranker, users, at))
-    return folder, dataset, found, rank_scores(ranker, side, of_ranker, queries, candidates, positions)
+    return folder, dataset, found, rank_scores(ranker, side, EncodedUsers(of_ranker, queries), candidates, positions)
 
 
 def test_the_best_are_ordered_by_the_ranker_and_the_rest_by_the_retriever(world) -> None:

@@ -14,7 +14,8 @@ from twofold.model.two_tower import build_two_tower
 from twofold.recipe.ranker import Candidates
 from twofold.recipe.retriever import TwoTower
 from twofold.tables import DAY_MS, HOUR_MS
-from twofold.train.ranker_examples import draw_lists, mine_requests
+from twofold.train.ranker_examples import mine_requests
+from twofold.train.ranker_lists import draw_lists
 
 RETRIEVER = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": {"kind": "negative_distance"}})
 ASKED = Candidates(num_candidates=6, skip_top=1, num_retrieved=5)

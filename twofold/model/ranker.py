@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
-from twofold.dataset.batches import item_batches, query_batches
+from twofold.dataset.batches import item_batches
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.dataset.features import FeatureState
 from twofold.model.encoder import Encoder
@@ -28,6 +28,7 @@ from twofold.recipe.ranker import RELEVANCE, Mlp
 from twofold.run_folder import Stage, write_json
 from twofold.sql.rules import rule_tree
 from twofold.tables import ModelPart
+from twofold.topk import Additions, with_additions
 
 USER_GRAPH: Final = "ranker_user.onnx"
 PAIR_GRAPH: Final = "ranker_pairs.onnx"
@@ -70,7 +71,7 @@ class Ranker(nn.Module):
 
     A pair is described by the outputs of both encoders and their product, the retriever's two vectors and their
     product, the retrieval score and rank, and the rank in the list of each further source of candidates. The
-    retriever's vectors are those whose inner product is its score.
+    retriever's vectors are those whose inner product is its score, with additions as `with_additions` has them.
 
     The initial ranker keeps the retriever's order: its relevance is the retrieval score times `retrieval_weight`, plus
     a last layer that begins at zero. `heads` predict the recipe's outcomes as log-odds, from the last hidden layer, and
@@ -249,37 +250,49 @@ class EncodedItems:
     encoded: Float32[np.ndarray, "items dim"]
 
 
+@dataclass(frozen=True)
+class EncodedUsers:
+    """Users at their request times: the user encoder's output, and what makes the retriever's scores."""
+
+    encoded: Float32[np.ndarray, "queries dim"]
+    vectors: Float32[np.ndarray, "queries _"]
+    added: Additions | None = None
+    """Additions to the retriever's scores of some items; `None` means none."""
+
+    def of(self, queries: Int64[np.ndarray, "_"]) -> "EncodedUsers":
+        """Returns the chosen users, in the given order."""
+        added = None if self.added is None else self.added.of(queries)
+        return EncodedUsers(self.encoded[queries], self.vectors[queries], added)
+
+
 def encode_items(ranker: Ranker, dataset: Dataset, vectors: Float32[np.ndarray, "items _"], at: int) -> EncodedItems:
     """Encodes the whole catalogue at one point in time; `vectors` are the retriever's."""
     return EncodedItems(vectors, encode(ranker.item, item_batches(dataset, at)))
-
-
-def encode_users(
-    ranker: Ranker, dataset: Dataset, user_rows: Int64[np.ndarray, "queries"], at: Int64[np.ndarray, "queries"]
-) -> Float32[np.ndarray, "queries dim"]:
-    """Encodes each user at the given request time."""
-    return encode(ranker.user, query_batches(dataset, user_rows, at))
 
 
 @torch.inference_mode()
 def rank_scores(
     ranker: Ranker,
     items: EncodedItems,
-    users: Float32[np.ndarray, "queries dim"],
-    user_vectors: Float32[np.ndarray, "queries _"],
+    users: EncodedUsers,
     item_rows: Int64[np.ndarray, "queries length"],
     ranks: Int64[np.ndarray, "queries length _"],
 ) -> Float32[np.ndarray, "queries length"]:
-    """Computes the scores of each query's candidates. `users` come from `encode_users`; `ranks` are the candidates'
-    ranks in the list of the retriever and of each source, from 0.
+    """Computes the scores of each query's candidates; `ranks` are those in the list of the retriever and of each
+    source, from 0.
     """
     was_training = ranker.training
     ranker.eval()
     queries, length = item_rows.shape
     scores = np.empty((queries, length), np.float32)
     for part in chunks(queries, max(CHUNK_ELEMENTS // max(items.vectors.shape[1] * length, 1), 1)):
-        rows = item_rows[part]
-        inputs = users[part], items.encoded[rows], user_vectors[part], items.vectors[rows], ranks[part]
+        rows, own = item_rows[part], users.of(np.arange(part.start, part.stop))
+        vectors = own.vectors, items.vectors[rows]
+        if own.added is not None:
+            lines = np.repeat(np.arange(len(rows)), length)
+            added = own.added.pairs(lines, rows.ravel(), num_items=len(items.vectors))
+            vectors = with_additions(*vectors, added.reshape(rows.shape))
+        inputs = own.encoded, items.encoded[rows], *vectors, ranks[part]
         scores[part] = ranker(*map(torch.from_numpy, inputs)).numpy()
     ranker.train(was_training)
     return scores

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
+from twofold.dataset.batches import query_batches
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.examples import Examples
 from twofold.dataset.vocabulary import Vocabulary
@@ -42,8 +43,9 @@ from twofold.index.score_kinds import items_as_products, queries_as_products
 from twofold.index.search import search
 from twofold.model.fold_in import HistoryModel
 from twofold.model.multi_tower import MultiTower, towers_of
-from twofold.model.ranker import Ranker, RetrieverAndRankerData, encode_items, encode_users, rank_scores
+from twofold.model.ranker import EncodedUsers, Ranker, RetrieverAndRankerData, encode_items, rank_scores
 from twofold.model.retriever import Blend, Model, additions_of, as_products, item_vectors, user_vectors
+from twofold.model.weights import encode
 from twofold.pipeline.trained_models import TrainedModels
 from twofold.ragged import Ragged
 from twofold.recipe.prepare import Prepare
@@ -164,14 +166,13 @@ def _retrieved(
     users = user_vectors(model, arrays.retriever, window.user_rows, window.query_at)
     queries, factors = as_products(model, users, items)
     item_inputs = encode_items(ranker, arrays.ranker, factors, at)
-    user_inputs = encode_users(ranker, arrays.ranker, window.user_rows, window.query_at)
+    encoded = encode(ranker.user, query_batches(arrays.ranker, window.user_rows, window.query_at))
+    added = additions_of(model, arrays.retriever, window.user_rows, window.query_at)
+    user_inputs = EncodedUsers(encoded, queries, added)
 
     def pair_scorer(ranker: Ranker) -> ScorePairs:
-        return lambda rows, item_rows, ranks: rank_scores(
-            ranker, item_inputs, user_inputs[rows], queries[rows], item_rows, ranks
-        )
+        return lambda rows, item_rows, ranks: rank_scores(ranker, item_inputs, user_inputs.of(rows), item_rows, ranks)
 
-    added = additions_of(model, arrays.retriever, window.user_rows, window.query_at)
     return Products(queries, factors, added), pair_scorer
 
 

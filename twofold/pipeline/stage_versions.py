@@ -45,11 +45,13 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
         "train": 19,
+        # 6: the retriever's scores include its additions for histories.
         # 5: the retriever's score has a weight in the order, chosen on the validation window.
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
-        "train/ranker": 5,
+        "train/ranker": 6,
+        # 21: the ranker reads the retriever's scores with its additions for histories.
         # 20: the evaluation setup says whether seen items are ranked, and has digests of ranked items and impressions.
         # 19: new items with last_n and their chance; names of slices by users; texts where seen items stay.
         # 18: item-item peers with a recency prior are sums over the root of the number of likes.
@@ -69,7 +71,8 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 20,
+        "evaluate": 21,
+        # 16: the ranker reads the retriever's scores with its additions for histories.
         # 15: sums of item neighbors are over the root of the number of likes.
         # 14: recency priors in fold_in.json may have several numbers of days.
         # 13: a bundle may hold two peers; fold_in.json says how many dimensions are of each.
@@ -84,7 +87,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the bundle holds the addition for items that a user saw.
         # 3: the bundle says whether items that were seen are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
-        "index": 15,
+        "index": 16,
         "recommend": 1,
         # 8: liked items without a group vouch for no group; columns of 64-bit keys have bands on the map.
         # 7: the gap tells items that are described later from vectors that are not those of the model.

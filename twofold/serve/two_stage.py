@@ -24,7 +24,7 @@ from twofold.reranking import Candidates, guaranteed, merge_stages, reorder, wit
 from twofold.rule_counts import Meetings
 from twofold.serve.bundle import Bundle, BundleRules
 from twofold.serve.onnx_models import Ranker
-from twofold.topk import NOT_ALLOWED, Additions
+from twofold.topk import NOT_ALLOWED, Additions, with_additions
 
 CHUNK_PAIRS: Final = 2**14  # pairs of request and candidate scored by the ranker at once: a few MB
 
@@ -218,6 +218,10 @@ def _ranker_scores(
         rows = candidates[part]
         factors = items_as_products(bundle.index.vectors[rows.ravel()], score).reshape(*rows.shape, -1)
         queries = queries_as_products(users.vectors[part], score)
+        if users.added is not None:
+            lines = np.repeat(np.arange(part.start, part.stop), top)
+            added = users.added.pairs(lines, rows.ravel(), num_items=len(bundle.items))
+            queries, factors = with_additions(queries, factors, added.reshape(rows.shape))
         scores[part] = ranker.scores(users.ranker_vectors[part], rows, queries, factors, ranks[part])
     return scores
 

@@ -28,6 +28,7 @@ from twofold.progress import Advance, progress_bar
 from twofold.ragged import chunks
 from twofold.recipe.ranker import Listwise, Mlp, Pairwise, RankerLoss
 from twofold.recipe.train import Bce
+from twofold.topk import with_additions
 from twofold.train.checkpoint import load_checkpoint, save_checkpoint
 from twofold.train.device import seed_generators
 from twofold.train.loop import (
@@ -49,14 +50,13 @@ from twofold.train.optimizer import (
 )
 from twofold.train.ranker_examples import (
     MINED,
-    CandidateLists,
     Mining,
     Requests,
     SourcesBefore,
-    draw_lists,
     mine_requests,
 )
 from twofold.train.ranker_impressions import Impressions, mine_impressions, outcomes_of
+from twofold.train.ranker_lists import CandidateLists, draw_lists
 from twofold.train.training_state import TrainingState, check_divergence
 
 SCALE_REQUESTS = 4096
@@ -102,7 +102,7 @@ def fit_ranker(
     )
     mining = Mining(retriever, data.retriever, config.candidates, sources_before)
     impressions = mine_impressions(mining, requests, config, out=out / MINED) if config.heads else None
-    vector_dim = requests.user_vectors.shape[1]
+    vector_dim = requests.user_vectors.shape[1] + requests.has_additions
     with deterministic(config.seed), keep_freed_memory():
         ranker = build_ranker(config, data.ranker.features, data.ranker.vectors, vector_dim=vector_dim)
         training = _prepare(ranker, requests, impressions, data.ranker, config, checkpoint=out / CHECKPOINT)
@@ -252,7 +252,8 @@ def gather_impressions(
 ) -> ListBatch:
     """Gathers a batch of impressions, each a list of its own item; `seed` draws the items that are treated as new."""
     item_rows = dataset.examples["train"].item_rows[impressions.examples[which], None]
-    lists = CandidateLists(item_rows, impressions.ranks[which, None], np.ones_like(item_rows, bool))
+    added = None if impressions.added is None else impressions.added[which, None]
+    lists = CandidateLists(item_rows, impressions.ranks[which, None], np.ones_like(item_rows, bool), added)
     rng = np.random.default_rng(seed)
     return _gather(impressions, lists, dataset, which, unknown_rate=UNKNOWN_RATE, rng=rng)
 
@@ -276,10 +277,13 @@ def _gather(
     )
     vectors = source.item_vectors[days, lists.item_rows]
     vectors = np.where(is_new[:, :, None], source.new_item_vectors[days, lists.item_rows], vectors)
+    user_vectors = source.user_vectors[which]
+    if lists.added is not None:  # a new item has none
+        user_vectors, vectors = with_additions(user_vectors, vectors, lists.added * ~is_new)
     return ListBatch(
         user=to_tensors(user_inputs(state, dataset.user_arrays, queries)),
         item=to_tensors(item),
-        user_vectors=torch.from_numpy(source.user_vectors[which]),
+        user_vectors=torch.from_numpy(user_vectors),
         item_vectors=torch.from_numpy(vectors),
         ranks=torch.from_numpy(lists.ranks),
         competing=torch.from_numpy(lists.competing),
@@ -325,6 +329,7 @@ def _fit_scales(requests: Requests, dataset: Dataset, config: Mlp) -> Scales:
     which = np.linspace(0, len(requests) - 1, min(len(requests), SCALE_REQUESTS)).astype(np.int64)
     lists = draw_lists(requests, dataset, which, config.candidates, rng=np.random.default_rng(config.seed))
     vectors = requests.item_vectors[requests.days[which][:, None], lists.item_rows]
-    scores = np.vecdot(requests.user_vectors[which][:, None], vectors)[lists.competing]
+    scores = np.vecdot(requests.user_vectors[which][:, None], vectors) + (0 if lists.added is None else lists.added)
+    scores = scores[lists.competing]
     ranks = np.log1p(lists.ranks[lists.competing, 0])
     return Scales(float(scores.mean()), float(scores.std()) or 1.0, float(ranks.mean()), float(ranks.std()) or 1.0)

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int16, Int32, Int64
+from jaxtyping import Float32, Int16, Int32, Int64
 
 from twofold.candidate_sources import (
     CandidateSources,
@@ -27,14 +27,14 @@ from twofold.dataset.histories import search_slices
 from twofold.dataset.npy import append_array, map_array
 from twofold.errors import DataError
 from twofold.local_time import midnights_before
-from twofold.model.retriever import Model, as_products, item_vectors, user_vectors
+from twofold.model.retriever import Model, additions_of, as_products, item_vectors, user_vectors
 from twofold.progress import progress_bar
 from twofold.ragged import Ragged, chunks
 from twofold.recipe.features import reads_time
 from twofold.recipe.ranker import Candidates
 from twofold.run_folder import write_json
 from twofold.tables import DAY_MS
-from twofold.topk import NOT_ALLOWED, exclude
+from twofold.topk import NOT_ALLOWED, Additions, exclude
 
 MINED: Final = "requests"
 """Folder of the mined arrays, beside the checkpoint; deleted when the training ends."""
@@ -62,6 +62,8 @@ class Requests:
     ranks: Int16[np.ndarray, "queries k _"]
     """Rank of each candidate in the list of the retriever and of each source, from 0."""
     user_vectors: Float32[np.ndarray, "queries dim"]
+    added: Float32[np.ndarray, "queries _"]
+    """Additions to the retriever's score of each candidate; no columns if it has none."""
     days: Int32[np.ndarray, "queries"]
     """Index of each request's day in `item_vectors`."""
     item_vectors: Float32[np.ndarray, "_ items dim"]
@@ -76,19 +78,10 @@ class Requests:
         """Returns the number of requests."""
         return len(self.examples)
 
-
-@dataclass(frozen=True)
-class CandidateLists:
-    """Candidates of some requests, one row per request, the positive first."""
-
-    item_rows: Int64[np.ndarray, "queries length"]
-    ranks: Int64[np.ndarray, "queries length _"]
-    """Ranks in the list of the retriever and of each source, from 0; `top` for an item that is not there."""
-    competing: Bool[np.ndarray, "queries length"]
-    """False for a candidate that does not exist or that the user likes."""
-
-
-# --- mined once -------------------------------------------------------------------------------------------------------
+    @property
+    def has_additions(self) -> bool:
+        """True if the retriever adds something to the scores of some items."""
+        return self.added.shape[1] > 0
 
 
 SourcesBefore = Callable[[int], CandidateSources]
@@ -129,6 +122,7 @@ _DTYPES: Final = {
     "best": np.int32,
     "ranks": np.int16,  # at most 10,000 candidates
     "user_vectors": np.float32,
+    "added": np.float32,
     "days": np.int32,
 }
 _OF_DAYS: Final = ("item_vectors", "new_item_vectors")
@@ -185,7 +179,7 @@ def _mine(mining: Mining, *, seed: int, out: Path) -> None:
                 kept = found.which[is_found]
                 columns = (
                     *(examples[kept], times[kept], found.best[is_found]),
-                    *(found.ranks[is_found], found.user_vectors[is_found]),
+                    *(found.ranks[is_found], found.user_vectors[is_found], found.added[is_found]),
                 )
                 for name, values in zip(_DTYPES, (*columns, kept * 0 + number), strict=True):
                     append[name](values.ravel())
@@ -195,7 +189,7 @@ def _mine(mining: Mining, *, seed: int, out: Path) -> None:
 
 def _load(folder: Path, dataset: Dataset, config: Candidates) -> Requests:
     top, num_sources = config.num_candidates, len(config.sources)
-    examples, at, best, ranks, users, days, items, new_items = (
+    examples, at, best, ranks, users, added, days, items, new_items = (
         map_array(folder / f"{name}.npy") for name in (*_DTYPES, *_OF_DAYS)
     )
     num_items, dim = len(dataset.items), len(users) // max(len(examples), 1) or 1
@@ -205,6 +199,7 @@ def _load(folder: Path, dataset: Dataset, config: Candidates) -> Requests:
         best.reshape(-1, top),
         ranks.reshape(-1, top, 1 + num_sources),
         users.reshape(-1, dim),
+        added.reshape(len(examples), len(added) // max(len(examples), 1)),
         days,
         items.reshape(-1, num_items, dim),
         new_items.reshape(-1, num_items, dim),
@@ -230,6 +225,7 @@ class _Retrieved:
     best: Int32[np.ndarray, "queries k"]
     ranks: Int16[np.ndarray, "queries k _"]
     user_vectors: Float32[np.ndarray, "queries dim"]
+    added: Float32[np.ndarray, "queries _"]
 
 
 def _retrieve(
@@ -244,16 +240,15 @@ def _retrieve(
 
     Of the user's positives of the window only the example's own can be found: the others are no negatives.
     """
-    (examples, at), model, dataset, top = requests, mining.model, mining.dataset, mining.config.num_candidates
+    (examples, at), dataset, top = requests, mining.dataset, mining.config.num_candidates
     rows = dataset.examples["train"].take(examples)
     seen = Ragged(*dataset.events.slices(rows.user_rows, dataset.events.before(rows.user_rows, at)))
     is_seen = np.bincount(seen.lines, weights=seen.values == rows.item_rows[seen.lines], minlength=len(examples)) > 0
     new = np.flatnonzero(~is_seen)
     seen, own = seen.of(new), rows.item_rows[new]
     user_rows = np.ascontiguousarray(rows.user_rows[new])
-    vectors = user_vectors(model, dataset, user_rows, at[new]) if len(new) else items[:0]
-    queries, factors = as_products(model, vectors, items)
-    scores = queries @ factors.T
+    _, factors = as_products(mining.model, items[:0], items)
+    queries, scores, added = score_items(mining, user_rows, at[new], factors=factors)
     own_scores = scores[np.arange(len(new)), own]
     scores[:, dataset.items.num_known :] = NOT_ALLOWED
     exclude(scores, seen)
@@ -262,7 +257,33 @@ def _retrieve(
     candidates = candidates_from(dataset, scores, user_rows, at[new], top=top, sources=sources)
     best = np.pad(candidates.item_rows, ((0, 0), (0, top - candidates.item_rows.shape[1])), constant_values=-1)
     own_rank, ranks = ranks_in(best, own[:, None])[:, 0], candidates.ranks(best)
-    return _Retrieved(new, own_rank, best.astype(np.int32), ranks.astype(np.int16), queries)
+    of_best = np.zeros((len(new), 0 if added is None else top), np.float32)
+    if added is not None:
+        lines = np.repeat(np.arange(len(new)), top)
+        of_best[:] = added.pairs(lines, np.maximum(best, 0).ravel(), num_items=len(items)).reshape(best.shape)
+    return _Retrieved(new, own_rank, best.astype(np.int32), ranks.astype(np.int16), queries, of_best)
+
+
+def score_items(
+    mining: Mining,
+    user_rows: Int64[np.ndarray, "queries"],
+    at: Int64[np.ndarray, "queries"],
+    *,
+    factors: Float32[np.ndarray, "items _"],
+) -> tuple[Float32[np.ndarray, "queries _"], Float32[np.ndarray, "queries items"], Additions | None]:
+    """Returns the vectors of users at these times, and the retriever's scores with the additions in them.
+
+    The inner products of the vectors and `factors`, the items at these times, are the scores without additions.
+    """
+    model, dataset = mining.model, mining.dataset
+    if len(user_rows) == 0:
+        return factors[:0], np.empty((0, len(factors)), np.float32), None
+    vectors = user_vectors(model, dataset, user_rows, at)
+    queries, _ = as_products(model, vectors, vectors[:0])
+    scores, added = queries @ factors.T, additions_of(model, dataset, user_rows, at)
+    if added is not None:
+        scores[added.rows.lines, added.rows.values] += added.values
+    return queries, scores, added
 
 
 def candidates_from(
@@ -318,31 +339,3 @@ def vector_days(dataset: Dataset, at: Int64[np.ndarray, "examples"]) -> Int64[np
     """Returns the UTC day whose item vectors each request uses: its own, or one for all if no item feature is timed."""
     is_timed = any(map(reads_time, dataset.features.features.item))
     return at // DAY_MS if is_timed else np.full(len(at), int(dataset.examples["train"].at.max()) // DAY_MS)
-
-
-# --- drawn for every step ---------------------------------------------------------------------------------------------
-
-
-def draw_lists(
-    requests: Requests,
-    dataset: Dataset,
-    which: Int64[np.ndarray, "queries"],
-    config: Candidates,
-    *,
-    rng: np.random.Generator,
-) -> CandidateLists:
-    """Draws candidates for these requests: the positive, then `num_retrieved` items of the ranks [skip_top,
-    num_candidates), uniformly and with replacement. Items that the user likes may be drawn, but do not compete.
-    """
-    rows = dataset.examples["train"].take(requests.examples[which])
-    best = requests.best[which]
-    drawn_ranks = rng.integers(config.skip_top, config.num_candidates, (len(which), config.num_retrieved))
-    retrieved = np.take_along_axis(best, drawn_ranks, axis=1)
-    drawn = np.hstack([rows.item_rows[:, None], retrieved]).astype(np.int64)
-    lines = np.broadcast_to(np.arange(len(which))[:, None], drawn.shape)
-    competing = (drawn >= 0) & ~requests.liked.of(rows.user_rows).contains(lines, drawn)
-    competing[:, 0] = True
-    item_rows = np.maximum(drawn, 0)
-    ranks, positions, top = requests.ranks[which], ranks_in(best, item_rows)[:, :, None], config.num_candidates
-    own = np.take_along_axis(ranks, np.minimum(positions, top - 1), axis=1).astype(np.int64)
-    return CandidateLists(item_rows, np.where(positions < top, own, top), competing)

@@ -16,7 +16,6 @@ from twofold.candidate_sources import CandidateSources
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.npy import append_array, map_array
 from twofold.errors import DataError
-from twofold.model.retriever import as_products, user_vectors
 from twofold.progress import progress_bar
 from twofold.ragged import Ragged, chunks
 from twofold.recipe.ranker import Mlp
@@ -29,11 +28,15 @@ from twofold.train.ranker_examples import (
     candidates_from,
     first_request_time,
     request_times,
+    score_items,
     vector_days,
 )
 
 _DONE: Final = "impressions.json"
-_DTYPES: Final = {"examples": np.int64, "at": np.int64, "days": np.int32, "ranks": np.int64, "user_vectors": np.float32}
+_DTYPES: Final = {
+    **{"examples": np.int64, "at": np.int64, "days": np.int32},
+    **{"ranks": np.int64, "user_vectors": np.float32, "added": np.float32},
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Impressions:
     """Rank in the list of the retriever and of each source, of unseen items, from 0; `top` for one that is not there.
     """
     user_vectors: Float32[np.ndarray, "examples dim"]
+    added: Float32[np.ndarray, "examples"] | None
+    """Addition to the retriever's score of the item; `None` means that it has none."""
     item_vectors: Float32[np.ndarray, "_ items dim"]
     new_item_vectors: Float32[np.ndarray, "_ items dim"]
 
@@ -62,10 +67,11 @@ def mine_impressions(mining: Mining, requests: Requests, config: Mlp, *, out: Pa
     if not (out / _DONE).exists():
         _mine(mining, requests, config, out=out)
     dataset = mining.dataset
-    examples, at, days, ranks, users = (map_array(out / f"impressions.{name}.npy") for name in _DTYPES)
+    examples, at, days, ranks, users, added = (map_array(out / f"impressions.{name}.npy") for name in _DTYPES)
     users = users.reshape(-1, requests.item_vectors.shape[2])
     ranks = ranks.reshape(-1, 1 + len(config.candidates.sources))
-    impressions = Impressions(examples, at, days, ranks, users, requests.item_vectors, requests.new_item_vectors)
+    items = requests.item_vectors, requests.new_item_vectors
+    impressions = Impressions(examples, at, days, ranks, users, added if len(added) else None, *items)
     for number, num_known in enumerate((~np.isnan(outcomes_of(dataset, examples, config))).sum(axis=0)):
         if num_known == 0:
             raise DataError(
@@ -104,8 +110,9 @@ def _mine(mining: Mining, requests: Requests, config: Mlp, *, out: Path) -> None
             for part in chunks(len(of_day), max(CHUNK_ELEMENTS // len(items), 1)):
                 which = of_day[part]
                 own = examples[which], at[which]
-                users, ranks = _retrieve(mining, *own, items=items, sources=sources)
-                for name, values in zip(_DTYPES, (*own, np.full(len(which), number), ranks, users), strict=True):
+                users, added, ranks = _retrieve(mining, *own, items=items, sources=sources)
+                columns = *own, np.full(len(which), number), ranks, users, added
+                for name, values in zip(_DTYPES, columns, strict=True):
                     append[name](values.ravel())
                 advance(len(which), "")
     write_json(out / _DONE, len(examples))
@@ -125,16 +132,16 @@ def _retrieve(
     *,
     items: Float32[np.ndarray, "items dim"],
     sources: CandidateSources | None,
-) -> tuple[Float32[np.ndarray, "examples dim"], Int64[np.ndarray, "examples _"]]:
-    """Returns the user vector and the item's ranks of each example; examples of one request must be adjacent."""
-    model, dataset, top = mining.model, mining.dataset, mining.config.num_candidates
+) -> tuple[Float32[np.ndarray, "examples dim"], Float32[np.ndarray, "examples _"], Int64[np.ndarray, "examples _"]]:
+    """Returns the user vector of each example, the addition to the item's score, and its ranks; examples of one request
+    must be adjacent.
+    """
+    dataset, top = mining.dataset, mining.config.num_candidates
     rows = dataset.examples["train"]
     user_rows, item_rows = rows.user_rows[examples], rows.item_rows[examples]
     is_new = np.append(True, (np.diff(user_rows) != 0) | (np.diff(at) != 0))
     request, request_users, times = np.cumsum(is_new) - 1, user_rows[is_new], at[is_new]
-    vectors = user_vectors(model, dataset, request_users, times)
-    queries, _ = as_products(model, vectors, vectors[:0])
-    scores = queries @ items.T
+    queries, scores, added = score_items(mining, request_users, times, factors=items)
     scores[:, dataset.items.num_known :] = NOT_ALLOWED
     exclude(scores, Ragged(*dataset.events.slices(request_users, dataset.events.before(request_users, times))))
     own_scores = scores[request, item_rows]
@@ -143,4 +150,7 @@ def _retrieve(
     if sources is not None:
         found = candidates_from(dataset, scores, request_users, times, top=top, sources=sources)
         ranks = np.hstack([ranks, found.of(request).ranks(item_rows[:, None])[:, 0, 1:]])
-    return queries[request], ranks
+    own = np.zeros((len(examples), 0), np.float32)
+    if added is not None:
+        own = added.pairs(request, item_rows, num_items=len(items))[:, None]
+    return queries[request], own, ranks
