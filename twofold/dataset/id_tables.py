@@ -35,6 +35,11 @@ class IdTable:
         return 1 + min(rows, self.num_buckets or rows)
 
     @property
+    def is_plain(self) -> bool:
+        """True if each known id reads a row of its own, which is its row in the vocabulary + 1."""
+        return self.num_own == self.num_known and self.num_buckets is None
+
+    @property
     def trains_unknown(self) -> bool:
         """True if examples of the training window read row 0."""
         return self.num_own < self.num_known and self.shared_rows == 0

@@ -6,7 +6,7 @@ Arrays with one row per user have one row more at the end, which row -1 reads: a
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Final, Literal, assert_never
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,10 @@ _STORED_PER_USER = (IdFeature, *ATTRIBUTES)
 
 Inputs = Mapping[str, np.ndarray]
 """One array per feature, by `feature_name`; the first dimension is the batch."""
+LIKED: Final = "positives of known items"
+"""Further input of a user beside the feature `positives` where some items have no row of their own: the table rows of
+the items themselves, which peers read.
+"""
 
 
 @dataclass(frozen=True)
@@ -259,9 +263,8 @@ def user_inputs(
     for feature in state.features.user:
         name = feature_name(feature)
         match feature:
-            case HistoryFeature(events=events, max_length=length, vectors=vectors):
-                history = _newest(queries, events, length)
-                inputs[name] = state.id_table("user", feature).rows(history) if vectors is None else history
+            case HistoryFeature(events=events, max_length=length):
+                inputs |= _history_inputs(state, feature, _newest(queries, events, length))
             case SequenceFeature(max_length=length):
                 if sequences is None:
                     rows = state.id_table("user", feature).rows(_newest(queries, "positives", length))
@@ -279,6 +282,14 @@ def user_inputs(
             case _:
                 assert_never(feature)
     return {**inputs, **(sequences or {})}
+
+
+def _history_inputs(state: FeatureState, feature: HistoryFeature, history: Int32[np.ndarray, "batch _"]) -> Inputs:
+    name, table = feature_name(feature), state.id_table("user", feature)
+    if feature.vectors is not None:
+        return {name: history}
+    own = {LIKED: history * (history <= table.num_known)} if name == "positives" and not table.is_plain else {}
+    return {name: table.rows(history), **own}
 
 
 def save_user_attributes(state: FeatureState, users: pa.Table, folder: Path) -> None:

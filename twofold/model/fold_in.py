@@ -39,7 +39,7 @@ from typing import Any, ClassVar, Final, Literal, assert_never
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
-from twofold.dataset.tower_inputs import Inputs
+from twofold.dataset.tower_inputs import LIKED, Inputs
 from twofold.ragged import chunks
 from twofold.run_folder import numbered, write_json
 
@@ -74,7 +74,7 @@ class FoldIn:
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("positives",)
-    """Name of the only input: table rows (item row + 1), padded with 0."""
+    """Name of the only input: table rows (item row + 1), padded with 0; see `LIKED`."""
     score: ClassVar[Literal["dot"]] = "dot"
 
     item_vectors: Float32[np.ndarray, "items dim"]
@@ -105,7 +105,7 @@ class FoldIn:
 
     def vectors(self, inputs: Inputs) -> Float32[np.ndarray, "batch _"]:
         """Returns one vector per history. The order does not matter; an item liked twice has twice the weight."""
-        history = np.sort(inputs["positives"], axis=1)  # padding first, equal items adjacent
+        history = np.sort(_liked(inputs), axis=1)  # padding first, equal items adjacent
         dim = self.item_vectors.shape[1]
         size = max(1, CHUNK_ELEMENTS // (dim * max(history.shape[1], dim)))
         parts = [self._solved(history[part]) for part in chunks(len(history), size)]
@@ -171,7 +171,7 @@ class ItemSums:
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("positives",)
-    """Name of the only input: table rows (item row + 1), padded with 0."""
+    """Name of the only input: table rows (item row + 1), padded with 0; see `LIKED`."""
     score: ClassVar[Literal["dot"]] = "dot"
 
     item_vectors: Float32[np.ndarray, "items dim"]
@@ -187,7 +187,7 @@ class ItemSums:
 
     def vectors(self, inputs: Inputs) -> Float32[np.ndarray, "batch _"]:
         """Returns one vector per history; an item that was liked several times counts once."""
-        history = np.sort(inputs["positives"], axis=1)  # padding first, equal items adjacent
+        history = np.sort(_liked(inputs), axis=1)  # padding first, equal items adjacent
         is_first = _first_of_equals(history)
         sums = np.zeros((len(history), self.left_vectors.shape[1]), np.float32)
         for part in chunks(len(history), max(1, CHUNK_ELEMENTS // max(1, history.shape[1] * sums.shape[1]))):
@@ -202,6 +202,12 @@ HistoryModel = FoldIn | ItemSums
 
 def _dim(item_vectors: Float32[np.ndarray, "items dim"], prior: RecencyPrior | None) -> int:
     return int(item_vectors.shape[1]) + (prior is not None)
+
+
+def _liked(inputs: Inputs) -> Int32[np.ndarray, "batch length"]:
+    """Returns the history as table rows of items, though towers may read rows that several items share."""
+    history: Int32[np.ndarray, "batch length"] = inputs[LIKED] if LIKED in inputs else inputs["positives"]
+    return history
 
 
 def _first_of_equals(history: Int32[np.ndarray, "batch length"]) -> Bool[np.ndarray, "batch length"]:
