@@ -13,7 +13,7 @@ from twofold.model.retriever import WEIGHTS
 from twofold.pipeline import run as pipeline
 from twofold.pipeline import served_model, train
 from twofold.pipeline.job import Job
-from twofold.pipeline.served_model import TOWERS
+from twofold.pipeline.served_model import TOWERS, TOWERS_FACTS
 from twofold.recipe.prepare import LastEvents
 
 pytestmark = pytest.mark.usefixtures("small_ials")
@@ -36,7 +36,8 @@ def killed_once(monkeypatch):
 
 
 def files_of(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    timed = ("manifest.json", TOWERS_FACTS)
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in timed]
     return {path.relative_to(folder): path.read_bytes() for path in paths if path.suffix != ".parquet"}
 
 
@@ -63,6 +64,27 @@ def test_a_run_killed_after_peers_were_written_chooses_as_an_uninterrupted_one(e
     assert ensemble == 1 or TOWERS not in whole.facts["served"]
     assert resumed.facts["best"] == whole.facts["best"]
     assert resumed.facts["quality"] == whole.facts["quality"]
+    assert files_of(resumed.folder) == files_of(whole.folder)
+
+
+def test_towers_are_not_trained_again_after_a_kill_in_the_comparison(tmp_path, monkeypatch):
+    recipe, trained = best(worlds.popularity_only(tmp_path / "log"), epochs=1), []
+    fit, choose = train.fit, train.choose_served
+
+    def die(*given, **named):
+        raise KilledError
+
+    monkeypatch.setattr(train, "fit", lambda *given, **named: trained.append(named["out"]) or fit(*given, **named))
+    monkeypatch.setattr(train, "choose_served", die)
+    with pytest.raises(KilledError):
+        pipeline.up_to_training(Job(recipe, tmp_path / "cut"))
+    monkeypatch.setattr(train, "choose_served", choose)
+    _, _, resumed, _ = pipeline.up_to_training(Job(recipe, tmp_path / "cut"))
+    assert len(trained) == 1
+    _, _, whole, _ = pipeline.up_to_training(Job(recipe, tmp_path / "whole"))
+    assert {name: resumed.facts[name] for name in ("best", "quality", "best_epoch")} == {
+        name: whole.facts[name] for name in ("best", "quality", "best_epoch")
+    }
     assert files_of(resumed.folder) == files_of(whole.folder)
 
 

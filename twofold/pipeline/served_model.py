@@ -28,7 +28,7 @@ MAX_RANK: Final = 512
 MOST_NEIGHBORS: Final = 100  # of each item, in a served table
 ALL_DAYS: Final = 36_500
 TOWERS_FACTS: Final = "facts.json"
-"""Beside the towers of an ensemble: says that their training has ended."""
+"""Beside the towers of an ensemble or of `kind: best`: says that their training has ended."""
 
 
 @dataclass(frozen=True)

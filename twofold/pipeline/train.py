@@ -171,7 +171,10 @@ def _tuned_peers(job: Job, arrays: Dataset, selected: Mapping[str, Any] | None, 
 def _fit_towers(
     job: Job, arrays: Dataset, selected: Mapping[str, Any] | None, peers: _Peers | None, out: Path, number: int
 ) -> dict[str, Any]:
-    """Trains one pair of towers, unless an attempt that was killed later has finished it; returns its facts."""
+    """Trains one pair of towers, unless an attempt that was killed later has finished it; returns its facts.
+
+    What follows with several pairs, or with the comparison of `kind: best`, may take as long as the training.
+    """
     config = job.recipe.retriever
     assert isinstance(config, TwoTower)
     folder, setup = towers_folder(out, number), job.setup or SINGLE_PROCESS_CPU
@@ -187,7 +190,7 @@ def _fit_towers(
         start = _ials_vectors(peers, dim=config.dim, seed=settings.seed)
     build = partial(_build, config, arrays, start)
     facts = fit(build, arrays, settings, validate=validate, out=folder, setup=setup)
-    if config.ensemble > 1 and setup.ranks.is_first:
+    if (config.ensemble > 1 or config.kind == "best") and setup.ranks.is_first:
         write_json(done, facts)
     return facts
 
