@@ -212,9 +212,10 @@ def batch_correction(model: Model, arrays: Dataset, settings: Train) -> Float32[
     if isinstance(model, HistoryModel) or not isinstance(loss, InBatchSoftmax) or loss.log_q == "none":
         return np.zeros(num_items, np.float32)
     rows = arrays.examples["train"]
-    counts = np.maximum(np.bincount(rows.item_rows[rows.label], minlength=num_items), 1)
+    counts = np.bincount(rows.item_rows[rows.label], minlength=num_items)
+    size = min(settings.batch_size, int(counts.sum()))  # fewer examples are one batch
     log_q = mixed_log_q(
-        counts, batch=settings.batch_size, uniform=loss.uniform_negatives, num_items=arrays.items.num_known
+        np.maximum(counts, 1), batch=size, uniform=loss.uniform_negatives, num_items=arrays.items.num_known
     )
     towers = towers_of(model, 0)
     # A user's vector over several towers is shorter than that of one tower: see MultiTower.

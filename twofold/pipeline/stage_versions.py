@@ -52,6 +52,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 6,
+        # 22: log Q of a log with fewer positives than a batch is that of training.
         # 21: the ranker reads the retriever's scores with its additions for histories.
         # 20: the evaluation setup says whether seen items are ranked, and has digests of ranked items and impressions.
         # 19: new items with last_n and their chance; names of slices by users; texts where seen items stay.
@@ -72,7 +73,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 21,
+        "evaluate": 22,
         # 16: the ranker reads the retriever's scores with its additions for histories.
         # 15: sums of item neighbors are over the root of the number of likes.
         # 14: recency priors in fold_in.json may have several numbers of days.
@@ -90,6 +91,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
         "index": 16,
         "recommend": 1,
+        # 9: log Q of a log with fewer positives than a batch is that of training.
         # 8: liked items without a group vouch for no group; columns of 64-bit keys have bands on the map.
         # 7: the gap tells items that are described later from vectors that are not those of the model.
         # 6: near pairs of a few kinds of items raise no warning.
@@ -97,6 +99,6 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the probe of new items masks one item at a time.
         # 3: clusters are named in words; the picture of the map has no legend.
         # 2: the gap has a verdict on serving, and corrects batches by log Q.
-        "explain": 8,
+        "explain": 9,
     }
 )
