@@ -111,3 +111,15 @@ def test_only_the_vectors_of_parts_are_kept():
 
     whole = [{name: torch.cat([part[name] for part in parts]) for name in parts[0]}]
     assert kept(parts) < kept(whole) / 10
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.05])
+def test_a_learned_temperature_below_its_limit_is_learned_from_the_limit_on(dataset, temperature):
+    score = {"kind": "cosine", "temperature": temperature, "learn_temperature": True}
+    config = TwoTower.model_validate({"kind": "two_tower", "dim": 8, "score": score})
+    torch.manual_seed(0)
+    model, objective = build_two_tower(config, dataset.features, dataset.vectors), build_objective(Train(), dataset)
+    (batch, *_) = epoch_batches(dataset, dataset.examples["train"], objective.order, seed=(0, 0), first=0)
+    mean_loss(objective, model, batch)[0].backward()
+    assert model.temperature_value() == pytest.approx(max(temperature, 0.01))
+    assert abs(float(model.log_temperature.grad)) > 1e-3

@@ -58,6 +58,12 @@ class TwoTower(nn.Module):
         return self.log_temperature.exp().clamp(min=1 / retriever_recipe.LARGEST_SCALE)
 
     @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Raises a learned temperature below its limit to the limit: further below it, it would have no gradient."""
+        if self.log_temperature is not None:
+            self.log_temperature.clamp_(min=-math.log(retriever_recipe.LARGEST_SCALE))
+
+    @torch.no_grad()
     def temperature_value(self) -> float:
         """Returns the temperature as a number."""
         return float(self.temperature)

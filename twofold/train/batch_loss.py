@@ -28,6 +28,7 @@ def mean_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch dim"]]:
     """Returns the loss of a batch and the vectors of its items. A rank returns its share of the whole batch's loss."""
     columns, towers = draw_columns(objective, batch), towers_of(model, batch.group)
+    towers.limit_temperature()
     with reduced_precision(objective.ranks.device, objective.product_dtype):
         users = encode_parts(towers.user, [part.user for part in batch.parts or (batch,)]).float()
         items = encode_parts(towers.item, columns.inputs).float()
