@@ -27,6 +27,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 7,
+        # 22: the logit adjustment reads shares of the whole window; items without positives stay negatives.
         # 21: a learned temperature below its limit is raised to it.
         # 20: peers that are served read the items of a history where towers read shared rows.
         # 19: several processes draw the same negatives where items have upload times.
@@ -46,7 +47,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 21,
+        "train": 22,
         # 6: the retriever's scores include its additions for histories.
         # 5: the retriever's score has a weight in the order, chosen on the validation window.
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.

@@ -160,9 +160,8 @@ def _shifts(objective: Objective, batch: Batch, columns: Columns, shared: slice)
     mined = torch.log(columns.hard.shape[1] / columns.hard_pool_size.clamp(min=1).float())
     match objective.loss:
         case FullSoftmax(logit_adjustment=adjustment) if adjustment > 0:
-            own, column = (
-                -adjustment * objective.in_batch.log(rows, group=batch.group) for rows in (batch.item_rows, item_rows)
-            )
+            assert objective.log_share is not None
+            own, column = (-adjustment * objective.log_share[rows.long()] for rows in (batch.item_rows, item_rows))
             return _Shifts(own, column, mined)
         case Bpr() | FullSoftmax() | InBatchSoftmax(log_q="none"):
             return _Shifts(zero, zero.new_zeros(len(item_rows)), torch.zeros_like(mined))

@@ -6,7 +6,7 @@ from typing import assert_never
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,6 +73,10 @@ class Objective:
     """`None` means that the item tower reads no upload time."""
     sequences: int | None = None
     """Mean number of sequences of a batch. `None` means that no examples share one."""
+    log_share: Float32[Tensor, "items"] | None = None
+    """Log of each known item's share of the examples, for the logit adjustment; `None` without it. An item without any
+    counts as one with a single example: with a share of 0 it would be no negative, and keep an untrained vector.
+    """
 
     @property
     def examples(self) -> Int64[np.ndarray, "examples"]:
@@ -148,7 +152,6 @@ def build_objective(
         known = torch.from_numpy(per.tower_of_item[: dataset.items.num_known])
         pools = tuple(torch.nonzero(known == tower).flatten() for tower in range(len(per.values)))
     keys = (rows.item_rows[part] + (0 if groups is None else groups.of(part) * num_items) for part in examples)
-    in_batch = count_in_batch(keys, num_items=num_items)
     _check_learnable(settings, dataset, mean_weight, num_examples=num_examples)
     order = Order(
         examples,
@@ -163,7 +166,7 @@ def build_objective(
         settings.loss,
         dataset,
         order,
-        in_batch.on(ranks.device),
+        count_in_batch(keys, num_items=num_items).on(ranks.device),
         mean_weight,
         settings.hard_negatives,
         ranks,
@@ -171,7 +174,19 @@ def build_objective(
         pools=pools,
         uploads=_uploads(dataset),
         sequences=None if dataset.features.reads_times else sequences_of_a_batch(order),
+        log_share=_log_share(settings.loss, examples, num_items=dataset.items.num_known, device=ranks.device),
     )
+
+
+def _log_share(
+    loss: Loss, examples: ExampleBlocks, *, num_items: int, device: torch.device
+) -> Float32[Tensor, "items"] | None:
+    if not isinstance(loss, FullSoftmax) or loss.logit_adjustment == 0:
+        return None
+    counts = np.zeros(num_items, np.int64)
+    for part in examples:
+        counts += np.bincount(examples.rows.item_rows[part], minlength=num_items)
+    return torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32)).to(device)
 
 
 def _uploads(dataset: Dataset) -> Uploads | None:
