@@ -277,6 +277,13 @@ def test_a_seed_decides_and_pairs_are_bounded(monkeypatch):
     assert one.pairs == 100
 
 
+def test_large_batches_have_fewer_pairs(monkeypatch):
+    monkeypatch.setattr(gap_module, "_MAX_COLUMNS", 100 * BATCH + 1)
+    case, _ = sound()
+    assert measure_gap(case, batch_size=BATCH).pairs == 100
+    assert measure_gap(case, batch_size=2 * BATCH).pairs == 50
+
+
 def test_one_item_one_user():
     one = Products(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32))
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))

@@ -44,6 +44,7 @@ _REPAIRS: Final = {
 }
 _MAX_PAIRS: Final = 5000  # a share of .1 is then known within .008
 _MAX_SCORES: Final = 10**9  # pairs × items: a large catalogue gets fewer pairs, but at least 500
+_MAX_COLUMNS: Final = 2**25  # pairs × batch: under a gigabyte; of batches above 6,700 there are fewer pairs
 _CHUNK_KEYS: Final = 2**21  # keys of users × items in memory at once
 _NEVER: Final = np.iinfo(np.int64).min
 
@@ -127,7 +128,7 @@ def measure_gap(case: GapCase, *, batch_size: int, k: int = 10, seed: int = 0) -
             f"batches of {batch_size}. Choose a longer window, or a smaller k."
         )
     rng = np.random.default_rng(seed)
-    most = min(_MAX_PAIRS, max(500, _MAX_SCORES // num_items))
+    most = min(_MAX_PAIRS, max(500, _MAX_SCORES // num_items), max(1, _MAX_COLUMNS // batch_size))
     chosen = np.sort(rng.permutation(len(relevant.values))[:most])
     columns = _draw_columns(relevant.values, rng, shape=(len(chosen), batch_size - 1), num_items=num_items)
     distinct_items = 1 + float(columns.is_first.sum(axis=1).mean())
