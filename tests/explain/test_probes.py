@@ -19,7 +19,7 @@ from twofold.explain.probes import (
     probe_vectors,
 )
 from twofold.ragged import Ragged
-from twofold.topk import Products
+from twofold.topk import Additions, Products
 
 
 def unit(vectors):
@@ -195,12 +195,31 @@ def test_one_new_item_at_a_time_is_ranked_among_known_ones():
     """Item 0 is user 0's favorite and item 1 the next; with the vectors of new items both come last."""
     known = Products(np.eye(2, dtype=np.float32), np.array([[3, 0], [2, 1], [1, 2], [0, 3]], np.float32))
     relevant, seen = Ragged(np.array([0, 1, 0]), np.array([0, 2, 3])), Ragged(np.array([3]), np.array([0, 1, 1]))
-    assert found_among(known, known.items, relevant=relevant, seen=seen, k=1).tolist() == [True, False, False]
-    assert found_among(known, known.items, relevant=relevant, seen=seen, k=2).tolist() == [True, True, False]
+    assert found_among(known, known, relevant=relevant, seen=seen, k=1).tolist() == [True, False, False]
+    assert found_among(known, known, relevant=relevant, seen=seen, k=2).tolist() == [True, True, False]
     new_items = np.array([[1.5, 0], [0.5, 0], [9, 9], [9, 9]], np.float32)
     # User 0 as a new item 0: only item 1 (2) is above 1.5; as a new item 1: items 0 and 2 are, item 3 is seen.
-    assert found_among(known, new_items, relevant=relevant, seen=seen, k=2).tolist() == [True, False, False]
-    assert found_among(known, new_items, relevant=relevant, seen=seen, k=4).tolist() == [True, True, True]
+    assert found_among(known, Products(known.queries, new_items), relevant=relevant, seen=seen, k=2).tolist() == [
+        True,
+        False,
+        False,
+    ]
+    assert found_among(known, Products(known.queries, new_items), relevant=relevant, seen=seen, k=4).tolist() == [
+        True,
+        True,
+        True,
+    ]
+
+
+def test_what_histories_add_to_scores_counts_for_items_as_they_are():
+    """The item that scores lowest is first by its addition."""
+    items = np.arange(1, 21, dtype=np.float32)[:, None]
+    added = Additions(Ragged(np.array([0]), np.array([0, 1])), np.array([99], np.float32))
+    known, relevant = Products(np.ones((1, 1), np.float32), items, added), Ragged(np.array([0]), np.array([0, 1]))
+    nothing = Ragged(np.zeros(0, np.int64), np.zeros(2, np.int64))
+    found = new_item_probe(known, items, relevant=relevant, seen=nothing, k=5)
+    assert found.value == 0
+    assert "1.000 with them" in found.meaning
 
 
 def test_equal_scores_are_no_hit_of_everyone():
@@ -208,7 +227,7 @@ def test_equal_scores_are_no_hit_of_everyone():
     known = Products(np.ones((200, 1), np.float32), np.ones((100, 1), np.float32))
     relevant = Ragged(np.arange(200) % 100, np.arange(201))
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(201, np.int64))
-    found = found_among(known, known.items, relevant=relevant, seen=nothing, k=20)
+    found = found_among(known, known, relevant=relevant, seen=nothing, k=20)
     assert found.mean() == pytest.approx(0.2, abs=0.01)
 
 

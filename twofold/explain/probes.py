@@ -146,8 +146,9 @@ def new_item_probe(
     """
     if len(relevant.values) == 0:
         return Probe("new_items", None, "the window has no positive")
-    intact = float(found_among(known, known.items, relevant=relevant, seen=seen, k=k).mean())
-    as_new = float(found_among(known, new_items, relevant=relevant, seen=seen, k=k).mean())
+    own = Products(known.queries, new_items)  # nothing is added to a new item for histories
+    intact = float(found_among(known, known, relevant=relevant, seen=seen, k=k).mean())
+    as_new = float(found_among(known, own, relevant=relevant, seen=seen, k=k).mean())
     chance = k / len(known.items)
     return Probe(
         "new_items",
@@ -164,21 +165,21 @@ def new_item_probe(
 
 def found_among(
     known: Products,
-    own: Float32[np.ndarray, "items dim"],
+    own: Products,
     *,
     relevant: Ragged,
     seen: Ragged,
     k: int,
 ) -> Bool[np.ndarray, "pairs"]:
-    """Returns whether each relevant item, with its vector in `own`, is among its user's k best, all other items having
-    the vectors of `known`; without seen items.
+    """Returns whether each relevant item, with its score in `own`, is among its user's k best, all other items having
+    the scores of `known`; without seen items.
     """
     found = np.zeros(len(relevant.values), bool)
     for users in chunks(len(known.queries), max(1, _CHUNK_SCORES // len(known.items))):
         keys, hidden, positives = sortable_keys(known(users)), seen.part(users), relevant.part(users)
         keys[hidden.lines, hidden.values] = np.iinfo(np.int64).min
         first, ranks = relevant.offsets[users.start], tie_order(len(known.items))[0]
-        scores = np.vecdot(known.queries[users][positives.lines], own[positives.values])
+        scores = own.pairs(users.start + positives.lines, positives.values)
         own_keys = packed_keys(scores, ranks[positives.values])
         for part in chunks(len(scores), len(keys)):
             row, item_rows = positives.lines[part], positives.values[part]

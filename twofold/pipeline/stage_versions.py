@@ -93,6 +93,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
         "index": 16,
         "recommend": 1,
+        # 10: the probe of new items counts additions for histories; fewer pairs of large batches in the gap.
         # 9: log Q of a log with fewer positives than a batch is that of training.
         # 8: liked items without a group vouch for no group; columns of 64-bit keys have bands on the map.
         # 7: the gap tells items that are described later from vectors that are not those of the model.
@@ -101,6 +102,6 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: the probe of new items masks one item at a time.
         # 3: clusters are named in words; the picture of the map has no legend.
         # 2: the gap has a verdict on serving, and corrects batches by log Q.
-        "explain": 9,
+        "explain": 10,
     }
 )
