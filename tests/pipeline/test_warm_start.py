@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from twofold.dataset.dataset import load_dataset
+from twofold.errors import DataError
 from twofold.evaluate import peer_tuning
 from twofold.model.retriever import WEIGHTS
 from twofold.pipeline import run as pipeline
@@ -57,6 +58,16 @@ def test_items_that_are_liked_together_are_near_from_the_start(checkerboard: Rec
         made.facts["epochs"][0]["validation"] for made in (trained, train.train(Job(at_random, job.folder), dataset))
     ]
     assert found[0] > 1.5 * found[1]
+
+
+def test_a_log_that_is_too_large_for_ials_is_refused_before_anything_is_tuned(
+    checkerboard: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, dataset = prepared(best(checkerboard, epochs=1), tmp_path / "run")
+    monkeypatch.setattr(train, "IALS_MAX_POSITIVES", 1000)
+    monkeypatch.setattr(train, "tune_peers", lambda *given, **named: pytest.fail("peers are tuned"))
+    with pytest.raises(DataError, match=r"limited to 1,000 positives, and there are [\d,]+\. Delete start_from"):
+        train.train(job, dataset)
 
 
 def test_a_killed_training_neither_tunes_again_nor_ends_elsewhere(

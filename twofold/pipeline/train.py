@@ -18,7 +18,7 @@ from twofold.evaluate.catalogue import evaluate_catalogue
 from twofold.evaluate.headline_metrics import deciding_metrics, primary_k, primary_metric_of
 from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.peer_tuning import tune_peers
-from twofold.evaluate.peers import IALS_ITERATIONS, Interactions
+from twofold.evaluate.peers import IALS_ITERATIONS, IALS_MAX_POSITIVES, Interactions
 from twofold.evaluate.watch_time import evaluate_watch_time, watched_rows
 from twofold.evaluate.window import EvaluationWindow, evaluation_window, smaller_window
 from twofold.least_squares import LeastSquares, factorize
@@ -162,10 +162,21 @@ def _tuned_peers(job: Job, arrays: Dataset, selected: Mapping[str, Any] | None, 
     positives = positives_before_window(job.recipe.prepare, arrays, window)
     tuning = load_tuning(selection_job(job).folder / "train" if selected else out)
     if tuning is None and not selected:
+        _check_start(job.recipe.retriever, positives)
         tuning = tune_peers(window, positives, metrics=deciding_metrics(window.num_items))
     if tuning is not None:
         save_tuning(tuning, out)
     return _Peers(window, positives, tuning, job.recipe.prepare.bounds_ms("validation") is not None)
+
+
+def _check_start(config: TwoTower | Ials, positives: Interactions) -> None:
+    """Raises DataError if the towers shall begin with vectors of iALS and the log is too large for it."""
+    count = len(positives.user_rows)
+    if isinstance(config, TwoTower) and config.start_from == "ials" and count > IALS_MAX_POSITIVES:
+        raise DataError(
+            f"retriever.start_from: ials needs item vectors of iALS, which is limited to {IALS_MAX_POSITIVES:,} "
+            f"positives, and there are {count:,}. Delete start_from, or write a shorter prepare.split.train."
+        )
 
 
 def _fit_towers(
@@ -196,7 +207,7 @@ def _fit_towers(
 
 
 def _ials_vectors(peers: _Peers, *, dim: int, seed: int) -> Float32[np.ndarray, "items dim"] | None:
-    """Fits iALS with the chosen constants in another dimension; `None` if the log is too large for it as a peer."""
+    """Fits iALS with the chosen constants in another dimension; `None` if none were chosen."""
     at = None if peers.tuning is None else peers.tuning.constants_of("iALS")
     if at is None:
         return None
