@@ -1,6 +1,8 @@
 """Training on the checkerboard: solved, repeatable, and a kill changes nothing."""
 
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +17,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.pipeline import run as pipeline
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import Adversary, HardNegatives, InBatchSoftmax, Train
-from twofold.train import loop, objective
+from twofold.train import loop, objective, training_state
 from twofold.train.loop import fit
 from twofold.train.optimizer import learning_rate_at
 
@@ -255,3 +257,12 @@ def test_a_recipe_of_every_kind_of_feature_trains_and_leaves_fixed_vectors_as_th
     assert losses[-1] < losses[0] - 0.1
     held = dict(models[-1].user.named_buffers())
     assert held["fixed_sound"][1:].numpy().tobytes() == dataset.vectors["sound"].tobytes()
+
+
+def test_the_speed_of_one_batch_that_holds_all_counts_its_examples(world, tmp_path, monkeypatch):
+    """Every look at the clock takes a second."""
+    seconds = itertools.count()
+    for module in (loop, training_state):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    facts, _ = train(world, tmp_path / "one", epochs=1, batch_size=1_000_000)
+    assert 0 < facts["epochs"][0]["examples_per_s"] <= facts["examples"]

@@ -52,6 +52,11 @@ class Order:
             return max(self.num_examples // self.batch_size, 1)
         return int((self.groups.counts // self.batch_size).sum())
 
+    @property
+    def batch_examples(self) -> int:
+        """Number of examples of each batch: a log of fewer examples than `batch_size` is one batch."""
+        return min(self.batch_size, self.num_examples)
+
     def epoch(self, seed: tuple[int, int]) -> Iterator[BlockBatches]:
         """Yields the batches of each block of the epoch with `seed` = (run, epoch).
 
@@ -75,7 +80,7 @@ class Order:
             positions = sequence_order(user_rows, max_run=self.max_run, batch_size=self.batch_size, draw=draw)
         else:
             positions = draw.permutation(len(pool))
-        size = min(self.batch_size, self.num_examples)
+        size = self.batch_examples
         codes = np.zeros(1, np.int64)
         if self.groups is not None:
             codes = self.groups.of(pool)

@@ -116,7 +116,7 @@ def fit(
         save = partial(save_checkpoint, checkpoint, trainable, optimizer, settings=settings)
         resumed = load_checkpoint(checkpoint, trainable, optimizer, settings=settings)
         state, best = resumed or (TrainingState(), {})
-        done = state.epoch * num_examples + state.batch * settings.batch_size
+        done = state.epoch * num_examples + state.batch * objective.order.batch_examples
         with _progress(ranks, total=epochs * num_examples, done=done, may_stop=_may_end(validate, settings)) as advance:
             while state.epoch < epochs and not _has_converged(state, settings.patience):
                 started, pending = time.monotonic(), _pending(settings, objective)
@@ -138,7 +138,7 @@ def fit(
                         advance(read * len(batch.weight) * ranks.size, f"loss {state.loss_sum / state.batch:.3f}")
                     if read and broadcast_from_rank0(ranks, partial(_is_past, due)):
                         due = _save_and_schedule(partial(save, best=best, state=state))
-                speed = (state.batch - first) * settings.batch_size / (time.monotonic() - started)
+                speed = (state.batch - first) * objective.order.batch_examples / (time.monotonic() - started)
                 with whole_tables(model) as fresh:
                     value = broadcast_from_rank0(ranks, partial(validation_of, validate, state, model))
                     state = finish_epoch(state, value, speed)
@@ -177,7 +177,7 @@ def _pending(settings: Train, objective: Objective) -> PendingSteps:
     )
     every = 1 if objective.ranks.device.type == "cpu" else STEPS_PER_READ
     merged = math.ceil(settings.epochs * len(objective.order) / MAX_STEP_RECORDS)
-    return PendingSteps(every, merged, settings.batch_size, remedy)
+    return PendingSteps(every, merged, objective.order.batch_examples, remedy)
 
 
 def _is_past(due: float) -> float:
@@ -244,7 +244,7 @@ def _batches(objective: Objective, settings: Train, state: TrainingState) -> Ite
         objective.order,
         seed=(settings.seed, state.epoch),
         first=state.batch,
-        share=ranks.part(min(settings.batch_size, objective.order.num_examples)),
+        share=ranks.part(objective.order.batch_examples),
     )
     return prefetched(batches, ranks.device)
 

@@ -171,7 +171,8 @@ def _train(
         while state.epoch < epochs:
             started, first = time.monotonic(), state.batch
             state = _epoch(training, state, best, advance)
-            speed = (state.batch - first) * config.batch_size / (time.monotonic() - started)
+            count = min(state.batch * config.batch_size, num_requests) - first * config.batch_size
+            speed = count / (time.monotonic() - started)
             state = finish_epoch(state, validation_of(validate, state, ranker), speed)
             if state.best_epoch == state.epoch - 1:
                 best = weights_of(ranker)
