@@ -29,12 +29,8 @@ def evaluate_catalogue(
         raise RequestError(
             f"a metric @{max(ks)} needs {max(ks)} items, but the catalogue has {window.num_items}: choose a smaller k"
         )
+    check_relevant(window)
     num_relevant, depth = window.relevant.sizes, max(ks)
-    if not num_relevant.any():
-        raise DataError(
-            f"the {len(num_relevant)} users of window {window.name!r} have {window.why_skipped}, so the catalogue "
-            "ranking has nothing to find. Check prepare.positive, or choose a longer window."
-        )
     ranks = np.zeros(len(window.relevant.values), np.int64)
     for users, lists in ranked_lists(window, score_block, depth, of=num_relevant > 0):
         relevant = window.relevant.of(users)
@@ -55,6 +51,15 @@ def evaluate_catalogue(
         absent=absent,
         ranks=ranks,
     )
+
+
+def check_relevant(window: EvaluationWindow) -> None:
+    """Raises DataError if no user of the window has a relevant item."""
+    if not len(window.relevant.values):
+        raise DataError(
+            f"the {len(window.relevant.sizes)} users of window {window.name!r} have {window.why_skipped}, so the "
+            "catalogue ranking has nothing to find. Check prepare.positive, or choose a longer window."
+        )
 
 
 def _default_ks(window: EvaluationWindow) -> tuple[Sequence[int], dict[int, str]]:

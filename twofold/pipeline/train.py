@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.errors import DataError
 from twofold.evaluate.baseline_results import PeerTuning, load_tuning, save_tuning
-from twofold.evaluate.catalogue import evaluate_catalogue
+from twofold.evaluate.catalogue import check_relevant, evaluate_catalogue
 from twofold.evaluate.headline_metrics import deciding_metrics, primary_k, primary_metric_of
 from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.peer_tuning import tune_peers
@@ -225,7 +225,10 @@ def _build(config: TwoTower, arrays: Dataset, start: Float32[np.ndarray, "items 
 
 
 def _validation_of(job: Job, arrays: Dataset) -> Callable[[Model], float]:
-    return partial(_validate_retriever, job, arrays, window_of(job.recipe, arrays, "validation"))
+    window = window_of(job.recipe, arrays, "validation")
+    if job.recipe.train.best_epoch_by == "recall":
+        check_relevant(window)  # before an epoch is trained
+    return partial(_validate_retriever, job, arrays, window)
 
 
 def _known_values(selected: Mapping[str, Any] | None) -> list[float]:
