@@ -14,13 +14,14 @@ from tests.serve.running import Running
 from tests.serve.test_app import Client, ids
 from tests.serve.tiny import DIM, NOON, VECTORS, other_run, replace_part, write_run
 from twofold.errors import RequestError
-from twofold.serve import shared_state
+from twofold.serve import item_updates, shared_state
 from twofold.serve.app import build_app
 from twofold.serve.event_store import open_histories
 from twofold.serve.item_updates import _check_stored
 from twofold.serve.live_bundle import open_live_bundle
 from twofold.serve.middleware import Limits
 from twofold.serve.prometheus import ServiceMetrics
+from twofold.serve.schemas import ItemUpsert
 from twofold.serve.service import Service
 from twofold.serve.shared_state import SharedFolder
 from twofold.tables import DAY_MS
@@ -154,6 +155,20 @@ def test_another_bundle_takes_over_the_removals_only(services: list[Service], ru
     one.post(ITEMS, {"upsert": [{"item_id": "new", "vector": best_vector(services[0])}], "remove": ["b"]})
     assert one.post("/v1/admin/swap", {"run": other.name})[1]["was_swapped"]
     assert sorted(ids(one.post("/v1/recommend", REQUEST)[1])) == ["a", "c", "cold", "d", "e", "f"]
+
+
+def test_a_worker_that_missed_a_swap_does_not_drop_the_changes_after_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_updates, "COMPACT_FROM_BYTES", 0)  # each change is followed by a rewrite of the file
+    late, swapped, again = (open_live_bundle(run).items for _ in range(3))
+    late.follow(tmp_path / "items.log")
+    swapped.follow(tmp_path / "items.log", swaps=1)
+    swapped.upsert([ItemUpsert(item_id="a", attributes={"colour": "green"})])
+    late.upsert([ItemUpsert(item_id="b", attributes={"colour": "black"})])
+    again.follow(tmp_path / "items.log", swaps=1)
+    colours = [each["colour"] for each in again.now.attributes_of(again.now.rows_of(["a", "b"]))]
+    assert colours == ["green", "blue"]
 
 
 def test_an_update_does_not_take_an_item_out_of_the_lists_of_strangers(services: list[Service]) -> None:

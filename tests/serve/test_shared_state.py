@@ -100,19 +100,6 @@ def test_updates_of_the_same_items_do_not_grow_the_file(
         assert [colours(items, name) for name in "abcd"] == ["a59", "b59", "c59", "red"]
 
 
-def test_a_worker_that_missed_a_swap_does_not_drop_the_changes_after_it(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(item_updates, "COMPACT_FROM_BYTES", 0)  # each change is followed by a rewrite of the file
-    late, swapped, again = (open_live_bundle(run).items for _ in range(3))
-    late.follow(tmp_path / "items.log")
-    swapped.follow(tmp_path / "items.log", swaps=1)
-    swapped.upsert([ItemUpsert(item_id="a", attributes={"colour": "green"})])
-    late.upsert([ItemUpsert(item_id="b", attributes={"colour": "black"})])
-    again.follow(tmp_path / "items.log", swaps=1)
-    assert [colours(again, name) for name in "ab"] == ["green", "blue"]
-
-
 def colours(items: LiveItems, name: str) -> Any:
     return items.now.attributes_of(items.now.rows_of([name]))[0]["colour"]
 

@@ -58,9 +58,7 @@ _STORED_PER_USER = (IdFeature, *ATTRIBUTES)
 Inputs = Mapping[str, np.ndarray]
 """One array per feature, by `feature_name`; the first dimension is the batch."""
 LIKED: Final = "positives of known items"
-"""Further input of a user beside the feature `positives` where some items have no row of their own: the table rows of
-the items themselves, which peers read.
-"""
+"""Further input beside the feature `positives` where items share rows: rows of the items themselves, for peers."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,7 @@ class ItemArrays:
     """Item features of the whole catalogue, one row per item row: inputs that do not depend on the time, and the arrays
     from which the others are computed.
 
-    `bags` are rows of a table for each item's list of values. They are padded in a batch, because one list of thousands
-    of values would make an array of the catalogue, and every batch, thousands of columns wide.
+    `bags` are table rows of each item's list of values, padded in a batch alone: one list may have thousands of values.
     """
 
     inputs: Inputs
