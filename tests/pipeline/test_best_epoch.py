@@ -22,7 +22,7 @@ def chosen_by(recipe, metric):
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"best_epoch_by": metric, "epochs": 3})})
 
 
-@pytest.mark.parametrize("metric", ["recall", "auc"])
+@pytest.mark.parametrize("metric", ["recall", "ndcg", "auc"])
 def test_the_kept_epoch_has_the_best_value_of_the_metric_that_is_named(checkerboard, metric, tmp_path):
     recipe = chosen_by(checkerboard, metric)
     job = Job(recipe, tmp_path)
@@ -33,6 +33,7 @@ def test_the_kept_epoch_has_the_best_value_of_the_metric_that_is_named(checkerbo
     found = {
         "auc": evaluate_impressions(window, scores).mean("impressions/auc"),
         "recall": evaluate_catalogue(window, scores, ks=(5,)).mean("catalogue/recall@5"),
+        "ndcg": evaluate_catalogue(window, scores, ks=(5,)).mean("catalogue/ndcg@5"),
     }
     values = [epoch["validation"] for epoch in trained.facts["epochs"]]
     assert values[trained.facts["best_epoch"]] == max(values) == pytest.approx(found[metric], abs=1e-6)

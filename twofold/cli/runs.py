@@ -157,7 +157,7 @@ def tune(
 
     loaded = load_recipe(recipe, overrides=settings)
     search = Search(recipe, tuple(settings), runs / (name or f"{loaded.name}.tune"))
-    epochs_by = "AUC on shown items" if loaded.train.best_epoch_by == "auc" else "recall"
+    epochs_by = {"recall": "recall", "ndcg": "NDCG", "auc": "AUC on shown items"}[loaded.train.best_epoch_by]
     metric = epochs_by if loaded.tune is None or loaded.tune.goal == "recall" else "expected seconds"
 
     def print_trial(trial: Trial) -> None:

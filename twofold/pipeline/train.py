@@ -15,7 +15,7 @@ from twofold.dataset.dataset import Dataset, load_dataset
 from twofold.errors import DataError
 from twofold.evaluate.baseline_results import PeerTuning, load_tuning, save_tuning
 from twofold.evaluate.catalogue import check_relevant, evaluate_catalogue
-from twofold.evaluate.headline_metrics import deciding_metrics, primary_k, primary_metric_of
+from twofold.evaluate.headline_metrics import deciding_metrics, primary_metric_of
 from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.peer_tuning import tune_peers
 from twofold.evaluate.peers import IALS_ITERATIONS, IALS_MAX_POSITIVES, Interactions
@@ -226,7 +226,7 @@ def _build(config: TwoTower, arrays: Dataset, start: Float32[np.ndarray, "items 
 
 def _validation_of(job: Job, arrays: Dataset) -> Callable[[Model], float]:
     window = window_of(job.recipe, arrays, "validation")
-    if job.recipe.train.best_epoch_by == "recall":
+    if job.recipe.train.best_epoch_by != "auc":
         check_relevant(window)  # before an epoch is trained
     return partial(_validate_retriever, job, arrays, window)
 
@@ -257,11 +257,11 @@ def _serve_best(
 
 
 def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, model: Model) -> float:
-    """Returns recall@k over the catalogue, or AUC on shown items, and reports it to the job.
+    """Returns recall or NDCG over the catalogue, or AUC on shown items, and reports it to the job.
 
     DataError if AUC decides and no user of the window was shown a positive and a negative.
     """
-    scores, k = catalogue_scores(model, arrays, window), primary_k(len(arrays.items))
+    scores = catalogue_scores(model, arrays, window)
     if job.recipe.train.best_epoch_by == "auc":
         value = evaluate_impressions(window, scores).mean("impressions/auc")
         if np.isnan(value):
@@ -271,7 +271,9 @@ def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, mod
                 f"prepare.split.validation"
             )
     else:
-        value = evaluate_catalogue(window, scores, ks=(k,)).mean(f"catalogue/recall@{k}")
+        recall, ndcg = deciding_metrics(len(arrays.items))
+        metric = ndcg if job.recipe.train.best_epoch_by == "ndcg" else recall
+        value = evaluate_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)
     job.on_validation(value)
     return value
 

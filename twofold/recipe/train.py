@@ -137,10 +137,11 @@ class Train(Section):
     """Negatives from the model's own ranking, in addition to those of the loss. `null` means none."""
     epochs: int = Field(default=4, ge=1, le=10_000)
     """Number of passes over the training examples: the positives, or all events for bce and regression."""
-    best_epoch_by: Literal["recall", "auc"] = "recall"
-    """Metric of the validation window whose best epoch is kept: `recall` over the catalogue at the rank that the report
-    decides by, or `auc` of the items that users were shown, for a model that orders shown items. They can disagree:
-    with bce an epoch that orders shown items better often finds less in the catalogue.
+    best_epoch_by: Literal["recall", "ndcg", "auc"] = "recall"
+    """Metric of the validation window whose best epoch is kept: `recall` or `ndcg` over the catalogue, the two that the
+    report decides by, or `auc` of the items that users were shown, for a model that orders shown items. They can
+    disagree: NDCG of the first ten items may rise for epochs after recall among a hundred has fallen, and with bce an
+    epoch that orders shown items better often finds less in the catalogue.
     """
     batch_size: int = Field(default=1024, ge=1, le=1_000_000)
     """Number of examples in a step. 1 is stochastic gradient descent in its first sense; losses in which the items of a

@@ -63,9 +63,9 @@ class Tune(Section):
 
     goal: Literal["recall", "watch_time"] = "recall"
     """Metric that trials are compared by. `recall`: that of the best epoch of the towers, which is recall@k of the
-    catalogue, or AUC on shown items with `train.best_epoch_by: auc`. `watch_time`: the expected watch time of
-    the first items of each list, in seconds, by a head of the ranker for a quantile of watch time; all trials share one
-    training and differ in `ranker.formula` alone.
+    catalogue, or what else `train.best_epoch_by` names. `watch_time`: the expected watch time of the first items of
+    each list, in seconds, by a head of the ranker for a quantile of watch time; all trials share one training and
+    differ in `ranker.formula` alone.
     """
     ranges: Mapping[str, Range] = Field(min_length=1)
     """Ranges by field, as `train.learning_rate: {low: 1e-4, high: 1e-2, log: true}`. Fields are those of `features`,
