@@ -7,7 +7,7 @@ an order-preserving form, the lower half the rank of the item in a fixed shuffle
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ NOT_ALLOWED = np.float32(-np.inf)
 """Score of an item that must not be returned: the list is shorter without it."""
 
 _CHUNK_PAIRS = 2**16  # pairs of vectors gathered at a time
+_MOST_REPEATED = 1024  # vectors that several items share: each has a score for each query in memory
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,52 @@ def sum_additions(*parts: Additions) -> Additions:
 
 
 @dataclass(frozen=True)
+class Repeated:
+    """Items whose vector another item has too, such as new items of one category.
+
+    Some processors round the same sum otherwise in another column of a product, and that would decide the order of
+    such items. So each vector is scored once, as that of its first item.
+    """
+
+    item_rows: Int64[np.ndarray, "repeated"]
+    """Rising."""
+    firsts: Int64[np.ndarray, "distinct"]
+    """The first item row of each vector; if there are many, of those that most items have."""
+    vector: Int64[np.ndarray, "repeated"]
+    """Index in `firsts` of each item."""
+
+    def level(
+        self, scores: Float32[np.ndarray, "queries _"], items: slice, shared: Float32[np.ndarray, "queries distinct"]
+    ) -> None:
+        """Overwrites the scores of a block of items where they are repeated; `shared` are those of `firsts`."""
+        low, high = np.searchsorted(self.item_rows, (items.start, items.stop))
+        if low < high:
+            scores[:, self.item_rows[low:high] - items.start] = shared[:, self.vector[low:high]]
+
+
+def find_repeated(vectors: Float32[np.ndarray, "items dim"]) -> Repeated:
+    """Finds the items whose vectors are equal, bit for bit.
+
+    >>> found = find_repeated(np.float32([[1, 2], [3, 4], [1, 2], [1, 3], [1, 2]]))
+    >>> found.item_rows.tolist(), found.firsts.tolist(), found.vector.tolist()
+    ([0, 2, 4], [0], [0, 0, 0])
+    """
+    words = np.ascontiguousarray(vectors).view(np.uint32)
+    factors = np.random.default_rng(0).integers(2**63, size=words.shape[1], dtype=np.uint64)
+    keys = np.empty(len(words), np.uint64)
+    for part in chunks(len(words), max(1, _CHUNK_PAIRS // max(1, words.shape[1]))):
+        keys[part] = (words[part] * factors).sum(axis=1, dtype=np.uint64)
+    _, first, key, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    most = np.argsort(-count, kind="stable")[:_MOST_REPEATED]
+    most = most[count[most] > 1]
+    place = np.full(len(first), -1)
+    place[most] = np.arange(len(most))
+    rows = np.flatnonzero(place[key] >= 0)
+    rows = rows[(words[rows] == words[first[key[rows]]]).all(axis=1)]  # two keys may be equal by chance
+    return Repeated(rows, first[most], place[key[rows]])
+
+
+@dataclass(frozen=True)
 class Products:
     """Scores that are inner products of query vectors and item vectors, with additions for some pairs if there are any.
 
@@ -221,10 +268,16 @@ class Products:
     def __call__(self, users: slice | Int64[np.ndarray, "_"]) -> Float32[np.ndarray, "queries items"]:
         """Returns the scores of these users for all items."""
         scores: Float32[np.ndarray, "queries items"] = self.queries[users] @ self.items.T
+        self.repeated.level(scores, slice(0, len(self.items)), scores[:, self.repeated.firsts])
         if self.added is not None:
             added = self.added.of(np.arange(len(self.queries))[users])
             scores[added.rows.lines, added.rows.values] += added.values
         return scores
+
+    @cached_property
+    def repeated(self) -> Repeated:
+        """Items that share a vector."""
+        return find_repeated(self.items)
 
     def of(self, users: Int64[np.ndarray, "_"]) -> "Products":
         """Returns the scores of the chosen users, in the given order."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from twofold import topk as topk_module
 from twofold.errors import RequestError
 from twofold.evaluate import scores as ranking
 from twofold.evaluate.catalogue import evaluate_catalogue
@@ -13,7 +14,7 @@ from twofold.evaluate.impressions import evaluate_impressions
 from twofold.evaluate.scores import rank_in_two_stages, rank_products, rank_rows, user_chunks
 from twofold.evaluate.window import EvaluationWindow
 from twofold.ragged import Ragged
-from twofold.topk import Additions, Products, exclude, tie_order, top_k
+from twofold.topk import Additions, Products, exclude, find_repeated, tie_order, top_k
 
 
 def whole_numbers(seed, *, users, items, dim=3):
@@ -225,3 +226,28 @@ def test_fewer_candidates_than_are_asked_for(window, retrieved):
     both = rank_in_two_stages(retrieved, by_item, seen=seen, top=TOP)
     for line in range(USERS):
         assert both.ranked[line].tolist() == [line + 2, line + 1, line, *[-1] * (TOP - 3)]
+
+
+@pytest.mark.parametrize("items", [60, 300, 1000])
+def test_items_with_one_vector_tie_in_every_column_and_block(items, monkeypatch):
+    """OpenBLAS for Haswell and Zen rounds the same sum otherwise in another column."""
+    monkeypatch.setattr(ranking, "CHUNK_ITEMS", 70)
+    rng = np.random.default_rng(items)
+    vectors, which = rng.normal(size=(5, 64)).astype(np.float32), rng.integers(0, 5, items)
+    products = Products(rng.normal(size=(40, 64)).astype(np.float32), vectors[which])
+    scores, rank = products(slice(0, 40)), tie_order(items)[0]
+    nothing = Ragged(np.empty(0, np.int64), np.zeros(41, np.int64))
+    answers = rank_products(products, slice(0, 40), items, excluded=nothing)
+    for query in range(40):
+        assert len(np.unique(scores[query])) == 5
+        values = {number: scores[query, which == number][0] for number in range(5)}
+        expected = sorted(range(items), key=lambda item: (-values[which[item]], -rank[item]))
+        assert answers[query].tolist() == expected
+
+
+def test_of_many_repeated_vectors_those_of_most_items_are_scored_once(monkeypatch):
+    monkeypatch.setattr(topk_module, "_MOST_REPEATED", 1)
+    vectors = np.float32([[1, 0], [2, 0], [1, 0], [2, 0], [2, 0], [3, 0]])
+    found = find_repeated(vectors)
+    assert (found.item_rows.tolist(), found.firsts.tolist(), found.vector.tolist()) == ([1, 3, 4], [1], [0, 0, 0])
+    assert Products(np.float32([[1, 1]]), vectors)(slice(0, 1)).tolist() == [[1, 2, 1, 2, 2, 3]]

@@ -54,8 +54,9 @@ def rank_products(
 
     `allowed` flags the items that are candidates for every user; `None` means all.
     """
-    chosen = products.of(np.arange(len(products.queries))[users])
+    chosen, repeated = products.of(np.arange(len(products.queries))[users]), products.repeated
     queries, num_items, add = chosen.queries, len(products.items), _adder(chosen.added)
+    shared = queries @ products.items[repeated.firsts].T
     # One buffer for all blocks, because fresh pages cost as much as the product.
     buffer = np.empty(len(queries) * min(max(_first_items(k), CHUNK_ITEMS), num_items), np.float32)
 
@@ -63,6 +64,7 @@ def rank_products(
         width = items.stop - items.start
         out = buffer[: len(queries) * width].reshape(len(queries), width)
         scores = np.matmul(queries, products.items[items].T, out=out)
+        repeated.level(scores, items, shared)
         add(scores, items)
         if allowed is not None:
             scores[:, ~allowed[items]] = NOT_ALLOWED

@@ -54,7 +54,8 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 6,
-        # 22: log Q of a log with fewer positives than a batch is that of training.
+        # 22: log Q of a log with fewer positives than a batch is that of training; items with one vector tie on every
+        # processor.
         # 21: the ranker reads the retriever's scores with its additions for histories.
         # 20: the evaluation setup says whether seen items are ranked, and has digests of ranked items and impressions.
         # 19: new items with last_n and their chance; names of slices by users; texts where seen items stay.
