@@ -206,15 +206,15 @@ class Repeated:
     such items. So each vector is scored once, as that of its first item.
     """
 
-    item_rows: Int64[np.ndarray, "repeated"]
+    item_rows: Int64[np.ndarray, "_"]
     """Rising."""
-    firsts: Int64[np.ndarray, "distinct"]
+    firsts: Int64[np.ndarray, "_"]
     """The first item row of each vector; if there are many, of those that most items have."""
-    vector: Int64[np.ndarray, "repeated"]
+    vector: Int64[np.ndarray, "_"]
     """Index in `firsts` of each item."""
 
     def level(
-        self, scores: Float32[np.ndarray, "queries _"], items: slice, shared: Float32[np.ndarray, "queries distinct"]
+        self, scores: Float32[np.ndarray, "queries _"], items: slice, shared: Float32[np.ndarray, "queries _"]
     ) -> None:
         """Overwrites the scores of a block of items where they are repeated; `shared` are those of `firsts`."""
         low, high = np.searchsorted(self.item_rows, (items.start, items.stop))
