@@ -71,7 +71,7 @@ PROTOCOLS = (
             Column("NDCG@10", "sampled/ndcg@10", "by popularity"),
             *FILMS,
         ),
-        published=(("BERT4Rec, as published (Sun et al., CIKM 2019)", ".697", ".482", "", ""),),
+        published=(("BERT4Rec, as published (Sun et al., CIKM 2019)", ".697", ".482"),),
     ),
     Protocol(
         "ncf-ml-1m",
@@ -82,7 +82,7 @@ PROTOCOLS = (
             Column("NDCG@10", "sampled/ndcg@10", "published"),
             *FILMS,
         ),
-        published=(("NeuMF, as published (He et al., WWW 2017)", ".730", ".447", "", ""),),
+        published=(("NeuMF, as published (He et al., WWW 2017)", ".730", ".447"),),
     ),
     Protocol(
         "ml-1m-temporal",
@@ -201,15 +201,28 @@ def table(protocol: Protocol, lines: list[Line]) -> str:
         for line in lines:
             if column.candidates in str(line["protocol"]):
                 rows.setdefault((str(line["row"]), int(str(line["seed"]))), []).append(cell(line[column.metric]))
-    found = [f"model, seed {seed} | {' | '.join(cells)}" for (row, seed), cells in rows.items() if row == "model"]
-    first = min(seed for _, seed in rows)
-    found += [f"{row} | {' | '.join(cells)}" for (row, seed), cells in rows.items() if row != "model" and seed == first]
-    found += [" | ".join(cells) for cells in protocol.published]
-    head = ["row", *(column.heading for column in protocol.columns)]
+    head, first = ["row", *(column.heading for column in protocol.columns)], min(seed for _, seed in rows)
+    found = [[f"model, seed {seed}", *cells] for (row, seed), cells in rows.items() if row == "model"]
+    found += [[row, *cells] for (row, seed), cells in rows.items() if row != "model" and seed == first]
+    if differences := least_differences(protocol.columns[0].metric, lines):
+        head.append(f"model − row, {protocol.columns[0].heading}, least seed")
+        found = [[*cells, differences.get(cells[0], "")] for cells in found]
+    found += [[*cells, *[""] * (len(head) - len(cells))] for cells in protocol.published]
     return "\n".join(
         [f"### {protocol.title}", "", about(protocol, lines), ""]
-        + [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {line} |" for line in found), ""]
+        + [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in found), ""]
     )
+
+
+def least_differences(metric: str, lines: list[Line]) -> dict[str, str]:
+    """Returns for each baseline the model's metric minus the row's, paired over users, of the seed where it is least;
+    nothing for results of a time when it was not saved.
+    """
+    found: dict[str, list[list[float]]] = {}
+    for line in lines:
+        if f"model - {metric}" in line:
+            found.setdefault(str(line["row"]), []).append(line[f"model - {metric}"])  # type: ignore[arg-type]
+    return {row: cell(min(each)) for row, each in found.items()}
 
 
 def about(protocol: Protocol, lines: list[Line]) -> str:

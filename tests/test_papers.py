@@ -72,11 +72,14 @@ def test_the_table_has_every_seed_of_the_model_and_the_baselines_once(papers, li
     found = [line | {"seed": seed, "processor_minutes": 1.0 + seed} for seed in (0, 2) for line in first]
     for line in found:
         line["catalogue/recall@20"] = [0.5, 0.4, 0.625]
+        if line["row"] != "model":
+            line["model - catalogue/recall@20"] = [0.25 - line["seed"] / 8, -0.125, 0.5]
     text = papers.tables({"small": found}).splitlines()
     assert text[0] == "### A small world"
     assert text[2].startswith("`recipes/small.yaml` (recipe `")
     assert text[2].endswith("; 1 to 3 processor minutes a seed.")
-    assert text[4:6] == ["| row | recall@20 |", "|---|---|"]
-    assert text[6:8] == ["| model, seed 0 | .500 [.400, .625] |", "| model, seed 2 | .500 [.400, .625] |"]
+    assert text[4:6] == ["| row | recall@20 | model − row, recall@20, least seed |", "|---|---|---|"]
+    assert text[6:8] == ["| model, seed 0 | .500 [.400, .625] |  |", "| model, seed 2 | .500 [.400, .625] |  |"]
+    assert text[8].endswith(" | .500 [.400, .625] | .000 [-.125, .500] |")
     names = [line.split(" | ")[0].removeprefix("| ") for line in text[8:]]
     assert names == [line["row"] for line in first[1:]] + ["Ours, as published"]
