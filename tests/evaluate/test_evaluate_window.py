@@ -292,7 +292,7 @@ def test_one_user_one_item():
 def test_a_window_in_which_all_positives_were_seen_is_refused():
     window, truth, before = world(users=3)
     nothing = replace(window, relevant=Ragged(np.zeros(0, np.int64), np.zeros(4, np.int64)))
-    with pytest.raises(DataError, match="none of the 3 users"):
+    with pytest.raises(DataError, match="the 3 users of window 'test' have no positive"):
         report_of(nothing, truth, before)
 
 
