@@ -12,6 +12,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from twofold.evaluate.results import Report, Row
 from twofold.pipeline import run as pipeline
@@ -25,7 +26,7 @@ RECIPES = HERE.parent / "recipes"
 SAVED = HERE / "papers.json"
 CUTS = ("hit_rate@10", "recall@10", "ndcg@10", "recall@20", "ndcg@20", "recall@100")
 SAMPLED = ("hit_rate@10", "ndcg@10", "mrr")
-Line = dict[str, object]
+Line = dict[str, Any]
 Saved = dict[str, list[Line]]
 
 
@@ -138,7 +139,7 @@ def save(name: str, seed: int, lines: list[Line]) -> None:
     """Replaces the lines of a protocol and seed in `papers.json`, read anew because another run may have written."""
     saved: Saved = json.loads(SAVED.read_text(encoding="utf-8")) if SAVED.exists() else {}
     kept = [line for line in saved.get(name, []) if line["seed"] != seed]
-    saved[name] = sorted([*kept, *lines], key=lambda line: int(str(line["seed"])))
+    saved[name] = sorted([*kept, *lines], key=lambda line: line["seed"])
     SAVED.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
 
@@ -199,8 +200,8 @@ def table(protocol: Protocol, lines: list[Line]) -> str:
     rows: dict[tuple[str, int], list[str]] = {}
     for column in protocol.columns:
         for line in lines:
-            if column.candidates in str(line["protocol"]):
-                rows.setdefault((str(line["row"]), int(str(line["seed"]))), []).append(cell(line[column.metric]))
+            if column.candidates in line["protocol"]:
+                rows.setdefault((line["row"], line["seed"]), []).append(cell(line[column.metric]))
     head, first = ["row", *(column.heading for column in protocol.columns)], min(seed for _, seed in rows)
     found = [[f"model, seed {seed}", *cells] for (row, seed), cells in rows.items() if row == "model"]
     found += [[row, *cells] for (row, seed), cells in rows.items() if row != "model" and seed == first]
@@ -221,23 +222,23 @@ def least_differences(metric: str, lines: list[Line]) -> dict[str, str]:
     found: dict[str, list[list[float]]] = {}
     for line in lines:
         if f"model - {metric}" in line:
-            found.setdefault(str(line["row"]), []).append(line[f"model - {metric}"])  # type: ignore[arg-type]
+            found.setdefault(line["row"], []).append(line[f"model - {metric}"])
     return {row: cell(min(each)) for row, each in found.items()}
 
 
 def about(protocol: Protocol, lines: list[Line]) -> str:
     """Says which recipe was run and, where it was measured, how long that took."""
-    text = f"`recipes/{protocol.recipe}.yaml` (recipe `{str(lines[0]['recipe_digest'])[:12]}`)"
-    minutes = sorted({float(str(line["processor_minutes"])) for line in lines if "processor_minutes" in line})
+    text = f"`recipes/{protocol.recipe}.yaml` (recipe `{lines[0]['recipe_digest'][:12]}`)"
+    minutes = sorted({line["processor_minutes"] for line in lines if "processor_minutes" in line})
     if not minutes:
         return f"{text}."
     least, most = (f"{each:.0f}" for each in (minutes[0], minutes[-1]))
     return f"{text}; {least if least == most else f'{least} to {most}'} processor minutes a seed."
 
 
-def cell(estimate: object) -> str:
+def cell(estimate: list[float]) -> str:
     """Formats a value and its interval."""
-    value, low, high = estimate  # type: ignore[misc]
+    value, low, high = estimate
     return f"{short(value)} [{short(low)}, {short(high)}]"
 
 
