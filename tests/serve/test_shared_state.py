@@ -1,11 +1,13 @@
 """Agreement of workers: records that are cut off, swaps in two phases, links, and bundles that change on the disk."""
 
+import ast
 import asyncio
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -311,7 +313,14 @@ def test_checksums_are_compared_by_one_worker(run: Path, shared: Path, monkeypat
         compared.append(path)
         return file_digest(path)
 
+    def parsed(text: str) -> Any:
+        with parser:
+            return literal_eval(text)
+
     monkeypatch.setattr(run_folder, "file_digest", counted)
+    # CPython 3.11 fails now and then where threads parse at once; each worker is a process, with a parser of its own.
+    parser, literal_eval = Lock(), ast.literal_eval
+    monkeypatch.setattr(ast, "literal_eval", parsed)
     other, folder = other_run(run, "other"), SharedFolder(shared)
     files = [path for path in (other / "index").rglob("*") if path.is_file() and path.name != MANIFEST]
     with ThreadPoolExecutor(4) as workers:
