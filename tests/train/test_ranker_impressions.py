@@ -135,7 +135,7 @@ def test_a_head_says_the_chance_that_is_known(world, judged):
     long, watch = judged.heads
     assert (long.name, long.impressions, watch.name) == ("long", USERS * 20, "watch")
     assert long.ratio == pytest.approx(1, abs=0.05)
-    assert long.ece < 0.03  # of which .02 are the few impressions of a bin
+    assert long.ece < 0.035  # of which .02 are the few impressions of a bin
     assert long.auc > 0.8
     assert watch.auc is None
     assert watch.observed == pytest.approx(0.5, abs=0.02)  # a quantile, whatever was watched
