@@ -330,7 +330,7 @@ def _entities_sql(key: str, name: str, table: SourceTable) -> str:
     listed = f'SELECT "{key}" FROM "{name}" UNION ' if table.grouped_by is None else ""
     return f"""
         SELECT "known"."{key}"{attributes}
-        FROM ({listed}SELECT DISTINCT "{key}" FROM "labelled" WHERE "is_kept") AS "known"
+        FROM ({listed}SELECT "{key}" FROM "labelled" WHERE "is_kept" GROUP BY "{key}") AS "known"
         LEFT JOIN "{name}" AS "own" ON "known"."{key}" = "own"."{key}"
         ORDER BY "known"."{key}"
     """

@@ -138,11 +138,12 @@ def _mean_weight(recipe: Recipe, plan: Plan, engine: Engine) -> float:
 
     DataError if a row that is trained on, with `train.refit` those of validation too, has a weight that is none.
     """
-    trained, mean_of = plan.train_condition, f'CASE WHEN {plan.train_condition} THEN COALESCE("weight", 0) END'
-    if recipe.train.refit:
-        trained = f'({trained}) OR ({plan.evaluated_condition} AND "split" = 1)'
-    sql = f'SELECT MIN("weight"), MAX("weight"), AVG({mean_of}) FROM "labelled" WHERE {trained}'
-    least, most, mean = engine.query(sql)[0]
+    # Not one statement for both windows: Sail has no IN (SELECT …) within OR or CASE.
+    ends = 'SELECT MIN("weight"), MAX("weight"), AVG(COALESCE("weight", 0)) FROM "labelled" WHERE'
+    least, most, mean = engine.query(f"{ends} {plan.train_condition}")[0]
+    if recipe.train.refit and least is not None:
+        low, high, _ = engine.query(f'{ends} {plan.evaluated_condition} AND "split" = 1')[0]
+        least, most = (least, most) if low is None else (min(least, low), max(most, high))
     if not mean or least < 0 or not math.isfinite(most):
         raise DataError(
             f"prepare.weight, {recipe.prepare.weight}, gives training rows weights of {least} to {most}, {mean} on "
@@ -159,10 +160,12 @@ def _check_outcomes(recipe: Recipe, plan: Plan, engine: Engine) -> None:
         ends = f'SELECT MIN("{OUTCOME}{name}"), MAX("{OUTCOME}{name}") FROM "labelled" WHERE'
         least, most = engine.query(f"{ends} {plan.train_condition}")[0]
         where = "training rows"
-        if least is not None and 0 <= least < most <= 1:
-            least, most = engine.query(f"{ends} ({plan.train_condition}) OR ({plan.evaluated_condition})")[0]
-            where = "rows of validation or test"
-        if least is None or not 0 <= least < most <= 1:
+        is_right = least is not None and 0 <= least < most <= 1
+        if is_right:
+            low, high = engine.query(f"{ends} {plan.evaluated_condition}")[0]
+            if low is not None and not 0 <= low <= high <= 1:
+                least, most, where, is_right = min(least, low), max(most, high), "rows of validation or test", False
+        if not is_right:
             found = "NULL in all training rows" if least is None else f"{least:g} to {most:g} in {where}"
             raise DataError(
                 f"prepare.outcomes.{name}, {rule}, is {found}. An outcome must lie between 0 and 1 and take more "
@@ -175,9 +178,10 @@ def _check_target(recipe: Recipe, plan: Plan, engine: Engine) -> None:
     """Raises DataError if the target of a row of a window is infinite or NaN, as EXP(1000) and its quotients are."""
     if recipe.prepare.target is None:
         return
-    rows = f"({plan.train_condition}) OR ({plan.evaluated_condition})"
-    where = f"({rows}) AND NOT {finite_sql(quote_name('target'))}"
-    if count := int(engine.query(f'SELECT COUNT(*) FROM "labelled" WHERE {where}')[0][0]):
+    odd, count = f"NOT {finite_sql(quote_name('target'))}", 0
+    for rows in (plan.train_condition, plan.evaluated_condition):
+        count += int(engine.query(f'SELECT COUNT(*) FROM "labelled" WHERE {rows} AND {odd}')[0][0])
+    if count:
         raise DataError(
             f"prepare.target, {recipe.prepare.target}, is infinite or NaN in {plural(count, 'row')} of the windows. "
             f"Limit it, as LEAST(…, 100)."
