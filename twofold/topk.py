@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, Shaped
+from jaxtyping import Bool, Float32, Int64, Integer, Shaped
 
 from twofold.errors import RequestError
 from twofold.ragged import Ragged, chunks
@@ -161,6 +161,13 @@ class Additions:
         keys, pairs = self.rows.lines * num_items + self.rows.values, users * num_items + item_rows
         place = np.minimum(np.searchsorted(keys, pairs), len(keys) - 1)
         return np.where(keys[place] == pairs, self.values[place], np.float32(0))
+
+    def lists(
+        self, item_rows: Integer[np.ndarray, "queries length"], *, num_items: int
+    ) -> Float32[np.ndarray, "queries length"]:
+        """Returns the number of each item in the list of each user; 0 where there is none."""
+        users = np.repeat(np.arange(len(item_rows)), item_rows.shape[1])
+        return self.pairs(users, item_rows.ravel().astype(np.int64), num_items=num_items).reshape(item_rows.shape)
 
 
 def with_additions(

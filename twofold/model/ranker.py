@@ -285,14 +285,13 @@ def rank_scores(
     ranker.eval()
     queries, length = item_rows.shape
     scores = np.empty((queries, length), np.float32)
+    added = None if users.added is None else users.added.lists(item_rows, num_items=len(items.vectors))
     for part in chunks(queries, max(CHUNK_ELEMENTS // max(items.vectors.shape[1] * length, 1), 1)):
-        rows, own = item_rows[part], users.of(np.arange(part.start, part.stop))
-        vectors = own.vectors, items.vectors[rows]
-        if own.added is not None:
-            lines = np.repeat(np.arange(len(rows)), length)
-            added = own.added.pairs(lines, rows.ravel(), num_items=len(items.vectors))
-            vectors = with_additions(*vectors, added.reshape(rows.shape))
-        inputs = own.encoded, items.encoded[rows], *vectors, ranks[part]
+        rows = item_rows[part]
+        vectors = users.vectors[part], items.vectors[rows]
+        if added is not None:
+            vectors = with_additions(*vectors, added[part])
+        inputs = users.encoded[part], items.encoded[rows], *vectors, ranks[part]
         scores[part] = ranker(*map(torch.from_numpy, inputs)).numpy()
     ranker.train(was_training)
     return scores

@@ -214,14 +214,13 @@ def _ranker_scores(
     score, top = bundle.index.score, ranks.shape[1]
     candidates = np.maximum(found.item_rows[:, :top], 0)
     scores = np.empty(candidates.shape, np.float32)
+    added = None if users.added is None else users.added.lists(candidates, num_items=len(bundle.items))
     for part in chunks(len(candidates), max(1, CHUNK_PAIRS // max(1, top))):
         rows = candidates[part]
         factors = items_as_products(bundle.index.vectors[rows.ravel()], score).reshape(*rows.shape, -1)
         queries = queries_as_products(users.vectors[part], score)
-        if users.added is not None:
-            lines = np.repeat(np.arange(part.start, part.stop), top)
-            added = users.added.pairs(lines, rows.ravel(), num_items=len(bundle.items))
-            queries, factors = with_additions(queries, factors, added.reshape(rows.shape))
+        if added is not None:
+            queries, factors = with_additions(queries, factors, added[part])
         scores[part] = ranker.scores(users.ranker_vectors[part], rows, queries, factors, ranks[part])
     return scores
 

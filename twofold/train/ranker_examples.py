@@ -259,8 +259,7 @@ def _retrieve(
     own_rank, ranks = ranks_in(best, own[:, None])[:, 0], candidates.ranks(best)
     of_best = np.zeros((len(new), 0 if added is None else top), np.float32)
     if added is not None:
-        lines = np.repeat(np.arange(len(new)), top)
-        of_best[:] = added.pairs(lines, np.maximum(best, 0).ravel(), num_items=len(items)).reshape(best.shape)
+        of_best[:] = added.lists(np.maximum(best, 0), num_items=len(items))
     return _Retrieved(new, own_rank, best.astype(np.int32), ranks.astype(np.int16), queries, of_best)
 
 
