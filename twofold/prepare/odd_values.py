@@ -74,7 +74,7 @@ def check_ids_match(source: Source, paths: Mapping[str, Path], query: Callable[[
     `query` runs a SELECT on the source tables and the table `labelled`; `paths` are those of the tables by name.
     """
     for side, key in (("items", "item_id"), ("users", "user_id")):
-        table = getattr(source, side)
+        table = source.tables[side]
         if not table.files or table.grouped_by is not None:
             continue
         seen = f'(SELECT DISTINCT "{key}" FROM "labelled" WHERE "is_kept") AS "seen"'

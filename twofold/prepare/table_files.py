@@ -290,7 +290,8 @@ def _check_lines(path: Path, names: Sequence[str], delimiter: str, field: str) -
         f"auto_detect = false, header = true, quote = '\"', delim = {quote_text(delimiter)}, columns = {{{columns}}}"
     )
     try:
-        duckdb.execute(f"SELECT COUNT(COLUMNS(*)) FROM read_csv({quote_text(path)}, {options})").fetchall()
+        with open_duckdb(None, files=(path,)) as connection:
+            connection.execute(f"SELECT COUNT(COLUMNS(*)) FROM read_csv({quote_text(path)}, {options})").fetchall()
     except duckdb.Error as error:
         found = re.search(r"Line: (\d+)\nOriginal Line: (.*)\nExpected Number of Columns: \d+ Found: (\d+)", str(error))
         if found is not None:
