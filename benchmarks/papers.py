@@ -52,6 +52,17 @@ class Protocol:
 
 
 FILMS = (Column("HR@10, all films", "catalogue/hit_rate@10"), Column("NDCG@10, all films", "catalogue/ndcg@10"))
+
+
+def sampled_and_all(candidates: str) -> tuple[Column, ...]:
+    """Returns the columns of a sampled protocol, and those among all films."""
+    sampled = (
+        Column(name, f"sampled/{metric}", candidates)
+        for name, metric in (("HR@10", "hit_rate@10"), ("NDCG@10", "ndcg@10"))
+    )
+    return (*sampled, *FILMS)
+
+
 PROTOCOLS = (
     Protocol(
         "ml-1m-sequence",
@@ -67,22 +78,14 @@ PROTOCOLS = (
         "ml-1m-by-popularity",
         "movielens/ml-1m-by-popularity",
         "SASRec file of MovieLens-1M, leave-one-out, 100 negatives by popularity",
-        (
-            Column("HR@10", "sampled/hit_rate@10", "by popularity"),
-            Column("NDCG@10", "sampled/ndcg@10", "by popularity"),
-            *FILMS,
-        ),
+        sampled_and_all("by popularity"),
         published=(("BERT4Rec, as published (Sun et al., CIKM 2019)", ".697", ".482"),),
     ),
     Protocol(
         "ncf-ml-1m",
         "movielens/ncf-ml-1m",
         "NCF split of MovieLens-1M, its own 99 negatives",
-        (
-            Column("HR@10", "sampled/hit_rate@10", "published"),
-            Column("NDCG@10", "sampled/ndcg@10", "published"),
-            *FILMS,
-        ),
+        sampled_and_all("published"),
         published=(("NeuMF, as published (He et al., WWW 2017)", ".730", ".447"),),
     ),
     Protocol(
