@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 
 from twofold.errors import RunError
-from twofold.run_folder import MANIFEST, atomic_file, find_stage, locked, open_stage, run_stage
+from twofold.run_folder import MANIFEST, atomic_file, find_stage, locked, mark_outdated, open_stage, run_stage
 
 
 def write_one(text="x"):
@@ -69,6 +69,18 @@ def test_messages_for_missing_half_made_and_damaged_stages(tmp_path):
     (tmp_path / "s" / "file.txt").unlink()
     with pytest.raises(RunError, match="missing, though the manifest lists it"):
         open_stage(tmp_path, "s")
+
+
+def test_an_outdated_stage_is_absent_until_it_is_made_again_or_found_unchanged(tmp_path):
+    run_stage(tmp_path, "s", inputs=1, work=write_one("old"))
+    for inputs, was_reused in ((1, True), (2, False)):
+        mark_outdated(tmp_path, "s", "absent")
+        assert find_stage(tmp_path, "s") is None
+        with pytest.raises(RunError, match=r"no complete s/ stage \(the one that is there is of another recipe\)"):
+            open_stage(tmp_path, "s")
+        assert run_stage(tmp_path, "s", inputs=inputs, work=write_one("new")).was_reused is was_reused
+        assert find_stage(tmp_path, "s") is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"digest": 1}'])

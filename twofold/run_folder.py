@@ -15,7 +15,8 @@ runs/kuairand/
 ```
 
 A stage writes into `<stage>.partial/`, which is renamed once the manifest, written last, is complete: a killed stage is
-never taken for a complete one. A stage whose inputs have the digest of its manifest is not run again.
+never taken for a complete one. A stage whose inputs have the digest of its manifest is not run again. Once another
+recipe overwrites a run, the file `evaluate.outdated` says that the results there are not yet those of this recipe.
 """
 
 import errno
@@ -62,8 +63,9 @@ def run_stage(
     with the same inputs was killed, `work` gets the partial folder that it left, so that training can resume.
     """
     digest = digest_of({"stage": name, "inputs": inputs})
-    done = find_stage(run, name)
+    done = _read_stage(run, name)
     if done is not None and done.digest == digest:
+        _outdated(run, name).unlink(missing_ok=True)
         return done
     partial = run / f"{name}.partial"
     claim = partial / "inputs.digest"
@@ -85,11 +87,27 @@ def run_stage(
     final = run / name
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
+    _outdated(run, name).unlink(missing_ok=True)
     return Stage(final, digest, facts, seconds, was_reused=False)
 
 
 def find_stage(run: Path, name: str) -> Stage | None:
-    """Returns a complete stage of a run folder; `None` means that it is absent or its manifest damaged."""
+    """Returns a complete stage of a run folder; `None` means that it is absent, outdated or its manifest damaged."""
+    return None if _outdated(run, name).exists() else _read_stage(run, name)
+
+
+def mark_outdated(run: Path, *names: str) -> None:
+    """Marks stages as those of another recipe until `run_stage` makes them again or finds them unchanged."""
+    for name in names:
+        if _read_stage(run, name) is not None:
+            _outdated(run, name).touch()
+
+
+def _outdated(run: Path, name: str) -> Path:
+    return run / f"{name}.outdated"
+
+
+def _read_stage(run: Path, name: str) -> Stage | None:
     try:
         manifest = json.loads((run / name / MANIFEST).read_text(encoding="utf-8"))
         return Stage(run / name, manifest["digest"], manifest["facts"], manifest["seconds"], was_reused=True)
@@ -106,6 +124,7 @@ def open_stage(run: Path, name: str, *, verify: bool = False) -> Stage:
     stage = find_stage(run, name)
     if stage is None:
         unfinished = " (it was begun and not finished)" if (run / f"{name}.partial").exists() else ""
+        unfinished = " (the one that is there is of another recipe)" if _outdated(run, name).exists() else unfinished
         raise RunError(
             f"run {run} has no complete {name}/ stage{unfinished}. Run `twofold run` with its recipe again: "
             f"it continues."
@@ -123,6 +142,15 @@ def open_stage(run: Path, name: str, *, verify: bool = False) -> Stage:
                 f"{expected['bytes']} bytes that was written. Delete {stage.folder} and run `twofold run` again."
             )
     return stage
+
+
+def read_json(path: Path) -> dict[str, Json]:
+    """Returns the JSON object of a file; empty if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_json(path: Path, value: Json) -> None:

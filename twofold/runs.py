@@ -13,7 +13,7 @@ import yaml
 
 from twofold.errors import RequestError
 from twofold.render.numbers import plural
-from twofold.run_folder import MANIFEST, Stage, find_stage
+from twofold.run_folder import MANIFEST, Stage, find_stage, read_json
 
 STAGES: Final = ("prepare", "dataset", "train", "evaluate", "index", "recommend", "explain")
 VALIDATION: Final = "validation"
@@ -100,12 +100,12 @@ def _summary(folder: Path) -> RunSummary:
     done = {name: stage for name in STAGES if (stage := find_stage(folder, name)) is not None}
     last = list(done)[-1] if done else None
     evaluated, trained = done.get("evaluate"), done.get("train")
-    report = _read(evaluated.folder / "report.json") if evaluated else {}
+    report = read_json(evaluated.folder / "report.json") if evaluated else {}
     setup = report.get("question")
     return RunSummary(
         name=folder.name,
         folder=folder,
-        recipe_digest=str(_read(folder / "run.json").get("recipe_digest", "?")),
+        recipe_digest=str(read_json(folder / "run.json").get("recipe_digest", "?")),
         base=_base(folder / "base.yaml"),
         stage=last or "–",
         changed_at=datetime.fromtimestamp((folder / last / MANIFEST).stat().st_mtime, UTC) if last else None,
@@ -120,15 +120,6 @@ def _summary(folder: Path) -> RunSummary:
 def _window(setup: Mapping[str, Any]) -> str:
     users, items = (plural(number, noun) if isinstance(number := setup.get(key), int) else "" for key, noun in _COUNTS)
     return ", ".join(part for part in (str(setup.get("dates") or "unknown days"), users, items) if part)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Returns the JSON object of a file; empty if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _base(path: Path) -> str:

@@ -7,13 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import twofold
-from twofold.errors import RecipeError
+from twofold.errors import RecipeError, RunError
+from twofold.evaluate.compare_page import compare_run_folders
 from twofold.pipeline import run as pipeline
 from twofold.pipeline.job import claim_folder, report_of
 from twofold.pipeline.run_result import RunResult
 from twofold.prepare.frames import with_tables
 from twofold.recipe.schema import Recipe
-from twofold.run_folder import find_stage, locked
+from twofold.run_folder import find_stage, locked, run_stage
+from twofold.runs import list_runs
 
 
 def test_a_run_that_failed_before_its_first_stage_claims_no_folder(checkerboard: Recipe, tmp_path: Path) -> None:
@@ -21,6 +23,24 @@ def test_a_run_that_failed_before_its_first_stage_claims_no_folder(checkerboard:
     with locked(tmp_path / "run"):
         claim_folder(pipeline.Job(typo, tmp_path / "run"), overwrite=False)
         claim_folder(pipeline.Job(checkerboard, tmp_path / "run"), overwrite=False)
+
+
+def test_an_evaluation_of_another_recipe_is_not_shown_as_that_of_an_overwritten_run(
+    checkerboard: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    wider = checkerboard.model_copy(update={"recommend_k": 3})
+    with locked(folder):
+        claim_folder(pipeline.Job(checkerboard, folder), overwrite=False)
+        for name in ("evaluate", "index"):
+            run_stage(folder, name, inputs=1, work=lambda out: {"metrics": {"catalogue/recall@10": 0.5}})
+        claim_folder(pipeline.Job(checkerboard, folder), overwrite=True)
+        assert list_runs(tmp_path)[0].metrics == {"catalogue/recall@10": 0.5}
+        claim_folder(pipeline.Job(wider, folder), overwrite=True)
+    assert list_runs(tmp_path)[0].metrics == {}
+    with pytest.raises(RunError, match="is of another recipe"):
+        compare_run_folders([folder, folder])
+    assert find_stage(folder, "index") is not None
 
 
 @pytest.mark.parametrize("table", [pa.table({"user_id": [1]}), {"user_id": [1]}])

@@ -14,7 +14,7 @@ from twofold.prepare.duckdb_engine import OpenEngine, duckdb_engine
 from twofold.recipe.diff import recipe_differences, recipe_digest
 from twofold.recipe.load import dump_recipe, load_recipe
 from twofold.recipe.schema import Recipe
-from twofold.run_folder import Stage, find_stage, locked, open_stage, run_stage, write_json
+from twofold.run_folder import Stage, find_stage, locked, mark_outdated, open_stage, read_json, run_stage, write_json
 
 if TYPE_CHECKING:
     from twofold.train.loop import Setup
@@ -63,10 +63,14 @@ def reopen(folder: Path) -> Job:
 def claim_folder(job: Job, *, overwrite: bool) -> None:
     """Writes the recipe into the run folder; raises RunError if the folder holds results of another recipe.
 
-    A run that failed before its first stage was complete has none.
+    With `overwrite` these count as outdated until the run reaches them: an index goes on being served, but an
+    evaluation is not that of the new recipe. A run that failed before its first stage was complete has none.
     """
     path = job.folder / "recipe.yaml"
     has_results = path.exists() and any(find_stage(job.folder, name) for name in STAGE_VERSIONS)
+    digest = recipe_digest(job.recipe)
+    if has_results and overwrite and read_json(job.folder / _CLAIM[1]).get("recipe_digest") != digest:
+        mark_outdated(job.folder, "evaluate", "explain")
     changes = recipe_differences(load_recipe(path), job.recipe) if has_results and not overwrite else []
     if changes:
         listed = "; ".join(f"{change.field}: {change.old} → {change.new}" for change in changes[:5])
@@ -76,7 +80,7 @@ def claim_folder(job: Job, *, overwrite: bool) -> None:
             f"folder with --run NAME, or discard its results with --overwrite."
         )
     path.write_text(dump_recipe(job.recipe), encoding="utf-8")
-    write_json(job.folder / "run.json", {"recipe_digest": recipe_digest(job.recipe), "twofold": version("twofold")})
+    write_json(job.folder / _CLAIM[1], {"recipe_digest": digest, "twofold": version("twofold")})
 
 
 @contextmanager
