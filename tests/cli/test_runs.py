@@ -1,9 +1,12 @@
 """The verbs over many runs, as they are typed."""
 
+import json
 import re
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -131,6 +134,42 @@ def test_what_are_no_seeds_of_one_recipe_is_refused(call, tmp_path):
     _, _, err = call("compare", one, two, "--seeds", 1, "--html", page)
     assert "--html writes a page of single runs: leave out --seeds, or --html" in err
     assert not page.exists()
+
+
+def test_seeds_of_one_recipe_may_have_names_of_their_own(call, tmp_path):
+    for name in ("a-0", "a-1", "b-0", "b-1"):
+        folder = a_run(tmp_path / name, train={"seed": int(name[-1]), "epochs": 1 + (name[0] == "b")})
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        (folder / "recipe.yaml").write_text(text.replace("name: ", f"name: {name}-", 1), encoding="utf-8")
+    code, out, err = call("compare", *(tmp_path / name for name in ("a-0", "a-1", "b-0", "b-1")), "--seeds", 2)
+    assert (code, "b-0 − a-0, 2 seeds of each" in out) == (0, True), err
+
+
+def test_a_metric_that_no_user_has_is_a_dash_over_seeds(call, tmp_path):
+    folders = [a_run(tmp_path / f"{name}", train={"seed": name % 2, "epochs": 1 + name // 2}) for name in range(4)]
+    for folder in folders:
+        users = pq.read_table(folder / "evaluate" / "users.parquet")
+        place = users.column_names.index("impressions/auc")
+        unknown = pa.array(np.full(len(users), np.nan))
+        pq.write_table(users.set_column(place, "impressions/auc", unknown), folder / "evaluate" / "users.parquet")
+        manifest = folder / "evaluate" / "manifest.json"
+        files = json.loads(manifest.read_text()) | {"files": {}}
+        manifest.write_text(json.dumps(files))
+    code, out, err = call("compare", *folders, "--seeds", 2)
+    assert (code, "impressions auc – – – – – –" in out, "nan" in out) == (0, True, False), (out, err)
+
+
+def test_an_interrupted_command_says_how_it_continues(call, tmp_path, monkeypatch):
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_runs, "list_runs", interrupt)
+    assert call("runs", "--runs", tmp_path) == (130, "", "interrupted; the same command continues")
+
+
+def test_a_base_that_is_no_run_is_said_before_the_evaluation(call, tmp_path):
+    code, _, err = call("evaluate", tmp_path / "run", "--base", tmp_path / "base")
+    assert (code, f"there is no run folder {tmp_path / 'base'}" in err) == (2, True)
 
 
 ENSEMBLE = {"retriever": {"kind": "two_tower", "dim": 8, "ensemble": 3}}

@@ -111,6 +111,23 @@ def test_check_shows_files_and_columns_when_asked(call, shipped):
     assert "user_active_degree" in out
 
 
+def test_names_in_brackets_are_shown_and_no_markup(call, tmp_path, monkeypatch):
+    log = {"user_id": [1, 2] * 300, "item_id": [*range(30)] * 20, "at": [1_709_251_200 + 3600 * n for n in range(600)]}
+    log |= {"price [eur]": [0.5] * 599 + [float("nan")], "[/x]": [*range(600)]}
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert call("recipe", "new", "log.parquet", "--out", "a [b].yaml")[1].endswith("next twofold run 'a [b].yaml'")
+    code, out, _ = call("recipe", "check", "a [b].yaml", "--columns")
+    assert (code, "price [eur]" in out, "[/x]" in out) == (0, True, True)
+    code, out, err = call("prepare", "a [b].yaml", "--runs", "[/runs]", "--run", "mine")
+    assert "[/runs]/mine/prepare" in err
+    assert "note: 1 rows: events: price [eur] is NaN or infinite, read as NULL" in out
+    assert out.endswith("next twofold run 'a [b].yaml' --runs '[/runs]' --run mine")
+    text = (tmp_path / "a [b].yaml").read_text().replace('positive: "TRUE"', """positive: '"[/x]" > 3'""")
+    (tmp_path / "other.yaml").write_text(text)
+    assert '[/x]\\" > 3' in call("recipe", "diff", "a [b].yaml", "other.yaml")[1]
+
+
 def test_data_lists_the_sets_with_their_terms(call):
     code, out, _ = call("data")
     assert code == 0

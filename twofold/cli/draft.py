@@ -136,7 +136,7 @@ def _draft(
         print(f"\nrecipe  {out}")
         if cost := _cost_of_run(seen, out):
             print(f"run     {cost}")
-        print(f"next    twofold run {out}")
+        print(f"next    twofold run {shlex.quote(f'{out}')}")
 
 
 def _cost_of_run(seen: "LogProfile", recipe: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from twofold.cli.draft import new
 from twofold.cli.examples import example_of
@@ -116,6 +117,7 @@ def check(
     It reads the first and the last time of the log, and the first rows of a text that a rule reads as a number or as a
     condition.
     """
+    from twofold.ingest.table_profile import printable
     from twofold.prepare.check import check_recipe
     from twofold.prepare.last_days import check_windows, with_dates
 
@@ -127,7 +129,7 @@ def check(
         table = Table("table", "column", "type")
         for name, columns_of in (("events", source.events), ("items", source.items), ("users", source.users)):
             for column, kind in columns_of.columns.items():
-                table.add_row(name, column, kind)
+                table.add_row(name, Text(printable(column)), Text(kind))
         Console().print(table)
     check_windows(loaded)
     if not isinstance(loaded.prepare.split, LastEvents):
@@ -144,7 +146,7 @@ def diff(old: RecipeFile, new: RecipeFile) -> None:
     table = Table("", "field", "first", "second", box=SIMPLE_HEAD, pad_edge=False)
     for change in recipe_differences(load_recipe(old), load_recipe(new)):
         before, after = ("" if value is None else json.dumps(value) for value in (change.old, change.new))
-        table.add_row(change.kind, change.field, before, after)
+        table.add_row(change.kind, *map(Text, (change.field, before, after)))
     Console().print(table if table.row_count else "no difference")
 
 

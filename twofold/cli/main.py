@@ -1,8 +1,9 @@
 """The command `twofold`: its commands in order, and how an error ends it."""
 
+import errno
 import os
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -67,6 +68,17 @@ _EXTRAS: Final = {
 }
 """Module → the extra that installs it."""
 
+_INTERRUPTED: Final = 130
+"""Exit code of a command that Ctrl-C ended."""
+
+_OF_PATHS: Final = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT),
+    }
+)
+"""Errors of the system that say what is wrong with a path or its disk."""
+
 _SPINS: Final = "10000"
 """How often a waiting OpenMP thread looks for work before it sleeps; the default is 300,000. Beside two busy programs
 on two cores an epoch took 108 s with the default and takes 55 s so; on idle cores both are equally fast. Without any
@@ -81,9 +93,12 @@ def main() -> None:
     try:
         app()
     except TwofoldError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}[/]", end=" ")
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        _refuse(type(error).__name__, f"{error}")
+    except OSError as error:
+        path = error.filename2 or error.filename  # the second is where a finished file was to be moved
+        if path is None or error.errno not in _OF_PATHS:
+            raise
+        _refuse("PathError", f"{path}: {error.strerror}. Name a path that can be read or written, or mend this one.")
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         extra = _EXTRAS.get(module)
@@ -91,6 +106,15 @@ def main() -> None:
             raise
         print(f"{module} is not installed, and this command needs it: pip install 'twofold[{extra}]'", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:  # Typer turns Ctrl-C into exit code 130, without a word
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
         print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
+
+
+def _refuse(kind: str, message: str) -> NoReturn:
+    """Prints the kind of an error in red and its message, and ends the command with exit code 2."""
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]{kind}[/]", end=" ")
+    print(message, file=sys.stderr)
+    sys.exit(2)

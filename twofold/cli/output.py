@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -21,7 +22,9 @@ def print_stage(stage: Stage) -> None:
     """Prints one line for a complete stage: its name, its time and its folder."""
     duration = "unchanged" if stage.was_reused else f"{stage.seconds:.1f} s"
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"[green]✓[/] {stage.folder.name:<10} {duration:>10}   [dim]{stage.folder}[/]")
+    console.print(
+        f"[green]✓[/] {escape(stage.folder.name):<10} {duration:>10}   [dim]{escape(str(stage.folder))}[/]", emoji=False
+    )
     for note in stage.facts.get("notes", ()):
         console.print(f"  note: {note}", markup=False)
 
@@ -36,7 +39,7 @@ def print_funnel(steps: "Sequence[FunnelLine]") -> None:
         scope = step.scope
         removed = f"{step.removed:,}" if step.removed else ""
         counts = (f"{step.rows:,}", removed, f"{step.users:,}", f"{step.items:,}")
-        table.add_row(step.name, *counts, percent(step.positive_share))
+        table.add_row(Text(step.name), *counts, percent(step.positive_share))
     Console().print(table)
 
 
@@ -61,7 +64,8 @@ def print_model(parts: "Sequence[ModelPart]") -> None:
         own = [part for part in parts if part.tower == tower]
         tree = Tree(f"[bold]{tower} tower[/]  {sum(part.parameters for part in own):,} parameters")
         for part in own:
-            tree.add(f"{part.name}  [dim]{part.shape}[/]" + (f"  {part.parameters:,}" if part.parameters else ""))
+            shape = Text(f"  {part.shape}", style="dim")
+            tree.add(Text(part.name).append(shape).append(f"  {part.parameters:,}" if part.parameters else ""))
         Console(highlight=False).print(tree)
 
 
@@ -83,14 +87,14 @@ def print_explanation(facts: Mapping[str, Any]) -> None:
             "" if probe[name] is None else format_decimal(probe[name]) for name in ("value", "popularity", "positives")
         )
         warning = f" Warning: {probe['next_step']}" if probe["is_alarming"] else ""
-        table.add_row(probe["name"], *numbers, Text(probe["meaning"]).append(warning, style="bold red"))
+        table.add_row(Text(probe["name"]), *numbers, Text(probe["meaning"]).append(warning, style="bold red"))
     Console().print(table)
     gap = facts["gap"]
     title = "gap between batch and catalogue"
     steps = Table("difference, from training to serving", "hit rate", "change", title=title, box=SIMPLE_HEAD)
     steps.add_row(f"in batches of {gap['batch_size']:,}, top {gap['k']}", format_decimal(gap["in_batch"]), "")
     for step in (*gap["exam"], *gap["serving"]):
-        steps.add_row(step["cause"], format_decimal(step["share"]), format_signed(step["change"]))
+        steps.add_row(Text(step["cause"]), format_decimal(step["share"]), format_signed(step["change"]))
     Console().print(steps)
     for sentence in (*gap["verdict"], gap["about_exam"]):
         print(sentence)

@@ -32,7 +32,7 @@ from twofold.cli.output import print_explanation, print_funnel, print_labels, pr
 from twofold.cli.runs import compare, copy_to_mlflow, tracking_uri
 from twofold.recipe.load import load_base
 from twofold.recipe.schema import Recipe
-from twofold.run_folder import Stage, find_stage
+from twofold.run_folder import Stage, find_stage, open_stage
 
 if TYPE_CHECKING:
     from twofold.pipeline.job import Job
@@ -88,8 +88,9 @@ def _print_end(job: "Job", *, better: list[str]) -> None:
     print(f"recommendations  {job.folder}/recommend/recommendations.parquet")
     first = pq.read_table(job.folder / "recommend" / "recommendations.parquet", columns=["user_id"]).slice(0, 1)
     user = first["user_id"][0].as_py() if len(first) else "ID"
-    print(f"next             twofold recommend {job.folder} --user {user} -k 20")
-    print(f"                 twofold serve {job.folder}")
+    folder = shlex.quote(f"{job.folder}")
+    print(f"next             twofold recommend {folder} --user {shlex.quote(f'{user}')} -k 20")
+    print(f"                 twofold serve {folder}")
     if not report.beats_all and retriever.kind == "best" and retriever.ensemble == 1:
         print(f"to improve it    {' '.join(['twofold run', *map(shlex.quote, better)])}  # twice the time")
 
@@ -144,8 +145,8 @@ def prepare(
     with claimed(job, overwrite=overwrite):
         prepared = prepare(job)
     print_funnel(funnel_lines(prepared.facts["funnel"]))
-    for name, rows in prepared.facts["odd_rows"].items():
-        print(f"note: {rows:,} rows: {name}")
+    for oddity, rows in prepared.facts["odd_rows"].items():
+        print(f"note: {rows:,} rows: {oddity}")
     if (labels := prepared.facts["labels"]) is not None:
         print_labels(labels)
     print(f"next  {' '.join(['twofold run', *map(shlex.quote, _again(recipe, settings, runs, name))])}")
@@ -218,6 +219,8 @@ def evaluate(
     from twofold.pipeline.evaluate import evaluate
     from twofold.pipeline.run import up_to_training
 
+    if base is not None:
+        open_stage(base, "evaluate")  # a base that cannot be compared is better known before hours of work
     with reopened(run_folder) as job:
         prepared, arrays, retriever, ranker = up_to_training(job)
         evaluate(job, prepared, arrays, retriever, ranker)

@@ -45,7 +45,7 @@ _DIGESTS: Final[Mapping[str, str]] = {
     "ranked_digest": "the users or the items that are ranked for each of them",
     "impressions_digest": "the users' own impressions or their labels",
 }
-_SEED: Final = re.compile(r"(train|ranker)\.seed|evaluate\.sampled\.\d+\.seed")
+_SEED: Final = re.compile(r"name|(train|ranker)\.seed|evaluate\.sampled\.\d+\.seed")
 """Fields in which runs of one recipe may differ."""
 
 

@@ -22,7 +22,7 @@ from twofold.evaluate.compare import (
 from twofold.evaluate.comparison_plots import group_plots, metric_plot
 from twofold.evaluate.headline_metrics import deciding_metrics
 from twofold.evaluate.results import FEW_USERS
-from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate, is_significant
+from twofold.evaluate.significance import LEVEL, MIN_SEEDS, Estimate, is_significant, json_number
 from twofold.evaluate.summary_text import format_difference
 from twofold.recipe.diff import Difference, recipe_differences
 from twofold.recipe.load import load_recipe
@@ -175,8 +175,9 @@ def seeds_table(found: SeedComparison) -> Table:
     table.title_justify = table.caption_justify = "left"
     for metric, claim in found.claims.items():
         if metric == found.primary_metric or metric in _MAIN_METRICS:
-            difference = format_difference(Estimate(claim.difference, claim.low, claim.high))
-            by_seed = ("  ".join(map(format_decimal, each)) for each in (claim.per_seed, claim.base_per_seed))
+            difference = format_difference(Estimate(json_number(claim.difference), claim.low, claim.high))
+            seeds_of = (map(json_number, each) for each in (claim.per_seed, claim.base_per_seed))
+            by_seed = ("  ".join(map(format_decimal, each)) for each in seeds_of)
             significant = "–" if seeds < MIN_SEEDS else "yes" if is_significant(claim.p_value) else "no"
             style = "bold" if metric == found.primary_metric else ""
             table.add_row(in_full(metric), difference, *by_seed, significant, style=style)

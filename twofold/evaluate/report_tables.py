@@ -48,7 +48,10 @@ def _catalogue_table(report: Report) -> Table:
         cells = [_cell(row.metrics[metric], with_interval=metric == report.primary_metric) for metric in metrics]
         gap = row.model_minus.get(report.primary_metric)
         table.add_row(
-            row.name, *cells, Text(format_difference(gap)) if gap else "", style="bold" if row.name == MODEL else ""
+            Text(row.name),
+            *cells,
+            Text(format_difference(gap)) if gap else "",
+            style="bold" if row.name == MODEL else "",
         )
     return table
 
@@ -62,7 +65,7 @@ def _impressions_table(report: Report) -> Table:
         table.add_column(in_short(metric), justify="right")
     for row in section.rows:
         cells = [_cell(row.metrics[metric], with_interval=False) for metric in metrics]
-        table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
+        table.add_row(Text(row.name), *cells, style="bold" if row.name == MODEL else "")
     table.add_section()
     table.add_row("random order", *(format_decimal(section.bounds[metric].chance) for metric in metrics), style="dim")
     table.add_row("perfect order", *(format_decimal(section.bounds[metric].best) for metric in metrics), style="dim")
@@ -89,7 +92,7 @@ def _sampled_table(section: SampledSection) -> Table:
         table.add_column(in_short(metric), justify="right")
     for row in section.rows:
         cells = [_cell(row.metrics[metric]) for metric in SAMPLED_METRICS]
-        table.add_row(row.name, *cells, style="bold" if row.name == MODEL else "")
+        table.add_row(Text(row.name), *cells, style="bold" if row.name == MODEL else "")
     return table
 
 
