@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import HOSTILE
 from twofold.cli.main import app
-from twofold.errors import RequestError
+from twofold.errors import RequestError, RunError
 from twofold.evaluate.compare import compare_runs
 from twofold.page.run_page import write_comment
 from twofold.page.tracker import METRICS, read_tracker
@@ -131,6 +131,17 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(runs, tmp_path):
     page = tracker_page(tracker)
     assert f"Not read: {runs / 'wider'}" in page
     assert "<a href" not in page
+
+
+@pytest.mark.parametrize("content", [b"cut", None])
+def test_a_run_whose_values_of_single_users_are_lost_is_shown_without_differences(runs, content):
+    path = runs / "wider" / "evaluate" / "users.parquet"
+    path.unlink() if content is None else path.write_bytes(content)
+    wider, world = read_tracker([runs]).runs
+    assert wider.metrics["impressions/auc"].value == world.metrics["impressions/auc"].value
+    assert wider.metrics["impressions/auc"].minus is None
+    with pytest.raises(RunError, match=r"values per user.*Delete .*evaluate and run `twofold evaluate`"):
+        compare_runs(runs / "wider" / "evaluate", runs / "world" / "evaluate")
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

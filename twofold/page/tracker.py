@@ -214,10 +214,12 @@ def _loss(recipe: Recipe) -> str:
 
 
 def _differences(run: RunSummary, base: RunSummary) -> dict[str, Estimate]:
-    """Returns the differences of each metric; none if the runs cannot be compared, as those of older versions."""
+    """Returns the differences of each metric; none if the runs cannot be compared, as those of older versions, or if
+    values of single users are missing or damaged.
+    """
     try:
         lines = compare_runs(run.folder / "evaluate", base.folder / "evaluate").metrics
-    except RequestError:
+    except TwofoldError:
         return {}
     return {line.metric: line.minus for line in lines}
 
