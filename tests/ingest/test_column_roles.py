@@ -240,6 +240,7 @@ def test_keys_of_side_tables() -> None:
         ((text("event", "view", "'like'", distinct=2),), "event IN ('''like''', 'view')"),
         ((text("event", "shown", "skip", "buy", distinct=3),), "event = 'buy'"),
         ((text("kind_of", "view", "wish", "order", distinct=3),), "kind_of IN ('order', 'wish', 'view')"),
+        ((flag("rating"),), "rating"),  # true or false
         ((fraction("watch_ratio", 0, 12),), "watch_ratio >= 0.8"),
         ((integer("played_ratio_pct", 0, 100),), "played_ratio_pct >= 80"),
         ((integer("dwell"),), "watch_s >= 18"),

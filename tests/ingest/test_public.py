@@ -51,6 +51,13 @@ def test_tables_that_are_there_are_given_up_only_when_asked(tmp_path: Path) -> N
     assert len(table(to, "events")) == 5
 
 
+def test_tables_of_another_set_in_the_folder_are_not_those_of_the_one_that_overwrote_it(tmp_path: Path) -> None:
+    to, sequences = tmp_path / "out", write(tmp_path / "seq", {"a.txt": "1 2\n1 3\n"})
+    make_tables(find_set("ml-20m"), small_20m(tmp_path / "ml"), to)
+    data = make_tables(find_set("sequences"), sequences, to, replace=True).data
+    assert (data.events, data.items) == ((to / "events.parquet").resolve(), None)
+
+
 def test_nothing_is_left_of_a_conversion_that_failed(tmp_path: Path) -> None:
     origin, to = small_20m(tmp_path / "ml"), tmp_path / "out"
     write(origin, {"movies.csv": "movieId,title,genres\nnine,Babylon 5,Sci-Fi\n"})

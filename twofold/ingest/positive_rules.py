@@ -151,7 +151,7 @@ def _positive(columns: Sequence[Column], watched: _Watched) -> tuple[str, str, d
     taken_as: dict[str, str] = {}
     for column, written in usable:
         name, high = normalized_name(column.name), column.high or 0
-        if is_flag(column) and name in LIKED:
+        if is_flag(column) and name in LIKED | RATING:  # a rating of true or false is a thumb up or down
             rules.append((written, ""))
             taken_as[column.name] = "positive flag"
         elif name in RATING and column.kind in ("integer", "fraction") and high > 1:

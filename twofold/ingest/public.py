@@ -4,7 +4,7 @@ Each set is converted once; preparation then reads the tables, whichever engine 
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from shlex import quote
@@ -99,7 +99,7 @@ def make_tables(public: PublicSet, origin: Path | None, to: Path, *, replace: bo
         shutil.rmtree(partial, ignore_errors=True)
         if not any(to.iterdir()):
             to.rmdir()
-    return ConvertedTables(rows, _tables_in(to), archive)
+    return ConvertedTables(rows, _data_of(to, rows), archive)
 
 
 def data_block(data: Table) -> str:
@@ -107,9 +107,10 @@ def data_block(data: Table) -> str:
     return yaml.safe_dump({"data": data.model_dump(mode="json", exclude_defaults=True)}, sort_keys=False, width=1_000)
 
 
-def _tables_in(folder: Path) -> Table:
-    paths = {name: folder.resolve() / f"{name}.parquet" for name in ("events", "items", "users", "published_negatives")}
-    return Table.model_validate({"kind": "table"} | {name: path for name, path in paths.items() if path.exists()})
+def _data_of(folder: Path, tables: Collection[str]) -> Table:
+    """Returns the `data` section of these tables; the folder may hold those of another set, which was overwritten."""
+    names = [name for name in ("events", "items", "users", "published_negatives") if name in tables]
+    return Table.model_validate({"kind": "table"} | {name: folder.resolve() / f"{name}.parquet" for name in names})
 
 
 def _download(public: PublicSet, to: Path) -> Archive:
