@@ -1,5 +1,6 @@
 """The verbs over many runs, as they are typed."""
 
+import errno
 import json
 import re
 import sys
@@ -165,6 +166,19 @@ def test_an_interrupted_command_says_how_it_continues(call, tmp_path, monkeypatc
 
     monkeypatch.setattr(cli_runs, "list_runs", interrupt)
     assert call("runs", "--runs", tmp_path) == (130, "", "interrupted; the same command continues")
+
+
+def test_a_full_disk_is_one_message(call, tmp_path, monkeypatch):
+    def fill(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a failed write does, without a file
+
+    monkeypatch.setattr(cli_runs, "list_runs", fill)
+    code, out, err = call("runs", "--runs", tmp_path)
+    assert (code, out) == (2, "")
+    assert err == (
+        "DiskError the disk is full: [Errno 28] No space left on device. Free some space, and give the same command "
+        "again."
+    )
 
 
 def test_a_base_that_is_no_run_is_said_before_the_evaluation(call, tmp_path):

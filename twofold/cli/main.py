@@ -74,10 +74,10 @@ _INTERRUPTED: Final = 130
 _OF_PATHS: Final = frozenset(
     {
         *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
-        *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT),
+        *(errno.ENAMETOOLONG, errno.ELOOP),
     }
 )
-"""Errors of the system that say what is wrong with a path or its disk."""
+"""Errors of the system that say what is wrong with a path."""
 
 _SPINS: Final = "10000"
 """How often a waiting OpenMP thread looks for work before it sleeps; the default is 300,000. Beside two busy programs
@@ -95,6 +95,8 @@ def main() -> None:
     except TwofoldError as error:
         _refuse(type(error).__name__, f"{error}")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a failed write does not name its file
+            _refuse("DiskError", f"the disk is full: {error}. Free some space, and give the same command again.")
         path = error.filename2 or error.filename  # the second is where a finished file was to be moved
         if path is None or error.errno not in _OF_PATHS:
             raise
