@@ -70,6 +70,13 @@ def test_a_run_shows_its_last_stage_and_its_metrics(tmp_path):
     assert list_runs(tmp_path)[0].base == "parent"
 
 
+def test_of_an_error_the_smallest_is_the_best(tmp_path):
+    for name, error in (("worse", 9.0), ("best", 1.0), ("unknown", None)):
+        judged(tmp_path / name, recall=0.5, **({} if error is None else {"watch_time/mae": error}))
+    (group,) = group_runs(list_runs(tmp_path), metric="watch_time/mae")
+    assert names(group) == ["best", "worse", "unknown"]
+
+
 def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path):
     for name, value in (("worse", 0.1), ("better", 0.3)):
         judged(tmp_path / name, recall=value, auc=1 - value)

@@ -1,6 +1,7 @@
 """A list of all runs, read from their run folders: nothing else about them is stored."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def list_runs(runs: Path) -> list[RunSummary]:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs with the same evaluation setup, or those without any, with the highest value of `metric` first."""
+    """Runs with the same evaluation setup, or those without any, with the best value of `metric` first."""
 
     window: str
     """Test window in words; empty means that the runs are not evaluated."""
@@ -72,7 +73,7 @@ class RunGroup:
 def group_runs(runs: Sequence[RunSummary], *, metric: str | None = None) -> list[RunGroup]:
     """Returns the runs by evaluation setup, the latest window first and runs without one last.
 
-    Within a group the highest value comes first, and runs without a value come last, by name. `metric` is by default
+    Within a group the best value comes first, and runs without a value come last, by name. `metric` is by default
     the primary metric of most runs of the group. RequestError for a metric that no run has.
     """
     known = {name for run in runs for name in run.metrics}
@@ -85,10 +86,20 @@ def group_runs(runs: Sequence[RunSummary], *, metric: str | None = None) -> list
     return [_group([run for run in runs if (run.window, run.setup) == each], metric) for each in setups]
 
 
+def is_smaller_better(metric: str) -> bool:
+    """Returns whether a metric is an error, of which the smallest value is the best.
+
+    >>> [is_smaller_better(name) for name in ("watch_time/mae", "heads/liked/ece", "watch_time/xauc")]
+    [True, True, False]
+    """
+    return metric in ("watch_time/mae", "watch_time/rmse") or metric.startswith("heads/") and metric.endswith("/ece")
+
+
 def _group(runs: Sequence[RunSummary], metric: str | None) -> RunGroup:
     primary = Counter(run.primary_metric for run in runs if run.primary_metric)
     chosen = metric or (primary.most_common(1)[0][0] if primary else VALIDATION)
-    ordered = sorted(runs, key=lambda run: (-run.metrics.get(chosen, float("-inf")), run.name))
+    sign = 1 if is_smaller_better(chosen) else -1
+    ordered = sorted(runs, key=lambda run: (sign * run.metrics.get(chosen, sign * math.inf), run.name))
     return RunGroup(runs[0].window, chosen, tuple(ordered))
 
 

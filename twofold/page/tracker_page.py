@@ -21,8 +21,8 @@ from twofold.page.run_page import PAGE as RUN_PAGE
 from twofold.page.tracker import METRICS, TrackedGroup, Tracker, change_text, read_tracker, tracker_table
 from twofold.render.html import fill_page
 from twofold.run_folder import atomic_file
+from twofold.runs import is_smaller_better
 
-_SMALLER_IS_BETTER: Final = ("watch_time/mae", "watch_time/rmse")
 _PROTOCOLS: Final = {"impressions": "shown", "catalogue": "all items", "watch_time": "shown"}
 
 
@@ -98,7 +98,7 @@ def _outcome(metric: str, minus: Estimate | None) -> str:
     """Returns `better` or `worse` if the interval of a difference excludes 0, else an empty text."""
     if minus is None or minus.low is None or minus.high is None or minus.low <= 0 <= minus.high:
         return ""
-    return "better" if (minus.low > 0) != (metric in _SMALLER_IS_BETTER) else "worse"
+    return "better" if (minus.low > 0) != is_smaller_better(metric) else "worse"
 
 
 def _thumbnail(drawings: tuple[Drawing, ...]) -> list[Mapping[str, float | int | str]]:
