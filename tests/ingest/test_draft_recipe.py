@@ -168,6 +168,18 @@ def test_columns_of_items_become_features(tmp_path: Path) -> None:
     assert [(each.kind, each.sep) for each in titles] == [("bag", " ")]
 
 
+def test_counts_over_the_whole_log_are_no_features(tmp_path: Path) -> None:
+    names = ["item_orders", "number_of_reviews", "sold", "revenue_eur", "followers", "total_visits"]
+    counted = side(integer("item_id", distinct=80), *(integer(name, 0, 50, distinct=20) for name in names))
+    recipe, drafted = loaded(tmp_path, seen(items=counted))
+    assert {feature.kind for feature in recipe.features.item} <= {"id", "counter"}
+    assert f"not used, counts of events, which include the future: {', '.join(names)}" in " ".join(
+        line.strip().removeprefix("# ") for line in drafted.splitlines()
+    )
+    bought = side(integer("user_id", distinct=80), integer("user_total_purchases", 0, 50, distinct=20))
+    assert "include the future: user_total_purchases" in loaded(tmp_path, seen(users=bought))[1]
+
+
 def test_columns_of_users_become_features_and_names_are_not_taken_twice(tmp_path: Path) -> None:
     users = side(integer("user_id"), text("country", "in", distinct=9), text("hour", "x", distinct=9))
     recipe, drafted = loaded(tmp_path, seen(users=users))

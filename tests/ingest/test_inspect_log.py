@@ -90,6 +90,12 @@ def test_a_short_video_log(tmp_path: Path, short_video: Path) -> None:
     assert [facts["splits"][split]["rows"] for split in ("validation", "test")] == [120, 120]
 
 
+def test_of_ratings_with_many_values_all_are_counted(tmp_path: Path) -> None:
+    ratings = {"user_id": keys()["user"], "item_id": keys()["item"], "rating": np.arange(ROWS) * 100 / ROWS}
+    signals = profile_log(write(tmp_path / "log.parquet", ratings | {"at": keys()["seconds"]})).roles.signals
+    assert (signals.positive, signals.reason) == ("rating >= 80", "20% of the ratings are 80 or more")
+
+
 def test_ratings_in_seconds_as_csv(tmp_path: Path) -> None:
     key = keys(days=4000)
     ratings = (np.arange(ROWS) % 10 + 1) / 2

@@ -77,7 +77,10 @@ IMAGE: Final = name_set("image imageurl img imgurl picture pictureurl poster pos
 LINK: Final = name_set("url link href permalink") | {f"{thing}url" for thing in _THINGS | {"item"}}
 COUNTS: Final = name_set(
     "cnt count counts num views likes clicks plays play shows show shares comments downloads popularity popular ctr "
-    "avg average mean votes vote rating ratings score rank sales hot stay progress complete"
+    "avg average mean votes vote rating ratings score rank sales hot stay progress complete purchases orders sold "
+    "buyers transactions bookings installs returns refunds revenue gmv spend spent reviews reviewers impressions "
+    "visits visitors sessions interactions opens reads listens listeners streams watches viewers saves carts "
+    "favorites favourites bookmarks wishlists collects forwards reposts upvotes downvotes followers fans subscribers"
 )
 GROUPS: Final = name_set(
     "id type category categories genre genres lang language city country region brand author artist creator channel "

@@ -6,6 +6,7 @@
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil, log10
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -179,7 +180,11 @@ def _as_answered(query: Query, source: Source, roles: Roles, answers: Answers) -
             check_columns(rule, source.events.columns, field=option)
     if signals.rating is not None and answers.positive is None:
         column = rule_sql(signals.rating, result="number")
-        counts = query(f'SELECT {column}, COUNT(*) FROM ({source.events.select_sql()}) AS "log" GROUP BY 1 LIMIT 1000')
+        log = f'({source.events.select_sql()}) AS "log"'
+        # Of ratings such as 80.07, down to a thousandth of the highest: all are counted, however many values there are.
+        step = 10.0 ** (ceil(log10(query(f"SELECT MAX({column}) FROM {log}")[0][0] or 1)) - 3)
+        rating = f"ROUND(FLOOR({column} / {step} + 1e-9) * {step}, 9)"
+        counts = query(f"SELECT {rating}, COUNT(*) FROM {log} GROUP BY 1")
         signals = with_threshold(signals, [(value, count) for value, count in counts if value is not None])
     if answers.positive is not None:
         signals = replace(signals, positive=answers.positive, reason="as given", kinds=None, rating=None)
