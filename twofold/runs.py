@@ -57,7 +57,13 @@ def list_runs(runs: Path) -> list[RunSummary]:
     folder of a search is no run; it holds its trials.
     """
     folders = sorted(path.parent for path in runs.glob("*/recipe.yaml")) if runs.is_dir() else []
-    return [_summary(folder) for folder in folders if _is_run(folder) and not (folder / STUDY).exists()]
+    return [summary for folder in folders if (summary := find_run(folder)) is not None]
+
+
+def find_run(folder: Path) -> RunSummary | None:
+    """Returns the run in a folder; `None` means that the folder is none, as in `list_runs`."""
+    is_run = (folder / "recipe.yaml").exists() and _is_run(folder) and not (folder / STUDY).exists()
+    return _summary(folder) if is_run else None
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,12 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(runs, tmp_path):
     assert "<a href" not in page
 
 
+def test_a_run_folder_is_read_without_the_runs_beside_it(runs, monkeypatch):
+    monkeypatch.setattr("twofold.page.tracker.list_runs", lambda folder: pytest.fail(f"lists all runs of {folder}"))
+    folders = [runs / "world", runs / "wider"]  # of many runs, each would else read all others
+    assert sorted(run.name for run in read_tracker(folders).runs) == ["wider", "world"]
+
+
 @pytest.mark.parametrize("content", [b"cut", None])
 def test_a_run_whose_values_of_single_users_are_lost_is_shown_without_differences(runs, content):
     path = runs / "wider" / "evaluate" / "users.parquet"

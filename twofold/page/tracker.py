@@ -22,7 +22,7 @@ from twofold.prepare.event_filters import filter_name
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.render.numbers import percent, ratio
-from twofold.runs import RunSummary, list_runs
+from twofold.runs import RunSummary, find_run, list_runs
 from twofold.tables import Json
 
 METRICS: Final = (
@@ -137,8 +137,7 @@ def read_tracker(folders: Sequence[Path]) -> Tracker:
 
 
 def _summaries(folder: Path) -> list[RunSummary]:
-    own = [each for each in list_runs(folder.parent) if each.folder.resolve() == folder.resolve()]
-    return own or list_runs(folder)
+    return list_runs(folder) if (own := find_run(folder)) is None else [own]
 
 
 def _distinctly_named(runs: Sequence[RunSummary]) -> list[RunSummary]:
