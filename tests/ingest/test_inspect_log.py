@@ -90,6 +90,18 @@ def test_a_short_video_log(tmp_path: Path, short_video: Path) -> None:
     assert [facts["splits"][split]["rows"] for split in ("validation", "test")] == [120, 120]
 
 
+def test_ids_that_begin_with_zeros_late_in_a_file_are_not_read_as_numbers(tmp_path: Path) -> None:
+    numbers = np.arange(21_000)  # DuckDB guesses types from 20,480 rows
+    users = ["0007", *(f"{number % 20 + 1}" for number in numbers[1:])][::-1]
+    rows = {"user_id": users, "item_id": numbers % 30, "at": FIRST_S + numbers * 60}
+    log = tmp_path / "log.csv"
+    pa_csv.write_csv(pa.table(rows), log, pa_csv.WriteOptions(quoting_style="none"))
+    with pytest.raises(
+        DataError, match=r"(?s)user_id has ids such as 0007, .* the number 7.*types = {'user_id': 'VARCH"
+    ):
+        profile_log(log)
+
+
 def test_of_ratings_with_many_values_all_are_counted(tmp_path: Path) -> None:
     ratings = {"user_id": keys()["user"], "item_id": keys()["item"], "rating": np.arange(ROWS) * 100 / ROWS}
     signals = profile_log(write(tmp_path / "log.parquet", ratings | {"at": keys()["seconds"]})).roles.signals

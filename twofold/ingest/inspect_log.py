@@ -15,7 +15,7 @@ from twofold.errors import DataError
 from twofold.ingest.column_roles import GivenColumns, Roles, guess_roles
 from twofold.ingest.draft_data import data_section, our_name
 from twofold.ingest.draft_split import check_test_days, choose_split, count_judged
-from twofold.ingest.inspect_table import Query, engine, look_at_table, read_once
+from twofold.ingest.inspect_table import Query, check_padded_ids, engine, look_at_table, read_once
 from twofold.ingest.log_attributes import LogAttributes, log_attributes
 from twofold.ingest.positive_rules import with_threshold
 from twofold.ingest.table_profile import Column, Day, EventFacts, TableProfile, look_of, printable
@@ -115,6 +115,7 @@ def profile_log(
     if answers.time_zone is None and roles.has_clock:
         zone, zone_reason = guess_time_zone(source.events, data.columns.get("at", "at"))
     with engine(source.files) as query:
+        check_padded_ids(query, source.events, (roles.user, roles.item))
         source = replace(source, events=read_once(query, source.events), items=read_once(query, source.items))
         roles, events = _count(query, source, _as_answered(query, source, roles, answers), answers, zone)
     return LogProfile(looked["--log"], *sides, roles, data, events, zone, zone_reason, answers, own.varying)

@@ -11,8 +11,16 @@ import duckdb
 
 from twofold.errors import DataError
 from twofold.ingest.event_kinds import MOST_KINDS
-from twofold.ingest.table_profile import Column, Kind, TableProfile
-from twofold.prepare.duckdb_connection import FileKind, first_line, open_duckdb, quote_name, quote_text
+from twofold.ingest.table_profile import Column, Kind, TableProfile, printable
+from twofold.prepare.duckdb_connection import (
+    FileKind,
+    first_line,
+    open_duckdb,
+    python_statement,
+    quote_name,
+    quote_text,
+    scan_sql,
+)
 from twofold.prepare.sources import INTEGERS, SourceTable
 from twofold.prepare.table_files import TableFiles, table_files
 from twofold.prepare.time_texts import try_time_sql
@@ -217,6 +225,33 @@ def copied_once(query: Query, scan: str, files: Sequence[Path], kind: FileKind) 
     name = quote_name(scan)
     query(f"CREATE TABLE IF NOT EXISTS {name} AS FROM {scan}")
     return name
+
+
+def check_padded_ids(query: Query, events: SourceTable, keys: Sequence[str]) -> None:
+    """Raises DataError if ids of a CSV file begin with zeros, but are read as whole numbers: 0007 would be 7.
+
+    DuckDB guesses types from the first 20,480 rows, so this happens where such ids come late.
+    """
+    numbers = [name for name in keys if events.kind == "csv" and events.own.get(name) in INTEGERS]
+    if not numbers:
+        return
+    has_partitions, options = bool(events.partitions), "all_varchar = true"
+    scan = scan_sql(events.files, "csv", has_partitions=has_partitions, text_options=options)
+    padded = ", ".join(
+        f"MIN(CASE WHEN REGEXP_MATCHES({name}, '^\\s*[+-]?0[0-9]') THEN TRIM({name}) END)"
+        for name in map(quote_name, numbers)
+    )
+    found = dict(zip(numbers, query(f"SELECT {padded} FROM {scan}")[0], strict=True))
+    found = {name: example for name, example in found.items() if example is not None}
+    for name, example in found.items():
+        log, types = events.files[0], ", ".join(f"{quote_text(each)}: 'VARCHAR'" for each in found)
+        target = f"{log.name.partition('.')[0]}.parquet"
+        sql = f"COPY (FROM read_csv({quote_text(log)}, types = {{{types}}})) TO {quote_text(target)}"
+        raise DataError(
+            f"{log}: {printable(name)} has ids such as {printable(example)}, which would be read as the number "
+            f"{int(example)}, because the ids of its first rows begin with no zero. Write them as text. In Python:\n"
+            f"{printable(python_statement(sql))}\nthen --log {target}"
+        )
 
 
 def read_once(query: Query, table: SourceTable) -> SourceTable:
