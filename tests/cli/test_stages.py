@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,9 +23,9 @@ from twofold.recipe.load import dump_recipe
 def call(monkeypatch, capsys):
     """Runs `twofold ARGUMENTS` in this process → (exit code, stdout, stderr), white space folded."""
 
-    def run(*arguments):
+    def run(*arguments, columns=200):
         monkeypatch.setattr(sys, "argv", ["twofold", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as end:
             cli.main()
         out, err = capsys.readouterr()
@@ -214,6 +215,17 @@ def test_titles_of_a_log_stand_beside_the_ids_and_are_text(call, tmp_path, monke
     monkeypatch.setattr(serving, "_titles_of", lambda folder: dict.fromkeys(ITEMS, "[red]Blue\x1b[31m"))
     code, out, _ = call("recommend", run, "--history", "a", "-k", 2)
     assert (code, out.count("[red]Blue·[31m"), "│ – │" in out) == (0, 2, True), out
+
+
+def test_no_id_and_no_value_is_cut_in_a_narrow_table(call, tmp_path, monkeypatch, written):
+    run, long = write_run(tmp_path / "tiny"), "-".join(str(number) for number in range(60))
+    monkeypatch.setattr(serving, "_titles_of", lambda folder: dict.fromkeys(ITEMS, long))
+    whole = "".join(re.sub(r"[ │]", "", call("recommend", run, "--history", "a", "-k", 1, columns=50)[1]))
+    assert "…" not in whole
+    assert "58-59" in whole
+    old, new = written("name: kuairand", f"name: {'a' * 50}"), tmp_path / "new.yaml"
+    new.write_text(old.read_text().replace("a\n", "ab\n", 1))
+    assert "…" not in call("recipe", "diff", old, new, columns=50)[1]
 
 
 def test_a_bundle_of_an_earlier_version_is_one_message(call, tmp_path):

@@ -129,7 +129,7 @@ def check(
         table = Table("table", "column", "type")
         for name, columns_of in (("events", source.events), ("items", source.items), ("users", source.users)):
             for column, kind in columns_of.columns.items():
-                table.add_row(name, Text(printable(column)), Text(kind))
+                table.add_row(name, *(Text(each, overflow="fold") for each in (printable(column), kind)))
         Console().print(table)
     check_windows(loaded)
     if not isinstance(loaded.prepare.split, LastEvents):
@@ -146,7 +146,7 @@ def diff(old: RecipeFile, new: RecipeFile) -> None:
     table = Table("", "field", "first", "second", box=SIMPLE_HEAD, pad_edge=False)
     for change in recipe_differences(load_recipe(old), load_recipe(new)):
         before, after = ("" if value is None else json.dumps(value) for value in (change.old, change.new))
-        table.add_row(change.kind, *map(Text, (change.field, before, after)))
+        table.add_row(change.kind, *(Text(each, overflow="fold") for each in (change.field, before, after)))
     Console().print(table if table.row_count else "no difference")
 
 

@@ -87,7 +87,9 @@ def print_explanation(facts: Mapping[str, Any]) -> None:
             "" if probe[name] is None else format_decimal(probe[name]) for name in ("value", "popularity", "positives")
         )
         warning = f" Warning: {probe['next_step']}" if probe["is_alarming"] else ""
-        table.add_row(Text(probe["name"]), *numbers, Text(probe["meaning"]).append(warning, style="bold red"))
+        table.add_row(
+            Text(probe["name"]), *numbers, Text(probe["meaning"], overflow="fold").append(warning, style="bold red")
+        )
     Console().print(table)
     gap = facts["gap"]
     title = "gap between batch and catalogue"

@@ -74,7 +74,7 @@ def recommend(
     table = Table(*answer.column_names, *(["title"] if titles else []))
     for row in answer.to_pylist():
         cells = (*row.values(), *([titles.get(row["item_id"])] if titles else []))
-        table.add_row(*(Text(_shown(value)) for value in cells))
+        table.add_row(*(Text(_shown(value), overflow="fold") for value in cells))  # a cut id is none
     Console().print(table)
     as_of = int(answer.schema.metadata[b"at"])
     print(f"as of {datetime.fromtimestamp(as_of / 1000, UTC):%Y-%m-%d %H:%M} UTC; the service answers as of now")
