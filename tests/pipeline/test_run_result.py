@@ -32,7 +32,7 @@ def test_an_evaluation_of_another_recipe_is_not_shown_as_that_of_an_overwritten_
     wider = checkerboard.model_copy(update={"recommend_k": 3})
     with locked(folder):
         claim_folder(pipeline.Job(checkerboard, folder), overwrite=False)
-        for name in ("evaluate", "index"):
+        for name in ("evaluate", "index", "recommend"):
             run_stage(folder, name, inputs=1, work=lambda out: {"metrics": {"catalogue/recall@10": 0.5}})
         claim_folder(pipeline.Job(checkerboard, folder), overwrite=True)
         assert list_runs(tmp_path)[0].metrics == {"catalogue/recall@10": 0.5}
@@ -40,6 +40,7 @@ def test_an_evaluation_of_another_recipe_is_not_shown_as_that_of_an_overwritten_
     assert list_runs(tmp_path)[0].metrics == {}
     with pytest.raises(RunError, match="is of another recipe"):
         compare_run_folders([folder, folder])
+    assert find_stage(folder, "recommend") is None
     assert find_stage(folder, "index") is not None
 
 

@@ -70,7 +70,7 @@ def claim_folder(job: Job, *, overwrite: bool) -> None:
     has_results = path.exists() and any(find_stage(job.folder, name) for name in STAGE_VERSIONS)
     digest = recipe_digest(job.recipe)
     if has_results and overwrite and read_json(job.folder / _CLAIM[1]).get("recipe_digest") != digest:
-        mark_outdated(job.folder, "evaluate", "explain")
+        mark_outdated(job.folder, "evaluate", "recommend", "explain")
     changes = recipe_differences(load_recipe(path), job.recipe) if has_results and not overwrite else []
     if changes:
         listed = "; ".join(f"{change.field}: {change.old} → {change.new}" for change in changes[:5])
