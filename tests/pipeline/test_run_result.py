@@ -34,10 +34,12 @@ def test_an_evaluation_of_another_recipe_is_not_shown_as_that_of_an_overwritten_
         claim_folder(pipeline.Job(checkerboard, folder), overwrite=False)
         for name in ("evaluate", "index", "recommend"):
             run_stage(folder, name, inputs=1, work=lambda out: {"metrics": {"catalogue/recall@10": 0.5}})
+        (folder / "base.yaml").write_text("name: base", encoding="utf-8")
         claim_folder(pipeline.Job(checkerboard, folder), overwrite=True)
+        assert list_runs(tmp_path)[0].base == "base"
         assert list_runs(tmp_path)[0].metrics == {"catalogue/recall@10": 0.5}
         claim_folder(pipeline.Job(wider, folder), overwrite=True)
-    assert list_runs(tmp_path)[0].metrics == {}
+    assert (list_runs(tmp_path)[0].metrics, list_runs(tmp_path)[0].base) == ({}, "")
     with pytest.raises(RunError, match="is of another recipe"):
         compare_run_folders([folder, folder])
     assert find_stage(folder, "recommend") is None

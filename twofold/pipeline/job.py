@@ -71,6 +71,7 @@ def claim_folder(job: Job, *, overwrite: bool) -> None:
     digest = recipe_digest(job.recipe)
     if has_results and overwrite and read_json(job.folder / _CLAIM[1]).get("recipe_digest") != digest:
         mark_outdated(job.folder, "evaluate", "recommend", "explain")
+        (job.folder / "base.yaml").unlink(missing_ok=True)  # the base of that recipe; `twofold run` writes the new one
     changes = recipe_differences(load_recipe(path), job.recipe) if has_results and not overwrite else []
     if changes:
         listed = "; ".join(f"{change.field}: {change.old} → {change.new}" for change in changes[:5])
