@@ -127,7 +127,7 @@ def test_item_knn_is_the_shrunk_cosine_of_user_sets():
 
 
 @pytest.mark.parametrize("chunk", [1, 2**24])
-def test_item_knn_damps_active_users_and_popular_items(chunk, monkeypatch):
+def test_item_knn_damps_active_users_and_popular_items_liked_ones_more(chunk, monkeypatch):
     monkeypatch.setattr(peers, "CHUNK_ELEMENTS", chunk)
     likes, log = random_positives()
     sizes = likes.sum(axis=1)
@@ -135,10 +135,11 @@ def test_item_knn_damps_active_users_and_popular_items(chunk, monkeypatch):
     weights /= (weights * sizes).sum() / sizes.sum()  # the mean over all positives is 1
     both = likes.T @ (weights[:, None] * likes)
     count = likes.sum(axis=0)
-    near = both / (np.outer(count, count) ** 0.3 + 7)
+    near = both / (np.outer(count**0.5, count**0.1) + 7)  # liked items × scored items
     np.fill_diagonal(near, 0)
     users = np.array([4, 0, 9])
-    scores = fit_item_knn(log, shrink=7.0, neighbors=20, activity=0.75, popularity=0.3).scores(users)
+    fitted = fit_item_knn(log, shrink=7.0, neighbors=20, activity=0.75, popularity=0.3, asymmetry=0.2)
+    scores = fitted.scores(users)
     np.testing.assert_allclose(scores, over_root(likes[users]) @ near, atol=2e-6)
 
 

@@ -234,18 +234,21 @@ def fit_item_knn(
     neighbors: int = 500,
     activity: float = 0.0,
     popularity: float = 0.5,
+    asymmetry: float = 0.0,
 ) -> ItemWeights:
-    """Computes the similarity of each item with its nearest `neighbors`, and with all that are equally near.
+    """Computes what a like of each of the nearest `neighbors` of an item, and of all equally near, adds to its score.
 
-    sim(i, j) = Σ v_u / ((c_i c_j)^popularity + shrink), summed over the users u who like both; c is the number of users
-    that like an item. v_u falls with the number d_u of items that the user likes, as d_u^-activity, and has a mean of 1
-    over all positives. The defaults are the shrunk cosine (Sarwar et al. 2001; shrinkage as in Bell and Koren 2007).
-    Activity and popularity are the two damping constants of random walks on the graph of users and items (Christoffel
-    et al., RecSys 2015, RP3β).
+    sim(i, j) = Σ v_u / (c_i^(popularity - asymmetry) · c_j^(popularity + asymmetry) + shrink) for the scored item i and
+    the liked item j, summed over the users u who like both; c is the number of users that like an item. v_u falls with
+    the number d_u of items that the user likes, as d_u^-activity, and has a mean of 1 over all positives. The defaults
+    are the shrunk cosine (Sarwar et al. 2001; shrinkage as in Bell and Koren 2007). Activity and popularity are the two
+    damping constants of random walks on the graph of users and items (Christoffel et al., RecSys 2015, RP3β), and
+    asymmetry is that of the asymmetric cosine (Aiolli, RecSys 2013, section 3.1).
     """
     likes, items = positives.likes, positives.num_items
     count = np.asarray(likes.sum(axis=0), np.float32).reshape(-1)
-    damped = np.maximum(count, 1) ** np.float32(popularity)
+    powers = (popularity - asymmetry, popularity + asymmetry)
+    scored, liked = (np.maximum(count, 1) ** np.float32(power) for power in powers)
     weighted, transposed = _damp_active_users(likes, activity), likes.T.tocsr()
     cost = np.concatenate([[0], np.cumsum(transposed @ np.diff(likes.indptr))])  # at least the pairs that a row holds
     cuts = np.searchsorted(cost, np.arange(CHUNK_ELEMENTS, cost[-1], CHUNK_ELEMENTS))
@@ -254,7 +257,7 @@ def fit_item_knn(
     def nearest(first: int, end: int) -> scipy.sparse.csr_matrix:
         near = transposed[first:end] @ weighted
         row = np.repeat(np.arange(first, end), np.diff(near.indptr))
-        near.data /= damped[row] * damped[near.indices] + np.float32(shrink)
+        near.data /= scored[row] * liked[near.indices] + np.float32(shrink)
         near.data[row == near.indices] = 0
         for low, high in itertools.pairwise(near.indptr):
             if high - low > neighbors:

@@ -27,6 +27,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 7,
+        # 23: item-kNN has one more constant; kind best tries item neighbors with other undamped constants.
         # 22: the logit adjustment reads shares of the whole window; items without positives stay negatives.
         # 21: a learned temperature below its limit is raised to it.
         # 20: peers that are served read the items of a history where towers read shared rows.
@@ -47,13 +48,14 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: with patience, the learning rate is constant after the first epoch.
         # 3: batches of one day; 512 uniform negatives; one correction for all softmax losses.
         # 2: an unknown id and the values that its item alone has are unknown together.
-        "train": 22,
+        "train": 23,
         # 6: the retriever's scores include its additions for histories.
         # 5: the retriever's score has a weight in the order, chosen on the validation window.
         # 4: the ranker may read ranks in the lists of several sources; its recipe says which.
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 6,
+        # 23: item-kNN has one more constant, the asymmetry of its powers of popularity.
         # 22: log Q of a log with fewer positives than a batch is that of training; items with one vector tie on every
         # processor.
         # 21: the ranker reads the retriever's scores with its additions for histories.
@@ -76,7 +78,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 22,
+        "evaluate": 23,
         # 16: the ranker reads the retriever's scores with its additions for histories.
         # 15: sums of item neighbors are over the root of the number of likes.
         # 14: recency priors in fold_in.json may have several numbers of days.
