@@ -45,11 +45,10 @@ ADDITION_WEIGHTS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6)
 deviations of the other scores."""
 START_ADDITION: Final = 0.4
 NEIGHBORS: Final = "item neighbors"
-UNDAMPED: Final = {"shrink": 0.0, "neighbors": 500.0, "activity": 0.5, "popularity": 0.5, "asymmetry": 0.2}
-"""Constants of item-kNN that are tried beside the tuned ones. What exact scores add to vectors of low rank lies in rare
-pairs, which the shrinkage that is best for item-kNN alone dampens: on validation pairs of Gowalla, the sum with towers
-and iALS has 2.6 % more quality with these than with those of the linear filter of Shen et al. (CIKM 2021, GF-CF:
-activity 1, asymmetry 0), which has 3 % more than the tuned ones (docs/log.md, 30 November 2026).
+UNDAMPED: Final = {"shrink": 0.0, "neighbors": 500.0, "activity": 1.0, "popularity": 0.5, "asymmetry": 0.0}
+"""Constants of item-kNN that are tried beside the tuned ones, those of the linear filter of Shen et al. (CIKM 2021,
+GF-CF). What exact scores add to vectors of low rank lies in rare pairs, which the shrinkage that is best for item-kNN
+alone dampens: on Gowalla, its sum with iALS has 3 % less quality (docs/log.md, 30 November 2026).
 """
 MOST_PAIRS: Final = 2**25
 """Largest number of users' likes × neighbors for which they are tried: a pair took 81 bytes, so at most 2.7 GB."""

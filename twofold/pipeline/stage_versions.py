@@ -27,7 +27,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: categories and counter keys of any type are found; negative numbers are refused on a log scale.
         # 2: hours and weekdays follow the offset of a time zone at each moment, not one offset for all.
         "dataset": 7,
-        # 23: item-kNN has one more constant; kind best tries item neighbors with other undamped constants.
+        # 23: item-kNN has one more constant, the asymmetry of its powers of popularity.
         # 22: the logit adjustment reads shares of the whole window; items without positives stay negatives.
         # 21: a learned temperature below its limit is raised to it.
         # 20: peers that are served read the items of a history where towers read shared rows.
