@@ -259,16 +259,21 @@ def fit_item_knn(
         row = np.repeat(np.arange(first, end), np.diff(near.indptr))
         near.data /= scored[row] * liked[near.indices] + np.float32(shrink)
         near.data[row == near.indices] = 0
-        for low, high in itertools.pairwise(near.indptr):
-            if high - low > neighbors:
-                values = near.data[low:high]
-                values[values < np.partition(values, -neighbors)[-neighbors]] = 0
-        near.eliminate_zeros()
+        _keep_largest(near, neighbors)
         return near
 
     with ThreadPoolExecutor(_THREADS) as pool:  # SciPy and NumPy leave the other thread free
         parts = list(pool.map(nearest, bounds[:-1].tolist(), bounds[1:].tolist()))
     return ItemWeights(positives, scipy.sparse.vstack(parts).T.tocsr())
+
+
+def _keep_largest(rows: scipy.sparse.csr_matrix, most: int) -> None:
+    """Drops from each row the values that are smaller than its `most` largest, and zeros."""
+    for low, high in itertools.pairwise(rows.indptr):
+        if high - low > most:
+            values = rows.data[low:high]
+            values[values < np.partition(values, -most)[-most]] = 0
+    rows.eliminate_zeros()
 
 
 def _damp_active_users(likes: scipy.sparse.csr_matrix, activity: float) -> scipy.sparse.csr_matrix:
