@@ -317,6 +317,7 @@ def test_train_draws_the_towers_before_it_trains(call, checkerboard, tmp_path):
     assert "user tower 1,312 parameters" in out  # 65 rows of 16, and a layer of 16 by 16 and 16
     assert "positives 65 rows, mean → 16 1,040" in out
     assert "linear 16 → 16 272" in out
+    assert re.search(r"│ 1 │ \d\.\d{4} │ [\d.]+ ← │", out), "epochs are counted from 1, as while it trains"
     assert out.index("item tower") < out.index("training of the retriever") < out.index("validation")
 
 

@@ -11,7 +11,7 @@ def test_a_curve_lies_between_its_ticks():
     log = pa.table({"epoch": [0, 1, 2], "loss": [4.0, 2.0, 3.0], "validation": [None, float("nan"), 0.5]})
     loss, validation = curves_of(log)
     assert loss.points == ((0, 0), (150, 110), (300, 55))  # the axis is from 2 to 4
-    assert loss.x_ticks == ((0, "0"), (150, "1"), (300, "2"))
+    assert loss.x_ticks == ((0, "1"), (150, "2"), (300, "3"))  # as progress counts epochs
     assert loss.y_ticks == ((110, "2"), (55, "3"), (0, "4"))
     assert (loss.first, loss.last, loss.low, loss.high) == (4, 3, 2, 4)
     assert (validation.name, validation.first, validation.last) == ("validation", 0.5, 0.5)

@@ -70,12 +70,12 @@ def print_model(parts: "Sequence[ModelPart]") -> None:
 
 
 def print_training(model: str, facts: Mapping[str, Any]) -> None:
-    """Prints loss and validation by epoch; an arrow marks the epoch whose weights are kept."""
+    """Prints loss and validation by epoch, from 1; an arrow marks the epoch whose weights are kept."""
     table = Table("epoch", "loss", "validation", "examples/s", title=f"training of the {model}")
     for epoch in facts["epochs"]:
         mark = " ←" if epoch["epoch"] == facts["best_epoch"] else ""
         numbers = (f"{epoch['loss']:.4f}", f"{epoch['validation']:.4f}{mark}", f"{epoch['examples_per_s']:,}")
-        table.add_row(str(epoch["epoch"]), *numbers)
+        table.add_row(str(epoch["epoch"] + 1), *numbers)  # as the lines of progress count
     Console().print(table)
 
 

@@ -51,7 +51,8 @@ def curves_of(log: pa.Table) -> tuple[Curve, ...]:
     for name in log.column_names:
         is_number = pa.types.is_floating(log[name].type) or pa.types.is_integer(log[name].type)
         pairs = zip(log[axis].to_pylist(), log[name].to_pylist(), strict=True) if is_number else ()
-        known = [(float(x), float(y)) for x, y in pairs if x is not None and y is not None and y == y]
+        first = axis == "epoch"  # epochs are counted from 1, as the lines of progress count
+        known = [(float(x) + first, float(y)) for x, y in pairs if x is not None and y is not None and y == y]
         if name not in _NOT_DRAWN and known:
             curves.append(_curve(name, axis, known))
     return tuple(curves)
