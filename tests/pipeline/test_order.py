@@ -116,6 +116,8 @@ def test_an_order_with_another_goal_has_no_weight_of_the_retriever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:
     monkeypatch.setattr("twofold.pipeline.train._validate_ranker", lambda *arguments: 0.0)
+    for module in ("early_checks", "train"):  # the world has no watch times
+        monkeypatch.setattr(f"twofold.pipeline.{module}.check_watched", lambda *arguments: None)
     recipe = worlds.polished(tmp_path / "log")
     ranker = recipe.ranker.model_dump() | {"epochs": 1, **changes}
     job = Job(Recipe.model_validate(recipe.model_dump() | {"ranker": ranker}), tmp_path / "run")

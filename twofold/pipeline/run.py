@@ -5,9 +5,11 @@ depends on has changed (`run_folder.run_stage`).
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from twofold.pipeline.dataset import build_dataset
+from twofold.pipeline.early_checks import check_later_stages
 from twofold.pipeline.evaluate import evaluate
 from twofold.pipeline.explain import explain
 from twofold.pipeline.index import index, recommend
@@ -59,11 +61,11 @@ def _fit_stages(job: Job, prepared: Stage) -> tuple[Stage, Stage, Stage | None]:
     """
     if not job.recipe.train.refit:
         dataset = build_dataset(job, prepared)
-        retriever = train(job, dataset)
+        retriever = train(job, dataset, check=partial(check_later_stages, job.recipe, dataset))
         return dataset, retriever, train_ranker(job, dataset, retriever)
     selection = selection_job(job)
     chosen = build_dataset(selection, prepared)
-    first = train(selection, chosen)
+    first = train(selection, chosen, check=partial(check_later_stages, job.recipe, chosen))
     first_ranker = train_ranker(selection, chosen, first)
     dataset = build_dataset(job, prepared, with_validation=True)
     retriever = train(job, dataset, first)

@@ -34,6 +34,7 @@ from twofold.pipeline.adapters import (
     window_of,
 )
 from twofold.pipeline.best_model import choose_served
+from twofold.pipeline.early_checks import check_shown, check_watched
 from twofold.pipeline.job import Job, selection_job
 from twofold.pipeline.served_model import TOWERS_FACTS, Served, discard_served, fit_served, save_served
 from twofold.pipeline.sources import fit_sources
@@ -41,7 +42,6 @@ from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.progress import heartbeat
 from twofold.recipe.ranker import Mlp
 from twofold.recipe.retriever import Ials, TwoTower
-from twofold.render.numbers import plural
 from twofold.run_folder import Stage, find_stage, write_json
 from twofold.train.distributed import broadcast_from_rank0
 from twofold.train.loop import CHECKPOINT, SINGLE_PROCESS_CPU, fit
@@ -70,17 +70,25 @@ class _Peers:
     """Whether the window is some days, not each user's own events."""
 
 
-def train(job: Job, dataset: Stage, selection: Stage | None = None) -> Stage:
+def train(
+    job: Job, dataset: Stage, selection: Stage | None = None, *, check: Callable[[], None] = lambda: None
+) -> Stage:
     """Trains the retriever and writes its weights as they were after the epoch that validated best.
 
-    After a `selection`, whose epochs were validated already, it trains as many epochs as were best there.
+    After a `selection`, whose epochs were validated already, it trains as many epochs as were best there. `check` is
+    called before, unless the stage is found unchanged.
     """
     sections = job.recipe.model_dump(mode="json", include={"retriever", "train"})
     # What validation ranks decides which epoch is kept.
     seen = {"include_seen": True} if job.recipe.index.include_seen else {}
     inputs = {"dataset": dataset.digest, **sections, **seen, **_digest_of(selection)}
     facts = None if selection is None else selection.facts
-    retriever = job.run_stage("train", inputs, partial(_train_with_all_ranks, job, dataset.folder, facts))
+
+    def work(out: Path) -> Mapping[str, Any]:
+        check()
+        return _train_with_all_ranks(job, dataset.folder, facts, out)
+
+    retriever = job.run_stage("train", inputs, work)
     if retriever.was_reused:
         _signal_ranks(job, False)
     return retriever
@@ -226,8 +234,8 @@ def _build(config: TwoTower, arrays: Dataset, start: Float32[np.ndarray, "items 
 
 def _validation_of(job: Job, arrays: Dataset) -> Callable[[Model], float]:
     window = window_of(job.recipe, arrays, "validation")
-    if job.recipe.train.best_epoch_by != "auc":
-        check_relevant(window)  # before an epoch is trained
+    check = check_shown if job.recipe.train.best_epoch_by == "auc" else check_relevant
+    check(window)  # before an epoch is trained
     return partial(_validate_retriever, job, arrays, window)
 
 
@@ -257,19 +265,10 @@ def _serve_best(
 
 
 def _validate_retriever(job: Job, arrays: Dataset, window: EvaluationWindow, model: Model) -> float:
-    """Returns recall or NDCG over the catalogue, or AUC on shown items, and reports it to the job.
-
-    DataError if AUC decides and no user of the window was shown a positive and a negative.
-    """
+    """Returns recall or NDCG over the catalogue, or AUC on shown items, and reports it to the job."""
     scores = catalogue_scores(model, arrays, window)
     if job.recipe.train.best_epoch_by == "auc":
         value = evaluate_impressions(window, scores).mean("impressions/auc")
-        if np.isnan(value):
-            raise DataError(
-                f"train.best_epoch_by is auc, and none of the {plural(len(window.user_rows), 'user')} of the "
-                f"validation window was shown both a positive and a negative: write best_epoch_by: recall, or a longer "
-                f"prepare.split.validation"
-            )
     else:
         recall, ndcg = deciding_metrics(len(arrays.items))
         metric = ndcg if job.recipe.train.best_epoch_by == "ndcg" else recall
@@ -287,6 +286,8 @@ def _train_ranker(
         sources.neighbors.save(out)
     models = replace(models, sources=sources)
     window = window_of(job.recipe, models.data.retriever, "validation")
+    if config.best_epoch_by == "xauc" and selected is None:
+        check_watched(models.data.retriever, window)
     facts = fit_ranker(
         models.retriever,
         models.data,
@@ -315,19 +316,11 @@ def _quality_by_share(models: TrainedModels, window: EvaluationWindow, ranker: R
 def _validate_ranker(
     models: TrainedModels, window: EvaluationWindow, by: Literal["ndcg", "xauc"], ranker: Ranker
 ) -> float:
-    """Returns NDCG of both stages together, or their XAUC on shown items; DataError if XAUC is to decide and no user of
-    the window was shown items of different watch times.
-    """
+    """Returns NDCG of both stages together, or their XAUC on shown items: see `check_watched`."""
     metric = primary_metric_of(window.num_items, is_two_stages=True)
     scores = two_stages(models, ranker, window)
     if by == "xauc":
         shown = watched_rows(models.data.retriever, window, with_target=False)
-        value = np.nan if shown is None else evaluate_watch_time(window, scores, shown)[0].mean("watch_time/xauc")
-        if np.isnan(value):
-            raise DataError(
-                f"ranker.best_epoch_by is xauc, and none of the {plural(len(window.user_rows), 'user')} of the "
-                f"validation window has impressions of different watch times: write best_epoch_by: ndcg, or add "
-                f"watch_s and length_s to the log"
-            )
-        return float(value)
+        assert shown is not None, "checked before the ranker is trained"
+        return evaluate_watch_time(window, scores, shown)[0].mean("watch_time/xauc")
     return evaluate_catalogue(window, scores, ks=(int(metric.partition("@")[2]),)).mean(metric)
