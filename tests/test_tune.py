@@ -100,11 +100,29 @@ def test_a_trial_below_the_median_is_pruned_and_its_number_counts_for_nothing(se
 
     monkeypatch.setattr(tune_module, "train", train)
     monkeypatch.setattr(tune_module, "_TO_COMPARE", 2)
-    trials = {trial.number: trial for trial in tune(search_of({"retriever.dim": {"low": 2, "high": 9}}, trials=5))}
+    trials = {
+        trial.number: trial for trial in tune(search_of({"train.learning_rate": {"low": 0.01, "high": 0.02}}, trials=5))
+    }
     assert list(trials)[:3] == [4, 1, 0]  # the best first
     # The median after the first two is .55: trial 2 was above it once, and trial 3 not by its second epoch.
     assert {number: trial.value for number, trial in trials.items()} == {0: 0.5, 1: 0.6, 2: 0.2, 3: None, 4: 0.8}
     assert trials[3].reason == "pruned after epoch 2, at 0.2000"
+
+
+@pytest.mark.parametrize(("values", "found"), [({"choices": [2, 4]}, 2), ({"low": 2, "high": 9}, 4)])
+def test_no_values_are_trained_with_twice(search_of, monkeypatch, values, found):
+    trained, heard = [], []
+
+    def train(job, dataset):
+        trained.append(job.recipe.retriever.dim)
+        facts = {"epochs": [{"validation": job.recipe.retriever.dim / 10}], "best_epoch": 0}
+        return Stage(job.folder / "train", "", facts, 0.0, was_reused=False)
+
+    monkeypatch.setattr(tune_module, "train", train)
+    trials = tune(search_of({"retriever.dim": values}, trials=7), on_trial_done=heard.append)
+    assert len(trained) == len(set(trained)) == len(trials) == len(heard) == found
+    assert [trial.value for trial in trials] == [dim / 10 for dim in sorted(trained, reverse=True)]
+    assert [trial.folder.exists() for trial in trials] == [True] * found
 
 
 @pytest.mark.slow
@@ -181,6 +199,14 @@ def test_a_choice_may_be_a_mapping_and_one_that_does_not_fit_the_others_ends_its
             {"retriever": {"choices": [1, 2]}, "retriever.dim": {"low": 1, "high": 2}},
             r"retriever\.dim is a part of retriever",
         ),
+        (
+            {"train": {"choices": [{"best_epoch_by": "auc"}, {"best_epoch_by": "recall"}]}},
+            r"the choices of train differ in best_epoch_by, so their trials do not compare\. Write the same",
+        ),
+        (
+            {"retriever": {"choices": [{"kind": "best"}, {"kind": "two_tower"}]}},
+            r"the choices of retriever differ in kind, so their trials do not compare",
+        ),
         ({}, r"tune\.ranges: is \{\} — must hold at least 1"),
     ],
 )
@@ -198,7 +224,9 @@ def test_a_recipe_without_ranges_and_a_folder_of_another_search_are_refused(sear
     tune(search_of({"retriever.dim": {"choices": [2, 4]}}, trials=1))
     with pytest.raises(RunError, match=r"found\.tune holds a search over other ranges: .*--run NAME, or delete it"):
         tune(search_of({"retriever.dim": {"choices": [2, 8]}}, trials=1))
-    with pytest.raises(RunError, match=r"holds a run of another recipe. It differs in train\.seed: 0 → 7"):
+    with pytest.raises(
+        RunError, match=r"holds a run of another recipe. It differs in train\.seed: 0 → 7.*, or delete it\."
+    ):
         tune(search_of({"retriever.dim": {"choices": [2, 4]}}, trials=1, settings=("train.seed=7",)))
 
 

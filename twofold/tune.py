@@ -50,6 +50,8 @@ from twofold.runs import STUDY
 
 ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 _TO_COMPARE: Final = 5  # trials that ended, before one is pruned: optuna's own default
+_SAME_AS: Final = "same_as"
+"""Attribute of a trial with values that were tried before: the number of the trial that has trained with them."""
 _OTHER: Final = {"ranges": "other ranges", "log": "another log"}
 
 
@@ -106,15 +108,21 @@ def tune(search: Search, *, on_trial_done: Callable[[Trial], None] = lambda tria
     assert recipe.tune is not None
     with locked(search.folder):
         base = Job(recipe.model_copy(update={"tune": None}), search.folder)
-        claim_folder(base, overwrite=False)
+        claim_folder(base, overwrite=False, remedy="delete it")
         prepared = prepare(base)
         with _storage(search.folder) as storage:
             study = _open_study(storage, search.folder, recipe.tune, log=prepared.digest)
             measure = _measure(search, base.recipe, recipe.tune)
             for trial in _trials(study, recipe.tune):
+                same = _same_trial(trial)
+                if same is not None:  # training is deterministic
+                    trial.set_user_attr(_SAME_AS, same.number)
+                    study.tell(trial, same.value)
+                    continue
                 state, value = _try(search, trial, measure)
                 on_trial_done(_ended(search, study.tell(trial, value, state)))
-            trials = [_ended(search, trial) for trial in study.get_trials(states=ENDED)]
+            ended = study.get_trials(states=ENDED)
+            trials = [_ended(search, trial) for trial in ended if _SAME_AS not in trial.user_attrs]
     if all(trial.value is None for trial in trials):
         raise RunError(f"none of {len(trials)} trials in {search.folder} succeeded; the last {trials[-1].reason}")
     return sorted(trials, key=lambda trial: -math.inf if trial.value is None else trial.value, reverse=True)
@@ -179,14 +187,46 @@ def _open_study(storage: optuna.storages.RDBStorage, folder: Path, config: Tune,
 
 
 def _trials(study: optuna.Study, config: Tune) -> Iterator[optuna.Trial]:
-    """Yields the trials to run: interrupted ones, then new ones, up to the number of the recipe."""
+    """Yields the trials to run: interrupted ones, then new ones, up to the number of the recipe.
+
+    Where no more combinations of values exist than that, each is tried once.
+    """
     for begun in study.get_trials(states=(TrialState.RUNNING,)):
         yield optuna.Trial(study, begun._trial_id)
     spaces = {field: _space(values) for field, values in config.ranges.items()}
+    grid = _grid(spaces, most=config.trials)
     while (number := len(study.trials)) < config.trials:
+        if grid is not None:
+            tried = [trial.params for trial in study.trials]
+            untried = next((values for values in grid if values not in tried), None)
+            if untried is None:
+                return
+            study.enqueue_trial(untried)
         # A single seed would draw the first values again whenever a search resumes.
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + number)
         yield study.ask(spaces)
+
+
+def _grid(spaces: Mapping[str, BaseDistribution], *, most: int) -> list[dict[str, Any]] | None:
+    """Returns all combinations of values; `None` means that there are more than `most`."""
+    values: list[Sequence[Any]] = []
+    for space in spaces.values():
+        match space:
+            case CategoricalDistribution():
+                values.append(space.choices)
+            case IntDistribution():
+                values.append(range(space.low, space.high + 1))
+            case _:
+                return None
+    if math.prod(map(len, values)) > most:
+        return None
+    return [dict(zip(spaces, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _same_trial(trial: optuna.Trial) -> FrozenTrial | None:
+    """Returns the complete trial with the values of this one, if there is one."""
+    complete = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return next((each for each in complete if each.params == trial.params), None)
 
 
 def _space(values: Range) -> BaseDistribution:

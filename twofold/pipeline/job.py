@@ -60,11 +60,12 @@ def reopen(folder: Path) -> Job:
     return Job(load_recipe(path), folder)
 
 
-def claim_folder(job: Job, *, overwrite: bool) -> None:
+def claim_folder(job: Job, *, overwrite: bool, remedy: str = "discard its results with --overwrite") -> None:
     """Writes the recipe into the run folder; raises RunError if the folder holds results of another recipe.
 
     With `overwrite` these count as outdated until the run reaches them: an index goes on being served, but an
-    evaluation is not that of the new recipe. A run that failed before its first stage was complete has none.
+    evaluation is not that of the new recipe. A run that failed before its first stage was complete has none. The
+    message names another folder or the `remedy`.
     """
     path = job.folder / "recipe.yaml"
     has_results = path.exists() and any(find_stage(job.folder, name) for name in STAGE_VERSIONS)
@@ -78,7 +79,7 @@ def claim_folder(job: Job, *, overwrite: bool) -> None:
         more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
         raise RunError(
             f"{job.folder} holds a run of another recipe. It differs in {listed}{more}. Keep it and choose another "
-            f"folder with --run NAME, or discard its results with --overwrite."
+            f"folder with --run NAME, or {remedy}."
         )
     path.write_text(dump_recipe(job.recipe), encoding="utf-8")
     write_json(job.folder / _CLAIM[1], {"recipe_digest": digest, "twofold": version("twofold")})

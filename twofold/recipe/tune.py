@@ -72,7 +72,9 @@ class Tune(Section):
     `retriever` and `train`, written as for `--set`; with `goal: watch_time`, only `ranker.formula: {choices: […]}`.
     """
     trials: int = Field(default=20, ge=1, le=100_000)
-    """Number of trials, including failed and pruned ones. To continue a search, raise it and repeat the command."""
+    """Number of trials, including failed and pruned ones; fewer if the ranges have fewer combinations of values. To
+    continue a search, raise it and repeat the command.
+    """
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the search. Trials train with `train.seed`."""
 
@@ -91,10 +93,22 @@ class Tune(Section):
                 )
             if field in NOT_COMPARED:
                 raise ValueError(f"ranges: {field} cannot be searched over: {NOT_COMPARED[field]}")
+            self._check_choices(field)
         nested = [(one, other) for one in self.ranges for other in self.ranges if other.startswith(f"{one}.")]
         if nested:
             raise ValueError(f"ranges: {nested[0][1]} is a part of {nested[0][0]}, which has a range too. Delete one")
         return self
+
+    def _check_choices(self, field: str) -> None:
+        """Raises ValueError if the choices of a section differ in a field of which the values of trials say nothing."""
+        for name in NOT_COMPARED:
+            section, _, key = name.partition(".")
+            values = [choice.get(key) for choice in self.ranges[field].choices if isinstance(choice, Mapping)]
+            if section == field and any(value != values[0] for value in values):
+                raise ValueError(
+                    f"ranges: the choices of {field} differ in {key}, so their trials do not compare. Write the same "
+                    f"{key} in each choice"
+                )
 
     def _check_formulas(self) -> None:
         """Raises ValueError unless the ranges are choices of the formula."""
