@@ -127,6 +127,16 @@ def test_a_step_costs_no_more_from_the_size_on_at_which_tables_are_lazy(recipe: 
     assert hours[0] < hours[1] == hours[2] == hours[3]
 
 
+def test_a_second_fit_and_further_pairs_of_towers_cost_as_much_again(recipe: Recipe) -> None:
+    def hours(**changes: Any) -> list[float]:
+        given = Recipe.model_validate(recipe.model_dump() | changes)
+        return [cost.processor_h for cost in stage_costs(given, Scale(1e8, 1e6, 1e5))]
+
+    prepare, dataset, train = hours()
+    assert hours(train={"epochs": 1, "refit": True}) == pytest.approx([prepare, 2 * dataset, 2 * train])
+    assert hours(retriever={"kind": "two_tower", "ensemble": 3}) == pytest.approx([prepare, dataset, 3 * train])
+
+
 def test_limits_of_ids_are_limits_of_the_tables(recipe: Recipe) -> None:
     def parameters(size: float, **changes: Any) -> float:
         features = recipe.features.model_dump() | changes
@@ -151,8 +161,11 @@ def test_the_command_says_what_breaks_first(capsys: pytest.CaptureFixture[str]) 
     small = ["--rows", "1e6", "--users", "1e4", "--items", "1e4"]
     app(["plan", str(ROOT / "recipes" / "kuairand.yaml"), *small], standalone_mode=False)
     output = capsys.readouterr().out
+    assert "train is that of the towers: item-kNN, EASE and iALS of kind best come on top" in output
     assert "nothing breaks; the tightest is " in output
     assert "have rows in tables of ids" not in output
+    app(["plan", str(ROOT / "recipes" / "kuairand-ials.yaml"), *small], standalone_mode=False)
+    assert "a retriever of kind ials was not measured" in capsys.readouterr().out
     limited = ["--set", "features.item_ids.min_count=100"]
     app(["plan", str(ROOT / "recipes" / "kuairand.yaml"), *small, *limited], standalone_mode=False)
     assert "items: at most 2,511 of 10,000 have rows in tables of ids (251,100 examples, at" in capsys.readouterr().out

@@ -105,7 +105,7 @@ class Limit:
 
 
 def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
-    """Returns the cost of preparation, of the arrays and of training."""
+    """Returns the cost of preparation, of the arrays and of training, of all fits and pairs of towers."""
     examples = scale.rows * EXAMPLES_A_ROW
     parameters = table_parameters(recipe, items=scale.items, users=scale.users, examples=examples)
     machines = scale.machines  # Spark prepares on all of them, and ranks train on all
@@ -118,21 +118,23 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
         scale.rows * PREPARE_BYTES / GB / machines + max(tables_gb - limit_gb, 0.0),
         machines,
     )
+    fits = 1 + recipe.train.refit  # a second fit has arrays of its own
     arrays = StageCost(
         "dataset",
-        scale.rows * DATASET_US / 3.6e9,
+        fits * scale.rows * DATASET_US / 3.6e9,
         ARRAYS_GB + scale.users * ARRAYS_BYTES / GB,
-        scale.rows * DATASET_BYTES / GB,
+        fits * scale.rows * DATASET_BYTES / GB,
         1,
     )
+    epochs = fits * recipe.train.epochs * (recipe.retriever.ensemble if isinstance(recipe.retriever, TwoTower) else 1)
     memory = TRAIN_GB + (parameters * _NUMBER_BYTES * _COPIES + scale.users * _ID_BYTES) / GB
     train = StageCost(
         "train",
-        recipe.train.epochs * epoch_seconds(examples, moved_parameters(recipe, scale.items, examples)) / 3600,
+        epochs * epoch_seconds(examples, moved_parameters(recipe, scale.items, examples)) / 3600,
         memory,
         parameters * _NUMBER_BYTES * (_COPIES - 1) / GB,
         machines,
-        examples * recipe.train.epochs * flops_an_example(recipe) / GPU_FLOPS / 3600,
+        examples * epochs * flops_an_example(recipe) / GPU_FLOPS / 3600,
     )
     return prepare, arrays, train
 
@@ -162,6 +164,19 @@ def epoch_seconds(examples: float, parameters: float) -> float:
     of the tables of items that steps move.
     """
     return examples * (TRAIN_US + TRAIN_US_A_MILLION * parameters / 1e6) / 1e6
+
+
+def left_out(recipe: Recipe) -> str | None:
+    """Returns which part of the training the costs of stages leave out, because it was not measured, if there is one.
+
+    >>> left_out(Recipe.model_construct(retriever=TwoTower(kind="two_tower"))) is None
+    True
+    """
+    if not isinstance(recipe.retriever, TwoTower):
+        return f"train is that of towers: a retriever of kind {recipe.retriever.kind} was not measured"
+    if recipe.retriever.kind == "best":
+        return "train is that of the towers: item-kNN, EASE and iALS of kind best come on top"
+    return None
 
 
 def cost_sentence(cost: RunCost, found: str) -> str:

@@ -29,7 +29,7 @@ def plan(
     disk_gb: Annotated[float, typer.Option(min=1, help="Disk of a machine, in GB.")] = 1000.0,
 ) -> None:
     """Estimate time, memory and disk of each stage for a log of this size, and what breaks first."""
-    from twofold.cost_plan import Scale, limits, stage_costs
+    from twofold.cost_plan import Scale, left_out, limits, stage_costs
 
     scale = Scale(rows, users, items, machines, cores, memory_gb, disk_gb)
     loaded = load_recipe(recipe, overrides=settings)
@@ -51,6 +51,8 @@ def plan(
         "from runs of 10 and 30 M rows on 2 cores (benchmarks/scale.json); GPU hours are computed from products of "
         "matrices, not measured; labels and counters about double prepare"
     )
+    if (rest := left_out(loaded)) is not None:
+        print(rest)
     _print_limited_rows(loaded, scale)
 
 
