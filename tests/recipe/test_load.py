@@ -296,6 +296,22 @@ def test_a_dumped_recipe_loads_equal(tmp_path_factory: pytest.TempPathFactory, a
     assert load_recipe(path) == recipe
 
 
+def test_line_ends_of_yaml_in_any_field_are_restored(tmp_path: Path) -> None:
+    columns = {"user_id": "a\u2028b", "item_id": "c\x85d"}
+    recipe = recipe_of(changed("data.columns", columns, changed("data.events", "/data/events.parquet")))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml").data.columns == columns
+
+
+def test_the_order_of_a_mapping_is_no_difference() -> None:
+    derived = {"half": "watch_s / 2", "third": "watch_s / 3"}
+    old, new = (
+        recipe_of(changed("prepare.derive", dict(parts))) for parts in (derived.items(), [*derived.items()][::-1])
+    )
+    assert recipe_digest(old) == recipe_digest(new)
+    assert recipe_differences(old, new) == []
+
+
 def test_a_dumped_table_recipe_loads_equal(tmp_path: Path) -> None:
     table = {"kind": "table", "events": "/data/log.parquet"}
     recipe = recipe_of(changed("data", table))

@@ -50,6 +50,34 @@ from twofold.recipe.schema import Recipe
         ("retriever.hidden", [64, 0], "retriever.hidden.1: is 0 — must be at least 1"),
         ("train.learning_rate", ".inf", "must be a"),
         ("train", None, "train: is None — must be a mapping"),
+        ("train.loss", "bce", "train.loss: is 'bce' — write {kind: …}; kinds: in_batch_softmax, sampled_softmax,"),
+        ("data.columns", ["user_id"], "data.columns: is ['user_id'] — must be a mapping"),
+        (
+            "prepare.labels",
+            {"wtg": {"kind": "wgt"}},
+            "prepare.labels.wtg.kind: wgt does not exist — nearest: wtg; choose from: wtg, pcc, quantile",
+        ),
+        ("prepare.labels", {"wtg": {"kind": "quantile", "n": 0}}, "prepare.labels.wtg.n: is 0 — must be at least 1"),
+        (
+            "prepare.labels",
+            {"below": {"kind": "below_mean", "of": "x"}},
+            "below.of: is now prepare.labels.below.column",
+        ),
+        (
+            "index",
+            {"recent_counts": {"likes": {"events": "positive", "days": 2}}},
+            "likes.events: 'positive' does not exist — nearest: positives; choose from: events, positives, negatives",
+        ),
+        (
+            "features.item.1",
+            {"kind": "bag", "column": "tags", "sep": ""},
+            "features.item.1.sep: is '' — its number of characters must be at least 1",
+        ),
+        (
+            "rerank",
+            {"rules": [{"kind": "pin", "item": 1.5, "place": 1}]},
+            "rerank.rules.0.item: is 1.5 — must be text; put it in quotation marks, or must be a whole number",
+        ),
         ("features.item", [], "features.item: is [] — must hold at least 1"),
         ("features.item.1", {"kind": "id"}, "features: the item tower reads 'id' twice; delete one"),
         (

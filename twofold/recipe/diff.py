@@ -12,6 +12,7 @@ from twofold.recipe.yaml_files import with_paths
 from twofold.tables import Json
 
 _ABSENT: Final = object()
+_TOWERS: Final = ("user", "item")
 _ADDED_LATER: Final[Mapping[tuple[str, ...], Json]] = {
     ("rerank",): None,
     ("features", "item_ids"): None,
@@ -25,6 +26,8 @@ _ADDED_LATER: Final[Mapping[tuple[str, ...], Json]] = {
 }
 """Fields that a digest leaves out where they have their default, so that saved results state the digest that they had.
 """
+_ORDERED: Final = tuple(f"features.{tower}" for tower in _TOWERS)
+"""Mappings whose order counts, because the recipe has lists in their place: see `_by_name`."""
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -67,7 +70,7 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[Difference]:
 def _by_name(recipe: Recipe) -> dict[str, Json]:
     """Returns the essence with each tower's features as a mapping by name, in their order."""
     tree = _essence(recipe)
-    for tower in ("user", "item"):
+    for tower in _TOWERS:
         names = [feature_name(feature) for feature in getattr(recipe.features, tower)]
         tree["features"][tower] = dict(zip(names, tree["features"][tower], strict=True))
     return tree
@@ -86,7 +89,7 @@ def _differences(field: str, old: Json, new: Json) -> Iterator[Difference]:
             yield Difference(field, old, new, "changed")
     else:
         before, after = ([key for key in one if key in other] for one, other in ((old, new), (new, old)))
-        if before != after:
+        if before != after and field in _ORDERED:
             yield Difference(f"{field} (order)", before, after, "changed")
         for key in old | new:
             name = f"{field}.{key}" if field else key

@@ -154,13 +154,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
     Characters that YAML reads as line ends (U+0085, U+2028) are not restored when written raw, so they are escaped.
     """
-    return yaml.dump(
-        recipe.model_dump(mode="json"),
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=recipe.about.isprintable(),
-        width=120,
-    )
+    tree = recipe.model_dump(mode="json")
+    is_printable = recipe.about.isprintable() and json.dumps(tree, ensure_ascii=False).isprintable()
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=is_printable, width=120)
 
 
 class _Dumper(yaml.SafeDumper):

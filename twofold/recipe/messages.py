@@ -6,7 +6,7 @@ pydantic's location names the kind (`features.user.0.history.max_length`); the p
 
 import types
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -28,6 +28,7 @@ _TYPES: Final[Mapping[str, str]] = {
     "path": "must be a path",
     "tuple": "must be a list",
     "model": "must be a mapping",
+    "dict": "must be a mapping",
     "finite": "must be a finite number",
 }
 _LIMITS: Final[Mapping[str, tuple[str, str]]] = {
@@ -35,6 +36,8 @@ _LIMITS: Final[Mapping[str, tuple[str, str]]] = {
     "greater_than": ("must be above", "gt"),
     "less_than_equal": ("must be at most", "le"),
     "less_than": ("must be below", "lt"),
+    "string_too_short": ("its number of characters must be at least", "min_length"),
+    "string_too_long": ("its number of characters must be at most", "max_length"),
     "too_short": ("must hold at least", "min_length"),
     "too_long": ("must hold at most", "max_length"),
 }
@@ -99,12 +102,18 @@ class Problem:
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     """Returns the first `MAX_PROBLEMS` errors, in the order of the fields, each once.
 
-    A list that is too short because elements are wrong is no error of its own.
+    A list that is too short because elements are wrong is no error of its own. Where a value may have several types,
+    pydantic has an error for each of them: together they are one.
     """
     errors = error.errors(include_url=False)
     parents = {each["loc"][:length] for each in errors for length in range(len(each["loc"]))}
     problems = [each for each in errors if not (each["type"] == "too_short" and each["loc"] in parents)]
-    return [_problem(each, root) for each in problems[:MAX_PROBLEMS]]
+    found: dict[tuple[FieldPath, str], Problem] = {}
+    for each in problems[:MAX_PROBLEMS]:
+        problem = _problem(each, root)
+        first = found.get(key := (problem.path, problem.wrong))
+        found[key] = problem if first is None else replace(problem, right=f"{first.right}, or {problem.right}")
+    return [*found.values()]
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -153,6 +162,8 @@ def _problem(fault: Mapping[str, Any], root: type[BaseModel]) -> Problem:
         case kind if kind in _LIMITS:
             words, limit = _LIMITS[kind]
             return Problem(path, f"is {value}", f"{words} {facts[limit]}")
+        case "dict_type" if kinds := _kinds(here):
+            return Problem(path, f"is {value}", f"write {{kind: …}}; kinds: {', '.join(kinds)}")
         case "string_type" if Path in _members(here):
             return Problem(path, f"is {value}", _TYPES["path"])
         case kind:
@@ -189,7 +200,7 @@ def _locate(location: FieldPath, root: type[BaseModel]) -> tuple[FieldPath, Any,
         )
         if chosen:
             here = chosen[0]
-        else:
+        elif parts or len(_members(here)) <= 1:  # else the step names one of several types of a value
             path, parent, here = (*path, step), here, _inside(here, step)
     return path, parent, here
 
@@ -197,6 +208,9 @@ def _locate(location: FieldPath, root: type[BaseModel]) -> tuple[FieldPath, Any,
 def _inside(annotation: Any, step: str | int) -> Any:
     if isinstance(step, int):
         return next((get_args(member)[0] for member in _members(annotation) if get_args(member)), None)
+    values = [get_args(member)[1] for member in _members(annotation) if get_origin(member) is Mapping]
+    if values:
+        return values[0]
     fields = (part.model_fields.get(step) for part in _parts(annotation))
     return next((field.annotation for field in fields if field is not None), None)
 
