@@ -7,7 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from twofold.recipe.rerank import Rerank, without_blocked
-from twofold.reranking import Candidates, RuleColumns, RuleItems, merge_stages, reorder, with_guaranteed
+from twofold.reranking import (
+    Candidates,
+    RuleColumns,
+    RuleItems,
+    guaranteed,
+    merge_stages,
+    reorder,
+    with_guaranteed,
+)
 
 ITEMS = 8
 
@@ -129,6 +137,16 @@ def test_a_pin_keeps_its_item_for_its_place_and_comes_before_limits():
     assert reordered([pin, LIMIT], flags=flags, creators=[0, 0, 1, 2, 3, 4, 5, 6])[0][2] == 0
     assert reordered([pin], flags=flags, k=2)[0] == [1, 2]
     assert reordered([pin], flags={"item_id IN ('a')": []})[0] == list(range(ITEMS))
+
+
+def test_a_pin_by_condition_and_a_quota_leave_a_pinned_item_its_place():
+    pins = [{"kind": "pin", "item": "a", "place": 5}, {"kind": "pin", "when": "x", "place": 2}]
+    flags = {"item_id IN ('a')": [3]}
+    assert reordered(pins, flags=flags | {"x": [3, 6]})[0] == [0, 6, 1, 2, 3, 4, 5, 7]
+    assert reordered(pins, flags=flags | {"x": [3]})[0] == [0, 1, 2, 4, 3, 5, 6, 7]
+    quota = {"kind": "quota", "when": "x", "at_least": 2, "first": 3}
+    rules = Rerank.model_validate({"rules": [*pins, quota, {**quota, "when": "y", "first": 6}]}).rules
+    assert dict(guaranteed(rules)) == {"item_id IN ('a')": 1, "x": 2 + 3, "y": 2}
 
 
 def test_only_the_first_candidates_are_reordered():

@@ -82,13 +82,19 @@ class Reordered:
 
 
 def guaranteed(rules: Sequence[RerankRule]) -> list[tuple[str, int]]:
-    """Returns each condition whose best items are candidates wherever they rank, with the number of these items."""
+    """Returns each condition whose best items are candidates wherever they rank, with the number of these items.
+
+    Items that a pin keeps for another place may be among them, so there are as many more.
+    """
     counts: dict[str, int] = {}
+    places = [rule.place for rule in rules if isinstance(rule, Pin) and rule.item is not None]
     for rule in rules:
         if isinstance(rule, Quota):
-            counts[rule.when] = counts.get(rule.when, 0) + rule.at_least
+            later = sum(place > rule.first for place in places)
+            counts[rule.when] = counts.get(rule.when, 0) + rule.at_least + later
         elif isinstance(rule, Pin):
-            counts[rule.condition] = counts.get(rule.condition, 0) + 1
+            elsewhere = len(places) if rule.item is None else 0
+            counts[rule.condition] = counts.get(rule.condition, 0) + 1 + elsewhere
     return list(counts.items())
 
 
@@ -195,7 +201,8 @@ class _Greedy:
         ]
         self._quotas = [(n, QuotaCounts(r, columns.flags[r.when][rows])) for n, r in numbered if isinstance(r, Quota)]
         self._pins = {r.place: (n, columns.flags[r.condition][rows]) for n, r in numbered if isinstance(r, Pin)}
-        reserved = [self._pins[r.place][1] for r in config.rules if isinstance(r, Pin) and r.item is not None]
+        self._own_places = [r.place for r in config.rules if isinstance(r, Pin) and r.item is not None]
+        reserved = [self._pins[place][1] for place in self._own_places]
         self._reserved = np.any(reserved, axis=0) if reserved else None
         self._mmr = next(((n, r.trade_off) for n, r in numbered if isinstance(r, Diversity)), None)
         if self._mmr is not None:
@@ -225,7 +232,7 @@ class _Greedy:
         unlimited = ordinary & ~np.logical_or.reduce(full) if full else ordinary
         needed, is_urgent = self._needed(place)
         pin = self._pins.get(place + 1)
-        options = [] if pin is None else [self._free & pin[1]]
+        options = [] if pin is None else [(self._free if place + 1 in self._own_places else ordinary) & pin[1]]
         options += [] if needed is None else [unlimited & needed, ordinary & needed]
         options += [unlimited, ordinary, self._free] if full else [ordinary, self._free]
         chosen = np.where(_first_possible(options), value, -np.inf).argmax(axis=1)

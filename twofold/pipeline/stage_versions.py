@@ -55,6 +55,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: an unknown id and the values that its item alone has are unknown together.
         # 2: LEAST and GREATEST of NULL are NULL in a formula.
         "train/ranker": 6,
+        # 24: a pin by condition and a quota leave an item that is pinned by its id to its place.
         # 23: item-kNN has one more constant, the asymmetry of its powers of popularity.
         # 22: log Q of a log with fewer positives than a batch is that of training; items with one vector tie on every
         # processor.
@@ -78,7 +79,7 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 4: under index.where, the ranker gets the best allowed items, as it is served.
         # 3: values per user of every row; the dates of the window; days of evaluate.windows.
         # 2: intervals by Student's t, clustered by user; groups of few users are not tested; no days by first request.
-        "evaluate": 23,
+        "evaluate": 24,
         # 16: the ranker reads the retriever's scores with its additions for histories.
         # 15: sums of item neighbors are over the root of the number of likes.
         # 14: recency priors in fold_in.json may have several numbers of days.
@@ -95,7 +96,8 @@ STAGE_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         # 3: the bundle says whether items that were seen are recommended again.
         # 2: LEAST and GREATEST of NULL are NULL in index.where.
         "index": 16,
-        "recommend": 1,
+        # 2: a pin by condition and a quota leave an item that is pinned by its id to its place.
+        "recommend": 2,
         # 10: the probe of new items counts additions for histories; fewer pairs of large batches in the gap.
         # 9: log Q of a log with fewer positives than a batch is that of training.
         # 8: liked items without a group vouch for no group; columns of 64-bit keys have bands on the map.
