@@ -125,6 +125,23 @@ def test_no_values_are_trained_with_twice(search_of, monkeypatch, values, found)
     assert [trial.folder.exists() for trial in trials] == [True] * found
 
 
+def test_a_trial_trains_one_pair_of_towers_and_no_peers(search_of, monkeypatch):
+    trained = []
+
+    def train(job, dataset):
+        trained.append(job.recipe.retriever)
+        facts = {"epochs": [{"validation": 0.5}], "best_epoch": 0}
+        return Stage(job.folder / "train", "", facts, 0.0, was_reused=False)
+
+    monkeypatch.setattr(tune_module, "train", train)
+    best = {"kind": "best", "dim": 8, "ensemble": 3}
+    search = search_of(trials=1, retriever=best)
+    (trial,) = tune(search)
+    tune(search_of(trials=1, retriever=best | {"start_from": "ials"}, name="started"))
+    assert [(each.kind, each.ensemble) for each in trained] == [("two_tower", 1), ("best", 1)]
+    assert search.recipe(trial.changes).retriever.ensemble == 3  # in the run of the best trial
+
+
 @pytest.mark.slow
 def test_a_search_that_was_killed_ends_as_one_that_was_not(search_of, monkeypatch):
     whole = [trial.changes for trial in tune(search_of(name="whole"))]

@@ -9,7 +9,8 @@ runs/kuairand.tune/
 ```
 
 Trials are compared on the validation window only. A trial that after an epoch is below the median of the earlier ones
-is pruned: it ends, and `twofold run` would continue it. Stages that trials share are hard links to one copy.
+is pruned: it ends, and `twofold run` would continue it. A trial has one pair of towers and no peers. Stages that trials
+share are hard links to one copy.
 """
 
 import itertools
@@ -42,6 +43,7 @@ from twofold.pipeline.train import train
 from twofold.pipeline.watch_time import watch_time_by_formula
 from twofold.prepare.last_days import with_dates
 from twofold.recipe.load import load_recipe
+from twofold.recipe.retriever import TwoTower
 from twofold.recipe.schema import Recipe
 from twofold.recipe.split import LastDays
 from twofold.recipe.tune import Range, Tune
@@ -282,7 +284,7 @@ def _try(search: Search, trial: optuna.Trial, measure: Callable[[Job], float]) -
 
     folder = search.trial_folder(trial.number)
     try:
-        recipe = search.recipe(_changes(trial.params)).model_copy(update={"tune": None})
+        recipe = _one_pair(search.recipe(_changes(trial.params))).model_copy(update={"tune": None})
         data = _data_of(search, recipe)
         with locked(folder):
             job = Job(recipe, folder, on_validation=report)
@@ -296,6 +298,18 @@ def _try(search: Search, trial: optuna.Trial, measure: Callable[[Job], float]) -
         trial.set_user_attr("failure", str(error))
         return TrialState.FAIL, None
     return TrialState.COMPLETE, value
+
+
+def _one_pair(recipe: Recipe) -> Recipe:
+    """Returns the recipe with one pair of towers and without the peers of kind best, whose quality no trial reads.
+
+    Towers that start from iALS need its hyperparameters, which kind best chooses.
+    """
+    towers, config = recipe.retriever, recipe.tune
+    if not isinstance(towers, TwoTower) or config is None or config.goal != "recall":
+        return recipe
+    kind = "two_tower" if towers.start_from is None else towers.kind
+    return recipe.model_copy(update={"retriever": towers.model_copy(update={"kind": kind, "ensemble": 1})})
 
 
 def _data_of(search: Search, recipe: Recipe) -> Path:
