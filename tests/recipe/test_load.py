@@ -303,15 +303,6 @@ def test_line_ends_of_yaml_in_any_field_are_restored(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.yaml").data.columns == columns
 
 
-def test_the_order_of_a_mapping_is_no_difference() -> None:
-    derived = {"half": "watch_s / 2", "third": "watch_s / 3"}
-    old, new = (
-        recipe_of(changed("prepare.derive", dict(parts))) for parts in (derived.items(), [*derived.items()][::-1])
-    )
-    assert recipe_digest(old) == recipe_digest(new)
-    assert recipe_differences(old, new) == []
-
-
 def test_a_dumped_table_recipe_loads_equal(tmp_path: Path) -> None:
     table = {"kind": "table", "events": "/data/log.parquet"}
     recipe = recipe_of(changed("data", table))

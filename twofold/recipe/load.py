@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import yaml
 from pydantic import ValidationError
@@ -17,6 +18,11 @@ from twofold.recipe.messages import MAX_PROBLEMS, Problem, problems_of
 from twofold.recipe.schema import Recipe
 from twofold.recipe.yaml_files import MAX_DEPTH, base_path, is_text, parse_yaml, read_mapping, with_absolute_paths
 from twofold.tables import Json
+
+_WITH_NAMES: Final = frozenset(
+    {"columns", "vectors", "derive", "labels", "outcomes", "counters", "rates", "means", "recent_counts", "ranges"}
+)
+"""Fields whose value is a mapping with names as keys."""
 
 # --- file → Recipe ----------------------------------------------------------------------------------------------------
 
@@ -66,13 +72,20 @@ def load_base(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | None:
         return None
 
 
-def _merged(base: Json, over: Json) -> Json:
-    """Returns `over` on top of `base`. A mapping of another `kind` has other keys, so it replaces the base's."""
-    if not (isinstance(base, dict) and isinstance(over, dict)) or over.get("kind", base.get("kind")) != base.get(
-        "kind"
-    ):
+def _merged(base: Json, over: Json, *, has_names: bool = False) -> Json:
+    """Returns `over` on top of `base`. A mapping of another `kind` has other keys, so it replaces the base's.
+
+    `has_names` says that the keys are names of the log or of the recipe, where `kind` is one as any other.
+    """
+    if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
-    return base | {key: _merged(base[key], value) if key in base else value for key, value in over.items()}
+    if not has_names and over.get("kind", base.get("kind")) != base.get("kind"):
+        return over
+    merged = {
+        key: _merged(base[key], value, has_names=not has_names and key in _WITH_NAMES) if key in base else value
+        for key, value in over.items()
+    }
+    return base | merged
 
 
 def _overridden(tree: Json, override: str) -> Json:
