@@ -162,6 +162,30 @@ def test_a_search_that_was_killed_ends_as_one_that_was_not(search_of, monkeypatc
     assert calls[4:] == ["trial-003"]
 
 
+@pytest.mark.parametrize(("retriever", "again"), [({"kind": "ials", "dim": 4}, 0), ({"kind": "two_tower"}, 2)])
+def test_a_killed_trial_reports_each_epoch_once(search_of, monkeypatch, retriever, again):
+    values, calls = [0.1, 0.2, 0.3, 0.4], []
+
+    def train(job, dataset):
+        """Trains towers on from the checkpoint of two epochs, and iALS, which has none, from its beginning."""
+        calls.append(job.folder.name)
+        for value in values[:2] if len(calls) == 1 else values[again:]:
+            job.on_validation(value)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        facts = {"epochs": [{"validation": value} for value in values], "best_epoch": 3}
+        return Stage(job.folder / "train", "", facts, 0.0, was_reused=False)
+
+    monkeypatch.setattr(tune_module, "train", train)
+    search = search_of({"retriever.dim": {"low": 2, "high": 8}}, trials=1, retriever=retriever)
+    with pytest.raises(KeyboardInterrupt):
+        tune(search)
+    tune(search)
+    with tune_module._storage(search.folder) as storage:
+        (trial,) = tune_module.optuna.load_study(study_name="tune", storage=storage).trials
+        assert trial.intermediate_values == dict(enumerate(values))
+
+
 def test_the_best_trial_is_run_in_full_by_the_command(search_of):
     search = search_of({"retriever.dim": {"choices": [2, 4]}}, trials=1, settings=("train.seed=1",))
     (trial,) = tune(search)

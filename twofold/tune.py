@@ -26,12 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from twofold.digest import digest_of
@@ -50,6 +45,7 @@ from twofold.recipe.tune import Range, Tune
 from twofold.run_folder import locked
 from twofold.runs import STUDY
 
+Space = CategoricalDistribution | FloatDistribution | IntDistribution
 ENDED: Final = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 _TO_COMPARE: Final = 5  # trials that ended, before one is pruned: optuna's own default
 _SAME_AS: Final = "same_as"
@@ -206,20 +202,16 @@ def _trials(study: optuna.Study, config: Tune) -> Iterator[optuna.Trial]:
             study.enqueue_trial(untried)
         # A single seed would draw the first values again whenever a search resumes.
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + number)
-        yield study.ask(spaces)
+        yield study.ask({**spaces})
 
 
-def _grid(spaces: Mapping[str, BaseDistribution], *, most: int) -> list[dict[str, Any]] | None:
+def _grid(spaces: Mapping[str, Space], *, most: int) -> list[dict[str, Any]] | None:
     """Returns all combinations of values; `None` means that there are more than `most`."""
     values: list[Sequence[Any]] = []
     for space in spaces.values():
-        match space:
-            case CategoricalDistribution():
-                values.append(space.choices)
-            case IntDistribution():
-                values.append(range(space.low, space.high + 1))
-            case _:
-                return None
+        if isinstance(space, FloatDistribution):
+            return None
+        values.append(space.choices if isinstance(space, CategoricalDistribution) else range(space.low, space.high + 1))
     if math.prod(map(len, values)) > most:
         return None
     return [dict(zip(spaces, combination, strict=True)) for combination in itertools.product(*values)]
@@ -231,7 +223,7 @@ def _same_trial(trial: optuna.Trial) -> FrozenTrial | None:
     return next((each for each in complete if each.params == trial.params), None)
 
 
-def _space(values: Range) -> BaseDistribution:
+def _space(values: Range) -> Space:
     if values.choices:
         return CategoricalDistribution(_samples(values))
     assert values.low is not None, "a range has choices or ends"
@@ -275,19 +267,12 @@ def _best_recall(job: Job) -> float:
 
 def _try(search: Search, trial: optuna.Trial, measure: Callable[[Job], float]) -> tuple[TrialState, float | None]:
     """Runs one trial. An error of its own fails only this trial."""
-    epochs = itertools.count(len(trial.study.trials[trial.number].intermediate_values))
-
-    def report(validation: float) -> None:
-        trial.report(validation, next(epochs))
-        if trial.should_prune():
-            raise optuna.TrialPruned
-
     folder = search.trial_folder(trial.number)
     try:
         recipe = _one_pair(search.recipe(_changes(trial.params))).model_copy(update={"tune": None})
         data = _data_of(search, recipe)
         with locked(folder):
-            job = Job(recipe, folder, on_validation=report)
+            job = Job(recipe, folder, on_validation=_reporter(trial, recipe))
             claim_folder(job, overwrite=False)
             for stage in ("prepare", "dataset"):
                 _link(data / stage, folder / stage)
@@ -300,10 +285,27 @@ def _try(search: Search, trial: optuna.Trial, measure: Callable[[Job], float]) -
     return TrialState.COMPLETE, value
 
 
+def _reporter(trial: optuna.Trial, recipe: Recipe) -> Callable[[float], None]:
+    """Returns a function that reports the metric of each epoch in turn and prunes the trial where it is too low.
+
+    An interrupted trial of towers goes on after the epochs that it reported; iALS begins again.
+    """
+    reported = trial.study.trials[trial.number].intermediate_values
+    epochs = itertools.count(len(reported) if isinstance(recipe.retriever, TwoTower) else 0)
+
+    def report(validation: float) -> None:
+        if (epoch := next(epochs)) not in reported:
+            trial.report(validation, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return report
+
+
 def _one_pair(recipe: Recipe) -> Recipe:
     """Returns the recipe with one pair of towers and without the peers of kind best, whose quality no trial reads.
 
-    Towers that start from iALS need its hyperparameters, which kind best chooses.
+    Towers that start from iALS need kind best, which chooses its hyperparameters.
     """
     towers, config = recipe.retriever, recipe.tune
     if not isinstance(towers, TwoTower) or config is None or config.goal != "recall":
