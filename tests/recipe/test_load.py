@@ -174,10 +174,15 @@ def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
     assert load_recipe(path).retriever.dim == 32
 
 
-@pytest.mark.parametrize("rule", ["\"x\" = 'buy'", "'buy' = x", "x = 'a: b'", "x = 'buy' OR \"y z\" > 1"])
+@pytest.mark.parametrize("rule", ["\"x\" = 'buy'", "'buy' = x", "x = 'a: b'", "x = 'buy' OR \"y z\" > 1", "x = 'a #1'"])
 def test_a_rule_with_quotation_marks_needs_no_others(tmp_path: Path, rule: str) -> None:
     path = write(tmp_path / "r.yaml", ASKED)
     assert load_recipe(path, overrides=[f"prepare.positive={rule}"]).prepare.positive == rule
+
+
+@pytest.mark.parametrize("text", ["#", "|", ">", "-", "| x", "C# shop #2", "#1 of all"])
+def test_an_override_has_no_comments_and_no_blocks(tmp_path: Path, text: str) -> None:
+    assert load_recipe(write(tmp_path / "r.yaml", ASKED), overrides=[f"about={text}"]).about == text
 
 
 def test_a_log_in_place_of_a_recipe_is_answered_with_how_to_draft_one(tmp_path: Path) -> None:

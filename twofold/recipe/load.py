@@ -121,19 +121,24 @@ def _value_of(text: str, label: str) -> Json:
     """Returns the value of an override: that of YAML, or, if the text is none and begins no list or mapping, the text.
 
     So a rule needs no quotation marks around its own: --set "prepare.positive='buy' = event". A mapping without braces
-    that has them is one too: x = 'a: b'.
+    that has them is one too: x = 'a: b'. There are no comments and no blocks: # and | are characters as any other.
     """
+    plain = text.strip()
+    if plain == "-" or plain[:1] in ("#", "|", ">"):
+        return plain
     try:
         value = parse_yaml(text, label)
-        is_rule = isinstance(value, dict) and text.lstrip()[:1] != "{" and re.search("['\"]", text)
-        return text.strip() if is_rule else value
+        if isinstance(value, str) and plain[:1] not in ("'", '"'):
+            return plain
+        is_rule = isinstance(value, dict) and plain[:1] != "{" and re.search("['\"]", text)
+        return plain if is_rule else value
     except RecipeError:
-        if text.lstrip()[:1] in ("[", "{"):
+        if plain[:1] in ("[", "{"):
             raise RecipeError(
                 f"{label}: its value begins as a list or mapping and cannot be read as one. Write [a, b] or "
                 f"{{key: value}} with every bracket closed, and quotation marks around texts with , : or brackets."
             ) from None
-        return text.strip()
+        return plain
 
 
 def _label(override: str) -> str:
