@@ -153,6 +153,14 @@ def test_published_negatives_need_a_file() -> None:
     assert Recipe.model_validate(recipe_tree(evaluate=published, data=data)).evaluate.sampled[0].kind == "published"
 
 
+def test_two_draws_whose_metrics_would_have_one_name_are_refused() -> None:
+    draws = [{"kind": "drawn", "draw": "uniform", "seed": seed} for seed in (0, 1)]
+    with pytest.raises(ValidationError, match="100 uniform negatives are listed 2 times, and their metrics have one"):
+        Recipe.model_validate(recipe_tree(evaluate={"sampled": draws}))
+    others = [draws[0], draws[1] | {"count": 50}, draws[1] | {"draw": "popularity"}]
+    assert len(Recipe.model_validate(recipe_tree(evaluate={"sampled": others})).evaluate.sampled) == 3
+
+
 @pytest.mark.parametrize("feature", [{"kind": "age"}, {"kind": "counter", "key": "item_id", "statistic": "events"}])
 def test_item_features_that_depend_on_the_time_need_requests_of_one_time(feature: dict[str, Any]) -> None:
     """Items are evaluated as of one time; with last_n, requests lie anywhere in the log."""

@@ -62,6 +62,18 @@ class Evaluate(Section):
     catalogue (Krichene & Rendle, KDD 2020), so use them only to compare with papers.
     """
 
+    @field_validator("sampled")
+    @classmethod
+    def _names_differ(cls, protocols: tuple[DrawnNegatives | PublishedNegatives, ...]) -> object:
+        names = [f"{each.count} {each.draw}" if each.kind == "drawn" else each.kind for each in protocols]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"{name} negatives are listed {names.count(name)} times, and their metrics have one name, whatever "
+                    f"the seed. Delete all but one, or give each another count"
+                )
+        return protocols
+
     @field_validator("windows")
     @classmethod
     def _two_days_in_order(cls, days: tuple[date, ...]) -> tuple[date, ...]:
