@@ -121,7 +121,7 @@ class Pin(Section):
     item: ItemId | None = None
     """Id of the item. An id that is not in the catalogue is an error."""
     when: ItemRule | None = None
-    """Condition instead of an id: the best item for which it is true."""
+    """Condition instead of an id: the best item for which it is true and that no pin names."""
     place: int = Field(ge=1, le=100)
     """Place in the list, from 1."""
 

@@ -154,7 +154,7 @@ class Ials(Section):
     training positive score 0.
 
     It reads no other features: `features` must be {user: [{kind: history, events: positives}], item: [{kind: id}]}.
-    Of `train` it reads only the seed.
+    Of `train` it reads only the seed, `refit` and, for the metric that it logs, `best_epoch_by`.
     """
 
     kind: Literal["ials"]
