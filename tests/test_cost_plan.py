@@ -208,6 +208,16 @@ def test_a_run_unlike_the_measured_ones_has_no_prediction(recipe: str) -> None:
     assert run_cost(given, rows=10**6, examples=10**5, users=10**4, items=10**4) is None
 
 
+def test_a_brief_report_has_no_prediction_since_most_of_the_rest_is_left_out() -> None:
+    counts = {"rows": 10**6, "examples": 10**5, "users": 10**4, "items": 10**4}
+    whole, brief = (
+        load_recipe(ROOT / "recipes" / "kuairand.yaml", overrides=[f"evaluate.brief={value}"])
+        for value in ("false", "true")
+    )
+    assert run_cost(whole, **counts) is not None
+    assert run_cost(brief, **counts) is None
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_ials")
 def test_a_run_says_what_it_takes_before_it_trains_and_not_again(

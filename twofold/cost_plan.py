@@ -142,12 +142,13 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
 def run_cost(recipe: Recipe, *, rows: int, examples: int, users: int, items: int) -> RunCost | None:
     """Returns the cost of `twofold run` on one core, within a factor of 2 of the runs of `benchmarks/run_cost.json`.
 
-    `None` means that no run like it was measured: one with a ranker, a sequence, other negatives, or without towers.
+    `None` means that no run like it was measured: one with a ranker, a sequence, other negatives, a brief report, or
+    without towers.
     """
     train, towers = recipe.train, recipe.retriever
     has_sequence = any(isinstance(each, SequenceFeature) for each in recipe.features.user)
     is_usual = isinstance(train.loss, InBatchSoftmax) and train.hard_negatives is None and recipe.ranker is None
-    if not isinstance(towers, TwoTower) or has_sequence or not is_usual:
+    if not isinstance(towers, TwoTower) or has_sequence or not is_usual or recipe.evaluate.brief:
         return None
     first, second = (train.epochs if train.patience is None else min(train.epochs, usual) for usual in USUAL_EPOCHS)
     usual, most = (first + second, 2 * train.epochs) if train.refit else (first, train.epochs)
