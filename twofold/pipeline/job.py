@@ -67,10 +67,10 @@ def claim_folder(job: Job, *, overwrite: bool, remedy: str = "discard its result
     evaluation is not that of the new recipe. A run that failed before its first stage was complete has none. The
     message names another folder or the `remedy`.
     """
-    path = job.folder / "recipe.yaml"
+    path, state = (job.folder / name for name in _CLAIM)
     has_results = path.exists() and any(find_stage(job.folder, name) for name in STAGE_VERSIONS)
     digest = recipe_digest(job.recipe)
-    if has_results and overwrite and read_json(job.folder / _CLAIM[1]).get("recipe_digest") != digest:
+    if has_results and overwrite and read_json(state).get("recipe_digest") != digest:
         mark_outdated(job.folder, "evaluate", "recommend", "explain")
         (job.folder / "base.yaml").unlink(missing_ok=True)  # the base of that recipe; `twofold run` writes the new one
     changes = recipe_differences(load_recipe(path), job.recipe) if has_results and not overwrite else []
@@ -82,7 +82,7 @@ def claim_folder(job: Job, *, overwrite: bool, remedy: str = "discard its result
             f"folder with --run NAME, or {remedy}."
         )
     path.write_text(dump_recipe(job.recipe), encoding="utf-8")
-    write_json(job.folder / _CLAIM[1], {"recipe_digest": digest, "twofold": version("twofold")})
+    write_json(state, {"recipe_digest": digest, "twofold": version("twofold")})
 
 
 @contextmanager
