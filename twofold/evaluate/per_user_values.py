@@ -114,19 +114,14 @@ def load_row_values(folders: Mapping[str, Path]) -> list[DayValues]:
 
 def load_values(folder: Path) -> PerUserValues:
     """Reads the files of `save_values`; RunError if one is missing or damaged."""
+    again = f"Delete {folder} and run `twofold evaluate` on its run folder."
     for name in (USERS_FILE, PAIRS_FILE):
         if not (folder / name).is_file():
-            raise RunError(
-                f"{folder} has no values per user: {name} is missing. Delete {folder} and run `twofold evaluate` on "
-                "its run folder."
-            )
+            raise RunError(f"{folder} has no values per user: {name} is missing. {again}")
     try:
         users, pairs = (pq.read_table(folder / name) for name in (USERS_FILE, PAIRS_FILE))
     except (pa.ArrowException, OSError) as error:
-        raise RunError(
-            f"{folder} has damaged values per user: {error}. Delete {folder} and run `twofold evaluate` on its run "
-            "folder."
-        ) from error
+        raise RunError(f"{folder} has damaged values per user: {error}. {again}") from error
     ids = users["user_id"].combine_chunks()
     order = Vocabulary(ids, num_known=len(ids))
     offsets = np.searchsorted(order.rows_of(pairs["user_id"]), np.arange(len(ids) + 1)).astype(np.int64)
