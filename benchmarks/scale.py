@@ -206,7 +206,7 @@ def main(millions: list[int], folder: Path, out: Path, stages: list[str]) -> Non
         runs = sorted([*(each for each in runs if each["rows"] != rows), run], key=lambda each: each["rows"])
         for stage in (each for each in stages if each not in run):
             where = folder / str(rows)
-            where.mkdir(exist_ok=True)
+            where.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, __file__, "--stage", stage, str(where), str(rows)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             run[stage] = json.loads(done.stdout.splitlines()[-1])

@@ -22,23 +22,29 @@ def oddities_sql(source: Source) -> list[tuple[tuple[str, ...], str]]:
     These are NaN and infinities, which are read as NULL, impossible lengths, whose use is up to the rules, and
     attributes of the events that change: the largest value may be one of the days that are to be predicted.
     """
-    found: list[tuple[str, dict[str, str]]] = []
-    for side, table in source.tables.items():
-        odd = {
-            f"{side}: {name} is NaN or infinite, read as NULL": f"NOT {finite_sql(own)}"
-            for name, own in table.fractions.items()
-        }
-        found.append((f'"file_{side}"', odd))
-    odd, events = {}, '"source_events"'
-    if has_length := "length_s" in source.events.columns or "length_s" in source.items.columns:
+    events, items = source.events, source.items
+    # One statement for the events, which reads them once: their NaN are those of the file, their lengths as rules see.
+    as_in_file = {f"{name} in the file": ("DOUBLE", own) for name, own in events.fractions.items()}
+    rows = f'({projection_sql({**events.projection, **as_in_file}, quote_name("file_events"))}) AS "events"'
+    odd = _not_finite("events", {name: quote_name(f"{name} in the file") for name in events.fractions})
+    if has_length := "length_s" in events.columns or "length_s" in items.columns:
         odd["length of 0 or less"] = '"length_s" <= 0'
-    if has_length and "watch_s" in source.events.columns:
+    if has_length and "watch_s" in events.columns:
         odd["watched longer than long"] = '"watch_s" > "length_s"'
-    if has_length and "length_s" not in source.events.columns:
-        events += ' LEFT JOIN (SELECT "item_id", "length_s" FROM "source_items") AS "lengths" USING ("item_id")'
-    found.append((events, odd))
+    if has_length and "length_s" not in events.columns:
+        rows += ' LEFT JOIN (SELECT "item_id", "length_s" FROM "source_items") AS "lengths" USING ("item_id")'
+    found = [(rows, odd)]
+    for side, table in (("items", items), ("users", source.tables["users"])):
+        found.append((f'"file_{side}"', _not_finite(side, table.fractions)))
     found += [_changing(side, table) for side, table in source.tables.items() if table.grouped_by is not None]
     return [(tuple(odd), f"SELECT {_counts_sql(odd.values())} FROM {rows}") for rows, odd in found if odd]
+
+
+def _not_finite(side: str, fractions: Mapping[str, str]) -> dict[str, str]:
+    """Returns by the name of the oddity the condition that a column is NaN or infinite; `fractions` is name → SQL."""
+    return {
+        f"{side}: {name} is NaN or infinite, read as NULL": f"NOT {finite_sql(own)}" for name, own in fractions.items()
+    }
 
 
 def _changing(side: str, table: SourceTable) -> tuple[str, dict[str, str]]:
