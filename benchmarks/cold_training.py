@@ -29,7 +29,6 @@ from statistics import median
 from typing import Any
 
 import scale
-from prepare import recipe
 
 HERE = Path(__file__).parent
 GROUPS = Path("/sys/fs/cgroup")
@@ -37,10 +36,12 @@ GROUPS = Path("/sys/fs/cgroup")
 
 def one(folder: Path, examples: int) -> dict[str, Any]:
     """Trains the first examples of an epoch in this process and returns its numbers."""
+    from twofold.pipeline.dataset import build_dataset
+    from twofold.pipeline.prepare import prepare
+
     scale.MAX_EXAMPLES = examples
-    given = recipe(folder / "world")
-    given = given.model_copy(update={"train": given.train.model_copy(update={"epochs": 1})})
-    found = scale.train(folder, given)
+    job = scale.job_of(folder)
+    found = scale.train(job, build_dataset(job, prepare(job)))
     counted = Path("/proc/self/io").read_text(encoding="ascii")
     read = int(counted.partition("read_bytes: ")[2].split()[0])
     return found | {"read_mb": read // 10**6}

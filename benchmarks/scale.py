@@ -40,12 +40,8 @@ REQUESTS = 1000
 
 def run_stage(folder: Path, stage: str, rows: int) -> dict[str, Any]:
     """Runs one stage in this process and returns its numbers."""
-    from functools import partial
-
     from twofold.pipeline.dataset import build_dataset
-    from twofold.pipeline.job import Job
     from twofold.pipeline.prepare import prepare
-    from twofold.prepare.duckdb_engine import duckdb_engine
 
     if stage == "world":
         from twofold.ingest.world_events import World, write_world
@@ -54,9 +50,7 @@ def run_stage(folder: Path, stage: str, rows: int) -> dict[str, Any]:
         return found | {"disk": bytes_of(folder / "world")}
     if stage == "serve":
         return serve(folder)
-    given = recipe(folder / "world")
-    given = given.model_copy(update={"train": given.train.model_copy(update={"epochs": 1})})
-    job = Job(given, folder / "run", partial(duckdb_engine, memory="1GB"))
+    job = job_of(folder)
     if stage == "prepare":
         found = measured(lambda: prepare(job))
         facts = prepare(job).facts
@@ -70,6 +64,18 @@ def run_stage(folder: Path, stage: str, rows: int) -> dict[str, Any]:
         }  # fmt: skip
     dataset = build_dataset(job, prepared)
     return train(job, dataset) if stage == "train" else index(job, dataset)
+
+
+def job_of(folder: Path) -> Any:
+    """Returns the run of one size: one epoch, prepared with 1 GB."""
+    from functools import partial
+
+    from twofold.pipeline.job import Job
+    from twofold.prepare.duckdb_engine import duckdb_engine
+
+    given = recipe(folder / "world")
+    given = given.model_copy(update={"train": given.train.model_copy(update={"epochs": 1})})
+    return Job(given, folder / "run", partial(duckdb_engine, memory="1GB"))
 
 
 def train(job: Any, dataset: Any) -> dict[str, Any]:

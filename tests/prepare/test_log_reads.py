@@ -39,7 +39,7 @@ def reads_of_the_log(recipe: Recipe, out: Path) -> list[set[str]]:
     Scans without columns count rows, which the footers of the files say.
     """
     source = check_recipe(recipe)
-    plan, of_others = build_plan(recipe.prepare, source, shards=2), (set(source.items.own), set(source.users.own))
+    plan, of_others = build_plan(recipe.prepare, source), (set(source.items.own), set(source.users.own))
     scans: list[set[str]] = []
     with duckdb_engine(source, out) as engine:
 

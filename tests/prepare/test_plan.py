@@ -23,7 +23,6 @@ from tests.prepare.tables import (
 )
 from tests.worlds import DAY_MS, FIRST, FIRST_MS, SPLIT, world_recipe, write_world
 from twofold.errors import DataError
-from twofold.prepare import duckdb_engine
 from twofold.prepare import run_plan as stage
 from twofold.prepare.run_plan import prepare
 
@@ -263,38 +262,23 @@ def test_changing_validation_and_test_changes_no_training_row(tmp_path: Path) ->
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def test_shards_hold_every_row_once_and_every_user_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [3, 40])  # of 12 users: most of 40 shards have no user
+def test_shards_hold_every_row_once_and_every_user_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     log = random_log(3)
     recipe = world_recipe(write_world(tmp_path, log))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     prepare(recipe, whole)
-    monkeypatch.setattr(stage, "EVENTS_PER_SHARD", -(-len(log) // 3))
-    assert prepare(recipe, cut)["shards"] == 3
+    monkeypatch.setattr(stage, "EVENTS_PER_SHARD", -(-len(log) // count))
+    assert prepare(recipe, cut)["shards"] == count
     for part in ("events", "rows/split=train", "rows/split=test"):
         shards = [pq.read_table(path, partitioning=None).to_pylist() for path in sorted((cut / part).iterdir())]
         users = [{row["user_id"] for row in shard} for shard in shards]
-        assert len(shards) == 3
+        assert len(shards) == count
         assert sum(len(shard) for shard in users) == len(set.union(*users))
         rows = sorted((row for shard in shards for row in shard), key=str)
         assert rows == sorted(pq.read_table(whole / part, partitioning=None).to_pylist(), key=str)
-
-
-@pytest.mark.parametrize("shards", [4, 40])  # of 12 users: most of 40 shards have no user
-def test_shards_that_are_written_apart_first_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
-) -> None:
-    recipe = world_recipe(write_world(tmp_path, random_log(3)))
-    monkeypatch.setattr(stage, "EVENTS_PER_SHARD", -(-400 // shards))
-    scanned, divided = tmp_path / "scanned", tmp_path / "divided"
-    assert prepare(recipe, divided)["shards"] == shards
-    monkeypatch.setattr(duckdb_engine, "MOST_SCANNED", shards)
-    monkeypatch.setattr(duckdb_engine, "_divide", None)
-    prepare(recipe, scanned)
-    files = sorted(path.relative_to(scanned) for path in scanned.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(divided) for path in divided.rglob("*") if path.is_file())
-    assert len([path for path in files if path.parent.name == "events"]) == shards
-    for path in files:
-        assert (scanned / path).read_bytes() == (divided / path).read_bytes(), path
 
 
 def test_what_is_judged_may_differ_from_what_trains(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import duckdb
 
 from twofold.errors import DataError
-from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text, scan_sql
+from twofold.prepare.duckdb_connection import MEMORY_LIMIT, first_line, open_duckdb, quote_name, quote_text
 from twofold.prepare.plan import Shards, Step
 from twofold.prepare.sources import Source
 from twofold.tables import SHARD
@@ -31,8 +31,6 @@ _LOG_ERRORS: Final = (
 
 SPILL: Final = "spill"
 """Name of the folder of all that does not fit in memory, below that of the stage."""
-MOST_SCANNED: Final = 3
-"""Largest number of shards of which each looks for its rows among those of all."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,17 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
             connection.execute(f'CREATE VIEW "source_{name}" AS {table.select_sql(f"file_{name}")}')
 
         def create(step: Step) -> None:
-            kind = "TABLE" if step.is_stored else "VIEW"
-            connection.execute(f"CREATE OR REPLACE {kind} {quote_name(step.name)} AS {step.sql}")
+            sql = _divide(connection, step, folder / SPILL / step.name) if step.is_divided else step.sql
+            kind = "TABLE" if step.is_stored and not step.is_divided else "VIEW"
+            connection.execute(f"CREATE OR REPLACE {kind} {quote_name(step.name)} AS {sql}")
 
         def export(sql: str, path: Path) -> None:
             connection.execute(f"COPY ({sql}) TO {quote_text(path)} (FORMAT parquet, COMPRESSION zstd)")
 
         def export_shards(shards: Shards, folder: Path, on_file: Callable[[str], None]) -> None:
             """Writes one shard after another: the sort of a shard fits in memory, that of the log does not."""
-            parts = out.resolve() / SPILL / "shards"
-            if is_divided := shards.count > MOST_SCANNED:
-                create(shards.rows)
-                _divide(connection, shards, parts)
             for number in range(shards.count):
-                sql = f'{shards.rows.sql} AND "{SHARD}" = {number}'
-                create(replace(shards.rows, sql=_part_sql(parts, number) if is_divided else sql))
+                create(replace(shards.rows, sql=f'{shards.rows.sql} AND "{SHARD}" = {number}'))
                 create(shards.events)
                 for output in shards.outputs:
                     path = f"{output.folder}/{SHARD}={number}.parquet"
@@ -95,23 +89,17 @@ def duckdb_engine(source: Source, out: Path, *, memory: str = MEMORY_LIMIT) -> I
         yield Engine(create, lambda sql: connection.execute(sql).fetchall(), export, export_shards)
 
 
-def _divide(connection: duckdb.DuckDBPyConnection, shards: Shards, parts: Path) -> None:
-    """Writes the rows of each shard to a folder below `parts`.
+def _divide(connection: duckdb.DuckDBPyConnection, step: Step, parts: Path) -> str:
+    """Writes the rows of each shard to a folder below `parts` and returns the SELECT of all.
 
-    If each shard looked for its rows among those of all, the time would grow with the square of the log.
+    If each shard looked for its rows among those of all, the time would grow with the square of the log. Besides, a
+    table that does not fit in memory is read from Parquet in half the time that DuckDB takes for what it has spilled.
     """
     parts.mkdir(parents=True)
     options = f'FORMAT parquet, COMPRESSION lz4, PARTITION_BY ("{SHARD}"), OVERWRITE_OR_IGNORE'
-    connection.execute(f"COPY (FROM {quote_name(shards.rows.name)}) TO {quote_text(parts)} ({options})")
-
-
-def _part_sql(parts: Path, number: int) -> str:
-    """Returns the SELECT of the rows of a shard that `_divide` wrote; a shard of no user has no rows."""
-    files = sorted((parts / f"{SHARD}={number}").glob("*.parquet"))
-    if files:
-        return f"FROM {scan_sql(files, 'parquet')}"
-    others = sorted(parts.glob("*/*.parquet"))
-    return f"FROM {scan_sql(others, 'parquet')} LIMIT 0"
+    connection.execute(f"COPY ({step.sql}) TO {quote_text(parts)} ({options})")
+    files = ", ".join(quote_text(path) for path in sorted(parts.glob("*/*.parquet")))
+    return f"FROM read_parquet([{files}], hive_partitioning = true, hive_types = {{{quote_text(SHARD)}: INTEGER}})"
 
 
 @contextmanager

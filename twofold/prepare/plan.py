@@ -31,11 +31,15 @@ from twofold.tables import OUTCOME, SHARD, SPLITS
 
 @dataclass(frozen=True)
 class Step:
-    """A view or stored table, and the SELECT that creates it from earlier steps."""
+    """A view or stored table, and the SELECT that creates it from earlier steps.
+
+    An engine may store a table that `is_divided` by the column shard, so that a shard is read without the others.
+    """
 
     name: str
     sql: str
     is_stored: bool = True
+    is_divided: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def build_plan(prepare: Prepare, source: Source, *, shards: int = 1) -> Plan:
             is_ruled_stored,
         ),
         *_shard_steps(source, shards),
-        Step("labelled", _labelled_sql(prepare, source, shards=shards)),
+        Step("labelled", _labelled_sql(prepare, source, shards=shards), is_divided=shards > 1),
         *(Step(name, sql) for name, sql in selection.tables),
     )
     saved = [name for label in labels.values() for name in label.saved]

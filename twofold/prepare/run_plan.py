@@ -37,7 +37,7 @@ from twofold.run_folder import write_json
 from twofold.tables import DAY_MS, OUTCOME, SPLITS, Json, Split
 
 # Number of events per shard of users, about: a sort of them fits in memory, so time grows linearly with the log.
-EVENTS_PER_SHARD: Final = 8_000_000
+EVENTS_PER_SHARD: Final = 4_000_000
 # 1973 in milliseconds, and 1973 in microseconds (the year 5138 in milliseconds): every log lies between them.
 _FIRST_MS: Final = 10**11
 _LAST_MS: Final = 10**14
