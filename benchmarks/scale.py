@@ -204,6 +204,31 @@ def bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def predictions(run: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Returns what `twofold plan` predicts for a run, and what was measured."""
+    from twofold import cost_plan
+
+    given = recipe(Path("log"))
+    given = given.model_copy(update={"train": given.train.model_copy(update={"epochs": 1})})
+    size = run["rows"], run["dataset"]["users"], run["dataset"]["items"]
+    prepare, dataset, train = cost_plan.stage_costs(
+        given, cost_plan.Scale(*(float(each) for each in size), memory_gb=2.0)
+    )
+    trained = run["train"]["step_processor_s"] + run["train"]["read_processor_s"]
+    return {
+        "memory of prepare, GB": (prepare.memory_gb, run["prepare"]["peak_gb"]),
+        "memory of dataset without pages of files, GB": (dataset.memory_gb, run["dataset"]["anonymous_gb"]),
+        "memory of train, GB": (train.memory_gb, run["train"]["peak_gb"]),
+        "files of prepare, GB": (run["rows"] * cost_plan.PREPARE_BYTES / 1e9, run["prepare"]["disk"] / 1e9),
+        "files of dataset, GB": (dataset.disk_gb, run["dataset"]["disk"] / 1e9),
+        "processor seconds of an epoch": (
+            train.processor_h * 3600, trained / run["train"]["trained"] * run["train"]["examples"]
+        ),
+        "processor seconds of prepare": (prepare.processor_h * 3600, run["prepare"]["processor_s"]),
+        "processor seconds of dataset": (dataset.processor_h * 3600, run["dataset"]["processor_s"]),
+    }  # fmt: skip
+
+
 def main(millions: list[int], folder: Path, out: Path, stages: list[str]) -> None:
     """Runs the stages on a world of each size and saves the numbers."""
     runs = json.loads(out.read_text(encoding="utf-8"))["runs"] if out.exists() else []

@@ -288,7 +288,7 @@ def test_vectors_similar_items_and_reasons_are_tables(run: Path) -> None:
     assert len(recommender.user_vectors()) == len(EVENTS)
     assert recommender.user_vectors([20])["user_id"].to_pylist() == [20]
     similar = recommender.similar("a", k=3)
-    order = np.argsort(-(vectors[1:] @ vectors[0]))[:3] + 1
+    order = np.argsort(-(vectors[1:] @ vectors[0]) / np.linalg.norm(vectors[1:], axis=1))[:3] + 1
     assert similar["item_id"].to_pylist() == [ITEMS[row] for row in order]
     with pytest.raises(RequestError, match="item: item zebra is not among"):
         recommender.similar("zebra")

@@ -32,7 +32,8 @@ def test_popular_items_are_ordered_by_recent_then_all_positives(live_bundle: Liv
 
 
 def test_similar_items_leave_the_item_out_and_obey_the_filter(live_bundle: LiveBundle) -> None:
-    alike = (VECTORS * VECTORS[0]).sum(axis=1)  # a product of OpenBLAS once warned of an invalid value here
+    # A product of OpenBLAS once warned of an invalid value here.
+    alike = (VECTORS * VECTORS[0]).sum(axis=1) / np.linalg.norm(VECTORS, axis=1)
     expected = [ITEMS[row] for row in np.argsort(-alike) if row != 0]
     assert names(similar(live_bundle.items.now, 0, 9).item_rows[0]) == expected
     blue = similar(live_bundle.items.now, 0, 9, where="colour = 'blue'")

@@ -54,6 +54,11 @@ class Index:
         return int(self.vectors.shape[1])
 
     @cached_property
+    def lengths(self) -> Float32[np.ndarray, "items"]:
+        """Length of each vector."""
+        return np.asarray(np.linalg.norm(self.vectors, axis=1))
+
+    @cached_property
     def squares(self) -> Float32[np.ndarray, "items"] | None:
         """Squared length ‖v‖² of each vector where the score is a distance; `None` means it is not."""
         return np.vecdot(self.vectors, self.vectors) if self.score == "negative_distance" else None

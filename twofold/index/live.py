@@ -9,7 +9,7 @@ What this does not do: survive the process, or grow without bound. Build a bundl
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from threading import Lock
 from typing import Any, Final
 
@@ -20,37 +20,17 @@ from jaxtyping import Bool, Float32, Int64, Integer
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.additions import keep_additions, merge_additions
+from twofold.index.catalogue import Catalogue, whole_catalogue
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, build_index
-from twofold.index.item_mask import ItemMask, full_mask
+from twofold.index.item_mask import full_mask
 from twofold.index.qdrant_search import QdrantIndex
 from twofold.index.search import Neighbors, search
+from twofold.index.similar import search_similar
 from twofold.ragged import Ragged
 from twofold.topk import Additions, best_of, tie_order
 
 MAX_CHANGED: Final = 10_000  # items: every query scans the changed items, 0.1 ms at this size
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """Items that can be searched: row i of each part is one item. `present` are the items that may be returned."""
-
-    index: Index
-    attributes: pa.Table
-    filters: Filters
-    present: ItemMask
-
-    def eligible(self, *conditions: str | None) -> ItemMask:
-        """Returns the items that are present and satisfy every condition; `None` means no condition."""
-        masks = [self.filters.eligible(condition) for condition in conditions if condition is not None]
-        masks += [self.present] if not masks or self.present.count < len(self.index) else []
-        return reduce(ItemMask.intersection, masks)
-
-
-def whole_catalogue(index: Index, attributes: pa.Table, filters: Filters | None = None) -> Catalogue:
-    """Returns the catalogue in which every item of an index may be returned; `filters` are made unless given."""
-    filters = Filters(attributes, index.vectors) if filters is None else filters
-    return Catalogue(index, attributes, filters, full_mask(len(index)))
 
 
 @dataclass(frozen=True)
@@ -142,6 +122,20 @@ class Snapshot:
             excluded=excluded.where(excluded_changed >= 0, excluded_changed),
         )
         return self._merge(built_best, changed_best, k)
+
+    def similar(self, item_row: int, k: int, *, where: str | None = None) -> Neighbors:
+        """Returns the k other items most similar to one, by the cosine of the vectors, or by distance where that is the
+        score. Cosines of an index of inner products are computed here, even if there is a remote copy.
+        """
+        vector, itself = self.vectors_of(np.array([item_row])), Ragged(np.array([item_row]), np.array([0, 1]))
+        if self.built.index.score != "dot":
+            return self.search(vector, k, where=where, excluded=itself)
+        built = search_similar(self.built.index, vector, k, allowed=self.built.eligible(where), excluded=itself)
+        if self.changed.present.count == 0:
+            return built
+        own = itself.where(self._changed_of(itself.values) >= 0, self._changed_of(itself.values))
+        changed = search_similar(self.changed.index, vector, k, allowed=self.changed.eligible(where), excluded=own)
+        return self._merge(built, changed, k)
 
     def _search_built(
         self,

@@ -211,9 +211,8 @@ def _popular_list(request: ListRequest) -> RankedList:
 
 
 def similar(items: Snapshot, item_row: int, k: int, *, where: str | None = None) -> RankedItems:
-    """Returns the k other items whose vectors score best with an item's own vector, in the index's score."""
-    itself = Ragged(np.array([item_row]), np.array([0, 1]))
-    found = items.search(items.vectors_of(np.array([item_row])), k, where=where, excluded=itself)
+    """Returns the k other items most similar to one."""
+    found = items.similar(item_row, k, where=where)
     return RankedItems(found.item_rows, found.scores, found.counts, is_exact=found.is_exact)
 
 

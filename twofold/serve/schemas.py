@@ -229,7 +229,9 @@ class RecommendationsBatch(Struct, frozen=True):
 
 
 class SimilarItems(Struct, frozen=True):
-    """The items most similar to `item_id`, best first."""
+    """The items most similar to `item_id`, best first. `score` is the cosine of the vectors, or the negative squared
+    distance where that is the score of the model.
+    """
 
     item_id: Id
     items: list[Item]

@@ -126,11 +126,7 @@ class Service:
         item_row = self._item_row(live_bundle, body.item_id, status=422)
         where = await compiled_filter(live_bundle, body.filter)
         k = min(body.k, max(len(items), 1))
-        if items.remote is None:
-            found = similar(items, item_row, k, where=where)
-        else:
-            found = await asyncio.to_thread(similar, items, item_row, k, where=where)
-        (ranked,) = ranked_lists(found)
+        (ranked,) = ranked_lists(await asyncio.to_thread(similar, items, item_row, k, where=where))
         listed = response_items(live_bundle, items, ranked, describe=body.describe)
         return SimilarItems(body.item_id, listed, live_bundle.digest[:12], ranked.is_exact)
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64, Integer
 
 from twofold.index.item_mask import ItemMask
-from twofold.index.search import search
+from twofold.index.similar import search_similar
 from twofold.ragged import Ragged
 from twofold.serve.bundle import Bundle
 
@@ -23,9 +23,11 @@ def vector_table(name: str, ids: pa.Array, vectors: Float32[np.ndarray, "_ dim"]
 
 
 def similar_items(bundle: Bundle, item_row: int, k: int, *, allowed: ItemMask | None = None) -> pa.Table:
-    """Returns the k other items whose vectors score best with an item's own vector: item_id, score, rank."""
-    itself = Ragged(np.array([item_row]), np.array([0, 1]))
-    found = search(bundle.index, np.asarray(bundle.index.vectors[[item_row]]), k, allowed=allowed, excluded=itself)
+    """Returns the k other items most similar to one: item_id, score, rank. The score is the cosine of the vectors, or
+    the negative squared distance where that is the score of the model.
+    """
+    itself, vector = Ragged(np.array([item_row]), np.array([0, 1])), np.asarray(bundle.index.vectors[[item_row]])
+    found = search_similar(bundle.index, vector, k, allowed=allowed, excluded=itself)
     count = int(found.counts[0])
     columns: dict[str, Any] = {
         "item_id": bundle.items.ids_of(found.item_rows[0, :count]),
