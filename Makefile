@@ -44,6 +44,7 @@ check: .venv/ready-dev
 	$(BIN)/codespell
 	$(BIN)/python docs/make_recipe.py --check
 	$(BIN)/python docs/make_results.py --check
+	$(BIN)/python docs/make_benchmarks.py --check
 	$(BIN)/python docs/make_studies.py --check
 	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_words.py
 	$(SITE)
@@ -51,6 +52,7 @@ check: .venv/ready-dev
 docs: .venv/ready-demo
 	$(BIN)/python docs/make_recipe.py
 	$(BIN)/python docs/make_results.py
+	$(BIN)/python docs/make_benchmarks.py
 	$(BIN)/python docs/make_studies.py
 
 studies: .venv/ready-dev

@@ -58,7 +58,7 @@ def stepper(kind: str, ranks: ProcessGroup, folder: Path) -> Callable[[int], obj
     torch.manual_seed(0)
     match kind:
         case "product":
-            left, out = torch.rand(4096, 4096), torch.empty(4096, 4096)
+            left, out = torch.rand(2048, 2048), torch.empty(2048, 2048)
             return lambda _: torch.mm(left, left, out=out)
         case "sequence":
             return sequence_stepper(ranks, folder)

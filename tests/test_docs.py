@@ -50,6 +50,16 @@ def test_the_page_of_results_is_what_the_benchmarks_say() -> None:
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results_page(), "run `make docs`"
 
 
+def test_the_tables_of_the_benchmarks_are_what_their_files_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    made = runpy.run_path(str(ROOT / "docs" / "make_benchmarks.py"))
+    assert made["page_with_tables"](page) == page, "run `make docs`"
+    assert set(re.findall(r"<!-- table: ([\w ]+) -->", page)) == made["TABLES"].keys()
+    prose = re.sub(r"<!-- table: .*?<!-- end -->", "", page, flags=re.DOTALL)
+    assert "| --" not in prose, "a table that no file of benchmarks/ is behind"
+
+
 def test_the_page_of_the_studies_is_what_their_recipes_and_runs_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs")
     studies_page = runpy.run_path(str(ROOT / "docs" / "make_studies.py"))["studies_page"]

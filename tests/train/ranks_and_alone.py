@@ -18,7 +18,7 @@ from twofold.model.two_tower import build_two_tower
 from twofold.recipe.features import Features
 from twofold.recipe.retriever import TwoTower
 from twofold.recipe.train import Train
-from twofold.train import loop, objective
+from twofold.train import distributed, loop, objective
 from twofold.train import optimizer as optimise
 from twofold.train.distributed import broadcast_from_rank0, distributed_context
 from twofold.train.loop import Setup, fit
@@ -41,6 +41,8 @@ def train(dataset, case, out, setup, die_at=None):
         return backward(*arguments, **named)
 
     loop._backward, optimise.LAZY_FROM = counted, case["lazy_from"]
+    distributed.SCATTERED_ON = ("cpu",) if case.get("is_scattered") else ("cuda",)
+    distributed.BUCKET_BYTES = case.get("bucket_bytes", 2**25)
     objective.BLOCK_ROWS, objective.BATCHES_A_BLOCK = case.get("block_rows", BLOCK_ROWS), 1
     try:
         fit(

@@ -31,6 +31,7 @@ CASES = {
     "in-batch": ({"kind": "in_batch_softmax"}, COSINE, {"is_killed": True}),
     "in-batch-blocks": ({"kind": "in_batch_softmax"}, COSINE, {"is_killed": True, "block_rows": 90}),
     "in-batch-lazy": ({"kind": "in_batch_softmax"}, COSINE, {"lazy_from": 0, "is_killed": True, "dim": 7}),
+    "in-batch-scattered": ({"kind": "in_batch_softmax"}, COSINE, {"is_scattered": True, "bucket_bytes": 600}),
     "mixed-lazy": ({"kind": "in_batch_softmax", "uniform_negatives": 7}, COSINE, {"lazy_from": 0}),
     "in-batch-bfloat16": ({"kind": "in_batch_softmax"}, COSINE, {"precision": "bfloat16"}),
     "full-lazy": ({"kind": "full_softmax"}, COSINE, {"lazy_from": 0}),

@@ -27,6 +27,12 @@ from twofold.train.device import DeviceName, open_device
 LONGEST_WAIT = timedelta(days=7)
 """Timeout of a collective call: rank 0 prepares the log and evaluates epochs while the others wait. A rank that dies is
 noticed at once."""
+BUCKET_BYTES = 2**25
+"""Most bytes of gradients that are sent together: about PyTorch's own 25 MB for data-parallel training; not tuned."""
+SCATTERED_ON = ("cuda",)
+"""Types of devices on which a rank receives only its own part of a sum. Gloo, on CPUs, takes 1.3 to 2.9 times as long
+for that as for the whole sum in each rank (two processes, 1 and 4 MB).
+"""
 _FAILED = "twofold/failed"
 
 
@@ -170,7 +176,11 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        total = gradient.contiguous()  # a reduce-scatter would do, but Gloo has none
+        total = gradient.contiguous()
+        if total.device.type in SCATTERED_ON:
+            own = total.new_empty((len(total) // ctx.ranks.size, *total.shape[1:]))
+            dist.reduce_scatter_tensor(own, total)
+            return None, own
         dist.all_reduce(total)
         return None, total[ctx.ranks.part(len(total))]
 
@@ -197,13 +207,40 @@ def share_of(ranks: ProcessGroup, count: Int[Tensor, ""]) -> float:
 
 
 def sum_gradients(ranks: ProcessGroup, parameters: Iterable[nn.Parameter]) -> None:
-    """Sums gradients over all ranks; every rank gets the same bits, so that equal models stay equal."""
+    """Sums gradients over all ranks; every rank gets the same bits, so that equal models stay equal.
+
+    Small gradients are sent together, because each message costs a delay of its own.
+    """
     if ranks.size == 1:
         return
     waiting = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)  # another rank may have one
-        waiting.append(dist.all_reduce(parameter.grad, async_op=True))
-    for work in waiting:
+    for bucket in _buckets(parameters):
+        gradients = [_gradient_of(parameter) for parameter in bucket]
+        together = gradients[0] if len(bucket) == 1 else torch.cat([each.flatten() for each in gradients])
+        waiting.append((dist.all_reduce(together, async_op=True), gradients, together))
+    for work, gradients, together in waiting:
         work.wait()
+        if len(gradients) > 1:
+            parts = together.split([each.numel() for each in gradients])  # type: ignore[no-untyped-call]
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yields the parameters in order, in groups of one type with at most `BUCKET_BYTES`, or of one larger parameter."""
+    bucket: list[nn.Parameter] = []
+    held = 0
+    for parameter in parameters:
+        if bucket and (held + parameter.nbytes > BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(parameter)
+        held += parameter.nbytes
+    if bucket:
+        yield bucket
+
+
+def _gradient_of(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)  # another rank may have one
+    return parameter.grad
