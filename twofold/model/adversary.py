@@ -5,11 +5,14 @@ that prediction fail.
 import math
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from twofold.errors import DataError
 
 HIDDEN = 64
 """Width of the predictor's hidden layer: enough for nonlinear dependence. Not measured."""
@@ -32,6 +35,21 @@ class LengthPredictor(nn.Module):
         known = length_s > 0  # false for NaN
         target = (torch.where(known, length_s, 1).log() - self.mean) / self.std
         return (functional.mse_loss(predicted, target, reduction="none") * known).sum() / known.sum().clamp(min=1)
+
+
+def build_length_predictor(dim: int, length_s: Float32[np.ndarray, "examples"]) -> LengthPredictor:
+    """Builds the predictor of `train.adversary` for vectors of this width and training examples of these lengths, NaN
+    where unknown. Its weights are drawn apart, so that no other random draw changes.
+    """
+    logs = np.log(length_s[length_s > 0], dtype=np.float64)  # NaN is not
+    if len(logs) == 0 or np.ptp(logs) == 0:
+        raise DataError(
+            f"train.adversary predicts length_s, and the {len(length_s):,} training examples have "
+            f"{'no length' if len(logs) == 0 else 'a single length'}. Give the items a column length_s "
+            f"(data.columns names it), or delete train.adversary."
+        )
+    with torch.random.fork_rng(devices=[]):
+        return LengthPredictor(dim, mean=float(logs.mean()), std=float(logs.std()))
 
 
 def reverse_gradient(values: Float[Tensor, "*batch"], strength: float) -> Float[Tensor, "*batch"]:

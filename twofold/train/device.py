@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
@@ -15,6 +15,7 @@ from twofold.dataset.batches import Batch
 from twofold.errors import RunError
 
 DeviceName = Literal["cpu", "cuda"]
+CPU: Final = torch.device("cpu")
 PREFETCHED: Final = 2
 """Batches that wait for a GPU. Not measured."""
 STEPS_PER_READ: Final = 50
@@ -105,3 +106,25 @@ def _on(device: torch.device, value: Any) -> Any:
             return {name: _on(device, each) for name, each in value.items()}
         case _:
             return value
+
+
+@contextmanager
+def deterministic(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Sets the seed and deterministic kernels, and restores the process at the end. On a GPU only the seed is set, as
+    deterministic kernels sort where others add, and float32 products have the precision of TF32.
+    """
+    before, random_state = torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    products = torch.get_float32_matmul_precision()
+    torch.use_deterministic_algorithms(device.type != "cuda")
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else products)
+    # Nothing here reads memory before it is written, and filling new memory took 5 to 8 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.set_float32_matmul_precision(products)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+        torch.set_rng_state(random_state)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,14 @@ from twofold.dataset.batch_order import Order
 from twofold.dataset.batches import Batch, epoch_batches
 from twofold.dataset.dataset import Dataset
 from twofold.dataset.malloc import keep_freed_memory
-from twofold.errors import DataError
-from twofold.model.adversary import LengthPredictor, strength_at
+from twofold.model.adversary import LengthPredictor, build_length_predictor, strength_at
 from twofold.model.multi_tower import MultiTower, Towers
 from twofold.model.two_tower import TwoTower
 from twofold.progress import Advance, progress_bar
 from twofold.recipe.train import Train
 from twofold.train.batch_loss import mean_loss
 from twofold.train.checkpoint import delete_checkpoint, load_checkpoint, save_checkpoint
-from twofold.train.device import STEPS_PER_READ, prefetched, seed_generators
+from twofold.train.device import STEPS_PER_READ, deterministic, prefetched, seed_generators
 from twofold.train.distributed import (
     SINGLE_PROCESS,
     ProcessGroup,
@@ -74,7 +73,6 @@ class Setup:
 
 
 SINGLE_PROCESS_CPU = Setup()
-CPU = torch.device("cpu")
 
 
 def fit(
@@ -97,58 +95,26 @@ def fit(
         meta_model = build()
     per = meta_model if isinstance(meta_model, MultiTower) else None
     objective = build_objective(settings, dataset, per=per, ranks=ranks)
-    num_examples, size = objective.order.num_examples, objective.step_size
-    check_memory(meta_model, ranks, size)
+    num_examples = objective.order.num_examples
+    check_memory(meta_model, ranks, objective.step_size)
     check_shareable(ranks, meta_model, settings, num_examples=num_examples)
     with deterministic(settings.seed, ranks.device), keep_freed_memory():
-        model = build() if ranks.is_first else meta_model
-        checkpoint, predictor = out / CHECKPOINT, _length_predictor(settings, model, objective)
-        trainable = nn.ModuleList([model] if predictor is None else [model, predictor])
-        distribute_model(ranks, trainable, in_columns=lazy_tables(trainable, size), folder=out)
-        optimizer = build_optimizer(
-            trainable,
-            learning_rate=settings.learning_rate,
-            size=size,
-            weight_decay=settings.weight_decay,
-            kind=settings.optimizer,
-            ranks=ranks,
-        )
-        save = partial(save_checkpoint, checkpoint, trainable, optimizer, settings=settings)
-        resumed = load_checkpoint(checkpoint, trainable, optimizer, settings=settings)
-        state, best = resumed or (TrainingState(), {})
+        training = _begin(build() if ranks.is_first else meta_model, objective, settings, out)
+        state, best = training.resumed()
         done = state.epoch * num_examples + state.batch * objective.order.batch_examples
         with _progress(ranks, total=epochs * num_examples, done=done, may_stop=_may_end(validate, settings)) as advance:
             while state.epoch < epochs and not _has_converged(state, settings.patience):
-                started, pending = time.monotonic(), _pending(settings, objective)
-                due, first = started + CHECKPOINT_EVERY_S, state.batch
-                objective = with_hard_negatives(objective, model, is_begun=first > 0, folder=out)
-                for batch in _batches(objective, settings, state):
-                    current = replace(state, batch=state.batch + len(pending))
-                    step, steps = _step_number(settings, current, objective.order)
-                    rate, strength = _learning_rate(settings, step, steps=steps), _strength(settings, step / steps)
-                    set_learning_rate(optimizer, rate)
-                    _seed_step(settings, current, ranks.device)
-                    loss = _backward(objective, model, batch, optimizer, predictor=predictor, strength=strength)
-                    gradient_norm = clip_gradients(optimizer, most=settings.max_grad_norm)
-                    pending.add(loss, gradient_norm, rate)
-                    is_due = pending.is_full or current.batch + 1 == len(objective.order)
-                    read, state = pending.read(state, last_step=step + 1) if is_due else (0, state)
-                    optimizer.step()
-                    if read:
-                        advance(read * len(batch.weight) * ranks.size, f"loss {state.loss_sum / state.batch:.3f}")
-                    if read and broadcast_from_rank0(ranks, partial(_is_past, due)):
-                        due = _save_and_schedule(partial(save, best=best, state=state))
-                speed = (state.batch - first) * objective.order.batch_examples / (time.monotonic() - started)
-                with whole_tables(model) as fresh:
-                    value = broadcast_from_rank0(ranks, partial(validation_of, validate, state, model))
+                state, speed = _train_epoch(training, state, best, advance)
+                with whole_tables(training.model) as fresh:
+                    value = broadcast_from_rank0(ranks, partial(validation_of, validate, state, training.model))
                     state = finish_epoch(state, value, speed)
                     if ranks.is_first and state.best_epoch == state.epoch - 1:
-                        best = weights_of(model, fresh=fresh)
-                save(best=best, state=state)
+                        best = weights_of(training.model, fresh=fresh)
+                training.save(best=best, state=state)
                 advance(0, _epoch_line(state, epochs))
     if ranks.is_first:
         _write_results(best, state, out)
-        delete_checkpoint(checkpoint)
+        delete_checkpoint(training.checkpoint)
         (out / MINED).unlink(missing_ok=True)
     return {
         "examples": num_examples,
@@ -157,6 +123,77 @@ def fit(
         "best_epoch": state.best_epoch,
         "epochs": [asdict(record) for record in state.records],
     }
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What a step changes: the model, the adversary's predictor and the optimizer; and where they are saved."""
+
+    model: Towers
+    predictor: LengthPredictor | None
+    optimizer: Optimizer
+    objective: Objective
+    settings: Train
+    out: Path
+
+    @property
+    def trainable(self) -> nn.ModuleList:
+        return nn.ModuleList([self.model] if self.predictor is None else [self.model, self.predictor])
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / CHECKPOINT
+
+    def save(self, *, best: dict[str, Tensor], state: TrainingState) -> None:
+        save_checkpoint(self.checkpoint, self.trainable, self.optimizer, settings=self.settings, best=best, state=state)
+
+    def resumed(self) -> tuple[TrainingState, dict[str, Tensor]]:
+        """Loads the checkpoint, if there is one; returns its state and its best weights."""
+        found = load_checkpoint(self.checkpoint, self.trainable, self.optimizer, settings=self.settings)
+        return found or (TrainingState(), {})
+
+
+def _begin(model: Towers, objective: Objective, settings: Train, out: Path) -> _Training:
+    """Distributes the model among the ranks, and builds what trains it."""
+    predictor, size = _length_predictor(settings, model, objective), objective.step_size
+    trainable = nn.ModuleList([model] if predictor is None else [model, predictor])
+    distribute_model(objective.ranks, trainable, in_columns=lazy_tables(trainable, size), folder=out)
+    optimizer = build_optimizer(
+        trainable,
+        learning_rate=settings.learning_rate,
+        size=size,
+        weight_decay=settings.weight_decay,
+        kind=settings.optimizer,
+        ranks=objective.ranks,
+    )
+    return _Training(model, predictor, optimizer, objective, settings, out)
+
+
+def _train_epoch(
+    training: _Training, state: TrainingState, best: dict[str, Tensor], advance: Advance
+) -> tuple[TrainingState, float]:
+    """Takes the remaining steps of an epoch; returns the state after them, and the examples per second."""
+    settings, model, optimizer, ranks = training.settings, training.model, training.optimizer, training.objective.ranks
+    started, pending = time.monotonic(), _pending(settings, training.objective)
+    due, first = started + CHECKPOINT_EVERY_S, state.batch
+    objective = with_hard_negatives(training.objective, model, is_begun=first > 0, folder=training.out)
+    for batch in _batches(objective, settings, state):
+        current = replace(state, batch=state.batch + len(pending))
+        step, steps = _step_number(settings, current, objective.order)
+        rate, strength = _learning_rate(settings, step, steps=steps), _strength(settings, step / steps)
+        set_learning_rate(optimizer, rate)
+        _seed_step(settings, current, ranks.device)
+        loss = _backward(objective, model, batch, optimizer, predictor=training.predictor, strength=strength)
+        gradient_norm = clip_gradients(optimizer, most=settings.max_grad_norm)
+        pending.add(loss, gradient_norm, rate)
+        is_due = pending.is_full or current.batch + 1 == len(objective.order)
+        read, state = pending.read(state, last_step=step + 1) if is_due else (0, state)
+        optimizer.step()
+        if read:
+            advance(read * len(batch.weight) * ranks.size, f"loss {state.loss_sum / state.batch:.3f}")
+        if read and broadcast_from_rank0(ranks, partial(_is_past, due)):
+            due = _save_and_schedule(partial(training.save, best=best, state=state))
+    return state, (state.batch - first) * objective.order.batch_examples / (time.monotonic() - started)
 
 
 def _epoch_line(state: TrainingState, epochs: int) -> str:
@@ -302,44 +339,12 @@ def _has_converged(state: TrainingState, patience: int | None) -> bool:
 
 
 def _length_predictor(settings: Train, model: Towers, objective: Objective) -> LengthPredictor | None:
-    """Builds the predictor of `train.adversary`; its weights are drawn apart, so that no other random draw changes."""
     if settings.adversary is None:
         return None
-    lengths = objective.dataset.examples["train"].length_s[objective.examples]
-    logs = np.log(lengths[lengths > 0], dtype=np.float64)  # NaN is not
-    if len(logs) == 0 or np.ptp(logs) == 0:
-        raise DataError(
-            f"train.adversary predicts length_s, and the {len(lengths):,} training examples have "
-            f"{'no length' if len(logs) == 0 else 'a single length'}. Give the items a column length_s "
-            f"(data.columns names it), or delete train.adversary."
-        )
     assert isinstance(model, TwoTower), "the recipe has no adversary with several towers"
-    with torch.random.fork_rng(devices=[]):
-        return LengthPredictor(model.item.dim, mean=float(logs.mean()), std=float(logs.std()))
+    return build_length_predictor(model.item.dim, objective.dataset.examples["train"].length_s[objective.examples])
 
 
 def weights_of(model: nn.Module, *, fresh: Collection[str] = ()) -> dict[str, Tensor]:
     """Returns a copy of the weights on the CPU; the `fresh` ones are not copied, because nothing else uses them."""
     return {name: tensor.detach().to("cpu", copy=name not in fresh) for name, tensor in model.state_dict().items()}
-
-
-@contextmanager
-def deterministic(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Sets the seed and deterministic kernels, and restores the process at the end. On a GPU only the seed is set, as
-    deterministic kernels sort where others add, and float32 products have the precision of TF32.
-    """
-    before, random_state = torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
-    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    products = torch.get_float32_matmul_precision()
-    torch.use_deterministic_algorithms(device.type != "cuda")
-    torch.set_float32_matmul_precision("high" if device.type == "cuda" else products)
-    # Nothing here reads memory before it is written, and filling new memory took 5 to 8 % of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.set_float32_matmul_precision(products)
-        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
-        torch.set_rng_state(random_state)

@@ -30,11 +30,10 @@ from twofold.recipe.ranker import Listwise, Mlp, Pairwise, RankerLoss
 from twofold.recipe.train import Bce
 from twofold.topk import with_additions
 from twofold.train.checkpoint import load_checkpoint, save_checkpoint
-from twofold.train.device import seed_generators
+from twofold.train.device import deterministic, seed_generators
 from twofold.train.loop import (
     CHECKPOINT,
     CHECKPOINT_EVERY_S,
-    deterministic,
     finish_epoch,
     num_epochs,
     validation_of,
