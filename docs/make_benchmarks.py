@@ -57,7 +57,7 @@ def claims(name: str) -> Callable[[], str]:
                 most = match[1] == "at most"
                 missed = value > float(match[2]) if most else value < float(match[2])
                 bound = f"{'≤' if most else '≥'} {match[2]}{match[3]}"
-            rows.append([_BOUND.sub("", claim), f"{_text(value)}{': missed' if missed else ''}", bound])
+            rows.append([_BOUND.sub("", claim), _marked(value, is_missed=missed), bound])
         return markdown(["figure", "value", "wanted"], rows)
 
     return table
@@ -90,7 +90,14 @@ def a_row() -> str:
         peaks = [run[stage]["peak_gb"] for stage in ("prepare", "train")]
         rows.append([f"{run['rows'] // 10**6} M", *us, *peaks, run["train"]["anonymous_gb"]])
     ten, most = (run["prepare"]["processor_s"] / run["rows"] for run in (_run_of(10), runs[-1]))
-    header = ["rows", "prepare, µs a row", "dataset, µs a row", "prepare, GB", "train, GB", "without pages of files, GB"]
+    header = [
+        "rows",
+        "prepare, µs a row",
+        "dataset, µs a row",
+        "prepare, GB",
+        "train, GB",
+        "without pages of files, GB",
+    ]
     ratio = f"Preparation of a row of {runs[-1]['rows'] // 10**6} M over one of 10 M: {most / ten:.2f}, wanted ≤ 1.2."
     return f"{markdown(header, rows)}\n\n{ratio}"
 
@@ -115,7 +122,7 @@ def predicted() -> str:
 def cold() -> str:
     """Returns training from a cold disk beside training from memory."""
     found = saved("cold_training")
-    rows = []
+    rows: list[list[Cell]] = []
     for run in (*found["runs"], *({**each, "is_before": True} for each in found["before"])):
         cold, warm = (_median([each["examples_per_s"] for each in run[side]]) for side in ("cold", "warm"))
         name = f"{run['rows'] // 10**6} M{', before' if 'is_before' in run else ''}"
@@ -151,7 +158,9 @@ def losses() -> str:
 def catalogue() -> str:
     """Returns the time of a step for each number of items."""
     sizes = (100_000, 1_000_000, 10_000_000)
-    runs = {tuple(run[key] for key in ("tower", "events", "tables", "items")): run for run in saved("catalogue")["runs"]}
+    runs = {
+        tuple(run[key] for key in ("tower", "events", "tables", "items")): run for run in saved("catalogue")["runs"]
+    }
     rows = []
     for tower, events in dict.fromkeys((run["tower"], run["events"]) for run in saved("catalogue")["runs"]):
         steps = {each: [runs[tower, events, each, items]["step"] for items in sizes] for each in ("dense", "lazy")}
@@ -192,29 +201,29 @@ def ranks() -> str:
 def service() -> str:
     """Returns the speed of the service for each bundle, beside what is wanted."""
     found = saved("serve")
-    names = list(found["figures"])
-    wanted, quiet = found["claim"]["per_s"], found["quietest_round"]
-    rows: list[list[Cell]] = [["requests per second wanted", *(wanted.get(name) for name in names)]]
-    for title, figures in (("median of the rounds", found["figures"]), ("quietest round", quiet)):
-        speed = [_speed(figures[name]["per_s"], wanted.get(name)) for name in names]
-        rows.append([f"requests per second, {title}", *speed])
-    for title, figures in (("median of the rounds", found["figures"]), ("quietest round", quiet)):
-        rows.append([f"ms, {title}: median; 99 %", *(_milliseconds(figures[name]) for name in names)])
-    rows.append(["processor µs per request", *(found["figures"][name]["cpu_us"] for name in names)])
-    floor = found["floor_us"]
-    rows.append(["over FAISS's search of one query", *(found["figures"][name]["cpu_us"] / floor for name in names)])
+    wanted, names, median = found["claim"], list(found["figures"]), found["figures"]
+    rows: list[list[Cell]] = [["requests per second wanted", *(wanted["per_s"].get(name) for name in names)]]
+    rounds = (("median of the rounds", median), ("quietest round", found["quietest_round"]))
+    for title, figures in rounds:
+        speed = [(figures[name]["per_s"], wanted["per_s"].get(name)) for name in names]
+        cells = [_marked(value, is_missed=least is not None and value < least) for value, least in speed]
+        rows.append([f"requests per second, {title}", *cells])
+    for share, field in (("median", "p50_ms"), ("99 %", "p99_ms")):
+        for title, figures in rounds:
+            times = [(figures[name][field], wanted[field].get(name)) for name in names]
+            cells = [_marked(value, is_missed=most is not None and value > most) for value, most in times]
+            rows.append([f"ms of an answer, {share}, {title}", *cells])
+    rows.append(["processor µs per request", *(median[name]["cpu_us"] for name in names)])
+    over = [median[name]["cpu_us"] / found["floor_us"] for name in names]
+    rows.append(["over FAISS's search of one query", *over])
     for stage in found["stages_us"]["mean"]:
         if stage != "request":
             rows.append([f"µs of {stage}", *(found["stages_us"].get(name, {}).get(stage) for name in names)])
     return markdown(["figure", *(name.replace("_", " ") for name in names)], rows)
 
 
-def _speed(value: float, wanted: float | None) -> str:
-    return f"{_text(value)}{': missed' if wanted is not None and value < wanted else ''}"
-
-
-def _milliseconds(figures: dict[str, float]) -> str:
-    return f"{_text(figures['p50_ms'])}; {_text(figures['p99_ms'])}"
+def _marked(value: float, *, is_missed: bool) -> str:
+    return f"{_text(value)}{': missed' if is_missed else ''}"
 
 
 def search() -> str:
@@ -262,7 +271,7 @@ def faults(name: str) -> Callable[[], str]:
         for key, title in titles.items():
             is_bar = key in ("wrong", "events_lost", "unclean", "hung", "cut_far_from_a_kill")
             found = [each[key] for each in stores.values()]
-            rows.append([title, *(f"{_text(n)}{': missed' if is_bar and n else ''}" for n in found), "0" * is_bar])
+            rows.append([title, *(_marked(count, is_missed=is_bar and count > 0) for count in found), "0" * is_bar])
         for part, title in (("p50", "median"), ("p99", "99 %"), ("p100", "slowest")):
             rows.append([f"ms of an answer, {title}", *(each["ms"][part] for each in stores.values()), ""])
         return markdown(["in all", *({"sqlite": "SQLite", "redis": "Redis"}[each] for each in stores), "wanted"], rows)
