@@ -115,7 +115,8 @@ def predicted() -> str:
     from scale import predictions
 
     run = _runs()[-1]
-    rows = [[name, guess, measured, measured / guess] for name, (guess, measured) in predictions(run).items()]
+    found = predictions(run).items()
+    rows: list[list[Cell]] = [[name, guess, measured, measured / guess] for name, (guess, measured) in found]
     return markdown([f"{run['rows'] // 10**6} M rows", "predicted", "measured", "measured over predicted"], rows)
 
 
