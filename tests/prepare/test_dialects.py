@@ -10,7 +10,6 @@ import sqlglot
 from sqlglot import ErrorLevel, exp
 
 from tests.worlds import SPLIT
-from twofold.prepare.funnel import funnel_statements
 from twofold.prepare.odd_values import oddities_sql
 from twofold.prepare.plan import build_plan, repeats_sql
 from twofold.prepare.sources import Source, SourceTable
@@ -63,9 +62,9 @@ def statements(parts: dict[str, Any], log: Source) -> Iterator[tuple[str, bool]]
     for table in (log.events, log.items, log.users):
         yield table.select_sql('"own columns"'), False
     yield repeats_sql("item_id", "source_items"), False
-    for sql in (*(sql for _, sql in oddities_sql(log)), *funnel_statements(plan.counts), *plan.priors.values()):
+    for sql in (*(sql for _, sql in oddities_sql(log)), *plan.priors.values()):
         yield sql, False
-    for part in (*plan.steps, plan.shards.rows, plan.shards.events):
+    for part in (*plan.steps, *plan.counts, plan.shards.rows, plan.shards.events):
         yield part.sql, False
     for output in plan.outputs:
         yield output.sql, True

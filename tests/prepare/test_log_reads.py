@@ -14,7 +14,6 @@ from tests.worlds import world_recipe
 from twofold.ingest import world_events as world
 from twofold.prepare.check import check_recipe
 from twofold.prepare.duckdb_engine import duckdb_engine
-from twofold.prepare.funnel import funnel_statements
 from twofold.prepare.odd_values import oddities_sql
 from twofold.prepare.plan import build_plan
 from twofold.recipe.load import load_recipe
@@ -54,7 +53,7 @@ def reads_of_the_log(recipe: Recipe, out: Path) -> list[set[str]]:
             if step.is_stored:
                 count(step.sql)
             engine.create(step)
-        for sql in (*funnel_statements(plan.counts), *plan.priors.values()):
+        for sql in (*(count.sql for count in plan.counts), *plan.priors.values()):
             count(sql)
         for _, sql in oddities_sql(source):
             count(sql)
