@@ -48,12 +48,13 @@ from twofold.dataset.malloc import keep_freed_memory
 from twofold.dataset.tower_inputs import ItemArrays, UserArrays
 from twofold.dataset.vocabulary import Vocabulary
 from twofold.model.two_tower import TwoTower, build_two_tower
+from twofold.ragged import Ragged
 from twofold.recipe.features import Features
 from twofold.recipe.retriever import TwoTower as Config
 from twofold.recipe.train import Train
 from twofold.tables import HOUR_MS, Split
 from twofold.train.batch_loss import mean_loss
-from twofold.train.loop import deterministic
+from twofold.train.device import deterministic
 from twofold.train.objective import Objective, build_objective
 from twofold.train.optimizer import LAZY_FROM_SEQUENCES, Optimizer, build_optimizer, clip_gradients
 
@@ -106,10 +107,10 @@ def dataset_of(num_items: int, tower: str, liked: int) -> Dataset:
     inputs = {
         "id": np.arange(1, num_items + 1, dtype=np.int32),
         "author_id": draw.integers(1001, size=num_items, dtype=np.int32),
-        "tags": draw.integers(1001, size=(num_items, 3), dtype=np.int32),
         "length_s": draw.random(num_items, dtype=np.float32),
     }
-    arrays = ItemArrays(inputs, np.full(num_items, -HOUR_MS), counters)
+    tags = Ragged(draw.integers(1001, size=num_items * 3, dtype=np.int32), np.arange(num_items + 1) * 3)
+    arrays = ItemArrays(inputs, {"tags": tags}, np.full(num_items, -HOUR_MS), counters)
     users = Vocabulary(pa.array(np.arange(USERS)), USERS)
     return Dataset(
         Path(), users, ids, examples, positives, positives, negatives, state, arrays, UserArrays({}, {}, {}), {}

@@ -136,8 +136,8 @@ def filters(folder: Path, _: int) -> dict[str, Any]:
             "exact": int(sum(result.is_exact for result in results)),
         }
         if allowed is not None and index.ivf is not None:
-            selector = faiss.IDSelectorBitmap(allowed.bits)
-            params = faiss.SearchParametersIVF(nprobe=index.ivf.probes(K), sel=selector)
+            selector = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg]
+            params = faiss.SearchParametersIVF(nprobe=index.ivf.probes(K), sel=selector)  # type: ignore[call-arg]
             rows, times = each(lambda q, params=params: index.ivf.faiss_index.search(q, K, params=params)[1], queries)
             found[name] |= {"told_lists": quantiles(times) | {"recall": recall(np.concatenate(rows), truth)}}
             again = np.median([timed_us(lambda text=text: cache.eligible(text)) for _ in range(1000)])
@@ -146,7 +146,7 @@ def filters(folder: Path, _: int) -> dict[str, Any]:
 
 
 def live(folder: Path, _: int) -> dict[str, Any]:
-    """Adds a thousand items and removes a thousand: the cost of a change, and of a query."""
+    """Adds a thousand items and withdraws a thousand: the cost of a change, and of a query."""
     index, attributes = load_index(folder), pq.read_table(folder / "attributes.parquet")
     queries, _ = world(QUERIES, 2)
     ids = attributes["item_id"].combine_chunks()
@@ -155,7 +155,7 @@ def live(folder: Path, _: int) -> dict[str, Any]:
     new = new.set_column(0, "item_id", pa.array(np.arange(1000) + len(index)))
     _, before = each(lambda q: items.now.search(q, K), queries)
     items.upsert(new, vectors)
-    items.remove(list(range(1000)))
+    items.set_withdrawn(range(1000))
     _, after = each(lambda q: items.now.search(q, K), queries)
     changes = [timed_us(lambda row=row: items.upsert(new.slice(row, 1), vectors[row : row + 1])) for row in range(50)]
     return {"before": quantiles(before), "after": quantiles(after), "a_change_ms": round(np.median(changes) / 1000, 2)}

@@ -25,7 +25,8 @@ from twofold.pipeline.adapters import catalogue_scores, two_stages
 from twofold.pipeline.job import reopen
 from twofold.pipeline.trained_models import TrainedModels, load_models
 from twofold.recipe.ranker import Mlp
-from twofold.train.ranker_examples import draw_lists, mine_requests
+from twofold.train.ranker_examples import mine_requests
+from twofold.train.ranker_lists import draw_lists
 
 TREES, SETTINGS = 300, {"objective": "lambdarank", "learning_rate": 0.05, "deterministic": True, "verbosity": -1}
 

@@ -27,9 +27,10 @@ from serve_bundle import write_run  # noqa: E402
 
 from twofold.dataset.malloc import keep_freed_memory  # noqa: E402
 from twofold.index.rule_columns import rule_columns  # noqa: E402
+from twofold.model.history_additions import HistoryAdditions  # noqa: E402
 from twofold.recipe.rerank import Rerank  # noqa: E402
 from twofold.reranking import RuleItems  # noqa: E402
-from twofold.serve.bundle import BundleRules, Repeats  # noqa: E402
+from twofold.serve.bundle import BundleRules  # noqa: E402
 from twofold.serve.event_store import open_histories  # noqa: E402
 from twofold.serve.live_bundle import LiveBundle, LiveRules, open_live_bundle  # noqa: E402
 from twofold.serve.prometheus import ServiceMetrics  # noqa: E402
@@ -62,7 +63,7 @@ def variants(live_bundle: LiveBundle) -> dict[str, LiveBundle]:
         **{name: ruled([rule]) for name, rule in RULES.items()},
         "all kinds": ruled([*RULES.values()]),
         "seen items again": replace(live_bundle, bundle=again),
-        "repeats": replace(live_bundle, bundle=replace(again, repeats=Repeats(weight=0.1, length=50))),
+        "repeats": replace(live_bundle, bundle=replace(again, added=HistoryAdditions(50, repeats=0.1))),
     }
 
 

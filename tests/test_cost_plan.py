@@ -1,6 +1,7 @@
 """The cost of a run before it starts, against the run that it was fitted on and one of three times the size."""
 
 import json
+import math
 import re
 import runpy
 from pathlib import Path
@@ -45,6 +46,8 @@ def test_the_constants_are_those_of_the_run_of_thirty_million_rows() -> None:
     assert pytest.approx(FITTED["prepare"]["processor_s"] / rows * 1e6, rel=0.01) == cost_plan.PREPARE_US
     assert pytest.approx(FITTED["dataset"]["processor_s"] / rows * 1e6, rel=0.01) == cost_plan.DATASET_US
     ten = next(run for run in RUNS if run["rows"] == 10**7)
+    prepare = [run["prepare"]["processor_s"] / run["rows"] * 1e6 for run in (ten, FITTED)]
+    assert pytest.approx((prepare[1] - prepare[0]) / math.log10(3), abs=0.02) == cost_plan.PREPARE_US_A_DECADE
     millions = [run["train"]["parameters"] / 1e6 for run in (ten, FITTED)]
     slope = (step_us(FITTED) - step_us(ten)) / (millions[1] - millions[0])
     assert pytest.approx(slope, rel=0.01) == cost_plan.TRAIN_US_A_MILLION

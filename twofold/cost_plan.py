@@ -7,6 +7,7 @@ tables; pages of mapped files come on top, as far as there is room. GPU hours ar
 and were not measured.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,13 +20,17 @@ from twofold.recipe.schema import Recipe, histories_of_ids
 from twofold.recipe.train import InBatchSoftmax
 
 GB: Final = 10**9
+FITTED_ROWS: Final = 3e7
 EXAMPLES_A_ROW: Final = 0.2511
 """Positive training events of an event of the log."""
-PREPARE_US: Final = 6.403
-DATASET_US: Final = 0.917
-TRAIN_US: Final = 44.26
+PREPARE_US: Final = 2.121
+DATASET_US: Final = 0.459
+TRAIN_US: Final = 11.03
 """Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch."""
-TRAIN_US_A_MILLION: Final = 2.32
+PREPARE_US_A_DECADE: Final = 0.3
+"""Microseconds more of an event for each tenfold of 30 M events: tables of users are no more in the cache. From the runs
+of 10 M and 30 M."""
+TRAIN_US_A_MILLION: Final = 1.255
 """Microseconds more of an example for each million of parameters: rows of larger tables are seldom in the cache. From
 the runs of 10 M and 30 M."""
 PREPARE_BYTES: Final = 21.91
@@ -113,7 +118,7 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     limit_gb = scale.memory_gb / 2  # DuckDB's; Spark is given as much
     prepare = StageCost(
         "prepare",
-        scale.rows * PREPARE_US / 3.6e9,
+        scale.rows * (PREPARE_US + PREPARE_US_A_DECADE * max(math.log10(scale.rows / FITTED_ROWS), 0.0)) / 3.6e9,
         PREPARE_GB + min(tables_gb, limit_gb),
         scale.rows * PREPARE_BYTES / GB / machines + max(tables_gb - limit_gb, 0.0),
         machines,
