@@ -28,8 +28,8 @@ DATASET_US: Final = 0.459
 TRAIN_US: Final = 11.03
 """Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch."""
 PREPARE_US_A_DECADE: Final = 0.3
-"""Microseconds more of an event for each tenfold of 30 M events: tables of users are no more in the cache. From the runs
-of 10 M and 30 M."""
+"""Microseconds more of an event for each tenfold of 30 M events: the tables of users leave the cache. From the runs of 10
+M and 30 M."""
 TRAIN_US_A_MILLION: Final = 1.255
 """Microseconds more of an example for each million of parameters: rows of larger tables are seldom in the cache. From
 the runs of 10 M and 30 M."""

@@ -20,12 +20,12 @@ from jaxtyping import Bool, Float32, Int64, Integer
 from twofold.dataset.vocabulary import UNKNOWN, Ids, Vocabulary
 from twofold.errors import RequestError
 from twofold.index.additions import keep_additions, merge_additions
-from twofold.index.catalogue import Catalogue, whole_catalogue
 from twofold.index.filters import Filters
 from twofold.index.item_index import Index, build_index
 from twofold.index.item_mask import full_mask
 from twofold.index.qdrant_search import QdrantIndex
 from twofold.index.search import Neighbors, search
+from twofold.index.searchable_catalogue import Catalogue, whole_catalogue
 from twofold.index.similar import search_similar
 from twofold.ragged import Ragged
 from twofold.topk import Additions, best_of, tie_order

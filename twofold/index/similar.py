@@ -1,7 +1,8 @@
 """Similar items: those with the nearest vectors, by cosine where the score of the index is an inner product.
 
-An inner product grows with the length of a vector, and popular items have long ones: on the shipped log, 27 % of the 20
-items with the largest inner products were among the 20 most popular ones, and 3.5 % of those with the largest cosines.
+An inner product grows with the length of a vector, and popular items have long ones: on a synthetic log of a shop, 27 %
+of the items with the largest inner products were among the 20 most popular ones, 3.5 % of those with the largest
+cosines.
 """
 
 from functools import partial

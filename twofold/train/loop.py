@@ -127,7 +127,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Training:
-    """What a step changes: the model, the adversary's predictor and the optimizer; and where they are saved."""
+    """The model, the adversary's predictor and the optimizer, which steps change, and the folder that they are saved to."""
 
     model: Towers
     predictor: LengthPredictor | None
