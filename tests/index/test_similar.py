@@ -64,8 +64,8 @@ def test_similar_items_follow_the_changes_of_a_live_index(score: Score) -> None:
     vectors = vectors / np.linalg.norm(vectors, axis=1)[:, None] if score == "cosine" else vectors
     live = live_index(vectors, score=score)
 
-    def similar(k: int = 3, where: str | None = None) -> list[int]:
-        found = live.now.similar(0, k, where=where)
+    def similar(k: int = 3, where: str | None = None, item: int = 100) -> list[int]:
+        found = live.now.similar(live.now.row_of(item), k, where=where)
         return live.now.ids_of(found.item_rows[0, : found.counts[0]]).to_pylist()
 
     before = similar()
@@ -73,6 +73,7 @@ def test_similar_items_follow_the_changes_of_a_live_index(score: Score) -> None:
     twin = vectors[:1] if score != "dot" else vectors[:1] * 1e-3
     live.upsert(table([7], [3]), twin)
     assert similar() == [7, *before[:2]]
+    assert similar(item=7) == [100, *before[:2]]
     live.upsert(table([before[0]], [3]), -vectors[:1])
     assert similar(ITEMS)[-1] == before[0] or score == "negative_distance"
     live.upsert(table([100], [50]), vectors[:1])  # the item itself is updated, and is still left out

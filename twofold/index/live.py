@@ -130,10 +130,12 @@ class Snapshot:
         vector, itself = self.vectors_of(np.array([item_row])), Ragged(np.array([item_row]), np.array([0, 1]))
         if self.built.index.score != "dot":
             return self.search(vector, k, where=where, excluded=itself)
-        built = search_similar(self.built.index, vector, k, allowed=self.built.eligible(where), excluded=itself)
+        changed_row = self._changed_of(itself.values)
+        own = itself.where(changed_row < 0)
+        built = search_similar(self.built.index, vector, k, allowed=self.built.eligible(where), excluded=own)
         if self.changed.present.count == 0:
             return built
-        own = itself.where(self._changed_of(itself.values) >= 0, self._changed_of(itself.values))
+        own = itself.where(changed_row >= 0, changed_row)
         changed = search_similar(self.changed.index, vector, k, allowed=self.changed.eligible(where), excluded=own)
         return self._merge(built, changed, k)
 

@@ -127,7 +127,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Training:
-    """The model, the adversary's predictor and the optimizer, which steps change, and the folder that they are saved to."""
+    """The model, the adversary's predictor and the optimizer, which steps change, and the folder of their checkpoint."""
 
     model: Towers
     predictor: LengthPredictor | None
