@@ -70,7 +70,7 @@ class Ragged:
         >>> Ragged(np.array([7, 8, 9]), np.array([0, 2, 3])).of(np.array([1, 0])).values.tolist()
         [9, 7, 8]
         """
-        sizes = self.sizes[lists]
+        sizes = self.offsets[lists + 1] - self.offsets[lists]  # not those of all lists, which may be a catalogue's
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         taken = np.arange(offsets[-1]) + np.repeat(self.offsets[lists] - offsets[:-1], sizes)
         return Ragged(self.values[taken], offsets)
