@@ -23,14 +23,15 @@ GB: Final = 10**9
 FITTED_ROWS: Final = 3e7
 EXAMPLES_A_ROW: Final = 0.2511
 """Positive training events of an event of the log."""
-PREPARE_US: Final = 2.121
-DATASET_US: Final = 0.459
-TRAIN_US: Final = 11.03
+PREPARE_US: Final = 1.988
+DATASET_US: Final = 0.364
+TRAIN_US: Final = 15.45
 """Microseconds of processor time: of preparation and arrays for an event, of training for an example and epoch."""
-PREPARE_US_A_DECADE: Final = 0.3
-"""Microseconds more of an event for each tenfold of 30 M events: the tables of users leave the cache. From the runs of 10
-M and 30 M."""
-TRAIN_US_A_MILLION: Final = 1.255
+PREPARE_US_A_DECADE: Final = 0.45
+DATASET_US_A_DECADE: Final = 0.099
+"""Microseconds more of an event for each tenfold of 30 M events: the tables of users leave the cache. From the runs of
+10 M and 30 M."""
+TRAIN_US_A_MILLION: Final = 0.656
 """Microseconds more of an example for each million of parameters: rows of larger tables are seldom in the cache. From
 the runs of 10 M and 30 M."""
 PREPARE_BYTES: Final = 21.91
@@ -55,12 +56,12 @@ _ID_BYTES: Final = 21  # of a user in a vocabulary of integers: the id, its sort
 USUAL_EPOCHS: Final = (7, 4)
 """Epochs of the first and of the second fit, with `train.patience` and `train.refit`: medians of
 `benchmarks/run_cost.json`."""
-REST_S: Final = 8.0
+REST_S: Final = 13.0
 """Processor seconds of all that is neither prepared nor trained: the choice of the peers' hyperparameters,
 evaluation, the index, lists and probes of a small log."""
-PAIR_US: Final = 1.0
+PAIR_US: Final = 0.87
 """Microseconds of the same for each pair of a user and an item, of which a larger log has more."""
-RUN_GB: Final = 1.2
+RUN_GB: Final = 1.4
 """Memory of a run of a small log: mostly the libraries."""
 PAIR_BYTES: Final = 2.0
 GPU_FLOPS: Final = 1e14  # a tenth of what an H100 or H200 has in bfloat16
@@ -115,10 +116,11 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     parameters = table_parameters(recipe, items=scale.items, users=scale.users, examples=examples)
     machines = scale.machines  # Spark prepares on all of them, and ranks train on all
     tables_gb = scale.rows * PREPARE_BYTES_IN_MEMORY / GB / machines
+    decades = max(math.log10(scale.rows / FITTED_ROWS), 0.0)
     limit_gb = scale.memory_gb / 2  # DuckDB's; Spark is given as much
     prepare = StageCost(
         "prepare",
-        scale.rows * (PREPARE_US + PREPARE_US_A_DECADE * max(math.log10(scale.rows / FITTED_ROWS), 0.0)) / 3.6e9,
+        scale.rows * (PREPARE_US + PREPARE_US_A_DECADE * decades) / 3.6e9,
         PREPARE_GB + min(tables_gb, limit_gb),
         scale.rows * PREPARE_BYTES / GB / machines + max(tables_gb - limit_gb, 0.0),
         machines,
@@ -126,7 +128,7 @@ def stage_costs(recipe: Recipe, scale: Scale) -> tuple[StageCost, ...]:
     fits = 1 + recipe.train.refit  # a second fit has arrays of its own
     arrays = StageCost(
         "dataset",
-        fits * scale.rows * DATASET_US / 3.6e9,
+        fits * scale.rows * (DATASET_US + DATASET_US_A_DECADE * decades) / 3.6e9,
         ARRAYS_GB + scale.users * ARRAYS_BYTES / GB,
         fits * scale.rows * DATASET_BYTES / GB,
         1,

@@ -127,7 +127,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Training:
-    """The model, the adversary's predictor and the optimizer, which steps change, and the folder of their checkpoint."""
+    """The model, the adversary's predictor and the optimizer, which steps change, and where they are saved."""
 
     model: Towers
     predictor: LengthPredictor | None
