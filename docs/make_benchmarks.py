@@ -162,10 +162,11 @@ def catalogue() -> str:
     runs = {
         tuple(run[key] for key in ("tower", "events", "tables", "items")): run for run in saved("catalogue")["runs"]
     }
+    names = {"means": "means of 100", "sequence": "sequence of 50"}
     rows = []
     for tower, events in dict.fromkeys((run["tower"], run["events"]) for run in saved("catalogue")["runs"]):
         steps = {each: [runs[tower, events, each, items]["step"] for items in sizes] for each in ("dense", "lazy")}
-        rows.append([tower, events, *steps["dense"], *steps["lazy"], steps["dense"][2] / steps["lazy"][2]])
+        rows.append([names[tower], events, *steps["dense"], *steps["lazy"], steps["dense"][2] / steps["lazy"][2]])
     columns = ["user tower", "events", "dense: 100 k", "1 M", "10 M", "lazy: 100 k", "1 M", "10 M"]
     return markdown([*columns, "dense over lazy, 10 M"], rows)
 
