@@ -38,7 +38,7 @@ class Tally:
     unanswered: Counter[str] = field(default_factory=Counter)
     """Requests without a reply, by route."""
     cut: int = 0
-    cut_far_from_a_kill: int = 0
+    cut_far_from_a_kill: list[str] = field(default_factory=list)
     without_store: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     last_kill: float = -np.inf
@@ -70,10 +70,15 @@ class Client:
                 f"{route} {type(error).__name__}, s after a kill and a stop: {since[0]:.1f} {since[1]:.1f}"
             )
             return None
-        except httpx.TransportError:
+        except httpx.TransportError as error:
             tally.unanswered[route] += 1
             tally.cut += 1
-            tally.cut_far_from_a_kill += time.monotonic() - tally.last_kill > NEAR_A_KILL_S
+            now = time.monotonic()
+            if now - tally.last_kill > NEAR_A_KILL_S:
+                tally.cut_far_from_a_kill.append(
+                    f"{route} {type(error).__name__} {error!s:.100}, {now - began:.1f} s after its begin, s after a "
+                    f"kill and a stop: {now - tally.last_kill:.1f} {now - tally.last_resume:.1f}"
+                )
             return None
         tally.replies[f"{route} {reply.status_code}"] += 1
         is_slow = route.startswith(("admin/", "recommend:batch"))  # workers open a bundle; a batch is many requests
